@@ -1,0 +1,1 @@
+"""Does: loads models, runs steps, samples, moves blocks; the worker and its process."""

@@ -1,0 +1,1 @@
+"""Replays traces against any OpenAI server; checks what the server streams."""

@@ -1,0 +1,1 @@
+"""HTTP: parse a request into a valid one, tokenize, stream text back, authenticate, count. No torch."""
