@@ -26,7 +26,6 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None  # None = none; n = the sampled token's and the n likeliest
     prompt_logprobs: int | None = None  # the same for every prompt token but the first
-    return_stop_token: bool = False  # keep the EOS or stop token among the output ids' text
 
     @property
     def greedy(self) -> bool:

@@ -1,0 +1,76 @@
+"""Every knob of the server, declared once: type, bounds, default, help. Flags, environment, YAML and docs derive from here.
+
+A knob belongs here when an operator may set it. What a *request* may set stands in `server/protocol`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Validated settings of one server. The flag of `kv_blocks` is `--kv-blocks`, its variable `HEADRACE_KV_BLOCKS`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # --- model ---
+    model: str | None = Field(
+        None, description="A .gguf file, a Hugging Face folder or a hub name; the embedded SmolLM2-135M-Instruct if absent."
+    )
+    served_model_name: list[str] = Field(
+        default_factory=list, description="Names clients may use for the model; the model's own name if empty."
+    )
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
+        "auto", description="How weights are read. `dummy`: random weights of the shapes in the config."
+    )
+    chat_template: str | None = Field(None, description="A Jinja file used instead of the model's own chat template.")
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest prompt plus output, in tokens; the model's own limit if absent."
+    )
+    cpu_precision: Literal["exact"] = Field(
+        "exact", description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights."
+    )
+    threads: PositiveInt | None = Field(None, description="Threads the engine computes with; all cores if absent.")
+
+    # --- KV cache ---
+    block_size: Literal[8, 16, 32, 64, 128] = Field(32, description="Tokens in one KV block.")
+    kv_blocks: PositiveInt | None = Field(None, description="KV blocks in the pool; from free memory if absent.")
+    kv_memory_fraction: float = Field(
+        0.4, gt=0, le=0.9, description="Share of the memory left after the weights that the pool may take if kv_blocks is absent."
+    )
+    prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.")
+
+    # --- scheduler ---
+    max_step_tokens: int = Field(512, ge=1, le=65536, description="Token budget of one step.")
+    max_running: int = Field(64, ge=1, le=4096, description="Sequences that run at once.")
+    max_waiting: int = Field(1024, ge=1, description="Sequences that may wait; more are answered 429 with Retry-After.")
+    max_preemptions: int = Field(
+        3, ge=0, description="Times one request may be preempted; then it is admitted again only with all its blocks reserved."
+    )
+    decode_watermark: float = Field(
+        0.02, ge=0, le=0.5, description="Share of the pool that admission leaves free for the growth of running sequences."
+    )
+
+    # --- HTTP ---
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    api_key: list[str] = Field(default_factory=list, description="Keys that clients must send as a bearer token; none = open.")
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse", description="Request fields nobody knows: answer 400, or ignore them with a warning header."
+    )
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body in bytes; more is a 413.")
+    max_prompts: PositiveInt = Field(1024, description="Most prompts in one completions request.")
+    max_n: PositiveInt = Field(128, description="Largest `n`.")
+    max_stop: PositiveInt = Field(16, description="Most stop strings in one request.")
+    max_logit_bias: PositiveInt = Field(1024, description="Most entries of `logit_bias`.")
+    max_logprobs: int = Field(20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.")
+    max_bad_words: PositiveInt = Field(128, description="Most entries of `bad_words`.")
+    drain_seconds: float = Field(30.0, ge=0, description="How long open requests may go on after SIGTERM.")
+    health_seconds: float = Field(
+        20.0, gt=0, description="/health is good if a token was produced within this time, else one is produced now."
+    )
+    start_seconds: float = Field(600.0, gt=0, description="How long an engine may take to start before it is given up.")
+    access_log: bool = Field(False, description="Log one line per request.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
