@@ -1,4 +1,4 @@
-"""Every knob of the server, declared once: type, bounds, default, help. Flags, environment, YAML and docs derive from here.
+"""Every knob of the server, declared once: type, bounds, default, help. Flags, variables, YAML and docs derive from it.
 
 A knob belongs here when an operator may set it. What a *request* may set stands in `server/protocol`.
 """
@@ -8,18 +8,20 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
     """Validated settings of one server. The flag of `kv_blocks` is `--kv-blocks`, its variable `HEADRACE_KV_BLOCKS`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # --- model ---
     model: str | None = Field(
-        None, description="A .gguf file, a Hugging Face folder or a hub name; the embedded SmolLM2-135M-Instruct if absent."
+        None,
+        description="A .gguf file, a Hugging Face folder or a hub name; the embedded SmolLM2-135M-Instruct if absent.",
     )
-    served_model_name: list[str] = Field(
+    served_model_name: list[Text] = Field(
         default_factory=list, description="Names clients may use for the model; the model's own name if empty."
     )
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
@@ -38,7 +40,10 @@ class Settings(BaseModel):
     block_size: Literal[8, 16, 32, 64, 128] = Field(32, description="Tokens in one KV block.")
     kv_blocks: PositiveInt | None = Field(None, description="KV blocks in the pool; from free memory if absent.")
     kv_memory_fraction: float = Field(
-        0.4, gt=0, le=0.9, description="Share of the memory left after the weights that the pool may take if kv_blocks is absent."
+        0.4,
+        gt=0,
+        le=0.9,
+        description="Share of the memory left after the weights that the pool may take if kv_blocks is absent.",
     )
     prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.")
 
@@ -47,16 +52,25 @@ class Settings(BaseModel):
     max_running: int = Field(64, ge=1, le=4096, description="Sequences that run at once.")
     max_waiting: int = Field(1024, ge=1, description="Sequences that may wait; more are answered 429 with Retry-After.")
     max_preemptions: int = Field(
-        3, ge=0, description="Times one request may be preempted; then it is admitted again only with all its blocks reserved."
+        3,
+        ge=0,
+        description="Times one request may be preempted; then it is admitted again only with all its blocks reserved.",
     )
     decode_watermark: float = Field(
-        0.02, ge=0, le=0.5, description="Share of the pool that admission leaves free for the growth of running sequences."
+        0.02,
+        ge=0,
+        le=0.5,
+        description="Share of the pool that admission leaves free for the growth of running sequences.",
     )
 
     # --- HTTP ---
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    api_key: list[str] = Field(default_factory=list, description="Keys that clients must send as a bearer token; none = open.")
+    api_key: list[Text] = Field(
+        default_factory=list,
+        description="Keys that clients must send as a bearer token; none = open.",
+        json_schema_extra={"secret": True},  # masked wherever settings are shown
+    )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         "refuse", description="Request fields nobody knows: answer 400, or ignore them with a warning header."
     )
@@ -73,4 +87,6 @@ class Settings(BaseModel):
     )
     start_seconds: float = Field(600.0, gt=0, description="How long an engine may take to start before it is given up.")
     access_log: bool = Field(False, description="Log one line per request.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )

