@@ -1,6 +1,6 @@
-"""The two values that cross between scheduler and worker: a `Step` (what runs next) and a `StepResult` (what came out).
+"""What crosses between scheduler and worker: a `Step` (what runs next) and a `StepResult` (what came out).
 
-What belongs here: plain data that any worker, in this process or another, needs to run one step. Never: policy, text, torch.
+What belongs here: plain data that any worker needs, in this process or another. Never: policy, text, torch.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from scheduler.sampling_params import SamplingParams
 
 @dataclass(slots=True, kw_only=True)
 class SequenceInit:
-    """A sequence the worker has not seen yet. The worker keeps its own copy of the tokens and appends what it samples."""
+    """A sequence the worker has not seen yet. It keeps its own copy of the tokens and appends what it samples."""
 
     request_id: str
     prompt_ids: list[int]

@@ -1,0 +1,30 @@
+"""Content addresses of full KV blocks.
+
+A key names what a block holds: everything that the KV of its tokens depends on. So the same key is valid in every store
+and on every machine, and two requests may share a block exactly when their keys are equal.
+"""
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+KEY_BYTES = 16  # 2^64 blocks before a chance collision; the pool compares the token ids as well
+
+
+def root_key(fingerprint: str, cache_salt: str = "") -> bytes:
+    """The parent of a sequence's first block.
+
+    Args:
+        fingerprint: model, adapter and KV format, as one string; equal only if KV is interchangeable.
+        cache_salt: a tenant's secret; prefixes are shared only between equal salts.
+    """
+    digest = blake2b(digest_size=KEY_BYTES, person=b"headrace-root")
+    for part in (fingerprint.encode(), cache_salt.encode("utf-8", "surrogatepass")):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """The key of a full block that holds `token_ids` after the prefix that `parent` names."""
+    return blake2b(array("I", token_ids).tobytes(), digest_size=KEY_BYTES, key=parent).digest()

@@ -1,0 +1,106 @@
+"""One sequence on its way through the engine: a state machine with two counters.
+
+There is no prefill phase and no decode phase. `computed` (tokens whose KV is resident or planned) catches up with `known`
+(tokens that exist or are being sampled); chunked prefill, prefix hits and recomputation after a preemption are all that.
+
+    tokens        |------ prompt ------|-- output --|· in flight ·|
+    computed      |=================>..............................|      may be anywhere up to `known`
+    block_table   |  32  |  32  |  32  |  32  |  32  |                    covers at least `computed`
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from scheduler.keys import block_key
+from scheduler.messages import FinishReason, RequestTimes
+from scheduler.sampling_params import SamplingParams
+
+
+class RequestState(Enum):
+    """Where a request is. Only the scheduler moves it, along WAITING -> RUNNING -> (WAITING ->) FINISHED."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A sequence and where it stands. Times are seconds of the caller's clock."""
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    priority: int
+    order: int  # arrival order, the tie-break everywhere
+    root: bytes  # key that the first block's key builds on
+    times: RequestTimes
+    tokens: list[int] = field(init=False)  # prompt and known output
+    state: RequestState = RequestState.WAITING
+    in_flight: int = 0  # tokens planned to be sampled and not yet known
+    computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
+    published: int = 0  # leading blocks of the table that were offered to the content index
+    high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
+    preemptions: int = 0
+    last_step: int = -1  # the step that last had a chunk of this request
+    announced: bool = False  # the worker knows the sequence
+    awaits: bytes | None = None  # content another request is about to compute; admission waits for it
+    prompt_logprobs_sent: int = 0
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt_ids)
+
+    @property
+    def known(self) -> int:
+        """Tokens that exist or are in flight."""
+        return len(self.tokens) + self.in_flight
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to compute before the next one can be sampled."""
+        return self.known - self.computed
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens, in flight ones included."""
+        return self.known - len(self.prompt_ids)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether more than the newest token is missing: the prompt, or a recomputation."""
+        return self.remaining > 1 or self.computed < len(self.prompt_ids)
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether there is something to compute: not once the last token allowed is in flight (its KV is never needed)."""
+        prompt_open = self.computed < len(self.prompt_ids)
+        return self.remaining > 0 and (prompt_open or self.output_tokens < self.sampling.max_tokens)
+
+    @property
+    def reads_cache(self) -> bool:
+        """Prompt logprobs need the logits of every prompt position, so such a prompt is computed whole."""
+        return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
+
+    def longest(self) -> int:
+        """Tokens at most when finished, of which the last needs no KV."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    def extend_keys(self, block_size: int) -> None:
+        """Compute the keys of blocks that have become full of known tokens."""
+        for index in range(len(self.keys), len(self.tokens) // block_size):
+            parent = self.keys[-1] if self.keys else self.root
+            self.keys.append(block_key(parent, self.tokens[index * block_size : (index + 1) * block_size]))
+
+    def stop_cause(self, token_id: int, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
+        """Whether the newest token ends the request. `tokens` includes it already."""
+        output = len(self.tokens) - len(self.prompt_ids)
+        ends = (is_eos(token_id) and not self.sampling.ignore_eos) or token_id in self.sampling.stop_token_ids
+        if ends and output >= self.sampling.min_tokens:
+            return FinishReason.STOP
+        if output >= self.sampling.max_tokens or len(self.tokens) >= context:
+            return FinishReason.LENGTH
+        return None

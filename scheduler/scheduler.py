@@ -1,0 +1,460 @@
+"""The scheduler: makes Steps, absorbs their results.
+
+What belongs here: which tokens of which requests run next, who is admitted, who is preempted, when a request ends. Never:
+torch, I/O, a clock (callers pass `now`), text, HTTP, device memory. A new feature is a small object beside `WaitingLine`,
+`Promises` and `split_prefill`, not an `if` in `schedule`.
+
+Step N+1 is planned while step N runs, so a plan counts on results that are not there yet: a token *in flight*. What the
+results change afterwards (a request has ended) is taken out again by `prune`, before the step starts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+from scheduler.block_pool import BlockPool, IntegrityError
+from scheduler.keys import root_key
+from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
+from scheduler.prefill_split import Need, split_prefill
+from scheduler.promises import Promises
+from scheduler.request import Request, RequestState
+from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
+from scheduler.waiting import WaitingLine
+
+_ADMISSION_SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
+
+
+class RequestTooLong(ValueError):
+    """The request could never run: it needs more tokens than fit, even alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """What the scheduler must know of the model and the operator's wishes."""
+
+    context: int  # longest prompt plus output, in tokens; fits the pool
+    eos_token_ids: frozenset[int]
+    fingerprint: str  # model and KV format: part of every content address
+    max_step_tokens: int = 512
+    max_running: int = 64
+    max_preemptions: int = 3
+    decode_watermark: float = 0.02  # share of the pool that admission leaves for the growth of running requests
+
+
+class Scheduler:
+    """Continuous batching by token budget over one `BlockPool`."""
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
+        self.config = config
+        self.pool = pool
+        self.stats = EngineStats(blocks_total=pool.blocks)
+        self._requests: dict[str, Request] = {}  # all that have not finished
+        self._running: dict[str, Request] = {}
+        self._waiting = WaitingLine()
+        self._promises = Promises()
+        self._retired: list[str] = []  # finished since the last plan: the worker may forget them
+        self._published_by: set[str] = set()  # requests whose chunk in the newest plan published a block
+        self._next_order = 0
+        self._next_step = 0
+
+    # --- requests come and go ---
+
+    def add(self, message: AddRequest, now: float) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
+            ValueError: empty prompt, or an id that is in use.
+        """
+        prompt, output = len(message.prompt_ids), message.sampling.max_tokens
+        if prompt + output > self.config.context:
+            raise RequestTooLong(
+                f"prompt ({prompt} tokens) plus max_tokens ({output}) is {prompt + output}, "
+                f"the longest request that fits is {self.config.context}"
+            )
+        if not message.prompt_ids:
+            raise ValueError("the prompt has no tokens")
+        if message.request_id in self._requests:
+            raise ValueError(f"request id {message.request_id!r} is in use")
+        request = Request(
+            request_id=message.request_id,
+            prompt_ids=message.prompt_ids,
+            sampling=message.sampling,
+            priority=message.priority,
+            order=self._next_order,
+            root=root_key(self.config.fingerprint, message.cache_salt),
+            times=RequestTimes(queued=now, scheduled=now),
+        )
+        self._next_order += 1
+        self._requests[request.request_id] = request
+        self._waiting.add(request)
+        self.stats.prompt_tokens += len(request.prompt_ids)
+
+    def abort(self, request_id: str, now: float) -> Output | None:
+        """End a request at once; its blocks are free, the full ones stay cached. None if it is not here (any more)."""
+        request = self._requests.get(request_id)
+        return None if request is None else self._finish(request, FinishReason.ABORT, now)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request has not finished."""
+        return bool(self._requests)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is neither work nor news for the worker."""
+        return not self._requests and not self._retired
+
+    # --- plan ---
+
+    def schedule(self, now: float) -> Step:
+        """Plan the next step. It has no chunks when nothing can run before results arrive.
+
+        Decodes go first (one token each), prompts share what is left, and new requests are admitted to that share.
+        """
+        step = Step(step_id=self._next_step, chunks=[])
+        self._next_step += 1
+        self._published_by.clear()
+        decodes, preempted = self._grow_decodes()
+        for request in decodes:
+            step.chunks.append(self._chunk(request, 1, step))
+        budget = self.config.max_step_tokens - len(decodes)
+        for request, length in self._share_prefill(budget, admit=not preempted, now=now):
+            step.chunks.append(self._chunk(request, length, step))
+        step.retired, self._retired = self._retired, []
+        return step
+
+    def _decodes(self) -> list[Request]:
+        """Running requests that lack only their newest token, at most what the budget leaves beside waiting prompts.
+
+        Where not all fit, those go first that waited longest.
+        """
+        ready = [r for r in self._running.values() if r.wants_step and not r.prefilling]
+        budget = self.config.max_step_tokens
+        if len(ready) < len(self._running) or len(self._waiting):
+            budget -= min(budget - 1, max(1, budget // 8))  # decodes alone may not starve the prompts
+        if len(ready) > budget:
+            ready.sort(key=lambda r: (r.priority, r.last_step, r.order))
+            del ready[budget:]
+        ready.sort(key=lambda r: (r.priority, r.order))
+        return ready
+
+    def _grow_decodes(self) -> tuple[list[Request], bool]:
+        """Give each decode the block its token needs, preempting where there is none. Returns those that run."""
+        preempted = False
+        decodes = self._decodes()
+        for request in decodes:
+            while request.state is RequestState.RUNNING and self._lacks_block(request):
+                if self.pool.available:
+                    after = request.block_table[-1] if request.block_table else None
+                    request.block_table += self.pool.allocate(1, after)
+                else:
+                    self._preempt(self._victim(request))
+                    preempted = True
+        return [r for r in decodes if r.state is RequestState.RUNNING], preempted
+
+    def _lacks_block(self, request: Request) -> bool:
+        return request.computed + 1 > len(request.block_table) * self.pool.block_size
+
+    def _share_prefill(self, budget: int, *, admit: bool, now: float) -> list[tuple[Request, int]]:
+        prefills = [r for r in self._running.values() if r.prefilling and r.wants_step]
+        if admit and budget > 0:
+            prefills += self._admit(prefills, budget, now)
+        if not prefills or budget <= 0:
+            return []
+        shares = split_prefill(map(_need, prefills), budget)
+        return [(r, shares[r.order]) for r in prefills if r.order in shares]
+
+    def _chunk(self, request: Request, length: int, step: Step) -> Chunk:
+        start = request.computed
+        samples = start + length == request.known and request.sampling.max_tokens > 0
+        if not request.announced:
+            request.announced = True
+            step.new.append(
+                SequenceInit(request_id=request.request_id, prompt_ids=request.prompt_ids, sampling=request.sampling)
+            )
+        table = list(request.block_table)
+        request.computed += length
+        request.in_flight += samples
+        request.last_step = step.step_id
+        self.stats.recomputed_tokens += max(0, min(request.computed, request.high_water) - start)
+        request.high_water = max(request.high_water, request.computed)
+        if self._publish(request):
+            self._published_by.add(request.request_id)
+        return Chunk(request_id=request.request_id, start=start, length=length, block_table=table, samples=samples)
+
+    def _publish(self, request: Request) -> bool:
+        """Name the blocks that are full of known tokens with planned KV."""
+        size = self.pool.block_size
+        full = min(request.computed, len(request.tokens)) // size
+        if full <= request.published or not self.pool.caching:
+            return False
+        request.extend_keys(size)
+        for index in range(request.published, full):
+            tokens = request.tokens[index * size : (index + 1) * size]
+            self.pool.publish(request.block_table[index], request.keys[index], tokens)
+            self._promises.keep(request.keys[index])
+        request.published = full
+        return True
+
+    # --- admission ---
+
+    def _admit(self, prefills: list[Request], budget: int, now: float) -> list[Request]:
+        """Admit waiting requests that would get tokens in this step, in their order.
+
+        One that waits for content another computes is passed over, and so is a long one whose share would be nothing:
+        both are served by what runs now. One that lacks blocks is not passed: those behind it must not eat its room.
+        """
+        admitted: list[Request] = []
+        needs = [_need(request) for request in prefills]
+        for request in list(islice(self._waiting, _ADMISSION_SCAN)):
+            if len(self._running) >= self.config.max_running:
+                break
+            if self._awaits_promise(request):
+                continue
+            hits = self._hits(request)
+            need = _need(request, len(hits) * self.pool.block_size)
+            if request.order not in split_prefill([*needs, need], budget):
+                continue
+            if not self._fits(request, hits):
+                break
+            self._start(request, hits, now)
+            needs.append(need)
+            admitted.append(request)
+        return admitted
+
+    def _awaits_promise(self, request: Request) -> bool:
+        """Whether the first block the request lacks is about to be computed by another one."""
+        if not self.pool.caching or not request.reads_cache:
+            return False
+        if request.awaits is not None and self._promises.holds(request.awaits):
+            return True
+        request.extend_keys(self.pool.block_size)
+        usable = request.keys[: (len(request.tokens) - 1) // self.pool.block_size]
+        missing = next((key for key in usable if not self.pool.resident(key)), None)
+        request.awaits = missing if missing is not None and self._promises.holds(missing) else None
+        return request.awaits is not None
+
+    def _hits(self, request: Request) -> list[int]:
+        """Resident blocks of the request's prefix. The last token is always computed: its logits are needed."""
+        if not self.pool.caching or not request.reads_cache:
+            return []
+        request.extend_keys(self.pool.block_size)
+        return self.pool.match(request.keys[: (len(request.tokens) - 1) // self.pool.block_size], request.tokens)
+
+    def _fits(self, request: Request, hits: list[int]) -> bool:
+        """Whether the pool has the request's blocks and leaves the watermark to those that run."""
+        needed = self.pool.blocks_for(self._reservation(request)) - len(hits)
+        idle_hits = sum(not self.pool.in_use(block_id) for block_id in hits)
+        watermark = max(1, int(self.config.decode_watermark * self.pool.blocks)) if self._running else 0
+        return needed + watermark <= self.pool.available - idle_hits
+
+    def _reservation(self, request: Request) -> int:
+        """Tokens whose blocks are taken at admission: those that exist; after many preemptions, all that can come."""
+        return request.longest() if self._protected(request) else len(request.tokens)
+
+    def _protected(self, request: Request) -> bool:
+        return request.preemptions >= self.config.max_preemptions
+
+    def _start(self, request: Request, hits: list[int], now: float) -> None:
+        self._waiting.remove(request)
+        self.pool.share(hits)
+        new = self.pool.blocks_for(self._reservation(request)) - len(hits)
+        request.block_table = hits + self.pool.allocate(new, hits[-1] if hits else None)
+        request.computed = len(hits) * self.pool.block_size
+        request.published = len(hits)
+        request.state = RequestState.RUNNING
+        self._running[request.request_id] = request
+        if self.pool.caching:
+            self._promises.make(request.request_id, request.keys[len(hits) :])
+        if request.preemptions == 0:
+            request.times.scheduled = now
+            request.times.cached_tokens = request.computed
+            self.stats.prefix_query_tokens += len(request.tokens)
+            self.stats.prefix_hit_tokens += request.computed
+
+    # --- preemption ---
+
+    def _victim(self, needy: Request) -> Request:
+        """Whom to preempt: lowest priority, then least lost work, then the youngest. May be the needy one itself."""
+        open_to = [r for r in self._running.values() if not self._protected(r) and r.block_table]
+        return min(open_to or [needy], key=lambda r: (-r.priority, self._lost_work(r), -r.order))
+
+    def _lost_work(self, request: Request) -> int:
+        """Computed tokens that nobody else keeps resident."""
+        kept = sum(self.pool.shared(block_id) for block_id in request.block_table)
+        return max(0, request.computed - kept * self.pool.block_size)
+
+    def _preempt(self, request: Request) -> None:
+        self._release(request)
+        request.preemptions += 1
+        request.times.preemptions = request.preemptions
+        request.state = RequestState.WAITING
+        self._waiting.add(request)
+        self.stats.preemptions += 1
+
+    def _release(self, request: Request) -> None:
+        self._running.pop(request.request_id, None)
+        self._promises.drop(request.request_id)
+        self.pool.release(request.block_table)
+        request.block_table = []
+        request.computed = request.published = 0
+
+    # --- results ---
+
+    def prune(self, step: Step) -> None:
+        """Take chunks out of a planned step whose request has ended or was preempted since.
+
+        A chunk whose block others may already build on stays: it costs a little and keeps the promise.
+        """
+        step.chunks = [
+            chunk
+            for chunk in step.chunks
+            if chunk.request_id in self._running or chunk.request_id in self._published_by
+        ]
+
+    def update(self, step: Step, result: StepResult, now: float) -> list[Output]:
+        """Absorb what a step brought. Results of requests that have ended meanwhile are dropped."""
+        outputs: list[Output] = []
+        self.stats.steps += 1
+        for chunk, brought in zip(step.chunks, result.results, strict=True):
+            request = self._requests.get(chunk.request_id)
+            if request is None:
+                continue
+            request.in_flight -= chunk.samples
+            output = self._absorb(request, chunk, brought, now)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _absorb(self, request: Request, chunk: Chunk, brought: ChunkResult, now: float) -> Output | None:
+        if brought.error is not None:
+            output = self._finish(request, FinishReason.ERROR, now)
+            output.error = brought.error
+            return output
+        output = Output(request_id=request.request_id)
+        self._absorb_prompt_logprobs(request, chunk, brought, output)
+        reason: FinishReason | None = None
+        if brought.token_id is not None:
+            reason = self._absorb_token(request, brought.token_id, now, output)
+            if brought.logprobs is not None:
+                output.logprobs.append(brought.logprobs)
+        elif request.sampling.max_tokens == 0 and chunk.start + chunk.length >= len(request.prompt_ids):
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            final = self._finish(request, reason, now)
+            output.finish_reason, output.times = reason, final.times
+        return output if output.token_ids or output.prompt_logprobs or reason else None
+
+    def _absorb_prompt_logprobs(self, request: Request, chunk: Chunk, brought: ChunkResult, output: Output) -> None:
+        # After a preemption the same positions come again; entries start with position chunk.start + 1.
+        fresh = brought.prompt_logprobs[max(0, request.prompt_logprobs_sent - chunk.start) :]
+        output.prompt_logprobs = fresh
+        request.prompt_logprobs_sent += len(fresh)
+
+    def _absorb_token(self, request: Request, token_id: int, now: float, output: Output) -> FinishReason | None:
+        request.tokens.append(token_id)
+        output.token_ids.append(token_id)
+        self.stats.generation_tokens += 1
+        if request.times.first_token is None:
+            request.times.first_token = now
+            output.times = request.times
+        if request.state is RequestState.RUNNING:
+            self._publish(request)
+        is_eos = self.config.eos_token_ids.__contains__
+        reason = request.stop_cause(token_id, is_eos, self.config.context)
+        if reason is FinishReason.STOP:
+            output.stop_token = token_id
+        return reason
+
+    def _finish(self, request: Request, reason: FinishReason, now: float) -> Output:
+        if request.state is RequestState.WAITING:
+            self._waiting.remove(request)
+        self._release(request)
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        request.times.finished = now
+        del self._requests[request.request_id]
+        if request.announced:
+            self._retired.append(request.request_id)
+        return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
+
+    def fail(self, step: Step, planned: Step | None, error: str, now: float) -> list[Output]:
+        """A whole step failed: its requests end with an error, the others are computed anew.
+
+        Which KV the failed step wrote is unknown, so no content may be reused, and a step that was planned on top of it
+        must not run.
+        """
+        outputs = []
+        for chunk in step.chunks:
+            request = self._requests.get(chunk.request_id)
+            if request is not None:
+                output = self._finish(request, FinishReason.ERROR, now)
+                output.error = error
+                outputs.append(output)
+        for chunk in planned.chunks if planned else []:
+            if chunk.request_id in self._requests:
+                self._requests[chunk.request_id].in_flight -= chunk.samples
+        self._retract_announcements(step, planned)
+        for request in list(self._running.values()):
+            self._release(request)
+            request.state = RequestState.WAITING
+            self._waiting.add(request)
+        self.pool.drop_contents()
+        return outputs
+
+    def _retract_announcements(self, *steps: Step | None) -> None:
+        """What a step that did not run was to tell the worker is told again."""
+        for step in steps:
+            if step is None:
+                continue
+            self._retired += step.retired
+            for new in step.new:
+                if new.request_id in self._requests:
+                    self._requests[new.request_id].announced = False
+
+    # --- observation ---
+
+    def snapshot(self) -> EngineStats:
+        """The stats with gauges brought up to date."""
+        self.stats.running = len(self._running)
+        self.stats.waiting = len(self._waiting)
+        self.stats.blocks_used = self.pool.used
+        self.stats.blocks_cached = self.pool.cached
+        self.stats.blocks_free = self.pool.free
+        return self.stats
+
+    def check_integrity(self) -> None:
+        """Compare all books with each other.
+
+        Raises:
+            IntegrityError: naming the first contradiction.
+        """
+        self.pool.check_integrity(request.block_table for request in self._running.values())
+        rules: list[tuple[str, Callable[[Request], bool]]] = [
+            ("waiting requests hold nothing", lambda r: r.state is not RequestState.WAITING or not r.block_table),
+            ("the table covers what is computed", self._covered),
+            ("computed never passes known", lambda r: 0 <= r.computed <= r.known),
+            ("what was published was computed", lambda r: r.published * self.pool.block_size <= r.computed),
+            ("at most two tokens are in flight", lambda r: 0 <= r.in_flight <= 2),
+            ("states match the line and the running set", self._placed),
+        ]
+        for request in self._requests.values():
+            for rule, holds in rules:
+                if not holds(request):
+                    raise IntegrityError(f"{rule}: not so for {request}")
+        if len(self._requests) != len(self._running) + len(self._waiting):
+            raise IntegrityError("a request is neither running nor waiting")
+        self._promises.check_integrity(self._running)
+
+    def _covered(self, request: Request) -> bool:
+        return len(request.block_table) * self.pool.block_size >= request.computed
+
+    def _placed(self, request: Request) -> bool:
+        running = request.request_id in self._running
+        return running == (request.state is RequestState.RUNNING) and request.state is not RequestState.FINISHED
+
+
+def _need(request: Request, computed: int | None = None) -> Need:
+    done = request.computed if computed is None else computed
+    return Need(request.priority, request.order, request.known - done)

@@ -1,0 +1,318 @@
+"""The policies, one by one, each on the smallest case that shows it."""
+
+import pytest
+
+from scheduler.block_pool import BlockPool, IntegrityError, OutOfBlocks
+from scheduler.keys import block_key, root_key
+from scheduler.messages import FinishReason
+from scheduler.prefill_split import Need, split_prefill
+from scheduler.sampling_params import SamplingParams
+from scheduler.scheduler import RequestTooLong
+from tests.scheduler.sim import VOCAB, Engine, expected
+
+
+def prompt(length, seed=0):
+    return [(seed * 31 + i * 7) % (VOCAB - 10) + 10 for i in range(length)]
+
+
+def chunks(engine):
+    """Record each step that runs as {request: length}."""
+    seen = []
+    engine.after_step = lambda step: seen.append({c.request_id: c.length for c in step.chunks})
+    return seen
+
+
+def test_decodes_go_first_and_prompts_take_the_rest():
+    engine = Engine(blocks=64, max_step_tokens=8)
+    engine.add("a", prompt(4), max_tokens=20, ignore_eos=True)
+    engine.add("b", prompt(4, 1), max_tokens=20, ignore_eos=True)
+    engine.tick()
+    seen = chunks(engine)
+    engine.tick()
+    engine.add("c", prompt(18, 2), max_tokens=2, ignore_eos=True)
+    for _ in range(5):
+        engine.tick()
+    assert all(step["a"] == step["b"] == 1 for step in seen), "running streams never skip a step"
+    assert [step["c"] for step in seen if "c" in step][:3] == [6, 6, 6], "the prompt takes what the decodes leave"
+    engine.drain()
+    engine.check_outputs()
+
+
+def test_a_short_prompt_passes_a_long_one():
+    engine = Engine(blocks=64, max_step_tokens=8)
+    engine.add("long", prompt(120), max_tokens=1)
+    engine.tick()
+    engine.add("short", prompt(6, 1), max_tokens=1)
+    for _ in range(5):
+        engine.tick()
+    assert "short" in engine.ends
+    assert "long" not in engine.ends
+    engine.drain()
+    engine.check_outputs()
+
+
+def test_a_long_prompt_ends_under_a_stream_of_short_ones():
+    engine = Engine(blocks=64, max_step_tokens=8)
+    engine.add("long", prompt(100), max_tokens=1)
+    for i in range(60):
+        engine.add(f"s{i}", prompt(8, i + 1), max_tokens=1)
+        engine.tick()
+        if "long" in engine.ends:
+            break
+    assert i <= 100 / 4 + 3, "half of each step goes to the oldest"
+    engine.drain()
+    engine.check_outputs()
+
+
+def test_split_gives_priority_then_half_to_the_oldest_then_the_shortest():
+    needs = [Need(0, 1, 100), Need(0, 2, 30), Need(0, 3, 5), Need(1, 0, 1)]
+    assert split_prefill(needs, 40) == {1: 20, 2: 15, 3: 5}
+    assert split_prefill(needs, 200) == {1: 100, 2: 30, 3: 5, 0: 1}
+    assert split_prefill([Need(0, 1, 10), Need(0, 2, 10)], 16) == {1: 10, 2: 6}
+    assert split_prefill(needs, 1) == {1: 1}
+    assert split_prefill([], 8) == {}
+
+
+def test_a_prefix_is_reused_and_counted():
+    engine = Engine(blocks=64, max_step_tokens=64)
+    engine.add("cold", prompt(21), max_tokens=3, ignore_eos=True)
+    engine.drain()
+    engine.add("warm", prompt(21), max_tokens=3, ignore_eos=True)
+    engine.add("salted", prompt(21), max_tokens=3, ignore_eos=True, salt="other")
+    engine.drain()
+    engine.check_outputs()
+    cached = {name: engine.ends[name].times.cached_tokens for name in engine.ends}
+    assert cached == {"cold": 0, "warm": 20, "salted": 0}
+    stats = engine.scheduler.snapshot()
+    assert (stats.prefix_query_tokens, stats.prefix_hit_tokens) == (63, 20)
+
+
+def test_the_last_prompt_token_is_always_computed():
+    engine = Engine(blocks=64, max_step_tokens=64)
+    for name in ("cold", "warm"):
+        engine.add(name, prompt(16), max_tokens=2, ignore_eos=True)
+        engine.drain()
+    assert engine.ends["warm"].times.cached_tokens == 12, "a whole number of blocks, less the one that must give logits"
+
+
+def test_outputs_of_a_turn_are_cached_for_the_next():
+    engine = Engine(blocks=64, max_step_tokens=64)
+    engine.add("turn1", prompt(10), max_tokens=12, ignore_eos=True)
+    engine.drain()
+    history = prompt(10) + engine.outputs["turn1"]
+    engine.add("turn2", history + prompt(3, 5), max_tokens=2)
+    engine.drain()
+    assert engine.ends["turn2"].times.cached_tokens == 20, "21 of 22 tokens have KV, in 5 full blocks"
+    engine.check_outputs()
+
+
+def test_requests_that_arrive_together_compute_a_shared_prefix_once():
+    engine = Engine(blocks=256, max_step_tokens=16)
+    shared = prompt(80)
+    for i in range(8):
+        engine.add(f"r{i}", shared + prompt(4, i + 1), max_tokens=2, ignore_eos=True)
+    seen = chunks(engine)
+    engine.drain()
+    engine.check_outputs()
+    computed = sum(sum(step.values()) for step in seen)
+    assert computed == 80 + 8 * (4 + 1), "one prefix, eight tails, eight decodes"
+
+
+def test_a_promise_ends_with_its_maker():
+    engine = Engine(blocks=256, max_step_tokens=16)
+    engine.add("maker", prompt(80), max_tokens=2)
+    engine.tick()
+    engine.add("waits", prompt(80) + prompt(4, 1), max_tokens=2)
+    engine.tick()
+    assert engine.scheduler.snapshot().waiting == 1
+    engine.abort("maker")
+    engine.drain()
+    assert engine.ends["waits"].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    assert engine.ends["waits"].times.cached_tokens > 0, "what the maker had computed is reused"
+    engine.check_outputs()
+
+
+def test_preemption_recomputes_exactly_and_is_bounded():
+    engine = Engine(blocks=10, max_step_tokens=16, max_preemptions=2, decode_watermark=0.0)
+    for i in range(4):
+        engine.add(f"r{i}", prompt(5, i), max_tokens=25, ignore_eos=True)
+    engine.drain()
+    engine.check_outputs()
+    stats = engine.scheduler.snapshot()
+    assert stats.preemptions > 0
+    assert stats.recomputed_tokens > 0
+    assert max(end.times.preemptions for end in engine.ends.values()) <= 2
+
+
+def test_a_pool_for_one_and_a_half_requests_drains_with_little_recomputation():
+    engine = Engine(blocks=12, max_step_tokens=32, decode_watermark=0.0)
+    total = 0
+    for i in range(10):
+        engine.add(f"r{i}", prompt(8, i), max_tokens=24, ignore_eos=True)
+        total += 32
+    engine.drain()
+    engine.check_outputs()
+    assert engine.scheduler.snapshot().recomputed_tokens <= total
+
+
+def test_the_victim_has_the_lowest_priority():
+    engine = Engine(blocks=10, max_step_tokens=32, decode_watermark=0.0)
+    engine.add("high", prompt(8), max_tokens=30, ignore_eos=True, priority=-1)
+    engine.add("low", prompt(8, 1), max_tokens=30, ignore_eos=True, priority=5)
+    engine.drain()
+    assert engine.ends["high"].times.preemptions == 0
+    assert engine.ends["low"].times.preemptions >= 1
+    engine.check_outputs()
+
+
+def test_priority_then_first_come_first_served():
+    engine = Engine(blocks=64, max_step_tokens=64, max_running=1)
+    for name, priority in (("a", 1), ("b", 0), ("c", 0), ("d", -2)):
+        engine.add(name, prompt(6, ord(name)), max_tokens=2, priority=priority)
+    engine.drain()
+    assert list(engine.ends) == ["d", "b", "c", "a"]
+
+
+def test_all_decodes_advance_when_the_budget_is_smaller_than_their_number():
+    engine = Engine(blocks=64, max_step_tokens=3, max_running=8)
+    for i in range(8):
+        engine.add(f"r{i}", prompt(2, i), max_tokens=12, ignore_eos=True)
+    engine.drain()
+    engine.check_outputs()
+
+
+def test_abort_frees_at_once_and_keeps_full_blocks_cached():
+    engine = Engine(blocks=16, max_step_tokens=64)
+    engine.add("a", prompt(18), max_tokens=30, ignore_eos=True)
+    for _ in range(3):
+        engine.tick()
+    engine.abort("a")
+    stats = engine.scheduler.snapshot()
+    assert (stats.blocks_used, stats.running) == (0, 0)
+    assert stats.blocks_cached >= 4
+    engine.drain()
+    engine.add("b", prompt(18), max_tokens=2)
+    engine.drain()
+    assert engine.ends["b"].times.cached_tokens == 16
+    engine.check_outputs()
+
+
+def test_admission_leaves_the_watermark_free():
+    engine = Engine(blocks=10, max_step_tokens=64, decode_watermark=0.3)
+    engine.add("a", prompt(20), max_tokens=8, ignore_eos=True)
+    engine.add("b", prompt(12, 1), max_tokens=8, ignore_eos=True)
+    engine.tick()
+    stats = engine.scheduler.snapshot()
+    assert (stats.running, stats.waiting) == (1, 1), "5 of 10 are free, b needs 3 and 3 must stay"
+    engine.drain()
+    assert engine.scheduler.snapshot().preemptions == 0
+    engine.check_outputs()
+
+
+def test_what_cannot_fit_is_refused_with_both_numbers():
+    engine = Engine(blocks=4)
+    with pytest.raises(RequestTooLong, match=r"is 17, the longest request that fits is 16"):
+        engine.add("a", prompt(10), max_tokens=7)
+    with pytest.raises(ValueError, match="no tokens"):
+        engine.add("a", [], max_tokens=7)
+    engine.add("a", prompt(10), max_tokens=6)
+    with pytest.raises(ValueError, match="in use"):
+        engine.add("a", prompt(10), max_tokens=6)
+
+
+def test_max_tokens_zero_computes_the_prompt_only():
+    engine = Engine(blocks=16, max_step_tokens=4)
+    engine.add("a", prompt(10), max_tokens=0, prompt_logprobs=0)
+    engine.drain()
+    engine.check_outputs()
+    assert engine.ends["a"].finish_reason is FinishReason.LENGTH
+
+
+def test_prompt_logprobs_compute_the_whole_prompt_even_when_cached():
+    engine = Engine(blocks=64, max_step_tokens=5)
+    engine.add("cold", prompt(21), max_tokens=1)
+    engine.drain()
+    engine.add("scored", prompt(21), max_tokens=1, prompt_logprobs=0)
+    engine.drain()
+    engine.check_outputs()
+    assert engine.ends["scored"].times.cached_tokens == 0
+
+
+def test_stop_tokens_and_min_tokens():
+
+    free = expected(prompt(5), SamplingParams(max_tokens=30, ignore_eos=True), 1000)
+    engine = Engine(blocks=64)
+    engine.add("stop", prompt(5), max_tokens=30, ignore_eos=True, stop_token_ids=(free[3],))
+    engine.add("late", prompt(5), max_tokens=30, ignore_eos=True, stop_token_ids=(free[3],), min_tokens=free.index(free[3]) + 2)
+    engine.drain()
+    engine.check_outputs()
+    assert engine.ends["stop"].stop_token == free[3]
+    assert engine.outputs["stop"][-1] == free[3]
+    assert len(engine.outputs["late"]) > len(engine.outputs["stop"])
+
+
+class TestBlockPool:
+    def test_runs_are_consecutive_and_grow_in_place(self):
+        pool = BlockPool(8, 4)
+        first = pool.allocate(3)
+        assert first == [0, 1, 2]
+        assert pool.allocate(2, after=2) == [3, 4]
+        pool.release([1])
+        assert pool.allocate(1, after=4) == [5]
+        pool.check_integrity([[0, 2, 3, 4, 5]])
+
+    def test_out_of_blocks_takes_nothing(self):
+        pool = BlockPool(4, 4)
+        pool.allocate(3)
+        with pytest.raises(OutOfBlocks, match="2 blocks asked for, 1 available"):
+            pool.allocate(2)
+        assert pool.available == 1
+
+    def fill(self, pool, tokens, salt=""):
+        keys, parent = [], root_key("m", salt)
+        for i in range(0, len(tokens), pool.block_size):
+            parent = block_key(parent, tokens[i : i + pool.block_size])
+            keys.append(parent)
+        table = pool.allocate(len(keys))
+        for i, (block, key) in enumerate(zip(table, keys, strict=True)):
+            pool.publish(block, key, tokens[i * pool.block_size : (i + 1) * pool.block_size])
+        return keys, table
+
+    def test_the_tail_of_the_least_recently_used_prefix_goes_first(self):
+        pool = BlockPool(4, 2)
+        keys, table = self.fill(pool, [1, 2, 3, 4])
+        pool.release(table)
+        other, table2 = self.fill(pool, [5, 6, 7, 8])
+        pool.release(table2)
+        pool.allocate(1)
+        assert [pool.resident(k) for k in keys] == [True, False]
+        assert all(pool.resident(k) for k in other)
+        hits = pool.match(keys, [1, 2, 3, 4])
+        pool.share(hits)
+        pool.release(hits)
+        pool.allocate(2)
+        assert pool.resident(keys[0]), "its use made it recent"
+
+    def test_a_hash_collision_is_a_miss(self):
+        pool = BlockPool(4, 2)
+        keys, _ = self.fill(pool, [1, 2])
+        assert pool.match(keys, [1, 2]) == [0]
+        assert pool.match(keys, [1, 3]) == []
+
+    def test_integrity_check_sees_what_is_wrong(self):
+        pool = BlockPool(4, 2)
+        _, table = self.fill(pool, [1, 2, 3, 4])
+        pool.check_integrity([table])
+        for wrong in ([], [table, table], [[0, 0]], [[0, 1, 2]]):
+            with pytest.raises(IntegrityError):
+                pool.check_integrity(wrong)
+        pool._state[1].tokens = ()
+        with pytest.raises(IntegrityError):
+            pool.check_integrity([table])
+
+    def test_keys_depend_on_parent_tokens_model_and_salt(self):
+        roots = {root_key("m"), root_key("m", "s"), root_key("ms"), root_key("n")}
+        assert len(roots) == 4
+        root = root_key("m")
+        keys = {block_key(root, [1, 2]), block_key(root, [2, 1]), block_key(block_key(root, [1, 2]), [1, 2])}
+        assert len(keys) == 3
