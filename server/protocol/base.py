@@ -1,0 +1,41 @@
+"""The base of every request body, and the tables that say what happens to a field that is not served."""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+# A client that sends these has said nothing: no field below may carry information through them.
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+class Body(BaseModel):
+    """A JSON object of a request. Every field declared here is honoured; the tables name all others that are known.
+
+    Types are strict (`"1"` is no number), nulls are gone before a body gets here, and whatever is in neither the fields
+    nor the tables is unknown.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    # Accepted without effect: they cannot change the output.
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    # Known but not served; the values are those that ask for nothing and are therefore accepted.
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    # Fields that hold such objects themselves, or arrays of them.
+    NESTED: ClassVar[dict[str, "type[Body]"]] = {}
+
+    @classmethod
+    def known(cls) -> set[str]:
+        """Every field name that has a meaning here, served or not."""
+        return set(cls.model_fields) | cls.IGNORED | set(cls.UNSUPPORTED)
+
+
+def wrong(message: str, path: str = "") -> PydanticCustomError:
+    """An error of a field's own check, for raising inside a pydantic validator.
+
+    Args:
+        message: completes the sentence "`field` ...": `must be a string, got 3`.
+        path: where inside the field, as a path suffix: `[3]`, `.50256`, or nothing.
+    """
+    return PydanticCustomError("checked", "{message}", {"message": message, "path": path})

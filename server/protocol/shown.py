@@ -1,0 +1,16 @@
+"""A request's value as an error message quotes it."""
+
+import json
+from typing import Any
+
+LONGEST = 60  # characters of a value that a message repeats
+
+
+def shown(value: Any) -> str:
+    """The value as short JSON; containers by their size, since their content may be as long as the body."""
+    if isinstance(value, list | tuple):
+        return f"an array of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
