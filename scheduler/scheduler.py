@@ -5,7 +5,7 @@ torch, I/O, a clock (callers pass `now`), text, HTTP, device memory. A new featu
 `Promises` and `split_prefill`, not an `if` in `schedule`.
 
 Step N+1 is planned while step N runs, so a plan counts on results that are not there yet: a token *in flight*. What the
-results change afterwards (a request has ended) is taken out again by `prune`, before the step starts.
+results change afterwards (a request has ended) is taken out again by `refresh`, before the step starts.
 """
 
 from collections.abc import Callable
@@ -118,11 +118,28 @@ class Scheduler:
         decodes, preempted = self._grow_decodes()
         for request in decodes:
             step.chunks.append(self._chunk(request, 1, step))
-        budget = self.config.max_step_tokens - len(decodes)
-        for request, length in self._share_prefill(budget, admit=not preempted, now=now):
-            step.chunks.append(self._chunk(request, length, step))
+        self._add_prefills(step, now, admit=not preempted)
         step.retired, self._retired = self._retired, []
         return step
+
+    def refresh(self, step: Step, now: float) -> Step:
+        """Bring a planned step up to date just before it runs.
+
+        Chunks whose request has ended are taken out; requests that arrived after the plan was made get what is left of
+        the budget, so that they need not wait for a whole step; a plan that became empty is made anew.
+        """
+        step.chunks = [chunk for chunk in step.chunks if self._still_runs(chunk)]
+        if step.chunks:
+            self._add_prefills(step, now, admit=True)
+            return step
+        fresh = self.schedule(now)
+        fresh.new = step.new + fresh.new
+        fresh.retired = step.retired + fresh.retired
+        return fresh
+
+    def _still_runs(self, chunk: Chunk) -> bool:
+        """A chunk whose block others may already build on stays: it costs a little and keeps the promise."""
+        return chunk.request_id in self._running or chunk.request_id in self._published_by
 
     def _decodes(self) -> list[Request]:
         """Running requests that lack only their newest token, at most what the budget leaves beside waiting prompts.
@@ -156,14 +173,17 @@ class Scheduler:
     def _lacks_block(self, request: Request) -> bool:
         return request.computed + 1 > len(request.block_table) * self.pool.block_size
 
-    def _share_prefill(self, budget: int, *, admit: bool, now: float) -> list[tuple[Request, int]]:
-        prefills = [r for r in self._running.values() if r.prefilling and r.wants_step]
-        if admit and budget > 0:
+    def _add_prefills(self, step: Step, now: float, *, admit: bool) -> None:
+        """Share what the step has left among prompts that have no chunk in it yet."""
+        budget = self.config.max_step_tokens - step.tokens
+        if budget <= 0:
+            return
+        planned = {chunk.request_id for chunk in step.chunks}
+        prefills = [r for r in self._running.values() if r.prefilling and r.wants_step and r.request_id not in planned]
+        if admit:
             prefills += self._admit(prefills, budget, now)
-        if not prefills or budget <= 0:
-            return []
         shares = split_prefill(map(_need, prefills), budget)
-        return [(r, shares[r.order]) for r in prefills if r.order in shares]
+        step.chunks += [self._chunk(r, shares[r.order], step) for r in prefills if r.order in shares]
 
     def _chunk(self, request: Request, length: int, step: Step) -> Chunk:
         start = request.computed
@@ -301,17 +321,6 @@ class Scheduler:
         request.computed = request.published = 0
 
     # --- results ---
-
-    def prune(self, step: Step) -> None:
-        """Take chunks out of a planned step whose request has ended or was preempted since.
-
-        A chunk whose block others may already build on stays: it costs a little and keeps the promise.
-        """
-        step.chunks = [
-            chunk
-            for chunk in step.chunks
-            if chunk.request_id in self._running or chunk.request_id in self._published_by
-        ]
 
     def update(self, step: Step, result: StepResult, now: float) -> list[Output]:
         """Absorb what a step brought. Results of requests that have ended meanwhile are dropped."""

@@ -85,7 +85,8 @@ class SimWorker:
         if self.sampling[chunk.request_id].prompt_logprobs is not None:
             stop = min(end + 1, self.prompt_length[chunk.request_id])
             result.prompt_logprobs = [
-                TokenLogprobs(token_id=tokens[i], logprob=-float(i), rank=1, top=[]) for i in range(chunk.start + 1, stop)
+                TokenLogprobs(token_id=tokens[i], logprob=-float(i), rank=1, top=[])
+                for i in range(chunk.start + 1, stop)
             ]
         if chunk.samples:
             assert end == len(tokens), "only the newest token's successor is sampled"
@@ -100,7 +101,10 @@ class Engine:
     def __init__(self, *, blocks: int, block_size: int = 4, caching: bool = True, **config: float) -> None:
         context = int(config.pop("context", blocks * block_size))
         self.config = SchedulerConfig(
-            context=context, eos_token_ids=frozenset({EOS}), fingerprint="sim", **config  # type: ignore[arg-type]
+            context=context,
+            eos_token_ids=frozenset({EOS}),
+            fingerprint="sim",
+            **config,  # type: ignore[arg-type]
         )
         self.scheduler = Scheduler(self.config, BlockPool(blocks, block_size, caching=caching))
         self.worker = SimWorker(blocks, block_size)
@@ -130,13 +134,16 @@ class Engine:
     def tick(self) -> None:
         """Run the planned step; while it "runs", plan the next one."""
         self.now += 1
-        step = self.planned if self.planned is not None else self.scheduler.schedule(self.now)
-        self.scheduler.prune(step)
+        step = self.next_step()
         self.planned = self.scheduler.schedule(self.now)
         result = self.worker.run(step)
         self.absorb(self.scheduler.update(step, result, self.now))
         self.scheduler.check_integrity()
         self.after_step(step)
+
+    def next_step(self) -> Step:
+        step, self.planned = self.planned, None
+        return self.scheduler.schedule(self.now) if step is None else self.scheduler.refresh(step, self.now)
 
     def absorb(self, outputs: list[Output]) -> None:
         for output in outputs:

@@ -78,8 +78,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     @rule()
     def step_fails(self):
         """The worker raises: its requests end with an error, the others go on and come out right."""
-        step = self.engine.planned or self.engine.scheduler.schedule(self.engine.now)
-        self.engine.scheduler.prune(step)
+        step = self.engine.next_step()
         self.engine.planned = self.engine.scheduler.schedule(self.engine.now)
         failed = self.engine.scheduler.fail(step, self.engine.planned, "injected", self.engine.now)
         self.engine.planned = None

@@ -155,6 +155,20 @@ def test_a_pool_for_one_and_a_half_requests_drains_with_little_recomputation():
     assert engine.scheduler.snapshot().recomputed_tokens <= total
 
 
+def test_a_newcomer_joins_the_step_that_was_planned_before_it_came():
+    engine = Engine(blocks=64, max_step_tokens=32)
+    engine.add("a", prompt(4), max_tokens=20, ignore_eos=True)
+    engine.tick()
+    engine.tick()
+    assert engine.planned is not None
+    engine.add("b", prompt(6, 1), max_tokens=2)
+    seen = chunks(engine)
+    engine.tick()
+    assert seen == [{"a": 1, "b": 6}]
+    engine.drain()
+    engine.check_outputs()
+
+
 def test_the_victim_has_the_lowest_priority():
     engine = Engine(blocks=10, max_step_tokens=32, decode_watermark=0.0)
     engine.add("high", prompt(8), max_tokens=30, ignore_eos=True, priority=-1)
@@ -243,7 +257,9 @@ def test_stop_tokens_and_min_tokens():
     free = expected(prompt(5), SamplingParams(max_tokens=30, ignore_eos=True), 1000)
     engine = Engine(blocks=64)
     engine.add("stop", prompt(5), max_tokens=30, ignore_eos=True, stop_token_ids=(free[3],))
-    engine.add("late", prompt(5), max_tokens=30, ignore_eos=True, stop_token_ids=(free[3],), min_tokens=free.index(free[3]) + 2)
+    engine.add(
+        "late", prompt(5), max_tokens=30, ignore_eos=True, stop_token_ids=(free[3],), min_tokens=free.index(free[3]) + 2
+    )
     engine.drain()
     engine.check_outputs()
     assert engine.ends["stop"].stop_token == free[3]

@@ -1,0 +1,58 @@
+"""`python -m engine`: one engine process, started by the HTTP process, which it talks to over two ZeroMQ endpoints.
+
+Exit codes: 0 told to stop or the parent is gone; 3 the model cannot be served (a `Failed` event says why); 1 a defect.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+
+import msgspec
+from configs.model_source import ModelError, ModelSource
+
+from configs.settings import Settings
+from engine.channel import Channel, ParentGone
+from engine.start import Starter
+from scheduler.messages import Failed
+
+EXIT_MODEL = 3
+
+
+def main() -> int:
+    """Parse, start, serve."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine", description="One headrace engine (started by the server)."
+    )
+    parser.add_argument("--commands", required=True, help="ZeroMQ endpoint to pull commands from")
+    parser.add_argument("--events", required=True, help="ZeroMQ endpoint to push events to")
+    parser.add_argument("--settings", required=True, help="settings, as JSON")
+    parser.add_argument("--source", required=True, help="model source, as JSON")
+    options = parser.parse_args()
+    settings = Settings.model_validate_json(options.settings)
+    source = msgspec.json.decode(options.source, type=ModelSource, dec_hook=lambda kind, value: kind(value))
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    # Who stops the server signals its whole group; open requests are drained only if the engine goes last.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return serve(settings, source, Channel(options.commands, options.events, parent=sys.stdin.fileno()))
+
+
+def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
+    """Start an engine and run it to its end. Returns the exit code."""
+    try:
+        loop, ready = Starter(settings, source, channel).start()
+        channel.send(ready)
+        loop.run()
+    except (ModelError, MemoryError) as error:
+        channel.send(Failed(error=str(error) or "out of memory while loading the model"))
+        return EXIT_MODEL
+    except ParentGone:
+        return 0
+    finally:
+        channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

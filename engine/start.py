@@ -1,0 +1,116 @@
+"""From a command line to a running loop: plan memory, load, produce a real token, say that it is ready.
+
+Each phase is timed and reported as it ends. torch is imported in a phase of its own, after the memory plan has been sent.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from configs.model_config import ModelConfig
+from configs.model_source import ModelError, ModelSource
+
+from configs.settings import Settings
+from engine.channel import Channel
+from engine.memory_plan import plan_memory
+from scheduler.block_pool import BlockPool
+from scheduler.messages import MemoryPlan, Phase, Ready
+from scheduler.sampling_params import SamplingParams
+from scheduler.scheduler import Scheduler, SchedulerConfig
+from scheduler.step import Chunk, SequenceInit, Step
+
+if TYPE_CHECKING:
+    from engine.loop import EngineLoop
+    from engine.worker import CpuWorker
+
+
+class Starter:
+    """Brings one engine up, phase by phase.
+
+    Raises (from `start`):
+        ModelError: the model cannot be served; the sentence says why and what to do.
+    """
+
+    def __init__(self, settings: Settings, source: ModelSource, channel: Channel) -> None:
+        self._settings = settings
+        self._source = source
+        self._channel = channel
+
+    def start(self) -> "tuple[EngineLoop, Ready]":
+        """Do all phases. Returns the loop, ready to run, and the event that tells so."""
+        with self._phase("read headers"):
+            config = ModelConfig.from_source(self._source)
+            plan = plan_memory(self._settings, self._source, config)
+        self._channel.send(plan)
+        with self._phase("import torch"):
+            self._import_torch()
+        with self._phase("load weights"):
+            worker = self._worker(config, plan)
+        with self._phase("first token"):
+            produce_token(worker, plan.block_size)
+        ready = Ready(
+            context=plan.context,
+            vocab_size=config.vocab_size,
+            block_size=plan.block_size,
+            blocks=plan.blocks,
+            eos_token_ids=list(config.eos_token_ids),
+            device="cpu",
+            version=version("headrace"),
+        )
+        return self._loop(config, plan, worker), ready
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._channel.send(Phase(name=name, seconds=time.perf_counter() - began))
+
+    def _import_torch(self) -> None:
+        import torch
+
+        import engine.worker
+
+        del engine  # imported here so that its time counts in this phase
+        torch.set_num_threads(self._settings.threads or torch.get_num_threads())
+
+    def _worker(self, config: ModelConfig, plan: MemoryPlan) -> "CpuWorker":
+        from engine.decoder import Decoder
+        from engine.kv_pool import KvPool
+        from engine.loading import load_weights
+        from engine.sampling.sampler import Sampler
+        from engine.worker import CpuWorker
+
+        decoder = Decoder(config, load_weights(self._source, config, self._settings.load_format))
+        pool = KvPool(config, plan.blocks, plan.block_size)
+        return CpuWorker(decoder, pool, Sampler(config.vocab_size, config.eos_token_ids))
+
+    def _loop(self, config: ModelConfig, plan: MemoryPlan, worker: "CpuWorker") -> "EngineLoop":
+        from engine.loop import EngineLoop
+
+        settings = self._settings
+        scheduler = Scheduler(
+            SchedulerConfig(
+                context=plan.context,
+                eos_token_ids=frozenset(config.eos_token_ids),
+                fingerprint=f"{self._source.path.resolve()}|{settings.load_format}|{settings.cpu_precision}|fp32",
+                max_step_tokens=settings.max_step_tokens,
+                max_running=settings.max_running,
+                max_preemptions=settings.max_preemptions,
+                decode_watermark=settings.decode_watermark,
+            ),
+            BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching),
+        )
+        return EngineLoop(scheduler, worker, self._channel)
+
+
+def produce_token(worker: "CpuWorker", block_size: int) -> None:
+    """Compute one real token, so that "ready" means that the whole path works and is warm."""
+    name = "warm-up"
+    prompt = list(range(min(4, block_size)))
+    new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=SamplingParams(max_tokens=1, temperature=0.0))
+    chunk = Chunk(request_id=name, start=0, length=len(prompt), block_table=[0], samples=True)
+    result = worker.run(Step(step_id=-1, chunks=[chunk], new=[new], retired=[name])).results[0]
+    if result.token_id is None:
+        raise ModelError(f"the model gave no token in the first step: {result.error}")

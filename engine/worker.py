@@ -1,0 +1,116 @@
+"""Runs steps on one device: sequences in, sampled tokens out.
+
+What belongs here: the order of a step (tokens, forward, head, sample). Never: policy, which requests run, text, sockets.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+
+from engine.batch import Batch, SequenceInput
+from engine.decoder import Decoder
+from engine.kv_pool import KvPool
+from engine.sampling.sampler import Sampler
+from engine.sequence import Sequence
+from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
+
+
+class Worker(Protocol):
+    """What the engine's loop needs of a device.
+
+    Contract: `run` is called with steps in the order they were planned, from one thread, one at a time. It returns one
+    result per chunk. It raises only if the step as a whole failed; then no sequence has got a token from it, and what
+    the step wrote to its blocks is undefined.
+    """
+
+    def run(self, step: Step) -> StepResult:
+        """Compute one step."""
+        ...
+
+
+class CpuWorker:
+    """The CPU device: eager torch over one `KvPool`."""
+
+    def __init__(self, decoder: Decoder, pool: KvPool, sampler: Sampler) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._sampler = sampler
+        self._sequences: dict[str, Sequence] = {}
+
+    def run(self, step: Step) -> StepResult:
+        """Compute one step; see `Worker`."""
+        began = time.perf_counter()
+        self._announce(step.new)
+        results = self._compute(step.chunks) if step.chunks else []
+        for request_id in step.retired:
+            self._sequences.pop(request_id, None)
+            self._sampler.forget(request_id)
+        return StepResult(step_id=step.step_id, results=results, seconds=time.perf_counter() - began)
+
+    def _announce(self, new: Iterable[SequenceInit]) -> None:
+        for init in new:
+            self._sequences[init.request_id] = Sequence.from_init(init)
+
+    @torch.inference_mode()
+    def _compute(self, chunks: list[Chunk]) -> list[ChunkResult]:
+        sequences = [self._sequences[chunk.request_id] for chunk in chunks]
+        inputs = [
+            SequenceInput(
+                token_ids=sequence.tokens[chunk.start : chunk.start + chunk.length],
+                start=chunk.start,
+                block_table=chunk.block_table,
+            )
+            for chunk, sequence in zip(chunks, sequences, strict=True)
+        ]
+        hidden = self._decoder.forward(Batch.build(inputs, self._pool), self._pool)
+        results = [ChunkResult(request_id=chunk.request_id) for chunk in chunks]
+        self._score_prompts(hidden, chunks, sequences, results)
+        self._sample(hidden, chunks, sequences, results)
+        return results
+
+    def _sample(
+        self, hidden: torch.Tensor, chunks: list[Chunk], sequences: list[Sequence], results: list[ChunkResult]
+    ) -> None:
+        """Sample after the last row of each chunk that asks for it; the head is computed for those rows only."""
+        rows, places, row = [], [], -1
+        for place, chunk in enumerate(chunks):
+            row += chunk.length
+            if chunk.samples:
+                rows.append(row)
+                places.append(place)
+        if not rows:
+            return
+        picked = hidden if len(rows) == hidden.shape[0] else hidden[rows]
+        sampled = self._sampler.sample(self._decoder.logits(picked), [sequences[place] for place in places])
+        for place, token in zip(places, sampled, strict=True):
+            result = results[place]
+            if token.error is not None:
+                result.error = token.error
+                continue
+            sequences[place].tokens.append(token.token_id)
+            result.token_id, result.logprobs = token.token_id, token.logprobs
+
+    def _score_prompts(
+        self, hidden: torch.Tensor, chunks: list[Chunk], sequences: list[Sequence], results: list[ChunkResult]
+    ) -> None:
+        begin = 0
+        for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
+            if sequence.sampling.prompt_logprobs is not None:
+                result.prompt_logprobs = self._score(hidden[begin : begin + chunk.length], chunk, sequence)
+            begin += chunk.length
+
+    def _score(self, hidden: torch.Tensor, chunk: Chunk, sequence: Sequence) -> list[TokenLogprobs]:
+        """Logprobs of prompt tokens `start + 1 ..`: the row of a token scores the one after it."""
+        targets = sequence.tokens[: sequence.prompt_length][chunk.start + 1 : chunk.start + chunk.length + 1]
+        top = sequence.sampling.prompt_logprobs or 0
+        scored: list[TokenLogprobs] = []
+        for begin in range(0, len(targets), _SCORED_ROWS):
+            part = targets[begin : begin + _SCORED_ROWS]
+            logits = self._decoder.logits(hidden[begin : begin + len(part)])
+            scored += self._sampler.prompt_logprobs(logits, part, top)
+        return scored
+
+
+_SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
