@@ -1,0 +1,59 @@
+"""`bad_words`: token sequences that must not be completed, wherever they began.
+
+As in transformers' `NoBadWordsLogitsProcessor`, a bad word that began in the prompt counts too.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.sampling.edits import IdArray, known_ids, mask
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """One request's words: those of one token, and the longer ones by their last token but one."""
+
+    single: tuple[int, ...]
+    longer: dict[int, list[tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, bad_words: tuple[tuple[int, ...], ...]) -> "_Words":
+        longer: dict[int, list[tuple[int, ...]]] = {}
+        for word in bad_words:
+            if len(word) > 1:
+                longer.setdefault(word[-2], []).append(word)
+        return cls(tuple(word[0] for word in bad_words if len(word) == 1), longer)
+
+    def forbidden(self, tokens: list[int]) -> list[int]:
+        """Tokens that would complete a word after `tokens`."""
+        begun = self.longer.get(tokens[-1], ()) if tokens else ()
+        complete = [word[-1] for word in begun if tuple(tokens[-(len(word) - 1) :]) == word[:-1]]
+        return [*self.single, *complete]
+
+
+class BadWords:
+    """Masks every token that would complete a bad word."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._words: dict[str, _Words] = {}
+
+    def wants(self, sequence: Sequence) -> bool:
+        """Whether the request sent bad words."""
+        return bool(sequence.sampling.bad_words)
+
+    def apply(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> None:
+        """Mask the forbidden tokens in `logits` [rows, vocabulary] in place."""
+        mask(logits, rows, [self._forbidden(sequence) for sequence in sequences])
+
+    def forget(self, request_id: str) -> None:
+        """Drop the request's words."""
+        self._words.pop(request_id, None)
+
+    def _forbidden(self, sequence: Sequence) -> IdArray:
+        words = self._words.get(sequence.request_id)
+        if words is None:
+            words = self._words[sequence.request_id] = _Words.of(sequence.sampling.bad_words)
+        return known_ids(words.forbidden(sequence.tokens), self._vocab_size)

@@ -1,0 +1,160 @@
+"""From the last logits of each sequence to its next token.
+
+The order is fixed, each concern an object or a function in its own file:
+1. log-probabilities, of the raw logits (`logprobs`);
+2. `logit_bias`, bad words, `min_tokens` (`bias`, `bad_words`, `min_tokens`);
+3. repetition penalty, then presence and frequency penalties (`penalties`);
+4. the largest logit: it is the answer of greedy rows and the health check of all of them;
+5. temperature, then min_p, then top_k, then top_p (`truncation`);
+6. the draw (`draw`).
+
+A concern looks only at the rows that ask for it: a batch of greedy rows costs one pass for the maximum. What belongs
+here is the order, and who takes part. Never: a concern's arithmetic.
+"""
+
+import collections.abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.sampling import draw, logprobs
+from engine.sampling.bad_words import BadWords
+from engine.sampling.bias import LogitBias
+from engine.sampling.edits import Edit
+from engine.sampling.min_tokens import MinTokens
+from engine.sampling.penalties import Penalties
+from engine.sampling.truncation import Limits, candidates, scaled, take, truncates
+from engine.sequence import Sequence
+from scheduler.step import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What came of one row: a token (with `logprobs` where asked for) or an `error`, never both."""
+
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+class Sampler:
+    """Samples one token per row and keeps, per request, only what spares recounting (`forget` drops it).
+
+    Deterministic: the same logits, settings, seed and length of the sequence give the same token, in any batch.
+    """
+
+    def __init__(self, vocab_size: int, eos_token_ids: collections.abc.Sequence[int]) -> None:
+        self._vocab_size = vocab_size
+        self._edits: tuple[Edit, ...] = (
+            LogitBias(vocab_size),
+            BadWords(vocab_size),
+            MinTokens(vocab_size, eos_token_ids),
+            Penalties(),
+        )
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+        """The next token of each sequence, in their order; `logits` [rows, vocabulary] fp32 may be modified.
+
+        A row that cannot be sampled (logits not finite, every token masked) brings an `error` for itself alone.
+        Raises ValueError if the shape or the type of `logits` is another.
+        """
+        self._check(logits, len(sequences))
+        if not sequences:
+            return []
+        raw = self._edit(logits, sequences)
+        peak, best = logits.max(dim=-1)
+        tokens: list[int] = best.tolist()
+        errors = [_error(value) for value in peak.tolist()]
+        drawn = [row for row, error in enumerate(errors) if error is None and not sequences[row].sampling.greedy]
+        for truncated in (False, True):
+            rows = [row for row in drawn if truncates(sequences[row].sampling) == truncated]
+            if rows:
+                settings = [sequences[row] for row in rows]
+                index = torch.tensor(rows, device=logits.device)
+                ids = _draw(take(logits, index), peak[index], settings, truncated)
+                for row, token in zip(rows, ids.tolist(), strict=True):
+                    tokens[row] = token
+        described = _describe(raw, tokens, errors, sequences)
+        return [
+            Sampled(tokens[row], described.get(row)) if error is None else Sampled(error=error)
+            for row, error in enumerate(errors)
+        ]
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, logits: Tensor, target_ids: list[int], top: int) -> list[TokenLogprobs]:
+        """For row i of `logits` [rows, vocabulary] fp32: `target_ids[i]`, which follows, and the `top` likeliest.
+
+        Raises ValueError if the shape is another, or if a row is not finite: then the request has to fail.
+        """
+        self._check(logits, len(target_ids))
+        if not target_ids:
+            return []
+        for error in map(_error, logits.amax(dim=-1).tolist()):
+            if error is not None:
+                raise ValueError(error)
+        return logprobs.describe(logits, target_ids, top)
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept for a request. Unknown ids are fine; a request that goes on is counted anew."""
+        for edit in self._edits:
+            edit.forget(request_id)
+
+    def _check(self, logits: Tensor, rows: int) -> None:
+        if logits.shape != (rows, self._vocab_size) or logits.dtype != torch.float32:
+            raise ValueError(
+                f"logits are {logits.dtype} {list(logits.shape)}, expected torch.float32 {[rows, self._vocab_size]}: "
+                "pass one fp32 row for each sequence"
+            )
+
+    def _edit(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Edit in place. Returns the raw logits: a copy only where both edits and log-probabilities are wanted."""
+        wanted = [
+            (edit, rows)
+            for edit in self._edits
+            if (rows := [row for row, sequence in enumerate(sequences) if edit.wants(sequence)])
+        ]
+        described = any(sequence.sampling.logprobs is not None for sequence in sequences)
+        raw = logits.clone() if wanted and described else logits
+        for edit, rows in wanted:
+            edit.apply(logits, rows, [sequences[row] for row in rows])
+        return raw
+
+
+def _error(peak: float) -> str | None:
+    """What is wrong with a row whose largest logit this is: a NaN anywhere makes the maximum NaN."""
+    if peak == float("-inf"):
+        return "no token can be sampled: logit_bias, bad_words and min_tokens together mask the whole vocabulary"
+    if peak - peak != 0.0:
+        return "the model's logits are not finite (NaN or infinity) for this request"
+    return None
+
+
+def _draw(logits: Tensor, peak: Tensor, sequences: list[Sequence], truncated: bool) -> Tensor:
+    """Token id drawn for each row, int64 [rows]; `logits` [rows, vocabulary] are left as they are."""
+    numbers = [draw.uniform(sequence.sampling.seed, len(sequence.tokens)) for sequence in sequences]
+    uniforms = torch.tensor(numbers, dtype=torch.float64).to(logits.device)
+    limits = Limits.of([sequence.sampling for sequence in sequences], logits.shape[1], logits.device)
+    if not truncated:
+        return draw.invert(scaled(logits, peak, limits.temperature).exp_(), uniforms)
+    ids = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
+    for rows, found in candidates(logits, peak, limits):
+        columns = draw.invert(found.weights, uniforms[rows])
+        ids[rows] = found.ids.gather(1, columns.unsqueeze(1)).squeeze(1)
+    return ids
+
+
+def _describe(
+    raw: Tensor, tokens: list[int], errors: list[str | None], sequences: list[Sequence]
+) -> dict[int, TokenLogprobs]:
+    """Entries of the healthy rows that want log-probabilities, by row. Rows of one width share the work."""
+    by_width: dict[int, list[int]] = {}
+    for row, (error, sequence) in enumerate(zip(errors, sequences, strict=True)):
+        if error is None and sequence.sampling.logprobs is not None:
+            by_width.setdefault(sequence.sampling.logprobs, []).append(row)
+    described: dict[int, TokenLogprobs] = {}
+    for width, rows in by_width.items():
+        picked = take(raw, torch.tensor(rows, device=raw.device))
+        described.update(zip(rows, logprobs.describe(picked, [tokens[row] for row in rows], width), strict=True))
+    return described

@@ -1,0 +1,36 @@
+"""The worker's own copy of a sequence: its tokens, and what its request asks of the sampler."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from scheduler.sampling_params import SamplingParams
+from scheduler.step import SequenceInit
+
+
+@dataclass(slots=True, kw_only=True)
+class Sequence:
+    """Owned by the worker, which appends each token it samples; everyone else only reads.
+
+    `tokens` is the prompt followed by the sampled tokens and is only ever appended to. Preemption does not touch it:
+    what is computed again is KV, never tokens.
+    """
+
+    request_id: str
+    tokens: list[int]
+    prompt_length: int
+    sampling: SamplingParams
+
+    @classmethod
+    def from_init(cls, init: SequenceInit) -> Self:
+        """Begin a sequence with a copy of the announced prompt."""
+        return cls(
+            request_id=init.request_id,
+            tokens=list(init.prompt_ids),
+            prompt_length=len(init.prompt_ids),
+            sampling=init.sampling,
+        )
+
+    @property
+    def output_length(self) -> int:
+        """How many tokens were sampled so far."""
+        return len(self.tokens) - self.prompt_length
