@@ -1,0 +1,221 @@
+"""A tokenizer from the metadata of a GGUF file (`tokenizer.ggml.*`): byte-level BPE (`gpt2`) and SentencePiece (`llama`).
+
+A GGUF file names the split of text into words (`tokenizer.ggml.pre`) instead of holding it. Each name here stands for the
+pre-tokenizer of that model family's published `tokenizer.json`; the ids are those of that file. An unknown name is
+refused: a wrong split gives ids that the model was not trained on, and answers that are silently worse.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from server.text.tokenizer import Tokenizer, TokenizerError, surround
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+)
+
+
+class _TokenType(IntEnum):
+    """Values of `tokenizer.ggml.token_type`."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """How one family of byte-level vocabularies cuts text before merging."""
+
+    make: Callable[[], pre_tokenizers.PreTokenizer]
+    adds_bos: bool = False  # where the file does not say
+    ignore_merges: bool = False  # a word that is an entry is taken whole
+    nfc: bool = False
+
+
+def _regexes(*patterns: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
+    """Cut by each pattern in turn, then spell bytes."""
+
+    def make() -> pre_tokenizers.PreTokenizer:
+        splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+        return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    return make
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _digits_then_gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+_SPLITS = {
+    "default": _Split(_gpt2),
+    "gpt-2": _Split(_gpt2),
+    "smollm": _Split(_digits_then_gpt2),
+    "starcoder": _Split(_digits_then_gpt2),
+    "refact": _Split(_digits_then_gpt2),
+    "command-r": _Split(_digits_then_gpt2),
+    "llama3": _Split(_regexes(_LLAMA3), adds_bos=True, ignore_merges=True),
+    "llama-v3": _Split(_regexes(_LLAMA3), adds_bos=True, ignore_merges=True),
+    "llama-bpe": _Split(_regexes(_LLAMA3), adds_bos=True, ignore_merges=True),
+    "tekken": _Split(_regexes(_TEKKEN), adds_bos=True, ignore_merges=True),
+    "qwen2": _Split(_regexes(_QWEN2), nfc=True),
+    "deepseek-r1-qwen": _Split(_regexes(_QWEN2)),
+    "deepseek-v3": _Split(_regexes(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    "deepseek-coder": _Split(_regexes(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥\u0800-一가-\ud7ff]+", r"\p{N}")),
+}
+
+
+class _Vocabulary:
+    """The metadata keys that make a vocabulary, checked for presence and shape."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self.tokens: Sequence[str] = self._required("tokens")
+        self.types: Sequence[int] = self.optional("token_type", ()) or [_TokenType.NORMAL] * len(self.tokens)
+        if len(self.types) != len(self.tokens):
+            raise TokenizerError(f"the GGUF file has {len(self.tokens)} tokens but {len(self.types)} token types")
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+
+    def _required(self, key: str) -> Any:
+        value = self.optional(key)
+        if value is None:
+            raise TokenizerError(f"the GGUF file has no tokenizer.ggml.{key}; convert the model again")
+        return value
+
+    def optional(self, key: str, default: Any = None) -> Any:
+        """The value of `tokenizer.ggml.<key>`."""
+        value = self._metadata.get(f"tokenizer.ggml.{key}")
+        return default if value is None else value
+
+    def of_type(self, *types: int) -> Iterator[str]:
+        """Tokens of these types, by id."""
+        return (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in types)
+
+    def named(self, key: str) -> str | None:
+        """The token whose id stands under this key."""
+        token_id = self.optional(key)
+        return self.tokens[token_id] if token_id is not None and 0 <= token_id < len(self.tokens) else None
+
+    def listed_merges(self) -> list[tuple[str, str]] | None:
+        """The file's merges, best first. The separating space is never the first character: an entry may begin with one."""
+        merges = self.optional("merges")
+        if merges is None:
+            return None
+        pairs = []
+        for merge in merges:
+            cut = merge.find(" ", 1)
+            pairs.append((merge[:cut], merge[cut + 1 :]))
+        return pairs
+
+    def implied_merges(self) -> list[tuple[str, str]]:
+        """The merges that rebuild a SentencePiece BPE vocabulary: every split of an entry into two, best score first.
+
+        Equal scores: the longer left part first, then the longer right part, then the lower ids (transformers' order).
+        """
+        scores: Sequence[float] = self._required("scores")
+        found = []
+        for token, score, kind in zip(self.tokens, scores, self.types, strict=True):
+            if kind in (_TokenType.CONTROL, _TokenType.BYTE, _TokenType.UNKNOWN):
+                continue  # never made from text
+            for cut in range(1, len(token)):
+                left, right = token[:cut], token[cut:]
+                if left in self.ids and right in self.ids:
+                    found.append((-score, -len(left), -len(right), self.ids[left], self.ids[right], left, right))
+        found.sort(key=lambda merge: merge[:5])
+        return [merge[5:] for merge in found]
+
+
+def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file describes.
+
+    SentencePiece text is handled as transformers' LlamaTokenizer does: a space is put before the first word of a text, not
+    after each special token.
+
+    Args:
+        metadata: the file's key-value pairs; arrays as sequences.
+
+    Raises:
+        TokenizerError: a key is missing, or the model or the pre-tokenizer is not known; lists the known ones.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(kind))
+    if build is None:
+        raise TokenizerError(f"tokenizer model {kind!r} of the GGUF file is not known; known are gpt2, llama")
+    vocabulary = _Vocabulary(metadata)
+    try:
+        backend, adds_bos = build(vocabulary)
+    except TokenizerError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception, for example for a merge of unknown parts
+        raise TokenizerError(f"the GGUF file's vocabulary is broken: {error}") from error
+    _add_tokens(backend, vocabulary)
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special = {name: vocabulary.named(f"{key}_token_id") for name, key in keys.items()}
+    adds_bos = vocabulary.optional("add_bos_token", adds_bos)
+    adds_eos = vocabulary.optional("add_eos_token", False)
+    surround(backend, special["bos_token"] if adds_bos else None, special["eos_token"] if adds_eos else None)
+    named = {name: token for name, token in special.items() if token is not None}
+    return Tokenizer(backend, named, metadata.get("tokenizer.chat_template"))
+
+
+def _byte_level(vocabulary: _Vocabulary) -> tuple[Backend, bool]:
+    """A byte-level BPE backend, and whether its family adds BOS."""
+    name = vocabulary.optional("pre")
+    split = _SPLITS.get(str(name))
+    if split is None:
+        said = "names no pre-tokenizer" if name is None else f"names the unknown pre-tokenizer {name!r}"
+        raise TokenizerError(f"the GGUF file {said}; known are {', '.join(_SPLITS)}")
+    merges = vocabulary.listed_merges()
+    if merges is None:
+        raise TokenizerError("the GGUF file has no tokenizer.ggml.merges; convert the model again")
+    backend = Backend(models.BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=split.ignore_merges))
+    if split.nfc:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = split.make()
+    backend.decoder = decoders.ByteLevel()
+    return backend, split.adds_bos
+
+
+def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Backend, bool]:
+    """A SentencePiece BPE backend with byte fallback. Such models add BOS unless the file says otherwise."""
+    merges = vocabulary.listed_merges() or vocabulary.implied_merges()
+    unknown = vocabulary.named("unknown_token_id") or next(vocabulary.of_type(_TokenType.UNKNOWN), None)
+    model = models.BPE(vocab=vocabulary.ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    backend = Backend(model)
+    prefix = vocabulary.optional("add_space_prefix", True)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if prefix else "never", split=False)
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    return backend, True
+
+
+def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
+    """Match control tokens (special) and user-defined ones (plain text) whole, wherever they stand."""
+    special = list(vocabulary.of_type(_TokenType.CONTROL))
+    if vocabulary.optional("model") == "llama":
+        special += vocabulary.of_type(_TokenType.UNKNOWN)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    plain = vocabulary.of_type(_TokenType.USER_DEFINED)
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])

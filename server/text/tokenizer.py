@@ -1,0 +1,254 @@
+"""Tokens from text and text from tokens: a thin layer over `tokenizers.Tokenizer` that knows the bytes of every token.
+
+Text is always decoded from bytes: the bytes of the tokens are joined and read as UTF-8, what is no UTF-8 becomes U+FFFD.
+For byte-level BPE that is what Hugging Face's decoder does. For SentencePiece vocabularies it is the same for valid UTF-8; where
+a run of byte tokens is broken, Hugging Face replaces the whole run, one U+FFFD a byte, and here only the broken bytes
+are replaced, because otherwise no character of a run could be streamed before the run ends.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as Backend
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class TokenizerError(ValueError):
+    """The tokenizer cannot be loaded; the message names what was found, what is known and the fix."""
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019, GPT-2).
+
+    Printable Latin-1 bytes stand for themselves; the other 68 are shifted to U+0100 and up in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+class _ByteLevelPieces:
+    """Vocabulary entries spelled in the byte alphabet."""
+
+    strips_first_space = False
+    _bytes: ClassVar[dict[str, int]] = {char: byte for byte, char in byte_alphabet().items()}
+
+    def encode(self, piece: str, added: bool) -> bytes:
+        """The bytes of an entry. Added tokens, and entries with a character outside the alphabet, are plain text."""
+        if added or any(char not in self._bytes for char in piece):
+            return piece.encode()
+        return bytes(self._bytes[char] for char in piece)
+
+
+class _SentencePieces:
+    """Vocabulary entries with U+2581 for a space and `<0x0A>` for a byte (Kudo & Richardson 2018)."""
+
+    def __init__(self, strips_first_space: bool, byte_fallback: bool) -> None:
+        self.strips_first_space = strips_first_space
+        self._byte_tokens = {f"<0x{byte:02X}>": bytes((byte,)) for byte in range(256)} if byte_fallback else {}
+
+    def encode(self, piece: str, added: bool) -> bytes:
+        """The bytes of an entry."""
+        del added  # Hugging Face's decoder treats added tokens alike
+        return self._byte_tokens.get(piece) or piece.replace("\u2581", " ").encode()
+
+
+def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _SentencePieces:
+    """How a tokenizer.json's `decoder` spells bytes. Raises TokenizerError for one that is not byte-based."""
+    steps: list[Mapping[str, Any]] = []
+    if decoder is not None:
+        steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return _ByteLevelPieces()
+    if kinds == ["Metaspace"]:
+        return _SentencePieces(steps[0].get("prepend_scheme") != "never", byte_fallback=False)
+    if kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in kinds:
+        strips = any(step["type"] == "Strip" and step["start"] > 0 for step in steps)
+        return _SentencePieces(strips, "ByteFallback" in kinds)
+    raise TokenizerError(
+        f"tokenizer decoder {' + '.join(kinds) or 'none'} is not known; known are ByteLevel, Metaspace and "
+        "Replace + ByteFallback + Fuse + Strip"
+    )
+
+
+class Tokenizer:
+    """One model's tokenizer. Immutable once made; `encode` and `decode` may be called from any thread.
+
+    Special tokens written inside a text are encoded as special tokens, as Hugging Face and vLLM do: a user who writes
+    `<|im_end|>` ends the turn. Whoever needs the opposite must remove them from the text first.
+
+    Args:
+        backend: the tokenizer with its post-processor, truncation and padding off.
+        special_tokens: names that chat templates may use (`bos_token`, `eos_token`, ...) with their text.
+        chat_template: the model's own Jinja source, if it has one.
+
+    Raises:
+        TokenizerError: the backend's decoder is neither byte-level nor SentencePiece.
+    """
+
+    def __init__(self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None = None) -> None:
+        self._backend = backend
+        self._pieces = _pieces_of(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
+        added = backend.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
+        self.special_tokens = dict(special_tokens)
+        self.model_chat_template = chat_template
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.bos_id = self._special_id("bos_token")
+        self.eos_id = self._special_id("eos_token")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `decode` leaves out by default."""
+        return self._special
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether a text that begins with these tokens loses the space that encoding put before its first word."""
+        return self._pieces.strips_first_space
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `decode` leaves this token out by default."""
+        return token_id in self._special
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. `add_special_tokens` adds what the model wants around a plain text, such as BOS.
+
+        A rendered chat template already holds its BOS: encode it with `add_special_tokens=False`.
+        """
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes this token adds to a text; the spelling of a special token; nothing for an id without an entry."""
+        known = self._token_bytes.get(token_id)
+        if known is None:
+            piece = self._backend.id_to_token(token_id) if token_id >= 0 else None
+            known = self._pieces.encode(piece, token_id in self._added) if piece is not None else b""
+            self._token_bytes[token_id] = known
+        return known
+
+    def token_text(self, token_id: int) -> str:
+        r"""The token's own text for a log-probability entry.
+
+        A token that holds a part of a character has no text: it is named by its bytes, as OpenAI does
+        (`bytes:\xf0\x9f`), so that no two tokens of one `top_logprobs` share a name for want of a text.
+        """
+        raw = self.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True, *, continues: bool = False) -> str:
+        """The text of `ids`; ids outside the vocabulary add nothing.
+
+        Args:
+            ids: token ids.
+            skip_special_tokens: leave special tokens out.
+            continues: the text goes on from an earlier one, so a SentencePiece vocabulary's first space is kept.
+        """
+        skipped = self._special if skip_special_tokens else frozenset()
+        raw = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
+        text = raw.decode("utf-8", "replace")
+        return text[1:] if self.strips_first_space and not continues and text.startswith(" ") else text
+
+
+def load_folder(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, with the folder's special tokens and chat template.
+
+    Raises:
+        TokenizerError: `tokenizer.json` is missing or unreadable, or its kind is not known.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(
+            f"{folder} has no tokenizer.json; write one with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise TokenizerError(f"{path} cannot be read: {error}") from error
+    config = _read_json(folder / "tokenizer_config.json")
+    special = _named_tokens(_read_json(folder / "special_tokens_map.json")) | _named_tokens(config)
+    _add_missing(backend, config, special.values())
+    backend.no_truncation()
+    backend.no_padding()
+    if isinstance(config.get("add_bos_token"), bool) or isinstance(config.get("add_eos_token"), bool):
+        surround(
+            backend,
+            special.get("bos_token") if config.get("add_bos_token") else None,
+            special.get("eos_token") if config.get("add_eos_token") else None,
+        )
+    return Tokenizer(backend, special, _folder_template(folder, config))
+
+
+def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
+    """Make `backend` put these special tokens around a text that is encoded with `add_special_tokens`."""
+    single = ([bos] if bos else []) + ["$A"] + ([eos] if eos else [])
+    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=tokens)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file does not exist."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} holds no JSON object")
+    return content
+
+
+def _content(token: object) -> str | None:
+    """The text of a token that a config names as a string or as an object."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: _content(config.get(name)) for name in _SPECIAL_NAMES}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _add_missing(backend: Backend, config: Mapping[str, Any], special: Iterable[str]) -> None:
+    """Add what `tokenizer_config.json` declares beyond `tokenizer.json`, as transformers does when it loads both."""
+    declared = config.get("added_tokens_decoder") or {}
+    known = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
+    for _, token in sorted(declared.items(), key=lambda item: int(item[0])):
+        if token["content"] not in known:
+            flags = {name: bool(token.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+            added = AddedToken(token["content"], special=bool(token.get("special", False)), **flags)
+            (backend.add_special_tokens if added.special else backend.add_tokens)([added])
+            known[token["content"]] = added.special
+    extra = [_content(token) for token in config.get("additional_special_tokens") or ()]
+    for text in dict.fromkeys((*special, *(text for text in extra if text is not None))):
+        if not known.get(text, False) and backend.token_to_id(text) is not None:
+            backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+
+
+def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The chat template: its own file, or the config's text, or the `default` one of the config's list."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default") or (next(iter(named.values())) if len(named) == 1 else None)
+    return template if isinstance(template, str) else None
