@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -31,7 +31,7 @@ class TemplateError(ValueError):
 class _GenerationBlock(Extension):
     """Accepts `{% generation %}`, which marks assistant tokens for training and changes nothing here."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (the base class declares it without ClassVar)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         """The block's body in place of the block, in a scope of its own as a call block has."""
