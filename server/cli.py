@@ -55,10 +55,10 @@ def serve(arguments: Sequence[str]) -> int:
     if print_config:
         print(render(loaded))
         return 0
-    from configs.model_source import ModelError, resolve
+    from configs.model_source import ModelError, resolve_model
 
     try:
-        source = resolve(loaded.settings.model)
+        source = resolve_model(loaded.settings.model)
     except ModelError as error:
         return _complain(parser.prog, str(error))
     from server.run import run

