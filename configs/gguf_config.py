@@ -1,0 +1,107 @@
+"""Metadata of a GGUF file, read into a `ModelConfig`.
+
+llama.cpp writes Mistral models as `llama`, and Llama 3.1's rotary scaling as a tensor (`rope_freqs.weight`) that the
+loader reads; the rest of the arithmetic follows from metadata and from which tensors there are.
+"""
+
+from configs.gguf_header import GgufHeader
+from configs.hf_config import yarn_magnitude
+from configs.model_config import Fields, LinearScaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model_source import ModelError
+
+_KNOWN = ("llama", "qwen2", "qwen3")
+_UNIT_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv")
+
+
+def config_from_gguf(header: GgufHeader) -> ModelConfig:
+    """Build a `ModelConfig` from a GGUF header.
+
+    Raises:
+        ModelError: an unknown architecture, a missing value, or a feature that is not implemented.
+    """
+    general = Fields(header.metadata, header.path.name)
+    name = general.text("general.architecture", "unnamed")
+    if name not in _KNOWN:
+        raise ModelError(
+            f"{header.path.name}: the architecture {name!r} is not implemented; "
+            f"known: {', '.join(_KNOWN)} (Mistral files are `llama`)."
+        )
+    prefix = f"{name}."
+    fields = Fields(
+        {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)},
+        f"{header.path.name} ({name})",
+    )
+    _refuse_unimplemented(fields)
+    layers, heads = fields.integer("block_count"), max(1, fields.integer("attention.head_count"))
+    hidden, max_position = fields.integer("embedding_length"), fields.integer("context_length")
+    head_dim = fields.integer("attention.key_length", hidden // heads)
+    fields.must_be("attention.value_length", head_dim)
+    fields.must_be("rope.dimension_count", head_dim)
+    window = fields.integer("attention.sliding_window", 0) or None
+    if "token_embd.weight" not in header.tensors:
+        raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a model of its own?")
+    return ModelConfig(
+        architecture=name,
+        vocab_size=header.tensors["token_embd.weight"].shape[0],
+        hidden_size=hidden,
+        intermediate_size=fields.integer("feed_forward_length"),
+        layers=layers,
+        heads=heads,
+        kv_heads=fields.integer("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=fields.number("rope.freq_base", 10000.0),
+        rope_scaling=_rope_scaling(fields, max_position),
+        sliding_window=window,
+        sliding_layers=(window is not None,) * layers,
+        qkv_bias="blk.0.attn_q.bias" in header.tensors,
+        o_bias="blk.0.attn_output.bias" in header.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in header.tensors,
+        tie_word_embeddings="output.weight" not in header.tensors,
+        max_position=max_position,
+        bos_token_id=general.token("tokenizer.ggml.bos_token_id"),
+        eos_token_ids=_eos(general),
+        dtype="gguf",
+    )
+
+
+def _refuse_unimplemented(fields: Fields) -> None:
+    fields.must_be("expert_count", 0)
+    fields.must_be("attention.causal", True)
+    fields.must_be("use_parallel_residual", False)
+    for scale in _UNIT_SCALES:
+        fields.must_be(scale, 0.0, 1.0)
+    fields.must_be("attn_logit_softcapping", 0.0)
+    fields.must_be("final_logit_softcapping", 0.0)
+    # llama.cpp describes windows on some layers by a pattern; no architecture we know writes one.
+    fields.must_be("attention.sliding_window_pattern")
+
+
+def _eos(general: Fields) -> tuple[int, ...]:
+    """End of sequence and end of turn: chat models of the Llama 3 family end their answers with the latter."""
+    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    return tuple(dict.fromkeys(token for key in keys if (token := general.token(key)) is not None))
+
+
+def _rope_scaling(fields: Fields, max_position: int) -> RopeScaling | None:
+    kind = fields.text("rope.scaling.type", "none")
+    factor = fields.number("rope.scaling.factor", fields.number("rope.scale_linear", 0.0)) or 1.0
+    if kind == "none":
+        fields.must_be("rope.scale_linear", 0.0, 1.0)
+        return None
+    if kind == "linear":
+        return LinearScaling(factor)
+    if kind != "yarn":
+        fields.must_be("rope.scaling.type", "none", "linear", "yarn")
+    fields.must_be("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+    fields.must_be("rope.scaling.yarn_log_multiplier", 0.0)
+    scale = fields.number("rope.scaling.yarn_attn_factor", fields.number("rope.scaling.attn_factor", 1.0))
+    return YarnScaling(
+        factor=factor,
+        original_max_position=fields.integer("rope.scaling.original_context_length", max_position),
+        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+        attention_factor=scale * yarn_magnitude(factor),
+        truncate=True,
+    )
