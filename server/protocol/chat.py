@@ -8,7 +8,7 @@ from server.protocol.base import Body
 from server.protocol.fields import Content
 from server.protocol.sampling import Count, Sampling
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant"]
 
 
 class ContentPart(Body):
@@ -32,6 +32,7 @@ class Message(Body):
         "function_call": (),
         "reasoning_content": ("",),
         "refusal": ("",),
+        "tool_call_id": (),
         "tool_calls": ([],),
     }
     NESTED: ClassVar[dict[str, type[Body]]] = {"content": ContentPart}
@@ -39,7 +40,6 @@ class Message(Body):
     role: Role
     content: Content = Field(description="Text, or text parts, which are joined.")
     name: str | None = Field(None, description="Who speaks; handed to the chat template.")
-    tool_call_id: str | None = Field(None, description="Handed to the chat template.")
 
 
 class ChatRequest(Sampling):

@@ -12,7 +12,7 @@ from server.protocol.shown import shown
 
 MAX_STRING = 1024  # characters in one stop string or bad word: they are held back and matched at every token
 
-Prompts = list[str] | list[list[int]]
+Prompts = list[str | list[int]]
 
 
 def check_prompt(value: Any) -> Prompts:

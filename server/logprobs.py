@@ -1,0 +1,68 @@
+"""Log-probabilities as the three JSON shapes that clients know: completions' lists, chat's entries, the prompt's objects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from scheduler.step import TokenLogprobs
+from server.text.tokenizer import Tokenizer
+
+LEAST = -9999.0  # JSON has no -Infinity; OpenAI sends this for a token that cannot come
+
+
+def completion_lists(
+    entries: Sequence[TokenLogprobs | None], ids: Sequence[int], offsets: Sequence[int], most: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """`/v1/completions`: four lists of equal length. An entry of None is the first prompt token's.
+
+    `top_logprobs` holds the `most` likeliest tokens and the token itself. Where two tokens have one name the likelier
+    stands for both, for the object cannot say more.
+    """
+    tops: list[dict[str, float] | None] = []
+    for entry in entries:
+        if entry is None:
+            tops.append(None)
+            continue
+        top: dict[str, float] = {}
+        for token, logprob in [*entry.top[:most], (entry.token_id, entry.logprob)]:
+            top.setdefault(tokenizer.token_text(token), finite(logprob))
+        tops.append(top)
+    return {
+        "tokens": [tokenizer.token_text(token) for token in ids],
+        "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in entries],
+        "top_logprobs": tops,
+        "text_offset": list(offsets),
+    }
+
+
+def chat_entries(entries: Sequence[TokenLogprobs], most: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """`/v1/chat/completions`: one object for each token."""
+    content = [
+        _named(entry.token_id, entry.logprob, tokenizer)
+        | {"top_logprobs": [_named(token, logprob, tokenizer) for token, logprob in entry.top[:most]]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def prompt_objects(entries: Sequence[TokenLogprobs], most: int, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
+    """`prompt_logprobs`: for each prompt token null (the first) or an object of token ids, the token's own included."""
+    objects: list[dict[str, Any] | None] = [None]
+    for entry in entries:
+        ranked = [(token, logprob, rank) for rank, (token, logprob) in enumerate(entry.top[:most], start=1)]
+        objects.append(
+            {
+                str(token): {"logprob": finite(logprob), "rank": rank, "decoded_token": tokenizer.token_text(token)}
+                for token, logprob, rank in [*ranked, (entry.token_id, entry.logprob, entry.rank)]
+            }
+        )
+    return objects
+
+
+def finite(logprob: float) -> float:
+    """The value as JSON can say it."""
+    return max(logprob, LEAST)
+
+
+def _named(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    raw = tokenizer.token_bytes(token)
+    return {"token": tokenizer.token_text(token), "logprob": finite(logprob), "bytes": list(raw)}

@@ -1,0 +1,205 @@
+"""The JSON of answers, for `/openapi.json` only: answers are written from templates, and a test holds them against these."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length"]
+
+
+class Answer(BaseModel):
+    """Base: what an answer holds is declared here, all of it."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorDetail(Answer):
+    """What went wrong. All four fields are always there."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="The request field at fault, as a path.")
+    code: str = Field(description="Stable; also the label of the metric.")
+
+
+class ErrorAnswer(Answer):
+    """Every answer of a status of 400 and up."""
+
+    error: ErrorDetail
+
+
+class PromptDetails(Answer):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = Field(description="Taken from the prefix cache instead of computed.")
+
+
+class Usage(Answer):
+    """Tokens of the request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Timings(Answer):
+    """Milliseconds of the choice that finished last. An extension."""
+
+    queue_ms: float = Field(description="From the request's arrival to its first step.")
+    prefill_ms: float = Field(description="To the first token.")
+    decode_ms: float = Field(description="From the first token to the last.")
+    total_ms: float
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+
+
+class PromptLogprob(Answer):
+    """One candidate at one place of the prompt."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class Choice(Answer):
+    """What choices of both routes have in common."""
+
+    index: int
+    finish_reason: FinishReason
+    stop_reason: str | int | None = Field(
+        description="Extension: the stop string or stop token id that ended the text."
+    )
+    token_ids: list[int] | None = Field(None, description="With `return_token_ids`.")
+    prompt_token_ids: list[int] | None = Field(None, description="With `return_token_ids`.")
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(None, description="With `prompt_logprobs`.")
+
+
+class CompletionLogprobs(Answer):
+    """Four lists of equal length."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Choice):
+    """One text."""
+
+    text: str
+    logprobs: CompletionLogprobs | None
+
+
+class NamedLogprob(Answer):
+    """A token and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(NamedLogprob):
+    """A token of the message, with its alternatives."""
+
+    top_logprobs: list[NamedLogprob]
+
+
+class ChatLogprobs(Answer):
+    """One entry for each token."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class AnswerMessage(Answer):
+    """What the assistant says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Choice):
+    """One message."""
+
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+
+
+class Generated(Answer):
+    """What both routes answer beside the choices."""
+
+    id: str
+    created: int = Field(description="Unix seconds.")
+    model: str
+    system_fingerprint: str
+    usage: Usage
+    timings: Timings
+
+
+class CompletionAnswer(Generated):
+    """The answer of `/v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+
+
+class ChatAnswer(Generated):
+    """The answer of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class Model(Answer):
+    """A name under which the model is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix seconds at which the server started.")
+    owned_by: Literal["headrace"] = "headrace"
+    max_model_len: int | None = Field(
+        description="Longest prompt and output in tokens; null until the engine is ready."
+    )
+
+
+class ModelList(Answer):
+    """All names."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class TokenizeAnswer(Answer):
+    """Token ids of a text."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None = Field(None, description="With `return_token_strs`.")
+
+
+class DetokenizeAnswer(Answer):
+    """Text of token ids."""
+
+    prompt: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {
+        "model": ErrorAnswer,
+        "description": "Something in the request is wrong; names the field, the limit, the value.",
+    },
+    401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
+    404: {"model": ErrorAnswer, "description": "No such model."},
+    413: {"model": ErrorAnswer, "description": "The body is too large."},
+    429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when to come back."},
+    500: {"model": ErrorAnswer, "description": "The server or the engine failed on this request."},
+    503: {"model": ErrorAnswer, "description": "Starting, draining, or the engine died; with Retry-After."},
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for these statuses."""
+    return {status: ERRORS[status] for status in statuses}
