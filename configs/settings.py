@@ -86,6 +86,11 @@ class Settings(BaseModel):
         20.0, gt=0, description="/health is good if a token was produced within this time, else one is produced now."
     )
     start_seconds: float = Field(600.0, gt=0, description="How long an engine may take to start before it is given up.")
+    hang_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="An engine that says nothing for this long while requests are open is killed and started again.",
+    )
     access_log: bool = Field(False, description="Log one line per request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
