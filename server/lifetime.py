@@ -1,0 +1,92 @@
+"""One `Lifetime` a sequence: the stamps of its way through the server, and the only source of what is told about it.
+
+Metrics, the access log, `usage` and `timings` all read it; nothing else measures a request.
+"""
+
+from dataclasses import dataclass, field
+
+from scheduler.messages import FinishReason, RequestTimes
+
+
+@dataclass(slots=True, kw_only=True)
+class Lifetime:
+    """Stamps are `time.monotonic()` seconds, None until they happen.
+
+    `queued` and `scheduled` are the engine's, the others are taken in the HTTP process: `first_token` and `last_token`
+    when a token arrives here, whether or not the client reads fast. `completion_tokens` counts the tokens handed to
+    the reader of the stream, so that a stop string leaves the same count whatever the engine had computed ahead.
+    `reason` is set once: who ends a sequence on purpose (a stop string) sets it before closing the stream.
+    """
+
+    received: float
+    validated: float | None = None
+    queued: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    finished: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    reason: FinishReason | None = None
+
+    def absorb(self, times: RequestTimes) -> None:
+        """Take over the engine's part."""
+        self.queued, self.scheduled = times.queued, times.scheduled
+        self.cached_tokens, self.preemptions = times.cached_tokens, times.preemptions
+
+    def token_arrived(self, now: float) -> float | None:
+        """Stamp tokens that arrived now; seconds since the ones before, None for the first."""
+        previous, self.last_token = self.last_token, now
+        if previous is None:
+            self.first_token = now
+            return None
+        return now - previous
+
+    def end(self, reason: FinishReason, now: float) -> None:
+        """Stamp the end. The first reason stays."""
+        if self.finished is None:
+            self.finished = now
+        if self.reason is None:
+            self.reason = reason
+
+    def timings(self) -> dict[str, float]:
+        """The response's `timings`: milliseconds, and tokens per second where both ends are known.
+
+        `queue_ms` from received to scheduled, `prefill_ms` to the first token, `decode_ms` to the last, `total_ms` from
+        received to the end (or to the last token while the sequence is open).
+        """
+        end = self.finished or self.last_token
+        parts = {
+            "queue_ms": _ms(self.received, self.scheduled),
+            "prefill_ms": _ms(self.scheduled, self.first_token),
+            "decode_ms": _ms(self.first_token, self.last_token),
+            "total_ms": _ms(self.received, end),
+        }
+        computed = self.prompt_tokens - self.cached_tokens
+        if parts["prefill_ms"] > 0 and computed > 0:
+            parts["prefill_tokens_per_second"] = round(1000 * computed / parts["prefill_ms"], 3)
+        if parts["decode_ms"] > 0 and self.completion_tokens > 1:
+            parts["decode_tokens_per_second"] = round(1000 * (self.completion_tokens - 1) / parts["decode_ms"], 3)
+        return parts
+
+
+def _ms(start: float | None, end: float | None) -> float:
+    return 0.0 if start is None or end is None else round(1000 * max(0.0, end - start), 3)
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One HTTP request and the sequences it opened. The outermost middleware makes it: `request.state.exchange`."""
+
+    request_id: str
+    received: float
+    lifetimes: list[Lifetime] = field(default_factory=list)
+    error_code: str | None = None  # code of the `ApiError` the client was told, in the answer or within the stream
+
+    def begin(self, prompt_tokens: int, validated: float | None = None) -> Lifetime:
+        """A new sequence of this request."""
+        lifetime = Lifetime(received=self.received, validated=validated, prompt_tokens=prompt_tokens)
+        self.lifetimes.append(lifetime)
+        return lifetime
