@@ -1,0 +1,42 @@
+"""The ASGI application: middleware, error handlers, routes. Assembled here and nowhere else."""
+
+import math
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from server import error_handlers, health
+from server.drain import Drain
+from server.engine_client import EngineClient
+from server.metrics import Metrics, server_version
+from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware
+from server.routes import router as api
+from server.services import Services
+
+
+def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:
+    """The application over parts that are made and run by the caller.
+
+    Routes find `services` at `request.app.state.services` and the request's `Exchange` at `request.state.exchange`.
+    """
+    settings = services.settings
+    app = FastAPI(
+        title="headrace",
+        version=server_version(),
+        description="OpenAI-compatible LLM serving.",
+        docs_url=None,  # these pages load scripts from elsewhere; /openapi.json is for the reader's own tools
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[  # outermost first
+            Middleware(ExchangeMiddleware, metrics=metrics, access_log=settings.access_log),
+            Middleware(AuthMiddleware, keys=settings.api_key),
+            Middleware(DrainMiddleware, drain=drain, retry_after=max(1, math.ceil(settings.drain_seconds))),
+            Middleware(BodySizeMiddleware, limit=settings.max_body_bytes),
+            Middleware(error_handlers.ErrorBoundary),
+        ],
+    )
+    app.state.services = services
+    error_handlers.install(app)
+    app.include_router(health.router(engine, health.Health(engine, settings.health_seconds), drain, metrics))
+    app.include_router(api)
+    return app

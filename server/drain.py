@@ -1,0 +1,41 @@
+"""Whether new work is taken, and when the work that is open has ended."""
+
+import asyncio
+
+
+class Drain:
+    """Counts the HTTP requests under way. `begin` closes the gate; `idle` waits for the count to reach zero."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return self._active
+
+    def enter(self) -> None:
+        """A request starts."""
+        self._active += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """It ended, however."""
+        self._active -= 1
+        if self._active == 0:
+            self._idle.set()
+
+    def begin(self) -> None:
+        """Take no new requests from now on."""
+        self.draining = True
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until nothing is under way, at most so long; whether that was reached."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

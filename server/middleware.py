@@ -1,0 +1,194 @@
+"""Pure ASGI middleware, outermost first: exchange and access log, keys, drain gate, body size."""
+
+import contextlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.drain import Drain
+from server.error_handlers import error_response
+from server.errors import BodyTooLarge, Unauthorized, Unavailable
+from server.lifetime import Exchange
+from server.metrics import Metrics
+
+OPEN_PATHS = frozenset({"/live", "/ready"})  # what an orchestrator asks without a key
+OPERATIONS = OPEN_PATHS | {"/", "/health", "/metrics", "/version"}  # answered while draining, too
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
+_access_log = logging.getLogger("headrace.access")
+
+
+class ExchangeMiddleware:
+    """Gives every request its `Exchange` and its `x-request-id` (the client's own if it is short and plain).
+
+    At the end, however it comes, the error code is counted and the line for the access log written.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if _REQUEST_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}"
+        exchange = Exchange(request_id=request_id, received=time.monotonic())
+        scope.setdefault("state", {})["exchange"] = exchange
+        status: int | None = None
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged)
+        finally:
+            if exchange.error_code is not None:
+                self._metrics.request_failed(exchange.error_code)
+            if self._access_log:
+                _access_log.info("%s", access_line(scope, exchange, status))
+
+
+def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
+    """One line about one request, as `key=value` pairs; never a word of a prompt or an answer.
+
+    `status=-`: the client left before the answer began. Tokens are summed over the sequences of the request, stamps
+    are those of its first one.
+    """
+    lifetimes = exchange.lifetimes
+    pairs: dict[str, object] = {
+        "id": exchange.request_id,
+        "client": (scope.get("client") or ("-",))[0],
+        "method": scope["method"],
+        "path": quote(scope["path"]),
+        "status": status or "-",
+        "ms": round(1000 * (time.monotonic() - exchange.received), 1),
+    }
+    if lifetimes:
+        timings = lifetimes[0].timings()
+        pairs |= {name: timings[name] for name in ("queue_ms", "prefill_ms", "decode_ms")}
+        pairs |= {
+            "sequences": len(lifetimes),
+            "prompt_tokens": sum(lifetime.prompt_tokens for lifetime in lifetimes),
+            "cached_tokens": sum(lifetime.cached_tokens for lifetime in lifetimes),
+            "completion_tokens": sum(lifetime.completion_tokens for lifetime in lifetimes),
+            "preemptions": sum(lifetime.preemptions for lifetime in lifetimes),
+            "reason": ",".join(dict.fromkeys(str(lifetime.reason or "-") for lifetime in lifetimes)),
+        }
+    if exchange.error_code is not None:
+        pairs["error"] = exchange.error_code
+    return " ".join(f"{key}={value}" for key, value in pairs.items())
+
+
+class AuthMiddleware:
+    """Guards every path, known or not, but `OPEN_PATHS`. All keys are compared, each in constant time."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._admits(scope):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized(
+            "Send a valid API key in the header `Authorization: Bearer KEY`.", headers={"WWW-Authenticate": "Bearer"}
+        )
+        await error_response(error, scope)(scope, receive, send)
+
+    def _admits(self, scope: Scope) -> bool:
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, offered = header.partition(b" ")
+        matches = [hmac.compare_digest(offered.strip(), key) for key in self._keys]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+class DrainMiddleware:
+    """Counts requests under way, and answers 503 to new ones once the server drains."""
+
+    def __init__(self, app: ASGIApp, drain: Drain, retry_after: int) -> None:
+        self._app = app
+        self._drain = drain
+        self._retry_after = str(retry_after)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["path"] in OPERATIONS:
+            await self._app(scope, receive, send)
+            return
+        if self._drain.draining:
+            headers = {"Retry-After": self._retry_after, "Connection": "close"}
+            error = Unavailable("The server is shutting down and takes no new requests.", headers=headers)
+            await error_response(error, scope)(scope, receive, send)
+            return
+        self._drain.enter()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._drain.leave()
+
+
+class BodySizeMiddleware:
+    """Refuses a body over the limit: by its Content-Length before it is read, else as soon as too much has arrived."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limit:
+            await self._refuse(declared, scope, receive, send)
+            return
+        await self._count(scope, receive, send)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived, overflow, started = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal arrived, overflow
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > self._limit:
+                overflow = True
+                raise BodyTooLarge(self._message(f"more than {self._limit}"), headers=_CLOSE)
+            return message
+
+        async def held(message: Message) -> None:
+            nonlocal started
+            if overflow and not started:
+                return  # what a handler made of the broken body; the refusal below is the answer
+            started = True
+            await send(message)
+
+        with contextlib.suppress(BodyTooLarge):
+            await self._app(scope, counted, held)
+        if overflow and not started:
+            await self._refuse(f"more than {self._limit}", scope, receive, send)
+
+    def _message(self, size: str) -> str:
+        return f"The request body has {size} bytes; the limit (max_body_bytes) is {self._limit}."
+
+    async def _refuse(self, size: str, scope: Scope, receive: Receive, send: Send) -> None:
+        error = BodyTooLarge(self._message(size), headers=_CLOSE)
+        await error_response(error, scope)(scope, receive, send)

@@ -1,0 +1,65 @@
+"""From settings to a served port and back to an exit code.
+
+The order is the point: listen, start the engine process, and only then import the HTTP stack, which happens while the
+engine loads. Nothing heavy may be imported at the top of this file.
+"""
+
+import logging
+import signal
+import sys
+import time
+from typing import NoReturn
+
+from configs.model_source import ModelError, ModelSource
+from configs.settings import Settings
+from server.engine_process import EngineProcess, engine_arguments
+from server.listen import ListenError, listen
+
+EXIT_FAILED = 1
+
+
+def run(settings: Settings, source: ModelSource) -> int:
+    """Serve until a signal or a fatal failure.
+
+    Returns:
+        0 after a drain, 1 if the address cannot be listened on, the tokenizer cannot be read or the engine does not
+        start (or not again). A second signal ends the process at once with 128 + its number.
+    """
+    started = time.monotonic()
+    configure_logging(settings.log_level)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        listener = listen(settings.host, settings.port)
+    except ListenError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    arguments = engine_arguments(settings, source)
+    engine = EngineProcess(arguments)
+    try:
+        from server.serving import Serving
+        from server.text.chat_template import TemplateError
+        from server.text.tokenizer import TokenizerError
+
+        try:
+            serving = Serving(settings, source, listener, arguments, started)
+        except (TokenizerError, TemplateError, ModelError) as error:
+            print(f"headrace: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        return serving.run(engine)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        engine.close()
+        listener.close()
+
+
+def configure_logging(level: str) -> None:
+    """Lines on stderr: time, level, logger, message. The web server's own chatter starts at warnings."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    logging.getLogger("headrace.access").setLevel(logging.INFO)  # --access-log asks for it, whatever the level
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    """SIGTERM before the event loop handles it: leave through the `finally` clauses."""
+    raise SystemExit(128 + signum)

@@ -1,0 +1,156 @@
+"""The running server: makes the parts, runs the web server and the engine's supervisor, ends both in good order."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+
+from configs.model_source import ModelSource
+from configs.settings import Settings
+from server.app import create_app
+from server.console import Console
+from server.drain import Drain
+from server.engine_client import EngineClient
+from server.engine_process import EngineProcess
+from server.listen import url_of
+from server.metrics import Metrics, server_version
+from server.services import Services
+from server.supervision import Supervisor
+from server.text import load_tokenizer
+from server.text.chat_template import load_chat_template
+
+SHUTDOWN_REASON = "the server is shutting down"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_WRITES_SECONDS = 3.0  # for answers that were just ended to reach their clients
+
+
+class WebServer(uvicorn.Server):
+    """uvicorn without its signal handlers: what a signal means is decided in `Serving`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's handlers as they are."""
+        yield
+
+
+class Serving:
+    """One server's parts. Raises `TokenizerError`, `TemplateError` or `ModelError` where the model's text side is broken."""
+
+    def __init__(
+        self, settings: Settings, source: ModelSource, listener: socket.socket, arguments: Sequence[str], started: float
+    ) -> None:
+        tokenizer = load_tokenizer(source.path)
+        template = load_chat_template(tokenizer, settings.chat_template)
+        names = tuple(settings.served_model_name) or (source.name,)
+        console = Console(
+            sys.stdout,
+            url=url_of(listener),
+            model=names[0],
+            has_template=template is not None,
+            keyed=bool(settings.api_key),
+            started=started,
+        )
+        self._settings, self._listener, self._arguments = settings, listener, list(arguments)
+        self._metrics, self._drain = Metrics(), Drain()
+        self._engine = EngineClient(settings, self._metrics, console.on_event)
+        services = Services(
+            settings=settings,
+            engine=self._engine,
+            tokenizer=tokenizer,
+            template=template,
+            model_names=names,
+            fingerprint=fingerprint(source, settings),
+            created=int(time.time()),
+            monotonic=time.monotonic,
+        )
+        app = create_app(services, self._engine, self._metrics, self._drain)
+        self._web = WebServer(web_config(app))
+
+    def run(self, first: EngineProcess) -> int:
+        """Serve with `first` as the first engine; the exit code of the process."""
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(self._run(first))
+
+    async def _run(self, first: EngineProcess) -> int:
+        supervisor = Supervisor(
+            self._engine,
+            lambda: EngineProcess(self._arguments),
+            self._metrics,
+            start_seconds=self._settings.start_seconds,
+            hang_seconds=self._settings.hang_seconds,
+        )
+        signalled = self._handle_signals(supervisor)
+        engine = asyncio.create_task(supervisor.run(first))
+        web = asyncio.create_task(self._web.serve(sockets=[self._listener]))
+        stop = asyncio.create_task(signalled.wait())
+        await asyncio.wait({engine, web, stop}, return_when=asyncio.FIRST_COMPLETED)
+        failed = engine.done() or web.done()
+        if not failed:
+            await self._end_requests()
+        stop.cancel()
+        self._web.should_exit = True
+        await asyncio.gather(supervisor.stop(), web)
+        await engine
+        return 1 if failed else 0
+
+    def _handle_signals(self, supervisor: Supervisor) -> asyncio.Event:
+        """An event that the first signal sets; the second one ends the process at once."""
+        signalled = asyncio.Event()
+
+        def on_signal(number: int) -> None:
+            if signalled.is_set():
+                supervisor.kill()
+                os._exit(128 + number)
+            self._drain.begin()
+            signalled.set()
+
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, on_signal, number)
+        return signalled
+
+    async def _end_requests(self) -> None:
+        """Let open requests finish for `drain_seconds`, then end the rest with a reason."""
+        if await self._drain.idle(self._settings.drain_seconds):
+            return
+        self._engine.abort_all(SHUTDOWN_REASON)
+        await self._drain.idle(_LAST_WRITES_SECONDS)
+
+
+def web_config(app: object) -> uvicorn.Config:
+    """The web server's settings: its own logs, signals and lifespan protocol stay out of the way."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # uvicorn's ASGI types and starlette's name the same thing
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,  # longer than the idle timeout of common proxies, so that they close first
+        timeout_graceful_shutdown=int(_LAST_WRITES_SECONDS),
+    )
+
+
+def fingerprint(source: ModelSource, settings: Settings) -> str:
+    """`system_fingerprint` of the answers: changes with the version, the model's files and what changes its arithmetic."""
+    stat = source.path.stat()
+    parts = (
+        server_version(),
+        source.path.name,
+        stat.st_size,
+        stat.st_mtime_ns,
+        settings.load_format,
+        settings.cpu_precision,
+    )
+    return "fp_" + hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
