@@ -77,7 +77,7 @@ class CpuWorker:
         rows, places, row = [], [], -1
         for place, chunk in enumerate(chunks):
             row += chunk.length
-            if chunk.samples:
+            if chunk.samples and results[place].error is None:
                 rows.append(row)
                 places.append(place)
         if not rows:
@@ -98,7 +98,10 @@ class CpuWorker:
         begin = 0
         for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
             if sequence.sampling.prompt_logprobs is not None:
-                result.prompt_logprobs = self._score(hidden[begin : begin + chunk.length], chunk, sequence)
+                try:
+                    result.prompt_logprobs = self._score(hidden[begin : begin + chunk.length], chunk, sequence)
+                except ValueError as error:  # logits that are not finite: this request fails, its neighbours do not
+                    result.error = str(error)
             begin += chunk.length
 
     def _score(self, hidden: torch.Tensor, chunk: Chunk, sequence: Sequence) -> list[TokenLogprobs]:

@@ -97,6 +97,8 @@ class SchedulerWalk(RuleBasedStateMachine):
             self.engine.drain()
             self.engine.check_outputs()
             assert self.engine.scheduler.pool.used == 0
+            bound = self.engine.config.max_preemptions
+            assert all(end.times.preemptions <= bound for end in self.engine.ends.values())
             assert self.engine.scheduler.snapshot().running == self.engine.scheduler.snapshot().waiting == 0
 
 
