@@ -19,7 +19,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from server.text.tokenizer import Tokenizer
 
 MAX_RENDERED_CHARS = 32 * 2**20  # twice the largest default body: a template that multiplies its input is stopped
-_RESERVED = ("messages", "add_generation_prompt", "continue_final_message")
 # Private-use characters that no template writes. The final space shows whether the template keeps trailing space.
 _MARK, _MARK_SPACE = "\ue000\ue001\ue000", "\ue000\ue001\ue000 "
 
@@ -91,6 +90,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -107,9 +107,8 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refuses or fails, the prompt grows beyond `max_chars`, or the arguments clash.
         """
-        reserved = next((name for name in _RESERVED if name in kwargs), None)
-        if reserved is not None:
-            raise TemplateError(f"chat_template_kwargs may not hold {reserved}")
+        if "messages" in kwargs:
+            raise TemplateError("chat_template_kwargs may not hold `messages`")
         if continue_final_message:
             if add_generation_prompt:
                 raise TemplateError("add_generation_prompt and continue_final_message exclude each other")
