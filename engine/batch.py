@@ -1,0 +1,69 @@
+"""What one forward pass computes: the chunks of a step laid end to end, and everything about them all layers share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.kv_pool import KvPool
+from kernels.cpu.paged_attention import Tile, plan_tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceInput:
+    """One sequence's chunk: ids of tokens `[start, start + len(token_ids))`, at least one.
+
+    `block_table[i]` is the block of positions `[i * block_size, (i + 1) * block_size)`, up to the chunk's last token. KV of
+    the positions before `start` is there already.
+    """
+
+    token_ids: list[int]
+    start: int
+    block_table: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step's rows. Built once a step; layers only read it.
+
+    Attributes:
+        token_ids: int64 [rows].
+        positions: int64 [rows], position of each row in its sequence.
+        slots: int64 [rows], where each row's keys and values go in the pool.
+        full: attention plan of layers that see all keys.
+        sliding: attention plan of layers with the model's sliding window.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    full: list[Tile]
+    sliding: list[Tile]
+
+    @classmethod
+    def build(cls, sequences: Sequence[SequenceInput], pool: KvPool) -> "Batch":
+        """Lay out the chunks of `sequences` (at least one) over the blocks of `pool`."""
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        full: list[Tile] = []
+        sliding: list[Tile] = []
+        for sequence in sequences:
+            first, start, length = len(ids), sequence.start, len(sequence.token_ids)
+            place = (first, start, length, sequence.block_table, pool.block_size)
+            if pool.needs_full:
+                full += plan_tiles(*place, window=None)
+            if pool.sliding_window is not None:
+                sliding += plan_tiles(*place, window=pool.sliding_window)
+            ids += sequence.token_ids
+            positions += range(start, start + length)
+            slots += _slots(sequence.block_table, pool.block_size, start, length)
+        return cls(torch.tensor(ids), torch.tensor(positions), torch.tensor(slots), full, sliding)
+
+
+def _slots(block_table: list[int], block_size: int, start: int, length: int) -> list[int]:
+    return [
+        block_table[position // block_size] * block_size + position % block_size
+        for position in range(start, start + length)
+    ]

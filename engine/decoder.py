@@ -1,0 +1,75 @@
+"""The decoder: llama, mistral, qwen2 and qwen3 are one arithmetic with a few switches, all of them in `ModelConfig`.
+
+What belongs here: the order of the operations of a forward pass. Never: how a weight is stored or read, which tokens run.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.model_config import ModelConfig
+from engine.batch import Batch
+from engine.kv_pool import KvPool
+from engine.loading.weights import LayerWeights, Weights
+from engine.rope import Rope
+from kernels.cpu.kv_write import kv_write
+from kernels.cpu.paged_attention import paged_attention
+from kernels.cpu.rms_norm import rms_norm
+from kernels.cpu.rope import rope_
+from kernels.cpu.silu_mul import silu_mul
+
+
+class Decoder:
+    """A loaded model. Stateless between calls: what a sequence has computed lives in the pool."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self._weights = weights
+        self._rope = Rope(config, weights.rope_factors)
+        self._scale = config.head_dim**-0.5
+        self._query_size = config.heads * config.head_dim
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, pool: KvPool) -> Tensor:
+        """Compute all rows of `batch`, writing their keys and values into `pool`.
+
+        Returns:
+            fp32 [rows, hidden] after the final norm.
+        """
+        cos, sin = self._rope.rows(batch.positions)
+        hidden = F.embedding(batch.token_ids, self._weights.embedding)
+        for index, layer in enumerate(self._weights.layers):
+            normed = rms_norm(hidden, layer.input_norm, self.config.rms_norm_eps)
+            hidden += self._attention(layer, index, normed, batch, pool, cos, sin)
+            normed = rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
+            hidden += F.linear(
+                silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
+            )
+        return rms_norm(hidden, self._weights.final_norm, self.config.rms_norm_eps)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of all tokens after each row: fp32 [n, hidden] from `forward` to fp32 [n, vocab]."""
+        return F.linear(hidden, self._weights.head)
+
+    def _attention(
+        self, layer: LayerWeights, index: int, normed: Tensor, batch: Batch, pool: KvPool, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        config = self.config
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+        rows = qkv.view(len(qkv), -1, config.head_dim)  # [rows, heads + 2 * kv_heads, dim]
+        turned = rows[:, : config.heads + config.kv_heads]
+        if layer.qk_norm is not None:
+            turned.copy_(rms_norm(turned, layer.qk_norm, config.rms_norm_eps))
+        rope_(turned, cos, sin)
+        kv = qkv[:, self._query_size :]
+        kv_write(pool.rows[index], batch.slots, kv)
+        attended = paged_attention(
+            rows[:, : config.heads].unflatten(1, (config.kv_heads, config.group)),
+            kv.unflatten(1, (2, config.kv_heads, config.head_dim)),
+            pool.keys[index],
+            pool.values[index],
+            batch.sliding if config.sliding_layers[index] else batch.full,
+            self._scale,
+        )
+        return F.linear(attended, layer.o, layer.o_bias)

@@ -1,0 +1,50 @@
+"""The KV cache of the CPU device: one tensor, block-major."""
+
+import mmap
+
+import torch
+
+from configs.model_config import ModelConfig
+
+
+class KvPool:
+    """Keys and values of `blocks` blocks of `block_size` tokens, all layers, in fp32.
+
+    One tensor `[block, token, layer, k/v, kv_head, dim]`: a block is one contiguous range, and tokens of one layer keep a
+    constant stride across neighbouring blocks (`kernels/cpu/paged_attention.py` says what that buys). A slot is
+    `block * block_size + offset`.
+
+    Memory is reserved, not touched: pages are committed when blocks are first written.
+
+    Attributes:
+        storage: fp32 [blocks, block_size, layers, 2, kv_heads, dim].
+        rows: per layer, fp32 [slots, 2 * kv_heads * dim]; a view.
+        keys: per layer, fp32 [kv_heads, slots, dim]; a view.
+        values: the same.
+        sliding_window: the model's, which decides what attention has to be planned.
+    """
+
+    def __init__(self, config: ModelConfig, blocks: int, block_size: int) -> None:
+        self.blocks = blocks
+        self.block_size = block_size
+        self.bytes_per_token = config.kv_bytes_per_token
+        self.sliding_window = config.sliding_window
+        self.needs_full = not all(config.sliding_layers)
+        shape = (blocks, block_size, config.layers, 2, config.kv_heads, config.head_dim)
+        self.storage = _reserve(blocks * block_size * self.bytes_per_token).view(shape)
+        slots = self.storage.flatten(0, 1)
+        self.rows = [slots[:, layer].flatten(1) for layer in range(config.layers)]
+        self.keys = [slots[:, layer, 0].transpose(0, 1) for layer in range(config.layers)]
+        self.values = [slots[:, layer, 1].transpose(0, 1) for layer in range(config.layers)]
+
+
+def _reserve(size: int) -> torch.Tensor:
+    """fp32 over fresh pages. Huge ones where the system has them: a layer's keys lie a page apart, and with small
+    pages a row at context 4,000 pays a quarter more for address translation."""
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without huge pages: slower, not wrong
+    return torch.frombuffer(pages, dtype=torch.float32)

@@ -1,0 +1,89 @@
+"""From named tensors to `Weights`: fused projections, tied head, everything fp32, every value copied at most once."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from configs.model_config import ModelConfig
+from engine.loading.layout import EMBEDDING, FINAL_NORM, HEAD, Shape
+from engine.loading.weights import LayerWeights, Weights
+
+
+class TensorReader(Protocol):
+    """A model's tensors by their Hugging Face names.
+
+    Contract: `shapes` is known before any data is read. `read_into` and `whole` may be called from several threads. What
+    `whole` returns is never written to and stays valid for ever.
+    """
+
+    shapes: Mapping[str, Shape]
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Fill `out` (fp32, contiguous, of the tensor's shape)."""
+        ...
+
+    def whole(self, name: str) -> Tensor | None:
+        """The tensor where it lies, if it is fp32 already, else None."""
+        ...
+
+
+def assemble(reader: TensorReader, config: ModelConfig) -> Weights:
+    """Read all weights, layers side by side on all of torch's threads."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        embedding = threads.submit(_single, reader, EMBEDDING)
+        layers = list(threads.map(partial(_layer, reader, config), range(config.layers)))
+        head = embedding if config.tie_word_embeddings else threads.submit(_single, reader, HEAD)
+        return Weights(
+            embedding=embedding.result(),
+            layers=layers,
+            final_norm=_single(reader, FINAL_NORM),
+            head=head.result(),
+        )
+
+
+def _layer(reader: TensorReader, config: ModelConfig, index: int) -> LayerWeights:
+    prefix = f"model.layers.{index}."
+    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+    qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
+    gate_up = [mlp + name for name in ("gate_proj", "up_proj")]
+    return LayerWeights(
+        input_norm=_single(reader, prefix + "input_layernorm.weight"),
+        qkv=_stacked(reader, [name + ".weight" for name in qkv]),
+        qkv_bias=_stacked(reader, [name + ".bias" for name in qkv]) if config.qkv_bias else None,
+        qk_norm=_qk_norm(reader, config, attention) if config.qk_norm else None,
+        o=_single(reader, attention + "o_proj.weight"),
+        o_bias=_single(reader, attention + "o_proj.bias") if config.o_bias else None,
+        post_norm=_single(reader, prefix + "post_attention_layernorm.weight"),
+        gate_up=_stacked(reader, [name + ".weight" for name in gate_up]),
+        gate_up_bias=_stacked(reader, [name + ".bias" for name in gate_up]) if config.mlp_bias else None,
+        down=_single(reader, mlp + "down_proj.weight"),
+        down_bias=_single(reader, mlp + "down_proj.bias") if config.mlp_bias else None,
+    )
+
+
+def _single(reader: TensorReader, name: str) -> Tensor:
+    whole = reader.whole(name)
+    if whole is not None:
+        return whole
+    out = torch.empty(reader.shapes[name])
+    reader.read_into(name, out)
+    return out
+
+
+def _stacked(reader: TensorReader, names: Sequence[str]) -> Tensor:
+    shapes = [reader.shapes[name] for name in names]
+    out = torch.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+    for name, part in zip(names, out.split([shape[0] for shape in shapes]), strict=True):
+        reader.read_into(name, part)
+    return out
+
+
+def _qk_norm(reader: TensorReader, config: ModelConfig, attention: str) -> Tensor:
+    """One weight row per head, so that queries and keys are normed in one call."""
+    queries = _single(reader, attention + "q_norm.weight").expand(config.heads, -1)
+    keys = _single(reader, attention + "k_norm.weight").expand(config.kv_heads, -1)
+    return torch.cat((queries, keys))

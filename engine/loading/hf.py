@@ -1,0 +1,88 @@
+"""Weights of a Hugging Face folder: safetensors, one file or shards, memory-mapped.
+
+fp32 matrices that the decoder uses as they are stay in the mapping, so that the page cache is their only copy; fused or
+half-precision ones are converted into fresh memory while the source pages can be dropped at any time.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from configs.model_config import ModelConfig, read_json
+from configs.model_source import ModelError
+from engine.loading.assemble import assemble
+from engine.loading.layout import Shape, check_shapes
+from engine.loading.weights import Weights
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_FLOATS = {"F32", "F16", "BF16", "F64"}
+_DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the config implies
+
+
+def load_hf(folder: Path, config: ModelConfig) -> Weights:
+    """Load the safetensors of `folder`.
+
+    Raises:
+        ModelError: files or tensors are missing, unexpected, damaged, or of another shape or type than described.
+    """
+    with ExitStack() as stack:
+        reader = _Safetensors(folder, stack)
+        check_shapes(str(folder), reader.shapes, config)
+        return assemble(reader, config)
+
+
+class _Safetensors:
+    """A `TensorReader` over the shards. Tensors keep their mapping alive after the files are closed."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.shapes: Mapping[str, Shape] = {}
+        self._files: dict[str, Any] = {}
+        self._types: dict[str, str] = {}
+        shapes: dict[str, Shape] = {}
+        for path in _shards(folder):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"cannot read {path}: {error}; download it again.") from error
+            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                if name.endswith(_DERIVED):
+                    continue
+                part = file.get_slice(name)
+                self._files[name], self._types[name] = file, part.get_dtype()
+                shapes[name] = tuple(part.get_shape())
+        self.shapes = shapes
+        for name, kind in self._types.items():
+            if kind not in _FLOATS:
+                raise ModelError(f"{folder}: {name} is stored as {kind}; known: {', '.join(sorted(_FLOATS))}.")
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        out.copy_(self._files[name].get_tensor(name))
+
+    def whole(self, name: str) -> Tensor | None:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor if tensor.dtype == torch.float32 else None
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Files that hold tensors; the index, where there is one, says which."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        raise ModelError(
+            f"{folder} holds neither {_SINGLE} nor {_INDEX}; convert the model to safetensors, "
+            "or use --load-format dummy for random weights."
+        )
+    places = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ModelError(f"{folder / _INDEX} has no weight_map from tensors to files.")
+    names = sorted(set(places.values()))
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks shards that its index names: {', '.join(missing[:4])}; download them again.")
+    return [folder / name for name in names]
