@@ -1,8 +1,8 @@
 """What the routes work with: made once at start, passed by hand, replaced by nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from configs.settings import Settings
 from scheduler.messages import AddRequest, Output, Ready
@@ -12,8 +12,12 @@ from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 
 
-class Stream(AsyncIterator[Output], Protocol):
+class Stream(Protocol):
     """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied`."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> Output: ...
 
     def close(self) -> None:
         """End now; what still runs in the engine is aborted."""

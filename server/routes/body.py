@@ -5,23 +5,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 
 from server.parse import Parsed, parse
 from server.protocol.base import Body
 from server.services import Services
-from server.sse import CLIENT_GONE
 
 # Tokenizing runs at some MB/s: a body of this size takes a few milliseconds, as long as other streams may be kept waiting.
 INLINE_BYTES = 16 * 1024
 
 B = TypeVar("B", bound=Body)
 R = TypeVar("R")
-
-
-class ClientLeft(Exception):
-    """The client left while it sent the body."""
 
 
 async def handle(
@@ -31,20 +24,12 @@ async def handle(
 
     Raises:
         ApiError: what `parse` or `work` refuses.
-        ClientLeft: nobody waits for an answer.
+        starlette.requests.ClientDisconnect: the client left while it sent the body.
     """
-    try:
-        body = await request.body()
-    except ClientDisconnect:
-        raise ClientLeft from None
+    body = await request.body()
 
     def both() -> tuple[R, Parsed[B]]:
         parsed = parse(model, body, request.headers.get("content-type"), services.settings)
         return work(parsed.request, services), parsed
 
     return both() if len(body) <= INLINE_BYTES else await asyncio.to_thread(both)
-
-
-def client_left() -> Response:
-    """An answer that nobody reads."""
-    return Response(status_code=CLIENT_GONE)

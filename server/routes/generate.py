@@ -15,9 +15,9 @@ from server.protocol.sampling import Sampling
 from server.protocol.schema import request_body
 from server.requests import Job, chat_job, completion_job
 from server.responses import ChunkWriter, answer_body, format_of
-from server.routes.body import ClientLeft, client_left, handle
+from server.routes.body import handle
 from server.services import Services
-from server.sse import EventStream, unless_disconnected
+from server.sse import CLIENT_GONE, EventStream, unless_disconnected
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`; see docs/sse.md."}}}
 _COMPLETION_EXAMPLES = {"greedy": {"value": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}}}
@@ -58,10 +58,7 @@ async def generate(
     Raises:
         ApiError: the request is refused, or it ended before the answer began.
     """
-    try:
-        job, parsed = await handle(request, services, model, make_job)
-    except ClientLeft:
-        return client_left()
+    job, parsed = await handle(request, services, model, make_job)
     exchange: Exchange = request.state.exchange
     generation = Generation(job, services.engine, services.tokenizer, exchange, services.monotonic())
     body: Sampling = job.body
@@ -75,7 +72,7 @@ async def _streamed(
 ) -> Response:
     answer = format_of(generation.job, services.tokenizer)
     stream = EventStream(generation, ChunkWriter(generation, answer, services.fingerprint), exchange, headers)
-    return stream if await stream.start(request.receive) else client_left()
+    return stream if await stream.start(request.receive) else _client_left()
 
 
 async def _whole(request: Request, generation: Generation, services: Services, headers: dict[str, str]) -> Response:
@@ -84,7 +81,7 @@ async def _whole(request: Request, generation: Generation, services: Services, h
     finally:
         generation.close()
     if deltas is None:
-        return client_left()
+        return _client_left()
     answer = format_of(generation.job, services.tokenizer)
     content = answer_body(generation, answer, deltas, services.fingerprint)
     return Response(content, media_type="application/json", headers=headers)
@@ -92,3 +89,8 @@ async def _whole(request: Request, generation: Generation, services: Services, h
 
 async def _collect(generation: Generation) -> list[Delta]:
     return [delta async for deltas in generation.steps() for delta in deltas]
+
+
+def _client_left() -> Response:
+    """An answer that nobody reads."""
+    return Response(status_code=CLIENT_GONE)

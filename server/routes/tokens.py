@@ -7,7 +7,7 @@ from server.protocol.answers import DetokenizeAnswer, TokenizeAnswer, errors
 from server.protocol.schema import request_body
 from server.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from server.requests import check_ids, render
-from server.routes.body import ClientLeft, client_left, handle
+from server.routes.body import handle
 from server.services import Services
 
 _ERRORS = errors(400, 401, 404, 413, 503)
@@ -58,10 +58,7 @@ def build_router(services: Services) -> APIRouter:
         openapi_extra=request_body(TokenizeRequest, services.settings, _TOKENIZE_EXAMPLES),
     )
     async def tokenize(request: Request) -> Response:
-        try:
-            answer, parsed = await handle(request, services, TokenizeRequest, tokenized)
-        except ClientLeft:
-            return client_left()
+        answer, parsed = await handle(request, services, TokenizeRequest, tokenized)
         content = answer.model_dump_json(exclude_none=True)
         return Response(content, media_type="application/json", headers=parsed.headers)
 
@@ -72,10 +69,7 @@ def build_router(services: Services) -> APIRouter:
         openapi_extra=request_body(DetokenizeRequest, services.settings, _DETOKENIZE_EXAMPLES),
     )
     async def detokenize(request: Request) -> Response:
-        try:
-            answer, parsed = await handle(request, services, DetokenizeRequest, detokenized)
-        except ClientLeft:
-            return client_left()
+        answer, parsed = await handle(request, services, DetokenizeRequest, detokenized)
         return Response(answer.model_dump_json(), media_type="application/json", headers=parsed.headers)
 
     return router
