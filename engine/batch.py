@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,11 +52,18 @@ class Batch:
         sliding: list[Tile] = []
         for sequence in sequences:
             first, start, length = len(ids), sequence.start, len(sequence.token_ids)
-            place = (first, start, length, sequence.block_table, pool.block_size)
+            plan = partial(
+                plan_tiles,
+                first=first,
+                start=start,
+                length=length,
+                block_table=sequence.block_table,
+                block_size=pool.block_size,
+            )
             if pool.needs_full:
-                full += plan_tiles(*place, window=None)
+                full += plan(window=None)
             if pool.sliding_window is not None:
-                sliding += plan_tiles(*place, window=pool.sliding_window)
+                sliding += plan(window=pool.sliding_window)
             ids += sequence.token_ids
             positions += range(start, start + length)
             slots += _slots(sequence.block_table, pool.block_size, start, length)

@@ -10,7 +10,7 @@ from torch import Tensor
 from configs.model_config import ModelConfig
 from engine.batch import Batch
 from engine.kv_pool import KvPool
-from engine.loading.weights import LayerWeights, Weights
+from engine.loading.weights import Weights
 from engine.rope import Rope
 from kernels.cpu.kv_write import kv_write
 from kernels.cpu.paged_attention import paged_attention
@@ -36,40 +36,40 @@ class Decoder:
         Returns:
             fp32 [rows, hidden] after the final norm.
         """
-        cos, sin = self._rope.rows(batch.positions)
+        eps = self.config.rms_norm_eps
+        turns = self._rope.rows(batch.positions)
         hidden = F.embedding(batch.token_ids, self._weights.embedding)
         for index, layer in enumerate(self._weights.layers):
-            normed = rms_norm(hidden, layer.input_norm, self.config.rms_norm_eps)
-            hidden += self._attention(layer, index, normed, batch, pool, cos, sin)
-            normed = rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
-            hidden += F.linear(
-                silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
-            )
-        return rms_norm(hidden, self._weights.final_norm, self.config.rms_norm_eps)
+            qkv = F.linear(rms_norm(hidden, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+            self._place(qkv, layer.qk_norm, turns)
+            hidden += F.linear(self._attend(qkv, index, batch, pool), layer.o, layer.o_bias)
+            gate_up = F.linear(rms_norm(hidden, layer.post_norm, eps), layer.gate_up, layer.gate_up_bias)
+            hidden += F.linear(silu_mul(gate_up), layer.down, layer.down_bias)
+        return rms_norm(hidden, self._weights.final_norm, eps)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens after each row: fp32 [n, hidden] from `forward` to fp32 [n, vocab]."""
         return F.linear(hidden, self._weights.head)
 
-    def _attention(
-        self, layer: LayerWeights, index: int, normed: Tensor, batch: Batch, pool: KvPool, cos: Tensor, sin: Tensor
-    ) -> Tensor:
+    def _place(self, qkv: Tensor, qk_norm: Tensor | None, turns: tuple[Tensor, Tensor]) -> None:
+        """Norm and turn queries and keys, in place, in one call each."""
         config = self.config
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
-        rows = qkv.view(len(qkv), -1, config.head_dim)  # [rows, heads + 2 * kv_heads, dim]
-        turned = rows[:, : config.heads + config.kv_heads]
-        if layer.qk_norm is not None:
-            turned.copy_(rms_norm(turned, layer.qk_norm, config.rms_norm_eps))
-        rope_(turned, cos, sin)
-        kv = qkv[:, self._query_size :]
+        heads = qkv.view(len(qkv), -1, config.head_dim)[:, : config.heads + config.kv_heads]
+        if qk_norm is not None:
+            heads.copy_(rms_norm(heads, qk_norm, config.rms_norm_eps))
+        rope_(heads, *turns)
+
+    def _attend(self, qkv: Tensor, index: int, batch: Batch, pool: KvPool) -> Tensor:
+        """Store keys and values of layer `index`, then attend: fp32 [rows, heads * dim]."""
+        config = self.config
+        queries, kv = qkv[:, : self._query_size], qkv[:, self._query_size :]
         kv_write(pool.rows[index], batch.slots, kv)
-        attended = paged_attention(
-            rows[:, : config.heads].unflatten(1, (config.kv_heads, config.group)),
-            kv.unflatten(1, (2, config.kv_heads, config.head_dim)),
+        return paged_attention(
+            queries.view(-1, config.kv_heads, config.group, config.head_dim),
+            kv.view(-1, 2, config.kv_heads, config.head_dim),
             pool.keys[index],
             pool.values[index],
-            batch.sliding if config.sliding_layers[index] else batch.full,
-            self._scale,
+            tiles=batch.sliding if config.sliding_layers[index] else batch.full,
+            scale=self._scale,
         )
-        return F.linear(attended, layer.o, layer.o_bias)

@@ -1,6 +1,7 @@
 """The KV cache of the CPU device: one tensor, block-major."""
 
 import mmap
+from contextlib import suppress
 
 import torch
 
@@ -43,8 +44,6 @@ def _reserve(size: int) -> torch.Tensor:
     pages a row at context 4,000 pays a quarter more for address translation."""
     pages = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without huge pages: slower, not wrong
             pages.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages: slower, not wrong
     return torch.frombuffer(pages, dtype=torch.float32)

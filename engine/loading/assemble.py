@@ -77,7 +77,7 @@ def _single(reader: TensorReader, name: str) -> Tensor:
 def _stacked(reader: TensorReader, names: Sequence[str]) -> Tensor:
     shapes = [reader.shapes[name] for name in names]
     out = torch.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]))
-    for name, part in zip(names, out.split([shape[0] for shape in shapes]), strict=True):
+    for name, part in zip(names, torch.split(out, [shape[0] for shape in shapes]), strict=True):
         reader.read_into(name, part)
     return out
 

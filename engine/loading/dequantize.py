@@ -30,7 +30,7 @@ def dequantize_into(stored: Tensor, kind: GGMLQuantizationType, out: Tensor) -> 
         out.view(-1).copy_(torch.from_numpy(quants.dequantize(stored.numpy(), kind)))
     else:
         blocks, values = stored.view(-1, _BYTES[kind]), out.view(-1, 32)
-        for some, their in zip(blocks.split(_AT_ONCE), values.split(_AT_ONCE), strict=True):
+        for some, their in zip(torch.split(blocks, _AT_ONCE), torch.split(values, _AT_ONCE), strict=True):
             _blocks_of_32(some, kind, their)
 
 

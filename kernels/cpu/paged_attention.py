@@ -64,7 +64,7 @@ class Tile:
 
 
 def plan_tiles(
-    first: int, start: int, length: int, block_table: Sequence[int], block_size: int, window: int | None
+    *, first: int, start: int, length: int, block_table: Sequence[int], block_size: int, window: int | None
 ) -> list[Tile]:
     """Plan the attention of one sequence's chunk. Done once a step, used by all layers of the same window.
 
@@ -90,7 +90,7 @@ def plan_tiles(
 
 
 def paged_attention(
-    queries: Tensor, kv: Tensor, keys: Tensor, values: Tensor, tiles: Sequence[Tile], scale: float
+    queries: Tensor, kv: Tensor, keys: Tensor, values: Tensor, *, tiles: Sequence[Tile], scale: float
 ) -> Tensor:
     """Causal attention of a step's rows, each sequence over its own keys.
 
@@ -105,24 +105,26 @@ def paged_attention(
     Returns:
         fp32 [rows, kv_heads * group * dim].
     """
-    out = torch.empty(queries.shape, dtype=queries.dtype)
+    pool = _Layer(keys, values, scale)
+    out = torch.empty(queries.shape)
     for tile in tiles:
-        if tile.rows == 1 and not tile.own:
-            _single(out, queries, keys, values, tile, scale)
+        rows = slice(tile.first, tile.first + tile.rows)
+        if tile.own:
+            out[rows] = _chunk(queries[rows], kv[rows], tile.pieces, pool)
         else:
-            _chunk(out, queries, kv, keys, values, tile, scale)
+            out[rows] = _single(queries[rows], tile.pieces, pool)
     return out.view(out.shape[0], -1)
 
 
 def paged_attention_reference(
-    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor, window: int | None, scale: float
+    queries: Tensor, keys: Tensor, values: Tensor, *, start: int, slots: Tensor, window: int | None, scale: float
 ) -> Tensor:
     """One sequence's attention by its definition: gather, score all pairs, hide, softmax, in fp64.
 
     Args:
         queries: [rows, kv_heads, group, dim].
         keys: [kv_heads, slots, dim]; values: the same.
-        positions: int64 [rows], position of each row in the sequence.
+        start: position of the first row in the sequence; the others follow.
         slots: int64 [n], slot of each position of the sequence.
         window, scale: as in `plan_tiles` and `paged_attention`.
 
@@ -131,6 +133,7 @@ def paged_attention_reference(
     """
     gathered_keys, gathered_values = keys[:, slots].double(), values[:, slots].double()
     scores = torch.einsum("rkgd,knd->rkgn", queries.double(), gathered_keys) * scale
+    positions = torch.arange(start, start + len(queries))
     distance = positions[:, None] - torch.arange(len(slots))
     hidden = (distance < 0) | (distance >= (window or len(slots) + 1))
     weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(dim=-1)
@@ -174,7 +177,9 @@ def _pieces(
         positions = torch.cat([torch.arange(position, position + length) for position, _, length in short])
         pieces += [
             Fragments(part, mask=_mask(where, windowed))
-            for part, where in zip(slots.split(STAGED_TOKENS), positions.split(STAGED_TOKENS), strict=True)
+            for part, where in zip(
+                torch.split(slots, STAGED_TOKENS), torch.split(positions, STAGED_TOKENS), strict=True
+            )
         ]
     return pieces
 
@@ -218,62 +223,66 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _Partial = tuple[Tensor, Tensor]  # attention over some of the keys, and the log-sum-exp of their scores
 
 
-def _single(out: Tensor, queries: Tensor, keys: Tensor, values: Tensor, tile: Tile, scale: float) -> None:
-    """One row: the query heads of a group are the rows of one small product, so each key is read once."""
-    query = queries[tile.first : tile.first + 1]  # [1, kv_heads, group, dim]
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer of the pool, and the factor on its scores."""
+
+    keys: Tensor
+    values: Tensor
+    scale: float
+
+    def piece(self, piece: Span | Fragments) -> tuple[Tensor, Tensor]:
+        """Keys and values of a piece, [kv_heads, n, dim]: views for a span, small copies for fragments."""
+        if isinstance(piece, Fragments):
+            return self.keys.index_select(1, piece.slots), self.values.index_select(1, piece.slots)
+        stop = piece.first + piece.parts * piece.length
+        return self.keys[:, piece.first : stop], self.values[:, piece.first : stop]
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> _Partial:
+        """Flash attention of [batch, head, rows, dim] over [batch, head, n, dim]; any strides but the last."""
+        result: _Partial = _flash(query, keys, values, 0.0, causal, attn_mask=mask, scale=self.scale)
+        return result
+
+
+def _single(query: Tensor, pieces: Sequence[Span | Fragments], pool: _Layer) -> Tensor:
+    """One row, [1, kv_heads, group, dim]: the heads of a group are the rows of one product, so a key is read once."""
     partials: list[_Partial] = []
-    for piece in tile.pieces:
+    for piece in pieces:
+        keys, values = pool.piece(piece)
         if isinstance(piece, Span) and piece.parts > 1:
-            partials.append(_parted(query, keys, values, piece, scale))
-            continue
-        some_keys, some_values = _view(keys, piece), _view(values, piece)
-        partials.append(_attend(query, some_keys[None], some_values[None], scale))
-    out[tile.first] = _merge(partials)[0]
+            partials.append(_parted(query, keys, values, piece, pool))
+        else:
+            partials.append(pool.attend(query, keys[None], values[None]))
+    return _merge(partials)
 
 
-def _parted(query: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -> _Partial:
-    stop = span.first + span.parts * span.length
-    shape = (span.parts, span.length)
-    some_keys = keys[:, span.first : stop].unflatten(1, shape).transpose(0, 1)
-    some_values = values[:, span.first : stop].unflatten(1, shape).transpose(0, 1)
-    outs, sums = _attend(query.expand(span.parts, -1, -1, -1), some_keys, some_values, scale)
-    weights = torch.softmax(sums, dim=0).unsqueeze(-1)
-    return (outs * weights).sum(dim=0, keepdim=True), torch.logsumexp(sums, dim=0, keepdim=True)
+def _parted(query: Tensor, keys: Tensor, values: Tensor, span: Span, pool: _Layer) -> _Partial:
+    heads, _, dim = keys.shape
+    shape = (heads, span.parts, span.length, dim)
+    parts = keys.view(shape).transpose(0, 1), values.view(shape).transpose(0, 1)
+    outs, totals = pool.attend(query.expand(span.parts, -1, -1, -1), *parts)
+    weights = torch.softmax(totals, dim=0).unsqueeze(-1)
+    return (outs * weights).sum(dim=0, keepdim=True), torch.logsumexp(totals, dim=0, keepdim=True)
 
 
-def _chunk(out: Tensor, queries: Tensor, kv: Tensor, keys: Tensor, values: Tensor, tile: Tile, scale: float) -> None:
-    """Several rows: query heads stay apart, and the keys of a group are shared through a stride of 0."""
-    rows = slice(tile.first, tile.first + tile.rows)
-    query = queries[rows].permute(1, 2, 0, 3)  # [kv_heads, group, rows, dim]
+def _chunk(queries: Tensor, kv: Tensor, pieces: Sequence[Span | Fragments], pool: _Layer) -> Tensor:
+    """Several rows, [rows, kv_heads, group, dim]: the heads of a group share their keys through a stride of 0."""
+    query = queries.permute(1, 2, 0, 3)
     group = query.shape[1]
-    partials = [
-        _attend(query, _shared(_view(keys, piece), group), _shared(_view(values, piece), group), scale, piece.mask)
-        for piece in tile.pieces
-    ]
-    if tile.own:
-        own = kv[rows].permute(1, 2, 0, 3)  # [2, kv_heads, rows, dim]
-        partials.append(_attend(query, _shared(own[0], group), _shared(own[1], group), scale, causal=True))
-    out[rows] = _merge(partials).permute(2, 0, 1, 3)
-
-
-def _view(side: Tensor, piece: Span | Fragments) -> Tensor:
-    """Keys or values of a piece, [kv_heads, n, dim]: a view for a span, a small copy for fragments."""
-    if isinstance(piece, Span):
-        return side[:, piece.first : piece.first + piece.length]
-    return side.index_select(1, piece.slots)
+    partials: list[_Partial] = []
+    for piece in pieces:
+        keys, values = pool.piece(piece)
+        partials.append(pool.attend(query, _shared(keys, group), _shared(values, group), piece.mask))
+    own = kv.permute(1, 2, 0, 3)  # [2, kv_heads, rows, dim]
+    partials.append(pool.attend(query, _shared(own[0], group), _shared(own[1], group), causal=True))
+    return _merge(partials).permute(2, 0, 1, 3)
 
 
 def _shared(side: Tensor, group: int) -> Tensor:
     heads, length, dim = side.shape
     return side.unsqueeze(1).expand(heads, group, length, dim)
-
-
-def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None, causal: bool = False
-) -> _Partial:
-    """Flash attention of [batch, head, rows, dim] over [batch, head, n, dim]; any strides but the last."""
-    result: _Partial = _flash(query, keys, values, 0.0, causal, attn_mask=mask, scale=scale)
-    return result
 
 
 def _merge(partials: list[_Partial]) -> Tensor:
