@@ -150,7 +150,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         # Which of the two was meant is a guess, and parsers differ in it.
-        raise InvalidRequest(f"The name {shown(twice)} is given twice in one object", param=_printable(twice))
+        raise InvalidRequest(f'The name "{_printable(twice)}" is given twice in one object', param=_printable(twice))
     return fields
 
 

@@ -35,8 +35,10 @@ def check_prompt(value: Any) -> Prompts:
     )
 
 
-def check_ids(ids: list[Any], path: str = "") -> list[int]:
+def check_ids(ids: Any, path: str = "") -> list[int]:
     """A non-empty array of token ids; whether they are in the vocabulary is checked where the vocabulary is known."""
+    if not isinstance(ids, list):
+        raise wrong(f"must be an array of token ids, got {shown(ids)}", path)
     if not ids:
         raise wrong("must hold at least one token id, got an empty array", path)
     if set(map(type, ids)) != {int}:
