@@ -34,7 +34,8 @@ class _TokenCounts:
     def catch_up(self) -> tuple[IdArray, ValueArray]:
         """(distinct ids, times each stands in the output): views, valid until the next call."""
         for token in self._tokens[self._counted :]:
-            self._output[self._slot_of(token)] += 1
+            slot = self._slot_of(token)  # first: it may replace the arrays
+            self._output[slot] += 1
         self._counted = len(self._tokens)
         return self._ids[: self._size], self._output[: self._size]
 
