@@ -203,14 +203,26 @@ def test_no_file_is_too_long():
     assert not {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES}
 
 
+def is_settings(node: ast.expr) -> bool:
+    """`settings`, `self.settings`, `services._settings` and the like."""
+    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return name.endswith("settings")
+
+
 def settings_read(path: Path) -> Iterator[str]:
-    """Names read as `settings.NAME`, `self.settings.NAME`, `self._settings.NAME` and the like."""
+    """Names read as `settings.NAME`; also those a file spells as text, where it reads `settings` by computed name."""
+    computed = False
+    texts = set[str]()
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            owner = node.value
-            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
-            if name.endswith("settings"):
-                yield node.attr
+        match node:
+            case ast.Attribute(value=owner, attr=name, ctx=ast.Load()) if is_settings(owner):
+                yield name
+            case ast.Call(func=ast.Name("getattr"), args=[owner, ast.Attribute(), *_]) if is_settings(owner):
+                computed = True
+            case ast.Constant(str(text)):
+                texts.add(text)
+    if computed:
+        yield from texts
 
 
 def test_every_knob_does_something():
