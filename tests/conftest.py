@@ -1,0 +1,58 @@
+"""Models the tests share. Each is built once a session, from nothing but installed packages."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from configs.model_config import ModelConfig
+from configs.model_source import ModelSource, resolve_model
+from engine.decoder import Decoder
+from engine.loading import load_weights
+from server.text import load_tokenizer
+from server.text.tokenizer import Tokenizer
+from tests import tiny_models
+
+
+@pytest.fixture(scope="session")
+def smollm2_source() -> ModelSource:
+    """The embedded model's file."""
+    return resolve_model(None)
+
+
+@pytest.fixture(scope="session")
+def smollm2_decoder(smollm2_source: ModelSource) -> Decoder:
+    """The embedded model, loaded by us."""
+    config = ModelConfig.from_source(smollm2_source)
+    return Decoder(config, load_weights(smollm2_source, config, "auto"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_source: ModelSource) -> Tokenizer:
+    """The embedded model's tokenizer, as the server loads it."""
+    return load_tokenizer(smollm2_source.path)
+
+
+@pytest.fixture(scope="session")
+def smollm2_reference(smollm2_source: ModelSource) -> transformers.PreTrainedModel:
+    """The embedded model, loaded by transformers in fp32 with eager attention. Takes several seconds."""
+    path = smollm2_source.path
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> tiny_models.Saver:
+    """A recipe's name to the transformers model and the folder it is saved in."""
+    known: dict[str, tuple[transformers.PreTrainedModel, Path]] = {}
+
+    def get(name: str) -> tuple[transformers.PreTrainedModel, Path]:
+        if name not in known:
+            model = tiny_models.build(name)
+            known[name] = model, tiny_models.save(model, tmp_path_factory.mktemp(name))
+        return known[name]
+
+    return get
