@@ -31,17 +31,19 @@ class ServerProcess:
         self.output: list[str] = []
         self._printed = threading.Condition()
         self._ended = False
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.url = ""
         if wait:
             self.url = self.wait_for(r"headrace listens on (http://\S+)").group(1)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._printed:
-                self.output.append(line)
-                self._printed.notify_all()
+        with self.process.stdout as lines:
+            for line in lines:
+                with self._printed:
+                    self.output.append(line)
+                    self._printed.notify_all()
         with self._printed:
             self._ended = True
             self._printed.notify_all()
@@ -98,4 +100,5 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self._reader.join(10)
         return self.process.returncode

@@ -5,6 +5,7 @@ sharing, preemption, aborts), each sequence must come out as `expected` says.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 from zlib import crc32
 
 from scheduler.block_pool import BlockPool
@@ -34,6 +35,10 @@ def expected(prompt: list[int], sampling: SamplingParams, context: int) -> list[
         if stops and output >= sampling.min_tokens:
             break
     return tokens[len(prompt) :]
+
+
+class Worker(Protocol):
+    def run(self, step: Step) -> StepResult: ...
 
 
 class SimWorker:
@@ -98,16 +103,25 @@ class SimWorker:
 class Engine:
     """The engine's loop with the plan one step ahead, as the real one has it, one `tick` at a time."""
 
-    def __init__(self, *, blocks: int, block_size: int = 4, caching: bool = True, **config: float) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        block_size: int = 4,
+        caching: bool = True,
+        worker: Worker | None = None,
+        eos: frozenset[int] = frozenset({EOS}),
+        **config: float,
+    ) -> None:
         context = int(config.pop("context", blocks * block_size))
         self.config = SchedulerConfig(
             context=context,
-            eos_token_ids=frozenset({EOS}),
+            eos_token_ids=eos,
             fingerprint="sim",
             **config,  # type: ignore[arg-type]
         )
         self.scheduler = Scheduler(self.config, BlockPool(blocks, block_size, caching=caching))
-        self.worker = SimWorker(blocks, block_size)
+        self.worker = worker or SimWorker(blocks, block_size)
         self.planned: Step | None = None
         self.now = 0.0
         self.outputs: dict[str, list[int]] = {}
