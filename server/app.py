@@ -10,14 +10,15 @@ from server.drain import Drain
 from server.engine_client import EngineClient
 from server.metrics import Metrics, server_version
 from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware
-from server.routes import router as api
+from server.routes import build_router
 from server.services import Services
 
 
 def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:
     """The application over parts that are made and run by the caller.
 
-    Routes find `services` at `request.app.state.services` and the request's `Exchange` at `request.state.exchange`.
+    The engine's supervisor and the web server are not started here. Routes find the request's `Exchange` at
+    `request.state.exchange`.
     """
     settings = services.settings
     app = FastAPI(
@@ -35,8 +36,7 @@ def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain
             Middleware(error_handlers.ErrorBoundary),
         ],
     )
-    app.state.services = services
     error_handlers.install(app)
     app.include_router(health.router(engine, health.Health(engine, settings.health_seconds), drain, metrics))
-    app.include_router(api)
+    app.include_router(build_router(services))
     return app

@@ -13,7 +13,7 @@ from server.restart import RestartPolicy
 
 _log = logging.getLogger("headrace.engine")
 _LAST_WORDS_SECONDS = 0.1  # what a dead engine had sent may still be on its way through the socket
-_STOP_GRACE_SECONDS = 5.0
+STOP_GRACE_SECONDS = 5.0
 _EXIT = "exit"
 
 
@@ -126,13 +126,13 @@ class Supervisor:
             if silence > self._hang_seconds:
                 return f"said nothing for {self._hang_seconds:g} s (hang_seconds) while sequences were open"
 
-    async def stop(self) -> None:
-        """Ask the engine to exit, kill it if it does not within seconds; `run` returns soon after."""
+    async def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
+        """Ask the engine to exit, kill it if it does not within `grace` seconds; `run` returns soon after."""
         self._stop.set()
         was_ready = self._client.state == "ready"
         self._client.stopped()
         if self._process is not None:
-            await self._process.shut_down(_STOP_GRACE_SECONDS if was_ready else 0.0)
+            await self._process.shut_down(grace if was_ready else 0.0)
 
     def kill(self) -> None:
         """End the engine at once; for the second signal."""

@@ -1,0 +1,151 @@
+"""A peer that speaks the engine's protocol and fails on command: real processes, sockets and signals, scripted timing.
+
+What a request wants is its first prompt id: one of the constants below, else `max_tokens` tokens are sent, one a step.
+`--start` says what becomes of the start; `fail:N` fails the first N starts after the first one, counted in a file.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from scheduler.messages import (
+    COMMANDS,
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    Failed,
+    FinishReason,
+    MemoryPlan,
+    Output,
+    Phase,
+    Ready,
+    RequestTimes,
+    Shutdown,
+    StepOutputs,
+)
+
+DIE, HANG, HOLD, FAIL, GARBAGE = 1001, 1002, 1003, 1004, 1005
+TOKEN = 7
+
+DECODERS = {command.__name__: msgspec.msgpack.Decoder(command) for command in COMMANDS}
+PLAN = MemoryPlan(
+    weights=2**20, kv_per_token=1024, block_size=32, blocks=64, activations=2**16, available=2**30,
+    max_model_len=4096, context=2048, concurrent=1.0,
+)  # fmt: skip
+READY = Ready(
+    context=2048, vocab_size=5000, block_size=32, blocks=64, eos_token_ids=[2], device="scripted", version="0"
+)
+
+
+class Peer:
+    def __init__(self, commands: str, events: str) -> None:
+        context = zmq.Context()
+        self.commands, self.events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+        self.commands.connect(commands)
+        self.events.connect(events)
+        self.open: dict[str, AddRequest] = {}
+        self.aborted: list[str] = []
+        self.stats = EngineStats(blocks_total=64, blocks_free=64)
+
+    def send(self, event: object) -> None:
+        self.events.send_multipart([type(event).__name__.encode(), msgspec.msgpack.encode(event)])
+
+    def report(self, *outputs: Output) -> None:
+        self.stats.running = len(self.open)
+        self.stats.steps += 1
+        self.send(StepOutputs(outputs=list(outputs), stats=self.stats, step_tokens=len(outputs), step_seconds=0.001))
+
+    def serve(self) -> None:
+        while True:
+            name, body = self.commands.recv_multipart()
+            match DECODERS[name.decode()].decode(body):
+                case Shutdown():
+                    return
+                case AbortRequests(request_ids=ids):
+                    self.aborted += ids
+                    self.open = {key: value for key, value in self.open.items() if key not in ids}
+                    self.report()
+                case AddRequest() as request:
+                    self.add(request)
+
+    def add(self, request: AddRequest) -> None:
+        self.open[request.request_id] = request
+        match request.prompt_ids[0]:
+            case 1001:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case 1002:
+                time.sleep(3600)
+            case 1003:
+                self.report()
+            case 1004:
+                del self.open[request.request_id]
+                error = Output(request_id=request.request_id, finish_reason=FinishReason.ERROR, error="scripted")
+                self.report(error)
+            case 1005:
+                self.events.send_multipart([b"Nonsense", b""])
+            case _:
+                self.generate(request)
+
+    def generate(self, request: AddRequest) -> None:
+        count, now = request.sampling.max_tokens, time.monotonic()
+        self.stats.prompt_tokens += len(request.prompt_ids)
+        times = RequestTimes(queued=now, scheduled=now, first_token=now, cached_tokens=3, preemptions=1)
+        for i in range(count):
+            self.stats.generation_tokens += 1
+            if i == count - 1:
+                del self.open[request.request_id]
+            self.report(
+                Output(
+                    request_id=request.request_id,
+                    token_ids=[TOKEN],
+                    finish_reason=FinishReason.LENGTH if i == count - 1 else None,
+                    times=times if i in (0, count - 1) else None,
+                )
+            )
+
+
+def starts_so_far(counter: Path) -> int:
+    before = int(counter.read_text()) if counter.exists() else 0
+    counter.write_text(str(before + 1))
+    return before
+
+
+def exit_with_parent() -> None:
+    os.read(0, 1)  # not sys.stdin: its lock, held by a daemon thread, aborts the interpreter's own exit
+    os._exit(3)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--commands")
+    parser.add_argument("--events")
+    parser.add_argument("--start", default="ok")
+    parser.add_argument("--counter", type=Path)
+    options = parser.parse_args()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    peer = Peer(options.commands, options.events)
+    start, _, number = options.start.partition(":")
+    before = starts_so_far(options.counter) if options.counter else 0
+    if start == "never":
+        time.sleep(3600)
+    if start == "crash":
+        return 9
+    if start == "refuse" or (start == "fail" and 1 <= before <= int(number)):
+        peer.send(Failed(error="no such weights"))
+        return 1
+    peer.send(PLAN)
+    peer.send(Phase(name="load weights", seconds=0.25))
+    peer.send(READY)
+    peer.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
