@@ -1,6 +1,6 @@
 """The stream equals the decoded whole, for any ids, any split into pushes and any stop strings."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import example, given, settings
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from server.text.detokenizer import Detokenizer
+from server.text.detokenizer import Detokenizer, _StopString
 from server.text.tokenizer import Tokenizer
 
 # Ids 0-9 are special or whole, the rest are the bytes of the alphabet: characters are cut at every place.
@@ -172,6 +172,21 @@ def test_min_tokens_lets_early_stops_pass(smollm):
     assert "".join(run(Detokenizer(smollm, stop=["."], min_tokens=7), [ids])) == "a.b.c.d"
 
 
+def test_an_early_stop_may_overlap_the_one_that_counts(smollm):
+    (a,) = smollm.encode("a")
+    assert "".join(run(Detokenizer(smollm, stop=["aa"], min_tokens=3), [[a] * 5])) == "a"
+
+
+def test_stop_strings_are_recognized_wherever_they_end():
+    """Every stop string of up to six letters in every text of nine, two letters each."""
+    stops = ["".join(letters) for length in range(1, 7) for letters in product("ab", repeat=length)]
+    for text in map("".join, product("ab", repeat=9)):
+        ends = [text[:i] for i in range(1, 10)]
+        for stop in stops:
+            matcher = _StopString(stop)
+            assert [matcher.feed(char) for char in text] == [end.endswith(stop) for end in ends], (stop, text)
+
+
 def test_an_empty_stop_string_is_refused(smollm):
     with pytest.raises(ValueError, match="must not be empty"):
         Detokenizer(smollm, stop=["a", ""])
@@ -200,6 +215,7 @@ def sentencepiece():
     backend = Backend(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<s>"])
     return Tokenizer(backend, {})
 
 
@@ -217,6 +233,14 @@ def test_the_first_space_goes_only_at_the_start_of_a_text(sentencepiece, continu
 def test_whole_characters_from_bytes_as_hugging_face(sentencepiece, text):
     ids = [1, *(6 + byte for byte in text.encode()), 2]
     assert sentencepiece.decode(ids) == sentencepiece._backend.decode(ids) == f"Hello{text} world"
+
+
+def test_the_first_space_goes_though_a_special_token_stands_before_it(sentencepiece):
+    bos = sentencepiece.vocab_size - 1
+    assert sentencepiece.is_special(bos)
+    detokenizer = Detokenizer(sentencepiece, continues=False)
+    assert [detokenizer.push([token]) for token in (bos, 1, 2)] == ["", "Hello", " world"]
+    assert detokenizer.offsets == [0, 0, 5]
 
 
 def test_characters_stream_inside_a_run_of_bytes(sentencepiece):
