@@ -1,0 +1,236 @@
+"""The whole HTTP side over an engine that says what the test tells it, a token a step, at the test's pace.
+
+Everything but the process is real: application, middleware, `EngineClient`, streams. The tokenizer has a token a byte.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import httpx
+from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers
+
+from configs.settings import Settings
+from scheduler.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    FinishReason,
+    Output,
+    Ready,
+    RequestTimes,
+    StepOutputs,
+)
+from scheduler.step import TokenLogprobs
+from server.app import create_app
+from server.drain import Drain
+from server.engine_client import EngineClient
+from server.metrics import Metrics
+from server.services import Services
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer, byte_alphabet, surround
+
+START, END = 256, 257
+CONTEXT = 256
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}{{ suffix }}"
+)
+
+
+def byte_tokenizer(bos: bool = False) -> Tokenizer:
+    """Token `b` is byte `b`; 256 and 257 begin and end a turn."""
+    backend = Backend(models.BPE(vocab={char: byte for byte, char in byte_alphabet().items()}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
+    if bos:
+        surround(backend, "<|im_start|>", None)
+    return Tokenizer(backend, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, CHATML)
+
+
+@dataclass
+class Playing:
+    """One sequence in the engine."""
+
+    request: AddRequest
+    tokens: list[int]  # still to come
+    done: int = 0
+
+
+@dataclass
+class ScriptedProcess:
+    """What `EngineClient` takes for an engine process. `reply` says what a request is answered with, as tokens.
+
+    The end is the model's (a final `END`) or `max_tokens`. `pace` is awaited before each step, so a test can hold time.
+    """
+
+    reply: Callable[[AddRequest], Iterable[int]]
+    per_step: int = 1
+    pid: int = 1
+    started: float = 0.0
+    requests: list[AddRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    playing: dict[str, Playing] = field(default_factory=dict)
+    fail: dict[int, Output] = field(default_factory=dict)  # after so many tokens: this, in place of the next
+    steps: int = 0
+    client: EngineClient | None = None
+    task: asyncio.Task | None = None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self):
+        self.gate.set()
+
+    def send(self, command):
+        if isinstance(command, AddRequest):
+            self.requests.append(command)
+            self.playing[command.request_id] = Playing(command, list(self.reply(command)))
+            if self.task is None or self.task.done():
+                self.task = asyncio.create_task(self.run())
+        elif isinstance(command, AbortRequests):
+            self.aborted += command.request_ids
+            for request_id in command.request_ids:
+                self.playing.pop(request_id, None)
+
+    async def run(self):
+        while self.playing:
+            await asyncio.sleep(0)
+            await self.gate.wait()
+            self.step()
+            for _ in range(4):  # readers get their turn
+                await asyncio.sleep(0)
+
+    def step(self):
+        self.steps += 1
+        outputs = [self.advance(playing) for playing in list(self.playing.values())]
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.playing.pop(output.request_id, None)
+        self.client.handle(StepOutputs(outputs=outputs, stats=EngineStats(running=len(self.playing))))
+
+    def advance(self, playing: Playing) -> Output:
+        request, sampling = playing.request, playing.request.sampling
+        now = time.monotonic()
+        output = Output(request_id=request.request_id)
+        if playing.done == 0:
+            output.times = RequestTimes(queued=now, scheduled=now, cached_tokens=len(request.prompt_ids) // 2)
+            if sampling.prompt_logprobs is not None:
+                ids = request.prompt_ids[1:]
+                output.prompt_logprobs = [entry(token, sampling.prompt_logprobs) for token in ids]
+        if playing.done in self.fail:
+            failure = self.fail[playing.done]
+            output.finish_reason, output.error = failure.finish_reason, failure.error
+            return output
+        left = sampling.max_tokens - playing.done
+        ids = output.token_ids = playing.tokens[: min(self.per_step, left)]
+        playing.tokens = playing.tokens[len(ids) :]
+        playing.done += len(ids)
+        if sampling.logprobs is not None:
+            output.logprobs = [entry(token, sampling.logprobs) for token in ids]
+        stops = {*sampling.stop_token_ids} | ({END} if not sampling.ignore_eos else set())
+        hit = next((i for i, token in enumerate(ids) if token in stops), None)
+        if hit is not None:
+            output.token_ids, output.logprobs = ids[: hit + 1], output.logprobs[: hit + 1]
+            output.finish_reason, output.stop_token = FinishReason.STOP, ids[hit]
+        elif playing.done >= sampling.max_tokens or not playing.tokens:
+            output.finish_reason = FinishReason.LENGTH
+        return output
+
+
+def entry(token: int, most: int) -> TokenLogprobs:
+    """The token is the second likeliest; the others follow it in the vocabulary."""
+    top = [((token + 1) % 256, -0.25), (token, -0.5), *(((token + i) % 256, -float(i)) for i in range(2, 30))]
+    return TokenLogprobs(token_id=token, logprob=-0.5, rank=2, top=top[:most])
+
+
+def text_reply(text: str, end: bool = True) -> Callable[[AddRequest], Iterable[int]]:
+    """Answer every request with this text."""
+    return lambda request: [*text.encode(), *([END] if end else [])]
+
+
+class Server:
+    """The application and a client for it, on the running event loop."""
+
+    def __init__(self, reply="Hello, wörld!", *, template=CHATML, bos=False, ready=True, **settings):
+        self.settings = Settings(**settings)
+        metrics = Metrics()
+        self.engine = EngineClient(self.settings, metrics)
+        self.process = ScriptedProcess(text_reply(reply) if isinstance(reply, str) else reply)
+        self.process.client = self.engine
+        if ready:
+            self.engine.attach(self.process)
+            self.engine.handle(
+                Ready(
+                    context=CONTEXT,
+                    vocab_size=258,
+                    block_size=32,
+                    blocks=8,
+                    eos_token_ids=[END],
+                    device="cpu",
+                    version="1",
+                )
+            )
+        self.services = Services(
+            settings=self.settings,
+            engine=self.engine,
+            tokenizer=byte_tokenizer(bos),
+            template=ChatTemplate(template) if template else None,
+            model_names=("small", "org/small"),
+            fingerprint="fp_1",
+            created=1_790_000_000,
+            monotonic=time.monotonic,
+        )
+        self.app = create_app(self.services, self.engine, metrics, Drain())
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://headrace")
+
+    async def post(self, path, body, **kwargs):
+        if isinstance(body, bytes):
+            kwargs = {"content": body, "headers": {"content-type": "application/json"}, **kwargs}
+        else:
+            kwargs["json"] = body
+        return await self.client.post(path, **kwargs)
+
+    async def call(self, path, body, **headers) -> SimpleNamespace:
+        """Send a request by hand, with a client that can leave: `leave` is the event that makes it."""
+        return await hand_made(self.app, path, json.dumps(body).encode(), **headers)
+
+
+async def hand_made(app, path, body: bytes) -> SimpleNamespace:
+    """A call whose client stays until `leave` is set; `task` ends with the application."""
+    call = SimpleNamespace(leave=asyncio.Event(), sent=[], started=asyncio.Event(), task=None)
+    unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if unread:
+            return unread.pop()
+        await call.leave.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        call.sent.append(message)
+        call.started.set()
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("headrace", 80),
+    }
+    call.task = asyncio.create_task(app(scope, receive, send))
+    return call
+
+
+def run(test):
+    """Run an async test on a loop of its own."""
+    return asyncio.run(test())
