@@ -193,12 +193,12 @@ class Server:
             kwargs["json"] = body
         return await self.client.post(path, **kwargs)
 
-    async def call(self, path, body, **headers) -> SimpleNamespace:
-        """Send a request by hand, with a client that can leave: `leave` is the event that makes it."""
-        return await hand_made(self.app, path, json.dumps(body).encode(), **headers)
+    def call(self, path, body, app=None) -> SimpleNamespace:
+        """Send a request by hand, with a client that can leave."""
+        return hand_made(app or self.app, path, json.dumps(body).encode())
 
 
-async def hand_made(app, path, body: bytes) -> SimpleNamespace:
+def hand_made(app, path, body: bytes) -> SimpleNamespace:
     """A call whose client stays until `leave` is set; `task` ends with the application."""
     call = SimpleNamespace(leave=asyncio.Event(), sent=[], started=asyncio.Event(), task=None)
     unread = [{"type": "http.request", "body": body, "more_body": False}]

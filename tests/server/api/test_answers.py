@@ -271,7 +271,7 @@ def test_a_prompt_counts_once_however_many_choices():
 def test_choices_of_a_step_share_one_write():
     async def sizes():
         server = Server("abc")
-        call = await server.call(COMPLETIONS, {"prompt": "x", "n": 4, "stream": True})
+        call = server.call(COMPLETIONS, {"prompt": "x", "n": 4, "stream": True})
         await call.task
         return [message["body"].count(b"data: ") for message in call.sent if message.get("body")]
 
