@@ -178,10 +178,10 @@ def test_an_early_stop_may_overlap_the_one_that_counts(smollm):
 
 
 def test_stop_strings_are_recognized_wherever_they_end():
-    """Every stop string of up to six letters in every text of nine, two letters each."""
+    """Every stop string of up to six letters in every text of ten, two letters each."""
     stops = ["".join(letters) for length in range(1, 7) for letters in product("ab", repeat=length)]
-    for text in map("".join, product("ab", repeat=9)):
-        ends = [text[:i] for i in range(1, 10)]
+    for text in map("".join, product("ab", repeat=10)):
+        ends = [text[:i] for i in range(1, 11)]
         for stop in stops:
             matcher = _StopString(stop)
             assert [matcher.feed(char) for char in text] == [end.endswith(stop) for end in ends], (stop, text)
