@@ -191,7 +191,7 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="headrace-", dir=base if len(os.fsencode(base)) <= _LONGEST_FOLDER else "/tmp"))
 
 
-def drain(process: EngineProcess, handle: Callable[[Any], None]) -> None:
+def receive_all(process: EngineProcess, handle: Callable[[Any], None]) -> None:
     """Hand every waiting event to `handle`."""
     while (event := process.receive()) is not None:
         handle(event)

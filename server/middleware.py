@@ -19,7 +19,8 @@ from server.lifetime import Exchange
 from server.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/live", "/ready"})  # what an orchestrator asks without a key
-OPERATIONS = OPEN_PATHS | {"/", "/health", "/metrics", "/version"}  # answered while draining, too
+PROBES = OPEN_PATHS | {"/health"}
+OPERATIONS = PROBES | {"/", "/metrics", "/version"}  # answered while draining, too
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -58,10 +59,15 @@ class ExchangeMiddleware:
         try:
             await self._app(scope, receive, tagged)
         finally:
-            if exchange.error_code is not None:
+            if exchange.error_code is not None and not _is_probe_answer(scope, exchange):
                 self._metrics.request_failed(exchange.error_code)
             if self._access_log:
                 _access_log.info("%s", access_line(scope, exchange, status))
+
+
+def _is_probe_answer(scope: Scope, exchange: Exchange) -> bool:
+    """A "not now" to who asked for just that: counted as errors, polls would drown those of requests."""
+    return scope["path"] in PROBES and exchange.error_code == Unavailable.code
 
 
 def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from server.engine_client import EngineClient
-from server.engine_process import EngineProcess, ProtocolError, drain
+from server.engine_process import EngineProcess, ProtocolError, receive_all
 from server.metrics import Metrics
 from server.restart import RestartPolicy
 
@@ -99,7 +99,7 @@ class Supervisor:
 
     def _read(self, process: EngineProcess) -> None:
         try:
-            drain(process, self._client.handle)
+            receive_all(process, self._client.handle)
         except ProtocolError as error:
             self._end(str(error))
         except Exception as error:  # a defect of ours must not leave the socket unread for ever: that would be a hang

@@ -244,8 +244,12 @@ def test_while_the_engine_starts_live_answers_and_ready_tells_the_phase():
                 response = await client.get(path)
                 assert "starting" in check_error(response, 503, "unavailable")["message"]
                 assert int(response.headers["retry-after"]) >= 1
+            assert (
+                rig.sample("headrace_request_errors_total", code="unavailable") == 0
+            )  # probes were answered, no request
             response = await client.post("/v1/completions", json={"prompt": [1]})
             check_error(response, 503, "unavailable")
+            assert rig.sample("headrace_request_errors_total", code="unavailable") == 1
             assert int(response.headers["retry-after"]) >= 1
 
     run(body)

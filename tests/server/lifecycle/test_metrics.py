@@ -4,7 +4,9 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from scheduler.messages import EngineStats, FinishReason, Output, Phase, StepOutputs
+from configs.settings import Settings
+from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs
+from scheduler.sampling_params import SamplingParams
 from server.engine_client import EngineClient
 from server.errors import EngineDied
 from server.lifetime import Lifetime
@@ -107,14 +109,13 @@ def test_a_sequence_without_tokens_says_nothing_of_latency():
         assert value(metrics, f"headrace_{name}_count") == 0
 
 
-def test_gaps_are_measured_between_arrivals(settings=None):
-    from configs.settings import Settings
-
+def test_gaps_are_measured_between_arrivals():
     metrics = Metrics()
-    client = EngineClient(settings or Settings(), metrics)
+    client = EngineClient(Settings(), metrics)
     client.handle(Phase(name="import", seconds=1.0))
     client.handle(READY)
-    stream = client.submit(_request(), Lifetime(received=0.0))
+    request = AddRequest(request_id="a", prompt_ids=[1], sampling=SamplingParams(max_tokens=3))
+    stream = client.submit(request, Lifetime(received=0.0))
     for last in (None, None, FinishReason.LENGTH):
         output = Output(request_id="a", token_ids=[1], finish_reason=last)
         client.handle(StepOutputs(outputs=[output], stats=EngineStats(), step_tokens=1, step_seconds=0.25))
@@ -123,10 +124,3 @@ def test_gaps_are_measured_between_arrivals(settings=None):
     assert value(metrics, "headrace_step_seconds_sum") == 0.75
     assert value(metrics, "headrace_step_tokens_count") == 3
     stream.close()
-
-
-def _request():
-    from scheduler.messages import AddRequest
-    from scheduler.sampling_params import SamplingParams
-
-    return AddRequest(request_id="a", prompt_ids=[1], sampling=SamplingParams(max_tokens=3))
