@@ -29,10 +29,9 @@ serve: $(RUNTIME) ## start the server; flags go in ARGS, e.g. make serve ARGS="-
 test: $(TESTS) ## run the whole suite; pytest's arguments go in ARGS
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(LINTERS) ## lint, formatting, strict types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict
+lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
+	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy --strict"; do \
+	  echo "$$check"; $(BIN)/$$check || failed=1; done; exit $$failed
 
 format: $(LINTERS) ## let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
