@@ -32,9 +32,9 @@ def config_from_gguf(header: GgufHeader) -> ModelConfig:
         f"{header.path.name} ({name})",
     )
     _refuse_unimplemented(fields)
-    layers, heads = fields.integer("block_count"), max(1, fields.integer("attention.head_count"))
+    layers, heads = fields.integer("block_count"), fields.integer("attention.head_count")
     hidden, max_position = fields.integer("embedding_length"), fields.integer("context_length")
-    head_dim = fields.integer("attention.key_length", hidden // heads)
+    head_dim = fields.integer("attention.key_length", hidden // max(1, heads))
     fields.must_be("attention.value_length", head_dim)
     fields.must_be("rope.dimension_count", head_dim)
     window = fields.integer("attention.sliding_window", 0) or None

@@ -87,7 +87,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     for _ in range(metadata_count):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.u32())
-    if metadata.get("split.count", 0) > 1:
+    parts = metadata.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
         raise ModelError(f"{path} is one part of a split GGUF model; join the parts with `llama-gguf-split --merge`.")
     cursor.require(tensor_count, 8 + 4 + 8 + 4 + 8, "tensors")
     infos = [cursor.tensor() for _ in range(tensor_count)]

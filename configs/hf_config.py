@@ -41,7 +41,7 @@ def config_from_hf(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConf
     fields = Fields(raw, _WHERE)
     architecture = _architecture(fields)
     _refuse_unimplemented(fields)
-    layers, heads = fields.integer("num_hidden_layers"), max(1, fields.integer("num_attention_heads"))
+    layers, heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     max_position = fields.integer("max_position_embeddings", _DEFAULT_MAX_POSITION[architecture])
     theta, scaling = _rope(fields, max_position)
@@ -57,7 +57,7 @@ def config_from_hf(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConf
         layers=layers,
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", _DEFAULT_KV_HEADS.get(architecture, heads)),
-        head_dim=fields.integer("head_dim", _DEFAULT_HEAD_DIM.get(architecture, hidden // heads)),
+        head_dim=fields.integer("head_dim", _DEFAULT_HEAD_DIM.get(architecture, hidden // max(1, heads))),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,

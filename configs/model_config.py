@@ -79,6 +79,8 @@ class ModelConfig:
         for name in (*sizes, "max_position"):
             if getattr(self, name) < 1:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.rope_theta > 1:
+            raise ModelError(f"the model's rope_theta is {self.rope_theta}; it must be greater than 1.")
         if self.heads % self.kv_heads:
             raise ModelError(f"{self.heads} attention heads cannot share {self.kv_heads} KV heads evenly.")
         if self.head_dim % 2:

@@ -43,10 +43,12 @@ def resolve_model(model: str | None) -> ModelSource:
     path = Path(model).expanduser()
     if path.is_file():
         return _gguf_file(path)
-    if path.is_dir():
+    if model and path.is_dir():
         return _folder(path, path.resolve().name)
     if model.endswith(".gguf") or model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
-        raise ModelError(f"no such model file or folder: {model}; give a .gguf file, a Hugging Face folder or a hub name.")
+        raise ModelError(
+            f"no such model file or folder: {model}; give a .gguf file, a Hugging Face folder or a hub name."
+        )
     return _folder(_download(model), model)
 
 

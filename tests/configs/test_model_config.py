@@ -1,0 +1,235 @@
+"""Descriptions of models, from both kinds of files; and that what is not computed is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.gguf_config import config_from_gguf
+from configs.gguf_header import GgufHeader, TensorInfo
+from configs.hf_config import config_from_hf
+from configs.model_config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from configs.model_source import ModelError, ModelSource
+from tests.tiny_models import TINY
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "eos_token_id": 2,
+}
+QWEN2 = LLAMA | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+METADATA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.context_length": 512,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.dimension_count": 16,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
+def hf(changes=None, generation=None, base=LLAMA):
+    return config_from_hf(base | (changes or {}), generation or {})
+
+
+def of_gguf(changes=None, tensors=("output.weight",)):
+    infos = {name: TensorInfo(name, (320, 64), 0, 0) for name in ("token_embd.weight", *tensors)}
+    metadata = METADATA | (changes or {})
+    return config_from_gguf(GgufHeader(Path("m.gguf"), {k: v for k, v in metadata.items() if v is not None}, infos))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_agrees_with_the_transformers_config_it_was_saved_from(tiny_model, name):
+    model, folder = tiny_model(name)
+    theirs, ours = model.config, ModelConfig.from_source(ModelSource(folder, "hf", name))
+    assert ours.architecture == theirs.model_type
+    assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
+    assert (ours.layers, ours.heads, ours.kv_heads) == (
+        theirs.num_hidden_layers, theirs.num_attention_heads, theirs.num_key_value_heads
+    )  # fmt: skip
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    assert ours.rms_norm_eps == theirs.rms_norm_eps
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert ours.max_position == theirs.max_position_embeddings
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.sliding_window == getattr(theirs, "sliding_window", None)
+    assert ours.eos_token_ids == (2,)
+
+
+def test_left_out_keys_take_the_defaults_of_the_classes():
+    plain = hf()
+    assert (plain.kv_heads, plain.head_dim, plain.rope_theta, plain.max_position) == (4, 16, 10000.0, 2048)
+    assert (plain.rms_norm_eps, plain.tie_word_embeddings, plain.rope_scaling) == (1e-6, False, None)
+    mistral = hf({"model_type": "mistral", "architectures": None, "num_attention_heads": 8})
+    assert (mistral.kv_heads, mistral.sliding_window, mistral.sliding_layers) == (8, 4096, (True,) * 3)
+    qwen3 = hf({"model_type": "qwen3", "architectures": None})
+    assert (qwen3.head_dim, qwen3.qk_norm, qwen3.qkv_bias) == (128, True, False)
+
+
+def test_a_null_sliding_window_is_none():
+    mistral = hf({"model_type": "mistral", "architectures": None, "num_attention_heads": 8, "sliding_window": None})
+    assert (mistral.sliding_window, mistral.sliding_layers) == (None, (False,) * 3)
+    assert hf({"use_sliding_window": False, "sliding_window": 8}, base=QWEN2).sliding_window is None
+
+
+def test_sliding_layers_of_qwen():
+    by_count = hf({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, base=QWEN2)
+    assert (by_count.sliding_window, by_count.sliding_layers) == (8, (False, False, True))
+    types = ["sliding_attention", "full_attention", "full_attention"]
+    by_type = hf({"use_sliding_window": True, "sliding_window": 8, "layer_types": types}, base=QWEN2)
+    assert by_type.sliding_layers == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}},
+        ),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0}},
+        ),
+        ({"rope_theta": 5e5, "rope_scaling": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    ],
+)
+def test_both_forms_of_rotary_settings_are_one(old, new):
+    assert hf(old) == hf(new)
+    assert hf(old).rope_theta == 5e5
+
+
+def test_rotary_scalings():
+    assert hf({"rope_scaling": {"type": "linear", "factor": 2}}).rope_scaling == LinearScaling(2.0)
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert hf({"rope_scaling": llama3 | {"original_max_position_embeddings": 64}}).rope_scaling == Llama3Scaling(
+        8.0, 1.0, 4.0, 64
+    )
+    yarn = hf({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}).rope_scaling
+    assert yarn == YarnScaling(4.0, 64, 32.0, 1.0, pytest.approx(1.1386294), True)
+
+
+def test_the_generation_file_decides_when_to_stop():
+    assert hf({"eos_token_id": 2}, {"eos_token_id": [5, 6, 5]}).eos_token_ids == (5, 6)
+    assert hf({"eos_token_id": 2}, {"eos_token_id": None}).eos_token_ids == (2,)
+    assert hf({"eos_token_id": None}).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not implemented; known: llama, mistral, qwen2, qwen3"),
+        ({"model_type": None}, "unnamed"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a text generator"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not implemented"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "partial_rotary"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not implemented; known: default"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "64"}, "hidden_size is '64', not a whole number"),
+        ({"vocab_size": True}, "not a whole number"),
+        ({"rms_norm_eps": float("inf")}, "not a finite number"),
+        ({"tie_word_embeddings": "yes"}, "not true or false"),
+        ({"num_hidden_layers": 0}, "layers is 0"),
+        ({"num_attention_heads": 0}, "heads is 0"),
+        ({"rope_theta": 0.0}, "rope_theta is 0.0"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 KV heads"),
+        ({"head_dim": 15}, "even head_dim"),
+        ({"eos_token_id": 320}, "token 320 is outside the vocabulary of 320"),
+        ({"eos_token_id": "two"}, "not a token id"),
+    ],
+)
+def test_refuses_what_is_not_computed(changes, message):
+    with pytest.raises(ModelError) as caught:
+        hf(changes)
+    assert message in str(caught.value)
+
+
+def test_refuses_layer_types_it_does_not_know():
+    with pytest.raises(ModelError, match="layer_types"):
+        hf({"use_sliding_window": True, "sliding_window": 8, "layer_types": ["linear_attention"] * 3}, base=QWEN2)
+    with pytest.raises(ModelError, match="does not match"):
+        hf({"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"]}, base=QWEN2)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, "\udcff"])
+def test_refuses_files_that_hold_no_object(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match=r"config\.json"):
+        ModelConfig.from_source(ModelSource(tmp_path, "hf", "m"))
+
+
+def test_reads_the_generation_file_of_a_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert ModelConfig.from_source(ModelSource(tmp_path, "hf", "m")).eos_token_ids == (7, 8)
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model(smollm2_source):
+    config = ModelConfig.from_source(smollm2_source)
+    assert (config.architecture, config.vocab_size, config.layers, config.max_position) == ("llama", 49152, 30, 8192)
+    assert (config.heads, config.kv_heads, config.head_dim, config.group) == (9, 3, 64, 3)
+    assert (config.rope_theta, config.tie_word_embeddings, config.eos_token_ids) == (1e5, True, (2,))
+    assert config.kv_bytes_per_token == 30 * 2 * 3 * 64 * 4
+
+
+def test_gguf_features_follow_from_the_tensors():
+    plain = of_gguf()
+    assert (plain.tie_word_embeddings, plain.qkv_bias, plain.qk_norm, plain.rope_theta) == (False, False, False, 1e4)
+    assert of_gguf(tensors=()).tie_word_embeddings
+    assert of_gguf(tensors=("blk.0.attn_q.bias",)).qkv_bias
+    assert of_gguf(tensors=("blk.0.attn_q_norm.weight",)).qk_norm
+
+
+def test_gguf_scalings_and_stops():
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    assert of_gguf(linear).rope_scaling == LinearScaling(4.0)
+    yarn = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 128,
+    }
+    assert of_gguf(yarn).rope_scaling == YarnScaling(4.0, 128, 32.0, 1.0, pytest.approx(1.1386294), True)
+    assert of_gguf({"tokenizer.ggml.eot_token_id": 9}).eos_token_ids == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "gemma3"}, "'gemma3' is not implemented; known: llama, qwen2, qwen3"),
+        ({"general.architecture": None}, "unnamed"),
+        ({"llama.expert_count": 8}, "expert_count=8"),
+        ({"llama.rope.dimension_count": 8}, "rope.dimension_count=8 is not implemented; supported: 16"),
+        ({"llama.rope.scaling.type": "longrope"}, "longrope"),
+        ({"llama.attention.scale": 0.5}, "attention.scale=0.5"),
+        ({"llama.attention.head_count_kv": [2, 1]}, "not a whole number"),
+        ({"llama.block_count": None}, "block_count is missing"),
+        ({"llama.attention.value_length": 8}, "value_length=8"),
+        ({"tokenizer.ggml.eos_token_id": 4000}, "outside the vocabulary"),
+    ],
+)
+def test_gguf_refuses_what_is_not_computed(changes, message):
+    with pytest.raises(ModelError) as caught:
+        of_gguf(changes)
+    assert message in str(caught.value)
+
+
+def test_a_gguf_without_an_embedding_is_refused():
+    with pytest.raises(ModelError, match=r"token_embd\.weight"):
+        config_from_gguf(GgufHeader(Path("m.gguf"), METADATA, {}))
