@@ -222,6 +222,7 @@ class EngineClient:
         self.failure = None
         self.last_token = self.last_event  # Ready means that a real token was produced
         if self._process is not None:
+            self._process.unlink()
             self._start_seconds = self.last_event - self._process.started
         self._metrics.engine_ready(event, self._start_seconds)
 

@@ -128,6 +128,11 @@ class EngineProcess:
         except (ValueError, KeyError, msgspec.DecodeError) as error:
             raise ProtocolError(f"the engine sent what is no event: {frames[0][:40]!r}: {error}") from error
 
+    def unlink(self) -> None:
+        """Remove the endpoints' folder once both sides are connected: from then on, even kill -9 leaves nothing behind."""
+        if self._commands.poll(0, zmq.POLLOUT):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def send(self, command: Command) -> None:
         """Queue a command; commands arrive in the order of the calls. Never blocks."""
         self._outbox.append([_COMMAND_NAMES[type(command)], _ENCODER.encode(command)])

@@ -139,19 +139,30 @@ def test_a_restart_that_fails_once_succeeds_later(tmp_path):
     run(body)
 
 
-def test_stop_ends_open_sequences_the_child_and_its_folder():
+def test_the_endpoints_are_private_and_gone_when_nobody_needs_them():
+    async def body():
+        async with running("--start", "never", until=lambda rig: bool(rig.processes)) as rig:
+            folder = rig.processes[0]._folder
+            assert folder.stat().st_mode & 0o077 == 0
+            await rig.supervisor.stop()
+            await eventually(lambda: not folder.exists())
+        async with running() as rig:
+            assert not rig.processes[0]._folder.exists()
+            assert len(await read(rig.submit())) == 3
+
+    run(body)
+
+
+def test_stop_ends_open_sequences_and_the_child():
     async def body():
         async with running() as rig:
             process = rig.processes[0]
-            folder = process._folder
-            assert folder.stat().st_mode & 0o077 == 0
             reader = asyncio.create_task(read(rig.submit(HOLD)))
             await asyncio.sleep(0)
             await rig.supervisor.stop()
             with pytest.raises(Unavailable, match="shutting down"):
                 await reader
-            await eventually(lambda: not folder.exists())
-            assert process.exit_code == 0
+            await eventually(lambda: process.exit_code == 0)
             with pytest.raises(Unavailable, match="shutting down"):
                 rig.submit()
 
