@@ -108,7 +108,7 @@ def candidates(
             continue
         ranking = _Ranking.of(take(logits, rows), size)
         settled, found = _keep(ranking, peak[rows], limits[rows], totals[rows])
-        groups.append((rows[settled], Candidates(take(found.weights, rows[settled]), take(found.ids, rows[settled]))))
+        groups.append((rows[settled], Candidates(found.weights[settled], found.ids[settled])))
         waiting = torch.cat([waiting[~ready], rows[~settled]]).sort().values
         if not len(waiting):
             break
