@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 # A client that sends these has said nothing: no field below may carry information through them.
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+INT32_MAX = 2**31 - 1  # counts and token ids; the model's own bounds are checked where the model is known
 
 
 class Body(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from server.protocol.base import INT64_MAX, INT64_MIN, wrong
+from server.protocol.base import INT32_MAX, INT64_MAX, INT64_MIN, wrong
 from server.protocol.shown import shown
 
 MAX_STRING = 1024  # characters in one stop string or bad word: they are held back and matched at every token
@@ -98,7 +98,7 @@ def _part_text(part: Any, path: str) -> str:
     return text
 
 
-_ID = {"type": "integer", "minimum": 0}
+_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
 _IDS = {"type": "array", "items": _ID, "minItems": 1}
 _STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STRING}

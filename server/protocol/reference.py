@@ -5,7 +5,7 @@ from typing import Any
 
 from configs.settings import Settings
 from server.errors import ApiError
-from server.protocol.base import Body
+from server.protocol.base import INT32_MAX, Body
 from server.protocol.chat import ChatRequest, ContentPart, Message
 from server.protocol.completions import CompletionRequest
 from server.protocol.limits import LIMITS
@@ -118,6 +118,7 @@ def _size(schema: dict[str, Any], least: str, most: str, unit: str = "") -> str:
 def _range(schema: dict[str, Any]) -> str:
     least = schema.get("minimum", schema.get("exclusiveMinimum"))
     most = schema.get("maximum")
+    most = None if most == INT32_MAX else most  # as good as no bound
     if least == -(2**63):
         return " of 64 bits"
     over = "over " if "exclusiveMinimum" in schema else ""

@@ -4,11 +4,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from server.protocol.base import Body
+from server.protocol.base import INT32_MAX, Body
 from server.protocol.fields import Int64, LogitBias, Stop, Text
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 class StreamOptions(Body):
@@ -57,7 +57,9 @@ class Sampling(Body):
     frequency_penalty: Penalty = Field(0.0, description="Subtracted from a token for each time it was generated.")
     logit_bias: LogitBias = Field(default_factory=dict, description="Token ids to what is added to their logits.")
 
-    top_k: int = Field(0, ge=-1, description="Extension: sample from the k likeliest tokens; 0 and -1 are off.")
+    top_k: int = Field(
+        0, ge=-1, le=INT32_MAX, description="Extension: sample from the k likeliest tokens; 0 and -1 are off."
+    )
     min_p: float = Field(
         0.0, ge=0, le=1, description="Extension: least probability, relative to the likeliest token's."
     )
@@ -70,7 +72,7 @@ class Sampling(Body):
     bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")
     skip_special_tokens: bool = Field(True, description="Extension: leave special tokens out of the text.")
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Extension: lower runs first.")
+    priority: int = Field(0, ge=-(2**31), le=INT32_MAX, description="Extension: lower runs first.")
     cache_salt: str = Field(
         "", max_length=256, description="Extension: cached prefixes are shared only between requests of equal salt."
     )

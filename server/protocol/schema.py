@@ -62,11 +62,12 @@ def _replace_parts(field: Schema, part: Schema) -> None:
 
 
 def _nullable(field: Schema) -> Schema:
-    if {"type": "null"} in field.get("anyOf", []):
-        return field
     notes: Schema = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+    if notes.get("default", 0) is None:
+        del notes["default"]  # FastAPI leaves nulls out of the document
     branches = field["anyOf"] if set(field) == {"anyOf"} else [field]
-    return {"anyOf": [*branches, {"type": "null"}], **notes}
+    null = {"type": "null"}
+    return {"anyOf": [*branches, *([] if null in branches else [null])], **notes}
 
 
 def _inline(node: Any, definitions: Schema) -> Any:

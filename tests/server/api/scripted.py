@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import httpx
-from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
 from configs.settings import Settings
 from scheduler.messages import (
@@ -83,6 +84,9 @@ class ScriptedProcess:
 
     def __post_init__(self):
         self.gate.set()
+
+    def unlink(self):
+        """There is no folder of sockets to remove."""
 
     def send(self, command):
         if isinstance(command, AddRequest):

@@ -111,7 +111,10 @@ OPTIONS = [
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}, "n": 2},
     {"stream_options": {"include_obfuscation": False}},
 ]
-LOGPROBS = {CHAT: [{"logprobs": True}, {"logprobs": True, "top_logprobs": 3}], COMPLETIONS: [{"logprobs": 0}, {"logprobs": 3}]}
+LOGPROBS = {
+    CHAT: [{"logprobs": True}, {"logprobs": True, "top_logprobs": 3}],
+    COMPLETIONS: [{"logprobs": 0}, {"logprobs": 3}],
+}
 MORE = [
     {"echo": True},
     {"echo": True, "max_tokens": 0},
@@ -124,7 +127,12 @@ MORE = [
 ]
 CASES = [
     *itertools.product(ROUTES, OPTIONS),
-    *((path, {**with_logprobs, **options}) for path in ROUTES for with_logprobs in LOGPROBS[path] for options in OPTIONS),
+    *(
+        (path, {**with_logprobs, **options})
+        for path in ROUTES
+        for with_logprobs in LOGPROBS[path]
+        for options in OPTIONS
+    ),
     *((COMPLETIONS, options) for options in MORE),
 ]
 
@@ -220,7 +228,13 @@ def test_echo_of_completions():
     assert choice["logprobs"] == {
         "tokens": ["a", "b", "c", "x", "y"],
         "token_logprobs": [None, -0.5, -0.5, -0.5, -0.5],
-        "top_logprobs": [None, {"c": -0.25, "b": -0.5}, {"d": -0.25, "c": -0.5}, {"y": -0.25, "x": -0.5}, {"z": -0.25, "y": -0.5}],
+        "top_logprobs": [
+            None,
+            {"c": -0.25, "b": -0.5},
+            {"d": -0.25, "c": -0.5},
+            {"y": -0.25, "x": -0.5},
+            {"z": -0.25, "y": -0.5},
+        ],
         "text_offset": [0, 1, 2, 3, 4],
     }
 
@@ -298,7 +312,10 @@ async def get(server, path) -> httpx.Response:
 def test_models():
     async def models():
         server = Server()
-        return [await get(server, path) for path in ("/v1/models", "/v1/models/small", "/v1/models/org/small", "/v1/models/x")]
+        return [
+            await get(server, path)
+            for path in ("/v1/models", "/v1/models/small", "/v1/models/org/small", "/v1/models/x")
+        ]
 
     listed, one, slashed, missing = run(models)
     assert [model.id for model in ModelList.model_validate_json(listed.content).data] == ["small", "org/small"]

@@ -103,7 +103,8 @@ def failing(after, reason=FinishReason.ERROR, error="out of luck", **fields):
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize(
-    ("reason", "status", "code"), [(FinishReason.ERROR, 500, "generation_failed"), (FinishReason.ABORT, 503, "unavailable")]
+    ("reason", "status", "code"),
+    [(FinishReason.ERROR, 500, "generation_failed"), (FinishReason.ABORT, 503, "unavailable")],
 )
 def test_a_failed_sequence_without_stream(after, n, reason, status, code):
     server, response = failing(after, reason, n=n)
@@ -261,7 +262,9 @@ def test_a_defect_of_ours_ends_the_stream_with_an_error_event(monkeypatch, caplo
 def test_requests_do_not_disturb_each_other():
     async def mixed():
         server = Server(lambda request: request.prompt_ids * 3)
-        bodies = [{"prompt": chr(97 + i) * 5, "max_tokens": 12, "n": 1 + i % 3, "stream": i % 2 == 0} for i in range(12)]
+        bodies = [
+            {"prompt": chr(97 + i) * 5, "max_tokens": 12, "n": 1 + i % 3, "stream": i % 2 == 0} for i in range(12)
+        ]
         responses = await asyncio.gather(*(server.post(COMPLETIONS, body) for body in bodies))
         return server, bodies, responses
 
