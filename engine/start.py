@@ -3,6 +3,7 @@
 Each phase is timed and reported as it ends. torch is imported in a phase of its own, after the memory plan has been sent.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,9 @@ class Starter:
         self._channel.send(Phase(name=name, seconds=time.perf_counter() - began))
 
     def _import_torch(self) -> None:
+        # Threads that spin at the end of each parallel loop take the core from whoever they wait for: with other work on
+        # the machine a step took 1-11 s that takes 0.3-0.5 s when they sleep (20 sequences, 2 cores).
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         import engine.worker
