@@ -29,16 +29,15 @@ from engine.sampling.truncation import Limits, candidates, scaled, truncates
 from engine.sequence import Sequence
 from scheduler.step import TokenLogprobs
 
-ROWS_AT_ONCE = (
-    8  # keeps a draw's temporaries in the cache: 32 rows of 49k cost 2x more in one piece (measured on a CPU)
-)
+ROWS_AT_ONCE = 8  # keeps a draw's temporaries in the cache: on a CPU, 32 rows of 49k in one piece cost twice as much
+NO_TOKEN = -1  # no embedding has this row: a caller who overlooks the error fails at once
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What came of one row: a token (with `logprobs` where asked for) or an `error`, never both."""
+    """What came of one row: a token (with `logprobs` where asked for) or an `error`; then `token_id` is `NO_TOKEN`."""
 
-    token_id: int | None = None
+    token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
 
@@ -79,7 +78,7 @@ class Sampler:
                 tokens[row] = token
         described = _describe(raw, tokens, errors, sequences)
         return [
-            Sampled(tokens[row], described.get(row)) if error is None else Sampled(error=error)
+            Sampled(tokens[row], described.get(row)) if error is None else Sampled(NO_TOKEN, error=error)
             for row, error in enumerate(errors)
         ]
 

@@ -51,7 +51,7 @@ def draws(row: list[float], asked: dict[str, Any], *, by_position: bool) -> list
             for i in range(start, start + block)
         ]
         logits = torch.tensor([row]).repeat(block, 1)
-        tokens += [sampled.token_id for sampled in sampler.sample(logits, batch) if sampled.token_id is not None]
+        tokens += [sampled.token_id for sampled in sampler.sample(logits, batch) if sampled.error is None]
     assert len(tokens) == DRAWS
     return tokens
 

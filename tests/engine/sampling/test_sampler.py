@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.sampling import sampler as sampler_module
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import NO_TOKEN, Sampler
 from engine.sequence import Sequence
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import SequenceInit
@@ -58,11 +58,11 @@ def random_sequence(rng: np.random.Generator, name: str) -> Sequence:
 def check_row(row: list[float], seq: Sequence, sampled: sampler_module.Sampled) -> None:
     expected, margin = oracle.next_token(oracle.edited(row, seq, EOS), seq.sampling, len(seq.tokens))
     if expected is None:
-        assert sampled.token_id is None
+        assert sampled.token_id == NO_TOKEN
         assert sampled.error is not None
         return
     assert sampled.error is None
-    assert sampled.token_id is not None
+    assert sampled.token_id != NO_TOKEN
     assert margin < ROUNDING or sampled.token_id == expected
     assert (sampled.logprobs is None) == (seq.sampling.logprobs is None)
     if sampled.logprobs is not None:
@@ -126,7 +126,7 @@ def test_a_text_is_the_same_after_preemption_and_another_worker() -> None:
     def run(seq: Sequence, steps: int, sampler: Sampler) -> None:
         for _ in range(steps):
             token = sampler.sample(table[seq.tokens[-1]].unsqueeze(0).clone(), [seq])[0].token_id
-            assert token is not None
+            assert token != NO_TOKEN
             seq.tokens.append(token)
 
     whole = sequence([1, 2, 3], 3, **asked)
@@ -150,7 +150,7 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) ->
     healthy = Sampler(VOCAB, EOS).sample(logits.clone(), batch)
     logits[2, 5] = bad
     sampled = Sampler(VOCAB, EOS).sample(logits, batch)
-    assert sampled[2].token_id is None
+    assert sampled[2].token_id == NO_TOKEN
     assert sampled[2].logprobs is None
     assert "not finite" in (sampled[2].error or "")
     for row in (0, 1, 3):
