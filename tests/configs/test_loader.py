@@ -91,10 +91,10 @@ def test_every_bound_is_enforced_and_named(knob):
         assert f"{bound:g}" in text.split("must be")[1] or str(bound) in text.split("must be")[1]
 
 
-@EACH_KNOB
+@pytest.mark.parametrize(
+    "knob", [knob for knob in knobs().values() if knob.kind is not str or knob.choices], ids=lambda knob: knob.name
+)
 def test_what_is_no_value_at_all_is_refused(knob):
-    if knob.kind is str and not knob.choices:
-        pytest.skip("any text is a value")
     text = refusal({knob.name: "nonsense"})
     assert knob.name in text and "nonsense" in text and knob.domain in text
 
