@@ -45,7 +45,9 @@ HEADER = """# The API
 
 ## Answers
 
-The stream is described in docs/sse.md; the answer without `stream` is the stream added up. Beyond OpenAI's answer:
+The stream is described in docs/sse.md; the answer without `stream` is the stream added up. A stream begins with its
+first output, so a failure before that has its own status; after 10 seconds without one it begins with comments, and a
+failure is then its last event. Beyond OpenAI's answer:
 
 - `timings`: `queue_ms`, `prefill_ms`, `decode_ms`, `total_ms` and speeds of the choice that finished last.
 - `stop_reason` of a choice: the stop string or the id from `stop_token_ids` that ended it, else null.
