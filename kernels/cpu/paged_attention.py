@@ -234,7 +234,7 @@ class _Layer:
     def piece(self, piece: Span | Fragments) -> tuple[Tensor, Tensor]:
         """Keys and values of a piece, [kv_heads, n, dim]: views for a span, small copies for fragments."""
         if isinstance(piece, Fragments):
-            return self.keys.index_select(1, piece.slots), self.values.index_select(1, piece.slots)
+            return _gathered(self.keys, piece.slots), _gathered(self.values, piece.slots)
         stop = piece.first + piece.parts * piece.length
         return self.keys[:, piece.first : stop], self.values[:, piece.first : stop]
 
@@ -278,6 +278,11 @@ def _chunk(queries: Tensor, kv: Tensor, pieces: Sequence[Span | Fragments], pool
     own = kv.permute(1, 2, 0, 3)  # [2, kv_heads, rows, dim]
     partials.append(pool.attend(query, _shared(own[0], group), _shared(own[1], group), causal=True))
     return _merge(partials).permute(2, 0, 1, 3)
+
+
+def _gathered(side: Tensor, slots: Tensor) -> Tensor:
+    # Along the first dimension: along any other, index_select first makes a contiguous copy of the whole layer.
+    return side.transpose(0, 1).index_select(0, slots).transpose(0, 1)
 
 
 def _shared(side: Tensor, group: int) -> Tensor:
