@@ -9,8 +9,8 @@ import signal
 import sys
 
 import msgspec
-from configs.model_source import ModelError, ModelSource
 
+from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.channel import Channel, ParentGone
 from engine.start import Starter

@@ -15,7 +15,7 @@ Command = AddRequest | AbortRequests | Shutdown
 _DECODERS: dict[bytes, msgspec.msgpack.Decoder[Any]] = {
     c.__name__.encode(): msgspec.msgpack.Decoder(c) for c in COMMANDS
 }
-_EVENT_NAMES = {event: event.__name__.encode() for event in EVENTS}
+_EVENT_NAMES: dict[type, bytes] = {event: event.__name__.encode() for event in EVENTS}
 
 
 class ParentGone(Exception):
@@ -65,7 +65,7 @@ class Channel:
         Raises:
             ParentGone: the HTTP process has ended.
         """
-        ready = dict(self._poller.poll(None if seconds is None else seconds * 1000))
+        ready = dict(self._poller.poll(None if seconds is None else int(seconds * 1000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
         if self._parent in ready and not os.read(cast(int, self._parent), 4096):

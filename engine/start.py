@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
-
 from configs.settings import Settings
 from engine.channel import Channel
 from engine.memory_plan import plan_memory

@@ -36,11 +36,15 @@ def run(settings: Settings, source: ModelSource) -> int:
     arguments = engine_arguments(settings, source)
     engine = EngineProcess(arguments)
     try:
+        from configs.model_config import ModelConfig
         from server.serving import Serving
         from server.text.chat_template import TemplateError
         from server.text.tokenizer import TokenizerError
 
         try:
+            ModelConfig.from_source(
+                source
+            )  # an architecture nobody serves is the first thing to say, not the tokenizer
             serving = Serving(settings, source, listener, arguments, started)
         except (TokenizerError, TemplateError, ModelError) as error:
             print(f"headrace: {error}", file=sys.stderr)

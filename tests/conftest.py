@@ -1,8 +1,12 @@
 """Models the tests share. Each is built once a session, from nothing but installed packages."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in engine/start.py, before anything imports torch
+
 import torch
 import transformers
 

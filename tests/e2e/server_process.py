@@ -87,7 +87,9 @@ class ServerProcess:
 
         def idle():
             metrics = self.metrics()
-            return metrics if metrics["headrace_sequences_running"] == metrics["headrace_sequences_waiting"] == 0 else None
+            return (
+                metrics if metrics["headrace_sequences_running"] == metrics["headrace_sequences_waiting"] == 0 else None
+            )
 
         return self.wait_until(idle)
 

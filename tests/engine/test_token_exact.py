@@ -32,7 +32,7 @@ def prompts(smollm2_tokenizer):
 
 def build(decoder, *, blocks=512, **config):
     pool = KvPool(decoder.config, blocks, BLOCK)
-    worker = CpuWorker(smollm2_decoder, pool, Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
+    worker = CpuWorker(decoder, pool, Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
     eos = frozenset(decoder.config.eos_token_ids)
     return Engine(blocks=blocks, block_size=BLOCK, worker=worker, eos=eos, context=min(8192, blocks * BLOCK), **config)
 
