@@ -32,7 +32,7 @@ def config_from_gguf(header: GgufHeader) -> ModelConfig:
         f"{header.path.name} ({name})",
     )
     _refuse_unimplemented(fields)
-    layers, heads = fields.integer("block_count"), fields.integer("attention.head_count")
+    layers, heads = fields.layers("block_count"), fields.integer("attention.head_count")
     hidden, max_position = fields.integer("embedding_length"), fields.integer("context_length")
     head_dim = fields.integer("attention.key_length", hidden // max(1, heads))
     fields.must_be("attention.value_length", head_dim)

@@ -41,7 +41,7 @@ def config_from_hf(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConf
     fields = Fields(raw, _WHERE)
     architecture = _architecture(fields)
     _refuse_unimplemented(fields)
-    layers, heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
+    layers, heads = fields.layers("num_hidden_layers"), fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     max_position = fields.integer("max_position_embeddings", _DEFAULT_MAX_POSITION[architecture])
     theta, scaling = _rope(fields, max_position)
@@ -101,7 +101,7 @@ def _refuse_unimplemented(fields: Fields) -> None:
 
 def _sliding(fields: Fields, architecture: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """Window and which layers use it, by the rules of each transformers class."""
-    full = (None, (False,) * max(layers, 0))
+    full = (None, (False,) * layers)
     if architecture == "mistral":
         raw = fields.values
         if raw.get("sliding_window", 4096) is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.model_source import ModelError, ModelSource
 
+MAX_LAYERS = 4096  # more than any model has; a damaged header must not make us list millions
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -150,6 +151,13 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ModelError(f"{self._where}: {key} is {value!r}, not a whole number.")
         return value
+
+    def layers(self, key: str) -> int:
+        """A number of layers, small enough to make a list of."""
+        count = self.integer(key)
+        if not 1 <= count <= MAX_LAYERS:
+            raise ModelError(f"{self._where}: {key} is {count}; it must be between 1 and {MAX_LAYERS}.")
+        return count
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number."""

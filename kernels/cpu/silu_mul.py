@@ -1,4 +1,7 @@
-"""The gated activation of the MLP, SwiGLU (Shazeer 2020, arXiv 2002.05202), on the fused gate/up projection."""
+"""The gated activation of the MLP, SwiGLU (Shazeer 2020, arXiv 2002.05202), on the fused gate/up projection.
+
+Floor at one row of 2 x 1,536: 18 kB of traffic, about 1 µs; measured 4 µs. 512 rows: 9.4 MB, 0.6 ms at 15 GB/s.
+"""
 
 import torch
 import torch.nn.functional as F
