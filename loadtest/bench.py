@@ -89,7 +89,8 @@ class Bench:
         arrived = time.perf_counter()
         long = await self.request(prompt, 1)
         done = await asyncio.gather(*running)
-        before, during = [], []
+        before: list[float] = []
+        during: list[float] = []
         for timed in done:
             for at, gap in zip(timed.tokens[1:], timed.gaps, strict=True):
                 (during if arrived <= at <= long.tokens[0] else before).append(gap)

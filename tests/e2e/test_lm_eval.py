@@ -107,7 +107,9 @@ def test_same_likelihoods_and_perplexity(server, hf_folder, tasks, monkeypatch, 
         },
         tasks,
     )
-    theirs = evaluate("hf", {"pretrained": str(hf_folder), "dtype": "float32", "device": "cpu", "max_length": 2048}, tasks)
+    theirs = evaluate(
+        "hf", {"pretrained": str(hf_folder), "dtype": "float32", "device": "cpu", "max_length": 2048}, tasks
+    )
     assert sum(map(len, likelihoods(ours))) == sum(len(choice["a"]) for choice in CHOICES) + len(TEXTS)
     for our_sample, their_sample in zip(likelihoods(ours), likelihoods(theirs), strict=True):
         for our, their in zip(our_sample, their_sample, strict=True):
