@@ -53,7 +53,9 @@ class Scheduler:
         self._waiting = WaitingLine()
         self._promises = Promises()
         self._retired: list[str] = []  # finished since the last plan: the worker may forget them
-        self._published_by: set[str] = set()  # requests whose chunk in the newest plan published a block
+        self._published_by: set[str] = (
+            set()
+        )  # requests with a block that was published on the strength of the newest plan
         self._next_order = 0
         self._next_step = 0
 
@@ -130,7 +132,9 @@ class Scheduler:
         """
         step.chunks = [chunk for chunk in step.chunks if self._still_runs(chunk)]
         if step.chunks:
-            self._add_prefills(step, now, admit=True)
+            # The chunk of an ended request writes to blocks nobody holds any more: none is given away before it ran.
+            orphaned = any(chunk.request_id not in self._running for chunk in step.chunks)
+            self._add_prefills(step, now, admit=not orphaned)
             return step
         fresh = self.schedule(now)
         fresh.new = step.new + fresh.new
@@ -368,12 +372,14 @@ class Scheduler:
         if request.times.first_token is None:
             request.times.first_token = now
             output.times = request.times
-        if request.state is RequestState.RUNNING:
-            self._publish(request)
         is_eos = self.config.eos_token_ids.__contains__
         reason = request.stop_cause(token_id, is_eos, self.config.context)
         if reason is FinishReason.STOP:
             output.stop_token = token_id
+        # The KV of this token is in the next step at the earliest. So the last one's block is never published, and an
+        # abort must not take out the chunk that a publication rests on.
+        if reason is None and request.state is RequestState.RUNNING and self._publish(request):
+            self._published_by.add(request.request_id)
         return reason
 
     def _finish(self, request: Request, reason: FinishReason, now: float) -> Output:

@@ -145,11 +145,13 @@ class Engine:
         if output is not None:
             self.absorb([output])
 
-    def tick(self) -> None:
-        """Run the planned step; while it "runs", plan the next one."""
+    def tick(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Run the planned step; while it "runs", plan the next one, then do what comes `meanwhile`."""
         self.now += 1
         step = self.next_step()
+        assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
         self.planned = self.scheduler.schedule(self.now)
+        meanwhile()
         result = self.worker.run(step)
         self.absorb(self.scheduler.update(step, result, self.now))
         self.scheduler.check_integrity()

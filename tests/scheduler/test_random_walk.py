@@ -66,6 +66,21 @@ class SchedulerWalk(RuleBasedStateMachine):
         else:
             submit()
 
+    @rule(which=st.integers(0, 40), tail=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6))
+    def next_turn(self, which, tail):
+        """What a request has brought so far is the beginning of the next prompt."""
+        last = self.engine.requests.get(f"r{which % max(1, self.count)}")
+        if last is None:
+            return
+        prompt = last.prompt_ids + self.engine.outputs[last.request_id] + tail
+        if len(prompt) + 4 <= self.engine.config.context:
+            self.engine.add(f"r{self.count}", prompt, max_tokens=4, ignore_eos=True)
+            self.count += 1
+
+    @rule(which=st.integers(0, 40))
+    def abort_during_a_step(self, which):
+        self.engine.tick(meanwhile=lambda: self.engine.abort(f"r{which % max(1, self.count)}"))
+
     @rule(which=st.integers(0, 40))
     def abort(self, which):
         self.engine.abort(f"r{which % max(1, self.count)}")

@@ -8,7 +8,7 @@ from scheduler.messages import FinishReason
 from scheduler.prefill_split import Need, split_prefill
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import RequestTooLong
-from tests.scheduler.sim import VOCAB, Engine, expected
+from tests.scheduler.sim import EOS, VOCAB, Engine, expected
 
 
 def prompt(length, seed=0):
@@ -208,6 +208,39 @@ def test_abort_frees_at_once_and_keeps_full_blocks_cached():
     engine.add("b", prompt(18), max_tokens=2)
     engine.drain()
     assert engine.ends["b"].times.cached_tokens == 16
+    engine.check_outputs()
+
+
+@pytest.mark.parametrize("aborted", [False, True], ids=["eos", "abort"])
+def test_a_block_whose_last_token_is_never_computed_is_never_reused(aborted):
+    """The newest token fills a block, and its request ends before the step that would compute its KV."""
+    start, output = next(
+        (start, expected(start, SamplingParams(max_tokens=30), 1000))
+        for start in (prompt(6, seed) for seed in range(1000))
+        if len(expected(start, SamplingParams(max_tokens=30), 1000)) == 10
+    )
+    assert (len(start + output) % 4, output[-1]) == (0, EOS)
+    engine = Engine(blocks=64)
+    engine.add("turn1", start, max_tokens=30, ignore_eos=aborted)
+    while engine.outputs["turn1"] != output:
+        engine.tick()
+    if aborted:
+        engine.abort("turn1")
+    engine.add("turn2", start + output + prompt(3), max_tokens=2, ignore_eos=True)
+    engine.drain()
+    engine.check_outputs()
+
+
+def test_no_block_of_an_ended_request_is_given_away_before_its_last_chunk_ran():
+    engine = Engine(blocks=64, max_step_tokens=16)
+    engine.add("a", prompt(6), max_tokens=30, ignore_eos=True)
+    engine.tick()
+    engine.add("b", prompt(58, 1), max_tokens=3, ignore_eos=True)
+    while not any(c.request_id == "b" and c.start + c.length == 58 for c in engine.planned.chunks):
+        engine.tick()
+    engine.abort("b")
+    engine.add("c", prompt(5, 2), max_tokens=3, ignore_eos=True)
+    engine.drain()
     engine.check_outputs()
 
 
