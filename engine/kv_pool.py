@@ -40,9 +40,10 @@ class KvPool:
 
 
 def _reserve(size: int) -> torch.Tensor:
-    """fp32 over fresh pages. Huge ones where the system has them: a layer's keys lie a page apart, and with small
-    pages a row at context 4,000 pays a quarter more for address translation."""
-    pages = mmap.mmap(-1, size)
+    """fp32 over fresh pages, huge ones where the system has them: a layer's keys lie a page apart, and huge pages spare
+    address translations (measured on a virtual machine: 2 % of a row's attention at context 4,000). The mapping is
+    private: of shared ones most systems make no huge pages, whatever is advised."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages: slower, not wrong
             pages.madvise(mmap.MADV_HUGEPAGE)
