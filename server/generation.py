@@ -4,7 +4,7 @@ What belongs here: submitting, merging, detokenizing, stop strings. Never: JSON.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 from scheduler.messages import FinishReason, Output
@@ -44,6 +44,11 @@ class Delta:
         self.logprobs += later.logprobs
         self.finish_reason = later.finish_reason
         self.stop_reason = later.stop_reason
+
+
+def scored_tokens(deltas: Iterable[Delta]) -> int:
+    """Tokens with log-probabilities, those of prompts included: what makes an answer long to write."""
+    return sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas)
 
 
 class Choice:

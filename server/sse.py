@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, InternalError
-from server.generation import Delta, Generation
+from server.generation import Delta, Generation, scored_tokens
 from server.lifetime import Exchange
+from server.offload import INLINE_SCORED_TOKENS, work_of
 from server.responses import ChunkWriter, error_event
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -101,7 +102,7 @@ class EventStream(Response):
     async def _events(self) -> AsyncGenerator[bytes, None]:
         try:
             async for deltas in self._all_steps():
-                data = self._writer.write(deltas) if deltas else KEEP_ALIVE
+                data = await self._written(deltas) if deltas else KEEP_ALIVE
                 if data:
                     yield data
             yield self._writer.end()
@@ -112,6 +113,9 @@ class EventStream(Response):
             _log.exception("streaming %s failed", self._generation.job.id)
             self._exchange.error_code = InternalError.code
             yield error_event(InternalError("The server failed; its log has the cause."))
+
+    async def _written(self, deltas: list[Delta]) -> bytes:
+        return await work_of(scored_tokens(deltas), INLINE_SCORED_TOKENS, lambda: self._writer.write(deltas))
 
     async def _all_steps(self) -> AsyncGenerator[list[Delta], None]:
         """The generation's steps; empty ones where only a keep-alive is due."""

@@ -1,17 +1,14 @@
 """From an HTTP request to what a route works with, off the event loop where it takes long."""
 
-import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
 from fastapi import Request
 
+from server.offload import INLINE_BYTES, work_of
 from server.parse import Parsed, parse
 from server.protocol.base import Body
 from server.services import Services
-
-# Tokenizing runs at some MB/s: a body of this size takes a few milliseconds, as long as other streams may be kept waiting.
-INLINE_BYTES = 16 * 1024
 
 B = TypeVar("B", bound=Body)
 R = TypeVar("R")
@@ -32,4 +29,4 @@ async def handle(
         parsed = parse(model, body, request.headers.get("content-type"), services.settings)
         return work(parsed.request, services), parsed
 
-    return both() if len(body) <= INLINE_BYTES else await asyncio.to_thread(both)
+    return await work_of(len(body), INLINE_BYTES, both)

@@ -6,8 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.generation import Delta, Generation
+from server.generation import Delta, Generation, scored_tokens
 from server.lifetime import Exchange
+from server.offload import INLINE_SCORED_TOKENS, work_of
 from server.protocol.answers import ChatAnswer, CompletionAnswer, errors
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
@@ -83,7 +84,11 @@ async def _whole(request: Request, generation: Generation, services: Services, h
     if deltas is None:
         return _client_left()
     answer = format_of(generation.job, services.tokenizer)
-    content = answer_body(generation, answer, deltas, services.fingerprint)
+    content = await work_of(
+        scored_tokens(deltas),
+        INLINE_SCORED_TOKENS,
+        lambda: answer_body(generation, answer, deltas, services.fingerprint),
+    )
     return Response(content, media_type="application/json", headers=headers)
 
 
