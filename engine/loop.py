@@ -57,7 +57,7 @@ class EngineLoop:
         except Stopped:
             pass
         finally:
-            self._thread.shutdown(wait=False)
+            self._thread.shutdown()  # after the step that runs: its end wakes the channel, which the caller will close
 
     def _rest(self) -> None:
         """Nothing to do: check the books, tell the final figures, sleep until a command comes."""

@@ -1,0 +1,154 @@
+"""The engine's loop over real sockets, with a worker that needs no model."""
+
+import threading
+
+import msgspec
+import pytest
+import zmq
+
+from engine.channel import Channel
+from engine.loop import EngineLoop
+from scheduler.block_pool import BlockPool
+from scheduler.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
+from scheduler.sampling_params import SamplingParams
+from scheduler.scheduler import Scheduler, SchedulerConfig
+from tests.scheduler.sim import SimWorker, expected
+
+BLOCKS, BLOCK = 32, 4
+CONTEXT = BLOCKS * BLOCK
+WAIT_MS = 20_000
+
+
+class GatedWorker(SimWorker):
+    """Computes a step when it is let; raises instead for a step with the request named `doomed`."""
+
+    def __init__(self):
+        super().__init__(BLOCKS, BLOCK)
+        self.started = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, step):
+        self.started.release()
+        assert self.gate.wait(WAIT_MS / 1000)
+        if any(chunk.request_id == "doomed" for chunk in step.chunks):
+            raise RuntimeError("injected")
+        return super().run(step)
+
+
+class Client:
+    """The HTTP process's end of the wire."""
+
+    def __init__(self, folder):
+        self.endpoints = [f"ipc://{folder}/{name}" for name in ("commands", "events")]
+        self._context = zmq.Context()
+        self._push, self._pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
+        self._push.bind(self.endpoints[0])
+        self._pull.bind(self.endpoints[1])
+        self.tokens, self.ends = {}, {}
+
+    def send(self, message):
+        self._push.send_multipart([type(message).__name__.encode(), msgspec.msgpack.encode(message)])
+
+    def send_raw(self, *frames):
+        self._push.send_multipart(list(frames))
+
+    def add(self, request_id, prompt, **sampling):
+        params = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, "ignore_eos": True, **sampling})
+        self.send(AddRequest(request_id=request_id, prompt_ids=prompt, sampling=params))
+        self.tokens[request_id] = []
+
+    def until_ended(self, *request_ids):
+        while not set(request_ids) <= set(self.ends):
+            assert self._pull.poll(WAIT_MS), "no event came"
+            name, body = self._pull.recv_multipart()
+            assert name == b"StepOutputs"
+            for output in msgspec.msgpack.decode(body, type=StepOutputs).outputs:
+                assert output.request_id not in self.ends, "one terminal event a request"
+                self.tokens[output.request_id] += output.token_ids
+                if output.finish_reason is not None:
+                    self.ends[output.request_id] = output
+
+    def close(self):
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """(client, worker, thread of the loop)."""
+    client, worker = Client(tmp_path), GatedWorker()
+    channel = Channel(*client.endpoints)
+    config = SchedulerConfig(context=CONTEXT, eos_token_ids=frozenset({7}), fingerprint="sim", max_step_tokens=16)
+    loop = EngineLoop(Scheduler(config, BlockPool(BLOCKS, BLOCK)), worker, channel)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    yield client, worker, thread
+    worker.gate.set()
+    client.send(Shutdown())
+    thread.join()
+    channel.close()
+    client.close()
+
+
+def want(prompt, output=5):
+    return expected(prompt, SamplingParams(max_tokens=output, ignore_eos=True), CONTEXT)
+
+
+def test_requests_are_answered_and_bad_messages_dropped(engine, capfd):
+    client, _, _ = engine
+    client.send_raw(b"Nonsense", b"")
+    client.send_raw(b"AddRequest", b"\xc1")
+    client.send_raw(b"one frame")
+    for i in range(6):
+        client.add(f"r{i}", [1 + i] * (3 + 5 * i))
+    client.until_ended(*(f"r{i}" for i in range(6)))
+    assert client.tokens == {f"r{i}": want([1 + i] * (3 + 5 * i)) for i in range(6)}
+    assert capfd.readouterr().err.count("dropped a message") == 3
+
+
+def test_what_can_never_run_ends_with_an_error_that_says_why(engine):
+    client, _, _ = engine
+    client.add("long", [1] * CONTEXT)
+    client.until_ended("long")
+    assert client.ends["long"].finish_reason is FinishReason.ERROR
+    assert f"the longest request that fits is {CONTEXT}" in client.ends["long"].error
+
+
+def test_a_failed_step_ends_its_own_requests_only(engine):
+    client, worker, _ = engine
+    worker.gate.clear()
+    client.add("doomed", [1] * 40)
+    assert worker.started.acquire(timeout=WAIT_MS / 1000)
+    client.add("later", [2] * 9)
+    worker.gate.set()
+    client.until_ended("doomed", "later")
+    assert client.ends["doomed"].finish_reason is FinishReason.ERROR
+    assert "RuntimeError: injected" in client.ends["doomed"].error
+    assert client.tokens["later"] == want([2] * 9)
+
+
+def test_an_abort_ends_a_request_while_its_step_runs(engine):
+    client, worker, _ = engine
+    worker.gate.clear()
+    client.add("gone", [1] * 9)
+    assert worker.started.acquire(timeout=WAIT_MS / 1000)
+    client.send(AbortRequests(request_ids=["gone", "unknown"]))
+    client.until_ended("gone")
+    assert client.ends["gone"].finish_reason is FinishReason.ABORT
+    worker.gate.set()
+    client.add("next", [1] * 9)
+    client.until_ended("next")
+    assert client.tokens == {"gone": [], "next": want([1] * 9)}
+
+
+def test_shutdown_waits_for_the_step_that_runs(engine, caplog):
+    client, worker, thread = engine
+    worker.gate.clear()
+    client.add("open", [1] * 9)
+    assert worker.started.acquire(timeout=WAIT_MS / 1000)
+    client.send(Shutdown())
+    thread.join(0.3)
+    assert thread.is_alive(), "the worker still uses what the loop's end would close"
+    worker.gate.set()
+    thread.join()
+    assert not caplog.records
