@@ -1,5 +1,6 @@
 """Log-probabilities as the three JSON shapes that clients know: completions' lists, chat's entries, the prompt's objects."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ def prompt_objects(entries: Sequence[TokenLogprobs], most: int, tokenizer: Token
 
 
 def finite(logprob: float) -> float:
-    """The value as JSON can say it."""
-    return max(logprob, LEAST)
+    """The value as JSON can say it: -Infinity, and a NaN that should not be, are `LEAST`."""
+    return max(logprob, LEAST) if math.isfinite(logprob) else LEAST
 
 
 def _named(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:

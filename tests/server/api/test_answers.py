@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import threading
 
 import httpx
 import pytest
 
 from loadtest.sse_grammar import EventSplitter, validate_body
+from scheduler.step import TokenLogprobs
+from server import responses
 from server.protocol.answers import ChatAnswer, CompletionAnswer, DetokenizeAnswer, ModelList, TokenizeAnswer
+from tests.server.api import scripted
 from tests.server.api.scripted import CONTEXT, END, START, Server, run
 
 USER = {"role": "user", "content": "hi"}
@@ -197,6 +201,65 @@ def test_ends():
     assert finishes(reply="abcdef", stop_token_ids=[99], include_stop_str_in_output=True) == ("abc", "stop", 99, 3)
     assert finishes(reply="abcdef", stop="cd", tokens_per_step=6) == ("ab", "stop", "cd", 4)
     assert finishes(reply="ab", ignore_eos=True, skip_special_tokens=False) == ("ab<|im_end|>", "length", None, 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_stop_string_within_the_last_token_is_a_stop_in_answer_and_metric(stream, n):
+    async def stop():
+        server = Server("abcdef")
+        body = {"prompt": "x", "stop": "cd", "max_tokens": 4, "n": n, "stream": stream}
+        answer = await server.post(COMPLETIONS, body)
+        return answer, (await server.client.get("/metrics")).text
+
+    answer, metrics = run(stop)
+    choices = validate_body(answer.content, choices=n).choices.values() if stream else None
+    reasons = [c.finish_reason for c in choices] if choices else [c["finish_reason"] for c in answer.json()["choices"]]
+    assert reasons == ["stop"] * n
+    assert f'headrace_sequences_finished_total{{reason="stop"}} {n}.0' in metrics
+    assert 'headrace_sequences_finished_total{reason="length"} 0.0' in metrics
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("nan"), -1e30])
+@pytest.mark.parametrize("path", ROUTES)
+def test_log_probabilities_are_always_numbers(path, value, monkeypatch):
+    def impossible(token, most):
+        return TokenLogprobs(token_id=token, logprob=value, rank=2, top=[(120, -0.5), (token, value)][:most])
+
+    monkeypatch.setattr(scripted, "entry", impossible)
+    fields = {"logprobs": True, "top_logprobs": 2} if path == CHAT else {"logprobs": 2, "echo": True}
+    _, _, answer = exchange(path, reply="a", prompt_logprobs=2, **fields)
+    choice = answer["choices"][0]
+    if path == CHAT:
+        assert choice["logprobs"]["content"][0]["logprob"] == -9999.0
+        assert [top["logprob"] for top in choice["logprobs"]["content"][0]["top_logprobs"]] == [-0.5, -9999.0]
+    else:
+        assert choice["logprobs"]["token_logprobs"][1:] == [-9999.0] * 4
+        assert sorted(choice["logprobs"]["top_logprobs"][1].values()) == [-9999.0, -0.5]
+    assert -9999.0 in [entry["logprob"] for entry in choice["prompt_logprobs"][1].values()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_answer_with_log_probabilities_is_written_beside_the_event_loop(stream, monkeypatch):
+    loop_thread, writers = threading.get_ident(), set()
+    monkeypatch.setattr(responses, "completion_lists", recorded(responses.completion_lists, writers))
+
+    async def ask(length):
+        writers.clear()
+        body = {"prompt": "a" * length, "max_tokens": 1, "echo": True, "logprobs": 1, "stream": stream}
+        assert (await Server("b").post(COMPLETIONS, body)).status_code == 200
+        return set(writers)
+
+    assert run(lambda: ask(200)) - {loop_thread}
+    assert run(lambda: ask(20)) == {loop_thread}
+
+
+def recorded(function, threads):
+    def call(*arguments):
+        threads.add(threading.get_ident())
+        return function(*arguments)
+
+    return call
 
 
 def test_a_stop_string_aborts_the_sequence_in_the_engine():
