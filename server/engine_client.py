@@ -84,6 +84,8 @@ class EngineClient:
     def _open(self, request: AddRequest, lifetime: Lifetime, on_end: Callable[[OutputStream], None]) -> OutputStream:
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use; every sequence needs one of its own")
+        if not self._streams:
+            self._speed.begun(time.monotonic())
         stream = OutputStream(request.request_id, lifetime, on_end)
         self._send(request)
         self._streams[request.request_id] = stream
@@ -158,6 +160,8 @@ class EngineClient:
 
     def _sequence_ended(self, stream: OutputStream) -> None:
         self._forget(stream)
+        if stream.lifetime.reason is not FinishReason.ERROR:  # many at once, when an engine dies, are no speed
+            self._speed.ended(time.monotonic())
         self._metrics.sequence_ended(stream.lifetime)
 
     # --- the supervisor's part ---
@@ -243,23 +247,28 @@ class EngineClient:
         if output.finish_reason is not None:
             stream.lifetime.finished = now
             del self._streams[output.request_id]
-            self._speed.ended(now)
         stream.push(output)
 
 
 class Speed:
-    """How fast sequences end, over the last ones; time is passed in."""
+    """How fast sequences end, over the last ones; time is passed in. Time without open sequences does not count."""
 
     def __init__(self, window: int = 64) -> None:
-        self._ends: deque[float] = deque(maxlen=window)
+        self._gaps: deque[float] = deque(maxlen=window)  # seconds of work before each end
+        self._since = 0.0  # the last end, or the begin of work where it is later
+
+    def begun(self, now: float) -> None:
+        """There is work again, after none."""
+        self._since = now
 
     def ended(self, now: float) -> None:
         """One sequence ended."""
-        self._ends.append(now)
+        self._gaps.append(now - self._since)
+        self._since = now
 
     def seconds_for(self, sequences: int, now: float) -> int:
         """Whole seconds, 1 to 600, until so many sequences have ended at the measured speed; 5 where none has yet."""
-        if not self._ends:
+        if not self._gaps:
             return 5
-        rate = len(self._ends) / max(now - self._ends[0], 0.001)
-        return min(600, max(1, math.ceil(sequences / rate)))
+        seconds_each = (sum(self._gaps) + now - self._since) / len(self._gaps)
+        return min(600, max(1, math.ceil(sequences * seconds_each)))
