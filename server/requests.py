@@ -17,6 +17,7 @@ from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.protocol.chat import ChatRequest, Message
 from server.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.protocol.sampling import Sampling
+from server.protocol.shown import shown
 from server.services import Services
 from server.text.chat_template import TemplateError
 from server.text.tokenizer import Tokenizer
@@ -92,6 +93,7 @@ def chat_job(body: ChatRequest, services: Services) -> Job:
         body.messages, body.add_generation_prompt, body.continue_final_message, body.chat_template_kwargs, services
     )
     prompt = Prompt(services.tokenizer.encode(text, add_special_tokens=False), text, "messages")
+    _check_known(prompt.ids, services, prompt.param)
     _check_prompt(prompt, services)
     _check_sequences(1, body.n, services)
     common = replace(
@@ -157,12 +159,25 @@ def _completion_prompts(body: CompletionRequest, services: Services) -> list[Pro
         param = "prompt" if len(body.prompt) == 1 else f"prompt[{i}]"
         if isinstance(given, str):
             ids = services.tokenizer.encode(given, add_special_tokens=body.add_special_tokens)
+            _check_known(ids, services, param)
             prompts.append(Prompt(ids, given, param))
         else:
             check_ids(given, services, param)
             prompts.append(Prompt(given, None, param))
         _check_prompt(prompts[-1], services)
     return prompts
+
+
+def _check_known(ids: list[int], services: Services, param: str) -> None:
+    """A text has only tokens the model has; some models come with a tokenizer that knows more, such as an added `[PAD]`."""
+    size = services.info().vocab_size
+    if max(ids, default=0) >= size:
+        token = next(token for token in ids if token >= size)
+        spelled = services.tokenizer.token_text(token)
+        raise InvalidRequest(
+            f"`{param}` must hold only tokens of the model, ids 0 to {size - 1}, got {token} ({shown(spelled)})",
+            param=param,
+        )
 
 
 def _check_prompt(prompt: Prompt, services: Services) -> None:

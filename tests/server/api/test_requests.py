@@ -69,6 +69,15 @@ def test_an_empty_prompt_is_refused_unless_the_tokenizer_begins_it():
     assert refused(complete, services=with_bos, prompt="", add_special_tokens=False).param == "prompt"
 
 
+def test_a_text_must_not_hold_tokens_that_only_the_tokenizer_knows():
+    server = Server()
+    server.engine.info.vocab_size = 257  # <|im_end|> has no row in the model
+    error = refused(complete, services=server.services, prompt=["a", "b<|im_end|>"])
+    assert error.param == "prompt[1]" and all(word in error.message for word in ("256", "257", "<|im_end|>"))
+    assert refused(chat, services=server.services).param == "messages"
+    assert complete(server.services, prompt="<|im_start|>").sequences[0].request.prompt_ids == [START]
+
+
 def test_max_tokens_of_completions():
     assert sampling().max_tokens == 16
     assert sampling(max_tokens=0).max_tokens == 0
