@@ -42,9 +42,7 @@ def run(settings: Settings, source: ModelSource) -> int:
         from server.text.tokenizer import TokenizerError
 
         try:
-            ModelConfig.from_source(
-                source
-            )  # an architecture nobody serves is the first thing to say, not the tokenizer
+            ModelConfig.from_source(source)  # an unknown architecture is to be said before an odd tokenizer
             serving = Serving(settings, source, listener, arguments, started)
         except (TokenizerError, TemplateError, ModelError) as error:
             print(f"headrace: {error}", file=sys.stderr)
