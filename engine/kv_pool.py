@@ -26,7 +26,6 @@ class KvPool:
     """
 
     def __init__(self, config: ModelConfig, blocks: int, block_size: int) -> None:
-        self.blocks = blocks
         self.block_size = block_size
         self.bytes_per_token = config.kv_bytes_per_token
         self.sliding_window = config.sliding_window

@@ -52,7 +52,6 @@ class BlockPool:
         self._free_heap = list(range(blocks))  # may hold ids that left `_free`; skipped when popped
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._index: dict[bytes, int] = {}
-        self.evictions = 0
 
     # --- counts ---
 
@@ -114,7 +113,6 @@ class BlockPool:
                 return block_id
         block_id, _ = self._cached.popitem(last=False)
         self._forget(block_id)
-        self.evictions += 1
         return block_id
 
     def share(self, block_ids: Iterable[int]) -> None:

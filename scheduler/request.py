@@ -49,7 +49,6 @@ class Request:
     announced: bool = False  # the worker knows the sequence
     awaits: bytes | None = None  # content another request is about to compute; admission waits for it
     prompt_logprobs_sent: int = 0
-    finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_ids)

@@ -387,7 +387,6 @@ class Scheduler:
             self._waiting.remove(request)
         self._release(request)
         request.state = RequestState.FINISHED
-        request.finish_reason = reason
         request.times.finished = now
         del self._requests[request.request_id]
         if request.announced:
