@@ -19,7 +19,7 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(slots=True, kw_only=True)
 class Delta:
-    """What a choice gained. Deltas of one choice add up (`extend`) to its whole.
+    """What a choice gained. Deltas of one choice add up (`joined`) to its whole.
 
     `token_ids`, `offsets` and, if asked for, `logprobs` run in parallel and come with their text, so they may stay behind
     the engine. `offsets` count characters from the begin of the generated text. `prompt_logprobs` come complete
@@ -36,14 +36,21 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id; None for the model's own end
 
-    def extend(self, later: "Delta") -> None:
-        """Add what came after this."""
-        self.text += later.text
-        self.token_ids += later.token_ids
-        self.offsets += later.offsets
-        self.logprobs += later.logprobs
-        self.finish_reason = later.finish_reason
-        self.stop_reason = later.stop_reason
+    @classmethod
+    def joined(cls, deltas: "list[Delta]") -> "Delta":
+        """What all deltas of one choice, in order, add up to. One pass: adding them one by one is quadratic in the text."""
+        last = deltas[-1]
+        return cls(
+            index=last.index,
+            text="".join([delta.text for delta in deltas]),
+            token_ids=[token for delta in deltas for token in delta.token_ids],
+            offsets=[offset for delta in deltas for offset in delta.offsets],
+            logprobs=[entry for delta in deltas for entry in delta.logprobs],
+            prompt_logprobs=deltas[0].prompt_logprobs,
+            first=deltas[0].first,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+        )
 
 
 def scored_tokens(deltas: Iterable[Delta]) -> int:

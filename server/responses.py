@@ -262,14 +262,11 @@ def error_event(error: ApiError) -> bytes:
 
 def answer_body(generation: Generation, answer: AnswerFormat, deltas: Iterable[Delta], fingerprint: str) -> bytes:
     """The non-streamed answer: all deltas of the stream, added up."""
-    wholes: dict[int, Delta] = {}
+    of_choice: dict[int, list[Delta]] = {}
     for delta in deltas:
-        if delta.index in wholes:
-            wholes[delta.index].extend(delta)
-        else:
-            wholes[delta.index] = delta
+        of_choice.setdefault(delta.index, []).append(delta)
     body = _head(generation.job, answer.answer_object, fingerprint)
-    body["choices"] = [answer.whole(wholes[index]) for index in sorted(wholes)]
+    body["choices"] = [answer.whole(Delta.joined(of_choice[index])) for index in sorted(of_choice)]
     body["usage"] = usage(generation)
     body["timings"] = timings_of(generation)
     return _encode(body)
