@@ -93,11 +93,13 @@ def accepted(model, body):
     return True
 
 
+# JSON Schema counts 1.0 among the integers
+BEYOND_SCHEMA = [row[:2] for row in REFUSED if not (isinstance(row[1], float) and row[1] == 1.0)]
+
+
 @pytest.mark.parametrize("model", BASE)
-@pytest.mark.parametrize(("field", "value"), [row[:2] for row in REFUSED], ids=str)
+@pytest.mark.parametrize(("field", "value"), BEYOND_SCHEMA, ids=str)
 def test_what_is_refused_is_outside_the_schema(model, field, value):
-    if value == 1.0 and isinstance(value, float):
-        pytest.skip("JSON Schema counts 1.0 among the integers")
     validator = validator_of(model)
     assert not validator.is_valid({**BASE[model], field: value})
 
