@@ -130,6 +130,7 @@ class EngineLoop:
                 outputs = (self._scheduler.abort(request_id, self._clock()) for request_id in command.request_ids)
                 ended += [output for output in outputs if output is not None]
             case Shutdown():
+                log.info("told to stop: %s", command.reason)
                 raise Stopped
 
     def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0) -> None:

@@ -33,7 +33,6 @@ class AddRequest:
     sampling: SamplingParams
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # prefixes are shared only between equal salts
-    arrival: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)

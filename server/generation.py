@@ -158,7 +158,6 @@ class Generation:
         try:
             for sequence in job.sequences:
                 lifetime = exchange.begin(len(sequence.prompt.ids), validated)
-                sequence.request.arrival = exchange.received
                 self._streams.append(engine.submit(sequence.request, lifetime))
                 self.choices.append(Choice(sequence, job, tokenizer, lifetime))
         except BaseException:

@@ -65,7 +65,6 @@ class Health:
             prompt_ids=[info.eos_token_ids[0] if info is not None and info.eos_token_ids else 0],
             sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
             priority=_PROBE_PRIORITY,
-            arrival=time.monotonic(),
         )
 
 

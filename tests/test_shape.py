@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import distribution
 from itertools import permutations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from configs.settings import Settings
+from scheduler.messages import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 MAX_FUNCTION_LINES = 70
@@ -233,3 +234,14 @@ def test_every_knob_does_something():
 def test_every_knob_is_in_the_reference():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert not [name for name in Settings.model_fields if f"| `{name}`" not in page]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_the_engine_reads_every_field_of_a_command(command):
+    read = {
+        node.attr
+        for path in sources("engine", "scheduler")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("command", "message")
+    }
+    assert not {field.name for field in fields(command)} - read, "sent, and read by nobody"
