@@ -14,7 +14,9 @@ GIB = 2**30
 MAX_REQUESTS = 64  # a pool for more requests of the longest context than this is not taken unasked
 MIN_TOKENS = 16  # a pool that holds fewer serves nobody
 RUNTIME_BYTES = 400 * 2**20  # torch's libraries and the HTTP process, measured with the default model
+SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
 _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
+_SCORED_COPIES = 3  # logits, exponentials and comparisons: measured 2.1 times the logits
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -51,11 +53,11 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig) ->
 
 
 def activation_bytes(settings: Settings, config: ModelConfig) -> int:
-    """The most that one step holds beside weights and pool, in bytes: one layer's rows, or the logits being sampled."""
+    """The most that one step holds beside weights and pool, in bytes: a layer's rows, and logits to sample or to score."""
     heads = config.heads + 2 * config.kv_heads
     row = 4 * config.hidden_size + 3 * heads * config.head_dim + 3 * config.intermediate_size
-    logits = _SAMPLED_COPIES * settings.max_running * config.vocab_size
-    return 4 * (settings.max_step_tokens * row + logits)
+    logits = max(_SAMPLED_COPIES * settings.max_running, _SCORED_COPIES * SCORED_ROWS)
+    return 4 * (settings.max_step_tokens * row + logits * config.vocab_size)
 
 
 def available_bytes() -> int:

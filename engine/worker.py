@@ -12,6 +12,7 @@ import torch
 from engine.batch import Batch, SequenceInput
 from engine.decoder import Decoder
 from engine.kv_pool import KvPool
+from engine.memory_plan import SCORED_ROWS
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
@@ -109,11 +110,8 @@ class CpuWorker:
         targets = sequence.tokens[: sequence.prompt_length][chunk.start + 1 : chunk.start + chunk.length + 1]
         top = sequence.sampling.prompt_logprobs or 0
         scored: list[TokenLogprobs] = []
-        for begin in range(0, len(targets), _SCORED_ROWS):
-            part = targets[begin : begin + _SCORED_ROWS]
+        for begin in range(0, len(targets), SCORED_ROWS):
+            part = targets[begin : begin + SCORED_ROWS]
             logits = self._decoder.logits(hidden[begin : begin + len(part)])
             scored += self._sampler.prompt_logprobs(logits, part, top)
         return scored
-
-
-_SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152

@@ -122,6 +122,18 @@ def test_activations_grow_with_the_step(config):
     assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
 
 
+def test_activations_cover_a_prompt_that_is_scored(config):
+    """Where few requests run, the rows of logits of a scored prompt are more than those that are sampled."""
+
+    def logits_rows(running):
+        settings = Settings(max_running=running)
+        of_one_token = activation_bytes(settings, replace(config, vocab_size=1))
+        return (activation_bytes(settings, config) - of_one_token) / (4 * (config.vocab_size - 1))
+
+    assert logits_rows(1) >= 2.1 * memory_plan.SCORED_ROWS
+    assert logits_rows(256) == 4 * 256
+
+
 def test_this_machine_has_memory():
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < available_bytes() <= physical

@@ -10,6 +10,7 @@ from configs.model_source import resolve_model
 from engine.decoder import Decoder
 from engine.kv_pool import KvPool
 from engine.loading import load_weights
+from engine.memory_plan import SCORED_ROWS
 from engine.sampling.sampler import Sampler
 from engine.worker import CpuWorker
 from scheduler.messages import FinishReason
@@ -124,6 +125,16 @@ def test_prompt_logprobs_equal_transformers(tiny_model, config):
         torch.testing.assert_close(top, logprobs.topk(3).values, atol=1e-4, rtol=0)
         assert engine.ends[f"scored{i}"].times.cached_tokens == 0
     assert (engine.scheduler.snapshot().preemptions > 0) == ("blocks" in config)
+
+
+def test_a_scored_prompt_holds_no_more_logits_than_planned_for(tiny_model):
+    _, folder = tiny_model("llama")
+    engine, decoder = build(folder)
+    rows, logits = [], decoder.logits
+    decoder.logits = lambda hidden: rows.append(len(hidden)) or logits(hidden)
+    engine.add("scored", prompt(3 * SCORED_ROWS), max_tokens=1, prompt_logprobs=0)
+    engine.drain()
+    assert (max(rows), sum(rows)) == (SCORED_ROWS, 3 * SCORED_ROWS)
 
 
 @pytest.mark.parametrize("scored", [None, 0])
