@@ -127,8 +127,8 @@ def test_activations_cover_a_prompt_that_is_scored(config):
 
     def logits_rows(running):
         settings = Settings(max_running=running)
-        of_one_token = activation_bytes(settings, replace(config, vocab_size=1))
-        return (activation_bytes(settings, config) - of_one_token) / (4 * (config.vocab_size - 1))
+        larger = activation_bytes(settings, replace(config, vocab_size=2 * config.vocab_size))
+        return (larger - activation_bytes(settings, config)) / (4 * config.vocab_size)
 
     assert logits_rows(1) >= 2.1 * memory_plan.SCORED_ROWS
     assert logits_rows(256) == 4 * 256
