@@ -44,8 +44,8 @@ def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
         loop, ready = Starter(settings, source, channel).start()
         channel.send(ready)
         loop.run()
-    except (ModelError, MemoryError) as error:
-        channel.send(Failed(error=str(error) or "out of memory while loading the model"))
+    except ModelError as error:
+        channel.send(Failed(error=str(error)))
         return EXIT_MODEL
     except ParentGone:
         return 0

@@ -3,6 +3,7 @@
 Each phase is timed and reported as it ends. torch is imported in a phase of its own, after the memory plan has been sent.
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from engine.loop import EngineLoop
     from engine.worker import CpuWorker
 
+_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
+
 
 class Starter:
     """Brings one engine up, phase by phase.
 
     Raises (from `start`):
-        ModelError: the model cannot be served; the sentence says why and what to do.
+        ModelError: the model cannot be served, or memory or files are refused; the sentence says why and what to do.
     """
 
     def __init__(self, settings: Settings, source: ModelSource, channel: Channel) -> None:
@@ -40,6 +43,10 @@ class Starter:
 
     def start(self) -> "tuple[EngineLoop, Ready]":
         """Do all phases. Returns the loop, ready to run, and the event that tells so."""
+        with refusals_told(self._source.name):
+            return self._start()
+
+    def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
             config = ModelConfig.from_source(self._source)
             plan = plan_memory(self._settings, self._source, config)
@@ -106,6 +113,33 @@ class Starter:
             BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching),
         )
         return EngineLoop(scheduler, worker, self._channel)
+
+
+@contextmanager
+def refusals_told(model: str) -> Iterator[None]:
+    """What the system refuses while `model` is loaded (memory, files), as a sentence; every other error is a defect.
+
+    Raises:
+        ModelError: memory ran out although the plan had counted on it, or a file cannot be read.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if _out_of_memory(error):
+            raise ModelError(
+                f"out of memory while loading {model}: less is free than the memory plan counted on; free memory, lower "
+                "--kv-blocks or --max-step-tokens, or take a smaller model."
+            ) from error
+        if isinstance(error, OSError):
+            raise ModelError(f"cannot load {model}: {error}; check that its files are there and readable.") from error
+        raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has no type of its own for the CPU's: `RuntimeError: ... DefaultCPUAllocator: can't allocate memory ...`."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def produce_token(worker: "CpuWorker", block_size: int) -> None:

@@ -1,0 +1,76 @@
+"""Starting an engine on what this machine cannot give: real refusals of the system, and defects injected."""
+
+import json
+
+import pytest
+
+from configs.model_source import resolve_model
+from configs.settings import Settings
+from engine import memory_plan
+from engine.__main__ import EXIT_MODEL, serve
+from scheduler.messages import Failed
+from tests.tiny_models import TINY
+
+BEYOND_ADDRESSES = 2**49  # bytes; no allocator can promise this much, however generous the system
+
+
+class Recorder:
+    """The engine's end of the wire, kept."""
+
+    def __init__(self):
+        self.events = []
+
+    def send(self, event):
+        self.events.append(event)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def failure(tmp_path, monkeypatch):
+    """How the start of a dummy model fails that is made with `changes` and served with settings."""
+
+    def start(changes, **settings):
+        monkeypatch.setattr(memory_plan, "available_bytes", lambda: 2**62)
+        config = TINY["llama"].config().to_dict() | changes | {"architectures": ["LlamaForCausalLM"]}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        recorder = Recorder()
+        code = serve(Settings(load_format="dummy", **settings), resolve_model(str(tmp_path)), recorder)
+        assert code == EXIT_MODEL
+        assert isinstance(recorder.events[-1], Failed)
+        return recorder.events[-1].error
+
+    return start
+
+
+def test_weights_that_cannot_be_allocated_are_told_in_a_sentence(failure):
+    error = failure({"vocab_size": BEYOND_ADDRESSES // (4 * 64)}, kv_blocks=8)
+    assert error.startswith("out of memory while loading")
+    assert "--kv-blocks" in error
+    assert "\n" not in error
+
+
+def test_a_pool_that_cannot_be_mapped_is_told_in_a_sentence(failure):
+    error = failure({}, kv_blocks=BEYOND_ADDRESSES // 2**14)
+    assert error.startswith("out of memory while loading")
+    assert "\n" not in error
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_told_in_a_sentence(failure, monkeypatch):
+    def gone(*_args):
+        open("/nonexistent/model.gguf", "rb")  # noqa: SIM115
+
+    monkeypatch.setattr("engine.loading.load_weights", gone)
+    assert "cannot load" in (error := failure({}, kv_blocks=8))
+    assert "/nonexistent/model.gguf" in error
+
+
+@pytest.mark.parametrize("defect", [RuntimeError("shape mismatch"), KeyError("name")])
+def test_a_defect_keeps_its_traceback(failure, monkeypatch, defect):
+    def broken(*_args):
+        raise defect
+
+    monkeypatch.setattr("engine.loading.load_weights", broken)
+    with pytest.raises(type(defect)):
+        failure({}, kv_blocks=8)
