@@ -161,9 +161,22 @@ class Scheduler:
         return ready
 
     def _grow_decodes(self) -> tuple[list[Request], bool]:
-        """Give each decode the block its token needs, preempting where there is none. Returns those that run."""
+        """Give each decode the block its token needs, preempting where there is none. Returns those that run.
+
+        Where all of them were preempted, others take their turn: each round ends with a decode that runs or with fewer
+        running requests, and the last one is never preempted (the pool holds the longest request). So a plan is empty
+        only while nothing that runs has a token to compute.
+        """
         preempted = False
-        decodes = self._decodes()
+        while decodes := self._decodes():
+            preempted |= self._grow(decodes)
+            if grown := [r for r in decodes if r.state is RequestState.RUNNING]:
+                return grown, preempted
+        return [], preempted
+
+    def _grow(self, decodes: list[Request]) -> bool:
+        """Whether somebody had to be preempted for it."""
+        preempted = False
         for request in decodes:
             while request.state is RequestState.RUNNING and self._lacks_block(request):
                 if self.pool.available:
@@ -172,7 +185,7 @@ class Scheduler:
                 else:
                     self._preempt(self._victim(request))
                     preempted = True
-        return [r for r in decodes if r.state is RequestState.RUNNING], preempted
+        return preempted
 
     def _lacks_block(self, request: Request) -> bool:
         return request.computed + 1 > len(request.block_table) * self.pool.block_size

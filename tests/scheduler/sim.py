@@ -151,11 +151,15 @@ class Engine:
         step = self.next_step()
         assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
         self.planned = self.scheduler.schedule(self.now)
+        assert self.planned.chunks or not self.could_run(), "the plan is empty and a running request could run"
         meanwhile()
         result = self.worker.run(step)
         self.absorb(self.scheduler.update(step, result, self.now))
         self.scheduler.check_integrity()
         self.after_step(step)
+
+    def could_run(self) -> bool:
+        return any(request.wants_step for request in self.scheduler._running.values())
 
     def next_step(self) -> Step:
         step, self.planned = self.planned, None

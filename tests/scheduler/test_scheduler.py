@@ -1,5 +1,7 @@
 """The policies, one by one, each on the smallest case that shows it."""
 
+import random
+
 import pytest
 
 from scheduler.block_pool import BlockPool, IntegrityError, OutOfBlocks
@@ -142,6 +144,26 @@ def test_preemption_recomputes_exactly_and_is_bounded():
     assert stats.preemptions > 0
     assert stats.recomputed_tokens > 0
     assert max(end.times.preemptions for end in engine.ends.values()) <= 2
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_a_plan_is_never_empty_while_a_running_request_could_run(budget):
+    """Also where every decode in the budget preempts itself: with a shared prefix, least is lost with it. See `tick`."""
+    protected = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        blocks, preemptions = rng.randint(4, 10), rng.randint(1, 3)
+        engine = Engine(blocks=blocks, max_step_tokens=budget, max_preemptions=preemptions, decode_watermark=0.0)
+        for i in range(8):
+            length, output = rng.choice([4, 5, 8, 9, 12]), rng.randint(1, 16)
+            output = min(output, engine.config.context - length)
+            engine.add(f"r{i}", prompt(length, rng.randint(0, 1)), max_tokens=output, ignore_eos=True)
+            for _ in range(rng.randint(0, 12)):
+                engine.tick()
+        engine.drain()
+        engine.check_outputs()
+        protected += sum(end.times.preemptions == preemptions for end in engine.ends.values())
+    assert (protected > 0) == (budget > 1), "with one token a step, a prompt starts only when no decode is ready"
 
 
 def test_a_pool_for_one_and_a_half_requests_drains_with_little_recomputation():
