@@ -46,6 +46,7 @@ class Request:
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
     last_step: int = -1  # the step that last had a chunk of this request
+    started: bool = False  # admitted at least once: what is told and counted of a start is told and counted once
     announced: bool = False  # the worker knows the sequence
     awaits: bytes | None = None  # content another request is about to compute; admission waits for it
     prompt_logprobs_sent: int = 0

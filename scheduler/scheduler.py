@@ -304,7 +304,8 @@ class Scheduler:
         self._running[request.request_id] = request
         if self.pool.caching:
             self._promises.make(request.request_id, request.keys[len(hits) :])
-        if request.preemptions == 0:
+        if not request.started:
+            request.started = True
             request.times.scheduled = now
             request.times.cached_tokens = request.computed
             self.stats.prefix_query_tokens += len(request.tokens)

@@ -161,6 +161,17 @@ class Engine:
     def could_run(self) -> bool:
         return any(request.wants_step for request in self.scheduler._running.values())
 
+    def fail_step(self) -> None:
+        """The worker raises in the middle of a step: its requests end with an error, and nobody expects tokens of them."""
+        self.now += 1
+        step = self.next_step()
+        self.planned = self.scheduler.schedule(self.now)
+        failed = self.scheduler.fail(step, self.planned, "injected", self.now)
+        self.planned = None
+        for output in failed:
+            del self.requests[output.request_id]
+        self.absorb(failed)
+
     def next_step(self) -> Step:
         step, self.planned = self.planned, None
         return self.scheduler.schedule(self.now) if step is None else self.scheduler.refresh(step, self.now)

@@ -93,13 +93,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     @rule()
     def step_fails(self):
         """The worker raises: its requests end with an error, the others go on and come out right."""
-        step = self.engine.next_step()
-        self.engine.planned = self.engine.scheduler.schedule(self.engine.now)
-        failed = self.engine.scheduler.fail(step, self.engine.planned, "injected", self.engine.now)
-        self.engine.planned = None
-        for output in failed:
-            del self.engine.requests[output.request_id]
-        self.engine.absorb(failed)
+        self.engine.fail_step()
 
     @invariant()
     def books_agree(self):

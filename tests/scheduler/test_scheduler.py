@@ -1,6 +1,7 @@
 """The policies, one by one, each on the smallest case that shows it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -320,6 +321,28 @@ def test_stop_tokens_and_min_tokens():
     assert engine.ends["stop"].stop_token == free[3]
     assert engine.outputs["stop"][-1] == free[3]
     assert len(engine.outputs["late"]) > len(engine.outputs["stop"])
+
+
+def test_a_start_is_counted_once_however_often_it_is_repeated():
+    """A step of others fails: what was admitted before is computed anew, and was still scheduled when it was scheduled."""
+    engine = Engine(blocks=64, max_step_tokens=1)
+    engine.add("first", prompt(9), max_tokens=1)
+    engine.drain()
+    engine.add("goes on", prompt(12), max_tokens=3, ignore_eos=True)
+    engine.tick()
+    engine.add("doomed", prompt(20, 5), priority=-1)
+    engine.tick()
+    engine.tick()
+    before = replace(engine.scheduler.snapshot())
+    scheduled = engine.scheduler._running["goes on"].times.scheduled
+    engine.fail_step()
+    engine.drain()
+    engine.check_outputs()
+    after = engine.scheduler.snapshot()
+    assert engine.ends["doomed"].finish_reason is FinishReason.ERROR
+    assert (before.prefix_query_tokens, before.prefix_hit_tokens) == (9 + 12 + 20, 8)
+    assert (after.prefix_query_tokens, after.prefix_hit_tokens) == (9 + 12 + 20, 8)
+    assert (engine.ends["goes on"].times.scheduled, engine.ends["goes on"].times.cached_tokens) == (scheduled, 8)
 
 
 class TestBlockPool:
