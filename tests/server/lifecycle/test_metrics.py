@@ -102,6 +102,18 @@ def test_one_lifetime_feeds_the_histograms():
     assert value(metrics, "headrace_queue_time_seconds_bucket", le="0.001") == 0
 
 
+def test_every_latency_has_buckets_from_a_millisecond():
+    latencies = [
+        family
+        for family in Metrics().registry.collect()
+        if family.type == "histogram" and family.name.endswith("_seconds")
+    ]
+    assert len(latencies) == 6
+    for family in latencies:
+        bounds = [sample.labels["le"] for sample in family.samples if sample.name.endswith("_bucket")]
+        assert bounds[0] == "0.001" and float(bounds[-2]) >= 300, family.name
+
+
 def test_a_sequence_without_tokens_says_nothing_of_latency():
     metrics = Metrics()
     metrics.sequence_ended(Lifetime(received=10.0, finished=11.0, reason=FinishReason.ABORT))
