@@ -14,7 +14,8 @@ from scheduler.messages import FinishReason
 Kind = Literal["chat", "completion"]
 
 _KINDS: dict[str, Kind] = {"chat.completion.chunk": "chat", "text_completion": "completion"}
-_FINISH_REASONS = frozenset(reason.value for reason in FinishReason) - {FinishReason.ERROR.value}
+# The other reasons end a stream with an error event.
+_FINISH_REASONS = frozenset((FinishReason.STOP.value, FinishReason.LENGTH.value))
 _SHARED = ("id", "object", "created", "model")
 _CHUNK_KEYS = frozenset((*_SHARED, "choices", "usage", "timings", "system_fingerprint", "service_tier"))
 _FIRST_CHUNK_KEYS = frozenset(("prompt_token_ids", "prompt_logprobs"))

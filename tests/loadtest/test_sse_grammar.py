@@ -271,6 +271,7 @@ BROKEN_CHAT = {
     "finish with text": (3, set_key(*FIRST, "delta", {"content": "x"}), "empty delta"),
     "finish with tokens": (3, set_key(*FIRST, "token_ids", [1]), "no token ids"),
     "finish with logprobs": (3, set_key(*FIRST, "logprobs", {"content": []}), "no logprobs"),
+    "finish for abort": (3, set_key(*FIRST, "finish_reason", "abort"), "finish_reason is one of"),
     "finish for error": (3, set_key(*FIRST, "finish_reason", "error"), "finish_reason is one of"),
     "finish unknown": (3, set_key(*FIRST, "finish_reason", "eos"), "finish_reason is one of"),
     "timings early": (2, set_key("timings", TIMINGS), "only the last finish chunk"),
