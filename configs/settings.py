@@ -77,7 +77,7 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body in bytes; more is a 413.")
     max_prompts: PositiveInt = Field(1024, description="Most prompts in one completions request.")
     max_n: PositiveInt = Field(128, description="Largest `n`.")
-    max_stop: PositiveInt = Field(16, description="Most stop strings in one request.")
+    max_stop: PositiveInt = Field(16, description="Most entries of `stop`, and of `stop_token_ids`.")
     max_logit_bias: PositiveInt = Field(1024, description="Most entries of `logit_bias`.")
     max_logprobs: int = Field(20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.")
     max_bad_words: PositiveInt = Field(128, description="Most entries of `bad_words`.")
