@@ -39,7 +39,9 @@ class Message(Body):
 
     role: Role
     content: Content = Field(description="Text, or text parts, which are joined.")
-    name: str | None = Field(None, description="Who speaks; handed to the chat template, and most templates do not show it to the model.")
+    name: str | None = Field(
+        None, description="Who speaks; handed to the chat template, and most templates do not show it to the model."
+    )
 
 
 class ChatRequest(Sampling):
