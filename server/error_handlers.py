@@ -2,10 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -25,31 +23,15 @@ def error_response(error: ApiError, scope: Scope, status: int | None = None) -> 
     return Response(json.dumps(error.body()), status or error.status, error.headers, media_type="application/json")
 
 
-def field_path(location: Sequence[str | int]) -> str | None:
-    """`("body", "messages", 0, "content")` as `messages[0].content`; None for the whole body."""
-    path = ""
-    for part in location[1:]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or None
-
-
 def install(app: FastAPI) -> None:
     """Answer the errors that routes and routing raise. What nobody foresaw is the `ErrorBoundary`'s."""
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(error, request.scope)
-
-
-async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = field_path(first["loc"])
-    return error_response(InvalidRequest(f"{param or 'The request'}: {first['msg']}", param=param), request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

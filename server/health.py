@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from scheduler.messages import AddRequest, FinishReason
+from scheduler.messages import AddRequest
 from scheduler.sampling_params import SamplingParams
 from server.drain import Drain
 from server.engine_client import EngineClient
@@ -44,19 +44,21 @@ class Health:
         return await asyncio.shield(self._probe)
 
     async def _generate(self) -> str | None:
+        cause = None
         try:
             async with (
                 asyncio.timeout(self._timeout),
                 contextlib.aclosing(self._engine.probe(self._request())) as outputs,
             ):
                 async for output in outputs:
-                    if output.finish_reason is FinishReason.ERROR:
-                        return f"The engine failed to produce a token: {output.error}"
+                    if output.token_ids:
+                        return None
+                    cause = output.error
         except TimeoutError:
             return f"The engine produced no token within {self._timeout:g} s."
         except Unavailable as error:
             return error.message
-        return None
+        return f"The engine failed to produce a token: {cause or 'it gave no cause'}"
 
     def _request(self) -> AddRequest:
         info = self._engine.info
