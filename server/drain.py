@@ -12,11 +12,6 @@ class Drain:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def active(self) -> int:
-        """Requests under way."""
-        return self._active
-
     def enter(self) -> None:
         """A request starts."""
         self._active += 1

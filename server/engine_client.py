@@ -18,7 +18,6 @@ from scheduler.messages import (
     EngineStats,
     Failed,
     FinishReason,
-    MemoryPlan,
     Output,
     Phase,
     Ready,
@@ -45,7 +44,6 @@ class EngineClient:
     def __init__(self, settings: Settings, metrics: Metrics, on_event: Callable[[Event], None] | None = None) -> None:
         self.state: State = "starting"
         self.info: Ready | None = None
-        self.plan: MemoryPlan | None = None
         self.stats = EngineStats()
         self.phases: list[Phase] = []
         self.failure: str | None = None  # why the last incarnation ended; None while one is ready
@@ -213,8 +211,6 @@ class EngineClient:
             case Phase():
                 self.phases.append(event)
                 self._metrics.phase_ended(event)
-            case MemoryPlan():
-                self.plan = event
             case Failed():
                 self.last_words = event.error
         if self._on_event is not None:

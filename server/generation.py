@@ -145,7 +145,7 @@ class Choice:
 class Generation:
     """All sequences of one request, from submission to the last delta. Close it, whatever happens."""
 
-    def __init__(self, job: Job, engine: Engine, tokenizer: Tokenizer, exchange: Exchange, validated: float) -> None:
+    def __init__(self, job: Job, engine: Engine, tokenizer: Tokenizer, exchange: Exchange) -> None:
         """Submit all sequences, or none.
 
         Raises:
@@ -157,7 +157,7 @@ class Generation:
         engine.ensure_room(len(job.sequences))
         try:
             for sequence in job.sequences:
-                lifetime = exchange.begin(len(sequence.prompt.ids), validated)
+                lifetime = exchange.begin(len(sequence.prompt.ids))
                 self._streams.append(engine.submit(sequence.request, lifetime))
                 self.choices.append(Choice(sequence, job, tokenizer, lifetime))
         except BaseException:

@@ -51,6 +51,16 @@ class Lifetime:
         if self.reason is None:
             self.reason = reason
 
+    def waits(self) -> dict[str, float]:
+        """Two parts of `queue_ms` for the access log, in milliseconds; what they leave is the way to the engine.
+
+        `validation_ms`: reading, checking and tokenizing the request. `waiting_ms`: in the engine's queue.
+        """
+        return {
+            "validation_ms": _ms(self.received, self.validated),
+            "waiting_ms": _ms(self.queued, self.scheduled),
+        }
+
     def timings(self) -> dict[str, float]:
         """The response's `timings`: milliseconds, and tokens per second where both ends are known.
 
@@ -82,11 +92,12 @@ class Exchange:
 
     request_id: str
     received: float
+    validated: float | None = None  # when nothing could be refused any more but for room in the queue
     lifetimes: list[Lifetime] = field(default_factory=list)
     error_code: str | None = None  # code of the `ApiError` the client was told, in the answer or within the stream
 
-    def begin(self, prompt_tokens: int, validated: float | None = None) -> Lifetime:
+    def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""
-        lifetime = Lifetime(received=self.received, validated=validated, prompt_tokens=prompt_tokens)
+        lifetime = Lifetime(received=self.received, validated=self.validated, prompt_tokens=prompt_tokens)
         self.lifetimes.append(lifetime)
         return lifetime

@@ -87,6 +87,7 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
     }
     if lifetimes:
         timings = lifetimes[0].timings()
+        pairs |= lifetimes[0].waits()
         pairs |= {name: timings[name] for name in ("queue_ms", "prefill_ms", "decode_ms")}
         pairs |= {
             "sequences": len(lifetimes),

@@ -1,6 +1,5 @@
 """What the routes work with: made once at start, passed by hand, replaced by nothing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -53,7 +52,6 @@ class Services:
     model_names: tuple[str, ...]
     fingerprint: str
     created: int
-    monotonic: Callable[[], float]
 
     def info(self) -> Ready:
         """What the engine said when it was ready.

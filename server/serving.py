@@ -68,7 +68,6 @@ class Serving:
             model_names=names,
             fingerprint=fingerprint(source, settings),
             created=int(time.time()),
-            monotonic=time.monotonic,
         )
         app = create_app(services, self._engine, self._metrics, self._drain)
         self._web = WebServer(web_config(app))

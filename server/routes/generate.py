@@ -1,5 +1,6 @@
 """`POST /v1/completions` and `POST /v1/chat/completions`: two bodies, one way through."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,8 @@ async def generate(
     """
     job, parsed = await handle(request, services, model, make_job)
     exchange: Exchange = request.state.exchange
-    generation = Generation(job, services.engine, services.tokenizer, exchange, services.monotonic())
+    exchange.validated = time.monotonic()
+    generation = Generation(job, services.engine, services.tokenizer, exchange)
     body: Sampling = job.body
     if body.stream:
         return await _streamed(request, generation, services, exchange, parsed.headers)

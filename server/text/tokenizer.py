@@ -105,13 +105,6 @@ class Tokenizer:
         self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
         self.special_tokens = dict(special_tokens)
         self.model_chat_template = chat_template
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.bos_id = self._special_id("bos_token")
-        self.eos_id = self._special_id("eos_token")
-
-    def _special_id(self, name: str) -> int | None:
-        token = self.special_tokens.get(name)
-        return None if token is None else self._backend.token_to_id(token)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -122,10 +115,6 @@ class Tokenizer:
     def strips_first_space(self) -> bool:
         """Whether a text that begins with these tokens loses the space that encoding put before its first word."""
         return self._pieces.strips_first_space
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether `decode` leaves this token out by default."""
-        return token_id in self._special
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. `add_special_tokens` adds what the model wants around a plain text, such as BOS.

@@ -185,7 +185,6 @@ class Server:
             model_names=("small", "org/small"),
             fingerprint="fp_1",
             created=1_790_000_000,
-            monotonic=time.monotonic,
         )
         self.app = create_app(self.services, self.engine, metrics, Drain())
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://headrace")

@@ -52,7 +52,6 @@ def make_app(settings: Settings, client: EngineClient, metrics: Metrics, drain: 
         model_names=("scripted",),
         fingerprint="fp_test",
         created=0,
-        monotonic=time.monotonic,
     )
     return create_app(services, client, metrics, drain)
 

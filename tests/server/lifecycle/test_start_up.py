@@ -104,6 +104,13 @@ def test_timings_are_in_milliseconds_and_add_up():
     }  # fmt: skip
 
 
+def test_the_parts_of_the_queue_time_for_the_access_log():
+    lifetime = Lifetime(received=1.0, validated=1.05)
+    assert lifetime.waits() == {"validation_ms": 50.0, "waiting_ms": 0.0}
+    lifetime.absorb(RequestTimes(queued=1.1, scheduled=1.5))
+    assert lifetime.waits() == {"validation_ms": 50.0, "waiting_ms": 400.0}
+
+
 def test_timings_of_an_early_end_are_zero_not_wrong():
     lifetime = Lifetime(received=1.0, prompt_tokens=30)
     assert lifetime.timings() == {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0, "total_ms": 0.0}
