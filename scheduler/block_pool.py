@@ -187,6 +187,16 @@ class BlockPool:
         """Whether more than one sequence refers to the block."""
         return self._state[block_id].refs > 1
 
+    def forget(self, block_ids: Iterable[int]) -> None:
+        """Make the contents of these used blocks unfindable, as they are in doubt. Owners keep their blocks.
+
+        A block that another sequence reads as well keeps its name: if its content is bad, the last reader to fail
+        takes it away.
+        """
+        for block_id in block_ids:
+            if not self.shared(block_id):
+                self._forget(block_id)
+
     def drop_contents(self) -> None:
         """Forget every content: what the blocks hold is in doubt (a step failed). Owners keep their blocks."""
         for block_id in list(self._index.values()):

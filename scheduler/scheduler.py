@@ -356,6 +356,8 @@ class Scheduler:
 
     def _absorb(self, request: Request, chunk: Chunk, brought: ChunkResult, now: float) -> Output | None:
         if brought.error is not None:
+            # Its KV may be what failed it (a NaN spreads to all that follows), be it its own or a prefix it found.
+            self.pool.forget(request.block_table)
             output = self._finish(request, FinishReason.ERROR, now)
             output.error = brought.error
             return output

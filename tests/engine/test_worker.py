@@ -150,6 +150,22 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(tiny_model, scored):
     assert "not finite" in engine.ends["bad"].error
 
 
+def test_a_prefix_is_computed_anew_after_its_logits_were_not_finite(tiny_model):
+    """A fault that passes must not live on in the prefix cache."""
+    _, folder = tiny_model("llama")
+    engine, decoder = build(folder)
+    ids = prompt(3 * BLOCK + 1)
+    healthy = decoder._weights.embedding[ids[0]].clone()
+    decoder._weights.embedding[ids[0]] = float("nan")
+    engine.add("fault", ids, max_tokens=5)
+    engine.drain()
+    assert engine.ends["fault"].finish_reason is FinishReason.ERROR
+    decoder._weights.embedding[ids[0]] = healthy
+    engine.add("after", ids, max_tokens=5, ignore_eos=True)
+    engine.drain()
+    assert engine.ends["after"].finish_reason is FinishReason.LENGTH
+
+
 def test_nothing_is_kept_of_requests_that_ended(tiny_model):
     _, folder = tiny_model("llama")
     engine, _ = build(folder)

@@ -11,7 +11,8 @@ from scheduler.messages import FinishReason
 from scheduler.prefill_split import Need, split_prefill
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import RequestTooLong
-from tests.scheduler.sim import EOS, VOCAB, Engine, expected
+from scheduler.step import ChunkResult
+from tests.scheduler.sim import EOS, VOCAB, Engine, SimWorker, expected
 
 
 def prompt(length, seed=0):
@@ -345,6 +346,48 @@ def test_a_start_is_counted_once_however_often_it_is_repeated():
     assert (engine.ends["goes on"].times.scheduled, engine.ends["goes on"].times.cached_tokens) == (scheduled, 8)
 
 
+class SpoilingWorker(SimWorker):
+    """While `spoils`, what it writes is no number; as in the real one, only a chunk that samples notices what it reads."""
+
+    spoils = False
+
+    def _write(self, chunk, written):
+        super()._write(chunk, written)
+        if self.spoils:
+            for position in range(chunk.start, chunk.start + chunk.length):
+                self.kv[chunk.block_table[position // self.block_size]][position % self.block_size] = None
+
+    def _result(self, chunk):
+        end = chunk.start + chunk.length
+        read = (self.kv[chunk.block_table[i // self.block_size]][i % self.block_size] for i in range(end))
+        if None not in read:
+            return super()._result(chunk)
+        return ChunkResult(request_id=chunk.request_id, error="not finite" if chunk.samples else None)
+
+
+def test_what_a_failed_request_computed_or_read_is_not_reused():
+    worker = SpoilingWorker(64, 4)
+    engine = Engine(blocks=64, max_step_tokens=8, worker=worker)
+    worker.spoils = True
+    engine.add("published, then gone", prompt(21), max_tokens=3)
+    for _ in range(2):
+        engine.tick()
+    engine.abort("published, then gone")
+    assert engine.scheduler.pool.cached == 5, "planned, published, and still to be computed in part"
+    engine.tick()
+    worker.spoils = False
+    for name in ("one reader", "another"):
+        engine.add(name, prompt(21), max_tokens=3)
+    engine.drain()
+    assert engine.ends["one reader"].finish_reason is engine.ends["another"].finish_reason is FinishReason.ERROR
+    for name in ("one reader", "another"):
+        del engine.requests[name]
+    engine.add("next", prompt(21), max_tokens=3)
+    engine.drain()
+    engine.check_outputs()
+    assert engine.ends["next"].times.cached_tokens == 0
+
+
 class TestBlockPool:
     def test_runs_are_consecutive_and_grow_in_place(self):
         pool = BlockPool(8, 4)
@@ -386,6 +429,17 @@ class TestBlockPool:
         pool.release(hits)
         pool.allocate(2)
         assert pool.resident(keys[0]), "its use made it recent"
+
+    def test_forgetting_spares_what_others_read(self):
+        pool = BlockPool(4, 2)
+        keys, table = self.fill(pool, [1, 2, 3, 4])
+        pool.share(table[:1])
+        pool.forget(table)
+        assert [pool.resident(key) for key in keys] == [True, False]
+        pool.check_integrity([table, table[:1]])
+        pool.release(table)
+        pool.check_integrity([table[:1]])
+        assert (pool.used, pool.cached) == (1, 0)
 
     def test_a_hash_collision_is_a_miss(self):
         pool = BlockPool(4, 2)
