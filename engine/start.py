@@ -17,9 +17,10 @@ from configs.settings import Settings
 from engine.channel import Channel
 from engine.memory_plan import plan_memory
 from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
 from scheduler.messages import MemoryPlan, Phase, Ready
 from scheduler.sampling_params import SamplingParams
-from scheduler.scheduler import Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from scheduler.step import Chunk, SequenceInit, Step
 
 if TYPE_CHECKING:

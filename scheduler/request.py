@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from scheduler.keys import block_key
 from scheduler.messages import FinishReason, RequestTimes
+from scheduler.prefill_split import Need
 from scheduler.sampling_params import SamplingParams
 
 
@@ -84,6 +85,10 @@ class Request:
     def reads_cache(self) -> bool:
         """Prompt logprobs need the logits of every prompt position, so such a prompt is computed whole."""
         return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
+
+    def need(self, computed: int | None = None) -> Need:
+        """What it could use of a step's prompt tokens, as it stands or with so many `computed`."""
+        return Need(self.priority, self.order, self.known - (self.computed if computed is None else computed))
 
     def longest(self) -> int:
         """Tokens at most when finished, of which the last needs no KV."""

@@ -1,44 +1,29 @@
 """The scheduler: makes Steps, absorbs their results.
 
 What belongs here: which tokens of which requests run next, who is admitted, who is preempted, when a request ends. Never:
-torch, I/O, a clock (callers pass `now`), text, HTTP, device memory. A new feature is a small object beside `WaitingLine`,
-`Promises` and `split_prefill`, not an `if` in `schedule`.
+torch, I/O, a clock (callers pass `now`), text, HTTP, device memory. A new feature is a small object beside `Admission`,
+`PrefixCache` and `choose_victim`, not an `if` in `schedule`.
 
 Step N+1 is planned while step N runs, so a plan counts on results that are not there yet: a token *in flight*. What the
 results change afterwards (a request has ended) is taken out again by `refresh`, before the step starts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
-
-from scheduler.block_pool import BlockPool, IntegrityError
+from scheduler.admission import Admission
+from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
+from scheduler.integrity import check_requests
 from scheduler.keys import root_key
 from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
-from scheduler.prefill_split import Need, split_prefill
-from scheduler.promises import Promises
+from scheduler.preemption import choose_victim
+from scheduler.prefill_split import split_prefill
+from scheduler.prefix_cache import PrefixCache
 from scheduler.request import Request, RequestState
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 from scheduler.waiting import WaitingLine
 
-_ADMISSION_SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
-
 
 class RequestTooLong(ValueError):
     """The request could never run: it needs more tokens than fit, even alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """What the scheduler must know of the model and the operator's wishes."""
-
-    context: int  # longest prompt plus output, in tokens; fits the pool
-    eos_token_ids: frozenset[int]
-    fingerprint: str  # model and KV format: part of every content address
-    max_step_tokens: int = 512
-    max_running: int = 64
-    max_preemptions: int = 3
-    decode_watermark: float = 0.02  # share of the pool that admission leaves for the growth of running requests
 
 
 class Scheduler:
@@ -51,11 +36,10 @@ class Scheduler:
         self._requests: dict[str, Request] = {}  # all that have not finished
         self._running: dict[str, Request] = {}
         self._waiting = WaitingLine()
-        self._promises = Promises()
+        self._cache = PrefixCache(pool)
+        self._admission = Admission(config, pool, self._cache)
         self._retired: list[str] = []  # finished since the last plan: the worker may forget them
-        self._published_by: set[str] = (
-            set()
-        )  # requests with a block that was published on the strength of the newest plan
+        self._published_by = set[str]()  # requests with a block published on the strength of the newest plan
         self._next_order = 0
         self._next_step = 0
 
@@ -183,7 +167,8 @@ class Scheduler:
                     after = request.block_table[-1] if request.block_table else None
                     request.block_table += self.pool.allocate(1, after)
                 else:
-                    self._preempt(self._victim(request))
+                    victim = choose_victim(self._running.values(), request, self.pool, self._admission.protected)
+                    self._preempt(victim)
                     preempted = True
         return preempted
 
@@ -198,8 +183,11 @@ class Scheduler:
         planned = {chunk.request_id for chunk in step.chunks}
         prefills = [r for r in self._running.values() if r.prefilling and r.wants_step and r.request_id not in planned]
         if admit:
-            prefills += self._admit(prefills, budget, now)
-        shares = split_prefill(map(_need, prefills), budget)
+            admitted = self._admission.admit(self._waiting, prefills, len(self._running), budget)
+            for request in admitted:
+                self._start(request, now)
+            prefills += admitted
+        shares = split_prefill((request.need() for request in prefills), budget)
         step.chunks += [self._chunk(r, shares[r.order], step) for r in prefills if r.order in shares]
 
     def _chunk(self, request: Request, length: int, step: Step) -> Chunk:
@@ -216,94 +204,14 @@ class Scheduler:
         request.last_step = step.step_id
         self.stats.recomputed_tokens += max(0, min(request.computed, request.high_water) - start)
         request.high_water = max(request.high_water, request.computed)
-        if self._publish(request):
+        if self._cache.publish(request):
             self._published_by.add(request.request_id)
         return Chunk(request_id=request.request_id, start=start, length=length, block_table=table, samples=samples)
 
-    def _publish(self, request: Request) -> bool:
-        """Name the blocks that are full of known tokens with planned KV."""
-        size = self.pool.block_size
-        full = min(request.computed, len(request.tokens)) // size
-        if full <= request.published or not self.pool.caching:
-            return False
-        request.extend_keys(size)
-        for index in range(request.published, full):
-            tokens = request.tokens[index * size : (index + 1) * size]
-            self.pool.publish(request.block_table[index], request.keys[index], tokens)
-            self._promises.keep(request.keys[index])
-        request.published = full
-        return True
-
-    # --- admission ---
-
-    def _admit(self, prefills: list[Request], budget: int, now: float) -> list[Request]:
-        """Admit waiting requests that would get tokens in this step, in their order.
-
-        One that waits for content another computes is passed over, and so is a long one whose share would be nothing:
-        both are served by what runs now. One that lacks blocks is not passed: those behind it must not eat its room.
-        """
-        admitted: list[Request] = []
-        needs = [_need(request) for request in prefills]
-        for request in list(islice(self._waiting, _ADMISSION_SCAN)):
-            if len(self._running) >= self.config.max_running:
-                break
-            if self._awaits_promise(request):
-                continue
-            hits = self._hits(request)
-            need = _need(request, len(hits) * self.pool.block_size)
-            if request.order not in split_prefill([*needs, need], budget):
-                continue
-            if not self._fits(request, hits):
-                break
-            self._start(request, hits, now)
-            needs.append(need)
-            admitted.append(request)
-        return admitted
-
-    def _awaits_promise(self, request: Request) -> bool:
-        """Whether the first block the request lacks is about to be computed by another one."""
-        if not self.pool.caching or not request.reads_cache:
-            return False
-        if request.awaits is not None and self._promises.holds(request.awaits):
-            return True
-        request.extend_keys(self.pool.block_size)
-        usable = request.keys[: (len(request.tokens) - 1) // self.pool.block_size]
-        missing = next((key for key in usable if not self.pool.resident(key)), None)
-        request.awaits = missing if missing is not None and self._promises.holds(missing) else None
-        return request.awaits is not None
-
-    def _hits(self, request: Request) -> list[int]:
-        """Resident blocks of the request's prefix. The last token is always computed: its logits are needed."""
-        if not self.pool.caching or not request.reads_cache:
-            return []
-        request.extend_keys(self.pool.block_size)
-        return self.pool.match(request.keys[: (len(request.tokens) - 1) // self.pool.block_size], request.tokens)
-
-    def _fits(self, request: Request, hits: list[int]) -> bool:
-        """Whether the pool has the request's blocks and leaves the watermark to those that run."""
-        needed = self.pool.blocks_for(self._reservation(request)) - len(hits)
-        idle_hits = sum(not self.pool.in_use(block_id) for block_id in hits)
-        watermark = max(1, int(self.config.decode_watermark * self.pool.blocks)) if self._running else 0
-        return needed + watermark <= self.pool.available - idle_hits
-
-    def _reservation(self, request: Request) -> int:
-        """Tokens whose blocks are taken at admission: those that exist; after many preemptions, all that can come."""
-        return request.longest() if self._protected(request) else len(request.tokens)
-
-    def _protected(self, request: Request) -> bool:
-        return request.preemptions >= self.config.max_preemptions
-
-    def _start(self, request: Request, hits: list[int], now: float) -> None:
+    def _start(self, request: Request, now: float) -> None:
         self._waiting.remove(request)
-        self.pool.share(hits)
-        new = self.pool.blocks_for(self._reservation(request)) - len(hits)
-        request.block_table = hits + self.pool.allocate(new, hits[-1] if hits else None)
-        request.computed = len(hits) * self.pool.block_size
-        request.published = len(hits)
         request.state = RequestState.RUNNING
         self._running[request.request_id] = request
-        if self.pool.caching:
-            self._promises.make(request.request_id, request.keys[len(hits) :])
         if not request.started:
             request.started = True
             request.times.scheduled = now
@@ -312,16 +220,6 @@ class Scheduler:
             self.stats.prefix_hit_tokens += request.computed
 
     # --- preemption ---
-
-    def _victim(self, needy: Request) -> Request:
-        """Whom to preempt: lowest priority, then least lost work, then the youngest. May be the needy one itself."""
-        open_to = [r for r in self._running.values() if not self._protected(r) and r.block_table]
-        return min(open_to or [needy], key=lambda r: (-r.priority, self._lost_work(r), -r.order))
-
-    def _lost_work(self, request: Request) -> int:
-        """Computed tokens that nobody else keeps resident."""
-        kept = sum(self.pool.shared(block_id) for block_id in request.block_table)
-        return max(0, request.computed - kept * self.pool.block_size)
 
     def _preempt(self, request: Request) -> None:
         self._release(request)
@@ -333,7 +231,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._running.pop(request.request_id, None)
-        self._promises.drop(request.request_id)
+        self._cache.promises.drop(request.request_id)
         self.pool.release(request.block_table)
         request.block_table = []
         request.computed = request.published = 0
@@ -394,7 +292,7 @@ class Scheduler:
             output.stop_token = token_id
         # The KV of this token is in the next step at the earliest. So the last one's block is never published, and an
         # abort must not take out the chunk that a publication rests on.
-        if reason is None and request.state is RequestState.RUNNING and self._publish(request):
+        if reason is None and request.state is RequestState.RUNNING and self._cache.publish(request):
             self._published_by.add(request.request_id)
         return reason
 
@@ -461,30 +359,5 @@ class Scheduler:
             IntegrityError: naming the first contradiction.
         """
         self.pool.check_integrity(request.block_table for request in self._running.values())
-        rules: list[tuple[str, Callable[[Request], bool]]] = [
-            ("waiting requests hold nothing", lambda r: r.state is not RequestState.WAITING or not r.block_table),
-            ("the table covers what is computed", self._covered),
-            ("computed never passes known", lambda r: 0 <= r.computed <= r.known),
-            ("what was published was computed", lambda r: r.published * self.pool.block_size <= r.computed),
-            ("at most two tokens are in flight", lambda r: 0 <= r.in_flight <= 2),
-            ("states match the line and the running set", self._placed),
-        ]
-        for request in self._requests.values():
-            for rule, holds in rules:
-                if not holds(request):
-                    raise IntegrityError(f"{rule}: not so for {request}")
-        if len(self._requests) != len(self._running) + len(self._waiting):
-            raise IntegrityError("a request is neither running nor waiting")
-        self._promises.check_integrity(self._running)
-
-    def _covered(self, request: Request) -> bool:
-        return len(request.block_table) * self.pool.block_size >= request.computed
-
-    def _placed(self, request: Request) -> bool:
-        running = request.request_id in self._running
-        return running == (request.state is RequestState.RUNNING) and request.state is not RequestState.FINISHED
-
-
-def _need(request: Request, computed: int | None = None) -> Need:
-    done = request.computed if computed is None else computed
-    return Need(request.priority, request.order, request.known - done)
+        check_requests(self._requests, self._running, self._waiting, self.pool.block_size)
+        self._cache.promises.check_integrity(self._running)

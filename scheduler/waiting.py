@@ -19,6 +19,9 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._line)
 
+    def __contains__(self, request: object) -> bool:
+        return request in self._line
+
     def __iter__(self) -> Iterator[Request]:
         return iter(self._line)
 

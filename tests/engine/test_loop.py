@@ -9,9 +9,10 @@ import zmq
 from engine.channel import Channel
 from engine.loop import EngineLoop
 from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
 from scheduler.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
 from scheduler.sampling_params import SamplingParams
-from scheduler.scheduler import Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from tests.scheduler.sim import SimWorker, expected
 
 BLOCKS, BLOCK = 32, 4

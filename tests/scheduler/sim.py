@@ -9,9 +9,10 @@ from typing import Protocol
 from zlib import crc32
 
 from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
 from scheduler.messages import AddRequest, FinishReason, Output
 from scheduler.sampling_params import SamplingParams
-from scheduler.scheduler import Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from scheduler.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
 
 VOCAB = 50

@@ -1,0 +1,83 @@
+"""Who leaves the waiting line: a request is admitted with the blocks of its whole prompt, or not at all.
+
+What belongs here: conditions of admission, and how much is reserved. Never: who must give blocks up, what a step holds.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
+from scheduler.prefill_split import Need, split_prefill
+from scheduler.prefix_cache import PrefixCache
+from scheduler.request import Request
+
+_SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
+
+
+class Admission:
+    """Decides for one scheduler, and gives the admitted their blocks."""
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache) -> None:
+        self._config = config
+        self._pool = pool
+        self._cache = cache
+
+    def admit(
+        self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
+    ) -> list[Request]:
+        """Requests of the line that would get tokens in this step, in their order, with their blocks.
+
+        One that waits for content another computes is passed over, and so is a long one whose share would be nothing:
+        both are served by what runs now. One that lacks blocks is not passed: those behind it must not eat its room.
+
+        Args:
+            waiting: the line; left as it is.
+            prefills: running requests that share the budget.
+            running: how many requests run.
+            budget: tokens of the step for prompts.
+        """
+        admitted: list[Request] = []
+        needs = [request.need() for request in prefills]
+        for request in islice(waiting, _SCAN):
+            if running + len(admitted) >= self._config.max_running:
+                break
+            if self._cache.awaits_promise(request):
+                continue
+            hits = self._cache.hits(request)
+            need = request.need(len(hits) * self._pool.block_size)
+            if not _gets_tokens(need, needs, budget):
+                continue
+            if not self._fits(request, hits, alone=running + len(admitted) == 0):
+                break
+            self._take_blocks(request, hits)
+            needs.append(need)
+            admitted.append(request)
+        return admitted
+
+    def protected(self, request: Request) -> bool:
+        """Whether the request was preempted so often that it keeps, from its next start, what it may ever need."""
+        return request.preemptions >= self._config.max_preemptions
+
+    def _fits(self, request: Request, hits: list[int], *, alone: bool) -> bool:
+        """Whether the pool has the request's blocks and leaves the watermark to those that run."""
+        needed = self._pool.blocks_for(self._reservation(request)) - len(hits)
+        idle_hits = sum(not self._pool.in_use(block_id) for block_id in hits)
+        watermark = 0 if alone else max(1, int(self._config.decode_watermark * self._pool.blocks))
+        return needed + watermark <= self._pool.available - idle_hits
+
+    def _reservation(self, request: Request) -> int:
+        """Tokens whose blocks are taken at admission: those that exist; after many preemptions, all that can come."""
+        return request.longest() if self.protected(request) else len(request.tokens)
+
+    def _take_blocks(self, request: Request, hits: list[int]) -> None:
+        self._pool.share(hits)
+        new = self._pool.blocks_for(self._reservation(request)) - len(hits)
+        request.block_table = hits + self._pool.allocate(new, hits[-1] if hits else None)
+        request.computed = len(hits) * self._pool.block_size
+        request.published = len(hits)
+        self._cache.promise(request, len(hits))
+
+
+def _gets_tokens(need: Need, others: Sequence[Need], budget: int) -> bool:
+    return need.order in split_prefill([*others, need], budget)

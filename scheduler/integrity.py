@@ -1,0 +1,34 @@
+"""Rules that hold for every request between two calls of the scheduler."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from scheduler.block_pool import IntegrityError
+from scheduler.request import Request, RequestState
+
+_Rule = Callable[[Request, int], bool]  # of a request and the tokens a block holds
+_RULES: tuple[tuple[str, _Rule], ...] = (
+    ("waiting requests hold nothing", lambda r, _: r.state is not RequestState.WAITING or not r.block_table),
+    ("finished requests are not kept", lambda r, _: r.state is not RequestState.FINISHED),
+    ("the table covers what is computed", lambda r, size: len(r.block_table) * size >= r.computed),
+    ("computed never passes known", lambda r, _: 0 <= r.computed <= r.known),
+    ("what was published was computed", lambda r, size: r.published * size <= r.computed),
+    ("at most two tokens are in flight", lambda r, _: 0 <= r.in_flight <= 2),
+)
+
+
+def check_requests(
+    requests: Mapping[str, Request], running: Mapping[str, Request], waiting: Collection[Request], block_size: int
+) -> None:
+    """Compare each request with the rules, and its state with its place.
+
+    Raises:
+        IntegrityError: naming the first contradiction.
+    """
+    for request in requests.values():
+        for rule, holds in _RULES:
+            if not holds(request, block_size):
+                raise IntegrityError(f"{rule}: not so for {request}")
+        if (request.request_id in running) != (request.state is RequestState.RUNNING):
+            raise IntegrityError(f"states match the line and the running set: not so for {request}")
+    if len(requests) != len(running) + len(waiting):
+        raise IntegrityError("a request is neither running nor waiting")
