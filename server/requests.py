@@ -71,8 +71,8 @@ def completion_job(body: CompletionRequest, services: Services) -> Job:
             f"`best_of` is served only where it equals `n`={body.n}, got {body.best_of}", param="best_of"
         )
     _check_stream_options(body)
+    _check_sequences(len(body.prompt), body.n, services)
     prompts = _completion_prompts(body, services)
-    _check_sequences(len(prompts), body.n, services)
     echoed = body.logprobs if body.echo else None
     most = max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)
     common = replace(_sampling(body, services), logprobs=body.logprobs, prompt_logprobs=most)
@@ -92,10 +92,7 @@ def chat_job(body: ChatRequest, services: Services) -> Job:
     text = render(
         body.messages, body.add_generation_prompt, body.continue_final_message, body.chat_template_kwargs, services
     )
-    prompt = Prompt(services.tokenizer.encode(text, add_special_tokens=False), text, "messages")
-    _check_known(prompt.ids, services, prompt.param)
-    _check_prompt(prompt, services)
-    _check_sequences(1, body.n, services)
+    prompt = _prompt(text, False, services, "messages")
     common = replace(
         _sampling(body, services),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -154,18 +151,67 @@ def _for_template(message: Message) -> dict[str, Any]:
 
 
 def _completion_prompts(body: CompletionRequest, services: Services) -> list[Prompt]:
-    prompts: list[Prompt] = []
-    for i, given in enumerate(body.prompt):
-        param = "prompt" if len(body.prompt) == 1 else f"prompt[{i}]"
+    params = ["prompt"] if len(body.prompt) == 1 else [f"prompt[{i}]" for i in range(len(body.prompt))]
+    for given, param in zip(body.prompt, params, strict=True):  # sizes first: they cost nothing
         if isinstance(given, str):
-            ids = services.tokenizer.encode(given, add_special_tokens=body.add_special_tokens)
-            _check_known(ids, services, param)
-            prompts.append(Prompt(ids, given, param))
+            _check_bytes(given, services, param)
         else:
-            check_ids(given, services, param)
-            prompts.append(Prompt(given, None, param))
-        _check_prompt(prompts[-1], services)
-    return prompts
+            check_count(given, services, param)
+    return [
+        _prompt(given, body.add_special_tokens, services, param)
+        for given, param in zip(body.prompt, params, strict=True)
+    ]
+
+
+def _prompt(given: str | list[int], add_special_tokens: bool, services: Services, param: str) -> Prompt:
+    """A text or ids as a prompt that fits the context."""
+    if isinstance(given, str):
+        ids = text_ids(given, add_special_tokens, services, param)
+        _check_known(ids, services, param)
+        check_count(ids, services, param)
+    else:
+        ids = given
+        check_ids(ids, services, param)
+    if not ids:
+        raise InvalidRequest(f"`{param}` must hold at least one token, got 0", param=param)
+    return Prompt(ids, given if isinstance(given, str) else None, param)
+
+
+def text_ids(text: str, add_special_tokens: bool, services: Services, param: str) -> list[int]:
+    """The ids of a text, however many up to the bound on its bytes.
+
+    Raises:
+        ContextExceeded: the text has so many bytes that its tokens cannot fit the context; it was not tokenized.
+    """
+    _check_bytes(text, services, param)
+    return services.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _check_bytes(text: str, services: Services, param: str) -> None:
+    context = services.info().context
+    size = len(text.encode())
+    if size <= context:
+        return
+    longest = services.tokenizer.longest_token
+    if size > context * longest:
+        raise ContextExceeded(
+            f"`{param}` must have at most {context * longest} bytes, {longest} (the longest token) for each of the {context} "
+            f"tokens of this server's context, got {size}",
+            param=param,
+        )
+
+
+def check_count(ids: list[int], services: Services, param: str) -> None:
+    """As many ids as the context has room for, at most.
+
+    Raises:
+        ContextExceeded: with the limit and the count.
+    """
+    context = services.info().context
+    if len(ids) > context:
+        raise ContextExceeded(
+            f"`{param}` must have at most {context} tokens, the context of this server, got {len(ids)}", param=param
+        )
 
 
 def _check_known(ids: list[int], services: Services, param: str) -> None:
@@ -177,17 +223,6 @@ def _check_known(ids: list[int], services: Services, param: str) -> None:
         raise InvalidRequest(
             f"`{param}` must hold only tokens of the model, ids 0 to {size - 1}, got {token} ({shown(spelled)})",
             param=param,
-        )
-
-
-def _check_prompt(prompt: Prompt, services: Services) -> None:
-    if not prompt.ids:
-        raise InvalidRequest(f"`{prompt.param}` must hold at least one token, got 0", param=prompt.param)
-    context = services.info().context
-    if len(prompt.ids) > context:
-        raise ContextExceeded(
-            f"`{prompt.param}` must have at most {context} tokens, the context of this server, got {len(prompt.ids)}",
-            param=prompt.param,
         )
 
 

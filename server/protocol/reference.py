@@ -35,7 +35,9 @@ HEADER = """# The API
 - What a request says is honoured or refused with a 4xx that names the field, the limit and the value. An unknown field
   is refused with the nearest known name; with `--unknown-fields ignore` it is dropped and the answer has a `Warning` header.
 - `model` may be absent: one model is served. A name that is not served is a 404.
-- Prompt and output must fit the context together, or the request is refused with both numbers. Without `max_tokens`
+- Prompt and output must fit the context together, or the request is refused with both numbers. A text of more bytes than
+  the context times the model's longest token is refused before it is tokenized, by /tokenize too, and /detokenize takes
+  as many ids as the context. Without `max_tokens`
   a completion has at most 16 tokens, a chat answer what is left of the context.
 - `temperature` below 0.0001 is greedy, like 0.
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived

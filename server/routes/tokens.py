@@ -6,7 +6,7 @@ from starlette.responses import Response
 from server.protocol.answers import DetokenizeAnswer, TokenizeAnswer, errors
 from server.protocol.schema import request_body
 from server.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from server.requests import check_ids, render
+from server.requests import check_count, check_ids, render, text_ids
 from server.routes.body import handle
 from server.services import Services
 
@@ -19,19 +19,19 @@ def tokenized(body: TokenizeRequest, services: Services) -> TokenizeAnswer:
     """The ids of a text or of a conversation.
 
     Raises:
-        InvalidRequest, ModelNotFound, Unavailable: as for a completion.
+        InvalidRequest, ContextExceeded, ModelNotFound, Unavailable: as for a completion.
     """
     services.model_name(body.model)
     if body.messages is None:
         assert body.prompt is not None, "checked by TokenizeRequest"
-        text, special = body.prompt, True
+        text, special, param = body.prompt, True, "prompt"
     else:
         kwargs = body.chat_template_kwargs
         text = render(body.messages, body.add_generation_prompt, body.continue_final_message, kwargs, services)
-        special = False
+        special, param = False, "messages"
     if body.add_special_tokens is not None:
         special = body.add_special_tokens
-    ids = services.tokenizer.encode(text, add_special_tokens=special)
+    ids = text_ids(text, special, services, param)
     return TokenizeAnswer(
         tokens=ids,
         count=len(ids),
@@ -43,6 +43,7 @@ def tokenized(body: TokenizeRequest, services: Services) -> TokenizeAnswer:
 def detokenized(body: DetokenizeRequest, services: Services) -> DetokenizeAnswer:
     """The text of ids. Raises as `tokenized`."""
     services.model_name(body.model)
+    check_count(body.tokens, services, "tokens")  # decoding millions of ids would hold up every stream
     check_ids(body.tokens, services, "tokens")
     return DetokenizeAnswer(prompt=services.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens))
 

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 # used its pool forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_UTF8_BYTES = 4  # of one character, at most
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -87,6 +88,9 @@ class Tokenizer:
     Special tokens written inside a text are encoded as special tokens, as Hugging Face and vLLM do: a user who writes
     `<|im_end|>` ends the turn. Whoever needs the opposite must remove them from the text first.
 
+    `longest_token` is the bytes of the longest one: a text of more than `n` times that has more than `n` tokens, but where a
+    normalizer makes it shorter or an added token swallows spaces; that comes near the bound by intent only.
+
     Args:
         backend: the tokenizer with its post-processor, truncation and padding off.
         special_tokens: names that chat templates may use (`bos_token`, `eos_token`, ...) with their text.
@@ -103,8 +107,17 @@ class Tokenizer:
         self._added = frozenset(added)
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
+        self.longest_token = self._longest(backend.get_vocab(with_added_tokens=True))
         self.special_tokens = dict(special_tokens)
         self.model_chat_template = chat_template
+
+    def _longest(self, vocabulary: Mapping[str, int]) -> int:
+        longest = 1
+        for piece in sorted(vocabulary, key=len, reverse=True):
+            if _UTF8_BYTES * len(piece) <= longest:
+                break
+            longest = max(longest, len(self._pieces.encode(piece, vocabulary[piece] in self._added)))
+        return longest
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -5,7 +5,9 @@ import pytest
 from server.errors import ContextExceeded, InvalidRequest, ModelNotFound, Unavailable, UnsupportedField
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from server.requests import chat_job, choice_seed, completion_job
+from server.routes.tokens import detokenized, tokenized
 from tests.server.api.scripted import CONTEXT, START, Server
 
 SERVICES = Server().services
@@ -20,6 +22,14 @@ def complete(services=SERVICES, **fields):
 
 def chat(services=SERVICES, **fields):
     return chat_job(ChatRequest(**{"messages": [USER], **fields}), services)
+
+
+def tokenize(services=SERVICES, **fields):
+    return tokenized(TokenizeRequest(**fields), services)
+
+
+def detokenize(services=SERVICES, **fields):
+    return detokenized(DetokenizeRequest(**fields), services)
 
 
 def sampling(**fields):
@@ -105,6 +115,36 @@ def test_prompts_that_fill_or_exceed_the_context():
     error = refused(complete, ContextExceeded, prompt=["b", full + "a"])
     assert error.param == "prompt[1]" and str(CONTEXT) in error.message and str(CONTEXT + 1) in error.message
     assert refused(chat, ContextExceeded, messages=[{"role": "user", "content": full}]).param == "messages"
+
+
+LONGEST = len(b"<|im_start|>")  # of the tokenizer's tokens
+MOST_BYTES = CONTEXT * LONGEST
+
+
+def test_a_text_that_cannot_fit_is_refused_by_its_bytes_before_it_is_tokenized():
+    fitting = "<|im_start|>" * CONTEXT
+    assert len(complete(prompt=fitting, max_tokens=0).sequences[0].request.prompt_ids) == CONTEXT
+    for text, size in [("a" * (MOST_BYTES + 1), MOST_BYTES + 1), ("é" * MOST_BYTES, 2 * MOST_BYTES)]:
+        error = refused(complete, ContextExceeded, prompt=["b" * MOST_BYTES, text])
+        assert error.param == "prompt[1]"  # not [0], whose tokens are too many
+        assert all(str(number) in error.message for number in (CONTEXT, LONGEST, MOST_BYTES, size))
+    long = [{"role": "user", "content": "a" * MOST_BYTES}]
+    for make in (chat, tokenize):
+        error = refused(make, ContextExceeded, messages=long)
+        assert error.param == "messages" and f"{MOST_BYTES} bytes" in error.message
+    error = refused(tokenize, ContextExceeded, prompt="a" * (MOST_BYTES + 1))
+    assert error.param == "prompt" and f"{MOST_BYTES} bytes" in error.message
+    assert tokenize(prompt="a" * MOST_BYTES).count == MOST_BYTES
+
+
+def test_counts_are_checked_before_anything_costs_time():
+    services = Server(max_prompts=4, max_n=3).services
+    assert refused(complete, services=services, prompt=["a" * (MOST_BYTES + 1), "b"], n=3).param == "n"
+    error = refused(complete, ContextExceeded, prompt=[[258], [1] * (CONTEXT + 1)])
+    assert error.param == "prompt[1]" and str(CONTEXT + 1) in error.message
+    error = refused(detokenize, ContextExceeded, tokens=[258] * (CONTEXT + 1))
+    assert error.param == "tokens" and f"{CONTEXT} tokens" in error.message and str(CONTEXT + 1) in error.message
+    assert detokenize(tokens=[97] * CONTEXT).prompt == "a" * CONTEXT
 
 
 def test_min_tokens_is_at_most_max_tokens():

@@ -60,6 +60,11 @@ def test_a_folder_gives_the_same_tokenizer_as_the_gguf_file(smollm, published, p
     assert folder.model_chat_template == smollm.model_chat_template
 
 
+def test_the_longest_token(smollm):
+    sizes = [len(smollm.token_bytes(token)) for token in range(49152)]
+    assert smollm.longest_token == max(sizes) > 60
+
+
 def test_a_gguf_path_is_loaded_by_its_header(prompts, smollm):
     loaded = load_tokenizer(resolve_model(None).path)
     assert loaded.encode(prompts[0]) == smollm.encode(prompts[0])
