@@ -20,17 +20,8 @@ def config_from_gguf(header: GgufHeader) -> ModelConfig:
         ModelError: an unknown architecture, a missing value, or a feature that is not implemented.
     """
     general = Fields(header.metadata, header.path.name)
-    name = general.text("general.architecture", "unnamed")
-    if name not in _KNOWN:
-        raise ModelError(
-            f"{header.path.name}: the architecture {name!r} is not implemented; "
-            f"known: {', '.join(_KNOWN)} (Mistral files are `llama`)."
-        )
-    prefix = f"{name}."
-    fields = Fields(
-        {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)},
-        f"{header.path.name} ({name})",
-    )
+    name = _architecture(general, header.path.name)
+    fields = _fields_of(name, header)
     _refuse_unimplemented(fields)
     layers, heads = fields.layers("block_count"), fields.integer("attention.head_count")
     hidden, max_position = fields.integer("embedding_length"), fields.integer("context_length")
@@ -64,6 +55,23 @@ def config_from_gguf(header: GgufHeader) -> ModelConfig:
         eos_token_ids=_eos(general),
         dtype="gguf",
     )
+
+
+def _architecture(general: Fields, file: str) -> str:
+    name = general.text("general.architecture", "unnamed")
+    if name not in _KNOWN:
+        raise ModelError(
+            f"{file}: the architecture {name!r} is not implemented; "
+            f"known: {', '.join(_KNOWN)} (Mistral files are `llama`)."
+        )
+    return name
+
+
+def _fields_of(architecture: str, header: GgufHeader) -> Fields:
+    """The architecture's own metadata, without its name as a prefix."""
+    prefix = f"{architecture}."
+    own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
+    return Fields(own, f"{header.path.name} ({architecture})")
 
 
 def _refuse_unimplemented(fields: Fields) -> None:
