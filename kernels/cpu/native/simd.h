@@ -1,0 +1,211 @@
+// Sixteen fp32 lanes on any x86-64 since 2013, and the two dot products everything here is made of.
+//
+// One source is compiled once for each instruction set (kernels/cpu/build.py); what differs between them is in this file only.
+// Contraction of a * b + c is written out, never left to the compiler, so that a row's result does not depend on which
+// instance of a template computed it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace headrace {
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+
+template <class V>
+inline V load(const void* from) {
+  V out;
+  std::memcpy(&out, from, sizeof out);
+  return out;
+}
+
+template <class V>
+inline void store(void* to, V value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+inline f32x16 splat(float x) { return f32x16{} + x; }
+inline f32x16 to_float(i32x16 x) { return __builtin_convertvector(x, f32x16); }
+
+// --- what an instruction set gives -------------------------------------------------------------------------------------
+#if defined(__AVX512F__)
+
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline f32x16 max(f32x16 a, f32x16 b) { return (f32x16)_mm512_max_ps((__m512)a, (__m512)b); }
+inline f32x16 abs(f32x16 a) { return (f32x16)_mm512_abs_ps((__m512)a); }
+inline i32x16 to_int(f32x16 a) { return (i32x16)_mm512_cvtps_epi32((__m512)a); }
+inline f32x16 half(const void* from) { return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
+inline i8x16 narrow(i32x16 a) { return (i8x16)_mm512_cvtepi32_epi8((__m512i)a); }
+inline float sum(f32x16 a) { return _mm512_reduce_add_ps((__m512)a); }
+inline int32_t sum(i32x16 a) { return _mm512_reduce_add_epi32((__m512i)a); }
+inline float largest(f32x16 a) { return _mm512_reduce_max_ps((__m512)a); }
+
+#else
+
+inline __m256 low(f32x16 a) { return load<__m256>(&a); }
+inline __m256 high(f32x16 a) { return load<__m256>((const char*)&a + 32); }
+inline f32x16 both(__m256 a, __m256 b) {
+  f32x16 out;
+  std::memcpy(&out, &a, 32);
+  std::memcpy((char*)&out + 32, &b, 32);
+  return out;
+}
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return both(_mm256_fmadd_ps(low(a), low(b), low(c)), _mm256_fmadd_ps(high(a), high(b), high(c)));
+}
+inline f32x16 max(f32x16 a, f32x16 b) {
+  return both(_mm256_max_ps(low(a), low(b)), _mm256_max_ps(high(a), high(b)));
+}
+inline f32x16 abs(f32x16 a) { return (f32x16)((i32x16)a & 0x7fffffff); }
+inline i32x16 to_int(f32x16 a) {
+  i32x16 out;
+  __m256i l = _mm256_cvtps_epi32(low(a)), h = _mm256_cvtps_epi32(high(a));
+  std::memcpy(&out, &l, 32);
+  std::memcpy((char*)&out + 32, &h, 32);
+  return out;
+}
+inline f32x16 half(const void* from) {
+  const __m128i* pairs = (const __m128i*)from;
+  return both(_mm256_cvtph_ps(_mm_loadu_si128(pairs)), _mm256_cvtph_ps(_mm_loadu_si128(pairs + 1)));
+}
+inline i8x16 narrow(i32x16 a) { return __builtin_convertvector(a, i8x16); }
+inline float sum(f32x16 a) {
+  float total = 0;
+  for (int i = 0; i < 16; i++) total += a[i];
+  return total;
+}
+inline int32_t sum(i32x16 a) {
+  int32_t total = 0;
+  for (int i = 0; i < 16; i++) total += a[i];
+  return total;
+}
+inline float largest(f32x16 a) {
+  float most = a[0];
+  for (int i = 1; i < 16; i++) most = a[i] > most ? a[i] : most;
+  return most;
+}
+
+#endif
+
+inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return (f32x16)((mask & (i32x16)yes) | (~mask & (i32x16)no)); }
+
+// --- int8: acc[i] += w[4i] x[0] + w[4i+1] x[1] + w[4i+2] x[2] + w[4i+3] x[3] ------------------------------------------
+// w unsigned (weights, 4 or 8 bits wide), x four signed bytes in one dword (activations in -127..127).
+
+#if defined(__AVX512VNNI__)
+
+template <int BITS>
+inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
+}
+
+#elif defined(__AVX512BW__)
+
+inline __m512i pairs(__m512i w, __m512i x) { return _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)); }
+
+// maddubs saturates at 16 bits: 8-bit weights go in two halves that cannot reach it (127 * 127 * 2, 128 * 127 * 2).
+template <int BITS>
+inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
+  __m512i all = (__m512i)w, by = _mm512_set1_epi32(x);
+  if (BITS == 4) return (i32x16)_mm512_add_epi32((__m512i)acc, pairs(all, by));
+  __m512i low7 = _mm512_set1_epi8(0x7f);
+  __m512i some = _mm512_add_epi32((__m512i)acc, pairs(_mm512_and_si512(all, low7), by));
+  return (i32x16)_mm512_add_epi32(some, pairs(_mm512_andnot_si512(low7, all), by));
+}
+
+#else
+
+inline __m256i pairs(__m256i w, __m256i x) { return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)); }
+
+template <int BITS>
+inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {
+  if (BITS == 4) return _mm256_add_epi32(acc, pairs(w, x));
+  __m256i low7 = _mm256_set1_epi8(0x7f);
+  acc = _mm256_add_epi32(acc, pairs(_mm256_and_si256(w, low7), x));
+  return _mm256_add_epi32(acc, pairs(_mm256_andnot_si256(low7, w), x));
+}
+
+template <int BITS>
+inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
+  __m256i part[2], weight[2], by = _mm256_set1_epi32(x);
+  std::memcpy(part, &acc, 64);
+  std::memcpy(weight, &w, 64);
+  for (int i = 0; i < 2; i++) part[i] = dot4<BITS>(part[i], weight[i], by);
+  return load<i32x16>(part);
+}
+
+#endif
+
+// --- bf16: acc[i] += kv[2i] p[0] + kv[2i+1] p[1], products exact, sums in fp32 -----------------------------------------
+// kv comes from the cache (two bf16 in a dword), p is a pair of a query or of weights of attention.
+
+inline uint16_t to_bf16(float x) {  // round to nearest even; NaN stays NaN
+  uint32_t bits = load<uint32_t>(&x);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
+  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+#if defined(__AVX512BF16__)
+
+typedef uint32_t Pair;
+
+inline Pair pair(float even, float odd) { return (uint32_t)to_bf16(odd) << 16 | to_bf16(even); }
+inline f32x16 dot2(f32x16 acc, u32x16 kv, Pair p) {
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)kv, (__m512bh)_mm512_set1_epi32((int)p));
+}
+// 32 weights of attention as 16 pairs.
+inline void pairs_of(Pair* to, f32x16 first, f32x16 second) {
+  __m512bh packed = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  std::memcpy(to, &packed, 64);
+}
+
+#else
+
+struct Pair {
+  float even, odd;
+};
+
+inline Pair pair(float even, float odd) { return {even, odd}; }
+inline f32x16 dot2(f32x16 acc, u32x16 kv, Pair p) {
+  f32x16 even = (f32x16)(kv << 16), odd = (f32x16)(kv & 0xffff0000u);
+  return fma(odd, splat(p.odd), fma(even, splat(p.even), acc));
+}
+inline void pairs_of(Pair* to, f32x16 first, f32x16 second) {
+  std::memcpy(to, &first, 64);
+  std::memcpy((char*)to + 64, &second, 64);
+}
+
+#endif
+
+// --- exponentials ------------------------------------------------------------------------------------------------------
+// 2^x for x <= 127: n + f with f in [-1/2, 1/2], a polynomial for 2^f (relative error 2e-7), n added to the exponent.
+// Below -126 the result is 2^-126 and not 0: nothing here adds enough of them to see it.
+inline f32x16 exp2(f32x16 x) {
+  x = max(x, splat(-126.0f));
+  i32x16 n = to_int(x);
+  f32x16 f = x - to_float(n);
+  f32x16 p = splat(1.5353362e-4f);
+  p = fma(p, f, splat(1.3398874e-3f));
+  p = fma(p, f, splat(9.6184373e-3f));
+  p = fma(p, f, splat(5.5503324e-2f));
+  p = fma(p, f, splat(2.4022651e-1f));
+  p = fma(p, f, splat(6.9314720e-1f));
+  p = fma(p, f, splat(1.0f));
+  return (f32x16)((i32x16)p + (n << 23));
+}
+
+constexpr float LOG2E = 1.44269504088896341f;
+
+// x / (1 + e^-x); e^-x is kept below 2^127, where the quotient is 0 to any digit that matters.
+inline f32x16 silu(f32x16 x) {
+  f32x16 power = x * splat(-LOG2E);
+  power = select(power < splat(127.0f), power, splat(127.0f));
+  return x / (splat(1.0f) + exp2(power));
+}
+
+}  // namespace headrace

@@ -1,0 +1,103 @@
+"""Weights as the int8 kernels read them: 4- and 8-bit groups of 32 columns, in tiles of 16 outputs.
+
+The layout is stated in `kernels/cpu/native/matmul.h`. GGUF's own groups are only moved, never rounded again; fp32 weights
+are rounded to 8-bit groups (Q8_0's rule: scale = largest magnitude / 127).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+GROUP = 32
+TILE = 16
+
+Kind = Literal["Q4_0", "Q4_1", "Q8_0"]
+_GROUP_BYTES: dict[Kind, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A weight [outputs, columns].
+
+    Attributes:
+        records: uint8 [tiles, groups, record], record = 320 bytes with 4 bits and 544 with 8.
+        outputs: rows of the matrix; rows of the last tile beyond them are zero.
+        columns: a multiple of 32.
+        bits: 4 or 8.
+    """
+
+    records: Tensor
+    outputs: int
+    columns: int
+    bits: int
+
+
+def pack_gguf(rows: Tensor, kind: Kind) -> PackedMatrix:
+    """Move GGUF groups into tiles.
+
+    Args:
+        rows: uint8 [outputs, groups * bytes of a group], as stored in the file.
+        kind: how a group is stored: fp16 scale, for Q4_1 an fp16 minimum, then the quants.
+    """
+    size = _GROUP_BYTES[kind]
+    outputs, groups = rows.shape[0], rows.shape[1] // size
+    tiles = _tiles(rows.view(outputs, groups, size))
+    if kind == "Q8_0":
+        parts = [_scales(tiles, 0), _quants(tiles[..., 2:] ^ 0x80)]
+    elif kind == "Q4_1":
+        parts = [_scales(tiles, 0), _scales(tiles, 2), _quants(tiles[..., 4:])]
+    else:
+        minimum = (tiles[..., :2].contiguous().view(torch.float16) * -8).view(torch.uint8)
+        parts = [_scales(tiles, 0), _scales(minimum, 0), _quants(tiles[..., 2:])]
+    return PackedMatrix(torch.cat(parts, dim=-1), outputs, groups * GROUP, 8 if kind == "Q8_0" else 4)
+
+
+def pack_float(weight: Tensor) -> PackedMatrix:
+    """Round fp32 [outputs, columns] to 8-bit groups and pack them."""
+    outputs, columns = weight.shape
+    groups = weight.view(outputs, -1, GROUP)
+    scale = (groups.abs().amax(dim=-1, keepdim=True) / 127).to(torch.float16)
+    inverse = torch.where(scale > 0, 1 / scale.float(), 0.0)
+    quants = (groups * inverse).round_().clamp_(-127, 127).to(torch.int8)
+    stored = torch.cat((scale.view(torch.uint8), quants.view(torch.uint8)), dim=-1)
+    return pack_gguf(stored.view(outputs, -1), "Q8_0")
+
+
+def unpack(matrix: PackedMatrix) -> Tensor:
+    """The fp32 [outputs, columns] that `matrix` stands for."""
+    records = matrix.records
+    tiles, groups, _ = records.shape
+    scale = _unscale(records[..., :32])
+    if matrix.bits == 8:
+        dwords = records[..., 32:].reshape(tiles, groups, 8, TILE, 4)
+        values = dwords.float().sub_(128) * scale
+    else:
+        packed = records[..., 64:].reshape(tiles, groups, 4, TILE, 4)
+        values = torch.cat((packed & 15, packed >> 4), dim=2) * scale + _unscale(records[..., 32:64])
+    return values.permute(0, 3, 1, 2, 4).reshape(tiles * TILE, -1)[: matrix.outputs]
+
+
+def _unscale(halves: Tensor) -> Tensor:
+    """uint8 [tiles, groups, 32] as fp32 [tiles, groups, 1, 16, 1]."""
+    return halves.contiguous().view(torch.float16).float()[:, :, None, :, None]
+
+
+def _tiles(groups: Tensor) -> Tensor:
+    """[outputs, groups, bytes] as [tiles, 16, groups, bytes], the last tile filled up with zeros."""
+    missing = -len(groups) % TILE
+    if missing:
+        groups = torch.cat((groups, groups.new_zeros(missing, *groups.shape[1:])))
+    return groups.view(-1, TILE, *groups.shape[1:])
+
+
+def _scales(tiles: Tensor, at: int) -> Tensor:
+    """The two bytes at `at` of each group: [tiles, groups, 32]."""
+    return tiles[..., at : at + 2].transpose(1, 2).flatten(2)
+
+
+def _quants(tiles: Tensor) -> Tensor:
+    """[tiles, 16, groups, n] to [tiles, groups, 16 n]: dword j of all 16 outputs side by side."""
+    dwords = tiles.contiguous().view(torch.int32)  # [tiles, 16, groups, n / 4]
+    return dwords.permute(0, 2, 3, 1).contiguous().view(torch.uint8).flatten(2)
