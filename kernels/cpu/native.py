@@ -5,7 +5,9 @@ library works with every torch version. A call releases the GIL.
 """
 
 import ctypes
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +43,24 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Heads(ctypes.Structure):
+    _fields_ = tuple((name, _int) for name in ("heads", "kv_heads", "dim"))
+
+
+class _Turn(ctypes.Structure):
+    _fields_ = (
+        ("q_norm", _pointer),
+        ("k_norm", _pointer),
+        ("eps", ctypes.c_float),
+        ("cos", _pointer),
+        ("sin", _pointer),
+    )
+
+
 class _Model(ctypes.Structure):
     _fields_ = (
-        *((name, _int) for name in ("hidden", "heads", "kv_heads", "dim", "intermediate", "layers")),
+        ("heads", _Heads),
+        *((name, _int) for name in ("hidden", "intermediate", "layers")),
         ("eps", ctypes.c_float),
         ("layer", ctypes.POINTER(_Layer)),
         ("embedding", _Matrix),
@@ -116,20 +133,82 @@ class NativeChunk:
     table: Sequence[int]
 
 
-class NativeDecoder:
-    """A model ready to run on a team of threads. One call at a time."""
+class NativeOps:
+    """One opened library and a team of threads to run it on.
 
-    def __init__(self, library: Path, model: NativeModel, threads: int) -> None:
-        self._library = _open(library)
+    Raises (from the constructor):
+        OSError: the library cannot be loaded.
+    """
+
+    def __init__(self, library: Path, threads: int) -> None:
+        self.library = _open(library)
+        self.team = self.library.headrace_team(threads)
+
+    def __del__(self) -> None:
+        if hasattr(self, "team"):
+            self.library.headrace_team_free(self.team)
+
+    def linear(self, rows: Tensor, weight: PackedMatrix) -> Tensor:
+        """fp32 [rows, columns], contiguous, to fp32 [rows, outputs]: `rows @ weight.T`, the rows rounded to int8."""
+        out = torch.empty(len(rows), weight.outputs)
+        matrix = _Matrix.of(weight)
+        self.library.headrace_linear(self.team, ctypes.byref(matrix), rows.data_ptr(), len(rows), out.data_ptr())
+        return out
+
+    def attention(
+        self,
+        qkv: Tensor,
+        chunks: Sequence[NativeChunk],
+        storage: Tensor,
+        *,
+        heads: int,
+        layer: int,
+        window: int,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """Turn and store keys and values of one layer, then attend.
+
+        Args:
+            qkv: fp32 [rows, (heads + 2 * kv_heads) * dim], contiguous; queries and keys are turned in place.
+            chunks: as in `NativeDecoder.forward`; so is `storage`.
+            heads: of the queries.
+            layer: which one of the pool.
+            window: newest keys seen; 0 = all.
+            cos: fp32 [positions, dim / 2]; `sin` the same.
+
+        Returns:
+            fp32 [rows, heads * dim].
+        """
+        kv_heads, dim = storage.shape[2], 2 * cos.shape[1]
+        out = torch.empty(len(qkv), heads * dim)
+        with _laid_out([], chunks, len(qkv)) as step:
+            self.library.headrace_attention(
+                self.team,
+                ctypes.byref(_Heads(heads, kv_heads, dim)),
+                ctypes.byref(_Turn(None, None, 0.0, cos.data_ptr(), sin.data_ptr())),
+                ctypes.byref(step),
+                ctypes.byref(_cache(storage, dim)),
+                layer,
+                window,
+                qkv.data_ptr(),
+                out.data_ptr(),
+            )
+        return out
+
+
+class NativeDecoder:
+    """A model ready to run. One call at a time."""
+
+    def __init__(self, ops: NativeOps, model: NativeModel) -> None:
+        self._ops = ops
         self._model = model  # keeps the memory alive that the structures point to
         self._hidden = model.embedding.columns
         self._outputs = model.head.outputs
         self._layers = (_Layer * len(model.layers))(*map(_layer, model.layers))
         described = _Model(
+            heads=_Heads(model.heads, model.kv_heads, model.dim),
             hidden=self._hidden,
-            heads=model.heads,
-            kv_heads=model.kv_heads,
-            dim=model.dim,
             intermediate=model.layers[0].gate.outputs,
             layers=len(model.layers),
             eps=model.eps,
@@ -140,11 +219,11 @@ class NativeDecoder:
             cos=model.cos.data_ptr(),
             sin=model.sin.data_ptr(),
         )
-        self._decoder = self._library.headrace_decoder(ctypes.byref(described), threads)
+        self._decoder = ops.library.headrace_decoder(ops.team, ctypes.byref(described))
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
-            self._library.headrace_free(self._decoder)
+            self._ops.library.headrace_decoder_free(self._decoder)
 
     def forward(self, token_ids: Sequence[int], chunks: Sequence[NativeChunk], storage: Tensor) -> Tensor:
         """Compute rows laid end to end, writing their keys and values into the pool.
@@ -157,31 +236,39 @@ class NativeDecoder:
         Returns:
             fp32 [rows, hidden] after the final norm.
         """
-        model = self._model
-        rows = len(token_ids)
-        tokens = (_int * rows)(*token_ids)
-        tables = [(ctypes.c_int32 * len(chunk.table))(*chunk.table) for chunk in chunks]
-        laid, first = (_Chunk * len(chunks))(), 0
-        for place, chunk, table in zip(laid, chunks, tables, strict=True):
-            place.first, place.rows, place.start = first, chunk.rows, chunk.start
-            place.table = ctypes.addressof(table)
-            first += chunk.rows
-        step = _Step(rows, len(chunks), ctypes.addressof(tokens), laid)
-        block_size = storage.shape[-1] * 2 // model.dim
-        cache = _Cache(storage.data_ptr(), block_size, len(model.layers), model.kv_heads, model.dim)
-        hidden = torch.empty(rows, self._hidden)
-        self._library.headrace_forward(
-            self._decoder, ctypes.byref(step), ctypes.byref(cache), _pointer(hidden.data_ptr())
-        )
+        hidden = torch.empty(len(token_ids), self._hidden)
+        with _laid_out(token_ids, chunks, len(token_ids)) as step:
+            cache = _cache(storage, self._model.dim)
+            self._ops.library.headrace_forward(
+                self._decoder, ctypes.byref(step), ctypes.byref(cache), hidden.data_ptr()
+            )
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: fp32 [n, hidden], contiguous, to fp32 [n, vocab]."""
         out = torch.empty(len(hidden), self._outputs)
-        self._library.headrace_logits(
-            self._decoder, _pointer(hidden.data_ptr()), _int(len(hidden)), _pointer(out.data_ptr())
-        )
+        self._ops.library.headrace_logits(self._decoder, hidden.data_ptr(), len(hidden), out.data_ptr())
         return out
+
+
+@contextmanager
+def _laid_out(token_ids: Sequence[int], chunks: Sequence[NativeChunk], rows: int) -> Iterator[_Step]:
+    """The step as the library reads it; its memory lives as long as the context."""
+    if sum(chunk.rows for chunk in chunks) != rows:
+        raise ValueError(f"chunks of {[chunk.rows for chunk in chunks]} rows do not make {rows}")
+    tokens = array("q", token_ids)
+    tables = [array("i", chunk.table) for chunk in chunks]
+    laid, first = (_Chunk * len(chunks))(), 0
+    for place, chunk, table in zip(laid, chunks, tables, strict=True):
+        place.first, place.rows, place.start, place.table = first, chunk.rows, chunk.start, table.buffer_info()[0]
+        first += chunk.rows
+    yield _Step(rows, len(chunks), tokens.buffer_info()[0], laid)
+    del tokens, tables
+
+
+def _cache(storage: Tensor, dim: int) -> _Cache:
+    _, layers, kv_heads, _, half_block = storage.shape
+    return _Cache(storage.data_ptr(), half_block * 2 // dim, layers, kv_heads, dim)
 
 
 def _layer(layer: NativeLayer) -> _Layer:
@@ -193,12 +280,16 @@ def _layer(layer: NativeLayer) -> _Layer:
 
 def _open(library: Path) -> ctypes.CDLL:
     opened = ctypes.CDLL(str(library))
-    opened.headrace_decoder.restype = _pointer
-    opened.headrace_decoder.argtypes = (_pointer, ctypes.c_int32)
-    opened.headrace_free.restype = None
-    opened.headrace_free.argtypes = (_pointer,)
-    opened.headrace_forward.restype = None
-    opened.headrace_forward.argtypes = (_pointer, _pointer, _pointer, _pointer)
-    opened.headrace_logits.restype = None
-    opened.headrace_logits.argtypes = (_pointer, _pointer, _int, _pointer)
+    for name, result, arguments in (
+        ("team", _pointer, (ctypes.c_int32,)),
+        ("team_free", None, (_pointer,)),
+        ("decoder", _pointer, (_pointer, _pointer)),
+        ("decoder_free", None, (_pointer,)),
+        ("forward", None, (_pointer, _pointer, _pointer, _pointer)),
+        ("logits", None, (_pointer, _pointer, _int, _pointer)),
+        ("linear", None, (_pointer, _pointer, _pointer, _int, _pointer)),
+        ("attention", None, (_pointer, _pointer, _pointer, _pointer, _pointer, _int, _int, _pointer, _pointer)),
+    ):
+        function = getattr(opened, f"headrace_{name}")
+        function.restype, function.argtypes = result, arguments
     return opened

@@ -18,12 +18,11 @@
 
 #include <algorithm>
 
-#include "matmul.h"
+#include "rows.h"
 
 namespace headrace {
 
 constexpr int SPAN = 128;      // keys of one partial result
-constexpr int LANES = 16;      // keys, or dimensions, of one vector
 #if defined(__AVX512F__)
 constexpr int QUERIES = 6;  // query rows computed at once
 #else

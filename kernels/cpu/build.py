@@ -1,0 +1,76 @@
+"""Builds the C++ kernels: `python -m kernels.cpu.build`. Seconds the first time, nothing while the sources are the same.
+
+The compiler is called directly: one source file and no dependencies need no build system, and nothing is left to install.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from kernels.cpu.variants import BUILDS, COMMON_FLAGS, SOURCES, VARIANTS, Variant, supported
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, else the first of g++, c++, clang++ on the path."""
+    names = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def build(variants: Iterable[Variant]) -> list[Variant]:
+    """Build what is not built yet, side by side, and remove builds of older sources.
+
+    Raises:
+        FileNotFoundError: there is no compiler.
+        subprocess.CalledProcessError: it failed; its words are in `stderr`.
+    """
+    missing = [variant for variant in variants if not variant.library.is_file()]
+    if not missing:
+        return []
+    command = compiler()
+    if command is None:
+        raise FileNotFoundError("no C++ compiler: none of $CXX, g++, c++, clang++ is on the path")
+    BUILDS.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda variant: _compile(command, variant), missing):
+            pass
+    current = {variant.library for variant in VARIANTS}
+    for old in set(BUILDS.glob("*.so")) - current:
+        old.unlink(missing_ok=True)
+    return missing
+
+
+def _compile(command: str, variant: Variant) -> None:
+    """To a name of its own first: another process never sees half a library."""
+    partial = variant.library.with_suffix(f".{os.getpid()}.partial")
+    source = str(SOURCES / "interface.cpp")
+    subprocess.run(
+        [command, *COMMON_FLAGS, *variant.flags, source, "-o", str(partial)], check=True, capture_output=True, text=True
+    )
+    partial.replace(variant.library)
+
+
+def main() -> int:
+    """Returns 0 also where nothing can be built: torch serves then, and that is said."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.cpu.build", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every variant, for an image that runs on other machines")
+    everything = parser.parse_args().all
+    wanted = list(VARIANTS) if everything else supported()[:1]
+    try:
+        built = build(wanted)
+    except FileNotFoundError as error:
+        print(f"C++ kernels not built: {error}. Serving will use torch, slower.")
+        return 0
+    except subprocess.CalledProcessError as error:
+        print(f"C++ kernels not built: {error.cmd[0]} failed. Serving will use torch, slower.\n{error.stderr}")
+        return 1 if everything else 0
+    for variant in built:
+        print(f"built {variant.library.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+// Attention of all rows of a step: who attends to what is planned once, then run for every layer.
+#pragma once
+
+#include "attention.h"
+#include "team.h"
+
+namespace headrace {
+
+// Heads of a model. Query heads [h * group, (h + 1) * group) share KV head h.
+struct Heads {
+  int64_t heads, kv_heads, dim;
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t width() const { return heads * dim; }                    // of the queries and of the output
+  int64_t qkv() const { return (heads + 2 * kv_heads) * dim; }     // queries, keys, values side by side
+};
+
+// What turns queries and keys. q_norm and k_norm ([dim]) may be null; cos and sin are [positions, dim / 2].
+struct Turn {
+  const float *q_norm, *k_norm;
+  float eps;
+  const float *cos, *sin;
+};
+
+class AttentionStep {
+ public:
+  explicit AttentionStep(const Heads& heads) : heads_(heads) {}
+
+  // Several tokens of one sequence are cut into runs of query rows. A single token is cut into its spans of keys, so that all
+  // members work on one long sequence; `finish` merges them.
+  void plan(int64_t rows, int64_t chunks, const Chunk* chunk) {
+    const int64_t group = heads_.group();
+    queries_.at_least(rows * heads_.width() / 2);
+    chunk_of_.at_least(rows);
+    slot_of_.at_least(rows);
+    items_.clear();
+    slots_ = 0;
+    for (const Chunk* c = chunk; c < chunk + chunks; c++) {
+      for (int64_t r = 0; r < c->rows; r++) chunk_of_.get()[c->first + r] = c;
+      if (c->rows > 1) {
+        // Last rows first: they see the most keys, and no member should be left with a long run at the end.
+        for (int64_t end = c->rows * group; end > 0;) {
+          int64_t from = (end - 1) / RUN * RUN;
+          items_.push_back({c, from, end - from, -1, 0});
+          end = from;
+        }
+        continue;
+      }
+      slot_of_.get()[c->first] = slots_;
+      for (int64_t span = 0; span * SPAN <= c->start; span++, slots_ += group)
+        for (int64_t from = 0; from < group; from += QUERIES)
+          items_.push_back({c, from, std::min<int64_t>(QUERIES, group - from), span, slots_ + from});
+    }
+    partials_.at_least(slots_ * heads_.kv_heads);
+  }
+
+  // Turn one row's queries and keys (in place), store keys and values, keep the queries as pairs, scaled for exp2.
+  void place(int64_t row, float* qkv, const Turn& by, const Cache& cache, int64_t layer) {
+    const Chunk& chunk = *chunk_of_.get()[row];
+    const int64_t dim = heads_.dim, position = chunk.start + row - chunk.first;
+    const float *cos = by.cos + position * dim / 2, *sin = by.sin + position * dim / 2;
+    const float scale = LOG2E / std::sqrt((float)dim);
+    for (int64_t h = 0; h < heads_.heads; h++) {
+      float* query = qkv + h * dim;
+      turn(query, dim, by.q_norm, by.eps, cos, sin);
+      Pair* pairs = queries_.get() + (row * heads_.heads + h) * dim / 2;
+      for (int64_t d = 0; d < dim / 2; d++) pairs[d] = pair(query[2 * d] * scale, query[2 * d + 1] * scale);
+    }
+    const bool newest = row == chunk.first + chunk.rows - 1;
+    for (int64_t h = 0; h < heads_.kv_heads; h++) {
+      float *key = qkv + heads_.width() + h * dim, *value = key + heads_.kv_heads * dim;
+      turn(key, dim, by.k_norm, by.eps, cos, sin);
+      write_token(cache, chunk.table, layer, h, position, key, value);
+      if (newest) close_values(cache, chunk.table, layer, h, position);
+    }
+  }
+
+  // Tasks of one layer; task(i, ..) for i in [0, tasks()) after every row is placed.
+  int tasks() const { return (int)(items_.size() * heads_.kv_heads); }
+
+  void task(int i, const Cache& cache, int64_t layer, int64_t window, float* out) {
+    const Item& item = items_[i / heads_.kv_heads];
+    const int64_t kv_head = i % heads_.kv_heads;
+    const Keys kv{cache, item.chunk->table, layer, kv_head};
+    for (int64_t done = 0; done < item.count; done += QUERIES) {
+      Bundle some = bundle(*item.chunk, item.from + done, std::min<int64_t>(QUERIES, item.count - done), kv_head, window);
+      if (item.span >= 0) {
+        if ((item.span + 1) * SPAN > some.low[0])
+          span_of(kv, item.span * SPAN, some.count, some.query, some.low, some.high,
+                  partials_.get() + kv_head * slots_ + item.slot);
+        continue;
+      }
+      float* to[QUERIES];
+      for (int q = 0; q < some.count; q++) to[q] = out + (some.row[q] * heads_.heads + some.head[q]) * heads_.dim;
+      attend(kv, some, to);
+    }
+  }
+
+  // After all tasks: row's output fp32 [heads * dim] is whole.
+  void finish(int64_t row, int64_t window, float* out) {
+    const Chunk& chunk = *chunk_of_.get()[row];
+    if (chunk.rows > 1) return;
+    const int64_t group = heads_.group(), dim = heads_.dim;
+    const int64_t first = oldest(chunk.start, window) / SPAN, last = chunk.start / SPAN;
+    for (int64_t h = 0; h < heads_.heads; h++) {
+      const Partial* spans = partials_.get() + h / group * slots_ + slot_of_.get()[row] + h % group;
+      Partial result = spans[first * group];
+      for (int64_t s = first + 1; s <= last; s++) merge(result, spans[s * group], dim);
+      float* to = out + row * heads_.width() + h * dim;
+      for (int64_t d = 0; d < dim; d += LANES) store(to + d, load<f32x16>(result.out + d) / splat(result.total));
+    }
+  }
+
+ private:
+  static constexpr int64_t RUN = 48;  // query rows of one task
+
+  struct Item {
+    const Chunk* chunk;
+    int64_t from, count;  // query rows: (row of the chunk) * group + head of the group
+    int64_t span;         // -1: all
+    int64_t slot;         // of the first partial result
+  };
+
+  Bundle bundle(const Chunk& chunk, int64_t from, int64_t count, int64_t kv_head, int64_t window) const {
+    const int64_t group = heads_.group();
+    Bundle out;
+    out.count = (int)count;
+    for (int64_t i = 0; i < count; i++) {
+      int64_t row = (from + i) / group, position = chunk.start + row;
+      out.row[i] = chunk.first + row;
+      out.head[i] = kv_head * group + (from + i) % group;
+      out.low[i] = oldest(position, window);
+      out.high[i] = position + 1;
+      out.query[i] = queries_.get() + (out.row[i] * heads_.heads + out.head[i]) * heads_.dim / 2;
+    }
+    return out;
+  }
+
+  const Heads heads_;
+  std::vector<Item> items_;
+  int64_t slots_ = 0;
+  Buffer<Pair> queries_;
+  Buffer<Partial> partials_;
+  Buffer<const Chunk*> chunk_of_;  // of each row
+  Buffer<int64_t> slot_of_;        // of a single token: its first partial result
+};
+
+}  // namespace headrace

@@ -1,0 +1,47 @@
+// The C interface that kernels/cpu/native.py binds. All memory that is passed in belongs to the caller and must outlive the
+// object it is given to; nothing is allocated in a step that is not larger than every step before it.
+#include "decoder.h"
+
+using namespace headrace;
+
+extern "C" {
+
+Team* headrace_team(int32_t threads) { return new Team(threads); }
+
+void headrace_team_free(Team* team) { delete team; }
+
+Decoder* headrace_decoder(Team* team, const Model* model) { return new Decoder(*model, *team); }
+
+void headrace_decoder_free(Decoder* decoder) { delete decoder; }
+
+void headrace_forward(Decoder* decoder, const Step* step, const Cache* cache, float* hidden) {
+  decoder->forward(*step, *cache, hidden);
+}
+
+void headrace_logits(Decoder* decoder, const float* hidden, int64_t rows, float* out) { decoder->logits(hidden, rows, out); }
+
+// --- single operations, for tests and the benchmark ----------------------------------------------------------------------
+
+// out [rows, outputs] = in [rows, columns] * w^T, activations quantized on the way.
+void headrace_linear(Team* team, const Matrix* w, const float* in, int64_t rows, float* out) {
+  ActivationMemory memory;
+  Activations x = memory.at_least(rows, w->columns);
+  team->run([&](int) {
+    team->each((int)rows, [&](int r) { quantize_row(in + r * w->columns, x, r); });
+    linear(*team, *w, x, rows, out);
+  });
+}
+
+// Place and attend one layer: qkv [rows, (heads + 2 kv_heads) dim], out [rows, heads dim].
+void headrace_attention(Team* team, const Heads* heads, const Turn* turn, const Step* step, const Cache* cache, int64_t layer,
+                        int64_t window, float* qkv, float* out) {
+  AttentionStep attention(*heads);
+  attention.plan(step->rows, step->chunks, step->chunk);
+  team->run([&](int) {
+    team->each((int)step->rows, [&](int r) { attention.place(r, qkv + r * heads->qkv(), *turn, *cache, layer); });
+    team->each(attention.tasks(), [&](int i) { attention.task(i, *cache, layer, window, out); });
+    team->each((int)step->rows, [&](int r) { attention.finish(r, window, out); });
+  });
+}
+
+}  // extern "C"

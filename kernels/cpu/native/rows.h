@@ -1,0 +1,106 @@
+// What is done row by row: norms, quantization, the embedding, rotary positions.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+#include "matmul.h"
+
+namespace headrace {
+
+constexpr int LANES = 16;  // floats of one vector
+
+// Memory of one step, kept for the next.
+template <class T>
+class Buffer {
+ public:
+  T* at_least(int64_t count) {
+    if (count > size_) {
+      data_.reset((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+      size_ = count;
+    }
+    return data_.get();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+struct ActivationMemory {
+  Buffer<int8_t> x;
+  Buffer<Scale> scales;
+  Activations at_least(int64_t rows, int64_t columns) {
+    return {x.at_least(rows * columns), scales.at_least(rows * columns / GROUP), columns};
+  }
+};
+
+// 1 / sqrt(mean(x^2) + eps).
+inline float inverse_rms(const float* x, int64_t size, float eps) {
+  f32x16 squares{};
+  for (int64_t i = 0; i < size; i += LANES) {
+    f32x16 v = load<f32x16>(x + i);
+    squares = fma(v, v, squares);
+  }
+  return 1.0f / std::sqrt(sum(squares) / (float)size + eps);
+}
+
+inline void quantize_row(const float* x, const Activations& to, int64_t row) {
+  for (int64_t g = 0; g < to.columns / GROUP; g++)
+    quantize(load<f32x16>(x + g * GROUP), load<f32x16>(x + g * GROUP + LANES), to.row(row) + g * GROUP, to.scale(row) + g);
+}
+
+inline void norm_quantize(const float* x, const float* weight, float eps, const Activations& to, int64_t row) {
+  f32x16 scale = splat(inverse_rms(x, to.columns, eps));
+  for (int64_t g = 0; g < to.columns / GROUP; g++) {
+    f32x16 part[2];
+    for (int i = 0; i < 2; i++) {
+      int64_t at = g * GROUP + i * LANES;
+      part[i] = load<f32x16>(x + at) * scale * load<f32x16>(weight + at);
+    }
+    quantize(part[0], part[1], to.row(row) + g * GROUP, to.scale(row) + g);
+  }
+}
+
+// x becomes its norm times `weight`, in place.
+inline void norm(float* x, const float* weight, int64_t size, float eps) {
+  f32x16 scale = splat(inverse_rms(x, size, eps));
+  for (int64_t i = 0; i < size; i += LANES) store(x + i, load<f32x16>(x + i) * scale * load<f32x16>(weight + i));
+}
+
+// One token's row of an embedding.
+inline void embed(const Matrix& table, int64_t token, float* out) {
+  const uint8_t* tile = table.tile(token / TILE);
+  const int lane = (int)(token % TILE);
+  for (int g = 0; g < table.groups(); g++) {
+    const uint8_t* record = tile + g * table.record();
+    const float d = half(record)[lane];
+    if (table.bits == 8) {
+      for (int c = 0; c < GROUP; c++) out[g * GROUP + c] = d * (float)(record[32 + c / 4 * 64 + lane * 4 + c % 4] - 128);
+      continue;
+    }
+    const float m = half(record + 32)[lane];
+    for (int c = 0; c < GROUP; c++) {
+      uint8_t both = record[64 + c % 16 / 4 * 64 + lane * 4 + c % 4];
+      out[g * GROUP + c] = d * (float)(c < 16 ? both & 15 : both >> 4) + m;
+    }
+  }
+}
+
+// Norm (unless `weight` is null) and turn one head, halves d and d + dim / 2 being a rotary pair.
+inline void turn(float* x, int64_t dim, const float* weight, float eps, const float* cos, const float* sin) {
+  if (weight) norm(x, weight, dim, eps);
+  const int64_t half = dim / 2;
+  for (int64_t d = 0; d < half; d++) {
+    float a = x[d], b = x[half + d];
+    x[d] = a * cos[d] - b * sin[d];
+    x[half + d] = b * cos[d] + a * sin[d];
+  }
+}
+
+}  // namespace headrace
