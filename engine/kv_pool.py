@@ -1,4 +1,4 @@
-"""The KV cache of the CPU device: one tensor, block-major."""
+"""The KV cache of the CPU device, block-major: one pool for each kind of arithmetic."""
 
 import mmap
 from contextlib import suppress
@@ -36,6 +36,22 @@ class KvPool:
         self.rows = [slots[:, layer].flatten(1) for layer in range(config.layers)]
         self.keys = [slots[:, layer, 0].transpose(0, 1) for layer in range(config.layers)]
         self.values = [slots[:, layer, 1].transpose(0, 1) for layer in range(config.layers)]
+
+
+class PackedKvPool:
+    """Keys and values in bf16, laid out for the C++ kernels (`kernels/cpu/native/attention.h`).
+
+    A block is one contiguous range, half the bytes of `KvPool`'s. Memory is reserved, not touched.
+
+    Attributes:
+        storage: int32 (pairs of bf16) [blocks, layers, kv_heads, 2, block_size * dim / 2].
+    """
+
+    def __init__(self, config: ModelConfig, blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.bytes_per_token = config.kv_bytes_per_token // 2
+        shape = (blocks, config.layers, config.kv_heads, 2, block_size * config.head_dim // 2)
+        self.storage = _reserve(blocks * block_size * self.bytes_per_token).view(torch.int32).view(shape)
 
 
 def _reserve(size: int) -> torch.Tensor:

@@ -94,9 +94,32 @@ class Starter:
         from engine.sampling.sampler import Sampler
         from engine.worker import CpuWorker
 
-        decoder = Decoder(config, load_weights(self._source, config, self._settings.load_format))
-        pool = KvPool(config, plan.blocks, plan.block_size)
-        return CpuWorker(decoder, pool, Sampler(config.vocab_size, config.eos_token_ids))
+        return CpuWorker(self._model(config, plan, arithmetic), Sampler(config.vocab_size, config.eos_token_ids))
+
+    def _model(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic) -> "Model":
+        import torch
+
+        from engine.loading import load, load_weights
+        from engine.model import ExactModel, FastModel
+
+        load_format = self._settings.load_format
+        if arithmetic.precision == "exact":
+            from engine.decoder import Decoder
+            from engine.kv_pool import KvPool
+
+            decoder = Decoder(config, load_weights(self._source, config, load_format))
+            return ExactModel(decoder, KvPool(config, plan.blocks, plan.block_size))
+        from engine.kv_pool import PackedKvPool
+        from engine.loading.packed import assemble_packed
+
+        return FastModel(
+            config,
+            load(self._source, config, load_format, assemble_packed),
+            PackedKvPool(config, plan.blocks, plan.block_size),
+            arithmetic=arithmetic,
+            context=plan.context,
+            threads=torch.get_num_threads(),
+        )
 
     def _loop(self, config: ModelConfig, plan: MemoryPlan, worker: "CpuWorker") -> "EngineLoop":
         from engine.loop import EngineLoop

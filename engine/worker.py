@@ -9,9 +9,8 @@ from typing import Protocol
 
 import torch
 
-from engine.batch import Batch, SequenceInput
-from engine.decoder import Decoder
-from engine.kv_pool import KvPool
+from engine.batch import SequenceInput
+from engine.model import Model
 from engine.memory_plan import SCORED_ROWS
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
@@ -32,11 +31,10 @@ class Worker(Protocol):
 
 
 class CpuWorker:
-    """The CPU device: eager torch over one `KvPool`."""
+    """The CPU device."""
 
-    def __init__(self, decoder: Decoder, pool: KvPool, sampler: Sampler) -> None:
-        self._decoder = decoder
-        self._pool = pool
+    def __init__(self, model: Model, sampler: Sampler) -> None:
+        self._model = model
         self._sampler = sampler
         self._sequences: dict[str, Sequence] = {}
 
@@ -65,7 +63,7 @@ class CpuWorker:
             )
             for chunk, sequence in zip(chunks, sequences, strict=True)
         ]
-        hidden = self._decoder.forward(Batch.build(inputs, self._pool), self._pool)
+        hidden = self._model.forward(inputs)
         results = [ChunkResult(request_id=chunk.request_id) for chunk in chunks]
         self._score_prompts(hidden, chunks, sequences, results)
         self._sample(hidden, chunks, sequences, results)
@@ -84,7 +82,7 @@ class CpuWorker:
         if not rows:
             return
         picked = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        sampled = self._sampler.sample(self._decoder.logits(picked), [sequences[place] for place in places])
+        sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place in places])
         for place, token in zip(places, sampled, strict=True):
             result = results[place]
             if token.error is not None:
@@ -112,6 +110,6 @@ class CpuWorker:
         scored: list[TokenLogprobs] = []
         for begin in range(0, len(targets), SCORED_ROWS):
             part = targets[begin : begin + SCORED_ROWS]
-            logits = self._decoder.logits(hidden[begin : begin + len(part)])
+            logits = self._model.logits(hidden[begin : begin + len(part)])
             scored += self._sampler.prompt_logprobs(logits, part, top)
         return scored

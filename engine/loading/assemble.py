@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from configs.model_config import ModelConfig
 from engine.loading.layout import EMBEDDING, FINAL_NORM, HEAD, Shape
 from engine.loading.weights import LayerWeights, Weights
+from kernels.cpu.packing import Kind
 
 
 class TensorReader(Protocol):
@@ -21,6 +22,11 @@ class TensorReader(Protocol):
     """
 
     shapes: Mapping[str, Shape]
+    rope_factors: Tensor | None  # see `engine.rope`
+
+    def stored(self, name: str) -> tuple[Kind, Tensor] | None:
+        """The matrix as groups of 32 columns, uint8 [rows, bytes], and how they are stored; None if it is stored otherwise."""
+        ...
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Fill `out` (fp32, contiguous, of the tensor's shape)."""
@@ -31,17 +37,27 @@ class TensorReader(Protocol):
         ...
 
 
+Loaded = TypeVar("Loaded", covariant=True)
+
+
+class Assemble(Protocol[Loaded]):
+    """Makes a model's weights, in the form one kind of arithmetic wants, of its tensors."""
+
+    def __call__(self, reader: TensorReader, config: ModelConfig) -> Loaded: ...
+
+
 def assemble(reader: TensorReader, config: ModelConfig) -> Weights:
     """Read all weights, layers side by side on all of torch's threads."""
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        embedding = threads.submit(_single, reader, EMBEDDING)
+        embedding = threads.submit(read, reader, EMBEDDING)
         layers = list(threads.map(partial(_layer, reader, config), range(config.layers)))
-        head = embedding if config.tie_word_embeddings else threads.submit(_single, reader, HEAD)
+        head = embedding if config.tie_word_embeddings else threads.submit(read, reader, HEAD)
         return Weights(
             embedding=embedding.result(),
             layers=layers,
-            final_norm=_single(reader, FINAL_NORM),
+            final_norm=read(reader, FINAL_NORM),
             head=head.result(),
+            rope_factors=reader.rope_factors,
         )
 
 
@@ -51,21 +67,22 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int) -> LayerWeight
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
     gate_up = [mlp + name for name in ("gate_proj", "up_proj")]
     return LayerWeights(
-        input_norm=_single(reader, prefix + "input_layernorm.weight"),
+        input_norm=read(reader, prefix + "input_layernorm.weight"),
         qkv=_stacked(reader, [name + ".weight" for name in qkv]),
         qkv_bias=_stacked(reader, [name + ".bias" for name in qkv]) if config.qkv_bias else None,
         qk_norm=_qk_norm(reader, config, attention) if config.qk_norm else None,
-        o=_single(reader, attention + "o_proj.weight"),
-        o_bias=_single(reader, attention + "o_proj.bias") if config.o_bias else None,
-        post_norm=_single(reader, prefix + "post_attention_layernorm.weight"),
+        o=read(reader, attention + "o_proj.weight"),
+        o_bias=read(reader, attention + "o_proj.bias") if config.o_bias else None,
+        post_norm=read(reader, prefix + "post_attention_layernorm.weight"),
         gate_up=_stacked(reader, [name + ".weight" for name in gate_up]),
         gate_up_bias=_stacked(reader, [name + ".bias" for name in gate_up]) if config.mlp_bias else None,
-        down=_single(reader, mlp + "down_proj.weight"),
-        down_bias=_single(reader, mlp + "down_proj.bias") if config.mlp_bias else None,
+        down=read(reader, mlp + "down_proj.weight"),
+        down_bias=read(reader, mlp + "down_proj.bias") if config.mlp_bias else None,
     )
 
 
-def _single(reader: TensorReader, name: str) -> Tensor:
+def read(reader: TensorReader, name: str) -> Tensor:
+    """One tensor in fp32: where it lies, or else a copy."""
     whole = reader.whole(name)
     if whole is not None:
         return whole
@@ -84,6 +101,6 @@ def _stacked(reader: TensorReader, names: Sequence[str]) -> Tensor:
 
 def _qk_norm(reader: TensorReader, config: ModelConfig, attention: str) -> Tensor:
     """One weight row per head, so that queries and keys are normed in one call."""
-    queries = _single(reader, attention + "q_norm.weight").expand(config.heads, -1)
-    keys = _single(reader, attention + "k_norm.weight").expand(config.kv_heads, -1)
+    queries = read(reader, attention + "q_norm.weight").expand(config.heads, -1)
+    keys = read(reader, attention + "k_norm.weight").expand(config.kv_heads, -1)
     return torch.cat((queries, keys))

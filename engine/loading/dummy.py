@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from configs.model_config import ModelConfig
-from engine.loading.assemble import assemble
+from engine.loading.assemble import Assemble, Loaded
 from engine.loading.layout import Shape, expected_shapes
-from engine.loading.weights import Weights
+from kernels.cpu.packing import Kind
 
 _SPREAD = 0.02  # of transformers' own initialization: activations neither vanish nor overflow
 
 
-def load_dummy(config: ModelConfig) -> Weights:
-    """Weights drawn from a normal distribution, the same ones for the same description."""
+def load_dummy(config: ModelConfig, assemble: Assemble[Loaded]) -> Loaded:
+    """What `assemble` makes of weights drawn from a normal distribution, the same ones for the same description."""
     return assemble(_Random(config), config)
 
 
@@ -24,6 +24,11 @@ class _Random:
     def __init__(self, config: ModelConfig) -> None:
         self.shapes: Mapping[str, Shape] = expected_shapes(config)
         self._seeds = {name: seed for seed, name in enumerate(self.shapes)}
+
+    rope_factors: Tensor | None = None
+
+    def stored(self, name: str) -> tuple[Kind, Tensor] | None:
+        return None
 
     def read_into(self, name: str, out: Tensor) -> None:
         if name.endswith("norm.weight"):

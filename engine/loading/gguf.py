@@ -9,7 +9,6 @@ side; the decoder uses the half-split order, so they are put back. qwen2 and qwe
 
 import mmap
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,12 +18,17 @@ from torch import Tensor
 from configs.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError
-from engine.loading.assemble import assemble
+from engine.loading.assemble import Assemble, Loaded
 from engine.loading.dequantize import SUPPORTED, dequantize_into
 from engine.loading.layout import Shape, check_shapes
-from engine.loading.weights import Weights
+from kernels.cpu.packing import Kind
 
 _ROPE_FACTORS = "rope_freqs.weight"
+_GROUPED: dict[GGMLQuantizationType, Kind] = {
+    GGMLQuantizationType.Q4_0: "Q4_0",
+    GGMLQuantizationType.Q4_1: "Q4_1",
+    GGMLQuantizationType.Q8_0: "Q8_0",
+}
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -41,8 +45,8 @@ _LAYER = {
 }
 
 
-def load_gguf(path: Path, config: ModelConfig) -> Weights:
-    """Load the tensors of the GGUF file at `path`.
+def load_gguf(path: Path, config: ModelConfig, assemble: Assemble[Loaded]) -> Loaded:
+    """What `assemble` makes of the tensors of the GGUF file at `path`.
 
     Raises:
         ModelError: tensors are missing, unexpected, cut off, or of another shape or type than described.
@@ -50,7 +54,7 @@ def load_gguf(path: Path, config: ModelConfig) -> Weights:
     header = read_gguf_header(path)
     reader = _Gguf(header, config)
     check_shapes(path.name, reader.shapes, config)
-    return replace(assemble(reader, config), rope_factors=reader.rope_factors)
+    return assemble(reader, config)
 
 
 class _Gguf:
@@ -68,19 +72,27 @@ class _Gguf:
         for info in header.tensors.values():
             self._stored_bytes(info)
 
+    def stored(self, name: str) -> tuple[Kind, Tensor] | None:
+        kind = _GROUPED.get(GGMLQuantizationType(self._infos[name].ggml_type))
+        return kind and (kind, self._rows(name))
+
     def read_into(self, name: str, out: Tensor) -> None:
-        info = self._infos[name]
-        stored = self._stored(info).view(info.shape[0], -1)  # bytes, a row of the tensor in each
-        heads = self._interleaved_heads(name)
-        if heads:
-            stored = stored.view(heads, -1, 2, stored.shape[-1]).transpose(1, 2)
-        dequantize_into(stored.reshape(-1), GGMLQuantizationType(info.ggml_type), out)
+        dequantize_into(self._rows(name).reshape(-1), GGMLQuantizationType(self._infos[name].ggml_type), out)
 
     def whole(self, name: str) -> Tensor | None:
         info = self._infos[name]
         if info.ggml_type != GGMLQuantizationType.F32 or self._interleaved_heads(name):
             return None
         return self._stored(info).view(torch.float32).view(info.shape)
+
+    def _rows(self, name: str) -> Tensor:
+        """The stored bytes, uint8 [rows, bytes of a row], rows in our order."""
+        info = self._infos[name]
+        stored = self._stored(info).view(info.shape[0], -1)
+        heads = self._interleaved_heads(name)
+        if not heads:
+            return stored
+        return stored.view(heads, -1, 2, stored.shape[-1]).transpose(1, 2).reshape(stored.shape)
 
     def _interleaved_heads(self, name: str) -> int:
         """Number of heads whose rows llama.cpp has reordered in this tensor; 0 if it has not."""

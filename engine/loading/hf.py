@@ -15,9 +15,9 @@ from torch import Tensor
 
 from configs.model_config import ModelConfig, read_json
 from configs.model_source import ModelError
-from engine.loading.assemble import assemble
+from engine.loading.assemble import Assemble, Loaded
 from engine.loading.layout import Shape, check_shapes
-from engine.loading.weights import Weights
+from kernels.cpu.packing import Kind
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -25,8 +25,8 @@ _FLOATS = {"F32", "F16", "BF16", "F64"}
 _DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the config implies
 
 
-def load_hf(folder: Path, config: ModelConfig) -> Weights:
-    """Load the safetensors of `folder`.
+def load_hf(folder: Path, config: ModelConfig, assemble: Assemble[Loaded]) -> Loaded:
+    """What `assemble` makes of the safetensors of `folder`.
 
     Raises:
         ModelError: files or tensors are missing, unexpected, damaged, or of another shape or type than described.
@@ -60,6 +60,11 @@ class _Safetensors:
         for name, kind in self._types.items():
             if kind not in _FLOATS:
                 raise ModelError(f"{folder}: {name} is stored as {kind}; known: {', '.join(sorted(_FLOATS))}.")
+
+    rope_factors: Tensor | None = None  # derived from the description
+
+    def stored(self, name: str) -> tuple[Kind, Tensor] | None:
+        return None
 
     def read_into(self, name: str, out: Tensor) -> None:
         out.copy_(self._files[name].get_tensor(name))

@@ -56,7 +56,7 @@ def pack_gguf(rows: Tensor, kind: Kind) -> PackedMatrix:
 
 def pack_float(weight: Tensor) -> PackedMatrix:
     """Round fp32 [outputs, columns] to 8-bit groups and pack them."""
-    outputs, columns = weight.shape
+    outputs = len(weight)
     groups = weight.view(outputs, -1, GROUP)
     scale = (groups.abs().amax(dim=-1, keepdim=True) / 127).to(torch.float16)
     inverse = torch.where(scale > 0, 1 / scale.float(), 0.0)

@@ -1,0 +1,60 @@
+"""How this machine computes a model, chosen once at load. No torch: the memory plan needs it before torch is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from configs.model_config import ModelConfig
+from configs.settings import Settings
+from kernels.cpu.variants import choose
+
+_LANES = 16
+_GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """`exact`: fp32 by torch. `fast`: int8 products and bf16 KV by the C++ library at `library`.
+
+    `reason` says in words why, for the start-up log.
+    """
+
+    precision: Literal["exact", "fast"]
+    reason: str
+    library: Path | None = None
+
+    def kv_bytes_per_token(self, config: ModelConfig) -> int:
+        """Keys and values of all layers for one token, in bytes."""
+        return config.kv_bytes_per_token // (2 if self.library else 1)
+
+
+def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
+    """What `--cpu-precision` asks for, where the machine and the model can do it; else fp32 by torch, and why."""
+    if settings.cpu_precision == "exact":
+        return Arithmetic("exact", "fp32 by torch, as --cpu-precision exact asks")
+    obstacle = _obstacle(settings, config)
+    if obstacle:
+        return Arithmetic("exact", f"fp32 by torch: {obstacle}")
+    kernels = choose()
+    if kernels.library is None:
+        return Arithmetic("exact", f"fp32 by torch: {kernels.reason}")
+    return Arithmetic("fast", f"int8 products, bf16 KV by the {kernels.reason}", kernels.library)
+
+
+def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
+    """What the C++ kernels cannot divide evenly. All released models of the four architectures pass."""
+    if settings.block_size % _LANES:
+        return f"the C++ kernels need a --block-size that is a multiple of {_LANES}, not {settings.block_size}"
+    widths = {
+        "hidden_size": (config.hidden_size, _GROUP),
+        "intermediate_size": (config.intermediate_size, _GROUP),
+        "heads * head_dim": (config.heads * config.head_dim, _GROUP),
+        "head_dim": (config.head_dim, 2 * _LANES if config.head_dim < 2 * _LANES else _LANES),
+    }
+    for name, (width, unit) in widths.items():
+        if width % unit:
+            return f"the C++ kernels need the model's {name} to be a multiple of {unit}, not {width}"
+    return f"the C++ kernels need a head_dim of at most {_MAX_DIM}, not {config.head_dim}" if config.head_dim > _MAX_DIM else None
+
+
+_MAX_DIM = 256
