@@ -31,8 +31,10 @@ class Settings(BaseModel):
     max_model_len: PositiveInt | None = Field(
         None, description="Longest prompt plus output, in tokens; the model's own limit if absent."
     )
-    cpu_precision: Literal["exact"] = Field(
-        "exact", description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights."
+    cpu_precision: Literal["exact", "fast"] = Field(
+        "fast",
+        description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights. `fast`: int8 activations over 4- and "
+        "8-bit weights, KV in bf16 (weights of other types are rounded to 8 bits); fp32 where the C++ kernels are missing.",
     )
     threads: PositiveInt | None = Field(None, description="Threads the engine computes with; all cores if absent.")
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from configs.model_config import ModelConfig
+from configs.model_source import ModelSource
 from configs.settings import Settings
+from engine.loading import packed_bytes, weights_bytes
 from kernels.cpu.variants import choose
 
 _LANES = 16
@@ -22,6 +24,10 @@ class Arithmetic:
     precision: Literal["exact", "fast"]
     reason: str
     library: Path | None = None
+
+    def weights_bytes(self, settings: Settings, source: ModelSource, config: ModelConfig) -> int:
+        """Memory of the loaded weights, in bytes."""
+        return packed_bytes(source, config, settings.load_format) if self.library else weights_bytes(config)
 
     def kv_bytes_per_token(self, config: ModelConfig) -> int:
         """Keys and values of all layers for one token, in bytes."""
@@ -54,7 +60,11 @@ def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
     for name, (width, unit) in widths.items():
         if width % unit:
             return f"the C++ kernels need the model's {name} to be a multiple of {unit}, not {width}"
-    return f"the C++ kernels need a head_dim of at most {_MAX_DIM}, not {config.head_dim}" if config.head_dim > _MAX_DIM else None
+    return (
+        f"the C++ kernels need a head_dim of at most {_MAX_DIM}, not {config.head_dim}"
+        if config.head_dim > _MAX_DIM
+        else None
+    )
 
 
 _MAX_DIM = 256

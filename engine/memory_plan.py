@@ -7,7 +7,7 @@ import psutil
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.loading import weights_bytes
+from engine.arithmetic import Arithmetic
 from scheduler.messages import MemoryPlan
 
 GIB = 2**30
@@ -21,7 +21,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
-def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig) -> MemoryPlan:
+def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, arithmetic: Arithmetic) -> MemoryPlan:
     """Share out the memory of this machine (or of its control group).
 
     Raises:
@@ -29,7 +29,7 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig) ->
             Names both numbers and what to change.
     """
     longest = _max_model_len(settings, config)
-    weights, activations = weights_bytes(config), activation_bytes(settings, config)
+    weights, activations = arithmetic.weights_bytes(settings, source, config), activation_bytes(settings, config)
     available = available_bytes()
     free = available - weights - activations - RUNTIME_BYTES
     if free <= 0:
@@ -37,11 +37,13 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig) ->
             f"{source.name} needs {_gib(available - free)} for weights and activations and {_gib(available)} are "
             "available; free memory, lower --max-step-tokens or take a smaller model."
         )
-    blocks = _blocks(settings, config.kv_bytes_per_token * settings.block_size, longest, free)
+    kv_per_token = arithmetic.kv_bytes_per_token(config)
+    blocks = _blocks(settings, kv_per_token * settings.block_size, longest, free)
     context = min(longest, blocks * settings.block_size)
     return MemoryPlan(
         weights=weights,
-        kv_per_token=config.kv_bytes_per_token,
+        kv_per_token=kv_per_token,
+        arithmetic=f"{arithmetic.precision}: {arithmetic.reason}",
         block_size=settings.block_size,
         blocks=blocks,
         activations=activations,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
+from engine.arithmetic import Arithmetic, choose_arithmetic
 from engine.channel import Channel
 from engine.fingerprint import kv_fingerprint
 from engine.memory_plan import plan_memory
@@ -26,6 +27,7 @@ from scheduler.step import Chunk, SequenceInit, Step
 
 if TYPE_CHECKING:
     from engine.loop import EngineLoop
+    from engine.model import Model
     from engine.worker import CpuWorker
 
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
@@ -51,12 +53,13 @@ class Starter:
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
             config = ModelConfig.from_source(self._source)
-            plan = plan_memory(self._settings, self._source, config)
+            arithmetic = choose_arithmetic(self._settings, config)
+            plan = plan_memory(self._settings, self._source, config, arithmetic)
         self._channel.send(plan)
         with self._phase("import torch"):
             self._import_torch()
         with self._phase("load weights"):
-            worker = self._worker(config, plan)
+            worker = self._worker(config, plan, arithmetic)
         with self._phase("first token"):
             produce_token(worker, plan.block_size)
         ready = Ready(
@@ -87,10 +90,7 @@ class Starter:
         del engine  # imported here so that its time counts in this phase
         torch.set_num_threads(self._settings.threads or torch.get_num_threads())
 
-    def _worker(self, config: ModelConfig, plan: MemoryPlan) -> "CpuWorker":
-        from engine.decoder import Decoder
-        from engine.kv_pool import KvPool
-        from engine.loading import load_weights
+    def _worker(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic) -> "CpuWorker":
         from engine.sampling.sampler import Sampler
         from engine.worker import CpuWorker
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 
 from engine.batch import SequenceInput
-from engine.model import Model
 from engine.memory_plan import SCORED_ROWS
+from engine.model import Model
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs

@@ -65,6 +65,7 @@ class MemoryPlan:
     max_model_len: int
     context: int  # longest request that fits: min(max_model_len, blocks * block_size)
     concurrent: float  # how many requests of that length fit at once
+    arithmetic: str  # how the model will be computed, and why
 
 
 @dataclass(slots=True, kw_only=True)

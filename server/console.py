@@ -64,7 +64,8 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     context = (
         f"  longest context  {plan.context} tokens ({bound}); {plan.concurrent:.1f} requests of that length fit at once"
     )
-    return ["Memory plan", *(f"  {name:11}  {amount:>10}  {note}".rstrip() for name, amount, note in rows), context]
+    lines = [f"  {name:11}  {amount:>10}  {note}".rstrip() for name, amount, note in rows]
+    return [f"Arithmetic  {plan.arithmetic}", "Memory plan", *lines, context]
 
 
 def phase_lines(phases: Sequence[Phase], total: float) -> list[str]:

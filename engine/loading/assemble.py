@@ -37,13 +37,15 @@ class TensorReader(Protocol):
         ...
 
 
-Loaded = TypeVar("Loaded", covariant=True)
+Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 
-class Assemble(Protocol[Loaded]):
+class Assemble(Protocol[Loaded_co]):
     """Makes a model's weights, in the form one kind of arithmetic wants, of its tensors."""
 
-    def __call__(self, reader: TensorReader, config: ModelConfig) -> Loaded: ...
+    def __call__(self, reader: TensorReader, config: ModelConfig) -> Loaded_co:
+        """Read every tensor the model has."""
+        ...
 
 
 def assemble(reader: TensorReader, config: ModelConfig) -> Weights:

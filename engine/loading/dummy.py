@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from configs.model_config import ModelConfig
-from engine.loading.assemble import Assemble, Loaded
+from engine.loading.assemble import Assemble, Loaded_co
 from engine.loading.layout import Shape, expected_shapes
 from kernels.cpu.packing import Kind
 
 _SPREAD = 0.02  # of transformers' own initialization: activations neither vanish nor overflow
 
 
-def load_dummy(config: ModelConfig, assemble: Assemble[Loaded]) -> Loaded:
+def load_dummy(config: ModelConfig, assemble: Assemble[Loaded_co]) -> Loaded_co:
     """What `assemble` makes of weights drawn from a normal distribution, the same ones for the same description."""
     return assemble(_Random(config), config)
 

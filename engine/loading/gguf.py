@@ -18,8 +18,9 @@ from torch import Tensor
 from configs.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError
-from engine.loading.assemble import Assemble, Loaded
+from engine.loading.assemble import Assemble, Loaded_co
 from engine.loading.dequantize import SUPPORTED, dequantize_into
+from engine.loading.gguf_names import hf_name
 from engine.loading.layout import Shape, check_shapes
 from kernels.cpu.packing import Kind
 
@@ -29,23 +30,9 @@ _GROUPED: dict[GGMLQuantizationType, Kind] = {
     GGMLQuantizationType.Q4_1: "Q4_1",
     GGMLQuantizationType.Q8_0: "Q8_0",
 }
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
-def load_gguf(path: Path, config: ModelConfig, assemble: Assemble[Loaded]) -> Loaded:
+def load_gguf(path: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) -> Loaded_co:
     """What `assemble` makes of the tensors of the GGUF file at `path`.
 
     Raises:
@@ -66,7 +53,7 @@ class _Gguf:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._path = header.path
         self._config = config
-        self._infos = {_hf_name(name): info for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+        self._infos = {hf_name(name): info for name, info in header.tensors.items() if name != _ROPE_FACTORS}
         self.shapes: Mapping[str, Shape] = {name: info.shape for name, info in self._infos.items()}
         self.rope_factors = self._rope_factors(header.tensors.get(_ROPE_FACTORS))
         for info in header.tensors.values():
@@ -135,14 +122,3 @@ class _Gguf:
         if info.offset + stored > len(self._data):
             raise ModelError(f"{self._path.name} is cut off within {info.name}; download it again.")
         return stored
-
-
-def _hf_name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor; an unknown one keeps its own and is refused with the shapes."""
-    stem, _, suffix = name.rpartition(".")
-    if stem in _TOP:
-        return f"{_TOP[stem]}.{suffix}"
-    block, _, part = stem.removeprefix("blk.").partition(".")
-    if stem.startswith("blk.") and part in _LAYER:
-        return f"model.layers.{block}.{_LAYER[part]}.{suffix}"
-    return name

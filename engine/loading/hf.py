@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.model_config import ModelConfig, read_json
 from configs.model_source import ModelError
-from engine.loading.assemble import Assemble, Loaded
+from engine.loading.assemble import Assemble, Loaded_co
 from engine.loading.layout import Shape, check_shapes
 from kernels.cpu.packing import Kind
 
@@ -25,7 +25,7 @@ _FLOATS = {"F32", "F16", "BF16", "F64"}
 _DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the config implies
 
 
-def load_hf(folder: Path, config: ModelConfig, assemble: Assemble[Loaded]) -> Loaded:
+def load_hf(folder: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) -> Loaded_co:
     """What `assemble` makes of the safetensors of `folder`.
 
     Raises:

@@ -10,10 +10,12 @@ from configs.model_config import ModelConfig
 from configs.model_source import ModelError
 from configs.settings import Settings
 from engine import memory_plan
+from engine.arithmetic import Arithmetic
 from engine.loading import weights_bytes
 from engine.memory_plan import activation_bytes, available_bytes, plan_memory
 
 GIB = 2**30
+EXACT = Arithmetic("exact", "for the test")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def plan(monkeypatch, smollm2_source, config):
 
     def make(gib, *, model=config, **settings):
         monkeypatch.setattr(memory_plan, "available_bytes", lambda: int(gib * GIB))
-        return plan_memory(Settings(**settings), smollm2_source, model)
+        return plan_memory(Settings(**settings), smollm2_source, model, EXACT)
 
     return make
 

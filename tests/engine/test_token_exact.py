@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine.kv_pool import KvPool
+from engine.model import ExactModel
 from engine.sampling.sampler import Sampler
 from engine.worker import CpuWorker
 from scheduler.step import Step, StepResult
@@ -35,7 +36,7 @@ def prompts(smollm2_tokenizer):
 
 def build(decoder, *, blocks=512, **config):
     pool = KvPool(decoder.config, blocks, BLOCK)
-    worker = CpuWorker(decoder, pool, Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
+    worker = CpuWorker(ExactModel(decoder, pool), Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
     eos = frozenset(decoder.config.eos_token_ids)
     return Engine(blocks=blocks, block_size=BLOCK, worker=worker, eos=eos, context=min(8192, blocks * BLOCK), **config)
 

@@ -11,6 +11,7 @@ from engine.decoder import Decoder
 from engine.kv_pool import KvPool
 from engine.loading import load_weights
 from engine.memory_plan import SCORED_ROWS
+from engine.model import ExactModel
 from engine.sampling.sampler import Sampler
 from engine.worker import CpuWorker
 from scheduler.messages import FinishReason
@@ -38,7 +39,9 @@ def build(folder, *, blocks=128, **config):
     source = resolve_model(str(folder))
     model = ModelConfig.from_source(source)
     decoder = Decoder(model, load_weights(source, model, "auto"))
-    worker = CpuWorker(decoder, KvPool(model, blocks, BLOCK), Sampler(model.vocab_size, model.eos_token_ids))
+    worker = CpuWorker(
+        ExactModel(decoder, KvPool(model, blocks, BLOCK)), Sampler(model.vocab_size, model.eos_token_ids)
+    )
     return Scored(blocks=blocks, block_size=BLOCK, worker=worker, eos=frozenset(model.eos_token_ids), **config), decoder
 
 

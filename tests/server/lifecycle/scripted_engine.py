@@ -37,7 +37,7 @@ TOKEN = 7
 DECODERS = {command.__name__: msgspec.msgpack.Decoder(command) for command in COMMANDS}
 PLAN = MemoryPlan(
     weights=2**20, kv_per_token=1024, block_size=32, blocks=64, activations=2**16, available=2**30,
-    max_model_len=4096, context=2048, concurrent=1.0,
+    max_model_len=4096, context=2048, concurrent=1.0, arithmetic="scripted",
 )  # fmt: skip
 READY = Ready(
     context=2048, vocab_size=5000, block_size=32, blocks=64, eos_token_ids=[2], device="scripted", version="0"

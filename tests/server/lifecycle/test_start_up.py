@@ -38,7 +38,7 @@ def test_the_plan_is_printed_before_anything_is_loaded_and_all_of_it_once():
 def test_the_plan_adds_up():
     plan = MemoryPlan(
         weights=100 * 2**20, kv_per_token=2**10, block_size=32, blocks=32, activations=2**20, available=2**30,
-        max_model_len=512, context=512, concurrent=2.0,
+        max_model_len=512, context=512, concurrent=2.0, arithmetic="exact: why",
     )  # fmt: skip
     lines = plan_lines(plan)
     assert any("together" in line and "102.0 MiB" in line and "of 1.0 GiB available" in line for line in lines)
