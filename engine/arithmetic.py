@@ -11,6 +11,7 @@ from engine.loading import packed_bytes, weights_bytes
 from kernels.cpu.variants import choose
 
 _LANES = 16
+_MAX_DIM = 256
 _GROUP = 32
 
 
@@ -55,16 +56,11 @@ def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
         "hidden_size": (config.hidden_size, _GROUP),
         "intermediate_size": (config.intermediate_size, _GROUP),
         "heads * head_dim": (config.heads * config.head_dim, _GROUP),
-        "head_dim": (config.head_dim, 2 * _LANES if config.head_dim < 2 * _LANES else _LANES),
+        "head_dim": (config.head_dim, _LANES),
     }
     for name, (width, unit) in widths.items():
         if width % unit:
             return f"the C++ kernels need the model's {name} to be a multiple of {unit}, not {width}"
-    return (
-        f"the C++ kernels need a head_dim of at most {_MAX_DIM}, not {config.head_dim}"
-        if config.head_dim > _MAX_DIM
-        else None
-    )
-
-
-_MAX_DIM = 256
+    if config.head_dim > _MAX_DIM:
+        return f"the C++ kernels need a head_dim of at most {_MAX_DIM}, not {config.head_dim}"
+    return None

@@ -1,0 +1,219 @@
+"""The C++ kernels against plain torch, every variant this processor runs."""
+
+import random
+
+import gguf
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.cpu import native_reference as reference
+from kernels.cpu.build import build, compiler
+from kernels.cpu.native import NativeChunk, NativeOps
+from kernels.cpu.packing import pack_float, pack_gguf, unpack
+from kernels.cpu.variants import VARIANTS, choose, supported
+
+pytestmark = pytest.mark.skipif(not supported() or compiler() is None, reason="no C++ compiler, or another processor")
+
+KINDS = {
+    "Q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "Q4_1": gguf.GGMLQuantizationType.Q4_1,
+    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+
+
+@pytest.fixture(scope="session", params=[variant.name for variant in VARIANTS])
+def ops(request):
+    """Each variant, on two threads."""
+    variant = next(variant for variant in VARIANTS if variant.name == request.param)
+    if variant not in supported():
+        pytest.skip(f"this processor lacks {sorted(variant.needs)}")
+    build([variant])
+    return NativeOps(variant.library, 2)
+
+
+def weights(outputs, columns, seed=0):
+    return torch.randn(outputs, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def stored(kind, weight):
+    """GGUF bytes of `weight`, and the values they stand for, both by the gguf package."""
+    groups = gguf.quants.quantize(weight.numpy(), KINDS[kind])
+    return torch.from_numpy(groups), torch.from_numpy(gguf.quants.dequantize(groups, KINDS[kind]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("outputs", "columns"), [(16, 32), (35, 96), (160, 64)])
+def test_packing_moves_groups_and_changes_nothing(kind, outputs, columns):
+    rows, values = stored(kind, weights(outputs, columns))
+    packed = pack_gguf(rows, kind)
+    assert (packed.outputs, packed.columns) == (outputs, columns)
+    assert packed.records.shape == (-(-outputs // 16), columns // 32, 544 if kind == "Q8_0" else 320)
+    torch.testing.assert_close(unpack(packed), values, atol=1e-6, rtol=1e-6)
+
+
+def test_floats_are_rounded_to_eight_bits():
+    weight = weights(48, 128)
+    weight[5, 32:64] = 0
+    error = (unpack(pack_float(weight)) - weight).view(48, -1, 32)
+    most = weight.view(48, -1, 32).abs().amax(dim=-1)
+    assert (error.abs().amax(dim=-1) <= most / 127 * 0.6).all()  # half a step, and the fp16 of the scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 12, 13, 31, 100])
+def test_linear(ops, kind, rows):
+    packed = pack_gguf(stored(kind, weights(83, 160))[0], kind)
+    inputs = weights(rows, 160, seed=rows) * torch.logspace(-3, 3, rows)[:, None]
+    _close(ops.linear(inputs, packed), reference.linear(inputs, packed))
+
+
+def _close(ours, theirs):
+    """Relative to each row's size: rows differ by a million here."""
+    assert ((ours - theirs).abs().amax(dim=1) <= 2e-5 * theirs.abs().amax(dim=1)).all()
+
+
+def test_extreme_activations_and_weights(ops):
+    """All products at their largest, which is where 16-bit sums would saturate."""
+    for kind in KINDS:
+        for sign in (1.0, -1.0):
+            packed = pack_gguf(stored(kind, torch.full((16, 64), sign) * torch.tensor([1.0, 0.5]).repeat(32))[0], kind)
+            inputs = torch.full((2, 64), 3.0)
+            _close(ops.linear(inputs, packed), reference.linear(inputs, packed))
+
+
+def test_a_row_does_not_depend_on_its_company(ops):
+    packed = pack_gguf(stored("Q4_1", weights(64, 96))[0], "Q4_1")
+    inputs = weights(40, 96)
+    together = ops.linear(inputs, packed)
+    for row in range(40):
+        assert torch.equal(ops.linear(inputs[row : row + 1], packed)[0], together[row])
+
+
+def test_what_is_not_finite_stays_in_its_row(ops):
+    packed = pack_gguf(stored("Q8_0", weights(32, 64))[0], "Q8_0")
+    inputs = weights(5, 64)
+    clean = ops.linear(inputs, packed)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        broken = inputs.clone()
+        broken[2, 40] = value
+        out = ops.linear(broken, packed)
+        assert out[2].isnan().all()
+        assert torch.equal(out[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
+
+
+# --- attention ---
+
+
+def pool(blocks, layers, kv_heads, size, dim):
+    """Every bit set: NaN wherever nothing was written."""
+    return torch.full((blocks, layers, kv_heads, 2, size * dim // 2), -1, dtype=torch.int32)
+
+
+def still(positions, dim):
+    """Rotary factors that turn nothing."""
+    return {"cos": torch.ones(positions, dim // 2), "sin": torch.zeros(positions, dim // 2)}
+
+
+def table(blocks, total, seed):
+    return random.Random(seed).sample(range(total), blocks)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 32), (8, 1, 80), (4, 2, 128), (2, 1, 256), (4, 2, 16)]
+)
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_attention_over_scattered_blocks(ops, heads, kv_heads, dim, size):
+    """A prompt in chunks, then single tokens, beside another sequence; window or none."""
+    total, generator = 40, torch.Generator().manual_seed(dim)
+    for window in (0, 21):
+        ours, theirs = (
+            pool(total, 2, kv_heads, size, dim),
+            torch.zeros(total, 2, kv_heads, 2, size * dim // 2, dtype=torch.int32),
+        )
+        blocks = table(total, total, seed=size)
+        first, second = blocks[: total // 2], blocks[total // 2 :]
+        done = 0
+        for rows in (37, 1, 1, 100, 1, 5):
+            chunks = (
+                [NativeChunk(rows, done, first), NativeChunk(1, done, second)]
+                if rows == 1
+                else [NativeChunk(rows, done, first)]
+            )
+            if rows > 1:
+                chunks.append(NativeChunk(rows, done, second))
+            qkv = torch.randn(sum(chunk.rows for chunk in chunks), (heads + 2 * kv_heads) * dim, generator=generator)
+            expected = reference.attention(qkv.clone(), chunks, theirs, heads=heads, layer=1, window=window)
+            out = ops.attention(qkv, chunks, ours, heads=heads, layer=1, window=window, **still(200, dim))
+            torch.testing.assert_close(out, expected, atol=0.03, rtol=0.03)
+            done += rows
+
+
+def test_the_cache_is_written_as_the_reference_reads_it(ops):
+    heads, kv_heads, dim, size = 4, 2, 32, 32
+    storage = pool(4, 1, kv_heads, size, dim)
+    qkv = weights(70, (heads + 2 * kv_heads) * dim)
+    chunk = NativeChunk(70, 0, [2, 0, 3])
+    ops.attention(qkv, [chunk], storage, heads=heads, layer=0, window=0, **still(70, dim))
+    keys = qkv[:, heads * dim : (heads + kv_heads) * dim].view(70, kv_heads, dim).bfloat16().float()
+    values = qkv[:, (heads + kv_heads) * dim :].view(70, kv_heads, dim).bfloat16().float()
+    for position in range(70):
+        key, value = reference.read(storage, chunk, 0, position, dim)
+        assert torch.equal(key, keys[position])
+        assert torch.equal(value, values[position])
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=8), st.integers(0, 50), st.randoms(use_true_random=False))
+def test_a_row_is_the_same_bits_however_its_prompt_is_cut(cuts, window, rng):
+    """In chunks of any size, from the best variant: what makes preemption, prefix hits and batches change nothing."""
+    library = choose().library
+    if library is None:
+        build(supported()[:1])
+        library = choose().library
+    best = NativeOps(library, 2)
+    heads, kv_heads, dim, size, length = 6, 2, 32, 16, sum(cuts)
+    qkv = weights(length, (heads + 2 * kv_heads) * dim)
+    blocks = -(-length // size)
+
+    def run(chunks_of):
+        storage, out, done, order = pool(blocks, 1, kv_heads, size, dim), [], 0, rng.sample(range(blocks), blocks)
+        for rows in chunks_of:
+            part = qkv[done : done + rows].clone()
+            chunk = NativeChunk(rows, done, order)
+            out.append(
+                best.attention(part, [chunk], storage, heads=heads, layer=0, window=window, **still(length, dim))
+            )
+            done += rows
+        return torch.cat(out)
+
+    assert torch.equal(run(cuts), run([length]))
+
+
+def test_the_best_build_that_is_there_is_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr("kernels.cpu.variants.BUILDS", tmp_path)
+    assert choose().library is None
+    assert "python -m kernels.cpu.build" in choose().reason
+    worst = supported()[-1]
+    worst.library.touch()
+    assert choose().library == worst.library
+    best = supported()[0]
+    best.library.touch()
+    assert choose().library == best.library
+    monkeypatch.setattr("kernels.cpu.variants.cpu_flags", lambda: frozenset({"sse2"}))
+    assert choose().library is None
+    assert "AVX2" in choose().reason
+
+
+def test_chunks_must_make_the_rows(ops):
+    with pytest.raises(ValueError, match="do not make 3"):
+        ops.attention(
+            torch.zeros(3, 64),
+            [NativeChunk(2, 0, [0])],
+            pool(1, 1, 1, 16, 16),
+            heads=2,
+            layer=0,
+            window=0,
+            **still(4, 16),
+        )
