@@ -26,6 +26,12 @@ class Arithmetic:
     reason: str
     library: Path | None = None
 
+    @property
+    def kv_format(self) -> str:
+        """What keys and values are, in numbers and order: blocks of different formats are not interchangeable. The variants of
+        the library round differently, so each is a format of its own."""
+        return f"bf16 {self.library.name}" if self.library else "fp32"
+
     def weights_bytes(self, settings: Settings, source: ModelSource, config: ModelConfig) -> int:
         """Memory of the loaded weights, in bytes."""
         return packed_bytes(source, config, settings.load_format) if self.library else weights_bytes(config)

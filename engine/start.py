@@ -71,7 +71,7 @@ class Starter:
             device="cpu",
             version=version("headrace"),
         )
-        return self._loop(config, plan, worker), ready
+        return self._loop(config, plan, arithmetic, worker), ready
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -121,7 +121,7 @@ class Starter:
             threads=torch.get_num_threads(),
         )
 
-    def _loop(self, config: ModelConfig, plan: MemoryPlan, worker: "CpuWorker") -> "EngineLoop":
+    def _loop(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic, worker: "CpuWorker") -> "EngineLoop":
         from engine.loop import EngineLoop
 
         settings = self._settings
@@ -129,7 +129,7 @@ class Starter:
             SchedulerConfig(
                 context=plan.context,
                 eos_token_ids=frozenset(config.eos_token_ids),
-                fingerprint=kv_fingerprint(self._source, settings),
+                fingerprint=kv_fingerprint(self._source, settings, arithmetic),
                 max_step_tokens=settings.max_step_tokens,
                 max_running=settings.max_running,
                 max_preemptions=settings.max_preemptions,

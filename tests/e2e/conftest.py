@@ -9,3 +9,11 @@ def server():
     process = ServerProcess("--kv-blocks", "400", "--max-step-tokens", "256")
     yield process
     assert process.stop() == 0, "".join(process.output)
+
+
+@pytest.fixture
+def exact_server():
+    """fp32 arithmetic: the one to compare with transformers."""
+    process = ServerProcess("--kv-blocks", "400", "--max-step-tokens", "256", "--cpu-precision", "exact")
+    yield process
+    process.stop()

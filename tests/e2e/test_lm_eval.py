@@ -92,14 +92,14 @@ def likelihoods(results):
     ]
 
 
-def test_same_likelihoods_and_perplexity(server, hf_folder, tasks, monkeypatch, tmp_path):
+def test_same_likelihoods_and_perplexity(exact_server, hf_folder, tasks, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     ours = evaluate(
         "local-completions",
         {
             "model": "SmolLM2-135M-Instruct",
-            "base_url": f"{server.url}/v1/completions",
+            "base_url": f"{exact_server.url}/v1/completions",
             "tokenizer": str(hf_folder),
             "tokenized_requests": True,
             "num_concurrent": 4,

@@ -9,6 +9,7 @@ import pytest
 
 from configs.model_source import ModelSource
 from configs.settings import Settings
+from engine.arithmetic import Arithmetic
 from engine.fingerprint import kv_fingerprint
 
 MIB = 2**20
@@ -16,6 +17,11 @@ MIB = 2**20
 
 def gguf(path):
     return ModelSource(path=path, kind="gguf", name="any")
+
+
+def named(source, library=None, **settings):
+    precision = "fast" if library else "exact"
+    return kv_fingerprint(source, Settings(**settings), Arithmetic(precision, "for the test", library))
 
 
 @pytest.fixture
@@ -31,29 +37,34 @@ def test_the_same_content_has_the_same_name_everywhere(model, tmp_path):
     copy.parent.mkdir()
     shutil.copyfile(model, copy)
     os.utime(copy, (0, 0))
-    assert kv_fingerprint(gguf(copy), Settings()) == kv_fingerprint(gguf(model), Settings())
-    assert kv_fingerprint(gguf(copy), Settings(load_format="gguf")) == kv_fingerprint(gguf(copy), Settings())
+    assert named(gguf(copy)) == named(gguf(model))
+    assert named(gguf(copy), load_format="gguf") == named(gguf(copy))
 
 
 @pytest.mark.parametrize("where", [0, MIB // 2, MIB, 3 * MIB, 5 * MIB, 6 * MIB - 6 * MIB // 256])
 def test_a_tensor_of_a_256th_of_the_file_is_noticed(model, where):
-    before = kv_fingerprint(gguf(model), Settings())
+    before = named(gguf(model))
     with model.open("r+b") as file:
         file.seek(where)
         file.write(bytes(6 * MIB // 256))
     assert model.stat().st_size == 6 * MIB
-    assert kv_fingerprint(gguf(model), Settings()) != before
+    assert named(gguf(model)) != before
 
 
 def test_the_length_counts(model):
-    before = kv_fingerprint(gguf(model), Settings())
+    before = named(gguf(model))
     with model.open("ab") as file:
         file.write(b"\0")
-    assert kv_fingerprint(gguf(model), Settings()) != before
+    assert named(gguf(model)) != before
+
+
+def test_other_roundings_are_another_format(model):
+    libraries = [None, model.with_name("avx2-1.so"), model.with_name("avx2-2.so"), model.with_name("avx512-1.so")]
+    assert len({named(gguf(model), library) for library in libraries}) == len(libraries)
 
 
 def test_random_weights_are_another_model(model):
-    assert kv_fingerprint(gguf(model), Settings(load_format="dummy")) != kv_fingerprint(gguf(model), Settings())
+    assert named(gguf(model), load_format="dummy") != named(gguf(model))
 
 
 def test_a_folder_is_its_config_and_all_its_shards(tmp_path):
@@ -63,7 +74,7 @@ def test_a_folder_is_its_config_and_all_its_shards(tmp_path):
     for changed in (None, *contents):
         for name, text in contents.items():
             (tmp_path / name).write_text(text + ("changed" if name == changed else ""))
-        names.add(kv_fingerprint(source, Settings()))
+        names.add(named(source))
     assert len(names) == 4
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert kv_fingerprint(source, Settings()) in names
+    assert named(source) in names
