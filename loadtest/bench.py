@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 
 import httpx
 
+SETTLED = 16  # tokens of each stream before the long prompt comes
+
 
 @dataclass(slots=True)
 class Timed:
     """One streamed request: when it was sent and when each of its tokens came, in seconds."""
 
-    sent: float
+    sent: float = 0.0
     tokens: list[float] = field(default_factory=list)
 
     @property
@@ -44,8 +46,8 @@ class Bench:
         self._model = model
         self._random = random.Random(seed)
 
-    async def request(self, prompt_tokens: int, output_tokens: int) -> Timed:
-        """Stream one completion. Raises httpx.HTTPStatusError if it is refused, RuntimeError if it fails midway."""
+    async def request(self, prompt_tokens: int, output_tokens: int, into: Timed | None = None) -> Timed:
+        """Stream one completion, told `into` while it runs. Raises httpx.HTTPStatusError if it is refused, RuntimeError if it fails midway."""
         body = {
             "model": self._model,
             "prompt": [self._random.randrange(1000, 30000) for _ in range(prompt_tokens)],
@@ -54,7 +56,8 @@ class Bench:
             "ignore_eos": True,
             "stream": True,
         }
-        timed = Timed(time.perf_counter())
+        timed = into or Timed()
+        timed.sent = time.perf_counter()
         async with self._client.stream("POST", "/v1/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
@@ -84,15 +87,24 @@ class Bench:
 
     async def interference(self, streams: int, prompt: int) -> str:
         """The longest gap between tokens of decoding streams while a long prompt is computed."""
-        running = [asyncio.create_task(self.request(64, 160)) for _ in range(streams)]
-        await asyncio.sleep(3.0)
-        arrived = time.perf_counter()
-        long = await self.request(prompt, 1)
-        done = await asyncio.gather(*running)
+        timed = [Timed() for _ in range(streams)]
+        running = [asyncio.create_task(self.request(64, 4096, into)) for into in timed]
+        try:
+            while min(len(each.tokens) for each in timed) < SETTLED:
+                await asyncio.sleep(0.01)
+                for task in running:
+                    if task.done():
+                        task.result()
+            arrived = time.perf_counter()
+            long = await self.request(prompt, 1)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
         before: list[float] = []
         during: list[float] = []
-        for timed in done:
-            for at, gap in zip(timed.tokens[1:], timed.gaps, strict=True):
+        for each in timed:
+            for at, gap in zip(each.tokens[1:], each.gaps, strict=True):
                 (during if arrived <= at <= long.tokens[0] else before).append(gap)
         usual = f"{1e3 * statistics.median(before):.0f} ms" if before else "-"
         longest = f"{1e3 * max(during):.0f} ms" if during else "-"
