@@ -50,7 +50,15 @@ class Settings(BaseModel):
     prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.")
 
     # --- scheduler ---
-    max_step_tokens: int = Field(512, ge=1, le=65536, description="Token budget of one step.")
+    # Measured on two CPU cores with the embedded model: a 4,000-token prompt beside 8 streams holds their tokens up for 1.3 s at
+    # 512, 0.5 s at 256 and 0.2 s at 128, while prefill and batches keep their speed.
+    max_step_tokens: int = Field(
+        128,
+        ge=1,
+        le=65536,
+        description="Token budget of one step: decodes first, prompt chunks take the rest. Less means shorter gaps between "
+        "the tokens of running streams while a long prompt is computed.",
+    )
     max_running: int = Field(64, ge=1, le=4096, description="Sequences that run at once.")
     max_waiting: int = Field(1024, ge=1, description="Sequences that may wait; more are answered 429 with Retry-After.")
     max_preemptions: int = Field(

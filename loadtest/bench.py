@@ -47,7 +47,12 @@ class Bench:
         self._random = random.Random(seed)
 
     async def request(self, prompt_tokens: int, output_tokens: int, into: Timed | None = None) -> Timed:
-        """Stream one completion, told `into` while it runs. Raises httpx.HTTPStatusError if it is refused, RuntimeError if it fails midway."""
+        """Stream one completion, told `into` while it runs.
+
+        Raises:
+            httpx.HTTPStatusError: it is refused.
+            RuntimeError: it fails midway.
+        """
         body = {
             "model": self._model,
             "prompt": [self._random.randrange(1000, 30000) for _ in range(prompt_tokens)],
@@ -120,7 +125,7 @@ async def run(url: str, model: str, seed: int, rounds: int) -> None:
         for _ in range(rounds):
             print(f"decode, 1 stream              {await bench.decode(1)}", flush=True)
             print(f"decode, 8 streams             {await bench.decode(8)}", flush=True)
-            print(f"decode, 32 streams            {await bench.decode(32, output=32)}", flush=True)
+            print(f"decode, 32 streams            {await bench.decode(32, output=128)}", flush=True)
             print(f"prefill, 512 tokens           {await bench.prefill(512)}", flush=True)
             print(f"prefill, 4,000 tokens         {await bench.prefill(4000)}", flush=True)
             print(f"4,000 tokens beside 8 streams {await bench.interference(8, 4000)}", flush=True)
