@@ -68,7 +68,7 @@ class Starter:
             block_size=plan.block_size,
             blocks=plan.blocks,
             eos_token_ids=list(config.eos_token_ids),
-            device="cpu",
+            device=f"cpu, {arithmetic.precision}",
             version=version("headrace"),
         )
         return self._loop(config, plan, arithmetic, worker), ready

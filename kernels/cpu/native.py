@@ -148,11 +148,17 @@ class NativeOps:
         if hasattr(self, "team"):
             self.library.headrace_team_free(self.team)
 
-    def linear(self, rows: Tensor, weight: PackedMatrix) -> Tensor:
-        """fp32 [rows, columns], contiguous, to fp32 [rows, outputs]: `rows @ weight.T`, the rows rounded to int8."""
-        out = torch.empty(len(rows), weight.outputs)
-        matrix = _Matrix.of(weight)
-        self.library.headrace_linear(self.team, ctypes.byref(matrix), rows.data_ptr(), len(rows), out.data_ptr())
+    def linear(self, rows: Tensor, *weights: PackedMatrix) -> Tensor:
+        """fp32 [rows, columns], contiguous, to fp32 [rows, outputs]: `rows @ weight.T`, the rows rounded to int8.
+
+        Several weights of one shape are gone through one after the other, as a step does with its layers; the last one's
+        result is returned.
+        """
+        out = torch.empty(len(rows), weights[-1].outputs)
+        matrices = (_Matrix * len(weights))(*map(_Matrix.of, weights))
+        self.library.headrace_linear(
+            self.team, ctypes.byref(matrices), len(weights), rows.data_ptr(), len(rows), out.data_ptr()
+        )
         return out
 
     def attention(
@@ -162,18 +168,18 @@ class NativeOps:
         storage: Tensor,
         *,
         heads: int,
-        layer: int,
+        layers: range,
         window: int,
         cos: Tensor,
         sin: Tensor,
     ) -> Tensor:
-        """Turn and store keys and values of one layer, then attend.
+        """Turn and store keys and values of each layer, then attend; the last one's result is returned.
 
         Args:
             qkv: fp32 [rows, (heads + 2 * kv_heads) * dim], contiguous; queries and keys are turned in place.
             chunks: as in `NativeDecoder.forward`; so is `storage`.
             heads: of the queries.
-            layer: which one of the pool.
+            layers: which ones of the pool, neighbours.
             window: newest keys seen; 0 = all.
             cos: fp32 [positions, dim / 2]; `sin` the same.
 
@@ -189,7 +195,8 @@ class NativeOps:
                 ctypes.byref(_Turn(None, None, 0.0, cos.data_ptr(), sin.data_ptr())),
                 ctypes.byref(step),
                 ctypes.byref(_cache(storage, dim)),
-                layer,
+                layers.start,
+                layers.stop,
                 window,
                 qkv.data_ptr(),
                 out.data_ptr(),
@@ -287,8 +294,8 @@ def _open(library: Path) -> ctypes.CDLL:
         ("decoder_free", None, (_pointer,)),
         ("forward", None, (_pointer, _pointer, _pointer, _pointer)),
         ("logits", None, (_pointer, _pointer, _int, _pointer)),
-        ("linear", None, (_pointer, _pointer, _pointer, _int, _pointer)),
-        ("attention", None, (_pointer, _pointer, _pointer, _pointer, _pointer, _int, _int, _pointer, _pointer)),
+        ("linear", None, (_pointer, _pointer, _int, _pointer, _int, _pointer)),
+        ("attention", None, (*[_pointer] * 5, _int, _int, _int, _pointer, _pointer)),
     ):
         function = getattr(opened, f"headrace_{name}")
         function.restype, function.argtypes = result, arguments

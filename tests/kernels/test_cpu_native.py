@@ -145,7 +145,7 @@ def test_attention_over_scattered_blocks(ops, heads, kv_heads, dim, size):
                 chunks.append(NativeChunk(rows, done, second))
             qkv = torch.randn(sum(chunk.rows for chunk in chunks), (heads + 2 * kv_heads) * dim, generator=generator)
             expected = reference.attention(qkv.clone(), chunks, theirs, heads=heads, layer=1, window=window)
-            out = ops.attention(qkv, chunks, ours, heads=heads, layer=1, window=window, **still(200, dim))
+            out = ops.attention(qkv, chunks, ours, heads=heads, layers=range(1, 2), window=window, **still(200, dim))
             torch.testing.assert_close(out, expected, atol=0.03, rtol=0.03)
             done += rows
 
@@ -155,7 +155,7 @@ def test_the_cache_is_written_as_the_reference_reads_it(ops):
     storage = pool(4, 1, kv_heads, size, dim)
     qkv = weights(70, (heads + 2 * kv_heads) * dim)
     chunk = NativeChunk(70, 0, [2, 0, 3])
-    ops.attention(qkv, [chunk], storage, heads=heads, layer=0, window=0, **still(70, dim))
+    ops.attention(qkv, [chunk], storage, heads=heads, layers=range(1), window=0, **still(70, dim))
     keys = qkv[:, heads * dim : (heads + kv_heads) * dim].view(70, kv_heads, dim).bfloat16().float()
     values = qkv[:, (heads + kv_heads) * dim :].view(70, kv_heads, dim).bfloat16().float()
     for position in range(70):
@@ -183,7 +183,9 @@ def test_a_row_is_the_same_bits_however_its_prompt_is_cut(cuts, window, rng):
             part = qkv[done : done + rows].clone()
             chunk = NativeChunk(rows, done, order)
             out.append(
-                best.attention(part, [chunk], storage, heads=heads, layer=0, window=window, **still(length, dim))
+                best.attention(
+                    part, [chunk], storage, heads=heads, layers=range(1), window=window, **still(length, dim)
+                )
             )
             done += rows
         return torch.cat(out)
@@ -213,7 +215,7 @@ def test_chunks_must_make_the_rows(ops):
             [NativeChunk(2, 0, [0])],
             pool(1, 1, 1, 16, 16),
             heads=2,
-            layer=0,
+            layers=range(1),
             window=0,
             **still(4, 16),
         )

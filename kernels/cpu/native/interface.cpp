@@ -22,25 +22,30 @@ void headrace_logits(Decoder* decoder, const float* hidden, int64_t rows, float*
 
 // --- single operations, for tests and the benchmark ----------------------------------------------------------------------
 
-// out [rows, outputs] = in [rows, columns] * w^T, activations quantized on the way.
-void headrace_linear(Team* team, const Matrix* w, const float* in, int64_t rows, float* out) {
+// out [rows, outputs] = in [rows, columns] * w^T, activations quantized on the way; for each of `count` matrices of one shape, as a
+// step goes through its layers.
+void headrace_linear(Team* team, const Matrix* w, int64_t count, const float* in, int64_t rows, float* out) {
   ActivationMemory memory;
   Activations x = memory.at_least(rows, w->columns);
   team->run([&](int) {
-    team->each((int)rows, [&](int r) { quantize_row(in + r * w->columns, x, r); });
-    linear(*team, *w, x, rows, out);
+    for (int64_t i = 0; i < count; i++) {
+      team->each((int)rows, [&](int r) { quantize_row(in + r * w->columns, x, r); });
+      linear(*team, w[i], x, rows, out);
+    }
   });
 }
 
-// Place and attend one layer: qkv [rows, (heads + 2 kv_heads) dim], out [rows, heads dim].
+// Place and attend layers [layer, end): qkv [rows, (heads + 2 kv_heads) dim], out [rows, heads dim] of the last one.
 void headrace_attention(Team* team, const Heads* heads, const Turn* turn, const Step* step, const Cache* cache, int64_t layer,
-                        int64_t window, float* qkv, float* out) {
+                        int64_t end, int64_t window, float* qkv, float* out) {
   AttentionStep attention(*heads);
   attention.plan(step->rows, step->chunks, step->chunk);
   team->run([&](int) {
-    team->each((int)step->rows, [&](int r) { attention.place(r, qkv + r * heads->qkv(), *turn, *cache, layer); });
-    team->each(attention.tasks(), [&](int i) { attention.task(i, *cache, layer, window, out); });
-    team->each((int)step->rows, [&](int r) { attention.finish(r, window, out); });
+    for (int64_t l = layer; l < end; l++) {
+      team->each((int)step->rows, [&](int r) { attention.place(r, qkv + r * heads->qkv(), *turn, *cache, l); });
+      team->each(attention.tasks(), [&](int i) { attention.task(i, *cache, l, window, out); });
+      team->each((int)step->rows, [&](int r) { attention.finish(r, window, out); });
+    }
   });
 }
 

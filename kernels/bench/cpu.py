@@ -1,0 +1,165 @@
+"""Every operation of a CPU step beside its floor, in the shapes of SmolLM2-135M (30 layers, 576 wide, Q4_1, Q8_0 head).
+
+A floor is the larger of bytes / bandwidth and operations / rate. Both rates are measured in the same run, by torch: reading
+an array far larger than the caches, int8 and fp32 matrix products. Weights of all layers are gone through, as in a step, so
+that they come from memory and not from a cache.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+
+from kernels.cpu.native import NativeChunk, NativeOps
+from kernels.cpu.packing import PackedMatrix
+from kernels.cpu.variants import choose
+
+LAYERS, HIDDEN, INNER, VOCAB = 30, 576, 1536, 49152
+HEADS, KV_HEADS, DIM, BLOCK = 9, 3, 64, 32
+QKV = (HEADS + 2 * KV_HEADS) * DIM
+SAMPLING = 32  # the head is computed for rows that sample, of which a prompt has one
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What this machine gives: bytes and operations per second (a multiplication and an addition are two)."""
+
+    read: float
+    int8: float
+    fp32: float
+    bf16: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One operation over all layers: seconds measured, bytes read, operations done at `rate`."""
+
+    name: str
+    seconds: float
+    bytes: float
+    operations: float
+    rate: float
+
+    def floor(self, rates: Rates) -> float:
+        """Seconds that the machine needs at least."""
+        return max(self.bytes / rates.read, self.operations / self.rate)
+
+
+def main(threads: int | None, rounds: int) -> int:
+    """Print the table. 1 if there are no kernels to measure."""
+    kernels = choose()
+    if kernels.library is None:
+        print(kernels.reason)
+        return 1
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    ops = NativeOps(kernels.library, threads)
+    rates = measure_rates(rounds, native_bf16="bf16" in kernels.library.name)
+    print(f"{kernels.reason}; {threads} threads")
+    print(
+        f"machine: reads {rates.read / 1e9:.1f} GB/s, int8 {rates.int8 / 1e9:.0f} GOP/s, fp32 {rates.fp32 / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{'all layers of a step':34}{'ms':>8}{'MB':>8}{'GOP':>8}{'floor ms':>10}{'x floor':>9}")
+    for row in Bench(ops, rates, rounds).rows():
+        floor = row.floor(rates)
+        print(
+            f"{row.name:34}{1e3 * row.seconds:8.2f}{row.bytes / 1e6:8.1f}{row.operations / 1e9:8.2f}"
+            f"{1e3 * floor:10.2f}{row.seconds / floor:9.2f}"
+        )
+    return 0
+
+
+def measure_rates(rounds: int, *, native_bf16: bool) -> Rates:
+    """By torch. bf16 products, where the processor has them, go at twice the fp32 rate."""
+    far = torch.ones(100_000_000)
+    read = 4 * len(far) / median(far.sum, rounds)
+    left, right = torch.ones(512, 2048), torch.ones(2048, 2048)
+    products = 2 * 512 * 2048 * 2048
+    fp32 = products / median(lambda: left @ right, rounds)
+    bytes_left, bytes_right = left.to(torch.int8), right.to(torch.int8)
+    int8 = products / median(lambda: torch._int_mm(bytes_left, bytes_right), rounds)
+    return Rates(read, int8, fp32, 2 * fp32 if native_bf16 else fp32)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The kernels, and what they are held against."""
+
+    ops: NativeOps
+    rates: Rates
+    rounds: int
+
+    def rows(self) -> Iterator[Row]:
+        """All rows of the table."""
+        shapes = {
+            "qkv": (QKV, HIDDEN),
+            "o": (HIDDEN, HEADS * DIM),
+            "gate, up": (2 * INNER, HIDDEN),
+            "down": (HIDDEN, INNER),
+        }
+        weights = {name: [random_matrix(*shape, bits=4) for _ in range(LAYERS)] for name, shape in shapes.items()}
+        weights["head"] = [random_matrix(VOCAB, HIDDEN, bits=8)]
+        for rows in (1, 8, 32, 128):
+            for name, matrices in weights.items():
+                if name != "head" or rows <= SAMPLING:
+                    yield self.linear(name, matrices, rows)
+        for sequences, context in ((1, 256), (1, 4000), (8, 320), (32, 300)):
+            yield self.attention([NativeChunk(1, context, ()) for _ in range(sequences)])
+        for start in (0, 1024, 3968):
+            yield self.attention([NativeChunk(128, start, ())])
+
+    def linear(self, name: str, weights: list[PackedMatrix], rows: int) -> Row:
+        """One projection of every layer."""
+        inputs = torch.randn(rows, weights[0].columns)
+        flush = torch.empty(32 * 2**20)  # 128 MiB: between two uses of a weight lie all other weights
+        seconds = median(lambda: self.ops.linear(inputs, *weights), self.rounds, before=flush.zero_)
+        size = sum(weight.records.nbytes for weight in weights)
+        operations = 2 * rows * weights[0].outputs * weights[0].columns * len(weights)
+        return Row(f"{name}, {rows} rows", seconds, size, operations, self.rates.int8)
+
+    def attention(self, chunks: list[NativeChunk]) -> Row:
+        """Placing and attending, all layers. Every sequence has blocks of its own, in no order."""
+        need = [-(-(chunk.start + chunk.rows) // BLOCK) for chunk in chunks]
+        order = torch.randperm(sum(need), generator=torch.Generator().manual_seed(0)).tolist()
+        ends = list(accumulate(need))
+        placed = [
+            NativeChunk(chunk.rows, chunk.start, order[end - blocks : end])
+            for chunk, blocks, end in zip(chunks, need, ends, strict=True)
+        ]
+        storage = torch.zeros(ends[-1], LAYERS, KV_HEADS, 2, BLOCK * DIM // 2, dtype=torch.int32)
+        rows, longest = sum(chunk.rows for chunk in chunks), max(chunk.start + chunk.rows for chunk in chunks)
+        qkv = torch.randn(rows, QKV)
+        turn = {"cos": torch.ones(longest, DIM // 2), "sin": torch.zeros(longest, DIM // 2)}
+        work = partial(self.ops.attention, qkv, placed, storage, heads=HEADS, layers=range(LAYERS), window=0, **turn)
+        seconds = median(work, self.rounds)
+        seen = sum(chunk.rows * (chunk.start + (chunk.rows + 1) / 2) for chunk in chunks)  # keys, over all rows
+        size = sum(chunk.start + chunk.rows for chunk in chunks) * LAYERS * KV_HEADS * DIM * 4
+        kind = "decode" if chunks[0].rows == 1 else "prefill"
+        name = f"attention, {kind} {rows} at {chunks[0].start}"
+        return Row(name, seconds, size, 4 * seen * HEADS * DIM * LAYERS, self.rates.bf16)
+
+
+def random_matrix(outputs: int, columns: int, *, bits: int) -> PackedMatrix:
+    """Any bytes are valid quants; scales are set to something small."""
+    records = torch.randint(0, 256, (outputs // 16, columns // 32, 320 if bits == 4 else 544), dtype=torch.uint8)
+    scales = 64 if bits == 4 else 32  # bytes
+    records[..., :scales] = torch.full((scales // 2,), 0.01, dtype=torch.float16).view(torch.uint8)
+    return PackedMatrix(records, outputs, columns, bits)
+
+
+def median(work: Callable[[], object], rounds: int, before: Callable[[], object] | None = None) -> float:
+    """Seconds of `work`, after one run that is not counted."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        if before:
+            before()
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
