@@ -1,0 +1,165 @@
+"""What a run leaves behind: one record a request, and the run around them. The JSON of a report is these classes, written out.
+
+Times are seconds from the run's start on one monotonic clock; `None` means that it did not happen. A field is never renamed or
+given another meaning under the same `SCHEMA`; readers ignore fields they do not know.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "headrace.loadtest/1"
+
+
+class ErrorClass(StrEnum):
+    """Why a request has no whole answer."""
+
+    CONNECT = "connect"  # no connection
+    STATUS = "status"  # an answer other than 200
+    STREAM = "stream"  # the stream broke off, or carried an error event
+    TIMEOUT = "timeout"  # the client's patience
+    CLIENT = "client"  # the client could not build or send it
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """One request of a run.
+
+    Attributes:
+        index: place in the plan, from 0.
+        klass: the class its objectives belong to (the trace's model or log type; `default`).
+        session: the conversation it continues, if any.
+        intended: when the plan wanted it sent. Latencies count from here, not from `sent` (coordinated omission).
+        sent: when the client sent it; `sent - intended` is the client's lateness.
+        tokens: when each event with text came, and how many tokens it brought (usage / events if the server says no more).
+        asked_prompt, asked_output: tokens the plan asked for.
+        prompt_tokens, output_tokens, cached_tokens: by the server's `usage`.
+        timings: the server's own (`queue_ms`, `prefill_ms`, `decode_ms`), if it gives any.
+        violations: what in the answer breaks the protocol (stream grammar, usage against counted tokens, finish reason).
+    """
+
+    index: int
+    intended: float
+    asked_prompt: int
+    asked_output: int
+    klass: str = "default"
+    session: str | None = None
+    sent: float | None = None
+    headers: float | None = None
+    tokens: list[tuple[float, int]] = field(default_factory=list)
+    finished: float | None = None
+    status: int | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    timings: dict[str, float] | None = None
+    error: ErrorClass | None = None
+    detail: str | None = None
+    violations: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the whole answer came."""
+        return self.error is None and self.finished is not None
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from the intended time to the first token."""
+        return self.tokens[0][0] - self.intended if self.tokens else None
+
+    @property
+    def e2e(self) -> float | None:
+        """Seconds from the intended time to the end of the answer."""
+        return self.finished - self.intended if self.finished is not None else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds a token after the first event; None with fewer than two events."""
+        if len(self.tokens) < 2:
+            return None
+        count = sum(tokens for _, tokens in self.tokens[1:])
+        return (self.tokens[-1][0] - self.tokens[0][0]) / count
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between neighbouring events (inter-token latency as a reader sees it)."""
+        return [after[0] - before[0] for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A service-level objective, in seconds; None sets no bound."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+    e2e: float | None = None
+
+    def met_by(self, record: Record) -> bool:
+        """Whether `record` is whole, breaks no rule and is within all bounds (goodput counts such requests)."""
+        if not record.ok or record.violations:
+            return False
+        pairs = ((self.ttft, record.ttft), (self.tpot, record.tpot), (self.e2e, record.e2e))
+        return all(bound is None or value is None or value <= bound for bound, value in pairs)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run: what was asked of which target, and every request's record.
+
+    Attributes:
+        label: how reports call it.
+        target: base URL, or `simulation`.
+        started: Unix time.
+        duration: seconds from the first intended time to the last end.
+        plan: trace, format, speed, window, arrivals, seed, limits: whatever makes the run again.
+        objectives: by class; `default` for classes without one.
+        invalid: why the run must not be believed (the client could not keep up); empty if it may.
+        problems: rows of the trace that were left out, `line: reason`.
+        scraped: the target's counters before and after (`/metrics`), where it has some.
+    """
+
+    label: str
+    target: str
+    started: float
+    duration: float
+    plan: dict[str, Any]
+    records: list[Record]
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    invalid: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    scraped: dict[str, dict[str, float]] = field(default_factory=dict)
+    schema: str = SCHEMA
+
+    def objective(self, record: Record) -> Objective | None:
+        """The objective that holds for `record`, if any is set."""
+        return self.objectives.get(record.klass) or self.objectives.get("default")
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """Read what `write` wrote. Raises ValueError if it is another schema."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"{path} has schema {content.get('schema')!r}; this version reads {SCHEMA!r}")
+        content["records"] = [_record(entry) for entry in content["records"]]
+        content["objectives"] = {name: Objective(**bounds) for name, bounds in content["objectives"].items()}
+        return cls(**_known(cls, content))
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    known = _known(Record, entry)
+    known["tokens"] = [(at, count) for at, count in known["tokens"]]
+    known["error"] = known["error"] and ErrorClass(known["error"])
+    return Record(**known)
+
+
+def _known(cls: Any, content: dict[str, Any]) -> dict[str, Any]:
+    names: Iterable[str] = (each.name for each in fields(cls))
+    return {name: content[name] for name in names if name in content}
