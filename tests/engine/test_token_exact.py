@@ -98,7 +98,9 @@ class Lanes:
 
     def __init__(self, decoder, count, blocks, **config):
         pool = KvPool(decoder.config, count * blocks, BLOCK)
-        self.worker = CpuWorker(decoder, pool, Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
+        self.worker = CpuWorker(
+            ExactModel(decoder, pool), Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids)
+        )
         self.engines = [
             Engine(blocks=blocks, block_size=BLOCK, worker=self.worker, eos=frozenset(), **config) for _ in range(count)
         ]
