@@ -35,10 +35,12 @@ class Trace:
     """A trace: `requests` by arrival, and what was left out.
 
     `tick` is the resolution of its stamps in seconds (1 for whole seconds), inside which arrivals may be spread.
+    `timed` is false where the format has no times; every arrival is 0 then.
     """
 
     name: str
     format: str
     requests: list[TraceRequest]
     tick: float = 0.0
+    timed: bool = True
     problems: list[str] = field(default_factory=list)
