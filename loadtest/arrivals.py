@@ -1,0 +1,222 @@
+"""When requests arrive: a trace's own times, drawn ones, or users who wait for their answers.
+
+A process yields times in seconds from 0, without end, from a generator of random numbers. Open arrivals never wait for the
+server; only `Closed` does, and its latencies therefore say less about a busy server (coordinated omission).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from random import Random
+from typing import Any, Protocol, TypeAlias
+
+
+class ArrivalError(ValueError):
+    """The arrivals asked for make no sense; the sentence says what would."""
+
+
+class Process(Protocol):
+    """An endless arrival process."""
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """Seconds from 0, never falling."""
+        ...
+
+    def with_rate(self, rate: float) -> "Process":
+        """The same with this mean rate in requests per second. Raises ArrivalError where there is no one rate."""
+        ...
+
+
+def _positive(owner: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(owner, name) < float("inf"):
+            raise ArrivalError(f"{name} of {type(owner).__name__.lower()} arrivals must be positive and finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Poisson:
+    """Independent arrivals: exponential gaps, `rate` per second."""
+
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "rate")
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """See Process."""
+        at = 0.0
+        while True:
+            at += rng.expovariate(self.rate)
+            yield at
+
+    def with_rate(self, rate: float) -> "Poisson":
+        """See Process."""
+        return Poisson(rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Gamma:
+    """Gamma gaps of mean 1 / `rate` and coefficient of variation `cv`: 1 is Poisson, more is burstier, less steadier."""
+
+    rate: float = 1.0
+    cv: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "rate", "cv")
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """See Process."""
+        shape = 1 / self.cv**2
+        scale = 1 / (self.rate * shape)
+        at = 0.0
+        while True:
+            at += rng.gammavariate(shape, scale)
+            yield at
+
+    def with_rate(self, rate: float) -> "Gamma":
+        """See Process."""
+        return replace(self, rate=rate)
+
+
+@dataclass(frozen=True, slots=True)
+class OnOff:
+    """A Markov-modulated Poisson process of two states: `high` requests per second for `on` s on average, then `low` for `off` s."""
+
+    high: float = 2.0
+    low: float = 0.0
+    on: float = 10.0
+    off: float = 10.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "high", "on", "off")
+        if self.low < 0:
+            raise ArrivalError("low of onoff arrivals is at least 0")
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """See Process."""
+        at, busy = 0.0, True
+        while True:
+            rate, mean = (self.high, self.on) if busy else (self.low, self.off)
+            change = at + rng.expovariate(1 / mean)
+            while rate > 0 and (at := at + rng.expovariate(rate)) < change:
+                yield at
+            at, busy = change, not busy  # gaps have no memory: what was drawn past the change is drawn again
+
+    def with_rate(self, rate: float) -> "OnOff":
+        """See Process: both states are scaled, how long they last is not."""
+        mean = (self.high * self.on + self.low * self.off) / (self.on + self.off)
+        return replace(self, high=self.high * rate / mean, low=self.low * rate / mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Poisson whose rate goes from `start` to `end` requests per second in `over` seconds, and stays there."""
+
+    start: float = 1.0
+    end: float = 10.0
+    over: float = 60.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "end", "over")
+        if self.start < 0:
+            raise ArrivalError("start of ramp arrivals is at least 0")
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """See Process. Unit-rate arrivals through the inverse of the rate's integral."""
+        slope, reached = (self.end - self.start) / self.over, (self.start + self.end) / 2 * self.over
+        passed = 0.0
+        while True:
+            passed += rng.expovariate(1)
+            if passed >= reached:
+                yield self.over + (passed - reached) / self.end
+            elif slope == 0:
+                yield passed / self.start
+            else:
+                yield (max(0.0, self.start**2 + 2 * slope * passed) ** 0.5 - self.start) / slope
+
+    def with_rate(self, rate: float) -> "Ramp":
+        """See Process."""
+        raise ArrivalError("ramp arrivals have no one rate; give start and end")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Poisson whose rate takes each of `rates` for `each` seconds, and stays at the last."""
+
+    rates: tuple[float, ...] = (1.0,)
+    each: float = 30.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "each")
+        if not self.rates or min(self.rates) < 0 or self.rates[-1] == 0:
+            raise ArrivalError("step arrivals need rates of at least 0, the last above 0")
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """See Process."""
+        last = len(self.rates) - 1
+        for number, rate in enumerate(self.rates):
+            at, end = number * self.each, (number + 1) * self.each if number < last else float("inf")
+            while rate > 0 and (at := at + rng.expovariate(rate)) < end:
+                yield at
+
+    def with_rate(self, rate: float) -> "Step":
+        """See Process."""
+        raise ArrivalError("step arrivals have no one rate; give rates")
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """`users` who each send, wait for the whole answer, think for `think` seconds (exponential, that on average), and go on."""
+
+    users: int = 1
+    think: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.users < 1 or self.users != int(self.users) or self.think < 0:
+            raise ArrivalError("closed arrivals need a whole number of users, at least 1, and think of at least 0")
+
+
+Arrivals: TypeAlias = Poisson | Gamma | OnOff | Ramp | Step | Closed
+KINDS: Mapping[str, type[Arrivals]] = {
+    "poisson": Poisson,
+    "gamma": Gamma,
+    "onoff": OnOff,
+    "ramp": Ramp,
+    "step": Step,
+    "closed": Closed,
+}
+
+
+def parse_arrivals(text: str) -> Arrivals | None:
+    """`trace` (None), or a kind and its fields: `poisson:rate=5`, `step:rates=1/2/4,each=30`. Raises ArrivalError."""
+    kind, _, rest = text.partition(":")
+    if kind == "trace" and not rest:
+        return None
+    if kind not in KINDS:
+        raise ArrivalError(f"unknown arrivals {kind!r}; known are trace, {', '.join(KINDS)}")
+    chosen = KINDS[kind]
+    known = [field.name for field in fields(chosen)]
+    given: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        name, _, value = pair.partition("=")
+        if name not in known:
+            raise ArrivalError(f"{kind} arrivals have no {name!r} but {', '.join(known)}: {kind}:{known[0]}=5")
+        given[name] = _value(name, value)
+    return chosen(**given)
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        if name == "rates":
+            return tuple(float(part) for part in text.split("/"))
+        return int(text) if name == "users" else float(text)
+    except ValueError:
+        raise ArrivalError(f"{name}={text!r} is no number") from None
+
+
+def spread(times: Sequence[float], tick: float, rng: Random) -> list[float]:
+    """Each time somewhere inside its tick, uniformly; those of one tick keep their order, so do sessions."""
+    found: list[float] = []
+    for stamp, group in groupby(times):
+        found += sorted(stamp + rng.random() * tick for _ in group)
+    return sorted(found)
