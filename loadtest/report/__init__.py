@@ -1,0 +1,33 @@
+"""Turns a run into what a person reads: a table, a page with pictures, and the JSON that other tools read."""
+
+from pathlib import Path
+
+from loadtest.records import Run
+
+
+def write_report(run: Run, folder: Path) -> list[Path]:
+    """Write `run.json`, `report.html` and the page's pictures as PNG files into `folder`, made if absent.
+
+    The JSON comes first: a run is not lost if a picture fails. Returns what was written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run.write(folder / "run.json")
+    # numpy and matplotlib are imported by those who ask for a report.
+    from loadtest.report import html
+    from loadtest.report.metrics import summarize
+    from loadtest.report.plots import View, plots
+
+    view = View.of(run)
+    pictures = plots(view)
+    (folder / "report.html").write_text(html.render(run, summarize(run, view.columns), pictures), encoding="utf-8")
+    for each in pictures:
+        (folder / f"{each.name}.png").write_bytes(each.png)
+    return [folder / "run.json", folder / "report.html", *(folder / f"{each.name}.png" for each in pictures)]
+
+
+def print_table(run: Run) -> None:
+    """Print the figures of a run on the terminal."""
+    from loadtest.report.metrics import summarize
+    from loadtest.report.table import show
+
+    show(run, summarize(run))

@@ -1,0 +1,156 @@
+"""A run as arrays: what every figure of a report is computed from."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.records import Objective, Record, Run
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Names: TypeAlias = npt.NDArray[np.str_]
+Item = TypeVar("Item")
+
+# Key of a record's server-side timing -> its name in a report.
+SERVER_TIMINGS = {"queue_ms": "queue", "prefill_ms": "prefill", "decode_ms": "decode"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The records of a run by column. Times and durations in seconds; NaN where something did not happen.
+
+    All but the last five are of shape [requests], in the order of `Run.records`.
+
+    Attributes:
+        klass: names.
+        whole: whether the whole answer came.
+        judged: whether an objective holds for it.
+        needed: by which factor its objective would have to be loosened to be met: `<= 1` where it is met, infinity
+            for a request that failed or broke a rule, NaN where no objective holds.
+        ended: its end or, of a failed one, the last time that is known of it.
+        first: time of the first token.
+        timings: name in a report -> the server's own durations.
+        prompt, output, cached: tokens; prompt by `usage`, output by `usage` or else counted.
+        gap, gap_owner, gap_at: [gaps] time between neighbouring events, its request, and when it ended.
+        token_at, token_count: [events] when text came, and how many tokens.
+    """
+
+    klass: Names
+    whole: Flags
+    judged: Flags
+    needed: Floats
+    intended: Floats
+    lateness: Floats
+    first: Floats
+    ended: Floats
+    ttft: Floats
+    tpot: Floats
+    e2e: Floats
+    timings: dict[str, Floats]
+    prompt: Floats
+    output: Floats
+    cached: Floats
+    gap: Floats
+    gap_owner: Ints
+    gap_at: Floats
+    token_at: Floats
+    token_count: Floats
+
+    @classmethod
+    def of(cls, run: Run) -> "Columns":
+        """Read every record once."""
+        records = run.records
+        objectives = [run.objective(record) for record in records]
+        owner, at, count = _events(records)
+        same = owner[1:] == owner[:-1]
+        return cls(
+            klass=np.array([record.klass for record in records], dtype=np.str_),
+            whole=np.array([record.ok for record in records], dtype=np.bool_),
+            judged=np.array([objective is not None for objective in objectives], dtype=np.bool_),
+            needed=_column(zip(records, objectives, strict=True), lambda pair: needed(*pair)),
+            intended=_column(records, lambda record: record.intended),
+            lateness=_column(
+                records, lambda record: record.sent - record.intended if record.sent is not None else None
+            ),
+            first=_column(records, lambda record: record.tokens[0][0] if record.tokens else None),
+            ended=_column(records, last_known),
+            ttft=_column(records, lambda record: record.ttft),
+            tpot=_column(records, lambda record: record.tpot),
+            e2e=_column(records, lambda record: record.e2e),
+            timings={name: _column(records, _timing(key)) for key, name in SERVER_TIMINGS.items()},
+            prompt=_column(records, lambda record: record.prompt_tokens),
+            output=_column(records, output_tokens),
+            cached=_column(records, lambda record: record.cached_tokens),
+            gap=np.diff(at)[same],
+            gap_owner=owner[1:][same],
+            gap_at=at[1:][same],
+            token_at=at,
+            token_count=count,
+        )
+
+
+def concurrency(start: Floats, end: Floats, chosen: Flags | None = None) -> tuple[Floats, Floats]:
+    """How many intervals [start, end) hold each time: times in order, and the count from each on."""
+    if chosen is not None:
+        start, end = start[chosen], end[chosen]
+    times = np.concatenate([start, end])
+    steps = np.concatenate([np.ones(start.size), -np.ones(end.size)])
+    order = np.lexsort((steps, times))  # at one instant an end comes before a start
+    return times[order], np.cumsum(steps[order])
+
+
+def needed(record: Record, objective: Objective | None) -> float | None:
+    """The factor on all of `objective`'s bounds with which `record` would just meet it; None without an objective.
+
+    `needed(record, objective) <= 1` exactly if `objective.met_by(record)`.
+    """
+    if objective is None:
+        return None
+    if not record.ok or record.violations:
+        return float("inf")
+    pairs = ((objective.ttft, record.ttft), (objective.tpot, record.tpot), (objective.e2e, record.e2e))
+    return max((ratio(value, bound) for bound, value in pairs if bound is not None and value is not None), default=0.0)
+
+
+def ratio(value: float, bound: float) -> float:
+    """`value / bound`; a bound of 0 is met by nothing above 0."""
+    if bound == 0:
+        return float("inf") if value > 0 else 0.0
+    return value / bound
+
+
+def output_tokens(record: Record) -> int:
+    """Tokens it brought: by the server's usage, else counted."""
+    return sum(count for _, count in record.tokens) if record.output_tokens is None else record.output_tokens
+
+
+def last_known(record: Record) -> float:
+    """When it ended or, if it never did, the last time at which something is known of it."""
+    last_token = record.tokens[-1][0] if record.tokens else None
+    known = (record.finished, last_token, record.headers, record.sent, record.intended)
+    return next(at for at in known if at is not None)
+
+
+def _timing(key: str) -> Callable[[Record], float | None]:
+    def read(record: Record) -> float | None:
+        value = (record.timings or {}).get(key)
+        return None if value is None else value / 1000
+
+    return read
+
+
+def _column(items: Iterable[Item], read: Callable[[Item], float | None]) -> Floats:
+    values = (read(item) for item in items)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _events(records: list[Record]) -> tuple[Ints, Floats, Floats]:
+    """Owner, time and tokens of all events, request by request."""
+    lengths = [len(record.tokens) for record in records]
+    owner = np.repeat(np.arange(len(records), dtype=np.int64), lengths)
+    flat = np.array([event for record in records for event in record.tokens], dtype=np.float64).reshape(-1, 2)
+    return owner, flat[:, 0], flat[:, 1]

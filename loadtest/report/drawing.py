@@ -1,0 +1,79 @@
+"""How every picture of a report looks: palette, panels, axes. No global state of matplotlib is touched, no display needed."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+GREY, RED = "#9AA3AD", "#C0392B"
+WIDTH, DPI = 11.6, 100  # inches, and pixels an inch: 1160 pixels, the width of the page's text
+PNG_SCALE = 1.5  # finer than the page, for dense screens
+
+Panels: TypeAlias = npt.NDArray[Any]
+
+
+def new_figure(
+    rows: int, columns: int, height: float, *, sharex: bool = False, heights: Sequence[float] | None = None
+) -> tuple[Figure, Panels]:
+    """A figure `height` inches high, and its panels: [rows, columns] of Axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes: Panels = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=heights)
+    for panel in axes.flat:
+        panel.grid(True, color="#E3E6E9", linewidth=0.7)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without the version of its writer, so that equal pictures are equal bytes."""
+    into = BytesIO()
+    figure.savefig(into, format="png", dpi=DPI * PNG_SCALE, metadata={"Software": None})
+    return into.getvalue()
+
+
+def time_axis(panel: Axes, which: str) -> None:
+    """Make the axis `x` or `y`, whose values are seconds, logarithmic, labelled in the unit that reads best."""
+    axis = panel.xaxis if which == "x" else panel.yaxis
+    panel.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def time_text(seconds: float) -> str:
+    """`50 ms`, `2 s`."""
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
+
+
+def thousands(panel: Axes) -> None:
+    """Label the y axis as 12,000."""
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def legend_above(panel: Axes) -> None:
+    """A legend in one line above the panel, where it hides nothing; none if there is nothing to explain."""
+    labels = panel.get_legend_handles_labels()[1]
+    if labels:
+        panel.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), frameon=False, fontsize=9, borderaxespad=0.1
+        )
+
+
+def nothing(panel: Axes) -> None:
+    """Say that there is nothing to draw."""
+    panel.text(0.5, 0.5, "no values", transform=panel.transAxes, ha="center", va="center", color=GREY)
+
+
+def failures(panel: Axes, times: npt.NDArray[np.float64]) -> None:
+    """Ticks along the bottom where requests failed."""
+    if times.size:
+        ground = np.full(times.size, 0.02)
+        panel.plot(times, ground, "|", color=RED, markersize=7, transform=panel.get_xaxis_transform(), label="failed")

@@ -1,0 +1,258 @@
+"""The figures of a run.
+
+Latencies are of whole answers only, and count from the intended time of sending; a request without a whole answer counts
+as an error, and as one that missed its objective. Percentiles are linearly interpolated (numpy's default).
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.records import ErrorClass, Objective, Record, Run
+from loadtest.report.columns import Columns, Flags, Floats, Names, concurrency
+
+PERCENTILES = (50, 90, 95, 99)
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a quantity is distributed, in its own unit."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Floats) -> "Spread | None":
+        """Of the values that are no NaN; None if there is none."""
+        known = values[~np.isnan(values)]
+        if not known.size:
+            return None
+        p50, p90, p95, p99 = (float(value) for value in np.percentile(known, PERCENTILES))
+        return cls(known.size, float(known.mean()), p50, p90, p95, p99, float(known.max()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodput:
+    """How a class fared against its objective.
+
+    Attributes:
+        klass: `all` for all classes together; then `objective` is None.
+        requests: of the plan that the objective judges.
+        met: those that met it.
+        rate: requests that met it, by second.
+        token_rate: their output tokens, by second.
+        missed: reason -> requests; a request that misses two bounds counts at both.
+    """
+
+    klass: str
+    objective: Objective | None
+    requests: int
+    met: int
+    rate: float
+    token_rate: float
+    missed: dict[str, int]
+
+    @property
+    def attainment(self) -> float:
+        """Share of the requests that met it."""
+        return self.met / self.requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Everything a report says in numbers. Rates are by second of the run's duration, latencies in seconds.
+
+    Attributes:
+        requests: of the plan.
+        whole: answered in full.
+        offered: the plan's arrivals by second; None with fewer than two distinct times.
+        request_rate: whole answers by second.
+        prompt_rate, output_rate: tokens of whole answers by second; `None` if the server told no prompt tokens.
+        peak: the most requests at once.
+        latencies: name -> by class, and `all`: ttft, tpot, itl, e2e, queue, prefill, decode, lateness; those with values.
+        errors: error class -> requests. details: what the errors said, numbers left out -> requests.
+        violating: requests that broke a rule. violations: rule, numbers left out -> how often.
+        finish_reasons: of whole answers.
+        asked_output: share of whole answers exactly as long as asked for. asked_prompt: likewise, prompts by `usage`.
+        cached_share: cached tokens by prompt tokens, where the server tells both.
+        goodput: by class with an objective, and `all` if they are several.
+        scraped: counter -> (before, after), those that moved.
+    """
+
+    requests: int
+    whole: int
+    offered: float | None
+    request_rate: float
+    prompt_rate: float | None
+    output_rate: float
+    peak: int
+    latencies: dict[str, dict[str, Spread]]
+    errors: dict[str, int]
+    details: dict[str, int]
+    violating: int
+    violations: dict[str, int]
+    finish_reasons: dict[str, int]
+    asked_output: float | None
+    asked_prompt: float | None
+    cached_share: float | None
+    goodput: list[Goodput]
+    scraped: dict[str, tuple[float, float]]
+
+    @property
+    def total_rate(self) -> float | None:
+        """Tokens by second, prompts included."""
+        return None if self.prompt_rate is None else self.prompt_rate + self.output_rate
+
+    @property
+    def attainment(self) -> float | None:
+        """Share of all judged requests that met their objective; None if none is judged."""
+        return self.goodput[-1].attainment if self.goodput else None
+
+
+def summarize(run: Run, columns: Columns | None = None) -> Summary:
+    """Compute all figures; `columns` are `Columns.of(run)`, if somebody has them."""
+    columns = columns or Columns.of(run)
+    records, whole = run.records, columns.whole
+    answered = [record for record in records if record.ok]
+    prompts = columns.prompt[whole]
+    return Summary(
+        requests=len(records),
+        whole=len(answered),
+        offered=offered_rate(columns.intended),
+        request_rate=per_second(len(answered), run.duration),
+        prompt_rate=per_second(float(np.nansum(prompts)), run.duration) if np.isfinite(prompts).any() else None,
+        output_rate=per_second(float(columns.output[whole].sum()), run.duration),
+        peak=int(concurrency(columns.intended, columns.ended)[1].max(initial=0)),
+        latencies=latencies(columns),
+        errors=_ranked(Counter(str(error_class(record)) for record in records if not record.ok)),
+        details=_ranked(Counter(_pattern(record.detail) for record in records if record.detail)),
+        violating=sum(bool(record.violations) for record in records),
+        violations=_ranked(Counter(_pattern(text) for record in records for text in record.violations)),
+        finish_reasons=_ranked(Counter(str(record.finish_reason) for record in answered)),
+        asked_output=_share(
+            [record.output_tokens == record.asked_output for record in answered if record.asked_output]
+        ),
+        asked_prompt=_share(
+            [r.prompt_tokens == r.asked_prompt for r in answered if r.asked_prompt and r.prompt_tokens is not None]
+        ),
+        cached_share=_cached_share(columns),
+        goodput=goodput(run, columns),
+        scraped=_moved(run.scraped),
+    )
+
+
+def offered_rate(intended: Floats) -> float | None:
+    """Arrivals by second between the first and the last."""
+    span = float(np.ptp(intended)) if intended.size else 0.0
+    return (intended.size - 1) / span if span > 0 else None
+
+
+def per_second(amount: float, duration: float) -> float:
+    """`amount / duration`; 0 of a run without duration."""
+    return amount / duration if duration > 0 else 0.0
+
+
+def latencies(columns: Columns) -> dict[str, dict[str, Spread]]:
+    """Name -> class or `all` -> its distribution over whole answers; lateness over whatever was sent."""
+    whole = columns.whole
+    kept = whole[columns.gap_owner] if columns.gap.size else np.zeros(0, dtype=np.bool_)
+    owners = columns.gap_owner[kept]
+    per_request = {"ttft": columns.ttft, "tpot": columns.tpot, "e2e": columns.e2e, **columns.timings}
+    values = {name: (column[whole], columns.klass[whole]) for name, column in per_request.items()}
+    values["itl"] = (columns.gap[kept], columns.klass[owners])
+    values["lateness"] = (columns.lateness, columns.klass)
+    order = ("ttft", "tpot", "itl", "e2e", *columns.timings, "lateness")
+    found = {name: by_class(*values[name]) for name in order}
+    return {name: spreads for name, spreads in found.items() if spreads}
+
+
+def by_class(values: Floats, klass: Names) -> dict[str, Spread]:
+    """Class -> distribution, where there are several; last `all`."""
+    names = sorted(set(klass.tolist()))
+    parts = {name: Spread.of(values[klass == name]) for name in names} if len(names) > 1 else {}
+    parts[ALL] = Spread.of(values)
+    return {name: spread for name, spread in parts.items() if spread is not None}
+
+
+def goodput(run: Run, columns: Columns) -> list[Goodput]:
+    """By class with an objective; last, if they are several, all of them."""
+    rows = []
+    for name in sorted(set(columns.klass[columns.judged].tolist())):
+        objective = run.objectives.get(name) or run.objectives.get("default")
+        rows.append(_goodput(run, columns, columns.judged & (columns.klass == name), name, objective))
+    if len(rows) > 1:
+        rows.append(_goodput(run, columns, columns.judged, ALL, None))
+    return rows
+
+
+def _goodput(run: Run, columns: Columns, chosen: Flags, name: str, objective: Objective | None) -> Goodput:
+    met = chosen & (columns.needed <= 1)
+    missed: Counter[str] = Counter()
+    for place in np.flatnonzero(chosen & ~met):
+        record = run.records[place]
+        missed.update(_reasons(record, run.objective(record)))
+    return Goodput(
+        klass=name,
+        objective=objective,
+        requests=int(chosen.sum()),
+        met=int(met.sum()),
+        rate=per_second(int(met.sum()), run.duration),
+        token_rate=per_second(float(columns.output[met].sum()), run.duration),
+        missed=_ranked(missed),
+    )
+
+
+def _reasons(record: Record, objective: Objective | None) -> list[str]:
+    if not record.ok:
+        return ["failed"]
+    if record.violations:
+        return ["violation"]
+    pairs = {name: (getattr(objective, name), getattr(record, name)) for name in ("ttft", "tpot", "e2e")}
+    return [name for name, (bound, value) in pairs.items() if None not in (bound, value) and value > bound]
+
+
+def attainment_curve(columns: Columns, scales: Floats) -> Floats:
+    """Share of judged requests that meet their objectives with all bounds multiplied by each of `scales`: [scales].
+
+    The "SLO scale" of DistServe (Zhong et al., OSDI 2024, section 6).
+    """
+    ordered = np.sort(columns.needed[columns.judged])
+    return np.searchsorted(ordered, scales, side="right") / max(ordered.size, 1)
+
+
+def error_class(record: Record) -> ErrorClass:
+    """Why it has no whole answer; a record that just stops is a broken stream."""
+    return record.error or ErrorClass.STREAM
+
+
+def _cached_share(columns: Columns) -> float | None:
+    told = columns.whole & np.isfinite(columns.cached) & np.isfinite(columns.prompt)
+    total = float(columns.prompt[told].sum())
+    return float(columns.cached[told].sum()) / total if total else None
+
+
+def _share(flags: list[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
+
+
+def _pattern(text: str) -> str:
+    """The kind of a message: numbers and the like differ from request to request."""
+    return re.sub(r"\d+(\.\d+)?", "N", text)[:200]
+
+
+def _ranked(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _moved(scraped: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:
+    before, after = scraped.get("before", {}), scraped.get("after", {})
+    pairs = {name: (before.get(name, 0.0), value) for name, value in after.items()}
+    return {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}

@@ -1,0 +1,87 @@
+"""The page around tables and pictures: self-contained HTML, readable from 1000 pixels on."""
+
+from base64 import b64encode
+from collections.abc import Iterable
+from html import escape
+
+from loadtest.report.rows import Section
+
+STYLE = """
+:root { --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8; --ground: #f6f7f9; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+main { max-width: 1240px; margin: 0 auto; padding: 20px 20px 48px; }
+h1 { font-size: 26px; margin: 4px 0; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 0 0 8px; }
+p { margin: 4px 0; } .soft, figcaption { color: var(--soft); }
+section, figure, .tile { background: #fff; border: 1px solid var(--line); border-radius: 8px; }
+section, figure { padding: 14px 18px; margin: 16px 0 0; overflow-x: auto; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 12px; margin-top: 16px; }
+.tile { padding: 10px 14px; }
+.tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tile span { color: var(--soft); font-size: 13px; }
+.bad { border: 2px solid #c0392b; background: #fdecea; border-radius: 8px; padding: 10px 16px; margin-top: 16px; }
+.side { columns: 3 300px; column-gap: 16px; margin-top: 16px; }
+.side section { break-inside: avoid; margin: 0 0 16px; } .side + section { margin-top: 0; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; border-bottom: 2px solid var(--line); }
+td { border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }
+th, td { padding: 4px 0 4px 16px; vertical-align: top; } th:first-child, td:first-child { padding-left: 0; }
+td.text { overflow-wrap: anywhere; } .figure { text-align: right; white-space: nowrap; }
+td.good { color: #1e7d4f; font-weight: 600; } td.worse { color: #c0392b; font-weight: 600; }
+img { width: 100%; height: auto; display: block; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px; }
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole page with `parts` as its body; they are HTML, `title` is text."""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
+        f"<body>\n<main>\n{chr(10).join(parts)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def table(section: Section, marks: dict[str, str] | None = None) -> str:
+    """A section as HTML; a cell whose text is a key of `marks` gets that class."""
+    kinds = ["figure" if section.figures(place) else "text" for place in range(len(section.header))]
+    head = "".join(f'<th class="{kind}">{escape(name)}</th>' for kind, name in zip(kinds, section.header, strict=True))
+    lines = []
+    for row in section.rows:
+        classes = [f"{kind} {(marks or {}).get(cell, '')}".strip() for kind, cell in zip(kinds, row, strict=True)]
+        lines.append(
+            "".join(f'<td class="{name}">{escape(cell)}</td>' for name, cell in zip(classes, row, strict=True))
+        )
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    inside = f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
+    return f"<section><h2>{escape(section.title)}</h2><table>{inside}</table></section>"
+
+
+def picture(title: str, caption: str, png: bytes) -> str:
+    """A PNG, carried by the page itself."""
+    heading, source = escape(title), f"data:image/png;base64,{b64encode(png).decode()}"
+    image = f'<img alt="{heading}" src="{source}">'
+    return f"<figure><h2>{heading}</h2><figcaption>{escape(caption)}</figcaption>{image}</figure>"
+
+
+def tiles(entries: Iterable[tuple[str, str]]) -> str:
+    """Key figures: name and value."""
+    cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in entries)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def side_by_side(parts: Iterable[str]) -> str:
+    """Narrow sections beside each other."""
+    return f'<div class="side">{"".join(parts)}</div>'
+
+
+def warning(title: str, lines: Iterable[str]) -> str:
+    """What the reader must know before anything else."""
+    items = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="bad"><b>{escape(title)}</b>{items}</div>'
+
+
+def text(title: str, content: str) -> str:
+    """Text as it is."""
+    return f"<section><h2>{escape(title)}</h2><pre>{escape(content)}</pre></section>"

@@ -1,0 +1,44 @@
+"""A report for the terminal."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loadtest.records import Run
+from loadtest.report.metrics import Summary
+from loadtest.report.rows import Section, sections
+
+
+def render(run: Run, summary: Summary) -> Group:
+    """The whole report, the reasons not to believe it first."""
+    return Group(*_parts(run, summary))
+
+
+def _parts(run: Run, summary: Summary) -> Iterator[RenderableType]:
+    yield Text(f"{run.label} · {run.target} · {run.duration:,.1f} s", style="bold")
+    for reason in run.invalid:
+        yield Text(f"INVALID: {reason}", style="bold red")
+    if run.problems:
+        yield Text(f"{len(run.problems)} rows of the trace left out, the first: {run.problems[0]}", style="yellow")
+    for section in sections(run, summary):
+        yield Text()
+        yield section_table(section)
+
+
+def section_table(section: Section) -> Table:
+    """One section; the figures stand right, texts left."""
+    table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place, name in enumerate(section.header):
+        right = section.figures(place)
+        table.add_column(Text(name), justify="right" if right else "left", no_wrap=right)
+    for row in section.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def show(run: Run, summary: Summary, console: Console | None = None) -> None:
+    """Print it."""
+    (console or Console()).print(render(run, summary))

@@ -1,0 +1,69 @@
+"""Runs made by hand or drawn by seed."""
+
+import random
+
+import pytest
+
+from loadtest.records import ErrorClass, Objective, Record, Run
+
+
+def answered(index: int, intended: float, *, ttft: float, gaps: tuple[float, ...] = (), **more) -> Record:
+    """A whole answer whose first token comes `ttft` after the intended time, and the rest `gaps` apart."""
+    at = intended + ttft
+    tokens = [(at, 1)]
+    for gap in gaps:
+        at += gap
+        tokens.append((at, 1))
+    fields = {
+        "sent": intended,
+        "finished": at,
+        "status": 200,
+        "finish_reason": "length",
+        "asked_prompt": 10,
+        "asked_output": len(tokens),
+        "prompt_tokens": 10,
+        "output_tokens": len(tokens),
+        "tokens": tokens,
+    }
+    return Record(index=index, intended=intended, **fields | more)
+
+
+def refused(index: int, intended: float, **more) -> Record:
+    """A request that the server did not take."""
+    fields = {"status": 429, "error": ErrorClass.STATUS, "detail": f"429: {index} requests wait"}
+    return Record(index=index, intended=intended, sent=intended, asked_prompt=10, asked_output=5, **fields | more)
+
+
+def run_of(records: list[Record], **more) -> Run:
+    fields = {"label": "hand-made", "target": "http://localhost/v1", "started": 1.7e9, "plan": {"seed": 0}}
+    fields["duration"] = max([record.finished or record.intended for record in records], default=0.0)
+    return Run(records=records, **fields | more)
+
+
+def drawn_run(seed: int = 0, requests: int = 400, slow: float = 1.0, **more) -> Run:
+    """Ten requests a second with lognormal latencies, in two classes; every fortieth is refused."""
+    rng, at, records = random.Random(seed), 0.0, []
+    for index in range(requests):
+        at += rng.expovariate(10)
+        klass = rng.choice(["chat", "code"])
+        if index % 40 == 39:
+            records.append(refused(index, at, klass=klass))
+            continue
+        gaps = tuple(slow * rng.lognormvariate(-4, 0.3) for _ in range(rng.randint(0, 30)))
+        ttft = slow * rng.lognormvariate(-1.5, 0.6)
+        timings = {"queue_ms": ttft * 300, "prefill_ms": ttft * 700, "decode_ms": sum(gaps) * 1000}
+        records.append(answered(index, at, ttft=ttft, gaps=gaps, klass=klass, timings=timings, cached_tokens=4))
+    return run_of(records, **{"objectives": {"default": Objective(ttft=0.3, tpot=0.05)}} | more)
+
+
+@pytest.fixture
+def make():
+    """The makers of runs and records."""
+
+    class Makers:
+        answered = staticmethod(answered)
+        refused = staticmethod(refused)
+        run_of = staticmethod(run_of)
+        drawn_run = staticmethod(drawn_run)
+
+    return Makers

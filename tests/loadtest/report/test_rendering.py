@@ -1,0 +1,181 @@
+"""What a reader gets: files, page and table."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from loadtest.records import Run
+from loadtest.report import page, print_table, write_report
+from loadtest.report.html import key_figures, render
+from loadtest.report.metrics import summarize
+from loadtest.report.plots import View, plots
+from loadtest.report.rows import Section, figure, percent, sections
+from loadtest.report.table import show
+
+PNG = b"\x89PNG\r\n\x1a\n"
+VOID = {"meta", "img", "br", "link"}
+
+
+class Outline(HTMLParser):
+    """The tags of a page, refusing one that is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.headings: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [str(value) for name, value in attrs if name in ("src", "href")]
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def outline(html: str) -> Outline:
+    found = Outline()
+    found.feed(html)
+    assert not found.open
+    return found
+
+
+def terminal(run: Run, width: int = 100) -> str:
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        show(run, summarize(run), console)
+    return capture.get()
+
+
+def test_a_report_is_a_page_its_pictures_and_the_run(make, tmp_path):
+    run = make.drawn_run(1)
+    written = write_report(run, tmp_path / "new" / "folder")
+    names = [
+        "run.json",
+        "report.html",
+        "latency_cdf.png",
+        "over_time.png",
+        "throughput.png",
+        "concurrency.png",
+        "goodput.png",
+    ]
+    assert [path.name for path in written] == names
+    assert Run.read(written[0]) == run
+    found = outline(written[1].read_text(encoding="utf-8"))
+    assert len(found.sources) == 5 and all(source.startswith("data:image/png;base64,") for source in found.sources)
+    assert {"Load", "Latency", "Objectives", "Latency against arrivals", "The plan"} <= set(found.headings)
+    assert all(path.read_bytes().startswith(PNG) for path in written[2:])
+
+
+def test_the_pictures_of_a_run_are_the_same_bytes_each_time(make):
+    first, second = (plots(View.of(make.drawn_run(2, requests=60))) for _ in range(2))
+    assert [plot.png for plot in first] == [plot.png for plot in second]
+
+
+def test_without_objectives_there_is_no_goodput(make):
+    run = make.drawn_run(1, requests=60, objectives={})
+    assert "goodput" not in [plot.name for plot in plots(View.of(run))]
+    assert "Objectives" not in [section.title for section in sections(run, summarize(run))]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "all refused", "one", "one token each"])
+def test_the_oddest_runs_have_a_report(make, tmp_path, kind):
+    records = {
+        "nothing": [],
+        "all refused": [make.refused(i, i * 0.1) for i in range(5)],
+        "one": [make.answered(0, 0.0, ttft=0.1, gaps=(0.1,))],
+        "one token each": [make.answered(i, 0.0, ttft=0.1) for i in range(5)],
+    }[kind]
+    run = make.run_of(records)
+    outline(write_report(run, tmp_path)[1].read_text(encoding="utf-8"))
+    assert "planned" in terminal(run)
+
+
+def test_whatever_a_server_says_is_text(make, tmp_path):
+    bad = make.refused(0, 0.0, detail="<script>alert(1)</script> [bold]no[/bold]", klass="<b>")
+    run = make.run_of(
+        [bad, make.answered(1, 0, ttft=1)], label="<i>", problems=["3: <u>"], invalid=["<s>"], target="[red]t"
+    )
+    html = render(run, summarize(run), [])
+    assert not set(outline(html).tags) & {"script", "i", "u", "s"}
+    assert "&lt;script&gt;" in html and "&lt;i&gt;" in html and "&lt;s&gt;" in html and "&lt;u&gt;" in html
+    assert "[red]t" in terminal(run) and "[bold]no[/bold]" in terminal(run)
+
+
+def test_an_invalid_run_says_so_first(make):
+    run = make.drawn_run(1, requests=50, invalid=["lateness p99 of 480 ms; the limit is 20 ms"])
+    html = render(run, summarize(run), [])
+    assert html.index("480 ms") < html.index("Load")
+    text = terminal(run)
+    assert text.index("INVALID") < text.index("Load")
+    assert "INVALID" not in terminal(make.drawn_run(1, requests=50))
+
+
+def test_table_and_page_show_the_same_figures(make):
+    run = make.drawn_run(4)
+    summary = summarize(run)
+    html, text = render(run, summary, []), terminal(run, 200)
+    cells = {cell for section in sections(run, summary) for row in section.rows for cell in row if cell}
+    assert len(cells) > 60
+    assert [cell for cell in cells if cell not in text or page.escape(cell) not in html] == []
+
+
+def test_a_narrow_terminal_hides_no_figure(make):
+    run = make.drawn_run(4)
+    text = terminal(run, 80)
+    rows = [row for section in sections(run, summarize(run)) if section.title == "Latency" for row in section.rows]
+    assert [cell for row in rows for cell in row[1:] if cell not in text] == []
+
+
+def test_print_table_writes_to_the_terminal(make, capsys):
+    print_table(make.drawn_run(1, requests=50))
+    assert "time to first token" in capsys.readouterr().out
+
+
+def test_bad_requests_are_shown(make):
+    run = make.run_of(
+        [make.answered(7, 1.0, ttft=1, violations=["sent twice"]), *[make.refused(i, 2.0) for i in range(20)]]
+    )
+    html = render(run, summarize(run), [])
+    assert "sent twice" in html and "#7" in html and "status: 429" in html
+    assert html.count("requests wait") == 1 + 9  # the kind, and the first ones
+
+
+def test_the_plan_and_the_rows_left_out_are_on_the_page(make):
+    run = make.run_of(
+        [make.answered(0, 0.0, ttft=1)], plan={"trace": "t.csv"}, problems=[f"{n}: 0 tokens" for n in range(30)]
+    )
+    html = render(run, summarize(run), [])
+    assert json.dumps("t.csv") in html.replace("&quot;", '"')
+    assert "19: 0 tokens" in html and "20: 0 tokens" not in html and "and 10 more" in html
+
+
+def test_key_figures_of_a_run_without_answers(make):
+    entries = dict(key_figures(summarize(make.run_of([make.refused(0, 0.0)]))))
+    assert entries == {"of 1 answered": "0.0 %", "output tokens/s": "0"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.05123, "0.0512"), (1.234, "1.23"), (12.345, "12.35"), (123.45, "123.5"), (12345.6, "12,346")],
+)
+def test_figures_have_about_four_digits(value, text):
+    assert figure(value) == text
+
+
+def test_all_is_only_what_is_all():
+    assert [percent(share) for share in (1, 0.99999, 0.9321, 0)] == ["100.0 %", "> 99.9 %", "93.2 %", "0.0 %"]
+
+
+def test_figures_stand_right_and_texts_left():
+    section = Section("t", ("name", "figure", "text"), [("1", "-2.5 %", "3"), ("x", "", "y")])
+    assert [section.figures(place) for place in range(3)] == [False, True, False]
