@@ -36,9 +36,10 @@ class PrefixCache:
     def publish(self, request: Request) -> bool:
         """Name the blocks that are full of known tokens with planned KV. Whether there was any."""
         size = self._pool.block_size
-        full = min(request.computed, len(request.tokens)) // size
-        if full <= request.published or not self._pool.caching:
+        end = (request.published + 1) * size  # of the first block that has no name yet
+        if request.computed < end or len(request.tokens) < end or not self._pool.caching:
             return False
+        full = min(request.computed, len(request.tokens)) // size
         request.extend_keys(size)
         for index in range(request.published, full):
             tokens = request.tokens[index * size : (index + 1) * size]

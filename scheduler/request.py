@@ -82,6 +82,15 @@ class Request:
         return self.remaining > 0 and (prompt_open or self.output_tokens < self.sampling.max_tokens)
 
     @property
+    def decodes(self) -> bool:
+        """Whether exactly its newest token is to be computed: `wants_step` and not `prefilling`, in one look.
+
+        Asked of every running request in every plan.
+        """
+        known, prompt = len(self.tokens) + self.in_flight, len(self.prompt_ids)
+        return known - self.computed == 1 and self.computed >= prompt and known - prompt < self.sampling.max_tokens
+
+    @property
     def reads_cache(self) -> bool:
         """Prompt logprobs need the logits of every prompt position, so such a prompt is computed whole."""
         return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1

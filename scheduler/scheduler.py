@@ -8,11 +8,14 @@ Step N+1 is planned while step N runs, so a plan counts on results that are not 
 results change afterwards (a request has ended) is taken out again by `refresh`, before the step starts.
 """
 
+from collections.abc import Callable
+
 from scheduler.admission import Admission
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
 from scheduler.integrity import check_requests
 from scheduler.keys import root_key
+from scheduler.leap import leap, steady_steps
 from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
 from scheduler.preemption import choose_victim
 from scheduler.prefill_split import split_prefill
@@ -134,7 +137,7 @@ class Scheduler:
 
         Where not all fit, those go first that waited longest.
         """
-        ready = [r for r in self._running.values() if r.wants_step and not r.prefilling]
+        ready = [r for r in self._running.values() if r.decodes]
         budget = self.config.max_step_tokens
         if len(ready) < len(self._running) or len(self._waiting):
             budget -= min(budget - 1, max(1, budget // 8))  # decodes alone may not starve the prompts
@@ -181,7 +184,7 @@ class Scheduler:
         if budget <= 0:
             return
         planned = {chunk.request_id for chunk in step.chunks}
-        prefills = [r for r in self._running.values() if r.prefilling and r.wants_step and r.request_id not in planned]
+        prefills = [r for r in self._running.values() if r.request_id not in planned and r.prefilling and r.wants_step]
         if admit:
             admitted = self._admission.admit(self._waiting, prefills, len(self._running), budget)
             for request in admitted:
@@ -202,7 +205,8 @@ class Scheduler:
         request.computed += length
         request.in_flight += samples
         request.last_step = step.step_id
-        self.stats.recomputed_tokens += max(0, min(request.computed, request.high_water) - start)
+        if request.high_water > start:
+            self.stats.recomputed_tokens += min(request.computed, request.high_water) - start
         request.high_water = max(request.high_water, request.computed)
         if self._cache.publish(request):
             self._published_by.add(request.request_id)
@@ -260,7 +264,8 @@ class Scheduler:
             output.error = brought.error
             return output
         output = Output(request_id=request.request_id)
-        self._absorb_prompt_logprobs(request, chunk, brought, output)
+        if brought.prompt_logprobs:
+            self._absorb_prompt_logprobs(request, chunk, brought, output)
         reason: FinishReason | None = None
         if brought.token_id is not None:
             reason = self._absorb_token(request, brought.token_id, now, output)
@@ -340,6 +345,46 @@ class Scheduler:
             for new in step.new:
                 if new.request_id in self._requests:
                     self._requests[new.request_id].announced = False
+
+    # --- simulation ---
+
+    def steady_steps(self, planned: Step) -> int:
+        """How many steps can be leapt from here, between `update` and `refresh`; see `scheduler.leap`."""
+        if self._waiting and len(self._running) < self.config.max_running:
+            return 0
+        running = self._all_running(planned)
+        return steady_steps(planned, running, self.config, self.pool) if running else 0
+
+    def leap(self, planned: Step, steps: int, token_of: Callable[[str], int]) -> Step:
+        """What so many rounds of `refresh(planned)`, `schedule` and `update` do; returns the plan for the next step.
+
+        Args:
+            planned: the plan for the step after the last whose results are in.
+            steps: at most `steady_steps(planned)`.
+            token_of: what the steps sample for a request.
+        """
+        running = self._all_running(planned)
+        recomputed = sum(max(0, min(r.computed + steps, r.high_water) - r.computed) for r in running)
+        self.stats.recomputed_tokens += recomputed
+        after, self._published_by = leap(
+            planned, steps, running=running, pool=self.pool, cache=self._cache, token_of=token_of
+        )
+        for request in running:
+            request.high_water = max(request.high_water, request.computed)
+        if steps == 1:
+            after.retired = self._retired
+        self._retired = []
+        self._next_step += steps
+        self.stats.steps += steps
+        self.stats.generation_tokens += steps * len(running)
+        return after
+
+    def _all_running(self, step: Step) -> list[Request]:
+        """The running requests in the order of the step's chunks; none unless each has exactly one."""
+        if len(step.chunks) != len(self._running):
+            return []
+        found = [self._running.get(chunk.request_id) for chunk in step.chunks]
+        return [request for request in found if request is not None] if None not in found else []
 
     # --- observation ---
 
