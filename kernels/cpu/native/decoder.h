@@ -30,34 +30,22 @@ struct Step {
   const Chunk* chunk;
 };
 
-// Calls emit(row, outputs) for one tile of outputs and all rows. Rows are cut evenly, at most ROWS at a time.
+// A phase: emit(row, tile, outputs) for all rows and all tiles of a matrix, TILES of them in a task.
 template <class Emit>
-inline void multiply(const Matrix& w, int tile, const Activations& in, int64_t rows, Emit&& emit) {
-  f32x16 acc[ROWS];
-  const int64_t cuts = (rows + ROWS - 1) / ROWS;
-  for (int64_t cut = 0; cut < cuts; cut++) {
-    int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
-    product(w, tile, in, first, (int)(last - first), acc);
-    for (int64_t r = first; r < last; r++) emit(r, acc[r - first]);
-  }
-}
-
-// One phase over all tiles of a matrix, `grain` of them in a task.
-template <class Task>
-inline void each_tile(Team& team, const Matrix& w, int grain, Task&& task) {
-  const int count = w.tiles();
-  team.each((count + grain - 1) / grain, [&](int i) {
-    for (int tile = i * grain; tile < std::min(count, (i + 1) * grain); tile++) task(tile);
+inline void each_output(Team& team, const Matrix& w, const Activations& in, int64_t rows, Emit&& emit) {
+  team.each((w.tiles() + TILES - 1) / TILES, [&](int i) {
+    const uint8_t* tiles[TILES];
+    const int first = i * TILES, count = std::min(TILES, w.tiles() - first);
+    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
+    multiply(w.bits, tiles, count, in, rows, [&](int64_t r, int t, f32x16 sums) { emit(r, first + t, sums); });
   });
 }
 
 // out [rows, outputs] = in [rows, columns] * w^T. A phase; outputs need not fill the last tile.
 inline void linear(Team& team, const Matrix& w, const Activations& in, int64_t rows, float* out) {
-  each_tile(team, w, 4, [&](int tile) {
-    multiply(w, tile, in, rows, [&](int64_t r, f32x16 sums) {
-      const int64_t at = (int64_t)tile * TILE;
-      std::memcpy(out + r * w.outputs + at, &sums, std::min<int64_t>(TILE, w.outputs - at) * sizeof(float));
-    });
+  each_output(team, w, in, rows, [&](int64_t r, int tile, f32x16 sums) {
+    const int64_t at = (int64_t)tile * TILE;
+    std::memcpy(out + r * w.outputs + at, &sums, std::min<int64_t>(TILE, w.outputs - at) * sizeof(float));
   });
 }
 
@@ -110,23 +98,27 @@ class Decoder {
       attention_.finish(r, layer.window, outputs);
       quantize_row(outputs + r * width, mixed_, r);
     });
-    add_linear(hidden, layer.o, layer.o_bias, mixed_, rows, 2);
+    add_linear(hidden, layer.o, layer.o_bias, mixed_, rows);
   }
 
   // Queries, keys and values: one phase over the tiles of three matrices.
   void project(const Layer& layer, int64_t rows, int64_t stride) {
     const Matrix* parts[] = {&layer.q, &layer.k, &layer.v};
     const float* biases[] = {layer.q_bias, layer.k_bias, layer.v_bias};
-    const int first[] = {0, layer.q.tiles(), layer.q.tiles() + layer.k.tiles()};
     const int64_t begin[] = {0, layer.q.outputs, layer.q.outputs + layer.k.outputs};
-    const int count = first[2] + layer.v.tiles();
-    team_.each((count + 1) / 2, [&](int task) {
-      for (int t = 2 * task; t < std::min(count, 2 * task + 2); t++) {
-        const int part = t >= first[2] ? 2 : t >= first[1] ? 1 : 0, tile = t - first[part];
-        const f32x16 bias = bias_of(biases[part], tile);
-        float* out = qkv_.get() + begin[part] + tile * TILE;
-        multiply(*parts[part], tile, normed_, rows, [&](int64_t r, f32x16 sums) { store(out + r * stride, sums + bias); });
-      }
+    int tasks[3];
+    for (int p = 0; p < 3; p++) tasks[p] = (parts[p]->tiles() + TILES - 1) / TILES;
+    team_.each(tasks[0] + tasks[1] + tasks[2], [&](int task) {
+      int part = 0;
+      while (task >= tasks[part]) task -= tasks[part++];
+      const Matrix& w = *parts[part];
+      const uint8_t* tiles[TILES];
+      const int first = task * TILES, count = std::min(TILES, w.tiles() - first);
+      for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
+      float* out = qkv_.get() + begin[part] + first * TILE;
+      multiply(w.bits, tiles, count, normed_, rows, [&](int64_t r, int t, f32x16 sums) {
+        store(out + r * stride + t * TILE, sums + bias_of(biases[part], first + t));
+      });
     });
   }
 
@@ -135,33 +127,37 @@ class Decoder {
       norm_quantize(hidden + r * model_.hidden, layer.post_norm, model_.eps, normed_, r);
     });
     team_.each((int)(model_.intermediate / GROUP), [&](int unit) { gated(layer, unit, rows); });
-    add_linear(hidden, layer.down, layer.down_bias, inner_, rows, 1);
+    add_linear(hidden, layer.down, layer.down_bias, inner_, rows);
   }
 
   // 32 columns of silu(gate) * up, quantized at once: they are one group of the next product's input.
   void gated(const Layer& layer, int unit, int64_t rows) {
-    const int64_t cuts = (rows + ROWS - 1) / ROWS;
-    f32x16 acc[4][ROWS], bias[4];
+    const Matrix &gate = layer.gate, &up = layer.up;
+    const uint8_t* tiles[] = {gate.tile(2 * unit), gate.tile(2 * unit + 1), up.tile(2 * unit), up.tile(2 * unit + 1)};
+    f32x16 bias[4], out[CHUNK][4];
     for (int i = 0; i < 4; i++) bias[i] = bias_of(i < 2 ? layer.gate_bias : layer.up_bias, 2 * unit + i % 2);
-    for (int64_t cut = 0; cut < cuts; cut++) {
-      int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
-      for (int i = 0; i < 4; i++)
-        product(i < 2 ? layer.gate : layer.up, 2 * unit + i % 2, normed_, first, (int)(last - first), acc[i]);
-      for (int64_t r = first; r < last; r++) {
-        f32x16 out[2];
-        for (int i = 0; i < 2; i++) out[i] = silu(acc[i][r - first] + bias[i]) * (acc[2 + i][r - first] + bias[2 + i]);
-        quantize(out[0], out[1], inner_.row(r) + unit * GROUP, inner_.scale(r) + unit);
+    for (int64_t begin = 0; begin < rows; begin += CHUNK) {
+      const int64_t count = std::min<int64_t>(CHUNK, rows - begin);
+      const Activations some{normed_.row(begin), normed_.scale(begin), normed_.columns};
+      auto keep = [&](int first) { return [&, first](int64_t r, int t, f32x16 sums) { out[r][first + t] = sums + bias[first + t]; }; };
+      if (gate.bits == up.bits) {
+        multiply(gate.bits, tiles, 4, some, count, keep(0));
+      } else {
+        multiply(gate.bits, tiles, 2, some, count, keep(0));
+        multiply(up.bits, tiles + 2, 2, some, count, keep(2));
       }
+      for (int64_t r = 0; r < count; r++)
+        quantize(silu(out[r][0]) * out[r][2], silu(out[r][1]) * out[r][3], inner_.row(begin + r) + unit * GROUP,
+                 inner_.scale(begin + r) + unit);
     }
   }
 
-  void add_linear(float* hidden, const Matrix& w, const float* bias, const Activations& in, int64_t rows, int grain) {
-    each_tile(team_, w, grain, [&](int tile) {
-      const f32x16 more = bias_of(bias, tile);
-      multiply(w, tile, in, rows, [&](int64_t r, f32x16 sums) {
-        float* to = hidden + r * model_.hidden + tile * TILE;
-        store(to, load<f32x16>(to) + (sums + more));
-      });
+  static constexpr int CHUNK = 4 * ROWS;  // rows of `gated` between product and quantization
+
+  void add_linear(float* hidden, const Matrix& w, const float* bias, const Activations& in, int64_t rows) {
+    each_output(team_, w, in, rows, [&](int64_t r, int tile, f32x16 sums) {
+      float* to = hidden + r * model_.hidden + tile * TILE;
+      store(to, load<f32x16>(to) + (sums + bias_of(bias, tile)));
     });
   }
 

@@ -20,11 +20,12 @@ namespace headrace {
 
 constexpr int GROUP = 32;
 constexpr int TILE = 16;
-// Rows computed at once: their sums and one record fit the vector registers (32 of 64 bytes, or 16 of 32).
+// Rows and tiles computed at once: their ROWS * TILES integer sums, TILES vectors of weights and one of activations fill the
+// vector registers (32 of 64 bytes, or 16 of 32), and each vector loaded serves several products.
 #if defined(__AVX512F__)
-constexpr int ROWS = 12;
+constexpr int ROWS = 6, TILES = 4;
 #else
-constexpr int ROWS = 4;
+constexpr int ROWS = 2, TILES = 2;
 #endif
 
 struct Matrix {
@@ -76,65 +77,90 @@ inline void quantize(f32x16 a, f32x16 b, int8_t* x, Scale* scale) {
   scale->shift = -128 * total;
 }
 
+// Columns 4 j .. 4 j + 3 of one group of 16 outputs.
 template <int BITS>
-struct Record;
+inline u32x16 quants(const uint8_t* record, int j) {
+  if constexpr (BITS == 8) return load<u32x16>(record + 32 + 64 * j);
+  u32x16 packed = load<u32x16>(record + 64 + 64 * (j % 4));
+  return (j < 4 ? packed : packed >> 4) & 0x0f0f0f0fu;
+}
 
-template <>
-struct Record<4> {
-  u32x16 q[8];
-  f32x16 d, m;
-  explicit Record(const uint8_t* from) : d(half(from)), m(half(from + 32)) {
-    for (int j = 0; j < 4; j++) {
-      u32x16 packed = load<u32x16>(from + 64 + 64 * j);
-      q[j] = packed & 0x0f0f0f0fu;
-      q[4 + j] = (packed >> 4) & 0x0f0f0f0fu;
-    }
-  }
-};
-
-template <>
-struct Record<8> {
-  u32x16 q[8];
-  f32x16 d;
-  explicit Record(const uint8_t* from) : d(half(from)) {
-    for (int j = 0; j < 8; j++) q[j] = load<u32x16>(from + 32 + 64 * j);
-  }
-};
-
-// acc[r] = outputs of one tile for rows [first, first + R).
-template <int BITS, int R>
-inline void product(const uint8_t* tile, const Activations& in, int64_t first, f32x16* acc) {
+// out[r * T + t] = outputs of tiles[t] for row first + r.
+template <int BITS, int R, int T>
+inline void product(const uint8_t* const* tiles, const Activations& in, int64_t first, f32x16* out) {
+  constexpr int RECORD = BITS == 4 ? 320 : 544;
   const int groups = (int)(in.columns / GROUP);
   const int8_t* x = in.row(first);
   const Scale* scales = in.scale(first);
-  f32x16 sums[R];
-  for (int r = 0; r < R; r++) sums[r] = f32x16{};
-  for (int g = 0; g < groups; g++) {
-    const Record<BITS> w(tile + g * (BITS == 4 ? 320 : 544));
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const int8_t* row = x + r * in.columns + g * GROUP;
-      const Scale& s = scales[r * groups + g];
-      i32x16 dot = BITS == 8 ? i32x16{} + s.shift : i32x16{};
+  f32x16 sums[R][T];
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) sums[r][t] = f32x16{};
+  for (int g = 0; g < groups; g++, x += GROUP, scales++) {
+    i32x16 dot[R][T];
 #pragma GCC unroll 8
-      for (int j = 0; j < 8; j++) dot = dot4<BITS>(dot, w.q[j], load<int32_t>(row + 4 * j));
-      sums[r] = fma(to_float(dot), w.d * splat(s.scale), sums[r]);
-      if constexpr (BITS == 4) sums[r] = fma(w.m, splat(s.sum), sums[r]);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) dot[r][t] = BITS == 8 ? i32x16{} + scales[r * groups].shift : i32x16{};
+#pragma GCC unroll 8
+    for (int j = 0; j < GROUP / 4; j++) {
+      u32x16 w[T];
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) w[t] = quants<BITS>(tiles[t] + g * RECORD, j);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const int32_t quad = load<int32_t>(x + r * in.columns + 4 * j);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) dot[r][t] = dot4<BITS>(dot[r][t], w[t], quad);
+      }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+      const uint8_t* record = tiles[t] + g * RECORD;
+      const f32x16 d = half(record), m = BITS == 4 ? half(record + 32) : f32x16{};
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const Scale& s = scales[r * groups];
+        sums[r][t] = fma(to_float(dot[r][t]), d * splat(s.scale), sums[r][t]);
+        if constexpr (BITS == 4) sums[r][t] = fma(m, splat(s.sum), sums[r][t]);
+      }
     }
   }
-  for (int r = 0; r < R; r++) acc[r] = sums[r];
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) out[r * T + t] = sums[r][t];
 }
 
-template <int BITS, int R = ROWS>
-inline void product(const uint8_t* tile, const Activations& in, int64_t first, int rows, f32x16* acc) {
-  if (rows == R) return product<BITS, R>(tile, in, first, acc);
-  if constexpr (R > 1) product<BITS, R - 1>(tile, in, first, rows, acc);
+template <int BITS, int T, int R = ROWS>
+inline void product(const uint8_t* const* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
+  if (rows == R) return product<BITS, R, T>(tiles, in, first, out);
+  if constexpr (R > 1) product<BITS, T, R - 1>(tiles, in, first, rows, out);
 }
 
-// One tile of outputs for `rows` (at most ROWS) rows.
-inline void product(const Matrix& w, int tile, const Activations& in, int64_t first, int rows, f32x16* acc) {
-  if (w.bits == 4) product<4>(w.tile(tile), in, first, rows, acc);
-  else product<8>(w.tile(tile), in, first, rows, acc);
+template <int T>
+inline void product(int64_t bits, const uint8_t* const* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
+  if (bits == 4) product<4, T>(tiles, in, first, rows, out);
+  else product<8, T>(tiles, in, first, rows, out);
+}
+
+// Calls emit(row, tile, outputs) for `count` tiles, all of `bits` bits, and all rows. One row is bound by reading its weights, which a
+// tile after the other reads best; more rows are cut evenly into at most ROWS, and take TILES tiles together.
+template <class Emit>
+inline void multiply(int64_t bits, const uint8_t* const* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
+  f32x16 out[ROWS * TILES];
+  const int64_t cuts = (rows + ROWS - 1) / ROWS;
+  int t = 0;
+  for (; rows > 1 && t + TILES <= count; t += TILES)
+    for (int64_t cut = 0; cut < cuts; cut++) {
+      const int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
+      product<TILES>(bits, tiles + t, in, first, (int)(last - first), out);
+      for (int64_t r = first; r < last; r++)
+        for (int i = 0; i < TILES; i++) emit(r, t + i, out[(r - first) * TILES + i]);
+    }
+  for (; t < count; t++)
+    for (int64_t cut = 0; cut < cuts; cut++) {
+      const int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
+      product<1>(bits, tiles + t, in, first, (int)(last - first), out);
+      for (int64_t r = first; r < last; r++) emit(r, t, out[r - first]);
+    }
 }
 
 }  // namespace headrace
