@@ -203,3 +203,9 @@ def test_a_run_of_nothing_has_a_summary(make):
 def test_a_record_that_just_stops_is_a_broken_stream(make):
     record = make.answered(0, 0.0, ttft=1, finished=None)
     assert summarize(make.run_of([record], duration=1.0)).errors == {"stream": 1}
+
+
+def test_an_event_without_tokens_of_its_own_gives_no_time_per_token(make):
+    record = make.answered(0, 0.0, ttft=1, tokens=[(1.0, 1), (1.5, 0)])
+    assert record.tpot is None
+    assert "tpot" not in summarize(make.run_of([record])).latencies
