@@ -1,0 +1,10 @@
+"""The real scheduler over simulated time: what a trace would see on given hardware, without the hardware.
+
+specs    what a device and a model are, read from YAML
+cost     seconds of one step
+content  token ids of a trace's prompts: equal where the trace says that text is equal
+replica  one scheduler and its pool, stepped as the engine's loop steps them
+router   which replica gets a request
+cluster  the event loop over arrivals and replicas
+calibrate, fit   the cost model's constants from measured runs
+"""

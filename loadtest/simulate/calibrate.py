@@ -1,0 +1,114 @@
+"""`headrace loadtest calibrate`: the constants of a device from measured runs, and how far predictions are from them."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.records import Record, Run
+from loadtest.simulate.cost import CostModel
+from loadtest.simulate.fit import Measured, fit, predict, whole
+from loadtest.simulate.options import add_server_options, cost_of, server_of
+from loadtest.simulate.specs import Costs, SpecError, write_costs
+
+BOUNDS = {"p50": 0.15, "p99": 0.25, "mean": 0.15}
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """One figure of a run, measured and predicted. `level` is `p50`, `p99` or `mean`."""
+
+    figure: str
+    level: str
+    measured: float
+    predicted: float
+
+    @property
+    def relative(self) -> float:
+        """Of the measured one, signed."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def within(self) -> bool:
+        """Whether it is as close as predictions are meant to be."""
+        return abs(self.relative) <= BOUNDS[self.level]
+
+
+def errors_of(measured: Measured, cost: CostModel) -> list[Error]:
+    """Measured figures of a run beside those that the simulator predicts with `cost`."""
+    real, simulated = whole(measured.run), predict(measured, cost)
+    found: list[Error] = []
+    for figure in ("ttft", "tpot", "itl", "e2e"):
+        ours, theirs = _values(simulated, figure), _values(real, figure)
+        if theirs:
+            for level, share in (("p50", 50), ("p99", 99)):
+                pair = (float(np.percentile(values, share)) for values in (theirs, ours))
+                found.append(Error(figure, level, *pair))
+    found.append(Error("tok/s", "mean", _rate(real), _rate(simulated)))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, print, write; 0 if all is within bounds, 1 if not, 2 if what was asked for cannot be."""
+    options = _parser().parse_args(argv)
+    try:
+        cost = cost_of(options)
+        learned, held_out = (_measured(options, paths) for paths in (options.runs, options.check))
+        if not options.no_fit:
+            costs = fit(learned, cost)
+            cost = CostModel(cost.hardware.with_costs(costs), cost.model, cost.devices)
+    except (OSError, SpecError, ValueError) as error:
+        print(f"headrace loadtest calibrate: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"{each.name:>10}  {getattr(cost.costs, each.name):.6g}" for each in fields(Costs)))
+    if options.write:
+        names = ", ".join(measured.run.label for measured in learned)
+        write_costs(cost.costs, options.write, f"{cost.model.name} on {cost.hardware.name}, fitted to {names}")
+    errors = [error for measured in learned for error in _table(measured, cost, "learned")]
+    errors += [error for measured in held_out for error in _table(measured, cost, "held out")]
+    return 0 if all(error.within for error in errors) else 1
+
+
+def _table(measured: Measured, cost: CostModel, kind: str) -> list[Error]:
+    errors = errors_of(measured, cost)
+    print(f"\n{measured.run.label} ({kind}, {len(whole(measured.run))} requests)")
+    print(f"{'':>12}{'measured':>12}{'predicted':>12}{'error':>9}")
+    for error in errors:
+        mark = "" if error.within else f"   more than {BOUNDS[error.level]:.0%}"
+        name = f"{error.figure} {error.level}"
+        print(f"{name:>12}{error.measured:>12.4g}{error.predicted:>12.4g}{error.relative:>+9.1%}{mark}")
+    return errors
+
+
+def _measured(options: argparse.Namespace, paths: Iterable[Path]) -> list[Measured]:
+    shape = server_of(options, options.max_step_tokens[0])
+    return [Measured(Run.read(path), shape) for path in paths]
+
+
+def _values(records: Iterable[Record], figure: str) -> list[float]:
+    if figure == "itl":
+        return [gap for record in records for gap in record.gaps]
+    return [value for record in records if (value := getattr(record, figure)) is not None]
+
+
+def _rate(records: Sequence[Record]) -> float:
+    """Output tokens a second, from the first intended time to the last end."""
+    tokens = sum(count for record in records for _, count in record.tokens)
+    begin = min(record.intended for record in records)
+    return tokens / (max(record.finished or 0.0 for record in records) - begin)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace loadtest calibrate",
+        description="Fits the cost model's constants to measured runs and prints the error of its predictions.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json", help="runs to learn from")
+    parser.add_argument("--check", nargs="+", type=Path, default=[], metavar="RUN.json", help="runs only to predict")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the constants, for `simulate --costs`")
+    parser.add_argument("--no-fit", action="store_true", help="only print how far the given constants are off")
+    add_server_options(parser)
+    return parser

@@ -1,0 +1,129 @@
+"""`headrace loadtest simulate`: a trace, a device, a model; the report of the run that would have been."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from loadtest.arrivals import ArrivalError
+from loadtest.objectives import parse_objectives
+from loadtest.plan import Plan
+from loadtest.records import Objective, Run
+from loadtest.report import print_table, write_report
+from loadtest.simulate.cluster import Cluster, summary
+from loadtest.simulate.cost import CostModel
+from loadtest.simulate.options import add_plan_options, add_server_options, cost_of, plan_of, server_of
+from loadtest.simulate.policy import Row, header
+from loadtest.simulate.router import ROUTERS
+from loadtest.simulate.specs import SpecError
+from loadtest.traces.problems import TraceError
+
+_TOLD_EVERY = 1.0  # seconds between two lines of progress
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate; 0 if all went well, 2 if what was asked for cannot be."""
+    options = _parser().parse_args(argv)
+    try:
+        cost, plan = cost_of(options), plan_of(options, options.trace)
+        rows = [_one(options, cost, plan, budget) for budget in options.max_step_tokens]
+    except (ArrivalError, SpecError, TraceError, ValueError) as error:
+        print(f"headrace loadtest simulate: {error}", file=sys.stderr)
+        return 2
+    if len(rows) > 1:
+        print(header("max_step_tokens"))
+        for row in rows:
+            print(row)
+    return 0
+
+
+def simulate(
+    plan: Plan, cluster: Cluster, *, label: str, objectives: dict[str, Objective], about: dict[str, object]
+) -> Run:
+    """Run `plan` through `cluster` and keep it as a measured run is kept."""
+    began = time.time()
+    records = cluster.run(plan.requests, _progress(len(plan.requests)))
+    end = max((record.finished for record in records if record.finished is not None), default=0.0)
+    after = summary(list(cluster.stats()))
+    return Run(
+        label=label,
+        target="simulation",
+        started=began,
+        duration=end - plan.requests[0].intended,
+        plan=plan.described | about,
+        records=records,
+        objectives=objectives,
+        problems=plan.problems,
+        scraped={"before": dict.fromkeys(after, 0.0), "after": after},
+    )
+
+
+def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> Row:
+    shape = server_of(options, budget)
+    cluster = Cluster(cost, shape, ROUTERS[options.router](), options.replicas)
+    about = {
+        "hardware": cost.hardware.name,
+        "model": cost.model.name,
+        "costs": asdict(cost.costs),
+        "devices": cost.devices,
+        "replicas": options.replicas,
+        "router": options.router,
+        "server": asdict(shape) | {"kv_blocks": cluster.blocks, "context": cluster.config.context},
+    }
+    several = len(options.max_step_tokens) > 1
+    label = options.label or f"{cost.model.name} on {options.replicas} x {cost.hardware.name}"
+    label = f"{label}, {budget} tokens a step" if several else label
+    began = time.perf_counter()
+    run = simulate(plan, cluster, label=label, objectives=options.slo, about=about)
+    took = time.perf_counter() - began
+    print(
+        f"{label}: {len(run.records)} requests, {run.duration:.0f} s simulated in {took:.1f} s "
+        f"({len(run.records) / took:.0f} requests/s)",
+        file=sys.stderr,
+    )
+    if options.output:
+        folder = options.output / str(budget) if several else options.output
+        for path in write_report(run, folder):
+            print(path, file=sys.stderr)
+    if not several:
+        print_table(run)
+    return Row.of(budget, run)
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """Prints how far it is, where somebody looks."""
+    told = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if done % 256 == 0 and (now := time.monotonic()) - told > _TOLD_EVERY:
+            told = now
+            print(f"\r{done} of {total} requests have arrived", end="" if done < total else "\n", file=sys.stderr)
+
+    return tell if sys.stderr.isatty() else lambda _: None
+
+
+def _slo(text: str) -> dict[str, Objective]:
+    try:
+        return parse_objectives(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace loadtest simulate",
+        description="What a trace would see: the real scheduler over simulated time, with a cost model for its steps.",
+    )
+    parser.add_argument("trace", help="a file of any known format")
+    add_server_options(parser)
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="schedulers behind a router [%(default)s]")
+    parser.add_argument("--router", choices=list(ROUTERS), default="round-robin", help="[%(default)s]")
+    add_plan_options(parser)
+    group = parser.add_argument_group("report")
+    group.add_argument("--slo", type=_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="what goodput counts")
+    group.add_argument("--label", help="how reports call it")
+    group.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
+    return parser

@@ -1,0 +1,149 @@
+"""The event loop: arrivals and the replicas' steps, in the order of time.
+
+A step that ends at the very time of an arrival ends first. Records come out as those of a real run; times are seconds of
+the simulation, and nothing is late.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from loadtest.plan import Planned
+from loadtest.records import Record
+from loadtest.simulate.content import Content
+from loadtest.simulate.cost import CostModel
+from loadtest.simulate.replica import Log, Replica
+from loadtest.simulate.router import Router
+from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
+from scheduler.messages import AddRequest, EngineStats
+from scheduler.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerShape:
+    """What an operator would set on each replica. `kv_blocks` and `context` follow from the hardware and the model if None."""
+
+    max_step_tokens: int = 512
+    max_running: int = 64
+    max_waiting: int = 1024
+    block_size: int = 32
+    kv_blocks: int | None = None
+    context: int | None = None
+    prefix_caching: bool = True
+
+
+class Cluster:
+    """Replicas of one kind behind one router.
+
+    Args:
+        cost: of a step on one replica.
+        shape: of each replica.
+        router: sends each request to one.
+        replicas: how many.
+        leaps: see `Replica`.
+        log: filled with every step of all replicas, if given.
+
+    Raises:
+        SpecError: the model leaves no room for KV.
+    """
+
+    def __init__(
+        self,
+        cost: CostModel,
+        shape: ServerShape,
+        router: Router,
+        replicas: int = 1,
+        *,
+        leaps: bool = True,
+        log: Log | None = None,
+    ) -> None:
+        blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
+        longest = min(cost.model.max_position, blocks * shape.block_size)
+        config = SchedulerConfig(
+            context=min(shape.context or longest, longest),
+            eos_token_ids=frozenset(),  # answers have the trace's lengths
+            fingerprint=cost.model.name,
+            max_step_tokens=shape.max_step_tokens,
+            max_running=shape.max_running,
+        )
+        self.config = config
+        self.blocks = blocks
+        self._cost = cost
+        self._router = router
+        self._content = Content()
+        self.replicas = [
+            Replica(
+                config,
+                BlockPool(blocks, shape.block_size, caching=shape.prefix_caching),
+                cost,
+                max_waiting=shape.max_waiting,
+                leaps=leaps,
+                log=log,
+            )
+            for _ in range(replicas)
+        ]
+
+    def run(self, requests: Iterable[Planned], progress: Callable[[int], None] = lambda _: None) -> list[Record]:
+        """Simulate to the last token.
+
+        Args:
+            requests: by the time they are sent.
+            progress: told after each arrival how many there were.
+        """
+        records: list[Record] = []
+        due: list[tuple[float, int]] = []
+        for request in requests:
+            now = request.intended + self._cost.costs.request
+            self._until(now, due)
+            records.append(self._arrive(len(records), request, now, due))
+            progress(len(records))
+        self._until(float("inf"), due)
+        return records
+
+    def stats(self) -> Iterator[EngineStats]:
+        """The schedulers' own counters."""
+        return (replica.scheduler.snapshot() for replica in self.replicas)
+
+    def _until(self, now: float, due: list[tuple[float, int]]) -> None:
+        while due and due[0][0] <= now:
+            at, index = heapq.heappop(due)
+            replica = self.replicas[index]
+            if replica.due == at:  # else an arrival has cut a stretch short
+                replica.advance()
+                _push(due, replica, index)
+
+    def _arrive(self, index: int, request: Planned, now: float, due: list[tuple[float, int]]) -> Record:
+        prompt, token = self._content.prompt(request)
+        record = Record(
+            index=index,
+            intended=request.intended,
+            sent=request.intended,
+            asked_prompt=len(prompt),
+            asked_output=request.output_tokens,
+            klass=request.klass,
+            session=request.session,
+        )
+        sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
+        message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling)
+        chosen = self._router.choose(prompt, self.replicas)
+        replica = self.replicas[chosen]
+        before = replica.due
+        replica.submit(message, token, record, now)
+        if replica.due != before:
+            _push(due, replica, chosen)
+        return record
+
+
+def _push(due: list[tuple[float, int]], replica: Replica, index: int) -> None:
+    if replica.due is not None:
+        heapq.heappush(due, (replica.due, index))
+
+
+def summary(stats: Sequence[EngineStats]) -> dict[str, float]:
+    """The counters of all replicas together, under the names a server scrapes them by."""
+    names = ("steps", "preemptions", "recomputed_tokens", "prompt_tokens", "generation_tokens")
+    totals = {f"headrace_{name}_total": float(sum(getattr(each, name) for each in stats)) for name in names}
+    for name in ("prefix_query_tokens", "prefix_hit_tokens"):
+        totals[f"headrace_{name}_total"] = float(sum(getattr(each, name) for each in stats))
+    return totals

@@ -1,0 +1,139 @@
+"""How long a step takes: the roofline of its bytes and operations, times fitted factors, plus fitted constants.
+
+Roofline: Williams, Waterman and Patterson (2009), "Roofline: an insightful visual performance model", CACM 52(4). The
+products of a decoder: 2 operations for each weight and token; attention: 4 * head_dim operations for each head, layer and
+pair of query and key. Every step reads the layers' weights once, and each sequence's KV once.
+
+The time is linear in the constants of `Costs`: `features` gives what each of them multiplies, which is what `fit` needs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loadtest.simulate.specs import Costs, Hardware, Model, SpecError
+from scheduler.step import Step
+
+STEP_COSTS = ("step", "token", "sequence", "matrices", "attention")  # the order of `features`
+Features = tuple[float, float, float, float, float]
+
+
+@dataclass(slots=True)
+class Work:
+    """What one step computes.
+
+    Attributes:
+        tokens: rows of the batch.
+        sequences: chunks.
+        samples: rows that the output head multiplies.
+        decode_keys: keys that chunks of one token read.
+        prefill_keys: keys that longer chunks read (each once a chunk).
+        prefill_pairs: pairs of query and key of longer chunks.
+        moved: bytes of KV by tier.
+    """
+
+    tokens: int = 0
+    sequences: int = 0
+    samples: int = 0
+    decode_keys: int = 0
+    prefill_keys: int = 0
+    prefill_pairs: int = 0
+    moved: dict[str, float] = field(default_factory=dict)
+
+
+def work_of(step: Step) -> Work:
+    """The work of a planned step."""
+    work = Work(sequences=len(step.chunks))
+    for chunk in step.chunks:
+        length, end = chunk.length, chunk.start + chunk.length
+        work.tokens += length
+        work.samples += chunk.samples
+        if length == 1:
+            work.decode_keys += end
+        else:
+            work.prefill_keys += end
+            work.prefill_pairs += length * chunk.start + length * (length + 1) // 2
+    return work
+
+
+class CostModel:
+    """Seconds of steps of one model on one replica.
+
+    Args:
+        hardware: one device.
+        model: what runs on it.
+        devices: of one replica; weights, KV and operations are divided evenly (tensor parallelism, Shoeybi et al. 2019:
+            two all-reduces a layer).
+
+    Raises:
+        SpecError: the device has no such arithmetic, the weights do not fit, or several devices have no link.
+    """
+
+    def __init__(self, hardware: Hardware, model: Model, devices: int = 1) -> None:
+        if model.compute not in hardware.operations_per_second:
+            known = ", ".join(hardware.operations_per_second)
+            raise SpecError(f"{model.name} computes in {model.compute}, {hardware.name} has rates for {known}")
+        if devices > 1 and not hardware.link_bytes_per_second:
+            raise SpecError(f"{hardware.name} has no link: a replica is one device, not {devices}")
+        self.hardware, self.model, self.devices = hardware, model, devices
+        self.costs: Costs = hardware.costs
+        self._operations = devices * hardware.operations_per_second[model.compute]
+        self._attention_operations = devices * hardware.attention_operations_per_second
+        self._bandwidth = devices * hardware.memory_bytes_per_second
+        self._pair_operations = 4 * model.layers * model.heads * model.head_dim
+
+    def kv_blocks(self, block_size: int) -> int:
+        """Blocks that fit beside the weights. Raises SpecError where the weights leave no room."""
+        memory = self.devices * self.hardware.memory_bytes * self.hardware.memory_share
+        blocks = int((memory - self.model.weight_bytes) / (block_size * self.model.kv_bytes_per_token))
+        if blocks < 1:
+            raise SpecError(
+                f"{self.model.name} has {self.model.weight_bytes / 1e9:.1f} GB of weights and {self.devices} x "
+                f"{self.hardware.name} give {memory / 1e9:.1f} GB to weights and KV; take more --devices"
+            )
+        return blocks
+
+    def seconds(self, work: Work) -> float:
+        """Of one step."""
+        costs, (step, token, sequence, matrices, attention) = self.costs, self.features(work)
+        return (
+            costs.step * step
+            + costs.token * token
+            + costs.sequence * sequence
+            + costs.matrices * matrices
+            + costs.attention * attention
+            + self.fixed_seconds(work)
+        )
+
+    def features(self, work: Work) -> Features:
+        """What each of `STEP_COSTS` multiplies: 1, tokens, sequences, and the two rooflines in seconds."""
+        return 1.0, float(work.tokens), float(work.sequences), self._matrices(work), self._attention(work)
+
+    def fixed_seconds(self, work: Work) -> float:
+        """What is not fitted: KV moves by the tier's bandwidth, and all-reduces between devices."""
+        seconds = self.move_seconds(work.moved) if work.moved else 0.0
+        return seconds + (self._link_seconds(work.tokens) if self.devices > 1 else 0.0)
+
+    def move_seconds(self, moved: Mapping[str, float]) -> float:
+        """Of KV moves, in bytes by tier; tiers move at the same time. Raises KeyError for a tier it does not have."""
+        rates = self.hardware.tier_bytes_per_second
+        return max((size / (self.devices * rates[tier]) for tier, size in moved.items()), default=0.0)
+
+    def _matrices(self, work: Work) -> float:
+        model = self.model
+        layers = model.layer_weights * model.weight_bits / 8 / self._bandwidth
+        seconds = max(layers, 2 * model.layer_weights * work.tokens / self._operations)
+        if work.samples:
+            head = model.head_weights * model.head_bits / 8 / self._bandwidth
+            seconds += max(head, 2 * model.head_weights * work.samples / self._operations)
+        return seconds
+
+    def _attention(self, work: Work) -> float:
+        key_bytes = self.model.kv_bytes_per_token / self._bandwidth
+        pair = self._pair_operations / self._attention_operations
+        return work.decode_keys * max(key_bytes, pair) + max(work.prefill_keys * key_bytes, work.prefill_pairs * pair)
+
+    def _link_seconds(self, tokens: int) -> float:
+        """Ring all-reduce: each device sends its part about twice, in the 16 bits of activations."""
+        sent = 2 * (self.devices - 1) / self.devices * tokens * self.model.hidden_size * 2
+        each = self.hardware.link_seconds + sent / self.hardware.link_bytes_per_second
+        return 2 * self.model.layers * each

@@ -1,0 +1,175 @@
+"""The cost model's constants from measured runs, by least squares.
+
+A run says when tokens came, not what each step computed. So the run is simulated with the constants of the last round; the
+simulation tells which work lay between a request's arrival, its first and its last token. Those sums are linear in the
+constants, and the measured intervals are what they should be: one equation for each interval, weighted by its length so
+that the errors are relative. Solve, simulate again, until the constants rest.
+
+Constants are never negative: Lawson and Hanson (1974), "Solving Least Squares Problems", chapter 23 (NNLS).
+`delivery` is not told apart from `request` by a client's times, so it stays as it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.plan import Planned
+from loadtest.records import Record, Run
+from loadtest.simulate.cluster import Cluster, ServerShape
+from loadtest.simulate.cost import STEP_COSTS, CostModel
+from loadtest.simulate.replica import Log
+from loadtest.simulate.router import RoundRobin
+from loadtest.simulate.specs import Costs
+
+Floats = npt.NDArray[np.float64]
+FITTED = (*STEP_COSTS, "request")
+STEP_SECONDS = "headrace_step_seconds_sum"
+ROUNDS = 10
+_DAMPING = 0.6  # of a round's change; in a full queue a small error of the steps is a large one of the waiting
+_SETTLED = 1e-3
+_SHORTEST = 1e-3  # seconds; an interval below is not weighted more
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A run, and how its server was set up."""
+
+    run: Run
+    shape: ServerShape
+
+
+def requests_of(run: Run) -> list[Planned]:
+    """The plan of a run again, by its whole answers, as long as they really were. Prompts share what sessions share."""
+    return [
+        Planned(
+            index=record.index,
+            intended=record.intended,
+            prompt_tokens=record.prompt_tokens or record.asked_prompt,
+            output_tokens=record.output_tokens or record.asked_output,
+            klass=record.klass,
+            session=record.session,
+        )
+        for record in whole(run)
+    ]
+
+
+def whole(run: Run) -> list[Record]:
+    """The records with a whole answer, by intended time."""
+    return sorted((record for record in run.records if record.ok and record.tokens), key=lambda each: each.intended)
+
+
+def predict(measured: Measured, cost: CostModel, log: Log | None = None) -> list[Record]:
+    """What the simulator makes of the same requests on one replica, in the order of `whole`."""
+    return Cluster(cost, measured.shape, RoundRobin(), log=log).run(requests_of(measured.run))
+
+
+def fit(runs: Sequence[Measured], cost: CostModel) -> Costs:
+    """Constants that explain the runs best. `cost` gives the first guess and what is not fitted.
+
+    Raises:
+        ValueError: a run has no whole answer.
+    """
+    if empty := [measured.run.label for measured in runs if not whole(measured.run)]:
+        raise ValueError(f"{empty[0]!r} has no whole answer to learn from")
+    costs = cost.costs
+    for round_ in range(ROUNDS):
+        model = CostModel(cost.hardware.with_costs(costs), cost.model, cost.devices)
+        rows, seconds = _equations(runs, model)
+        weights = 1 / np.maximum(seconds, _SHORTEST)
+        solved = nonnegative(rows * weights[:, None], seconds * weights)
+        before = np.array([getattr(costs, name) for name in FITTED])
+        after = solved if round_ == 0 else before + _DAMPING * (solved - before)
+        costs = replace(costs, **dict(zip(FITTED, map(float, after), strict=True)))
+        if np.abs(after - before).max() <= _SETTLED * np.abs(before).max():
+            break
+    return costs
+
+
+def nonnegative(matrix: Floats, target: Floats) -> Floats:
+    """The x >= 0 with the least |matrix x - target|, by NNLS.
+
+    Args:
+        matrix: [equations, constants].
+        target: [equations].
+    """
+    scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
+    matrix = matrix / scale
+    found = np.zeros(matrix.shape[1])
+    free = np.zeros(matrix.shape[1], dtype=bool)
+    for _ in range(10 * len(found)):
+        slope = matrix.T @ (target - matrix @ found)
+        slope[free] = -np.inf
+        if slope.max(initial=-np.inf) <= 1e-9 * np.linalg.norm(target):
+            break
+        free[slope.argmax()] = True
+        found = _feasible(matrix, target, found, free)
+    return np.asarray(found / scale, dtype=np.float64)
+
+
+def _feasible(matrix: Floats, target: Floats, found: Floats, free: npt.NDArray[np.bool_]) -> Floats:
+    """Least squares over the free constants; those that would go below zero are bound again, and `free` says so."""
+    while True:
+        solved = np.zeros_like(found)
+        solved[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
+        low = free & (solved <= 0)
+        if not low.any():
+            return solved
+        step = (found[low] / np.maximum(found[low] - solved[low], 1e-300)).min()
+        found = found + step * (solved - found)
+        free &= found > 1e-15
+        found[~free] = 0.0
+
+
+def _equations(runs: Sequence[Measured], cost: CostModel) -> tuple[Floats, Floats]:
+    """Rows of what the constants multiply, and the seconds that each row should come to."""
+    rows: list[Floats] = []
+    seconds: list[float] = []
+    for measured in runs:
+        log: Log = []
+        simulated = predict(measured, cost, log)
+        work = _WorkBy(log, cost)
+        for real, sim in zip(whole(measured.run), simulated, strict=True):
+            for row, interval in _intervals(real, sim, work):
+                rows.append(row)
+                seconds.append(interval)
+        if (total := _step_seconds(measured.run)) is not None:
+            rows.append(work.until(float("inf"), request=0.0))
+            seconds.append(total)
+    return np.array(rows), np.array(seconds)
+
+
+def _intervals(real: Record, sim: Record, work: "_WorkBy") -> Iterator[tuple[Floats, float]]:
+    """From arrival to the first token, and from the first to the last."""
+    if not sim.tokens or real.ttft is None:
+        return
+    arrived = sim.intended
+    yield work.until(sim.tokens[0][0], request=1.0) - work.until(arrived, request=0.0), real.ttft - work.delivery
+    if len(real.tokens) > 1 and len(sim.tokens) > 1:
+        row = work.until(sim.tokens[-1][0], request=0.0) - work.until(sim.tokens[0][0], request=0.0)
+        yield row, real.tokens[-1][0] - real.tokens[0][0]
+
+
+def _step_seconds(run: Run) -> float | None:
+    """What the server itself says that its steps took, where it was scraped before and after."""
+    before, after = run.scraped.get("before", {}), run.scraped.get("after", {})
+    return after[STEP_SECONDS] - before.get(STEP_SECONDS, 0.0) if STEP_SECONDS in after else None
+
+
+class _WorkBy:
+    """Sums of the steps' features from the start of a simulation until some time; a step under way counts by its share."""
+
+    def __init__(self, log: Log, cost: CostModel) -> None:
+        self.delivery = cost.costs.delivery
+        self._at = np.array([time for begin, end, _ in log for time in (begin, end)])
+        done = np.cumsum([features for _, _, features in log], axis=0)
+        self._sums = np.zeros((2 * len(log), len(STEP_COSTS)))
+        self._sums[1::2] = done
+        self._sums[2::2] = done[:-1]
+
+    def until(self, time: float, *, request: float) -> Floats:
+        """The sums, and `request` as the last column; a token is seen `delivery` after its step."""
+        time -= self.delivery if request or time != float("inf") else 0.0
+        sums = [float(np.interp(time, self._at, column)) for column in self._sums.T]
+        return np.array([*sums, request])

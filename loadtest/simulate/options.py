@@ -1,0 +1,124 @@
+"""What the simulator's commands take on their command lines, and what they make of it."""
+
+import argparse
+from pathlib import Path
+
+from loadtest.arrivals import ArrivalError, parse_arrivals
+from loadtest.plan import Plan, Shape, make_plan
+from loadtest.simulate.cluster import ServerShape
+from loadtest.simulate.cost import CostModel
+from loadtest.simulate.specs import load_costs, load_hardware, load_model
+from loadtest.traces.read import FORMATS, read_trace
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What is taken of a trace and how it arrives: the flags of `Shape`."""
+    group = parser.add_argument_group("requests")
+    group.add_argument("--format", choices=list(FORMATS), help="of the trace [by its first line]")
+    group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
+    group.add_argument("--window", type=_window, metavar="A:B", help="seconds of the trace to take")
+    group.add_argument("--limit", type=int, metavar="N", help="at most so many requests")
+    group.add_argument("--speed", type=float, default=1.0, help="times faster than the trace [%(default)g]")
+    group.add_argument("--duration", type=float, metavar="S", help="stretch the arrivals over so many seconds")
+    group.add_argument("--rate", type=float, metavar="R", help="stretch the arrivals to R requests a second on average")
+    group.add_argument("--arrivals", type=_arrivals, metavar="KIND", help="drawn arrivals: poisson:rate=5 and the like")
+    group.add_argument("--spread", action="store_true", help="spread arrivals inside the tick of the trace's stamps")
+    group.add_argument("--scale", type=float, default=1.0, help="factor on all lengths [%(default)g]")
+    group.add_argument("--max-prompt", type=int, metavar="N", help="cut prompts to so many tokens")
+    group.add_argument("--max-output", type=int, metavar="N", help="cut answers to so many tokens")
+    group.add_argument("--seed", type=int, default=0, help="of all that is drawn [%(default)s]")
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """What is simulated."""
+    shape = ServerShape()
+    group = parser.add_argument_group("server")
+    group.add_argument("--hardware", required=True, help="a YAML file, or a name of configs/hardware")
+    group.add_argument("--model", required=True, help="a YAML file, or a name of configs/models")
+    group.add_argument(
+        "--costs", type=Path, metavar="FILE", help="constants by `calibrate` instead of the hardware's own"
+    )
+    group.add_argument("--devices", type=int, default=1, metavar="N", help="devices of one replica [%(default)s]")
+    group.add_argument(
+        "--max-step-tokens",
+        type=_numbers,
+        default=[shape.max_step_tokens],
+        metavar="N[,N..]",
+        help=f"token budget of a step; several are simulated one after the other [{shape.max_step_tokens}]",
+    )
+    group.add_argument(
+        "--max-running", type=int, default=shape.max_running, metavar="N", help="sequences [%(default)s]"
+    )
+    group.add_argument("--max-waiting", type=int, default=shape.max_waiting, metavar="N", help="then 429 [%(default)s]")
+    group.add_argument("--block-size", type=int, default=shape.block_size, metavar="N", help="tokens [%(default)s]")
+    group.add_argument("--kv-blocks", type=int, metavar="N", help="of a replica [what the device's memory holds]")
+    group.add_argument("--context", type=int, metavar="N", help="longest request in tokens [the model's]")
+    group.add_argument("--no-prefix-caching", action="store_true", help="share no prefixes")
+
+
+def plan_of(options: argparse.Namespace, trace: str) -> Plan:
+    """The plan for `trace`.
+
+    Raises:
+        TraceError: the trace cannot be read.
+        ArrivalError: the arrivals make no sense, or are those of users who wait for answers.
+    """
+    shape = Shape(
+        window=options.window,
+        limit=options.limit,
+        speed=options.speed,
+        duration=options.duration,
+        rate=options.rate,
+        spread=options.spread,
+        arrivals=options.arrivals,
+        scale=options.scale,
+        max_prompt=options.max_prompt,
+        max_output=options.max_output,
+        seed=options.seed,
+    )
+    plan = make_plan(read_trace(trace, options.format, strict=options.strict), shape)
+    if plan.closed:
+        raise ArrivalError("the simulator takes arrivals with times, no closed loops")
+    return plan
+
+
+def cost_of(options: argparse.Namespace) -> CostModel:
+    """The cost model. Raises SpecError."""
+    hardware = load_hardware(options.hardware)
+    if options.costs:
+        hardware = hardware.with_costs(load_costs(options.costs))
+    return CostModel(hardware, load_model(options.model), options.devices)
+
+
+def server_of(options: argparse.Namespace, max_step_tokens: int) -> ServerShape:
+    """Each replica's settings."""
+    return ServerShape(
+        max_step_tokens=max_step_tokens,
+        max_running=options.max_running,
+        max_waiting=options.max_waiting,
+        block_size=options.block_size,
+        kv_blocks=options.kv_blocks,
+        context=options.context,
+        prefix_caching=not options.no_prefix_caching,
+    )
+
+
+def _window(text: str) -> tuple[float, float]:
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is no window; seconds such as 0:600, either may be left out")
+    return float(begin or 0), float(end or "inf")
+
+
+def _arrivals(text: str) -> object:
+    try:
+        return parse_arrivals(text)
+    except ArrivalError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError("a step has at least one token")
+    return numbers

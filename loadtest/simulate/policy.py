@@ -1,0 +1,49 @@
+"""One line a setting: what a policy question is decided by."""
+
+from dataclasses import dataclass
+
+from loadtest.records import Run
+from loadtest.report.metrics import Spread, summarize
+
+_COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok/s", "in SLO")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A setting and the figures of its run: latencies in seconds, output tokens a second, share within the objectives."""
+
+    setting: int
+    ttft: Spread | None
+    itl: Spread | None
+    tpot: Spread | None
+    output_rate: float
+    attainment: float | None
+
+    @classmethod
+    def of(cls, setting: int, run: Run) -> "Row":
+        """The figures of `run`."""
+        summary = summarize(run)
+        spreads = {name: by_class.get("all") for name, by_class in summary.latencies.items()}
+        judged = [each for each in summary.goodput if each.klass == "all"] or summary.goodput
+        return cls(
+            setting,
+            spreads.get("ttft"),
+            spreads.get("itl"),
+            spreads.get("tpot"),
+            summary.output_rate,
+            judged[0].attainment if judged else None,
+        )
+
+    def __str__(self) -> str:
+        cells = [f"{self.setting:>16}"]
+        for spread, factor in ((self.ttft, 1.0), (self.itl, 1e3), (self.tpot, 1e3)):
+            for value in (spread.p50, spread.p99) if spread else ():
+                cells.append(f"{value * factor:>9.3f}" if factor == 1.0 else f"{value * factor:>9.1f}")
+        cells.append(f"{self.output_rate:>9.0f}")
+        cells.append(f"{self.attainment:>9.1%}" if self.attainment is not None else f"{'-':>9}")
+        return "".join(cells)
+
+
+def header(setting: str) -> str:
+    """The line above the rows."""
+    return f"{setting:>16}" + "".join(f"{name:>9}" for name in _COLUMNS)

@@ -1,0 +1,203 @@
+"""One replica: the real scheduler and pool, stepped in simulated time as the engine's loop steps them.
+
+    step N begins    `refresh` brings its plan up to date, `schedule` plans N+1
+    while it runs    requests are added as they arrive
+    step N ends      `update` absorbs its tokens; step N+1 begins
+
+A stretch of steps in which nothing can change is leapt over (`Scheduler.leap`); an arrival in its middle cuts it at the last
+step that has ended. What belongs here: that order and each request's record. Never: which replica, what a step costs.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from loadtest.records import ErrorClass, Record
+from loadtest.simulate.cost import CostModel, Features, work_of
+from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
+from scheduler.messages import AddRequest, Output, RequestTimes
+from scheduler.scheduler import RequestTooLong, Scheduler
+from scheduler.step import ChunkResult, Step, StepResult
+
+MIN_LEAP = 2  # steps; one is as well done plainly
+_NOTHING = ChunkResult(request_id="")  # of a chunk that samples nothing; the scheduler reads results by place
+Log = list[tuple[float, float, Features]]  # begin, end and cost features of every step
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that has not ended, and what each of its steps samples."""
+
+    record: Record
+    sampled: ChunkResult
+    token: int
+
+
+class Replica:
+    """Takes requests and says when its next event is due.
+
+    Args:
+        config: the scheduler's.
+        pool: empty.
+        cost: what steps take.
+        max_waiting: requests beyond so many waiting ones are answered 429.
+        leaps: whether stretches without a change are leapt over; the result is the same.
+        log: filled with every step, if given.
+
+    Attributes:
+        due: when `advance` must be called, in seconds; None while there is nothing to do.
+        open: requests that have not ended.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        cost: CostModel,
+        *,
+        max_waiting: int = 1024,
+        leaps: bool = True,
+        log: Log | None = None,
+    ) -> None:
+        self.scheduler = Scheduler(config, pool)
+        self.due: float | None = None
+        self._cost = cost
+        self._delivery = cost.costs.delivery
+        self._max_waiting = max_waiting
+        self._leaps = leaps
+        self._log = log
+        self._open: dict[str, _Open] = {}
+        self._step: Step | None = None  # running
+        self._planned: Step | None = None
+        self._began = 0.0  # of the running step, or of the stretch that is being leapt
+        self._ends: list[float] = []  # of the steps of that stretch
+
+    @property
+    def open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._open)
+
+    def submit(self, message: AddRequest, token: int, record: Record, now: float) -> None:
+        """A request arrives. `token` is what each of its steps samples; `record` gets what becomes of it."""
+        if self._ends:
+            self._cut(now)
+        if self.scheduler.snapshot().waiting >= self._max_waiting:
+            record.error, record.status, record.detail = ErrorClass.STATUS, 429, "too many requests wait"
+            return
+        try:
+            self.scheduler.add(message, now)
+        except RequestTooLong as error:
+            record.error, record.status, record.detail = ErrorClass.STATUS, 400, str(error)
+            return
+        sampled = ChunkResult(request_id=message.request_id, token_id=token)
+        self._open[message.request_id] = _Open(record, sampled, token)
+        if self._step is None:
+            self._begin(now)
+
+    def advance(self) -> None:
+        """What is due happens: a step or a stretch of steps ends, and the next begins."""
+        assert self.due is not None
+        now = self.due
+        if self._ends:
+            self._leap(len(self._ends))
+        else:
+            self._finish_step(now)
+        if not (self._leaps and self._begin_stretch(now)):
+            self._begin(now)
+
+    # --- one step ---
+
+    def _begin(self, now: float) -> None:
+        scheduler = self.scheduler
+        while not scheduler.idle:
+            planned = self._planned
+            step = scheduler.schedule(now) if planned is None else scheduler.refresh(planned, now)
+            self._planned = scheduler.schedule(now)
+            if step.chunks:
+                self._run(step, now)
+                return
+            if scheduler.has_work:
+                raise RuntimeError("requests wait and nothing can run")
+            scheduler.update(step, StepResult(step_id=step.step_id, results=[]), now)
+        self._step = self._planned = self.due = None
+
+    def _run(self, step: Step, now: float) -> None:
+        work = work_of(step)
+        self._step, self._began = step, now
+        self.due = now + self._cost.seconds(work)
+        if self._log is not None:
+            self._log.append((now, self.due, self._cost.features(work)))
+
+    def _finish_step(self, now: float) -> None:
+        step, self._step = self._step, None
+        assert step is not None
+        running = self._open
+        results = [running[chunk.request_id].sampled if chunk.samples else _NOTHING for chunk in step.chunks]
+        tick = (now + self._delivery, 1)
+        for output in self.scheduler.update(step, StepResult(step_id=step.step_id, results=results), now):
+            record = running[output.request_id].record
+            record.tokens.append(tick)
+            if output.finish_reason is not None:
+                self._end(record, output, tick[0])
+
+    def _end(self, record: Record, output: Output, at: float) -> None:
+        del self._open[output.request_id]
+        assert output.finish_reason is not None and output.times is not None
+        times: RequestTimes = output.times
+        record.finished, record.status = at, 200
+        record.finish_reason = output.finish_reason.value
+        record.prompt_tokens, record.output_tokens = record.asked_prompt, len(record.tokens)
+        record.cached_tokens = times.cached_tokens
+        assert times.first_token is not None and times.finished is not None
+        record.timings = {
+            "queue_ms": 1e3 * (times.scheduled - times.queued),
+            "prefill_ms": 1e3 * (times.first_token - times.scheduled),
+            "decode_ms": 1e3 * (times.finished - times.first_token),
+        }
+
+    # --- stretches without a change ---
+
+    def _begin_stretch(self, now: float) -> bool:
+        """Whether nothing but time passes until `due`, which is some steps away."""
+        planned = self._planned
+        steps = 0 if planned is None else self.scheduler.steady_steps(planned)
+        if planned is None or steps < MIN_LEAP:
+            return False
+        work = work_of(planned)
+        end, rows, ends = now, len(planned.chunks), self._ends
+        for _ in range(steps):
+            end += self._cost.seconds(work)
+            ends.append(end)
+            work.decode_keys += rows
+        self._began, self.due = now, end
+        return True
+
+    def _leap(self, steps: int) -> None:
+        """The first `steps` of the stretch have ended."""
+        planned, ends = self._planned, self._ends[:steps]
+        assert planned is not None
+        if self._log is not None:
+            self._log_stretch(planned, ends)
+        running = [self._open[chunk.request_id] for chunk in planned.chunks]
+        self._planned = self.scheduler.leap(planned, steps, lambda request_id: self._open[request_id].token)
+        ticks = [(end + self._delivery, 1) for end in ends]
+        for each in running:
+            each.record.tokens += ticks
+        self._ends = []
+        self._began = ends[-1]
+
+    def _cut(self, now: float) -> None:
+        """Leap to the last step that has ended by now, and let the next one run plainly."""
+        ended = bisect_right(self._ends, now)
+        if ended:
+            self._leap(ended)
+        self._ends = []
+        self._begin(self._began)
+
+    def _log_stretch(self, planned: Step, ends: list[float]) -> None:
+        assert self._log is not None
+        work, begin = work_of(planned), self._began
+        for end in ends:
+            self._log.append((begin, end, self._cost.features(work)))
+            work.decode_keys += len(planned.chunks)
+            begin = end

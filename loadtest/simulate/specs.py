@@ -1,0 +1,208 @@
+"""What the cost model knows of a device and of a model: typed, validated, read from YAML.
+
+`configs/hardware/*.yaml` and `configs/models/*.yaml` are such files. A file may be named by its path or, for those two
+folders, by its stem (`h200`). Unknown keys, missing keys and values that cannot be are refused with the file's name.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+_T = TypeVar("_T")
+
+
+class SpecError(ValueError):
+    """A description that cannot be used: names the file, the key and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """The fitted constants. `matrices` and `attention` multiply rooflines (1 = the device's peak), the others are seconds.
+
+    Attributes:
+        step: of every step, whatever is in it (launches, Python, one round of the loop).
+        token: for each token computed.
+        sequence: for each sequence of a step (its sampling, its event, its way through the HTTP process).
+        matrices: times the roofline of all matrix products.
+        attention: times the roofline of attention.
+        request: from sending a request until the scheduler has it.
+        delivery: from the end of a step until the client has its tokens.
+    """
+
+    step: float
+    token: float
+    sequence: float
+    matrices: float
+    attention: float
+    request: float
+    delivery: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """One device (of several alike, where a replica takes more than one).
+
+    Attributes:
+        memory_bytes: for weights, KV and activations.
+        memory_share: of it that weights and KV may take.
+        memory_bytes_per_second: reading.
+        operations_per_second: dense peak by the type the matrix products run in; a multiply-add is two.
+        attention_operations_per_second: the same for attention.
+        link_bytes_per_second: between the devices of one replica, one direction; 0 where a replica is one device.
+        link_seconds: latency of one all-reduce.
+        tier_bytes_per_second: KV moves between the device and `host`, `disk`, `peer`.
+        costs: fitted constants.
+    """
+
+    name: str
+    memory_bytes: float
+    memory_share: float
+    memory_bytes_per_second: float
+    operations_per_second: dict[str, float]
+    attention_operations_per_second: float
+    link_bytes_per_second: float
+    link_seconds: float
+    tier_bytes_per_second: dict[str, float]
+    costs: Costs
+
+    def with_costs(self, costs: Costs) -> "Hardware":
+        """The same device with other constants."""
+        return replace(self, costs=costs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A dense decoder as the cost model sees it.
+
+    Attributes:
+        max_position: longest context it is made for.
+        weight_bits: of a weight in the layers, scales included.
+        head_bits: of a weight of the output head.
+        compute: the type of the matrix products, a key of `Hardware.operations_per_second`.
+        kv_bits: of one key or value element.
+    """
+
+    name: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tied_head: bool
+    max_position: int
+    weight_bits: float
+    head_bits: float
+    compute: str
+    kv_bits: int
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of all layers' matrices: every token is multiplied with each of them."""
+        attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output head: only sampled rows are multiplied with it."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def weight_bytes(self) -> float:
+        """Memory of the weights; a head of its own has an embedding table beside it."""
+        tables = 1 if self.tied_head else 2
+        return (self.layer_weights * self.weight_bits + tables * self.head_weights * self.head_bits) / 8
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bits // 8
+
+
+def load_hardware(name: str) -> Hardware:
+    """Read a device. Raises SpecError."""
+    return _load(name, "hardware", Hardware)
+
+
+def load_model(name: str) -> Model:
+    """Read a model. Raises SpecError."""
+    return _load(name, "models", Model)
+
+
+def load_costs(path: Path) -> Costs:
+    """Read constants that `headrace loadtest calibrate` wrote. Raises SpecError."""
+    return _build(Costs, _read(path), str(path))
+
+
+def write_costs(costs: Costs, path: Path, comment: str) -> None:
+    """Write constants so that `load_costs` reads them, under lines of comment."""
+    lines = [f"# {line}" for line in comment.splitlines()]
+    lines += [f"{each.name}: {getattr(costs, each.name):.6g}" for each in fields(Costs)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _load(name: str, folder: str, kind: type[_T]) -> _T:
+    path = Path(name)
+    if not path.exists() and len(path.parts) == 1:
+        path = CONFIGS / folder / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+            raise SpecError(f"no file {name}, and configs/{folder} has only {known}")
+    return _build(kind, _read(path), str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path}: a mapping is expected")
+    return content
+
+
+def _build(kind: type[_T], content: Mapping[str, Any], where: str) -> _T:
+    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(str(key) for key in set(content) - set(known)):
+        raise SpecError(f"{where}: unknown key {unknown[0]}; known are {', '.join(known)}")
+    missing = [name for name, each in known.items() if name not in content and each.default is MISSING]
+    if missing:
+        raise SpecError(f"{where}: {missing[0]} is missing")
+    return kind(**{name: _value(known[name].type, value, f"{where}: {name}") for name, value in content.items()})
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if kind is Costs:
+        if not isinstance(value, dict):
+            raise SpecError(f"{where}: a mapping is expected, not {value!r}")
+        return _build(Costs, value, where)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict) or not value:
+            raise SpecError(f"{where}: a mapping of numbers is expected, not {value!r}")
+        return {str(key): _value(get_args(kind)[1], each, f"{where}.{key}") for key, each in value.items()}
+    if kind in (str, bool):
+        if not isinstance(value, kind):
+            raise SpecError(f"{where}: {kind.__name__} is expected, not {value!r}")
+        return value
+    return _number(kind, value, where)
+
+
+def _number(kind: Any, value: Any, where: str) -> float | int:
+    """A number that is not negative; YAML reads `3e9` as text, so text that spells a number is one."""
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise SpecError(f"{where}: a number of at least 0 is expected, not {value!r}")
+    if kind is int:
+        if number != int(number) or number == 0:
+            raise SpecError(f"{where}: a whole number of at least 1 is expected, not {value!r}")
+        return int(number)
+    return number
