@@ -6,7 +6,7 @@ given another meaning under the same `SCHEMA`; readers ignore fields they do not
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,9 @@ class Record:
 
     @property
     def tpot(self) -> float | None:
-        """Seconds a token after the first event; None with fewer than two events."""
-        if len(self.tokens) < 2:
-            return None
+        """Seconds a token after the first event; None if no token came after it."""
         count = sum(tokens for _, tokens in self.tokens[1:])
-        return (self.tokens[-1][0] - self.tokens[0][0]) / count
+        return (self.tokens[-1][0] - self.tokens[0][0]) / count if count else None
 
     @property
     def gaps(self) -> list[float]:
@@ -120,6 +118,8 @@ class Run:
         invalid: why the run must not be believed (the client could not keep up); empty if it may.
         problems: rows of the trace that were left out, `line: reason`.
         scraped: the target's counters before and after (`/metrics`), where it has some.
+        client: how the client itself did: `lateness_p50`, `lateness_p99`, `lateness_max`, `loop_lag_p99`, `loop_lag_max` in
+            seconds, `cpu_share` of one processor, `connections` it opened, `most_running` requests at once.
     """
 
     label: str
@@ -132,6 +132,7 @@ class Run:
     invalid: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     scraped: dict[str, dict[str, float]] = field(default_factory=dict)
+    client: dict[str, float] = field(default_factory=dict)
     schema: str = SCHEMA
 
     def objective(self, record: Record) -> Objective | None:
@@ -140,7 +141,7 @@ class Run:
 
     def write(self, path: Path) -> None:
         """As JSON."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        path.write_text(json.dumps(self, default=_own_fields), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -158,6 +159,11 @@ def _record(entry: dict[str, Any]) -> Record:
     known["tokens"] = [(at, count) for at, count in known["tokens"]]
     known["error"] = known["error"] and ErrorClass(known["error"])
     return Record(**known)
+
+
+def _own_fields(value: Any) -> dict[str, Any]:
+    """A run, record or objective for the JSON encoder; `asdict` would copy every event first."""
+    return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
 def _known(cls: Any, content: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class RateSearch:
     @property
     def next_rate(self) -> float | None:
         """What to measure next, requests per second; None when the search is over."""
-        if self.trials and self._sustained(self.trials[-1]) is None:
+        if self.trials and self.sustained(self.trials[-1]) is None:
             return self.trials[-1].rate
         if self._good is None and self._bad is None:
             return self.start
@@ -99,14 +99,14 @@ class RateSearch:
         rate = self.next_rate
         if rate is None:
             raise RuntimeError("the search is over: nothing was to be measured")
-        if not self.trials or self._sustained(self.trials[-1]) is not None:
+        if not self.trials or self.sustained(self.trials[-1]) is not None:
             self.trials.append(Trial(rate))
         trial = self.trials[-1]
         if attainment is None:
             trial.undriven = True
         else:
             trial.attainments.append(attainment)
-        sustained = self._sustained(trial)
+        sustained = self.sustained(trial)
         if sustained:
             self._good = rate
         elif sustained is False:
@@ -123,7 +123,7 @@ class RateSearch:
             return Found(self._good, self._bad, End.CLIENT)
         return Found(self._good, self._bad, End.FOUND if self._good is not None else End.NONE)
 
-    def _sustained(self, trial: Trial) -> bool | None:
+    def sustained(self, trial: Trial) -> bool | None:
         """Whether the rate is sustained; None while the majority is open."""
         if trial.undriven:
             return False

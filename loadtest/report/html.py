@@ -11,7 +11,7 @@ from loadtest.report.metrics import ALL, Summary
 from loadtest.report.plots import Plot
 from loadtest.report.rows import Section, count, figure, milliseconds, percent, sections
 
-NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed"}
+NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed", "The client"}
 FIRST = {"Latency", "Objectives"}
 EXAMPLES = 10  # of bad requests
 PROBLEMS = 20  # rows of the trace shown

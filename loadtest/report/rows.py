@@ -1,5 +1,6 @@
 """The figures of a summary as text: the sections that the terminal and the page both show."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from loadtest.records import Objective, Run
@@ -26,7 +27,7 @@ class Section:
 
     title: str
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
     def figures(self, place: int) -> bool:
         """Whether the column at `place` holds figures, which stand right."""
@@ -43,6 +44,7 @@ def sections(run: Run, summary: Summary) -> list[Section]:
         Section("Objectives missed", ("class", "by", "requests"), missed(summary)),
         Section("Latency", ("milliseconds", *(each.name for each in fields(Spread))), latency(summary)),
         Section("Correctness", ("", "requests"), correctness(summary)),
+        Section("The client", ("", "value"), client(run.client)),
         Section("Failures", ("class", "requests"), _counts(summary.errors)),
         Section("What the failures said", ("message (N: a number)", "requests"), _counts(summary.details)),
         Section("Rules broken", ("rule (N: a number)", "times"), _counts(summary.violations)),
@@ -97,6 +99,19 @@ def missed(summary: Summary) -> list[tuple[str, ...]]:
     """Why requests missed their objective; one that misses two bounds stands at both."""
     rows = [row for row in summary.goodput if row.klass != ALL]
     return [(row.klass, reason, count(times)) for row in rows for reason, times in row.missed.items()]
+
+
+def client(health: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """How the client itself did: seconds as milliseconds, shares in percent, counts; in the order in which it says them."""
+    rows = []
+    for name, value in health.items():
+        if name.startswith(("lateness", "loop_lag")):
+            rows.append((name.replace("_", " ") + " (ms)", milliseconds(value)))
+        elif name.endswith("_share"):
+            rows.append((name.removesuffix("_share") + " of one processor", percent(value)))
+        else:
+            rows.append((name.replace("_", " "), figure(value) if value % 1 else count(value)))
+    return [*rows]
 
 
 def objective_text(objective: Objective) -> str:

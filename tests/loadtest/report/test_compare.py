@@ -160,9 +160,9 @@ def test_what_cannot_be_compared_is_said(make, tmp_path, capsys):
     path, empty = tmp_path / "a.json", tmp_path / "empty.json"
     make.drawn_run(1, 60).write(path)
     make.run_of([]).write(empty)
-    assert main([str(path), str(tmp_path / "missing.json")]) == 1
+    assert main([str(path), str(tmp_path / "missing.json")]) == 2
     assert "missing.json" in capsys.readouterr().err
-    assert main([str(path), str(empty)]) == 1
+    assert main([str(path), str(empty)]) == 2
     assert "without requests" in capsys.readouterr().err
     for wrong in ([str(path)], [str(path), str(path), "--confidence", "1"], [str(path), str(path), "--resamples", "9"]):
         with pytest.raises(SystemExit):

@@ -159,6 +159,18 @@ def test_the_plan_and_the_rows_left_out_are_on_the_page(make):
     assert "19: 0 tokens" in html and "20: 0 tokens" not in html and "and 10 more" in html
 
 
+def test_how_the_client_did_is_shown(make):
+    health = {"lateness_p99": 0.0042, "loop_lag_max": 0.25, "cpu_share": 0.413, "connections": 1200.0}
+    run = make.run_of([make.answered(0, 0.0, ttft=1)], client=health)
+    (section,) = [each for each in sections(run, summarize(run)) if each.title == "The client"]
+    assert section.rows == [
+        ("lateness p99 (ms)", "4.20"),
+        ("loop lag max (ms)", "250.0"),
+        ("cpu of one processor", "41.3 %"),
+        ("connections", "1,200"),
+    ]
+
+
 def test_key_figures_of_a_run_without_answers(make):
     entries = dict(key_figures(summarize(make.run_of([make.refused(0, 0.0)]))))
     assert entries == {"of 1 answered": "0.0 %", "output tokens/s": "0"}

@@ -1,0 +1,100 @@
+"""What a sweep found: attainment and goodput against the rate, for one server or several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from loadtest.report import page
+from loadtest.report.drawing import COLOURS, legend_above, new_figure, png
+from loadtest.report.rows import Section, figure, percent
+from loadtest.search import End, Found, RateSearch
+
+ENDS = {
+    End.FOUND: "the next higher rate that was tried is not sustained",
+    End.CLIENT: "the client could not drive a higher rate",
+    End.HIGHEST: "the highest rate that may be tried is sustained",
+    End.NONE: "not even the lowest rate is sustained",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a sweep: requests per second asked for, share that met its objective, and how many that were per second."""
+
+    server: str
+    rate: float
+    attainment: float
+    goodput: float
+
+
+def verdict(name: str, found: Found) -> str:
+    """The outcome in a sentence."""
+    if found.rate is None:
+        return f"{name}: no rate is sustained, down to {figure(found.above or 0)} requests/s"
+    above = "" if found.above is None else f", not {figure(found.above)}"
+    return f"{name}: {figure(found.rate)} requests/s are sustained{above} ({ENDS[found.end]})"
+
+
+def trials(name: str, search: RateSearch) -> Section:
+    """What was measured, in order."""
+    rows = []
+    for trial in search.trials:
+        runs = ", ".join(percent(attainment) for attainment in trial.attainments)
+        sustained = "the client could not" if trial.undriven else ("no", "yes")[bool(search.sustained(trial))]
+        rows.append((figure(trial.rate), runs, sustained))
+    return Section(name, ("requests/s", "attainment of each run", "sustained"), rows)
+
+
+def curves(points: Sequence[Point], outcomes: Mapping[str, Found], goal: float) -> Figure:
+    """Two panels over the rate: attainment, and goodput; a dot a run, a line at each server's outcome."""
+    drawn, axes = new_figure(1, 2, 4.2)
+    attainment, goodput = axes[0]
+    for place, (name, found) in enumerate(outcomes.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        own = sorted((each for each in points if each.server == name), key=lambda each: each.rate)
+        rates = [each.rate for each in own]
+        for panel, values in ((attainment, [e.attainment for e in own]), (goodput, [e.goodput for e in own])):
+            panel.plot(rates, values, "o", markersize=5, alpha=0.7, color=colour, label=name)
+            if found.rate is not None:
+                panel.axvline(found.rate, color=colour, linewidth=1.1)
+    attainment.axhline(goal, color="black", linestyle="--", linewidth=0.9, label="goal")
+    attainment.set(ylim=(0, 1.03), ylabel="attainment")
+    attainment.yaxis.set_major_formatter(PercentFormatter(1))
+    most = max((each.rate for each in points), default=1.0)
+    goodput.plot([0, most], [0, most], color="black", linestyle="--", linewidth=0.9, label="all meet it")
+    goodput.set(ylim=(0, None), ylabel="met their objective / s")
+    for panel in (attainment, goodput):
+        panel.set(xlabel="requests / s", xlim=(0, most * 1.05))
+        legend_above(panel)
+    return drawn
+
+
+def render(
+    searches: Mapping[str, RateSearch], outcomes: Mapping[str, Found], points: Sequence[Point], notes: Sequence[str]
+) -> str:
+    """A self-contained page."""
+    goal = next(iter(searches.values())).goal
+    parts = [f"<h1>Capacity at {percent(goal)} attainment</h1>"]
+    parts += [f"<p>{escape(verdict(name, found))}</p>" for name, found in outcomes.items()]
+    parts += [f'<p class="soft">{escape(note)}</p>' for note in notes]
+    caption = "A dot a run; the upright lines are the highest rates sustained."
+    parts.append(page.picture("Attainment and goodput against the rate", caption, png(curves(points, outcomes, goal))))
+    parts += [page.table(trials(name, search)) for name, search in searches.items()]
+    return page.page("Capacity", parts)
+
+
+def as_json(
+    searches: Mapping[str, RateSearch], outcomes: Mapping[str, Found], points: Sequence[Point]
+) -> dict[str, object]:
+    """Everything of it as JSON values."""
+    return {
+        "schema": "headrace.sweep/1",
+        "servers": {
+            name: {**asdict(outcomes[name]), "goal": search.goal, "trials": [asdict(trial) for trial in search.trials]}
+            for name, search in searches.items()
+        },
+        "runs": [asdict(point) for point in points],
+    }
