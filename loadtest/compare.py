@@ -231,7 +231,7 @@ def _labelled(side: Side) -> list[Run]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`headrace loadtest compare`; 1 if a run cannot be read."""
+    """`headrace loadtest compare`; 2 if a run cannot be read."""
     from rich.console import Console
 
     from loadtest.report.table import section_table
@@ -243,8 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sides = [Side.of([Run.read(Path(name)) for name in joined.split(",")]) for joined in arguments.runs]
     except (OSError, ValueError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
+        print(f"headrace loadtest compare: {error}", file=sys.stderr)
+        return 2
     sides = _distinct(sides)
     confidence = arguments.confidence
     tables = []
