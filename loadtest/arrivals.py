@@ -80,7 +80,7 @@ class Gamma:
 
 @dataclass(frozen=True, slots=True)
 class OnOff:
-    """A Markov-modulated Poisson process of two states: `high` requests per second for `on` s on average, then `low` for `off` s."""
+    """A Markov-modulated Poisson process: `high` requests per second for `on` s on average, then `low` for `off` s."""
 
     high: float = 2.0
     low: float = 0.0

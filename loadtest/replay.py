@@ -1,0 +1,209 @@
+"""A run from beginning to end: ask the target, plan, load it, read the answers, ask it again."""
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from loadtest.client import Build, Built, Driver
+from loadtest.http1 import Pool
+from loadtest.judge import Expected, judge
+from loadtest.plan import Plan, Planned, Shape, make_plan
+from loadtest.progress import shown
+from loadtest.prompts import Prompts
+from loadtest.records import Objective, Record, Run
+from loadtest.scrape import scrape
+from loadtest.streams import Answer
+from loadtest.target import Known, Target, meet, request_body
+from loadtest.traces import Trace
+from loadtest.verify import sampled, verify
+from loadtest.vocabulary import TokenizerError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayPlan:
+    """A run, but for the server it goes to.
+
+    Attributes:
+        objectives: by class; `default` for the others.
+        patience: seconds a request may take; `stall`: seconds without a byte after which a stream is given up.
+        max_lateness: seconds the client may be late (p99) before the run is invalid.
+        verify: so many answers are asked for again.
+        live: show progress on stderr.
+    """
+
+    trace: Trace
+    shape: Shape = field(default_factory=Shape)
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    label: str = ""
+    patience: float = 600.0
+    stall: float = 60.0
+    max_lateness: float = 0.02
+    verify: int = 0
+    live: bool = False
+
+
+def replay(plan: ReplayPlan, target: Target) -> Run:
+    """Run it; see `run_replay`. Not from inside an event loop."""
+    try:
+        import uvloop
+    except ImportError:  # not on every platform
+        return asyncio.run(run_replay(plan, target))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run_replay(plan, target))
+
+
+async def run_replay(plan: ReplayPlan, target: Target) -> Run:
+    """Load `target` by `plan` and return what came of it. Ctrl-C ends the load early and marks the run invalid.
+
+    Raises:
+        ArrivalError: the plan has nothing to send.
+        TargetError, TokenizerError: the target is not there, or its prompts' lengths cannot be had.
+    """
+    work = make_plan(plan.trace, plan.shape)
+    async with target.client() as client:
+        known = await meet(target, client)
+        work = await _counted(work, known, target)
+        prompts = Prompts(known.vocabulary, plan.shape.seed)
+        pool = Pool(target.base_url)
+        await pool.resolve()
+        driver = Driver(pool, work, _builder(target, known, prompts), patience=plan.patience, stall=plan.stall)
+        before, started = await scrape(client, target.root), time.time()
+        with _stoppable(driver), shown(driver, plan.live):
+            await driver.run()
+        await pool.close()
+        after = await scrape(client, target.root)
+        records, answers = _judged(driver, work, known, target, prompts)
+        if plan.verify and not driver.interrupted:
+            chosen = sampled(records, plan.verify, plan.shape.seed)
+            again = {
+                each.index: (each, prompts.prompt(work.requests[each.index]).text, answers[each.index])
+                for each in chosen
+                if each.index in answers
+            }
+            await verify(client, target, known, again)
+    scraped = {"before": before, "after": after}
+    return _run(plan, target, known, work=work, driver=driver, records=records, started=started, scraped=scraped)
+
+
+async def _counted(work: Plan, known: Known, target: Target) -> Plan:
+    """Texts that the trace brings, counted by the tokenizer, where that is all the model gets."""
+    texts = {each.prompt for each in work.requests if each.prompt is not None}
+    if not texts or known.tokenizer is None or target.endpoint == "chat":
+        return work
+    counts: dict[str | None, int] = {}
+    for text in texts:
+        with suppress(TokenizerError):  # too long for the server to count: it will refuse the request as well
+            counts[text] = len(await known.tokenizer.ids(text))
+    requests = [
+        replace(each, prompt_tokens=counts.get(each.prompt, 0)) if each.prompt is not None else each
+        for each in work.requests
+    ]
+    return replace(work, requests=requests)
+
+
+def _builder(target: Target, known: Known, prompts: Prompts) -> Build:
+    parts = urlsplit(target.url)
+    head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+    head += "Accept: text/event-stream\r\nUser-Agent: headrace-loadtest\r\n"
+    if target.api_key:
+        head += f"Authorization: Bearer {target.api_key}\r\n"
+
+    def build(planned: Planned) -> Built:
+        prompt = prompts.prompt(planned)
+        ids = known.token_ids and prompt.tokens <= target.token_ids_up_to
+        body = json.dumps(request_body(target, known, prompt.text, planned.output_tokens, ids=ids)).encode()
+        return Built(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, prompt.tokens)
+
+    return build
+
+
+def _judged(
+    driver: Driver, work: Plan, known: Known, target: Target, prompts: Prompts
+) -> tuple[list[Record], dict[int, Answer]]:
+    """The records, read; and what the whole answers said, by index."""
+    records: list[Record] = []
+    answers: dict[int, Answer] = {}
+    for record, raw in driver.answers():
+        counted = record.asked_prompt if known.vocabulary.exact and record.asked_prompt else None
+        given = work.requests[record.index].prompt is not None
+        expected = Expected(
+            kind="chat" if target.endpoint == "chat" else "completion",
+            own_grammar=known.own_grammar,
+            prompt_tokens=None if given and target.endpoint == "chat" else counted,
+            output_tokens=record.asked_output,
+            only_length=known.ends_only_by_length,
+        )
+        answer = judge(record, raw, expected)
+        records.append(record)
+        if answer is not None and record.ok:
+            answers[record.index] = answer
+    return records, answers
+
+
+@contextmanager
+def _stoppable(driver: Driver) -> Iterator[None]:
+    """The first Ctrl-C ends the load, and what is there is reported."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGINT, driver.stop)
+    except (NotImplementedError, RuntimeError, ValueError):  # no signals here: another platform, or not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _run(
+    plan: ReplayPlan,
+    target: Target,
+    known: Known,
+    *,
+    work: Plan,
+    driver: Driver,
+    records: list[Record],
+    started: float,
+    scraped: dict[str, dict[str, float]],
+) -> Run:
+    invalid = driver.health.doubts(plan.max_lateness)
+    if driver.interrupted:
+        invalid.append(f"interrupted after {len(records)} of {len(work.requests)} requests")
+    begin = min((record.intended for record in records), default=0.0)
+    described = work.described | {
+        "endpoint": target.endpoint,
+        "model": known.model,
+        "owner": known.owner,
+        "ignore_eos": known.ignore_eos,
+        "exact_prompts": known.vocabulary.exact,
+        "patience": plan.patience,
+        "stall": plan.stall,
+        "verify": plan.verify,
+    }
+    return Run(
+        label=plan.label or known.model,
+        target=target.base_url,
+        started=started,
+        duration=max((record.finished or 0.0 for record in records), default=0.0) - begin,
+        plan=described,
+        records=records,
+        objectives=dict(plan.objectives),
+        invalid=invalid,
+        problems=work.problems + _too_long(work, known),
+        scraped=scraped if any(scraped.values()) else {},
+        client=driver.health.summary(),
+    )
+
+
+def _too_long(work: Plan, known: Known) -> list[str]:
+    """Requests that cannot fit, said once and not once each."""
+    if known.context is None:
+        return []
+    over = Counter(each.prompt_tokens + each.output_tokens > known.context for each in work.requests)[True]
+    return [f"{over} requests are longer than the target's context of {known.context} tokens"] if over else []
