@@ -196,7 +196,7 @@ def cautions(sides: Sequence[Side]) -> list[str]:
 
 def section(first: Side, second: Side, differences: list[Difference], confidence: float) -> Section:
     """The comparison of two sides as a table."""
-    header = ("", first.label, second.label, "change", f"{confidence:.0%} interval", "verdict")
+    header = ("", first.label, second.label, "change", f"{confidence * 100:g} % interval", "verdict")
     return Section(f"{second.label} against {first.label}", header, [each.texts() for each in differences])
 
 

@@ -82,7 +82,7 @@ def render(
     parts += [f'<p class="soft">{escape(note)}</p>' for note in notes]
     caption = "A dot a run; the upright lines are the highest rates sustained."
     parts.append(page.picture("Attainment and goodput against the rate", caption, png(curves(points, outcomes, goal))))
-    parts += [page.table(trials(name, search)) for name, search in searches.items()]
+    parts.append(page.side_by_side(page.table(trials(name, search)) for name, search in searches.items()))
     return page.page("Capacity", parts)
 
 

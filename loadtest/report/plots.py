@@ -251,7 +251,7 @@ def _cdf(panel: Axes, name: str, curve: Curve) -> None:
     share = np.arange(1, values.size + 1) / values.size
     x, y = np.append(values[kept], values[-1]), np.append(share[kept], 1)
     panel.step(x, y, where="post", color=curve.colour, label=curve.label)
-    _bound(panel.axvline, curve.view, "tpot" if name == "itl" else name, klass, curve.colour)
+    _bound(panel.axvline, curve.view, "tpot" if name == "itl" else name, klass, curve.colour if klass else "black")
 
 
 def _bound(line: Callable[..., object], view: View, name: str, klass: str | None = None, colour: str = "black") -> None:
