@@ -47,8 +47,8 @@ class Goodput:
         klass: `all` for all classes together; then `objective` is None.
         requests: of the plan that the objective judges.
         met: those that met it.
-        rate: requests that met it, by second.
-        token_rate: their output tokens, by second.
+        rate: requests that met it, per second.
+        token_rate: their output tokens, per second.
         missed: reason -> requests; a request that misses two bounds counts at both.
     """
 
@@ -68,14 +68,14 @@ class Goodput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Everything a report says in numbers. Rates are by second of the run's duration, latencies in seconds.
+    """Everything a report says in numbers. Rates are per second of the run's duration, latencies in seconds.
 
     Attributes:
         requests: of the plan.
         whole: answered in full.
-        offered: the plan's arrivals by second; None with fewer than two distinct times.
-        request_rate: whole answers by second.
-        prompt_rate, output_rate: tokens of whole answers by second; `None` if the server told no prompt tokens.
+        offered: the plan's arrivals per second; None with fewer than two distinct times.
+        request_rate: whole answers per second.
+        prompt_rate, output_rate: tokens of whole answers per second; `None` if the server told no prompt tokens.
         peak: the most requests at once.
         latencies: name -> by class, and `all`: ttft, tpot, itl, e2e, queue, prefill, decode, lateness; those with values.
         errors: error class -> requests. details: what the errors said, numbers left out -> requests.
@@ -108,7 +108,7 @@ class Summary:
 
     @property
     def total_rate(self) -> float | None:
-        """Tokens by second, prompts included."""
+        """Tokens per second, prompts included."""
         return None if self.prompt_rate is None else self.prompt_rate + self.output_rate
 
     @property
@@ -150,7 +150,7 @@ def summarize(run: Run, columns: Columns | None = None) -> Summary:
 
 
 def offered_rate(intended: Floats) -> float | None:
-    """Arrivals by second between the first and the last."""
+    """Arrivals per second between the first and the last."""
     span = float(np.ptp(intended)) if intended.size else 0.0
     return (intended.size - 1) / span if span > 0 else None
 

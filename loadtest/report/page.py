@@ -22,7 +22,7 @@ section, figure { padding: 14px 18px; margin: 16px 0 0; overflow-x: auto; }
 .tile span { color: var(--soft); font-size: 13px; }
 .bad { border: 2px solid #c0392b; background: #fdecea; border-radius: 8px; padding: 10px 16px; margin-top: 16px; }
 .side { columns: 3 300px; column-gap: 16px; margin-top: 16px; }
-.side section { break-inside: avoid; margin: 0 0 16px; } .side + section { margin-top: 0; }
+.side section { break-inside: avoid; margin: 0 0 16px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; border-bottom: 2px solid var(--line); }
 td { border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }

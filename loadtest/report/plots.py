@@ -80,7 +80,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "goodput": (
         "Goodput and attainment",
-        "Left: attainment if every bound were so many times as long. Right: requests by second that met their objective, "
+        "Left: attainment if every bound were so many times as long. Right: requests per second that met their objective, "
         "against those that arrived; a dot is a window of the run.",
     ),
 }

@@ -19,7 +19,7 @@ def width_for(duration: float, windows: int = WINDOWS) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Columns of shape [windows], times in seconds, rates by second.
+    """Columns of shape [windows], times in seconds, rates per second.
 
     Attributes:
         start: of each window; width: of all.
