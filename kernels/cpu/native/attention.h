@@ -96,6 +96,7 @@ struct Keys {
   const Cache& cache;
   const int32_t* table;
   int64_t layer, head;
+  bool cold;  // read once, so most likely from memory
 
   const uint32_t* keys(int64_t position) const {
     return cache.keys(table[position / cache.block_size], layer, head) + position % cache.block_size;
@@ -105,15 +106,24 @@ struct Keys {
   }
 };
 
-// scores[r][..] of V * 16 keys from `position` for R queries; the keys are in one block.
+// What will be read soon, or null: values of the keys at hand, and the keys after them. Blocks are scattered, and the hardware's own
+// prefetch stops at the end of a page, which a block's keys just fill.
+struct Ahead {
+  const uint32_t *values, *keys;
+};
+
+// out[r][..] = scores of V * 16 keys from `position` for R queries; the keys are in one block.
 template <int R, int V>
-inline void scores(const Keys& kv, int64_t position, const Pair* const* queries, float (*out)[SPAN]) {
+inline void scores(const Keys& kv, int64_t position, const Pair* const* queries, Ahead ahead,
+                   float (*out)[SPAN]) {
   const int64_t size = kv.cache.block_size, pairs = kv.cache.dim / 2;
   const uint32_t* keys = kv.keys(position);
   f32x16 acc[R][V];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) acc[r][v] = f32x16{};
   for (int64_t d = 0; d < pairs; d++) {
+    for (int v = 0; v < V && ahead.values; v++) _mm_prefetch(ahead.values + (d * V + v) * LANES, _MM_HINT_T0);
+    for (int v = 0; v < V && ahead.keys; v++) _mm_prefetch(ahead.keys + d * size + v * LANES, _MM_HINT_T0);
     u32x16 k[V];
     for (int v = 0; v < V; v++) k[v] = load<u32x16>(keys + d * size + v * LANES);
 #pragma GCC unroll 6
@@ -182,12 +192,13 @@ inline void span_of(const Keys& kv, int64_t begin, const Pair* const* queries, c
   const int vectors = (int)((std::min<int64_t>(highest, begin + SPAN) - position + LANES - 1) / LANES);
   const bool wide = kv.cache.block_size % (2 * LANES) == 0;
   for (int v = 0; v < vectors;) {
-    int64_t at = position + v * LANES;
+    const int64_t at = position + v * LANES;
+    const Ahead ahead{kv.cold ? kv.values(at) : nullptr, kv.cold && v + 2 < vectors ? kv.keys(at + 2 * LANES) : nullptr};
     if (wide && v + 2 <= vectors && at % (2 * LANES) == 0) {
-      scores<R, 2>(kv, at, queries, s);
+      scores<R, 2>(kv, at, queries, ahead, s);
       v += 2;
     } else {
-      scores<R, 1>(kv, at, queries, s);
+      scores<R, 1>(kv, at, queries, ahead, s);
       v += 1;
     }
   }

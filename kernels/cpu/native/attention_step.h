@@ -81,7 +81,7 @@ class AttentionStep {
   void task(int i, const Cache& cache, int64_t layer, int64_t window, float* out) {
     const Item& item = items_[i / heads_.kv_heads];
     const int64_t kv_head = i % heads_.kv_heads;
-    const Keys kv{cache, item.chunk->table, layer, kv_head};
+    const Keys kv{cache, item.chunk->table, layer, kv_head, item.span >= 0};
     for (int64_t done = 0; done < item.count; done += QUERIES) {
       Bundle some = bundle(*item.chunk, item.from + done, std::min<int64_t>(QUERIES, item.count - done), kv_head, window);
       if (item.span >= 0) {

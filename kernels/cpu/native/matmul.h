@@ -27,6 +27,7 @@ constexpr int ROWS = 6, TILES = 4;
 #else
 constexpr int ROWS = 2, TILES = 2;
 #endif
+constexpr int AHEAD = 2048;  // bytes asked for in advance where reading weights is what takes the time
 
 struct Matrix {
   const uint8_t* records;
@@ -57,11 +58,12 @@ struct Activations {
   Scale* scale(int64_t r) const { return scales + r * (columns / GROUP); }
 };
 
-// The largest magnitude; NaN if any is NaN or infinite: what is not finite must come out again as the row's result.
+// The largest magnitude; NaN if any is NaN or infinite: what is not finite must come out again as the row's result. Bits of
+// magnitudes compare like the magnitudes themselves, infinity and NaN above all others.
 inline float magnitude(f32x16 a, f32x16 b) {
-  float most = largest(max(abs(a), abs(b)));
-  f32x16 zero = (a - a) + (b - b);  // 0, or NaN where a lane is not finite
-  return sum(zero) == 0.0f ? most : __builtin_nanf("");
+  const i32x16 x = (i32x16)a & 0x7fffffff, y = (i32x16)b & 0x7fffffff;
+  const int32_t most = largest(x > y ? x : y);
+  return most < 0x7f800000 ? load<float>(&most) : __builtin_nanf("");
 }
 
 // Quantize 32 activations: s is the largest magnitude / 127.
@@ -96,6 +98,7 @@ inline void product(const uint8_t* const* tiles, const Activations& in, int64_t 
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) sums[r][t] = f32x16{};
   for (int g = 0; g < groups; g++, x += GROUP, scales++) {
+    if constexpr (T == 1) prefetch(tiles[0] + g * RECORD + AHEAD, RECORD);
     i32x16 dot[R][T];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)

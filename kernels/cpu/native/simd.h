@@ -29,6 +29,11 @@ inline void store(void* to, V value) {
   std::memcpy(to, &value, sizeof value);
 }
 
+// Ask for `bytes` from `at` on.
+inline void prefetch(const void* at, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)at + i, _MM_HINT_T0);
+}
+
 inline f32x16 splat(float x) { return f32x16{} + x; }
 inline f32x16 to_float(i32x16 x) { return __builtin_convertvector(x, f32x16); }
 
@@ -37,13 +42,13 @@ inline f32x16 to_float(i32x16 x) { return __builtin_convertvector(x, f32x16); }
 
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline f32x16 max(f32x16 a, f32x16 b) { return (f32x16)_mm512_max_ps((__m512)a, (__m512)b); }
-inline f32x16 abs(f32x16 a) { return (f32x16)_mm512_abs_ps((__m512)a); }
 inline i32x16 to_int(f32x16 a) { return (i32x16)_mm512_cvtps_epi32((__m512)a); }
 inline f32x16 half(const void* from) { return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
 inline i8x16 narrow(i32x16 a) { return (i8x16)_mm512_cvtepi32_epi8((__m512i)a); }
 inline float sum(f32x16 a) { return _mm512_reduce_add_ps((__m512)a); }
 inline int32_t sum(i32x16 a) { return _mm512_reduce_add_epi32((__m512i)a); }
 inline float largest(f32x16 a) { return _mm512_reduce_max_ps((__m512)a); }
+inline int32_t largest(i32x16 a) { return _mm512_reduce_max_epi32((__m512i)a); }
 
 #else
 
@@ -61,7 +66,6 @@ inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 inline f32x16 max(f32x16 a, f32x16 b) {
   return both(_mm256_max_ps(low(a), low(b)), _mm256_max_ps(high(a), high(b)));
 }
-inline f32x16 abs(f32x16 a) { return (f32x16)((i32x16)a & 0x7fffffff); }
 inline i32x16 to_int(f32x16 a) {
   i32x16 out;
   __m256i l = _mm256_cvtps_epi32(low(a)), h = _mm256_cvtps_epi32(high(a));
@@ -83,6 +87,11 @@ inline int32_t sum(i32x16 a) {
   int32_t total = 0;
   for (int i = 0; i < 16; i++) total += a[i];
   return total;
+}
+inline int32_t largest(i32x16 a) {
+  int32_t most = a[0];
+  for (int i = 1; i < 16; i++) most = a[i] > most ? a[i] : most;
+  return most;
 }
 inline float largest(f32x16 a) {
   float most = a[0];
