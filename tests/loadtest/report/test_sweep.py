@@ -1,0 +1,143 @@
+"""Sweeps over a server that is a queue, replays and all but the network; and their page."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from loadtest.arrivals import Poisson
+from loadtest.plan import Shape, make_plan
+from loadtest.records import Objective, Run
+from loadtest.replay import ReplayPlan
+from loadtest.search import End, RateSearch
+from loadtest.sweep import Sweep, main
+from loadtest.traces import Trace, TraceRequest
+
+TRACE = Trace(
+    name="made",
+    format="headrace",
+    requests=[TraceRequest(line=i, arrival=i * 2.0, prompt_tokens=10, output_tokens=2) for i in range(1, 400)],
+)
+
+
+class Queue:
+    """Servers with one place, each request taking so many seconds there; what they were asked."""
+
+    def __init__(self, make, **seconds: float) -> None:
+        self.make = make
+        self.seconds = seconds
+        self.plans: list[tuple[str, ReplayPlan]] = []
+
+    def __call__(self, name: str, plan: ReplayPlan) -> Run:
+        self.plans.append((name, plan))
+        free, records = 0.0, []
+        for planned in make_plan(plan.trace, plan.shape).requests:
+            free = max(free, planned.intended) + self.seconds[name]
+            records.append(self.make.answered(planned.index, planned.intended, ttft=free - planned.intended))
+        return self.make.run_of(records, objectives=plan.objectives, label=plan.label)
+
+
+def sweep_of(replay, names="a", folder=None, **search) -> Sweep:
+    return Sweep(
+        searches={name: RateSearch(**{"start": 1.0} | search) for name in names},
+        replay=replay,
+        plan=ReplayPlan(trace=TRACE, shape=Shape(arrivals=Poisson()), objectives={"default": Objective(ttft=1.0)}),
+        folder=folder,
+        say=lambda line: None,
+    )
+
+
+def test_the_faster_server_sustains_more(make):
+    outcomes = sweep_of(Queue(make, a=0.1, b=0.05), "ab").run()
+    assert all(found.end is End.FOUND for found in outcomes.values())
+    # A queue of one place sustains less than its service rate, and not much less.
+    assert 6 < outcomes["a"].rate < 10
+    assert 14 < outcomes["b"].rate < 20
+
+
+def test_servers_are_asked_in_turn_the_same_requests_at_the_same_rate(make):
+    queue = Queue(make, a=0.1, b=0.1)
+    sweep_of(queue, "ab").run()
+    assert [name for name, _ in queue.plans] == ["a", "b"] * (len(queue.plans) // 2)
+    for (_, first), (_, second) in zip(queue.plans[::2], queue.plans[1::2], strict=True):
+        assert first.shape == second.shape
+    shapes = [plan.shape for name, plan in queue.plans if name == "a"]
+    assert len({shape.seed for shape in shapes}) == len(shapes), "a run would find an earlier one's prompts cached"
+
+
+def test_low_rates_take_longer_so_that_there_is_something_to_judge(make):
+    sweep = sweep_of(Queue(make, a=0.1))
+    assert sweep.planned(100.0, 0).shape.duration == 60
+    assert sweep.planned(0.1, 0).shape.duration == 500
+
+
+def test_the_traces_own_times_are_stretched_to_the_rate(make):
+    sweep = sweep_of(Queue(make, a=0.1))
+    sweep.plan = replace(sweep.plan, shape=Shape())
+    plan = make_plan(TRACE, sweep.planned(4.0, 0).shape)
+    assert len(plan.requests) == 240
+    assert len(plan.requests) / plan.requests[-1].intended == pytest.approx(4.0)
+
+
+def test_an_invalid_run_is_the_clients_limit_and_not_the_servers(make):
+    queue = Queue(make, a=0.001)
+
+    def weak_client(name, plan):
+        run = queue(name, plan)
+        return replace(run, invalid=["the client could not keep up"]) if plan.shape.rate > 30 else run
+
+    sweep = sweep_of(weak_client)
+    (found,) = sweep.run().values()
+    assert found.end is End.CLIENT and found.rate <= 30 < found.above
+    assert any("not counted" in note for note in sweep.notes)
+    assert all(point.rate <= 30 for point in sweep.points)
+
+
+def test_an_interrupted_run_ends_the_sweep(make):
+    queue = Queue(make, a=0.1)
+    sweep = sweep_of(lambda name, plan: replace(queue(name, plan), invalid=["interrupted after 3 of 50 requests"]))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run()
+    assert len(queue.plans) == 1
+
+
+def test_without_an_objective_that_judges_nothing_is_measured(make):
+    sweep = sweep_of(Queue(make, a=0.1))
+    sweep.plan = replace(sweep.plan, objectives={"other": Objective(ttft=1.0)})
+    with pytest.raises(ValueError, match="--slo"):
+        sweep.run()
+
+
+def test_every_run_is_kept_and_the_page_shows_all(make, tmp_path):
+    sweep = sweep_of(Queue(make, a=0.1, b=0.2), "ab", tmp_path, precision=0.3)
+    outcomes = sweep.run()
+    page, data = sweep.write(outcomes, tmp_path)
+    runs = [Run.read(path) for path in tmp_path.glob("?-*.json")]
+    assert (
+        len(runs)
+        == len(sweep.points)
+        == sum(len(trial.attainments) for s in sweep.searches.values() for trial in s.trials)
+    )
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 1 and "requests/s are sustained" in html
+    content = json.loads(data.read_text(encoding="utf-8"))
+    assert content["schema"] == "headrace.sweep/1"
+    assert content["servers"]["a"]["rate"] == outcomes["a"].rate
+    assert len(content["runs"]) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target", "http://127.0.0.1:9/v1"], "cannot be reached"),
+        (["--target", "a=http://x/v1", "--target", "a=http://y/v1"], "two targets"),
+        (["--target", "http://x/v1", "--repeats", "2"], "odd"),
+        (["--target", "http://x/v1", "--arrivals", "never"], "unknown arrivals"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(tmp_path, capsys, more, said):
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"format": "headrace.trace/1", "tick": 0}, {"at": 0, "prompt_tokens": 5, "output_tokens": 5}]
+    trace.write_text("\n".join(map(json.dumps, rows)))
+    assert main([str(trace), "--slo", "ttft=1s", *more]) == 2
+    assert said in capsys.readouterr().err
