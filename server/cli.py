@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 EXIT_USAGE = 2  # what argparse and most shells use for "you called it wrongly"
+LOADTEST = "loadtest.cli"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,15 @@ def doctor(arguments: Sequence[str]) -> int:
     return 1 if any(finding.fatal for finding in findings) else 0
 
 
+def loadtest(arguments: Sequence[str]) -> int:
+    """`headrace loadtest`: the load tester knows its own arguments. It is no part of the server, so it is found by name."""
+    try:
+        run: Callable[[Sequence[str]], int] = import_module(LOADTEST).main
+    except ModuleNotFoundError as error:
+        return _complain("headrace loadtest", f"{error.name} is missing: pip install 'headrace[loadtest]'")
+    return run(arguments)
+
+
 def serve_parser() -> argparse.ArgumentParser:
     """One flag for each knob. Flags only collect text: `configs.loader` parses and refuses, whatever the source."""
     from configs.knob import knobs, sections
@@ -134,6 +145,7 @@ def _complain(prog: str, problem: str) -> int:
 COMMANDS = {
     "serve": Command("serve a model over HTTP", serve),
     "doctor": Command("what is installed, and what is lost without what is not", doctor),
+    "loadtest": Command("replay traces against a server, compare runs, simulate", loadtest),
 }
 
 

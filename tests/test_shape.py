@@ -45,7 +45,10 @@ RULES = {
     ),
     "kernels": Rule(ours=frozenset(), others=frozenset({"torch", "triton"})),
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
-    "loadtest": Rule(ours=frozenset({"scheduler"}), others=frozenset({"httpx", "rich"})),
+    "loadtest": Rule(
+        ours=frozenset({"scheduler"}),
+        others=frozenset({"httptools", "httpx", "matplotlib", "numpy", "rich", "tokenizers", "uvloop", "yaml"}),
+    ),
 }
 
 

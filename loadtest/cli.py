@@ -1,0 +1,227 @@
+"""`headrace loadtest`: a table of subcommands, each imported when it is called."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from loadtest.arrivals import ArrivalError, parse_arrivals
+from loadtest.objectives import parse_objectives
+from loadtest.plan import Shape
+from loadtest.replay import ReplayPlan, replay
+from loadtest.target import Target, TargetError
+from loadtest.traces.problems import TraceError
+from loadtest.traces.read import FORMATS, read_trace
+from loadtest.vocabulary import TokenizerError
+
+EXIT_USAGE = 2
+EXIT_INVALID = 3  # the run happened and must not be believed
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# Name: where its `main(argv) -> int` is, and what it does.
+COMMANDS = {
+    "replay": ("loadtest.cli", "replay a trace against a server"),
+    "sweep": ("loadtest.sweep", "find the highest rate that keeps the objectives"),
+    "compare": ("loadtest.compare", "put runs side by side, and say what is noise"),
+    "simulate": ("loadtest.simulate.cli", "run the real scheduler with a cost model"),
+    "calibrate": ("loadtest.simulate.calibrate", "fit the cost model to measured runs"),
+    "record": ("loadtest.record", "make a trace from the server's access log"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; 2 if the command line is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="headrace loadtest",
+        usage="headrace loadtest COMMAND [arguments]",
+        description="Replay traces against any OpenAI-compatible server, and simulate ours.",
+        epilog="\n".join(["commands:", *(f"  {name:{width}}  {does}" for name, (_, does) in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="each has its own --help")
+    name = parser.parse_args(arguments[:1]).command
+    if name == "replay":
+        return run_replay_command(arguments[1:])
+    try:
+        command: Callable[[Sequence[str]], int] = import_module(COMMANDS[name][0]).main
+    except ModuleNotFoundError as error:
+        print(f"headrace loadtest {name}: {error.name} is missing; pip install 'headrace[loadtest]'", file=sys.stderr)
+        return EXIT_USAGE
+    return command(arguments[1:])
+
+
+def run_replay_command(argv: Sequence[str]) -> int:
+    """`headrace loadtest replay`: 0, 2 if it cannot be run, 3 if the run is invalid."""
+    options = replay_parser().parse_args(argv)
+    try:
+        plan, target = plan_of(options), target_of(options)
+        run = replay(plan, target)
+    except (ArrivalError, TraceError, TargetError, TokenizerError, ValueError, OSError) as error:
+        print(f"headrace loadtest replay: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    from loadtest.report import print_table, write_report
+
+    print_table(run)
+    if options.output is not None:
+        for path in write_report(run, options.output):
+            print(path)
+    return EXIT_INVALID if run.invalid else 0
+
+
+def plan_of(options: argparse.Namespace) -> ReplayPlan:
+    """The plan that the options ask for. Raises ArrivalError, TraceError or ValueError."""
+    shape = Shape(
+        window=options.window,
+        limit=options.limit,
+        speed=options.speed,
+        duration=options.duration,
+        rate=options.rate,
+        spread=options.spread,
+        arrivals=parse_arrivals(options.arrivals),
+        scale=options.scale,
+        max_prompt=options.max_prompt,
+        max_output=options.max_output,
+        seed=options.seed,
+    )
+    return ReplayPlan(
+        trace=read_trace(options.trace, options.format, strict=options.strict),
+        shape=shape,
+        objectives=parse_objectives(options.slo) if options.slo else {},
+        label=options.label,
+        patience=options.patience,
+        stall=options.stall,
+        max_lateness=options.max_lateness / 1000,
+        verify=options.verify,
+        live=not options.quiet,
+    )
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    """The target that the options name."""
+    return Target(
+        base_url=options.target,
+        model=options.model,
+        api_key=options.api_key,
+        endpoint=options.endpoint,
+        tokenizer=options.tokenizer,
+        characters_per_token=options.characters_per_token,
+        ignore_eos=options.ignore_eos,
+        token_ids_up_to=options.token_ids_up_to,
+        temperature=options.temperature,
+        extra=options.extra,
+    )
+
+
+def replay_parser() -> argparse.ArgumentParser:
+    """Every option has its unit in its help."""
+    parser = argparse.ArgumentParser(prog="headrace loadtest replay", description="Replay a trace against a server.")
+    parser.add_argument("trace", type=Path, help="what is sent, and when")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
+    parser.add_argument("--label", default="", help="how reports call the run [the model's name]")
+    parser.add_argument("--slo", help="objectives: ttft=500ms,tpot=50ms; by class: chat:ttft=1s;batch:e2e=60s")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_requests(parser.add_argument_group("requests"))
+    _add_target(parser.add_argument_group("target"))
+    _add_bounds(parser.add_argument_group("bounds"))
+    return parser
+
+
+def _add_requests(group: Any) -> None:
+    group.add_argument("--format", choices=list(FORMATS), help="of the trace [its first line tells]")
+    group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
+    group.add_argument("--window", type=window, metavar="A:B", help="of the trace: seconds, or such as 9h:18h")
+    group.add_argument("--limit", type=int, metavar="N", help="at most so many requests")
+    group.add_argument("--speed", type=float, default=1.0, help="times faster than the trace [%(default)g]")
+    group.add_argument("--duration", type=float, metavar="S", help="stretch the arrivals over so many seconds")
+    group.add_argument("--rate", type=float, metavar="R", help="stretch the arrivals to R requests a second on average")
+    group.add_argument("--spread", action="store_true", help="spread arrivals inside the tick of the trace's stamps")
+    group.add_argument(
+        "--arrivals",
+        default="trace",
+        metavar="KIND",
+        help="trace, poisson:rate=5, gamma:rate=5,cv=3, onoff:high=20,low=1,on=10,off=30, ramp:start=1,end=20,over=60, "
+        "step:rates=1/2/4,each=30, closed:users=8,think=1 [%(default)s]",
+    )
+    group.add_argument("--scale", type=float, default=1.0, help="factor on all lengths [%(default)g]")
+    group.add_argument("--max-prompt", type=int, metavar="N", help="cut prompts to so many tokens")
+    group.add_argument("--max-output", type=int, metavar="N", help="cut answers to so many tokens")
+    group.add_argument("--seed", type=int, default=0, help="of all that is drawn [%(default)s]")
+
+
+def _add_target(group: Any) -> None:
+    group.add_argument("--target", required=True, metavar="URL", help="such as http://127.0.0.1:8000/v1")
+    group.add_argument("--model", help="[the first that the target lists]")
+    group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="[OPENAI_API_KEY]")
+    group.add_argument("--endpoint", choices=("completions", "chat"), default="completions", help="[%(default)s]")
+    group.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, where the target has no /tokenize")
+    group.add_argument(
+        "--characters-per-token", type=float, metavar="C", help="where there is neither; lengths are then estimates"
+    )
+    group.add_argument(
+        "--ignore-eos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="answers as long as the trace says [where the target takes it]",
+    )
+    group.add_argument(
+        "--token-ids-up-to",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="count streamed tokens by their ids with prompts of at most N tokens; 0 never [%(default)s]",
+    )
+    group.add_argument("--temperature", type=float, default=0.0, help="[%(default)g]")
+    group.add_argument("--extra", type=_object, default={}, metavar="JSON", help="further fields of every request")
+
+
+def _add_bounds(group: Any) -> None:
+    group.add_argument("--patience", type=float, default=600.0, metavar="S", help="seconds a request [%(default)g]")
+    group.add_argument(
+        "--stall", type=float, default=60.0, metavar="S", help="seconds without a byte that end a stream [%(default)g]"
+    )
+    group.add_argument(
+        "--max-lateness",
+        type=float,
+        default=20.0,
+        metavar="MS",
+        help="the run is invalid if the client is later than that, ms p99 [%(default)g]",
+    )
+    group.add_argument("--verify", type=int, default=0, metavar="N", help="ask N again without stream [%(default)s]")
+
+
+def window(text: str) -> tuple[float, float]:
+    """`A:B` in seconds, or with units s, m, h, d; either may be empty."""
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is no window; write 0:3600 or 9h:18h")
+    found = (_seconds(begin) if begin else 0.0, _seconds(end) if end else float("inf"))
+    if found[0] >= found[1]:
+        raise argparse.ArgumentTypeError(f"the window {text!r} is empty")
+    return found
+
+
+def _seconds(text: str) -> float:
+    unit = _UNITS.get(text[-1:])
+    try:
+        return float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("no JSON object")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
