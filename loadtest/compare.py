@@ -35,17 +35,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Runs of one kind, in the order in which they ran."""
+    """Runs of one kind, in the order in which they ran; `letter` tells it from the others in tables."""
 
-    label: str
+    letter: str
+    name: str
     runs: tuple[Measured, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> "Side":
+    def of(cls, runs: Sequence[Run], letter: str = "A") -> "Side":
         """Called as its first run is. Raises ValueError if a run has no requests."""
         if not all(run.records for run in runs):
             raise ValueError(f"{runs[0].label}: a run without requests compares with nothing")
-        return cls(runs[0].label, tuple(Measured(run) for run in runs))
+        return cls(letter, runs[0].label, tuple(Measured(run) for run in runs))
+
+    @property
+    def label(self) -> str:
+        """Letter and name."""
+        return f"{self.letter}: {self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +202,7 @@ def cautions(sides: Sequence[Side]) -> list[str]:
 
 def section(first: Side, second: Side, differences: list[Difference], confidence: float) -> Section:
     """The comparison of two sides as a table."""
-    header = ("", first.label, second.label, "change", f"{confidence * 100:g} % interval", "verdict")
+    header = ("", first.letter, second.letter, "change", f"{confidence * 100:g} % interval", "verdict")
     return Section(f"{second.label} against {first.label}", header, [each.texts() for each in differences])
 
 
@@ -241,11 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments.runs) < 2:
         parser.error("give at least two runs")
     try:
-        sides = [Side.of([Run.read(Path(name)) for name in joined.split(",")]) for joined in arguments.runs]
+        sides = [_read(joined, chr(ord("A") + place)) for place, joined in enumerate(arguments.runs)]
     except (OSError, ValueError) as error:
         print(f"headrace loadtest compare: {error}", file=sys.stderr)
         return 2
-    sides = _distinct(sides)
     confidence = arguments.confidence
     tables = []
     for side in sides[1:]:
@@ -262,11 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _distinct(sides: list[Side]) -> list[Side]:
-    """Sides of one name get a letter, as they must be told apart."""
-    if len({side.label for side in sides}) == len(sides):
-        return sides
-    return [Side(f"{chr(65 + place)}: {side.label}", side.runs) for place, side in enumerate(sides)]
+def _read(joined: str, letter: str) -> Side:
+    return Side.of([Run.read(Path(name)) for name in joined.split(",")], letter)
 
 
 def _parser() -> argparse.ArgumentParser:

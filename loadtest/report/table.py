@@ -11,6 +11,8 @@ from loadtest.records import Run
 from loadtest.report.metrics import Summary
 from loadtest.report.rows import Section, sections
 
+SHORT = 10  # characters that are not wrapped
+
 
 def render(run: Run, summary: Summary) -> Group:
     """The whole report, the reasons not to believe it first."""
@@ -33,7 +35,8 @@ def section_table(section: Section) -> Table:
     table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, name in enumerate(section.header):
         right = section.figures(place)
-        table.add_column(Text(name), justify="right" if right else "left", no_wrap=right)
+        short = place > 0 and max((len(row[place]) for row in section.rows), default=0) <= SHORT
+        table.add_column(Text(name), justify="right" if right else "left", no_wrap=right or short)
     for row in section.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from loadtest.bootstrap import Measured, Sample, block_weights, request_block
-from loadtest.compare import Side, Verdict, cautions, compare, main, same_requests
+from loadtest.compare import Side, Verdict, cautions, compare, main, same_requests, section
 from loadtest.records import Objective
 from loadtest.report.columns import Columns
 from loadtest.report.metrics import summarize
+from loadtest.report.table import section_table
 
 WEIGHTED = st.lists(st.tuples(st.floats(-100, 100), st.integers(0, 4)), min_size=1, max_size=30)
 
@@ -128,8 +130,8 @@ def test_equal_seeds_give_equal_intervals(make):
 def test_cautions(make):
     run = make.drawn_run(1, label="A")
     other = make.drawn_run(2, label="B", invalid=["late"], objectives={"default": Objective(ttft=1.0)})
-    text = "\n".join(cautions([Side.of([run]), Side.of([other])]))
-    for part in ("B is invalid: late", "did not ask the same requests", "other objectives", "one run a side"):
+    text = "\n".join(cautions([Side.of([run]), Side.of([other], "B")]))
+    for part in ("B: B is invalid: late", "did not ask the same requests", "other objectives", "one run a side"):
         assert part in text
     assert cautions([Side.of([run, run]), Side.of([run, run])]) == []
     assert same_requests(Side.of([run]), Side.of([run])) and not same_requests(Side.of([run]), Side.of([run, run]))
@@ -144,7 +146,7 @@ def test_the_command(make, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main([f"{a1},{a2}", f"{b1},{b2}", "--resamples", "100", "--html", str(page)]) == 0
     out = capsys.readouterr().out
-    assert "b against a" in out and "worse" in out and "one run a side" not in out
+    assert "B: b against A: a" in out and "worse" in out and "one run a side" not in out
     html = page.read_text(encoding="utf-8")
     assert html.count("data:image/png;base64,") == 2 and 'class="text worse"' in html
 
@@ -154,6 +156,16 @@ def test_sides_of_one_name_are_told_apart(make, tmp_path, capsys):
     make.drawn_run(1, 60, label="same").write(path)
     assert main([str(path), str(path), "--resamples", "100"]) == 0
     assert "B: same against A: same" in capsys.readouterr().out
+
+
+def test_long_names_leave_the_figures_readable(make):
+    sides = [Side.of([make.drawn_run(seed, 120, label="a server with a long name")], "AB"[seed]) for seed in (0, 1)]
+    table = section(*sides, compare(*sides, resamples=100), 0.99)
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        console.print(section_table(table))
+    text = capture.get()
+    assert [cell for row in table.rows for cell in row[1:] if cell not in text] == []
 
 
 def test_what_cannot_be_compared_is_said(make, tmp_path, capsys):
