@@ -99,14 +99,13 @@ class Sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`headrace loadtest sweep`; 2 if nothing can be measured, 3 if a server sustains no rate at all."""
+    """`headrace loadtest sweep`; 1 if a server sustains no rate at all, 2 if nothing can be measured."""
     from loadtest.replay import replay
 
-    parser = _parser()
-    arguments = parser.parse_args(argv)
     try:
-        targets = _targets(arguments)
-        sweep = _sweep(arguments, list(targets), lambda name, plan: replay(plan, targets[name]))
+        options, replayed = _options(argv)
+        targets = _targets(options.target, replayed)
+        sweep = _sweep(options, replayed, list(targets), lambda name, plan: replay(plan, targets[name]))
         outcomes = sweep.run()
     except (OSError, ValueError, RuntimeError) as error:
         print(f"headrace loadtest sweep: {error}", file=sys.stderr)
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sweep.folder is not None:
         for path in sweep.write(outcomes, sweep.folder):
             print(path)
-    return 3 if any(found.end is End.NONE for found in outcomes.values()) else 0
+    return 1 if any(found.end is End.NONE for found in outcomes.values()) else 0
 
 
 def _show(sweep: Sweep, outcomes: Mapping[str, Found]) -> None:
@@ -134,92 +133,91 @@ def _show(sweep: Sweep, outcomes: Mapping[str, Found]) -> None:
         console.print(verdict(name, found), markup=False, highlight=False)
 
 
-def _targets(arguments: argparse.Namespace) -> dict[str, "Target"]:
-    """By name: `name=URL`, or a letter."""
-    from loadtest.target import Target
+def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """The sweep's own options, and those that every run has in common, which `replay` reads.
+
+    Raises:
+        ValueError: an option of `replay` that the sweep itself decides, or no objectives.
+    """
+    from loadtest.cli import replay_parser
+
+    options, rest = _parser().parse_known_args(argv)
+    replayed = replay_parser().parse_args([*rest, "--target", options.target[0], "--arrivals", options.arrivals])
+    decided = [name for name in ("rate", "duration", "limit") if getattr(replayed, name) is not None]
+    decided += ["speed"] if replayed.speed != 1 else []
+    if decided:
+        raise ValueError(
+            f"--{decided[0]} is what a sweep decides itself; see --seconds, --least, --start and --highest"
+        )
+    if not replayed.slo:
+        raise ValueError("which rate is the highest depends on the objectives: give --slo ttft=500ms,tpot=50ms")
+    return options, replayed
+
+
+def _targets(texts: Sequence[str], replayed: argparse.Namespace) -> dict[str, "Target"]:
+    """By name: `name=URL`, or a letter. Raises ValueError if two are called the same."""
+    from loadtest.cli import target_of
 
     found: dict[str, Target] = {}
-    for place, text in enumerate(arguments.target):
+    for place, text in enumerate(texts):
         name, equals, url = text.partition("=")
         if not equals or "/" in name:
             name, url = chr(ord("A") + place), text
         if name in found:
             raise ValueError(f"two targets are called {name!r}")
-        found[name] = Target(
-            base_url=url,
-            model=arguments.model,
-            api_key=arguments.api_key,
-            endpoint=arguments.endpoint,
-            tokenizer=arguments.tokenizer,
-        )
+        found[name] = replace(target_of(replayed), base_url=url)
     return found
 
 
-def _sweep(arguments: argparse.Namespace, names: list[str], replay: Callable[[str, "ReplayPlan"], Run]) -> Sweep:
-    from loadtest.arrivals import parse_arrivals
-    from loadtest.objectives import parse_objectives
-    from loadtest.plan import Shape
-    from loadtest.replay import ReplayPlan
-    from loadtest.traces.read import read_trace
+def _sweep(
+    options: argparse.Namespace,
+    replayed: argparse.Namespace,
+    names: list[str],
+    replay: Callable[[str, "ReplayPlan"], Run],
+) -> Sweep:
+    from loadtest.cli import plan_of
 
-    shape = Shape(
-        arrivals=parse_arrivals(arguments.arrivals),
-        max_prompt=arguments.max_prompt,
-        max_output=arguments.max_output,
-        scale=arguments.scale,
-        seed=arguments.seed,
-    )
-    trace = read_trace(arguments.trace, arguments.format, strict=arguments.strict)
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
+    searches = {name: _search(options) for name in names}
+    plan = plan_of(replayed)
+    if replayed.output is not None:
+        replayed.output.mkdir(parents=True, exist_ok=True)
     return Sweep(
-        searches={name: _search(arguments) for name in names},
+        searches=searches,
         replay=replay,
-        plan=ReplayPlan(trace=trace, shape=shape, objectives=parse_objectives(arguments.slo)),
-        seconds=arguments.seconds,
-        least=arguments.least,
-        folder=arguments.output,
+        plan=plan,
+        seconds=options.seconds,
+        least=options.least,
+        folder=replayed.output,
     )
 
 
-def _search(arguments: argparse.Namespace) -> RateSearch:
+def _search(options: argparse.Namespace) -> RateSearch:
     return RateSearch(
-        start=arguments.start,
-        lowest=arguments.lowest,
-        highest=arguments.highest,
-        goal=arguments.goal,
-        precision=arguments.precision,
-        repeats=arguments.repeats,
+        start=options.start,
+        lowest=options.lowest,
+        highest=options.highest,
+        goal=options.goal,
+        precision=options.precision,
+        repeats=options.repeats,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="headrace loadtest sweep", description="The highest rate that keeps --slo.")
-    parser.add_argument("trace", type=Path, help="lengths, and with --arrivals trace times, come from here")
+    parser = argparse.ArgumentParser(
+        prog="headrace loadtest sweep",
+        usage="headrace loadtest sweep TRACE --target [NAME=]URL [--target ...] --slo OBJECTIVES [options]",
+        description="Find the highest rate that keeps the objectives.",
+        epilog="All options of `headrace loadtest replay` are taken too, but --rate, --duration, --limit and --speed.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--target", action="append", required=True, metavar="[NAME=]URL", help="several are compared")
-    parser.add_argument(
-        "--slo", required=True, help="objectives: ttft=500ms,tpot=50ms; by class: chat:ttft=1s;batch:e2e=60s"
-    )
-    parser.add_argument("--goal", type=float, default=0.9, help="share of requests that must meet it (default 0.9)")
-    parser.add_argument("--start", type=float, default=1.0, help="first rate, requests/s (default 1)")
-    parser.add_argument("--lowest", type=float, default=0.01, help="no rate below (default 0.01)")
-    parser.add_argument("--highest", type=float, default=10_000.0, help="no rate above (default 10000)")
-    parser.add_argument("--precision", type=float, default=0.05, help="of the rate found (default 0.05)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs at a rate, whose majority decides (default 3)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals a run (default 60)")
-    parser.add_argument("--least", type=int, default=50, help="requests a run, at the least (default 50)")
-    parser.add_argument(
-        "--arrivals", default="poisson", help="poisson, gamma:cv=2, onoff:..., or trace (default poisson)"
-    )
-    parser.add_argument("--format", help="of the trace; by default its first line tells")
-    parser.add_argument("--strict", action="store_true", help="stop at a broken row of the trace")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths")
-    parser.add_argument("--max-prompt", type=int, help="bound on prompts, tokens")
-    parser.add_argument("--max-output", type=int, help="bound on answers, tokens")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="by default the first that a target lists")
-    parser.add_argument("--api-key")
-    parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
-    parser.add_argument("--tokenizer", help="a tokenizer.json, where a target cannot be asked")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="keep every run, and a page, there")
+    parser.add_argument("--goal", type=float, default=0.9, help="share of requests that must meet --slo [%(default)g]")
+    parser.add_argument("--start", type=float, default=1.0, metavar="R", help="first rate, requests/s [%(default)g]")
+    parser.add_argument("--lowest", type=float, default=0.01, metavar="R", help="no rate below [%(default)g]")
+    parser.add_argument("--highest", type=float, default=10_000.0, metavar="R", help="no rate above [%(default)g]")
+    parser.add_argument("--precision", type=float, default=0.05, help="relative, of the rate found [%(default)g]")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs at a rate; most decide [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of arrivals a run [%(default)g]")
+    parser.add_argument("--least", type=int, default=50, metavar="N", help="requests a run at the least [%(default)s]")
+    parser.add_argument("--arrivals", default="poisson", metavar="KIND", help="as for replay [%(default)s]")
     return parser
