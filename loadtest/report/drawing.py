@@ -15,6 +15,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6
 GREY, RED = "#9AA3AD", "#C0392B"
 WIDTH, DPI = 11.6, 100  # inches, and pixels an inch: 1160 pixels, the width of the page's text
 PNG_SCALE = 1.5  # finer than the page, for dense screens
+WIDE = 5  # times the least value that the greatest must be for a logarithmic axis
+NEAR = 2  # times the values that a bound may be away to be drawn
 
 Panels: TypeAlias = npt.NDArray[Any]
 
@@ -40,17 +42,33 @@ def png(figure: Figure) -> bytes:
 
 
 def time_axis(panel: Axes, which: str) -> None:
-    """Make the axis `x` or `y`, whose values are seconds, logarithmic, labelled in the unit that reads best."""
+    """Label the axis `x` or `y`, whose values are seconds, in the unit that reads best; logarithmic if it is wide."""
     axis = panel.xaxis if which == "x" else panel.yaxis
-    panel.set(**{f"{which}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = _extent(panel, which)
+    if low > 0 and high / low > WIDE:
+        panel.set(**{f"{which}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
-    axis.set_minor_formatter(NullFormatter())
+
+
+def time_bound(panel: Axes, which: str, seconds: float, colour: str) -> None:
+    """A dashed line across the axis `which`, unless it is so far from all values that these would be squeezed."""
+    low, high = _extent(panel, which)
+    if low / NEAR <= seconds <= high * NEAR:
+        line = panel.axvline if which == "x" else panel.axhline
+        line(seconds, color=colour, linestyle="--", linewidth=0.9)
+
+
+def _extent(panel: Axes, which: str) -> tuple[float, float]:
+    """The least and the greatest value drawn."""
+    low, high = panel.dataLim.intervalx if which == "x" else panel.dataLim.intervaly
+    return float(low), float(high)
 
 
 def time_text(seconds: float) -> str:
     """`50 ms`, `2 s`."""
-    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
+    return f"{seconds:.4g} s" if seconds >= 1 else f"{seconds * 1000:.4g} ms"
 
 
 def thousands(panel: Axes) -> None:

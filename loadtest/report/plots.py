@@ -1,6 +1,6 @@
 """The pictures of a report: functions from runs to figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from loadtest.report.drawing import (
     png,
     thousands,
     time_axis,
+    time_bound,
 )
 from loadtest.report.metrics import attainment_curve
 from loadtest.report.series import Series, thinned
@@ -64,7 +65,7 @@ class View:
 CAPTIONS: dict[str, tuple[str, str]] = {
     "latency_cdf": (
         "Latency distributions",
-        "Share of whole answers at most so slow. Dashed: the objective (TPOT's, for gaps).",
+        "Share of whole answers at most so slow. Dashed: the objective (TPOT's, for gaps), where it is near.",
     ),
     "over_time": (
         "Latency against arrivals",
@@ -108,12 +109,14 @@ def latency_cdfs(views: Sequence[View]) -> Figure:
             _cdf(panel, name, curve)
         panel.set(title=f"{TITLES[name]} ({name.upper() if name != 'e2e' else name})", ylim=(0, 1.01))
         panel.yaxis.set_major_formatter(PercentFormatter(1))
-        if panel.has_data():
-            time_axis(panel, "x")
-        else:
+        if not panel.has_data():
             nothing(panel)
-        if len(curves) > 1 and panel.has_data():
+            continue
+        time_axis(panel, "x")
+        if len(curves) > 1:
             panel.legend(loc="lower right", fontsize=9)
+        for curve in curves:
+            _bound(panel, "x", name, curve)
     return figure
 
 
@@ -130,7 +133,7 @@ def over_time(view: View) -> Figure:
         panel.set_ylabel(name.upper())
         if panel.has_data():
             time_axis(panel, "y")
-            _bound(panel.axhline, view, "ttft" if name == "ttft" else "tpot")
+            _bound(panel, "y", name, Curve("", view, None, "black"))
         else:
             nothing(panel)
     failures(ttft, view.columns.intended[~view.columns.whole])
@@ -251,16 +254,15 @@ def _cdf(panel: Axes, name: str, curve: Curve) -> None:
     share = np.arange(1, values.size + 1) / values.size
     x, y = np.append(values[kept], values[-1]), np.append(share[kept], 1)
     panel.step(x, y, where="post", color=curve.colour, label=curve.label)
-    _bound(panel.axvline, curve.view, "tpot" if name == "itl" else name, klass, curve.colour if klass else "black")
 
 
-def _bound(line: Callable[..., object], view: View, name: str, klass: str | None = None, colour: str = "black") -> None:
-    """A dashed line at the objective of a class or, without one, at the default's."""
-    objectives = view.run.objectives
-    objective = objectives.get(klass or "default") or objectives.get("default")
-    value = getattr(objective, name) if objective else None
+def _bound(panel: Axes, which: str, name: str, curve: Curve) -> None:
+    """A dashed line at the objective of the curve's class or, without one, at the default's; gaps have TPOT's."""
+    objectives = curve.view.run.objectives
+    objective = objectives.get(curve.klass or "default") or objectives.get("default")
+    value = getattr(objective, "tpot" if name == "itl" else name) if objective else None
     if value:
-        line(value, color=colour, linestyle="--", linewidth=0.9)
+        time_bound(panel, which, value, curve.colour if curve.klass else "black")
 
 
 def _scatter_ttft(panel: Axes, view: View) -> None:

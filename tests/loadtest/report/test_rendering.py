@@ -8,6 +8,7 @@ from rich.console import Console
 
 from loadtest.records import Run
 from loadtest.report import page, print_table, write_report
+from loadtest.report.drawing import new_figure, png, time_axis, time_bound
 from loadtest.report.html import key_figures, render
 from loadtest.report.metrics import summarize
 from loadtest.report.plots import View, plots
@@ -191,3 +192,23 @@ def test_all_is_only_what_is_all():
 def test_figures_stand_right_and_texts_left():
     section = Section("t", ("name", "figure", "text"), [("1", "-2.5 %", "3"), ("x", "", "y")])
     assert [section.figures(place) for place in range(3)] == [False, True, False]
+
+
+@pytest.mark.parametrize(("bound", "drawn"), [(0.21, True), (0.9, True), (0.04, False), (2.5, False)])
+def test_a_bound_far_from_all_values_does_not_squeeze_them(bound, drawn):
+    figure, axes = new_figure(1, 1, 2.0)
+    panel = axes[0, 0]
+    panel.plot([0.1, 0.5], [0, 1])
+    time_axis(panel, "x")
+    time_bound(panel, "x", bound, "black")
+    assert len(panel.lines) == 1 + drawn
+    low, high = panel.get_xlim()
+    assert low > 0.05 and high < 1.1 and png(figure).startswith(PNG)
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0.1, 0.4], "linear"), ([0.1, 0.6], "log"), ([0.0, 0.6], "linear")])
+def test_only_wide_axes_are_logarithmic(values, scale):
+    _, axes = new_figure(1, 1, 2.0)
+    axes[0, 0].plot([0, 1], values)
+    time_axis(axes[0, 0], "y")
+    assert axes[0, 0].get_yscale() == scale
