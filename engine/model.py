@@ -19,8 +19,8 @@ from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOp
 class Model(Protocol):
     """What a worker needs of a model.
 
-    Contract: one call at a time; what a method returns is valid until its next call. `forward` writes keys and values of the rows it computes into the blocks their sequences
-    name, and reads those of earlier positions there.
+    Contract: one call at a time; what a method returns is valid until its next call. `forward` writes keys and values of the
+    rows it computes into the blocks their sequences name, and reads those of earlier positions there.
     """
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:

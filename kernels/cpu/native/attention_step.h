@@ -27,9 +27,8 @@ class AttentionStep {
   explicit AttentionStep(const Heads& heads) : heads_(heads) {}
 
   // Several tokens of one sequence are cut into runs of query rows. A single token is cut into its spans of keys, so that all
-  // members work on one long sequence; `finish` merges them.
+  // members work on one long sequence; `finish` merges them. The longest items come first: no member is left with one at the end.
   void plan(int64_t rows, int64_t chunks, const Chunk* chunk) {
-    const int64_t group = heads_.group();
     queries_.at_least(rows * heads_.width() / 2);
     chunk_of_.at_least(rows);
     slot_of_.at_least(rows);
@@ -37,20 +36,10 @@ class AttentionStep {
     slots_ = 0;
     for (const Chunk* c = chunk; c < chunk + chunks; c++) {
       for (int64_t r = 0; r < c->rows; r++) chunk_of_.get()[c->first + r] = c;
-      if (c->rows > 1) {
-        // Last rows first: they see the most keys, and no member should be left with a long run at the end.
-        for (int64_t end = c->rows * group; end > 0;) {
-          int64_t from = (end - 1) / RUN * RUN;
-          items_.push_back({c, from, end - from, -1, 0});
-          end = from;
-        }
-        continue;
-      }
-      slot_of_.get()[c->first] = slots_;
-      for (int64_t span = 0; span * SPAN <= c->start; span++, slots_ += group)
-        for (int64_t from = 0; from < group; from += QUERIES)
-          items_.push_back({c, from, std::min<int64_t>(QUERIES, group - from), span, slots_ + from});
+      if (c->rows > 1) plan_runs(c);
+      else plan_spans(c);
     }
+    std::stable_sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.work > b.work; });
     partials_.at_least(slots_ * heads_.kv_heads);
   }
 
@@ -119,7 +108,27 @@ class AttentionStep {
     int64_t from, count;  // query rows: (row of the chunk) * group + head of the group
     int64_t span;         // -1: all
     int64_t slot;         // of the first partial result
+    int64_t work;         // query rows times keys
   };
+
+  void plan_runs(const Chunk* c) {
+    const int64_t group = heads_.group();
+    for (int64_t end = c->rows * group; end > 0;) {
+      const int64_t from = (end - 1) / RUN * RUN;
+      items_.push_back({c, from, end - from, -1, 0, (end - from) * (c->start + end / group)});
+      end = from;
+    }
+  }
+
+  void plan_spans(const Chunk* c) {
+    const int64_t group = heads_.group();
+    slot_of_.get()[c->first] = slots_;
+    for (int64_t span = 0; span * SPAN <= c->start; span++, slots_ += group)
+      for (int64_t from = 0; from < group; from += QUERIES) {
+        const int64_t count = std::min<int64_t>(QUERIES, group - from);
+        items_.push_back({c, from, count, span, slots_ + from, count * SPAN});
+      }
+  }
 
   Bundle bundle(const Chunk& chunk, int64_t from, int64_t count, int64_t kv_head, int64_t window) const {
     const int64_t group = heads_.group();

@@ -30,15 +30,33 @@ struct Step {
   const Chunk* chunk;
 };
 
-// A phase: emit(row, tile, outputs) for all rows and all tiles of a matrix, TILES of them in a task.
+// Products of one matrix cut into tasks: TILES tiles and at most SEGMENT rows each, so that members end a phase together.
+struct Tasks {
+  static constexpr int64_t SEGMENT = 48;
+  const Matrix& w;
+  int64_t rows;
+
+  int groups() const { return (w.tiles() + TILES - 1) / TILES; }
+  int segments() const { return (int)((rows + SEGMENT - 1) / SEGMENT); }
+  int count() const { return groups() * segments(); }
+
+  // emit(row, tile, outputs) for task i.
+  template <class Emit>
+  void run(int i, const Activations& in, Emit&& emit) const {
+    const int first = i % groups() * TILES, count = std::min(TILES, w.tiles() - first), segment = i / groups();
+    const int64_t begin = rows * segment / segments(), end = rows * (segment + 1) / segments();
+    const uint8_t* tiles[TILES];
+    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
+    multiply(w.bits, tiles, count, in.from(begin), end - begin,
+             [&](int64_t r, int t, f32x16 sums) { emit(begin + r, first + t, sums); });
+  }
+};
+
+// A phase: emit(row, tile, outputs) for all rows and all tiles of a matrix.
 template <class Emit>
 inline void each_output(Team& team, const Matrix& w, const Activations& in, int64_t rows, Emit&& emit) {
-  team.each((w.tiles() + TILES - 1) / TILES, [&](int i) {
-    const uint8_t* tiles[TILES];
-    const int first = i * TILES, count = std::min(TILES, w.tiles() - first);
-    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
-    multiply(w.bits, tiles, count, in, rows, [&](int64_t r, int t, f32x16 sums) { emit(r, first + t, sums); });
-  });
+  const Tasks tasks{w, rows};
+  team.each(tasks.count(), [&](int i) { tasks.run(i, in, emit); });
 }
 
 // out [rows, outputs] = in [rows, columns] * w^T. A phase; outputs need not fill the last tile.
@@ -65,12 +83,12 @@ class Decoder {
     outputs_.at_least(rows * model_.heads.width());
     attention_.plan(rows, step.chunks, step.chunk);
     team_.run([&](int) {
-      team_.each((int)rows, [&](int r) { embed(model_.embedding, step.tokens[r], hidden + r * model_.hidden); });
+      team_.each_row(rows, [&](int r) { embed(model_.embedding, step.tokens[r], hidden + r * model_.hidden); });
       for (int64_t l = 0; l < model_.layers; l++) {
         attend(model_.layer[l], l, rows, cache, hidden);
         feed_forward(model_.layer[l], rows, hidden);
       }
-      team_.each((int)rows, [&](int r) { norm(hidden + r * model_.hidden, model_.final_norm, model_.hidden, model_.eps); });
+      team_.each_row(rows, [&](int r) { norm(hidden + r * model_.hidden, model_.final_norm, model_.hidden, model_.eps); });
     });
   }
 
@@ -78,7 +96,7 @@ class Decoder {
   void logits(const float* hidden, int64_t rows, float* out) {
     Activations in = normed_memory_.at_least(rows, model_.hidden);
     team_.run([&](int) {
-      team_.each((int)rows, [&](int r) { quantize_row(hidden + r * model_.hidden, in, r); });
+      team_.each_row(rows, [&](int r) { quantize_row(hidden + r * model_.hidden, in, r); });
       linear(team_, model_.head, in, rows, out);
     });
   }
@@ -88,13 +106,13 @@ class Decoder {
     const Turn turn{layer.q_norm, layer.k_norm, model_.eps, model_.cos, model_.sin};
     const int64_t width = model_.heads.width(), stride = model_.heads.qkv();
     float* outputs = outputs_.get();
-    team_.each((int)rows, [&](int r) {
+    team_.each_row(rows, [&](int r) {
       norm_quantize(hidden + r * model_.hidden, layer.input_norm, model_.eps, normed_, r);
     });
     project(layer, rows, stride);
-    team_.each((int)rows, [&](int r) { attention_.place(r, qkv_.get() + r * stride, turn, cache, index); });
+    team_.each_row(rows, [&](int r) { attention_.place(r, qkv_.get() + r * stride, turn, cache, index); });
     team_.each(attention_.tasks(), [&](int i) { attention_.task(i, cache, index, layer.window, outputs); });
-    team_.each((int)rows, [&](int r) {
+    team_.each_row(rows, [&](int r) {
       attention_.finish(r, layer.window, outputs);
       quantize_row(outputs + r * width, mixed_, r);
     });
@@ -103,42 +121,40 @@ class Decoder {
 
   // Queries, keys and values: one phase over the tiles of three matrices.
   void project(const Layer& layer, int64_t rows, int64_t stride) {
-    const Matrix* parts[] = {&layer.q, &layer.k, &layer.v};
+    const Tasks parts[] = {{layer.q, rows}, {layer.k, rows}, {layer.v, rows}};
     const float* biases[] = {layer.q_bias, layer.k_bias, layer.v_bias};
     const int64_t begin[] = {0, layer.q.outputs, layer.q.outputs + layer.k.outputs};
-    int tasks[3];
-    for (int p = 0; p < 3; p++) tasks[p] = (parts[p]->tiles() + TILES - 1) / TILES;
-    team_.each(tasks[0] + tasks[1] + tasks[2], [&](int task) {
+    team_.each(parts[0].count() + parts[1].count() + parts[2].count(), [&](int i) {
       int part = 0;
-      while (task >= tasks[part]) task -= tasks[part++];
-      const Matrix& w = *parts[part];
-      const uint8_t* tiles[TILES];
-      const int first = task * TILES, count = std::min(TILES, w.tiles() - first);
-      for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
-      float* out = qkv_.get() + begin[part] + first * TILE;
-      multiply(w.bits, tiles, count, normed_, rows, [&](int64_t r, int t, f32x16 sums) {
-        store(out + r * stride + t * TILE, sums + bias_of(biases[part], first + t));
+      while (i >= parts[part].count()) i -= parts[part++].count();
+      float* out = qkv_.get() + begin[part];
+      parts[part].run(i, normed_, [&](int64_t r, int tile, f32x16 sums) {
+        store(out + r * stride + tile * TILE, sums + bias_of(biases[part], tile));
       });
     });
   }
 
   void feed_forward(const Layer& layer, int64_t rows, float* hidden) {
-    team_.each((int)rows, [&](int r) {
+    team_.each_row(rows, [&](int r) {
       norm_quantize(hidden + r * model_.hidden, layer.post_norm, model_.eps, normed_, r);
     });
-    team_.each((int)(model_.intermediate / GROUP), [&](int unit) { gated(layer, unit, rows); });
+    const int units = (int)(model_.intermediate / GROUP), segments = Tasks{layer.gate, rows}.segments();
+    team_.each(units * segments, [&](int i) {
+      const int64_t segment = i / units;
+      gated(layer, i % units, rows * segment / segments, rows * (segment + 1) / segments);
+    });
     add_linear(hidden, layer.down, layer.down_bias, inner_, rows);
   }
 
   // 32 columns of silu(gate) * up, quantized at once: they are one group of the next product's input.
-  void gated(const Layer& layer, int unit, int64_t rows) {
+  void gated(const Layer& layer, int unit, int64_t first_row, int64_t end) {
     const Matrix &gate = layer.gate, &up = layer.up;
     const uint8_t* tiles[] = {gate.tile(2 * unit), gate.tile(2 * unit + 1), up.tile(2 * unit), up.tile(2 * unit + 1)};
     f32x16 bias[4], out[CHUNK][4];
     for (int i = 0; i < 4; i++) bias[i] = bias_of(i < 2 ? layer.gate_bias : layer.up_bias, 2 * unit + i % 2);
-    for (int64_t begin = 0; begin < rows; begin += CHUNK) {
-      const int64_t count = std::min<int64_t>(CHUNK, rows - begin);
-      const Activations some{normed_.row(begin), normed_.scale(begin), normed_.columns};
+    for (int64_t begin = first_row; begin < end; begin += CHUNK) {
+      const int64_t count = std::min<int64_t>(CHUNK, end - begin);
+      const Activations some = normed_.from(begin);
       auto keep = [&](int first) { return [&, first](int64_t r, int t, f32x16 sums) { out[r][first + t] = sums + bias[first + t]; }; };
       if (gate.bits == up.bits) {
         multiply(gate.bits, tiles, 4, some, count, keep(0));

@@ -29,7 +29,7 @@ void headrace_linear(Team* team, const Matrix* w, int64_t count, const float* in
   Activations x = memory.at_least(rows, w->columns);
   team->run([&](int) {
     for (int64_t i = 0; i < count; i++) {
-      team->each((int)rows, [&](int r) { quantize_row(in + r * w->columns, x, r); });
+      team->each_row(rows, [&](int r) { quantize_row(in + r * w->columns, x, r); });
       linear(*team, w[i], x, rows, out);
     }
   });
@@ -42,9 +42,9 @@ void headrace_attention(Team* team, const Heads* heads, const Turn* turn, const 
   attention.plan(step->rows, step->chunks, step->chunk);
   team->run([&](int) {
     for (int64_t l = layer; l < end; l++) {
-      team->each((int)step->rows, [&](int r) { attention.place(r, qkv + r * heads->qkv(), *turn, *cache, l); });
+      team->each_row(step->rows, [&](int r) { attention.place(r, qkv + r * heads->qkv(), *turn, *cache, l); });
       team->each(attention.tasks(), [&](int i) { attention.task(i, *cache, l, window, out); });
-      team->each((int)step->rows, [&](int r) { attention.finish(r, window, out); });
+      team->each_row(step->rows, [&](int r) { attention.finish(r, window, out); });
     }
   });
 }

@@ -56,6 +56,7 @@ struct Activations {
 
   int8_t* row(int64_t r) const { return x + r * columns; }
   Scale* scale(int64_t r) const { return scales + r * (columns / GROUP); }
+  Activations from(int64_t r) const { return {row(r), scale(r), columns}; }
 };
 
 // The largest magnitude; NaN if any is NaN or infinite: what is not finite must come out again as the row's result. Bits of

@@ -7,6 +7,7 @@
 // Which member does a task never changes its result.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -44,6 +45,15 @@ class Team {
   void each(int tasks, Task&& task) {
     for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
     barrier();
+  }
+
+  // The same for many small tasks: taken several at a time, as taking one costs some 0.2 us.
+  template <class Task>
+  void each_row(int64_t rows, Task&& task) {
+    const int grain = std::max(1, (int)rows / (8 * size_));
+    each(((int)rows + grain - 1) / grain, [&](int i) {
+      for (int r = i * grain; r < std::min((int)rows, (i + 1) * grain); r++) task(r);
+    });
   }
 
  private:
