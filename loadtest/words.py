@@ -1,7 +1,7 @@
 """Common English words that prompts are built from. Most are one token in every large vocabulary; none is assumed to be."""
 
 _TEXT = """
-able about above across act action add after again against age ago agree air all allow almost alone along already also
+a able about above across act action add after again against age ago agree air all allow almost alone along already also
 although always among amount and animal another answer any anyone anything appear apply area arm army around arrive art
 article artist as ask at attack attention authority available avoid away baby back bad bag ball bank bar base be beat
 beautiful because become bed before begin behavior behind believe benefit best better between beyond big bill bit black

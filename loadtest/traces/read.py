@@ -54,6 +54,7 @@ def read_trace(path: str | Path, format: str | None = None, *, strict: bool = Fa
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
     chosen = _format(path, format)
+    tick = chosen.tick(path)
     problems = Problems(path.name, strict=strict)
     requests = sorted(chosen.read(path, problems), key=lambda request: request.arrival)
     if not requests:
@@ -64,7 +65,7 @@ def read_trace(path: str | Path, format: str | None = None, *, strict: bool = Fa
         name=path.name,
         format=chosen.name,
         requests=[replace(request, arrival=request.arrival - start) for request in requests],
-        tick=chosen.tick(path),
+        tick=tick,
         timed=chosen.timed,
         problems=problems.found,
     )
