@@ -56,8 +56,10 @@ def requests_of(run: Run) -> list[Planned]:
 
 
 def whole(run: Run) -> list[Record]:
-    """The records with a whole answer, by intended time."""
-    return sorted((record for record in run.records if record.ok and record.tokens), key=lambda each: each.intended)
+    """The records with a whole answer, as if each had been intended when it was sent: what the client was late is not the server's."""
+    found = [record for record in run.records if record.ok and record.tokens]
+    sent = [replace(each, intended=each.intended if each.sent is None else each.sent) for each in found]
+    return sorted(sent, key=lambda record: record.intended)
 
 
 def predict(measured: Measured, cost: CostModel, log: Log | None = None) -> list[Record]:
