@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from loadtest.report.table import section_table
 WEIGHTED = st.lists(st.tuples(st.floats(-100, 100), st.integers(0, 4)), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(WEIGHTED, st.floats(0, 100))
 def test_a_percentile_under_weights_is_numpys_of_the_repeated_values(pairs, percent):
     values, weights = np.array([value for value, _ in pairs]), np.array([weight for _, weight in pairs])
@@ -28,6 +29,7 @@ def test_a_percentile_under_weights_is_numpys_of_the_repeated_values(pairs, perc
         assert found == pytest.approx(np.percentile(np.repeat(values, weights), percent), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 99))
 def test_a_resample_is_as_large_as_the_run(size, block, seed):
     weights = block_weights(np.random.default_rng(seed), size, block)

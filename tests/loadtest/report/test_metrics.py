@@ -14,6 +14,7 @@ from loadtest.report.metrics import Spread, attainment_curve, offered_rate, summ
 TIMES = st.floats(0, 100, allow_nan=False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.integers(0, 5))
 def test_a_spread_is_numpys_of_the_values_that_are_known(values, unknown):
     spread = Spread.of(np.array(values + [np.nan] * unknown))
@@ -101,6 +102,7 @@ def test_without_an_objective_nothing_is_judged(make):
 bounds = st.none() | st.sampled_from([0.0, 0.5, 1.0]) | st.floats(1e-6, 50)
 
 
+@settings(deadline=None)
 @given(
     st.builds(Objective, ttft=bounds, tpot=bounds, e2e=bounds),
     TIMES,
@@ -138,6 +140,7 @@ def test_the_attainment_curve_is_goodput_with_scaled_bounds(seed, scale):
     assert attainment_curve(Columns.of(run), np.array([scale])).tolist() == [pytest.approx(expected)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(TIMES, TIMES), max_size=30))
 def test_concurrency_is_what_counting_at_every_start_gives(pairs):
     spans = [(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]]

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.search import End, RateSearch, in_turn
@@ -24,6 +24,7 @@ def run(search: RateSearch, attainment) -> int:
     raise AssertionError("the search does not end")
 
 
+@settings(deadline=None)
 @given(st.floats(0.02, 5000), st.floats(0.02, 5000), st.sampled_from([0.01, 0.05, 0.3]), st.sampled_from([1, 3, 5]))
 def test_the_capacity_is_bracketed_to_the_precision(capacity, start, precision, repeats):
     search = RateSearch(start=start, precision=precision, repeats=repeats)
