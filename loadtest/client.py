@@ -175,10 +175,11 @@ class Driver:
         self.health.connections = self._pool.opened
 
     def answers(self) -> Iterator[tuple[Record, Raw]]:
-        """Every record, by index, with its body. Call when the run is over."""
-        for kept in sorted(self.kept, key=lambda kept: kept.record.index):
-            self._spool.seek(kept.offset)
-            yield kept.record, Raw(self._spool.read(kept.length), kept.times, kept.ends)
+        """Every record, by index, with its body, once. Call when the run is over."""
+        with self._spool:
+            for kept in sorted(self.kept, key=lambda kept: kept.record.index):
+                self._spool.seek(kept.offset)
+                yield kept.record, Raw(self._spool.read(kept.length), kept.times, kept.ends)
 
     async def _open_loop(self) -> None:
         burst = 0

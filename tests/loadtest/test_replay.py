@@ -1,0 +1,248 @@
+"""Whole runs against the stub, a process with real sockets: what is right is found right, and every fault is caught."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loadtest.arrivals import Closed, Poisson
+from loadtest.plan import Shape
+from loadtest.records import ErrorClass, Run
+from loadtest.replay import ReplayPlan, replay, run_replay
+from loadtest.target import Target, TargetError
+from loadtest.traces import Trace, TraceRequest
+from loadtest.traces.read import read_trace
+from loadtest.vocabulary import TokenizerError
+
+DATA = Path(__file__).parent / "data"
+STUB = Path(__file__).parent / "stub_server.py"
+NEVER_LATE = 60.0  # a busy machine makes the client late, which is not what most of these tests are about
+
+
+@contextmanager
+def stub(*arguments):
+    """The base URL of a stub."""
+    process = subprocess.Popen([sys.executable, STUB, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def plan(**more):
+    shape = Shape(limit=12, arrivals=Poisson(200), max_prompt=60, max_output=10)
+    trace = read_trace(DATA / "burstgpt_1.csv")
+    return replace(ReplayPlan(trace=trace, shape=shape, patience=20, stall=20, max_lateness=NEVER_LATE), **more)
+
+
+def run(stub_arguments, target=None, **more):
+    with stub(*stub_arguments) as url:
+        return replay(plan(**more), Target(base_url=url, **(target or {})))
+
+
+def violations(found):
+    return [violation for record in found.records for violation in record.violations]
+
+
+@pytest.mark.parametrize("dialect", ["headrace", "vllm"])
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+@pytest.mark.parametrize("ids", [1024, 0])
+def test_a_server_without_fault_has_none(dialect, endpoint, ids):
+    target = {"endpoint": endpoint, "token_ids_up_to": ids}
+    found = run(["--dialect", dialect, "--gap", "0.001"], target, verify=3)
+    assert [record.index for record in found.records] == list(range(12))
+    assert all(record.ok and not record.violations for record in found.records), violations(found)
+    for record in found.records:
+        assert record.prompt_tokens == record.asked_prompt
+        assert record.output_tokens == record.asked_output == sum(count for _, count in record.tokens)
+        assert record.finish_reason == "length"
+        assert record.intended <= record.sent <= record.headers <= record.tokens[0][0] <= record.finished
+        assert record.cached_tokens == record.prompt_tokens // 2
+    assert not found.invalid
+    assert found.scraped["before"] == {'stub_requests_total{kind="generated"}': 0}
+    assert found.scraped["after"] == {'stub_requests_total{kind="generated"}': 12}
+    assert (found.plan["owner"], found.plan["ignore_eos"]) == (dialect, True)
+
+
+def test_the_servers_own_times_are_kept():
+    assert run([]).records[0].timings == {"queue_ms": 1.5, "prefill_ms": 2.0, "decode_ms": 3.0}
+
+
+FAULTS = [
+    ("drop", ErrorClass.STREAM, "without [DONE]"),
+    ("cut", ErrorClass.STREAM, "without [DONE]"),
+    ("stall", ErrorClass.TIMEOUT, "without [DONE]"),
+    ("double", None, "usage counts 10 output tokens; the stream had 11"),
+    ("miscount", None, "usage counts 11 output tokens; the stream had 10"),
+    ("miscount-prompt", None, "usage counts 61 prompt tokens; the prompt has 60"),
+    ("sum", None, "total_tokens is the sum"),
+    ("finish", None, "finish reason 'stop'"),
+    ("no-finish", None, "after every choice has finished"),
+    ("no-usage", None, "usage chunk before [DONE]"),
+    ("after-done", None, "nothing follows the terminal event"),
+    ("lost", None, "usage counts 10 output tokens; the stream had 9"),
+]
+LOOSE = {
+    "sum": "does not add up",
+    "no-finish": "no finish reason",
+    "no-usage": "no usage",
+    "after-done": "after [DONE]",
+}
+
+
+@pytest.mark.parametrize("dialect", ["headrace", "vllm"])
+@pytest.mark.parametrize(("fault", "error", "said"), FAULTS, ids=[fault for fault, _, _ in FAULTS])
+def test_every_fault_is_caught(fault, error, said, dialect):
+    only = plan().shape
+    shape = replace(only, limit=6)
+    found = run(["--fault", fault, "--every", "3", "--dialect", dialect], shape=shape, stall=0.3)
+    said = LOOSE.get(fault, said) if dialect == "vllm" else said
+    bad = [record for record in found.records if record.violations]
+    assert len(bad) == 2, violations(found)
+    for record in bad:
+        assert record.error == error
+        assert any(said in violation for violation in record.violations), record.violations
+    assert all(record.ok for record in found.records if record not in bad)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "detail"),
+    [
+        ("refuse", ErrorClass.STATUS, "not now"),
+        ("error", ErrorClass.STREAM, "the engine died"),
+        ("silent", ErrorClass.STREAM, "without an answer"),
+        ("garbage", ErrorClass.STREAM, "no HTTP"),
+    ],
+)
+def test_failures_have_a_class_and_a_reason(fault, error, detail):
+    found = run(["--fault", fault, "--every", "4"])
+    failed = [record for record in found.records if record.error is not None]
+    assert len(failed) == 3
+    assert {record.error for record in failed} == {error}
+    assert all(detail in record.detail for record in failed)
+    assert not [record for record in found.records if record.error is None and record.violations]
+
+
+def test_double_sends_are_caught_where_the_server_gives_no_ids():
+    found = run(["--fault", "double"], {"token_ids_up_to": 0})
+    assert set(violations(found)) == {"usage counts 10 output tokens; the stream had 11 events with text"}
+
+
+def test_an_event_that_is_lost_without_ids_is_caught_by_asking_again():
+    found = run(["--fault", "lost"], {"token_ids_up_to": 0}, verify=4)
+    assert sum("verify: another text from character" in violation for violation in violations(found)) == 4
+
+
+def test_verify_finds_another_text_without_streaming():
+    found = run(["--fault", "other-text", "--every", "1000"], verify=5)
+    assert len(violations(found)) == 5
+    assert all("verify: another text" in violation for violation in violations(found))
+
+
+def test_a_server_that_refuses_extensions_is_asked_without_them():
+    fields = ["ignore_eos", "return_token_ids", "max_tokens"]
+    found = run(["--dialect", "other", "--answer", "4", "--refuse-fields", *fields], {"endpoint": "chat"})
+    assert not violations(found)
+    assert {(record.finish_reason, record.output_tokens) for record in found.records} == {("stop", 4)}
+    assert found.plan["ignore_eos"] is False
+    with pytest.raises(TargetError, match="ignore_eos"):
+        run(["--refuse-fields", "ignore_eos"], {"ignore_eos": True})
+
+
+def test_without_a_tokenizer_lengths_are_estimated_only_if_told_so():
+    with pytest.raises(TokenizerError, match="gives no token ids"):
+        run(["--no-tokenizer"])
+    found = run(["--no-tokenizer"], {"characters_per_token": 4.0})
+    assert not found.plan["exact_prompts"]
+    assert not violations(found)
+
+
+def test_texts_of_the_trace_are_counted_and_sent():
+    trace = read_trace(DATA / "mt_bench.jsonl")
+    found = run([], trace=trace, shape=Shape(arrivals=Poisson(100), max_output=3))
+    assert not violations(found)
+    assert [record.prompt_tokens for record in found.records] == [len(each.prompt.split()) for each in trace.requests]
+
+
+def test_a_closed_loop_has_no_more_open_than_users():
+    shape = Shape(limit=20, arrivals=Closed(3, 0.001), max_prompt=30, max_output=4)
+    found = run(["--gap", "0.002"], shape=shape)
+    assert len(found.records) == 20 and not violations(found)
+    assert found.client["most_running"] <= 3
+    assert found.client["connections"] <= 3
+    ends = sorted([(record.sent, 1) for record in found.records] + [(record.finished, -1) for record in found.records])
+    running = 0
+    for _, change in ends:
+        running += change
+        assert running <= 3
+
+
+def test_an_open_loop_does_not_wait_for_the_server():
+    trace = Trace(
+        name="t",
+        format="f",
+        requests=[TraceRequest(line=n, arrival=n * 0.01, prompt_tokens=20, output_tokens=2) for n in range(30)],
+    )
+    found = run(["--ttft", "1"], trace=trace, shape=Shape())
+    assert found.client["most_running"] == 30  # all sent before the first was answered
+    assert min(record.ttft for record in found.records) >= 1
+
+
+def test_a_client_that_cannot_keep_up_says_that_the_run_is_invalid():
+    shape = Shape(limit=3000, arrivals=Poisson(1e6), max_prompt=30, max_output=1)
+    found = run([], shape=shape, max_lateness=0.02)
+    assert len(found.records) == 3000
+    assert any("the client could not keep up: it sent requests" in reason for reason in found.invalid)
+    assert found.client["lateness_p99"] > 0.02
+
+
+def test_an_interrupted_run_is_reported_as_far_as_it_went():
+    async def interrupted(url):
+        task = asyncio.create_task(
+            run_replay(plan(shape=Shape(arrivals=Poisson(20), duration=60)), Target(base_url=url))
+        )
+        began = time.monotonic()
+        while time.monotonic() - began < 1.0:
+            await asyncio.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+        return await task
+
+    with stub("--gap", "0.01") as url:
+        found = asyncio.run(interrupted(url))
+    assert found.invalid and "interrupted after" in found.invalid[0]
+    assert 0 < len(found.records) < 1200
+    assert {record.error for record in found.records} <= {None, ErrorClass.CLIENT}
+
+
+def test_no_server_and_no_such_model_are_said_before_the_run():
+    with pytest.raises(TargetError, match="cannot be reached"):
+        replay(plan(), Target(base_url="http://127.0.0.1:9/v1"))
+    with pytest.raises(TargetError, match="no model 'x' there but stub"):
+        run([], {"model": "x"})
+
+
+def test_requests_that_cannot_fit_are_told():
+    found = run(["--context", "65"])
+    assert any("longer than the target's context of 65 tokens" in problem for problem in found.problems)
+
+
+def test_a_run_comes_back_from_its_file(tmp_path):
+    found = run([])
+    found.write(tmp_path / "run.json")
+    again = Run.read(tmp_path / "run.json")
+    assert again.records == found.records
+    assert (again.plan, again.client, again.problems) == (found.plan, found.client, found.problems)
+
+
+def test_the_same_seed_asks_the_same():
+    first, second = run([]), run([])
+    assert [(each.intended, each.asked_prompt, each.asked_output) for each in first.records] == [
+        (each.intended, each.asked_prompt, each.asked_output) for each in second.records
+    ]
