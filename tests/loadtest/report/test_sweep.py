@@ -1,7 +1,10 @@
 """Sweeps over a server that is a queue, replays and all but the network; and their page."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +136,9 @@ def test_every_run_is_kept_and_the_page_shows_all(make, tmp_path):
         (["--target", "a=http://x/v1", "--target", "a=http://y/v1"], "two targets"),
         (["--target", "http://x/v1", "--repeats", "2"], "odd"),
         (["--target", "http://x/v1", "--arrivals", "never"], "unknown arrivals"),
+        (["--target", "http://x/v1", "--rate", "5"], "--rate is what a sweep decides itself"),
+        (["--target", "http://x/v1", "--speed", "5"], "--speed is what a sweep decides itself"),
+        (["--target", "http://x/v1", "--slo", ""], "give --slo"),
     ],
 )
 def test_what_cannot_be_swept_is_said(tmp_path, capsys, more, said):
@@ -141,3 +147,32 @@ def test_what_cannot_be_swept_is_said(tmp_path, capsys, more, said):
     trace.write_text("\n".join(map(json.dumps, rows)))
     assert main([str(trace), "--slo", "ttft=1s", *more]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def stub():
+    """A real server, in a process of its own."""
+    path = Path(__file__).parents[1] / "stub_server.py"
+    command = [sys.executable, str(path), "--ttft", "0.001", "--gap", "0.001"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+        process.terminate()
+
+
+def test_two_names_of_one_real_server_are_swept_in_turn(stub, tmp_path, capsys):
+    rows = [{"at": i, "prompt_tokens": 20, "output_tokens": 3} for i in range(20)]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n".join(map(json.dumps, [{"format": "headrace.trace/1", "tick": 0}, *rows])))
+    options = (
+        "--slo e2e=600s --start 100 --highest 200 --repeats 1 --seconds 0.1 --least 12 --max-lateness 600000 --quiet"
+    )
+    output = tmp_path / "out"
+    targets = ["--target", f"x={stub}", "--target", f"y={stub}"]
+    assert main([str(trace), *targets, *options.split(), "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert "x: 200.0 requests/s are sustained" in text and "y: 200.0 requests/s are sustained" in text
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["sweep.html", "sweep.json", "x-100-1.json", "x-200-1.json", "y-100-1.json", "y-200-1.json"]
+    x, y = (Run.read(output / f"{name}-100-1.json") for name in "xy")
+    assert [record.intended for record in x.records] == [record.intended for record in y.records]
+    assert all(record.ok and not record.violations for record in x.records + y.records)
