@@ -56,7 +56,7 @@ def requests_of(run: Run) -> list[Planned]:
 
 
 def whole(run: Run) -> list[Record]:
-    """The records with a whole answer, as if each had been intended when it was sent: what the client was late is not the server's."""
+    """The records with a whole answer, as if each had been intended when it was sent: the client's lateness is not predicted."""
     found = [record for record in run.records if record.ok and record.tokens]
     sent = [replace(each, intended=each.intended if each.sent is None else each.sent) for each in found]
     return sorted(sent, key=lambda record: record.intended)
