@@ -55,7 +55,7 @@ def test_known_constants_are_found_again_from_a_bad_guess():
     assert not all(error.within for error in errors_of(held_out, cost(start)))
     found = fit([made(1, 0.5), made(2, 2.0), made(3, 6.0)], cost(start))
     assert found.delivery == TRUE.delivery
-    assert all(abs(error.relative) < 0.06 for error in errors_of(held_out, cost(found)))
+    assert all(error.within for error in errors_of(held_out, cost(found)))
 
 
 def test_a_prediction_by_the_true_constants_has_no_error():
