@@ -44,6 +44,9 @@ def check_ids(ids: Any, path: str = "") -> list[int]:
     if set(map(type, ids)) != {int}:
         i = next(i for i, token in enumerate(ids) if type(token) is not int)
         raise wrong(f"must be a token id, got {shown(ids[i])}", f"{path}[{i}]")
+    if min(ids) < 0 or max(ids) > INT32_MAX:
+        i = next(i for i, token in enumerate(ids) if not 0 <= token <= INT32_MAX)
+        raise wrong(f"must be a token id of 0 to {INT32_MAX}, got {shown(ids[i])}", f"{path}[{i}]")
     return ids
 
 

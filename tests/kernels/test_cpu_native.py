@@ -29,7 +29,7 @@ def ops(request):
     variant = next(variant for variant in VARIANTS if variant.name == request.param)
     if variant not in supported():
         pytest.skip(f"this processor lacks {sorted(variant.needs)}")
-    build([variant])
+    build(supported())  # all at once, side by side
     return NativeOps(variant.library, 2)
 
 

@@ -93,6 +93,8 @@ REFUSED = [
     ("logit_bias", {"5": True}, ["number", "true"], "logit_bias.5"),
     ("logit_bias", {str(i): 1 for i in range(1025)}, ["at most 1024", "1025"]),
     ("stop_token_ids", [-1], ["at least 0", "-1"], "stop_token_ids[0]"),
+    ("prompt", [3, -1], ["of 0 to", "-1"], "prompt[1]"),
+    ("prompt", [[3], [2**31]], ["of 0 to", "2147483648"], "prompt[1][0]"),
     ("stop_token_ids", list(range(17)), ["at most 16", "17"]),
     ("bad_words", [""], ["at least 1", "0"], "bad_words[0]"),
     ("bad_words", ["a"] * 129, ["at most 128", "129"]),

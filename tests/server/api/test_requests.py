@@ -63,9 +63,8 @@ def test_names():
 
 def test_ids_must_be_in_the_vocabulary():
     assert complete(prompt=[0, 257]).sequences[0].request.prompt_ids == [0, 257]
-    for ids, path in [([5, 258], "prompt[1]"), ([-1], "prompt[0]")]:
-        error = refused(complete, prompt=ids)
-        assert error.param == path and "257" in error.message and str(ids[-1]) in error.message
+    error = refused(complete, prompt=[5, 258])
+    assert error.param == "prompt[1]" and "257" in error.message and "258" in error.message
     assert refused(complete, prompt=[[1], [2, 300]]).param == "prompt[1][1]"
     assert refused(complete, stop_token_ids=[258]).param == "stop_token_ids[0]"
     assert refused(complete, logit_bias={"258": 1.0}).param == "logit_bias.258"
