@@ -145,11 +145,11 @@ class Bench:
 
 
 def random_matrix(outputs: int, columns: int, *, bits: int) -> PackedMatrix:
-    """Any bytes are valid quants; scales are set to something small."""
+    """Any bytes are valid quants and integer factors; scales are set to something small."""
     records = torch.randint(0, 256, (outputs // 16, columns // 32, 320 if bits == 4 else 544), dtype=torch.uint8)
-    scales = 64 if bits == 4 else 32  # bytes
-    records[..., :scales] = torch.full((scales // 2,), 0.01, dtype=torch.float16).view(torch.uint8)
-    return PackedMatrix(records, outputs, columns, bits)
+    if bits == 8:
+        records[..., :32] = torch.full((16,), 0.01, dtype=torch.float16).view(torch.uint8)
+    return PackedMatrix(records, torch.full((outputs // 16, 16), 1e-6), outputs, columns, bits)
 
 
 def median(work: Callable[[], object], rounds: int, before: Callable[[], object] | None = None) -> float:

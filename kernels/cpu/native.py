@@ -21,11 +21,11 @@ _int = ctypes.c_int64
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (("records", _pointer), ("outputs", _int), ("columns", _int), ("bits", _int))
+    _fields_ = (("records", _pointer), ("steps", _pointer), ("outputs", _int), ("columns", _int), ("bits", _int))
 
     @classmethod
     def of(cls, matrix: PackedMatrix) -> "_Matrix":
-        return cls(matrix.records.data_ptr(), matrix.outputs, matrix.columns, matrix.bits)
+        return cls(matrix.records.data_ptr(), matrix.steps.data_ptr(), matrix.outputs, matrix.columns, matrix.bits)
 
 
 _MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

@@ -1,7 +1,8 @@
 """Weights as the int8 kernels read them: 4- and 8-bit groups of 32 columns, in tiles of 16 outputs.
 
-The layout is stated in `kernels/cpu/native/matmul.h`. GGUF's own groups are only moved, never rounded again; fp32 weights
-are rounded to 8-bit groups (Q8_0's rule: scale = largest magnitude / 127).
+The layout is stated in `kernels/cpu/native/matmul.h`. GGUF's own quants are moved and never rounded again; fp32 weights are
+rounded to 8-bit groups (Q8_0's rule: scale = largest magnitude / 127). Scales and minima of 4-bit groups become integers in
+16 bits, as multiples of one step for each output: a group's sum is then finished in one integer product.
 """
 
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ class PackedMatrix:
 
     Attributes:
         records: uint8 [tiles, groups, record], record = 320 bytes with 4 bits and 544 with 8.
+        steps: fp32 [tiles, 16], what the integers of 4-bit groups are multiples of; unused with 8 bits.
         outputs: rows of the matrix; rows of the last tile beyond them are zero.
         columns: a multiple of 32.
         bits: 4 or 8.
     """
 
     records: Tensor
+    steps: Tensor
     outputs: int
     columns: int
     bits: int
@@ -45,13 +48,13 @@ def pack_gguf(rows: Tensor, kind: Kind) -> PackedMatrix:
     outputs, groups = rows.shape[0], rows.shape[1] // size
     tiles = _tiles(rows.view(outputs, groups, size))
     if kind == "Q8_0":
-        parts = [_scales(tiles, 0), _quants(tiles[..., 2:] ^ 0x80)]
-    elif kind == "Q4_1":
-        parts = [_scales(tiles, 0), _scales(tiles, 2), _quants(tiles[..., 4:])]
-    else:
-        minimum = (tiles[..., :2].contiguous().view(torch.float16) * -8).view(torch.uint8)
-        parts = [_scales(tiles, 0), _scales(minimum, 0), _quants(tiles[..., 2:])]
-    return PackedMatrix(torch.cat(parts, dim=-1), outputs, groups * GROUP, 8 if kind == "Q8_0" else 4)
+        records = torch.cat((_scales(tiles), _quants(tiles[..., 2:] ^ 0x80)), dim=-1)
+        return PackedMatrix(records, tiles.new_zeros(tiles.shape[:2], dtype=torch.float32), outputs, groups * GROUP, 8)
+    scale = _halves(tiles, 0)
+    middle = _halves(tiles, 2) + 8 * scale if kind == "Q4_1" else torch.zeros_like(scale)
+    factors, steps = _factors(scale, middle)
+    records = torch.cat((factors, _quants(tiles[..., 4 if kind == "Q4_1" else 2 :])), dim=-1)
+    return PackedMatrix(records, steps, outputs, groups * GROUP, 4)
 
 
 def pack_float(weight: Tensor) -> PackedMatrix:
@@ -69,19 +72,28 @@ def unpack(matrix: PackedMatrix) -> Tensor:
     """The fp32 [outputs, columns] that `matrix` stands for."""
     records = matrix.records
     tiles, groups, _ = records.shape
-    scale = _unscale(records[..., :32])
     if matrix.bits == 8:
-        dwords = records[..., 32:].reshape(tiles, groups, 8, TILE, 4)
-        values = dwords.float().sub_(128) * scale
+        scale = records[..., :32].contiguous().view(torch.float16).float()[:, :, None, :, None]
+        values = records[..., 32:].reshape(tiles, groups, 8, TILE, 4).float().sub_(128) * scale
     else:
+        factors = records[..., :64].contiguous().view(torch.int16).view(tiles, groups, 1, TILE, 1, 2).float()
         packed = records[..., 64:].reshape(tiles, groups, 4, TILE, 4)
-        values = torch.cat((packed & 15, packed >> 4), dim=2) * scale + _unscale(records[..., 32:64])
+        values = torch.cat((packed & 15, packed >> 4), dim=2).float().sub_(8) * factors[..., 0] + factors[..., 1]
+        values *= matrix.steps[:, None, None, :, None]
     return values.permute(0, 3, 1, 2, 4).reshape(tiles * TILE, -1)[: matrix.outputs]
 
 
-def _unscale(halves: Tensor) -> Tensor:
-    """uint8 [tiles, groups, 32] as fp32 [tiles, groups, 1, 16, 1]."""
-    return halves.contiguous().view(torch.float16).float()[:, :, None, :, None]
+def _factors(scale: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights scale * (q - 8) + middle as steps * (a * (q - 8) + b): (a, b) as bytes [tiles, groups, 64], and steps [tiles, 16].
+
+    Args:
+        scale: fp32 [tiles, 16, groups].
+        middle: the same.
+    """
+    both = torch.stack((scale, middle), dim=-1)  # [tiles, 16, groups, 2]
+    steps = both.abs().amax(dim=(2, 3)) / 32767
+    whole = torch.where(steps[:, :, None, None] > 0, both / steps[:, :, None, None], 0.0).round_().to(torch.int16)
+    return whole.transpose(1, 2).contiguous().view(torch.uint8).flatten(2), steps
 
 
 def _tiles(groups: Tensor) -> Tensor:
@@ -92,9 +104,14 @@ def _tiles(groups: Tensor) -> Tensor:
     return groups.view(-1, TILE, *groups.shape[1:])
 
 
-def _scales(tiles: Tensor, at: int) -> Tensor:
-    """The two bytes at `at` of each group: [tiles, groups, 32]."""
-    return tiles[..., at : at + 2].transpose(1, 2).flatten(2)
+def _scales(tiles: Tensor) -> Tensor:
+    """The first two bytes of each group: [tiles, groups, 32]."""
+    return tiles[..., :2].transpose(1, 2).flatten(2)
+
+
+def _halves(tiles: Tensor, at: int) -> Tensor:
+    """The fp16 at byte `at` of each group, as fp32 [tiles, 16, groups]."""
+    return tiles[..., at : at + 2].contiguous().view(torch.float16).squeeze(-1).float()
 
 
 def _quants(tiles: Tensor) -> Tensor:

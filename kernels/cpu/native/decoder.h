@@ -45,7 +45,7 @@ struct Tasks {
   void run(int i, const Activations& in, Emit&& emit) const {
     const int first = i % groups() * TILES, count = std::min(TILES, w.tiles() - first), segment = i / groups();
     const int64_t begin = rows * segment / segments(), end = rows * (segment + 1) / segments();
-    const uint8_t* tiles[TILES];
+    Tile tiles[TILES];
     for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
     multiply(w.bits, tiles, count, in.from(begin), end - begin,
              [&](int64_t r, int t, f32x16 sums) { emit(begin + r, first + t, sums); });
@@ -149,7 +149,7 @@ class Decoder {
   // 32 columns of silu(gate) * up, quantized at once: they are one group of the next product's input.
   void gated(const Layer& layer, int unit, int64_t first_row, int64_t end) {
     const Matrix &gate = layer.gate, &up = layer.up;
-    const uint8_t* tiles[] = {gate.tile(2 * unit), gate.tile(2 * unit + 1), up.tile(2 * unit), up.tile(2 * unit + 1)};
+    const Tile tiles[] = {gate.tile(2 * unit), gate.tile(2 * unit + 1), up.tile(2 * unit), up.tile(2 * unit + 1)};
     f32x16 bias[4], out[CHUNK][4];
     for (int i = 0; i < 4; i++) bias[i] = bias_of(i < 2 ? layer.gate_bias : layer.up_bias, 2 * unit + i % 2);
     for (int64_t begin = first_row; begin < end; begin += CHUNK) {

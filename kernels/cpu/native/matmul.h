@@ -1,17 +1,20 @@
 // Products of int8 activations with 4- and 8-bit weights, over groups of 32 columns.
 //
-// A weight is d * q + m (Q4_0, Q4_1: q in 0..15) or d * (q - 128) (Q8_0, stored with 128 added), d and m for each row and
-// group; an activation is s * x, x in -127..127, s for each row and group. So one group of one output is
-//     d s (sum of q x) + m s (sum of x)          or          d s (sum of q x - 128 sum of x)
+// An activation is s * x, x in -127..127, s for each row and group. A weight is
+//     8 bits: d * (q - 128), d for each output and group
+//     4 bits: D * (a * (q - 8) + b), D for each output, a and b (int16) for each output and group
+// (packing.py makes the latter of Q4_0 and Q4_1), so that one group of one output is
+//     8 bits: d s * (sum of q x - 128 sum of x)
+//     4 bits: D s * (a * (sum of q x - 8 sum of x) + b * (sum of x)), the first sum within 16 bits: 8 * 127 * 32 = 32512
 // with integer sums: exact, whatever else is in the batch. Groups are added in ascending order for any number of rows.
 //
 // Weights lie as tiles of 16 outputs; of a tile, group after group, one record (read once, front to back, at any number of rows):
-//     4 bits: d fp16[16] | m fp16[16] | 4 x 64 bytes; dword i of vector j holds columns 4j..4j+3 (low halves) and
+//     4 bits: (a, b) int16[16][2] | 4 x 64 bytes; dword i of vector j holds columns 4j..4j+3 (low halves) and
 //             16 + 4j .. 16 + 4j+3 (high halves) of output i                                                   320 bytes
 //     8 bits: d fp16[16] | 8 x 64 bytes; dword i of vector j holds columns 4j..4j+3 of output i                544 bytes
 //
-// Floor: one row reads 20 (34) bytes for each 32 weights; R rows do 8 R vector products and 3 R vector fp32 operations for each
-// record, so at best 8 of 11 slots are int8 products.
+// Floor: one row reads 20 (34) bytes for each 32 weights. R rows do 8 R vector products of int8 for each record and, on the same
+// two multipliers, 2 R more (a and b; s), so at best 8 of 10 slots are int8 products. Additions and conversions have other units.
 #pragma once
 
 #include "simd.h"
@@ -23,29 +26,35 @@ constexpr int TILE = 16;
 // Rows and tiles computed at once: their ROWS * TILES integer sums, TILES vectors of weights and one of activations fill the
 // vector registers (32 of 64 bytes, or 16 of 32), and each vector loaded serves several products.
 #if defined(__AVX512F__)
-constexpr int ROWS = 6, TILES = 4;
+constexpr int ROWS = 4, TILES = 4;
 #else
 constexpr int ROWS = 2, TILES = 2;
 #endif
 constexpr int AHEAD = 2048;  // bytes asked for in advance where reading weights is what takes the time
 
+struct Tile {
+  const uint8_t* records;
+  const float* steps;
+};
+
 struct Matrix {
   const uint8_t* records;
-  int64_t outputs;  // rows of the matrix; the last tile is padded with zero weights
+  const float* steps;  // D [tiles * 16], with 4 bits
+  int64_t outputs;     // rows of the matrix; the last tile is padded with zero weights
   int64_t columns;
   int64_t bits;
 
   int tiles() const { return (int)((outputs + TILE - 1) / TILE); }
   int groups() const { return (int)(columns / GROUP); }
   int record() const { return bits == 4 ? 320 : 544; }
-  const uint8_t* tile(int64_t index) const { return records + index * groups() * record(); }
+  Tile tile(int64_t index) const { return {records + index * groups() * record(), steps + index * TILE}; }
 };
 
 // What one group of one row's activations needs beside its bytes.
 struct Scale {
-  float scale;    // s
-  float sum;      // s * sum of x
-  int32_t shift;  // -128 * sum of x
+  float scale;        // s
+  int32_t upper;      // sum of x, in the upper 16 bits
+  int32_t zero[2];    // -8 and -128 times the sum of x: what a weight's zero point adds
 };
 
 // Rows of quantized activations: x[row * columns + column], scales[row * columns / 32 + group].
@@ -76,8 +85,9 @@ inline void quantize(f32x16 a, f32x16 b, int8_t* x, Scale* scale) {
   store(x + TILE, narrow(qb));
   int32_t total = sum(qa + qb);
   scale->scale = most / 127.0f;
-  scale->sum = scale->scale * (float)total;
-  scale->shift = -128 * total;
+  scale->upper = (int32_t)((uint32_t)total << 16);
+  scale->zero[0] = -8 * total;
+  scale->zero[1] = -128 * total;
 }
 
 // Columns 4 j .. 4 j + 3 of one group of 16 outputs.
@@ -90,7 +100,7 @@ inline u32x16 quants(const uint8_t* record, int j) {
 
 // out[r * T + t] = outputs of tiles[t] for row first + r.
 template <int BITS, int R, int T>
-inline void product(const uint8_t* const* tiles, const Activations& in, int64_t first, f32x16* out) {
+inline void product(const Tile* tiles, const Activations& in, int64_t first, f32x16* out) {
   constexpr int RECORD = BITS == 4 ? 320 : 544;
   const int groups = (int)(in.columns / GROUP);
   const int8_t* x = in.row(first);
@@ -99,17 +109,17 @@ inline void product(const uint8_t* const* tiles, const Activations& in, int64_t 
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) sums[r][t] = f32x16{};
   for (int g = 0; g < groups; g++, x += GROUP, scales++) {
-    if constexpr (T == 1) prefetch(tiles[0] + g * RECORD + AHEAD, RECORD);
+    if constexpr (T == 1) prefetch(tiles[0].records + g * RECORD + AHEAD, RECORD);
     i32x16 dot[R][T];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) dot[r][t] = BITS == 8 ? i32x16{} + scales[r * groups].shift : i32x16{};
+      for (int t = 0; t < T; t++) dot[r][t] = i32x16{} + scales[r * groups].zero[BITS == 8];
 #pragma GCC unroll 8
     for (int j = 0; j < GROUP / 4; j++) {
       u32x16 w[T];
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) w[t] = quants<BITS>(tiles[t] + g * RECORD, j);
+      for (int t = 0; t < T; t++) w[t] = quants<BITS>(tiles[t].records + g * RECORD, j);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const int32_t quad = load<int32_t>(x + r * in.columns + 4 * j);
@@ -119,28 +129,29 @@ inline void product(const uint8_t* const* tiles, const Activations& in, int64_t 
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
-      const uint8_t* record = tiles[t] + g * RECORD;
-      const f32x16 d = half(record), m = BITS == 4 ? half(record + 32) : f32x16{};
+      const uint8_t* record = tiles[t].records + g * RECORD;
+      const u32x16 factors = BITS == 4 ? load<u32x16>(record) : u32x16{};
+      const f32x16 d = BITS == 8 ? half(record) : f32x16{};
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const Scale& s = scales[r * groups];
-        sums[r][t] = fma(to_float(dot[r][t]), d * splat(s.scale), sums[r][t]);
-        if constexpr (BITS == 4) sums[r][t] = fma(m, splat(s.sum), sums[r][t]);
+        if constexpr (BITS == 4) sums[r][t] = fma(to_float(dot2(dot[r][t], s.upper, factors)), splat(s.scale), sums[r][t]);
+        else sums[r][t] = fma(to_float(dot[r][t]), d * splat(s.scale), sums[r][t]);
       }
     }
   }
   for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[r * T + t] = sums[r][t];
+    for (int t = 0; t < T; t++) out[r * T + t] = BITS == 4 ? sums[r][t] * load<f32x16>(tiles[t].steps) : sums[r][t];
 }
 
 template <int BITS, int T, int R = ROWS>
-inline void product(const uint8_t* const* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
+inline void product(const Tile* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
   if (rows == R) return product<BITS, R, T>(tiles, in, first, out);
   if constexpr (R > 1) product<BITS, T, R - 1>(tiles, in, first, rows, out);
 }
 
 template <int T>
-inline void product(int64_t bits, const uint8_t* const* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
+inline void product(int64_t bits, const Tile* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
   if (bits == 4) product<4, T>(tiles, in, first, rows, out);
   else product<8, T>(tiles, in, first, rows, out);
 }
@@ -148,7 +159,7 @@ inline void product(int64_t bits, const uint8_t* const* tiles, const Activations
 // Calls emit(row, tile, outputs) for `count` tiles, all of `bits` bits, and all rows. One row is bound by reading its weights, which a
 // tile after the other reads best; more rows are cut evenly into at most ROWS, and take TILES tiles together.
 template <class Emit>
-inline void multiply(int64_t bits, const uint8_t* const* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
+inline void multiply(int64_t bits, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
   f32x16 out[ROWS * TILES];
   const int64_t cuts = (rows + ROWS - 1) / ROWS;
   int t = 0;

@@ -75,19 +75,20 @@ inline void norm(float* x, const float* weight, int64_t size, float eps) {
 
 // One token's row of an embedding.
 inline void embed(const Matrix& table, int64_t token, float* out) {
-  const uint8_t* tile = table.tile(token / TILE);
+  const Tile tile = table.tile(token / TILE);
   const int lane = (int)(token % TILE);
   for (int g = 0; g < table.groups(); g++) {
-    const uint8_t* record = tile + g * table.record();
-    const float d = half(record)[lane];
+    const uint8_t* record = tile.records + g * table.record();
     if (table.bits == 8) {
+      const float d = half(record)[lane];
       for (int c = 0; c < GROUP; c++) out[g * GROUP + c] = d * (float)(record[32 + c / 4 * 64 + lane * 4 + c % 4] - 128);
       continue;
     }
-    const float m = half(record + 32)[lane];
+    const int16_t* factors = (const int16_t*)record + 2 * lane;
     for (int c = 0; c < GROUP; c++) {
-      uint8_t both = record[64 + c % 16 / 4 * 64 + lane * 4 + c % 4];
-      out[g * GROUP + c] = d * (float)(c < 16 ? both & 15 : both >> 4) + m;
+      const uint8_t both = record[64 + c % 16 / 4 * 64 + lane * 4 + c % 4];
+      const int q = c < 16 ? both & 15 : both >> 4;
+      out[g * GROUP + c] = tile.steps[lane] * (float)(factors[0] * (q - 8) + factors[1]);
     }
   }
 }

@@ -150,6 +150,32 @@ inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
 
 #endif
 
+// --- int16: x[i] f[2i] + y f[2i+1] -------------------------------------------------------------------------------------
+// x fits 16 bits; y comes in the upper half of a dword whose lower half is 0; f are pairs of int16.
+
+#if defined(__AVX512BW__)
+
+inline i32x16 dot2(i32x16 x, int32_t y, u32x16 f) {
+  const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)x, _mm512_set1_epi32(y));
+#if defined(__AVX512VNNI__)
+  return (i32x16)_mm512_dpwssd_epi32(_mm512_setzero_si512(), both, (__m512i)f);
+#else
+  return (i32x16)_mm512_madd_epi16(both, (__m512i)f);
+#endif
+}
+
+#else
+
+inline i32x16 dot2(i32x16 x, int32_t y, u32x16 f) {
+  __m256i part[2], factor[2], upper = _mm256_set1_epi32(y);
+  std::memcpy(part, &x, 64);
+  std::memcpy(factor, &f, 64);
+  for (int i = 0; i < 2; i++) part[i] = _mm256_madd_epi16(_mm256_blend_epi16(part[i], upper, 0xaa), factor[i]);
+  return load<i32x16>(part);
+}
+
+#endif
+
 // --- bf16: acc[i] += kv[2i] p[0] + kv[2i+1] p[1], products exact, sums in fp32 -----------------------------------------
 // kv comes from the cache (two bf16 in a dword), p is a pair of a query or of weights of attention.
 
