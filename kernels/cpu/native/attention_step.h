@@ -24,7 +24,7 @@ struct Turn {
 
 class AttentionStep {
  public:
-  explicit AttentionStep(const Heads& heads) : heads_(heads) {}
+  AttentionStep(const Heads& heads, int members) : heads_(heads), members_(members) {}
 
   // Several tokens of one sequence are cut into runs of query rows. A single token is cut into its spans of keys, so that all
   // members work on one long sequence; `finish` merges them. The longest items come first: no member is left with one at the end.
@@ -70,19 +70,13 @@ class AttentionStep {
   void task(int i, const Cache& cache, int64_t layer, int64_t window, float* out) {
     const Item& item = items_[i / heads_.kv_heads];
     const int64_t kv_head = i % heads_.kv_heads;
-    const Keys kv{cache, item.chunk->table, layer, kv_head, item.span >= 0};
-    for (int64_t done = 0; done < item.count; done += QUERIES) {
-      Bundle some = bundle(*item.chunk, item.from + done, std::min<int64_t>(QUERIES, item.count - done), kv_head, window);
-      if (item.span >= 0) {
-        if ((item.span + 1) * SPAN > some.low[0])
-          span_of(kv, item.span * SPAN, some.count, some.query, some.low, some.high,
-                  partials_.get() + kv_head * slots_ + item.slot);
-        continue;
-      }
-      float* to[QUERIES];
-      for (int q = 0; q < some.count; q++) to[q] = out + (some.row[q] * heads_.heads + some.head[q]) * heads_.dim;
-      attend(kv, some, to);
-    }
+    const Keys kv{cache, item.chunk->table, layer, kv_head};
+    if (item.span >= 0) return one_span(i, item, kv, window);
+    Bundle bundles[RUN / QUERIES];
+    int count = 0;
+    for (int64_t done = 0; done < item.count; done += QUERIES)
+      bundles[count++] = bundle(*item.chunk, item.from + done, std::min<int64_t>(QUERIES, item.count - done), kv_head, window);
+    attend(kv, bundles, count, heads_.heads, out);
   }
 
   // After all tasks: row's output fp32 [heads * dim] is whole.
@@ -93,7 +87,8 @@ class AttentionStep {
     const int64_t first = oldest(chunk.start, window) / SPAN, last = chunk.start / SPAN;
     for (int64_t h = 0; h < heads_.heads; h++) {
       const Partial* spans = partials_.get() + h / group * slots_ + slot_of_.get()[row] + h % group;
-      Partial result = spans[first * group];
+      Partial result;
+      copy(result, spans[first * group], dim);
       for (int64_t s = first + 1; s <= last; s++) merge(result, spans[s * group], dim);
       float* to = out + row * heads_.width() + h * dim;
       for (int64_t d = 0; d < dim; d += LANES) store(to + d, load<f32x16>(result.out + d) / splat(result.total));
@@ -101,8 +96,6 @@ class AttentionStep {
   }
 
  private:
-  static constexpr int64_t RUN = 48;  // query rows of one task
-
   struct Item {
     const Chunk* chunk;
     int64_t from, count;  // query rows: (row of the chunk) * group + head of the group
@@ -110,6 +103,22 @@ class AttentionStep {
     int64_t slot;         // of the first partial result
     int64_t work;         // query rows times keys
   };
+
+  // Every member takes tasks in turn, so what this one will read next is most likely that of the task `members` further on.
+  void one_span(int i, const Item& item, const Keys& kv, int64_t window) {
+    const Bundle rows = bundle(*item.chunk, item.from, item.count, kv.head, window);
+    if ((item.span + 1) * SPAN <= rows.low[0]) return;
+    const int then = i + members_;
+    const Item* next = then < tasks() ? &items_[then / heads_.kv_heads] : nullptr;
+    const Keys keys{kv.cache, next ? next->chunk->table : nullptr, kv.layer, then % heads_.kv_heads};
+    const Ahead ahead{&keys, next ? next->span * SPAN : 0, next ? end_of(*next) : 0};
+    span_of(kv, next && next->span >= 0 ? &ahead : nullptr, item.span * SPAN, rows, partials_.get() + kv.head * slots_ + item.slot);
+  }
+
+  // Where the vectors of keys of a span end.
+  static int64_t end_of(const Item& item) {
+    return std::min((item.span + 1) * SPAN, (item.chunk->start / LANES + 1) * LANES);
+  }
 
   void plan_runs(const Chunk* c) {
     const int64_t group = heads_.group();
@@ -126,7 +135,7 @@ class AttentionStep {
     for (int64_t span = 0; span * SPAN <= c->start; span++, slots_ += group)
       for (int64_t from = 0; from < group; from += QUERIES) {
         const int64_t count = std::min<int64_t>(QUERIES, group - from);
-        items_.push_back({c, from, count, span, slots_ + from, count * SPAN});
+        items_.push_back({c, from, count, span, slots_ + from, count * std::min(SPAN, c->start + 1 - span * SPAN)});
       }
   }
 
@@ -146,6 +155,7 @@ class AttentionStep {
   }
 
   const Heads heads_;
+  const int members_;
   std::vector<Item> items_;
   int64_t slots_ = 0;
   Buffer<Pair> queries_;

@@ -71,7 +71,7 @@ inline f32x16 bias_of(const float* bias, int tile) { return bias ? load<f32x16>(
 
 class Decoder {
  public:
-  Decoder(const Model& model, Team& team) : model_(model), team_(team), attention_(model.heads) {}
+  Decoder(const Model& model, Team& team) : model_(model), team_(team), attention_(model.heads, team.size()) {}
 
   // hidden: [rows, hidden], the result after the final norm.
   void forward(const Step& step, const Cache& cache, float* hidden) {

@@ -4,6 +4,7 @@
 
 using namespace headrace;
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 Team* headrace_team(int32_t threads) { return new Team(threads); }
@@ -38,7 +39,7 @@ void headrace_linear(Team* team, const Matrix* w, int64_t count, const float* in
 // Place and attend layers [layer, end): qkv [rows, (heads + 2 kv_heads) dim], out [rows, heads dim] of the last one.
 void headrace_attention(Team* team, const Heads* heads, const Turn* turn, const Step* step, const Cache* cache, int64_t layer,
                         int64_t end, int64_t window, float* qkv, float* out) {
-  AttentionStep attention(*heads);
+  AttentionStep attention(*heads, team->size());
   attention.plan(step->rows, step->chunks, step->chunk);
   team->run([&](int) {
     for (int64_t l = layer; l < end; l++) {
@@ -50,3 +51,4 @@ void headrace_attention(Team* team, const Heads* heads, const Turn* turn, const 
 }
 
 }  // extern "C"
+#pragma GCC visibility pop

@@ -234,6 +234,26 @@ inline f32x16 exp2(f32x16 x) {
   return (f32x16)((i32x16)p + (n << 23));
 }
 
+// The same to the digits that bf16 keeps (relative error 1e-4), for x <= 0: weights of attention, which are rounded to it.
+inline f32x16 coarse_exp2(f32x16 x) {
+#if defined(__AVX512F__)
+  const f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT), f = x - n;
+#else
+  x = max(x, splat(-126.0f));
+  const i32x16 n = to_int(x);
+  const f32x16 f = x - to_float(n);
+#endif
+  f32x16 p = splat(5.5008961e-2f);
+  p = fma(p, f, splat(2.4221024e-1f));
+  p = fma(p, f, splat(6.9328293e-1f));
+  p = fma(p, f, splat(1.0f));
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return (f32x16)((i32x16)p + (n << 23));
+#endif
+}
+
 constexpr float LOG2E = 1.44269504088896341f;
 
 // x / (1 + e^-x); e^-x is kept below 2^127, where the quotient is 0 to any digit that matters.
