@@ -16,12 +16,19 @@ class SequenceInput:
     """One sequence's chunk: ids of tokens `[start, start + len(token_ids))`, at least one.
 
     `block_table[i]` is the block of positions `[i * block_size, (i + 1) * block_size)`, up to the chunk's last token. KV of
-    the positions before `start` is there already.
+    the positions before `start` is there already. `wanted` says of how many of its last tokens the result is wanted: one to
+    sample, all to score a prompt, none in the middle of one; None means all.
     """
 
     token_ids: list[int]
     start: int
     block_table: list[int]
+    wanted: int | None = None
+
+    @property
+    def results(self) -> int:
+        """Rows of the result: `wanted`, resolved."""
+        return len(self.token_ids) if self.wanted is None else self.wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Model(Protocol):
     """
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """Compute the chunks laid end to end: fp32 [rows, hidden] after the final norm."""
+        """Compute the chunks: fp32 [results, hidden] after the final norm, those that are wanted laid end to end."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -41,7 +41,12 @@ class ExactModel:
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """See `Model`."""
-        return self._decoder.forward(Batch.build(inputs, self.pool), self.pool)
+        hidden = self._decoder.forward(Batch.build(inputs, self.pool), self.pool)
+        rows, end = [], 0
+        for item in inputs:
+            end += len(item.token_ids)
+            rows += range(end - item.results, end)
+        return hidden if len(rows) == end else hidden[rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model`."""
@@ -93,7 +98,7 @@ class FastModel:
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """See `Model`."""
         token_ids = [token for item in inputs for token in item.token_ids]
-        chunks = [NativeChunk(len(item.token_ids), item.start, item.block_table) for item in inputs]
+        chunks = [NativeChunk(len(item.token_ids), item.start, item.block_table, item.results) for item in inputs]
         return self._decoder.forward(token_ids, chunks, self.pool.storage)
 
     def logits(self, hidden: Tensor) -> Tensor:

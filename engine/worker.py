@@ -60,6 +60,7 @@ class CpuWorker:
                 token_ids=sequence.tokens[chunk.start : chunk.start + chunk.length],
                 start=chunk.start,
                 block_table=chunk.block_table,
+                wanted=_wanted(chunk, sequence),
             )
             for chunk, sequence in zip(chunks, sequences, strict=True)
         ]
@@ -74,8 +75,8 @@ class CpuWorker:
     ) -> None:
         """Sample after the last row of each chunk that asks for it; the head is computed for those rows only."""
         rows, places, row = [], [], -1
-        for place, chunk in enumerate(chunks):
-            row += chunk.length
+        for place, (chunk, sequence) in enumerate(zip(chunks, sequences, strict=True)):
+            row += _wanted(chunk, sequence)
             if chunk.samples and results[place].error is None:
                 rows.append(row)
                 places.append(place)
@@ -101,7 +102,7 @@ class CpuWorker:
                     result.prompt_logprobs = self._score(hidden[begin : begin + chunk.length], chunk, sequence)
                 except ValueError as error:  # logits that are not finite: this request fails, its neighbours do not
                     result.error = str(error)
-            begin += chunk.length
+            begin += _wanted(chunk, sequence)
 
     def _score(self, hidden: torch.Tensor, chunk: Chunk, sequence: Sequence) -> list[TokenLogprobs]:
         """Logprobs of prompt tokens `start + 1 ..`: the row of a token scores the one after it."""
@@ -113,3 +114,10 @@ class CpuWorker:
             logits = self._model.logits(hidden[begin : begin + len(part)])
             scored += self._sampler.prompt_logprobs(logits, part, top)
         return scored
+
+
+def _wanted(chunk: Chunk, sequence: Sequence) -> int:
+    """Rows of a chunk whose results are needed."""
+    if sequence.sampling.prompt_logprobs is not None:
+        return chunk.length
+    return 1 if chunk.samples else 0

@@ -72,7 +72,7 @@ class _Model(ctypes.Structure):
 
 
 class _Chunk(ctypes.Structure):
-    _fields_ = (("first", _int), ("rows", _int), ("start", _int), ("table", _pointer))
+    _fields_ = (*((name, _int) for name in ("first", "rows", "start", "wanted")), ("table", _pointer))
 
 
 class _Step(ctypes.Structure):
@@ -126,11 +126,15 @@ class NativeModel:
 
 @dataclass(frozen=True, slots=True)
 class NativeChunk:
-    """Rows of one sequence: positions `[start, start + rows)`, whose blocks are `table`."""
+    """Rows of one sequence: positions `[start, start + rows)`, whose blocks are `table`.
+
+    `wanted` of its last rows get a result from `NativeDecoder.forward`.
+    """
 
     rows: int
     start: int
     table: Sequence[int]
+    wanted: int = 0
 
 
 class NativeOps:
@@ -242,15 +246,16 @@ class NativeDecoder:
             storage: int32 [blocks, layers, kv_heads, 2, block_size * dim / 2], the pool (`native/attention.h`).
 
         Returns:
-            fp32 [rows, hidden] after the final norm; valid until the next call.
+            fp32 [wanted rows, hidden] after the final norm, in order; valid until the next call.
         """
-        self._rows = hidden = _at_least(self._rows, len(token_ids))
+        wanted = sum(chunk.wanted for chunk in chunks)
+        self._rows = hidden = _at_least(self._rows, wanted)
         with _laid_out(token_ids, chunks, len(token_ids)) as step:
             cache = _cache(storage, self._model.dim)
             self._ops.library.headrace_forward(
                 self._decoder, ctypes.byref(step), ctypes.byref(cache), hidden.data_ptr()
             )
-        return hidden[: len(token_ids)]
+        return hidden[:wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: fp32 [n, hidden], contiguous, to fp32 [n, vocab], which are valid until the next call."""
@@ -273,7 +278,8 @@ def _laid_out(token_ids: Sequence[int], chunks: Sequence[NativeChunk], rows: int
     tables = [array("i", chunk.table) for chunk in chunks]
     laid, first = (_Chunk * len(chunks))(), 0
     for place, chunk, table in zip(laid, chunks, tables, strict=True):
-        place.first, place.rows, place.start, place.table = first, chunk.rows, chunk.start, table.buffer_info()[0]
+        place.first, place.rows, place.start, place.wanted = first, chunk.rows, chunk.start, chunk.wanted
+        place.table = table.buffer_info()[0]
         first += chunk.rows
     yield _Step(rows, len(chunks), tokens.buffer_info()[0], laid)
     del tokens, tables

@@ -48,6 +48,7 @@ struct Cache {
 // Rows [first, first + rows) of the step: positions [start, start + rows) of one sequence.
 struct Chunk {
   int64_t first, rows, start;
+  int64_t wanted;        // of the last rows' results
   const int32_t* table;  // block ids of the sequence
 };
 

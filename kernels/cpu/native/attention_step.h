@@ -64,6 +64,12 @@ class AttentionStep {
     }
   }
 
+  // Have the queries of `other`'s row `from` as row `row`; its keys are placed there.
+  void take(int64_t row, const AttentionStep& other, int64_t from) {
+    const int64_t pairs = heads_.width() / 2;
+    std::memcpy(queries_.get() + row * pairs, other.queries_.get() + from * pairs, pairs * sizeof(Pair));
+  }
+
   // Tasks of one layer; task(i, ..) for i in [0, tasks()) after every row is placed.
   int tasks() const { return (int)(items_.size() * heads_.kv_heads); }
 

@@ -71,24 +71,38 @@ inline f32x16 bias_of(const float* bias, int tile) { return bias ? load<f32x16>(
 
 class Decoder {
  public:
-  Decoder(const Model& model, Team& team) : model_(model), team_(team), attention_(model.heads, team.size()) {}
+  Decoder(const Model& model, Team& team)
+      : model_(model), team_(team), attention_(model.heads, team.size()), last_(model.heads, team.size()) {}
 
-  // hidden: [rows, hidden], the result after the final norm.
-  void forward(const Step& step, const Cache& cache, float* hidden) {
-    const int64_t rows = step.rows;
-    normed_ = normed_memory_.at_least(rows, model_.hidden);
+  // out: [rows wanted, hidden], their results after the final norm, in order. The last layer computes keys and values of all rows, and
+  // everything after them for rows that are wanted: of a prompt's chunk that is one, or none.
+  void forward(const Step& step, const Cache& cache, float* out) {
+    const int64_t rows = step.rows, end = model_.layers - 1, width = model_.hidden;
+    float* hidden = hidden_.at_least(rows * width);
+    normed_ = normed_memory_.at_least(rows, width);
     inner_ = inner_memory_.at_least(rows, model_.intermediate);
     mixed_ = mixed_memory_.at_least(rows, model_.heads.width());
     qkv_.at_least(rows * model_.heads.qkv());
     outputs_.at_least(rows * model_.heads.width());
     attention_.plan(rows, step.chunks, step.chunk);
+    select(step);
+    const int64_t wanted = (int64_t)source_.size();
+    last_.plan(wanted, (int64_t)chosen_.size(), chosen_.data());
     team_.run([&](int) {
-      team_.each_row(rows, [&](int r) { embed(model_.embedding, step.tokens[r], hidden + r * model_.hidden); });
-      for (int64_t l = 0; l < model_.layers; l++) {
-        attend(model_.layer[l], l, rows, cache, hidden);
+      team_.each_row(rows, [&](int r) { embed(model_.embedding, step.tokens[r], hidden + r * width); });
+      for (int64_t l = 0; l < end; l++) {
+        place(model_.layer[l], l, rows, cache, hidden);
+        attend(attention_, model_.layer[l], l, rows, cache, hidden);
         feed_forward(model_.layer[l], rows, hidden);
       }
-      team_.each_row(rows, [&](int r) { norm(hidden + r * model_.hidden, model_.final_norm, model_.hidden, model_.eps); });
+      place(model_.layer[end], end, rows, cache, hidden);
+      team_.each_row(wanted, [&](int r) {
+        std::memcpy(out + r * width, hidden + source_[r] * width, width * sizeof(float));
+        last_.take(r, attention_, source_[r]);
+      });
+      attend(last_, model_.layer[end], end, wanted, cache, out);
+      feed_forward(model_.layer[end], wanted, out);
+      team_.each_row(wanted, [&](int r) { norm(out + r * width, model_.final_norm, width, model_.eps); });
     });
   }
 
@@ -102,18 +116,34 @@ class Decoder {
   }
 
  private:
-  void attend(const Layer& layer, int64_t index, int64_t rows, const Cache& cache, float* hidden) {
+  // The chunks of wanted rows as a step of their own.
+  void select(const Step& step) {
+    source_.clear();
+    chosen_.clear();
+    for (const Chunk* c = step.chunk; c < step.chunk + step.chunks; c++) {
+      const int64_t skipped = c->rows - c->wanted;
+      if (c->wanted) chosen_.push_back({(int64_t)source_.size(), c->wanted, c->start + skipped, c->wanted, c->table});
+      for (int64_t r = skipped; r < c->rows; r++) source_.push_back(c->first + r);
+    }
+  }
+
+  // Queries, keys and values of all rows; keys and values into the cache.
+  void place(const Layer& layer, int64_t index, int64_t rows, const Cache& cache, const float* hidden) {
     const Turn turn{layer.q_norm, layer.k_norm, model_.eps, model_.cos, model_.sin};
-    const int64_t width = model_.heads.width(), stride = model_.heads.qkv();
-    float* outputs = outputs_.get();
+    const int64_t stride = model_.heads.qkv();
     team_.each_row(rows, [&](int r) {
       norm_quantize(hidden + r * model_.hidden, layer.input_norm, model_.eps, normed_, r);
     });
     project(layer, rows, stride);
     team_.each_row(rows, [&](int r) { attention_.place(r, qkv_.get() + r * stride, turn, cache, index); });
-    team_.each(attention_.tasks(), [&](int i) { attention_.task(i, cache, index, layer.window, outputs); });
+  }
+
+  void attend(AttentionStep& attention, const Layer& layer, int64_t index, int64_t rows, const Cache& cache, float* hidden) {
+    const int64_t width = model_.heads.width();
+    float* outputs = outputs_.get();
+    team_.each(attention.tasks(), [&](int i) { attention.task(i, cache, index, layer.window, outputs); });
     team_.each_row(rows, [&](int r) {
-      attention_.finish(r, layer.window, outputs);
+      attention.finish(r, layer.window, outputs);
       quantize_row(outputs + r * width, mixed_, r);
     });
     add_linear(hidden, layer.o, layer.o_bias, mixed_, rows);
@@ -179,10 +209,12 @@ class Decoder {
 
   const Model model_;
   Team& team_;
-  AttentionStep attention_;
+  AttentionStep attention_, last_;  // of all rows; of those that are wanted
+  std::vector<Chunk> chosen_;
+  std::vector<int64_t> source_;  // the row of each row that is wanted
   ActivationMemory normed_memory_, inner_memory_, mixed_memory_;
   Activations normed_{}, inner_{}, mixed_{};
-  Buffer<float> qkv_, outputs_;
+  Buffer<float> hidden_, qkv_, outputs_;
 };
 
 }  // namespace headrace

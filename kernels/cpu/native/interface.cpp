@@ -15,8 +15,8 @@ Decoder* headrace_decoder(Team* team, const Model* model) { return new Decoder(*
 
 void headrace_decoder_free(Decoder* decoder) { delete decoder; }
 
-void headrace_forward(Decoder* decoder, const Step* step, const Cache* cache, float* hidden) {
-  decoder->forward(*step, *cache, hidden);
+void headrace_forward(Decoder* decoder, const Step* step, const Cache* cache, float* out) {
+  decoder->forward(*step, *cache, out);
 }
 
 void headrace_logits(Decoder* decoder, const float* hidden, int64_t rows, float* out) { decoder->logits(hidden, rows, out); }
