@@ -9,7 +9,17 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "native"
 BUILDS = SOURCES / "build"
 COMMON_FLAGS = (
-    *("-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-mfma", "-mf16c", "-fvisibility=hidden"),
+    *(
+        "-std=c++20",
+        "-O3",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-shared",
+        "-pthread",
+        "-mfma",
+        "-mf16c",
+        "-fvisibility=hidden",
+    ),
     # GCC 12's own AVX-512 headers set off the first two; the third is about vectors in signatures, and all is inline.
     *("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"),
 )

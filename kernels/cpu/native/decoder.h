@@ -35,6 +35,7 @@ struct Tasks {
   static constexpr int64_t SEGMENT = 48;
   const Matrix& w;
   int64_t rows;
+  int members;  // who take tasks in turn
 
   int groups() const { return (w.tiles() + TILES - 1) / TILES; }
   int segments() const { return (int)((rows + SEGMENT - 1) / SEGMENT); }
@@ -46,7 +47,7 @@ struct Tasks {
     const int first = i % groups() * TILES, count = std::min(TILES, w.tiles() - first), segment = i / groups();
     const int64_t begin = rows * segment / segments(), end = rows * (segment + 1) / segments();
     Tile tiles[TILES];
-    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t);
+    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t, members * TILES);
     multiply(w.bits, tiles, count, in.from(begin), end - begin,
              [&](int64_t r, int t, f32x16 sums) { emit(begin + r, first + t, sums); });
   }
@@ -55,7 +56,7 @@ struct Tasks {
 // A phase: emit(row, tile, outputs) for all rows and all tiles of a matrix.
 template <class Emit>
 inline void each_output(Team& team, const Matrix& w, const Activations& in, int64_t rows, Emit&& emit) {
-  const Tasks tasks{w, rows};
+  const Tasks tasks{w, rows, team.size()};
   team.each(tasks.count(), [&](int i) { tasks.run(i, in, emit); });
 }
 
@@ -151,7 +152,7 @@ class Decoder {
 
   // Queries, keys and values: one phase over the tiles of three matrices.
   void project(const Layer& layer, int64_t rows, int64_t stride) {
-    const Tasks parts[] = {{layer.q, rows}, {layer.k, rows}, {layer.v, rows}};
+    const Tasks parts[] = {{layer.q, rows, team_.size()}, {layer.k, rows, team_.size()}, {layer.v, rows, team_.size()}};
     const float* biases[] = {layer.q_bias, layer.k_bias, layer.v_bias};
     const int64_t begin[] = {0, layer.q.outputs, layer.q.outputs + layer.k.outputs};
     team_.each(parts[0].count() + parts[1].count() + parts[2].count(), [&](int i) {
@@ -168,7 +169,7 @@ class Decoder {
     team_.each_row(rows, [&](int r) {
       norm_quantize(hidden + r * model_.hidden, layer.post_norm, model_.eps, normed_, r);
     });
-    const int units = (int)(model_.intermediate / GROUP), segments = Tasks{layer.gate, rows}.segments();
+    const int units = (int)(model_.intermediate / GROUP), segments = Tasks{layer.gate, rows, team_.size()}.segments();
     team_.each(units * segments, [&](int i) {
       const int64_t segment = i / units;
       gated(layer, i % units, rows * segment / segments, rows * (segment + 1) / segments);
@@ -179,9 +180,10 @@ class Decoder {
   // 32 columns of silu(gate) * up, quantized at once: they are one group of the next product's input.
   void gated(const Layer& layer, int unit, int64_t first_row, int64_t end) {
     const Matrix &gate = layer.gate, &up = layer.up;
-    const Tile tiles[] = {gate.tile(2 * unit), gate.tile(2 * unit + 1), up.tile(2 * unit), up.tile(2 * unit + 1)};
+    const int at = 2 * unit, skip = 2 * team_.size();
+    const Tile tiles[] = {gate.tile(at, skip), gate.tile(at + 1, skip), up.tile(at, skip), up.tile(at + 1, skip)};
     f32x16 bias[4], out[CHUNK][4];
-    for (int i = 0; i < 4; i++) bias[i] = bias_of(i < 2 ? layer.gate_bias : layer.up_bias, 2 * unit + i % 2);
+    for (int i = 0; i < 4; i++) bias[i] = bias_of(i < 2 ? layer.gate_bias : layer.up_bias, at + i % 2);
     for (int64_t begin = first_row; begin < end; begin += CHUNK) {
       const int64_t count = std::min<int64_t>(CHUNK, end - begin);
       const Activations some = normed_.from(begin);

@@ -17,6 +17,8 @@
 // two multipliers, 2 R more (a and b; s), so at best 8 of 10 slots are int8 products. Additions and conversions have other units.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace headrace {
@@ -30,11 +32,12 @@ constexpr int ROWS = 4, TILES = 4;
 #else
 constexpr int ROWS = 2, TILES = 2;
 #endif
-constexpr int AHEAD = 2048;  // bytes asked for in advance where reading weights is what takes the time
+constexpr int AHEAD = 4096;  // bytes asked for in advance by a single row, which reads one tile after the other
 
 struct Tile {
   const uint8_t* records;
   const float* steps;
+  const uint8_t* next;  // the tile whose turn comes after this one, most likely: asked for by several rows
 };
 
 struct Matrix {
@@ -47,7 +50,11 @@ struct Matrix {
   int tiles() const { return (int)((outputs + TILE - 1) / TILE); }
   int groups() const { return (int)(columns / GROUP); }
   int record() const { return bits == 4 ? 320 : 544; }
-  Tile tile(int64_t index) const { return {records + index * groups() * record(), steps + index * TILE}; }
+  // Tile `index`; `skip` tiles on lies what will be read next.
+  Tile tile(int64_t index, int64_t skip = 0) const {
+    const int64_t size = groups() * record(), next = std::min<int64_t>(index + skip, tiles() - 1);
+    return {records + index * size, steps + index * TILE, records + next * size};
+  }
 };
 
 // What one group of one row's activations needs beside its bytes.
@@ -99,7 +106,7 @@ inline u32x16 quants(const uint8_t* record, int j) {
 }
 
 // out[r * T + t] = outputs of tiles[t] for row first + r.
-template <int BITS, int R, int T>
+template <int BITS, int R, int T, bool ASK>
 inline void product(const Tile* tiles, const Activations& in, int64_t first, f32x16* out) {
   constexpr int RECORD = BITS == 4 ? 320 : 544;
   const int groups = (int)(in.columns / GROUP);
@@ -109,7 +116,8 @@ inline void product(const Tile* tiles, const Activations& in, int64_t first, f32
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) sums[r][t] = f32x16{};
   for (int g = 0; g < groups; g++, x += GROUP, scales++) {
-    if constexpr (T == 1) prefetch(tiles[0].records + g * RECORD + AHEAD, RECORD);
+    if constexpr (ASK && T == 1) prefetch(tiles[0].records + g * RECORD + AHEAD, RECORD);
+    for (int t = 0; t < T && ASK && T > 1; t++) prefetch(tiles[t].next + g * RECORD, RECORD);
     i32x16 dot[R][T];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -144,38 +152,39 @@ inline void product(const Tile* tiles, const Activations& in, int64_t first, f32
     for (int t = 0; t < T; t++) out[r * T + t] = BITS == 4 ? sums[r][t] * load<f32x16>(tiles[t].steps) : sums[r][t];
 }
 
-template <int BITS, int T, int R = ROWS>
+template <int BITS, int T, bool ASK, int R = ROWS>
 inline void product(const Tile* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
-  if (rows == R) return product<BITS, R, T>(tiles, in, first, out);
-  if constexpr (R > 1) product<BITS, T, R - 1>(tiles, in, first, rows, out);
+  if (rows == R) return product<BITS, R, T, ASK>(tiles, in, first, out);
+  if constexpr (R > 1) product<BITS, T, ASK, R - 1>(tiles, in, first, rows, out);
 }
 
-template <int T>
+template <int T, bool ASK>
 inline void product(int64_t bits, const Tile* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
-  if (bits == 4) product<4, T>(tiles, in, first, rows, out);
-  else product<8, T>(tiles, in, first, rows, out);
+  if (bits == 4) product<4, T, ASK>(tiles, in, first, rows, out);
+  else product<8, T, ASK>(tiles, in, first, rows, out);
+}
+
+// `multiply` for T tiles. The rows are cut evenly into at most ROWS; the first cut asks for the weights that come next.
+template <int T, class Emit>
+inline void multiply(int64_t bits, const Tile* tiles, int first_tile, const Activations& in, int64_t rows, Emit&& emit) {
+  f32x16 out[ROWS * T];
+  const int64_t cuts = (rows + ROWS - 1) / ROWS;
+  for (int64_t cut = 0; cut < cuts; cut++) {
+    const int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
+    if (cut == 0) product<T, true>(bits, tiles, in, first, (int)(last - first), out);
+    else product<T, false>(bits, tiles, in, first, (int)(last - first), out);
+    for (int64_t r = first; r < last; r++)
+      for (int i = 0; i < T; i++) emit(r, first_tile + i, out[(r - first) * T + i]);
+  }
 }
 
 // Calls emit(row, tile, outputs) for `count` tiles, all of `bits` bits, and all rows. One row is bound by reading its weights, which a
-// tile after the other reads best; more rows are cut evenly into at most ROWS, and take TILES tiles together.
+// tile after the other reads best; more rows take TILES tiles together.
 template <class Emit>
 inline void multiply(int64_t bits, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
-  f32x16 out[ROWS * TILES];
-  const int64_t cuts = (rows + ROWS - 1) / ROWS;
   int t = 0;
-  for (; rows > 1 && t + TILES <= count; t += TILES)
-    for (int64_t cut = 0; cut < cuts; cut++) {
-      const int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
-      product<TILES>(bits, tiles + t, in, first, (int)(last - first), out);
-      for (int64_t r = first; r < last; r++)
-        for (int i = 0; i < TILES; i++) emit(r, t + i, out[(r - first) * TILES + i]);
-    }
-  for (; t < count; t++)
-    for (int64_t cut = 0; cut < cuts; cut++) {
-      const int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
-      product<1>(bits, tiles + t, in, first, (int)(last - first), out);
-      for (int64_t r = first; r < last; r++) emit(r, t, out[r - first]);
-    }
+  for (; rows > 1 && t + TILES <= count; t += TILES) multiply<TILES>(bits, tiles + t, t, in, rows, emit);
+  for (; t < count; t++) multiply<1>(bits, tiles + t, t, in, rows, emit);
 }
 
 }  // namespace headrace
