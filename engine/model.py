@@ -42,7 +42,8 @@ class ExactModel:
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """See `Model`."""
         hidden = self._decoder.forward(Batch.build(inputs, self.pool), self.pool)
-        rows, end = [], 0
+        rows: list[int] = []
+        end = 0
         for item in inputs:
             end += len(item.token_ids)
             rows += range(end - item.results, end)
