@@ -1,0 +1,117 @@
+"""`python -m kernels.gpu.build`: compile every kernel for GPUs that are not here, and say what each costs.
+
+Ahead-of-time compilation needs no GPU: Triton's compiler with an explicit target, and the `cuobjdump` of its own wheel for registers and
+stack. A kernel whose default configuration spills, or wants more shared memory than the chip has, fails the build.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import kernels.gpu
+from kernels.gpu.runtime import INTERPRETED, Variant
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block, CUDA programming guide, table of limits
+NOT_KERNELS = {"build", "runtime"}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What one variant became on one architecture: registers of a thread, bytes of spilled stack, bytes of shared memory."""
+
+    module: str
+    variant: str
+    arch: int
+    registers: int
+    spills: int
+    shared: int
+
+    @property
+    def fits(self) -> bool:
+        """No spills, and the shared memory is there."""
+        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
+
+
+def variants() -> Iterator[tuple[str, Variant]]:
+    """(module, variant) of every kernel file of this package."""
+    for module in sorted(found.name for found in pkgutil.iter_modules(kernels.gpu.__path__)):
+        if module not in NOT_KERNELS:
+            for variant in getattr(importlib.import_module(f"kernels.gpu.{module}"), "VARIANTS", ()):
+                yield module, variant
+
+
+def build(module: str, variant: Variant, arch: int) -> Built:
+    """Compile one variant for compute capability `arch` (80, 90, ..).
+
+    Raises:
+        RuntimeError: Triton interprets in this process: kernels are then no compilable functions.
+    """
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing can be compiled in this process")
+    names = variant.kernel.arg_names
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    source = ASTSource(
+        fn=variant.kernel, signature=_signature(variant), constexprs=dict(variant.constants), attrs=attributes
+    )
+    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spills = _resources(compiled.asm["cubin"])
+    return Built(module, variant.name, arch, registers, spills, compiled.metadata.shared)
+
+
+def _signature(variant: Variant) -> dict[str, str]:
+    return {
+        name: "constexpr" if name in variant.constants else variant.signature[name]
+        for name in variant.kernel.arg_names
+    }
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a compiled kernel."""
+    tool = next(Path(triton.__file__).parent.rglob("bin/cuobjdump"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    if registers is None or stack is None:
+        raise RuntimeError(f"cuobjdump says something else than it used to: {text}")
+    return int(registers[1]), int(stack[1])
+
+
+def main() -> int:
+    """Print the table. 1 if a variant does not fit."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.gpu.build", description=__doc__)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", help="modules whose name contains this")
+    arguments = parser.parse_args()
+    print(f"triton {triton.__version__}")
+    print(f"{'kernel':24}{'variant':40}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>9}")
+    fits = True
+    for module, variant in variants():
+        if arguments.only and arguments.only not in module:
+            continue
+        for arch in arguments.arch:
+            built = build(module, variant, arch)
+            fits &= built.fits
+            print(
+                f"{module:24}{built.variant:40}{arch:4}{built.registers:11}{built.spills:8}{built.shared:9}"
+                f"{'' if built.fits else '  does not fit'}",
+                flush=True,
+            )
+    return 0 if fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

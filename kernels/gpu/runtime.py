@@ -1,0 +1,50 @@
+"""What all Triton kernels here share: whether they are interpreted, and how they are described to the ahead-of-time build.
+
+Triton's interpreter (`TRITON_INTERPRET=1`) runs a kernel's program on CPU tensors with numpy, which checks results without a GPU. It has
+no bf16 and no fp8 arithmetic: such values must be converted to fp32 as soon as they are loaded, and dots be done in fp32. A
+kernel takes `INTERPRETED: tl.constexpr` and passes what it loads through `operand`:
+
+    k = operand(tl.load(pointers, mask, 0.0), INTERPRETED)     # fp32 if interpreted, else as it is: tensor cores want 16 bits
+    s = tl.dot(q, k)                                           # accumulates in fp32 either way
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton
+import triton.language as tl
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@triton.jit
+def operand(x, INTERPRETED: tl.constexpr):
+    """`x` as `tl.dot` can take it here."""
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One build of a kernel, for `python -m kernels.gpu.build`.
+
+    Attributes:
+        name: of the variant: shape and type, as in `llama-8b bf16`.
+        kernel: the `@triton.jit` function.
+        signature: argument name to Triton type: `*bf16`, `*fp32`, `*i32`, `i32`, `i64`, `fp32`. Arguments missing here must be in `constants`.
+        constants: values of `tl.constexpr` arguments (and of arguments specialised to a value, such as 1).
+        warps: of a program.
+        stages: of the software pipeline.
+        aligned: arguments known to be multiples of 16 (pointers and strides), as the launcher would find them at run time.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 2
+    aligned: tuple[str, ...] = ()
