@@ -233,7 +233,8 @@ def reference_write_kv(
     """What `write_kv` computes, in plain torch; writes into `kv` too."""
     dim, block_size = kv.shape[-1], kv.shape[3]
     q, k, v = (
-        part.float().unflatten(-1, (-1, dim)) for part in qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
+        part.float().unflatten(-1, (-1, dim))
+        for part in torch.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim], -1)
     )
     q, k = (
         part if weight is None else torch.nn.functional.rms_norm(part, (dim,), weight.float(), eps)
