@@ -5,6 +5,7 @@ Turn: pairs (d, d + dim / 2) by the angle of the row's position (Su et al., arXi
 of Hugging Face's llama). fp32 throughout, rounded once.
 
 A program takes one row and a group of its heads, all queries, all keys or all values. A row's result depends on that row alone.
+A pool of 8-bit floats is filled by a second kernel (kernels/gpu/write_kv_fp8.py), a block at a time, since scales are a block's.
 
 Floor: rows * (heads + 2 kv_heads) * dim * bytes of the type * 2 (each read once, written once), plus 4 * dim bytes a row of
 angles, over memory bandwidth: Llama-3-8B bf16, 8192 rows: 201 MB + 4 MB, 51 us at 4 TB/s.
@@ -15,47 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.head_tile import load_halves, norm_halves, store_halves, turn_halves
 from kernels.gpu.runtime import Variant
-
-
-@triton.jit
-def load_halves(source, starts, valid, DIM: tl.constexpr, HALF: tl.constexpr):
-    """Both halves of the heads that begin at `source + starts`: fp32 [lines, HALF] each, 0 where not `valid` or behind DIM / 2."""
-    columns = tl.arange(0, HALF)
-    inside = valid[:, None] & (columns < DIM // 2)[None, :]
-    at = source + starts[:, None] + columns[None, :]
-    return tl.load(at, inside, 0.0).to(tl.float32), tl.load(at + DIM // 2, inside, 0.0).to(tl.float32)
-
-
-@triton.jit
-def store_halves(target, starts, valid, low, high, DIM: tl.constexpr, HALF: tl.constexpr):
-    """The opposite of `load_halves`, in the type that `target` points to."""
-    columns = tl.arange(0, HALF)
-    inside = valid[:, None] & (columns < DIM // 2)[None, :]
-    at = target + starts[:, None] + columns[None, :]
-    tl.store(at, low.to(target.dtype.element_ty), inside)
-    tl.store(at + DIM // 2, high.to(target.dtype.element_ty), inside)
-
-
-@triton.jit
-def norm_halves(low, high, weight, eps, DIM: tl.constexpr, HALF: tl.constexpr):
-    """Root-mean-square norm of each line, times `weight` [DIM]."""
-    columns = tl.arange(0, HALF)
-    inside = columns < DIM // 2
-    inverse = tl.rsqrt(tl.sum(low * low + high * high, 1) / DIM + eps)[:, None]
-    gain_low = tl.load(weight + columns, inside, 0.0).to(tl.float32)[None, :]
-    gain_high = tl.load(weight + DIM // 2 + columns, inside, 0.0).to(tl.float32)[None, :]
-    return low * inverse * gain_low, high * inverse * gain_high
-
-
-@triton.jit
-def turn_halves(low, high, cos, sin, positions, valid, DIM: tl.constexpr, HALF: tl.constexpr):
-    """Rotary turn of each line (or of all lines: `positions` and `valid` [1]) by the angles of its position."""
-    columns = tl.arange(0, HALF)
-    inside = valid[:, None] & (columns < DIM // 2)[None, :]
-    at = positions[:, None] * (DIM // 2) + columns[None, :]
-    cosine, sine = tl.load(cos + at, inside, 0.0), tl.load(sin + at, inside, 0.0)
-    return low * cosine - high * sine, high * cosine + low * sine
+from kernels.gpu.write_kv_fp8 import reference_fill, write_kv_fp8
 
 
 @triton.jit
@@ -132,6 +95,7 @@ def write_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Norm, turn, and store keys and values; give the queries.
 
@@ -147,6 +111,8 @@ def write_kv(
         q_norm: [dim], weight of the queries' norm, or None for no norm; both or neither.
         k_norm: [dim], weight of the keys' norm.
         eps: of the norms.
+        scales: fp32 [blocks, 2, kv_heads] of a pool in float8_e4m3fn, written too: a stored value times its scale is meant. Then
+            rows of one block must lie side by side in the order of their offsets, as rows of a sequence do. None for other pools.
 
     Returns:
         Queries [rows, heads, dim] in the type of `qkv`.
@@ -156,15 +122,32 @@ def write_kv(
     """
     dim = kv.shape[-1]
     _check(qkv, kv, positions, slots, cos, sin, heads, kv_heads, q_norm, k_norm)
+    _check_scales(kv, scales)
     rows = len(qkv)
     q = torch.empty((rows, heads, dim), dtype=qkv.dtype, device=qkv.device)
     group, half, warps = config_for(kv_heads, dim)
-    tiles = triton.cdiv(heads, group) + 2 * triton.cdiv(kv_heads, group)
+    tiles = triton.cdiv(heads, group)
+    if scales is None:
+        tiles += 2 * triton.cdiv(kv_heads, group)
+    else:
+        write_kv_fp8(
+            qkv,
+            kv,
+            positions,
+            slots,
+            cos,
+            sin,
+            heads=heads,
+            kv_heads=kv_heads,
+            k_norm=k_norm,
+            eps=eps,
+            scales=scales,
+        )
     if rows:
         _write_kv[(rows, tiles)](
             qkv,
             q,
-            kv,
+            kv if scales is None else q,  # never written by programs of queries
             positions,
             slots,
             cos,
@@ -216,6 +199,13 @@ def _check(
         raise ValueError(f"q_norm and k_norm must both be contiguous [{dim}], or both None")
 
 
+def _check_scales(kv: Tensor, scales: Tensor | None) -> None:
+    if (scales is not None) != (kv.dtype == torch.float8_e4m3fn):
+        raise ValueError(f"scales must be given for a pool of float8_e4m3fn and for no other, this one is {kv.dtype}")
+    if scales is not None and (scales.shape != kv.shape[:3] or scales.dtype != torch.float32):
+        raise ValueError(f"scales {scales.dtype} {tuple(scales.shape)} must be fp32 {tuple(kv.shape[:3])}")
+
+
 def reference_write_kv(
     qkv: Tensor,
     kv: Tensor,
@@ -229,19 +219,21 @@ def reference_write_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """What `write_kv` computes, in plain torch; writes into `kv` too."""
     dim, block_size = kv.shape[-1], kv.shape[3]
-    q, k, v = (
-        part.float().unflatten(-1, (-1, dim))
-        for part in torch.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim], -1)
-    )
+    widths = [heads * dim, kv_heads * dim, kv_heads * dim]
+    q, k, v = (part.float().reshape(len(qkv), part.shape[1] // dim, dim) for part in torch.split(qkv, widths, -1))
     q, k = (
         part if weight is None else torch.nn.functional.rms_norm(part, (dim,), weight.float(), eps)
         for part, weight in ((q, q_norm), (k, k_norm))
     )
     cosine, sine = (angle[positions].repeat(1, 2)[:, None] for angle in (cos, sin))
     q, k = (part * cosine + torch.cat((-part[..., dim // 2 :], part[..., : dim // 2]), -1) * sine for part in (q, k))
+    if scales is not None:
+        reference_fill(kv, scales, k, v, slots)
+        return q.to(qkv.dtype)
     real = slots >= 0
     block, offset = slots[real] // block_size, slots[real] % block_size
     for part, values in enumerate((k, v)):

@@ -1,0 +1,89 @@
+"""8-bit floats made of integer operations: e4m3, 4 bits of exponent, 3 of mantissa, no infinities (arXiv 2209.05433, section 3).
+
+For all chips and for the interpreter alike: Triton converts to e4m3 only from compute capability 8.9 on, and its interpreter
+wrongly.
+
+Quantizing is done in two steps, so that it can be done again with a bigger scale and give what the bigger scale would have
+given at once: (1) `shortened` rounds to 4 significant bits, to nearest even, whatever the exponent; (2) `encoded` takes such
+values divided by a power of two. Where e4m3 has normal numbers that is exact; below 2^-6 it cuts off towards zero. Cutting off to
+a grid and then to a coarser one is cutting off to the coarser one at once; rounding twice is not rounding once. Together both
+steps are what a conversion instruction does, but for values under 2^-6, which may be off by a whole 2^-9 instead of half of it.
+
+Scales are powers of two: multiplying by one loses nothing, neither here nor in what reads the values.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LEAST_SCALE = 2.0**-67  # of a block of zeros; its inverse is finite
+
+
+@triton.jit
+def shortened(x):
+    """fp32 rounded to 4 significant bits, to nearest even. What is not finite stays as it is."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF
+    return tl.where((bits & 0x7FFFFFFF) < 0x7F800000, rounded, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def finite_size(x):
+    """Bits of |x| as int32, which order like the values; 0 where x is not finite."""
+    size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.where(size < 0x7F800000, size, 0)
+
+
+@triton.jit
+def scale_of(size):
+    """The power of two that brings the largest value, given by its `finite_size`, into [128, 256): e4m3 ends at 448."""
+    exponent = tl.maximum(size >> 23, 67)
+    return ((exponent - 7) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_of(scale):
+    """1 / scale, exactly, which a division on a GPU is not."""
+    return ((254 << 23) - scale.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def encoded(x):
+    """uint8 codes of `shortened` values times a power of two: cut off below 2^-6, at most 448, NaN if not finite."""
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    small = size < (121 << 23)
+    code = tl.where(small, (tl.where(small, tl.abs(x), 0.0) * 512.0).to(tl.int32), tl.minimum((size >> 20) - 960, 0x7E))
+    code = tl.where(size < 0x7F800000, code, 0x7F)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def decoded(code):
+    """fp32 of uint8 codes."""
+    code = code.to(tl.int32)
+    size = code & 0x7F
+    normal = ((size << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(size < 8, size.to(tl.float32) * 0.001953125, normal)
+    value = tl.where(size < 0x7F, value, float("nan"))
+    return tl.where(code < 0x80, value, -value)
+
+
+def reference_shortened(x: Tensor) -> Tensor:
+    """What `shortened` computes, in plain torch."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.where(x.isfinite(), torch.ldexp((mantissa * 16).round() / 16, exponent), x)
+
+
+def reference_scale(values: Tensor) -> Tensor:
+    """What `scale_of` computes for the largest of the last two dimensions, in plain torch."""
+    top = values.abs().where(values.isfinite(), 0).amax((-2, -1))
+    scale = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - 8)
+    return scale.where(top > 0, 0).clamp(min=LEAST_SCALE)
+
+
+def reference_encoded(x: Tensor) -> Tensor:
+    """What `encoded` computes, in plain torch: float8_e4m3fn."""
+    cut = torch.where(x.abs() < 2.0**-6, (x * 512).trunc() / 512, x.clamp(-448, 448))
+    return cut.where(x.isfinite(), torch.nan).to(torch.float8_e4m3fn)

@@ -1,0 +1,48 @@
+"""A tile of heads in two halves, as the rotary turn pairs them: what the kernels that write keys and values do to it.
+
+Everywhere: `DIM` values a head, `HALF` is DIM / 2 rounded up to a power of two, a tile is two fp32 tensors [lines, HALF], the
+first half of each head and the second; what lies behind DIM / 2 is 0.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_halves(source, starts, valid, DIM: tl.constexpr, HALF: tl.constexpr):
+    """Both halves of the heads that begin at `source + starts`: fp32 [lines, HALF] each, 0 where not `valid` or behind DIM / 2."""
+    columns = tl.arange(0, HALF)
+    inside = valid[:, None] & (columns < DIM // 2)[None, :]
+    at = source + starts[:, None] + columns[None, :]
+    return tl.load(at, inside, 0.0).to(tl.float32), tl.load(at + DIM // 2, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def store_halves(target, starts, valid, low, high, DIM: tl.constexpr, HALF: tl.constexpr):
+    """The opposite of `load_halves`, in the type that `target` points to."""
+    columns = tl.arange(0, HALF)
+    inside = valid[:, None] & (columns < DIM // 2)[None, :]
+    at = target + starts[:, None] + columns[None, :]
+    tl.store(at, low.to(target.dtype.element_ty), inside)
+    tl.store(at + DIM // 2, high.to(target.dtype.element_ty), inside)
+
+
+@triton.jit
+def norm_halves(low, high, weight, eps, DIM: tl.constexpr, HALF: tl.constexpr):
+    """Root-mean-square norm of each line, times `weight` [DIM]."""
+    columns = tl.arange(0, HALF)
+    inside = columns < DIM // 2
+    inverse = tl.rsqrt(tl.sum(low * low + high * high, 1) / DIM + eps)[:, None]
+    gain_low = tl.load(weight + columns, inside, 0.0).to(tl.float32)[None, :]
+    gain_high = tl.load(weight + DIM // 2 + columns, inside, 0.0).to(tl.float32)[None, :]
+    return low * inverse * gain_low, high * inverse * gain_high
+
+
+@triton.jit
+def turn_halves(low, high, cos, sin, positions, valid, DIM: tl.constexpr, HALF: tl.constexpr):
+    """Rotary turn of each line (or of all lines: `positions` and `valid` [1]) by the angles of its position."""
+    columns = tl.arange(0, HALF)
+    inside = valid[:, None] & (columns < DIM // 2)[None, :]
+    at = positions[:, None] * (DIM // 2) + columns[None, :]
+    cosine, sine = tl.load(cos + at, inside, 0.0), tl.load(sin + at, inside, 0.0)
+    return low * cosine - high * sine, high * cosine + low * sine
