@@ -294,7 +294,7 @@ class Driver:
                 if now - exchange.sent > self._patience:
                     self._give_up(exchange, ErrorClass.TIMEOUT, f"not answered within {self._patience:g} s")
                 elif exchange.headers is not None and now - exchange.last_heard > self._stall:
-                    self._give_up(exchange, ErrorClass.TIMEOUT, f"stalled: no byte for {self._stall:g} s")
+                    self._give_up(exchange, ErrorClass.STALL, f"stalled: no byte for {self._stall:g} s")
 
     def _give_up(self, exchange: Exchange, error: ErrorClass, detail: str) -> None:
         connection = exchange.connection

@@ -13,6 +13,7 @@ from loadtest.sse_grammar import GrammarError, Kind, StreamValidator
 from loadtest.streams import Answer, StreamReader, events_of
 
 _SHOWN = 300  # characters of an error's body
+_LEFT = {ErrorClass.TIMEOUT, ErrorClass.CLIENT}  # the client left: what would have come is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,10 @@ def judge(record: Record, raw: Raw, expected: Expected) -> Answer | None:
     events = list(events_of(raw.body, raw.times, raw.ends))
     for at, event in events:
         reader.feed(at, event)
-    answer = reader.finish()
+    cut = record.error in _LEFT
+    answer = reader.finish(cut=cut)
     if expected.own_grammar:
-        answer.violations = _grammar([event for _, event in events], expected.kind)
+        answer.violations = _grammar([event for _, event in events], expected.kind, cut=cut)
     if record.error is None and answer.error is not None:
         record.error, record.detail = ErrorClass.STREAM, answer.error
     if record.error is None and answer.done is None:
@@ -80,13 +82,14 @@ def _problem(body: bytes) -> str:
     return " ".join(text[:_SHOWN].split())
 
 
-def _grammar(events: Sequence[bytes], kind: Kind) -> list[str]:
-    """The first rule of docs/sse.md that is broken, if any."""
+def _grammar(events: Sequence[bytes], kind: Kind, *, cut: bool) -> list[str]:
+    """The first rule of docs/sse.md that is broken, if any; of a stream that the client cut, the end is not asked for."""
     validator = StreamValidator(kind=kind, include_usage=True)
     try:
         for event in events:
             validator.feed(event)
-        validator.finish()
+        if not cut:
+            validator.finish()
     except GrammarError as error:
         return [error.rule]
     return []

@@ -20,6 +20,7 @@ class ErrorClass(StrEnum):
     CONNECT = "connect"  # no connection
     STATUS = "status"  # an answer other than 200
     STREAM = "stream"  # the stream broke off, or carried an error event
+    STALL = "stall"  # the stream began and then said nothing more
     TIMEOUT = "timeout"  # the client's patience
     CLIENT = "client"  # the client could not build or send it
 

@@ -74,10 +74,10 @@ class StreamReader:
         else:
             self._chunk(at, data)
 
-    def finish(self) -> Answer:
-        """The stream is over."""
+    def finish(self, *, cut: bool = False) -> Answer:
+        """The stream is over. `cut`: because the client left, so that no end of it can be asked for."""
         answer = self.answer
-        if answer.error is None:
+        if answer.error is None and not cut:
             if answer.done is None:
                 self._break("the stream ends without [DONE]")
             if answer.finish_reason is None:

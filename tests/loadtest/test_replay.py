@@ -78,7 +78,7 @@ def test_the_servers_own_times_are_kept():
 FAULTS = [
     ("drop", ErrorClass.STREAM, "without [DONE]"),
     ("cut", ErrorClass.STREAM, "without [DONE]"),
-    ("stall", ErrorClass.TIMEOUT, "without [DONE]"),
+    ("stall", ErrorClass.STALL, "without [DONE]"),
     ("double", None, "usage counts 10 output tokens; the stream had 11"),
     ("miscount", None, "usage counts 11 output tokens; the stream had 10"),
     ("miscount-prompt", None, "usage counts 61 prompt tokens; the prompt has 60"),
@@ -110,6 +110,13 @@ def test_every_fault_is_caught(fault, error, said, dialect):
         assert record.error == error
         assert any(said in violation for violation in record.violations), record.violations
     assert all(record.ok for record in found.records if record not in bad)
+
+
+def test_a_client_out_of_patience_blames_nobody_for_the_missing_end():
+    found = run(["--fault", "stall", "--every", "3"], patience=0.5)
+    late = [record for record in found.records if record.error is ErrorClass.TIMEOUT]
+    assert late and all("not answered within 0.5 s" in record.detail for record in late)
+    assert not violations(found)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ def test_an_open_loop_does_not_wait_for_the_server():
     )
     found = run(["--ttft", "1"], trace=trace, shape=Shape())
     assert found.client["most_running"] == 30  # all sent before the first was answered
-    assert min(record.ttft for record in found.records) >= 1
+    assert min(record.ttft for record in found.records) > 0.9  # a loop's timer may be a tick early
 
 
 def test_a_client_that_cannot_keep_up_says_that_the_run_is_invalid():
