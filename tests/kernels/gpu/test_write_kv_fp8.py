@@ -219,7 +219,7 @@ def test_a_block_begun_anew_forgets_its_scale():
 def test_rows_of_several_sequences_with_padding_between():
     """Decode rows and a chunk in one launch, slots of -1 anywhere: each block as if alone."""
     generator = torch.Generator().manual_seed(8)
-    slots = [-1, 5 * 16 + 3, -1, -1, 2 * 16 + 15, 0 * 16, 0 * 16 + 1, 0 * 16 + 2, 1 * 16, -1]
+    slots = [-1, 5 * 16 + 3, -1, 2 * 16 + 15, -1, 0 * 16, 0 * 16 + 1, 0 * 16 + 2, 1 * 16, -1]
     qkv = torch.randn(len(slots), 48, generator=generator)
     arguments = [torch.arange(len(slots)), torch.tensor(slots), torch.ones(10, 8), torch.zeros(10, 8)]
     pools = []
