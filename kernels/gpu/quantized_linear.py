@@ -4,12 +4,13 @@ Shapes: x fp16 or bf16 [rows, columns], W a `QuantizedMatrix` [outputs, columns]
 
 Floor: `matrix.nbytes` over the memory's bandwidth (4096 x 14336 in 4 bits, groups of 128: 31.2 MB, 6.5 us at 4.8 TB/s), until
 2 * rows * outputs * columns over the tensor cores' rate passes it at some 70 rows. What a program must not be is bound by its own
-instructions: in those 6.5 us an H200 issues 3.3 of them for each 4-bit weight. The loop has 2.4 (AWQ), 3.4 (Q4_0), 5.2 (Q4_1),
+instructions: in those 6.5 us an H200 issues 3.3 of them for each 4-bit weight. The loop has 2.4 (AWQ), 3.4 (Q4_0), 5.0 (Q4_1),
 counted in what the compiler makes for sm_90. Hence:
 
 - no 4-bit integer is converted to float: it is or-ed into the mantissa of 128 (bf16) or 1024 (fp16), two at a time, and is then
-  too large by that much, which a subtraction in 16 bits takes off exactly, together with the zero point. For minima (Q4_1), no
-  multiples of the scale, it goes with them: minimum - 128 scale, times the sum of x over the group;
+  too large by that much, which a subtraction in 16 bits takes off exactly, together with 8 or the zero point. What a minimum
+  leaves, scale * (q - 8) + middle, is a product of x with the middles (of next to nothing in size, in x's type): tensor cores have
+  room for twice the products, and to sum x over a group would take more instructions;
 - scales multiply the fp32 sums of a group (16 rows: half as many products as weights), so that W itself is never rounded;
 - columns are split over programs by a rule of the shape and the chip alone; partial sums are added in the order of the columns.
 
@@ -80,32 +81,30 @@ def _product(
         packed = tl.load(tile_words)
         tile_words += LANES * TILE
         part = tl.full((BLOCK_ROWS, TILE), 0.0, tl.float32)
-        sums = tl.full((BLOCK_ROWS,), 0.0, tl.float32)
         for plane in tl.static_range(PLANES):
             column = (span * PLANES + plane) * LANES
             mask = row_mask if WHOLE else row_mask & (column + lane < columns)[None, :]
             chunk = operand(tl.load(x_rows + column, mask, 0.0), INTERPRETED)
             floats = _floats(packed, plane, BITS, dtype, INTERPRETED)
             group = tile_scales + column // GROUP * TILE
-            if BITS == 4 and FORM == 0:
-                floats = floats - (OFFSET + 8)
+            if FORM != 3 and plane * LANES % GROUP == 0:
+                scale = tl.load(scales + group).to(tl.float32)
+                if FORM != 0:
+                    extra = tl.load(extras + group).to(tl.float32)
             if FORM == 1:
-                if plane * LANES % GROUP == 0:
-                    zero = (tl.load(extras + group).to(tl.float32) + OFFSET).to(floats.dtype)
-                floats = floats - zero[None, :]
+                floats = floats - (extra + OFFSET).to(floats.dtype)[None, :]
+            elif BITS == 4:
+                floats = floats - (OFFSET + 8)
             if FORM == 2:
-                sums += tl.sum(chunk.to(tl.float32), 1)
+                middle = (extra + 8 * scale).to(floats.dtype)
+                total = tl.dot(chunk, tl.broadcast_to(middle[None, :], (LANES, TILE)), total)
             if FORM == 3:
                 total = tl.dot(chunk, floats, total)
             else:
                 part = tl.dot(chunk, floats, part)
                 if (plane + 1) * LANES % GROUP == 0:
-                    scale = tl.load(scales + group).to(tl.float32)
                     total += part * scale[None, :]
-                    if FORM == 2:
-                        total += sums[:, None] * (tl.load(extras + group).to(tl.float32) - OFFSET * scale)[None, :]
                     part = tl.full((BLOCK_ROWS, TILE), 0.0, tl.float32)
-                    sums = tl.full((BLOCK_ROWS,), 0.0, tl.float32)
     if FORM == 3:
         total *= tl.load(scales + tile_scales)[None, :]
     output += tile * TILE
