@@ -22,7 +22,11 @@ from triton.compiler import ASTSource
 import kernels.gpu
 from kernels.gpu.runtime import INTERPRETED, Variant
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block, CUDA programming guide, table of limits
+SHARED_LIMIT = {
+    80: 163 * 1024,
+    90: 227 * 1024,
+    100: 227 * 1024,
+}  # bytes a block, CUDA programming guide, table of limits
 NOT_KERNELS = {"build", "runtime"}
 
 
@@ -72,8 +76,7 @@ def build(module: str, variant: Variant, arch: int) -> Built:
 
 def _signature(variant: Variant) -> dict[str, str]:
     return {
-        name: "constexpr" if name in variant.constants else variant.signature[name]
-        for name in variant.kernel.arg_names
+        name: "constexpr" if name in variant.constants else variant.signature[name] for name in variant.kernel.arg_names
     }
 
 
@@ -102,7 +105,7 @@ def main() -> int:
     for module, variant in variants():
         if arguments.only and arguments.only not in module:
             continue
-        for arch in arguments.arch:
+        for arch in (arch for arch in arguments.arch if not variant.archs or arch in variant.archs):
             built = build(module, variant, arch)
             fits &= built.fits
             print(

@@ -39,6 +39,7 @@ class Variant:
         warps: of a program.
         stages: of the software pipeline.
         aligned: arguments known to be multiples of 16 (pointers and strides), as the launcher would find them at run time.
+        archs: compute capabilities whose configuration this is, as in `(80, 90)`; none = all.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Variant:
     warps: int = 4
     stages: int = 2
     aligned: tuple[str, ...] = ()
+    archs: tuple[int, ...] = ()

@@ -1,0 +1,219 @@
+"""The inner loop that the attention kernels here share: one tile of query rows over a range of one sequence's keys
+in paged blocks.
+
+Online softmax after FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1): for each tile of keys, the scores'
+running maximum `top`
+and sum `total` are brought up to date and the unnormalised output `acc` is rescaled; the division comes once, at the end.
+All scores are in units of log2, because exp2 is the instruction that the chip has. Tiles of keys are taken in
+ascending order from a
+start that depends on this sequence alone, and a tile's rows never mix: a row's result does not depend on its company.
+
+Device functions only; `paged_attention`, `decode_attention` and `attention_mass` are the operations.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu.runtime import INTERPRETED
+
+LOG2E = math.log2(math.e)
+LN2: tl.constexpr = tl.constexpr(math.log(2.0))
+# Before any key: finite, so that a row which sees no key of a tile gets exp2(-inf - NOTHING) = 0 and never inf - inf.
+NOTHING: tl.constexpr = tl.constexpr(-1e30)
+
+
+@triton.jit
+def as_operand(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Keys or values as `tl.dot` takes them beside queries of `dtype`; bytes are the bits of e4m3.
+
+    The bits of e4m3 moved into place are an fp16 2^8 times too small, subnormals included. That needs no fp8
+    instruction: Triton has
+    none for e4m3 below compute capability 8.9, and its interpreter computes fp8 wrongly.
+    """
+    if x.dtype == tl.uint8:
+        bits = x.to(tl.uint16)
+        half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        x = half.to(tl.float32) * 256.0
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    else:
+        x = x.to(dtype)
+    return x
+
+
+@triton.jit
+def block_ids(table, keys, seen, BLOCK_SIZE: tl.constexpr):
+    """Block of each key: int64, since a block id times a block's stride passes 2^31."""
+    return tl.load(table + keys // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
+
+
+@triton.jit
+def scores(q, k, k_scale, inner, outer, SCALED: tl.constexpr, SOFT_CAPPED: tl.constexpr):
+    """q [M, D] times k [D, N], scaled and capped: fp32 [M, N] in units of log2.
+
+    Without a cap, `inner` is scale * log2(e). With one, cap * tanh(s / cap) = cap - 2 cap / (exp(2 s / cap) + 1),
+    which needs no tanh and
+    is right at both infinities: `outer` is cap * log2(e) and `inner` turns a product into the exponent of 2.
+    """
+    s = tl.dot(q, k, input_precision="ieee")
+    if SCALED:
+        s = s * k_scale[None, :]
+    s = s * inner
+    if SOFT_CAPPED:
+        s = outer - 2 * outer / (tl.exp2(s) + 1)
+    return s
+
+
+@triton.jit
+def sweep(
+    acc,
+    top,
+    total,
+    q,
+    positions,
+    kv,  # this head's keys of block 0
+    scales,  # this head's key scale of block 0, or None
+    table,
+    begin,
+    end,
+    low,
+    high,
+    window,
+    inner,
+    outer,
+    stride_block,
+    stride_side,
+    stride_token,
+    stride_scale_block,
+    stride_scale_side,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SOFT_CAPPED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Take the keys of tiles [begin, end) into (acc, top, total).
+
+    Without MASKED every row sees every one of those keys. With it, only keys in [low, high) exist, and row i sees them up to
+    positions[i] (CAUSAL) and above positions[i] - window (WINDOWED).
+    """
+    SCALED: tl.constexpr = scales is not None
+    dims = tl.arange(0, D_PAD)
+    for start in range(begin, end, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        if MASKED:
+            seen = (keys >= low) & (keys < high)
+        else:
+            seen = keys >= 0
+        block = block_ids(table, keys, seen, BLOCK_SIZE)
+        offsets = block * stride_block + (keys % BLOCK_SIZE) * stride_token
+        k_pointers = kv + offsets[None, :] + dims[:, None]
+        v_pointers = kv + stride_side + offsets[:, None] + dims[None, :]
+        if MASKED or D != D_PAD:
+            inside = dims < D
+            k = tl.load(k_pointers, mask=seen[None, :] & inside[:, None], other=0.0)
+            v = tl.load(v_pointers, mask=seen[:, None] & inside[None, :], other=0.0)
+        else:
+            k = tl.load(k_pointers)
+            v = tl.load(v_pointers)
+        k_scale = 1.0
+        if SCALED:
+            k_scale = tl.load(scales + block * stride_scale_block, mask=seen, other=0.0)
+        s = scores(q, as_operand(k, q.dtype, INTERPRETED), k_scale, inner, outer, SCALED, SOFT_CAPPED)
+        if MASKED:
+            visible = seen[None, :]
+            if CAUSAL:
+                visible = visible & (keys[None, :] <= positions[:, None])
+            if WINDOWED:
+                visible = visible & (keys[None, :] > positions[:, None] - window)
+            s = tl.where(visible, s, float("-inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        if SCALED:
+            v_scale = tl.load(scales + stride_scale_side + block * stride_scale_block, mask=seen, other=0.0)
+            p = p * v_scale[None, :]
+        v = as_operand(v, q.dtype, INTERPRETED)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+        top = new_top
+    return acc, top, total
+
+
+@triton.jit
+def finish(acc, top, total):
+    """(output, its log-sum-exp in natural units) of what `sweep` gathered: 0 and -inf if that was no key."""
+    some = total > 0
+    weight = tl.where(some, total, 1.0)
+    return acc / weight[:, None], tl.where(some, (top + tl.log2(weight)) * LN2, float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One layer of the KV pool as the kernels take it.
+
+    Attributes:
+        kv: [blocks, 2, kv_heads, block_size, dim]; fp8 as bytes where the chip or the interpreter has no e4m3.
+        scales: fp32 [blocks, 2, kv_heads] of an fp8 pool, else None.
+    """
+
+    kv: Tensor
+    scales: Tensor | None
+
+    @classmethod
+    def of(cls, q: Tensor, kv: Tensor, scales: Tensor | None, block_tables: Tensor) -> "Pool":
+        """Check that all belongs together.
+
+        Raises:
+            ValueError: it does not; the message names both sides.
+        """
+        heads, dim = q.shape[1:]
+        if kv.dim() != 5 or kv.shape[1] != 2 or kv.shape[4] != dim or heads % kv.shape[2]:
+            raise ValueError(
+                f"q {tuple(q.shape)} does not fit kv {tuple(kv.shape)} [blocks, 2, kv_heads, block_size, dim]"
+            )
+        if q.stride(2) != 1 or kv.stride(4) != 1 or block_tables.stride(-1) != 1:
+            raise ValueError("q and kv must be contiguous along dim, and each block table along itself")
+        if kv.dtype == torch.float8_e4m3fn:
+            if scales is None or scales.dim() != 3 or scales.dtype != torch.float32 or scales.stride(2) != 1:
+                raise ValueError("an fp8 pool needs scales: fp32 [blocks, 2, kv_heads], heads contiguous")
+            return cls(kv if _has_e4m3(kv) else kv.view(torch.uint8), scales)
+        if kv.dtype != q.dtype or scales is not None:
+            raise ValueError(
+                f"q is {q.dtype}, kv {kv.dtype}: they must be the same, without scales, or kv float8_e4m3fn with them"
+            )
+        return cls(kv, None)
+
+    @property
+    def scale_strides(self) -> tuple[int, int]:
+        """(block, side) of the scales; 0 without any."""
+        return (0, 0) if self.scales is None else (self.scales.stride(0), self.scales.stride(1))
+
+
+@cache
+def capability(device: torch.device) -> int:
+    """Compute capability of a GPU, 80, 90, ..; where Triton interprets, 90."""
+    if INTERPRETED:
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _has_e4m3(kv: Tensor) -> bool:
+    return not INTERPRETED and capability(kv.device) >= 89
+
+
+def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
+    """(inner, outer) of `scores`."""
+    return (2 * scale * LOG2E / soft_cap, soft_cap * LOG2E) if soft_cap else (scale * LOG2E, 0.0)
