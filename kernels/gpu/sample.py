@@ -182,11 +182,11 @@ def _sample(logits: Tensor, settings: Settings, counts: Tensor | None, tokens: T
         PENALIZE=settings.penalized, TRUNCATE=settings.limited, BLOCK=BLOCK, GROUP=GROUP, num_warps=WARPS,
     )  # fmt: skip
     groups = tiles * (BLOCK // GROUP)
-    padded = triton.next_power_of_2(tiles)
+    width = survey.padded(tiles)
     survey.settle_kernel[(rows,)](
         *read[2:], peaks, peak_ids, masses, scores, winners, faults, group_peaks, tokens, row_peaks, row_totals, bounds,
         vocab, tiles, groups,
-        TRUNCATE=settings.limited, TILES=padded, GROUPS=triton.next_power_of_2(groups), num_warps=4,
+        TRUNCATE=settings.limited, TILES=width, GROUPS=triton.next_power_of_2(groups), num_warps=4,
     )  # fmt: skip
     if not settings.limited:
         return
@@ -198,11 +198,11 @@ def _sample(logits: Tensor, settings: Settings, counts: Tensor | None, tokens: T
     )  # fmt: skip
     collect_kernel[(rows, tiles)](
         *read, row_peaks, bounds, tokens, listed, values, value_ids, logits.stride(0), vocab, tiles,
-        PENALIZE=settings.penalized, BLOCK=BLOCK, TILES=padded, num_warps=WARPS,
+        PENALIZE=settings.penalized, BLOCK=BLOCK, TILES=width, num_warps=WARPS,
     )  # fmt: skip
     choose_kernel[(rows,)](
         *read[2:], row_peaks, row_totals, bounds, tokens, listed, values, value_ids, vocab, tiles,
-        TILES=padded, CHUNK=CHUNK, num_warps=WARPS,
+        TILES=width, CHUNK=CHUNK, num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -48,6 +48,11 @@ TINIEST = tl.constexpr(1.1754943508222875e-38)  # below, a temperature is zero i
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
+def padded(tiles: int) -> int:
+    """Width in which a program takes one value of each of a row's `tiles`: at least a warp's, for below that Triton 3.6 spills."""
+    return max(triton.next_power_of_2(tiles), 32)
+
+
 @triton.jit
 def is_limited(floats, ints, row, vocab):
     """Whether top_k, top_p or min_p cuts the row."""
@@ -236,7 +241,7 @@ def _variants(name: str, dtype: str, vocab: int) -> tuple[Variant, ...]:
         },
         constants={
             "TRUNCATE": True,
-            "TILES": triton.next_power_of_2(tiles),
+            "TILES": padded(tiles),
             "GROUPS": triton.next_power_of_2(tiles * (BLOCK // GROUP)),
         },
         warps=4,

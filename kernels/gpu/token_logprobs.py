@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.runtime import Variant
-from kernels.gpu.survey import BLOCK, NOWHERE, WARPS
+from kernels.gpu.survey import BLOCK, NOWHERE, WARPS, padded
 
 MOST = 128  # of `top`: what a row's tiles list then still fits the registers of one program
 
@@ -131,7 +131,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Te
         )
         join_kernel[(rows,)](
             logits, tokens, *partials, logprobs, ranks, values, ids, logits.stride(0), tiles,
-            TOP=top, TILES=triton.next_power_of_2(tiles), LISTED=triton.next_power_of_2(tiles * max(top, 1)), num_warps=4,
+            TOP=top, TILES=padded(tiles), LISTED=triton.next_power_of_2(tiles * max(top, 1)), num_warps=4,
         )  # fmt: skip
     return logprobs, ranks, ids, values
 
@@ -153,7 +153,7 @@ def _variants(name: str, dtype: str, vocab: int, top: int) -> tuple[Variant, ...
         "row_stride": "i64", "vocab": "i32", "tiles": "i32",
     }  # fmt: skip
     listed = triton.next_power_of_2(tiles * max(top, 1))
-    join = {"TOP": top, "TILES": triton.next_power_of_2(tiles), "LISTED": listed}
+    join = {"TOP": top, "TILES": padded(tiles), "LISTED": listed}
     aligned = ("logits", "row_stride", "vocab")
     return (
         Variant(f"scan {name} top {top}", scan_kernel, signature, {"TOP": top, "BLOCK": BLOCK}, WARPS, aligned=aligned),

@@ -30,7 +30,7 @@ import triton.language as tl
 from kernels.gpu.penalties import FLOATS, INTS, LOG_MIN_P, POSITION, SEED, TEMPERATURE, TOP_K, TOP_P, edited
 from kernels.gpu.race import log_exponentials
 from kernels.gpu.runtime import Variant
-from kernels.gpu.survey import BLOCK, NOWHERE, PENDING, TINIEST, WARPS, ordered, value_of
+from kernels.gpu.survey import BLOCK, NOWHERE, PENDING, TINIEST, WARPS, ordered, padded, value_of
 
 CHUNK = 2048  # listed tokens a pass takes at once
 
@@ -234,7 +234,7 @@ def _variants(name: str, dtype: str, vocab: int) -> tuple[Variant, ...]:
         "tokens": "*i64", "listed": "*i32", "values": "*fp32", "value_ids": "*i32", "vocab": "i32", "tiles": "i32",
         "logits": f"*{dtype}", "counts": "*i32", "row_stride": "i64",
     }  # fmt: skip
-    tiles = triton.next_power_of_2(triton.cdiv(vocab, BLOCK))
+    tiles = padded(triton.cdiv(vocab, BLOCK))
     aligned = ("logits", "counts", "row_stride", "vocab", "values", "value_ids")
     tile = {"PENALIZE": True, "BLOCK": BLOCK}
     return (
