@@ -4,13 +4,13 @@ Shapes: x fp16 or bf16 [rows, columns], W a `QuantizedMatrix` [outputs, columns]
 
 Floor: `matrix.nbytes` over the memory's bandwidth (4096 x 14336 in 4 bits, groups of 128: 31.2 MB, 6.5 us at 4.8 TB/s), until
 2 * rows * outputs * columns over the tensor cores' rate passes it at some 70 rows. What a program must not be is bound by its own
-instructions: in those 6.5 us an H200 issues 3.3 of them for each 4-bit weight. The loop has 2.4 (AWQ), 3.4 (Q4_0), 5.0 (Q4_1),
-counted in what the compiler makes for sm_90. Hence:
+instructions: in those 6.5 us an H200 issues 3.3 of them for each 4-bit weight, and twice that for 8 bits. The loop has 2.4 (AWQ),
+3.4 (Q4_0), 5.0 (Q4_1), 4.1 (Q8_0), 2.6 (int8), counted in what the compiler makes for sm_90. Hence:
 
-- no 4-bit integer is converted to float: it is or-ed into the mantissa of 128 (bf16) or 1024 (fp16), two at a time, and is then
-  too large by that much, which a subtraction in 16 bits takes off exactly, together with 8 or the zero point. What a minimum
-  leaves, scale * (q - 8) + middle, is a product of x with the middles (of next to nothing in size, in x's type): tensor cores have
-  room for twice the products, and to sum x over a group would take more instructions;
+- no integer is converted to float: it is or-ed into the mantissa of 128 (bf16) or 1024 (fp16), two at a time, and is then too
+  large by that much, which a subtraction in 16 bits takes off exactly, together with 8 or the zero point;
+- what a minimum leaves, scale * (q - 8) + middle, is a product of x with the middles (small numbers, in x's type): tensor cores
+  have room for twice the products, and to sum x over a group would take more instructions;
 - scales multiply the fp32 sums of a group (16 rows: half as many products as weights), so that W itself is never rounded;
 - columns are split over programs by a rule of the shape and the chip alone; partial sums are added in the order of the columns.
 
@@ -29,31 +29,36 @@ from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
 KERNEL_ROWS = 64  # beyond, dequantizing once for cuBLAS costs less than the product itself
 _UNPACKED_BYTES = 64 << 20  # of 16-bit weights at a time: some 100 MB are enough to fill a chip with cuBLAS' tiles
+_ROWS_AT_ONCE = 512  # in the kernel: partial sums stay below 100 MB
 _PROGRAMS_PER_PROCESSOR = 4  # what hides the latency of memory behind each other
 _PROCESSORS = 132  # of a chip that is not here: where Triton interprets
 _FORMS: dict[Form, int] = {"symmetric": 0, "zeros": 1, "minima": 2, "channel": 3}
 
 
 @triton.jit
+def _in_mantissa(words, SHIFT: tl.constexpr, MASK: tl.constexpr, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Bits `MASK` of int16 words shifted right, or-ed into 128 (bf16) or 1024 (fp16): that much more than the integer they are."""
+    if INTERPRETED:
+        NUMBER: tl.constexpr = 15 if MASK == "0x000f000f" else (0x7F if MASK == "0x007f007f" else 0x80)
+        bits = ((words >> SHIFT) & NUMBER) | (0x4300 if dtype == tl.bfloat16 else 0x6400)
+    else:  # the same on two words at once: left to itself the compiler takes them apart, 2.7 instructions a weight, not 0.9
+        TEXT: tl.constexpr = "0" if SHIFT == 0 else ("4" if SHIFT == 4 else ("8" if SHIFT == 8 else "12"))
+        MAGIC: tl.constexpr = "0x43004300" if dtype == tl.bfloat16 else "0x64006400"
+        bits = tl.inline_asm_elementwise(
+            "{ .reg .b32 a; shr.b32 a, $1, " + TEXT + "; lop3.b32 $0, a, " + MASK + ", " + MAGIC + ", 0xea; }",
+            "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
+        )  # fmt: skip
+    return operand(bits.to(dtype, bitcast=True), INTERPRETED)
+
+
+@triton.jit
 def _floats(words, PLANE: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """The integers of one plane of int16 words; 4-bit ones are 128 (bf16) or 1024 (fp16) too large."""
-    if BITS == 8:
-        if PLANE == 0:
-            words = words << 8
-        floats = (words >> 8).to(tl.float32)
-        if not INTERPRETED:
-            floats = floats.to(dtype)
-    else:
-        if INTERPRETED:
-            bits = ((words >> (4 * PLANE)) & 15) | (0x4300 if dtype == tl.bfloat16 else 0x6400)
-        else:  # the same on two words at once: left to itself the compiler takes them apart, 2.7 instructions a weight, not 0.9
-            SHIFT: tl.constexpr = "0" if PLANE == 0 else ("4" if PLANE == 1 else ("8" if PLANE == 2 else "12"))
-            MAGIC: tl.constexpr = "0x43004300" if dtype == tl.bfloat16 else "0x64006400"
-            bits = tl.inline_asm_elementwise(
-                "{ .reg .b32 a; shr.b32 a, $1, " + SHIFT + "; lop3.b32 $0, a, 0x000f000f, " + MAGIC + ", 0xea; }",
-                "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
-            )  # fmt: skip
-        floats = operand(bits.to(dtype, bitcast=True), INTERPRETED)
+    if BITS == 4:
+        floats = _in_mantissa(words, 4 * PLANE, "0x000f000f", dtype, INTERPRETED)
+    else:  # two's complement: 7 bits, less 128 times the eighth, which or-ed into 128 makes 256, into 1024 makes 1152
+        low = _in_mantissa(words, 8 * PLANE, "0x007f007f", dtype, INTERPRETED)
+        floats = low - _in_mantissa(words, 8 * PLANE, "0x00800080", dtype, INTERPRETED)
     return floats
 
 
@@ -188,9 +193,11 @@ def quantized_linear(
         )
     if x.dtype not in (torch.float16, torch.bfloat16) and not (INTERPRETED and x.dtype == torch.float32):
         raise ValueError(f"activations are fp16 or bf16, not {x.dtype}")
-    if not runs_in_kernel(len(x)) and not batch_invariant:
+    if runs_in_kernel(len(x)):
+        return _launch(x, matrix, bias)
+    if not batch_invariant:
         return _by_dequantizing(x, matrix, bias)
-    return _launch(x, matrix, bias)
+    return torch.cat([_launch(some, matrix, bias) for some in x.split(_ROWS_AT_ONCE)])
 
 
 def reference_quantized_linear(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None = None) -> Tensor:

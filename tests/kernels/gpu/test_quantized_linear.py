@@ -149,8 +149,9 @@ def test_bias_without_a_split():
 
 
 @pytest.mark.parametrize(("form", "bits", "group"), [("symmetric", 4, 32), ("zeros", 4, 128), ("channel", 8, 0)])
-def test_a_row_does_not_depend_on_the_others(form, bits, group):
+def test_a_row_does_not_depend_on_the_others(form, bits, group, monkeypatch):
     """Not with one tile of 16 or 32 rows, not with several tiles, and beyond the kernel's rows where that is asked for."""
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 64)
     matrix = packed(form, bits, group, 140, 2304)
     x = drawn(KERNEL_ROWS + 6, 2304, torch.float16)
     whole = quantized_linear(x, matrix, batch_invariant=True)
