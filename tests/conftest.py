@@ -8,6 +8,9 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in engine/start.py, before anything imports torch
 
+# Triton's interpreter, which needs no GPU: to be chosen before triton is imported, and transformers imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch
 import transformers
 

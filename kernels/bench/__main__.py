@@ -1,17 +1,22 @@
-"""`python -m kernels.bench cpu`."""
+"""`python -m kernels.bench cpu`, `python -m kernels.bench gpu --json results.json`."""
 
 import argparse
 import sys
+from pathlib import Path
 
 
 def main() -> int:
     """Run one device's benchmark."""
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
-    parser.add_argument("device", choices=["cpu"])
-    parser.add_argument("--threads", type=int, default=None, help="threads; all cores if absent")
+    parser.add_argument("device", choices=["cpu", "gpu"])
+    parser.add_argument("--threads", type=int, default=None, help="cpu: threads; all cores if absent")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions; the median counts")
+    parser.add_argument("--json", type=Path, help="gpu: write the figures there, line by line as they come")
     arguments = parser.parse_args()
+    if arguments.device == "gpu":
+        from kernels.bench import gpu
 
+        return gpu.main(arguments.rounds, arguments.json)
     from kernels.bench import cpu
 
     return cpu.main(arguments.threads, arguments.rounds)

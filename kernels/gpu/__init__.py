@@ -1,1 +1,1 @@
-"""Triton kernels: one operation a file, each beside its plain-torch reference. They need triton; importing this package does not."""
+"""Triton kernels: one operation a file, each beside its plain-torch reference. Importing the package alone needs no triton."""

@@ -1,7 +1,7 @@
 """`python -m kernels.gpu.build`: compile every kernel for GPUs that are not here, and say what each costs.
 
-Ahead-of-time compilation needs no GPU: Triton's compiler with an explicit target, and the `cuobjdump` of its own wheel for registers and
-stack. A kernel whose default configuration spills, or wants more shared memory than the chip has, fails the build.
+Ahead-of-time compilation needs no GPU: Triton's compiler with an explicit target, and the `cuobjdump` of its own wheel for
+registers and stack. A kernel whose default configuration spills, or wants more shared memory than the chip has, fails the build.
 """
 
 import argparse

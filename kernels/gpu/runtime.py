@@ -1,7 +1,7 @@
 """What all Triton kernels here share: whether they are interpreted, and how they are described to the ahead-of-time build.
 
-Triton's interpreter (`TRITON_INTERPRET=1`) runs a kernel's program on CPU tensors with numpy, which checks results without a GPU. It has
-no bf16 and no fp8 arithmetic: such values must be converted to fp32 as soon as they are loaded, and dots be done in fp32. A
+Triton's interpreter (`TRITON_INTERPRET=1`) runs a kernel's program on CPU tensors with numpy, which checks results without a GPU.
+It has no bf16 and no fp8 arithmetic: such values must be converted to fp32 as soon as they are loaded, and dots be done in fp32. A
 kernel takes `INTERPRETED: tl.constexpr` and passes what it loads through `operand`:
 
     k = operand(tl.load(pointers, mask, 0.0), INTERPRETED)     # fp32 if interpreted, else as it is: tensor cores want 16 bits
@@ -34,7 +34,7 @@ class Variant:
     Attributes:
         name: of the variant: shape and type, as in `llama-8b bf16`.
         kernel: the `@triton.jit` function.
-        signature: argument name to Triton type: `*bf16`, `*fp32`, `*i32`, `i32`, `i64`, `fp32`. Arguments missing here must be in `constants`.
+        signature: argument name to Triton type: `*bf16`, `*fp32`, `*i32`, `i32`, `i64`, `fp32`; the rest is in `constants`.
         constants: values of `tl.constexpr` arguments (and of arguments specialised to a value, such as 1).
         warps: of a program.
         stages: of the software pipeline.

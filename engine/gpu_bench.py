@@ -1,0 +1,170 @@
+"""`python -m engine.gpu_bench`: whole steps of a model of random weights on this GPU, beside the time that reading its bytes takes.
+
+A decode step reads every weight and every sequence's keys and values once: (weights + KV) / bandwidth is its floor. The bandwidth
+is that of a large device-to-device copy, measured in the same run.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from configs.model_config import ModelConfig
+from engine.batch import SequenceInput
+from engine.gpu_model import GpuKvPool, GpuModel
+from engine.loading.weights import LayerWeights, Weights
+from kernels.bench.timing import Timer, copy_bandwidth
+
+BLOCK = 32
+
+LLAMA_3_8B = ModelConfig(
+    architecture="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=None,
+    sliding_window=None,
+    sliding_layers=(False,) * 32,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    tie_word_embeddings=False,
+    max_position=8192,
+    bos_token_id=None,
+    eos_token_ids=(),
+    dtype="bfloat16",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One kind of step: `rows` tokens of `sequences`, each at `context` keys."""
+
+    name: str
+    sequences: int
+    rows: int
+    context: int
+    seconds: float
+    floor: float
+
+
+def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Weights that keep activations of order one, made where they are used."""
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, device=device, dtype=dtype).mul_(columns**-0.5)
+
+    def norm() -> torch.Tensor:
+        return torch.ones(config.hidden_size, device=device)
+
+    heads = config.heads + 2 * config.kv_heads
+    layers = [
+        LayerWeights(
+            input_norm=norm(),
+            qkv=matrix(heads * config.head_dim, config.hidden_size),
+            qkv_bias=None,
+            qk_norm=None,
+            o=matrix(config.hidden_size, config.heads * config.head_dim),
+            o_bias=None,
+            post_norm=norm(),
+            gate_up=matrix(2 * config.intermediate_size, config.hidden_size),
+            gate_up_bias=None,
+            down=matrix(config.hidden_size, config.intermediate_size),
+            down_bias=None,
+        )
+        for _ in range(config.layers)
+    ]
+    table = matrix(config.vocab_size, config.hidden_size)
+    head = table if config.tie_word_embeddings else matrix(config.vocab_size, config.hidden_size)
+    return Weights(embedding=table, layers=layers, final_norm=norm(), head=head)
+
+
+class StepBench:
+    """A model and a pool for `tokens` tokens, and the steps to time on them."""
+
+    def __init__(self, config: ModelConfig, timer: Timer, dtype: torch.dtype, tokens: int, bandwidth: float) -> None:
+        self._config = config
+        self._timer = timer
+        self._bandwidth = bandwidth
+        weights = random_weights(config, timer.device, dtype)
+        read = [
+            weights.head,
+            *(getattr(layer, name) for layer in weights.layers for name in ("qkv", "o", "gate_up", "down")),
+        ]
+        self._weight_bytes = sum(each.nbytes for each in read)
+        self._pool = GpuKvPool(config, -(-tokens // BLOCK), BLOCK, timer.device, dtype)
+        self._pool.storage.zero_()
+        self._model = GpuModel(
+            config, weights, self._pool, device=timer.device, dtype=dtype, context=config.max_position
+        )
+
+    def decode(self, sequences: int, context: int) -> StepTime:
+        """One token a sequence, logits included."""
+        return self._time(f"decode {sequences} at {context}", sequences, 1, context)
+
+    def prefill(self, rows: int) -> StepTime:
+        """One prompt's chunk. Its floor counts bytes only: read it as the time of a step, not as a ratio."""
+        return self._time(f"prefill {rows}", 1, rows, rows)
+
+    def _time(self, name: str, sequences: int, rows: int, context: int) -> StepTime:
+        blocks = -(-context // BLOCK)
+        order = torch.randperm(len(self._pool.storage), generator=torch.Generator().manual_seed(0)).tolist()
+        inputs = [
+            SequenceInput(
+                token_ids=[(index + row) % self._config.vocab_size for row in range(rows)],
+                start=context - rows,
+                block_table=order[index * blocks : (index + 1) * blocks],
+                wanted=1,
+            )
+            for index in range(sequences)
+        ]
+        seconds = self._timer.seconds(lambda _: self._model.logits(self._model.forward(inputs)))
+        per_block = self._pool.storage[0].nbytes
+        size = self._weight_bytes + sequences * context / BLOCK * per_block
+        return StepTime(name, sequences, rows, context, seconds, size / self._bandwidth)
+
+
+def steps(bench: StepBench) -> Iterator[StepTime]:
+    """All steps of the table."""
+    for sequences in (1, 32, 128):
+        yield bench.decode(sequences, 1024)
+    for rows in (512, 2048):
+        yield bench.prefill(rows)
+
+
+def main() -> int:
+    """Print the table. 1 where there is no GPU."""
+    parser = argparse.ArgumentParser(prog="python -m engine.gpu_bench", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU: torch finds none")
+        return 1
+    timer = Timer(torch.device("cuda"))
+    bandwidth = copy_bandwidth(timer)
+    bench = StepBench(LLAMA_3_8B, timer, torch.bfloat16, 128 * 1024 + 4096, bandwidth)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {bandwidth / 1e9:.0f} GB/s")
+    lines = []
+    for line in steps(bench):
+        lines.append(asdict(line))
+        print(
+            f"{line.name:24}{1e3 * line.seconds:9.2f} ms  floor {1e3 * line.floor:8.2f} ms  x {line.seconds / line.floor:.2f}"
+        )
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "steps": lines}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
