@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 NAN = float("nan")
+NO_RESERVE = 0x4000  # of Linux's mmap: memory that is never touched needs no backing; Python 3.11 has no name for it
 
 
 @dataclass
@@ -56,6 +57,22 @@ class Case:
     def shared(self):
         """Arguments of kernel and reference alike."""
         return (self.q, self.kv, self.row_starts, self.kv_lengths, self.block_tables)
+
+    def decode(self):
+        """Arguments of the kernel for one row a sequence."""
+        return (self.q, self.kv, self.kv_lengths, self.block_tables)
+
+    def far(self, memory, stride):
+        """A pool over `memory` with blocks 1, 2, 0 `stride` fp16 elements apart: the first sequence's first three blocks.
+
+        The interpreter copies the pool it is given, so this is one of a single block, whose stride is right.
+        """
+        for place, block in zip((1, 2, 0), self.block_tables[0, :3].tolist(), strict=True):
+            values = self.kv[block].flatten()
+            offset = place * stride * values.itemsize
+            torch.frombuffer(memory, dtype=values.dtype, offset=offset, count=len(values)).copy_(values)
+        first = torch.frombuffer(memory, dtype=self.kv.dtype, count=self.kv[0].numel()).view(self.kv[0].shape)
+        return first.as_strided((1, *first.shape), (stride, *first.stride()))
 
     def poisoned(self):
         """A place for the result."""

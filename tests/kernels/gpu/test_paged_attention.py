@@ -8,9 +8,7 @@ import torch
 from kernels.gpu import paged_attention as module
 from kernels.gpu.attention_reference import reference_attention
 from kernels.gpu.paged_attention import config_for, paged_attention
-from tests.kernels.gpu.attention_cases import Case, assert_close, compiles
-
-NO_RESERVE = 0x4000  # of Linux's mmap: memory that is never touched needs no backing; Python 3.11 has no name for it
+from tests.kernels.gpu.attention_cases import NO_RESERVE, Case, assert_close, compiles
 
 # (rows, keys): whole prompts, chunks behind a cache, single tokens, no rows, and both edges of the tiles.
 MIXED = [(1, 1), (33, 33), (1, 133), (5, 18), (0, 40), (17, 80), (65, 129), (1, 64), (12, 12)]
@@ -121,19 +119,12 @@ def test_rows_of_no_sequence_are_left_alone():
 
 def test_blocks_beyond_2_to_31_elements():
     """Block 2 of a pool whose blocks are 2^30 elements apart; the memory between is mapped but never touched."""
-    case = Case([(3, 40)], heads=(2, 1), dtype=torch.float16)
-    stride = 2**30
+    case, stride = Case([(3, 40)], heads=(2, 1), dtype=torch.float16), 2**30
     with mmap.mmap(-1, (2 * stride + 4096) * 2, flags=mmap.MAP_PRIVATE | NO_RESERVE) as memory:
-        elements = torch.frombuffer(memory, dtype=torch.float16)
-        # The interpreter copies what it is given: a pool of one block whose stride is right, and what lies past it is there.
-        first = torch.frombuffer(memory, dtype=torch.float16, count=case.kv[0].numel()).view(case.kv[0].shape)
-        far = first.as_strided((1, *first.shape), (stride, *first.stride()))
+        far = case.far(memory, stride)
         tables = torch.tensor([[1, 2, 0]], dtype=torch.int32)
-        for place, block in zip((1, 2, 0), case.block_tables[0, :3].tolist(), strict=True):
-            elements[place * stride :][: case.kv[block].numel()] = case.kv[block].flatten()
-        arguments = (case.q, far, case.row_starts, case.kv_lengths, tables)
-        out = paged_attention(*arguments, scale=0.3, longest=3)
-        del elements, first, far, arguments
+        out = paged_attention(case.q, far, case.row_starts, case.kv_lengths, tables, scale=0.3, longest=3)
+        del far
     assert_close(out, reference_attention(*case.shared(), scale=0.3).out)
 
 
