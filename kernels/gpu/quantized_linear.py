@@ -197,7 +197,7 @@ def quantized_linear(
         return _launch(x, matrix, bias)
     if not batch_invariant:
         return _by_dequantizing(x, matrix, bias)
-    return torch.cat([_launch(some, matrix, bias) for some in x.split(_ROWS_AT_ONCE)])
+    return torch.cat([_launch(some, matrix, bias) for some in torch.split(x, _ROWS_AT_ONCE)])
 
 
 def reference_quantized_linear(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None = None) -> Tensor:

@@ -50,7 +50,8 @@ NOWHERE = tl.constexpr(2**31 - 1)
 
 def padded(tiles: int) -> int:
     """Width in which a program takes one value of each of a row's `tiles`: at least a warp's, for below that Triton 3.6 spills."""
-    return max(triton.next_power_of_2(tiles), 32)
+    width: int = triton.next_power_of_2(tiles)
+    return max(width, 32)
 
 
 @triton.jit
