@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.attention_mass import attention_mass
 from kernels.gpu.attention_reference import reference_attention
 from kernels.gpu.attention_tile import NOTHING, Pool, capability, exponents, finish, sweep
 from kernels.gpu.merge_states import merge_states
@@ -201,6 +202,7 @@ def decode_attention(
     window: int = 0,
     soft_cap: float = 0.0,
     scales: Tensor | None = None,
+    mass: Tensor | None = None,
     log_sums: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -218,6 +220,8 @@ def decode_attention(
         window: newest positions that a row sees, its own included; 0 = all.
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 = they stay.
         scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value times its scale is meant.
+        mass: fp32 [sequences, kv_heads, positions]: receives the share of each position in the attention of each row
+            (`attention_mass`, a launch of its own).
         log_sums: fp32 [sequences, heads], contiguous: receives the log-sum-exp of each row's scores (natural log).
         out: receives the result in its own type, [sequences, heads, dim], contiguous along dim.
 
@@ -235,10 +239,11 @@ def decode_attention(
     out = torch.empty_like(q) if out is None else out
     if not sequences:
         return out
+    if mass is not None and log_sums is None:
+        log_sums = q.new_empty((sequences, heads), dtype=torch.float32)
     parts = max(most_parts(min(longest_kv, window) if window else longest_kv, kv_heads), 1)
     states = out[None] if parts == 1 else q.new_empty((parts, *q.shape), dtype=torch.float32)
-    direct = parts == 1 and log_sums is not None
-    sums = log_sums if direct else q.new_empty((parts, sequences, heads), dtype=torch.float32)
+    sums = q.new_empty((parts, *q.shape[:2]), dtype=torch.float32) if parts > 1 or log_sums is None else log_sums
     inner, outer = exponents(scale, soft_cap)
     config = config_for(heads // kv_heads, dim, q.element_size(), capability(q.device))
     _decode_attention[(kv_heads, parts, sequences)](
@@ -267,6 +272,9 @@ def decode_attention(
     )
     if parts > 1:
         merge_states(states, sums, out=out, log_sum=log_sums)
+    if mass is not None and log_sums is not None:
+        where = (None, kv_lengths, block_tables, mass)
+        attention_mass(q, log_sums, kv, *where, scale=scale, window=window, soft_cap=soft_cap, scales=scales)
     return out
 
 

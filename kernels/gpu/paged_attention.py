@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.attention_mass import attention_mass
 from kernels.gpu.attention_tile import NOTHING, Pool, capability, exponents, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
@@ -228,6 +229,7 @@ def paged_attention(
     window: int = 0,
     soft_cap: float = 0.0,
     scales: Tensor | None = None,
+    mass: Tensor | None = None,
     causal: bool = True,
     log_sums: Tensor | None = None,
     out: Tensor | None = None,
@@ -245,6 +247,8 @@ def paged_attention(
         window: newest positions that a row sees, its own included; 0 = all.
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 = they stay.
         scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value times its scale is meant.
+        mass: fp32 [sequences, kv_heads, positions]: receives the share of each position in the attention of each sequence's last
+            row (`attention_mass`, a launch of its own).
         causal: False: every row sees all keys of its sequence (a prefix that lies wholly before the rows); without a window.
         log_sums: fp32 [rows, heads], contiguous: receives the log-sum-exp of each row's scores (natural log), -inf
         if it saw none.
@@ -266,6 +270,8 @@ def paged_attention(
             f"{sequences} kv_lengths, {len(row_starts)} row_starts (one more) and {len(block_tables)} block tables"
         )
     out = torch.empty_like(q) if out is None else out
+    if mass is not None and log_sums is None:
+        log_sums = q.new_empty((rows, heads), dtype=torch.float32)
     config = config_for(heads // kv_heads, dim, q.element_size(), capability(q.device))
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
@@ -297,6 +303,9 @@ def paged_attention(
             num_warps=config.warps,
             num_stages=config.stages,
         )
+    if mass is not None and log_sums is not None:
+        where = (row_starts, kv_lengths, block_tables, mass)
+        attention_mass(q, log_sums, kv, *where, scale=scale, window=window, soft_cap=soft_cap, scales=scales)
     return out
 
 
