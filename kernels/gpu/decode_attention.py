@@ -300,13 +300,13 @@ def _constants(group: int, dim: int, block_size: int, config: Config) -> dict[st
 
 
 def _variants(
-    name: str, group: int, dim: int, dtype: str = "bf16", *, block_size: int = 32, store: str = "", **flags: bool
+    name: str, group: int, dim: int, dtype: str = "bf16", *, block_size: int = 32, fp8: bool = False, **flags: bool
 ) -> tuple[Variant, ...]:
-    """Builds for `group` query heads a KV head, for Ampere and for Hopper; `store` is Triton's type of an fp8 pool's elements."""
-    pointers = {"q": dtype, "kv": store or dtype, "states": "fp32", "log_sums": "fp32"}
-    pointers |= dict.fromkeys(("kv_lengths", "tables"), "i32") | ({"scales": "fp32"} if store else {})
+    """Builds for `group` query heads a KV head, for Ampere and for Hopper: there, an fp8 pool is read as such."""
+    pointers = {"q": dtype, "kv": dtype, "states": "fp32", "log_sums": "fp32"}
+    pointers |= dict.fromkeys(("kv_lengths", "tables"), "i32") | ({"scales": "fp32"} if fp8 else {})
     strides = [name for name in _decode_attention.arg_names if name.startswith("stride_")]
-    absent = {} if store else {"scales": None}
+    absent = {} if fp8 else {"scales": None}
     flags = {"WINDOWED": False, "SOFT_CAPPED": False, "INTERPRETED": False} | flags
     configs = {arch: config_for(group, dim, 4 if dtype == "fp32" else 2, arch) for arch in (80, 90)}
     return tuple(
@@ -314,6 +314,7 @@ def _variants(
             name,
             _decode_attention,
             {name: f"*{kind}" for name, kind in pointers.items()}
+            | ({"kv": "*fp8e4nv" if arch >= 89 else "*u8"} if fp8 else {})
             | dict.fromkeys(("limit", "window", *strides), "i32")
             | dict.fromkeys(("inner", "outer"), "fp32"),
             _constants(group, dim, block_size, config) | absent | flags,
@@ -323,7 +324,6 @@ def _variants(
             archs=(arch,),
         )
         for arch, config in configs.items()
-        if store != "fp8e4nv" or arch > 80
     )
 
 
@@ -331,12 +331,11 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("llama-8b bf16", 4, 128),
     *_variants("llama-8b fp16 blocks of 16", 4, 128, "fp16", block_size=16),
     *_variants("llama-8b bf16 window cap", 4, 128, WINDOWED=True, SOFT_CAPPED=True),
-    *_variants("llama-8b bf16 fp8", 4, 128, store="fp8e4nv"),
-    *_variants("llama-8b bf16 fp8 bytes", 4, 128, store="u8"),
+    *_variants("llama-8b bf16 fp8", 4, 128, fp8=True),
     *_variants("llama-8b fp32", 4, 128, "fp32"),
     *_variants("smollm2 bf16", 3, 64),
     *_variants("qwen-7b bf16", 7, 128),
     *_variants("dim 80 bf16", 1, 80),
     *_variants("gemma-2 bf16 window cap", 2, 256, WINDOWED=True, SOFT_CAPPED=True),
-    *_variants("gemma-2 bf16 fp8 bytes", 2, 256, store="u8"),
+    *_variants("gemma-2 bf16 fp8", 2, 256, fp8=True),
 )

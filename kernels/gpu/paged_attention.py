@@ -60,7 +60,7 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int) -> Config
     if bytes_each > 2:
         config = Config(32, 16, warps=8, stages=2)  # for comparing, not for speed
     elif dim <= 64:
-        config = Config(128, 64, warps=4, stages=3) if capability >= 90 else Config(64, 64, warps=4, stages=3)
+        config = Config(128, 64, warps=4, stages=3) if capability >= 90 else Config(64, 32, warps=4, stages=3)
     elif dim <= 128:
         config = Config(128, 64 if capability >= 90 else 32, warps=8, stages=3)
     else:
@@ -321,11 +321,11 @@ def _constants(group: int, dim: int, block_size: int, config: Config) -> dict[st
 
 
 def _variants(
-    name: str, group: int, dim: int, dtype: str = "bf16", *, block_size: int = 32, store: str = "", **flags: bool
+    name: str, group: int, dim: int, dtype: str = "bf16", *, block_size: int = 32, fp8: bool = False, **flags: bool
 ) -> tuple[Variant, ...]:
-    """Builds for `group` query heads a KV head, for Ampere and for Hopper; `store` is Triton's type of an fp8 pool's elements."""
-    pointers = {"q": dtype, "kv": store or dtype, "out": dtype}
-    pointers |= dict.fromkeys(("row_starts", "kv_lengths", "tables"), "i32") | ({"scales": "fp32"} if store else {})
+    """Builds for `group` query heads a KV head, for Ampere and for Hopper: there, an fp8 pool is read as such."""
+    pointers = {"q": dtype, "kv": dtype, "out": dtype}
+    pointers |= dict.fromkeys(("row_starts", "kv_lengths", "tables"), "i32") | ({"scales": "fp32"} if fp8 else {})
     strides = [name for name in _paged_attention.arg_names if name.startswith("stride_")]
     absent = {name: None for name in ("log_sums", "scales") if name not in pointers}
     flags = {"CAUSAL": True, "WINDOWED": False, "SOFT_CAPPED": False, "INTERPRETED": False} | flags
@@ -335,6 +335,7 @@ def _variants(
             name,
             _paged_attention,
             {name: f"*{kind}" for name, kind in pointers.items()}
+            | ({"kv": "*fp8e4nv" if arch >= 89 else "*u8"} if fp8 else {})
             | dict.fromkeys(("sequences", "window", *strides), "i32")
             | dict.fromkeys(("inner", "outer"), "fp32"),
             _constants(group, dim, block_size, config) | absent | flags,
@@ -344,7 +345,6 @@ def _variants(
             archs=(arch,),
         )
         for arch, config in configs.items()
-        if store != "fp8e4nv" or arch > 80
     )
 
 
@@ -354,8 +354,7 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("llama-8b bf16 window", 4, 128, WINDOWED=True),
     *_variants("llama-8b bf16 window cap", 4, 128, WINDOWED=True, SOFT_CAPPED=True),
     *_variants("llama-8b bf16 prefix", 4, 128, CAUSAL=False),
-    *_variants("llama-8b bf16 fp8", 4, 128, store="fp8e4nv"),
-    *_variants("llama-8b bf16 fp8 bytes", 4, 128, store="u8"),
+    *_variants("llama-8b bf16 fp8", 4, 128, fp8=True),
     *_variants("llama-8b fp32", 4, 128, "fp32"),
     *_variants("smollm2 bf16", 3, 64),
     *_variants("smollm2 bf16 window cap", 3, 64, WINDOWED=True, SOFT_CAPPED=True),
@@ -363,5 +362,5 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("dim 80 bf16", 1, 80),
     *_variants("dim 96 bf16", 1, 96),
     *_variants("gemma-2 bf16 window cap", 2, 256, WINDOWED=True, SOFT_CAPPED=True),
-    *_variants("gemma-2 bf16 fp8 bytes", 2, 256, store="u8"),
+    *_variants("gemma-2 bf16 fp8", 2, 256, fp8=True),
 )
