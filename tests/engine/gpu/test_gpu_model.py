@@ -17,7 +17,7 @@ from engine.sampling.sampler import Sampler
 from engine.worker import CpuWorker
 from tests.scheduler.sim import Engine
 
-LENGTH, BLOCKS, SIZE = 45, 40, 16
+LENGTH, BLOCKS, SIZE = 36, 40, 16
 CPU = torch.device("cpu")
 
 
@@ -44,7 +44,7 @@ def table(seed=0):
     return random.Random(seed).sample(range(BLOCKS), 8)
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "llama-one-kv-head", "llama-yarn", "mistral-sliding", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama-tied", "mistral-sliding", "qwen3-biased"])
 def test_logits_equal_transformers(tiny_model, name):
     chunk = 20
     model, folder = tiny_model(name)
@@ -59,7 +59,7 @@ def test_logits_equal_transformers(tiny_model, name):
     torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3"])
+@pytest.mark.parametrize("name", ["mistral-sliding"])
 def test_single_tokens_and_chunks_in_one_step(tiny_model, name):
     """Given in any order; results come back in that order, those that are wanted only."""
     model, folder = tiny_model(name)
