@@ -13,6 +13,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="repetitions; the median counts")
     parser.add_argument("--json", type=Path, help="gpu: write the figures there, line by line as they come")
     arguments = parser.parse_args()
+    if arguments.device == "cpu" and arguments.json is not None:
+        parser.error("--json goes with gpu")
+    if arguments.device == "gpu" and arguments.threads is not None:
+        parser.error("--threads goes with cpu")
     if arguments.device == "gpu":
         from kernels.bench import gpu
 

@@ -113,6 +113,32 @@ def test_each_switch_shows_in_the_logits(tiny_model, name, switch):
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3"])
+def test_wanted_rows_are_those_rows_of_the_whole(tiny_model, name):
+    """The last layer computes them alone; keys and values it writes for all."""
+    _, folder = tiny_model(name)
+    config, model = fast(resolve_model(str(folder)))
+    lengths, wanted = [40, 23, 1, 30], [1, 0, 1, 5]
+    prompts = [prompt(config.vocab_size, length, seed=length) for length in lengths]
+    blocks = random.Random(1).sample(range(BLOCKS), BLOCKS)
+
+    def run(counts):
+        return model.forward(
+            [
+                SequenceInput(token_ids=ids, start=0, block_table=blocks[4 * index : 4 * index + 4], wanted=count)
+                for index, (ids, count) in enumerate(zip(prompts, counts, strict=True))
+            ]
+        ).clone()
+
+    whole = run([None] * 4).split(lengths)
+    model.pool.storage.fill_(-1)  # NaN: what is read below was written below
+    expected = torch.cat([part[len(part) - count :] for part, count in zip(whole, wanted, strict=True)])
+    assert torch.equal(run(wanted), expected)
+    after = SequenceInput(token_ids=[5], start=23, block_table=blocks[4:8])  # reads what a chunk without results left
+    ours = model.forward([after]).clone()
+    assert torch.equal(ours, hidden(model, [*prompts[1], 5], blocks[20:24], 512)[-1:])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3"])
 def test_a_row_is_the_same_bits_in_any_company(tiny_model, name):
     _, folder = tiny_model(name)
     config, model = fast(resolve_model(str(folder)))
