@@ -79,7 +79,12 @@ class GpuModel:
     @torch.inference_mode()
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """Compute the chunks: [results, hidden] in the model's type after the final norm."""
-        batch = GpuBatch.build(inputs, self.pool.block_size, self._device)
+        return self.compute(GpuBatch.build(inputs, self.pool.block_size, self._device))
+
+    @torch.inference_mode()
+    def compute(self, batch: GpuBatch) -> Tensor:
+        """What `forward` computes, of a batch on the device. Waits for nothing there: it can be captured as a CUDA graph, whose
+        padding rows are single tokens with a slot of -1 and a kv_length of 0."""
         eps = self.config.rms_norm_eps
         residual = embed(self._weights.embedding, batch.token_ids)
         change: Tensor | None = None
