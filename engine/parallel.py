@@ -12,8 +12,8 @@ A rank of two layers' model, size 2:
 
 KV heads are split where every rank gets one or more, else each is kept by as many ranks as need it.
 
-A model that calls `Linear`, `RowLinear`, `VocabularyEmbedding` and `VocabularyHead` in place of `F.linear` and a look-up runs on
-any number of ranks, one included (`Alone`).
+A model that calls `Linear`, `Summed`, `VocabularyEmbedding` and `VocabularyHead` in place of `F.linear` and a look-up runs on
+any number of ranks, one included (`Alone`). `Share` says which part of which matrix a rank has, however it is stored.
 """
 
 from collections.abc import Callable
@@ -99,6 +99,8 @@ class Joined:
         self.rank, self.size = rank, size
         self._gathers = ordered and size > 2
         gpu = device.type == "cuda"
+        if gpu and device.index is None:  # which is what binds the group to a device
+            device = torch.device("cuda", torch.cuda.current_device())
         try:
             dist.init_process_group(
                 "nccl" if gpu else "gloo",
@@ -150,16 +152,15 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class RowLinear:
-    """x W^T + b with columns of W, and of x, here: added over the ranks. Only one rank has the bias."""
+class Summed:
+    """A product with columns of W, and of x, here: added over the ranks. Only one rank has the bias."""
 
-    weight: Tensor
-    bias: Tensor | None
+    part: Callable[[Tensor], Tensor]
     ranks: Ranks
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in of this rank] to [rows, out]."""
-        return self.ranks.sum(F.linear(x, self.weight, self.bias))
+        return self.ranks.sum(self.part(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +198,10 @@ class ParallelLayer:
     input_norm: Tensor
     qkv: Linear
     qk_norm: Tensor | None
-    o: RowLinear
+    o: Summed
     post_norm: Tensor
     gate_up: Linear
-    down: RowLinear
+    down: Summed
 
     @classmethod
     def of(cls, part: LayerWeights, ranks: Ranks) -> "ParallelLayer":
@@ -209,10 +210,45 @@ class ParallelLayer:
             input_norm=part.input_norm,
             qkv=Linear(part.qkv, part.qkv_bias),
             qk_norm=part.qk_norm,
-            o=RowLinear(part.o, part.o_bias, ranks),
+            o=Summed(Linear(part.o, part.o_bias), ranks),
             post_norm=part.post_norm,
             gate_up=Linear(part.gate_up, part.gate_up_bias),
-            down=RowLinear(part.down, part.down_bias, ranks),
+            down=Summed(Linear(part.down, part.down_bias), ranks),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which rows and columns of a model's matrices one rank has, as ranges of the whole ones.
+
+    Attributes:
+        queries: rows of q, columns of o.
+        keys: rows of k and of v.
+        inner: rows of gate and of up, columns of down.
+        vocabulary: rows of embedding and head; as many on each rank, so the last one's may lie past the end.
+        first: whether this is the rank that adds what may be added only once: the biases of o and down.
+    """
+
+    queries: range
+    keys: range
+    inner: range
+    vocabulary: range
+    first: bool
+
+    @classmethod
+    def of(cls, config: ModelConfig, rank: int, size: int) -> "Share":
+        """Rank `rank`'s share of the model that `config` describes.
+
+        Raises:
+            ValueError: as `split_config`.
+        """
+        dim, part = config.head_dim, split_config(config, size)
+        return cls(
+            queries=_run(rank * part.heads * dim, part.heads * dim),
+            keys=_run(rank * config.kv_heads // size * dim, part.kv_heads * dim),
+            inner=_run(rank * part.intermediate_size, part.intermediate_size),
+            vocabulary=_run(rank * -(-config.vocab_size // size), -(-config.vocab_size // size)),
+            first=rank == 0,
         )
 
 
@@ -240,39 +276,36 @@ def split_weights(weights: Weights, config: ModelConfig, rank: int, size: int) -
     Raises:
         ValueError: as `split_config`.
     """
-    split_config(config, size)
-    embedding = _vocabulary(weights.embedding, rank, size)
+    share = Share.of(config, rank, size)
+    embedding = _vocabulary(weights.embedding, share.vocabulary)
     tied = weights.head is weights.embedding
     return replace(
         weights,
         embedding=embedding,
-        layers=[split_layer(layer, config, rank, size) for layer in weights.layers],
-        head=embedding if tied else _vocabulary(weights.head, rank, size),
+        layers=[_split_layer(layer, config, share) for layer in weights.layers],
+        head=embedding if tied else _vocabulary(weights.head, share.vocabulary),
     )
 
 
-def split_layer(layer: LayerWeights, config: ModelConfig, rank: int, size: int) -> LayerWeights:
-    """One layer's share: rows of the stacked q, k, v and of the stacked gate, up; columns of o and down; their biases on rank 0."""
-    dim, part = config.head_dim, split_config(config, size)
-    first, kv_first = rank * part.heads, rank * config.kv_heads // size
-    queries = range(first, first + part.heads)
-    keys = range(config.heads + kv_first, config.heads + kv_first + part.kv_heads)
-    values = range(keys.start + config.kv_heads, keys.stop + config.kv_heads)
-    heads = [queries, keys, values]
-    inner = part.intermediate_size
-    mlp = [range(start, start + inner) for start in (rank * inner, config.intermediate_size + rank * inner)]
+def _split_layer(layer: LayerWeights, config: ModelConfig, share: Share) -> LayerWeights:
+    """One layer's share: rows of the stacked q, k, v and of the stacked gate, up; columns of o and down."""
+    dim = config.head_dim
+    keys = config.heads * dim  # where they begin in the stack
+    qkv = [share.queries, _moved(share.keys, keys), _moved(share.keys, keys + config.kv_heads * dim)]
+    mlp = [share.inner, _moved(share.inner, config.intermediate_size)]
+    heads = [range(part.start // dim, part.stop // dim) for part in qkv[:2]]
     return LayerWeights(
         input_norm=layer.input_norm,
-        qkv=_rows(layer.qkv, heads, dim),
-        qkv_bias=None if layer.qkv_bias is None else _rows(layer.qkv_bias, heads, dim),
-        qk_norm=None if layer.qk_norm is None else _rows(layer.qk_norm, heads[:2], 1),
-        o=layer.o[:, first * dim : (first + part.heads) * dim].clone(memory_format=torch.contiguous_format),
-        o_bias=layer.o_bias if rank == 0 else None,
+        qkv=_rows(layer.qkv, qkv),
+        qkv_bias=None if layer.qkv_bias is None else _rows(layer.qkv_bias, qkv),
+        qk_norm=None if layer.qk_norm is None else _rows(layer.qk_norm, heads),
+        o=_columns(layer.o, share.queries),
+        o_bias=layer.o_bias if share.first else None,
         post_norm=layer.post_norm,
-        gate_up=_rows(layer.gate_up, mlp, 1),
-        gate_up_bias=None if layer.gate_up_bias is None else _rows(layer.gate_up_bias, mlp, 1),
-        down=layer.down[:, rank * inner : (rank + 1) * inner].clone(memory_format=torch.contiguous_format),
-        down_bias=layer.down_bias if rank == 0 else None,
+        gate_up=_rows(layer.gate_up, mlp),
+        gate_up_bias=None if layer.gate_up_bias is None else _rows(layer.gate_up_bias, mlp),
+        down=_columns(layer.down, share.inner),
+        down_bias=layer.down_bias if share.first else None,
     )
 
 
@@ -287,15 +320,26 @@ def _obstacle(config: ModelConfig, size: int) -> str | None:
     return None
 
 
-def _rows(stacked: Tensor, parts: list[range], unit: int) -> Tensor:
-    """A copy of rows `[unit * start, unit * stop)` of each part, stacked again."""
-    return torch.cat([stacked[part.start * unit : part.stop * unit] for part in parts])
+def _run(start: int, length: int) -> range:
+    return range(start, start + length)
 
 
-def _vocabulary(table: Tensor, rank: int, size: int) -> Tensor:
-    """Rows of one rank, as many on each: zeros fill the last."""
-    width = -(-len(table) // size)
-    out = table.new_zeros((width, table.shape[1]))
-    mine = table[rank * width : (rank + 1) * width]
+def _moved(part: range, by: int) -> range:
+    return range(part.start + by, part.stop + by)
+
+
+def _rows(stacked: Tensor, parts: list[range]) -> Tensor:
+    """A copy of the rows of each part, stacked again."""
+    return torch.cat([stacked[part.start : part.stop] for part in parts])
+
+
+def _columns(weight: Tensor, part: range) -> Tensor:
+    return weight[:, part.start : part.stop].clone(memory_format=torch.contiguous_format)
+
+
+def _vocabulary(table: Tensor, rows: range) -> Tensor:
+    """A copy of the rows of one rank; zeros where they lie past the end."""
+    out = table.new_zeros((len(rows), table.shape[1]))
+    mine = table[rows.start : rows.stop]
     out[: len(mine)] = mine
     return out
