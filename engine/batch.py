@@ -17,13 +17,15 @@ class SequenceInput:
 
     `block_table[i]` is the block of positions `[i * block_size, (i + 1) * block_size)`, up to the chunk's last token. KV of
     the positions before `start` is there already. `wanted` says of how many of its last tokens the result is wanted: one to
-    sample, all to score a prompt, none in the middle of one; None means all.
+    sample, all to score a prompt, none in the middle of one; None means all. `newest`: the last id is taken from that row of
+    the device's table of newest tokens, because the host may not know it yet; None: it is as `token_ids` has it.
     """
 
     token_ids: list[int]
     start: int
     block_table: list[int]
     wanted: int | None = None
+    newest: int | None = None
 
     @property
     def results(self) -> int:

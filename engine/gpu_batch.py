@@ -24,6 +24,7 @@ class GpuBatch:
         kv_lengths: int32 [sequences], keys of each, this step's included.
         block_tables: int32 [sequences, most blocks].
         results: int64 [results], rows whose hidden state is wanted, in the order of the sequences as they were given.
+        newest: int64 [2, n]: rows, and where in the table of newest tokens their ids stand (see `fill`).
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
     """
@@ -36,6 +37,7 @@ class GpuBatch:
     kv_lengths: Tensor
     block_tables: Tensor
     results: Tensor
+    newest: Tensor
     longest: int
     longest_single: int
 
@@ -67,6 +69,10 @@ class GpuBatch:
                     for index, item in enumerate(sequences)
                     for row in range(end_of[index] - item.results, end_of[index])
                 ],
+                [
+                    *(end - 1 for end, item in zip(ends, laid, strict=True) if item.newest is not None),
+                    *(item.newest for item in laid if item.newest is not None),
+                ],
             ],
             device,
         )
@@ -79,9 +85,15 @@ class GpuBatch:
             kv_lengths=parts[4].int(),
             block_tables=parts[5].int().view(len(laid), most),
             results=parts[6],
+            newest=parts[7].view(2, -1),
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
         )
+
+    def fill(self, newest: Tensor) -> None:
+        """Take ids that the host may not know yet from the table of newest tokens, int64 [entries], on the device."""
+        if self.newest.numel():
+            self.token_ids[self.newest[0]] = newest[self.newest[1]]
 
 
 def _send(lists: list[list[int]], device: torch.device) -> list[Tensor]:
