@@ -7,13 +7,39 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from configs.model_config import ModelConfig
 from engine.batch import SequenceInput
+from kernels.gpu.prefix_groups import GroupedBatch, find_groups
+from kernels.gpu.runtime import sent
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """When single tokens of sequences that share leading blocks are worth attending to as a group.
+
+    Attributes:
+        heads: query heads of this rank.
+        kv_heads: KV heads of this rank.
+        block_bytes: of one block in one layer.
+        least_saved: bytes a layer that the groups of a step must save together (`kernels.gpu.prefix_groups`).
+    """
+
+    heads: int
+    kv_heads: int
+    block_bytes: int
+    least_saved: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, block_bytes: int, least_saved: int) -> "Sharing":
+        """For blocks of `block_bytes` in all layers of one rank's `config`."""
+        return cls(config.heads, config.kv_heads, block_bytes // config.layers, least_saved)
 
 
 @dataclass(frozen=True, slots=True)
 class GpuBatch:
     """A step's rows. Sequences with a single row lie first: they are attended to by another kernel than chunks, whatever
-    else is in the step, so that a row's result does not depend on its company. Built on the host, sent in one copy.
+    else is in the step, so that a row's result does not depend on its company (`grouped` is the exception, and has to be asked
+    for). Built on the host, sent in one copy, two with groups.
 
     Attributes:
         singles: sequences (and rows) that are a single token.
@@ -27,6 +53,7 @@ class GpuBatch:
         newest: int64 [2, n]: rows, and where in the table of newest tokens their ids stand (see `fill`).
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
+        grouped: the single tokens by the prefixes they share; None where each reads its own keys.
     """
 
     singles: int
@@ -40,11 +67,25 @@ class GpuBatch:
     newest: Tensor
     longest: int
     longest_single: int
+    grouped: GroupedBatch | None = None
 
     @classmethod
-    def build(cls, sequences: Sequence[SequenceInput], block_size: int, device: torch.device) -> "GpuBatch":
-        """Lay out the chunks of `sequences` (at least one)."""
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].token_ids) > 1)
+    def build(
+        cls,
+        sequences: Sequence[SequenceInput],
+        block_size: int,
+        device: torch.device,
+        sharing: Sharing | None = None,
+    ) -> "GpuBatch":
+        """Lay out the chunks of `sequences` (at least one).
+
+        Args:
+            sequences: in any order.
+            block_size: of the pool.
+            device: that computes.
+            sharing: look for groups that pay; None: do not, and a row's result never depends on its company.
+        """
+        order = _order(sequences, sharing is not None)
         laid = [sequences[index] for index in order]
         singles = sum(len(item.token_ids) == 1 for item in laid)
         ends = list(accumulate(len(item.token_ids) for item in laid))
@@ -88,6 +129,7 @@ class GpuBatch:
             newest=parts[7].view(2, -1),
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
+            grouped=_grouped(tables[:singles], spans[:singles], block_size, sharing, device),
         )
 
     def fill(self, newest: Tensor) -> None:
@@ -96,9 +138,38 @@ class GpuBatch:
             self.token_ids[self.newest[0]] = newest[self.newest[1]]
 
 
+def _order(sequences: Sequence[SequenceInput], sharing: bool) -> list[int]:
+    """Single tokens first; those whose tables begin alike are neighbours where groups are looked for."""
+
+    def key(index: int) -> tuple[bool, list[int]]:
+        item = sequences[index]
+        chunk = len(item.token_ids) > 1
+        return chunk, item.block_table if sharing and not chunk else []
+
+    return sorted(range(len(sequences)), key=key)
+
+
+def _grouped(
+    tables: list[list[int]], spans: list[range], block_size: int, sharing: Sharing | None, device: torch.device
+) -> GroupedBatch | None:
+    if sharing is None:
+        return None
+    lengths = [span.stop for span in spans]
+    groups = find_groups(tables, lengths, block_size, sharing.block_bytes, sharing.least_saved)
+    if not groups:
+        return None
+    return GroupedBatch.build(
+        groups,
+        tables,
+        lengths,
+        block_size=block_size,
+        heads=sharing.heads,
+        kv_heads=sharing.kv_heads,
+        device=device,
+    )
+
+
 def _send(lists: list[list[int]], device: torch.device) -> list[Tensor]:
-    """All lists to the device in one copy, from pinned memory where the device is not this one; int64, as views."""
-    host = torch.tensor([value for values in lists for value in values])
-    if device.type != "cpu":
-        host = host.pin_memory()
-    return list(torch.split(host.to(device, non_blocking=True), [len(values) for values in lists]))
+    """All lists to the device in one copy; int64, as views."""
+    flat = torch.tensor([value for values in lists for value in values])
+    return list(torch.split(sent(flat, device), [len(values) for values in lists]))

@@ -16,7 +16,8 @@ import torch
 from configs.model_config import ModelConfig
 from engine.batch import SequenceInput
 from engine.gpu_model import GpuKvPool, GpuModel
-from engine.loading.weights import LayerWeights, Weights
+from engine.gpu_weights import GpuLayer, GpuWeights
+from engine.parallel import Linear
 from kernels.bench.timing import Timer, copy_bandwidth
 
 BLOCK = 32
@@ -59,7 +60,7 @@ class StepTime:
     floor: float
 
 
-def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
+def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> GpuWeights:
     """Weights that keep activations of order one, made where they are used."""
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -68,26 +69,23 @@ def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype
     def norm() -> torch.Tensor:
         return torch.ones(config.hidden_size, device=device)
 
-    heads = config.heads + 2 * config.kv_heads
+    hidden, inner = config.hidden_size, config.intermediate_size
     layers = [
-        LayerWeights(
+        GpuLayer(
             input_norm=norm(),
-            qkv=matrix(heads * config.head_dim, config.hidden_size),
-            qkv_bias=None,
-            qk_norm=None,
-            o=matrix(config.hidden_size, config.heads * config.head_dim),
-            o_bias=None,
+            qkv=Linear(matrix((config.heads + 2 * config.kv_heads) * config.head_dim, hidden)),
+            q_norm=None,
+            k_norm=None,
+            o=Linear(matrix(hidden, config.heads * config.head_dim)),
             post_norm=norm(),
-            gate_up=matrix(2 * config.intermediate_size, config.hidden_size),
-            gate_up_bias=None,
-            down=matrix(config.hidden_size, config.intermediate_size),
-            down_bias=None,
+            gate_up=Linear(matrix(2 * inner, hidden)),
+            down=Linear(matrix(hidden, inner)),
         )
         for _ in range(config.layers)
     ]
-    table = matrix(config.vocab_size, config.hidden_size)
-    head = table if config.tie_word_embeddings else matrix(config.vocab_size, config.hidden_size)
-    return Weights(embedding=table, layers=layers, final_norm=norm(), head=head)
+    table = matrix(config.vocab_size, hidden)
+    head = table if config.tie_word_embeddings else matrix(config.vocab_size, hidden)
+    return GpuWeights(embedding=table, layers=layers, final_norm=norm(), head=Linear(head))
 
 
 class StepBench:
@@ -98,16 +96,12 @@ class StepBench:
         self._timer = timer
         self._bandwidth = bandwidth
         weights = random_weights(config, timer.device, dtype)
-        read = [
-            weights.head,
-            *(getattr(layer, name) for layer in weights.layers for name in ("qkv", "o", "gate_up", "down")),
-        ]
-        self._weight_bytes = sum(each.nbytes for each in read)
+        self._weight_bytes = weights.head.nbytes + sum(
+            product.nbytes for layer in weights.layers for product in layer.products
+        )
         self._pool = GpuKvPool(config, -(-tokens // BLOCK), BLOCK, timer.device, dtype)
         self._pool.storage.zero_()
-        self._model = GpuModel(
-            config, weights, self._pool, device=timer.device, dtype=dtype, context=config.max_position
-        )
+        self._model = GpuModel(config, weights, self._pool, context=config.max_position)
 
     def decode(self, sequences: int, context: int) -> StepTime:
         """One token a sequence, logits included."""

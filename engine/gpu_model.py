@@ -1,23 +1,26 @@
 """The decoder on a GPU: the arithmetic of `engine/decoder.py` by Triton kernels, over the same kind of blocks.
 
 Runs on CPU tensors too where Triton interprets (`TRITON_INTERPRET=1`), which is how it is tested without a GPU.
+
+What belongs here: the order of the operations of a forward pass. Never: how a weight is held (`engine.gpu_linear`), which tokens
+run, graphs, sampling.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from configs.model_config import ModelConfig
 from engine.batch import SequenceInput
-from engine.gpu_batch import GpuBatch
-from engine.loading.weights import LayerWeights, Weights
+from engine.gpu_batch import GpuBatch, Sharing
+from engine.gpu_weights import GpuLayer, GpuWeights
+from engine.parallel import Alone, Ranks, Share, split_config
 from engine.rope import Rope
 from kernels.gpu.decode_attention import decode_attention
 from kernels.gpu.embedding import embed
+from kernels.gpu.grouped_attention import grouped_attention
 from kernels.gpu.paged_attention import paged_attention
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.silu_mul import silu_mul
@@ -27,18 +30,51 @@ from kernels.gpu.write_kv import write_kv
 class GpuKvPool:
     """Keys and values, block-major: one block is one contiguous range over all layers.
 
+    Args:
+        config: of one rank (`engine.parallel.split_config`).
+        blocks: how many.
+        block_size: tokens of one.
+        device: where they are.
+        dtype: the model's type.
+        fp8: store 8-bit floats (e4m3) instead, with a scale for each block, layer, side and head.
+
     Attributes:
-        storage: [blocks, layers, 2, kv_heads, block_size, dim] in the model's type.
-        layers: views of it, one a layer: [blocks, 2, kv_heads, block_size, dim].
+        storage: [blocks, layers, 2, kv_heads, block_size, dim] in the model's type or float8_e4m3fn.
+        scales: fp32 [blocks, layers, 2, kv_heads] of an fp8 pool, else None. Content and scale belong together: whoever moves
+            block i of `storage` moves row i of `scales` with it (`tensors`).
+        layers: views of `storage`, one a layer: [blocks, 2, kv_heads, block_size, dim].
+        layer_scales: views of `scales`, or None for each layer.
     """
 
     def __init__(
-        self, config: ModelConfig, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        blocks: int,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        fp8: bool = False,
     ) -> None:
         self.block_size = block_size
-        shape = (blocks, config.layers, 2, config.kv_heads, block_size, config.head_dim)
-        self.storage = torch.empty(shape, device=device, dtype=dtype)
+        sides = (blocks, config.layers, 2, config.kv_heads)
+        held = torch.float8_e4m3fn if fp8 else dtype
+        self.storage = torch.empty((*sides, block_size, config.head_dim), device=device, dtype=held)
+        self.scales = torch.empty(sides, device=device, dtype=torch.float32) if fp8 else None
         self.layers = list(self.storage.unbind(1))
+        self.layer_scales: list[Tensor] | list[None] = (
+            [None] * config.layers if self.scales is None else list(self.scales.unbind(1))
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that block i consists of is row i of each: what a copier moves."""
+        return (self.storage,) if self.scales is None else (self.storage, self.scales)
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, in all layers."""
+        return sum(tensor[0].nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,86 +84,105 @@ class _Turns:
 
 
 class GpuModel:
-    """A model on one GPU, behind the same interface as the CPU's (`engine.model.Model`).
+    """A model, or one rank's share of it, on one GPU, behind the same interface as the CPU's (`engine.model.Model`).
+
+    All ranks call the same methods with the same sequences, each over its own pool, and get the same results.
 
     Args:
-        config: of the model.
-        weights: any type, anywhere; they are moved to `device` in `dtype`, norms stay fp32.
-        pool: its KV cache, on that device.
-        device: where it computes.
-        dtype: of weights, activations and cache: bf16, fp16, or fp32 to compare with the exact path.
+        config: of the whole model.
+        weights: this rank's share; they say where and in which type is computed.
+        pool: this rank's KV cache, on the same device: made for `split_config(config, ranks.size)`.
         context: longest sequence, in tokens.
+        ranks: who computes the model.
+        least_saved: group single tokens that share a prefix where that saves so many bytes a layer
+            (`kernels.gpu.prefix_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step; None: never.
+
+    Raises:
+        ValueError: the device is not this thread's current one, where Triton would launch.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        weights: Weights,
+        weights: GpuWeights,
         pool: GpuKvPool,
         *,
-        device: torch.device,
-        dtype: torch.dtype,
         context: int,
+        ranks: Ranks | None = None,
+        least_saved: int | None = None,
     ) -> None:
-        self.config = config
+        self.device = weights.embedding.device
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            raise ValueError(
+                f"the model is on {self.device}, this thread's device is cuda:{torch.cuda.current_device()}; "
+                "call torch.cuda.set_device first"
+            )
+        self._ranks = ranks or Alone()
+        self.config = split_config(config, self._ranks.size)
         self.pool = pool
-        self._device = device
-        self._weights = _moved(weights, device, dtype)
+        self._weights = weights
+        self._first_id = Share.of(config, self._ranks.rank, self._ranks.size).vocabulary.start
+        self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
-        self._turns = _Turns(cos.flatten(1).contiguous().to(device), sin[:, 0, 1].contiguous().to(device))
+        self._turns = _Turns(cos.flatten(1).contiguous().to(self.device), sin[:, 0, 1].contiguous().to(self.device))
 
     @torch.inference_mode()
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """Compute the chunks: [results, hidden] in the model's type after the final norm."""
-        return self.compute(GpuBatch.build(inputs, self.pool.block_size, self._device))
+        return self.compute(self.lay_out(inputs))
+
+    def lay_out(self, inputs: Sequence[SequenceInput]) -> GpuBatch:
+        """The host's part of `forward`: the batch, on its way to the device."""
+        return GpuBatch.build(inputs, self.pool.block_size, self.device, self._sharing)
 
     @torch.inference_mode()
     def compute(self, batch: GpuBatch) -> Tensor:
-        """What `forward` computes, of a batch on the device. Waits for nothing there: it can be captured as a CUDA graph, whose
-        padding rows are single tokens with a slot of -1 and a kv_length of 0."""
-        eps = self.config.rms_norm_eps
-        residual = embed(self._weights.embedding, batch.token_ids)
+        """The device's part of `forward`: [results, hidden]. Waits for nothing there: it can be captured as a CUDA graph, of a
+        batch without groups, whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
+        eps, weights = self.config.rms_norm_eps, self._weights
+        residual = self._ranks.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         change: Tensor | None = None
-        for index, layer in enumerate(self._weights.layers):
+        for index, layer in enumerate(weights.layers):
             normed, residual = _norm(residual, change, layer.input_norm, eps)
-            normed, residual = _norm(residual, self._attend(normed, index, layer, batch), layer.post_norm, eps)
-            change = F.linear(
-                silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
-            )
+            mixed = self._ranks.sum(layer.o(self._attend(normed, index, layer, batch)))
+            normed, residual = _norm(residual, mixed, layer.post_norm, eps)
+            change = self._ranks.sum(layer.down(silu_mul(layer.gate_up(normed))))
         if change is not None:
             residual = residual + change
-        return rms_norm(residual[batch.results], self._weights.final_norm, eps)[0]
+        return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: [n, hidden] to fp32 [n, vocab]."""
-        return F.linear(hidden, self._weights.head).float()
+        """Scores of all tokens: [n, hidden] to fp32 [n, vocab], on every rank."""
+        return self._ranks.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
 
-    def _attend(self, normed: Tensor, index: int, layer: LayerWeights, batch: GpuBatch) -> Tensor:
-        """Attention of one layer with its projections: [rows, hidden]."""
-        config, kv = self.config, self.pool.layers[index]
-        heads, kv_heads = config.heads, config.kv_heads
-        q_norm, k_norm = _halves(layer.qk_norm, heads)
+    def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch) -> Tensor:
+        """Attention of one layer up to its last projection: [rows, heads * dim]."""
+        config = self.config
         queries = write_kv(
-            F.linear(normed, layer.qkv, layer.qkv_bias),
-            kv,
+            layer.qkv(normed),
+            self.pool.layers[index],
             batch.positions,
             batch.slots,
             self._turns.cos,
             self._turns.sin,
-            heads=heads,
-            kv_heads=kv_heads,
-            q_norm=q_norm,
-            k_norm=k_norm,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
             eps=config.rms_norm_eps,
+            scales=self.pool.layer_scales[index],
         )
-        window = (config.sliding_window or 0) if config.sliding_layers[index] else 0
-        return F.linear(self._mix(queries, kv, batch, window).flatten(1), layer.o, layer.o_bias)
+        return self._mix(queries, index, batch).flatten(1)
 
-    def _mix(self, queries: Tensor, kv: Tensor, batch: GpuBatch, window: int) -> Tensor:
-        """Attention itself: single rows split over their keys, chunks tiled."""
+    def _mix(self, queries: Tensor, index: int, batch: GpuBatch) -> Tensor:
+        """Attention itself: single rows split over their keys or by shared prefixes, chunks tiled."""
+        kv, scales = self.pool.layers[index], self.pool.layer_scales[index]
+        window = (self.config.sliding_window or 0) if self.config.sliding_layers[index] else 0
         one, scale, out = batch.singles, self.config.head_dim**-0.5, torch.empty_like(queries)
-        if one:
+        if batch.grouped is not None and not window:
+            grouped_attention(queries[:one], kv, batch.grouped, scale=scale, scales=scales, out=out[:one])
+        elif one:
             decode_attention(
                 queries[:one],
                 kv,
@@ -136,6 +191,7 @@ class GpuModel:
                 scale=scale,
                 longest_kv=batch.longest_single,
                 window=window,
+                scales=scales,
                 out=out[:one],
             )
         if one < len(batch.kv_lengths):
@@ -148,6 +204,7 @@ class GpuModel:
                 scale=scale,
                 longest=batch.longest,
                 window=window,
+                scales=scales,
                 out=out[one:],
             )
         return out
@@ -156,30 +213,3 @@ class GpuModel:
 def _norm(residual: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(norm of the sum, the sum)."""
     return rms_norm(residual, weight, eps) if change is None else rms_norm(change, weight, eps, residual=residual)
-
-
-def _halves(qk_norm: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor | None]:
-    """Norms of queries and keys, [dim] each, of the rows [heads + kv_heads, dim] that the exact path keeps."""
-    return (None, None) if qk_norm is None else (qk_norm[0], qk_norm[heads])
-
-
-def _moved(weights: Weights, device: torch.device, dtype: torch.dtype) -> Weights:
-    head = weights.head.to(device, dtype)
-    tied = weights.head is weights.embedding
-    return replace(
-        weights,
-        embedding=head if tied else weights.embedding.to(device, dtype),
-        head=head,
-        final_norm=weights.final_norm.to(device),
-        layers=[_moved_layer(layer, device, dtype) for layer in weights.layers],
-    )
-
-
-def _moved_layer(layer: LayerWeights, device: torch.device, dtype: torch.dtype) -> LayerWeights:
-    norms = {"input_norm", "post_norm", "qk_norm"}
-    values = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    moved: dict[str, Any] = {
-        name: None if value is None else value.to(device, torch.float32 if name in norms else dtype)
-        for name, value in values.items()
-    }
-    return LayerWeights(**moved)

@@ -99,7 +99,7 @@ class Joined:
         self.rank, self.size = rank, size
         self._gathers = ordered and size > 2
         gpu = device.type == "cuda"
-        if gpu and device.index is None:  # which is what binds the group to a device
+        if device == torch.device("cuda"):  # without an index, which is what binds the group to a device
             device = torch.device("cuda", torch.cuda.current_device())
         try:
             dist.init_process_group(
@@ -145,6 +145,11 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] to [rows, out of this rank]."""

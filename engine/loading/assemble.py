@@ -1,7 +1,8 @@
 """From named tensors to `Weights`: fused projections, tied head, everything fp32, every value copied at most once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -29,7 +30,7 @@ class TensorReader(Protocol):
         ...
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Fill `out` (fp32, contiguous, of the tensor's shape)."""
+        """Fill `out`: contiguous, of the tensor's shape, in any float type on any device."""
         ...
 
     def whole(self, name: str) -> Tensor | None:
@@ -91,6 +92,17 @@ def read(reader: TensorReader, name: str) -> Tensor:
     out = torch.empty(reader.shapes[name])
     reader.read_into(name, out)
     return out
+
+
+@contextmanager
+def in_fp32(out: Tensor) -> Iterator[Tensor]:
+    """`out` itself where it is fp32 on this machine's memory, else a buffer that is copied to it at the end."""
+    if out.dtype == torch.float32 and out.device.type == "cpu":
+        yield out
+        return
+    buffer = torch.empty(out.shape)
+    yield buffer
+    out.copy_(buffer)
 
 
 def _stacked(reader: TensorReader, names: Sequence[str]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from configs.model_config import ModelConfig
-from engine.loading.assemble import Assemble, Loaded_co
+from engine.loading.assemble import Assemble, Loaded_co, in_fp32
 from engine.loading.layout import Shape, expected_shapes
 from kernels.cpu.packing import Kind
 
@@ -34,7 +34,8 @@ class _Random:
         if name.endswith("norm.weight"):
             out.fill_(1.0)
         else:
-            out.normal_(0.0, _SPREAD, generator=torch.Generator().manual_seed(self._seeds[name]))
+            with in_fp32(out) as values:
+                values.normal_(0.0, _SPREAD, generator=torch.Generator().manual_seed(self._seeds[name]))
 
     def whole(self, name: str) -> Tensor | None:
         return None

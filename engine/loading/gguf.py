@@ -18,7 +18,7 @@ from torch import Tensor
 from configs.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError
-from engine.loading.assemble import Assemble, Loaded_co
+from engine.loading.assemble import Assemble, Loaded_co, in_fp32
 from engine.loading.dequantize import SUPPORTED, dequantize_into
 from engine.loading.gguf_names import hf_name
 from engine.loading.layout import Shape, check_shapes
@@ -64,7 +64,8 @@ class _Gguf:
         return kind and (kind, self._rows(name))
 
     def read_into(self, name: str, out: Tensor) -> None:
-        dequantize_into(self._rows(name).reshape(-1), GGMLQuantizationType(self._infos[name].ggml_type), out)
+        with in_fp32(out) as values:
+            dequantize_into(self._rows(name).reshape(-1), GGMLQuantizationType(self._infos[name].ggml_type), values)
 
     def whole(self, name: str) -> Tensor | None:
         info = self._infos[name]

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.runtime import Variant
+from kernels.gpu.runtime import Variant, sent
 
 WORDS = 4096  # of 4 bytes a program: 8 loads of 16 bytes in flight for each of 128 threads
 
@@ -187,7 +187,7 @@ class BlockCopier:
     def _launch(self, moves: Sequence[tuple[int, int]]) -> int:
         if not moves:
             return 0
-        index = torch.tensor(moves, dtype=torch.int64).t().contiguous().pin_memory().to(self._to, non_blocking=True)
+        index = sent(torch.tensor(moves, dtype=torch.int64).t().contiguous(), self._to)
         for source, target in self._pairs:
             copy_blocks(source, target, index)
         return 1

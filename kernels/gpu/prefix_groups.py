@@ -18,6 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from kernels.gpu.runtime import sent
+
 # Fewer bytes saved in a layer are not worth the launches of prefix and merge: 7 us at 4.8 TB/s. Not confirmed on a GPU.
 LEAST_SAVED = 32 << 20
 FILLED = 132  # programs that fill the chip (H100, H200: 132 multiprocessors)
@@ -205,8 +207,6 @@ def _send(tables: Sequence[Sequence[Sequence[int]]], device: torch.device) -> li
         for row in table
         for value in (*row, *[0] * (width - len(row)))
     ]
-    host = torch.tensor(flat, dtype=torch.int32)
-    if device.type != "cpu":
-        host = host.pin_memory()
-    pieces = host.to(device, non_blocking=True).split_with_sizes([rows * width for rows, width in shapes])
+    there = sent(torch.tensor(flat, dtype=torch.int32), device)
+    pieces = there.split_with_sizes([rows * width for rows, width in shapes])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -20,7 +20,8 @@ from torch import Tensor
 TILE = 128
 Form = Literal["symmetric", "zeros", "minima", "channel"]
 GgufKind = Literal["Q4_0", "Q4_1", "Q8_0"]
-_GGUF_BYTES: dict[GgufKind, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+GROUP_BYTES: dict[GgufKind, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}  # of 32 values in a file
+_PACKED_AT_ONCE = 8192  # outputs: packing takes 8 times the memory of 8-bit weights, 32 times that of 4-bit ones
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # nibble of an int32 that holds output 8 i + n: AWQ's own interleaving
 
 
@@ -124,9 +125,29 @@ def pack(
     )
 
 
+def packed_bytes(outputs: int, columns: int, bits: int, extras: bool) -> int:
+    """`nbytes` of a matrix in groups of 32, before it is there."""
+    wide = -(-columns // (512 // bits)) * (512 // bits)
+    return -(-outputs // TILE) * TILE * (wide * bits // 8 + wide // 32 * (4 if extras else 2))
+
+
 def from_gguf(rows: Tensor, kind: GgufKind) -> QuantizedMatrix:
     """GGUF groups of 32 as the file stores them: uint8 [outputs, groups * bytes of a group]. Nothing is rounded again."""
-    blocks = rows.view(len(rows), -1, _GGUF_BYTES[kind])
+    parts = [_from_gguf(some, kind) for some in torch.split(rows, _PACKED_AT_ONCE)]
+    if len(parts) == 1:
+        return parts[0]
+    extras = [part.extras for part in parts if part.extras is not None]
+    return replace(
+        parts[0],
+        words=torch.cat([part.words for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        extras=torch.cat(extras) if extras else None,
+        outputs=len(rows),
+    )
+
+
+def _from_gguf(rows: Tensor, kind: GgufKind) -> QuantizedMatrix:
+    blocks = rows.reshape(len(rows), -1, GROUP_BYTES[kind])
     scales = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1)
     if kind == "Q8_0":
         quants = blocks[..., 2:].contiguous().view(torch.int8).flatten(1)

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -50,3 +52,9 @@ class Variant:
     stages: int = 2
     aligned: tuple[str, ...] = ()
     archs: tuple[int, ...] = ()
+
+
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """`host` on `device`, without waiting for what the device is doing: through pinned memory, which torch keeps until the copy
+    is done. Not while a graph is captured in this thread: pinning may ask the driver for memory."""
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

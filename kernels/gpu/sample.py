@@ -31,6 +31,7 @@ from torch import Tensor
 from kernels.gpu import survey
 from kernels.gpu.penalties import reference_penalized
 from kernels.gpu.race import reference_exponentials
+from kernels.gpu.runtime import sent
 from kernels.gpu.survey import BLOCK, GROUP, WARPS
 from kernels.gpu.truncation import CHUNK, choose_kernel, collect_kernel, count_kernel
 
@@ -118,8 +119,8 @@ class Settings:
         ]
         ints = [(row.top_k, key_of(row.seed), row.position, row.slot) for row in rows]
         return cls(
-            _send(torch.tensor(floats, dtype=torch.float32).view(-1, 6), device),
-            _send(torch.tensor(ints, dtype=torch.int64).view(-1, 4), device),
+            sent(torch.tensor(floats, dtype=torch.float32).view(-1, 6), device),
+            sent(torch.tensor(ints, dtype=torch.int64).view(-1, 4), device),
             any(row.limited for row in rows),
             any(row.penalized for row in rows),
         )
@@ -130,10 +131,6 @@ class Settings:
 
     def __getitem__(self, rows: slice) -> "Settings":
         return Settings(self.floats[rows], self.ints[rows], self.limited, self.penalized)
-
-
-def _send(host: Tensor, device: torch.device) -> Tensor:
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def sample(logits: Tensor, settings: Settings, counts: Tensor | None = None) -> Tensor:

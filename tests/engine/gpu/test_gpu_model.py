@@ -9,9 +9,11 @@ from configs.model_config import ModelConfig
 from configs.model_source import resolve_model
 from engine.batch import SequenceInput
 from engine.decoder import Decoder
+from engine.gpu_arithmetic import GpuArithmetic
 from engine.gpu_model import GpuKvPool, GpuModel
+from engine.gpu_weights import GpuAssembly
 from engine.kv_pool import KvPool
-from engine.loading import load_weights
+from engine.loading import load, load_weights
 from engine.model import ExactModel
 from engine.sampling.sampler import Sampler
 from engine.worker import CpuWorker
@@ -26,8 +28,8 @@ def gpu(folder, blocks=BLOCKS):
     config = ModelConfig.from_source(source)
     pool = GpuKvPool(config, blocks, SIZE, CPU, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
-    weights = load_weights(source, config, "auto")
-    return config, GpuModel(config, weights, pool, device=CPU, dtype=torch.float32, context=512)
+    weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), CPU))
+    return config, GpuModel(config, weights, pool, context=512)
 
 
 def exact(folder, blocks=BLOCKS):
