@@ -11,6 +11,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.prefill_split import Need, split_prefill
 from scheduler.prefix_cache import PrefixCache
 from scheduler.request import Request
+from scheduler.tiers import Tiers, Wanted
 
 _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
 
@@ -18,10 +19,11 @@ _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time w
 class Admission:
     """Decides for one scheduler, and gives the admitted their blocks."""
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache) -> None:
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache, tiers: Tiers) -> None:
         self._config = config
         self._pool = pool
         self._cache = cache
+        self._tiers = tiers
 
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
@@ -45,13 +47,16 @@ class Admission:
             if self._cache.awaits_promise(request):
                 continue
             hits = self._cache.hits(request)
+            wanted = self._wanted(request, hits)
             need = request.need(len(hits) * self._pool.block_size)
-            if not _gets_tokens(need, needs, budget):
+            if not wanted and not _gets_tokens(need, needs, budget):  # one that loads takes nothing from this step
                 continue
-            if not self._fits(request, hits, alone=running + len(admitted) == 0):
+            shared = hits + [item.block for item in wanted if item.block is not None]
+            if not self._fits(request, shared, alone=running + len(admitted) == 0):
                 break
-            self._take_blocks(request, hits)
-            needs.append(need)
+            self._take_blocks(request, hits, wanted)
+            if not wanted:
+                needs.append(need)
             admitted.append(request)
         return admitted
 
@@ -70,13 +75,24 @@ class Admission:
         """Tokens whose blocks are taken at admission: those that exist; after many preemptions, all that can come."""
         return request.longest() if self.protected(request) else len(request.tokens)
 
-    def _take_blocks(self, request: Request, hits: list[int]) -> None:
-        self._pool.share(hits)
-        new = self._pool.blocks_for(self._reservation(request)) - len(hits)
-        request.block_table = hits + self._pool.allocate(new, hits[-1] if hits else None)
+    def _wanted(self, request: Request, hits: list[int]) -> list[Wanted]:
+        """What is loaded from lower tiers behind the hits."""
+        if not self._tiers.active:
+            return []
+        return self._tiers.beyond(request, self._cache.usable_keys(request), len(hits))
+
+    def _take_blocks(self, request: Request, hits: list[int], wanted: list[Wanted]) -> None:
+        shared = hits + [item.block for item in wanted if item.block is not None]
+        self._pool.share(shared)
+        new = self._pool.blocks_for(self._reservation(request)) - len(shared)
+        fresh = iter(self._pool.allocate(new, hits[-1] if hits else None))
+        loaded = [next(fresh) if item.block is None else item.block for item in wanted]
+        request.block_table = hits + loaded + list(fresh)
         request.computed = len(hits) * self._pool.block_size
         request.published = len(hits)
         self._cache.promise(request, len(hits))
+        if wanted:
+            self._tiers.load(request, wanted, loaded)
 
 
 def _gets_tokens(need: Need, others: Sequence[Need], budget: int) -> bool:

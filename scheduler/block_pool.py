@@ -18,6 +18,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from scheduler.moves import Label
+
 
 class OutOfBlocks(Exception):
     """More blocks were asked for than are free or cached. Callers check `available` first."""
@@ -168,6 +170,21 @@ class BlockPool:
     def resident(self, key: bytes) -> bool:
         """Whether some block holds this content."""
         return key in self._index
+
+    def holder(self, key: bytes) -> int | None:
+        """The block that holds the content of this name."""
+        return self._index.get(key)
+
+    def label(self, block_id: int) -> Label:
+        """The whole name of what a published block holds.
+
+        Raises:
+            IntegrityError: the block has no name.
+        """
+        block = self._state[block_id]
+        if block.key is None:
+            raise IntegrityError(f"block {block_id} has no name")
+        return Label(block.key, block.tokens)
 
     def publish(self, block_id: int, key: bytes, tokens: Sequence[int]) -> None:
         """Name the content of a full block that one sequence holds. The first block of a content wins; others stay private."""

@@ -123,6 +123,22 @@ class Output:
 
 
 @dataclass(slots=True, kw_only=True)
+class TierStats:
+    """One tier below the device: gauges as they are and counters since the engine started."""
+
+    up: bool = True  # False: it failed, and the server goes on without it
+    blocks: int = 0  # contents it keeps, those on their way included
+    bytes: int = 0
+    loaded: int = 0  # blocks
+    load_copies: int = 0  # ranges that were copied: neighbouring blocks travel together
+    saved: int = 0
+    save_copies: int = 0
+    spared: int = 0  # blocks that needed no saving: a valid copy was there
+    failed: int = 0  # blocks that were to be loaded and were damaged or gone
+    evicted: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
 class EngineStats:
     """Gauges as they are and counters since the engine started."""
 
@@ -141,6 +157,8 @@ class EngineStats:
     steps: int = 0
     integrity_checks: int = 0
     integrity_failures: int = 0
+    swapped_out: int = 0  # preemptions that saved their blocks
+    tiers: dict[str, TierStats] = field(default_factory=dict)  # by the tier's name
 
 
 @dataclass(slots=True, kw_only=True)

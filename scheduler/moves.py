@@ -39,15 +39,24 @@ class Move:
     target: Tier
     labels: list[Label]
     blocks: list[int]  # of the device, one for each label, if it is source or target; else empty
+    drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the move begins
+    urgent: bool = False  # somebody waits for it
+
+    @property
+    def lower(self) -> Tier:
+        """The tier that does the work: of a move that has the device on one side, the other one; else the target."""
+        return self.source if self.target is Tier.DEVICE else self.target
 
 
 @dataclass(slots=True, kw_only=True)
 class MoveResult:
-    """What a move brought. Contents that did not arrive are not in the target; where the source had lost them, they are gone there."""
+    """What a move brought. A content that did not arrive is not in the target."""
 
     move_id: int
     sizes: list[int]  # bytes that each content takes in the lower of the two tiers; 0: it did not arrive
     seconds: float = 0.0  # from the first byte to the last, waiting in the queue left out
     copies: int = 0  # ranges of memory or of a file that were copied: neighbours travel together
     lost: Tier | None = None  # this tier failed as a whole and serves nothing from now on
-    gone: list[bytes] = field(default_factory=list)  # keys that the source turned out not to have (any more)
+    gone: list[bytes] = field(
+        default_factory=list
+    )  # keys that the source turned out not to have (any more), or damaged

@@ -18,13 +18,13 @@ class PrefixCache:
 
     def hits(self, request: Request) -> list[int]:
         """Resident blocks of the request's prefix; `BlockPool.match` says for how long. Takes nothing."""
-        return self._pool.match(self._usable_keys(request), request.tokens)
+        return self._pool.match(self.usable_keys(request), request.tokens)
 
     def awaits_promise(self, request: Request) -> bool:
         """Whether the first block the request lacks is about to be computed by another one."""
         if request.awaits is not None and self.promises.holds(request.awaits):
             return True
-        missing = next((key for key in self._usable_keys(request) if not self._pool.resident(key)), None)
+        missing = next((key for key in self.usable_keys(request) if not self._pool.resident(key)), None)
         request.awaits = missing if missing is not None and self.promises.holds(missing) else None
         return request.awaits is not None
 
@@ -48,7 +48,7 @@ class PrefixCache:
         request.published = full
         return True
 
-    def _usable_keys(self, request: Request) -> list[bytes]:
+    def usable_keys(self, request: Request) -> list[bytes]:
         """Keys of the blocks that may be shared. The last token is always computed: its logits are needed."""
         if not self._pool.caching or not request.reads_cache:
             return []

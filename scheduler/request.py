@@ -11,9 +11,11 @@ There is no prefill phase and no decode phase. `computed` (tokens whose KV is re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 from scheduler.keys import block_key
 from scheduler.messages import FinishReason, RequestTimes
+from scheduler.moves import Label
 from scheduler.prefill_split import Need
 from scheduler.sampling_params import SamplingParams
 
@@ -24,6 +26,13 @@ class RequestState(Enum):
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
+
+
+class SwappedTail(NamedTuple):
+    """The copy of a partly filled last block: its name is made of the tokens that were computed, so nothing else can match it."""
+
+    label: Label
+    end: int  # tokens computed when it was made
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -51,6 +60,10 @@ class Request:
     announced: bool = False  # the worker knows the sequence
     awaits: bytes | None = None  # content another request is about to compute; admission waits for it
     prompt_logprobs_sent: int = 0
+    loading: bool = (
+        False  # blocks of its table are on their way from a lower tier; it has no chunk until they are there
+    )
+    swapped_tail: SwappedTail | None = None  # saved when it was preempted
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_ids)

@@ -14,14 +14,16 @@ from scheduler.admission import Admission
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
 from scheduler.integrity import check_requests
-from scheduler.keys import root_key
+from scheduler.keys import block_key, root_key
 from scheduler.leap import leap, steady_steps
 from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
+from scheduler.moves import Label, MoveResult
 from scheduler.preemption import choose_victim
 from scheduler.prefill_split import split_prefill
 from scheduler.prefix_cache import PrefixCache
-from scheduler.request import Request, RequestState
+from scheduler.request import Request, RequestState, SwappedTail
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
+from scheduler.tiers import Arrival, Tiers
 from scheduler.waiting import WaitingLine
 
 
@@ -30,9 +32,9 @@ class RequestTooLong(ValueError):
 
 
 class Scheduler:
-    """Continuous batching by token budget over one `BlockPool`."""
+    """Continuous batching by token budget over one `BlockPool`, and whatever tiers lie below it."""
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, tiers: Tiers | None = None) -> None:
         self.config = config
         self.pool = pool
         self.stats = EngineStats(blocks_total=pool.blocks)
@@ -40,7 +42,8 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         self._waiting = WaitingLine()
         self._cache = PrefixCache(pool)
-        self._admission = Admission(config, pool, self._cache)
+        self._tiers = tiers or Tiers(pool)
+        self._admission = Admission(config, pool, self._cache, self._tiers)
         self._retired: list[str] = []  # finished since the last plan: the worker may forget them
         self._published_by = set[str]()  # requests with a block published on the strength of the newest plan
         self._next_order = 0
@@ -91,8 +94,13 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether there is neither work nor news for the worker."""
-        return not self._requests and not self._retired
+        """Whether there is neither work nor news for the worker, nor anything to move."""
+        return not self._requests and not self._retired and not self._tiers.busy
+
+    @property
+    def moving(self) -> bool:
+        """Whether the result of a move is still to come."""
+        return self._tiers.moving
 
     # --- plan ---
 
@@ -105,10 +113,12 @@ class Scheduler:
         self._next_step += 1
         self._published_by.clear()
         decodes, preempted = self._grow_decodes()
+        self._tiers.plan_saves()
         for request in decodes:
             step.chunks.append(self._chunk(request, 1, step))
         self._add_prefills(step, now, admit=not preempted)
         step.retired, self._retired = self._retired, []
+        step.moves += self._tiers.take()
         return step
 
     def refresh(self, step: Step, now: float) -> Step:
@@ -122,11 +132,17 @@ class Scheduler:
             # The chunk of an ended request writes to blocks nobody holds any more: none is given away before it ran.
             orphaned = any(chunk.request_id not in self._running for chunk in step.chunks)
             self._add_prefills(step, now, admit=not orphaned)
+            step.moves += self._tiers.take()
             return step
         fresh = self.schedule(now)
         fresh.new = step.new + fresh.new
         fresh.retired = step.retired + fresh.retired
+        fresh.moves = step.moves + fresh.moves
         return fresh
+
+    def put_off(self, step: Step) -> None:
+        """The step has nothing to compute and is not run: what it was to tell the worker is told with the next one."""
+        self._retired = step.retired + self._retired
 
     def _still_runs(self, chunk: Chunk) -> bool:
         """A chunk whose block others may already build on stays: it costs a little and keeps the promise."""
@@ -157,8 +173,9 @@ class Scheduler:
         preempted = False
         while decodes := self._decodes():
             preempted |= self._grow(decodes)
-            if grown := [r for r in decodes if r.state is RequestState.RUNNING]:
-                return grown, preempted
+            running = [r for r in decodes if r.state is RequestState.RUNNING]
+            if running:
+                return [r for r in running if not self._lacks_block(r)], preempted
         return [], preempted
 
     def _grow(self, decodes: list[Request]) -> bool:
@@ -169,6 +186,8 @@ class Scheduler:
                 if self.pool.available:
                     after = request.block_table[-1] if request.block_table else None
                     request.block_table += self.pool.allocate(1, after)
+                elif self._tiers.saving:
+                    break  # blocks are on their way out: there will be room without anybody else giving way
                 else:
                     victim = choose_victim(self._running.values(), request, self.pool, self._admission.protected)
                     self._preempt(victim)
@@ -184,12 +203,16 @@ class Scheduler:
         if budget <= 0:
             return
         planned = {chunk.request_id for chunk in step.chunks}
-        prefills = [r for r in self._running.values() if r.request_id not in planned and r.prefilling and r.wants_step]
+        prefills = [
+            r
+            for r in self._running.values()
+            if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
+        ]
         if admit:
             admitted = self._admission.admit(self._waiting, prefills, len(self._running), budget)
             for request in admitted:
                 self._start(request, now)
-            prefills += admitted
+            prefills += [request for request in admitted if not request.loading]
         shares = split_prefill((request.need() for request in prefills), budget)
         step.chunks += [self._chunk(r, shares[r.order], step) for r in prefills if r.order in shares]
 
@@ -226,17 +249,43 @@ class Scheduler:
     # --- preemption ---
 
     def _preempt(self, request: Request) -> None:
-        self._release(request)
+        if self._tiers.swaps() and not request.loading:
+            self._swap_out(request)
+        self._put_back(request)
         request.preemptions += 1
         request.times.preemptions = request.preemptions
+        self.stats.preemptions += 1
+
+    def _swap_out(self, request: Request) -> None:
+        """Save what is computed: full blocks under their names, the last one under that of its part."""
+        self._cache.publish(request)
+        keys, tail = request.keys[: request.published], self._take_tail(request)
+        self._release(request)
+        self._tiers.swap_out(keys, tail)
+        self.stats.swapped_out += 1
+
+    def _take_tail(self, request: Request) -> tuple[Label, int] | None:
+        """The partly filled last block, taken out of the table; None if there is none."""
+        begin, end = request.published * self.pool.block_size, request.computed
+        if not begin < end <= len(request.tokens) or end - begin >= self.pool.block_size or not self.pool.caching:
+            return None
+        request.extend_keys(self.pool.block_size)
+        parent = request.keys[request.published - 1] if request.published else request.root
+        token_ids = tuple(request.tokens[begin:end])
+        request.swapped_tail = SwappedTail(Label(block_key(parent, token_ids), token_ids), end)
+        return request.swapped_tail.label, request.block_table.pop(request.published)
+
+    def _put_back(self, request: Request) -> None:
+        """From running to waiting: its blocks go, its tokens stay."""
+        self._release(request)
         request.state = RequestState.WAITING
         self._waiting.add(request)
-        self.stats.preemptions += 1
 
     def _release(self, request: Request) -> None:
         self._running.pop(request.request_id, None)
         self._cache.promises.drop(request.request_id)
-        self.pool.release(request.block_table)
+        filling = self._tiers.disown(request)
+        self.pool.release([block for block in request.block_table if block not in filling])
         request.block_table = []
         request.computed = request.published = 0
 
@@ -260,6 +309,7 @@ class Scheduler:
         if brought.error is not None:
             # Its KV may be what failed it (a NaN spreads to all that follows), be it its own or a prefix it found.
             self.pool.forget(request.block_table)
+            self._tiers.forget(request.keys[: len(request.block_table)])
             output = self._finish(request, FinishReason.ERROR, now)
             output.error = brought.error
             return output
@@ -304,13 +354,30 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, now: float) -> Output:
         if request.state is RequestState.WAITING:
             self._waiting.remove(request)
+        keys = request.keys[: request.published]
         self._release(request)
+        self._tiers.released(keys)
+        self._tiers.ended(request)
         request.state = RequestState.FINISHED
         request.times.finished = now
         del self._requests[request.request_id]
         if request.announced:
             self._retired.append(request.request_id)
         return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
+
+    def moved(self, result: MoveResult) -> None:
+        """Absorb what a move brought. May be called at any time after the step that carried it has started."""
+        self._absorb_arrivals(self._tiers.absorb(result))
+
+    def _absorb_arrivals(self, arrivals: list[Arrival]) -> None:
+        for request, whole in arrivals:
+            gained = request.computed - request.published * self.pool.block_size
+            self._cache.publish(request)
+            if not request.preemptions:
+                request.times.cached_tokens += gained
+                self.stats.prefix_hit_tokens += gained
+            if not whole:  # it starts again from what is there: blocks behind the gap may be others'
+                self._put_back(request)
 
     def fail(self, step: Step, planned: Step | None, error: str, now: float) -> list[Output]:
         """A whole step failed: its requests end with an error, the others are computed anew.
@@ -329,10 +396,9 @@ class Scheduler:
             if chunk.request_id in self._requests:
                 self._requests[chunk.request_id].in_flight -= chunk.samples
         self._retract_announcements(step, planned)
+        self._absorb_arrivals(self._tiers.cancel(planned.moves if planned else []))
         for request in list(self._running.values()):
-            self._release(request)
-            request.state = RequestState.WAITING
-            self._waiting.add(request)
+            self._put_back(request)
         self.pool.drop_contents()
         return outputs
 
@@ -350,7 +416,7 @@ class Scheduler:
 
     def steady_steps(self, planned: Step) -> int:
         """How many steps can be leapt from here, between `update` and `refresh`; see `scheduler.leap`."""
-        if self._waiting and len(self._running) < self.config.max_running:
+        if self._tiers.active or (self._waiting and len(self._running) < self.config.max_running):
             return 0
         running = self._all_running(planned)
         return steady_steps(planned, running, self.config, self.pool) if running else 0
@@ -395,6 +461,7 @@ class Scheduler:
         self.stats.blocks_used = self.pool.used
         self.stats.blocks_cached = self.pool.cached
         self.stats.blocks_free = self.pool.free
+        self.stats.tiers = {tier.value: stats for tier, stats in self._tiers.snapshot().items()}
         return self.stats
 
     def check_integrity(self) -> None:
@@ -403,6 +470,9 @@ class Scheduler:
         Raises:
             IntegrityError: naming the first contradiction.
         """
-        self.pool.check_integrity(request.block_table for request in self._running.values())
+        tables = self._tiers.held()
+        tables += (request.block_table for request in self._running.values())
+        self.pool.check_integrity(tables)
+        self._tiers.check_integrity()
         check_requests(self._requests, self._running, self._waiting, self.pool.block_size)
         self._cache.promises.check_integrity(self._running)

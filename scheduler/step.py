@@ -5,6 +5,7 @@ What belongs here: plain data that any worker needs, in this process or another.
 
 from dataclasses import dataclass, field
 
+from scheduler.moves import Move
 from scheduler.sampling_params import SamplingParams
 
 
@@ -42,6 +43,7 @@ class Step:
     chunks: list[Chunk]
     new: list[SequenceInit] = field(default_factory=list)  # announced before first use
     retired: list[str] = field(default_factory=list)  # the worker may forget these, after this step's `new`
+    moves: list[Move] = field(default_factory=list)  # start with this step, end whenever they do
 
     @property
     def tokens(self) -> int:

@@ -5,15 +5,20 @@ sharing, preemption, aborts), each sequence must come out as `expected` says.
 """
 
 from collections.abc import Callable
+from random import Random
 from typing import Protocol
 from zlib import crc32
 
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
+from scheduler.eviction import Eviction, Lru
 from scheduler.messages import AddRequest, FinishReason, Output
+from scheduler.moves import Label, Move, MoveResult, Tier
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
+from scheduler.tier_index import TierIndex
+from scheduler.tiers import Preemption, Tiers
 
 VOCAB = 50
 EOS = 7
@@ -101,6 +106,92 @@ class SimWorker:
         return result
 
 
+class SimStore:
+    """One tier: contents by key, at most so many."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.contents: dict[bytes, list[int | None]] = {}
+
+
+class SimMover:
+    """Moves between the worker's blocks and `SimStore`s. A move takes as long as it likes; nobody may notice.
+
+    What a save copies is looked at when it starts and again when it ends: they must be equal, or somebody wrote to a block that
+    was being read. A load fills its blocks with rubbish first.
+    """
+
+    def __init__(self, worker: SimWorker, stores: dict[Tier, SimStore], rng: Random) -> None:
+        self.worker = worker
+        self.stores = stores
+        self.rng = rng
+        self.under_way: list[tuple[Move, list[list[int | None]]]] = []
+        self.finished: list[MoveResult] = []
+        self.broken: set[Tier] = set()
+        self.loss = 0.0  # chance that a content is damaged when it is read
+        self.refusal = 0.0  # that one is not kept
+        self.blocks_loaded = 0
+
+    def start(self, moves: list[Move]) -> None:
+        for move in moves:
+            if move.target is Tier.DEVICE:
+                for block in move.blocks:
+                    self.worker.kv[block] = [-1] * self.worker.block_size
+            self.under_way.append((move, [list(self.worker.kv[block]) for block in move.blocks]))
+
+    def proceed(self, chance: float) -> None:
+        """End some of the moves; for each lower tier in the order they came."""
+        stuck = set[Tier]()
+        for flight in list(self.under_way):
+            if flight[0].lower in stuck or self.rng.random() > chance:
+                stuck.add(flight[0].lower)
+                continue
+            self.under_way.remove(flight)
+            self.finished.append(self.finish(*flight))
+
+    def finish(self, move: Move, before: list[list[int | None]]) -> MoveResult:
+        store = self.stores[move.lower]
+        for key in move.drops:
+            store.contents.pop(key, None)
+        if move.lower in self.broken:
+            return MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels), lost=move.lower)
+        result = MoveResult(move_id=move.move_id, sizes=[], seconds=0.001)
+        for index, label in enumerate(move.labels):
+            self.move_one(move, label, index, before, result)
+        return result
+
+    def move_one(
+        self, move: Move, label: Label, index: int, before: list[list[int | None]], result: MoveResult
+    ) -> None:
+        if move.source is Tier.DEVICE:
+            held = self.worker.kv[move.blocks[index]]
+            assert held == before[index], "somebody wrote to a block while it was saved"
+            held = held[: len(label.token_ids)]
+        else:
+            source = self.stores[move.source].contents
+            if self.rng.random() < self.loss:
+                source.pop(label.key, None)
+            found = source.get(label.key)
+            if found is None:
+                result.sizes.append(0)
+                result.gone.append(label.key)
+                return
+            held = found
+        if move.target is Tier.DEVICE:
+            block = self.worker.kv[move.blocks[index]]
+            assert block == [-1] * len(block), "somebody wrote to a block while it was loaded"
+            block[: len(held)] = held
+            self.blocks_loaded += 1
+        elif self.rng.random() < self.refusal:
+            result.sizes.append(0)
+            return
+        else:
+            target = self.stores[move.target]
+            target.contents.setdefault(label.key, list(held))
+            assert len(target.contents) <= target.blocks, "the tier was given more than it holds"
+        result.sizes.append(1)
+
+
 class Engine:
     """The engine's loop with the plan one step ahead, as the real one has it, one `tick` at a time."""
 
@@ -112,6 +203,9 @@ class Engine:
         caching: bool = True,
         worker: Worker | None = None,
         eos: frozenset[int] = frozenset({EOS}),
+        tiers: dict[Tier, int] | None = None,
+        preemption: Preemption = "swap",
+        seed: int = 0,
         **config: float,
     ) -> None:
         context = int(config.pop("context", blocks * block_size))
@@ -121,8 +215,14 @@ class Engine:
             fingerprint="sim",
             **config,  # type: ignore[arg-type]
         )
-        self.scheduler = Scheduler(self.config, BlockPool(blocks, block_size, caching=caching))
+        pool = BlockPool(blocks, block_size, caching=caching)
+        indices = {tier: TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in (tiers or {}).items()}
+        self.scheduler = Scheduler(self.config, pool, Tiers(pool, indices, preemption=preemption))
         self.worker = worker or SimWorker(blocks, block_size)
+        self.rng = Random(seed)
+        stores = {tier: SimStore(size) for tier, size in (tiers or {}).items()}
+        self.mover = SimMover(self.worker, stores, self.rng) if isinstance(self.worker, SimWorker) else None
+        self.speed = 0.5  # chance that a move under way ends in a tick
         self.planned: Step | None = None
         self.now = 0.0
         self.outputs: dict[str, list[int]] = {}
@@ -149,23 +249,45 @@ class Engine:
     def tick(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Run the planned step; while it "runs", plan the next one, then do what comes `meanwhile`."""
         self.now += 1
+        self.absorb_moves()
         step = self.next_step()
+        if self.mover is not None:
+            self.mover.start(step.moves)
+        if not step.chunks and self.scheduler.moving:
+            assert not step.new
+            self.scheduler.put_off(step)
+            meanwhile()
+            return
         assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
         self.planned = self.scheduler.schedule(self.now)
         assert self.planned.chunks or not self.could_run(), "the plan is empty and a running request could run"
         meanwhile()
+        self.absorb_moves()
         result = self.worker.run(step)
         self.absorb(self.scheduler.update(step, result, self.now))
         self.scheduler.check_integrity()
         self.after_step(step)
 
     def could_run(self) -> bool:
-        return any(request.wants_step for request in self.scheduler._running.values())
+        """Whether a running request has a token to compute, and neither waits for blocks on their way in or out."""
+        if self.scheduler._tiers.saving:
+            return False
+        return any(request.wants_step and not request.loading for request in self.scheduler._running.values())
+
+    def absorb_moves(self) -> None:
+        if self.mover is not None:
+            self.mover.proceed(self.speed)
+            finished, self.mover.finished = self.mover.finished, []
+            for result in finished:
+                self.scheduler.moved(result)
+            self.scheduler.check_integrity()
 
     def fail_step(self) -> None:
         """The worker raises in the middle of a step: its requests end with an error, and nobody expects tokens of them."""
         self.now += 1
         step = self.next_step()
+        if self.mover is not None:
+            self.mover.start(step.moves)
         self.planned = self.scheduler.schedule(self.now)
         failed = self.scheduler.fail(step, self.planned, "injected", self.now)
         self.planned = None
