@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.runtime import Variant, sent
+from kernels.runs import joined
 
 WORDS = 4096  # of 4 bytes a program: 8 loads of 16 bytes in flight for each of 128 threads
 
@@ -59,27 +60,6 @@ def _words(pool: Tensor) -> Tensor:
     """[blocks, words] over the same memory, in words of 4 bytes where a block is a whole number of them, else bytes."""
     flat = pool.view(len(pool), -1)
     return flat.view(torch.uint8 if flat.shape[1] * flat.element_size() % 4 else torch.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Blocks `source ..` and `target ..`, `count` of them, neighbours on both sides."""
-
-    source: int
-    target: int
-    count: int
-
-
-def joined(moves: Iterable[tuple[int, int]]) -> list[Run]:
-    """The fewest runs that make these moves (source block, target block), ordered by source."""
-    runs: list[Run] = []
-    for source, target in sorted(moves, key=lambda move: (move[1] - move[0], move)):  # a run has one distance
-        last = runs[-1] if runs else None
-        if last and (source, target) == (last.source + last.count, last.target + last.count):
-            runs[-1] = Run(last.source, last.target, last.count + 1)
-        else:
-            runs.append(Run(source, target, 1))
-    return sorted(runs, key=lambda run: (run.source, run.target))
 
 
 @dataclass(frozen=True, slots=True)

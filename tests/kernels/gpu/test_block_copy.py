@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.gpu.block_copy import WORDS, BlockCopier, Run, _copy_blocks, copy_blocks, joined, reference_copy_blocks
+from kernels.gpu.block_copy import WORDS, BlockCopier, _copy_blocks, copy_blocks, reference_copy_blocks
+from kernels.runs import Run, joined
 
 
 def pool(blocks, *shape, dtype=torch.float32, seed=0):
