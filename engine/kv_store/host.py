@@ -1,0 +1,260 @@
+"""The host's memory below the device: copies of blocks in one slab, in runs of neighbours."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.kv_store.free_runs import FreeRuns
+from engine.kv_store.row_copy import Moves, RowCopy
+from engine.kv_store.store import Kept, Rows, StoreLost, StoreRefused
+from engine.pages import pin, reserve, unpin
+from scheduler.moves import Label
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A content that is there; or that was dropped while lent, and keeps its slot until that ends."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+    lent: int = 0  # times at this moment
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Contents where they lie in the slab: to be read, and only inside the `with` that gave them.
+
+    Attributes:
+        labels: those of the asked for that are there, in their order.
+        rows: of the slab, one for each.
+    """
+
+    labels: list[Label]
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Rows of the slab for contents to be written to, inside the `with` that gave them.
+
+    Attributes:
+        labels: those of the asked for that are not there yet and for which there is room, in their order, each once.
+        rows: of the slab, one for each.
+        arrived: to be set for each of them whose row was filled. At the end of the `with` these are there; if it is left by an
+            exception, none is.
+    """
+
+    labels: list[Label]
+    rows: Rows
+    arrived: list[bool]
+
+
+class HostStore:
+    """A `BlockStore` in memory. See there for the contract.
+
+    The contents of one `put` get neighbouring slots in their order, as far as free slots have neighbours, so that device and slab
+    exchange them in few copies (FastSwitch, arXiv 2411.18424, section 3.1), and that the disk reads and writes them in one piece.
+
+    A slot is free, or holds a content that is there, or is away: being written, or dropped while somebody reads it. The lock guards
+    these books and is never held while bytes move: a content enters the books when its bytes have arrived, and what is being read
+    is counted as lent, which keeps its slot from being used again, whoever drops it meanwhile.
+
+    `put` keeps no block for which no slot is free; that happens only while dropped ones are still being read.
+
+    Args:
+        blocks: slots, at least 1.
+        block_bytes: of a block, at least 1.
+        pinned: take the memory now and pin it, for a GPU's copy engines. Else it is taken as slots are first written.
+
+    Attributes:
+        blocks_moved: by `put` and `get`, so far.
+        copies: ranges of memory that were copied for them: `blocks_moved / copies` blocks a copy.
+
+    Raises:
+        StoreRefused: the memory cannot be had, or pinned without a GPU.
+    """
+
+    def __init__(self, blocks: int, block_bytes: int, *, pinned: bool = False) -> None:
+        self.blocks_moved = self.copies = 0
+        self._blocks = blocks
+        self._block_bytes = block_bytes
+        self._slab = _slab(blocks, block_bytes, pinned=pinned)
+        self._pinned = pinned
+        self._copy = RowCopy(self._slab)
+        self._lock = threading.Lock()
+        self._entries: dict[bytes, _Entry] = {}
+        self._free = FreeRuns(blocks)
+        self._away: set[int] = set()
+        self._lost = ""
+
+    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+        """Keep these blocks; returns the bytes each takes, 0 where it was not kept. See `BlockStore`."""
+        row_of: dict[bytes, int] = {}
+        for label, row in zip(labels, rows.ids, strict=True):
+            row_of.setdefault(label.key, row)
+        with self.fill(labels) as room:
+            moves = [(row_of[label.key], slot) for label, slot in zip(room.labels, room.rows.ids, strict=True)]
+            self._moved(rows.pool, moves, self._copy.to_slab)
+            room.arrived[:] = [True] * len(moves)
+        with self._lock:
+            return [self._block_bytes if self._entry(label) else 0 for label in labels]
+
+    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+        """Fill the rows; False where the content is not there. See `BlockStore`."""
+        with self._lending(labels) as entries:
+            moves = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
+            self._moved(rows.pool, moves, self._copy.from_slab)
+        return [entry is not None for entry in entries]
+
+    @contextmanager
+    def lend(self, labels: Sequence[Label]) -> Iterator[Lent]:
+        """Those of these contents that are there, to be read where they lie: for a lower store to write without another copy.
+
+        What is dropped meanwhile is not there any more for others, but its bytes stay until the last `with` ends.
+
+        Raises:
+            StoreLost: as from `get`.
+        """
+        with self._lending(labels) as entries:
+            there = [(label, entry.slot) for label, entry in zip(labels, entries, strict=True) if entry]
+            yield Lent([label for label, _ in there], Rows(self._slab, [slot for _, slot in there]))
+
+    @contextmanager
+    def fill(self, labels: Sequence[Label]) -> Iterator[Room]:
+        """Room for those of these contents that are not there: for a lower store to read into, without another copy.
+
+        Raises:
+            StoreLost: as from `put`.
+        """
+        room = self._reserve(labels)
+        try:
+            yield room
+        except BaseException:
+            room.arrived[:] = [False] * len(room.labels)
+            raise
+        finally:
+            with self._lock:
+                self._publish(room)
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Forget these contents; unknown ones are ignored."""
+        with self._lock:
+            entries = [entry for key in keys if (entry := self._entries.pop(key, None))]
+            for entry in entries:
+                entry.dropped = True
+            self._away.update(entry.slot for entry in entries if entry.lent)
+            self._free.give(entry.slot for entry in entries if not entry.lent)
+
+    def kept(self) -> Iterable[Kept]:
+        """Nothing: memory does not outlive its process."""
+        return ()
+
+    def check_integrity(self) -> None:
+        """Raises: AssertionError: naming the first contradiction in the books."""
+        with self._lock:
+            self._free.check()
+            held = [entry.slot for entry in self._entries.values()]
+            slots = {*held, *self._away, *self._free.free()}
+            counts = f"{len(held)} held, {len(self._away)} away, {len(self._free)} free"
+            assert len(held) + len(self._away) + len(self._free) == self._blocks, f"{counts} of {self._blocks} slots"
+            assert slots == set(range(self._blocks)), f"slots with two owners: {counts}"
+            assert not any(entry.dropped for entry in self._entries.values()), "a dropped content is there"
+
+    def close(self) -> None:
+        """Give the memory back, what is lent as soon as it is no more; but pinned memory at once, so end all calls before.
+
+        Later calls raise StoreLost.
+        """
+        self.drop(list(self._entries))
+        with self._lock:
+            if self._pinned and not self._lost:
+                unpin(self._slab)
+            self._lost = self._lost or "the host store is closed"
+            self._slab = self._slab[:0].clone()
+            self._copy = RowCopy(self._slab)
+
+    @contextmanager
+    def _lending(self, labels: Sequence[Label]) -> Iterator[list[_Entry | None]]:
+        """The entries of those that are there; their slots keep their bytes meanwhile."""
+        with self._lock:
+            self._check_open()
+            entries = [self._entry(label) for label in labels]
+            for entry in entries:
+                if entry:
+                    entry.lent += 1
+        try:
+            yield entries
+        finally:
+            with self._lock:
+                self._take_back(entry for entry in entries if entry)
+
+    def _take_back(self, entries: Iterable[_Entry]) -> None:
+        freed = []
+        for entry in entries:
+            entry.lent -= 1
+            if entry.dropped and not entry.lent:
+                freed.append(entry.slot)
+        self._away.difference_update(freed)
+        self._free.give(freed)
+
+    def _reserve(self, labels: Sequence[Label]) -> Room:
+        with self._lock:
+            self._check_open()
+            absent: dict[bytes, Label] = {}
+            for label in labels:
+                if label.key not in self._entries:
+                    absent.setdefault(label.key, label)
+            slots = self._free.take(len(absent))
+            self._away.update(slots)
+            return Room(list(absent.values())[: len(slots)], Rows(self._slab, slots), [False] * len(slots))
+
+    def _publish(self, room: Room) -> None:
+        unused = []
+        for label, slot, arrived in zip(room.labels, room.rows.ids, room.arrived, strict=True):
+            if arrived and not self._lost and label.key not in self._entries:
+                self._entries[label.key] = _Entry(slot, label.token_ids)
+            else:
+                unused.append(slot)
+        self._away.difference_update(room.rows.ids)
+        self._free.give(unused)
+
+    def _entry(self, label: Label) -> _Entry | None:
+        entry = self._entries.get(label.key)
+        return entry if entry and entry.token_ids == label.token_ids else None
+
+    def _moved(self, pool: Tensor, moves: Moves, copy: Callable[[Tensor, Moves], int]) -> None:
+        """Make these moves and count them. What a GPU reports spoils all later copies too."""
+        try:
+            copies = copy(pool, moves)
+        except RuntimeError as error:
+            self._lost = f"copying between GPU and host failed: {error}"
+            raise StoreLost(self._lost) from error
+        with self._lock:
+            self.blocks_moved += len(moves)
+            self.copies += copies
+
+    def _check_open(self) -> None:
+        if self._lost:
+            raise StoreLost(self._lost)
+
+
+def _slab(blocks: int, block_bytes: int, *, pinned: bool) -> Tensor:
+    size = blocks * block_bytes
+    if blocks < 1 or block_bytes < 1:
+        raise StoreRefused(
+            f"a host store needs room: {blocks} blocks of {block_bytes} bytes are none; raise --kv-host-gib"
+        )
+    try:
+        slab = reserve(size)
+        if pinned:
+            pin(slab)
+    except (OSError, RuntimeError) as error:
+        how = "pinned" if pinned else "reserved"
+        raise StoreRefused(
+            f"{size / 2**30:.2f} GiB of host memory cannot be {how} ({error}); lower --kv-host-gib"
+        ) from error
+    return slab.view(blocks, block_bytes)
