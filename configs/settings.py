@@ -48,6 +48,21 @@ class Settings(BaseModel):
         description="Share of the memory left after the weights that the pool may take if kv_blocks is absent.",
     )
     prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.")
+    kv_host_gib: float = Field(
+        0.0,
+        ge=0,
+        description="Memory of the host, in GiB, for copies of KV blocks that the pool has no room for; 0 = no such tier.",
+    )
+    kv_disk_path: Text | None = Field(
+        None,
+        description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time.",
+    )
+    kv_disk_gib: float = Field(8.0, gt=0, description="Bytes the folder may take, in GiB.")
+    preemption: Literal["auto", "swap", "recompute"] = Field(
+        "auto",
+        description="A preempted request's KV is saved to the tiers below and loaded again (`swap`), computed again "
+        "(`recompute`), or whichever is sooner by measured speeds. Without tiers it is computed again.",
+    )
 
     # --- scheduler ---
     # Measured on two CPU cores with the embedded model: a 4,000-token prompt beside 8 streams holds their tokens up for 1.3 s at

@@ -32,6 +32,11 @@ class Arithmetic:
         the library round differently, so each is a format of its own."""
         return f"bf16 {self.library.name}" if self.library else "fp32"
 
+    @property
+    def kv_element_bytes(self) -> int:
+        """Of one number of a key or value."""
+        return 2 if self.library else 4
+
     def weights_bytes(self, settings: Settings, source: ModelSource, config: ModelConfig) -> int:
         """Memory of the loaded weights, in bytes."""
         return packed_bytes(source, config, settings.load_format) if self.library else weights_bytes(config)

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from engine.channel import Channel, Command
+from engine.mover import Mover
 from engine.worker import Worker
 from scheduler.block_pool import IntegrityError
 from scheduler.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
@@ -27,7 +28,7 @@ class Stopped(Exception):
 
 
 class EngineLoop:
-    """Drives one worker with one scheduler until told to stop."""
+    """Drives one worker with one scheduler until told to stop, and the mover where there are tiers below the device."""
 
     def __init__(
         self,
@@ -35,11 +36,13 @@ class EngineLoop:
         worker: Worker,
         channel: Channel,
         clock: Callable[[], float] = time.monotonic,
+        mover: Mover | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._worker = worker
         self._channel = channel
         self._clock = clock
+        self._mover = mover
         self._planned: Step | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
@@ -58,6 +61,8 @@ class EngineLoop:
             pass
         finally:
             self._thread.shutdown()  # after the step that runs: its end wakes the channel, which the caller will close
+            if self._mover is not None:
+                self._mover.close()
 
     def _rest(self) -> None:
         """Nothing to do: check the books, tell the final figures, sleep until a command comes."""
@@ -77,6 +82,12 @@ class EngineLoop:
         while not self._scheduler.idle:
             self._receive()
             step = self._next_step()
+            if self._mover is not None:
+                self._mover.start(step.moves)
+            if not step.chunks and self._scheduler.moving:
+                self._scheduler.put_off(step)
+                self._channel.wait()  # for a move to end, or a command
+                continue
             if not step.chunks and self._scheduler.has_work:
                 raise IntegrityError("requests wait and nothing can run")
             self._run(step)
@@ -112,6 +123,9 @@ class EngineLoop:
     # --- commands and events ---
 
     def _receive(self) -> None:
+        if self._mover is not None:
+            for moved in self._mover.finished():
+                self._scheduler.moved(moved)
         ended: list[Output] = []
         for command in self._channel.receive():
             self._obey(command, ended)

@@ -16,12 +16,26 @@ from engine.rope import Rope
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
 
 
+class Pool(Protocol):
+    """Where KV lies: `storage` is [blocks, ...] in any type, contiguous, so that a block is one range."""
+
+    @property
+    def storage(self) -> Tensor:
+        """All blocks."""
+        ...
+
+
 class Model(Protocol):
     """What a worker needs of a model.
 
     Contract: one call at a time; what a method returns is valid until its next call. `forward` writes keys and values of the
     rows it computes into the blocks their sequences name, and reads those of earlier positions there.
     """
+
+    @property
+    def pool(self) -> Pool:
+        """Its KV cache."""
+        ...
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """Compute the chunks: fp32 [results, hidden] after the final norm, those that are wanted laid end to end."""

@@ -122,22 +122,34 @@ class Starter:
         )
 
     def _loop(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic, worker: "CpuWorker") -> "EngineLoop":
+        from engine.kv_store.opening import open_tiers
         from engine.loop import EngineLoop
 
         settings = self._settings
+        fingerprint = kv_fingerprint(self._source, settings, arithmetic)
+        pool = BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching)
+        tiers, mover = open_tiers(
+            settings,
+            pool,
+            worker.blocks,
+            fingerprint=f"{fingerprint}|{plan.block_size}",
+            element_bytes=arithmetic.kv_element_bytes,
+            wake=self._channel.wake,
+        )
         scheduler = Scheduler(
             SchedulerConfig(
                 context=plan.context,
                 eos_token_ids=frozenset(config.eos_token_ids),
-                fingerprint=kv_fingerprint(self._source, settings, arithmetic),
+                fingerprint=fingerprint,
                 max_step_tokens=settings.max_step_tokens,
                 max_running=settings.max_running,
                 max_preemptions=settings.max_preemptions,
                 decode_watermark=settings.decode_watermark,
             ),
-            BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching),
+            pool,
+            tiers,
         )
-        return EngineLoop(scheduler, worker, self._channel)
+        return EngineLoop(scheduler, worker, self._channel, mover=mover)
 
 
 @contextmanager

@@ -25,6 +25,11 @@ class Worker(Protocol):
     the step wrote to its blocks is undefined.
     """
 
+    @property
+    def blocks(self) -> torch.Tensor:
+        """The device's KV blocks as bytes: uint8 [blocks, block bytes], contiguous; for whoever moves blocks between tiers."""
+        ...
+
     def run(self, step: Step) -> StepResult:
         """Compute one step."""
         ...
@@ -37,6 +42,12 @@ class CpuWorker:
         self._model = model
         self._sampler = sampler
         self._sequences: dict[str, Sequence] = {}
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        """See `Worker`."""
+        storage = self._model.pool.storage
+        return storage.view(len(storage), -1).view(torch.uint8)
 
     def run(self, step: Step) -> StepResult:
         """Compute one step; see `Worker`."""

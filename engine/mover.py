@@ -1,0 +1,152 @@
+"""Carries blocks between the device and the tiers below it, beside the steps.
+
+The engine's loop hands over a step's moves when the step starts and collects results whenever some are there; in between a move is
+in the hands of one of these threads. For each tier what comes goes one after the other, and what goes down likewise, so that a
+request's load never waits behind copies that nobody is in a hurry for.
+
+What belongs here: the order of moves, their timing, what a failure means. Never: what is moved and why, how a store keeps it.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from engine.kv_store.host import HostStore
+from engine.kv_store.store import BlockStore, Rows, StoreLost
+from scheduler.moves import Label, Move, MoveResult, Tier
+
+log = logging.getLogger("headrace.engine")
+
+_SLICE = 8  # blocks that are saved in one go; then others get the memory and the cores for a while
+_REST = 3.0  # times as long as a slice took: saving takes at most a quarter of one core from the steps
+
+
+class Mover:
+    """Moves blocks of one device. All calls belong to one thread, the loop's.
+
+    Args:
+        pool: the device's blocks as bytes, uint8 [blocks, block bytes].
+        stores: of each tier below it.
+        wake: called from any thread when a result is there.
+        rest: how long to pause after a slice that nobody waits for, in times of its duration.
+    """
+
+    def __init__(
+        self,
+        pool: Tensor,
+        stores: Mapping[Tier, BlockStore],
+        wake: Callable[[], None],
+        rest: float = _REST,
+    ) -> None:
+        self._pool = pool
+        self._stores = dict(stores)
+        self._wake = wake
+        self._rest = rest
+        self._finished: deque[MoveResult] = deque()
+        self._threads = {
+            (tier, up): ThreadPoolExecutor(1, thread_name_prefix=f"kv-{tier}-{'up' if up else 'down'}")
+            for tier in stores
+            for up in (True, False)
+        }
+
+    def start(self, moves: Sequence[Move]) -> None:
+        """Begin these; what they drop is dropped before anything else is put there."""
+        for move in moves:
+            self._stores[move.lower].drop(move.drops)
+            self._threads[move.lower, move.target is Tier.DEVICE].submit(self._run, move)
+
+    def finished(self) -> list[MoveResult]:
+        """Results since the last call, in the order of their ends."""
+        results: list[MoveResult] = []
+        while self._finished:
+            results.append(self._finished.popleft())
+        return results
+
+    def close(self) -> None:
+        """Wait for what is under way, let go of the rest, close the stores."""
+        for thread in self._threads.values():
+            thread.shutdown(cancel_futures=True)
+        for store in self._stores.values():
+            store.close()
+
+    # --- in a thread ---
+
+    def _run(self, move: Move) -> None:
+        result = MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels))
+        try:
+            self._carry(move, result)
+        except StoreLost as error:
+            log.warning("KV tier %s is lost, serving goes on without it: %s", move.lower, error)
+            result.sizes, result.lost = [0] * len(move.labels), move.lower
+        except Exception:
+            log.exception("a move of %d blocks %s -> %s failed", len(move.labels), move.source, move.target)
+            result.sizes = [0] * len(move.labels)
+        if move.source is not Tier.DEVICE:
+            result.gone = [label.key for label, size in zip(move.labels, result.sizes, strict=True) if not size]
+        self._finished.append(result)
+        self._wake()
+
+    def _carry(self, move: Move, result: MoveResult) -> None:
+        slices = [slice(0, len(move.labels))] if move.urgent else _slices(len(move.labels))
+        for part in slices:
+            began = time.perf_counter()
+            result.sizes[part], copies = self._carry_slice(move, part)
+            seconds = time.perf_counter() - began
+            result.seconds += seconds
+            result.copies += copies
+            if not move.urgent:
+                time.sleep(self._rest * seconds)
+
+    def _carry_slice(self, move: Move, part: slice) -> tuple[list[int], int]:
+        """Sizes, and ranges copied."""
+        labels, blocks = move.labels[part], move.blocks[part]
+        store = self._stores[move.lower]
+        before = _copies(store)
+        if move.target is Tier.DEVICE:
+            sizes = [int(arrived) for arrived in self._load(store, labels, blocks)]
+        elif move.source is Tier.DEVICE:
+            sizes = self._save(store, labels, blocks)
+        else:
+            sizes = self._spill(store, labels)
+        return sizes, _copies(store) - before
+
+    def _load(self, store: BlockStore, labels: Sequence[Label], blocks: Sequence[int]) -> list[bool]:
+        rows = Rows(self._pool, blocks)
+        if isinstance(store, HostStore) or self._pool.device.type == "cpu":
+            return store.get(labels, rows)
+        staging = self._staging(len(labels))
+        arrived = store.get(labels, Rows(staging, range(len(labels))))
+        self._pool[torch.tensor(blocks, device=self._pool.device)] = staging.to(self._pool.device)
+        torch.cuda.synchronize(self._pool.device)
+        return arrived
+
+    def _save(self, store: BlockStore, labels: Sequence[Label], blocks: Sequence[int]) -> list[int]:
+        rows = Rows(self._pool, blocks)
+        if isinstance(store, HostStore) or self._pool.device.type == "cpu":
+            return store.put(labels, rows)
+        staging = self._pool[torch.tensor(blocks, device=self._pool.device)].cpu()
+        return store.put(labels, Rows(staging, range(len(labels))))
+
+    def _spill(self, store: BlockStore, labels: Sequence[Label]) -> list[int]:
+        host = self._stores[Tier.HOST]
+        assert isinstance(host, HostStore)
+        with host.lend(labels) as lent:
+            size_of = dict(zip(lent.labels, store.put(lent.labels, lent.rows), strict=True))
+        return [size_of.get(label, 0) for label in labels]
+
+    def _staging(self, blocks: int) -> Tensor:
+        return torch.empty((blocks, self._pool.shape[1]), dtype=torch.uint8, pin_memory=True)
+
+
+def _copies(store: BlockStore) -> int:
+    """Ranges of memory it has copied so far; a disk writes each block by itself."""
+    return store.copies if isinstance(store, HostStore) else 0
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(begin, min(begin + _SLICE, count)) for begin in range(0, count, _SLICE)]
