@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.kv_store.free_runs import FreeRuns
 from engine.kv_store.row_copy import Moves, RowCopy
 from engine.kv_store.store import Kept, Rows, StoreLost, StoreRefused
 from engine.pages import pin, reserve, unpin
-from kernels.runs import joined
-from scheduler.free_runs import FreeRuns
 from scheduler.moves import Label
 
 
@@ -88,7 +87,7 @@ class HostStore:
         self._copy = RowCopy(self._slab)
         self._lock = threading.Lock()
         self._entries: dict[bytes, _Entry] = {}
-        self._free = FreeRuns(0, blocks)
+        self._free = FreeRuns(blocks)
         self._away: set[int] = set()
         self._lost = ""
 
@@ -148,7 +147,7 @@ class HostStore:
             for entry in entries:
                 entry.dropped = True
             self._away.update(entry.slot for entry in entries if entry.lent)
-            self._give(entry.slot for entry in entries if not entry.lent)
+            self._free.give(entry.slot for entry in entries if not entry.lent)
 
     def kept(self) -> Iterable[Kept]:
         """Nothing: memory does not outlive its process."""
@@ -157,8 +156,9 @@ class HostStore:
     def check_integrity(self) -> None:
         """Raises: AssertionError: naming the first contradiction in the books."""
         with self._lock:
+            self._free.check()
             held = [entry.slot for entry in self._entries.values()]
-            slots = {*held, *self._away, *(slot for begin, end in self._free for slot in range(begin, end))}
+            slots = {*held, *self._away, *self._free.free()}
             counts = f"{len(held)} held, {len(self._away)} away, {len(self._free)} free"
             assert len(held) + len(self._away) + len(self._free) == self._blocks, f"{counts} of {self._blocks} slots"
             assert slots == set(range(self._blocks)), f"slots with two owners: {counts}"
@@ -199,7 +199,7 @@ class HostStore:
             if entry.dropped and not entry.lent:
                 freed.append(entry.slot)
         self._away.difference_update(freed)
-        self._give(freed)
+        self._free.give(freed)
 
     def _reserve(self, labels: Sequence[Label]) -> Room:
         with self._lock:
@@ -208,7 +208,7 @@ class HostStore:
             for label in labels:
                 if label.key not in self._entries:
                     absent.setdefault(label.key, label)
-            slots = self._take(len(absent))
+            slots = self._free.take(len(absent))
             self._away.update(slots)
             return Room(list(absent.values())[: len(slots)], Rows(self._slab, slots), [False] * len(slots))
 
@@ -220,21 +220,7 @@ class HostStore:
             else:
                 unused.append(slot)
         self._away.difference_update(room.rows.ids)
-        self._give(unused)
-
-    def _take(self, count: int) -> list[int]:
-        """Slots, or all that are free if they are fewer: run after run, each ascending, in as few runs as can be."""
-        slots: list[int] = []
-        while len(slots) < count and len(self._free):
-            begin = self._free.find(count - len(slots))
-            used = min(count - len(slots), self._free.end_of(begin) - begin)
-            self._free.take(begin, used)
-            slots += range(begin, begin + used)
-        return slots
-
-    def _give(self, slots: Iterable[int]) -> None:
-        for run in joined((slot, slot) for slot in slots):
-            self._free.add(run.source, run.source + run.count)
+        self._free.give(unused)
 
     def _entry(self, label: Label) -> _Entry | None:
         entry = self._entries.get(label.key)
