@@ -8,6 +8,7 @@ from itertools import islice
 
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
+from scheduler.order import Order
 from scheduler.prefill_split import Need, split_prefill
 from scheduler.prefix_cache import PrefixCache
 from scheduler.request import Request
@@ -19,11 +20,14 @@ _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time w
 class Admission:
     """Decides for one scheduler, and gives the admitted their blocks."""
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache, tiers: Tiers) -> None:
+    def __init__(
+        self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache, tiers: Tiers, order: Order
+    ) -> None:
         self._config = config
         self._pool = pool
         self._cache = cache
         self._tiers = tiers
+        self._order = order
 
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
@@ -40,7 +44,7 @@ class Admission:
             budget: tokens of the step for prompts.
         """
         admitted: list[Request] = []
-        needs = [request.need() for request in prefills]
+        needs = [self._order.need(request) for request in prefills]
         for request in islice(waiting, _SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
@@ -48,11 +52,11 @@ class Admission:
                 continue
             hits = self._cache.hits(request)
             wanted = self._wanted(request, hits)
-            need = request.need(len(hits) * self._pool.block_size)
+            need = self._order.need(request, len(hits) * self._pool.block_size)
             if not wanted and not _gets_tokens(need, needs, budget):  # one that loads takes nothing from this step
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
-            if not self._fits(request, shared, alone=running + len(admitted) == 0):
+            if self._lacks(request, shared, alone=running + len(admitted) == 0) > 0:
                 break
             self._take_blocks(request, hits, wanted)
             if not wanted:
@@ -64,12 +68,34 @@ class Admission:
         """Whether the request was preempted so often that it keeps, from its next start, what it may ever need."""
         return request.preemptions >= self._config.max_preemptions
 
-    def _fits(self, request: Request, hits: list[int], *, alone: bool) -> bool:
-        """Whether the pool has the request's blocks and leaves the watermark to those that run."""
+    def lacks(self, request: Request, without: Iterable[Request] = (), *, alone: bool = False) -> int:
+        """Blocks that are missing for the request to be admitted, at most 0 if it fits.
+
+        Args:
+            request: waits.
+            without: running requests that are taken to have given their blocks back.
+            alone: nobody else would run.
+        """
+        hits = self._cache.hits(request)
+        hits += [item.block for item in self._wanted(request, hits) if item.block is not None]
+        found = set(hits)
+        freed = sum(
+            not self._pool.shared(block_id) and block_id not in found
+            for other in without
+            for block_id in other.block_table
+        )
+        return self._lacks(request, hits, alone=alone) - freed
+
+    def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
+        """The first of the line that waits for nobody's content: the one that others may have to make room for."""
+        return next((each for each in islice(waiting, _SCAN) if not self._cache.awaits_promise(each)), None)
+
+    def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
+        """Blocks beyond those the pool has and the watermark it leaves to those that run."""
         needed = self._pool.blocks_for(self._reservation(request)) - len(hits)
         idle_hits = sum(not self._pool.in_use(block_id) for block_id in hits)
         watermark = 0 if alone else max(1, int(self._config.decode_watermark * self._pool.blocks))
-        return needed + watermark <= self._pool.available - idle_hits
+        return needed + watermark - (self._pool.available - idle_hits)
 
     def _reservation(self, request: Request) -> int:
         """Tokens whose blocks are taken at admission: those that exist; after many preemptions, all that can come."""

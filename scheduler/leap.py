@@ -8,7 +8,7 @@ What belongs here: that equivalence, and nothing that decides. A rule that enter
 `steady_steps` as a condition, so that where it could matter no leap is made.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
@@ -51,6 +51,14 @@ def steady_steps(planned: Step, running: list[Request], config: SchedulerConfig,
         steps = min(steps, left)
         previous = place
     return max(steps, 0)
+
+
+def all_running(step: Step, running: Mapping[str, Request]) -> list[Request]:
+    """The running requests in the order of the step's chunks; none unless each has exactly one."""
+    if len(step.chunks) != len(running):
+        return []
+    found = [running.get(chunk.request_id) for chunk in step.chunks]
+    return [request for request in found if request is not None] if None not in found else []
 
 
 def leap(

@@ -33,6 +33,7 @@ class AddRequest:
     sampling: SamplingParams
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # prefixes are shared only between equal salts
+    tenant: str = ""  # who shares fairly with the others, where scheduling is fair
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,11 +154,11 @@ class EngineStats:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    swapped_out: int = 0  # preemptions that saved their blocks
     recomputed_tokens: int = 0
     steps: int = 0
     integrity_checks: int = 0
     integrity_failures: int = 0
-    swapped_out: int = 0  # preemptions that saved their blocks
     tiers: dict[str, TierStats] = field(default_factory=dict)  # by the tier's name
 
 

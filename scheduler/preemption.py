@@ -1,20 +1,84 @@
-"""Whom to take the blocks from when a running request needs one and none is left. Preempted requests are recomputed."""
+"""Whom to take the blocks from: when a running request needs one and none is left, and when a waiting one may push in."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
+from scheduler.admission import Admission
 from scheduler.block_pool import BlockPool
+from scheduler.order import Order
 from scheduler.request import Request
 
 
 def choose_victim(
-    running: Iterable[Request], needy: Request, pool: BlockPool, protected: Callable[[Request], bool]
+    running: Iterable[Request],
+    needy: Request,
+    pool: BlockPool,
+    protected: Callable[[Request], bool],
+    order: Order,
 ) -> Request:
-    """The running request to preempt: lowest priority, then least lost work, then the youngest.
+    """The running request to preempt: who gives way by the order, then least lost work, then the youngest.
 
     May be the needy one itself. Those that are `protected` hold all they can need and are left alone.
     """
     open_to = [request for request in running if not protected(request) and request.block_table]
-    return min(open_to or [needy], key=lambda request: (-request.priority, lost_work(request, pool), -request.order))
+
+    def reluctance(request: Request) -> tuple[int, ...]:
+        return *(-part for part in order.gives_way(request, needy)), lost_work(request, pool), -request.order
+
+    return min(open_to or [needy], key=reluctance)
+
+
+class Room:
+    """Whom a waiting request may push out, for one scheduler.
+
+    Args:
+        slots: requests that may run at once.
+        pool: of the scheduler.
+        admission: knows what a request lacks.
+        order: knows who yields to whom.
+    """
+
+    def __init__(self, slots: int, pool: BlockPool, admission: Admission, order: Order) -> None:
+        self._slots = slots
+        self._pool = pool
+        self._admission = admission
+        self._order = order
+
+    def victims(self, newcomer: Request, running: Collection[Request]) -> list[Request]:
+        """The running requests to preempt so that a waiting one comes in; none if it comes in anyway, or cannot.
+
+        Least lost work within the lowest class goes first, and nobody gives way in vain.
+        """
+        open_to = self._open_to(newcomer, running)
+        fits = len(running) < self._slots and self._admission.lacks(newcomer, alone=not running) <= 0
+        if not open_to or fits:
+            return []
+        chosen: list[Request] = []
+        for victim in open_to:
+            chosen.append(victim)
+            if self._admission.lacks(newcomer, chosen, alone=len(chosen) == len(running)) <= 0:
+                return self._needed(newcomer, chosen)
+        return []
+
+    def _open_to(self, newcomer: Request, running: Iterable[Request]) -> list[Request]:
+        """Those that yield to the newcomer, the first to go first."""
+        losses: list[tuple[tuple[int, ...], Request]] = []
+        for request in running:
+            if not self._order.yields(request, newcomer, 0) or self._admission.protected(request):
+                continue
+            lost = lost_work(request, self._pool)
+            if self._order.yields(request, newcomer, lost):
+                reluctance = *(-part for part in self._order.rank(request)), lost, -request.order
+                losses.append((reluctance, request))
+        return [request for _, request in sorted(losses, key=lambda pair: pair[0])]
+
+    def _needed(self, newcomer: Request, victims: Sequence[Request]) -> list[Request]:
+        """Less those that a later, larger victim made superfluous. One stays: the newcomer may lack a slot."""
+        needed = list(victims)
+        for victim in victims[:-1]:
+            others = [request for request in needed if request is not victim]
+            if self._admission.lacks(newcomer, others) <= 0:
+                needed = others
+        return needed
 
 
 def lost_work(request: Request, pool: BlockPool) -> int:

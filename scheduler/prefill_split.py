@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Need(NamedTuple):
     """What one prompt could use."""
 
-    priority: int  # lower goes first
+    rank: tuple[int, ...]  # less goes first
     order: int  # of arrival, unique
     remaining: int  # tokens still to compute
 
@@ -20,14 +20,14 @@ class Need(NamedTuple):
 def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
     """Tokens for each prompt, by its `order`; those that get none are left out. The sum is at most `budget`.
 
-    Priority goes first: a prompt gets nothing while one of a lower number could still use the tokens.
+    Rank goes first: a prompt gets nothing while one of a lesser rank could still use the tokens.
     """
-    classes: dict[int, list[Need]] = {}
+    classes: dict[tuple[int, ...], list[Need]] = {}
     for need in needs:
-        classes.setdefault(need.priority, []).append(need)
+        classes.setdefault(need.rank, []).append(need)
     shares: dict[int, int] = {}
-    for priority in sorted(classes):
-        for order, tokens in _split_class(classes[priority], budget).items():
+    for rank in sorted(classes):
+        for order, tokens in _split_class(classes[rank], budget).items():
             shares[order] = tokens
             budget -= tokens
     return shares

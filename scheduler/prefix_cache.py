@@ -20,6 +20,11 @@ class PrefixCache:
         """Resident blocks of the request's prefix; `BlockPool.match` says for how long. Takes nothing."""
         return self._pool.match(self.usable_keys(request), request.tokens)
 
+    def warm(self, request: Request) -> bool:
+        """Whether half of the request's prompt, or more, is resident: one look into the index."""
+        keys = self.usable_keys(request)
+        return bool(keys) and self._pool.resident(keys[(len(keys) - 1) // 2])
+
     def awaits_promise(self, request: Request) -> bool:
         """Whether the first block the request lacks is about to be computed by another one."""
         if request.awaits is not None and self.promises.holds(request.awaits):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from scheduler.keys import block_key
 from scheduler.messages import FinishReason, RequestTimes
 from scheduler.moves import Label
-from scheduler.prefill_split import Need
 from scheduler.sampling_params import SamplingParams
+from scheduler.step import TokenLogprobs
 
 
 class RequestState(Enum):
@@ -46,6 +46,7 @@ class Request:
     order: int  # arrival order, the tie-break everywhere
     root: bytes  # key that the first block's key builds on
     times: RequestTimes
+    tenant: str = ""
     tokens: list[int] = field(init=False)  # prompt and known output
     state: RequestState = RequestState.WAITING
     in_flight: int = 0  # tokens planned to be sampled and not yet known
@@ -55,6 +56,7 @@ class Request:
     published: int = 0  # leading blocks of the table that were offered to the content index
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
+    passed: int = 0  # times another one that stood behind it in the waiting line came in before it
     last_step: int = -1  # the step that last had a chunk of this request
     started: bool = False  # admitted at least once: what is told and counted of a start is told and counted once
     announced: bool = False  # the worker knows the sequence
@@ -108,13 +110,20 @@ class Request:
         """Prompt logprobs need the logits of every prompt position, so such a prompt is computed whole."""
         return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
 
-    def need(self, computed: int | None = None) -> Need:
-        """What it could use of a step's prompt tokens, as it stands or with so many `computed`."""
-        return Need(self.priority, self.order, self.known - (self.computed if computed is None else computed))
-
     def longest(self) -> int:
         """Tokens at most when finished, of which the last needs no KV."""
         return len(self.prompt_ids) + self.sampling.max_tokens
+
+    def send_logprobs(self, start: int, entries: list[TokenLogprobs]) -> list[TokenLogprobs]:
+        """Those of a chunk's entries that were not sent before: after a preemption the same positions come again.
+
+        Args:
+            start: of the chunk; the entries begin with position `start + 1`.
+            entries: of its prompt tokens.
+        """
+        fresh = entries[max(0, self.prompt_logprobs_sent - start) :]
+        self.prompt_logprobs_sent += len(fresh)
+        return fresh
 
     def extend_keys(self, block_size: int) -> None:
         """Compute the keys of blocks that have become full of known tokens."""

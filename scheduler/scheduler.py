@@ -8,17 +8,19 @@ Step N+1 is planned while step N runs, so a plan counts on results that are not 
 results change afterwards (a request has ended) is taken out again by `refresh`, before the step starts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from scheduler.admission import Admission
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
+from scheduler.decode_turns import choose_decodes
 from scheduler.integrity import check_requests
 from scheduler.keys import block_key, root_key
-from scheduler.leap import leap, steady_steps
+from scheduler.leap import all_running, leap, steady_steps
 from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
 from scheduler.moves import Label, MoveResult
-from scheduler.preemption import choose_victim
+from scheduler.orders import make_order
+from scheduler.preemption import Room, choose_victim
 from scheduler.prefill_split import split_prefill
 from scheduler.prefix_cache import PrefixCache
 from scheduler.request import Request, RequestState, SwappedTail
@@ -40,10 +42,12 @@ class Scheduler:
         self.stats = EngineStats(blocks_total=pool.blocks)
         self._requests: dict[str, Request] = {}  # all that have not finished
         self._running: dict[str, Request] = {}
-        self._waiting = WaitingLine()
+        self._order = make_order(config)
+        self._waiting = WaitingLine(self._order.lane, config.prefix_lookahead if self._order.groups else 0)
         self._cache = PrefixCache(pool)
         self._tiers = tiers or Tiers(pool)
-        self._admission = Admission(config, pool, self._cache, self._tiers)
+        self._admission = Admission(config, pool, self._cache, self._tiers, self._order)
+        self._room = Room(config.max_running, pool, self._admission, self._order)
         self._retired: list[str] = []  # finished since the last plan: the worker may forget them
         self._published_by = set[str]()  # requests with a block published on the strength of the newest plan
         self._next_order = 0
@@ -56,7 +60,7 @@ class Scheduler:
 
         Raises:
             RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
-            ValueError: empty prompt, or an id that is in use.
+            ValueError: empty prompt, an id that is in use, or a priority where there are none.
         """
         prompt, output = len(message.prompt_ids), message.sampling.max_tokens
         if prompt + output > self.config.context:
@@ -76,7 +80,9 @@ class Scheduler:
             order=self._next_order,
             root=root_key(self.config.fingerprint, message.cache_salt),
             times=RequestTimes(queued=now, scheduled=now),
+            tenant=message.tenant,
         )
+        self._order.opens(request, self._waiting)
         self._next_order += 1
         self._requests[request.request_id] = request
         self._waiting.add(request)
@@ -107,11 +113,13 @@ class Scheduler:
     def schedule(self, now: float) -> Step:
         """Plan the next step. It has no chunks when nothing can run before results arrive.
 
-        Decodes go first (one token each), prompts share what is left, and new requests are admitted to that share.
+        Room is made for those who may push in. Decodes go first (one token each), prompts share what is left, and new
+        requests are admitted to that share.
         """
         step = Step(step_id=self._next_step, chunks=[])
         self._next_step += 1
         self._published_by.clear()
+        self._make_room(now)
         decodes, preempted = self._grow_decodes()
         self._tiers.plan_saves()
         for request in decodes:
@@ -149,19 +157,11 @@ class Scheduler:
         return chunk.request_id in self._running or chunk.request_id in self._published_by
 
     def _decodes(self) -> list[Request]:
-        """Running requests that lack only their newest token, at most what the budget leaves beside waiting prompts.
-
-        Where not all fit, those go first that waited longest.
-        """
+        """Running requests that lack only their newest token, as many as the step has room for beside the prompts."""
         ready = [r for r in self._running.values() if r.decodes]
+        prompts = [r for r in self._running.values() if not r.decodes] if len(ready) < len(self._running) else []
         budget = self.config.max_step_tokens
-        if len(ready) < len(self._running) or len(self._waiting):
-            budget -= min(budget - 1, max(1, budget // 8))  # decodes alone may not starve the prompts
-        if len(ready) > budget:
-            ready.sort(key=lambda r: (r.priority, r.last_step, r.order))
-            del ready[budget:]
-        ready.sort(key=lambda r: (r.priority, r.order))
-        return ready
+        return choose_decodes(ready, prompts, len(self._waiting), budget, self._order)
 
     def _grow_decodes(self) -> tuple[list[Request], bool]:
         """Give each decode the block its token needs, preempting where there is none. Returns those that run.
@@ -189,7 +189,9 @@ class Scheduler:
                 elif self._tiers.saving:
                     break  # blocks are on their way out: there will be room without anybody else giving way
                 else:
-                    victim = choose_victim(self._running.values(), request, self.pool, self._admission.protected)
+                    victim = choose_victim(
+                        self._running.values(), request, self.pool, self._admission.protected, self._order
+                    )
                     self._preempt(victim)
                     preempted = True
         return preempted
@@ -208,12 +210,12 @@ class Scheduler:
             for r in self._running.values()
             if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
         ]
-        if admit:
-            admitted = self._admission.admit(self._waiting, prefills, len(self._running), budget)
+        if admit and self._waiting and len(self._running) < self.config.max_running:
+            admitted = self._admission.admit(self._line(), prefills, len(self._running), budget)
             for request in admitted:
                 self._start(request, now)
             prefills += [request for request in admitted if not request.loading]
-        shares = split_prefill((request.need() for request in prefills), budget)
+        shares = split_prefill((self._order.need(request) for request in prefills), budget)
         step.chunks += [self._chunk(r, shares[r.order], step) for r in prefills if r.order in shares]
 
     def _chunk(self, request: Request, length: int, step: Step) -> Chunk:
@@ -228,15 +230,25 @@ class Scheduler:
         request.computed += length
         request.in_flight += samples
         request.last_step = step.step_id
-        if request.high_water > start:
-            self.stats.recomputed_tokens += min(request.computed, request.high_water) - start
-        request.high_water = max(request.high_water, request.computed)
+        self._count(request, start)
         if self._cache.publish(request):
             self._published_by.add(request.request_id)
         return Chunk(request_id=request.request_id, start=start, length=length, block_table=table, samples=samples)
 
+    def _count(self, request: Request, start: int) -> None:
+        """Tokens from `start` to `computed` are planned: some of them again, the others for the first time."""
+        if request.high_water > start:
+            self.stats.recomputed_tokens += min(request.computed, request.high_water) - start
+        if request.computed > request.high_water:
+            self._order.computes(request, max(start, request.high_water), request.computed)
+            request.high_water = request.computed
+
+    def _line(self) -> Iterator[Request]:
+        return self._order.in_turn(self._waiting, self._running.values(), self._cache.warm)
+
     def _start(self, request: Request, now: float) -> None:
-        self._waiting.remove(request)
+        self._waiting.take(request)
+        self._order.leaves(request)
         request.state = RequestState.RUNNING
         self._running[request.request_id] = request
         if not request.started:
@@ -247,6 +259,24 @@ class Scheduler:
             self.stats.prefix_hit_tokens += request.computed
 
     # --- preemption ---
+
+    def _make_room(self, now: float) -> None:
+        """Let the first of the line in at the cost of running requests, as long as it may push them out.
+
+        No more than a step has tokens for: the others would hold blocks and compute nothing.
+        """
+        budget = self.config.max_step_tokens
+        while budget > 0 and not self._tiers.saving and not self._order.settled(self._waiting, self._running.values()):
+            newcomer = self._admission.first_in_need(self._line())
+            if newcomer is None:
+                return
+            victims = self._room.victims(newcomer, self._running.values())
+            for victim in victims:
+                self._preempt(victim)
+            if not victims or not self._admission.admit([newcomer], [], len(self._running), budget):
+                return
+            self._start(newcomer, now)
+            budget -= newcomer.remaining
 
     def _preempt(self, request: Request) -> None:
         if self._tiers.swaps() and not request.loading:
@@ -295,6 +325,7 @@ class Scheduler:
         """Absorb what a step brought. Results of requests that have ended meanwhile are dropped."""
         outputs: list[Output] = []
         self.stats.steps += 1
+        self._order.observes(step, result.seconds)
         for chunk, brought in zip(step.chunks, result.results, strict=True):
             request = self._requests.get(chunk.request_id)
             if request is None:
@@ -315,7 +346,7 @@ class Scheduler:
             return output
         output = Output(request_id=request.request_id)
         if brought.prompt_logprobs:
-            self._absorb_prompt_logprobs(request, chunk, brought, output)
+            output.prompt_logprobs = request.send_logprobs(chunk.start, brought.prompt_logprobs)
         reason: FinishReason | None = None
         if brought.token_id is not None:
             reason = self._absorb_token(request, brought.token_id, now, output)
@@ -327,12 +358,6 @@ class Scheduler:
             final = self._finish(request, reason, now)
             output.finish_reason, output.times = reason, final.times
         return output if output.token_ids or output.prompt_logprobs or reason else None
-
-    def _absorb_prompt_logprobs(self, request: Request, chunk: Chunk, brought: ChunkResult, output: Output) -> None:
-        # After a preemption the same positions come again; entries start with position chunk.start + 1.
-        fresh = brought.prompt_logprobs[max(0, request.prompt_logprobs_sent - chunk.start) :]
-        output.prompt_logprobs = fresh
-        request.prompt_logprobs_sent += len(fresh)
 
     def _absorb_token(self, request: Request, token_id: int, now: float, output: Output) -> FinishReason | None:
         request.tokens.append(token_id)
@@ -354,6 +379,8 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, now: float) -> Output:
         if request.state is RequestState.WAITING:
             self._waiting.remove(request)
+            self._order.leaves(request)
+        self._order.closes(request)
         keys = request.keys[: request.published]
         self._release(request)
         self._tiers.released(keys)
@@ -418,7 +445,9 @@ class Scheduler:
         """How many steps can be leapt from here, between `update` and `refresh`; see `scheduler.leap`."""
         if self._tiers.active or (self._waiting and len(self._running) < self.config.max_running):
             return 0
-        running = self._all_running(planned)
+        if not self._order.settled(self._waiting, self._running.values()):
+            return 0
+        running = all_running(planned, self._running)
         return steady_steps(planned, running, self.config, self.pool) if running else 0
 
     def leap(self, planned: Step, steps: int, token_of: Callable[[str], int]) -> Step:
@@ -429,14 +458,12 @@ class Scheduler:
             steps: at most `steady_steps(planned)`.
             token_of: what the steps sample for a request.
         """
-        running = self._all_running(planned)
-        recomputed = sum(max(0, min(r.computed + steps, r.high_water) - r.computed) for r in running)
-        self.stats.recomputed_tokens += recomputed
+        running = all_running(planned, self._running)
         after, self._published_by = leap(
             planned, steps, running=running, pool=self.pool, cache=self._cache, token_of=token_of
         )
         for request in running:
-            request.high_water = max(request.high_water, request.computed)
+            self._count(request, request.computed - steps)
         if steps == 1:
             after.retired = self._retired
         self._retired = []
@@ -444,13 +471,6 @@ class Scheduler:
         self.stats.steps += steps
         self.stats.generation_tokens += steps * len(running)
         return after
-
-    def _all_running(self, step: Step) -> list[Request]:
-        """The running requests in the order of the step's chunks; none unless each has exactly one."""
-        if len(step.chunks) != len(self._running):
-            return []
-        found = [self._running.get(chunk.request_id) for chunk in step.chunks]
-        return [request for request in found if request is not None] if None not in found else []
 
     # --- observation ---
 

@@ -22,7 +22,10 @@ from scheduler.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerShape:
-    """What an operator would set on each replica. `kv_blocks` and `context` follow from the hardware and the model if None."""
+    """What an operator would set on each replica. `kv_blocks` and `context` follow from the hardware and the model if None.
+
+    A request's class is its tenant.
+    """
 
     max_step_tokens: int = 512
     max_running: int = 64
@@ -31,6 +34,7 @@ class ServerShape:
     kv_blocks: int | None = None
     context: int | None = None
     prefix_caching: bool = True
+    scheduling: str = "priority"
 
 
 class Cluster:
@@ -66,6 +70,7 @@ class Cluster:
             fingerprint=cost.model.name,
             max_step_tokens=shape.max_step_tokens,
             max_running=shape.max_running,
+            scheduling=shape.scheduling,
         )
         self.config = config
         self.blocks = blocks
@@ -125,7 +130,7 @@ class Cluster:
             session=request.session,
         )
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-        message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling)
+        message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
         chosen = self._router.choose(prompt, self.replicas)
         replica = self.replicas[chosen]
         before = replica.due

@@ -206,9 +206,9 @@ class Engine:
         tiers: dict[Tier, int] | None = None,
         preemption: Preemption = "swap",
         seed: int = 0,
-        **config: float,
+        **config: object,
     ) -> None:
-        context = int(config.pop("context", blocks * block_size))
+        context = int(config.pop("context", blocks * block_size))  # type: ignore[call-overload]
         self.config = SchedulerConfig(
             context=context,
             eos_token_ids=eos,
@@ -231,10 +231,24 @@ class Engine:
         self.requests: dict[str, AddRequest] = {}
         self.after_step: Callable[[Step], None] = lambda step: None
 
-    def add(self, request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **sampling: object) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        priority: int = 0,
+        salt: str = "",
+        tenant: str = "",
+        **sampling: object,
+    ) -> None:
         params = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, **sampling})  # type: ignore[arg-type]
         message = AddRequest(
-            request_id=request_id, prompt_ids=prompt, sampling=params, priority=priority, cache_salt=salt
+            request_id=request_id,
+            prompt_ids=prompt,
+            sampling=params,
+            priority=priority,
+            cache_salt=salt,
+            tenant=tenant,
         )
         self.scheduler.add(message, self.now)
         self.requests[request_id] = message

@@ -51,11 +51,14 @@ def rounds(scheduler: Scheduler, planned: Step | None, count: int) -> Step:
 def message(number: int, rng: random.Random) -> AddRequest:
     prompt = [rng.randrange(2)] * rng.randint(1, 40)
     sampling = SamplingParams(max_tokens=rng.randint(1, 60), ignore_eos=True)
-    return AddRequest(request_id=str(number), prompt_ids=prompt, sampling=sampling, priority=rng.randrange(2))
+    return AddRequest(
+        request_id=str(number), prompt_ids=prompt, sampling=sampling, priority=rng.randrange(2), tenant=rng.choice("ab")
+    )
 
 
+@pytest.mark.parametrize("scheduling", ["priority", "fair"])
 @pytest.mark.parametrize("seed", range(16))
-def test_a_leap_is_as_many_rounds(seed):
+def test_a_leap_is_as_many_rounds(seed, scheduling):
     rng = random.Random(seed)
     config = SchedulerConfig(
         context=100,
@@ -63,6 +66,7 @@ def test_a_leap_is_as_many_rounds(seed):
         fingerprint="leap",
         max_step_tokens=rng.choice((12, 32, 64)),
         max_running=rng.choice((3, 8, 64)),
+        scheduling=scheduling,
     )
     pool = BlockPool(rng.choice((26, 40, 80)), rng.choice((4, 8)), caching=rng.random() < 0.8)
     scheduler = Scheduler(config, pool)

@@ -21,8 +21,10 @@ class SchedulerWalk(RuleBasedStateMachine):
         preemptions=st.integers(0, 3),
         watermark=st.sampled_from([0.0, 0.1, 0.3]),
         caching=st.booleans(),
+        scheduling=st.sampled_from(["fcfs", "priority", "fair", "fair"]),
+        lookahead=st.sampled_from([0, 2, 32]),
     )
-    def start(self, blocks, budget, running, preemptions, watermark, caching):
+    def start(self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead):
         self.engine = Engine(
             blocks=blocks,
             caching=caching,
@@ -30,6 +32,9 @@ class SchedulerWalk(RuleBasedStateMachine):
             max_running=running,
             max_preemptions=preemptions,
             decode_watermark=watermark,
+            scheduling=scheduling,
+            prefix_lookahead=lookahead,
+            tenant_weights={"a": 2.5},
         )
         self.count = 0
 
@@ -41,12 +46,15 @@ class SchedulerWalk(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         salt=st.sampled_from(["", "", "tenant"]),
+        tenant=st.sampled_from(["", "a", "b"]),
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
     )
-    def add(self, prefix, tail, max_tokens, min_tokens, ignore_eos, priority, salt, prompt_logprobs):
+    def add(self, prefix, tail, max_tokens, min_tokens, ignore_eos, priority, salt, tenant, prompt_logprobs):
         prompt = prefix + tail or [1]
         request_id = f"r{self.count}"
         self.count += 1
+        if self.engine.config.scheduling == "fcfs":
+            priority = 0
 
         def submit():
             self.engine.add(
@@ -54,6 +62,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 prompt,
                 priority=priority,
                 salt=salt,
+                tenant=tenant,
                 max_tokens=max_tokens,
                 min_tokens=min_tokens,
                 ignore_eos=ignore_eos,

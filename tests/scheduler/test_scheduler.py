@@ -69,10 +69,10 @@ def test_a_long_prompt_ends_under_a_stream_of_short_ones():
 
 
 def test_split_gives_priority_then_half_to_the_oldest_then_the_shortest():
-    needs = [Need(0, 1, 100), Need(0, 2, 30), Need(0, 3, 5), Need(1, 0, 1)]
+    needs = [Need((0,), 1, 100), Need((0,), 2, 30), Need((0,), 3, 5), Need((1,), 0, 1)]
     assert split_prefill(needs, 40) == {1: 20, 2: 15, 3: 5}
     assert split_prefill(needs, 200) == {1: 100, 2: 30, 3: 5, 0: 1}
-    assert split_prefill([Need(0, 1, 10), Need(0, 2, 10)], 16) == {1: 10, 2: 6}
+    assert split_prefill([Need((0,), 1, 10), Need((0,), 2, 10)], 16) == {1: 10, 2: 6}
     assert split_prefill(needs, 1) == {1: 1}
     assert split_prefill([], 8) == {}
 
@@ -155,7 +155,13 @@ def test_a_plan_is_never_empty_while_a_running_request_could_run(budget):
     for seed in range(40):
         rng = random.Random(seed)
         blocks, preemptions = rng.randint(4, 10), rng.randint(1, 3)
-        engine = Engine(blocks=blocks, max_step_tokens=budget, max_preemptions=preemptions, decode_watermark=0.0)
+        engine = Engine(
+            blocks=blocks,
+            max_step_tokens=budget,
+            max_preemptions=preemptions,
+            decode_watermark=0.0,
+            prefix_lookahead=0,
+        )
         for i in range(8):
             length, output = rng.choice([4, 5, 8, 9, 12]), rng.randint(1, 16)
             output = min(output, engine.config.context - length)

@@ -1,0 +1,30 @@
+"""The orders by the name an operator chooses them by."""
+
+from scheduler.config import SchedulerConfig
+from scheduler.fairness import FairOrder
+from scheduler.order import ArrivalOrder, Order
+from scheduler.prices import Prices
+
+ORDERS = ("fcfs", "priority", "fair")
+_MARGIN_STEPS = 2  # differences below what two full steps of prompt tokens give are noise
+
+
+def make_order(config: SchedulerConfig) -> Order:
+    """The order of a scheduler.
+
+    Raises:
+        ValueError: the configuration names none of `ORDERS`.
+    """
+    match config.scheduling:
+        case "fcfs":
+            return ArrivalOrder()
+        case "priority":
+            return Order()
+        case "fair":
+            return FairOrder(
+                Prices(config.decode_price),
+                credit=config.context,
+                margin=_MARGIN_STEPS * config.max_step_tokens,
+                weights=config.tenant_weights,
+            )
+    raise ValueError(f"scheduling must be one of {', '.join(ORDERS)}, got {config.scheduling!r}")

@@ -1,0 +1,51 @@
+"""What a generated token costs in prompt tokens, given or measured from the steps that ran.
+
+A prompt token shares its step's products with many others; a token of a decoding sequence has a row of its own, its own
+sampling, and its share of reading the weights. The ratio depends on the device (3.6 on two CPU cores with the embedded model,
+1 to 5 on an accelerator by batch size), so it is best measured: over recent steps, seconds = a * prompt tokens + b * decodes
+in the least squares, and the price is b / a. What a step takes whatever is in it is thereby borne by its tokens.
+"""
+
+DEFAULT = 2.0  # until enough was seen; the paper's w_q / w_p
+LEAST, MOST = 1.0, 16.0  # a measured price is kept within; noise must not turn the order around
+_MEMORY = 0.998  # weight of a step relative to the next one: some 500 steps count
+_ENOUGH = 64.0  # steps, so weighted, before the measured price is used
+
+
+class Prices:
+    """Of one token of each kind; a prompt token's is 1.
+
+    Args:
+        decode: a generated token's; measured if None.
+    """
+
+    def __init__(self, decode: float | None = None) -> None:
+        self.decode = DEFAULT if decode is None else decode
+        self._measures = decode is None
+        self._steps = 0.0
+        self._pp = self._pd = self._dd = self._ps = self._ds = 0.0  # sums of products: prompt, decodes, seconds
+
+    def observe(self, prompt: int, decodes: int, seconds: float) -> None:
+        """A step of so many prompt tokens and single tokens took `seconds`; 0 seconds: not measured."""
+        if not self._measures or seconds <= 0 or not prompt + decodes:
+            return
+        # Long steps must not outweigh the others: each is divided by its tokens, so that all have the same weight.
+        tokens = prompt + decodes
+        p, d, s = prompt / tokens, decodes / tokens, seconds / tokens
+        self._steps = self._steps * _MEMORY + 1
+        self._pp = self._pp * _MEMORY + p * p
+        self._pd = self._pd * _MEMORY + p * d
+        self._dd = self._dd * _MEMORY + d * d
+        self._ps = self._ps * _MEMORY + p * s
+        self._ds = self._ds * _MEMORY + d * s
+        if self._steps >= _ENOUGH:
+            self._solve()
+
+    def _solve(self) -> None:
+        spread = self._pp * self._dd - self._pd * self._pd
+        if spread <= 1e-3 * self._steps:  # steps of one kind alone tell nothing of the other
+            return
+        prompt = self._ps * self._dd - self._ds * self._pd
+        decode = self._ds * self._pp - self._ps * self._pd
+        if prompt > 0:
+            self.decode = min(MOST, max(LEAST, decode / prompt))
