@@ -5,10 +5,31 @@ A knob belongs here when an operator may set it. What a *request* may set stands
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """A tenant and its weight, of `NAME=WEIGHT`; the name may hold further equals signs.
+
+    Raises:
+        ValueError: the text is not such a pair, or the weight is not from 0.01 to 100.
+    """
+    name, equals, number = text.rpartition("=")
+    weight = float(number)
+    if not equals or not 0.01 <= weight <= 100:
+        raise ValueError(f"must be NAME=WEIGHT with a weight from 0.01 to 100, got {text!r}")
+    return name, weight
+
+
+def _check_weight(text: str) -> str:
+    parse_weight(text)
+    return text
+
+
+Weight = Annotated[str, AfterValidator(_check_weight)]
 
 
 class Settings(BaseModel):
@@ -87,6 +108,22 @@ class Settings(BaseModel):
         le=0.5,
         description="Share of the pool that admission leaves free for the growth of running sequences.",
     )
+    scheduling: Literal["fcfs", "priority", "fair"] = Field(
+        "priority",
+        description="Who goes first: who came first (`fcfs`), a lower `priority` (which also takes the place of running requests "
+        "of a higher number), or priority and then the tenant that has had least (`fair`); see scheduling.md.",
+    )
+    tenant_weights: list[Weight] = Field(
+        default_factory=list,
+        description="With `fair`: shares of tenants, each NAME=WEIGHT with a weight from 0.01 to 100, 1 if not named. A tenant is "
+        "a key, by its name in key_names, or where no keys are asked for a request's `user`.",
+    )
+    decode_price: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="With `fair`: what a generated token counts in prompt tokens; measured from the steps if absent.",
+    )
 
     # --- HTTP ---
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -95,6 +132,14 @@ class Settings(BaseModel):
         default_factory=list,
         description="Keys that clients must send as a bearer token; none = open.",
         json_schema_extra={"secret": True},  # masked wherever settings are shown
+    )
+    key_names: list[Text] = Field(
+        default_factory=list,
+        description="Names of the tenants that the keys of api_key stand for, in their order; keys of one name are one "
+        "tenant. `key1`, `key2`.. if empty.",
+    )
+    isolate_keys: bool = Field(
+        False, description="Requests of different keys share no cached prefixes; each key is a salt of its own."
     )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         "refuse", description="Request fields nobody knows: answer 400, or ignore them with a warning header."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
-from configs.settings import Settings
+from configs.settings import Settings, parse_weight
 from engine.arithmetic import Arithmetic, choose_arithmetic
 from engine.channel import Channel
 from engine.fingerprint import kv_fingerprint
@@ -145,6 +145,9 @@ class Starter:
                 max_running=settings.max_running,
                 max_preemptions=settings.max_preemptions,
                 decode_watermark=settings.decode_watermark,
+                scheduling=settings.scheduling,
+                tenant_weights=dict(map(parse_weight, settings.tenant_weights)),
+                decode_price=settings.decode_price,
             ),
             pool,
             tiers,

@@ -49,6 +49,7 @@ class FairOrder(Order):
     """
 
     def __init__(self, prices: Prices, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
+        super().__init__()
         self.counters: dict[str, int] = {}
         self._prices = prices
         self._credit = credit * UNIT

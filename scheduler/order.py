@@ -19,24 +19,21 @@ Rank = tuple[int, ...]  # less goes first; all of one order are of one length
 
 
 class Order:
-    """By priority, then by arrival.
+    """By priority, then by arrival: `priority`. It is `fcfs` too, where nobody has a priority but the server's own probe.
 
-    Attributes:
+    Args:
         groups: whether requests with a resident prefix may pass others in the line.
     """
 
-    groups = True
+    def __init__(self, *, groups: bool = True) -> None:
+        self.groups = groups
 
     def lane(self, request: Request) -> str:
         """The part of the waiting line the request stands in; within a lane, priority and arrival decide."""
         return ""
 
     def opens(self, request: Request, waiting: WaitingLine) -> None:
-        """A new request is about to enter the line.
-
-        Raises:
-            ValueError: it asks for what this order does not give.
-        """
+        """A new request is about to enter the line."""
 
     def closes(self, request: Request) -> None:
         """The request has ended."""
@@ -82,18 +79,3 @@ class Order:
         """Whether nobody of the line can push a running one out, now or while all that run decode."""
         first = waiting.first()
         return first is None or all(request.priority <= first.priority for request in running)
-
-
-class ArrivalOrder(Order):
-    """By arrival alone."""
-
-    groups = False
-
-    def opens(self, request: Request, waiting: WaitingLine) -> None:
-        """Refuse a priority.
-
-        Raises:
-            ValueError: the request has one.
-        """
-        if request.priority:
-            raise ValueError(f"scheduling is fcfs, which knows no priority, got {request.priority}")

@@ -2,7 +2,7 @@
 
 from scheduler.config import SchedulerConfig
 from scheduler.fairness import FairOrder
-from scheduler.order import ArrivalOrder, Order
+from scheduler.order import Order
 from scheduler.prices import Prices
 
 ORDERS = ("fcfs", "priority", "fair")
@@ -17,7 +17,7 @@ def make_order(config: SchedulerConfig) -> Order:
     """
     match config.scheduling:
         case "fcfs":
-            return ArrivalOrder()
+            return Order(groups=False)
         case "priority":
             return Order()
         case "fair":

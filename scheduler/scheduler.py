@@ -60,7 +60,7 @@ class Scheduler:
 
         Raises:
             RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
-            ValueError: empty prompt, an id that is in use, or a priority where there are none.
+            ValueError: empty prompt, or an id that is in use.
         """
         prompt, output = len(message.prompt_ids), message.sampling.max_tokens
         if prompt + output > self.config.context:

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from server import error_handlers, health
+from server.callers import callers_of
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.metrics import Metrics, server_version
@@ -30,7 +31,7 @@ def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain
         redirect_slashes=False,
         middleware=[  # outermost first
             Middleware(ExchangeMiddleware, metrics=metrics, access_log=settings.access_log),
-            Middleware(AuthMiddleware, keys=settings.api_key),
+            Middleware(AuthMiddleware, callers=callers_of(settings)),
             Middleware(DrainMiddleware, drain=drain, retry_after=max(1, math.ceil(settings.drain_seconds))),
             Middleware(BodySizeMiddleware, limit=settings.max_body_bytes),
             Middleware(error_handlers.ErrorBoundary),

@@ -57,6 +57,12 @@ def serve(arguments: Sequence[str]) -> int:
     if print_config:
         print(render(loaded))
         return 0
+    from server.callers import callers_of
+
+    try:
+        callers_of(loaded.settings)
+    except ValueError as error:
+        return _complain(parser.prog, str(error))
     from configs.model_source import ModelError, resolve_model
 
     try:

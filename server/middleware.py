@@ -6,12 +6,13 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.callers import ANYBODY, Caller
 from server.drain import Drain
 from server.error_handlers import error_response
 from server.errors import BodyTooLarge, Unauthorized, Unavailable
@@ -103,15 +104,23 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
 
 
 class AuthMiddleware:
-    """Guards every path, known or not, but `OPEN_PATHS`. All keys are compared, each in constant time."""
+    """Guards every path, known or not, but `OPEN_PATHS`. All keys are compared, each in constant time.
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    Routes find whose key it was at `request.state.caller`.
+    """
+
+    def __init__(self, app: ASGIApp, callers: Mapping[str, Caller]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._callers = [(key.encode(), caller) for key, caller in callers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._admits(scope):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        caller = self._caller(scope) if self._callers else ANYBODY
+        if caller is not None or scope["path"] in OPEN_PATHS:
+            scope.setdefault("state", {})["caller"] = caller or ANYBODY
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
@@ -119,11 +128,11 @@ class AuthMiddleware:
         )
         await error_response(error, scope)(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
+    def _caller(self, scope: Scope) -> Caller | None:
         header = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, offered = header.partition(b" ")
-        matches = [hmac.compare_digest(offered.strip(), key) for key in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        matches = [caller for key, caller in self._callers if hmac.compare_digest(offered.strip(), key)]
+        return matches[0] if scheme.lower() == b"bearer" and matches else None
 
 
 class DrainMiddleware:

@@ -13,6 +13,7 @@ from typing import Any
 
 from scheduler.messages import AddRequest
 from scheduler.sampling_params import SamplingParams
+from server.callers import ANYBODY, Caller
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.protocol.chat import ChatRequest, Message
 from server.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -58,7 +59,7 @@ class Job:
     sequences: list[Sequence]
 
 
-def completion_job(body: CompletionRequest, services: Services) -> Job:
+def completion_job(body: CompletionRequest, services: Services, caller: Caller = ANYBODY) -> Job:
     """The job of a completions request.
 
     Raises:
@@ -71,20 +72,21 @@ def completion_job(body: CompletionRequest, services: Services) -> Job:
             f"`best_of` is served only where it equals `n`={body.n}, got {body.best_of}", param="best_of"
         )
     _check_stream_options(body)
+    _check_priority(body, services)
     _check_sequences(len(body.prompt), body.n, services)
     prompts = _completion_prompts(body, services)
     echoed = body.logprobs if body.echo else None
     most = max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)
     common = replace(_sampling(body, services), logprobs=body.logprobs, prompt_logprobs=most)
-    return _job(
-        "cmpl", model, body, prompts, _with_room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS, common, services)
-    )
+    settings = _with_room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS, common, services)
+    return _job("cmpl", model, body, list(zip(prompts, settings, strict=True)), caller)
 
 
-def chat_job(body: ChatRequest, services: Services) -> Job:
+def chat_job(body: ChatRequest, services: Services, caller: Caller = ANYBODY) -> Job:
     """The job of a chat request. Raises as `completion_job`."""
     model = services.model_name(body.model)
     _check_stream_options(body)
+    _check_priority(body, services)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest(
             f"`top_logprobs` needs `logprobs` to be true, got {body.top_logprobs}", param="top_logprobs"
@@ -98,7 +100,8 @@ def chat_job(body: ChatRequest, services: Services) -> Job:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
     )
-    return _job("chatcmpl", model, body, [prompt], _with_room([prompt], _chat_max_tokens(body), None, common, services))
+    settings = _with_room([prompt], _chat_max_tokens(body), None, common, services)
+    return _job("chatcmpl", model, body, [(prompt, settings[0])], caller)
 
 
 def render(
@@ -245,6 +248,15 @@ def _check_stream_options(body: Sampling) -> None:
         )
 
 
+def _check_priority(body: Sampling, services: Services) -> None:
+    if body.priority and services.settings.scheduling == "fcfs":
+        raise UnsupportedField(
+            f"`priority` must be 0 where requests are served as they come (scheduling is fcfs), got {body.priority}; start "
+            "with --scheduling priority or fair",
+            param="priority",
+        )
+
+
 def _chat_max_tokens(body: ChatRequest) -> int | None:
     given = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(given) > 1:
@@ -323,12 +335,12 @@ def _job(
     prefix: str,
     model: str,
     body: CompletionRequest | ChatRequest,
-    prompts: list[Prompt],
-    sampling: list[SamplingParams],
+    prompts: list[tuple[Prompt, SamplingParams]],
+    caller: Caller,
 ) -> Job:
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     sequences: list[Sequence] = []
-    for prompt, settings in zip(prompts, sampling, strict=True):
+    for prompt, settings in prompts:
         for choice in range(body.n):
             index = len(sequences)
             request = AddRequest(
@@ -336,7 +348,8 @@ def _job(
                 prompt_ids=prompt.ids,
                 sampling=replace(settings, seed=choice_seed(body.seed, choice)),
                 priority=body.priority,
-                cache_salt=body.cache_salt,
+                cache_salt=caller.salted(body.cache_salt),
+                tenant=caller.tenant_of(body.user),
             )
             sequences.append(Sequence(index, prompt, request))
     return Job(id=job_id, created=int(time.time()), model=model, body=body, sequences=sequences)

@@ -26,7 +26,7 @@ class Sampling(Body):
     """The shared fields. Bounds that an operator may set stand in `limits.py`."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"}
+        {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store"}
     )
     # Fields other servers know: named here so that the refusal says "not served" instead of guessing at a typo.
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -72,7 +72,19 @@ class Sampling(Body):
     bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")
     skip_special_tokens: bool = Field(True, description="Extension: leave special tokens out of the text.")
-    priority: int = Field(0, ge=-(2**31), le=INT32_MAX, description="Extension: lower runs first.")
+    user: str = Field(
+        "",
+        max_length=512,
+        description="Whose request it is. With `--scheduling fair` each user has its share, unless the server asks for keys: "
+        "then the key counts.",
+    )
+    priority: int = Field(
+        0,
+        ge=-(2**31),
+        le=INT32_MAX,
+        description="Extension: lower runs first, and in the place of running requests of higher numbers. Not with "
+        "`--scheduling fcfs`.",
+    )
     cache_salt: str = Field(
         "", max_length=256, description="Extension: cached prefixes are shared only between requests of equal salt."
     )

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.callers import Caller
 from server.generation import Delta, Generation, scored_tokens
 from server.lifetime import Exchange
 from server.offload import INLINE_SCORED_TOKENS, work_of
@@ -53,14 +54,15 @@ def build_router(services: Services) -> APIRouter:
 
 
 async def generate(
-    request: Request, services: Services, model: type[Any], make_job: Callable[[Any, Services], Job]
+    request: Request, services: Services, model: type[Any], make_job: Callable[[Any, Services, Caller], Job]
 ) -> Response:
     """Parse, submit, and answer in the form that was asked for.
 
     Raises:
         ApiError: the request is refused, or it ended before the answer began.
     """
-    job, parsed = await handle(request, services, model, make_job)
+    caller: Caller = request.state.caller
+    job, parsed = await handle(request, services, model, lambda body, _: make_job(body, services, caller))
     exchange: Exchange = request.state.exchange
     exchange.validated = time.monotonic()
     generation = Generation(job, services.engine, services.tokenizer, exchange)

@@ -19,6 +19,8 @@ OTHER = {int: 2048, float: 0.25, str: "other", bool: True}
 def other_value(knob: Knob):
     if knob.choices:
         return knob.choices[-1]
+    if knob.name == "tenant_weights":
+        return ["other=2", "a=b=0.5"]
     value = not knob.default if knob.kind is bool else OTHER[knob.kind]
     return [value] if knob.many else value
 

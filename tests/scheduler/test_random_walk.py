@@ -53,8 +53,6 @@ class SchedulerWalk(RuleBasedStateMachine):
         prompt = prefix + tail or [1]
         request_id = f"r{self.count}"
         self.count += 1
-        if self.engine.config.scheduling == "fcfs":
-            priority = 0
 
         def submit():
             self.engine.add(
