@@ -33,9 +33,10 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, ar
     available = available_bytes()
     free = available - weights - activations - RUNTIME_BYTES - int(settings.kv_host_gib * GIB)
     if free <= 0:
+        tier = " and the host's KV tier" if settings.kv_host_gib else ""
         raise ModelError(
-            f"{source.name} needs {_gib(available - free)} for weights, activations and --kv-host-gib and {_gib(available)} "
-            "are available; free memory, lower --kv-host-gib or --max-step-tokens or take a smaller model."
+            f"{source.name} needs {_gib(available - free)} for weights and activations{tier} and {_gib(available)} are "
+            f"available; free memory, lower --max-step-tokens{tier and ' or --kv-host-gib'} or take a smaller model."
         )
     kv_per_token = arithmetic.kv_bytes_per_token(config)
     blocks = _blocks(settings, kv_per_token * settings.block_size, longest, free)

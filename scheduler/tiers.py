@@ -23,6 +23,7 @@ from scheduler.load_or_recompute import LoadOrRecompute
 from scheduler.messages import TierStats
 from scheduler.moves import Label, Move, MoveResult, Tier
 from scheduler.request import Request
+from scheduler.step import Step
 from scheduler.tier_index import TierIndex
 
 Preemption = Literal["auto", "swap", "recompute"]
@@ -125,6 +126,12 @@ class Tiers:
     def moving(self) -> bool:
         """Whether a result is still to come."""
         return bool(self._flights)
+
+    def saw_step(self, step: Step, seconds: float) -> None:
+        """A step ended: it may tell what a prompt token costs."""
+        if self._indices:
+            prompts = sum(chunk.length for chunk in step.chunks if chunk.length > 1)
+            self._estimate.saw_step(prompts, step.tokens, seconds)
 
     # --- what a request may load ---
 

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from scheduler.messages import EngineStats, FinishReason, Phase, Ready, StepOutputs
+from scheduler.messages import EngineStats, FinishReason, Phase, Ready, StepOutputs, TierStats
 from server.errors import ApiError
 from server.lifetime import Lifetime
 
@@ -63,11 +63,33 @@ ENGINE_METRICS = (
     EngineMetric("prompt_tokens", "headrace_prompt_tokens", "Prompt tokens taken in."),
     EngineMetric("generation_tokens", "headrace_generation_tokens", "Tokens generated."),
     EngineMetric("preemptions", "headrace_preemptions", "Times a running sequence gave up its blocks."),
+    EngineMetric("swapped_out", "headrace_preemptions_swapped", "Preemptions whose KV was saved to a lower tier."),
     EngineMetric("recomputed_tokens", "headrace_recomputed_tokens", "Tokens computed again after a preemption."),
     EngineMetric("steps", "headrace_steps", "Engine steps."),
     EngineMetric("integrity_checks", "headrace_integrity_checks", "Checks of the block pool's invariants."),
     EngineMetric("integrity_failures", "headrace_integrity_failures", "Checks that found an invariant broken."),
 )
+
+
+_COPIES = ("headrace_kv_tier_copies", "Ranges copied to and from a tier; neighbouring blocks travel in one")
+TIER_METRICS = (  # fields of `TierStats`, each with the tier as a label
+    EngineMetric("up", "headrace_kv_tier_up", "1, or 0 where the tier failed and is not used any more.", counter=False),
+    EngineMetric("blocks", "headrace_kv_tier_blocks", "KV blocks a tier below the device keeps.", counter=False),
+    EngineMetric("bytes", "headrace_kv_tier_bytes", "Bytes they take there.", counter=False),
+    EngineMetric("loaded", "headrace_kv_tier_loaded_blocks", "KV blocks loaded from a tier instead of computed."),
+    EngineMetric("saved", "headrace_kv_tier_saved_blocks", "KV blocks copied to a tier."),
+    EngineMetric(
+        "spared", "headrace_kv_tier_spared_blocks", "KV blocks not copied, as a valid copy was there already."
+    ),
+    EngineMetric("load_copies", *_COPIES, label=("direction", "load")),
+    EngineMetric("save_copies", *_COPIES, label=("direction", "save")),
+    EngineMetric(
+        "failed", "headrace_kv_tier_failed_blocks", "KV blocks that were damaged or gone when they were loaded."
+    ),
+    EngineMetric("evicted", "headrace_kv_tier_evicted_blocks", "KV blocks that gave place to others."),
+)
+
+Family = GaugeMetricFamily | CounterMetricFamily
 
 
 class EngineCollector(Collector):
@@ -79,26 +101,40 @@ class EngineCollector(Collector):
 
     def engine_ended(self) -> None:
         """Keep the counters of the incarnation that ended, forget its gauges."""
-        for metric in ENGINE_METRICS:
-            if metric.counter:
-                setattr(self._before, metric.field, self._value(metric))
+        for tier, stats in self.stats.tiers.items():
+            _add_counters(self._before.tiers.setdefault(tier, TierStats(up=False)), stats, TIER_METRICS)
+        _add_counters(self._before, self.stats, ENGINE_METRICS)
         self.stats = EngineStats()
 
-    def _value(self, metric: EngineMetric) -> int:
-        now: int = getattr(self.stats, metric.field)
-        before: int = getattr(self._before, metric.field)
-        return now + before
-
     def collect(self) -> Iterable[Metric]:
-        """The families, in the order of the table."""
-        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        """The families, in the order of the tables."""
+        families: dict[str, Family] = {}
         for metric in ENGINE_METRICS:
-            if metric.name not in families:
-                kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
-                families[metric.name] = kind(metric.name, metric.help, labels=metric.label and [metric.label[0]])
-            labels = [metric.label[1]] if metric.label else []
-            families[metric.name].add_metric(labels, self._value(metric))
+            _sample(families, metric, self.stats, self._before, {})
+        for metric in TIER_METRICS:
+            for tier in sorted(self.stats.tiers.keys() | self._before.tiers.keys()):
+                now = self.stats.tiers.get(tier, TierStats(up=False))
+                _sample(families, metric, now, self._before.tiers.get(tier, TierStats(up=False)), {"tier": tier})
         return families.values()
+
+
+def _add_counters(total: object, ended: object, metrics: Iterable[EngineMetric]) -> None:
+    for metric in metrics:
+        if metric.counter:
+            setattr(total, metric.field, getattr(total, metric.field) + getattr(ended, metric.field))
+
+
+def _sample(
+    families: dict[str, Family], metric: EngineMetric, now: object, before: object, labels: dict[str, str]
+) -> None:
+    """Add one value to its family. A gauge is as it is now: what ended has left none of it."""
+    labels = labels | dict([metric.label] if metric.label else [])
+    if metric.name not in families:
+        kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
+        families[metric.name] = kind(metric.name, metric.help, labels=list(labels))
+    families[metric.name].add_metric(
+        list(labels.values()), getattr(now, metric.field) + (getattr(before, metric.field) if metric.counter else 0)
+    )
 
 
 class Metrics:
@@ -231,6 +267,7 @@ def page() -> str:
     metrics = Metrics()
     metrics._engine_pid = 1  # any process: the families are the same
     metrics.phase_ended(Phase(name="load", seconds=1.0))
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
     rows = [_row(family) for family in metrics.registry.collect()]
     buckets = ", ".join(f"{bound:g}" for bound in _FROM_1_MS)
     further = " and ".join(f"{bound:g}" for bound in _WHOLE_REQUEST[len(_FROM_1_MS) :])

@@ -24,6 +24,9 @@ class Recorder:
     def send(self, event):
         self.events.append(event)
 
+    def wake(self):
+        pass
+
     def close(self):
         pass
 

@@ -47,6 +47,12 @@ class Worker(Protocol):
     def run(self, step: Step) -> StepResult: ...
 
 
+class Mover(Protocol):
+    def start(self, moves: list[Move]) -> None: ...
+
+    def finished(self) -> list[MoveResult]: ...
+
+
 class SimWorker:
     """Runs steps on blocks that hold prefix hashes; fails when a chunk would read KV that is not its prefix's."""
 
@@ -58,6 +64,7 @@ class SimWorker:
         self.sampling: dict[str, SamplingParams] = {}
         self.max_tokens_in_step = 0
         self.last_step = -1
+        self.fails = ""  # id of a request whose rows cannot be sampled
 
     def run(self, step: Step) -> StepResult:
         assert step.step_id > self.last_step, "steps run in order"
@@ -93,6 +100,9 @@ class SimWorker:
             held = self.kv[chunk.block_table[position // self.block_size]][position % self.block_size]
             assert held == prefix_hash(tokens[: position + 1]), f"{chunk.request_id} reads foreign KV at {position}"
         result = ChunkResult(request_id=chunk.request_id)
+        if chunk.request_id == self.fails:
+            result.error = "injected"
+            return result
         if self.sampling[chunk.request_id].prompt_logprobs is not None:
             stop = min(end + 1, self.prompt_length[chunk.request_id])
             result.prompt_logprobs = [
@@ -126,7 +136,7 @@ class SimMover:
         self.stores = stores
         self.rng = rng
         self.under_way: list[tuple[Move, list[list[int | None]]]] = []
-        self.finished: list[MoveResult] = []
+        self.speed = 0.5  # chance that a move under way has ended when its result is asked for
         self.broken: set[Tier] = set()
         self.loss = 0.0  # chance that a content is damaged when it is read
         self.refusal = 0.0  # that one is not kept
@@ -139,15 +149,17 @@ class SimMover:
                     self.worker.kv[block] = [-1] * self.worker.block_size
             self.under_way.append((move, [list(self.worker.kv[block]) for block in move.blocks]))
 
-    def proceed(self, chance: float) -> None:
-        """End some of the moves; for each lower tier in the order they came."""
+    def finished(self) -> list[MoveResult]:
+        """Results of those that have ended; for each lower tier in the order they came."""
+        results: list[MoveResult] = []
         stuck = set[Tier]()
         for flight in list(self.under_way):
-            if flight[0].lower in stuck or self.rng.random() > chance:
+            if flight[0].lower in stuck or self.rng.random() > self.speed:
                 stuck.add(flight[0].lower)
                 continue
             self.under_way.remove(flight)
-            self.finished.append(self.finish(*flight))
+            results.append(self.finish(*flight))
+        return results
 
     def finish(self, move: Move, before: list[list[int | None]]) -> MoveResult:
         store = self.stores[move.lower]
@@ -203,7 +215,7 @@ class Engine:
         caching: bool = True,
         worker: Worker | None = None,
         eos: frozenset[int] = frozenset({EOS}),
-        tiers: dict[Tier, int] | None = None,
+        tiers: dict[Tier, int] | Callable[[BlockPool], tuple[Tiers, Mover | None]] | None = None,
         preemption: Preemption = "swap",
         seed: int = 0,
         **config: object,
@@ -216,13 +228,18 @@ class Engine:
             **config,  # type: ignore[arg-type]
         )
         pool = BlockPool(blocks, block_size, caching=caching)
-        indices = {tier: TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in (tiers or {}).items()}
-        self.scheduler = Scheduler(self.config, pool, Tiers(pool, indices, preemption=preemption))
         self.worker = worker or SimWorker(blocks, block_size)
-        self.rng = Random(seed)
-        stores = {tier: SimStore(size) for tier, size in (tiers or {}).items()}
-        self.mover = SimMover(self.worker, stores, self.rng) if isinstance(self.worker, SimWorker) else None
-        self.speed = 0.5  # chance that a move under way ends in a tick
+        self.mover: Mover | None = None
+        if callable(tiers):
+            below, self.mover = tiers(pool)
+        else:
+            sizes = tiers or {}
+            indices = {tier: TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in sizes.items()}
+            below = Tiers(pool, indices, preemption=preemption)
+            if isinstance(self.worker, SimWorker):
+                stores = {tier: SimStore(size) for tier, size in sizes.items()}
+                self.mover = SimMover(self.worker, stores, Random(seed))
+        self.scheduler = Scheduler(self.config, pool, below)
         self.planned: Step | None = None
         self.now = 0.0
         self.outputs: dict[str, list[int]] = {}
@@ -290,9 +307,7 @@ class Engine:
 
     def absorb_moves(self) -> None:
         if self.mover is not None:
-            self.mover.proceed(self.speed)
-            finished, self.mover.finished = self.mover.finished, []
-            for result in finished:
+            for result in self.mover.finished():
                 self.scheduler.moved(result)
             self.scheduler.check_integrity()
 

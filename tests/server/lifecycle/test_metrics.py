@@ -5,12 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from configs.settings import Settings
-from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs
+from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs, TierStats
 from scheduler.sampling_params import SamplingParams
 from server.engine_client import EngineClient
 from server.errors import EngineDied
 from server.lifetime import Lifetime
-from server.metrics import ENGINE_METRICS, Metrics, page
+from server.metrics import ENGINE_METRICS, TIER_METRICS, Metrics, page
 from tests.server.lifecycle.harness import ROOT, eventually, read, run, running
 from tests.server.lifecycle.scripted_engine import DIE, READY
 
@@ -24,7 +24,8 @@ def test_the_page_of_docs_is_what_the_registry_says():
 
 
 def test_every_field_of_the_engines_stats_is_a_metric():
-    assert [metric.field for metric in ENGINE_METRICS] == [field.name for field in fields(EngineStats)]
+    assert [*(metric.field for metric in ENGINE_METRICS), "tiers"] == [field.name for field in fields(EngineStats)]
+    assert {metric.field for metric in TIER_METRICS} == {field.name for field in fields(TierStats)}
 
 
 def test_names_are_prefixed_unique_and_carry_units():
@@ -47,6 +48,21 @@ def test_engine_counters_go_on_over_restarts():
     metrics.engine_detached()
     metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=2)))
     assert value(metrics, "headrace_generation_tokens_total") == 12
+
+
+def test_counters_of_a_tier_go_on_over_restarts_and_its_gauges_do_not():
+    metrics = Metrics()
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats(loaded=3, blocks=7)})))
+    assert value(metrics, "headrace_kv_tier_blocks", tier="host") == 7
+    assert value(metrics, "headrace_kv_tier_up", tier="host") == 1
+    metrics.engine_detached()
+    assert value(metrics, "headrace_kv_tier_loaded_blocks_total", tier="host") == 3
+    assert value(metrics, "headrace_kv_tier_blocks", tier="host") == 0
+    assert value(metrics, "headrace_kv_tier_up", tier="host") == 0
+    stats = TierStats(loaded=2, load_copies=1)
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": stats})))
+    assert value(metrics, "headrace_kv_tier_loaded_blocks_total", tier="host") == 5
+    assert value(metrics, "headrace_kv_tier_copies_total", tier="host", direction="load") == 1
 
 
 def test_counters_stay_monotonic_over_a_real_restart():
