@@ -188,7 +188,7 @@ def reordered(rows, heads):
 
 
 def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None):
-    """The model as llama.cpp's converter lays it out; matrices as `kind`, the rest in fp32."""
+    """The model as llama.cpp's converter lays it out; matrices as `kind` (or what it says of a name), the rest in fp32."""
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch)
@@ -213,7 +213,8 @@ def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: N
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             values = reordered(values, heads)
-        add(writer, gguf_name(name), values, kind if values.ndim > 1 else Kind.F32)
+        stored = kind(name) if callable(kind) else kind
+        add(writer, gguf_name(name), values, stored if values.ndim > 1 else Kind.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,0 +1,56 @@
+"""The GPU's model split over two real processes (gloo, interpreted kernels) against the same model in one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.gpu import gpu_rank
+from tests.engine.test_loading import Kind, write_gguf
+
+# Two KV heads split; one KV head kept by both, 80 wide, in 8-bit groups (a rank's 4 heads are 320 columns: ten groups).
+MODELS = {"qwen3-biased": "dense", "llama-one-kv-head": "groups"}
+
+
+@pytest.fixture(scope="module")
+def ranks(tiny_model, tmp_path_factory):
+    """Paths, and each rank's results. Bounded: a rank waits 60 s for the other, the test for none longer than 120 s."""
+    folder = tmp_path_factory.mktemp("ranks")
+    paths = {}
+    for name, form in MODELS.items():
+        model, saved = tiny_model(name)
+        paths[name] = (
+            write_gguf(folder / name, model, Kind.Q8_0).rename(folder / f"{name}.gguf") if form == "groups" else saved
+        )
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    outs = [folder / f"rank{rank}.pt" for rank in range(2)]
+    models = [f"{form}={paths[name]}" for name, form in MODELS.items()]
+    command = [sys.executable, "-W", "error", gpu_rank.__file__]
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", f"file://{folder}/meet", out, *models], env=environment)
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        assert [process.wait(120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return paths, [torch.load(out) for out in outs]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_give_the_logits_and_tokens_of_one(ranks, name):
+    paths, (first, second) = ranks
+    expected = gpu_rank.alone(str(paths[name]), MODELS[name])
+    assert len(set(expected["tokens"][0][-gpu_rank.TOKENS :])) > 2, "a model that repeats itself would hide a fault"
+    for rank in (first, second):
+        result = rank[paths[name].name]
+        torch.testing.assert_close(result["logits"], expected["logits"], atol=1e-4, rtol=0)
+        assert result["tokens"] == expected["tokens"]
+        assert result["kv_heads"] == 1
+    assert torch.equal(first[paths[name].name]["logits"], second[paths[name].name]["logits"])
