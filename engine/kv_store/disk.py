@@ -1,0 +1,379 @@
+"""The disk below the host: blocks that survive the process.
+
+What belongs here: the index of what is kept, and the I/O of single blocks. Never: what to keep or evict (the scheduler's), what
+a head looks like (`record`), which slot is free (`slots`), names of files (`folder`), system calls (`filesystem`).
+"""
+
+import errno
+import mmap
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from engine.kv_store.codec import Bytes, Codec
+from engine.kv_store.filesystem import Filesystem
+from engine.kv_store.folder import Folder
+from engine.kv_store.record import (
+    PAGE,
+    Head,
+    checksum,
+    pack_ids,
+    read_head,
+    size_of,
+    unpack_ids,
+    whole_pages,
+    write_head,
+)
+from engine.kv_store.scan import scan
+from engine.kv_store.slots import Place, Slots
+from engine.kv_store.store import Kept, Rows, StoreLost
+from scheduler.moves import Label
+
+Outcome = TypeVar("Outcome")
+
+_DEPTH = (
+    4  # requests at once for the blocks of all calls: most of the disk's rate (figures in `filesystem`), few threads
+)
+_SEGMENT_BYTES = 2**28  # of a file at least
+_SEGMENTS = 64  # files, about: each keeps a descriptor
+_GIVE_BACK = 8  # slots whose pages a single put may give back: a lower limit is reached step by step, 0.25 ms each
+
+
+class _Record(NamedTuple):
+    """A content that is there."""
+
+    head: Head
+    place: Place
+
+    @property
+    def size(self) -> int:
+        return size_of(self.head.length)
+
+
+class DiskStore:
+    """A `BlockStore` in a folder. See there for the contract.
+
+    A block is written with its head, in one request, to a free slot of a file; it enters the index when that has returned. Nothing
+    is synced: after a crash or a loss of power, what did not reach the disk fails its checksum, at the next opening or at the first
+    `get`, and is forgotten. For the same reason a slot's old head need not be cleared before the slot is written again.
+
+    Every `get` compares key, token ids, the whole head and the checksum of the bytes. Damaged contents are forgotten and counted;
+    a slot that the disk cannot read is not used again. The first failing write loses the store.
+
+    Memory past what the caller passes: a slot for each request under way, and some 600 bytes for each block kept.
+
+    Args:
+        folder: created if missing. Held by one process at a time; other models' and other formats' blocks in it are left alone
+            until they stand in the way of the limit, then those used longest ago go first.
+        block_bytes: of a block.
+        fingerprint: of model and KV format (`engine.fingerprint`).
+        limit_bytes: on the disk. What an earlier process left beyond it is dropped, oldest first; a `put` beyond it keeps nothing.
+        codecs: those whose blocks can be read; blocks of others are forgotten.
+        filesystem: the seam for tests.
+        depth: blocks of one call that are read or written at once.
+
+    Attributes:
+        codec: what new blocks are encoded with; None: they are written as they are, and so are those that it makes no shorter.
+            May be set at any time, from any thread.
+        damaged: contents forgotten because their bytes had changed or could not be read.
+        bytes_written: heads and padding included.
+        bytes_read: likewise.
+
+    Raises:
+        StoreRefused: another process holds the folder.
+        StoreLost: the folder cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        block_bytes: int,
+        fingerprint: str,
+        limit_bytes: int,
+        codecs: Sequence[Codec] = (),
+        filesystem: Filesystem | None = None,
+        depth: int = _DEPTH,
+    ) -> None:
+        self.codec: Codec | None = None
+        self.damaged = self.bytes_written = self.bytes_read = 0
+        self._block_bytes, self._slot_bytes, self._limit = block_bytes, size_of(block_bytes), limit_bytes
+        self._codecs = {codec.name: codec for codec in codecs}
+        self._filesystem = filesystem or Filesystem()
+        self._lock = threading.Lock()  # over index, books, counters and the opening of files; never over a block's I/O
+        self._index: dict[bytes, _Record] = {}
+        self._slots = Slots(max(_SEGMENT_BYTES, limit_bytes // _SEGMENTS) // self._slot_bytes or 1)
+        self._busy: set[Place] = set()  # slots in use that the index does not know: being written or given back
+        self._punches = True
+        self._buffers: list[memoryview] = []
+        self._lost = ""
+        self._threads = ThreadPoolExecutor(depth, thread_name_prefix="kv-disk")
+        try:
+            self._folder = Folder(folder, fingerprint, block_bytes, self._filesystem)
+            self._read_folder()
+        except OSError as error:
+            self.close()
+            raise StoreLost(f"no KV blocks on disk in {folder}: {error}") from error
+        self._first = 1 + max((record.head.sequence for record in self._index.values()), default=-1)
+        self._sequence = count(self._first)
+
+    @property
+    def taken(self) -> int:
+        """Bytes on the disk of the contents kept and of those on their way."""
+        return self._slots.taken
+
+    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+        """See `BlockStore`. 0 also where the limit leaves no room."""
+        return self._each(self._put, labels, rows)
+
+    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+        """See `BlockStore`."""
+        return self._each(self._get, labels, rows)
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """See `BlockStore`. The disk changes when the slot is used again: until then, another opening finds the content there."""
+        with self._lock:
+            for key in keys:
+                if (record := self._index.pop(key, None)) is not None:
+                    self._slots.free(record.place)
+
+    def kept(self) -> list[Kept]:
+        """See `BlockStore`; the order is that of writing, which is what survives."""
+        with self._lock:
+            old = [record for record in self._index.values() if record.head.sequence < self._first]
+        return [Kept(Label(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]
+
+    def check_integrity(self) -> None:
+        """See `BlockStore`."""
+        with self._lock:
+            self._slots.check()
+            places = {record.place: record.size for record in self._index.values()}
+            assert len(places) == len(self._index), "two contents in one slot"
+            assert not places.keys() & self._busy, "a slot is written while it is read"
+            used = self._slots.used
+            assert used.keys() == places.keys() | self._busy, f"{len(used)} used, {len(places)} known"
+            assert all(used[place] == size for place, size in places.items()), "a size differs from the books'"
+            assert all(key == record.head.key for key, record in self._index.items()), "a content under another's key"
+
+    def close(self) -> None:
+        """See `BlockStore`. May be called again; no call may be under way."""
+        self._lost = self._lost or "closed"
+        self._threads.shutdown()
+        if hasattr(self, "_folder"):
+            self._folder.close()
+
+    # One block
+
+    def _each(self, work: Callable[[Label, Bytes], Outcome], labels: Sequence[Label], rows: Rows) -> list[Outcome]:
+        self._check_alive()
+        pool: Bytes = rows.pool.numpy()
+        if pool.dtype != np.uint8 or pool.shape[1:] != (self._block_bytes,) or not pool.flags.c_contiguous:
+            raise ValueError(f"rows are {pool.dtype} {pool.shape}; this store keeps uint8 [n, {self._block_bytes}]")
+        pairs = list(zip(labels, (pool[row] for row in rows.ids), strict=True))
+        if len(pairs) == 1:
+            return [work(*pairs[0])]
+        tasks = [self._threads.submit(work, label, row) for label, row in pairs]
+        wait(tasks)  # all of them, also where one fails: the rows are the caller's again when this returns
+        return [task.result() for task in tasks]
+
+    def _put(self, label: Label, row: Bytes) -> int:
+        self._check_alive()
+        ids = pack_ids(label.token_ids)
+        with self._lock:
+            known = self._index.get(label.key)
+        if known is not None:
+            return known.size if known.head.ids == ids else 0
+        data, codec = self._encoded(row)
+        head = Head(label.key, ids, next(self._sequence), len(data), checksum(data), codec)
+        try:
+            place = self._write(head, data)
+        except OSError as error:
+            raise self._lose("cannot be written", error) from error
+        return self._publish(_Record(head, place)) if place is not None else 0
+
+    def _get(self, label: Label, row: Bytes) -> bool:
+        self._check_alive()
+        with self._lock:
+            record = self._index.get(label.key)
+        if record is None or record.head.ids != pack_ids(label.token_ids):
+            return False
+        try:
+            whole = self._read(record, row)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise self._lose("cannot be read", error) from error
+            self._forget(record, readable=False)
+            return False
+        if not whole:
+            self._forget(record, readable=True)
+        return whole
+
+    def _forget(self, record: _Record, *, readable: bool) -> None:
+        """A damaged content goes, from the disk too, lest the next opening finds its head and believes it."""
+        with self._lock:
+            if self._index.get(record.head.key) is not record:
+                return  # dropped meanwhile, against the contract: the slot may be another's by now
+            del self._index[record.head.key]
+            self._busy.add(record.place)
+            self.damaged += 1
+        if readable:
+            with self._buffer() as buffer, suppress(OSError):  # if it stays, it is found damaged again
+                buffer[:PAGE] = bytes(PAGE)
+                file = self._folder.file(record.place.segment)
+                self._filesystem.write_all(file, [buffer[:PAGE]], record.place.slot * self._slot_bytes)
+        with self._lock:
+            self._busy.remove(record.place)
+            (self._slots.free if readable else self._slots.retire)(record.place)
+
+    def _encoded(self, row: Bytes) -> tuple[memoryview, str]:
+        """A block's bytes as they go to the disk, and the name of the codec that made them so."""
+        if (codec := self.codec) is not None:
+            data = memoryview(codec.encode(row)).cast("B")
+            if whole_pages(len(data)) < whole_pages(self._block_bytes):
+                self._codecs.setdefault(codec.name, codec)
+                return data, codec.name
+        return row.data, ""
+
+    def _write(self, head: Head, data: memoryview) -> Place | None:
+        """Write a block to a free slot; None if there is no room. The slot is busy from then on."""
+        size = size_of(head.length)
+        with self._buffer() as buffer:
+            write_head(head, buffer[:PAGE])
+            parts = [buffer[:PAGE], data]
+            if not _in_pages(data):
+                end = PAGE + len(data)
+                buffer[PAGE:end], buffer[end:size] = data, bytes(size - end)
+                parts = [buffer[:size]]
+            with self._lock:
+                if self._slots.taken + size > self._limit:
+                    return None
+                place, left = self._slots.take(size)
+                self._busy.add(place)
+                file = self._folder.file(place.segment)
+            self._give_back()
+            start = place.slot * self._slot_bytes
+            self._filesystem.write_all(file, parts, start)
+        if left > size:
+            self._filesystem.punch(file, start + size, left - size)
+        return place
+
+    def _publish(self, record: _Record) -> int:
+        with self._lock:
+            self.bytes_written += record.size
+            self._busy.remove(record.place)
+            if record.head.key in self._index:  # another thread was faster, against the contract
+                self._slots.free(record.place)
+            return self._index.setdefault(record.head.key, record).size
+
+    def _read(self, record: _Record, row: Bytes) -> bool:
+        """Fill the row; whether all of it is what was written."""
+        head, out = record.head, row.data
+        file = self._folder.file(record.place.segment)
+        with self._buffer() as buffer:
+            parts, data = [buffer[:PAGE], out], out
+            if head.codec or not _in_pages(out):
+                parts, data = [buffer[: record.size]], buffer[PAGE : PAGE + head.length]
+            read = self._filesystem.read(file, parts, record.place.slot * self._slot_bytes)
+            with self._lock:
+                self.bytes_read += read
+            if read != record.size or read_head(buffer[:PAGE]) != head or checksum(data) != head.checksum:
+                return False
+            if head.codec:
+                return self._decode(head.codec, data, row)
+            if data is not out:
+                out[:] = data
+            return True
+
+    def _decode(self, codec: str, data: memoryview, row: Bytes) -> bool:
+        try:
+            self._codecs[codec].decode(data, row)
+        except ValueError:
+            return False
+        return True
+
+    @contextmanager
+    def _buffer(self) -> Iterator[memoryview]:
+        """Memory for a slot, on pages of its own."""
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = memoryview(mmap.mmap(-1, self._slot_bytes))
+        try:
+            yield buffer
+        finally:
+            self._buffers.append(buffer)
+
+    def _check_alive(self) -> None:
+        if self._lost:
+            raise StoreLost(self._lost)
+
+    def _lose(self, what: str, error: OSError) -> StoreLost:
+        self._lost = self._lost or f"the KV blocks on disk {what}: {error.strerror or error}"
+        return StoreLost(self._lost)
+
+    # The disk as a whole
+
+    def _read_folder(self) -> None:
+        """Fill index and books from what is there, within the limit."""
+        found = list(scan(self._folder, self._filesystem, self._slot_bytes, self._threads))
+        good = [_Record(head, place) for place, head, _ in found if head is not None and self._fits(head)]
+        wanted = {record.place.segment for record in good}
+        for segment in {place.segment for place, _, _ in found} - wanted:
+            self._folder.remove(segment)
+        sizes = {record.place: record.size for record in good}
+        for place, _, readable in found:
+            if place.segment in wanted:
+                self._slots.add(place, sizes.get(place, self._slot_bytes))
+                if place not in sizes:  # nobody knows how many of its pages were written: taken for all
+                    (self._slots.free if readable else self._slots.retire)(place)
+        for record in sorted(good, key=lambda record: record.head.sequence):
+            if (older := self._index.pop(record.head.key, None)) is not None:
+                self._slots.free(older.place)
+            self._index[record.head.key] = record
+        for key in list(self._index):
+            if self._slots.taken <= self._limit:
+                break
+            self._slots.free(self._index.pop(key).place)
+
+    def _fits(self, head: Head) -> bool:
+        """Whether a whole head can be one of ours."""
+        if head.codec:
+            return head.codec in self._codecs and size_of(head.length) <= self._slot_bytes
+        return head.length == self._block_bytes
+
+    def _give_back(self) -> None:
+        """Have the disk take back what stands in the way of the limit: other models' blocks, then pages of free slots."""
+        for _ in range(_GIVE_BACK):
+            with self._lock:
+                others = self._folder.others
+                if self._slots.taken + self._slots.spare + sum(other.size for other in others) <= self._limit:
+                    return
+                other = others.pop(0) if others else None
+                free = self._slots.hollow() if other is None and self._punches else None
+                if free is not None:
+                    self._busy.add(free[0])
+            if other is not None:
+                with suppress(OSError):  # what is not ours to remove stays
+                    self._folder.remove_other(other)
+            elif free is None or not self._hollow(*free):
+                return
+
+    def _hollow(self, place: Place, size: int) -> bool:
+        """Give back the pages of a free slot; whether this system can."""
+        file = self._folder.file(place.segment)
+        self._punches = self._filesystem.punch(file, place.slot * self._slot_bytes, size)
+        with self._lock:
+            self._busy.remove(place)
+            self._slots.free(place)
+        return self._punches
+
+
+def _in_pages(data: memoryview) -> bool:
+    """Whether these are whole pages of memory, so that direct access needs no copy."""
+    return len(data) % PAGE == 0 and np.frombuffer(data, np.uint8).ctypes.data % PAGE == 0
