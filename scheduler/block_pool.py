@@ -2,9 +2,13 @@
 
 Contract. The pool hands out block *ids*; the memory behind them is the worker's. Each block is in exactly one state:
 
-    free    nobody refers to it, no content              taken first, in runs of consecutive ids where possible
+    free    nobody refers to it, no content              may be taken
     used    `refs` sequences have it in their tables     never evicted
-    cached  nobody refers to it, content kept by key     evicted least recently used first
+    cached  nobody refers to it, content kept by key     may be taken when the policy has given it up
+
+A cached block is first the policy's (`scheduler.eviction`). What the policy gives up is *loose*: still found by its key until
+the block is taken. Where copies between tiers are to be few and long, some are always loose, so that blocks can be chosen
+that lie together (`scheduler.vacant`).
 
 A sequence may write only to blocks it alone holds and that have no key: a block gets its key when it is full, and from
 then on nobody writes to it. `publish` may run when the step that fills the block has been *planned*: steps run in
@@ -13,12 +17,12 @@ order, and within a layer all KV is written before any attention reads, so whoev
 What belongs here: ownership, content addresses, eviction. Never: requests, policy, tensors, time.
 """
 
-import heapq
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from scheduler.eviction import Eviction, eviction_of
 from scheduler.moves import Label
+from scheduler.vacant import Vacant
 
 
 class OutOfBlocks(Exception):
@@ -43,16 +47,34 @@ class BlockPool:
         blocks: how many there are; ids are `0 .. blocks - 1`.
         block_size: tokens in one block.
         caching: whether contents are kept and shared.
+        eviction: which of the contents nobody uses goes first; the pool's own from now on. Least recently used if None.
+
+        choice: share of the unused blocks that is free or loose at any time. Blocks of a table then lie in longer runs, but
+            contents go less in the policy's order: pays where a lower tier still has them. 0: as the policy says.
+
+    Attributes:
+        evictions: contents that had to give place so far.
     """
 
-    def __init__(self, blocks: int, block_size: int, *, caching: bool = True) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        block_size: int,
+        *,
+        caching: bool = True,
+        eviction: Eviction | None = None,
+        choice: float = 0.0,
+    ) -> None:
         self.blocks = blocks
         self.block_size = block_size
         self.caching = caching
+        self.choice = choice
+        self.evictions = 0
+        self.eviction = eviction or eviction_of("lru", blocks)
         self._state = [_Block() for _ in range(blocks)]
-        self._free = set(range(blocks))
-        self._free_heap = list(range(blocks))  # may hold ids that left `_free`; skipped when popped
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._vacant = Vacant(blocks)
+        self._vacant.add(range(blocks))
+        self._loose = 0  # vacant blocks with content
         self._index: dict[bytes, int] = {}
 
     # --- counts ---
@@ -60,17 +82,17 @@ class BlockPool:
     @property
     def free(self) -> int:
         """Blocks without content or owner."""
-        return len(self._free)
+        return len(self._vacant) - self._loose
 
     @property
     def cached(self) -> int:
         """Blocks without owner whose content may be reused."""
-        return len(self._cached)
+        return len(self.eviction) + self._loose
 
     @property
     def available(self) -> int:
         """Blocks that `allocate` can give now."""
-        return len(self._free) + len(self._cached)
+        return len(self._vacant) + len(self.eviction)
 
     @property
     def used(self) -> int:
@@ -84,46 +106,58 @@ class BlockPool:
     # --- taking and giving back ---
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
-        """Take `count` empty blocks for one sequence.
+        """Take `count` empty blocks for one sequence, in as few runs of consecutive ids as can be (one strided read, one copy).
 
-        Ids come sorted, so that runs of consecutive blocks stay runs in the block table (one strided read, one copy).
+        Behind them some blocks are kept free where there are enough, so that the sequence's growth extends the last run.
 
         Args:
             count: how many.
-            after: the last block of the sequence's table; its neighbour is taken if free.
+            after: the last block of the sequence's table; its neighbours are taken if free.
 
         Raises:
             OutOfBlocks: fewer are available; nothing was taken.
         """
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
-        taken: list[int] = []
-        while after is not None and len(taken) < count and after + 1 in self._free:
-            after += 1
-            self._free.remove(after)
-            taken.append(after)
-        rest = sorted(self._take_any() for _ in range(count - len(taken)))
-        for block_id in (*taken, *rest):
-            self._state[block_id].refs = 1
-        return taken + rest
+        if count > 1 or after not in self._vacant.tails:
+            self._loosen(count)
+        taken = self._vacant.take(count, after)
+        for block_id in taken:
+            block = self._state[block_id]
+            block.refs = 1
+            if block.key is not None:
+                self._forget(block_id)
+                self._loose -= 1
+                self.evictions += 1
+        return taken
 
-    def _take_any(self) -> int:
-        while self._free_heap:
-            block_id = heapq.heappop(self._free_heap)
-            if block_id in self._free:
-                self._free.remove(block_id)
-                return block_id
-        block_id, _ = self._cached.popitem(last=False)
-        self._forget(block_id)
-        return block_id
+    def _loosen(self, count: int) -> None:
+        """Have the policy give up what it takes to choose `count` blocks and their room from; what is pinned only in need."""
+        spare = int(self.available * self.choice)
+        lacking = count - self._vacant.open
+        if spare:
+            lacking += self._vacant.room + spare
+            if lacking < spare // 4:  # so that many are given up at once, and neighbours become one run in one go
+                lacking = 0
+        needed = max(min(lacking, self.eviction.unpinned), count - len(self._vacant))
+        if needed > 0:
+            self._vacant.add([self._index[self.eviction.victim()] for _ in range(needed)])
+            self._loose += needed
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Add one owner to each of these blocks, which `match` has just returned."""
         for block_id in block_ids:
             block = self._state[block_id]
-            if block.refs == 0:
-                del self._cached[block_id]
+            if block.refs == 0 and block.key is not None:
+                self._pick_up(block_id, block.key)
             block.refs += 1
+
+    def _pick_up(self, block_id: int, key: bytes) -> None:
+        if key in self.eviction:
+            self.eviction.remove(key)
+        else:
+            self._vacant.discard(block_id)
+            self._loose -= 1
 
     def release(self, block_ids: Sequence[int]) -> None:
         """Take one owner away from each block of a table, given in the table's order.
@@ -131,21 +165,24 @@ class BlockPool:
         Blocks with content stay cached; the tail is evicted before the head, because a prefix is worth more than what
         follows it.
         """
-        for block_id in reversed(block_ids):
+        unused: list[bytes] = []
+        empty: list[int] = []
+        tails = self._vacant.tails
+        for block_id in block_ids:
             block = self._state[block_id]
             if block.refs <= 0:
                 raise IntegrityError(f"block {block_id} released more often than taken")
             block.refs -= 1
             if block.refs:
                 continue
+            if block_id in tails:
+                self._vacant.close(block_id)
             if block.key is None:
-                self._set_free(block_id)
+                empty.append(block_id)
             else:
-                self._cached[block_id] = None
-
-    def _set_free(self, block_id: int) -> None:
-        self._free.add(block_id)
-        heapq.heappush(self._free_heap, block_id)
+                unused.append(block.key)
+        self._vacant.add(empty)
+        self.eviction.add(*unused)
 
     # --- content ---
 
@@ -216,10 +253,11 @@ class BlockPool:
 
     def drop_contents(self) -> None:
         """Forget every content: what the blocks hold is in doubt (a step failed). Owners keep their blocks."""
+        self._vacant.add([self._index[key] for key in self.eviction])
+        self.eviction.clear()
+        self._loose = 0
         for block_id in list(self._index.values()):
             self._forget(block_id)
-        while self._cached:
-            self._set_free(self._cached.popitem()[0])
 
     def _forget(self, block_id: int) -> None:
         block = self._state[block_id]
@@ -241,19 +279,33 @@ class BlockPool:
                 raise IntegrityError(f"a block stands twice in one table: {list(table)}")
             for block_id in table:
                 refs[block_id] += 1
+        vacant = self._vacant_ids()
         for block_id, block in enumerate(self._state):
-            self._check_block(block_id, block, refs[block_id])
+            self._check_block(block_id, block, refs[block_id], block_id in vacant)
         if len(self._index) != sum(block.key is not None for block in self._state):
             raise IntegrityError("the index and the keys of the blocks differ")
+        if len(self.eviction) != sum(key in self.eviction for key in self._index):
+            raise IntegrityError("the policy knows contents that no block holds")
+        if self._loose != sum(self._state[block_id].key is not None for block_id in vacant):
+            raise IntegrityError(f"{self._loose} blocks are counted as loose")
+        self.eviction.check_integrity()
 
-    def _check_block(self, block_id: int, block: _Block, refs: int) -> None:
+    def _vacant_ids(self) -> set[int]:
+        ids = list(self._vacant)
+        if len(set(ids)) != len(ids) or len(ids) != len(self._vacant):
+            raise IntegrityError(f"{len(self._vacant)} blocks count as vacant: {sorted(ids)}")
+        if not all(self.in_use(tail) for tail in self._vacant.tails):
+            raise IntegrityError(f"room is kept behind blocks that nobody uses: {list(self._vacant.tails)}")
+        return set(ids)
+
+    def _check_block(self, block_id: int, block: _Block, refs: int, vacant: bool) -> None:
         if block.refs != refs:
             raise IntegrityError(f"block {block_id} counts {block.refs} owners, {refs} tables hold it")
-        states = (block_id in self._free, block_id in self._cached, refs > 0)
+        states = (vacant, block.key is not None and block.key in self.eviction, refs > 0)
         if sum(states) != 1:
-            raise IntegrityError(f"block {block_id} is (free, cached, used) = {states}")
+            raise IntegrityError(f"block {block_id} is (vacant, the policy's, used) = {states}")
         if block.key is None:
-            if refs > 1 or states[1]:
-                raise IntegrityError(f"block {block_id} has no content and (cached={states[1]}, owners={refs})")
-        elif states[0] or self._index.get(block.key) != block_id or len(block.tokens) != self.block_size:
+            if refs > 1:
+                raise IntegrityError(f"block {block_id} has no content and {refs} owners")
+        elif self._index.get(block.key) != block_id or len(block.tokens) != self.block_size:
             raise IntegrityError(f"block {block_id} has a key that the index does not lead to")

@@ -162,6 +162,11 @@ class Eviction:
     # --- pins ---
 
     @property
+    def unpinned(self) -> int:
+        """Keys here that have no pin."""
+        return len(self._order)
+
+    @property
     def pinned(self) -> int:
         """Keys with a pin, be their contents here or not."""
         return len(self._until)

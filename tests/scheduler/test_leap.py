@@ -68,7 +68,9 @@ def test_a_leap_is_as_many_rounds(seed, scheduling):
         max_running=rng.choice((3, 8, 64)),
         scheduling=scheduling,
     )
-    pool = BlockPool(rng.choice((26, 40, 80)), rng.choice((4, 8)), caching=rng.random() < 0.8)
+    pool = BlockPool(
+        rng.choice((26, 40, 80)), rng.choice((4, 8)), caching=rng.random() < 0.8, choice=rng.choice((0.0, 0.25))
+    )
     scheduler = Scheduler(config, pool)
     planned: Step | None = None
     number = leaps = 0

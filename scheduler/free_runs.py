@@ -1,0 +1,107 @@
+"""Blocks that may be taken, as runs of consecutive ids, so that what is taken together lies together.
+
+A run is as long as can be: two runs never touch. Runs are kept by the power of two below their length, which finds one that
+fits, or nearly the longest, without a look at all of them (after Masmano et al., "TLSF", ECRTS 2004, with one level).
+"""
+
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+_LOOKED_AT = 8  # runs of one class that are compared: bounds the time, and costs little of the fit
+
+
+class FreeRuns:
+    """A set of ids below `limit`. What a call costs grows with the logarithm of the number of runs."""
+
+    def __init__(self, limit: int) -> None:
+        self._end_of: dict[int, int] = {}  # one past the last id of the run that begins there
+        self._begins: list[int] = []  # sorted
+        self._classes: list[dict[int, None]] = [{} for _ in range(limit.bit_length() + 1)]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, block_id: int) -> bool:
+        return self._run_of(block_id) is not None
+
+    def __iter__(self) -> Iterator[int]:
+        for begin in self._begins:
+            yield from range(begin, self._end_of[begin])
+
+    def add(self, begin: int, end: int) -> None:
+        """Add the ids from `begin` to before `end`, none of which is here."""
+        if begin >= end:
+            return
+        self._count += end - begin
+        behind = self._end_of.get(end)
+        if behind is not None:
+            self._drop(end)
+            end = behind
+        place = bisect_right(self._begins, begin)
+        before = self._begins[place - 1] if place else -1
+        if place and self._end_of[before] == begin:
+            self._drop(before)
+            begin = before
+        self._put(begin, end)
+
+    def add_all(self, block_ids: Iterable[int]) -> None:
+        """Add these ids, none of which is here."""
+        begin = end = -1
+        for block_id in sorted(block_ids):
+            if block_id != end:
+                self.add(begin, end)
+                begin = block_id
+            end = block_id + 1
+        self.add(begin, end)
+
+    def take(self, begin: int, end: int) -> None:
+        """Take out the ids from `begin` to before `end`, all of one run. Raises KeyError if they are not here."""
+        run = self._run_of(begin)
+        if run is None or self._end_of[run] < end:
+            raise KeyError(f"{begin} to {end} is no part of a run")
+        run_end = self._end_of[run]
+        self._drop(run)
+        self._count -= end - begin
+        if run < begin:
+            self._put(run, begin)
+        if end < run_end:
+            self._put(end, run_end)
+
+    def end_of(self, block_id: int) -> int:
+        """One past the last id of the run that has this id; the id itself if none has."""
+        run = self._run_of(block_id)
+        return block_id if run is None else self._end_of[run]
+
+    def find(self, length: int) -> int:
+        """The begin of a run of at least this length, rather a short one; of one nearly the longest if there is none.
+
+        Raises KeyError if the set is empty.
+        """
+        for runs in islice(self._classes, length.bit_length(), None):
+            fits = [run for run in islice(runs, _LOOKED_AT) if self._end_of[run] - run >= length]
+            if fits:
+                return min(fits, key=self._length)
+        for runs in reversed(self._classes):
+            if runs:
+                return max(islice(runs, _LOOKED_AT), key=self._length)
+        raise KeyError("nothing is free")
+
+    def _length(self, begin: int) -> int:
+        return self._end_of[begin] - begin
+
+    def _run_of(self, block_id: int) -> int | None:
+        place = bisect_right(self._begins, block_id)
+        begin = self._begins[place - 1] if place else block_id + 1
+        return begin if begin <= block_id < self._end_of[begin] else None
+
+    def _put(self, begin: int, end: int) -> None:
+        insort(self._begins, begin)
+        self._end_of[begin] = end
+        self._classes[(end - begin).bit_length()][begin] = None
+
+    def _drop(self, begin: int) -> None:
+        del self._begins[bisect_right(self._begins, begin) - 1]
+        del self._classes[self._length(begin).bit_length()][begin]
+        del self._end_of[begin]
