@@ -215,7 +215,7 @@ class HostStore:
     def _publish(self, room: Room) -> None:
         unused = []
         for label, slot, arrived in zip(room.labels, room.rows.ids, room.arrived, strict=True):
-            if arrived and not self._lost and label.key not in self._entries:
+            if arrived and label.key not in self._entries:
                 self._entries[label.key] = _Entry(slot, label.token_ids)
             else:
                 unused.append(slot)

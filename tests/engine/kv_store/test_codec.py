@@ -108,11 +108,23 @@ def test_junk_is_refused(codec, junk, size):
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
-def test_a_block_of_another_size_is_refused(codec):
-    data = codec.encode(cache_like(4096, 2))
-    for size in (0, 4088, 4104, 8192):
+@pytest.mark.parametrize("given", [0, 4, 4096])
+def test_a_block_of_another_size_is_refused(codec, given):
+    """Also one of a single number, which numpy would repeat."""
+    data = codec.encode(cache_like(given, 2))
+    for size in {0, 4, 8, 4088, 4096, 4104, 8192} - {given}:
         with pytest.raises(ValueError):
             read(codec, data, size)
+
+
+def test_nothing_may_stand_between_or_behind_the_frames():
+    """Even where the lengths say that it belongs there."""
+    codec, block = CODECS[1], cache_like(4096, 1)
+    data = codec.encode(block)
+    length = int.from_bytes(data[:4], "little")
+    for damaged in (data[:4] + b"junk" + data[4:], (length + 4).to_bytes(4, "little") + data[4:] + b"junk"):
+        with pytest.raises(ValueError):
+            read(codec, damaged, block.size)
 
 
 def test_a_frame_that_claims_to_be_huge_takes_no_memory():
