@@ -70,7 +70,7 @@ class BlockPool:
         self.caching = caching
         self.choice = choice
         self.evictions = 0
-        self.eviction = eviction or eviction_of("lru", blocks)
+        self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
         self._state = [_Block() for _ in range(blocks)]
         self._vacant = Vacant(blocks)
         self._vacant.add(range(blocks))
