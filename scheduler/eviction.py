@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
+from scheduler.predicted_eviction import Predicted
+
 
 class EvictionOrder(Protocol):
     """Who goes first. One owner, which calls it from one thread."""
@@ -27,9 +29,6 @@ class EvictionOrder(Protocol):
 
     def victim(self) -> bytes:
         """Take out the key whose content is evicted now. Raises KeyError if there is none."""
-
-    def expendable(self, key: bytes) -> bool:
-        """Whether it costs next to nothing to evict this one, which is here, instead of the victim."""
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents, of which the first `hits` were found. Once a request, before they are removed."""
@@ -52,15 +51,12 @@ class Lru:
     """Least recently used first."""
 
     def __init__(self) -> None:
-        self._order: OrderedDict[bytes, int] = OrderedDict()  # to the number of keys that had been added before
-        self._added = 0
+        self._order: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, *keys: bytes) -> None:
         """As `EvictionOrder.add`."""
-        order, added = self._order, self._added
         for key in reversed(keys):
-            order[key] = added
-        self._added = added + len(keys)
+            self._order[key] = None
 
     def remove(self, *keys: bytes) -> None:
         """As `EvictionOrder.remove`."""
@@ -71,11 +67,6 @@ class Lru:
         """As `EvictionOrder.victim`."""
         return self._order.popitem(last=False)[0]
 
-    def expendable(self, key: bytes) -> bool:
-        """Whether it is among the oldest eighth, by the number of keys added since the oldest one was."""
-        oldest = self._order[next(iter(self._order))]
-        return self._order[key] - oldest <= (self._added - oldest) // 8
-
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
         """Nothing is learned from it: only use counts."""
 
@@ -84,9 +75,7 @@ class Lru:
         self._order.clear()
 
     def check_integrity(self) -> None:
-        """As `EvictionOrder.check_integrity`."""
-        ages = list(self._order.values())
-        assert ages == sorted(ages) and all(age < self._added for age in ages), "the order is that of use"
+        """There is one book only: nothing to compare."""
 
     def __len__(self) -> int:
         return len(self._order)
@@ -145,10 +134,6 @@ class Eviction:
         if not len(self._order) and self._kept:
             return self._kept.popitem(last=False)[0]
         return self._order.victim()
-
-    def expendable(self, key: bytes) -> bool:
-        """As `EvictionOrder.expendable`; what is pinned never is."""
-        return key not in self._kept and self._order.expendable(key)
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
         """As `EvictionOrder.asked`."""
@@ -240,4 +225,6 @@ def eviction_of(name: str, capacity: int) -> Eviction:
     """The policy that the option `--eviction` names, for a store of so many contents. Raises ValueError for another name."""
     if name == "lru":
         return Eviction(Lru(), capacity)
+    if name == "predicted":
+        return Eviction(Predicted(capacity), capacity)
     raise ValueError(f"eviction {name!r} is none of lru, predicted")

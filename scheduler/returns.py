@@ -1,0 +1,111 @@
+"""How soon contents of a kind are asked for again, learned from those that were and those that were not.
+
+Age is counted in contents asked for, in classes a factor of the root of two apart. For each kind and age: how many reached it
+unasked, and how many were asked for before the next. From the two follows what a place is worth that keeps such a content: the
+most returns per place and time that keeping it for some while can bring (the index of Gittins, 1979, for a job that pays when it
+ends). Kinds without history are worth what all of them together are.
+
+What belongs here: counts and what follows from them. Never: keys, an order.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+_AGES = 16
+_PRIOR = 16.0  # contents: what a kind's own history weighs as much as that of all kinds
+_UPDATES = 8  # of the worths, while as many contents are asked for as the store holds
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Contents of one kind that one request asked for."""
+
+    kind: Hashable
+    born: int
+    waiting: int = 0  # contents not asked for since, and not forgotten
+
+
+class Returns:
+    """Statistics of one store.
+
+    Args:
+        capacity: contents that it holds. Ages are told apart from a sixteenth of it to eight times as much.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.now = 0  # contents asked for so far
+        self._edges = [0, *(max(1, int(capacity / 16 * 2 ** (step / 2))) for step in range(_AGES - 1))]
+        self._reached: dict[Hashable, list[float]] = {}
+        self._returned: dict[Hashable, list[float]] = {}
+        self._ageing: list[deque[Group]] = [deque() for _ in range(_AGES)]
+        self._worths: dict[Hashable, list[float]] = {}
+        self._default = [0.0] * _AGES
+        self._period = max(64, capacity // _UPDATES)
+        self._next_update = self._period
+
+    def ask(self, contents: int) -> None:
+        """So many contents are asked for: time goes on."""
+        self.now += contents
+        for age in range(_AGES - 1):
+            queue = self._ageing[age]
+            while queue and self.now - queue[0].born >= self._edges[age + 1]:
+                group = queue.popleft()
+                if group.waiting:
+                    self._reached[group.kind][age + 1] += group.waiting
+                    self._ageing[age + 1].append(group)
+        if self.now >= self._next_update:
+            self._next_update = self.now + self._period
+            self._update()
+
+    def group(self, kind: Hashable) -> Group:
+        """A new group, with no contents yet, to which `joined` adds."""
+        group = Group(kind, self.now)
+        if kind not in self._reached:
+            self._reached[kind], self._returned[kind] = [0.0] * _AGES, [0.0] * _AGES
+        self._ageing[0].append(group)
+        return group
+
+    def joined(self, group: Group, contents: int) -> None:
+        """So many contents belong to the newly made group."""
+        group.waiting += contents
+        self._reached[group.kind][0] += contents
+
+    def returned(self, group: Group, contents: int) -> None:
+        """So many of its contents are asked for again."""
+        group.waiting -= contents
+        self._returned[group.kind][self._age(group)] += contents
+
+    def worth(self, group: Group) -> float:
+        """Returns per place and content asked for, of the contents of this group that still wait."""
+        return self._worths.get(group.kind, self._default)[self._age(group)]
+
+    def _age(self, group: Group) -> int:
+        return bisect_right(self._edges, self.now - group.born) - 1
+
+    def _update(self) -> None:
+        every = [
+            (sum(column_returned) + 0.25) / (sum(column_reached) + 1.0)
+            for column_returned, column_reached in zip(
+                zip(*self._returned.values(), strict=True), zip(*self._reached.values(), strict=True), strict=True
+            )
+        ]
+        self._default = self._indices(every)
+        for kind, reached in self._reached.items():
+            pairs = zip(self._returned[kind], reached, every, strict=True)
+            self._worths[kind] = self._indices([min(1.0, (r + _PRIOR * e) / (n + _PRIOR)) for r, n, e in pairs])
+
+    def _indices(self, chances: list[float]) -> list[float]:
+        """Worth by age, of contents that are asked for with these chances at each age they reach."""
+        widths = [end - begin for begin, end in zip(self._edges, self._edges[1:], strict=False)]
+        worths = []
+        for age in range(_AGES):
+            waits, gain, cost, best = 1.0, 0.0, 0.0, 0.0
+            for chance, width in zip(chances[age:-1], widths[age:], strict=True):
+                gain += waits * chance
+                cost += waits * width * (1 - chance / 2)
+                waits *= 1 - chance
+                best = max(best, gain / cost)
+            worths.append(best)
+        return worths
