@@ -57,6 +57,22 @@ class Settings(BaseModel):
         description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights. `fast`: int8 activations over 4- and "
         "8-bit weights, KV in bf16 (weights of other types are rounded to 8 bits); fp32 where the C++ kernels are missing.",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="What computes. `auto`: a GPU where torch has one with compute capability 8.0 or more, else the CPU; the "
+        "start-up log says which and why.",
+    )
+    gpu_weights: Literal["auto", "dense", "fp8"] = Field(
+        "auto",
+        description="Weights on a GPU. `auto`: 4- and 8-bit groups as the file has them, all else in 16 bits. `dense`: 16 bits. "
+        "`fp8`: rounded to 8-bit floats, and activations with them (lossy).",
+    )
+    gpu_kv: Literal["auto", "fp8"] = Field(
+        "auto", description="Keys and values on a GPU. `auto`: 16 bits. `fp8`: 8-bit floats with scales (lossy)."
+    )
+    cuda_graphs: bool = Field(
+        True, description="Record decode steps as CUDA graphs while serving, the one that is missed most first."
+    )
     threads: PositiveInt | None = Field(None, description="Threads the engine computes with; all cores if absent.")
 
     # --- KV cache ---
@@ -67,6 +83,12 @@ class Settings(BaseModel):
         gt=0,
         le=0.9,
         description="Share of the memory left after the weights that the pool may take if kv_blocks is absent.",
+    )
+    gpu_memory_fraction: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="The same on a GPU, of what is free there and left after weights, activations and graphs.",
     )
     prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.")
     kv_host_gib: float = Field(
@@ -88,14 +110,16 @@ class Settings(BaseModel):
     # --- scheduler ---
     # Measured on two CPU cores with the embedded model: a 4,000-token prompt beside 8 streams holds their tokens up for 1.3 s at
     # 512, 0.5 s at 256 and 0.2 s at 128, while prefill and batches keep their speed.
-    max_step_tokens: int = Field(
-        128,
+    max_step_tokens: int | None = Field(
+        None,
         ge=1,
         le=65536,
         description="Token budget of one step: decodes first, prompt chunks take the rest. Less means shorter gaps between "
-        "the tokens of running streams while a long prompt is computed.",
+        "the tokens of running streams while a long prompt is computed. If absent 128 on a CPU, 2048 on a GPU.",
     )
-    max_running: int = Field(64, ge=1, le=4096, description="Sequences that run at once.")
+    max_running: int | None = Field(
+        None, ge=1, le=4096, description="Sequences that run at once. If absent 64 on a CPU, 256 on a GPU."
+    )
     max_waiting: int = Field(1024, ge=1, description="Sequences that may wait; more are answered 429 with Retry-After.")
     max_preemptions: int = Field(
         3,

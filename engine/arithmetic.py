@@ -27,6 +27,11 @@ class Arithmetic:
     library: Path | None = None
 
     @property
+    def name(self) -> str:
+        """Of device and arithmetic, for people."""
+        return f"cpu, {self.precision}"
+
+    @property
     def kv_format(self) -> str:
         """What keys and values are, in numbers and order: blocks of different formats are not interchangeable. The variants of
         the library round differently, so each is a format of its own."""

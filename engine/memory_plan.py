@@ -8,6 +8,7 @@ from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.arithmetic import Arithmetic
+from engine.device import step_limits
 from scheduler.messages import MemoryPlan
 
 GIB = 2**30
@@ -28,14 +29,14 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, ar
         ModelError: the weights or the pool asked for do not fit, or a longer context is asked for than the model has.
             Names both numbers and what to change.
     """
-    longest = _max_model_len(settings, config)
+    longest = longest_sequence(settings, config)
     weights, activations = arithmetic.weights_bytes(settings, source, config), activation_bytes(settings, config)
     available = available_bytes()
     free = available - weights - activations - RUNTIME_BYTES - int(settings.kv_host_gib * GIB)
     if free <= 0:
         tier = " and the host's KV tier" if settings.kv_host_gib else ""
         raise ModelError(
-            f"{source.name} needs {_gib(available - free)} for weights and activations{tier} and {_gib(available)} are "
+            f"{source.name} needs {gib(available - free)} for weights and activations{tier} and {gib(available)} are "
             f"available; free memory, lower --max-step-tokens{tier and ' or --kv-host-gib'} or take a smaller model."
         )
     kv_per_token = arithmetic.kv_bytes_per_token(config)
@@ -51,7 +52,7 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, ar
         available=available,
         max_model_len=longest,
         context=context,
-        concurrent=blocks / _covering(context, settings.block_size),
+        concurrent=blocks / covering(context, settings.block_size),
     )
 
 
@@ -59,8 +60,9 @@ def activation_bytes(settings: Settings, config: ModelConfig) -> int:
     """The most that one step holds beside weights and pool, in bytes: a layer's rows, and logits to sample or to score."""
     heads = config.heads + 2 * config.kv_heads
     row = 4 * config.hidden_size + 3 * heads * config.head_dim + 3 * config.intermediate_size
-    logits = max(_SAMPLED_COPIES * settings.max_running, _SCORED_COPIES * SCORED_ROWS)
-    return 4 * (settings.max_step_tokens * row + logits * config.vocab_size)
+    limits = step_limits(settings, "cpu")
+    logits = max(_SAMPLED_COPIES * limits.sequences, _SCORED_COPIES * SCORED_ROWS)
+    return 4 * (limits.tokens * row + logits * config.vocab_size)
 
 
 def available_bytes() -> int:
@@ -68,7 +70,12 @@ def available_bytes() -> int:
     return min([psutil.virtual_memory().available, *_cgroup_rooms(_CGROUPS, _MEMBERSHIP)])
 
 
-def _max_model_len(settings: Settings, config: ModelConfig) -> int:
+def longest_sequence(settings: Settings, config: ModelConfig) -> int:
+    """Tokens a sequence may have.
+
+    Raises:
+        ModelError: more are asked for than the model is made for.
+    """
     asked = settings.max_model_len or config.max_position
     if asked > config.max_position:
         raise ModelError(
@@ -79,24 +86,29 @@ def _max_model_len(settings: Settings, config: ModelConfig) -> int:
 
 
 def _blocks(settings: Settings, block_bytes: int, longest: int, free: int) -> int:
-    fitting, least = free // block_bytes, _covering(MIN_TOKENS, settings.block_size)
+    fitting, least = free // block_bytes, covering(MIN_TOKENS, settings.block_size)
     if settings.kv_blocks is not None:
-        return _asked(settings.kv_blocks, fitting, least, block_bytes)
-    one = _covering(longest, settings.block_size)
+        return asked_blocks(settings.kv_blocks, fitting, least, block_bytes)
+    one = covering(longest, settings.block_size)
     share = int(free * settings.kv_memory_fraction) // block_bytes
     blocks = min(max(share, one), MAX_REQUESTS * one, fitting)
     if blocks < least:
         raise ModelError(
-            f"{_gib(free)} are left for the KV cache and the smallest useful one takes {_gib(least * block_bytes)}; "
+            f"{gib(free)} are left for the KV cache and the smallest useful one takes {gib(least * block_bytes)}; "
             "free memory or take a smaller model."
         )
     return blocks
 
 
-def _asked(blocks: int, fitting: int, least: int, block_bytes: int) -> int:
+def asked_blocks(blocks: int, fitting: int, least: int, block_bytes: int) -> int:
+    """The number of blocks that the operator asks for.
+
+    Raises:
+        ModelError: they do not fit, or hold next to nothing.
+    """
     if blocks > fitting:
         raise ModelError(
-            f"--kv-blocks {blocks} takes {_gib(blocks * block_bytes)} and {_gib(fitting * block_bytes)} are left for the "
+            f"--kv-blocks {blocks} takes {gib(blocks * block_bytes)} and {gib(fitting * block_bytes)} are left for the "
             f"KV cache; at most {fitting} blocks fit."
         )
     if blocks < least:
@@ -104,7 +116,8 @@ def _asked(blocks: int, fitting: int, least: int, block_bytes: int) -> int:
     return blocks
 
 
-def _covering(tokens: int, block_size: int) -> int:
+def covering(tokens: int, block_size: int) -> int:
+    """Blocks for so many tokens."""
     return -(-tokens // block_size)
 
 
@@ -137,5 +150,6 @@ def _cgroup_room(folder: Path) -> int | None:
     return max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes for people."""
     return f"{size / GIB:.2f} GiB"

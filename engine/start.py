@@ -16,6 +16,7 @@ from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings, parse_weight
 from engine.arithmetic import Arithmetic, choose_arithmetic
 from engine.channel import Channel
+from engine.device import Device, StepLimits, choose_device, step_limits
 from engine.fingerprint import kv_fingerprint
 from engine.memory_plan import plan_memory
 from scheduler.block_pool import BlockPool
@@ -26,9 +27,10 @@ from scheduler.scheduler import Scheduler
 from scheduler.step import Chunk, SequenceInit, Step
 
 if TYPE_CHECKING:
+    from engine.gpu_start import GpuStart
     from engine.loop import EngineLoop
     from engine.model import Model
-    from engine.worker import CpuWorker
+    from engine.worker import CpuWorker, Worker
 
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
@@ -53,8 +55,30 @@ class Starter:
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
             config = ModelConfig.from_source(self._source)
+        with self._phase("choose device"):
+            device = choose_device(self._settings)
+        arithmetic: Arithmetic | GpuStart
+        worker: Worker
+        if device.kind == "cuda":
+            arithmetic, plan, worker = self._on_gpu(config, device)
+        else:
+            arithmetic, plan, worker = self._on_cpu(config, device)
+        ready = Ready(
+            context=plan.context,
+            vocab_size=config.vocab_size,
+            block_size=plan.block_size,
+            blocks=plan.blocks,
+            eos_token_ids=list(config.eos_token_ids),
+            device=arithmetic.name,
+            version=version("headrace"),
+        )
+        return self._loop(config, plan, arithmetic, worker, step_limits(self._settings, device.kind)), ready
+
+    def _on_cpu(self, config: ModelConfig, device: Device) -> "tuple[Arithmetic, MemoryPlan, Worker]":
+        with self._phase("plan memory"):
             arithmetic = choose_arithmetic(self._settings, config)
             plan = plan_memory(self._settings, self._source, config, arithmetic)
+            plan.arithmetic += f"; on the CPU: {device.reason}"
         self._channel.send(plan)
         with self._phase("import torch"):
             self._import_torch()
@@ -62,16 +86,28 @@ class Starter:
             worker = self._worker(config, plan, arithmetic)
         with self._phase("first token"):
             produce_token(worker, plan.block_size)
-        ready = Ready(
-            context=plan.context,
-            vocab_size=config.vocab_size,
-            block_size=plan.block_size,
-            blocks=plan.blocks,
-            eos_token_ids=list(config.eos_token_ids),
-            device=f"cpu, {arithmetic.precision}",
-            version=version("headrace"),
-        )
-        return self._loop(config, plan, arithmetic, worker), ready
+        return arithmetic, plan, worker
+
+    def _on_gpu(self, config: ModelConfig, device: Device) -> "tuple[GpuStart, MemoryPlan, Worker]":
+        """The plan comes after torch, which alone knows what is free on a GPU."""
+        with self._phase("import torch"):
+            self._import_torch()
+            import torch
+
+            from engine.gpu_start import GpuStart
+        with self._phase("plan memory"):
+            limits = step_limits(self._settings, device.kind)
+            gpu = GpuStart(self._settings, self._source, config, limits, torch.device("cuda", 0))
+            plan = gpu.plan()
+            plan.arithmetic += f"; on {gpu.name}: {device.reason}"
+        self._channel.send(plan)
+        with self._phase("load weights"):
+            worker = gpu.worker(plan)
+        with self._phase("first token"):
+            produce_token(worker, plan.block_size)
+        with self._phase("compile kernels"):
+            gpu.warm_up(worker)
+        return gpu, plan, worker
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -121,7 +157,14 @@ class Starter:
             threads=torch.get_num_threads(),
         )
 
-    def _loop(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic, worker: "CpuWorker") -> "EngineLoop":
+    def _loop(
+        self,
+        config: ModelConfig,
+        plan: MemoryPlan,
+        arithmetic: "Arithmetic | GpuStart",
+        worker: "Worker",
+        limits: StepLimits,
+    ) -> "EngineLoop":
         from engine.kv_store.opening import open_tiers
         from engine.loop import EngineLoop
 
@@ -141,8 +184,8 @@ class Starter:
                 context=plan.context,
                 eos_token_ids=frozenset(config.eos_token_ids),
                 fingerprint=fingerprint,
-                max_step_tokens=settings.max_step_tokens,
-                max_running=settings.max_running,
+                max_step_tokens=limits.tokens,
+                max_running=limits.sequences,
                 max_preemptions=settings.max_preemptions,
                 decode_watermark=settings.decode_watermark,
                 scheduling=settings.scheduling,
@@ -182,7 +225,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
-def produce_token(worker: "CpuWorker", block_size: int) -> None:
+def produce_token(worker: "Worker", block_size: int) -> None:
     """Compute one real token, so that "ready" means that the whole path works and is warm."""
     name = "warm-up"
     prompt = list(range(min(4, block_size)))

@@ -71,13 +71,13 @@ class CpuWorker:
                 token_ids=sequence.tokens[chunk.start : chunk.start + chunk.length],
                 start=chunk.start,
                 block_table=chunk.block_table,
-                wanted=_wanted(chunk, sequence),
+                wanted=wanted(chunk, sequence),
             )
             for chunk, sequence in zip(chunks, sequences, strict=True)
         ]
         hidden = self._model.forward(inputs)
         results = [ChunkResult(request_id=chunk.request_id) for chunk in chunks]
-        self._score_prompts(hidden, chunks, sequences, results)
+        score_prompts(hidden, chunks, sequences, results, model=self._model, sampler=self._sampler)
         self._sample(hidden, chunks, sequences, results)
         return results
 
@@ -87,7 +87,7 @@ class CpuWorker:
         """Sample after the last row of each chunk that asks for it; the head is computed for those rows only."""
         rows, places, row = [], [], -1
         for place, (chunk, sequence) in enumerate(zip(chunks, sequences, strict=True)):
-            row += _wanted(chunk, sequence)
+            row += wanted(chunk, sequence)
             if chunk.samples and results[place].error is None:
                 rows.append(row)
                 places.append(place)
@@ -103,31 +103,43 @@ class CpuWorker:
             sequences[place].tokens.append(token.token_id)
             result.token_id, result.logprobs = token.token_id, token.logprobs
 
-    def _score_prompts(
-        self, hidden: torch.Tensor, chunks: list[Chunk], sequences: list[Sequence], results: list[ChunkResult]
-    ) -> None:
-        begin = 0
-        for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
-            if sequence.sampling.prompt_logprobs is not None:
-                try:
-                    result.prompt_logprobs = self._score(hidden[begin : begin + chunk.length], chunk, sequence)
-                except ValueError as error:  # logits that are not finite: this request fails, its neighbours do not
-                    result.error = str(error)
-            begin += _wanted(chunk, sequence)
 
-    def _score(self, hidden: torch.Tensor, chunk: Chunk, sequence: Sequence) -> list[TokenLogprobs]:
-        """Logprobs of prompt tokens `start + 1 ..`: the row of a token scores the one after it."""
-        targets = sequence.tokens[: sequence.prompt_length][chunk.start + 1 : chunk.start + chunk.length + 1]
-        top = sequence.sampling.prompt_logprobs or 0
-        scored: list[TokenLogprobs] = []
-        for begin in range(0, len(targets), SCORED_ROWS):
-            part = targets[begin : begin + SCORED_ROWS]
-            logits = self._model.logits(hidden[begin : begin + len(part)])
-            scored += self._sampler.prompt_logprobs(logits, part, top)
-        return scored
+def score_prompts(
+    hidden: torch.Tensor,
+    chunks: list[Chunk],
+    sequences: list[Sequence],
+    results: list[ChunkResult],
+    *,
+    model: Model,
+    sampler: Sampler,
+) -> None:
+    """Fill in logprobs of prompt tokens where they are asked for. `hidden` are the rows `wanted` of each chunk."""
+    begin = 0
+    for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
+        if sequence.sampling.prompt_logprobs is not None:
+            try:
+                rows = hidden[begin : begin + chunk.length]
+                result.prompt_logprobs = _score(model, sampler, rows, chunk, sequence)
+            except ValueError as error:  # logits that are not finite: this request fails, its neighbours do not
+                result.error = str(error)
+        begin += wanted(chunk, sequence)
 
 
-def _wanted(chunk: Chunk, sequence: Sequence) -> int:
+def _score(
+    model: Model, sampler: Sampler, hidden: torch.Tensor, chunk: Chunk, sequence: Sequence
+) -> list[TokenLogprobs]:
+    """Logprobs of prompt tokens `start + 1 ..`: the row of a token scores the one after it."""
+    targets = sequence.tokens[: sequence.prompt_length][chunk.start + 1 : chunk.start + chunk.length + 1]
+    top = sequence.sampling.prompt_logprobs or 0
+    scored: list[TokenLogprobs] = []
+    for begin in range(0, len(targets), SCORED_ROWS):
+        part = targets[begin : begin + SCORED_ROWS]
+        logits = model.logits(hidden[begin : begin + len(part)])
+        scored += sampler.prompt_logprobs(logits, part, top)
+    return scored
+
+
+def wanted(chunk: Chunk, sequence: Sequence) -> int:
     """Rows of a chunk whose results are needed."""
     if sequence.sampling.prompt_logprobs is not None:
         return chunk.length

@@ -31,6 +31,8 @@ from scheduler.step import TokenLogprobs
 
 ROWS_AT_ONCE = 8  # keeps a draw's temporaries in the cache: on a CPU, 32 rows of 49k in one piece cost twice as much
 NO_TOKEN = -1  # no embedding has this row: a caller who overlooks the error fails at once
+ALL_MASKED = "no token can be sampled: logit_bias, bad_words and min_tokens together mask the whole vocabulary"
+NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,9 @@ class Sampler:
 def _error(peak: float) -> str | None:
     """What is wrong with a row whose largest logit this is: a NaN anywhere makes the maximum NaN."""
     if peak == float("-inf"):
-        return "no token can be sampled: logit_bias, bad_words and min_tokens together mask the whole vocabulary"
+        return ALL_MASKED
     if peak - peak != 0.0:
-        return "the model's logits are not finite (NaN or infinity) for this request"
+        return NOT_FINITE
     return None
 
 

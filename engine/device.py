@@ -1,0 +1,86 @@
+"""Which device computes, chosen once before the memory plan, and why. No torch unless there is an NVIDIA driver."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from configs.model_source import ModelError
+from configs.settings import Settings
+
+LEAST_CAPABILITY = (8, 0)  # Ampere: bf16 in the tensor cores, asynchronous copies to shared memory
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`reason` says in words why, for the start-up log."""
+
+    kind: Literal["cpu", "cuda"]
+    reason: str
+
+
+def choose_device(settings: Settings) -> Device:
+    """What `--device` asks for; `auto` is the GPU where torch has one that the kernels run on.
+
+    Raises:
+        ModelError: a GPU is asked for and there is none to use; says why.
+    """
+    if settings.device == "cpu":
+        return Device("cpu", "as --device cpu asks")
+    _keep_builds()
+    obstacle = _no_driver() or _unusable()
+    if obstacle is None:
+        return Device("cuda", "torch has a GPU" if settings.device == "auto" else "as --device cuda asks")
+    if settings.device == "cuda":
+        raise ModelError(f"--device cuda: {obstacle}; use --device cpu, or auto.")
+    return Device("cpu", obstacle)
+
+
+def _keep_builds() -> None:
+    """Compiled kernels stay where caches of this user stay, unless the variable says where: compiling them takes a minute."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(root / "headrace" / "triton"))
+
+
+def _no_driver() -> str | None:
+    """A look that takes microseconds where there is no GPU: importing torch takes a second."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    return None
+
+
+def _unusable() -> str | None:
+    """Why torch or the kernels cannot use the first GPU; None if they can."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no GPU"
+    found = torch.cuda.get_device_capability(0)
+    if found < LEAST_CAPABILITY:
+        needed = ".".join(map(str, LEAST_CAPABILITY))
+        return (
+            f"{torch.cuda.get_device_name(0)} has compute capability {found[0]}.{found[1]}, the kernels need {needed}"
+        )
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); install headrace[gpu]"
+    del triton  # imported to see whether it is there
+    return None
+
+
+class StepLimits(NamedTuple):
+    """How much one step may hold: tokens, and sequences that run at once."""
+
+    tokens: int
+    sequences: int
+
+
+def step_limits(settings: Settings, kind: Literal["cpu", "cuda"]) -> StepLimits:
+    """What the settings say, and what suits the device where they say nothing: a GPU needs thousands of tokens a step to be
+    busy (2048 rows of Llama 3 8B are 33 TFLOP, 50 ms at 700 TFLOP/s), a CPU takes seconds for as many."""
+    usual = StepLimits(128, 64) if kind == "cpu" else StepLimits(2048, 256)
+    return StepLimits(settings.max_step_tokens or usual.tokens, settings.max_running or usual.sequences)

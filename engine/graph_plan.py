@@ -1,0 +1,118 @@
+"""Which shapes of a decode step get a CUDA graph, and which of them next. Plain data: no torch, no clock.
+
+A graph has a fixed shape: so many rows, and programs for sequences of so many keys. A step runs on the graph of the least shape
+(`Bucket`) that covers it, its other rows are padding. No graph is there at first: a bucket runs kernel by kernel until what that
+has cost the host exceeds what recording a graph costs, and the bucket that has cost most is recorded first. So a rule that knows
+nothing of the future spends at most twice what the best choice would have (the ski-rental bound: Karlin et al. 1988,
+"Competitive snoopy caching", section 3), and a start waits for no graph at all.
+"""
+
+from dataclasses import dataclass
+
+KEYS = 8192  # shortest length that graphs tell apart: up to there Llama 3 8B's attention is one grid for any length
+KEYS_FACTOR = 4
+ROWS_FACTOR = 2  # a recorded shape of at most so many times the rows stands in for one that is not recorded yet
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A shape: single tokens of `rows` sequences that have up to `keys` keys."""
+
+    rows: int
+    keys: int
+
+    def covers(self, rows: int, keys: int) -> bool:
+        """Whether such a step fits."""
+        return rows <= self.rows and keys <= self.keys
+
+
+def row_steps(most: int) -> list[int]:
+    """Numbers of rows that have graphs: 1, 2, 4, then gaps of an eighth of the number (8 at least), up to `most`."""
+    steps = [1, 2, 4]
+    while steps[-1] < most:
+        gap = 1 << max(3, steps[-1].bit_length() - 4)
+        steps.append(steps[-1] // gap * gap + gap)
+    return [step for step in steps if step < most] + [most]
+
+
+def key_steps(context: int) -> list[int]:
+    """Lengths that have graphs, up to `context`."""
+    steps = []
+    keys = KEYS
+    while keys < context:
+        steps.append(keys)
+        keys *= KEYS_FACTOR
+    return [*steps, context]
+
+
+class GraphPlan:
+    """Counts what eager steps cost and names what to record.
+
+    Args:
+        max_rows: most sequences in a step.
+        context: most keys of a sequence.
+        recording: False: name nothing to record, every step runs eagerly.
+    """
+
+    def __init__(self, max_rows: int, context: int, *, recording: bool = True) -> None:
+        self._recording = recording
+        self._rows = row_steps(max_rows)
+        self._keys = key_steps(context)
+        self._spent: dict[Bucket, float] = {}  # of buckets without a graph: seconds of eager steps
+        self._recorded: set[Bucket] = set()
+        self._refused: set[Bucket] = set()
+        self._cost = 0.0  # seconds that the last recording took
+
+    @property
+    def largest(self) -> Bucket:
+        """Covers every step."""
+        return Bucket(self._rows[-1], self._keys[-1])
+
+    @property
+    def size(self) -> int:
+        """How many buckets there are."""
+        return len(self._rows) * len(self._keys)
+
+    def bucket(self, rows: int, keys: int) -> Bucket:
+        """The least that covers a step.
+
+        Raises:
+            ValueError: none does.
+        """
+        if not self.largest.covers(rows, keys):
+            raise ValueError(f"a step of {rows} rows with up to {keys} keys: graphs are for {self.largest} at most")
+        return Bucket(
+            next(step for step in self._rows if rows <= step), next(step for step in self._keys if keys <= step)
+        )
+
+    def recorded(self, rows: int, keys: int) -> Bucket | None:
+        """The bucket whose graph the step runs on: its own, or a recorded one not much larger. None: run it eagerly."""
+        fitting = [each for each in self._recorded if each.covers(rows, keys)]
+        best = min(fitting, default=None)
+        if best is None or best.rows > ROWS_FACTOR * self.bucket(rows, keys).rows:
+            return None
+        return best
+
+    def ran_eagerly(self, rows: int, keys: int, seconds: float) -> None:
+        """A step ran without a graph and kept the host busy for so long."""
+        bucket = self.bucket(rows, keys)
+        if bucket not in self._refused:
+            self._spent[bucket] = self._spent.get(bucket, 0.0) + seconds
+
+    def next(self) -> Bucket | None:
+        """What to record now: the costliest bucket, if it has cost more than a recording."""
+        if not self._recording:
+            return None
+        bucket = max(self._spent, key=lambda each: (self._spent[each], each), default=None)
+        return bucket if bucket is not None and self._spent[bucket] > self._cost else None
+
+    def was_recorded(self, bucket: Bucket, seconds: float) -> None:
+        """It has a graph now, which took so long."""
+        self._recorded.add(bucket)
+        self._spent.pop(bucket, None)
+        self._cost = seconds
+
+    def was_refused(self, bucket: Bucket) -> None:
+        """It cannot have a graph (memory is short, say); it stays eager and is not tried again."""
+        self._refused.add(bucket)
+        self._spent.pop(bucket, None)

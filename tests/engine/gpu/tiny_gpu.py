@@ -1,0 +1,61 @@
+"""A worker for the GPU over a tiny model, on CPU tensors: Triton interprets, graphs are run over eagerly."""
+
+import torch
+import transformers
+
+from configs.model_config import ModelConfig
+from configs.model_source import resolve_model
+from engine.decoder import Decoder
+from engine.gpu_arithmetic import GpuArithmetic
+from engine.gpu_model import GpuKvPool, GpuModel
+from engine.gpu_weights import GpuAssembly
+from engine.gpu_worker import GpuWorker
+from engine.graph_plan import GraphPlan
+from engine.kv_pool import KvPool
+from engine.loading import load, load_weights
+from engine.model import ExactModel
+from engine.sampling.sampler import Sampler
+from engine.worker import CpuWorker
+from tests import tiny_models
+
+SIZE, CONTEXT = 16, 64
+CPU = torch.device("cpu")
+ONE_LAYER = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def one_layer(folder):
+    """A model as small as interpreted kernels want it."""
+    config = tiny_models.Tiny("Llama", ONE_LAYER).config()
+    model = transformers.LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in model.named_parameters():
+        parameter.data.normal_(1.0 if key.endswith("norm.weight") else 0.0, 0.3, generator=generator)
+    return tiny_models.save(model, folder)
+
+
+class RecordsAtOnce(GraphPlan):
+    """As if recording cost nothing: the second step of a shape has a graph."""
+
+    def was_recorded(self, bucket, seconds):
+        super().was_recorded(bucket, 0.0)
+
+
+def never_records(max_rows, context):
+    return GraphPlan(max_rows, context, recording=False)
+
+
+def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce):
+    source = resolve_model(str(folder))
+    config = ModelConfig.from_source(source)
+    pool = GpuKvPool(config, blocks, SIZE, CPU, torch.float32)
+    pool.storage.fill_(float("nan"))  # whatever is read must have been written
+    weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), CPU))
+    model = GpuModel(config, weights, pool, context=CONTEXT)
+    return config, GpuWorker.of(model, config.eos_token_ids, plan(max_running, CONTEXT), torch.float32)
+
+
+def cpu_worker(folder, blocks):
+    source = resolve_model(str(folder))
+    config = ModelConfig.from_source(source)
+    model = ExactModel(Decoder(config, load_weights(source, config, "auto")), KvPool(config, blocks, SIZE))
+    return config, CpuWorker(model, Sampler(config.vocab_size, config.eos_token_ids))
