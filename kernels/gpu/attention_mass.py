@@ -11,18 +11,24 @@ bytes read + 4 written)
 a sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 0.55 GB, 114 us at 4.8 TB/s), half of decode attention's.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.attention_tile import LOG2E, Pool, as_operand, block_ids, exponents, scores
+from kernels.gpu.attention_launch import LOG2E, Config, Pool, exponents, variants
+from kernels.gpu.attention_tile import as_operand, block_ids, scores
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
 PART = 256  # positions of a program
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["positions", "stride_table", "stride_mass_sequence", "stride_mass_head"],
+    do_not_specialize_on_alignment=["row_starts", "kv_lengths", "tables", "log_sums", "mass"],
+)
 def _attention_mass(
     q,
     log_sums,
@@ -137,6 +143,7 @@ def attention_mass(
         raise ValueError(f"mass {tuple(mass.shape)} {mass.dtype}: fp32 [{sequences}, {kv_heads}, positions] is needed")
     inner, outer = exponents(scale, soft_cap)
     positions = mass.shape[2]
+    config = config_for(heads // kv_heads, dim, q.element_size())
     if sequences and positions:
         _attention_mass[(triton.cdiv(positions, PART), kv_heads, sequences)](
             q,
@@ -153,54 +160,41 @@ def attention_mass(
             outer,
             LOG2E,
             *q.stride()[:2],
-            *pool.kv.stride()[:4],
-            *pool.scale_strides,
-            block_tables.stride(0),
+            *pool.strides(block_tables),
             *mass.stride()[:2],
-            **_constants(heads // kv_heads, dim, kv.shape[3], q.element_size()),
+            **config.constants(heads // kv_heads, dim, kv.shape[3]),
+            PART=PART,
             SOFT_CAPPED=soft_cap > 0,
             INTERPRETED=INTERPRETED,
-            num_warps=4,
-            num_stages=3,
+            num_warps=config.warps,
+            num_stages=config.stages,
         )
     return mass
 
 
-def _constants(group: int, dim: int, block_size: int, bytes_each: int) -> dict[str, int]:
-    return {
-        "PART": PART,
-        "GROUP": group,
-        "D": dim,
-        "D_PAD": triton.next_power_of_2(dim),
-        "BLOCK_SIZE": block_size,
-        "BLOCK_M": max(triton.next_power_of_2(group), 16),
-        "BLOCK_N": 64 if dim <= 128 and bytes_each <= 2 else 32,
-    }
+def config_for(group: int, dim: int, bytes_each: int, _chip: int = 0) -> Config:
+    """Choose by the model's shapes; all chips alike."""
+    return Config(max(triton.next_power_of_2(group), 16), 64 if dim <= 128 and bytes_each <= 2 else 32, 4, 3)
 
 
-def _variant(name: str, group: int, dim: int, *, store: str = "", capped: bool = False, ragged: bool = True) -> Variant:
-    pointers = {"q": "bf16", "log_sums": "fp32", "kv": store or "bf16", "mass": "fp32"}
-    pointers |= dict.fromkeys(("row_starts", "kv_lengths", "tables"), "i32") | {"scales": "fp32"}
-    absent = ([] if store else ["scales"]) + ([] if ragged else ["row_starts"])
-    strides = [name for name in _attention_mass.arg_names if name.startswith("stride_")]
-    close = ("stride_q_row", "stride_q_head", "stride_block", "stride_side", "stride_head", "stride_token")
-    return Variant(
-        name,
+def _variants(name: str, group: int, dim: int, *, ragged: bool = True, **options: Any) -> tuple[Variant, ...]:
+    flags = {"PART": PART, "SOFT_CAPPED": False} | options
+    return variants(
         _attention_mass,
-        {name: f"*{kind}" for name, kind in pointers.items() if name not in absent}
-        | dict.fromkeys(("positions", "window", *strides), "i32")
-        | dict.fromkeys(("inner", "outer", "log2e"), "fp32"),
-        _constants(group, dim, 32, 2) | {"SOFT_CAPPED": capped, "INTERPRETED": False} | dict.fromkeys(absent),
-        warps=4,
-        stages=3,
-        aligned=(*(pointer for pointer in pointers if pointer not in absent), *close),
+        name,
+        group,
+        dim,
+        config_for=config_for,
+        pointers={"log_sums": "fp32", "mass": "fp32"},
+        absent=() if ragged else ("row_starts",),
+        **flags,
     )
 
 
 VARIANTS: tuple[Variant, ...] = (
-    _variant("llama-8b bf16", 4, 128),
-    _variant("llama-8b bf16 decode", 4, 128, ragged=False),
-    _variant("llama-8b bf16 fp8 bytes", 4, 128, store="u8"),
-    _variant("smollm2 bf16", 3, 64),
-    _variant("gemma-2 bf16 cap", 2, 256, capped=True),
+    *_variants("llama-8b bf16", 4, 128),
+    *_variants("llama-8b bf16 decode", 4, 128, ragged=False),
+    *_variants("llama-8b bf16 fp8", 4, 128, fp8=True),
+    *_variants("smollm2 bf16", 3, 64),
+    *_variants("gemma-2 bf16 cap", 2, 256, SOFT_CAPPED=True),
 )

@@ -8,21 +8,15 @@ All scores are in units of log2, because exp2 is the instruction that the chip h
 ascending order from a
 start that depends on this sequence alone, and a tile's rows never mix: a row's result does not depend on its company.
 
-Device functions only; `paged_attention`, `decode_attention` and `attention_mass` are the operations.
+Device functions only; `paged_attention`, `decode_attention` and `attention_mass` are the operations, `attention_launch` is what
+their launchers share.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cache
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from kernels.gpu.runtime import INTERPRETED
-
-LOG2E = math.log2(math.e)
 LN2: tl.constexpr = tl.constexpr(math.log(2.0))
 # Before any key: finite, so that a row which sees no key of a tile gets exp2(-inf - NOTHING) = 0 and never inf - inf.
 NOTHING: tl.constexpr = tl.constexpr(-1e30)
@@ -157,63 +151,3 @@ def finish(acc, top, total):
     some = total > 0
     weight = tl.where(some, total, 1.0)
     return acc / weight[:, None], tl.where(some, (top + tl.log2(weight)) * LN2, float("-inf"))
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """One layer of the KV pool as the kernels take it.
-
-    Attributes:
-        kv: [blocks, 2, kv_heads, block_size, dim]; fp8 as bytes where the chip or the interpreter has no e4m3.
-        scales: fp32 [blocks, 2, kv_heads] of an fp8 pool, else None.
-    """
-
-    kv: Tensor
-    scales: Tensor | None
-
-    @classmethod
-    def of(cls, q: Tensor, kv: Tensor, scales: Tensor | None, block_tables: Tensor) -> "Pool":
-        """Check that all belongs together.
-
-        Raises:
-            ValueError: it does not; the message names both sides.
-        """
-        heads, dim = q.shape[1:]
-        if kv.dim() != 5 or kv.shape[1] != 2 or kv.shape[4] != dim or heads % kv.shape[2]:
-            raise ValueError(
-                f"q {tuple(q.shape)} does not fit kv {tuple(kv.shape)} [blocks, 2, kv_heads, block_size, dim]"
-            )
-        if q.stride(2) != 1 or kv.stride(4) != 1 or block_tables.stride(-1) != 1:
-            raise ValueError("q and kv must be contiguous along dim, and each block table along itself")
-        if kv.dtype == torch.float8_e4m3fn:
-            if scales is None or scales.dim() != 3 or scales.dtype != torch.float32 or scales.stride(2) != 1:
-                raise ValueError("an fp8 pool needs scales: fp32 [blocks, 2, kv_heads], heads contiguous")
-            return cls(kv if _has_e4m3(kv) else kv.view(torch.uint8), scales)
-        if kv.dtype != q.dtype or scales is not None:
-            raise ValueError(
-                f"q is {q.dtype}, kv {kv.dtype}: they must be the same, without scales, or kv float8_e4m3fn with them"
-            )
-        return cls(kv, None)
-
-    @property
-    def scale_strides(self) -> tuple[int, int]:
-        """(block, side) of the scales; 0 without any."""
-        return (0, 0) if self.scales is None else (self.scales.stride(0), self.scales.stride(1))
-
-
-@cache
-def capability(device: torch.device) -> int:
-    """Compute capability of a GPU, 80, 90, ..; where Triton interprets, 90."""
-    if INTERPRETED:
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _has_e4m3(kv: Tensor) -> bool:
-    return not INTERPRETED and capability(kv.device) >= 89
-
-
-def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
-    """(inner, outer) of `scores`."""
-    return (2 * scale * LOG2E / soft_cap, soft_cap * LOG2E) if soft_cap else (scale * LOG2E, 0.0)

@@ -25,7 +25,7 @@ from kernels.runs import joined
 WORDS = 4096  # of 4 bytes a program: 8 loads of 16 bytes in flight for each of 128 threads
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _copy_blocks(source, target, moves, count, chunks, words, WORDS: tl.constexpr):
     move = tl.program_id(0) // chunks
     column = tl.program_id(0) % chunks * WORDS + tl.arange(0, WORDS)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -63,8 +64,8 @@ def build(module: str, variant: Variant, arch: int) -> Built:
     """
     if INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 is set: nothing can be compiled in this process")
-    names = variant.kernel.arg_names
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    names, open_ones = variant.kernel.arg_names, _not_specialized(variant.kernel)
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned if name not in open_ones}
     source = ASTSource(
         fn=variant.kernel, signature=_signature(variant), constexprs=dict(variant.constants), attrs=attributes
     )
@@ -72,6 +73,15 @@ def build(module: str, variant: Variant, arch: int) -> Built:
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resources(compiled.asm["cubin"])
     return Built(module, variant.name, arch, registers, spills, compiled.metadata.shared)
+
+
+def _not_specialized(kernel: Any) -> set[str]:
+    """Arguments of which the launcher assumes nothing, whatever they happen to be: they change from batch to batch."""
+    return {
+        parameter.name
+        for parameter in kernel.params
+        if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
+    }
 
 
 def _signature(variant: Variant) -> dict[str, str]:

@@ -14,32 +14,23 @@ Floor: 2 * kv_length * kv_heads * dim * bytes a sequence over bandwidth (Llama-3
 4.8 TB/s); partial states add 8 * heads * dim bytes a part, 3 % at 512 keys a part.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.attention_launch import Config, Pool, capability, exponents, variants
 from kernels.gpu.attention_mass import attention_mass
 from kernels.gpu.attention_reference import reference_attention
-from kernels.gpu.attention_tile import NOTHING, Pool, capability, exponents, finish, sweep
+from kernels.gpu.attention_tile import NOTHING, finish, sweep
 from kernels.gpu.merge_states import merge_states
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
 SHORTEST = 128  # keys of a part: fewer, and the partial states weigh more than 1/8 of the keys
 _DOUBLINGS = 3  # of it, up to 1024: longer parts would leave the last programs of a long sequence alone on the chip
 PROGRAMS = 64  # that a sequence is split into (parts times KV heads) until parts are the longest
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Shape of a program: `tile` query heads (padded), `keys` at a time."""
-
-    tile: int
-    keys: int
-    warps: int
-    stages: int
 
 
 def config_for(group: int, dim: int, bytes_each: int, chip: int) -> Config:
@@ -77,7 +68,7 @@ def _limit(kv_heads: int) -> int:
     return SHORTEST * max(PROGRAMS // kv_heads, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table"], do_not_specialize_on_alignment=["log_sums", "kv_lengths", "tables"])
 def _decode_attention(
     q,
     kv,
@@ -216,7 +207,8 @@ def decode_attention(
         kv_lengths: int32 [sequences]; a sequence without keys (a padding row of a CUDA graph) gets zeros.
         block_tables: int32 [sequences, most blocks], entry i holds positions [i * block_size, (i + 1) * block_size).
         scale: factor on the scores.
-        longest_kv: longest of `kv_lengths` (or more); it bounds the grid.
+        longest_kv: longest of `kv_lengths` (or more); it bounds the grid and the workspace, no result depends on it. Programs past
+            the end of a sequence cost some 10 ns each: a captured graph wants a bound near its longest sequence.
         window: newest positions that a row sees, its own included; 0 = all.
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 = they stay.
         scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value times its scale is meant.
@@ -260,10 +252,10 @@ def decode_attention(
         outer,
         *q.stride()[:2],
         *states.stride()[:3],
-        *pool.kv.stride()[:4],
-        *pool.scale_strides,
-        block_tables.stride(0),
-        **_constants(heads // kv_heads, dim, kv.shape[3], config),
+        *pool.strides(block_tables),
+        **config.constants(heads // kv_heads, dim, kv.shape[3]),
+        SHORTEST=SHORTEST,
+        DOUBLINGS=_DOUBLINGS,
         WINDOWED=window > 0,
         SOFT_CAPPED=soft_cap > 0,
         INTERPRETED=INTERPRETED,
@@ -286,44 +278,17 @@ def reference_decode_attention(
     return reference_attention(q, kv, row_starts, kv_lengths, block_tables, **options).out  # type: ignore[arg-type]
 
 
-def _constants(group: int, dim: int, block_size: int, config: Config) -> dict[str, int]:
-    return {
-        "SHORTEST": SHORTEST,
-        "DOUBLINGS": _DOUBLINGS,
-        "GROUP": group,
-        "D": dim,
-        "D_PAD": triton.next_power_of_2(dim),
-        "BLOCK_SIZE": block_size,
-        "BLOCK_M": config.tile,
-        "BLOCK_N": config.keys,
-    }
-
-
-def _variants(
-    name: str, group: int, dim: int, dtype: str = "bf16", *, block_size: int = 32, fp8: bool = False, **flags: bool
-) -> tuple[Variant, ...]:
-    """Builds for `group` query heads a KV head, for Ampere and for Hopper: there, an fp8 pool is read as such."""
-    pointers = {"q": dtype, "kv": dtype, "states": "fp32", "log_sums": "fp32"}
-    pointers |= dict.fromkeys(("kv_lengths", "tables"), "i32") | ({"scales": "fp32"} if fp8 else {})
-    strides = [name for name in _decode_attention.arg_names if name.startswith("stride_")]
-    absent = {} if fp8 else {"scales": None}
-    flags = {"WINDOWED": False, "SOFT_CAPPED": False, "INTERPRETED": False} | flags
-    configs = {arch: config_for(group, dim, 4 if dtype == "fp32" else 2, arch) for arch in (80, 90)}
-    return tuple(
-        Variant(
-            name,
-            _decode_attention,
-            {name: f"*{kind}" for name, kind in pointers.items()}
-            | ({"kv": "*fp8e4nv" if arch >= 89 else "*u8"} if fp8 else {})
-            | dict.fromkeys(("limit", "window", *strides), "i32")
-            | dict.fromkeys(("inner", "outer"), "fp32"),
-            _constants(group, dim, block_size, config) | absent | flags,
-            warps=config.warps,
-            stages=config.stages,
-            aligned=(*pointers, *(stride for stride in strides if "scale" not in stride and "table" not in stride)),
-            archs=(arch,),
-        )
-        for arch, config in configs.items()
+def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: Any) -> tuple[Variant, ...]:
+    flags = {"SHORTEST": SHORTEST, "DOUBLINGS": _DOUBLINGS, "WINDOWED": False, "SOFT_CAPPED": False} | options
+    return variants(
+        _decode_attention,
+        name,
+        group,
+        dim,
+        dtype,
+        config_for=config_for,
+        pointers={"states": "fp32", "log_sums": "fp32"},
+        **flags,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.gpu.runtime import Variant
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids"])
 def _embed(table, ids, out, first, vocabulary, row_stride, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

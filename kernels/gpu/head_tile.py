@@ -4,8 +4,13 @@ Everywhere: `DIM` values a head, `HALF` is DIM / 2 rounded up to a power of two,
 first half of each head and the second; what lies behind DIM / 2 is 0.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import triton
 import triton.language as tl
+
+from kernels.gpu.runtime import Variant
 
 
 @triton.jit
@@ -46,3 +51,47 @@ def turn_halves(low, high, cos, sin, positions, valid, DIM: tl.constexpr, HALF: 
     at = positions[:, None] * (DIM // 2) + columns[None, :]
     cosine, sine = tl.load(cos + at, inside, 0.0), tl.load(sin + at, inside, 0.0)
     return low * cosine - high * sine, high * cosine + low * sine
+
+
+_MODELS = (  # name, query heads, KV heads, dim, type, whether queries and keys are normed
+    ("llama-8b", 32, 8, 128, "bf16", False),
+    ("llama-8b", 32, 8, 128, "fp16", False),
+    ("smollm2", 9, 3, 64, "bf16", False),
+    ("qwen3-8b", 32, 8, 128, "bf16", True),
+    ("dim-80", 32, 32, 80, "bf16", False),
+    ("dim-256", 8, 4, 256, "bf16", False),
+)
+
+
+def variants(
+    kernel: Any, config_for: Callable[[int, int], Mapping[str, int]], pointers: Mapping[str, str]
+) -> tuple[Variant, ...]:
+    """Builds of a kernel that writes keys and values, for blocks of 32.
+
+    Args:
+        kernel: the `@triton.jit` function.
+        config_for: (kv_heads, dim) to the constants of its shape, `warps` among them.
+        pointers: types of those that only it has.
+    """
+    indices, numbers = dict.fromkeys(("positions", "slots"), "i64"), ("cos", "sin", "q_norm", "k_norm")
+    strides = [name for name in kernel.arg_names if name.endswith("_stride")]
+    builds = []
+    for model, heads, kv_heads, dim, dtype, norms in _MODELS:
+        types = dict.fromkeys(("qkv", "q", "kv"), dtype) | indices | dict.fromkeys(numbers, "fp32") | dict(pointers)
+        types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+        shape = dict(config_for(kv_heads, dim))
+        builds.append(
+            Variant(
+                f"{model} {dtype}{' norm' if norms else ''}",
+                kernel,
+                {name: f"*{kind}" for name, kind in types.items()}
+                | dict.fromkeys(("rows", *strides), "i32")
+                | {"eps": "fp32"},
+                {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "BLOCK_SIZE": 32, "NORMS": norms}
+                | ({"scale_head_stride": 1} if "scale_head_stride" in strides else {})
+                | {name: value for name, value in shape.items() if name != "warps"},
+                warps=shape["warps"],
+                aligned=(*types, *(each for each in strides if not each.startswith("scale"))),
+            )
+        )
+    return tuple(builds)

@@ -1,16 +1,13 @@
 """Merge attention over parts of the keys into attention over all of them.
 
-With o_i the softmax-weighted values of part i and l_i the log-sum-exp of its scores: l = log sum_i exp(l_i), o =
-sum_i exp(l_i - l) o_i
-(Dao et al. 2022, arXiv 2205.14135, section 3.1; Juravsky et al. 2024, arXiv 2402.05099, section 3.1). Parts may come
-from splits of
-one sequence, from a prefix shared by a group, or from another store.
+With o_i the softmax-weighted values of part i and l_i the log-sum-exp of its scores: l = log sum_i exp(l_i), o = sum_i exp(l_i - l)
+o_i (Dao et al. 2022, arXiv 2205.14135, section 3.1; Juravsky et al. 2024, arXiv 2402.05099, section 3.1). Parts may come from
+splits of one sequence, from a prefix shared by a group, or from another store.
 
-One program a (row, head), which takes the parts in order, a fixed number at once: parts added behind that are empty
-change no bit.
+One program a (row, head), which takes the parts in order, a fixed number at once: parts added behind that are empty change no bit.
 
-Floor: rows * heads * (parts * (4 or 2 bytes * dim + 4) + dim * bytes) over bandwidth: 64 rows of 32 heads of 128, 8
-parts fp32: 8.7 MB, 2 us.
+Floor: rows * heads * (parts * (4 or 2 bytes * dim + 4) + dim * bytes) over bandwidth: 64 rows of 32 heads of 128, 8 parts fp32:
+8.7 MB, 2 us.
 """
 
 import torch
@@ -22,7 +19,7 @@ from kernels.gpu.attention_tile import NOTHING
 from kernels.gpu.runtime import Variant
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "stride_sum_part"], do_not_specialize_on_alignment=["log_sums", "log_sum"])
 def _merge_states(
     outputs,
     log_sums,

@@ -18,28 +18,19 @@ heads of 128: 2.2 TFLOP,
 2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.attention_launch import Config, Pool, capability, exponents, variants
 from kernels.gpu.attention_mass import attention_mass
-from kernels.gpu.attention_tile import NOTHING, Pool, capability, exponents, finish, sweep
+from kernels.gpu.attention_tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
 _COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at together when a tile finds its own
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Shape of a program: `tile` rows (query rows times heads of a group), `keys` at a time."""
-
-    tile: int
-    keys: int
-    warps: int
-    stages: int
 
 
 def config_for(group: int, dim: int, bytes_each: int, capability: int) -> Config:
@@ -97,7 +88,10 @@ def find_tile(wanted, row_starts, sequences, ROWS: tl.constexpr):
     return sequence, (last - (wanted - before)) * ROWS, count
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["sequences", "stride_table"],
+    do_not_specialize_on_alignment=["row_starts", "kv_lengths", "tables"],
+)
 def _paged_attention(
     q,
     kv,
@@ -292,10 +286,8 @@ def paged_attention(
             outer,
             *q.stride()[:2],
             *out.stride()[:2],
-            *pool.kv.stride()[:4],
-            *pool.scale_strides,
-            block_tables.stride(0),
-            **_constants(heads // kv_heads, dim, kv.shape[3], config),
+            *pool.strides(block_tables),
+            **config.constants(heads // kv_heads, dim, kv.shape[3]),
             CAUSAL=causal,
             WINDOWED=window > 0,
             SOFT_CAPPED=soft_cap > 0,
@@ -309,42 +301,18 @@ def paged_attention(
     return out
 
 
-def _constants(group: int, dim: int, block_size: int, config: Config) -> dict[str, int]:
-    return {
-        "GROUP": group,
-        "D": dim,
-        "D_PAD": triton.next_power_of_2(dim),
-        "BLOCK_SIZE": block_size,
-        "BLOCK_M": config.tile,
-        "BLOCK_N": config.keys,
-    }
-
-
-def _variants(
-    name: str, group: int, dim: int, dtype: str = "bf16", *, block_size: int = 32, fp8: bool = False, **flags: bool
-) -> tuple[Variant, ...]:
-    """Builds for `group` query heads a KV head, for Ampere and for Hopper: there, an fp8 pool is read as such."""
-    pointers = {"q": dtype, "kv": dtype, "out": dtype}
-    pointers |= dict.fromkeys(("row_starts", "kv_lengths", "tables"), "i32") | ({"scales": "fp32"} if fp8 else {})
-    strides = [name for name in _paged_attention.arg_names if name.startswith("stride_")]
-    absent = {name: None for name in ("log_sums", "scales") if name not in pointers}
-    flags = {"CAUSAL": True, "WINDOWED": False, "SOFT_CAPPED": False, "INTERPRETED": False} | flags
-    configs = {arch: config_for(group, dim, 4 if dtype == "fp32" else 2, arch) for arch in (80, 90)}
-    return tuple(
-        Variant(
-            name,
-            _paged_attention,
-            {name: f"*{kind}" for name, kind in pointers.items()}
-            | ({"kv": "*fp8e4nv" if arch >= 89 else "*u8"} if fp8 else {})
-            | dict.fromkeys(("sequences", "window", *strides), "i32")
-            | dict.fromkeys(("inner", "outer"), "fp32"),
-            _constants(group, dim, block_size, config) | absent | flags,
-            warps=config.warps,
-            stages=config.stages,
-            aligned=(*pointers, *(stride for stride in strides if "scale" not in stride and "table" not in stride)),
-            archs=(arch,),
-        )
-        for arch, config in configs.items()
+def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: Any) -> tuple[Variant, ...]:
+    flags = {"CAUSAL": True, "WINDOWED": False, "SOFT_CAPPED": False} | options
+    return variants(
+        _paged_attention,
+        name,
+        group,
+        dim,
+        dtype,
+        config_for=config_for,
+        pointers={"out": dtype},
+        absent=("log_sums",),
+        **flags,
     )
 
 

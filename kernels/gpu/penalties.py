@@ -54,7 +54,7 @@ def edited(logits, counts, floats, ints, row, tokens, row_stride, vocab, PENALIZ
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["slots", "tokens"])
 def _count(counts, slots, tokens, n, vocab, OUTPUT: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + index, index < n, -1)

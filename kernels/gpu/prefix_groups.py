@@ -22,6 +22,9 @@ from kernels.gpu.runtime import sent
 
 # Fewer bytes saved in a layer are not worth the launches of prefix and merge: 7 us at 4.8 TB/s. Not confirmed on a GPU.
 LEAST_SAVED = 32 << 20
+# The same where single tokens without groups would run as a CUDA graph. Groups cannot: their shapes change from step to step. A
+# step of 32 layers then launches some 400 kernels from Python, 20 us each, 8 ms in all: 38 GB at 4.8 TB/s. Not confirmed either.
+LEAST_SAVED_OVER_GRAPH = 1200 << 20
 FILLED = 132  # programs that fill the chip (H100, H200: 132 multiprocessors)
 SHORTEST_SPLIT = 512  # keys; a shorter one costs more in partial results than its parallelism brings
 TILE = 128  # query rows times query heads of a KV head that read a key together

@@ -18,8 +18,9 @@ Source: dequantization fused into the product, AWQ (Lin et al. 2023, arXiv 2306.
 column, FineQuant (Kim et al. 2023, arXiv 2308.09723); integers in the mantissa, Kim et al. 2022 (arXiv 2211.10017).
 """
 
+from functools import cache
+
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -62,7 +63,7 @@ def _floats(words, PLANE: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr,
     return floats
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x, words, scales, extras, bias, out, rows, outputs, columns, x_stride, spans, split_spans, groups,
     FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -235,6 +236,7 @@ def config_for(rows: int) -> tuple[int, int, int]:
     return (16 if rows <= 16 else 32), 4, 4
 
 
+@cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _PROCESSORS
 
@@ -246,7 +248,11 @@ def _by_dequantizing(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) ->
     for first in range(0, len(matrix.words), step):
         some = matrix.tiles(first, first + step)
         span = slice(first * TILE, first * TILE + some.outputs)
-        out[:, span] = F.linear(x, unpack(some, x.dtype), None if bias is None else bias[span].to(x.dtype))
+        weight = unpack(some, x.dtype).t()
+        if bias is None:
+            torch.mm(x, weight, out=out[:, span])
+        else:
+            torch.addmm(bias[span].to(x.dtype), x, weight, out=out[:, span])
     return out
 
 
@@ -272,11 +278,11 @@ def _variant(name: str, kind: str, form: Form, bits: int, group: int, rows: int,
     return Variant(
         name=name,
         kernel=_product,
-        signature=pointers | dict.fromkeys(numbers, "i32") | ({} if rows == 1 else {"rows": "i32"}),
+        signature=pointers | dict.fromkeys(("rows", *numbers), "i32"),
         constants={
             "FORM": _FORMS[form], "BITS": bits, "GROUP": group or lanes, "LANES": lanes, "BLOCK_ROWS": block_rows,
             "TILE": TILE, "WHOLE": True, "PARTIAL": partial, "HAS_BIAS": False, "INTERPRETED": False,
-        } | ({"rows": 1} if rows == 1 else {}),
+        },
         warps=warps,
         stages=stages,
         aligned=(*pointers, "outputs", "columns", "x_stride"),
@@ -285,7 +291,6 @@ def _variant(name: str, kind: str, form: Form, bits: int, group: int, rows: int,
 
 _SIZES = ("outputs", "columns", "spans", "groups")
 VARIANTS = (
-    _variant("w4 awq 128 bf16 1 row", "bf16", "zeros", 4, 128, 1, True),
     _variant("w4 awq 128 bf16", "bf16", "zeros", 4, 128, 16, True),
     _variant("w4 awq 128 fp16", "fp16", "zeros", 4, 128, 16, True),
     _variant("w4 awq 128 bf16 32 rows", "bf16", "zeros", 4, 128, 32, True),

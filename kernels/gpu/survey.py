@@ -47,6 +47,13 @@ PENDING = tl.constexpr(-3)
 TINIEST = tl.constexpr(1.1754943508222875e-38)  # below, a temperature is zero in fp32 arithmetic that flushes
 NOWHERE = tl.constexpr(2**31 - 1)
 
+# Scratch of all rows in one piece, and rows of a longer batch: whether these are aligned changes with the number of rows, and
+# must not ask for another build of a kernel.
+UNALIGNED = (
+    *("peaks", "peak_ids", "masses", "scores", "winners", "faults", "listed", "tokens", "floats", "ints"),
+    *("row_peaks", "row_totals", "bounds"),
+)
+
 
 def padded(tiles: int) -> int:
     """Width in which a program takes one value of each of a row's `tiles`: at least a warp's, for below that Triton 3.6 spills."""
@@ -76,7 +83,7 @@ def value_of(key):
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def survey_kernel(
     logits,
     counts,
@@ -160,7 +167,7 @@ def _bound(floats, ints, group_peaks, row, peak, temperature, total, vocab, grou
     return tl.maximum(bound, peak + fall - slack)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def settle_kernel(
     floats,
     ints,

@@ -22,9 +22,14 @@ from kernels.gpu.runtime import Variant
 from kernels.gpu.survey import BLOCK, NOWHERE, WARPS, padded
 
 MOST = 128  # of `top`: what a row's tiles list then still fits the registers of one program
+# As in `kernels.gpu.survey`.
+UNALIGNED = (
+    *("tokens", "peaks", "masses", "likelier", "top_values", "top_ids"),
+    *("out_logprobs", "out_ranks", "out_values", "out_ids"),
+)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def scan_kernel(
     logits,
     tokens,
@@ -59,7 +64,7 @@ def scan_kernel(
         x = tl.where(ids == first, float("-inf"), x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def join_kernel(
     logits,
     tokens,

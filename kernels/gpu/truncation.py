@@ -30,7 +30,7 @@ import triton.language as tl
 from kernels.gpu.penalties import FLOATS, INTS, LOG_MIN_P, POSITION, SEED, TEMPERATURE, TOP_K, TOP_P, edited
 from kernels.gpu.race import log_exponentials
 from kernels.gpu.runtime import Variant
-from kernels.gpu.survey import BLOCK, NOWHERE, PENDING, TINIEST, WARPS, ordered, padded, value_of
+from kernels.gpu.survey import BLOCK, NOWHERE, PENDING, TINIEST, UNALIGNED, WARPS, ordered, padded, value_of
 
 CHUNK = 2048  # listed tokens a pass takes at once
 
@@ -45,7 +45,7 @@ def _listed(logits, counts, floats, ints, row_peaks, bounds, row, tokens, row_st
     return x, (x > float("-inf")) & likely & (x >= tl.load(bounds + row))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def count_kernel(
     logits,
     counts,
@@ -74,7 +74,7 @@ def count_kernel(
         tl.store(listed + row * tiles + tile, n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def collect_kernel(
     logits,
     counts,
@@ -172,7 +172,7 @@ def _race(values, value_ids, n, peak, temperature, seed, position, border, ties,
     return winner
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def choose_kernel(
     floats,
     ints,

@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.head_tile import load_halves, norm_halves, store_halves, turn_halves
+from kernels.gpu.head_tile import load_halves, norm_halves, store_halves, turn_halves, variants
 from kernels.gpu.runtime import Variant
 from kernels.gpu.write_kv_fp8 import reference_fill, write_kv_fp8
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _write_kv(
     qkv,
     q,
@@ -241,34 +241,6 @@ def reference_write_kv(
     return q.to(qkv.dtype)
 
 
-def _variant(model: str, heads: int, kv_heads: int, dim: int, dtype: str, norms: bool = False) -> Variant:
-    group, half, warps = config_for(kv_heads, dim)
-    strides = ("qkv_stride", "block_stride", "part_stride", "head_stride", "token_stride")
-    signature = dict.fromkeys(("qkv", "q", "kv"), f"*{dtype}") | dict.fromkeys(("positions", "slots"), "*i64")
-    signature |= dict.fromkeys(("cos", "sin", "q_norm", "k_norm"), "*fp32")
-    return Variant(
-        f"{model} {dtype}{' norm' if norms else ''}",
-        _write_kv,
-        signature | dict.fromkeys(strides, "i32") | {"eps": "fp32"},
-        {
-            "HEADS": heads,
-            "KV_HEADS": kv_heads,
-            "DIM": dim,
-            "BLOCK_SIZE": 32,
-            "GROUP": group,
-            "HALF": half,
-            "NORMS": norms,
-        },
-        warps=warps,
-        aligned=(*signature, *strides),
-    )
-
-
-VARIANTS: tuple[Variant, ...] = (
-    _variant("llama-8b", 32, 8, 128, "bf16"),
-    _variant("llama-8b", 32, 8, 128, "fp16"),
-    _variant("smollm2", 9, 3, 64, "bf16"),
-    _variant("qwen3-8b", 32, 8, 128, "bf16", norms=True),
-    _variant("dim-80", 32, 32, 80, "bf16"),
-    _variant("dim-256", 8, 4, 256, "bf16"),
+VARIANTS: tuple[Variant, ...] = variants(
+    _write_kv, lambda kv_heads, dim: dict(zip(("GROUP", "HALF", "warps"), config_for(kv_heads, dim), strict=True)), {}
 )

@@ -12,7 +12,8 @@ What makes growing sound is that scales are powers of two and that quantizing co
 block are the same function of its tokens' values whether these came one by one, as a prompt's chunks or all at once. Nothing
 ever clips, and writing again adds no error. So a full block has the same bytes after prefill, decode or recomputation of the same
 values, which is what content-addressed blocks need. Only tokens written and then taken back (rejected drafts) leave a trace: a
-scale larger than the rest needs.
+scale larger than the rest needs. What a *row* reads does depend on how far its block was filled when it read: values under 2^-6 of
+the scale lose digits as the scale grows. So results with an 8-bit cache may differ with the cut of a prompt into chunks.
 Error: 2^-4 of the value, or 2^-9 of the scale where that is more; the scale is at most 2^-7 of the block's largest value.
 
 One program a row, side and head; the first row of each block works, for all rows of this launch that the block takes, the others
@@ -39,7 +40,7 @@ from kernels.gpu.e4m3 import (
     scale_of,
     shortened,
 )
-from kernels.gpu.head_tile import load_halves, norm_halves, store_halves, turn_halves
+from kernels.gpu.head_tile import load_halves, norm_halves, store_halves, turn_halves, variants
 from kernels.gpu.runtime import Variant
 
 
@@ -52,7 +53,7 @@ def _rescale(codes, count, factor, token_stride, DIM: tl.constexpr, LINES: tl.co
     tl.store(at, encoded(decoded(tl.load(at, inside, 0)) * factor), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["positions", "slots"])
 def _fill_blocks(
     qkv,
     codes,
@@ -106,6 +107,7 @@ def _fill_blocks(
             scale = tl.maximum(scale, old)
             if scale > old:
                 _rescale(base, first, old * inverse_of(scale), token_stride, DIM, LINES, HALF)
+        tl.debug_barrier()  # every thread has read the old scale before one of them writes the new
         tl.store(scale_at, scale)
         inverse = inverse_of(scale)
         at = theirs % BLOCK_SIZE * token_stride
@@ -196,36 +198,8 @@ def _runs(slots: list[int], block_size: int) -> Iterator[slice]:
         start = stop
 
 
-def _variant(model: str, heads: int, kv_heads: int, dim: int, dtype: str, norms: bool = False) -> Variant:
-    lines, half, warps = config_for(32, dim)
-    strides = ("qkv_stride", "block_stride", "part_stride", "head_stride", "token_stride")
-    scale_strides = ("scale_block_stride", "scale_part_stride")
-    pointers = {"qkv": f"*{dtype}", "codes": "*u8", "positions": "*i64", "slots": "*i64"}
-    pointers |= dict.fromkeys(("scales", "cos", "sin", "k_norm"), "*fp32")
-    return Variant(
-        f"{model} {dtype}{' norm' if norms else ''}",
-        _fill_blocks,
-        pointers | dict.fromkeys(("rows", *strides, *scale_strides), "i32") | {"eps": "fp32"},
-        {
-            "scale_head_stride": 1,
-            "HEADS": heads,
-            "KV_HEADS": kv_heads,
-            "DIM": dim,
-            "BLOCK_SIZE": 32,
-            "LINES": lines,
-            "HALF": half,
-            "NORMS": norms,
-        },
-        warps=warps,
-        aligned=(*pointers, *strides),
-    )
-
-
-VARIANTS: tuple[Variant, ...] = (
-    _variant("llama-8b", 32, 8, 128, "bf16"),
-    _variant("llama-8b", 32, 8, 128, "fp16"),
-    _variant("smollm2", 9, 3, 64, "bf16"),
-    _variant("qwen3-8b", 32, 8, 128, "bf16", norms=True),
-    _variant("dim-80", 32, 32, 80, "bf16"),
-    _variant("dim-256", 8, 4, 256, "bf16"),
+VARIANTS: tuple[Variant, ...] = variants(
+    _fill_blocks,
+    lambda _, dim: dict(zip(("LINES", "HALF", "warps"), config_for(32, dim), strict=True)),
+    {"codes": "u8", "scales": "fp32"},
 )

@@ -1,0 +1,153 @@
+"""What the launchers of the attention kernels here share: the pool and its checks, shapes of programs, tables of builds."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.gpu.runtime import INTERPRETED, Variant
+
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Shape of a program: `tile` rows (query rows times query heads of a KV head, padded), `keys` at a time."""
+
+    tile: int
+    keys: int
+    warps: int
+    stages: int
+
+    def constants(self, group: int, dim: int, block_size: int) -> dict[str, int]:
+        """What every attention kernel takes at compile time: `group` query heads a KV head, of `dim`, over blocks of that size."""
+        return {
+            "GROUP": group,
+            "D": dim,
+            "D_PAD": triton.next_power_of_2(dim),
+            "BLOCK_SIZE": block_size,
+            "BLOCK_M": self.tile,
+            "BLOCK_N": self.keys,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One layer of the KV pool as the kernels take it.
+
+    Attributes:
+        kv: [blocks, 2, kv_heads, block_size, dim]; fp8 as bytes where the chip or the interpreter has no e4m3.
+        scales: fp32 [blocks, 2, kv_heads] of an fp8 pool, else None.
+    """
+
+    kv: Tensor
+    scales: Tensor | None
+
+    @classmethod
+    def of(cls, q: Tensor, kv: Tensor, scales: Tensor | None, block_tables: Tensor) -> "Pool":
+        """Check that all belongs together.
+
+        Raises:
+            ValueError: it does not; the message names both sides.
+        """
+        heads, dim = q.shape[1:]
+        if kv.dim() != 5 or kv.shape[1] != 2 or kv.shape[4] != dim or heads % kv.shape[2]:
+            raise ValueError(
+                f"q {tuple(q.shape)} does not fit kv {tuple(kv.shape)} [blocks, 2, kv_heads, block_size, dim]"
+            )
+        if q.stride(2) != 1 or kv.stride(4) != 1 or block_tables.stride(-1) != 1:
+            raise ValueError("q and kv must be contiguous along dim, and each block table along itself")
+        if kv.dtype == torch.float8_e4m3fn:
+            if scales is None or scales.dim() != 3 or scales.dtype != torch.float32 or scales.stride(2) != 1:
+                raise ValueError("an fp8 pool needs scales: fp32 [blocks, 2, kv_heads], heads contiguous")
+            return cls(kv if _has_e4m3(kv) else kv.view(torch.uint8), scales)
+        if kv.dtype != q.dtype or scales is not None:
+            raise ValueError(
+                f"q is {q.dtype}, kv {kv.dtype}: they must be the same, without scales, or kv float8_e4m3fn with them"
+            )
+        return cls(kv, None)
+
+    def strides(self, block_tables: Tensor) -> tuple[int, ...]:
+        """As the kernels take them: of block, side, head and token; block and side of the scales (0 without any); of a table."""
+        scales = (0, 0) if self.scales is None else self.scales.stride()[:2]
+        return (*self.kv.stride()[:4], *scales, block_tables.stride(0))
+
+
+@cache
+def capability(device: torch.device) -> int:
+    """Compute capability of a GPU, 80, 90, ..; where Triton interprets, 90."""
+    if INTERPRETED:
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _has_e4m3(kv: Tensor) -> bool:
+    return not INTERPRETED and capability(kv.device) >= 89
+
+
+def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
+    """(inner, outer) of `attention_tile.scores`."""
+    return (2 * scale * LOG2E / soft_cap, soft_cap * LOG2E) if soft_cap else (scale * LOG2E, 0.0)
+
+
+def variants(
+    kernel: Any,
+    name: str,
+    group: int,
+    dim: int,
+    dtype: str = "bf16",
+    *,
+    config_for: Callable[[int, int, int, int], Config],
+    pointers: Mapping[str, str],
+    absent: tuple[str, ...] = (),
+    block_size: int = 32,
+    fp8: bool = False,
+    **constants: int | bool,
+) -> tuple[Variant, ...]:
+    """Builds of an attention kernel for Ampere and for Hopper: there, an fp8 pool is read as such.
+
+    Args:
+        kernel: the `@triton.jit` function.
+        name: of the build.
+        group: query heads a KV head.
+        dim: of a head.
+        dtype: of queries, and of keys and values unless `fp8`.
+        config_for: (group, dim, bytes of an element, compute capability) to the shape of a program.
+        pointers: types of those that are not the queries, the pool or its tables.
+        absent: optional pointers that this build does without.
+        block_size: of the pool.
+        fp8: the pool holds 8-bit floats.
+        constants: beside those of the shapes.
+    """
+    absent += () if fp8 else ("scales",)
+    types = {"q": dtype, "kv": dtype, "scales": "fp32"} | dict.fromkeys(("row_starts", "kv_lengths", "tables"), "i32")
+    types = {
+        name: kind for name, kind in (types | dict(pointers)).items() if name in kernel.arg_names and name not in absent
+    }
+    fixed = {"INTERPRETED": False} | constants | dict.fromkeys(absent)
+    strides = [name for name in kernel.arg_names if name.startswith("stride_")]
+    builds = []
+    for arch in (80, 90):
+        config = config_for(group, dim, 4 if dtype == "fp32" else 2, arch)
+        store = {"kv": "fp8e4nv" if arch >= 89 else "u8"} if fp8 else {}
+        builds.append(
+            Variant(
+                name,
+                kernel,
+                {name: f"*{kind}" for name, kind in (types | store).items()}
+                | dict.fromkeys(("sequences", "limit", "positions", "window", *strides), "i32")
+                | dict.fromkeys(("inner", "outer", "log2e"), "fp32"),
+                config.constants(group, dim, block_size) | fixed,
+                warps=config.warps,
+                stages=config.stages,
+                aligned=(*types, *(each for each in strides if "scale" not in each)),
+                archs=(arch,),
+            )
+        )
+    return tuple(builds)

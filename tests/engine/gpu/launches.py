@@ -1,0 +1,116 @@
+"""Which builds of which kernels steps ask for: `python launches.py [compile]`, on CPU tensors, with no GPU and nothing interpreted.
+
+Triton's own launcher sorts the arguments; only what would come after it, compiling and running, is left out (with `compile`, only
+running). Prints the builds of warm-up steps, then those that other steps would still add.
+"""
+
+import os
+import random
+import sys
+
+os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from configs.model_config import ModelConfig
+from engine.batch import SequenceInput
+from engine.gpu_arithmetic import GpuArithmetic
+from engine.gpu_model import GpuKvPool, GpuModel
+from engine.gpu_weights import GpuAssembly
+from engine.loading.dummy import load_dummy
+from kernels.gpu import attention_launch, decode_attention, paged_attention
+from kernels.gpu.penalties import count_tokens
+from kernels.gpu.sample import RowSettings, Settings, sample
+from kernels.gpu.token_logprobs import token_logprobs
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(
+    architecture="qwen3", vocab_size=4500, hidden_size=96, intermediate_size=128, layers=1, heads=9, kv_heads=3,
+    head_dim=64, rms_norm_eps=1e-6, rope_theta=1e4, rope_scaling=None, sliding_window=None, sliding_layers=(False,),
+    qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=True, tie_word_embeddings=True, max_position=4096,
+    bos_token_id=None, eos_token_ids=(), dtype="bfloat16",
+)  # fmt: skip
+
+
+class Driver:
+    """Of a GPU that is not here."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+def prepare(compiles: bool) -> list[str]:
+    """Nothing is launched from here on; the list grows with each build that is asked for."""
+    asked: list[str] = []
+    driver.set_active(Driver())
+    run, build = JITFunction.run, JITFunction._do_compile
+
+    def dry(self, *arguments, grid, warmup, **options):
+        assert all(0 < size < 2 ** (31 if axis == 0 else 16) for axis, size in enumerate(grid)), (self, grid)
+        return run(self, *arguments, grid=grid, warmup=True, **options)
+
+    def noted(self, key, *rest):
+        asked.append(f"{self.__name__} {key}")
+        if compiles:
+            return build(self, key, *rest)
+        return self.device_caches[0][0].setdefault(key, object())
+
+    JITFunction.run, JITFunction._do_compile = dry, noted
+    for module in (attention_launch, decode_attention, paged_attention):
+        module.capability = lambda device: 90
+    return asked
+
+
+def step(model: GpuModel, counts: torch.Tensor, chunks: list[tuple[int, int]], seed: int) -> None:
+    """One step of (rows, keys) sequences and everything that is sampled after it."""
+    rng = random.Random(seed)
+    inputs = [
+        SequenceInput(
+            token_ids=[5] * rows, start=keys - rows, block_table=rng.choices(range(9), k=-(-keys // 32)), wanted=1
+        )
+        for rows, keys in chunks
+    ]
+    logits = model.logits(model.forward(inputs))
+    rows = len(chunks)
+    for settings in (RowSettings(), RowSettings(top_k=5), RowSettings(presence=0.5)):
+        sample(logits, Settings.of([settings] * rows, CPU), counts)
+    tokens = torch.zeros(2 * rows + 1, dtype=torch.int64)
+    for some in (tokens[:rows], tokens[1 : rows + 1]):
+        token_logprobs(logits, some, 5)
+        count_tokens(counts, some, some, output=True)
+
+
+def main() -> None:
+    """Warm up, then go on."""
+    asked = prepare(sys.argv[1:] == ["compile"])
+    for fp8 in (False, True):
+        arithmetic = GpuArithmetic("dense", torch.bfloat16, fp8)
+        pool = GpuKvPool(CONFIG, 9, 32, CPU, arithmetic.dtype, fp8=fp8)
+        model = GpuModel(
+            CONFIG, load_dummy(CONFIG, GpuAssembly(arithmetic, CPU)), pool, context=4096, least_saved=1 << 40
+        )
+        counts = torch.zeros(300, CONFIG.vocab_size, dtype=torch.int32)
+        before = len(asked)
+        step(model, counts, [(1, 60)], 0)
+        step(model, counts, [(1, 600), (7, 70)], 1)
+        print("warm", len(asked) - before)
+        before = len(asked)
+        rng = random.Random(2)
+        for turn in range(12):
+            singles = [(1, rng.randint(1, 3000)) for _ in range(rng.randint(1, 40))]
+            longer = [(rows, rows + rng.randint(0, 99)) for rows in (rng.randint(2, 80) for _ in range(turn % 4))]
+            step(model, counts, singles + longer, turn)
+        print("more", *asked[before:], sep="\n")
+
+
+if __name__ == "__main__":
+    main()
