@@ -125,16 +125,18 @@ class GpuAssembly:
         )
         with ThreadPoolExecutor(_READERS) as threads:
             layers = list(threads.map(partial(_layer, shared, config, share), range(config.layers)))
-        head = shared.product(_head(config, share))
-        if isinstance(head, Linear) and config.tie_word_embeddings:
-            head = Linear(embedding)
-        return GpuWeights(
+        head = _head(config, share)
+        tied = config.tie_word_embeddings and shared.form(head[0]) == "dense"
+        weights = GpuWeights(
             embedding=embedding,
             layers=layers,
             final_norm=shared.vector(FINAL_NORM),
-            head=head,
+            head=Linear(embedding) if tied else shared.product(head),
             rope_factors=reader.rope_factors,
         )
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # of what packing needed: the pool wants it
+        return weights
 
 
 def weights_bytes(
@@ -205,15 +207,16 @@ class _Reading:
         self._reader.read_into(name, out)
         return out
 
+    def form(self, part: _Part) -> str:
+        """How a part is held."""
+        stored = self._reader.stored(part.name + ".weight")
+        return _form(part, stored and stored[0], self._arithmetic)
+
     def product(self, parts: Sequence[_Part]) -> Product:
         """Of the stacked parts."""
         stored = {part.name + ".weight": self._reader.stored(part.name + ".weight") for part in parts}
-
-        def kind_of(name: str) -> Kind | None:
-            found = stored[name]
-            return found and found[0]
-
-        products = [self._held(run, stored) for run in _runs(parts, kind_of, self._arithmetic)]
+        kinds = {name: found[0] for name, found in stored.items() if found}
+        products = [self._held(run, stored) for run in _runs(parts, kinds.get, self._arithmetic)]
         return products[0] if len(products) == 1 else SideBySide(products)
 
     def dense(self, parts: Sequence[_Part]) -> Tensor:
