@@ -326,6 +326,7 @@ class Scheduler:
         outputs: list[Output] = []
         self.stats.steps += 1
         self._order.observes(step, result.seconds)
+        self._tiers.saw_step(step, result.seconds)
         for chunk, brought in zip(step.chunks, result.results, strict=True):
             request = self._requests.get(chunk.request_id)
             if request is None:

@@ -245,7 +245,7 @@ class Tiers:
         if tier is None:
             self._to_save.clear()
         elif self._to_save:
-            room = min(_IN_FLIGHT, self._pool.blocks // _POOL_SHARE)
+            room = min(_IN_FLIGHT, max(1, self._pool.blocks // _POOL_SHARE))
             room -= sum(len(flight.held) for flight in self._flights.values())
             self._save(tier, [self._to_save.popitem(last=False)[0] for _ in range(min(room, len(self._to_save)))])
         self._plan_spill()

@@ -215,7 +215,7 @@ class Engine:
         caching: bool = True,
         worker: Worker | None = None,
         eos: frozenset[int] = frozenset({EOS}),
-        tiers: dict[Tier, int] | Callable[[BlockPool], tuple[Tiers, Mover | None]] | None = None,
+        tiers: dict[Tier, int] | Callable[[BlockPool, Worker], tuple[Tiers, Mover | None]] | None = None,
         preemption: Preemption = "swap",
         seed: int = 0,
         **config: object,
@@ -231,7 +231,7 @@ class Engine:
         self.worker = worker or SimWorker(blocks, block_size)
         self.mover: Mover | None = None
         if callable(tiers):
-            below, self.mover = tiers(pool)
+            below, self.mover = tiers(pool, self.worker)
         else:
             sizes = tiers or {}
             indices = {tier: TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in sizes.items()}
@@ -247,6 +247,7 @@ class Engine:
         self.prompt_logprobs: dict[str, list[int]] = {}
         self.requests: dict[str, AddRequest] = {}
         self.after_step: Callable[[Step], None] = lambda step: None
+        self.stalled: Callable[[], None] = lambda: None  # nothing can run before a move ends
 
     def add(
         self,
@@ -288,6 +289,7 @@ class Engine:
             assert not step.new
             self.scheduler.put_off(step)
             meanwhile()
+            self.stalled()
             return
         assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
         self.planned = self.scheduler.schedule(self.now)

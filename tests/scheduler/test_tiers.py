@@ -167,7 +167,7 @@ def test_a_copy_that_is_still_valid_is_not_made_again():
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     saved = engine.scheduler.snapshot().tiers["host"].saved
-    run(engine, "b", PROMPT + [7])
+    run(engine, "b", [*PROMPT, 7])
     stats = engine.scheduler.snapshot().tiers["host"]
     assert stats.saved - saved <= 2 and stats.spared >= 5
 
