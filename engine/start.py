@@ -92,12 +92,8 @@ class Starter:
         """The plan comes after torch, which alone knows what is free on a GPU."""
         with self._phase("import torch"):
             self._import_torch()
-            import torch
-
-            from engine.gpu_start import GpuStart
         with self._phase("plan memory"):
-            limits = step_limits(self._settings, device.kind)
-            gpu = GpuStart(self._settings, self._source, config, limits, torch.device("cuda", 0))
+            gpu = gpu_start(self._settings, self._source, config, step_limits(self._settings, device.kind))
             plan = gpu.plan()
             plan.arithmetic += f"; on {gpu.name}: {device.reason}"
         self._channel.send(plan)
@@ -196,6 +192,15 @@ class Starter:
             tiers,
         )
         return EngineLoop(scheduler, worker, self._channel, mover=mover)
+
+
+def gpu_start(settings: Settings, source: ModelSource, config: ModelConfig, limits: StepLimits) -> "GpuStart":
+    """The first GPU (CUDA_VISIBLE_DEVICES says which that is)."""
+    import torch
+
+    from engine.gpu_start import GpuStart
+
+    return GpuStart(settings, source, config, limits, torch.device("cuda", 0))
 
 
 @contextmanager
