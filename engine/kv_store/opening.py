@@ -1,6 +1,7 @@
 """From settings to tiers: which stores there are, their books, and the mover between them."""
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from configs.model_source import ModelError
 from configs.settings import Settings
 from engine.kv_store.codec import PlanesCodec
+from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
@@ -24,6 +26,7 @@ from scheduler.tiers import Tiers
 
 log = logging.getLogger("headrace.engine")
 GIB = 2**30
+_DISK_THREADS = 4
 
 
 def open_tiers(
@@ -57,13 +60,16 @@ def open_tiers(
             stores[Tier.HOST] = HostStore(count, block_bytes, pinned=rows.is_cuda)
             indices[Tier.HOST] = _index(Tier.HOST, count * block_bytes, block_bytes)
         if settings.kv_disk_path is not None:
-            stores[Tier.DISK] = disk = DiskStore(
+            codec = TimedCodec(PlanesCodec(element_bytes), time.perf_counter)
+            disk = DiskStore(
                 Path(settings.kv_disk_path),
                 block_bytes=block_bytes,
                 fingerprint=fingerprint,
                 limit_bytes=limit,
-                codecs=[PlanesCodec(element_bytes)],
+                codecs=[codec],
+                depth=_DISK_THREADS,
             )
+            stores[Tier.DISK] = CodedDisk(disk, codec, _DISK_THREADS)
             indices[Tier.DISK] = _index(Tier.DISK, limit, size_of(block_bytes))
             for label, size in disk.kept():
                 indices[Tier.DISK].seed(label, size)

@@ -4,6 +4,7 @@ With the real stores and the real mover, on the fast path, whose rows are the sa
 """
 
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from configs.model_source import ModelError
 from configs.settings import Settings
 from engine.kv_store.codec import PlanesCodec
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.opening import open_tiers
 from scheduler.load_or_recompute import LoadOrRecompute
 from scheduler.moves import Tier
@@ -43,9 +44,11 @@ def tiered(make, *, estimate=None, codec=None, element_bytes=2, settings, **conf
         below, mover = open_tiers(settings, pool, rows, fingerprint="test", element_bytes=element_bytes, wake=woken.set)
         if estimate is not None:
             below._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)
-        disk = mover._stores.get(Tier.DISK)
-        if isinstance(disk, DiskStore):
-            disk.codec = codec
+        coded = mover._stores.get(Tier.DISK)
+        if isinstance(coded, CodedDisk) and codec is not None:
+            coded.disk.codec = codec
+            coded._choice.decide = lambda: True
+            coded._codec = codec
         opened.append(mover)
         return below, mover
 
@@ -97,7 +100,7 @@ class TestFast:
     @pytest.mark.parametrize("coded", [False, True], ids=["raw", "coded"])
     def test_from_disk_after_a_restart(self, build_fast, prompts, alone, tmp_path, coded):
         settings = Settings(kv_disk_path=str(tmp_path / "kv"), kv_host_gib=0.1)
-        codec = PlanesCodec(2) if coded else None
+        codec = TimedCodec(PlanesCodec(2), time.perf_counter) if coded else None
         with tiered(build_fast, settings=settings, codec=codec) as engine:
             assert generate(engine, prompts) == alone
             kept = tier(engine, "disk").blocks
@@ -117,7 +120,7 @@ class TestFast:
         settings = Settings(kv_disk_path=str(tmp_path / "kv"))
         with tiered(build_fast, settings=settings, blocks=SMALL) as engine:
             assert generate(engine, prompts[:4], "a") == alone[:4]
-            engine.mover._stores[Tier.DISK]._lose("cannot be written", OSError(5, "Input/output error"))
+            engine.mover._stores[Tier.DISK].disk._lose("cannot be written", OSError(5, "Input/output error"))
             assert generate(engine, prompts, "b") == alone
             assert not tier(engine, "disk").up
         assert sum("serving goes on without it" in record.message for record in caplog.records) == 1
@@ -133,7 +136,12 @@ def test_in_fp32(smollm2_decoder, prompts, tmp_path):
     plain = generate(make(), some, output=output)
     settings = Settings(kv_host_gib=0.02, kv_disk_path=str(tmp_path / "kv"), preemption="swap")
     with tiered(
-        make, settings=settings, codec=PlanesCodec(4), element_bytes=4, blocks=7, decode_watermark=0.0
+        make,
+        settings=settings,
+        codec=TimedCodec(PlanesCodec(4), time.perf_counter),
+        element_bytes=4,
+        blocks=7,
+        decode_watermark=0.0,
     ) as engine:
         assert generate(engine, some, "a", output) == plain
         assert generate(engine, some, "b", output) == plain

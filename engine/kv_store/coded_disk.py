@@ -1,0 +1,120 @@
+"""The disk with its codec turned on and off by what is measured: coding pays where the disk is slower than coding saves."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from engine.kv_store.codec import Bytes, Codec
+from engine.kv_store.codec_choice import CodecChoice
+from engine.kv_store.disk import DiskStore
+from engine.kv_store.store import Kept, Rows
+from scheduler.moves import Label
+
+
+class TimedCodec:
+    """A codec that tells how long it took. For several threads; times are the sum over them."""
+
+    def __init__(self, codec: Codec, clock: Callable[[], float]) -> None:
+        self.name = codec.name
+        self._codec = codec
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._coded = [0.0, 0.0, 0.0]  # raw bytes, encoded bytes, seconds
+        self._decoded = [0.0, 0.0]  # raw bytes, seconds
+
+    def encode(self, block: Bytes) -> bytes | memoryview:
+        """See `Codec`."""
+        began = self._clock()
+        data = self._codec.encode(block)
+        with self._lock:
+            _add(self._coded, block.nbytes, len(data), self._clock() - began)
+        return data
+
+    def decode(self, data: memoryview, out: Bytes) -> None:
+        """See `Codec`."""
+        began = self._clock()
+        self._codec.decode(data, out)
+        with self._lock:
+            _add(self._decoded, out.nbytes, self._clock() - began)
+
+    def tell(self, choice: CodecChoice) -> float:
+        """Tell what was seen since the last call; returns the seconds spent."""
+        with self._lock:
+            (raw, encoded, coding), (decoded, decoding) = self._coded, self._decoded
+            self._coded, self._decoded = [0.0, 0.0, 0.0], [0.0, 0.0]
+        choice.encoded(int(raw), int(encoded), coding)
+        choice.decoded(int(decoded), decoding)
+        return coding + decoding
+
+
+class CodedDisk:
+    """A `BlockStore`: `DiskStore` and the choice of its codec. Blocks of either kind are read whatever the choice is now.
+
+    Args:
+        disk: the store; owned from now on. It must know `codec`.
+        codec: that new blocks may go through.
+        threads: of the disk store, among which the codec's work is shared.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, disk: DiskStore, codec: TimedCodec, threads: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.disk = disk
+        self._codec = codec
+        self._threads = threads
+        self._clock = clock
+        self._choice = CodecChoice()
+        self._tried = False
+        self._lock = threading.Lock()
+
+    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+        """See `BlockStore`."""
+        began = self._clock()
+        sizes = self.disk.put(labels, rows)
+        seconds = self._clock() - began
+        with self._lock:
+            self._choice.wrote(sum(sizes), self._without_codec(seconds))
+            if not self._tried and rows.ids:
+                self._tried = True
+                self._choice.try_on(self._codec, rows.pool[rows.ids[0]].numpy(), self._clock)
+            self._decide()
+        return sizes
+
+    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+        """See `BlockStore`."""
+        before, began = self.disk.bytes_read, self._clock()
+        there = self.disk.get(labels, rows)
+        seconds = self._clock() - began
+        with self._lock:
+            self._choice.read(self.disk.bytes_read - before, self._without_codec(seconds))
+            self._decide()
+        return there
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """See `BlockStore`."""
+        self.disk.drop(keys)
+
+    def kept(self) -> Iterable[Kept]:
+        """See `BlockStore`."""
+        return self.disk.kept()
+
+    def check_integrity(self) -> None:
+        """See `BlockStore`."""
+        self.disk.check_integrity()
+
+    def close(self) -> None:
+        """See `BlockStore`."""
+        self.disk.close()
+
+    def _without_codec(self, seconds: float) -> float:
+        """What the disk alone took of this time: the codec's share is spread over the threads."""
+        return max(seconds / 10, seconds - self._codec.tell(self._choice) / self._threads)
+
+    def _decide(self) -> None:
+        self.disk.codec = self._codec if self._choice.decide() else None
+
+
+def _add(sums: list[float], *values: float) -> None:
+    for index, value in enumerate(values):
+        sums[index] += value
