@@ -37,9 +37,7 @@ from scheduler.moves import Label
 
 Outcome = TypeVar("Outcome")
 
-_DEPTH = (
-    4  # requests at once for the blocks of all calls: most of the disk's rate (figures in `filesystem`), few threads
-)
+_DEPTH = 4  # requests at once: most of the disk's rate (figures in `filesystem`), and few threads
 _SEGMENT_BYTES = 2**28  # of a file at least
 _SEGMENTS = 64  # files, about: each keeps a descriptor
 _GIVE_BACK = 8  # slots whose pages a single put may give back: a lower limit is reached step by step, 0.25 ms each
@@ -76,7 +74,7 @@ class DiskStore:
         limit_bytes: on the disk. What an earlier process left beyond it is dropped, oldest first; a `put` beyond it keeps nothing.
         codecs: those whose blocks can be read; blocks of others are forgotten.
         filesystem: the seam for tests.
-        depth: blocks of one call that are read or written at once.
+        depth: blocks that are read or written at once, for all calls of several blocks together; those of one come on top.
 
     Attributes:
         codec: what new blocks are encoded with; None: they are written as they are, and so are those that it makes no shorter.
@@ -116,9 +114,12 @@ class DiskStore:
         self._threads = ThreadPoolExecutor(depth, thread_name_prefix="kv-disk")
         try:
             self._folder = Folder(folder, fingerprint, block_bytes, self._filesystem)
-            self._read_folder()
+            try:
+                self._read_folder()
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
-            self.close()
             raise StoreLost(f"no KV blocks on disk in {folder}: {error}") from error
         self._first = 1 + max((record.head.sequence for record in self._index.values()), default=-1)
         self._sequence = count(self._first)
@@ -165,8 +166,7 @@ class DiskStore:
         """See `BlockStore`. May be called again; no call may be under way."""
         self._lost = self._lost or "closed"
         self._threads.shutdown()
-        if hasattr(self, "_folder"):
-            self._folder.close()
+        self._folder.close()
 
     # One block
 

@@ -35,8 +35,8 @@ class Filesystem:
         write to new slots, direct            657     422     657    1050              0.32
         write to new slots, page cache        183     612     599     639              0.43
 
-    A second read through the page cache brings 1,400 MB/s here (4,000 with idle cores): memory that is better given to the host tier,
-    which does not push the model's own pages out. Rows off page boundaries cost direct access a copy: 852 instead of 1352.
+    A second read through the page cache brings 1,400 MB/s here (4,000 with idle cores): memory that the host tier uses better, and
+    that the model's own pages are not pushed out of. Rows off page boundaries cost direct access a copy: 852 instead of 1352.
 
     Raises (every method): OSError.
     """

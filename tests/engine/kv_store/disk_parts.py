@@ -5,14 +5,19 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.filesystem import Filesystem
+from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import Rows
 from scheduler.moves import Label
+
+SIZE = 2 * PAGE  # of a block, where a test does not ask for another
+SLOT = size_of(SIZE)
 
 
 def label(number: int) -> Label:
@@ -133,3 +138,19 @@ def shortened(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
         kept.append(buffer[:length])
         length -= len(kept[-1])
     return [buffer for buffer in kept if len(buffer)]
+
+
+def numbers(store: DiskStore) -> list[int]:
+    return [number_of(kept.label) for kept in store.kept()]
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("kv/kv-*/*.blocks"))
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << bit]))
