@@ -1,11 +1,5 @@
 """Whether coding its blocks pays for a store: the store's bandwidth against the codec's ratio and speed, all as they were seen."""
 
-from collections.abc import Callable
-
-import numpy as np
-
-from engine.kv_store.codec import Bytes, Codec
-
 
 class Rate:
     """How much of something comes out of a unit of something else, what was seen last counting most: bytes out of a second.
@@ -100,20 +94,6 @@ class CodecChoice:
     def decoded(self, raw_bytes: int, seconds: float) -> None:
         """The codec gave so many bytes back."""
         self._decode.saw(raw_bytes, seconds)
-
-    def try_on(self, codec: Codec, block: Bytes, clock: Callable[[], float]) -> None:
-        """Encode and decode a block, uint8 [n], only to learn from it: how a codec that is off comes to be known.
-
-        Raises:
-            ValueError: the codec cannot read what it wrote.
-        """
-        out = np.empty_like(block)
-        began = clock()
-        data = codec.encode(block)
-        middle = clock()
-        codec.decode(memoryview(data), out)
-        self.encoded(block.nbytes, len(data), middle - began)
-        self.decoded(block.nbytes, clock() - middle)
 
     def decide(self) -> bool:
         """Weigh what was seen so far; sets `on` and returns it."""

@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from engine.kv_store.codec import Bytes, Codec
 from engine.kv_store.codec_choice import CodecChoice
 from engine.kv_store.disk import DiskStore
@@ -77,7 +79,7 @@ class CodedDisk:
             self._choice.wrote(sum(sizes), self._without_codec(seconds))
             if not self._tried and rows.ids:
                 self._tried = True
-                self._choice.try_on(self._codec, rows.pool[rows.ids[0]].numpy(), self._clock)
+                self._try(rows.pool[rows.ids[0]].numpy())
             self._decide()
         return sizes
 
@@ -106,6 +108,11 @@ class CodedDisk:
     def close(self) -> None:
         """See `BlockStore`."""
         self.disk.close()
+
+    def _try(self, block: Bytes) -> None:
+        """Code a block only to learn from it: how a codec that is off comes to be known."""
+        self._codec.decode(memoryview(self._codec.encode(block)), np.empty_like(block))
+        self._codec.tell(self._choice)
 
     def _without_codec(self, seconds: float) -> float:
         """What the disk alone took of this time: the codec's share is spread over the threads."""

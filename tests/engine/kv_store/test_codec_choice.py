@@ -2,12 +2,10 @@
 
 import itertools
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.codec_choice import CodecChoice, Rate, seconds_saved
 
 MB = 1e6
@@ -87,12 +85,3 @@ def test_it_does_not_flicker_about_the_break_even():
         choice.wrote(10**8, 1e8 / (600 * MB))
         choice.read(10**8, 1e8 / (600 * MB))
     assert not choice.decide()
-
-
-def test_trying_on_learns_ratio_and_speeds():
-    """A clock of 10 ms a call: 100 MB/s each way for a block of 1 MB, too slow for a store of 200."""
-    ticks = itertools.count()
-    choice = choice_at(200 * MB)
-    assert choice.decide()
-    choice.try_on(PlanesCodec(2), np.zeros(10**6, np.uint8), lambda: next(ticks) / 100)
-    assert next(ticks) == 3 and not choice.decide()
