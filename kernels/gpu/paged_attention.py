@@ -18,6 +18,7 @@ heads of 128: 2.2 TFLOP,
 2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from kernels.gpu.runtime import INTERPRETED, Variant, operand
 _COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at together when a tile finds its own
 
 
-def config_for(group: int, dim: int, bytes_each: int, capability: int) -> Config:
+def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: bool = False) -> Config:
     """Choose by the model's shapes and the chip, never by the batch.
 
     From Hopper on, a dot reads its right side from shared memory; before, both sides pass through registers, and
@@ -44,6 +45,7 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int) -> Config
         dim: of a head.
         bytes_each: of a query's element.
         capability: of the chip: 80, 90, ..
+        fp8: the pool holds 8-bit floats, which take registers to turn into others.
 
     Raises:
         ValueError: the group does not fit a tile.
@@ -55,7 +57,7 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int) -> Config
     elif dim <= 128:
         config = Config(128, 64 if capability >= 90 else 32, warps=8, stages=3)
     else:
-        config = Config(128 if capability >= 90 else 64, 32, warps=8, stages=2)
+        config = Config(128 if capability >= 90 and not fp8 else 64, 32, warps=8, stages=2)
     if group > config.tile:
         raise ValueError(f"{group} query heads a KV head: at most {config.tile}")
     return config
@@ -86,6 +88,23 @@ def find_tile(wanted, row_starts, sequences, ROWS: tl.constexpr):
         count = tl.load(row_starts + sequence + 1) - tl.load(row_starts + sequence)
     last = (count + ROWS - 1) // ROWS - 1
     return sequence, (last - (wanted - before)) * ROWS, count
+
+
+@triton.jit
+def visible_keys(
+    length, oldest, window, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
+):
+    """(low, high, left, right) of a tile whose first row is at position `oldest`: its rows see keys [low, high); from `left` to
+    `right`, whole tiles of keys, all of its rows see all of them."""
+    newest = tl.minimum(oldest + ROWS, length) - 1
+    low, high, left, right = 0, length, 0, length // BLOCK_N * BLOCK_N
+    if CAUSAL:
+        high = newest + 1
+        right = (oldest + 1) // BLOCK_N * BLOCK_N
+    if WINDOWED:
+        low = tl.maximum(oldest - window + 1, 0)
+        left = tl.cdiv(tl.maximum(newest - window + 1, 0), BLOCK_N) * BLOCK_N
+    return low, high, left, tl.maximum(left, right)
 
 
 @triton.jit(
@@ -144,18 +163,8 @@ def _paged_attention(
     places = step_row.to(tl.int64) * stride_q_row + head * stride_q_head
     queries = operand(tl.load(q + places[:, None] + dims[None, :], mask=wanted, other=0.0), INTERPRETED)
 
-    # The tile's rows see keys [low, high); from `left` to `right` all of its rows see all of them.
     positions = length - count + row
-    oldest = length - count + first
-    newest = tl.minimum(oldest + ROWS, length) - 1
-    low, high, left, right = 0, length, 0, length // BLOCK_N * BLOCK_N
-    if CAUSAL:
-        high = newest + 1
-        right = (oldest + 1) // BLOCK_N * BLOCK_N
-    if WINDOWED:
-        low = tl.maximum(oldest - window + 1, 0)
-        left = tl.cdiv(tl.maximum(newest - window + 1, 0), BLOCK_N) * BLOCK_N
-    right = tl.maximum(left, right)
+    low, high, left, right = visible_keys(length, length - count + first, window, ROWS, BLOCK_N, CAUSAL, WINDOWED)
 
     acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
     top = tl.full([BLOCK_M], NOTHING, tl.float32)
@@ -266,7 +275,7 @@ def paged_attention(
     out = torch.empty_like(q) if out is None else out
     if mass is not None and log_sums is None:
         log_sums = q.new_empty((rows, heads), dtype=torch.float32)
-    config = config_for(heads // kv_heads, dim, q.element_size(), capability(q.device))
+    config = config_for(heads // kv_heads, dim, q.element_size(), capability(q.device), fp8=pool.scales is not None)
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
     inner, outer = exponents(scale, soft_cap)
@@ -309,7 +318,7 @@ def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: A
         group,
         dim,
         dtype,
-        config_for=config_for,
+        config_for=partial(config_for, fp8=options.get("fp8", False)),
         pointers={"out": dtype},
         absent=("log_sums",),
         **flags,
