@@ -57,7 +57,8 @@ class FairOrder(Order):
         self._weights = dict(weights)
         self._open = Counter[str]()
         self._pledged = Counter[str]()  # of requests that run, as of the newest look at them
-        self._floor = 0  # counter of the last tenant that left the line
+        self._floor = 0  # where the lift leads to, less the credit
+        self._last = 0  # counter of the tenant that left the line last
 
     # --- counting ---
 
@@ -68,8 +69,10 @@ class FairOrder(Order):
         tenant = request.tenant
         heads = waiting.heads()
         if tenant not in heads:
-            floor = min((self.counters[other] for other in heads), default=self._floor)
-            self.counters[tenant] = max(self.counters.get(tenant, 0), floor - self._credit)
+            # Never down: else each newcomer, a credit below the last one, would pull the next one further down.
+            self._floor = max(self._floor, min((self.counters[other] for other in heads), default=self._last))
+            least = self._floor - self._credit
+            self.counters[tenant] = max(self.counters.get(tenant, least), least)
         self._open[tenant] += 1
 
     def closes(self, request: Request) -> None:  # noqa: D102
@@ -86,7 +89,7 @@ class FairOrder(Order):
             del self.counters[tenant]
 
     def leaves(self, request: Request) -> None:  # noqa: D102
-        self._floor = self.counters[request.tenant]
+        self._last = self.counters[request.tenant]
 
     def computes(self, request: Request, begin: int, end: int) -> None:  # noqa: D102
         prompt, tenant = len(request.prompt_ids), request.tenant

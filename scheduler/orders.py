@@ -6,6 +6,7 @@ from scheduler.order import Order
 from scheduler.prices import Prices
 
 ORDERS = ("fcfs", "priority", "fair")
+_CREDIT_CONTEXTS = 2  # a light tenant's burst that is served ahead of others: two of the longest prompts
 _MARGIN_STEPS = 2  # differences below what two full steps of prompt tokens give are noise
 
 
@@ -23,7 +24,7 @@ def make_order(config: SchedulerConfig) -> Order:
         case "fair":
             return FairOrder(
                 Prices(config.decode_price),
-                credit=config.context,
+                credit=_CREDIT_CONTEXTS * config.context,
                 margin=_MARGIN_STEPS * config.max_step_tokens,
                 weights=config.tenant_weights,
             )
