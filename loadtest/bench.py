@@ -46,8 +46,21 @@ class Bench:
         self._model = model
         self._random = random.Random(seed)
 
-    async def request(self, prompt_tokens: int, output_tokens: int, into: Timed | None = None) -> Timed:
+    def ids(self, count: int) -> list[int]:
+        """So many fresh token ids."""
+        return [self._random.randrange(1000, 30000) for _ in range(count)]
+
+    async def get(self, path: str) -> httpx.Response:
+        """What the server answers there."""
+        return await self._client.get(path)
+
+    async def request(self, prompt: int | Sequence[int], output_tokens: int, into: Timed | None = None) -> Timed:
         """Stream one completion, told `into` while it runs.
+
+        Args:
+            prompt: ids, or how many fresh ones.
+            output_tokens: exactly.
+            into: where the times go.
 
         Raises:
             httpx.HTTPStatusError: it is refused.
@@ -55,7 +68,7 @@ class Bench:
         """
         body = {
             "model": self._model,
-            "prompt": [self._random.randrange(1000, 30000) for _ in range(prompt_tokens)],
+            "prompt": self.ids(prompt) if isinstance(prompt, int) else list(prompt),
             "max_tokens": output_tokens,
             "temperature": 0,
             "ignore_eos": True,
