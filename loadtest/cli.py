@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": ("loadtest.compare", "put runs side by side, and say what is noise"),
     "simulate": ("loadtest.simulate.cli", "run the real scheduler with a cost model"),
     "calibrate": ("loadtest.simulate.calibrate", "fit the cost model to measured runs"),
+    "evictions": ("loadtest.simulate.evictions", "hit rates of the eviction policies over a trace"),
     "record": ("loadtest.record", "make a trace from the server's access log"),
 }
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from scheduler.returns import Group, Returns
 
 _MARGIN = 1 / 16
-_KNOWN = 4  # keys remembered, in multiples of the store's size
+_KNOWN = 8  # keys remembered, in multiples of the store's size: as long as ages are told apart
+_KNOWN_MORE = 1 << 18  # and never so many more than the store holds: some 60 MB
 _MANY = 3  # continuations that make a prefix one that many share
 _USES = 3  # a content asked for so often, or more often, is of one kind
 
@@ -52,12 +53,15 @@ class Predicted:
         self._here: dict[bytes, tuple[Group, int]] = {}  # to its group when added, and the number of keys added before
         self._queues: dict[object, OrderedDict[bytes, None]] = {}  # by kind, first added first
         self._added = 0
+        self._remembers = min(_KNOWN * capacity, capacity + _KNOWN_MORE)
+        self._going: Group | None = None  # where the last victim was from; its others go next unless something changes
 
     # --- what is here ---
 
     def add(self, *keys: bytes) -> None:
         """As `EvictionOrder.add`."""
         groups = self._groups(keys)
+        self._going = None
         for key, group in zip(reversed(keys), reversed(groups), strict=True):
             self._here[key] = (group, self._added)
             self._queues.setdefault(group.kind, OrderedDict())[key] = None
@@ -71,12 +75,17 @@ class Predicted:
 
     def victim(self) -> bytes:
         """As `EvictionOrder.victim`."""
-        key = self._next()
+        queue = self._queues.get(self._going.kind) if self._going else None
+        key = next(iter(queue)) if queue else self._next()
+        if self._here[key][0] is not self._going or not self.trusting:
+            key = self._next()
+        self._going = self._here[key][0]
         self.remove(key)
         return key
 
     def clear(self) -> None:
         """As `EvictionOrder.clear`."""
+        self._going = None
         self._here.clear()
         self._queues.clear()
 
@@ -115,6 +124,7 @@ class Predicted:
         """As `EvictionOrder.asked`."""
         if not keys:
             return
+        self._going = None
         self._compare(keys, hits)
         known = self._return(keys)
         self.returns.ask(len(keys))
@@ -155,7 +165,7 @@ class Predicted:
     def _remember(self, key: bytes, record: _Known) -> None:
         self._known[key] = record
         self._known.move_to_end(key)
-        if len(self._known) > _KNOWN * self.capacity:
+        if len(self._known) > self._remembers:
             _, forgotten = self._known.popitem(last=False)
             forgotten.group.waiting -= 1
 
@@ -187,7 +197,7 @@ class Predicted:
         for queue in self._queues.values():
             numbers = [self._here[key][1] for key in queue]
             assert numbers == sorted(numbers), "a queue is in the order of adding"
-        assert len(self._list) <= self.capacity and len(self._known) <= _KNOWN * self.capacity, "memory is bounded"
+        assert len(self._list) <= self.capacity and len(self._known) <= self._remembers, "memory is bounded"
         waiting: dict[Group, int] = {}
         for record in self._known.values():
             waiting[record.group] = waiting.get(record.group, 0) + 1
