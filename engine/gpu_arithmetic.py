@@ -15,6 +15,7 @@ from engine.loading.gguf_names import hf_name
 from kernels.cpu.packing import Kind
 from kernels.gpu.fp8_linear import refusal
 
+_BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned, too
 WeightForm = Literal["dense", "groups", "fp8"]
 _KINDS: dict[int, Kind] = {2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}  # by ggml's numbers
 
@@ -46,8 +47,14 @@ class GpuArithmetic:
 
     def kv_block_bytes(self, config: ModelConfig, block_size: int) -> int:
         """Device memory of one block, in bytes. `config` is one rank's (`engine.parallel.split_config`)."""
-        size = config.layers * 2 * config.kv_heads * block_size * config.head_dim
-        return size + config.layers * 2 * config.kv_heads * 4 if self.fp8_kv else size * self.dtype.itemsize
+        return sum(block_parts(config, block_size, self.dtype, fp8=self.fp8_kv))
+
+
+def block_parts(config: ModelConfig, block_size: int, dtype: torch.dtype, *, fp8: bool) -> tuple[int, int]:
+    """(bytes of keys and values, bytes of scales and what fills the block up) of one block in all layers."""
+    sides = config.layers * 2 * config.kv_heads
+    values = sides * block_size * config.head_dim
+    return (values, 4 * sides + -(values + 4 * sides) % _BLOCK_MULTIPLE) if fp8 else (values * dtype.itemsize, 0)
 
 
 def choose_gpu_arithmetic(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -130,6 +131,28 @@ class GpuBatch:
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
             grouped=_grouped(tables[:singles], spans[:singles], block_size, sharing, device),
+        )
+
+    @classmethod
+    def of_padding(cls, singles: int, chunk: int, keys: int, block_size: int, device: torch.device) -> "GpuBatch":
+        """Rows that write nowhere: `singles` single tokens without keys, laid out as if they had up to `keys`, and one chunk of
+        `chunk` rows (or none) that reads what block 0 holds."""
+        rows, sequences = singles + chunk, singles + (chunk > 0)
+        whole = partial(torch.zeros, dtype=torch.int32, device=device)
+        lengths = whole(sequences)
+        lengths[singles:] = chunk
+        return cls(
+            singles=singles,
+            token_ids=torch.zeros(rows, dtype=torch.int64, device=device),
+            positions=torch.zeros(rows, dtype=torch.int64, device=device),
+            slots=torch.full((rows,), -1, device=device),
+            row_starts=torch.arange(2 if chunk else 1, dtype=torch.int32, device=device) * chunk,
+            kv_lengths=lengths,
+            block_tables=whole(sequences, -(-max(keys, chunk) // block_size)),
+            results=torch.arange(rows, device=device),
+            newest=torch.zeros((2, 0), dtype=torch.int64, device=device),
+            longest=max(chunk, 1),
+            longest_single=keys,
         )
 
     def fill(self, newest: Tensor) -> None:

@@ -8,12 +8,14 @@ run, graphs, sampling.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from configs.model_config import ModelConfig
 from engine.batch import SequenceInput
+from engine.gpu_arithmetic import block_parts
 from engine.gpu_batch import GpuBatch, Sharing
 from engine.gpu_weights import GpuLayer, GpuWeights
 from engine.parallel import Alone, Ranks, Share, split_config
@@ -22,6 +24,7 @@ from kernels.gpu.decode_attention import decode_attention
 from kernels.gpu.embedding import embed
 from kernels.gpu.grouped_attention import grouped_attention
 from kernels.gpu.paged_attention import paged_attention
+from kernels.gpu.quantized_linear import KERNEL_ROWS
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.silu_mul import silu_mul
 from kernels.gpu.write_kv import write_kv
@@ -39,9 +42,9 @@ class GpuKvPool:
         fp8: store 8-bit floats (e4m3) instead, with a scale for each block, layer, side and head.
 
     Attributes:
-        storage: [blocks, layers, 2, kv_heads, block_size, dim] in the model's type or float8_e4m3fn.
-        scales: fp32 [blocks, layers, 2, kv_heads] of an fp8 pool, else None. Content and scale belong together: whoever moves
-            block i of `storage` moves row i of `scales` with it (`tensors`).
+        memory: uint8 [blocks, bytes]: a block, scales included, is one row and nothing else. What moves blocks moves rows of it.
+        storage: view of it, [blocks, layers, 2, kv_heads, block_size, dim] in the model's type or float8_e4m3fn.
+        scales: fp32 [blocks, layers, 2, kv_heads] of an fp8 pool, likewise a view, else None.
         layers: views of `storage`, one a layer: [blocks, 2, kv_heads, block_size, dim].
         layer_scales: views of `scales`, or None for each layer.
     """
@@ -57,24 +60,23 @@ class GpuKvPool:
         fp8: bool = False,
     ) -> None:
         self.block_size = block_size
-        sides = (blocks, config.layers, 2, config.kv_heads)
-        held = torch.float8_e4m3fn if fp8 else dtype
-        self.storage = torch.empty((*sides, block_size, config.head_dim), device=device, dtype=held)
-        self.scales = torch.empty(sides, device=device, dtype=torch.float32) if fp8 else None
+        sides = (config.layers, 2, config.kv_heads)
+        values, rest = block_parts(config, block_size, dtype, fp8=fp8)
+        self.memory = torch.empty((blocks, values + rest), device=device, dtype=torch.uint8)
+        held = self.memory[:, :values].view(torch.float8_e4m3fn if fp8 else dtype)
+        self.storage = held.view(blocks, *sides, block_size, config.head_dim)
+        self.scales = None
+        if fp8:
+            self.scales = self.memory[:, values : values + 4 * prod(sides)].view(torch.float32).view(blocks, *sides)
         self.layers = list(self.storage.unbind(1))
         self.layer_scales: list[Tensor] | list[None] = (
             [None] * config.layers if self.scales is None else list(self.scales.unbind(1))
         )
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that block i consists of is row i of each: what a copier moves."""
-        return (self.storage,) if self.scales is None else (self.storage, self.scales)
-
-    @property
     def block_bytes(self) -> int:
         """Of one block, in all layers."""
-        return sum(tensor[0].nbytes for tensor in self.tensors)
+        return self.memory.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class GpuModel:
         self._weights = weights
         self._first_id = Share.of(config, self._ranks.rank, self._ranks.size).vocabulary.start
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
+        self._context = context
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
         self._turns = _Turns(cos.flatten(1).contiguous().to(self.device), sin[:, 0, 1].contiguous().to(self.device))
 
@@ -155,6 +158,13 @@ class GpuModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: [n, hidden] to fp32 [n, vocab], on every rank."""
         return self._ranks.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Have Triton build every kernel that a step may ask for, with rows that write nowhere: the first long context or the
+        first big batch would otherwise hold all streams up for seconds."""
+        for singles, chunk, keys in ((1, 0, 1), (17, 0, self._context), (0, 2, 1), (0, KERNEL_ROWS + 1, 1)):
+            self.logits(self.compute(GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)))
 
     def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch) -> Tensor:
         """Attention of one layer up to its last projection: [rows, heads * dim]."""

@@ -59,11 +59,6 @@ class GpuStart:
             kv=settings.gpu_kv,
             load_format=settings.load_format,
         )
-        if self.arithmetic.fp8_kv and (settings.kv_host_gib or settings.kv_disk_path is not None):
-            raise ModelError(
-                "--gpu-kv fp8 goes with no --kv-host-gib and no --kv-disk-path: a block's scales lie beside it, and the "
-                "tiers move the block alone; leave one of them out."
-            )
 
     @property
     def kv_format(self) -> str:
@@ -116,7 +111,9 @@ class GpuStart:
         return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype)
 
     def warm_up(self, worker: GpuWorker) -> None:
-        """See `warm_up`."""
+        """See `warm_up`; a GPU's forward pass is rehearsed in all its shapes before."""
+        if self._device.type == "cuda":  # interpreted, nothing is compiled
+            worker.rehearse()
         warm_up(worker, self._limits.sequences)
 
 

@@ -112,9 +112,12 @@ class GpuWorker:
 
     @property
     def blocks(self) -> Tensor:
-        """See `Worker`. Scales of an fp8 pool are not in it: who has such a pool cannot have tiers (`engine.gpu_start`)."""
-        storage = self._model.pool.storage
-        return storage.view(len(storage), -1).view(torch.uint8)
+        """See `Worker`. Scales of an fp8 pool are in it."""
+        return self._model.pool.memory
+
+    def rehearse(self) -> None:
+        """See `GpuModel.rehearse`."""
+        self._model.rehearse()
 
     def run(self, step: Step) -> StepResult:
         """Compute one step; see `Worker`."""

@@ -100,8 +100,8 @@ def main() -> None:
         )
         counts = torch.zeros(300, CONFIG.vocab_size, dtype=torch.int32)
         before = len(asked)
-        step(model, counts, [(1, 60)], 0)
-        step(model, counts, [(1, 600), (7, 70)], 1)
+        model.rehearse()
+        step(model, counts, [(1, 60)], 0)  # what is sampled
         print("warm", len(asked) - before)
         before = len(asked)
         rng = random.Random(2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs.model_config import ModelConfig
-from configs.model_source import ModelError, resolve_model
+from configs.model_source import resolve_model
 from configs.settings import Settings
 from engine import start
 from engine.device import Device, StepLimits
@@ -13,7 +13,6 @@ from engine.gpu_start import GpuStart
 from scheduler.messages import AddRequest, FinishReason, MemoryPlan, Phase
 from scheduler.sampling_params import SamplingParams
 from tests.engine.gpu.tiny_gpu import CPU, one_layer
-
 
 LIMITS = StepLimits(16, 2)
 
@@ -66,12 +65,10 @@ def test_an_engine_starts_on_it_and_generates(source, monkeypatch):
     assert ends[-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
 
 
-def test_eight_bit_keys_and_tiers_exclude_each_other(source):
+def test_eight_bit_keys_are_blocks_of_another_format(source):
     config = ModelConfig.from_source(source)
     arithmetic = GpuArithmetic("dense", torch.float32, fp8_kv=True)
-    with pytest.raises(ModelError, match="--gpu-kv fp8"):
-        GpuStart(Settings(kv_host_gib=1), source, config, StepLimits(16, 2), CPU, arithmetic=arithmetic)
-    kept = GpuStart(Settings(), source, config, StepLimits(16, 2), CPU, arithmetic=arithmetic)
+    kept = GpuStart(Settings(kv_host_gib=1), source, config, StepLimits(16, 2), CPU, arithmetic=arithmetic)
     plain = gpu_start(source, Settings())
     assert kept.kv_format != plain.kv_format
     assert (kept.kv_element_bytes, plain.kv_element_bytes) == (1, 4)
