@@ -51,7 +51,7 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: b
         ValueError: the group does not fit a tile.
     """
     if bytes_each > 2:
-        config = Config(32, 16, warps=8, stages=2)  # for comparing, not for speed
+        config = Config(32, 16, warps=8 if capability >= 90 else 4, stages=2)  # for comparing, not for speed
     elif dim <= 64:
         config = Config(128, 64, warps=4, stages=3) if capability >= 90 else Config(64, 32, warps=4, stages=3)
     elif dim <= 128:
