@@ -1,13 +1,14 @@
 """What a generated token costs in prompt tokens, given or measured from the steps that ran.
 
 A prompt token shares its step's products with many others; a token of a decoding sequence has a row of its own, its own
-sampling, and its share of reading the weights. The ratio depends on the device (3.6 on two CPU cores with the embedded model,
-1 to 5 on an accelerator by batch size), so it is best measured: over recent steps, seconds = a * prompt tokens + b * decodes
-in the least squares, and the price is b / a. What a step takes whatever is in it is thereby borne by its tokens.
+sampling, and its share of reading the weights. The ratio depends on the device and on the batch (3.3 to 5.9 by the fitted costs
+of two CPU cores with the embedded model; more on an accelerator, where prompts ride along while the weights are read), so it is
+measured: over recent steps, seconds = a * prompt tokens + b * decodes in the least squares, and the price is b / a. What a
+step takes whatever is in it is thereby borne by its tokens.
 """
 
 DEFAULT = 2.0  # until enough was seen; the paper's w_q / w_p
-LEAST, MOST = 1.0, 16.0  # a measured price is kept within; noise must not turn the order around
+LEAST, MOST = 1.0, 8.0  # a measured price is kept within; noise must not turn the order around
 _MEMORY = 0.998  # weight of a step relative to the next one: some 500 steps count
 _ENOUGH = 64.0  # steps, so weighted, before the measured price is used
 

@@ -9,6 +9,7 @@ from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_costs, load_hardware, load_model
 from loadtest.traces.read import FORMATS, read_trace
+from scheduler.orders import ORDERS
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--block-size", type=int, default=shape.block_size, metavar="N", help="tokens [%(default)s]")
     group.add_argument("--kv-blocks", type=int, metavar="N", help="of a replica [what the device's memory holds]")
     group.add_argument("--context", type=int, metavar="N", help="longest request in tokens [the model's]")
+    group.add_argument(
+        "--scheduling", choices=ORDERS, default=shape.scheduling, help="a class of the trace is a tenant [%(default)s]"
+    )
     group.add_argument("--no-prefix-caching", action="store_true", help="share no prefixes")
 
 
@@ -100,6 +104,7 @@ def server_of(options: argparse.Namespace, max_step_tokens: int) -> ServerShape:
         kv_blocks=options.kv_blocks,
         context=options.context,
         prefix_caching=not options.no_prefix_caching,
+        scheduling=options.scheduling,
     )
 
 
