@@ -73,6 +73,11 @@ class Settings(BaseModel):
     cuda_graphs: bool = Field(
         True, description="Record decode steps as CUDA graphs while serving, the one that is missed most first."
     )
+    gpu_shared_prefixes: bool = Field(
+        False,
+        description="Attend to a prefix that running requests share once for all of them where that saves time. The last bits of "
+        "a result then depend on the requests beside it.",
+    )
     threads: PositiveInt | None = Field(None, description="Threads the engine computes with; all cores if absent.")
 
     # --- KV cache ---

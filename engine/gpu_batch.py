@@ -161,6 +161,13 @@ class GpuBatch:
             self.token_ids[self.newest[0]] = newest[self.newest[1]]
 
 
+def would_group(sequences: Sequence[SequenceInput], block_size: int, sharing: Sharing) -> bool:
+    """Whether a batch of these single tokens would have groups."""
+    laid = [sequences[index] for index in _order(sequences, True)]
+    tables, lengths = [item.block_table for item in laid], [item.start + 1 for item in laid]
+    return bool(find_groups(tables, lengths, block_size, sharing.block_bytes, sharing.least_saved))
+
+
 def _order(sequences: Sequence[SequenceInput], sharing: bool) -> list[int]:
     """Single tokens first; those whose tables begin alike are neighbours where groups are looked for."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from configs.model_config import ModelConfig
 from engine.batch import SequenceInput
 from engine.gpu_arithmetic import block_parts
-from engine.gpu_batch import GpuBatch, Sharing
+from engine.gpu_batch import GpuBatch, Sharing, would_group
 from engine.gpu_weights import GpuLayer, GpuWeights
 from engine.parallel import Alone, Ranks, Share, split_config
 from engine.rope import Rope
@@ -137,6 +137,10 @@ class GpuModel:
     def lay_out(self, inputs: Sequence[SequenceInput]) -> GpuBatch:
         """The host's part of `forward`: the batch, on its way to the device."""
         return GpuBatch.build(inputs, self.pool.block_size, self.device, self._sharing)
+
+    def would_group(self, inputs: Sequence[SequenceInput]) -> bool:
+        """Whether `lay_out` would make groups of single tokens."""
+        return self._sharing is not None and would_group(inputs, self.pool.block_size, self._sharing)
 
     @torch.inference_mode()
     def compute(self, batch: GpuBatch) -> Tensor:

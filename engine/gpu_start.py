@@ -13,6 +13,7 @@ from engine.gpu_weights import GpuAssembly
 from engine.gpu_worker import GpuWorker
 from engine.graph_plan import GraphPlan
 from engine.loading import load
+from kernels.gpu.prefix_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from scheduler.messages import MemoryPlan
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Chunk, SequenceInit, Step
@@ -106,9 +107,15 @@ class GpuStart:
             self.arithmetic.dtype,
             fp8=self.arithmetic.fp8_kv,
         )
-        model = GpuModel(self._config, weights, pool, context=plan.context)
+        model = GpuModel(self._config, weights, pool, context=plan.context, least_saved=self._least_saved())
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=self._settings.cuda_graphs)
         return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype)
+
+    def _least_saved(self) -> int | None:
+        """See `GpuModel`."""
+        if not self._settings.gpu_shared_prefixes:
+            return None
+        return LEAST_SAVED_OVER_GRAPH if self._settings.cuda_graphs else LEAST_SAVED
 
     def warm_up(self, worker: GpuWorker) -> None:
         """See `warm_up`; a GPU's forward pass is rehearsed in all its shapes before."""

@@ -5,7 +5,9 @@ import torch
 
 from engine.gpu_arithmetic import GpuArithmetic
 from engine.gpu_batch import GpuBatch, Sharing
+from engine.gpu_graphs import DecodeGraphs, EagerRecorder
 from tests.engine.gpu.gpu_cases import CPU, SIZE, chunk, described, gpu_model, prompt
+from tests.engine.gpu.tiny_gpu import RecordsAtOnce
 
 TABLES = [[7, 30, 2], [7, 30, 11], [7, 30, 5], [21, 9, 33], [7, 4, 38]]
 LENGTHS = [33, 40, 36, 17, 35]  # the first three share two blocks, the last one of them
@@ -50,6 +52,20 @@ def test_no_groups_that_do_not_pay():
     for least, found in ((saved, True), (saved + 1, False)):
         batch = GpuBatch.build(inputs, SIZE, CPU, Sharing(heads=4, kv_heads=2, block_bytes=100, least_saved=least))
         assert (batch.grouped is not None) == found
+
+
+@pytest.mark.parametrize(("least_saved", "replayed"), [(None, 2), (0, 1)])
+def test_a_step_with_groups_runs_without_its_graph(tiny_model, least_saved, replayed):
+    model = gpu_model(tiny_model("llama")[1], least_saved=least_saved)
+    graphs = DecodeGraphs(model, RecordsAtOnce(8, 64), EagerRecorder(), torch.float32)
+    newest, steps = torch.zeros(4, dtype=torch.int64), decoding(model)
+    apart, together = [steps[0], steps[3]], [steps[0], steps[1]]
+    graphs.forward(apart, newest)
+    graphs.record_next()
+    for inputs in (apart, together):
+        expected = model.compute(model.lay_out(inputs))
+        torch.testing.assert_close(graphs.forward(inputs, newest), expected, atol=1e-5, rtol=0)
+    assert graphs.replayed == replayed
 
 
 def test_an_fp8_cache_holds_the_same_in_fewer_bytes(tiny_model):
