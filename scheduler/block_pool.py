@@ -233,6 +233,15 @@ class BlockPool:
         block.key, block.tokens = key, tuple(tokens)
         self._index[key] = block_id
 
+    def pin(self, keys: Sequence[bytes], until: float) -> int:
+        """As `Eviction.pin`; loose contents are the policy's again before."""
+        for key in keys:
+            block_id = self._index.get(key)
+            if block_id is not None and not self.in_use(block_id) and key not in self.eviction:
+                self._pick_up(block_id, key)
+                self.eviction.add(key)
+        return self.eviction.pin(keys, until)
+
     def in_use(self, block_id: int) -> bool:
         """Whether a sequence refers to the block."""
         return self._state[block_id].refs > 0

@@ -10,9 +10,9 @@ the very end of what an earlier request had, as the next turn of a chat does; so
 how often the content was asked for.
 
 The bound: a list of keys, as long as the store, is kept as "least recently used" would keep the store. While the misses counted
-here exceed the list's by more than `_MARGIN` of them and the store's size once, eviction is that of the list: the oldest goes
-first, so that what the list does not have leaves before what it has, and from then on each further miss is a miss of the list or
-brings back something the list has (at most the store's size of those, once).
+here exceed the list's by more than `_MARGIN` of them and `_SLACK` of the store's size, eviction is that of the list: the oldest
+goes first, so that what the list does not have leaves before what it has. From then on each further miss is a miss of the list,
+or brings back something that the list has: at most the store's size of those before both hold the same.
 
 What belongs here: kinds, order, bound. Never: time of a clock, blocks, tiers.
 """
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 from scheduler.returns import Group, Returns
 
-_MARGIN = 1 / 16
+_MARGIN = 1 / 64  # of the misses of the list
+_SLACK = 1 / 8  # of the store's size: what it may cost to learn
 _KNOWN = 8  # keys remembered, in multiples of the store's size: as long as ages are told apart
 _KNOWN_MORE = 1 << 18  # and never so many more than the store holds: some 60 MB
 _MANY = 3  # continuations that make a prefix one that many share
@@ -178,7 +179,7 @@ class Predicted:
         for key in reversed(keys):
             self._note(key)
         margin = _MARGIN if self.trusting else _MARGIN / 2  # trust comes back later than it goes
-        self.trusting = self.misses <= self.lru_misses * (1 + margin) + self.capacity
+        self.trusting = self.misses <= self.lru_misses * (1 + margin) + self.capacity * _SLACK
 
     def _note(self, key: bytes) -> None:
         self._list[key] = None

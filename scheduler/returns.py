@@ -36,7 +36,7 @@ class Returns:
 
     def __init__(self, capacity: int) -> None:
         self.now = 0  # contents asked for so far
-        self._edges = [0, *(max(1, int(capacity / 16 * 2 ** (step / 2))) for step in range(_AGES - 1))]
+        self._edges = [0, *(max(step + 1, int(capacity / 16 * 2 ** (step / 2))) for step in range(_AGES - 1))]
         self._reached: dict[Hashable, list[float]] = {}
         self._returned: dict[Hashable, list[float]] = {}
         self._ageing: list[deque[Group]] = [deque() for _ in range(_AGES)]
