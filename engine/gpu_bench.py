@@ -145,7 +145,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no GPU: torch finds none")
         return 1
-    timer = Timer(torch.device("cuda"))
+    timer = Timer(torch.device("cuda", 0))
     bandwidth = copy_bandwidth(timer)
     bench = StepBench(LLAMA_3_8B, timer, torch.bfloat16, 128 * 1024 + 4096, bandwidth)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {bandwidth / 1e9:.0f} GB/s")

@@ -119,6 +119,11 @@ class GpuWorker:
         """See `GpuModel.rehearse`."""
         self._model.rehearse()
 
+    @property
+    def replayed(self) -> int:
+        """Steps so far that ran on a CUDA graph."""
+        return self._graphs.replayed
+
     def run(self, step: Step) -> StepResult:
         """Compute one step; see `Worker`."""
         return self.submit(step).result()

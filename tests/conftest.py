@@ -1,6 +1,8 @@
 """Models the tests share. Each is built once a session, from nothing but installed packages."""
 
 import os
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import hypothesis
@@ -9,7 +11,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in engine/start.py, before anything imports torch
 
 # Triton's interpreter, which needs no GPU: to be chosen before triton is imported, and transformers imports it.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# `pytest -m gpu` is for compiled kernels.
+os.environ.setdefault("TRITON_INTERPRET", "0" if ("-m", "gpu") in pairwise(sys.argv) else "1")
 
 import torch
 import transformers

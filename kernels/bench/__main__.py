@@ -1,4 +1,4 @@
-"""`python -m kernels.bench cpu`, `python -m kernels.bench gpu --json results.json`."""
+"""`python -m kernels.bench cpu`, `python -m kernels.bench gpu --json results.json`, `python -m kernels.bench --all --json OUT`."""
 
 import argparse
 import sys
@@ -8,11 +8,18 @@ from pathlib import Path
 def main() -> int:
     """Run one device's benchmark."""
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
-    parser.add_argument("device", choices=["cpu", "gpu"])
+    parser.add_argument("device", nargs="?", choices=["cpu", "gpu"])
+    parser.add_argument("--all", action="store_true", help="check and time everything that needs a GPU, in 8 minutes")
     parser.add_argument("--threads", type=int, default=None, help="cpu: threads; all cores if absent")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions; the median counts")
     parser.add_argument("--json", type=Path, help="gpu: write the figures there, line by line as they come")
     arguments = parser.parse_args()
+    if arguments.all == (arguments.device is not None):
+        parser.error("name a device, or give --all")
+    if arguments.all:
+        from kernels.bench.everything import run_all
+
+        return 1 if run_all(arguments.json) else 0
     if arguments.device == "cpu" and arguments.json is not None:
         parser.error("--json goes with gpu")
     if arguments.device == "gpu" and arguments.threads is not None:

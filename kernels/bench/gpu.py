@@ -18,9 +18,11 @@ import triton
 from kernels.bench.timing import Timer, copies, copy_bandwidth
 from kernels.gpu.block_copy import BlockCopier
 from kernels.gpu.decode_attention import decode_attention
+from kernels.gpu.fp8_linear import Fp8Matrix, fp8_linear, refusal
 from kernels.gpu.paged_attention import paged_attention
 from kernels.gpu.quantized_linear import quantized_linear
 from kernels.gpu.quantized_matrix import QuantizedMatrix, from_gguf
+from kernels.gpu.sample import RowSettings, Settings, sample
 
 BLOCK = 32
 
@@ -191,6 +193,58 @@ def products(
         yield Result(f"W4A16, {rows} x {columns} x {outputs}", seconds, reached / 1e9, bandwidth / 1e9, "GB/s")
 
 
+def fp8_products(
+    timer: Timer,
+    bandwidth: float,
+    *,
+    columns: int = 4096,
+    outputs: int = 14336,
+    many: int = 2048,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Iterator[Result]:
+    """Products with e4m3 weights: few rows by bytes, of copy bandwidth; many by operations, of the same in 16 bits."""
+    if refusal(timer.device):
+        return
+    weight = torch.randn(outputs, columns, device=timer.device, dtype=dtype)
+    matrix = Fp8Matrix.of(weight)
+    turns = [replace(matrix, values=matrix.values.clone()) for _ in range(copies(matrix.values.nbytes))]
+    for rows in (1, 16):
+        x = torch.randn(rows, columns, device=timer.device, dtype=dtype)
+        seconds = timer.seconds(partial(_eight_bits, x, turns))
+        reached = matrix.values.nbytes / seconds
+        yield Result(f"W8A8 e4m3, {rows} x {columns} x {outputs}", seconds, reached / 1e9, bandwidth / 1e9, "GB/s")
+    x = torch.randn(many, columns, device=timer.device, dtype=dtype)
+    seconds, plain = timer.seconds(partial(_eight_bits, x, turns)), timer.seconds(lambda _: F.linear(x, weight))
+    size = 2 * many * columns * outputs / 1e12
+    yield Result(
+        f"W8A8 e4m3, {many} x {columns} x {outputs}, of 16 bits", seconds, size / seconds, size / plain, "TFLOP/s"
+    )
+
+
+def sampling(timer: Timer, bandwidth: float, *, rows: int = 128, vocab: int = 128256) -> Iterator[Result]:
+    """One token for each row of fp32 logits: bytes of one reading of the logits by the time, of copy bandwidth."""
+    kinds = {
+        "greedy": RowSettings(temperature=0.0),
+        "drawn": RowSettings(),
+        "top_p 0.9": RowSettings(top_p=0.9),
+        "top_k 50": RowSettings(top_k=50),
+    }
+    size = rows * vocab * 4
+    turns = [3 * torch.randn(rows, vocab, device=timer.device) for _ in range(copies(size))]
+    for name, kind in kinds.items():
+        settings = Settings.of([replace(kind, seed=row) for row in range(rows)], timer.device)
+        seconds = timer.seconds(partial(_sampled, turns, settings))
+        yield Result(f"sampling {name}, {rows} x {vocab}", seconds, size / seconds / 1e9, bandwidth / 1e9, "GB/s")
+
+
+def _eight_bits(x: torch.Tensor, matrices: list[Fp8Matrix], turn: int) -> torch.Tensor:
+    return fp8_linear(x, matrices[turn % len(matrices)])
+
+
+def _sampled(logits: list[torch.Tensor], settings: Settings, turn: int) -> torch.Tensor:
+    return sample(logits[turn % len(logits)], settings)
+
+
 def _swapped(copier: BlockCopier, moves: list[tuple[int, int]], _: int) -> None:
     copier.copy(moves).wait()
 
@@ -221,6 +275,8 @@ def results(timer: Timer, bandwidth: float) -> Iterator[Result]:
         lambda: attention.prefill(8, 2048, cached=8192),
         lambda: swap(timer),
         lambda: products(timer, bandwidth),
+        lambda: fp8_products(timer, bandwidth),
+        lambda: sampling(timer, bandwidth),
     ]
     for case in cases:
         yield from case()

@@ -180,8 +180,7 @@ def test_seeded_rows_are_the_same_alone_and_in_any_batch(folder):
         engine.drain()
         return engine.outputs
 
-    together = generate(range(5))
-    assert generate(range(5), InAdvance) == together
+    together = generate(range(5), InAdvance)
     assert generate([3, 1]) == {name: together[name] for name in ("r3", "r1")}
     assert len({tuple(tokens) for tokens in together.values()}) == 5
 

@@ -44,12 +44,12 @@ def never_records(max_rows, context):
     return GraphPlan(max_rows, context, recording=False)
 
 
-def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce):
+def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU):
     source = resolve_model(str(folder))
     config = ModelConfig.from_source(source)
-    pool = GpuKvPool(config, blocks, SIZE, CPU, torch.float32)
+    pool = GpuKvPool(config, blocks, SIZE, device, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
-    weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), CPU))
+    weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
     model = GpuModel(config, weights, pool, context=CONTEXT)
     return config, GpuWorker.of(model, config.eos_token_ids, plan(max_running, CONTEXT), torch.float32)
 

@@ -19,8 +19,10 @@ def test_every_case_gives_a_line(monkeypatch):
         *attention.prefill(1, 9, cached=33),
         *gpu.swap(TIMER, blocks=3, block_bytes=64),
         *gpu.products(TIMER, bandwidth, columns=64, outputs=130, dtype=torch.float32),
+        *gpu.fp8_products(TIMER, bandwidth, columns=64, outputs=32, many=17, dtype=torch.bfloat16),
+        *gpu.sampling(TIMER, bandwidth, rows=2, vocab=100),
     ]
-    assert len(lines) == 1 + 1 + 1 + 2 + 4
+    assert len(lines) == 1 + 1 + 1 + 2 + 4 + 3 + 4
     assert len({line.name for line in lines}) == len(lines)
     assert all(line.seconds > 0 and line.reached > 0 and line.of > 0 for line in lines)
     decode = lines[0]
