@@ -119,9 +119,10 @@ class BlockPool:
         """
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
-        if count > 1 or after not in self._vacant.tails:
-            self._loosen(count)
-        taken = self._vacant.take(count, after)
+        evicted: list[int] = []
+        if count > 1 or after not in self._vacant.tails:  # else its room has the place
+            evicted = self._loosen(count) if self.choice else self._evict(count)
+        taken = self._vacant.take(count - len(evicted), after) + evicted
         for block_id in taken:
             block = self._state[block_id]
             block.refs = 1
@@ -131,18 +132,24 @@ class BlockPool:
                 self.evictions += 1
         return taken
 
-    def _loosen(self, count: int) -> None:
+    def _evict(self, count: int) -> list[int]:
+        """What `count` blocks lack of open ones, in the policy's order; what is pinned only in need."""
+        lacking = max(min(count - self._vacant.open, self.eviction.unpinned), count - len(self._vacant))
+        evicted = sorted(self._index[self.eviction.victim()] for _ in range(lacking))
+        self._loose += len(evicted)
+        return evicted
+
+    def _loosen(self, count: int) -> list[int]:
         """Have the policy give up what it takes to choose `count` blocks and their room from; what is pinned only in need."""
         spare = int(self.available * self.choice)
-        lacking = count - self._vacant.open
-        if spare:
-            lacking += self._vacant.room + spare
-            if lacking < spare // 4:  # so that many are given up at once, and neighbours become one run in one go
-                lacking = 0
+        lacking = count + self._vacant.room + spare - self._vacant.open
+        if lacking < spare // 4:  # so that many are given up at once, and neighbours become one run in one go
+            lacking = 0
         needed = max(min(lacking, self.eviction.unpinned), count - len(self._vacant))
         if needed > 0:
             self._vacant.add([self._index[self.eviction.victim()] for _ in range(needed)])
             self._loose += needed
+        return []
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Add one owner to each of these blocks, which `match` has just returned."""

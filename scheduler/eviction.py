@@ -31,7 +31,7 @@ class EvictionOrder(Protocol):
         """Take out the key whose content is evicted now. Raises KeyError if there is none."""
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
-        """A new request can use these contents, of which the first `hits` were found. Once a request, before they are removed."""
+        """A new request can use these contents, of which the first `hits` were found. Once a request."""
 
     def clear(self) -> None:
         """All keys are gone."""

@@ -67,6 +67,8 @@ class Vacant:
             count: how many.
             after: a used block; what follows it directly is taken first.
         """
+        if not count:
+            return []
         if count == 1 and after in self._rooms:
             return [self._step_into_room(after)]
         taken: list[int] = []
@@ -78,8 +80,7 @@ class Vacant:
                 self.close(next(iter(self._rooms)))
             rest = count - len(taken)
             self._take(self._open.find(rest + self.room), rest, taken)
-        if taken:
-            self._keep_room(taken[-1])
+        self._keep_room(taken[-1])
         return taken
 
     def close(self, tail: int) -> None:
