@@ -151,5 +151,8 @@ def fingerprint(source: ModelSource, settings: Settings) -> str:
         stat.st_mtime_ns,
         settings.load_format,
         settings.cpu_precision,
+        settings.device,
+        settings.gpu_weights,
+        settings.gpu_kv,
     )
     return "fp_" + hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
