@@ -63,9 +63,13 @@ TINY: dict[str, Tiny] = {
 
 def build(name: str) -> PreTrainedModel:
     """The model of recipe `name`, fp32, with weights large enough for its logits to tell tokens apart."""
-    config = TINY[name].config()
-    model = getattr(transformers, f"{TINY[name].kind}ForCausalLM")(config).eval()
-    generator = torch.Generator().manual_seed(sorted(TINY).index(name))
+    return made(TINY[name], sorted(TINY).index(name))
+
+
+def made(tiny: Tiny, seed: int) -> PreTrainedModel:
+    """The model of a recipe, likewise."""
+    model = getattr(transformers, f"{tiny.kind}ForCausalLM")(tiny.config()).eval()
+    generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
         mean = 1.0 if key.endswith("norm.weight") else 0.0
         parameter.data.normal_(mean, 0.2, generator=generator)

@@ -8,27 +8,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny_models
 from tests.engine.gpu import gpu_rank
 from tests.engine.test_loading import Kind, write_gguf
+from tests.tiny_models import Tiny
 
-# Two KV heads split; one KV head kept by both, 80 wide, in 8-bit groups (a rank's 4 heads are 320 columns: ten groups).
-MODELS = {"qwen3-biased": "dense", "llama-one-kv-head": "groups"}
+# Two KV heads split, biases, norms, a tied head; and one KV head kept by both, in 8-bit groups (a rank's head is one group).
+SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128}
+WITH_NORMS = {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True}
+MODELS = {
+    "split": (Tiny("Qwen3", SMALL | WITH_NORMS), "dense"),
+    "kept": (Tiny("Llama", SMALL | {"num_attention_heads": 2, "num_key_value_heads": 1}), "groups"),
+}
 
 
 @pytest.fixture(scope="module")
-def ranks(tiny_model, tmp_path_factory):
+def ranks(tmp_path_factory):
     """Paths, and each rank's results. Bounded: a rank waits 60 s for the other, the test for none longer than 120 s."""
     folder = tmp_path_factory.mktemp("ranks")
     paths = {}
-    for name, form in MODELS.items():
-        model, saved = tiny_model(name)
+    for seed, (name, (tiny, form)) in enumerate(MODELS.items()):
+        model = tiny_models.made(tiny, seed)
+        grouped = form == "groups"
         paths[name] = (
-            write_gguf(folder / name, model, Kind.Q8_0).rename(folder / f"{name}.gguf") if form == "groups" else saved
+            write_gguf(folder / f"{name}.gguf", model, Kind.Q8_0) if grouped else tiny_models.save(model, folder / name)
         )
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     outs = [folder / f"rank{rank}.pt" for rank in range(2)]
-    models = [f"{form}={paths[name]}" for name, form in MODELS.items()]
+    models = [f"{form}={paths[name]}" for name, (_, form) in MODELS.items()]
     command = [sys.executable, "-W", "error", gpu_rank.__file__]
     processes = [
         subprocess.Popen([*command, str(rank), "2", f"file://{folder}/meet", out, *models], env=environment)
@@ -46,7 +54,7 @@ def ranks(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_two_ranks_give_the_logits_and_tokens_of_one(ranks, name):
     paths, (first, second) = ranks
-    expected = gpu_rank.alone(str(paths[name]), MODELS[name])
+    expected = gpu_rank.alone(str(paths[name]), MODELS[name][1])
     assert len(set(expected["tokens"][0][-gpu_rank.TOKENS :])) > 2, "a model that repeats itself would hide a fault"
     for rank in (first, second):
         result = rank[paths[name].name]
