@@ -17,6 +17,7 @@ from configs.model_config import ModelConfig, read_json
 from configs.model_source import ModelError
 from engine.loading.assemble import Assemble, Loaded_co
 from engine.loading.layout import Shape, check_shapes
+from engine.loading.staging import copy_through
 from kernels.cpu.packing import Kind
 
 _SINGLE = "model.safetensors"
@@ -67,7 +68,11 @@ class _Safetensors:
         return None
 
     def read_into(self, name: str, out: Tensor) -> None:
-        out.copy_(self._files[name].get_tensor(name))
+        stored = self._files[name].get_tensor(name)
+        if out.device.type == "cpu":
+            out.copy_(stored)
+        else:
+            copy_through(stored, out)
 
     def whole(self, name: str) -> Tensor | None:
         tensor: Tensor = self._files[name].get_tensor(name)
