@@ -106,6 +106,11 @@ class Settings(BaseModel):
         description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time.",
     )
     kv_disk_gib: float = Field(8.0, gt=0, description="Bytes the folder may take, in GiB.")
+    eviction: Literal["lru", "predicted"] = Field(
+        "lru",
+        description="Which cached KV gives way when room is needed: `lru`, what was used longest ago; `predicted`, what by "
+        "what was seen so far will hardly be asked for again.",
+    )
     preemption: Literal["auto", "swap", "recompute"] = Field(
         "auto",
         description="A preempted request's KV is saved to the tiers below and loaded again (`swap`), computed again "

@@ -22,8 +22,9 @@ from scheduler.moves import Label, Move, MoveResult, Tier
 
 log = logging.getLogger("headrace.engine")
 
-_SLICE = 8  # blocks that are saved in one go; then others get the memory and the cores for a while
-_REST = 3.0  # times as long as a slice took: saving takes at most a quarter of one core from the steps
+_SLICE = 8  # blocks that are moved in one go; then the steps get the memory and the cores for a while
+_REST_SAVING = 3.0  # times as long as a slice took: saving takes at most a quarter of one core from the steps
+_REST_LOADING = 1.0  # somebody waits for it: half a core
 
 
 class Mover:
@@ -33,7 +34,6 @@ class Mover:
         pool: the device's blocks as bytes, uint8 [blocks, block bytes].
         stores: of each tier below it.
         wake: called from any thread when a result is there.
-        rest: how long to pause after a slice that nobody waits for, in times of its duration.
     """
 
     def __init__(
@@ -41,12 +41,10 @@ class Mover:
         pool: Tensor,
         stores: Mapping[Tier, BlockStore],
         wake: Callable[[], None],
-        rest: float = _REST,
     ) -> None:
         self._pool = pool
         self._stores = dict(stores)
         self._wake = wake
-        self._rest = rest
         self._finished: deque[MoveResult] = deque()
         self._threads = {
             (tier, up): ThreadPoolExecutor(1, thread_name_prefix=f"kv-{tier}-{'up' if up else 'down'}")
@@ -100,7 +98,7 @@ class Mover:
             result.seconds += seconds
             result.copies += copies
             if not move.urgent:
-                time.sleep(self._rest * seconds)
+                time.sleep(seconds * (_REST_LOADING if move.target is Tier.DEVICE else _REST_SAVING))
 
     def _carry_slice(self, move: Move, part: slice) -> tuple[list[int], int]:
         """Sizes, and ranges copied."""

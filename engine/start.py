@@ -21,6 +21,7 @@ from engine.fingerprint import kv_fingerprint
 from engine.memory_plan import plan_memory
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
+from scheduler.eviction import eviction_of
 from scheduler.messages import MemoryPlan, Phase, Ready
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
@@ -166,7 +167,8 @@ class Starter:
 
         settings = self._settings
         fingerprint = kv_fingerprint(self._source, settings, arithmetic)
-        pool = BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching)
+        eviction = eviction_of(settings.eviction, plan.blocks)
+        pool = BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching, eviction=eviction)
         tiers, mover = open_tiers(
             settings,
             pool,

@@ -56,9 +56,10 @@ class Admission:
             if not wanted and not _gets_tokens(need, needs, budget):  # one that loads takes nothing from this step
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
-            if self._lacks(request, shared, alone=running + len(admitted) == 0) > 0:
+            alone = running + len(admitted) == 0
+            if self._lacks(request, shared, alone=alone) > 0:
                 break
-            self._take_blocks(request, hits, wanted)
+            self._take_blocks(request, hits, wanted, alone=alone)
             if not wanted:
                 needs.append(need)
             admitted.append(request)
@@ -107,7 +108,7 @@ class Admission:
             return []
         return self._tiers.beyond(request, self._cache.usable_keys(request), len(hits))
 
-    def _take_blocks(self, request: Request, hits: list[int], wanted: list[Wanted]) -> None:
+    def _take_blocks(self, request: Request, hits: list[int], wanted: list[Wanted], *, alone: bool) -> None:
         shared = hits + [item.block for item in wanted if item.block is not None]
         self._pool.share(shared)
         new = self._pool.blocks_for(self._reservation(request)) - len(shared)
@@ -118,7 +119,7 @@ class Admission:
         request.published = len(hits)
         self._cache.promise(request, len(hits))
         if wanted:
-            self._tiers.load(request, wanted, loaded)
+            self._tiers.load(request, wanted, loaded, alone=alone)
 
 
 def _gets_tokens(need: Need, others: Sequence[Need], budget: int) -> bool:

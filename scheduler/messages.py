@@ -33,6 +33,7 @@ class AddRequest:
     sampling: SamplingParams
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # prefixes are shared only between equal salts
+    pin_seconds: float = 0.0  # how long the prompt's blocks are to be kept, wherever there is another to evict
     tenant: str = ""  # who shares fairly with the others, where scheduling is fair
 
 

@@ -53,6 +53,14 @@ class PrefixCache:
         request.published = full
         return True
 
+    def pin(self, request: Request, until: float) -> list[bytes]:
+        """Keep the full blocks of its prompt until then, as far as pins go. Returns their keys."""
+        if not self._pool.caching:
+            return []
+        request.extend_keys(self._pool.block_size)
+        self._pool.pin(request.keys, until)
+        return request.keys
+
     def usable_keys(self, request: Request) -> list[bytes]:
         """Keys of the blocks that may be shared. The last token is always computed: its logits are needed."""
         if not self._pool.caching or not request.reads_cache:

@@ -131,6 +131,21 @@ class Request:
             parent = self.keys[-1] if self.keys else self.root
             self.keys.append(block_key(parent, self.tokens[index * block_size : (index + 1) * block_size]))
 
+    def cut_tail(self, block_size: int) -> tuple[Label, int] | None:
+        """Take the partly filled last block out of the table, remembered as `swapped_tail`. Full blocks are published.
+
+        Returns:
+            Its name and the block; None if there is none.
+        """
+        begin, end = self.published * block_size, self.computed
+        if not begin < end <= len(self.tokens) or end - begin >= block_size:
+            return None
+        self.extend_keys(block_size)
+        parent = self.keys[self.published - 1] if self.published else self.root
+        token_ids = tuple(self.tokens[begin:end])
+        self.swapped_tail = SwappedTail(Label(block_key(parent, token_ids), token_ids), end)
+        return self.swapped_tail.label, self.block_table.pop(self.published)
+
     def stop_cause(self, token_id: int, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
         """Whether the newest token ends the request. `tokens` includes it already."""
         output = len(self.tokens) - len(self.prompt_ids)

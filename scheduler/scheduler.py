@@ -15,15 +15,15 @@ from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
 from scheduler.decode_turns import choose_decodes
 from scheduler.integrity import check_requests
-from scheduler.keys import block_key, root_key
+from scheduler.keys import root_key
 from scheduler.leap import all_running, leap, steady_steps
 from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
-from scheduler.moves import Label, MoveResult
+from scheduler.moves import MoveResult
 from scheduler.orders import make_order
 from scheduler.preemption import Room, choose_victim
 from scheduler.prefill_split import split_prefill
 from scheduler.prefix_cache import PrefixCache
-from scheduler.request import Request, RequestState, SwappedTail
+from scheduler.request import Request, RequestState
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 from scheduler.tiers import Arrival, Tiers
 from scheduler.waiting import WaitingLine
@@ -86,6 +86,8 @@ class Scheduler:
         self._next_order += 1
         self._requests[request.request_id] = request
         self._waiting.add(request)
+        if message.pin_seconds:
+            self._tiers.pin(self._cache.pin(request, now + message.pin_seconds), now + message.pin_seconds)
         self.stats.prompt_tokens += len(request.prompt_ids)
 
     def abort(self, request_id: str, now: float) -> Output | None:
@@ -119,6 +121,8 @@ class Scheduler:
         step = Step(step_id=self._next_step, chunks=[])
         self._next_step += 1
         self._published_by.clear()
+        self.pool.eviction.expire(now)
+        self._tiers.expire(now)
         self._make_room(now)
         decodes, preempted = self._grow_decodes()
         self._tiers.plan_saves()
@@ -149,8 +153,9 @@ class Scheduler:
         return fresh
 
     def put_off(self, step: Step) -> None:
-        """The step has nothing to compute and is not run: what it was to tell the worker is told with the next one."""
-        self._retired = step.retired + self._retired
+        """The step has nothing to compute and is not run. Those it was to announce have ended; its other news comes again."""
+        unborn = {new.request_id for new in step.new}
+        self._retired = [name for name in step.retired if name not in unborn] + self._retired
 
     def _still_runs(self, chunk: Chunk) -> bool:
         """A chunk whose block others may already build on stays: it costs a little and keeps the promise."""
@@ -255,8 +260,15 @@ class Scheduler:
             request.started = True
             request.times.scheduled = now
             request.times.cached_tokens = request.computed
+            self._tell_policies(request)
             self.stats.prefix_query_tokens += len(request.tokens)
             self.stats.prefix_hit_tokens += request.computed
+
+    def _tell_policies(self, request: Request) -> None:
+        """What was asked for and what was found: eviction may learn from it."""
+        keys = self._cache.usable_keys(request)
+        self.pool.eviction.asked(keys, request.computed // self.pool.block_size)
+        self._tiers.asked(keys)
 
     # --- preemption ---
 
@@ -289,21 +301,10 @@ class Scheduler:
     def _swap_out(self, request: Request) -> None:
         """Save what is computed: full blocks under their names, the last one under that of its part."""
         self._cache.publish(request)
-        keys, tail = request.keys[: request.published], self._take_tail(request)
+        keys, tail = request.keys[: request.published], request.cut_tail(self.pool.block_size)
         self._release(request)
         self._tiers.swap_out(keys, tail)
         self.stats.swapped_out += 1
-
-    def _take_tail(self, request: Request) -> tuple[Label, int] | None:
-        """The partly filled last block, taken out of the table; None if there is none."""
-        begin, end = request.published * self.pool.block_size, request.computed
-        if not begin < end <= len(request.tokens) or end - begin >= self.pool.block_size or not self.pool.caching:
-            return None
-        request.extend_keys(self.pool.block_size)
-        parent = request.keys[request.published - 1] if request.published else request.root
-        token_ids = tuple(request.tokens[begin:end])
-        request.swapped_tail = SwappedTail(Label(block_key(parent, token_ids), token_ids), end)
-        return request.swapped_tail.label, request.block_table.pop(request.published)
 
     def _put_back(self, request: Request) -> None:
         """From running to waiting: its blocks go, its tokens stay."""

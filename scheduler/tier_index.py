@@ -71,6 +71,21 @@ class TierIndex:
         """Whether the content is there or on its way."""
         return key in self._entries
 
+    # --- what eviction goes by ---
+
+    def asked(self, keys: Sequence[bytes]) -> None:
+        """A new request can use these contents, a prefix."""
+        found = next((place for place, key in enumerate(keys) if not self.readable(key)), len(keys))
+        self._policy.asked(keys, found)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """As `Eviction.pin`."""
+        self._policy.pin(keys, until)
+
+    def expire(self, now: float) -> None:
+        """As `Eviction.expire`."""
+        self._policy.expire(now)
+
     # --- contents come ---
 
     def seed(self, label: Label, size: int) -> None:

@@ -127,6 +127,21 @@ class Tiers:
         """Whether a result is still to come."""
         return bool(self._flights)
 
+    def asked(self, keys: Sequence[bytes]) -> None:
+        """A new request can use these contents, a prefix: eviction may learn from it."""
+        for index in self._indices.values():
+            index.asked(keys)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """Keep these contents, a prefix, until then, here or yet to come."""
+        for index in self._indices.values():
+            index.pin(keys, until)
+
+    def expire(self, now: float) -> None:
+        """End the pins whose time has come."""
+        for index in self._indices.values():
+            index.expire(now)
+
     def saw_step(self, step: Step, seconds: float) -> None:
         """A step ended: it may tell what a prompt token costs."""
         if self._indices:
@@ -175,13 +190,14 @@ class Tiers:
     def _tier_of(self, key: bytes) -> Tier | None:
         return next((tier for tier, index in self._indices.items() if index.readable(key)), None)
 
-    def load(self, request: Request, wanted: Sequence[Wanted], blocks: Sequence[int]) -> None:
+    def load(self, request: Request, wanted: Sequence[Wanted], blocks: Sequence[int], *, alone: bool) -> None:
         """Start to load; the request has no chunk until all of it is there or has failed.
 
         Args:
             request: has just been admitted.
             wanted: as `beyond` said.
             blocks: of the request's table, one for each; those of a content on the device are shared already.
+            alone: nobody else runs, who could be held up.
         """
         load = _Load(request, [item.end for item in wanted], [item.tier is None for item in wanted])
         for tier, index in self._indices.items():
@@ -189,7 +205,7 @@ class Tiers:
             if places:
                 labels = [wanted[place].label for place in places]
                 index.hold([label.key for label in labels])
-                move = self._move(tier, Tier.DEVICE, labels, [blocks[place] for place in places], urgent=True)
+                move = self._move(tier, Tier.DEVICE, labels, [blocks[place] for place in places], urgent=alone)
                 self._flights[move.move_id] = _Flight(move, [], request.request_id)
                 load.places[move.move_id] = places
         self._loads[request.request_id] = load

@@ -349,6 +349,7 @@ def _job(
                 sampling=replace(settings, seed=choice_seed(body.seed, choice)),
                 priority=body.priority,
                 cache_salt=caller.salted(body.cache_salt),
+                pin_seconds=body.cache_pin_seconds,
                 tenant=caller.tenant_of(body.user),
             )
             sequences.append(Sequence(index, prompt, request))

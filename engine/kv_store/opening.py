@@ -17,7 +17,7 @@ from engine.kv_store.record import size_of
 from engine.kv_store.store import BlockStore, StoreLost, StoreRefused
 from engine.mover import Mover
 from scheduler.block_pool import BlockPool
-from scheduler.eviction import Eviction, Lru
+from scheduler.eviction import eviction_of
 from scheduler.load_or_recompute import LoadOrRecompute
 from scheduler.messages import TierStats
 from scheduler.moves import Tier
@@ -58,7 +58,7 @@ def open_tiers(
         if settings.kv_host_gib:
             count = int(settings.kv_host_gib * GIB) // block_bytes
             stores[Tier.HOST] = HostStore(count, block_bytes, pinned=rows.is_cuda)
-            indices[Tier.HOST] = _index(Tier.HOST, count * block_bytes, block_bytes)
+            indices[Tier.HOST] = _index(settings, Tier.HOST, count * block_bytes, block_bytes)
         if settings.kv_disk_path is not None:
             codec = TimedCodec(PlanesCodec(element_bytes), time.perf_counter)
             disk = DiskStore(
@@ -70,7 +70,7 @@ def open_tiers(
                 depth=_DISK_THREADS,
             )
             stores[Tier.DISK] = CodedDisk(disk, codec, _DISK_THREADS)
-            indices[Tier.DISK] = _index(Tier.DISK, limit, size_of(block_bytes))
+            indices[Tier.DISK] = _index(settings, Tier.DISK, limit, size_of(block_bytes))
             for label, size in disk.kept():
                 indices[Tier.DISK].seed(label, size)
     except StoreRefused as error:
@@ -85,5 +85,5 @@ def open_tiers(
     return tiers, Mover(rows, stores, wake) if stores else None
 
 
-def _index(tier: Tier, capacity: int, block_bytes: int) -> TierIndex:
-    return TierIndex(tier, capacity, block_bytes, Eviction(Lru(), capacity // block_bytes))
+def _index(settings: Settings, tier: Tier, capacity: int, block_bytes: int) -> TierIndex:
+    return TierIndex(tier, capacity, block_bytes, eviction_of(settings.eviction, capacity // block_bytes))

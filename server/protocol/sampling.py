@@ -88,6 +88,13 @@ class Sampling(Body):
     cache_salt: str = Field(
         "", max_length=256, description="Extension: cached prefixes are shared only between requests of equal salt."
     )
+    cache_pin_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="Extension: keep the prompt's cached KV for so long, as far as a quarter of the cache allows; what is not "
+        "pinned gives way first.",
+    )
     prompt_logprobs: Count | None = Field(
         None, description="Extension: logprobs of the prompt's tokens, with this many alternatives each."
     )

@@ -257,6 +257,7 @@ class Engine:
         priority: int = 0,
         salt: str = "",
         tenant: str = "",
+        pin_seconds: float = 0.0,
         **sampling: object,
     ) -> None:
         params = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, **sampling})  # type: ignore[arg-type]
@@ -267,6 +268,7 @@ class Engine:
             priority=priority,
             cache_salt=salt,
             tenant=tenant,
+            pin_seconds=pin_seconds,
         )
         self.scheduler.add(message, self.now)
         self.requests[request_id] = message
@@ -286,7 +288,6 @@ class Engine:
         if self.mover is not None:
             self.mover.start(step.moves)
         if not step.chunks and self.scheduler.moving:
-            assert not step.new
             self.scheduler.put_off(step)
             meanwhile()
             self.stalled()

@@ -25,9 +25,10 @@ class TieredWalk(SchedulerWalk):
         disk=st.sampled_from([0, 1, 3, 8, 60]),
         loss=st.sampled_from([0.0, 0.0, 0.2]),
         refusal=st.sampled_from([0.0, 0.0, 0.2]),
+        scheduling=st.sampled_from(["priority", "fair"]),
         seed=st.integers(0, 2**16),
     )
-    def start_tiers(self, blocks, budget, running, preemptions, host, disk, loss, refusal, seed):
+    def start_tiers(self, blocks, budget, running, preemptions, host, disk, loss, refusal, scheduling, seed):
         sizes = {Tier.HOST: host, Tier.DISK: disk}
         self.engine = Engine(
             blocks=blocks,
@@ -35,6 +36,7 @@ class TieredWalk(SchedulerWalk):
             max_running=running,
             max_preemptions=preemptions,
             tiers={tier: size for tier, size in sizes.items() if size},
+            scheduling=scheduling,
             seed=seed,
         )
         self.engine.mover.loss, self.engine.mover.refusal = loss, refusal
@@ -209,6 +211,24 @@ def test_a_damaged_block_is_computed_and_so_is_what_follows_it():
     del engine.mover.stores[Tier.HOST].contents[keys[2]]
     assert run(engine, "c", PROMPT) == 8
     assert engine.scheduler.snapshot().tiers["host"].failed == 1
+
+
+def test_a_pinned_prompt_stays_while_others_go():
+    engine = Engine(blocks=12, tiers={Tier.HOST: 40})
+    pool = engine.scheduler.pool
+    engine.add("a", PROMPT, pin_seconds=1000.0)
+    engine.drain()
+    pinned = pool.eviction.pinned
+    assert 0 < pinned <= pool.eviction.pinned_limit
+    for name in "bcd":
+        run(engine, name, [30 + ord(name)] * 4 + [9] * 20)
+    engine.add("e", PROMPT)
+    engine.tick()
+    assert engine.scheduler._requests["e"].times.cached_tokens >= 4 * pinned
+    engine.drain()
+    engine.now += 2000.0
+    run(engine, "f", [1])
+    assert pool.eviction.pinned == 0
 
 
 # --- load or recompute ---
