@@ -22,7 +22,7 @@ from scheduler.moves import Label, Move, MoveResult, Tier
 
 log = logging.getLogger("headrace.engine")
 
-_SLICE = 8  # blocks that are moved in one go; then the steps get the memory and the cores for a while
+_SLICE = 32  # blocks that are moved in one go; then the steps get the memory and the cores for a while
 _REST_SAVING = 3.0  # times as long as a slice took: saving takes at most a quarter of one core from the steps
 _REST_LOADING = 1.0  # somebody waits for it: half a core
 
@@ -104,14 +104,14 @@ class Mover:
         """Sizes, and ranges copied."""
         labels, blocks = move.labels[part], move.blocks[part]
         store = self._stores[move.lower]
-        before = _copies(store)
+        before = _copies(store, move)
         if move.target is Tier.DEVICE:
             sizes = [int(arrived) for arrived in self._load(store, labels, blocks)]
         elif move.source is Tier.DEVICE:
             sizes = self._save(store, labels, blocks)
         else:
             sizes = self._spill(store, labels)
-        return sizes, _copies(store) - before
+        return sizes, _copies(store, move) - before
 
     def _load(self, store: BlockStore, labels: Sequence[Label], blocks: Sequence[int]) -> list[bool]:
         rows = Rows(self._pool, blocks)
@@ -141,9 +141,11 @@ class Mover:
         return torch.empty((blocks, self._pool.shape[1]), dtype=torch.uint8, pin_memory=True)
 
 
-def _copies(store: BlockStore) -> int:
-    """Ranges of memory it has copied so far; a disk writes each block by itself."""
-    return store.copies if isinstance(store, HostStore) else 0
+def _copies(store: BlockStore, move: Move) -> int:
+    """Ranges of memory it has copied so far in the move's direction; a disk writes each block by itself."""
+    if not isinstance(store, HostStore):
+        return 0
+    return store.load_copies if move.target is Tier.DEVICE else store.save_copies
 
 
 def _slices(count: int) -> list[slice]:

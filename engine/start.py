@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from engine.model import Model
     from engine.worker import CpuWorker, Worker
 
+# Of the pool, that may be given up early so that blocks can be taken in runs: copies to and from a tier then are fewer, and what
+# is given up lies in the tier. Without one it would have to be computed again (figures in docs/kv-tiers.md).
+_CHOICE = 1 / 8
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 
@@ -167,8 +170,13 @@ class Starter:
 
         settings = self._settings
         fingerprint = kv_fingerprint(self._source, settings, arithmetic)
-        eviction = eviction_of(settings.eviction, plan.blocks)
-        pool = BlockPool(plan.blocks, plan.block_size, caching=settings.prefix_caching, eviction=eviction)
+        pool = BlockPool(
+            plan.blocks,
+            plan.block_size,
+            caching=settings.prefix_caching,
+            eviction=eviction_of(settings.eviction, plan.blocks),
+            choice=_CHOICE if settings.kv_host_gib or settings.kv_disk_path else 0.0,
+        )
         tiers, mover = open_tiers(
             settings,
             pool,

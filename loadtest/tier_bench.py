@@ -25,7 +25,7 @@ import httpx
 from loadtest.bench import Bench, Timed
 
 MODEL = "SmolLM2-135M-Instruct"
-PREFIX, PROMPT = 4000, 4096  # tokens: shared, in all
+NEW = 96  # tokens of a prompt behind the shared ones
 START_SECONDS = 120.0
 _URL = re.compile(r"listens on (http://\S+)")
 
@@ -89,19 +89,21 @@ def per_copy(metrics: dict[str, float], tier: str) -> str:
 class Cases:
     """The cases. Each prints a line of figures."""
 
-    def __init__(self, rounds: int, seed: int) -> None:
+    def __init__(self, rounds: int, seed: int, tokens: int, blocks: int) -> None:
         self.rounds = rounds
         self.seed = seed
+        self.tokens = tokens  # that prompts share
+        self.pool = ("--kv-blocks", str(blocks))
 
     async def host(self) -> str:
         """TTFT of a prompt whose prefix the pool had no room for: from the host, against computing it."""
         cold, warm = [], []
-        async with serving("--kv-blocks", "300", "--kv-host-gib", "1.5", seed=self.seed) as bench:
+        async with serving(*self.pool, "--kv-host-gib", "1.5", seed=self.seed) as bench:
             for _ in range(self.rounds):
-                prefix = bench.ids(PREFIX)
+                prefix = bench.ids(self.tokens)
                 cold.append((await self._ask(bench, prefix)).ttft)
                 for _ in range(3):
-                    await bench.request(PROMPT, 1)
+                    await bench.request(self.tokens + NEW, 1)
                 await settled(bench)
                 warm.append((await self._ask(bench, prefix)).ttft)
             moved = per_copy(await tier_metrics(bench), "host")
@@ -111,10 +113,10 @@ class Cases:
         """The same from disk after a restart, nothing of the folder in the page cache."""
         cold, warm, prefixes = [], [], []
         with tempfile.TemporaryDirectory(dir=os.environ.get("TIER_BENCH_DIR")) as folder:
-            flags = ("--kv-blocks", "300", "--kv-disk-path", folder)
+            flags = (*self.pool, "--kv-disk-path", folder)
             async with serving(*flags, seed=self.seed) as bench:
                 for _ in range(self.rounds):
-                    prefixes.append(bench.ids(PREFIX))
+                    prefixes.append(bench.ids(self.tokens))
                     cold.append((await self._ask(bench, prefixes[-1])).ttft)
                     await settled(bench)
             _drop_page_cache(Path(folder))
@@ -130,7 +132,7 @@ class Cases:
         moved = ""
         for round_ in range(self.rounds):
             for name, flags in (("without", ()), ("with", ("--kv-host-gib", "2"))):
-                async with serving("--kv-blocks", "264", *flags, seed=self.seed + round_) as bench:
+                async with serving("--kv-blocks", "152", *flags, seed=self.seed + round_) as bench:
                     began = time.perf_counter()
                     await self._converse(bench)
                     seconds[name].append(time.perf_counter() - began)
@@ -169,21 +171,21 @@ class Cases:
         return f"{_versus(seconds['with'][1:], seconds['without'][1:], 's')} (at most 1.03); {saved}"
 
     async def _ask(self, bench: Bench, prefix: Sequence[int]) -> Timed:
-        return await bench.request([*prefix, *bench.ids(PROMPT - PREFIX)], 1)
+        return await bench.request([*prefix, *bench.ids(NEW)], 1)
 
     async def _converse(self, bench: Bench) -> None:
-        talks = [bench.ids(400) for _ in range(64)]
+        talks = [bench.ids(256) for _ in range(64)]
         for _ in range(6):
 
             async def turn(talk: list[int]) -> None:
-                talk += bench.ids(80)
-                await bench.request(talk, 32)
-                talk += bench.ids(32)  # the client's next turn holds other text here: only what both have is reused
+                talk += bench.ids(40)
+                await bench.request(talk, 16)
+                talk += bench.ids(16)  # stands for the answer: what was generated is not asked for again
 
             await _some_at_once(8, [partial(turn, talk) for talk in talks])
 
     async def _beside_streams(self, bench: Bench) -> float:
-        prefixes = [bench.ids(PREFIX) for _ in range(4)]
+        prefixes = [bench.ids(self.tokens) for _ in range(4)]
         for prefix in prefixes:
             await self._ask(bench, prefix)
         await settled(bench)
@@ -239,12 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(cases), help="cases, separated by commas [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="how often to repeat each [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of all prompts [%(default)s]")
+    parser.add_argument("--tokens", type=int, default=4000, help="of host, disk, gaps: shared by prompts [%(default)s]")
+    parser.add_argument("--kv-blocks", type=int, default=300, help="of host, disk: the pool [%(default)s]")
     options = parser.parse_args(arguments)
     asked = options.only.split(",")
     if unknown := set(asked) - set(cases):
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(cases)}")
     for name in asked:
-        line = asyncio.run(getattr(Cases(options.rounds, options.seed), name)())
+        line = asyncio.run(getattr(Cases(options.rounds, options.seed, options.tokens, options.kv_blocks), name)())
         print(f"{name:7} {line}", flush=True)
 
 

@@ -72,14 +72,15 @@ class HostStore:
 
     Attributes:
         blocks_moved: by `put` and `get`, so far.
-        copies: ranges of memory that were copied for them: `blocks_moved / copies` blocks a copy.
+        save_copies: ranges of memory that `put` copied.
+        load_copies: the same of `get`.
 
     Raises:
         StoreRefused: the memory cannot be had, or pinned without a GPU.
     """
 
     def __init__(self, blocks: int, block_bytes: int, *, pinned: bool = False) -> None:
-        self.blocks_moved = self.copies = 0
+        self.blocks_moved = self.save_copies = self.load_copies = 0
         self._blocks = blocks
         self._block_bytes = block_bytes
         self._slab = _slab(blocks, block_bytes, pinned=pinned)
@@ -91,6 +92,11 @@ class HostStore:
         self._away: set[int] = set()
         self._lost = ""
 
+    @property
+    def copies(self) -> int:
+        """Both ways: `blocks_moved / copies` blocks a copy."""
+        return self.save_copies + self.load_copies
+
     def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
         """Keep these blocks; returns the bytes each takes, 0 where it was not kept. See `BlockStore`."""
         row_of: dict[bytes, int] = {}
@@ -98,16 +104,19 @@ class HostStore:
             row_of.setdefault(label.key, row)
         with self.fill(labels) as room:
             moves = [(row_of[label.key], slot) for label, slot in zip(room.labels, room.rows.ids, strict=True)]
-            self._moved(rows.pool, moves, self._copy.to_slab)
+            copies = self._moved(rows.pool, moves, self._copy.to_slab)
             room.arrived[:] = [True] * len(moves)
         with self._lock:
+            self.save_copies += copies
             return [self._block_bytes if self._entry(label) else 0 for label in labels]
 
     def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
         """Fill the rows; False where the content is not there. See `BlockStore`."""
         with self._lending(labels) as entries:
             moves = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
-            self._moved(rows.pool, moves, self._copy.from_slab)
+            copies = self._moved(rows.pool, moves, self._copy.from_slab)
+        with self._lock:
+            self.load_copies += copies
         return [entry is not None for entry in entries]
 
     @contextmanager
@@ -226,8 +235,8 @@ class HostStore:
         entry = self._entries.get(label.key)
         return entry if entry and entry.token_ids == label.token_ids else None
 
-    def _moved(self, pool: Tensor, moves: Moves, copy: Callable[[Tensor, Moves], int]) -> None:
-        """Make these moves and count them. What a GPU reports spoils all later copies too."""
+    def _moved(self, pool: Tensor, moves: Moves, copy: Callable[[Tensor, Moves], int]) -> int:
+        """Make these moves and count them; returns the copies it took. What a GPU reports spoils all later copies too."""
         try:
             copies = copy(pool, moves)
         except RuntimeError as error:
@@ -235,7 +244,7 @@ class HostStore:
             raise StoreLost(self._lost) from error
         with self._lock:
             self.blocks_moved += len(moves)
-            self.copies += copies
+        return copies
 
     def _check_open(self) -> None:
         if self._lost:

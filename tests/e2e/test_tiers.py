@@ -1,0 +1,91 @@
+"""KV that outlives the pool, the engine and the server: with real processes and a real folder."""
+
+import signal
+
+import httpx
+import pytest
+
+from loadtest.tier_bench import main as tier_bench
+from loadtest.tier_bench import per_copy
+from tests.e2e.server_process import ServerProcess
+
+PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest
+FLAGS = ("--kv-blocks", "40")
+
+
+def ask(server, prompt=PROMPT, **body):
+    """Text and cached tokens of a greedy answer."""
+    answer = httpx.post(
+        f"{server.url}/v1/completions",
+        json={"prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True, **body},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return body["choices"][0]["text"], body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def tier(server, name):
+    return server.metrics()[f'headrace_kv_tier_{name}{{tier="disk"}}']
+
+
+def test_a_prefix_is_served_from_disk_after_a_kill_and_after_a_restart(tmp_path):
+    flags = (*FLAGS, "--kv-disk-path", str(tmp_path / "kv"))
+    server = ServerProcess(*flags)
+    try:
+        text, cached = ask(server)
+        assert cached == 0
+        server.wait_until(lambda: tier(server, "saved_blocks_total") == 9)
+        server.engine.send_signal(signal.SIGKILL)
+        server.wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        server.wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+        assert ask(server) == (text, 288)
+        assert tier(server, "loaded_blocks_total") == 9
+    finally:
+        assert server.stop() == 0
+    server = ServerProcess(*flags)
+    try:
+        assert ask(server) == (text, 288)
+        assert ask(server, cache_salt="another") == (text, 0)
+        assert tier(server, "up") == 1
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_second_server_on_the_folder_is_refused_with_a_sentence(tmp_path):
+    flags = (*FLAGS, "--kv-disk-path", str(tmp_path / "kv"))
+    first = ServerProcess(*flags)
+    second = ServerProcess(*flags, wait=False)
+    try:
+        assert second.process.wait(60) != 0
+        assert str(tmp_path / "kv") in "".join(second.output)
+        assert ask(first)[1] == 0
+    finally:
+        second.stop()
+        first.stop()
+
+
+def test_tiers_need_prefix_caching():
+    server = ServerProcess(*FLAGS, "--kv-host-gib", "0.1", "--no-prefix-caching", wait=False)
+    try:
+        assert server.process.wait(60) != 0
+        assert "--no-prefix-caching" in "".join(server.output)
+    finally:
+        server.stop()
+
+
+def test_the_benchmark_of_tiers_tells_what_was_loaded(capsys):
+    tier_bench(["--only", "host", "--rounds", "1", "--tokens", "400", "--kv-blocks", "40"])
+    line = capsys.readouterr().out
+    assert line.startswith("host ") and "x; saved" in line and "loaded 12 blocks" in line
+
+
+def test_an_unknown_case_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        tier_bench(["--only", "host,moon"])
+    assert "moon" in capsys.readouterr().err
+
+
+def test_blocks_per_copy():
+    metrics = {'saved_blocks_total{tier="host"}': 12.0, 'copies_total{direction="save",tier="host"}': 3.0}
+    assert per_copy(metrics, "host") == "saved 12 blocks, 4.0 a copy; loaded 0 blocks, 0.0 a copy"
