@@ -144,7 +144,7 @@ class Cases:
         p99: dict[str, list[float]] = {"resident": [], "moved": []}
         moved = ""
         for round_ in range(self.rounds):
-            for name, flags in (("resident", ("--kv-blocks", "1200")), ("moved", ("--kv-blocks", "520"))):
+            for name, flags in (("resident", ("--kv-blocks", "1200")), ("moved", ("--kv-blocks", "380"))):
                 async with serving(*flags, "--kv-host-gib", "1.5", seed=self.seed + round_) as bench:
                     p99[name].append(await self._beside_streams(bench))
                     moved = per_copy(await tier_metrics(bench), "host")
