@@ -27,8 +27,9 @@ setup: $(KERNELS) ## create .venv with headrace and its embedded model
 serve: $(KERNELS) ## start the server; flags go in ARGS, e.g. make serve ARGS="--port 9000"
 	@exec $(BIN)/headrace serve $(ARGS)
 
+# A process for each core, at most four: each holds models of its own. Files stay whole, as their fixtures are dear.
 test: $(TESTS) $(KERNELS) ## run the whole suite; pytest's arguments go in ARGS
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
 	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy --strict"; do \
