@@ -142,10 +142,11 @@ class Settings(BaseModel):
         le=0.5,
         description="Share of the pool that admission leaves free for the growth of running sequences.",
     )
-    scheduling: Literal["fcfs", "priority", "fair"] = Field(
+    scheduling: Literal["fcfs", "priority", "fair", "throughput"] = Field(
         "priority",
         description="Who goes first: who came first (`fcfs`), a lower `priority` (which also takes the place of running requests "
-        "of a higher number), or priority and then the tenant that has had least (`fair`); see scheduling.md.",
+        "of a higher number), priority and then the tenant that has had least (`fair`), or priority and then one shared prefix "
+        "after the other, for offline batches (`throughput`); see scheduling.md.",
     )
     tenant_weights: list[Weight] = Field(
         default_factory=list,

@@ -3,14 +3,16 @@
 One `Order` for each `SchedulerConfig.scheduling`. What belongs here: comparing requests. Never: blocks, budgets, when to
 preempt.
 
-    fcfs      arrival alone; requests have no priorities
-    priority  a lower `priority` first, by arrival within one
-    fair      priority first, then the tenant that has had least (`scheduler.fairness`), by arrival within one tenant
+    fcfs        arrival alone; requests have no priorities
+    priority    a lower `priority` first, by arrival within one
+    fair        priority first, then the tenant that has had least (`scheduler.fairness`), by arrival within one tenant
+    throughput  priority first, then prefix by prefix, those with most to generate first (`scheduler.throughput`)
 """
 
 from collections.abc import Collection, Iterable, Iterator
 
 from scheduler.prefill_split import Need
+from scheduler.prefix_cache import PrefixCache
 from scheduler.request import Request
 from scheduler.step import Step
 from scheduler.waiting import WaitingLine, Warm
@@ -27,6 +29,10 @@ class Order:
 
     def __init__(self, *, groups: bool = True) -> None:
         self.groups = groups
+
+    def line(self, lookahead: int, cache: PrefixCache) -> WaitingLine:
+        """An empty waiting line for one scheduler, in which so many may pass each other for the sake of a resident prefix."""
+        return WaitingLine(self.lane, lookahead if self.groups else 0)
 
     def lane(self, request: Request) -> str:
         """The part of the waiting line the request stands in; within a lane, priority and arrival decide."""

@@ -4,8 +4,9 @@ from scheduler.config import SchedulerConfig
 from scheduler.fairness import FairOrder
 from scheduler.order import Order
 from scheduler.prices import Prices
+from scheduler.throughput import ThroughputOrder
 
-ORDERS = ("fcfs", "priority", "fair")
+ORDERS = ("fcfs", "priority", "fair", "throughput")
 _CREDIT_CONTEXTS = 2  # a light tenant's burst that is served ahead of others: two of the longest prompts
 _MARGIN_STEPS = 2  # differences below what two full steps of prompt tokens give are noise
 
@@ -28,4 +29,6 @@ def make_order(config: SchedulerConfig) -> Order:
                 margin=_MARGIN_STEPS * config.max_step_tokens,
                 weights=config.tenant_weights,
             )
+        case "throughput":
+            return ThroughputOrder()
     raise ValueError(f"scheduling must be one of {', '.join(ORDERS)}, got {config.scheduling!r}")

@@ -13,6 +13,7 @@ class PrefixCache:
     """Reads and names contents of one `BlockPool`; does nothing where that pool keeps none."""
 
     def __init__(self, pool: BlockPool) -> None:
+        self.block_size = pool.block_size
         self._pool = pool
         self.promises = Promises()
 

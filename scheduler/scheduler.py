@@ -26,7 +26,6 @@ from scheduler.prefix_cache import PrefixCache
 from scheduler.request import Request, RequestState
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 from scheduler.tiers import Arrival, Tiers
-from scheduler.waiting import WaitingLine
 
 
 class RequestTooLong(ValueError):
@@ -43,8 +42,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}  # all that have not finished
         self._running: dict[str, Request] = {}
         self._order = make_order(config)
-        self._waiting = WaitingLine(self._order.lane, config.prefix_lookahead if self._order.groups else 0)
         self._cache = PrefixCache(pool)
+        self._waiting = self._order.line(config.prefix_lookahead, self._cache)
         self._tiers = tiers or Tiers(pool)
         self._admission = Admission(config, pool, self._cache, self._tiers, self._order)
         self._room = Room(config.max_running, pool, self._admission, self._order)

@@ -56,7 +56,7 @@ def message(number: int, rng: random.Random) -> AddRequest:
     )
 
 
-@pytest.mark.parametrize("scheduling", ["priority", "fair"])
+@pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
 @pytest.mark.parametrize("seed", range(16))
 def test_a_leap_is_as_many_rounds(seed, scheduling):
     rng = random.Random(seed)

@@ -21,7 +21,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         preemptions=st.integers(0, 3),
         watermark=st.sampled_from([0.0, 0.1, 0.3]),
         caching=st.booleans(),
-        scheduling=st.sampled_from(["fcfs", "priority", "fair", "fair"]),
+        scheduling=st.sampled_from(["fcfs", "priority", "fair", "fair", "throughput", "throughput"]),
         lookahead=st.sampled_from([0, 2, 32]),
     )
     def start(self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead):
