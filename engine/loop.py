@@ -86,6 +86,7 @@ class EngineLoop:
                 self._mover.start(step.moves)
             if not step.chunks and self._scheduler.moving:
                 self._scheduler.put_off(step)
+                self._emit([])  # what moves have brought since
                 self._channel.wait()  # for a move to end, or a command
                 continue
             if not step.chunks and self._scheduler.has_work:

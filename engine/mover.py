@@ -8,10 +8,12 @@ What belongs here: the order of moves, their timing, what a failure means. Never
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -46,6 +48,7 @@ class Mover:
         self._stores = dict(stores)
         self._wake = wake
         self._finished: deque[MoveResult] = deque()
+        self._closing = threading.Event()
         self._threads = {
             (tier, up): ThreadPoolExecutor(1, thread_name_prefix=f"kv-{tier}-{'up' if up else 'down'}")
             for tier in stores
@@ -67,6 +70,7 @@ class Mover:
 
     def close(self) -> None:
         """Wait for what is under way, let go of the rest, close the stores."""
+        self._closing.set()
         for thread in self._threads.values():
             thread.shutdown(cancel_futures=True)
         for store in self._stores.values():
@@ -76,29 +80,36 @@ class Mover:
 
     def _run(self, move: Move) -> None:
         result = MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels))
+        rest = 0.0
         try:
-            self._carry(move, result)
+            rest = self._carry(move, result)
         except StoreLost as error:
             log.warning("KV tier %s is lost, serving goes on without it: %s", move.lower, error)
             result.sizes, result.lost = [0] * len(move.labels), move.lower
         except Exception:
             log.exception("a move of %d blocks %s -> %s failed", len(move.labels), move.source, move.target)
             result.sizes = [0] * len(move.labels)
-        if move.source is not Tier.DEVICE:
+        if move.target is Tier.DEVICE:  # what cannot be read is not asked for again
             result.gone = [label.key for label, size in zip(move.labels, result.sizes, strict=True) if not size]
         self._finished.append(result)
         self._wake()
+        self._closing.wait(rest)
 
-    def _carry(self, move: Move, result: MoveResult) -> None:
-        slices = [slice(0, len(move.labels))] if move.urgent else _slices(len(move.labels))
-        for part in slices:
-            began = time.perf_counter()
+    def _carry(self, move: Move, result: MoveResult) -> float:
+        """Slice by slice, with rests between them. Returns the rest that is due after the last.
+
+        `result.seconds` is what somebody who waits for it would wait: rests between slices are in it.
+        """
+        share = 0.0 if move.urgent else _REST_LOADING if move.target is Tier.DEVICE else _REST_SAVING
+        began, rest = time.perf_counter(), 0.0
+        for part in _slices(len(move.labels)):
+            self._closing.wait(rest)
+            busy = time.thread_time()  # a disk's waiting holds nobody up
             result.sizes[part], copies = self._carry_slice(move, part)
-            seconds = time.perf_counter() - began
-            result.seconds += seconds
+            rest = share * (time.thread_time() - busy)
             result.copies += copies
-            if not move.urgent:
-                time.sleep(seconds * (_REST_LOADING if move.target is Tier.DEVICE else _REST_SAVING))
+            result.seconds = time.perf_counter() - began
+        return rest
 
     def _carry_slice(self, move: Move, part: slice) -> tuple[list[int], int]:
         """Sizes, and ranges copied."""
@@ -133,7 +144,11 @@ class Mover:
     def _spill(self, store: BlockStore, labels: Sequence[Label]) -> list[int]:
         host = self._stores[Tier.HOST]
         assert isinstance(host, HostStore)
-        with host.lend(labels) as lent:
+        with ExitStack() as stack:
+            try:
+                lent = stack.enter_context(host.lend(labels))
+            except StoreLost:  # its own moves tell it; the lower tier is as good as before
+                return [0] * len(labels)
             size_of = dict(zip(lent.labels, store.put(lent.labels, lent.rows), strict=True))
         return [size_of.get(label, 0) for label in labels]
 

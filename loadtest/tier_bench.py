@@ -3,7 +3,7 @@
     python -m loadtest.tier_bench                     # all cases, some five minutes with the embedded model on two cores
     python -m loadtest.tier_bench --only host,chat --rounds 5
 
-Starts `headrace serve` itself, one server at a time, on a free port of this machine. Ratios and medians only: machines are noisy.
+Starts `headrace serve` itself, on a free port of this machine. Ratios and medians only: machines are noisy.
 """
 
 import argparse
@@ -73,7 +73,7 @@ async def settled(bench: Bench) -> None:
     last = None
     while (now := (await tier_metrics(bench))) != last:
         last = now
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
 
 
 def per_copy(metrics: dict[str, float], tier: str) -> str:
@@ -164,7 +164,7 @@ class Cases:
                         began = time.perf_counter()
                         await _some_at_once(8, [partial(bench.request, 512, 64)] * 32)
                         seconds[name].append(time.perf_counter() - began)
-                        await asyncio.sleep(0.3)
+                        await settled(bench)  # what is still being saved would slow the other down
                 moved = await tier_metrics(tiered)
         saved = "; ".join(f"{tier}: {per_copy(moved, tier)}" for tier in ("host", "disk"))
         # The first round touches fresh memory: it is once a block's place, not steady.

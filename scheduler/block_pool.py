@@ -17,7 +17,7 @@ order, and within a layer all KV is written before any attention reads, so whoev
 What belongs here: ownership, content addresses, eviction. Never: requests, policy, tensors, time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler.eviction import Eviction, eviction_of
@@ -257,14 +257,14 @@ class BlockPool:
         """Whether more than one sequence refers to the block."""
         return self._state[block_id].refs > 1
 
-    def forget(self, block_ids: Iterable[int]) -> None:
+    def forget(self, block_ids: Iterable[int], copied: Collection[int] = ()) -> None:
         """Make the contents of these used blocks unfindable, as they are in doubt. Owners keep their blocks.
 
         A block that another sequence reads as well keeps its name: if its content is bad, the last reader to fail
-        takes it away.
+        takes it away. One of the owners of those that are being `copied` is no reader.
         """
         for block_id in block_ids:
-            if not self.shared(block_id):
+            if self._state[block_id].refs <= 1 + (block_id in copied):
                 self._forget(block_id)
 
     def drop_contents(self) -> None:

@@ -17,6 +17,9 @@ FIRST_GUESS = {
 }  # bytes a second, until a move has been seen; both are low for such devices
 _MEMORY = 0.8  # of the past that each new measurement keeps
 _TELLING_BYTES = 2**20  # a smaller move measures latency, not bandwidth
+_HOPE = (
+    1.02  # how much faster a tier that does not pay is taken to be each time it is asked about: once, it is tried again
+)
 
 
 class LoadOrRecompute:
@@ -35,6 +38,7 @@ class LoadOrRecompute:
         self._bandwidth: dict[Tier, float] = dict(FIRST_GUESS)
         self._queued: dict[Tier, int] = dict.fromkeys(FIRST_GUESS, 0)
         self._token_seconds: float | None = None
+        self._seen: set[Tier] = set()  # tiers that a load has been measured of; the others are given the chance to be
 
     # --- what was seen ---
 
@@ -46,14 +50,16 @@ class LoadOrRecompute:
             self._token_seconds = price if old is None else _MEMORY * old + (1 - _MEMORY) * price
 
     def queued(self, tier: Tier, blocks: int) -> None:
-        """So many blocks (fewer, if negative) wait to be moved to or from the tier."""
+        """So many blocks (fewer, if negative) wait to be loaded from the tier."""
         self._queued[tier] += blocks * self._block_bytes
 
     def saw_move(self, tier: Tier, blocks: int, seconds: float) -> None:
         """A load ended."""
         size = blocks * self._block_bytes
         if size >= _TELLING_BYTES and seconds > 0:
-            self._bandwidth[tier] = _MEMORY * self._bandwidth[tier] + (1 - _MEMORY) * size / seconds
+            old = self._bandwidth[tier] if tier in self._seen else size / seconds
+            self._bandwidth[tier] = _MEMORY * old + (1 - _MEMORY) * size / seconds
+            self._seen.add(tier)
 
     # --- what follows ---
 
@@ -67,18 +73,23 @@ class LoadOrRecompute:
 
     def pays(self, tier: Tier) -> bool:
         """Whether a block is loaded sooner than computed, nothing else waiting: only then is it worth keeping there."""
-        computed = self.recompute_seconds(self._block_size)
-        return computed is None or self.block_seconds(tier) < computed
+        return self._sooner(tier, 1)
 
     def swap_pays(self, tier: Tier) -> bool:
         """Whether blocks are written and read again sooner than computed."""
+        return self._sooner(tier, 2)
+
+    def _sooner(self, tier: Tier, ways: int) -> bool:
         computed = self.recompute_seconds(self._block_size)
-        return computed is None or 2 * self.block_seconds(tier) < computed
+        if computed is None or tier not in self._seen or ways * self.block_seconds(tier) < computed:
+            return True
+        self._bandwidth[tier] *= _HOPE
+        return False
 
     def to_load(self, sources: Sequence[Tier]) -> int:
         """How many leading blocks of a run to load, where block i lies in `sources[i]`; the others are computed."""
         per_block = self.recompute_seconds(self._block_size)
-        if per_block is None:
+        if per_block is None or not self._seen.issuperset(sources):
             return len(sources)
         best, best_seconds = 0, len(sources) * per_block
         loading: dict[Tier, float] = {}  # tiers load side by side; the last of them to finish is waited for

@@ -40,7 +40,7 @@ class Move:
     labels: list[Label]
     blocks: list[int]  # of the device, one for each label, if it is source or target; else empty
     drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the move begins
-    urgent: bool = False  # somebody waits for it, and nobody runs whom it could hold up
+    urgent: bool = False  # somebody waits for it: without rests, whoever runs beside it
 
     @property
     def lower(self) -> Tier:

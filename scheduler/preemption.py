@@ -22,7 +22,9 @@ def choose_victim(
     open_to = [request for request in running if not protected(request) and request.block_table]
 
     def reluctance(request: Request) -> tuple[int, ...]:
-        return *(-part for part in order.gives_way(request, needy)), lost_work(request, pool), -request.order
+        # One that loads gives its blocks back only when they have come.
+        place = request.loading, lost_work(request, pool), -request.order
+        return *(-part for part in order.gives_way(request, needy)), *place
 
     return min(open_to or [needy], key=reluctance)
 

@@ -54,6 +54,12 @@ class PrefixCache:
         request.published = full
         return True
 
+    def asked(self, request: Request) -> list[bytes]:
+        """Tell eviction what the request, just admitted, can use and what was there. Returns the keys."""
+        keys = self.usable_keys(request)
+        self._pool.eviction.asked(keys, request.computed // self._pool.block_size)
+        return keys
+
     def pin(self, request: Request, until: float) -> list[bytes]:
         """Keep the full blocks of its prompt until then, as far as pins go. Returns their keys."""
         if not self._pool.caching:

@@ -106,6 +106,7 @@ class Returns:
                 gain += waits * chance
                 cost += waits * width * (1 - chance / 2)
                 waits *= 1 - chance
-                best = max(best, gain / cost)
+                if cost > 0:  # ages of a tiny store may be of no width at all
+                    best = max(best, gain / cost)
             worths.append(best)
         return worths

@@ -124,7 +124,8 @@ class Scheduler:
         self._tiers.expire(now)
         self._make_room(now)
         decodes, preempted = self._grow_decodes()
-        self._tiers.plan_saves()
+        if not preempted:
+            self._tiers.plan_saves()
         for request in decodes:
             step.chunks.append(self._chunk(request, 1, step))
         self._add_prefills(step, now, admit=not preempted)
@@ -190,14 +191,14 @@ class Scheduler:
                 if self.pool.available:
                     after = request.block_table[-1] if request.block_table else None
                     request.block_table += self.pool.allocate(1, after)
-                elif self._tiers.saving:
-                    break  # blocks are on their way out: there will be room without anybody else giving way
-                else:
-                    victim = choose_victim(
-                        self._running.values(), request, self.pool, self._admission.protected, self._order
-                    )
-                    self._preempt(victim)
-                    preempted = True
+                    continue
+                victim = choose_victim(
+                    self._running.values(), request, self.pool, self._admission.protected, self._order
+                )
+                if self._tiers.leaving or (victim is request and self._tiers.holding):
+                    break  # blocks are on their way: there will be room without anybody else giving way
+                self._preempt(victim)
+                preempted = True
         return preempted
 
     def _lacks_block(self, request: Request) -> bool:
@@ -259,15 +260,9 @@ class Scheduler:
             request.started = True
             request.times.scheduled = now
             request.times.cached_tokens = request.computed
-            self._tell_policies(request)
+            self._tiers.asked(self._cache.asked(request))
             self.stats.prefix_query_tokens += len(request.tokens)
             self.stats.prefix_hit_tokens += request.computed
-
-    def _tell_policies(self, request: Request) -> None:
-        """What was asked for and what was found: eviction may learn from it."""
-        keys = self._cache.usable_keys(request)
-        self.pool.eviction.asked(keys, request.computed // self.pool.block_size)
-        self._tiers.asked(keys)
 
     # --- preemption ---
 
@@ -277,7 +272,7 @@ class Scheduler:
         No more than a step has tokens for: the others would hold blocks and compute nothing.
         """
         budget = self.config.max_step_tokens
-        while budget > 0 and not self._tiers.saving and not self._order.settled(self._waiting, self._running.values()):
+        while budget > 0 and not self._tiers.leaving and not self._order.settled(self._waiting, self._running.values()):
             newcomer = self._admission.first_in_need(self._line())
             if newcomer is None:
                 return
@@ -299,6 +294,7 @@ class Scheduler:
 
     def _swap_out(self, request: Request) -> None:
         """Save what is computed: full blocks under their names, the last one under that of its part."""
+        self._tiers.ended(request)  # what was left of an earlier time
         self._cache.publish(request)
         keys, tail = request.keys[: request.published], request.cut_tail(self.pool.block_size)
         self._release(request)
@@ -340,7 +336,7 @@ class Scheduler:
     def _absorb(self, request: Request, chunk: Chunk, brought: ChunkResult, now: float) -> Output | None:
         if brought.error is not None:
             # Its KV may be what failed it (a NaN spreads to all that follows), be it its own or a prefix it found.
-            self.pool.forget(request.block_table)
+            self.pool.forget(request.block_table, {block for held in self._tiers.held() for block in held})
             self._tiers.forget(request.keys[: len(request.block_table)])
             output = self._finish(request, FinishReason.ERROR, now)
             output.error = brought.error

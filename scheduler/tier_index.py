@@ -114,7 +114,14 @@ class TierIndex:
             entry.size, entry.arrived = size, size > 0
             if not size:
                 self._remove(key)
+                self._drops.append(key)  # a part of it may lie there all the same
         self._settle([key for key, size in zip(keys, sizes, strict=True) if size])
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """These contents, a prefix, were used elsewhere: they are not the oldest any more."""
+        unused = [key for key in keys if key in self._entries and self._entries[key].evictable]
+        self._policy.remove(*unused)
+        self._policy.add(*unused)
 
     # --- contents are read ---
 
@@ -135,8 +142,8 @@ class TierIndex:
 
     # --- contents go ---
 
-    def forget(self, keys: Iterable[bytes], *, gone: bool = False) -> None:
-        """These contents are in doubt (or `gone` from the tier already): no longer found from now on."""
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """These contents are in doubt: no longer found from now on, and dropped."""
         for key in keys:
             entry = self._entries.get(key)
             if entry is None:
@@ -147,8 +154,7 @@ class TierIndex:
             entry.doomed = True
             if entry.arrived and not entry.readers:
                 self._remove(key)
-                if not gone:
-                    self._drops.append(key)
+                self._drops.append(key)
 
     def take_drops(self) -> list[bytes]:
         """Keys the tier has to forget before anything else is put there; told once."""

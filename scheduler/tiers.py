@@ -73,6 +73,7 @@ class _Flight:
 
     move: Move
     held: list[int]  # device blocks that are the move's alone
+    leaves: bool = False  # somebody gave way: these blocks are waited for
     request_id: str | None = None  # that waits for it
 
 
@@ -118,9 +119,14 @@ class Tiers:
         return bool(self._flights) or bool(waits)
 
     @property
-    def saving(self) -> bool:
-        """Whether blocks are being saved, which will be available when they are."""
-        return any(flight.held and flight.move.source is Tier.DEVICE for flight in self._flights.values())
+    def leaving(self) -> bool:
+        """Whether blocks that somebody gave up will be available when their moves have ended."""
+        return any(flight.leaves for flight in self._flights.values())
+
+    @property
+    def holding(self) -> bool:
+        """Whether any move has blocks of its own, for whatever reason."""
+        return any(flight.held for flight in self._flights.values())
 
     @property
     def moving(self) -> bool:
@@ -206,7 +212,7 @@ class Tiers:
                 labels = [wanted[place].label for place in places]
                 index.hold([label.key for label in labels])
                 move = self._move(tier, Tier.DEVICE, labels, [blocks[place] for place in places], urgent=alone)
-                self._flights[move.move_id] = _Flight(move, [], request.request_id)
+                self._flights[move.move_id] = _Flight(move, [], request_id=request.request_id)
                 load.places[move.move_id] = places
         self._loads[request.request_id] = load
         request.loading = True
@@ -219,7 +225,7 @@ class Tiers:
         filling = set[int]()
         for move_id in self._loads.pop(request.request_id).places:
             flight = self._flights[move_id]
-            flight.request_id, flight.held = None, list(flight.move.blocks)
+            flight.request_id, flight.held, flight.leaves = None, list(flight.move.blocks), True
             filling.update(flight.held)
         return filling
 
@@ -230,11 +236,11 @@ class Tiers:
         tier = self._save_tier()
         if tier is None or not self._estimate.pays(tier):
             return
-        for key in keys:
-            if self._indices[tier].knows(key):
-                self.stats[tier].spared += 1  # a copy that is still valid
-            else:
-                self._to_save[key] = None
+        keys = list(keys)
+        there = [key for key in keys if self._indices[tier].knows(key)]
+        self.stats[tier].spared += len(there)  # copies that are still valid
+        self._indices[tier].touch(there)
+        self._to_save.update((key, None) for key in keys if not self._indices[tier].knows(key))
 
     def swaps(self) -> bool:
         """Whether the blocks of a preempted request are to be saved."""
@@ -253,7 +259,7 @@ class Tiers:
         tier = self._save_tier()
         if tier is None:
             raise ValueError("no tier to save to: `swaps` was not asked")
-        self._save(tier, keys, tail)
+        self._save(tier, keys, tail, urgent=True)
 
     def plan_saves(self) -> None:
         """Save some of what waits for it. To be called before the step has any chunk."""
@@ -267,7 +273,9 @@ class Tiers:
         self._plan_spill()
         self._plan_drops()
 
-    def _save(self, tier: Tier, keys: Iterable[bytes], tail: tuple[Label, int] | None = None) -> None:
+    def _save(
+        self, tier: Tier, keys: Iterable[bytes], tail: tuple[Label, int] | None = None, *, urgent: bool = False
+    ) -> None:
         index = self._indices[tier]
         labels, blocks = list[Label](), list[int]()
         for key in keys:
@@ -289,8 +297,8 @@ class Tiers:
             else:
                 self._pool.release([tail[1]])
         if labels:
-            move = self._move(Tier.DEVICE, tier, labels, blocks)
-            self._flights[move.move_id] = _Flight(move, blocks)
+            move = self._move(Tier.DEVICE, tier, labels, blocks, urgent=urgent)
+            self._flights[move.move_id] = _Flight(move, blocks, leaves=urgent)
 
     def _plan_spill(self) -> None:
         """From host to disk, where both are."""
@@ -328,7 +336,8 @@ class Tiers:
         move.urgent, move.drops = urgent, self._indices[move.lower].take_drops()
         self._next_move += 1
         self._planned.append(move)
-        self._estimate.queued(move.lower, len(labels))
+        if target is Tier.DEVICE:
+            self._estimate.queued(source, len(labels))
         return move
 
     def take(self) -> list[Move]:
@@ -339,16 +348,19 @@ class Tiers:
     def cancel(self, moves: Iterable[Move]) -> list[Arrival]:
         """Moves that were planned and never started; as `absorb`."""
         arrivals: list[Arrival] = []
+        moves = list(moves)
         for move in moves:
+            arrivals += self.absorb(MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels)))
+        for move in moves:  # what one of them brings another may have dropped
             if move.lower in self._indices:
                 self._indices[move.lower].drop_again(move.drops)
-            arrivals += self.absorb(MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels)))
         return arrivals
 
     def absorb(self, result: MoveResult) -> list[Arrival]:
         """Book what a move brought. Returns the requests that need wait no longer."""
         flight = self._flights.pop(result.move_id)
-        self._estimate.queued(flight.move.lower, -len(flight.move.labels))
+        if flight.move.target is Tier.DEVICE:
+            self._estimate.queued(flight.move.source, -len(flight.move.labels))
         self._count(flight.move, result)
         self._book(flight.move, result)
         if result.lost is not None:
@@ -372,11 +384,14 @@ class Tiers:
         source, target = self._indices.get(move.source), self._indices.get(move.target)
         if source is not None:
             source.let_go(keys)
-            source.forget(result.gone, gone=True)
+            source.forget(result.gone)
         if target is not None:
             target.arrived(keys, result.sizes)
             if move.target is Tier.HOST:
-                self._note_spills(key for key, size in zip(keys, result.sizes, strict=True) if size)
+                whole = (len(label.token_ids) == self._pool.block_size for label in move.labels)
+                self._note_spills(
+                    key for key, size, full in zip(keys, result.sizes, whole, strict=True) if size and full
+                )
 
     def _note_spills(self, keys: Iterable[bytes]) -> None:
         disk = self._indices.get(Tier.DISK)
@@ -423,8 +438,8 @@ class Tiers:
         """The stats with gauges brought up to date."""
         for tier, stats in self.stats.items():
             index = self._indices.get(tier)
-            stats.blocks, stats.bytes = (len(index), index.used) if index else (0, 0)
-            stats.evicted = index.evictions if index else stats.evicted
+            stats.blocks, stats.bytes = (0, 0) if index is None else (len(index), index.used)
+            stats.evicted = stats.evicted if index is None else index.evictions
         return self.stats
 
     # --- invariants ---

@@ -252,7 +252,7 @@ def _check_priority(body: Sampling, services: Services) -> None:
     if body.priority and services.settings.scheduling == "fcfs":
         raise UnsupportedField(
             f"`priority` must be 0 where requests are served as they come (scheduling is fcfs), got {body.priority}; start "
-            "with --scheduling priority or fair",
+            "with --scheduling priority, fair or throughput",
             param="priority",
         )
 

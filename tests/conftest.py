@@ -73,3 +73,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> tiny_models.Saver:
         return known[name]
 
     return get
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """What a test printed or logged may hold halves of characters; reports travel between processes as UTF-8."""
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]

@@ -304,7 +304,7 @@ class Engine:
 
     def could_run(self) -> bool:
         """Whether a running request has a token to compute, and neither waits for blocks on their way in or out."""
-        if self.scheduler._tiers.saving:
+        if self.scheduler._tiers.holding:
             return False
         return any(request.wants_step and not request.loading for request in self.scheduler._running.values())
 
