@@ -269,6 +269,38 @@ def test_a_queue_before_the_tier_counts():
     assert found.to_load([Tier.HOST] * 4) == 4
 
 
+def test_a_tier_that_was_busy_once_is_tried_again():
+    found = estimate(bandwidth=4e6, token_seconds=1e-3)
+    assert not found.pays(Tier.HOST)
+    assert sum(not found.pays(Tier.HOST) for _ in range(1000)) < 300
+
+
+def test_a_tier_that_was_never_loaded_from_gets_its_chance():
+    found = LoadOrRecompute(2**21, 32, telling_tokens=32)
+    for _ in range(60):
+        found.saw_step(64, 64, 64e-9)
+    assert found.pays(Tier.DISK) and found.to_load([Tier.DISK] * 4) == 4
+    found.saw_move(Tier.DISK, 10, 1.0)
+    assert not found.pays(Tier.DISK) and found.to_load([Tier.DISK] * 4) == 0
+
+
+def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for():
+    engine = Engine(blocks=24, tiers={Tier.HOST: 200}, max_running=2)
+    engine.mover.speed = 0.0  # saves never end
+    for i in range(6):
+        engine.add(f"low{i}", [i + 1] * 9, max_tokens=12, priority=1, ignore_eos=True)
+    for _ in range(30):
+        engine.tick()
+    assert engine.mover.under_way and not engine.scheduler._tiers.leaving
+    engine.add("high", [40] * 9, max_tokens=2, ignore_eos=True)
+    for _ in range(4):
+        engine.tick()
+    assert "high" in engine.ends or engine.scheduler._requests["high"].started
+    engine.mover.speed = 1.0
+    engine.drain()
+    engine.check_outputs()
+
+
 def test_steps_of_few_prompt_tokens_and_small_moves_tell_nothing():
     found = LoadOrRecompute(2**10, 32, telling_tokens=32)
     found.saw_step(8, 8, 1.0)
