@@ -194,7 +194,7 @@ class Cases:
         while min(len(stream.tokens) for stream in streams) < 16:
             await asyncio.sleep(0.01)
         began = time.perf_counter()
-        for _ in range(3):
+        for _ in range(4):
             for prefix in prefixes:
                 await self._ask(bench, prefix)
         ended = time.perf_counter()
