@@ -73,6 +73,7 @@ def completion_job(body: CompletionRequest, services: Services, caller: Caller =
         )
     _check_stream_options(body)
     _check_priority(body, services)
+    _check_pin(body, services)
     _check_sequences(len(body.prompt), body.n, services)
     prompts = _completion_prompts(body, services)
     echoed = body.logprobs if body.echo else None
@@ -87,6 +88,7 @@ def chat_job(body: ChatRequest, services: Services, caller: Caller = ANYBODY) ->
     model = services.model_name(body.model)
     _check_stream_options(body)
     _check_priority(body, services)
+    _check_pin(body, services)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest(
             f"`top_logprobs` needs `logprobs` to be true, got {body.top_logprobs}", param="top_logprobs"
@@ -245,6 +247,14 @@ def _check_stream_options(body: Sampling) -> None:
         raise InvalidRequest(
             "`stream_options.continuous_usage_stats` needs `stream_options.include_usage` to be true, got false",
             param="stream_options.continuous_usage_stats",
+        )
+
+
+def _check_pin(body: Sampling, services: Services) -> None:
+    if body.cache_pin_seconds and not services.settings.prefix_caching:
+        raise UnsupportedField(
+            f"`cache_pin_seconds` must be 0 where no prefixes are cached (--no-prefix-caching), got {body.cache_pin_seconds:g}",
+            param="cache_pin_seconds",
         )
 
 

@@ -176,3 +176,13 @@ def test_a_weight_that_is_none_is_refused(text):
 def test_the_command_refuses_them_before_anything_starts(capsys):
     assert main(["serve", "--isolate-keys"]) == EXIT_USAGE
     assert "isolate_keys" in capsys.readouterr().err
+
+
+def test_a_pin_is_refused_where_nothing_is_cached():
+    body = CompletionRequest(prompt="a", cache_pin_seconds=60.0)
+    with pytest.raises(
+        UnsupportedField, match=r"`cache_pin_seconds` must be 0 .*--no-prefix-caching.*got 60"
+    ) as caught:
+        completion_job(body, Server(prefix_caching=False).services)
+    assert (caught.value.status, caught.value.param) == (400, "cache_pin_seconds")
+    assert completion_job(body, Server().services).sequences[0].request.pin_seconds == 60.0
