@@ -11,7 +11,8 @@ What belongs here: the order of a step. Never: policy, text, kernels.
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from engine.gpu_sampler import DeviceSampler, Draw, Member
 from engine.graph_plan import GraphPlan
 from engine.sampling.sampler import Sampled, Sampler
 from engine.sequence import Sequence
-from engine.worker import score_prompts, wanted
+from engine.worker import DeviceLost, score_prompts, wanted
 from kernels.gpu.runtime import sent
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
@@ -49,12 +50,9 @@ class PendingStep:
             member.ahead += 1
 
     def result(self) -> StepResult:
-        """Wait for the step (and those before it) and return what it brought; the same each time.
-
-        Raises:
-            RuntimeError: the device has failed.
-        """
-        self._worker.finish_up_to(self)
+        """See `engine.worker.Pending`; the same each time. Steps before it are waited for, too."""
+        with losses_told():
+            self._worker.finish_up_to(self)
         return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
 
     def finish(self) -> None:
@@ -72,7 +70,13 @@ class PendingStep:
                     continue
                 member.sequence.tokens.append(token.token_id)
                 result.token_id, result.logprobs = token.token_id, token.logprobs
-        self._seconds = time.perf_counter() - self._began
+
+    def took(self, since: float) -> float:
+        """Note how long it was the step that is computed: from `since`, when the one before ended, or its own beginning; returns
+        now."""
+        now = time.perf_counter()
+        self._seconds = now - max(self._began, since)
+        return now
 
 
 class GpuWorker:
@@ -84,6 +88,8 @@ class GpuWorker:
         host_sampler: draws what that one cannot, and scores prompts.
         graphs: runs decode steps.
     """
+
+    depth = 2  # the next step waits on the device, not on the host
 
     def __init__(
         self,
@@ -101,6 +107,7 @@ class GpuWorker:
         self._newest = torch.zeros(_FIRST_PLACES, dtype=torch.int64, device=device)
         self._free = list(range(_FIRST_PLACES))
         self._pending: deque[PendingStep] = deque()
+        self._ended = 0.0  # when the last step ended
 
     @classmethod
     def of(cls, model: GpuModel, eos_token_ids: Collection[int], plan: GraphPlan, dtype: torch.dtype) -> "GpuWorker":
@@ -125,18 +132,19 @@ class GpuWorker:
         return self._graphs.replayed
 
     def run(self, step: Step) -> StepResult:
-        """Compute one step; see `Worker`."""
+        """See `Worker`."""
         return self.submit(step).result()
 
     def submit(self, step: Step) -> PendingStep:
-        """Give the device a step and return at once; steps are submitted in the order they were planned, from one thread.
+        """Give the device a step and return at once; see `Worker`.
 
-        It may be planned on tokens that are in flight. It waits for the steps before only where a chunk that samples belongs to
-        a request that the host draws for, and in itself where such a chunk is in it or a prompt is scored.
-
-        Raises:
-            RuntimeError: the step as a whole failed, as `Worker` has it.
+        It waits for the steps before only where a chunk that samples belongs to a request that the host draws for, and in itself
+        where such a chunk is in it or a prompt is scored.
         """
+        with losses_told():
+            return self._submit(step)
+
+    def _submit(self, step: Step) -> PendingStep:
         pending = PendingStep(
             self, step, [ChunkResult(request_id=chunk.request_id) for chunk in step.chunks], time.perf_counter()
         )
@@ -153,7 +161,12 @@ class GpuWorker:
         if not pending.finished:
             self._graphs.record_next()
         while not pending.finished:
-            self._pending.popleft().finish()
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        oldest = self._pending.popleft()
+        oldest.finish()
+        self._ended = oldest.took(self._ended)
 
     def _announce(self, new: Iterable[SequenceInit]) -> None:
         for init in new:
@@ -174,7 +187,7 @@ class GpuWorker:
         members = [self._members[chunk.request_id] for chunk in chunks]
         if any(chunk.samples and member.by_host for chunk, member in zip(chunks, members, strict=True)):
             while self._pending:  # the host's sampler looks at all tokens
-                self._pending.popleft().finish()
+                self._finish_oldest()
         inputs = [_input(chunk, member) for chunk, member in zip(chunks, members, strict=True)]
         hidden = self._graphs.forward(inputs, self._newest)
         results = pending.results
@@ -220,6 +233,20 @@ class GpuWorker:
 
     def _sent(self, values: list[int]) -> Tensor:
         return sent(torch.tensor(values), self._device)
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """An error after which CUDA refuses all else, as what it means: torch has a type of its own for those, which running out of
+    memory is not.
+
+    Raises:
+        DeviceLost: instead of it.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error)) from error
 
 
 def _input(chunk: Chunk, member: Member) -> SequenceInput:

@@ -1,20 +1,26 @@
-"""The engine's loop: schedule -> run -> update.
+"""The engine's loop: schedule -> submit -> update.
 
-The worker computes step N in a thread of its own (torch releases the interpreter's lock); meanwhile this thread takes
-commands in and plans step N+1, which is brought up to date when N's results are in (`Scheduler.refresh`).
+The worker computes in a thread of its own (torch releases the interpreter's lock); meanwhile this thread takes commands in and
+plans. A worker that takes one step at a time gets step N+1 when N's results are in: it was planned while N ran and is brought up
+to date first (`Scheduler.refresh`), so that nothing is computed for those who have ended and newcomers need not wait. A worker
+that takes two gets N+1 while N runs, as it is: the device never waits for the host, at the price of one row for each request that
+N ends, and of up to one step more before a newcomer's first.
+
+Moves of a step start when the steps before it have ended: blocks that they copy or fill belong to no step that still runs.
 
 What belongs here: the order of those calls, and turning results into events. Never: policy, tensors.
 """
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 
 from engine.channel import Channel, Command
 from engine.mover import Mover
-from engine.worker import Worker
+from engine.worker import DeviceLost, Pending, Worker
 from scheduler.block_pool import IntegrityError
 from scheduler.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
 from scheduler.scheduler import Scheduler
@@ -25,6 +31,23 @@ log = logging.getLogger("headrace.engine")
 
 class Stopped(Exception):
     """A Shutdown command has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that the worker has, or is about to have."""
+
+    step: Step
+    submitted: "Future[Pending]"
+
+    @property
+    def refused(self) -> bool:
+        """Whether the worker has raised when it was handed over: then there is no use in building on it."""
+        return self.submitted.done() and self.submitted.exception() is not None
+
+    def result(self) -> StepResult:
+        """See `Pending`; in the worker's thread."""
+        return self.submitted.result().result()
 
 
 class EngineLoop:
@@ -44,6 +67,7 @@ class EngineLoop:
         self._clock = clock
         self._mover = mover
         self._planned: Step | None = None
+        self._flights: deque[_Flight] = deque()  # steps that the worker has, the oldest first
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
     def run(self) -> None:
@@ -51,6 +75,7 @@ class EngineLoop:
 
         Raises:
             ParentGone: the HTTP process has ended.
+            DeviceLost: the worker cannot go on in this process.
             IntegrityError: the books are wrong; nothing that follows could be trusted.
         """
         try:
@@ -79,19 +104,19 @@ class EngineLoop:
             self._receive()
 
     def _serve_until_idle(self) -> None:
-        while not self._scheduler.idle:
+        while self._flights or not self._scheduler.idle:
             self._receive()
-            step = self._next_step()
-            if self._mover is not None:
-                self._mover.start(step.moves)
-            if not step.chunks and self._scheduler.moving:
-                self._scheduler.put_off(step)
-                self._emit([])  # what moves have brought since
-                self._channel.wait()  # for a move to end, or a command
+            if self._flights and (len(self._flights) == self._worker.depth or self._flights[0].refused):
+                self._land()
                 continue
-            if not step.chunks and self._scheduler.has_work:
-                raise IntegrityError("requests wait and nothing can run")
-            self._run(step)
+            step = self._next_step()
+            if step.chunks or not (self._flights or self._scheduler.has_work or self._scheduler.moving):
+                self._launch(step)
+            elif self._flights:
+                self._planned = step  # what they bring will say what can run
+                self._land()
+            else:
+                self._wait_for_moves(step)
         self._planned = None
 
     def _next_step(self) -> Step:
@@ -99,27 +124,59 @@ class EngineLoop:
         step, self._planned = self._planned, None
         return self._scheduler.schedule(now) if step is None else self._scheduler.refresh(step, now)
 
-    def _run(self, step: Step) -> None:
-        future = self._thread.submit(self._worker.run, step)
+    def _launch(self, step: Step) -> None:
+        if not self._flights:
+            self._move(step)
+        self._flights.append(_Flight(step, self._thread.submit(self._worker.submit, step)))
+        if self._worker.depth == 1:
+            self._planned = self._scheduler.schedule(self._clock())
+
+    def _move(self, step: Step) -> None:
+        if self._mover is not None:
+            self._mover.start(step.moves)
+
+    def _wait_for_moves(self, step: Step) -> None:
+        """Nothing can run before a move ends."""
+        self._move(step)
+        if not self._scheduler.moving:
+            raise IntegrityError("requests wait and nothing can run")
+        self._scheduler.put_off(step)
+        self._emit([])  # what moves have brought since
+        self._channel.wait()  # for a move to end, or a command
+
+    def _land(self) -> None:
+        """Wait for the oldest step and absorb what it brought."""
+        flight = self._flights[0]
+        future = self._thread.submit(flight.result)
         future.add_done_callback(lambda _: self._channel.wake())
-        self._planned = self._scheduler.schedule(self._clock())
         while not future.done():
             self._channel.wait()
             self._receive()
-        self._absorb(step, future)
+        self._flights.popleft()
+        self._absorb(flight.step, future)
+        if self._flights:
+            self._move(self._flights[0].step)
 
     def _absorb(self, step: Step, future: "Future[StepResult]") -> None:
         now = self._clock()
         try:
             result = future.result()
+        except DeviceLost:
+            raise
         except Exception as error:
             log.exception("step %d failed; its %d requests end with an error", step.step_id, len(step.chunks))
-            cause = f"the step failed: {type(error).__name__}: {error}"
-            self._emit(self._scheduler.fail(step, self._planned, cause, now))
-            self._planned = None
+            self._fail(step, f"the step failed: {type(error).__name__}: {error}", now)
             return
         outputs = self._scheduler.update(step, result, now)
         self._emit(outputs, step.tokens, result.seconds)
+
+    def _fail(self, step: Step, cause: str, now: float) -> None:
+        """The steps behind it were built on what it was to bring: they are let run out, and fail with it."""
+        later = list(self._flights)
+        self._flights.clear()
+        wait([self._thread.submit(flight.result) for flight in later])
+        self._emit(self._scheduler.fail([step, *(flight.step for flight in later)], self._planned, cause, now))
+        self._planned = None
 
     # --- commands and events ---
 

@@ -5,6 +5,7 @@ What belongs here: the order of a step (tokens, forward, head, sample). Never: p
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,26 +18,71 @@ from engine.sequence import Sequence
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
 
 
+class DeviceLost(RuntimeError):
+    """The device computes nothing any more in this process; a new process may get it back."""
+
+
+class Pending(Protocol):
+    """A step that a worker has been given."""
+
+    def result(self) -> StepResult:
+        """Wait for it; one result per chunk.
+
+        Raises:
+            RuntimeError: the step as a whole failed: no sequence has got a token from it, and what it wrote to its blocks is
+                undefined, as is all that was computed on top of it.
+            DeviceLost: so will every other.
+        """
+        ...
+
+
 class Worker(Protocol):
     """What the engine's loop needs of a device.
 
-    Contract: `run` is called with steps in the order they were planned, from one thread, one at a time. It returns one
-    result per chunk. It raises only if the step as a whole failed; then no sequence has got a token from it, and what
-    the step wrote to its blocks is undefined.
+    Contract: `submit` is called with steps in the order they were planned, and each one's `result` in the same order, all from one
+    thread. `depth` says how many steps may be open, submitted and their result not in: with two, the device goes from one step to
+    the next without waiting for the host. Steps are computed one after the other, as they were submitted.
     """
+
+    depth: int
 
     @property
     def blocks(self) -> torch.Tensor:
         """The device's KV blocks as bytes: uint8 [blocks, block bytes], contiguous; for whoever moves blocks between tiers."""
         ...
 
-    def run(self, step: Step) -> StepResult:
-        """Compute one step."""
+    def submit(self, step: Step) -> Pending:
+        """Hand over one step. It may sample after tokens that steps before it are yet to bring.
+
+        Raises:
+            As `Pending.result`.
+        """
         ...
+
+    def run(self, step: Step) -> StepResult:
+        """Compute one step: `submit` and `result` in a row.
+
+        Raises:
+            As `Pending.result`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A step that was computed while it was handed over."""
+
+    brought: StepResult
+
+    def result(self) -> StepResult:
+        """See `Pending`."""
+        return self.brought
 
 
 class CpuWorker:
     """The CPU device."""
+
+    depth = 1  # the CPU that would plan ahead is the device itself
 
     def __init__(self, model: Model, sampler: Sampler) -> None:
         self._model = model
@@ -49,8 +95,12 @@ class CpuWorker:
         storage = self._model.pool.storage
         return storage.view(len(storage), -1).view(torch.uint8)
 
+    def submit(self, step: Step) -> Computed:
+        """See `Worker`."""
+        return Computed(self.run(step))
+
     def run(self, step: Step) -> StepResult:
-        """Compute one step; see `Worker`."""
+        """See `Worker`."""
         began = time.perf_counter()
         self._announce(step.new)
         results = self._compute(step.chunks) if step.chunks else []

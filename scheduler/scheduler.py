@@ -8,7 +8,7 @@ Step N+1 is planned while step N runs, so a plan counts on results that are not 
 results change afterwards (a request has ended) is taken out again by `refresh`, before the step starts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from scheduler.admission import Admission
 from scheduler.block_pool import BlockPool
@@ -403,34 +403,32 @@ class Scheduler:
             if not whole:  # it starts again from what is there: blocks behind the gap may be others'
                 self._put_back(request)
 
-    def fail(self, step: Step, planned: Step | None, error: str, now: float) -> list[Output]:
-        """A whole step failed: its requests end with an error, the others are computed anew.
+    def fail(self, steps: Sequence[Step], planned: Step | None, error: str, now: float) -> list[Output]:
+        """Whole steps failed, the first by itself, the others with it: their requests end with an error, the rest is computed anew.
 
-        Which KV the failed step wrote is unknown, so no content may be reused, and a step that was planned on top of it
-        must not run.
+        Which KV they wrote is unknown, so no content may be reused, and a step that was planned on top of them must not run.
         """
         outputs = []
-        for chunk in step.chunks:
+        for chunk in (chunk for step in steps for chunk in step.chunks):
             request = self._requests.get(chunk.request_id)
             if request is not None:
                 output = self._finish(request, FinishReason.ERROR, now)
                 output.error = error
                 outputs.append(output)
+        unmoved = [*steps[1:], *([planned] if planned else [])]
         for chunk in planned.chunks if planned else []:
             if chunk.request_id in self._requests:
                 self._requests[chunk.request_id].in_flight -= chunk.samples
-        self._retract_announcements(step, planned)
-        self._absorb_arrivals(self._tiers.cancel(planned.moves if planned else []))
+        self._retract_announcements(steps[0], *unmoved)
+        self._absorb_arrivals(self._tiers.cancel([move for step in unmoved for move in step.moves]))
         for request in list(self._running.values()):
             self._put_back(request)
         self.pool.drop_contents()
         return outputs
 
-    def _retract_announcements(self, *steps: Step | None) -> None:
-        """What a step that did not run was to tell the worker is told again."""
+    def _retract_announcements(self, *steps: Step) -> None:
+        """What steps that did not run were to tell the worker is told again."""
         for step in steps:
-            if step is None:
-                continue
             self._retired += step.retired
             for new in step.new:
                 if new.request_id in self._requests:

@@ -3,28 +3,44 @@
 import threading
 
 import msgspec
+import numpy as np
 import pytest
+import torch
 import zmq
 
 from engine.channel import Channel
+from engine.kv_store.host import HostStore
 from engine.loop import EngineLoop
+from engine.mover import Mover
+from engine.worker import DeviceLost
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
+from scheduler.eviction import eviction_of
 from scheduler.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
+from scheduler.moves import Tier
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
+from scheduler.tier_index import TierIndex
+from scheduler.tiers import Tiers
 from tests.scheduler.sim import SimWorker, expected
 
 BLOCKS, BLOCK = 32, 4
 CONTEXT = BLOCKS * BLOCK
 WAIT_MS = 20_000
+CONFIG = SchedulerConfig(context=CONTEXT, eos_token_ids=frozenset({7}), fingerprint="sim", max_step_tokens=16)
 
 
 class GatedWorker(SimWorker):
-    """Computes a step when it is let; raises instead for a step with the request named `doomed`."""
+    """Computes a step when it is let; raises instead for a step with the request named `doomed`, or `lost`.
 
-    def __init__(self):
+    With a depth of 2 that happens when the result is asked for, and for `refused` when the step is handed over.
+    """
+
+    def __init__(self, depth):
         super().__init__(BLOCKS, BLOCK)
+        self.depth = depth
+        self.late = lambda: depth > 1
+        self.open = self.most_open = 0
         self.started = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
@@ -32,9 +48,25 @@ class GatedWorker(SimWorker):
     def run(self, step):
         self.started.release()
         assert self.gate.wait(WAIT_MS / 1000)
-        if any(chunk.request_id == "doomed" for chunk in step.chunks):
+        ids = {chunk.request_id for chunk in step.chunks}
+        if "lost" in ids:
+            raise DeviceLost("injected")
+        if ids & {"doomed", "refused"}:
             raise RuntimeError("injected")
         return super().run(step)
+
+    def submit(self, step):
+        if self.depth > 1 and any(chunk.request_id == "refused" for chunk in step.chunks):
+            raise RuntimeError("injected")
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        return super().submit(step)
+
+    def run_next(self):
+        try:
+            super().run_next()
+        finally:
+            self.open -= 1
 
 
 class Client:
@@ -74,13 +106,17 @@ class Client:
         self._context.destroy(linger=0)
 
 
+@pytest.fixture(params=[1, 2], ids=["in turn", "ahead"])
+def depth(request):
+    return request.param
+
+
 @pytest.fixture
-def engine(tmp_path):
+def engine(tmp_path, depth):
     """(client, worker, thread of the loop)."""
-    client, worker = Client(tmp_path), GatedWorker()
+    client, worker = Client(tmp_path), GatedWorker(depth)
     channel = Channel(*client.endpoints)
-    config = SchedulerConfig(context=CONTEXT, eos_token_ids=frozenset({7}), fingerprint="sim", max_step_tokens=16)
-    loop = EngineLoop(Scheduler(config, BlockPool(BLOCKS, BLOCK)), worker, channel)
+    loop = EngineLoop(Scheduler(CONFIG, BlockPool(BLOCKS, BLOCK)), worker, channel)
     thread = threading.Thread(target=loop.run)
     thread.start()
     yield client, worker, thread
@@ -126,6 +162,67 @@ def test_a_failed_step_ends_its_own_requests_only(engine):
     assert client.ends["doomed"].finish_reason is FinishReason.ERROR
     assert "RuntimeError: injected" in client.ends["doomed"].error
     assert client.tokens["later"] == want([2] * 9)
+
+
+def test_steps_overlap_where_the_worker_takes_two(engine):
+    client, worker, _ = engine
+    client.add("long", [3] * 9, max_tokens=30)
+    client.until_ended("long")
+    assert client.tokens["long"] == want([3] * 9, 30)
+    assert worker.most_open == worker.depth
+
+
+def test_a_step_that_is_refused_fails_and_the_one_before_it_does_not(engine):
+    client, worker, _ = engine
+    worker.gate.clear()
+    client.add("running", [5] * 9, max_tokens=40)
+    assert worker.started.acquire(timeout=WAIT_MS / 1000)
+    client.add("refused", [1] * 5)
+    worker.gate.set()
+    client.until_ended("refused", "running")
+    brought = client.tokens["running"]
+    assert brought == want([5] * 9, 40)[: len(brought)] != []
+    assert "RuntimeError: injected" in client.ends["refused"].error
+    client.add("next", [5] * 9)
+    client.until_ended("next")
+    assert client.tokens["next"] == want([5] * 9)
+
+
+def test_blocks_move_between_tiers_beside_steps(tmp_path, depth):
+    """The worker computes as late as it may, and notices who changes a block that it reads, or reads what it has not written."""
+    client, worker = Client(tmp_path), GatedWorker(depth)
+    worker.kv = np.full((BLOCKS, BLOCK), -1, np.int64)
+    memory = torch.from_numpy(worker.kv).view(torch.uint8)
+    channel, pool, size = Channel(*client.endpoints), BlockPool(BLOCKS, BLOCK), memory.shape[1]
+    tiers = Tiers(pool, {Tier.HOST: TierIndex(Tier.HOST, 90 * size, size, eviction_of("lru", 90))}, preemption="swap")
+    mover = Mover(memory, {Tier.HOST: HostStore(90, size)}, channel.wake)
+    scheduler = Scheduler(CONFIG, pool, tiers)
+    thread = threading.Thread(target=EngineLoop(scheduler, worker, channel, mover=mover).run)
+    thread.start()
+    prompts = {f"r{i}": [1 + i] * 40 for i in range(12)}
+    for turn in range(2):
+        for name, prompt in prompts.items():
+            client.add(f"{name} {turn}", prompt, max_tokens=20)
+        client.until_ended(*(f"{name} {turn}" for name in prompts))
+        for name, prompt in prompts.items():
+            assert client.tokens[f"{name} {turn}"] == want(prompt, 20)
+    client.send(Shutdown())
+    thread.join()
+    stats = scheduler.snapshot()
+    channel.close()
+    client.close()
+    assert stats.tiers["host"].loaded > 20
+    assert stats.swapped_out > 0
+
+
+def test_a_lost_device_ends_the_loop(tmp_path, request, engine):
+    client, _, thread = engine
+    caught = []
+    hook, threading.excepthook = threading.excepthook, lambda told: caught.append(told.exc_type)
+    request.addfinalizer(lambda: setattr(threading, "excepthook", hook))
+    client.add("lost", [1] * 9)
+    thread.join(WAIT_MS / 1000)
+    assert caught == [DeviceLost]
 
 
 def test_an_abort_ends_a_request_while_its_step_runs(engine):

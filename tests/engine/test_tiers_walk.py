@@ -69,6 +69,8 @@ class Walk:
             max_preemptions=rng.randint(0, 3),
             scheduling=rng.choice(["priority", "fair"]),
             tiers=lambda pool, _: (Tiers(pool, indices, preemption="swap"), self.mover),
+            depth=rng.choice([1, 2]),
+            seed=rng.randrange(2**16),
         )
         self.engine.stalled = self.wait
         self.count = 0

@@ -4,6 +4,7 @@ The token after a prefix is a function of that prefix alone, as with greedy deco
 sharing, preemption, aborts), each sequence must come out as `expected` says.
 """
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Protocol
@@ -43,8 +44,14 @@ def expected(prompt: list[int], sampling: SamplingParams, context: int) -> list[
     return tokens[len(prompt) :]
 
 
+class Pending(Protocol):
+    def result(self) -> StepResult: ...
+
+
 class Worker(Protocol):
     def run(self, step: Step) -> StepResult: ...
+
+    def submit(self, step: Step) -> Pending: ...
 
 
 class Mover(Protocol):
@@ -53,8 +60,24 @@ class Mover(Protocol):
     def finished(self) -> list[MoveResult]: ...
 
 
+class SimPending:
+    """A step that a `SimWorker` has been given, and computes when it likes."""
+
+    def __init__(self, worker: "SimWorker", step: Step) -> None:
+        self.worker = worker
+        self.step = step
+        self.brought: StepResult | None = None
+
+    def result(self) -> StepResult:
+        while self.brought is None:
+            self.worker.run_next()
+        return self.brought
+
+
 class SimWorker:
     """Runs steps on blocks that hold prefix hashes; fails when a chunk would read KV that is not its prefix's."""
+
+    depth = 1
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.block_size = block_size
@@ -65,6 +88,21 @@ class SimWorker:
         self.max_tokens_in_step = 0
         self.last_step = -1
         self.fails = ""  # id of a request whose rows cannot be sampled
+        self.given: deque[SimPending] = deque()
+        self.late: Callable[[], bool] = lambda: (
+            False
+        )  # whether a step is computed no sooner than its result is asked for
+
+    def submit(self, step: Step) -> SimPending:
+        pending = SimPending(self, step)
+        self.given.append(pending)
+        while self.given and not self.late():
+            self.run_next()
+        return pending
+
+    def run_next(self) -> None:
+        pending = self.given.popleft()
+        pending.brought = self.run(pending.step)
 
     def run(self, step: Step) -> StepResult:
         assert step.step_id > self.last_step, "steps run in order"
@@ -218,6 +256,7 @@ class Engine:
         tiers: dict[Tier, int] | Callable[[BlockPool, Worker], tuple[Tiers, Mover | None]] | None = None,
         preemption: Preemption = "swap",
         seed: int = 0,
+        depth: int = 1,
         **config: object,
     ) -> None:
         context = int(config.pop("context", blocks * block_size))  # type: ignore[call-overload]
@@ -241,6 +280,11 @@ class Engine:
                 self.mover = SimMover(self.worker, stores, Random(seed))
         self.scheduler = Scheduler(self.config, pool, below)
         self.planned: Step | None = None
+        self.depth = depth  # steps that the worker may have at once
+        self.flights: list[tuple[Step, Pending]] = []
+        rng = Random(seed)
+        if isinstance(self.worker, SimWorker) and depth > 1:
+            self.worker.late = lambda: rng.random() < 0.5
         self.now = 0.0
         self.outputs: dict[str, list[int]] = {}
         self.ends: dict[str, Output] = {}
@@ -282,6 +326,9 @@ class Engine:
 
     def tick(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Run the planned step; while it "runs", plan the next one, then do what comes `meanwhile`."""
+        if self.depth > 1:
+            self.tick_ahead(meanwhile)
+            return
         self.now += 1
         self.absorb_moves()
         step = self.next_step()
@@ -302,6 +349,43 @@ class Engine:
         self.scheduler.check_integrity()
         self.after_step(step)
 
+    def tick_ahead(self, meanwhile: Callable[[], None]) -> None:
+        """The same where the worker is given a step before the one before has ended."""
+        self.now += 1
+        self.absorb_moves()
+        if not self.fill():
+            meanwhile()
+            self.stalled()
+            return
+        meanwhile()
+        self.absorb_moves()
+        step, pending = self.flights.pop(0)
+        self.absorb(self.scheduler.update(step, pending.result(), self.now))
+        self.scheduler.check_integrity()
+        if self.flights:
+            self.start_moves(self.flights[0][0])
+        self.after_step(step)
+
+    def fill(self) -> bool:
+        """Give the worker all the steps it takes. False if nothing can run before a move ends."""
+        while len(self.flights) < self.depth:
+            step = self.next_step()
+            if not step.chunks and self.flights:
+                self.planned = step
+                return True
+            if not self.flights:
+                self.start_moves(step)
+            if not step.chunks and self.scheduler.moving:
+                self.scheduler.put_off(step)
+                return False
+            assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
+            self.flights.append((step, self.worker.submit(step)))
+        return True
+
+    def start_moves(self, step: Step) -> None:
+        if self.mover is not None:
+            self.mover.start(step.moves)
+
     def could_run(self) -> bool:
         """Whether a running request has a token to compute, and neither waits for blocks on their way in or out."""
         if self.scheduler._tiers.holding:
@@ -317,11 +401,17 @@ class Engine:
     def fail_step(self) -> None:
         """The worker raises in the middle of a step: its requests end with an error, and nobody expects tokens of them."""
         self.now += 1
-        step = self.next_step()
-        if self.mover is not None:
-            self.mover.start(step.moves)
-        self.planned = self.scheduler.schedule(self.now)
-        failed = self.scheduler.fail(step, self.planned, "injected", self.now)
+        if self.depth > 1:
+            self.fill()
+            steps = [step for step, _ in self.flights]
+            for _, pending in self.flights:
+                pending.result()
+            self.flights.clear()
+        else:
+            steps = [self.next_step()]
+            self.start_moves(steps[0])
+            self.planned = self.scheduler.schedule(self.now)
+        failed = self.scheduler.fail(steps, self.planned, "injected", self.now) if steps else []
         self.planned = None
         for output in failed:
             del self.requests[output.request_id]
@@ -341,7 +431,7 @@ class Engine:
 
     def drain(self, limit: int = 5000) -> None:
         for _ in range(limit):
-            if self.scheduler.idle and (self.planned is None or not self.planned.chunks):
+            if self.scheduler.idle and not self.flights and (self.planned is None or not self.planned.chunks):
                 break
             self.tick()
         assert not self.scheduler.has_work, f"not drained after {limit} steps"

@@ -23,8 +23,9 @@ class SchedulerWalk(RuleBasedStateMachine):
         caching=st.booleans(),
         scheduling=st.sampled_from(["fcfs", "priority", "fair", "fair", "throughput", "throughput"]),
         lookahead=st.sampled_from([0, 2, 32]),
+        depth=st.sampled_from([1, 2]),
     )
-    def start(self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead):
+    def start(self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead, depth):
         self.engine = Engine(
             blocks=blocks,
             caching=caching,
@@ -35,6 +36,7 @@ class SchedulerWalk(RuleBasedStateMachine):
             scheduling=scheduling,
             prefix_lookahead=lookahead,
             tenant_weights={"a": 2.5},
+            depth=depth,
         )
         self.count = 0
 

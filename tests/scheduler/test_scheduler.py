@@ -470,3 +470,22 @@ class TestBlockPool:
         root = root_key("m")
         keys = {block_key(root, [1, 2]), block_key(root, [2, 1]), block_key(block_key(root, [1, 2]), [1, 2])}
         assert len(keys) == 3
+
+
+def test_steps_that_fail_together_end_the_requests_of_all():
+    engine = Engine(blocks=16, max_step_tokens=8)
+    scheduler = engine.scheduler
+    engine.add("first", [1] * 8)
+    steps = [scheduler.schedule(0.0)]
+    engine.add("second", [2] * 4)
+    steps.append(scheduler.schedule(0.0))
+    engine.add("third", [3] * 4)
+    assert [[chunk.request_id for chunk in step.chunks] for step in steps] == [["first"], ["first", "second"]]
+    ended = scheduler.fail(steps, None, "injected", 1.0)
+    scheduler.check_integrity()
+    assert [(output.request_id, output.error) for output in ended] == [("first", "injected"), ("second", "injected")]
+    for output in ended:
+        del engine.requests[output.request_id]
+    engine.drain()
+    engine.check_outputs()
+    assert engine.ends.keys() == {"third"}

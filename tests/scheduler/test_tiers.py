@@ -27,8 +27,9 @@ class TieredWalk(SchedulerWalk):
         refusal=st.sampled_from([0.0, 0.0, 0.2]),
         scheduling=st.sampled_from(["priority", "fair"]),
         seed=st.integers(0, 2**16),
+        depth=st.sampled_from([1, 2]),
     )
-    def start_tiers(self, blocks, budget, running, preemptions, host, disk, loss, refusal, scheduling, seed):
+    def start_tiers(self, blocks, budget, running, preemptions, host, disk, loss, refusal, scheduling, seed, depth):
         sizes = {Tier.HOST: host, Tier.DISK: disk}
         self.engine = Engine(
             blocks=blocks,
@@ -38,6 +39,7 @@ class TieredWalk(SchedulerWalk):
             tiers={tier: size for tier, size in sizes.items() if size},
             scheduling=scheduling,
             seed=seed,
+            depth=depth,
         )
         self.engine.mover.loss, self.engine.mover.refusal = loss, refusal
         self.count = 0

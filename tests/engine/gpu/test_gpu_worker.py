@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.worker import DeviceLost
 from scheduler.messages import FinishReason
-from scheduler.step import Step
+from scheduler.sampling_params import SamplingParams
+from scheduler.step import Chunk, SequenceInit, Step
 from tests.engine.gpu.tiny_gpu import CONTEXT, RecordsAtOnce, cpu_worker, gpu_worker, never_records, one_layer
 from tests.scheduler.sim import Engine
 
@@ -40,26 +42,10 @@ class Logged(Engine):
 
 
 class InAdvance(Logged):
-    """Gives the worker step N+1 before it asks for what N brought, as an engine that never lets the device wait."""
+    """Gives the worker step N+1 before it asks for what N brought, so that the device never waits."""
 
     def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.given = []
-
-    def tick(self, meanwhile=lambda: None):
-        self.now += 1
-        while len(self.given) < 2:
-            step = self.scheduler.schedule(self.now)
-            self.given.append((step, self.worker.submit(step)))
-        step, pending = self.given.pop(0)
-        self.absorb(self.scheduler.update(step, pending.result(), self.now))
-        self.scheduler.check_integrity()
-
-    def drain(self, limit=500):
-        while self.scheduler.has_work or any(step.chunks for step, _ in self.given):
-            self.tick()
-            limit -= 1
-            assert limit
+        super().__init__(*args, depth=2, **options)
 
 
 def staggered(engine):
@@ -267,3 +253,21 @@ def test_graphs_that_do_not_fit_are_left_out(folder):
     engine.drain()
     assert len(engine.outputs["r"]) == 4
     assert worker._graphs.replayed == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(torch.AcceleratorError("illegal access"), DeviceLost), (torch.OutOfMemoryError(), torch.OutOfMemoryError)],
+)
+def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, error, told):
+    """CUDA refuses everything after some errors; running out of memory is none of them."""
+
+    def fails(*_):
+        raise error
+
+    _, worker = gpu_worker(folder, 30)
+    monkeypatch.setattr(worker._graphs, "forward", fails)
+    new = SequenceInit(request_id="r", prompt_ids=[3], sampling=SamplingParams(max_tokens=1))
+    chunk = Chunk(request_id="r", start=0, length=1, block_table=[0], samples=True)
+    with pytest.raises(told):
+        worker.run(Step(step_id=0, chunks=[chunk], new=[new]))
