@@ -70,6 +70,13 @@ class Settings(BaseModel):
     gpu_kv: Literal["auto", "fp8"] = Field(
         "auto", description="Keys and values on a GPU. `auto`: 16 bits. `fp8`: 8-bit floats with scales (lossy)."
     )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that compute one model together, each with its part of the heads, the inner width and the vocabulary, "
+        "in a process of its own.",
+    )
     cuda_graphs: bool = Field(
         True, description="Record decode steps as CUDA graphs while serving, the one that is missed most first."
     )

@@ -1,6 +1,7 @@
 """`python -m engine`: one engine process, started by the HTTP process, which it talks to over two ZeroMQ endpoints.
 
-Exit codes: 0 told to stop or the parent is gone; 3 the model cannot be served (a `Failed` event says why); 1 a defect.
+Exit codes: 0 told to stop or the parent is gone; 3 the model cannot be served (a `Failed` event says why); 4 the device or a
+rank that computes with this one is lost; 1 a defect.
 """
 
 import argparse
@@ -13,10 +14,11 @@ import msgspec
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.channel import Channel, ParentGone
+from engine.endings import EXIT_MODEL, DeviceLost, leave_at_once
 from engine.start import Starter
 from scheduler.messages import Failed
 
-EXIT_MODEL = 3
+log = logging.getLogger("headrace.engine")
 
 
 def main() -> int:
@@ -40,8 +42,9 @@ def main() -> int:
 
 def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
     """Start an engine and run it to its end. Returns the exit code."""
+    starter = Starter(settings, source, channel)
     try:
-        loop, ready = Starter(settings, source, channel).start()
+        loop, ready = starter.start()
         channel.send(ready)
         loop.run()
     except ModelError as error:
@@ -49,7 +52,12 @@ def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
         return EXIT_MODEL
     except ParentGone:
         return 0
+    except DeviceLost as error:
+        log.critical("the device is lost: %s", error)
+        channel.close()
+        leave_at_once(starter.folder)
     finally:
+        starter.close()
         channel.close()
     return 0
 

@@ -26,14 +26,24 @@ def choose_device(settings: Settings) -> Device:
     Raises:
         ModelError: a GPU is asked for and there is none to use; says why.
     """
+    if settings.device == "cpu" and settings.tensor_parallel > 1:
+        raise ModelError(
+            f"--tensor-parallel {settings.tensor_parallel} splits a model over GPUs, --device cpu asks for none."
+        )
     if settings.device == "cpu":
         return Device("cpu", "as --device cpu asks")
+    if settings.device == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+        return Device(
+            "cuda", "CPU tensors, since TRITON_INTERPRET=1 has Triton interpret its kernels: slow, to look for faults"
+        )
     _keep_builds()
-    obstacle = _no_driver() or _unusable()
+    obstacle = _no_driver() or _unusable(settings.tensor_parallel)
     if obstacle is None:
         return Device("cuda", "torch has a GPU" if settings.device == "auto" else "as --device cuda asks")
     if settings.device == "cuda":
         raise ModelError(f"--device cuda: {obstacle}; use --device cpu, or auto.")
+    if settings.tensor_parallel > 1:
+        raise ModelError(f"--tensor-parallel {settings.tensor_parallel} needs as many GPUs: {obstacle}.")
     return Device("cpu", obstacle)
 
 
@@ -52,12 +62,14 @@ def _no_driver() -> str | None:
     return None
 
 
-def _unusable() -> str | None:
-    """Why torch or the kernels cannot use the first GPU; None if they can."""
+def _unusable(wanted: int) -> str | None:
+    """Why torch or the kernels cannot use as many GPUs; None if they can."""
     import torch
 
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no GPU"
+    if torch.cuda.device_count() < wanted:
+        return f"torch finds {torch.cuda.device_count()} GPUs, {wanted} are asked for"
     found = torch.cuda.get_device_capability(0)
     if found < LEAST_CAPABILITY:
         needed = ".".join(map(str, LEAST_CAPABILITY))

@@ -81,6 +81,8 @@ def choose_gpu_arithmetic(
         ModelError: fp8 weights on a chip without them; says which it needs.
     """
     dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
+    if device.type == "cpu":
+        dtype = torch.float32  # interpreted, to look for faults: results can be held against the exact path's
     name = str(dtype).removeprefix("torch.")
     form: WeightForm
     if weights == "fp8":

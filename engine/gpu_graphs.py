@@ -152,16 +152,21 @@ class DecodeGraphs:
         self.replayed += 1
         return self._hidden[:rows]
 
-    def record_next(self) -> None:
-        """Record the graph that is missed most, if one is: to be called while the device is busy with a step."""
-        bucket = self._plan.next()
-        if bucket is None:
-            return
+    def missed(self) -> Bucket | None:
+        """The shape that has cost most without a graph, if that is worth one."""
+        return self._plan.next()
+
+    def record(self, bucket: Bucket) -> None:
+        """Record a graph: to be called while the device is busy with a step, by all ranks."""
         began = time.perf_counter()
+        replay: Work | None = None
         try:
             replay = self._recorder.record(lambda: self._fill(bucket, (), None), self._work(bucket))
         except RuntimeError as error:  # no memory, as a rule; a device that has failed says so again in the next step
             log.warning("no CUDA graph for %d rows, %d keys: %s", bucket.rows, bucket.keys, error)
+        if (
+            not self._model.ranks.least(replay is not None) or replay is None
+        ):  # a graph pads its sums: all have it or none
             self._plan.was_refused(bucket)
             return
         self._replays[bucket] = replay

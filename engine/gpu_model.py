@@ -99,6 +99,9 @@ class GpuModel:
         least_saved: group single tokens that share a prefix where that saves so many bytes a layer
             (`kernels.gpu.prefix_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step; None: never.
 
+    Attributes:
+        config: of this rank.
+
     Raises:
         ValueError: the device is not this thread's current one, where Triton would launch.
     """
@@ -119,11 +122,11 @@ class GpuModel:
                 f"the model is on {self.device}, this thread's device is cuda:{torch.cuda.current_device()}; "
                 "call torch.cuda.set_device first"
             )
-        self._ranks = ranks or Alone()
-        self.config = split_config(config, self._ranks.size)
+        self.ranks: Ranks = ranks or Alone()
+        self.config = split_config(config, self.ranks.size)
         self.pool = pool
         self._weights = weights
-        self._first_id = Share.of(config, self._ranks.rank, self._ranks.size).vocabulary.start
+        self._first_id = Share.of(config, self.ranks.rank, self.ranks.size).vocabulary.start
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
         self._context = context
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
@@ -147,13 +150,13 @@ class GpuModel:
         """The device's part of `forward`: [results, hidden]. Waits for nothing there: it can be captured as a CUDA graph, of a
         batch without groups, whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
         eps, weights = self.config.rms_norm_eps, self._weights
-        residual = self._ranks.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
+        residual = self.ranks.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         change: Tensor | None = None
         for index, layer in enumerate(weights.layers):
             normed, residual = _norm(residual, change, layer.input_norm, eps)
-            mixed = self._ranks.sum(layer.o(self._attend(normed, index, layer, batch)))
+            mixed = self.ranks.sum(layer.o(self._attend(normed, index, layer, batch)))
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
-            change = self._ranks.sum(layer.down(silu_mul(layer.gate_up(normed))))
+            change = self.ranks.sum(layer.down(silu_mul(layer.gate_up(normed))))
         if change is not None:
             residual = residual + change
         return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
@@ -161,7 +164,7 @@ class GpuModel:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: [n, hidden] to fp32 [n, vocab], on every rank."""
-        return self._ranks.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+        return self.ranks.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
 
     @torch.inference_mode()
     def rehearse(self) -> None:

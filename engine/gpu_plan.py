@@ -11,6 +11,7 @@ from engine.gpu_arithmetic import GpuArithmetic
 from engine.gpu_weights import weights_bytes
 from engine.graph_plan import GraphPlan
 from engine.memory_plan import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
+from engine.parallel import split_config
 from kernels.gpu.decode_attention import most_parts
 from kernels.gpu.sample import ROWS_AT_ONCE
 from scheduler.messages import MemoryPlan
@@ -29,15 +30,17 @@ def plan_gpu_memory(
     limits: StepLimits,
     *,
     free: int,
+    ranks: int = 1,
 ) -> MemoryPlan:
-    """Share out `free` bytes of a device. `activations` of the plan holds graphs and runtime, too.
+    """Share out `free` bytes of a device, of each of `ranks` alike. `activations` of the plan holds graphs and runtime, too.
 
     Raises:
         ModelError: the weights or the pool asked for do not fit, or a longer context is asked for than the model has.
             Names both numbers and what to change.
     """
     longest = longest_sequence(settings, config)
-    weights = weights_bytes(source, config, arithmetic, load_format=settings.load_format)
+    weights = weights_bytes(source, config, arithmetic, load_format=settings.load_format, ranks=ranks)
+    config = split_config(config, ranks)
     step = step_bytes(config, limits, arithmetic.dtype.itemsize, longest)
     if settings.cuda_graphs:
         step += graph_bytes(config, limits, arithmetic.dtype.itemsize, longest)

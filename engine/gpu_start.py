@@ -1,5 +1,7 @@
 """Brings a GPU's worker up: arithmetic, memory plan, weights, pool, and every kernel compiled before the first request."""
 
+from collections.abc import Callable
+
 import torch
 
 from configs.model_config import ModelConfig
@@ -13,13 +15,16 @@ from engine.gpu_weights import GpuAssembly
 from engine.gpu_worker import GpuWorker
 from engine.graph_plan import GraphPlan
 from engine.loading import load
+from engine.memory_plan import available_bytes
+from engine.orders import Order
+from engine.parallel import Alone, Ranks, split_config
 from kernels.gpu.prefix_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
+from kernels.gpu.runtime import INTERPRETED
 from scheduler.messages import MemoryPlan
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Chunk, SequenceInit, Step
 
 _WARM_PROMPT = 3
-_WARM_ROWS = (2, 16)  # even and a multiple of 16: Triton builds kernels anew for such numbers
 
 
 class GpuStart:
@@ -32,9 +37,10 @@ class GpuStart:
         limits: of a step.
         device: the GPU; CPU tensors where Triton interprets.
         arithmetic: as it is to be, instead of what the settings ask for.
+        ranks: who computes the model, each with a start of its own: they make the same calls.
 
     Raises:
-        ModelError: the settings ask for what the chip lacks, or for what does not go together.
+        ModelError: the settings ask for what the chip lacks, for what does not go together, or for a split that cannot be made.
     """
 
     def __init__(
@@ -46,12 +52,18 @@ class GpuStart:
         device: torch.device,
         *,
         arithmetic: GpuArithmetic | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
         self._config = config
         self._limits = limits
         self._device = device
+        self._ranks: Ranks = ranks or Alone()
+        try:
+            self._part = split_config(config, self._ranks.size)
+        except ValueError as error:
+            raise ModelError(f"--tensor-parallel {self._ranks.size}: {error}.") from error
         self.arithmetic = arithmetic or choose_gpu_arithmetic(
             source,
             config,
@@ -64,7 +76,7 @@ class GpuStart:
     @property
     def kv_format(self) -> str:
         """See `engine.arithmetic.Arithmetic`."""
-        return self.arithmetic.kv_format()
+        return self.arithmetic.kv_format(self._ranks.size)
 
     @property
     def kv_element_bytes(self) -> int:
@@ -74,42 +86,62 @@ class GpuStart:
     @property
     def name(self) -> str:
         """Of the device, for people."""
-        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "interpreted"
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "interpreted"
+        return name if self._ranks.size == 1 else f"{self._ranks.size} x {name}"
 
     def plan(self, free: int | None = None) -> MemoryPlan:
-        """Share out `free` bytes, or what the device says is free now.
+        """Share out `free` bytes, or what the device says is free now: of several the one with least.
 
         Raises:
             ModelError: see `plan_gpu_memory`.
         """
         if free is None:
-            free = torch.cuda.mem_get_info(self._device)[0]
-        return plan_gpu_memory(self._settings, self._source, self._config, self.arithmetic, self._limits, free=free)
+            free = self._free_bytes()
+        return plan_gpu_memory(
+            self._settings,
+            self._source,
+            self._config,
+            self.arithmetic,
+            self._limits,
+            free=self._ranks.least(free),
+            ranks=self._ranks.size,
+        )
 
-    def worker(self, plan: MemoryPlan) -> GpuWorker:
+    def _free_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.mem_get_info(self._device)[0]
+        return available_bytes() // self._ranks.size
+
+    def worker(self, plan: MemoryPlan, tell: Callable[[Order], None] | None = None) -> GpuWorker:
         """Load the weights straight to the device, then take the pool.
+
+        Args:
+            plan: the same on all ranks.
+            tell: see `GpuWorker`; for the first rank.
 
         Raises:
             ModelError: the files cannot be loaded.
         """
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        weights = load(
-            self._source, self._config, self._settings.load_format, GpuAssembly(self.arithmetic, self._device)
-        )
+        assembly = GpuAssembly(self.arithmetic, self._device, self._ranks.rank, self._ranks.size)
+        weights = load(self._source, self._config, self._settings.load_format, assembly)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()  # of what the loading took for a moment: the pool needs it in one piece
         pool = GpuKvPool(
-            self._config,
+            self._part,
             plan.blocks,
             plan.block_size,
             self._device,
             self.arithmetic.dtype,
             fp8=self.arithmetic.fp8_kv,
         )
-        model = GpuModel(self._config, weights, pool, context=plan.context, least_saved=self._least_saved())
-        graphs = GraphPlan(self._limits.sequences, plan.context, recording=self._settings.cuda_graphs)
-        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype)
+        model = GpuModel(
+            self._config, weights, pool, context=plan.context, ranks=self._ranks, least_saved=self._least_saved()
+        )
+        first = self._ranks.rank == 0  # which decides what is recorded
+        graphs = GraphPlan(self._limits.sequences, plan.context, recording=self._settings.cuda_graphs and first)
+        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype, tell)
 
     def _least_saved(self) -> int | None:
         """See `GpuModel`."""
@@ -118,15 +150,21 @@ class GpuStart:
         return LEAST_SAVED_OVER_GRAPH if self._settings.cuda_graphs else LEAST_SAVED
 
     def warm_up(self, worker: GpuWorker) -> None:
-        """See `warm_up`; a GPU's forward pass is rehearsed in all its shapes before."""
+        """Compile all kernels: a forward pass in all its shapes is rehearsed, then every kind of step done once."""
         if self._device.type == "cuda":  # interpreted, nothing is compiled
             worker.rehearse()
-        warm_up(worker, self._limits.sequences)
+            warm_up(worker)
 
 
-def warm_up(worker: GpuWorker, most: int) -> None:
-    """Run every kind of step once, of up to `most` sequences, on block 0, which holds nothing yet: kernels are compiled here and
-    not under a request.
+def rank_device(rank: int) -> torch.device:
+    """Where a rank computes: the GPU of its number (CUDA_VISIBLE_DEVICES says which those are), CPU tensors where Triton
+    interprets."""
+    return torch.device("cpu") if INTERPRETED else torch.device("cuda", rank)
+
+
+def warm_up(worker: GpuWorker) -> None:
+    """Run every kind of step once, on block 0, which holds nothing yet: kernels are compiled here and not under a request. One
+    sequence is enough, no build depends on how many there are.
 
     Raises:
         ModelError: the model gave no token.
@@ -141,20 +179,17 @@ def warm_up(worker: GpuWorker, most: int) -> None:
         {"logprobs": 20},
     ]
     for kind in kinds:
-        _generate(worker, 1, SamplingParams(max_tokens=2, **kind))  # type: ignore[arg-type]
-    for rows in (rows for rows in _WARM_ROWS if rows <= most):
-        _generate(worker, rows, SamplingParams(max_tokens=2, top_p=0.9))
+        _generate(worker, SamplingParams(max_tokens=2, **kind))  # type: ignore[arg-type]
 
 
-def _generate(worker: GpuWorker, rows: int, sampling: SamplingParams) -> None:
-    """Two tokens for each of so many sequences, which write over each other's keys."""
-    names = [f"warm-up {row}" for row in range(rows)]
-    prompt = list(range(_WARM_PROMPT))
-    new = [SequenceInit(request_id=name, prompt_ids=prompt, sampling=sampling) for name in names]
+def _generate(worker: GpuWorker, sampling: SamplingParams) -> None:
+    """Two tokens."""
+    name, prompt = "warm-up", list(range(_WARM_PROMPT))
+    new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=sampling)
     for start, length in ((0, _WARM_PROMPT), (_WARM_PROMPT, 1)):
+        chunk = Chunk(request_id=name, start=start, length=length, block_table=[0], samples=True)
         last = start > 0
-        chunks = [Chunk(request_id=name, start=start, length=length, block_table=[0], samples=True) for name in names]
-        step = Step(step_id=-1, chunks=chunks, new=[] if last else new, retired=names if last else [])
-        for result in worker.run(step).results:
-            if result.token_id is None:
-                raise ModelError(f"the model gave no token while it was warmed up: {result.error}")
+        step = Step(step_id=-1, chunks=[chunk], new=[] if last else [new], retired=[name] if last else [])
+        result = worker.run(step).results[0]
+        if result.token_id is None:
+            raise ModelError(f"the model gave no token while it was warmed up: {result.error}")

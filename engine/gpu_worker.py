@@ -11,20 +11,22 @@ What belongs here: the order of a step. Never: policy, text, kernels.
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from engine.batch import SequenceInput
+from engine.endings import DeviceLost
 from engine.gpu_graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu_model import GpuModel
 from engine.gpu_sampler import DeviceSampler, Draw, Member
-from engine.graph_plan import GraphPlan
+from engine.graph_plan import Bucket, GraphPlan
+from engine.orders import Order, Record, Rehearse, Submit
 from engine.sampling.sampler import Sampled, Sampler
 from engine.sequence import Sequence
-from engine.worker import DeviceLost, score_prompts, wanted
+from engine.worker import score_prompts, wanted
 from kernels.gpu.runtime import sent
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
@@ -51,7 +53,7 @@ class PendingStep:
 
     def result(self) -> StepResult:
         """See `engine.worker.Pending`; the same each time. Steps before it are waited for, too."""
-        with losses_told():
+        with self._worker.losses_told():
             self._worker.finish_up_to(self)
         return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
 
@@ -87,6 +89,7 @@ class GpuWorker:
         device_sampler: draws most rows.
         host_sampler: draws what that one cannot, and scores prompts.
         graphs: runs decode steps.
+        tell: of several ranks, the first says what it is about to do, so that the others do it, too.
     """
 
     depth = 2  # the next step waits on the device, not on the host
@@ -97,11 +100,14 @@ class GpuWorker:
         device_sampler: DeviceSampler,
         host_sampler: Sampler,
         graphs: DecodeGraphs,
+        tell: Callable[[Order], None] | None = None,
     ) -> None:
         self._model = model
         self._device_sampler = device_sampler
         self._host_sampler = host_sampler
         self._graphs = graphs
+        self._tell = tell or (lambda order: None)
+        self._alone = model.ranks.size == 1
         self._device = device = model.device
         self._members: dict[str, Member] = {}
         self._newest = torch.zeros(_FIRST_PLACES, dtype=torch.int64, device=device)
@@ -110,12 +116,19 @@ class GpuWorker:
         self._ended = 0.0  # when the last step ended
 
     @classmethod
-    def of(cls, model: GpuModel, eos_token_ids: Collection[int], plan: GraphPlan, dtype: torch.dtype) -> "GpuWorker":
+    def of(
+        cls,
+        model: GpuModel,
+        eos_token_ids: Collection[int],
+        plan: GraphPlan,
+        dtype: torch.dtype,
+        tell: Callable[[Order], None] | None = None,
+    ) -> "GpuWorker":
         """A worker on the model's device; on CPU tensors what would be graphs runs eagerly over the same buffers."""
         eos, vocab = tuple(eos_token_ids), model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
         graphs = DecodeGraphs(model, plan, recorder, dtype)
-        return cls(model, DeviceSampler(vocab, eos, model.device), Sampler(vocab, eos), graphs)
+        return cls(model, DeviceSampler(vocab, eos, model.device), Sampler(vocab, eos), graphs, tell)
 
     @property
     def blocks(self) -> Tensor:
@@ -124,7 +137,13 @@ class GpuWorker:
 
     def rehearse(self) -> None:
         """See `GpuModel.rehearse`."""
+        self._tell(Rehearse())
         self._model.rehearse()
+
+    def record(self, bucket: Bucket) -> None:
+        """See `DecodeGraphs.record`."""
+        self._tell(Record(bucket))
+        self._graphs.record(bucket)
 
     @property
     def replayed(self) -> int:
@@ -141,7 +160,8 @@ class GpuWorker:
         It waits for the steps before only where a chunk that samples belongs to a request that the host draws for, and in itself
         where such a chunk is in it or a prompt is scored.
         """
-        with losses_told():
+        with self.losses_told():
+            self._tell(Submit(step))
             return self._submit(step)
 
     def _submit(self, step: Step) -> PendingStep:
@@ -158,10 +178,28 @@ class GpuWorker:
 
     def finish_up_to(self, pending: PendingStep) -> None:
         """Finish the steps up to this one, which `PendingStep.result` asks for."""
-        if not pending.finished:
-            self._graphs.record_next()
+        bucket = None if pending.finished else self._graphs.missed()
+        if bucket is not None:
+            self.record(bucket)
         while not pending.finished:
             self._finish_oldest()
+
+    @contextmanager
+    def losses_told(self) -> Iterator[None]:
+        """Errors after which no step succeeds, as what they mean: those after which CUDA refuses all else, for which torch has a
+        type of its own, and of several ranks every one, since the others go on without this one.
+
+        Raises:
+            DeviceLost: instead of them.
+        """
+        try:
+            yield
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
+        except RuntimeError as error:
+            if self._alone:
+                raise
+            raise DeviceLost(f"the ranks are out of step: {error}") from error
 
     def _finish_oldest(self) -> None:
         oldest = self._pending.popleft()
@@ -233,20 +271,6 @@ class GpuWorker:
 
     def _sent(self, values: list[int]) -> Tensor:
         return sent(torch.tensor(values), self._device)
-
-
-@contextmanager
-def losses_told() -> Iterator[None]:
-    """An error after which CUDA refuses all else, as what it means: torch has a type of its own for those, which running out of
-    memory is not.
-
-    Raises:
-        DeviceLost: instead of it.
-    """
-    try:
-        yield
-    except torch.AcceleratorError as error:
-        raise DeviceLost(str(error)) from error
 
 
 def _input(chunk: Chunk, member: Member) -> SequenceInput:

@@ -19,8 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 from engine.channel import Channel, Command
+from engine.endings import DeviceLost
 from engine.mover import Mover
-from engine.worker import DeviceLost, Pending, Worker
+from engine.worker import Pending, Worker
 from scheduler.block_pool import IntegrityError
 from scheduler.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
 from scheduler.scheduler import Scheduler

@@ -42,8 +42,15 @@ class Ranks(Protocol):
     use the result. On a GPU it is queued on the current stream.
     """
 
-    rank: int  # this one, from 0
-    size: int
+    @property
+    def rank(self) -> int:
+        """Which this one is, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of all ranks' x, the same bits on each; x, which must be contiguous, may be overwritten."""
@@ -51,6 +58,10 @@ class Ranks(Protocol):
 
     def gather(self, x: Tensor) -> Tensor:
         """[n, columns] of each rank side by side: [n, size * columns], on each."""
+        ...
+
+    def least(self, number: int) -> int:
+        """The least of all ranks' numbers, on each; waits for them all."""
         ...
 
 
@@ -68,6 +79,10 @@ class Alone:
     def gather(self, x: Tensor) -> Tensor:
         """See `Ranks`."""
         return x
+
+    def least(self, number: int) -> int:
+        """See `Ranks`."""
+        return number
 
 
 class Joined:
@@ -98,6 +113,7 @@ class Joined:
     ) -> None:
         self.rank, self.size = rank, size
         self._gathers = ordered and size > 2
+        self._device = device
         gpu = device.type == "cuda"
         if device == torch.device("cuda"):  # without an index, which is what binds the group to a device
             device = torch.device("cuda", torch.cuda.current_device())
@@ -127,6 +143,10 @@ class Joined:
     def gather(self, x: Tensor) -> Tensor:
         """See `Ranks`."""
         return self._all(x.contiguous()).transpose(0, 1).flatten(1)
+
+    def least(self, number: int) -> int:
+        """See `Ranks`."""
+        return int(self._all(torch.tensor([number], device=self._device)).min())
 
     def close(self) -> None:
         """Leave. The others' next call fails."""

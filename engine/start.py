@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.model_config import ModelConfig
@@ -18,6 +19,7 @@ from engine.arithmetic import Arithmetic, choose_arithmetic
 from engine.channel import Channel
 from engine.device import Device, StepLimits, choose_device, step_limits
 from engine.fingerprint import kv_fingerprint
+from engine.followers import Followers, loopback, rendezvous
 from engine.memory_plan import plan_memory
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from engine.gpu_start import GpuStart
     from engine.loop import EngineLoop
     from engine.model import Model
+    from engine.parallel import Joined
     from engine.worker import CpuWorker, Worker
 
 # Of the pool, that may be given up early so that blocks can be taken in runs: copies to and from a tier then are fewer, and what
@@ -50,6 +53,20 @@ class Starter:
         self._settings = settings
         self._source = source
         self._channel = channel
+        self._followers: Followers | None = None
+        self._ranks: Joined | None = None
+
+    def close(self) -> None:
+        """Let go of the other ranks, if there are any; to be called whatever became of the start."""
+        if self._followers is not None:
+            self._followers.close()
+        if self._ranks is not None:
+            self._ranks.close()
+
+    @property
+    def folder(self) -> Path | None:
+        """What would be left behind where `close` cannot be called."""
+        return self._followers.folder if self._followers else None
 
     def start(self) -> "tuple[EngineLoop, Ready]":
         """Do all phases. Returns the loop, ready to run, and the event that tells so."""
@@ -94,20 +111,49 @@ class Starter:
 
     def _on_gpu(self, config: ModelConfig, device: Device) -> "tuple[GpuStart, MemoryPlan, Worker]":
         """The plan comes after torch, which alone knows what is free on a GPU."""
+        self._check_tiers()
+        if self._settings.tensor_parallel > 1:
+            self._followers = Followers(self._settings, self._source)
         with self._phase("import torch"):
             self._import_torch()
+        ranks = self._join() if self._followers else None
         with self._phase("plan memory"):
-            gpu = gpu_start(self._settings, self._source, config, step_limits(self._settings, device.kind))
+            gpu = gpu_start(self._settings, self._source, config, step_limits(self._settings, device.kind), ranks)
             plan = gpu.plan()
             plan.arithmetic += f"; on {gpu.name}: {device.reason}"
         self._channel.send(plan)
         with self._phase("load weights"):
-            worker = gpu.worker(plan)
+            worker = gpu.worker(plan, self._followers.tell if self._followers else None)
         with self._phase("first token"):
             produce_token(worker, plan.block_size)
         with self._phase("compile kernels"):
             gpu.warm_up(worker)
         return gpu, plan, worker
+
+    def _check_tiers(self) -> None:
+        settings = self._settings
+        for flag, asked in (("--kv-host-gib", settings.kv_host_gib), ("--kv-disk-path", settings.kv_disk_path)):
+            if asked and settings.tensor_parallel > 1:
+                raise ModelError(
+                    f"{flag} {asked} does not go with --tensor-parallel {settings.tensor_parallel}: tiers keep whole blocks, "
+                    "and each GPU has a part of every block; leave one of the two out."
+                )
+
+    def _join(self) -> "Joined":
+        from engine.gpu_start import rank_device
+        from engine.parallel import Joined
+
+        assert self._followers is not None
+        with self._phase("meet ranks"):
+            os.environ.update(loopback())
+            self._ranks = Joined(
+                0,
+                self._settings.tensor_parallel,
+                rendezvous(self._followers.folder),
+                rank_device(0),
+                timeout=self._settings.start_seconds,
+            )
+        return self._ranks
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -206,13 +252,13 @@ class Starter:
         return EngineLoop(scheduler, worker, self._channel, mover=mover)
 
 
-def gpu_start(settings: Settings, source: ModelSource, config: ModelConfig, limits: StepLimits) -> "GpuStart":
-    """The first GPU (CUDA_VISIBLE_DEVICES says which that is)."""
-    import torch
+def gpu_start(
+    settings: Settings, source: ModelSource, config: ModelConfig, limits: StepLimits, ranks: "Joined | None"
+) -> "GpuStart":
+    """Of the first rank."""
+    from engine.gpu_start import GpuStart, rank_device
 
-    from engine.gpu_start import GpuStart
-
-    return GpuStart(settings, source, config, limits, torch.device("cuda", 0))
+    return GpuStart(settings, source, config, limits, rank_device(0), ranks=ranks)
 
 
 @contextmanager

@@ -18,10 +18,6 @@ from engine.sequence import Sequence
 from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
 
 
-class DeviceLost(RuntimeError):
-    """The device computes nothing any more in this process; a new process may get it back."""
-
-
 class Pending(Protocol):
     """A step that a worker has been given."""
 

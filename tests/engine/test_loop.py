@@ -9,10 +9,10 @@ import torch
 import zmq
 
 from engine.channel import Channel
+from engine.endings import DeviceLost
 from engine.kv_store.host import HostStore
 from engine.loop import EngineLoop
 from engine.mover import Mover
-from engine.worker import DeviceLost
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
 from scheduler.eviction import eviction_of
@@ -201,8 +201,10 @@ def test_blocks_move_between_tiers_beside_steps(tmp_path, depth):
     thread.start()
     prompts = {f"r{i}": [1 + i] * 40 for i in range(12)}
     for turn in range(2):
+        worker.gate.clear()  # until all are there
         for name, prompt in prompts.items():
             client.add(f"{name} {turn}", prompt, max_tokens=20)
+        worker.gate.set()
         client.until_ended(*(f"{name} {turn}" for name in prompts))
         for name, prompt in prompts.items():
             assert client.tokens[f"{name} {turn}"] == want(prompt, 20)

@@ -9,7 +9,7 @@ from configs.settings import Settings
 from engine import start
 from engine.device import Device, StepLimits
 from engine.gpu_arithmetic import GpuArithmetic
-from engine.gpu_start import GpuStart
+from engine.gpu_start import GpuStart, warm_up
 from scheduler.messages import AddRequest, FinishReason, MemoryPlan, Phase
 from scheduler.sampling_params import SamplingParams
 from tests.engine.gpu.tiny_gpu import CPU, one_layer
@@ -44,7 +44,7 @@ def test_an_engine_starts_on_it_and_generates(source, monkeypatch):
     """The Starter's own path, but for the device: weights, pool, first token, every kind of step, then a request."""
     monkeypatch.setattr(start, "choose_device", lambda settings: Device("cuda", "for the test"))
     monkeypatch.setattr(
-        start, "gpu_start", lambda settings, source, config, limits: gpu_start(source, settings, limits)
+        start, "gpu_start", lambda settings, source, config, limits, ranks: gpu_start(source, settings, limits)
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 2**30, 3 * 2**30))
     recorder = Recorder()
@@ -57,6 +57,7 @@ def test_an_engine_starts_on_it_and_generates(source, monkeypatch):
     assert names.index("import torch") < names.index("plan memory") < names.index("load weights")
     assert names[-1] == "compile kernels"
     scheduler, worker = loop._scheduler, loop._worker
+    warm_up(worker)  # which a start leaves out where nothing is compiled
     scheduler.add(AddRequest(request_id="r", prompt_ids=[3, 4], sampling=SamplingParams(max_tokens=2)), 0.0)
     ends = []
     while not scheduler.idle:

@@ -114,9 +114,11 @@ def test_the_choice_follows_the_file_and_what_is_asked(quantized, tiny_model, mo
     assert choose_gpu_arithmetic(*gguf, CPU).weights == "groups"
     assert choose_gpu_arithmetic(*gguf, CPU, weights="dense").weights == "dense"
     assert choose_gpu_arithmetic(*gguf, CPU, load_format="dummy").weights == "dense"
-    plain = choose_gpu_arithmetic(*folder, CPU, kv="fp8")
+    gpu = torch.device("cuda", 0)
+    plain = choose_gpu_arithmetic(*folder, gpu, kv="fp8")
     assert (plain.weights, plain.dtype, plain.fp8_kv) == ("dense", torch.bfloat16, True)
-    assert choose_gpu_arithmetic(folder[0], replace(folder[1], dtype="float16"), CPU).dtype == torch.float16
+    assert choose_gpu_arithmetic(folder[0], replace(folder[1], dtype="float16"), gpu).dtype == torch.float16
+    assert choose_gpu_arithmetic(*folder, CPU).dtype == torch.float32
     assert "embed_tokens" in next(iter(stored_kinds(gguf[0], "auto")))
     monkeypatch.setattr("engine.gpu_arithmetic.refusal", lambda device: "this GPU has none")
     with pytest.raises(ModelError, match="fp8 weights were asked for: this GPU has none"):

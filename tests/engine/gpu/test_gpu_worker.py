@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.worker import DeviceLost
+from engine.endings import DeviceLost
 from scheduler.messages import FinishReason
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Chunk, SequenceInit, Step

@@ -1,0 +1,96 @@
+"""`python -m engine.rank`: one of the processes that compute a model together, started by the first of them.
+
+It brings its share up as the first rank does, call by call, and then does what that one tells it, until it says so or is gone.
+
+Exit codes: 0 told to leave, or the first rank is gone; 3 the model cannot be served (the reason is logged); 1 a defect.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from configs.model_config import ModelConfig
+from configs.model_source import ModelError, ModelSource
+from configs.settings import Settings
+from engine.device import step_limits
+from engine.endings import EXIT_MODEL
+from engine.followers import orders, rendezvous
+from engine.gpu_start import GpuStart, rank_device
+from engine.gpu_worker import GpuWorker, PendingStep
+from engine.orders import OrderReceiver, Record, Rehearse, Submit
+from engine.parallel import Joined
+
+log = logging.getLogger("headrace.engine")
+
+
+def follow(worker: GpuWorker, orders: OrderReceiver) -> None:
+    """Obey until told to leave. Results are waited for as the first rank does, and dropped: it has the same."""
+    given: deque[PendingStep] = deque()
+    while True:
+        match orders.receive():
+            case Submit(step=step):
+                given.append(worker.submit(step))
+                if len(given) == worker.depth:
+                    given.popleft().result()
+            case Record(bucket=bucket):
+                worker.record(bucket)
+            case Rehearse():
+                worker.rehearse()
+            case _:
+                return
+
+
+def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> int:
+    """Bring one rank up and let it follow. Returns the exit code."""
+    receiver = OrderReceiver(orders(folder, rank))
+    device = rank_device(rank)
+    ranks = Joined(rank, settings.tensor_parallel, rendezvous(folder), device, timeout=settings.start_seconds)
+    try:
+        config = ModelConfig.from_source(source)
+        start = GpuStart(settings, source, config, step_limits(settings, "cuda"), device, ranks=ranks)
+        worker = start.worker(start.plan())
+        follow(worker, receiver)
+    except ModelError as error:
+        log.error("rank %d: %s", rank, error)
+        return EXIT_MODEL
+    finally:
+        receiver.close()
+        ranks.close()
+    return 0
+
+
+def end_with_the_first(folder: Path) -> None:
+    """Its death closes our stdin. This process may be waiting for it on the device then, where no exception comes through."""
+    sys.stdin.buffer.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def main() -> int:
+    """Parse, start, follow."""
+    parser = argparse.ArgumentParser(prog="python -m engine.rank", description="One rank of an engine (started by it).")
+    parser.add_argument("--rank", type=int, required=True, help="which, from 1")
+    parser.add_argument("--folder", required=True, type=Path, help="where the ranks meet and orders come from")
+    parser.add_argument("--settings", required=True, help="settings, as JSON")
+    parser.add_argument("--source", required=True, help="model source, as JSON")
+    options = parser.parse_args()
+    settings = Settings.model_validate_json(options.settings)
+    source = msgspec.json.decode(options.source, type=ModelSource, dec_hook=lambda kind, value: kind(value))
+    name = f"engine rank {options.rank}"
+    logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {name}: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=end_with_the_first, args=(options.folder,), name="first-rank", daemon=True).start()
+    return serve(settings, source, options.rank, options.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

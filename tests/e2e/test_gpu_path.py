@@ -1,0 +1,131 @@
+"""The GPU's worker behind a real server, its kernels interpreted over CPU tensors: alone, and split over two processes."""
+
+import contextlib
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from tests import tiny_models
+from tests.e2e.server_process import ServerProcess
+
+WORDS = 320
+SHAPE = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+PREFIX = [5 + 3 * i for i in range(20)]
+PROMPTS = [[*PREFIX, 7 * i + 3, i + 40] for i in range(4)] + [[9, 8, 7]]
+FLAGS = ("--block-size", "16", "--kv-blocks", "30", "--max-step-tokens", "16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_models.save(tiny_models.made(tiny_models.Tiny("Llama", SHAPE), 3), path)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(
+        BPE({**{letter: i for i, letter in enumerate(letters)}, **{f"w{i}": i for i in range(256, WORDS)}}, [])
+    )
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    words.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture
+def serve(folder, monkeypatch):
+    """Start a server of the tiny model; it is stopped at the end, and must say that all is well."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with contextlib.ExitStack() as stack:
+
+        def start(*flags, wait=True):
+            server = ServerProcess(str(folder), *FLAGS, *flags, wait=wait)
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+def answers(server):
+    """Texts of all prompts, asked for at once."""
+
+    def ask(prompt):
+        body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["text"]
+
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        return list(threads.map(ask, PROMPTS))
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    """What the CPU's exact path says."""
+    server = ServerProcess(str(folder), *FLAGS, "--device", "cpu", "--cpu-precision", "exact")
+    try:
+        texts = answers(server)
+    finally:
+        assert server.stop() == 0
+    assert len(set(texts)) == len(PROMPTS)
+    return texts
+
+
+def ranks(server):
+    """Processes of the other ranks."""
+    return [child for child in server.engine.children() if "engine.rank" in child.cmdline()]
+
+
+def private_folders(processes):
+    return [Path(each.cmdline()[each.cmdline().index("--folder") + 1]) for each in processes]
+
+
+def test_a_server_on_the_gpu_path_says_what_the_cpu_says(serve, exact):
+    server = serve("--device", "cuda")
+    assert answers(server) == exact
+    assert answers(server) == exact, "from the cache"
+    assert server.metrics()["headrace_prefix_hit_tokens_total"] > 0
+    assert server.stop() == 0
+
+
+def test_two_ranks_say_the_same_and_leave_together(serve, exact):
+    server = serve("--device", "cuda", "--tensor-parallel", "2")
+    others = ranks(server)
+    folders = private_folders(others)
+    assert len(others) == 1
+    assert [folder.exists() for folder in folders] == [True]
+    assert answers(server) == exact
+    assert answers(server) == exact
+    assert server.stop() == 0
+    assert psutil.wait_procs(others, timeout=10)[1] == []
+    assert not folders[0].exists()
+
+
+@pytest.mark.parametrize("victim", ["rank", "engine"])
+def test_ranks_end_together_and_a_new_engine_serves(serve, exact, victim):
+    server = serve("--device", "cuda", "--tensor-parallel", "2")
+    engine, others = server.engine, ranks(server)
+    folders = private_folders(others)
+    (others[0] if victim == "rank" else engine).send_signal(signal.SIGKILL)
+    assert psutil.wait_procs([engine, *others], timeout=20)[1] == []
+    for status in (503, 200):
+        server.wait_until(lambda status=status: httpx.get(f"{server.url}/ready").status_code == status)
+    assert server.engine.pid != engine.pid
+    assert answers(server) == exact
+    assert not folders[0].exists()
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--tensor-parallel", "4"), r"--tensor-parallel 4: 2 attention heads cannot be split over 4 ranks evenly"),
+        (("--tensor-parallel", "2", "--kv-host-gib", "1"), r"--kv-host-gib 1.0 does not go with --tensor-parallel 2"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_with_a_sentence(serve, flags, words):
+    server = serve("--device", "cuda", *flags, wait=False)
+    server.wait_for(words)
+    assert server.process.wait(60) != 0
