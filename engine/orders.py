@@ -52,22 +52,23 @@ class OrderSender:
     """The first rank's end.
 
     Args:
-        endpoints: of the others, a ZeroMQ address each, bound here.
+        endpoints: of the others, a ZeroMQ address each, which they bind.
     """
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         self._context = zmq.Context()
-        self._sockets = [self._bind(endpoint) for endpoint in endpoints]
+        self._sockets = [self._connect(endpoint) for endpoint in endpoints]
         self._encoder = msgspec.msgpack.Encoder()
 
-    def _bind(self, endpoint: str) -> "zmq.Socket[bytes]":
+    def _connect(self, endpoint: str) -> "zmq.Socket[bytes]":
+        """The side that connects may send before the other is there, and never waits for it."""
         socket = self._context.socket(zmq.PUSH)
         socket.set_hwm(0)  # an order must not be dropped; two steps are under way at most
-        socket.bind(endpoint)
+        socket.connect(endpoint)
         return socket
 
     def tell(self, order: Order) -> None:
-        """Queue an order for each of them."""
+        """Queue an order for each of them; does not wait."""
         frames = [type(order).__name__.encode(), self._encoder.encode(order)]
         for socket in self._sockets:
             socket.send_multipart(frames)
@@ -78,13 +79,13 @@ class OrderSender:
 
 
 class OrderReceiver:
-    """The end of one of the others, connected to `endpoint`."""
+    """The end of one of the others, bound to `endpoint`."""
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.set_hwm(0)
-        self._socket.connect(endpoint)
+        self._socket.bind(endpoint)
 
     def receive(self) -> Order:
         """Wait for the next order."""

@@ -18,6 +18,13 @@ WORDS = 320
 SHAPE = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
 PREFIX = [5 + 3 * i for i in range(20)]
 PROMPTS = [[*PREFIX, 7 * i + 3, i + 40] for i in range(4)] + [[9, 8, 7]]
+SAMPLED = [
+    {},
+    {"top_p": 0.8, "logprobs": 3},
+    {"presence_penalty": 1.5, "repetition_penalty": 1.2},
+    {"bad_words": ["nn"], "logit_bias": {"110": 4}},
+    {"prompt_logprobs": 1, "logprobs": 2, "echo": True},
+]
 FLAGS = ("--block-size", "16", "--kv-blocks", "30", "--max-step-tokens", "16")
 
 
@@ -34,11 +41,12 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def serve(folder, monkeypatch):
-    """Start a server of the tiny model; it is stopped at the end, and must say that all is well."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+@pytest.fixture(scope="module")
+def serve(folder):
+    """Start a server of the tiny model; it is stopped at the end."""
     with contextlib.ExitStack() as stack:
+        context = stack.enter_context(pytest.MonkeyPatch.context())
+        context.setenv("TRITON_INTERPRET", "1")
 
         def start(*flags, wait=True):
             server = ServerProcess(str(folder), *FLAGS, *flags, wait=wait)
@@ -48,17 +56,28 @@ def serve(folder, monkeypatch):
         yield start
 
 
+@pytest.fixture(scope="module")
+def alone(serve):
+    return serve("--device", "cuda")
+
+
+@pytest.fixture(scope="module")
+def pair(serve):
+    return serve("--device", "cuda", "--tensor-parallel", "2")
+
+
+def ask(server, prompt, **options):
+    """One choice of a completion."""
+    body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True} | options
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]
+
+
 def answers(server):
     """Texts of all prompts, asked for at once."""
-
-    def ask(prompt):
-        body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["choices"][0]["text"]
-
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
-        return list(threads.map(ask, PROMPTS))
+        return list(threads.map(lambda prompt: ask(server, prompt)["text"], PROMPTS))
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +101,28 @@ def private_folders(processes):
     return [Path(each.cmdline()[each.cmdline().index("--folder") + 1]) for each in processes]
 
 
-def test_a_server_on_the_gpu_path_says_what_the_cpu_says(serve, exact):
-    server = serve("--device", "cuda")
+@pytest.mark.parametrize("ranks", ["alone", "pair"])
+def test_the_gpu_path_says_what_the_cpu_says(ranks, exact, request):
+    server = request.getfixturevalue(ranks)
     assert answers(server) == exact
     assert answers(server) == exact, "from the cache"
     assert server.metrics()["headrace_prefix_hit_tokens_total"] > 0
-    assert server.stop() == 0
 
 
-def test_two_ranks_say_the_same_and_leave_together(serve, exact):
+@pytest.mark.parametrize("options", SAMPLED)
+def test_two_ranks_draw_what_one_draws(alone, pair, options):
+    """Each rank draws for itself, from the same logits: on the device, and for some requests on the host."""
+    one, two = (ask(server, PROMPTS[0], temperature=1.0, seed=5, **options) for server in (alone, pair))
+    assert two["text"] == one["text"]
+    for name in ("token_logprobs", "tokens"):
+        assert (two["logprobs"] or {}).get(name) == pytest.approx((one["logprobs"] or {}).get(name), abs=1e-3)
+
+
+def test_ranks_leave_together_and_leave_nothing(serve):
     server = serve("--device", "cuda", "--tensor-parallel", "2")
     others = ranks(server)
     folders = private_folders(others)
-    assert len(others) == 1
     assert [folder.exists() for folder in folders] == [True]
-    assert answers(server) == exact
-    assert answers(server) == exact
     assert server.stop() == 0
     assert psutil.wait_procs(others, timeout=10)[1] == []
     assert not folders[0].exists()

@@ -69,6 +69,7 @@ def vocabulary(ranks: Ranks) -> dict[str, torch.Tensor]:
     return {
         "embedded": VocabularyEmbedding(part, ranks)(torch.arange(VOCABULARY)),
         "scores": VocabularyHead(part, VOCABULARY, ranks)(torch.eye(3)),
+        "least": torch.tensor(ranks.least(7 - ranks.rank)),
         "sum": ranks.sum(torch.tensor([1e8, 1.0, -1e8, 0.5])[ranks.rank % 4].repeat(5)),
     }
 

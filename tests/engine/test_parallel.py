@@ -107,6 +107,11 @@ def test_sums_of_four_are_in_the_order_of_the_ranks(four):
     assert all(torch.equal(rank[""]["sum"], expected) for rank in four)
 
 
+@pytest.mark.parametrize(("size", "least"), [("two", 6), ("four", 4)])
+def test_all_ranks_know_the_least_number(size, least, request):
+    assert [rank[""]["least"].item() for rank in request.getfixturevalue(size)] == [least] * (8 - least)
+
+
 @pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "qwen3"])
 def test_alone_is_the_decoder_itself(tiny_model, name):
     folder = tiny_model(name)[1]

@@ -14,6 +14,7 @@ from engine.gpu_model import GpuKvPool, GpuModel
 from engine.gpu_start import GpuStart
 from engine.gpu_weights import GpuAssembly
 from engine.loading import load
+from engine.parallel import Joined
 from kernels.gpu.block_copy import BlockCopier
 from kernels.gpu.runtime import INTERPRETED
 from kernels.gpu.sample import RowSettings, reference_sample, sample
@@ -54,6 +55,18 @@ def test_graphs_and_steps_in_advance_change_no_token(folder):
         engine = kind(*gpu_worker(folder, 30, device=GPU), 30)
         assert staggered(engine) == want
         assert engine.worker.replayed > 0
+
+
+def test_graphs_hold_sums_over_nccl(folder, tmp_path):
+    """With one GPU a group of one: the calls, their capture and their replay are what they are with more."""
+    want = staggered(Logged(*gpu_worker(folder, 30, device=GPU), 30))
+    ranks = Joined(0, 1, f"file://{tmp_path}/meet", GPU)
+    try:
+        engine = InAdvance(*gpu_worker(folder, 30, device=GPU, ranks=ranks), 30)
+        assert staggered(engine) == want
+        assert engine.worker.replayed > 0
+    finally:
+        ranks.close()
 
 
 def test_a_decode_step_is_given_without_waiting_for_the_device(folder):

@@ -23,8 +23,9 @@ LIMITS = StepLimits(2048, 256)
 def plan(smollm2_source):
     config = ModelConfig.from_source(smollm2_source)
 
-    def make(gib, arithmetic=BF16, model=config, **settings):
-        return plan_gpu_memory(Settings(**settings), smollm2_source, model, arithmetic, LIMITS, free=int(gib * GIB))
+    def make(gib, arithmetic=BF16, model=config, ranks=1, **settings):
+        free = int(gib * GIB)
+        return plan_gpu_memory(Settings(**settings), smollm2_source, model, arithmetic, LIMITS, free=free, ranks=ranks)
 
     return make
 
@@ -42,6 +43,14 @@ def test_an_8b_model_on_a_free_h200(plan):
     assert 0.9 * left - 2**22 < pool_bytes(made) <= 0.9 * left
     assert made.activations < 4 * GIB
     assert (made.context, made.available) == (8192, 139 * GIB)
+
+
+def test_each_of_two_gpus_has_half_of_the_weights_and_of_every_block(plan):
+    whole, half = plan(30, model=LLAMA_3_8B), plan(30, model=LLAMA_3_8B, ranks=2)
+    assert half.weights == whole.weights // 2
+    assert half.kv_per_token == whole.kv_per_token // 2
+    assert half.activations < whole.activations
+    assert half.blocks > 3 * whole.blocks  # 13 GiB are left of 30, and 22
 
 
 def test_all_that_is_counted_stays_within_what_is_free(plan):

@@ -44,13 +44,13 @@ def never_records(max_rows, context):
     return GraphPlan(max_rows, context, recording=False)
 
 
-def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU):
+def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None):
     source = resolve_model(str(folder))
     config = ModelConfig.from_source(source)
     pool = GpuKvPool(config, blocks, SIZE, device, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
-    model = GpuModel(config, weights, pool, context=CONTEXT)
+    model = GpuModel(config, weights, pool, context=CONTEXT, ranks=ranks)
     return config, GpuWorker.of(model, config.eos_token_ids, plan(max_running, CONTEXT), torch.float32)
 
 
