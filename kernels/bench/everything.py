@@ -5,46 +5,65 @@ only, and kernels need to know nothing of what is built upon them: a part is a c
 """
 
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 SECONDS = 480.0  # for all parts together
+TIMED_OUT, NOTHING_PASSED = 124, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process: `arguments` of Python. It writes its figures to the path after `--json`, if it has any to write."""
+    """One process: `arguments` of Python. It writes its figures to the path after `option`.
+
+    Attributes:
+        name: under which its figures stand.
+        arguments: of Python.
+        seconds: it gets at most.
+        least: with less time left it is left out.
+        option: `--json`, or pytest's `--junit-xml`, whose counts are the figures then.
+    """
 
     name: str
     arguments: tuple[str, ...]
-    seconds: float  # at most
-    figures: bool = True
+    seconds: float
+    least: float = 1.0
+    option: str = "--json"
 
 
-# In the order of what is missed most when time runs out.
+# In the order of what is missed most when time runs out. pytest's own settings need plugins that a rented GPU seldom has.
+PYTEST = ("-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider")
 PARTS = (
-    Part("checks", ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"), 90.0, figures=False),
+    Part("checks", (*PYTEST, "-o", "addopts=--import-mode=importlib"), 110.0, option="--junit-xml"),
     Part("kernels", ("-m", "kernels.bench", "gpu"), 120.0),
-    Part("steps", ("-m", "engine.gpu_bench"), 80.0),
+    Part("steps", ("-m", "engine.gpu_bench"), 70.0),
     Part("serving", ("-m", "engine.serve_bench"), 90.0),
-    Part("start", ("-m", "engine.start_bench"), 110.0),
-    Part("peer", ("tests/peers/transformers_serving.py",), 120.0),
+    Part("peer", ("tests/peers/transformers_serving.py",), 90.0),
+    Part("start", ("-m", "engine.start_bench"), 200.0, least=150.0),
 )
 
 
 def run_all(out: Path | None, parts: tuple[Part, ...] = PARTS, seconds: float = SECONDS) -> int:
-    """Run the parts one after the other. Returns how many failed; `out` has what there is after each of them."""
+    """Run the parts one after the other. Returns how many failed or were left out; `out` has what there is after each of them."""
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "parts": {}}
     end = time.monotonic() + seconds
     for part in parts:
-        left = min(part.seconds, end - time.monotonic())
-        found["parts"][part.name] = _run(part, left) if left > 1 else {"rc": None, "why": "no time left"}
+        left = end - time.monotonic()
+        if left < part.least:
+            found["parts"][part.name] = {"rc": None, "why": f"left out: {left:.0f} of {part.least:.0f} s left"}
+            print(f"--- {part.name}: left out, {left:.0f} s are left", flush=True)
+        else:
+            found["parts"][part.name] = _run(part, min(part.seconds, left))
         found |= _compared(found["parts"])
         if out is not None:
             out.write_text(json.dumps(found, indent=1))
@@ -54,26 +73,55 @@ def run_all(out: Path | None, parts: tuple[Part, ...] = PARTS, seconds: float = 
 
 
 def _run(part: Part, seconds: float) -> dict[str, Any]:
+    """The part's exit code, time and figures. What it starts and the files it leaves go with it."""
     print(f"--- {part.name}: at most {seconds:.0f} s", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figures.json"
-        command = [sys.executable, *part.arguments, *(("--json", str(path)) if part.figures else ())]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "figures"
         began = time.monotonic()
-        try:
-            code = subprocess.run(command, timeout=seconds, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = 124
+        with subprocess.Popen(
+            [sys.executable, *part.arguments, part.option, str(path)],
+            env=os.environ | {"TMPDIR": folder},
+            start_new_session=True,
+        ) as process:
+            try:
+                code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                code = TIMED_OUT
+            finally:
+                _end(process)
         line: dict[str, Any] = {"rc": code, "seconds": round(time.monotonic() - began, 1)}
         if path.is_file():
-            line["figures"] = json.loads(path.read_text())
+            line["figures"] = _counts(path) if part.option == "--junit-xml" else json.loads(path.read_text())
+            if line["figures"].get("passed") == 0:
+                line["rc"] = code or NOTHING_PASSED
         return line
 
 
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End all that is left of a part: a process it has started may hold the GPU's memory."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _counts(path: Path) -> dict[str, Any]:
+    """What pytest says of its tests: how many passed, were skipped and why, and the names of those that did not pass."""
+    cases = list(ElementTree.parse(path).getroot().iter("testcase"))
+    bad = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skips = [skip.get("message") for case in cases for skip in case.findall("skipped")]
+    return {
+        "passed": len(cases) - len(bad) - len(skips),
+        "skipped": len(skips),
+        "failed": bad,
+        "why_skipped": sorted({str(why) for why in skips}),
+    }
+
+
 def _compared(parts: dict[str, Any]) -> dict[str, float]:
-    """Our output tokens per second over the peer's, once both are known."""
+    """Our output tokens per second over the peer's, once both have made the same number of tokens in a warm round."""
     try:
-        ours = parts["serving"]["figures"]["serving"][-1]["tokens_per_second"]
-        theirs = parts["peer"]["figures"]["serving"][-1]["tokens_per_second"]
+        ours, theirs = (parts[name]["figures"]["serving"][-1] for name in ("serving", "peer"))
     except (KeyError, IndexError):
         return {}
-    return {"serving_over_peer": ours / theirs}
+    if ours["name"] != "warm" or theirs["name"] != "warm" or ours["output_tokens"] != theirs["output_tokens"]:
+        return {}
+    return {"serving_over_peer": ours["tokens_per_second"] / theirs["tokens_per_second"]}

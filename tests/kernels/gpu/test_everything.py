@@ -11,21 +11,31 @@ import pytest
 from kernels.bench.everything import PARTS, Part, run_all
 
 ROOT = Path(__file__).parents[3]
-WRITES = "import json, sys; json.dump({'serving': [{'tokens_per_second': %s}]}, open(sys.argv[-1], 'w'))"
+WRITES = """
+import json, sys
+line = {'name': %r, 'output_tokens': %d, 'tokens_per_second': %d}
+json.dump({'serving': [{'name': 'first'}, line]}, open(sys.argv[-1], 'w'))
+"""
+
+
+def written(name, label="warm", tokens=640, rate=300):
+    return Part(name, ("-c", WRITES % (label, tokens, rate)), 30.0)
 
 
 def test_figures_are_kept_and_compared(tmp_path):
     out = tmp_path / "all.json"
-    parts = (
-        Part("checks", ("-c", "pass"), 30.0, figures=False),
-        Part("serving", ("-c", WRITES % 300), 30.0),
-        Part("peer", ("-c", WRITES % 100), 30.0),
-    )
+    parts = (Part("kernels", ("-c", "pass"), 30.0), written("serving"), written("peer", rate=100))
     assert run_all(out, parts) == 0
     found = json.loads(out.read_text())
     assert found["serving_over_peer"] == pytest.approx(3.0)
-    assert found["parts"]["checks"]["rc"] == 0
-    assert "figures" not in found["parts"]["checks"]
+    assert found["parts"]["kernels"]["rc"] == 0
+    assert "figures" not in found["parts"]["kernels"]
+
+
+@pytest.mark.parametrize("peer", [{"label": "first"}, {"tokens": 639}])
+def test_what_is_not_alike_is_not_compared(peer, tmp_path):
+    assert run_all(tmp_path / "all.json", (written("serving"), written("peer", **peer))) == 0
+    assert "serving_over_peer" not in json.loads((tmp_path / "all.json").read_text())
 
 
 def test_a_part_that_fails_or_is_slow_costs_itself_only(tmp_path):
@@ -33,15 +43,63 @@ def test_a_part_that_fails_or_is_slow_costs_itself_only(tmp_path):
     parts = (
         Part("fails", ("-c", "raise SystemExit(3)"), 30.0),
         Part("slow", ("-c", "import time; time.sleep(60)"), 1.5),
-        Part("serving", ("-c", WRITES % 300), 30.0),
+        written("serving"),
     )
     assert run_all(out, parts) == 2
     found = json.loads(out.read_text())["parts"]
     assert [found[name]["rc"] for name in ("fails", "slow", "serving")] == [3, 124, 0]
 
 
-def test_without_time_nothing_is_started(tmp_path):
-    assert run_all(None, (Part("fails", ("-c", "raise SystemExit(3)"), 30.0),), seconds=0.0) == 1
+HOLDS = """
+import os, pathlib, subprocess, sys, tempfile
+held = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+place = tempfile.mkdtemp()
+pathlib.Path(sys.argv[1]).write_text(f'{held.pid} {place}')
+held.wait()
+"""
+
+
+def test_what_a_slow_part_has_started_and_written_goes_with_it(tmp_path):
+    said = tmp_path / "said"
+    run_all(None, (Part("slow", ("-c", HOLDS, str(said)), 5.0),))
+    pid, place = said.read_text().split()
+    assert not Path(place).exists()
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+
+
+TESTS = """
+import pytest
+def test_one(): pass
+def test_two(): pytest.skip("no such thing here")
+def test_three(): assert False
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "code", "passed", "skipped", "failed"),
+    [("one or two", 0, 1, 1, []), ("two", 5, 0, 1, []), ("three or one", 1, 1, 0, ["test_three"])],
+)
+def test_checks_are_counted_and_skips_alone_are_no_pass(chosen, code, passed, skipped, failed, tmp_path):
+    (tmp_path / "test_some.py").write_text(TESTS)
+    arguments = ("-m", "pytest", str(tmp_path), "-c", os.devnull, "-p", "no:cacheprovider", "-k", chosen)
+    run_all(tmp_path / "all.json", (Part("checks", arguments, 60.0, option="--junit-xml"),))
+    part = json.loads((tmp_path / "all.json").read_text())["parts"]["checks"]
+    assert (part["rc"], part["figures"]["passed"], part["figures"]["skipped"]) == (code, passed, skipped)
+    assert part["figures"]["failed"] == failed
+    assert part["figures"]["why_skipped"] == (["no such thing here"] if skipped else [])
+
+
+def test_what_there_is_no_time_for_is_left_out(tmp_path):
+    out = tmp_path / "all.json"
+    parts = (
+        Part("long", ("-c", "raise SystemExit(3)"), 90.0, least=60.0),
+        Part("short", ("-c", "pass"), 20.0),
+    )
+    assert run_all(out, parts, seconds=30.0) == 1
+    found = json.loads(out.read_text())["parts"]
+    assert found["long"]["rc"] is None and "of 60 s left" in found["long"]["why"]
+    assert found["short"]["rc"] == 0
 
 
 def test_every_part_is_a_command_that_there_is():
