@@ -14,7 +14,7 @@ import msgspec
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.channel import Channel, ParentGone
-from engine.endings import EXIT_MODEL, DeviceLost, leave_at_once
+from engine.endings import EXIT_LOST, EXIT_MODEL, DeviceLost, leave_at_once
 from engine.start import Starter
 from scheduler.messages import Failed
 
@@ -37,7 +37,10 @@ def main() -> int:
     # Who stops the server signals its whole group; open requests are drained only if the engine goes last.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return serve(settings, source, Channel(options.commands, options.events, parent=sys.stdin.fileno()))
+    code = serve(settings, source, Channel(options.commands, options.events, parent=sys.stdin.fileno()))
+    if settings.tensor_parallel > 1:
+        leave_at_once(code)
+    return code
 
 
 def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
@@ -55,7 +58,7 @@ def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
     except DeviceLost as error:
         log.critical("the device is lost: %s", error)
         channel.close()
-        leave_at_once(starter.folder)
+        leave_at_once(EXIT_LOST, starter.folder)
     finally:
         starter.close()
         channel.close()

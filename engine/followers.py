@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -19,13 +18,14 @@ from pathlib import Path
 import msgspec
 
 from configs.model_source import ModelSource
+from configs.private_folder import private_folder
 from configs.settings import Settings
-from engine.endings import EXIT_MODEL, leave_at_once
+from engine.endings import EXIT_LOST, EXIT_MODEL, leave_at_once
 from engine.orders import Leave, Order, OrderSender
 
 log = logging.getLogger("headrace.engine")
 
-_LEAVE_SECONDS = 5.0
+_LEAVE_SECONDS = 2.0
 _REASON_SECONDS = 5.0
 
 
@@ -41,7 +41,7 @@ class Followers:
     """
 
     def __init__(self, settings: Settings, source: ModelSource) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="headrace-ranks-"))
+        self.folder = private_folder("headrace-ranks-")
         others = range(1, settings.tensor_parallel)
         self._orders = OrderSender([orders(self.folder, rank) for rank in others])
         self._leaving = False
@@ -60,14 +60,14 @@ class Followers:
             time.sleep(_REASON_SECONDS)
         if not self._leaving:
             log.critical("rank %d ended with exit code %d: so does this engine", rank, code)
-            leave_at_once(self.folder)  # the main thread may be waiting for that rank, for ever
+            leave_at_once(EXIT_LOST, self.folder)  # the main thread may be waiting for that rank, for ever
 
     def tell(self, order: Order) -> None:
         """Have all of them do this after what they were told before."""
         self._orders.tell(order)
 
     def close(self) -> None:
-        """Send them home and wait for that; who has not gone after five seconds is killed."""
+        """Send them home and wait for that; who has not gone after two seconds is killed."""
         self._leaving = True
         self.tell(Leave())
         for process in self._processes:

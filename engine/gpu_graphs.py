@@ -28,11 +28,20 @@ log = logging.getLogger("headrace.engine")
 Work = Callable[[], None]
 
 
+class NotRecorded(RuntimeError):
+    """The work was done once, and recording it failed."""
+
+
 class Recorder(Protocol):
     """Turns work on a device into something that does it again cheaply."""
 
     def record(self, prepare: Work, work: Work) -> Work:
-        """What does `work` again, over the same memory. `prepare` makes it harmless to run `work` while recording."""
+        """What does `work` again, over the same memory. `prepare` makes it harmless to run `work` while recording.
+
+        Raises:
+            NotRecorded: what it says.
+            RuntimeError: the work itself failed.
+        """
         ...
 
 
@@ -47,22 +56,30 @@ class EagerRecorder:
 
 
 class CudaRecorder:
-    """CUDA graphs, recorded on a stream of its own, in one pool of memory that they share: they run one after the other."""
+    """CUDA graphs, recorded on a stream of its own, in one pool of memory that they share: they run one after the other.
+
+    Graphs stay until the process ends: torch clears the workspaces of a stream when a graph that was recorded there goes, and the
+    other graphs still use them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, prepare: Work, work: Work) -> Work:
         """See `Recorder`. The run before the recording compiles kernels and lets libraries set themselves up."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            prepare()
-            work()
-            self._capture(graph, work)
-        current.wait_stream(self._stream)
+        self._graphs.append(graph)
+        try:
+            with torch.cuda.stream(self._stream):
+                prepare()
+                work()
+                self._capture(graph, work)
+        finally:  # the next step fills the buffers that this work reads
+            current.wait_stream(self._stream)
         replay: Work = graph.replay
         return replay
 
@@ -76,6 +93,8 @@ class CudaRecorder:
                 work()
             finally:
                 graph.capture_end()
+        except RuntimeError as error:
+            raise NotRecorded(str(error)) from error
         finally:
             if collecting:
                 gc.enable()
@@ -157,17 +176,25 @@ class DecodeGraphs:
         return self._plan.next()
 
     def record(self, bucket: Bucket) -> None:
-        """Record a graph: to be called while the device is busy with a step, by all ranks."""
+        """Record a graph: to be called while the device is busy with a step, by all ranks.
+
+        Once that fails none is recorded any more: a capture that broke off may leave torch's allocator in the middle of it. Memory
+        is planned for all graphs, so this is no usual end.
+
+        Raises:
+            RuntimeError: of several ranks, the work itself failed: the others are waiting in it.
+        """
         began = time.perf_counter()
         replay: Work | None = None
         try:
             replay = self._recorder.record(lambda: self._fill(bucket, (), None), self._work(bucket))
-        except RuntimeError as error:  # no memory, as a rule; a device that has failed says so again in the next step
-            log.warning("no CUDA graph for %d rows, %d keys: %s", bucket.rows, bucket.keys, error)
-        if (
-            not self._model.ranks.least(replay is not None) or replay is None
-        ):  # a graph pads its sums: all have it or none
-            self._plan.was_refused(bucket)
+        except RuntimeError as error:  # a device that has failed says so again in the next step
+            if self._model.ranks.size > 1 and not isinstance(error, NotRecorded):
+                raise
+            log.warning("no CUDA graph for %d rows, %d keys, nor any further: %s", bucket.rows, bucket.keys, error)
+        made = replay is not None
+        if not self._model.ranks.least(made) or replay is None:  # a graph pads its sums: all ranks have it or none
+            self._plan.stop()
             return
         self._replays[bucket] = replay
         seconds = time.perf_counter() - began

@@ -22,6 +22,7 @@ from engine.endings import DeviceLost
 from engine.gpu_graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu_model import GpuModel
 from engine.gpu_sampler import DeviceSampler, Draw, Member
+from engine.gpu_transfer import Mark
 from engine.graph_plan import Bucket, GraphPlan
 from engine.orders import Order, Record, Rehearse, Submit
 from engine.sampling.sampler import Sampled, Sampler
@@ -43,7 +44,12 @@ class PendingStep:
         self._began = began
         self._seconds = 0.0
         self._draws: list[tuple[list[int], list[Member], Draw | list[Sampled]]] = []
+        self._end: Mark | None = None
         self.finished = False
+
+    def close(self, device: torch.device) -> None:
+        """All of it has been given to the device."""
+        self._end = Mark(device)
 
     def add(self, places: list[int], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
         """Tokens of the results at `places` are to come from `drawn`."""
@@ -58,8 +64,10 @@ class PendingStep:
         return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
 
     def finish(self) -> None:
-        """Take in the tokens; steps are finished in order."""
+        """Wait for it, samples or not, and take in the tokens; steps are finished in order."""
         self.finished = True
+        if self._end is not None:
+            self._end.wait()
         for _, members, _ in self._draws:
             for member in members:
                 member.ahead -= 1
@@ -171,6 +179,7 @@ class GpuWorker:
         self._announce(step.new)
         if step.chunks:
             self._compute(step.chunks, pending)
+        pending.close(self._device)
         self._pending.append(pending)
         for request_id in step.retired:
             self._retire(request_id)
@@ -186,20 +195,28 @@ class GpuWorker:
 
     @contextmanager
     def losses_told(self) -> Iterator[None]:
-        """Errors after which no step succeeds, as what they mean: those after which CUDA refuses all else, for which torch has a
-        type of its own, and of several ranks every one, since the others go on without this one.
+        """Errors after which no step succeeds, as what they mean: those after which CUDA refuses all else, and of several ranks
+        every one, since the others go on without this one.
 
         Raises:
             DeviceLost: instead of them.
         """
         try:
             yield
-        except torch.AcceleratorError as error:
-            raise DeviceLost(str(error)) from error
-        except RuntimeError as error:
-            if self._alone:
-                raise
-            raise DeviceLost(f"the ranks are out of step: {error}") from error
+        except Exception as error:
+            if not self._alone:
+                raise DeviceLost(f"the ranks are out of step: {error!r}") from error
+            if not self._answers():
+                raise DeviceLost(str(error)) from error
+            raise
+
+    def _answers(self) -> bool:
+        """Whether the device still does as it is told; whoever launched a kernel has its own words for it when it does not."""
+        try:
+            Mark(self._device).wait()
+        except RuntimeError:
+            return False
+        return True
 
     def _finish_oldest(self) -> None:
         oldest = self._pending.popleft()

@@ -4,7 +4,7 @@ A graph has a fixed shape: so many rows, and programs for sequences of so many k
 (`Bucket`) that covers it, its other rows are padding. No graph is there at first: a bucket runs kernel by kernel until what that
 has cost the host exceeds what recording a graph costs, and the bucket that has cost most is recorded first. So a rule that knows
 nothing of the future spends at most twice what the best choice would have (the ski-rental bound: Karlin et al. 1988,
-"Competitive snoopy caching", section 3), and a start waits for no graph at all.
+"Competitive snoopy caching", section 3), and a start waits for one graph at most, that of a single row.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,6 @@ class GraphPlan:
         self._keys = key_steps(context)
         self._spent: dict[Bucket, float] = {}  # of buckets without a graph: seconds of eager steps
         self._recorded: set[Bucket] = set()
-        self._refused: set[Bucket] = set()
         self._cost = 0.0  # seconds that the last recording took
 
     @property
@@ -96,8 +95,7 @@ class GraphPlan:
     def ran_eagerly(self, rows: int, keys: int, seconds: float) -> None:
         """A step ran without a graph and kept the host busy for so long."""
         bucket = self.bucket(rows, keys)
-        if bucket not in self._refused:
-            self._spent[bucket] = self._spent.get(bucket, 0.0) + seconds
+        self._spent[bucket] = self._spent.get(bucket, 0.0) + seconds
 
     def next(self) -> Bucket | None:
         """What to record now: the costliest bucket, if it has cost more than a recording."""
@@ -112,7 +110,6 @@ class GraphPlan:
         self._spent.pop(bucket, None)
         self._cost = seconds
 
-    def was_refused(self, bucket: Bucket) -> None:
-        """It cannot have a graph (memory is short, say); it stays eager and is not tried again."""
-        self._refused.add(bucket)
-        self._spent.pop(bucket, None)
+    def stop(self) -> None:
+        """No more graphs (memory is short, say): what has none stays eager."""
+        self._recording = False

@@ -15,7 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from engine.channel import Channel, Command
@@ -52,15 +52,26 @@ class _Flight:
 
 
 class EngineLoop:
-    """Drives one worker with one scheduler until told to stop, and the mover where there are tiers below the device."""
+    """Drives one worker with one scheduler until told to stop, and the mover where there are tiers below the device.
+
+    Args:
+        scheduler: plans.
+        worker: computes.
+        channel: brings commands, takes events.
+        clock: seconds, monotonic.
+        mover: moves blocks between tiers.
+        thread: the worker's own, if it has one already; it is shut down at the end.
+    """
 
     def __init__(
         self,
         scheduler: Scheduler,
         worker: Worker,
         channel: Channel,
+        *,
         clock: Callable[[], float] = time.monotonic,
         mover: Mover | None = None,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._worker = worker
@@ -69,7 +80,7 @@ class EngineLoop:
         self._mover = mover
         self._planned: Step | None = None
         self._flights: deque[_Flight] = deque()  # steps that the worker has, the oldest first
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+        self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
     def run(self) -> None:
         """Serve until Shutdown.
@@ -85,6 +96,9 @@ class EngineLoop:
                 self._rest()
         except Stopped:
             pass
+        except DeviceLost:
+            self._mover = None  # what a lost device holds cannot be given back
+            raise
         finally:
             self._thread.shutdown()  # after the step that runs: its end wakes the channel, which the caller will close
             if self._mover is not None:
@@ -105,7 +119,7 @@ class EngineLoop:
             self._receive()
 
     def _serve_until_idle(self) -> None:
-        while self._flights or not self._scheduler.idle:
+        while self._flights or self._news or not self._scheduler.idle:
             self._receive()
             if self._flights and (len(self._flights) == self._worker.depth or self._flights[0].refused):
                 self._land()
@@ -119,6 +133,11 @@ class EngineLoop:
             else:
                 self._wait_for_moves(step)
         self._planned = None
+
+    @property
+    def _news(self) -> bool:
+        """Whether the plan has something to tell the worker, though nothing to compute."""
+        return self._planned is not None and bool(self._planned.retired)
 
     def _next_step(self) -> Step:
         now = self._clock()
@@ -175,7 +194,10 @@ class EngineLoop:
         """The steps behind it were built on what it was to bring: they are let run out, and fail with it."""
         later = list(self._flights)
         self._flights.clear()
-        wait([self._thread.submit(flight.result) for flight in later])
+        futures = [self._thread.submit(flight.result) for flight in later]
+        for error in (future.exception() for future in futures):
+            if isinstance(error, DeviceLost):
+                raise error
         self._emit(self._scheduler.fail([step, *(flight.step for flight in later)], self._planned, cause, now))
         self._planned = None
 

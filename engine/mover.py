@@ -131,7 +131,7 @@ class Mover:
         staging = self._staging(len(labels))
         arrived = store.get(labels, Rows(staging, range(len(labels))))
         self._pool[torch.tensor(blocks, device=self._pool.device)] = staging.to(self._pool.device)
-        torch.cuda.synchronize(self._pool.device)
+        torch.cuda.current_stream(self._pool.device).synchronize()  # the device's own would break a graph's capture off
         return arrived
 
     def _save(self, store: BlockStore, labels: Sequence[Label], blocks: Sequence[int]) -> list[int]:

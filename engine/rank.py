@@ -8,12 +8,11 @@ Exit codes: 0 told to leave, or the first rank is gone; 3 the model cannot be se
 import argparse
 import logging
 import os
-import shutil
 import signal
-import sys
 import threading
 from collections import deque
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -21,7 +20,7 @@ from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
-from engine.endings import EXIT_MODEL
+from engine.endings import EXIT_MODEL, leave_at_once
 from engine.followers import orders, rendezvous
 from engine.gpu_start import GpuStart, rank_device
 from engine.gpu_worker import GpuWorker, PendingStep
@@ -61,20 +60,20 @@ def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> i
     except ModelError as error:
         log.error("rank %d: %s", rank, error)
         return EXIT_MODEL
-    finally:
-        receiver.close()
-        ranks.close()
+    except Exception:
+        log.exception("rank %d fails", rank)
+        return 1
     return 0
 
 
 def end_with_the_first(folder: Path) -> None:
     """Its death closes our stdin. This process may be waiting for it on the device then, where no exception comes through."""
-    sys.stdin.buffer.read()
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
+    while os.read(0, 4096):
+        pass
+    leave_at_once(0, folder)
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Parse, start, follow."""
     parser = argparse.ArgumentParser(prog="python -m engine.rank", description="One rank of an engine (started by it).")
     parser.add_argument("--rank", type=int, required=True, help="which, from 1")
@@ -89,8 +88,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=end_with_the_first, args=(options.folder,), name="first-rank", daemon=True).start()
-    return serve(settings, source, options.rank, options.folder)
+    leave_at_once(serve(settings, source, options.rank, options.folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

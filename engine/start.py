@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -54,14 +55,14 @@ class Starter:
         self._source = source
         self._channel = channel
         self._followers: Followers | None = None
-        self._ranks: Joined | None = None
+        # Nothing computes in another: what libraries set up for a thread is warm when the first request comes.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
     def close(self) -> None:
-        """Let go of the other ranks, if there are any; to be called whatever became of the start."""
+        """Send the other ranks home, if there are any; to be called whatever became of the start."""
+        self._thread.shutdown()
         if self._followers is not None:
             self._followers.close()
-        if self._ranks is not None:
-            self._ranks.close()
 
     @property
     def folder(self) -> Path | None:
@@ -106,7 +107,7 @@ class Starter:
         with self._phase("load weights"):
             worker = self._worker(config, plan, arithmetic)
         with self._phase("first token"):
-            produce_token(worker, plan.block_size)
+            self._thread.submit(produce_token, worker, plan.block_size).result()
         return arithmetic, plan, worker
 
     def _on_gpu(self, config: ModelConfig, device: Device) -> "tuple[GpuStart, MemoryPlan, Worker]":
@@ -125,9 +126,9 @@ class Starter:
         with self._phase("load weights"):
             worker = gpu.worker(plan, self._followers.tell if self._followers else None)
         with self._phase("first token"):
-            produce_token(worker, plan.block_size)
+            self._thread.submit(produce_token, worker, plan.block_size).result()
         with self._phase("compile kernels"):
-            gpu.warm_up(worker)
+            self._thread.submit(gpu.warm_up, worker).result()
         return gpu, plan, worker
 
     def _check_tiers(self) -> None:
@@ -146,14 +147,13 @@ class Starter:
         assert self._followers is not None
         with self._phase("meet ranks"):
             os.environ.update(loopback())
-            self._ranks = Joined(
+            return Joined(
                 0,
                 self._settings.tensor_parallel,
                 rendezvous(self._followers.folder),
                 rank_device(0),
                 timeout=self._settings.start_seconds,
             )
-        return self._ranks
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -249,7 +249,7 @@ class Starter:
             pool,
             tiers,
         )
-        return EngineLoop(scheduler, worker, self._channel, mover=mover)
+        return EngineLoop(scheduler, worker, self._channel, mover=mover, thread=self._thread)
 
 
 def gpu_start(

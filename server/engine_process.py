@@ -7,22 +7,20 @@ requests (the queue by `max_waiting`, each request by its `max_tokens`).
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import zmq
 
+from configs.private_folder import private_folder
 from configs.settings import Settings
 from scheduler.messages import (
     COMMANDS,
@@ -44,7 +42,6 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS = {event.__name__: msgspec.msgpack.Decoder(event) for event in EVENTS}
 _COMMAND_NAMES = {command: command.__name__.encode() for command in COMMANDS}
 _RETRY_SECONDS = 0.005  # until a child that has not connected yet is tried again
-_LONGEST_FOLDER = 80  # a Unix socket path may take 107 bytes
 
 
 class ProtocolError(Exception):
@@ -69,7 +66,7 @@ class EngineProcess:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.started = time.monotonic()
-        self._folder = _private_folder()
+        self._folder = private_folder("headrace-")
         commands, events = (f"ipc://{self._folder}/{name}" for name in ("commands", "events"))
         self._child = subprocess.Popen(
             [*arguments, "--commands", commands, "--events", events], stdin=subprocess.PIPE, start_new_session=True
@@ -189,11 +186,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _private_folder() -> Path:
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="headrace-", dir=base if len(os.fsencode(base)) <= _LONGEST_FOLDER else "/tmp"))
 
 
 def receive_all(process: EngineProcess, handle: Callable[[Any], None]) -> None:

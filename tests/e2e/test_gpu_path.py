@@ -1,6 +1,7 @@
 """The GPU's worker behind a real server, its kernels interpreted over CPU tensors: alone, and split over two processes."""
 
 import contextlib
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_ranks_leave_together_and_leave_nothing(serve):
     assert server.stop() == 0
     assert psutil.wait_procs(others, timeout=10)[1] == []
     assert not folders[0].exists()
+    assert not re.search("fatal|traceback|warning", "".join(server.output), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("victim", ["rank", "engine"])

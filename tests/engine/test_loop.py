@@ -1,6 +1,7 @@
 """The engine's loop over real sockets, with a worker that needs no model."""
 
 import threading
+import time
 
 import msgspec
 import numpy as np
@@ -162,6 +163,20 @@ def test_a_failed_step_ends_its_own_requests_only(engine):
     assert client.ends["doomed"].finish_reason is FinishReason.ERROR
     assert "RuntimeError: injected" in client.ends["doomed"].error
     assert client.tokens["later"] == want([2] * 9)
+
+
+def test_the_worker_forgets_whoever_has_ended(engine):
+    """Also where the last one's end is seen while a step runs that counts on its going on."""
+    client, worker, _ = engine
+    for i in range(5):
+        first = want([1 + i] * 9)[0]
+        client.add(f"r{i}", [1 + i] * 9, stop_token_ids=(first,))
+        client.until_ended(f"r{i}")
+    for _ in range(1000):  # what it is told comes after what the client is told
+        if not worker.tokens:
+            break
+        time.sleep(0.01)
+    assert worker.tokens == {}
 
 
 def test_steps_overlap_where_the_worker_takes_two(engine):

@@ -431,7 +431,8 @@ class Engine:
 
     def drain(self, limit: int = 5000) -> None:
         for _ in range(limit):
-            if self.scheduler.idle and not self.flights and (self.planned is None or not self.planned.chunks):
+            news = self.planned is not None and (self.planned.chunks or self.planned.retired)
+            if self.scheduler.idle and not self.flights and not news:
                 break
             self.tick()
         assert not self.scheduler.has_work, f"not drained after {limit} steps"

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from engine.endings import DeviceLost
+from engine.gpu_graphs import NotRecorded
+from engine.gpu_transfer import Mark
 from scheduler.messages import FinishReason
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Chunk, SequenceInit, Step
@@ -241,11 +243,12 @@ def test_more_sequences_than_there_were_places_for(folder, monkeypatch):
     assert generate(Logged(*gpu_worker(folder, 20), 20)) == generate(Logged(*cpu_worker(folder, 20), 20))
 
 
-def test_graphs_that_do_not_fit_are_left_out(folder):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), NotRecorded("broken off")])
+def test_graphs_that_do_not_fit_are_left_out(folder, error, caplog):
     config, worker = gpu_worker(folder, 30, plan=RecordsAtOnce)
 
     def full(prepare, work):
-        raise torch.OutOfMemoryError("no room")
+        raise error
 
     worker._graphs._recorder.record = full
     engine = Logged(config, worker, 30)
@@ -253,21 +256,33 @@ def test_graphs_that_do_not_fit_are_left_out(folder):
     engine.drain()
     assert len(engine.outputs["r"]) == 4
     assert worker._graphs.replayed == 0
+    assert [str(error) in record.message for record in caplog.records] == [True], "tried once"
+
+
+class Broken:
+    """A device that refuses everything, as CUDA does after some errors."""
+
+    def __init__(self, device):
+        pass
+
+    def wait(self):
+        raise torch.AcceleratorError("illegal access")
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
-    [(torch.AcceleratorError("illegal access"), DeviceLost), (torch.OutOfMemoryError(), torch.OutOfMemoryError)],
+    ("mark", "told"), [(Broken, DeviceLost), (Mark, RuntimeError)], ids=["the device fails", "a step fails"]
 )
-def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, error, told):
-    """CUDA refuses everything after some errors; running out of memory is none of them."""
+def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, mark, told):
+    """Whoever launches a kernel has its own words for a device that is lost: it is asked."""
 
     def fails(*_):
-        raise error
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
 
     _, worker = gpu_worker(folder, 30)
+    monkeypatch.setattr("engine.gpu_worker.Mark", mark)
     monkeypatch.setattr(worker._graphs, "forward", fails)
     new = SequenceInit(request_id="r", prompt_ids=[3], sampling=SamplingParams(max_tokens=1))
     chunk = Chunk(request_id="r", start=0, length=1, block_table=[0], samples=True)
-    with pytest.raises(told):
+    with pytest.raises(told, match="Triton Error") as caught:
         worker.run(Step(step_id=0, chunks=[chunk], new=[new]))
+    assert type(caught.value) is told

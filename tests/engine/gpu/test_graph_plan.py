@@ -44,7 +44,7 @@ def test_the_costliest_comes_first_and_only_once_it_has_cost_a_recording():
     assert plan.next() is None  # 0.3 s so far, and a recording takes 1 s
     plan.ran_eagerly(16, 1, 0.8)
     assert plan.next() == Bucket(16, 512)
-    plan.was_refused(Bucket(16, 512))
+    plan.stop()
     plan.ran_eagerly(16, 1, 100.0)
     assert plan.next() is None
     assert plan.recorded(16, 1) is None
