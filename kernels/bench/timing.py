@@ -9,6 +9,41 @@ from functools import partial
 import torch
 
 CACHE_BYTES = 256 * 2**20  # more than the L2 of any GPU so far: between two uses of an input lies at least so much
+SHORT = 1e-3  # seconds: of work that takes less, so many calls lie between two events:
+CALLS = 10
+HEAD_START = 10**6  # cycles for which the device spins, some 0.5 ms, while the host queues what is timed
+_LONGEST_HEAD_START = 64 * HEAD_START  # to work that waits for the device itself, no head start is enough
+_RISE = 0.3  # seconds of work after which a GPU that had nothing to do runs at its full clock
+
+
+class _Queue:
+    """Puts pairs of events around calls of `work(turn)`, and the calls between them without a gap that is the host's.
+
+    On an idle device the first event would pass at once, and the second only when the host has launched everything: for work
+    shorter than its launches (some 20 us each) that times Python. So the device spins before the first event while the host
+    queues the rest. Whether that was long enough is seen: the first event must be still to come when the last is queued.
+    """
+
+    def __init__(self, work: Callable[[int], object]) -> None:
+        self._work = work
+        self._turn = 0
+        self._head_start = HEAD_START
+
+    def pair(self, calls: int) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        """Events before and after `calls` calls; they are still to come."""
+        event = partial(torch.cuda.Event, enable_timing=True)
+        while True:
+            begin, end = event(), event()
+            torch.cuda._sleep(self._head_start)  # type: ignore[no-untyped-call]
+            begin.record()
+            for _ in range(calls):
+                self._work(self._turn)
+                self._turn += 1
+            end.record()
+            waited = not begin.query()  # type: ignore[no-untyped-call]
+            if waited or self._head_start >= _LONGEST_HEAD_START:
+                return begin, end
+            self._head_start *= 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +54,30 @@ class Timer:
     rounds: int = 30
 
     def seconds(self, work: Callable[[int], object]) -> float:
-        """Median time of one call on the device; three calls before are not counted."""
+        """Median time of one call on the device, launches that the host has still to make left out; some calls before
+        are not counted."""
         for turn in range(3):
             work(turn)
         return self._on_gpu(work) if self.device.type == "cuda" else self._on_cpu(work)
 
-    def _on_gpu(self, work: Callable[[int], object]) -> float:
-        event = partial(torch.cuda.Event, enable_timing=True)
-        events = [(event(), event()) for _ in range(self.rounds)]
-        for turn, (begin, end) in enumerate(events):
-            begin.record()
+    def busy(self, work: Callable[[int], object], seconds: float) -> None:
+        """Repeat `work` for so long."""
+        end, turn = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end:
             work(turn)
-            end.record()
+            turn += 1
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+    def _on_gpu(self, work: Callable[[int], object]) -> float:
+        queue = _Queue(work)
+        calls = CALLS if self._between([queue.pair(1)]) < SHORT else 1
+        return self._between([queue.pair(calls) for _ in range(self.rounds)]) / calls
+
+    def _between(self, pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> float:
+        """Median of the seconds from each first event to its second, once all have passed."""
         torch.cuda.synchronize(self.device)
-        milliseconds: list[float] = [begin.elapsed_time(end) for begin, end in events]
+        milliseconds: list[float] = [begin.elapsed_time(end) for begin, end in pairs]
         return statistics.median(milliseconds) / 1e3
 
     def _on_cpu(self, work: Callable[[int], object]) -> float:
@@ -53,4 +98,5 @@ def copy_bandwidth(timer: Timer, size: int = 2**30) -> float:
     """Bytes per second of a device-to-device copy, reads and writes both counted: what kernels are held against."""
     source = torch.empty(size, dtype=torch.uint8, device=timer.device)
     target = torch.empty_like(source)
+    timer.busy(lambda _: target.copy_(source), _RISE if timer.device.type == "cuda" else 0.0)
     return 2 * size / timer.seconds(lambda _: target.copy_(source))
