@@ -196,6 +196,7 @@ def decode_attention(
     mass: Tensor | None = None,
     log_sums: Tensor | None = None,
     out: Tensor | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """Attend with each sequence's newest row to its keys, which are in the pool already, its own included.
 
@@ -216,6 +217,7 @@ def decode_attention(
             (`attention_mass`, a launch of its own).
         log_sums: fp32 [sequences, heads], contiguous: receives the log-sum-exp of each row's scores (natural log).
         out: receives the result in its own type, [sequences, heads, dim], contiguous along dim.
+        config: shape of a program, for benchmarks; None = `config_for`'s.
 
     Returns:
         [sequences, heads, dim] in the type of `q`, or `out`.
@@ -237,7 +239,7 @@ def decode_attention(
     states = out[None] if parts == 1 else q.new_empty((parts, *q.shape), dtype=torch.float32)
     sums = q.new_empty((parts, *q.shape[:2]), dtype=torch.float32) if parts > 1 or log_sums is None else log_sums
     inner, outer = exponents(scale, soft_cap)
-    config = config_for(heads // kv_heads, dim, q.element_size(), capability(q.device))
+    config = config or config_for(heads // kv_heads, dim, q.element_size(), capability(q.device))
     _decode_attention[(kv_heads, parts, sequences)](
         q,
         pool.kv,

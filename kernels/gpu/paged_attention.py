@@ -50,14 +50,21 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: b
     Raises:
         ValueError: the group does not fit a tile.
     """
+    hopper = capability >= 90
+    # A loop's loads run ahead only from 5 stages on: the block table's load takes a level of the pipeline and what it points to
+    # another, so that with 3 each turn waits for its own keys. Chips before Hopper have less shared memory and keep 3. Turning
+    # 8-bit floats into others takes so many registers that only half as many keys at a time leave room for 5.
+    stages = 5 if hopper else 3
     if bytes_each > 2:
-        config = Config(32, 16, warps=8 if capability >= 90 else 4, stages=2)  # for comparing, not for speed
+        config = Config(32, 16, warps=8 if hopper else 4, stages=2)  # for comparing, not for speed
     elif dim <= 64:
-        config = Config(128, 64, warps=4, stages=3) if capability >= 90 else Config(64, 32, warps=4, stages=3)
+        config = Config(128, 32 if fp8 else 64, warps=4, stages=stages) if hopper else Config(64, 32, warps=4, stages=3)
     elif dim <= 128:
-        config = Config(128, 64 if capability >= 90 else 32, warps=8, stages=3)
+        config = Config(128, 64 if hopper and not fp8 else 32, warps=8, stages=stages)
+    elif hopper:
+        config = Config(64, 16, warps=8, stages=stages) if fp8 else Config(128, 32, warps=8, stages=stages)
     else:
-        config = Config(128 if capability >= 90 and not fp8 else 64, 32, warps=8, stages=2)
+        config = Config(64, 32, warps=8, stages=2)
     if group > config.tile:
         raise ValueError(f"{group} query heads a KV head: at most {config.tile}")
     return config
@@ -236,6 +243,7 @@ def paged_attention(
     causal: bool = True,
     log_sums: Tensor | None = None,
     out: Tensor | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """Attend with every row to its sequence's keys, which are in the pool already, the rows' own included.
 
@@ -256,6 +264,7 @@ def paged_attention(
         log_sums: fp32 [rows, heads], contiguous: receives the log-sum-exp of each row's scores (natural log), -inf
         if it saw none.
         out: receives the result, [rows, heads, dim], contiguous along dim.
+        config: shape of a program, for benchmarks; None = `config_for`'s.
 
     Returns:
         [rows, heads, dim] in the type of `q`, or `out`.
@@ -275,7 +284,9 @@ def paged_attention(
     out = torch.empty_like(q) if out is None else out
     if mass is not None and log_sums is None:
         log_sums = q.new_empty((rows, heads), dtype=torch.float32)
-    config = config_for(heads // kv_heads, dim, q.element_size(), capability(q.device), fp8=pool.scales is not None)
+    config = config or config_for(
+        heads // kv_heads, dim, q.element_size(), capability(q.device), fp8=pool.scales is not None
+    )
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
     inner, outer = exponents(scale, soft_cap)
@@ -340,4 +351,5 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("dim 96 bf16", 1, 96),
     *_variants("gemma-2 bf16 window cap", 2, 256, WINDOWED=True, SOFT_CAPPED=True),
     *_variants("gemma-2 bf16 fp8", 2, 256, fp8=True),
+    *_variants("gemma-2 bf16 fp8 window cap", 2, 256, fp8=True, WINDOWED=True, SOFT_CAPPED=True),
 )

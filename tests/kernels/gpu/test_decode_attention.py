@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels.gpu import decode_attention as module
+from kernels.gpu.attention_launch import Config
 from kernels.gpu.attention_reference import reference_attention
 from kernels.gpu.decode_attention import PROGRAMS, SHORTEST, decode_attention, most_parts, split_length
 from tests.kernels.gpu.attention_cases import NO_RESERVE, Case, assert_close, compiles
@@ -126,6 +127,13 @@ def test_no_rows_at_all():
     case = singles([20])
     nothing = (case.q[:0], case.kv, case.kv_lengths[:0], case.block_tables[:0])
     assert decode_attention(*nothing, scale=1.0, longest_kv=0).shape == (0, 4, 16)
+
+
+def test_another_shape_of_program(monkeypatch):
+    case = singles([1, 129, 300])
+    monkeypatch.setattr(module, "config_for", None)
+    out = decode_attention(*case.decode(), scale=0.3, longest_kv=300, config=Config(16, 32, warps=4, stages=5))
+    assert_close(out, reference_attention(*case.shared(), scale=0.3).out)
 
 
 def test_a_variant_compiles():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels.gpu import paged_attention as module
+from kernels.gpu.attention_launch import Config
 from kernels.gpu.attention_reference import reference_attention
 from kernels.gpu.paged_attention import config_for, paged_attention
 from tests.kernels.gpu.attention_cases import NO_RESERVE, Case, assert_close, compiles
@@ -149,6 +150,21 @@ def test_what_does_not_belong_together_is_refused(change, message):
 def test_a_group_too_large_for_a_tile_is_refused():
     with pytest.raises(ValueError, match="at most 128"):
         config_for(129, 128, 2, 90)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+def test_loads_run_ahead_on_hopper(dim, fp8):
+    """With fewer stages each turn of the loop waits for its own keys; before Hopper more would not fit."""
+    assert config_for(2, dim, 2, 90, fp8=fp8).stages == 5
+    assert config_for(2, dim, 2, 80, fp8=fp8).stages <= 3
+
+
+def test_another_shape_of_program(monkeypatch):
+    case = Case(MIXED, heads=(3, 1))
+    monkeypatch.setattr(module, "config_for", None)
+    out = paged_attention(*case.shared(), scale=0.3, longest=case.longest, config=Config(64, 32, warps=4, stages=3))
+    assert_close(out, reference_attention(*case.shared(), scale=0.3).out)
 
 
 def test_a_variant_compiles():
