@@ -1,13 +1,15 @@
 """`python -m engine.gpu_bench`: whole steps of a model of random weights on this GPU, beside the time that reading its bytes takes.
 
 A decode step reads every weight and every sequence's keys and values once: (weights + KV) / bandwidth is its floor. The bandwidth
-is that of a large device-to-device copy, measured in the same run.
+is that of a large device-to-device copy, measured in the same run. Decode steps run on a CUDA graph, as the worker's do; beside
+that stands the same step launched kernel by kernel, the host's time included.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,12 +17,15 @@ import torch
 
 from configs.model_config import ModelConfig
 from engine.batch import SequenceInput
+from engine.gpu_graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu_model import GpuKvPool, GpuModel
 from engine.gpu_weights import GpuLayer, GpuWeights
+from engine.graph_plan import Bucket, GraphPlan
 from engine.parallel import Linear
 from kernels.bench.timing import Timer, copy_bandwidth
 
 BLOCK = 32
+SEQUENCES = (1, 32, 128)  # of the decode steps
 
 LLAMA_3_8B = ModelConfig(
     architecture="llama",
@@ -50,7 +55,18 @@ LLAMA_3_8B = ModelConfig(
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """One kind of step: `rows` tokens of `sequences`, each at `context` keys."""
+    """One kind of step: `rows` tokens of `sequences`, each at `context` keys.
+
+    Attributes:
+        name: of the line.
+        sequences: in the step.
+        rows: of each sequence.
+        context: keys of each sequence.
+        seconds: on the device; of single tokens, on a CUDA graph.
+        floor: seconds in which the device can read what the step reads.
+        bucket: the graph's shape.
+        eager: seconds of single tokens without a graph, from one step to the next.
+    """
 
     name: str
     sequences: int
@@ -58,6 +74,8 @@ class StepTime:
     context: int
     seconds: float
     floor: float
+    bucket: Bucket | None = None
+    eager: float | None = None
 
 
 def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> GpuWeights:
@@ -89,9 +107,18 @@ def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype
 
 
 class StepBench:
-    """A model and a pool for `tokens` tokens, and the steps to time on them."""
+    """A model and a pool for `tokens` tokens, and the steps of up to `sequences` sequences to time on them."""
 
-    def __init__(self, config: ModelConfig, timer: Timer, dtype: torch.dtype, tokens: int, bandwidth: float) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        timer: Timer,
+        dtype: torch.dtype,
+        tokens: int,
+        bandwidth: float,
+        *,
+        sequences: int = SEQUENCES[-1],
+    ) -> None:
         self._config = config
         self._timer = timer
         self._bandwidth = bandwidth
@@ -100,18 +127,37 @@ class StepBench:
             product.nbytes for layer in weights.layers for product in layer.products
         )
         self._pool = GpuKvPool(config, -(-tokens // BLOCK), BLOCK, timer.device, dtype)
-        self._pool.storage.zero_()
+        for part in self._pool.storage.split(512):
+            part.normal_()
         self._model = GpuModel(config, weights, self._pool, context=config.max_position)
+        self._plan = GraphPlan(sequences, config.max_position)
+        recorder = CudaRecorder(timer.device) if timer.device.type == "cuda" else EagerRecorder()
+        self._graphs = DecodeGraphs(self._model, self._plan, recorder, dtype)
+        self._newest = torch.zeros(1, dtype=torch.int64, device=timer.device)
 
     def decode(self, sequences: int, context: int) -> StepTime:
-        """One token a sequence, logits included."""
-        return self._time(f"decode {sequences} at {context}", sequences, 1, context)
+        """One token a sequence, logits included.
+
+        Raises:
+            RuntimeError: its graph could not be recorded.
+        """
+        inputs, floor = self._step(sequences, 1, context)
+        bucket = self._plan.bucket(sequences, context)
+        self._graphs.record(bucket)
+        if self._plan.recorded(sequences, context) != bucket:
+            raise RuntimeError(f"no graph of {bucket}")
+        seconds = self._timer.seconds(lambda _: self._model.logits(self._graphs.forward(inputs, self._newest)))
+        eager = self._wall(lambda: self._model.logits(self._model.forward(inputs)))
+        return StepTime(f"decode {sequences} at {context}", sequences, 1, context, seconds, floor, bucket, eager)
 
     def prefill(self, rows: int) -> StepTime:
         """One prompt's chunk. Its floor counts bytes only: read it as the time of a step, not as a ratio."""
-        return self._time(f"prefill {rows}", 1, rows, rows)
+        inputs, floor = self._step(1, rows, rows)
+        seconds = self._timer.seconds(lambda _: self._model.logits(self._model.forward(inputs)))
+        return StepTime(f"prefill {rows}", 1, rows, rows, seconds, floor)
 
-    def _time(self, name: str, sequences: int, rows: int, context: int) -> StepTime:
+    def _step(self, sequences: int, rows: int, context: int) -> tuple[list[SequenceInput], float]:
+        """A step over blocks in no order, and its floor in seconds."""
         blocks = -(-context // BLOCK)
         order = torch.randperm(len(self._pool.storage), generator=torch.Generator().manual_seed(0)).tolist()
         inputs = [
@@ -123,15 +169,27 @@ class StepBench:
             )
             for index in range(sequences)
         ]
-        seconds = self._timer.seconds(lambda _: self._model.logits(self._model.forward(inputs)))
-        per_block = self._pool.storage[0].nbytes
-        size = self._weight_bytes + sequences * context / BLOCK * per_block
-        return StepTime(name, sequences, rows, context, seconds, size / self._bandwidth)
+        size = self._weight_bytes + sequences * context / BLOCK * self._pool.storage[0].nbytes
+        return inputs, size / self._bandwidth
+
+    def _wall(self, work: Callable[[], object]) -> float:
+        """Seconds from one call to the next, the host's included; one call before is not counted."""
+        work()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(self._timer.rounds):
+            work()
+        self._wait()
+        return (time.perf_counter() - began) / self._timer.rounds
+
+    def _wait(self) -> None:
+        if self._timer.device.type == "cuda":
+            torch.cuda.synchronize(self._timer.device)
 
 
 def steps(bench: StepBench) -> Iterator[StepTime]:
     """All steps of the table."""
-    for sequences in (1, 32, 128):
+    for sequences in SEQUENCES:
         yield bench.decode(sequences, 1024)
     for rows in (512, 2048):
         yield bench.prefill(rows)
@@ -152,9 +210,9 @@ def main() -> int:
     lines = []
     for line in steps(bench):
         lines.append(asdict(line))
-        print(
-            f"{line.name:24}{1e3 * line.seconds:9.2f} ms  floor {1e3 * line.floor:8.2f} ms  x {line.seconds / line.floor:.2f}"
-        )
+        eager = "" if line.eager is None else f"  without a graph {1e3 * line.eager:8.2f} ms"
+        ratio = f"floor {1e3 * line.floor:8.2f} ms  x {line.seconds / line.floor:.2f}"
+        print(f"{line.name:24}{1e3 * line.seconds:9.2f} ms  {ratio}{eager}", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "steps": lines}, indent=1))
     return 0

@@ -133,7 +133,8 @@ class ServeBench:
 
 
 def main() -> int:
-    """Serve twice, for the first time pays for kernels and graphs, and print both. 1 where there is no GPU."""
+    """Serve twice, for the first time pays for kernels and graphs, and print both. 1 where tokens are missing or
+    there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m engine.serve_bench", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
@@ -144,6 +145,9 @@ def main() -> int:
     lines = []
     for name in ("first", "warm"):
         served = bench.serve(name, Load().requests)
+        if served.output_tokens != Load().requests * Load().output:
+            print(f"{name}: {served.output_tokens} tokens came, not {Load().requests} x {Load().output}")
+            return 1
         lines.append(asdict(served))
         print(
             f"{name:8}{served.tokens_per_second:10.0f} output tok/s  {served.seconds:8.2f} s  {served.steps} steps, "

@@ -102,11 +102,11 @@ def start(folder: Path, device: str) -> None:
 
 
 def measure(folder: Path, name: str, device: str = "cuda") -> dict[str, Any]:
-    """One start in a fresh process: seconds to its first token and to its end, and of each phase."""
+    """One start in a fresh process: seconds to its first token (None: it never came) and to its end, and of each phase."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "engine.start_bench", "--start", str(folder), "--device", device]
     phases: dict[str, float] = {}
-    first_token = 0.0
+    first_token: float | None = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for phase, seconds in _lines(process):
             phases[phase] = seconds
@@ -114,6 +114,11 @@ def measure(folder: Path, name: str, device: str = "cuda") -> dict[str, Any]:
                 first_token = time.perf_counter() - began
         ready = time.perf_counter() - began
     return {"name": name, "first_token": first_token, "ready": ready, "phases": phases, "rc": process.returncode}
+
+
+def failed(line: dict[str, Any]) -> bool:
+    """Whether a start, as `measure` tells of it, was none."""
+    return line["rc"] != 0 or line["first_token"] is None or "ready" not in line["phases"]
 
 
 def _lines(process: "subprocess.Popen[str]") -> Iterator[tuple[str, float]]:
@@ -127,7 +132,8 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[tuple[str, float]]:
 
 
 def main() -> int:
-    """Write a checkpoint, start twice on it: with kernels to compile, and with compiled ones. 1 where there is no GPU."""
+    """Write a checkpoint, start twice on it: with kernels to compile, and with compiled ones. 1 where a start fails or
+    there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m engine.start_bench", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
@@ -150,9 +156,12 @@ def main() -> int:
             drop_cache(folder)
             line = measure(folder, name)
             found["starts"].append(line)
-            print(f"{name:18} first token {line['first_token']:6.1f} s, ready {line['ready']:6.1f} s", flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(found, indent=1))
+            if failed(line):
+                print(f"{name:18} failed with exit code {line['rc']} after {line['ready']:.1f} s: {line['phases']}")
+                return 1
+            print(f"{name:18} first token {line['first_token']:6.1f} s, ready {line['ready']:6.1f} s", flush=True)
     return 0
 
 

@@ -38,3 +38,12 @@ def test_a_checkpoint_is_written_read_and_started_on(tmp_path, monkeypatch):
     assert line["rc"] == 0
     assert 0 < line["first_token"] <= line["ready"]
     assert {"load weights", "first token"} <= set(line["phases"])
+    assert not start_bench.failed(line)
+
+
+def test_a_start_that_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
+    line = start_bench.measure(tmp_path / "nothing", "cpu", device="cpu")
+    assert line["rc"] != 0 and line["first_token"] is None
+    assert start_bench.failed(line)
+    assert start_bench.failed(line | {"rc": 0})
