@@ -127,7 +127,7 @@ class StepBench:
             product.nbytes for layer in weights.layers for product in layer.products
         )
         self._pool = GpuKvPool(config, -(-tokens // BLOCK), BLOCK, timer.device, dtype)
-        for part in self._pool.storage.split(512):
+        for part in torch.split(self._pool.storage, 512):
             part.normal_()
         self._model = GpuModel(config, weights, self._pool, context=config.max_position)
         self._plan = GraphPlan(sequences, config.max_position)
