@@ -70,10 +70,8 @@ class Settings(BaseModel):
     gpu_kv: Literal["auto", "fp8"] = Field(
         "auto", description="Keys and values on a GPU. `auto`: 16 bits. `fp8`: 8-bit floats with scales (lossy)."
     )
-    tensor_parallel: int = Field(
+    tensor_parallel: PositiveInt = Field(
         1,
-        ge=1,
-        le=64,
         description="GPUs that compute one model together, each with its part of the heads, the inner width and the vocabulary, "
         "in a process of its own.",
     )
