@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loadtest.arrivals import Closed, Poisson
@@ -214,10 +215,12 @@ def test_an_interrupted_run_is_reported_as_far_as_it_went():
         task = asyncio.create_task(
             run_replay(plan(shape=Shape(arrivals=Poisson(20), duration=60)), Target(base_url=url))
         )
-        before = signal.getsignal(signal.SIGINT)
-        while signal.getsignal(signal.SIGINT) is before:  # the load begins when it has been taken
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(1.5)
+        async with httpx.AsyncClient() as client:
+            sent = 0
+            while sent < 10:
+                await asyncio.sleep(0.05)
+                answer = await client.get(url.replace("/v1", "/metrics"))
+                sent = int(answer.text.split()[-1])
         signal.raise_signal(signal.SIGINT)
         return await task
 
