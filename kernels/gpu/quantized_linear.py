@@ -31,7 +31,8 @@ from kernels.gpu.runtime import INTERPRETED, Variant, operand
 KERNEL_ROWS = 64  # beyond, dequantizing once for cuBLAS costs less than the product itself
 _UNPACKED_BYTES = 64 << 20  # of 16-bit weights at a time: some 100 MB are enough to fill a chip with cuBLAS' tiles
 _ROWS_AT_ONCE = 512  # in the kernel: partial sums stay below 100 MB
-_PROGRAMS_PER_PROCESSOR = 4  # what hides the latency of memory behind each other
+# By lanes: what a Hopper processor has registers (32) or shared memory (64) for at 16 rows. They hide each other's latency.
+_RESIDENT = {32: 4, 64: 3}
 _PROCESSORS = 132  # of a chip that is not here: where Triton interprets
 _FORMS: dict[Form, int] = {"symmetric": 0, "zeros": 1, "minima": 2, "channel": 3}
 
@@ -167,11 +168,12 @@ def runs_in_kernel(rows: int) -> bool:
     return rows <= KERNEL_ROWS
 
 
-def splits_for(tiles: int, spans: int, processors: int) -> int:
-    """Programs that share an output tile's columns: enough for 4 on each of the chip's `processors`, 4 spans or more for each.
-    Never a function of the rows, which would make a row's sum depend on its company."""
-    wanted = min(-(-_PROGRAMS_PER_PROCESSOR * processors // tiles), max(1, spans // 4))
-    return -(-spans // -(-spans // wanted))  # what is needed when all but the last are of equal length
+def splits_for(tiles: int, spans: int, lanes: int, processors: int) -> int:
+    """Programs that share an output tile's columns: as many as the chip's `processors` hold at once, for a few more would take a
+    second round nearly empty; 4 spans or more for each. Never a function of the rows, which would make a row's sum depend on
+    its company."""
+    wanted = min(_RESIDENT[lanes] * processors // tiles, spans // 4)
+    return -(-spans // -(-spans // max(wanted, 1)))  # what is needed when all but the last are of equal length
 
 
 def quantized_linear(
@@ -213,7 +215,7 @@ def _launch(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) -> Tensor:
     if not rows:
         return out
     tiles, spans, _, lanes = matrix.words.shape
-    splits = splits_for(tiles, spans, _processors(x.device))
+    splits = splits_for(tiles, spans, lanes, _processors(x.device))
     target = out if splits == 1 else x.new_empty((splits, rows, outputs), dtype=torch.float32)
     block_rows, warps, stages = config_for(rows)
     _product[(-(-rows // block_rows), tiles, splits)](

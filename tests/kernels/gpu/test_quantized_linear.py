@@ -144,7 +144,7 @@ def test_int8_rows_of_any_length(columns):
 
 def test_bias_without_a_split():
     matrix, x, bias = packed("symmetric", 4, 32, 20, 64), drawn(2, 64), torch.arange(20.0)
-    assert splits_for(1, matrix.words.shape[1], 132) == 1
+    assert splits_for(1, matrix.words.shape[1], matrix.lanes, 132) == 1
     close(quantized_linear(x, matrix, bias), reference_quantized_linear(x, matrix, bias))
 
 
@@ -155,7 +155,7 @@ def test_a_row_does_not_depend_on_the_others(form, bits, group, monkeypatch):
     matrix = packed(form, bits, group, 140, 2304)
     x = drawn(KERNEL_ROWS + 6, 2304, torch.float16)
     whole = quantized_linear(x, matrix, batch_invariant=True)
-    assert splits_for(2, matrix.words.shape[1], 132) > 1
+    assert splits_for(2, matrix.words.shape[1], matrix.lanes, 132) > 1
     for rows in (slice(0, 1), slice(0, 16), slice(0, 17), slice(0, KERNEL_ROWS), slice(69, 70), slice(40, 60)):
         assert torch.equal(quantized_linear(x[rows], matrix), whole[rows])
 
@@ -174,15 +174,25 @@ def test_no_rows():
     assert quantized_linear(torch.empty(0, 64), packed("symmetric", 4, 32, 20, 64)).shape == (0, 20)
 
 
+@pytest.mark.parametrize("lanes", [32, 64])
 @pytest.mark.parametrize("processors", [1, 20, 108, 132])
 @pytest.mark.parametrize("tiles", [1, 5, 32, 112, 224, 1000])
-@pytest.mark.parametrize("spans", [1, 2, 7, 16, 56, 112])
-def test_every_split_has_spans_and_they_fill_the_chip(tiles, spans, processors):
-    splits = splits_for(tiles, spans, processors)
-    each = -(-spans // splits)
-    assert 1 <= splits <= spans and (splits - 1) * each < spans <= splits * each
-    assert splits == 1 or each >= 4
-    assert tiles * splits >= min(3 * processors, tiles * max(1, spans // 8))
+def test_every_split_has_spans_and_all_run_at_once(tiles, processors, lanes):
+    """And as many as there is room for, but for what equal lengths and 4 spans or more for each cost."""
+    at_once = {32: 4, 64: 3}[lanes] * processors
+    for spans in (1, 2, 7, 16, 32, 56, 112):
+        splits = splits_for(tiles, spans, lanes, processors)
+        each = -(-spans // splits)
+        assert 1 <= splits <= spans and (splits - 1) * each < spans <= splits * each
+        assert splits == 1 or each >= 4
+        assert splits == 1 or tiles * splits <= at_once
+        assert tiles * splits * 3 >= min(at_once, tiles * max(1, spans // 4))
+
+
+def test_splits_of_llamas_inner_width():
+    """14,336 outputs by 4,096 columns on an H200: one round of programs, in groups of 32 of equal length."""
+    assert splits_for(112, 32, 32, 132) == 4
+    assert splits_for(112, 16, 64, 132) == 3
 
 
 @pytest.mark.parametrize(
@@ -214,11 +224,16 @@ def test_other_activations_are_refused(x):
         quantized_linear(x, from_int8(torch.ones(8, 64, dtype=torch.int8), torch.ones(8)))
 
 
-@pytest.mark.parametrize("name", ["w4 q4_0 bf16", "unpack awq 128 bf16"])
-def test_builds_for_a_gpu_without_spills(name):
+@pytest.mark.parametrize(
+    ("name", "programs"),
+    [("w4 awq 128 bf16", 3), ("unpack awq 128 bf16", 1), ("w8 channel bf16", 3), ("w4 q4_0 bf16", 4)],
+)
+def test_builds_for_a_gpu_without_spills(name, programs):
+    """And so many of its programs, 128 threads each, run on one processor of an H200 at once."""
     code = (
         "from kernels.gpu.build import build\nfrom kernels.gpu.quantized_linear import VARIANTS\n"
-        f"print(build('m', next(v for v in VARIANTS if v.name == {name!r}), 90).fits)"
+        f"built = build('m', next(v for v in VARIANTS if v.name == {name!r}), 90)\n"
+        "print(built.fits, built.registers, built.shared)"
     )
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run(
@@ -229,4 +244,7 @@ def test_builds_for_a_gpu_without_spills(name):
         check=False,
         timeout=120,
     )
-    assert done.stdout.strip() == "True", done.stderr
+    fits, registers, shared = done.stdout.split() or [done.stderr] * 3
+    assert fits == "True", fits
+    assert programs * 128 * -(-int(registers) // 8) * 8 <= 65536
+    assert programs * (int(shared) + 1024) <= 228 * 1024
