@@ -41,14 +41,18 @@ class Part:
     option: str = "--json"
 
 
-# In the order of what is missed most when time runs out. pytest's own settings need plugins that a rented GPU seldom has.
-PYTEST = ("-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider")
+# Of the project's settings one needs a plugin that a rented machine seldom has; and one file's missing package is not another's.
+PYTEST = (
+    *("-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider"),
+    *("--continue-on-collection-errors", "-o", "addopts=--import-mode=importlib"),
+)
+# In the order of what is missed most when time runs out.
 PARTS = (
-    Part("checks", (*PYTEST, "-o", "addopts=--import-mode=importlib"), 110.0, option="--junit-xml"),
+    Part("checks", PYTEST, 140.0, option="--junit-xml"),
     Part("kernels", ("-m", "kernels.bench", "gpu"), 120.0),
-    Part("steps", ("-m", "engine.gpu_bench"), 70.0),
-    Part("serving", ("-m", "engine.serve_bench"), 90.0),
-    Part("peer", ("tests/peers/transformers_serving.py",), 90.0),
+    Part("serving", ("-m", "engine.serve_bench"), 80.0),
+    Part("peer", ("tests/peers/transformers_serving.py",), 80.0),
+    Part("steps", ("-m", "engine.gpu_bench"), 60.0),
     Part("start", ("-m", "engine.start_bench"), 200.0, least=150.0),
 )
 
