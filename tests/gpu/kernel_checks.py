@@ -109,7 +109,10 @@ def check_product(device, rows, form, bits, group, *, outputs, columns, dtype, b
     low, high, kind = (0, 16, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
     groups = columns // group if group else 1
     scales = torch.rand(outputs, groups, generator=rng) * 0.02 + 0.001
-    extras = {"zeros": torch.randint(0, 16, (outputs, groups), generator=rng), "minima": scales * -7.5}.get(form)
+    extras = {
+        "zeros": torch.randint(0, 16, (outputs, groups), generator=rng),
+        "minima": torch.randn(outputs, groups, generator=rng) * 0.05,
+    }.get(form)
     quants = torch.randint(low, high, (outputs, columns), generator=rng).to(kind)
     matrix = pack(quants, scales, extras, form=form, bits=bits, group=group)
     x = torch.randn(rows, columns, generator=rng).to(dtype)
