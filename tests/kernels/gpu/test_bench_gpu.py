@@ -117,10 +117,19 @@ def test_every_other_case_gives_its_lines():
     lines = [
         *gpu.swap(TIMER, blocks=3, block_bytes=64),
         *gpu.products(TIMER, bandwidth, columns=128, outputs=130, dtype=torch.float32),
-        *gpu.fp8_products(TIMER, bandwidth, columns=64, outputs=32, many=17, dtype=torch.bfloat16),
         *gpu.sampling(TIMER, bandwidth, rows=2, vocab=100),
     ]
-    assert len(good(lines)) == 2 + 8 + 3 + 4
+    assert len(good(lines)) == 2 + 8 + 4
+
+
+def test_products_of_8_bit_floats():
+    try:
+        lines = list(gpu.fp8_products(TIMER, 1e9, columns=64, outputs=32, many=17, dtype=torch.bfloat16))
+    except RuntimeError as error:
+        if "per-tensor scaling" not in str(error):
+            raise
+        pytest.skip(f"torch {torch.__version__} has no such product on a CPU")
+    assert len(good(lines)) == 3
 
 
 def test_products_read_nothing_twice_from_a_cache(monkeypatch):
