@@ -44,7 +44,7 @@ class Part:
 # Of the project's settings one needs a plugin that a rented machine seldom has; and one file's missing package is not another's.
 PYTEST = (
     *("-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider"),
-    *("--continue-on-collection-errors", "-o", "addopts=--import-mode=importlib"),
+    *("--continue-on-collection-errors", "-o", "addopts=--import-mode=importlib -p no:asyncio"),
 )
 # In the order of what is missed most when time runs out.
 PARTS = (
@@ -108,9 +108,13 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _counts(path: Path) -> dict[str, Any]:
-    """What pytest says of its tests: how many passed, were skipped and why, and the names of those that did not pass."""
+    """What pytest says of its tests: how many passed, were skipped and why, and what those said that did neither."""
     cases = list(ElementTree.parse(path).getroot().iter("testcase"))
-    bad = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    bad = {
+        str(case.get("name")): str(said.get("message"))[:1000]
+        for case in cases
+        for said in (*case.findall("error"), *case.findall("failure"))
+    }
     skips = [skip.get("message") for case in cases for skip in case.findall("skipped")]
     return {
         "passed": len(cases) - len(bad) - len(skips),

@@ -72,7 +72,7 @@ TESTS = """
 import pytest
 def test_one(): pass
 def test_two(): pytest.skip("no such thing here")
-def test_three(): assert False
+def test_three(): assert False, "three is wrong"
 """
 
 
@@ -86,7 +86,8 @@ def test_checks_are_counted_and_skips_alone_are_no_pass(chosen, code, passed, sk
     run_all(tmp_path / "all.json", (Part("checks", arguments, 60.0, option="--junit-xml"),))
     part = json.loads((tmp_path / "all.json").read_text())["parts"]["checks"]
     assert (part["rc"], part["figures"]["passed"], part["figures"]["skipped"]) == (code, passed, skipped)
-    assert part["figures"]["failed"] == failed
+    assert list(part["figures"]["failed"]) == failed
+    assert all("three is wrong" in said for said in part["figures"]["failed"].values())
     assert part["figures"]["why_skipped"] == (["no such thing here"] if skipped else [])
 
 
