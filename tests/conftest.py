@@ -85,3 +85,13 @@ def pytest_runtest_makereport():
     outcome = yield
     report = outcome.get_result()
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+
+
+@pytest.fixture(scope="session")
+def row_scaled_products() -> None:
+    """For tests of products of 8-bit floats with a scale for each row: torch has them on a CPU from 2.12 on."""
+    one, scales = torch.ones(16, 16).to(torch.float8_e4m3fn), torch.ones(16, 1)
+    try:
+        torch._scaled_mm(one, one.t(), scales, scales.t(), out_dtype=torch.bfloat16)
+    except RuntimeError as error:
+        pytest.skip(f"torch {torch.__version__} has no such product on a CPU: {error}")

@@ -67,7 +67,10 @@ def decoded(code):
     normal = ((size << 20) + (120 << 23)).to(tl.float32, bitcast=True)
     value = tl.where(size < 8, size.to(tl.float32) * 0.001953125, normal)
     value = tl.where(size < 0x7F, value, float("nan"))
-    return tl.where(code < 0x80, value, -value)
+    sign = (
+        code & 0x80
+    ) << 24  # put there and not negated: Triton 3.6 takes a value from 0 for that, which turns -0 into 0
+    return (value.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 def reference_shortened(x: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def ranks(tmp_path_factory):
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     outs = [folder / f"rank{rank}.pt" for rank in range(2)]
     models = [f"{form}={paths[name]}" for name, (_, form) in MODELS.items()]
-    command = [sys.executable, "-W", "error", gpu_rank.__file__]
+    quiet = "ignore:Conversion of an array:DeprecationWarning"  # of Triton 3.6's interpreter; see pyproject.toml
+    command = [sys.executable, "-W", "error", "-W", quiet, gpu_rank.__file__]
     processes = [
         subprocess.Popen([*command, str(rank), "2", f"file://{folder}/meet", out, *models], env=environment)
         for rank, out in enumerate(outs)

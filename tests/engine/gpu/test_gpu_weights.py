@@ -68,6 +68,7 @@ def test_groups_give_what_the_exact_path_gives_on_the_same_values(quantized, nam
     torch.testing.assert_close(torch.cat(parts), exact(path, ids), atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("row_scaled_products")
 @pytest.mark.parametrize("name", ["llama", "qwen3-biased"])
 def test_fp8_products_are_near(tiny_model, name):
     folder = tiny_model(name)[1]

@@ -67,6 +67,7 @@ def test_what_is_not_finite_is_not_finite_afterwards():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 16, 16), (5, 64, 96), (20, 48, 512)])
 @pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.usefixtures("row_scaled_products")
 def test_product(dtype, rows, outputs, columns, with_bias):
     rng = torch.Generator().manual_seed(2)
     matrix = Fp8Matrix.of(torch.randn(outputs, columns, generator=rng) * torch.logspace(-2, 0, outputs)[:, None])
