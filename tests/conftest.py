@@ -89,7 +89,7 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(scope="session")
 def row_scaled_products() -> None:
-    """For tests of products of 8-bit floats with a scale for each row: torch has them on a CPU from 2.12 on."""
+    """For tests of products of 8-bit floats with a scale for each row: torch 2.11 lacks them on a CPU."""
     one, scales = torch.ones(16, 16).to(torch.float8_e4m3fn), torch.ones(16, 1)
     try:
         torch._scaled_mm(one, one.t(), scales, scales.t(), out_dtype=torch.bfloat16)
