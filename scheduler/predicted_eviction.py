@@ -164,6 +164,9 @@ class Predicted:
         return 0 if before >= _MANY else 1 if before == 0 else 2
 
     def _remember(self, key: bytes, record: _Known) -> None:
+        before = self._known.get(key, record)
+        if before is not record:  # known, behind something that was forgotten: as good as forgotten itself
+            before.group.waiting -= 1
         self._known[key] = record
         self._known.move_to_end(key)
         if len(self._known) > self._remembers:

@@ -296,3 +296,12 @@ def test_returns_are_worth_more_the_sooner_and_the_likelier_they_are():
     fresh = {kind: returns.worth(returns.group(kind)) for kind in ("soon", "late", "seldom", "unheard of")}
     assert fresh["soon"] > fresh["late"] > fresh["seldom"] > 0
     assert fresh["seldom"] < fresh["unheard of"] < fresh["soon"]
+
+
+def test_what_is_known_behind_something_that_is_not_is_counted_once():
+    """A tier may be given a content whose prefix nobody has asked for yet; then somebody asks for both."""
+    order = Predicted(4)
+    order.add(b"end")
+    for keys in ([b"begin", b"end"], [b"another", b"end"]):
+        order.asked(keys, 0)
+        order.check_integrity()
