@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,13 +60,24 @@ held.wait()
 """
 
 
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
 def test_what_a_slow_part_has_started_and_written_goes_with_it(tmp_path):
     said = tmp_path / "said"
     run_all(None, (Part("slow", ("-c", HOLDS, str(said)), 5.0),))
     pid, place = said.read_text().split()
     assert not Path(place).exists()
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    for _ in range(1000):  # a killed process is gone when the system comes to it
+        if not alive(pid):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"process {pid} is still there")
 
 
 TESTS = """
