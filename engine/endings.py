@@ -4,11 +4,13 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
 EXIT_MODEL = 3  # the model cannot be served
 EXIT_LOST = 4  # the device, or another rank
+_TRIES = 20
 
 
 class DeviceLost(RuntimeError):
@@ -23,8 +25,11 @@ def leave_at_once(code: int, folder: Path | None = None) -> NoReturn:
         code: exit code.
         folder: to remove.
     """
-    if folder is not None:
+    for _ in range(_TRIES):  # another thread may put a file there meanwhile
+        if folder is None or not folder.exists():
+            break
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.01)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -126,6 +126,7 @@ class Joined:
                 timeout=timedelta(seconds=timeout),
                 device_id=device if gpu else None,
             )
+            self.least(0)  # who found nothing to do would else leave while another is still on its way in
         except RuntimeError as error:  # torch has kinds of its own for some of the ways to fail, not for all
             raise ConnectionError(f"rank {rank} of {size} waited {timeout:g} s at {rendezvous}: {error}") from error
 
