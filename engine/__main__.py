@@ -13,8 +13,8 @@ import msgspec
 
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.channel import Channel, ParentGone
-from engine.endings import EXIT_LOST, EXIT_MODEL, DeviceLost, leave_at_once
+from engine.ipc.channel import Channel, ParentGone
+from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, leave_at_once
 from engine.start import Starter
 from scheduler.messages import Failed
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from engine.channel import Channel, Command
-from engine.endings import DeviceLost
-from engine.mover import Mover
-from engine.worker import Pending, Worker
+from engine.cpu.worker import Pending, Worker
+from engine.ipc.channel import Channel, Command
+from engine.ipc.failures import DeviceLost
+from engine.kv_store.transfer import Mover
 from scheduler.block_pool import IntegrityError
 from scheduler.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
 from scheduler.scheduler import Scheduler

@@ -20,12 +20,12 @@ from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
-from engine.endings import EXIT_MODEL, leave_at_once
-from engine.followers import orders, rendezvous
-from engine.gpu_start import GpuStart, rank_device
-from engine.gpu_worker import GpuWorker, PendingStep
-from engine.orders import OrderReceiver, Record, Rehearse, Submit
-from engine.parallel import Joined
+from engine.gpu.backend import GpuStart, rank_device
+from engine.gpu.worker import GpuWorker, PendingStep
+from engine.ipc.failures import EXIT_MODEL, leave_at_once
+from engine.tensor_parallel.commands import OrderReceiver, Record, Rehearse, Submit
+from engine.tensor_parallel.group import orders, rendezvous
+from engine.tensor_parallel.shards import Joined
 
 log = logging.getLogger("headrace.engine")
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from configs.model_config import ModelConfig
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings, parse_weight
-from engine.arithmetic import Arithmetic, choose_arithmetic
-from engine.channel import Channel
+from engine.cpu.formats import Arithmetic, choose_arithmetic
+from engine.cpu.memory_plan import plan_memory
 from engine.device import Device, StepLimits, choose_device, step_limits
 from engine.fingerprint import kv_fingerprint
-from engine.followers import Followers, loopback, rendezvous
-from engine.memory_plan import plan_memory
+from engine.ipc.channel import Channel
+from engine.tensor_parallel.group import Followers, loopback, rendezvous
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
 from scheduler.eviction import eviction_of
@@ -31,11 +31,11 @@ from scheduler.scheduler import Scheduler
 from scheduler.step import Chunk, SequenceInit, Step
 
 if TYPE_CHECKING:
-    from engine.gpu_start import GpuStart
+    from engine.cpu.model import Model
+    from engine.cpu.worker import CpuWorker, Worker
+    from engine.gpu.backend import GpuStart
     from engine.loop import EngineLoop
-    from engine.model import Model
-    from engine.parallel import Joined
-    from engine.worker import CpuWorker, Worker
+    from engine.tensor_parallel.shards import Joined
 
 # Of the pool, that may be given up early so that blocks can be taken in runs: copies to and from a tier then are fewer, and what
 # is given up lies in the tier. Without one it would have to be computed again (figures in docs/kv-tiers.md).
@@ -141,8 +141,8 @@ class Starter:
                 )
 
     def _join(self) -> "Joined":
-        from engine.gpu_start import rank_device
-        from engine.parallel import Joined
+        from engine.gpu.backend import rank_device
+        from engine.tensor_parallel.shards import Joined
 
         assert self._followers is not None
         with self._phase("meet ranks"):
@@ -167,7 +167,7 @@ class Starter:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
-        import engine.worker
+        import engine.cpu.worker
 
         del engine  # imported here so that its time counts in this phase
         # Threads are not tied to cores: measured on two of them, one stream lost 6 % and 8 streams won 4 %, within the machine's
@@ -175,25 +175,25 @@ class Starter:
         torch.set_num_threads(self._settings.threads or torch.get_num_threads())
 
     def _worker(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic) -> "CpuWorker":
+        from engine.cpu.worker import CpuWorker
         from engine.sampling.sampler import Sampler
-        from engine.worker import CpuWorker
 
         return CpuWorker(self._model(config, plan, arithmetic), Sampler(config.vocab_size, config.eos_token_ids))
 
     def _model(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic) -> "Model":
         import torch
 
+        from engine.cpu.model import ExactModel, FastModel
         from engine.loading import load, load_weights
-        from engine.model import ExactModel, FastModel
 
         load_format = self._settings.load_format
         if arithmetic.precision == "exact":
-            from engine.decoder import Decoder
-            from engine.kv_pool import KvPool
+            from engine.cpu.decoder import Decoder
+            from engine.cpu.kv_pool import KvPool
 
             decoder = Decoder(config, load_weights(self._source, config, load_format))
             return ExactModel(decoder, KvPool(config, plan.blocks, plan.block_size))
-        from engine.kv_pool import PackedKvPool
+        from engine.cpu.kv_pool import PackedKvPool
         from engine.loading.packed import assemble_packed
 
         return FastModel(
@@ -256,7 +256,7 @@ def gpu_start(
     settings: Settings, source: ModelSource, config: ModelConfig, limits: StepLimits, ranks: "Joined | None"
 ) -> "GpuStart":
     """Of the first rank."""
-    from engine.gpu_start import GpuStart, rank_device
+    from engine.gpu.backend import GpuStart, rank_device
 
     return GpuStart(settings, source, config, limits, rank_device(0), ranks=ranks)
 

@@ -20,8 +20,8 @@ from typing import Any, cast
 import msgspec
 import zmq
 
-from configs.private_folder import private_folder
 from configs.settings import Settings
+from engine.ipc.private_folder import private_folder
 from scheduler.messages import (
     COMMANDS,
     EVENTS,

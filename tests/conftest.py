@@ -19,7 +19,7 @@ import transformers
 
 from configs.model_config import ModelConfig
 from configs.model_source import ModelSource, resolve_model
-from engine.decoder import Decoder
+from engine.cpu.decoder import Decoder
 from engine.loading import load_weights
 from server.text import load_tokenizer
 from server.text.tokenizer import Tokenizer

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.kv_store.free_runs import FreeRuns
+from engine.kv_store.host_memory import pin, reserve, unpin
 from engine.kv_store.row_copy import Moves, RowCopy
 from engine.kv_store.store import Kept, Rows, StoreLost, StoreRefused
-from engine.pages import pin, reserve, unpin
 from scheduler.moves import Label
 
 

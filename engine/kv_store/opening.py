@@ -15,7 +15,7 @@ from engine.kv_store.disk import DiskStore
 from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
 from engine.kv_store.store import BlockStore, StoreLost, StoreRefused
-from engine.mover import Mover
+from engine.kv_store.transfer import Mover
 from scheduler.block_pool import BlockPool
 from scheduler.eviction import eviction_of
 from scheduler.load_or_recompute import LoadOrRecompute

@@ -23,7 +23,7 @@ class TensorReader(Protocol):
     """
 
     shapes: Mapping[str, Shape]
-    rope_factors: Tensor | None  # see `engine.rope`
+    rope_factors: Tensor | None  # see `engine.models.rope`
 
     def stored(self, name: str) -> tuple[Kind, Tensor] | None:
         """The matrix as groups of 32 columns, uint8 [rows, bytes], and how they are stored; None if it is stored otherwise."""

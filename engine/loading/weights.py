@@ -30,4 +30,4 @@ class Weights:
     layers: list[LayerWeights]
     final_norm: Tensor  # [hidden]
     head: Tensor  # [vocab, hidden]
-    rope_factors: Tensor | None = None  # [dim / 2], see `engine.rope`
+    rope_factors: Tensor | None = None  # [dim / 2], see `engine.models.rope`

@@ -50,10 +50,10 @@ PYTEST = (
 PARTS = (
     Part("checks", PYTEST, 140.0, option="--junit-xml"),
     Part("kernels", ("-m", "kernels.bench", "gpu"), 120.0),
-    Part("serving", ("-m", "engine.serve_bench"), 80.0),
+    Part("serving", ("-m", "engine.bench.serve"), 80.0),
     Part("peer", ("tests/peers/transformers_serving.py",), 80.0),
-    Part("steps", ("-m", "engine.gpu_bench"), 60.0),
-    Part("start", ("-m", "engine.start_bench"), 200.0, least=150.0),
+    Part("steps", ("-m", "engine.bench.steps"), 60.0),
+    Part("start", ("-m", "engine.bench.start"), 200.0, least=150.0),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs.model_source import ModelSource
 from configs.settings import Settings
-from engine.arithmetic import Arithmetic
+from engine.cpu.formats import Arithmetic
 from engine.fingerprint import kv_fingerprint
 
 MIB = 2**20

@@ -9,11 +9,11 @@ import pytest
 import torch
 import zmq
 
-from engine.channel import Channel
-from engine.endings import DeviceLost
+from engine.ipc.channel import Channel
+from engine.ipc.failures import DeviceLost
 from engine.kv_store.host import HostStore
+from engine.kv_store.transfer import Mover
 from engine.loop import EngineLoop
-from engine.mover import Mover
 from scheduler.block_pool import BlockPool
 from scheduler.config import SchedulerConfig
 from scheduler.eviction import eviction_of

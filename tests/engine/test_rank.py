@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from configs.model_source import resolve_model
-from configs.private_folder import private_folder
 from configs.settings import Settings
-from engine.endings import EXIT_MODEL
-from engine.followers import loopback, rank_arguments, rendezvous
-from engine.parallel import Joined
+from engine.ipc.failures import EXIT_MODEL
+from engine.ipc.private_folder import private_folder
+from engine.tensor_parallel.group import loopback, rank_arguments, rendezvous
+from engine.tensor_parallel.shards import Joined
 from tests import tiny_models
 
 SETTINGS = Settings(tensor_parallel=2, device="cuda", kv_blocks=16, start_seconds=60)

@@ -6,9 +6,9 @@ import pytest
 
 from configs.model_source import resolve_model
 from configs.settings import Settings
-from engine import memory_plan
 from engine.__main__ import serve
-from engine.endings import EXIT_MODEL
+from engine.cpu import memory_plan
+from engine.ipc.failures import EXIT_MODEL
 from engine.start import Starter
 from scheduler.messages import Failed
 from tests.tiny_models import TINY

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.kv_pool import KvPool
-from engine.model import ExactModel
+from engine.cpu.kv_pool import KvPool
+from engine.cpu.model import ExactModel
+from engine.cpu.worker import CpuWorker
 from engine.sampling.sampler import Sampler
-from engine.worker import CpuWorker
 from scheduler.step import Step, StepResult
 from tests.scheduler.sim import Engine
 

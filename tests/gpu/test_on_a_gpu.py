@@ -10,19 +10,19 @@ import transformers
 from configs.model_config import ModelConfig
 from configs.model_source import resolve_model
 from configs.settings import Settings
-from engine.batch import SequenceInput
-from engine.decoder import Decoder
+from engine.bench.steps import LLAMA_3_8B, random_weights
+from engine.cpu.batch import SequenceInput
+from engine.cpu.decoder import Decoder
+from engine.cpu.kv_pool import KvPool
+from engine.cpu.model import ExactModel
 from engine.device import choose_device, step_limits
-from engine.gpu_arithmetic import choose_gpu_arithmetic
-from engine.gpu_bench import LLAMA_3_8B, random_weights
-from engine.gpu_linear import Grouped
-from engine.gpu_model import GpuKvPool, GpuModel
-from engine.gpu_start import GpuStart
-from engine.gpu_weights import GpuAssembly
-from engine.kv_pool import KvPool
+from engine.gpu.backend import GpuStart
+from engine.gpu.formats import choose_gpu_arithmetic
+from engine.gpu.linear import Grouped
+from engine.gpu.model import GpuKvPool, GpuModel
+from engine.gpu.weights import GpuAssembly
 from engine.loading import load, load_weights
-from engine.model import ExactModel
-from engine.parallel import Joined, Linear
+from engine.tensor_parallel.shards import Joined, Linear
 from kernels.gpu.block_copy import BlockCopier
 from kernels.gpu.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
@@ -31,7 +31,7 @@ from kernels.gpu.sample import Settings as RowsSettings
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Chunk, SequenceInit, Step
 from tests import tiny_models
-from tests.engine.gpu.test_gpu_worker import InAdvance, Logged, staggered
+from tests.engine.gpu.test_worker import InAdvance, Logged, staggered
 from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, never_records, one_layer
 
 pytestmark = [
@@ -64,7 +64,7 @@ def test_graphs_and_steps_in_advance_change_no_token(folder):
     for kind in (Logged, InAdvance):
         engine = kind(*gpu_worker(folder, 30, device=GPU), 30)
         assert staggered(engine) == want
-        assert engine.worker.replayed > 0
+        assert engine.cpu.worker.replayed > 0
 
 
 def test_graphs_hold_sums_over_nccl(folder, tmp_path):
@@ -74,7 +74,7 @@ def test_graphs_hold_sums_over_nccl(folder, tmp_path):
     try:
         engine = InAdvance(*gpu_worker(folder, 30, device=GPU, ranks=ranks), 30)
         assert staggered(engine) == want
-        assert engine.worker.replayed > 0
+        assert engine.cpu.worker.replayed > 0
     finally:
         ranks.close()
 
@@ -259,7 +259,7 @@ def test_weights_in_groups_give_the_logits_of_what_they_stand_for(kind):
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_a_file_in_groups_gives_the_exact_paths_logits(kind, tmp_path):
     gguf = pytest.importorskip("gguf", reason="a GGUF file is written by a package that is not here")
-    from tests.engine.test_loading import write_gguf
+    from tests.engine.loading.test_loading import write_gguf
 
     model = tiny_models.made(tiny_models.Tiny("Llama", {"num_hidden_layers": 2}), 0)
     source = resolve_model(str(write_gguf(tmp_path / "groups.gguf", model, gguf.GGMLQuantizationType[kind])))

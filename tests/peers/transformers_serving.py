@@ -1,4 +1,4 @@
-"""Transformers' own continuous batching on what `engine.serve_bench` serves: the same shape, requests and lengths.
+"""Transformers' own continuous batching on what `engine.bench.serve` serves: the same shape, requests and lengths.
 
 `python tests/peers/transformers_serving.py --json FILE`, on a GPU. A few requests warm it up; they are not counted.
 """
@@ -20,7 +20,7 @@ WAIT = 60.0  # seconds without any request's end: it hangs
 
 
 def model(device, **changes):
-    """Llama 3 8B's shape with random weights, as `engine.gpu_bench.LLAMA_3_8B` has it."""
+    """Llama 3 8B's shape with random weights, as `engine.bench.steps.LLAMA_3_8B` has it."""
     shape = {
         "vocab_size": 128256,
         "hidden_size": 4096,

@@ -88,7 +88,7 @@ def test_what_the_pool_had_no_room_for_is_loaded(tiers):
     assert run(engine, "a", PROMPT) == 0
     fill(engine, "b")
     assert run(engine, "c", PROMPT) == 20  # all but the block of the last token
-    assert engine.mover.blocks_loaded == 5
+    assert engine.kv_store.transfer.blocks_loaded == 5
 
 
 def test_a_host_that_is_too_small_spills_to_disk():
@@ -126,13 +126,13 @@ def test_others_run_while_a_request_waits_for_its_blocks():
     engine = Engine(blocks=20, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     fill(engine, "b")
-    engine.mover.speed = 0.0
+    engine.kv_store.transfer.speed = 0.0
     engine.add("c", PROMPT, max_tokens=3, ignore_eos=True)
     engine.add("d", [3, 4, 5], max_tokens=3, ignore_eos=True)
     for _ in range(8):
         engine.tick()
     assert "d" in engine.ends and "c" not in engine.ends
-    engine.mover.speed = 1.0
+    engine.kv_store.transfer.speed = 1.0
     engine.drain()
     engine.check_outputs()
 
@@ -145,7 +145,7 @@ def test_equal_prompts_are_loaded_once():
         engine.add(name, PROMPT, max_tokens=2, ignore_eos=True)
     engine.drain()
     engine.check_outputs()
-    assert engine.mover.blocks_loaded == 5
+    assert engine.kv_store.transfer.blocks_loaded == 5
 
 
 @pytest.mark.parametrize("leave", ["abort", "fail"])
@@ -153,15 +153,15 @@ def test_blocks_that_are_being_filled_are_given_to_nobody(leave):
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     fill(engine, "b")
-    engine.mover.speed = 0.0
+    engine.kv_store.transfer.speed = 0.0
     engine.add("c", PROMPT)
     engine.tick()
-    assert engine.mover.under_way
+    assert engine.kv_store.transfer.under_way
     engine.abort("c") if leave == "abort" else engine.fail_step()
     engine.add("d", [9] * 12)
     for _ in range(10):
         engine.tick()  # the mover checks that nobody writes to them
-    engine.mover.speed = 1.0
+    engine.kv_store.transfer.speed = 1.0
     engine.drain()
     engine.check_outputs()
     assert engine.scheduler.pool.used == 0
@@ -183,7 +183,7 @@ def test_another_salt_finds_nothing_in_any_tier():
     fill(engine, "b")
     engine.add("c", PROMPT, salt="two")
     engine.drain()
-    assert engine.ends["c"].times.cached_tokens == 0 == engine.mover.blocks_loaded
+    assert engine.ends["c"].times.cached_tokens == 0 == engine.kv_store.transfer.blocks_loaded
     fill(engine, "d")
     engine.add("e", PROMPT, salt="one")
     engine.drain()
@@ -199,18 +199,18 @@ def test_contents_of_a_request_that_failed_are_served_by_no_tier():
     keys = request.keys[:5]
     index = engine.scheduler._tiers._indices[Tier.HOST]
     assert all(index.readable(key) for key in keys)
-    engine.worker.fails = "b"
+    engine.cpu.worker.fails = "b"
     engine.drain()
     assert not any(index.readable(key) for key in keys)
-    assert not engine.mover.stores[Tier.HOST].contents.keys() & set(keys)
+    assert not engine.kv_store.transfer.stores[Tier.HOST].contents.keys() & set(keys)
 
 
 def test_a_damaged_block_is_computed_and_so_is_what_follows_it():
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     fill(engine, "b")
-    keys = list(engine.mover.stores[Tier.HOST].contents)
-    del engine.mover.stores[Tier.HOST].contents[keys[2]]
+    keys = list(engine.kv_store.transfer.stores[Tier.HOST].contents)
+    del engine.kv_store.transfer.stores[Tier.HOST].contents[keys[2]]
     assert run(engine, "c", PROMPT) == 8
     assert engine.scheduler.snapshot().tiers["host"].failed == 1
 
@@ -288,17 +288,17 @@ def test_a_tier_that_was_never_loaded_from_gets_its_chance():
 
 def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for():
     engine = Engine(blocks=24, tiers={Tier.HOST: 200}, max_running=2)
-    engine.mover.speed = 0.0  # saves never end
+    engine.kv_store.transfer.speed = 0.0  # saves never end
     for i in range(6):
         engine.add(f"low{i}", [i + 1] * 9, max_tokens=12, priority=1, ignore_eos=True)
     for _ in range(30):
         engine.tick()
-    assert engine.mover.under_way and not engine.scheduler._tiers.leaving
+    assert engine.kv_store.transfer.under_way and not engine.scheduler._tiers.leaving
     engine.add("high", [40] * 9, max_tokens=2, ignore_eos=True)
     for _ in range(4):
         engine.tick()
     assert "high" in engine.ends or engine.scheduler._requests["high"].started
-    engine.mover.speed = 1.0
+    engine.kv_store.transfer.speed = 1.0
     engine.drain()
     engine.check_outputs()
 
@@ -319,13 +319,13 @@ def test_swapping_pays_twice_the_way():
 
 def test_the_mover_of_these_tests_notices_a_write_to_a_block_that_is_saved():
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
-    engine.mover.speed = 0.0
+    engine.kv_store.transfer.speed = 0.0
     engine.add("a", PROMPT)
     for _ in range(20):
         engine.tick()
-    assert isinstance(engine.mover, SimMover)
-    [(move, _)] = [flight for flight in engine.mover.under_way if flight[0].source is Tier.DEVICE]
-    engine.worker.kv[move.blocks[0]][0] = -5
-    engine.mover.speed = 1.0
+    assert isinstance(engine.kv_store.transfer, SimMover)
+    [(move, _)] = [flight for flight in engine.kv_store.transfer.under_way if flight[0].source is Tier.DEVICE]
+    engine.cpu.worker.kv[move.blocks[0]][0] = -5
+    engine.kv_store.transfer.speed = 1.0
     with pytest.raises(AssertionError, match="wrote to a block"):
         engine.drain()

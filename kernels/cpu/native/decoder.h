@@ -1,4 +1,4 @@
-// A decoder's forward pass in one call: llama, mistral, qwen2 and qwen3, as engine/decoder.py states them in torch.
+// A decoder's forward pass in one call: llama, mistral, qwen2 and qwen3, as engine/cpu/decoder.py states them in torch.
 #pragma once
 
 #include "attention_step.h"

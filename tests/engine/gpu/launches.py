@@ -16,10 +16,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from configs.model_config import ModelConfig
-from engine.batch import SequenceInput
-from engine.gpu_arithmetic import GpuArithmetic
-from engine.gpu_model import GpuKvPool, GpuModel
-from engine.gpu_weights import GpuAssembly
+from engine.cpu.batch import SequenceInput
+from engine.gpu.formats import GpuArithmetic
+from engine.gpu.model import GpuKvPool, GpuModel
+from engine.gpu.weights import GpuAssembly
 from engine.loading.dummy import load_dummy
 from kernels.gpu import attention_launch, decode_attention, paged_attention
 from kernels.gpu.penalties import count_tokens

@@ -5,17 +5,17 @@ import transformers
 
 from configs.model_config import ModelConfig
 from configs.model_source import resolve_model
-from engine.decoder import Decoder
-from engine.gpu_arithmetic import GpuArithmetic
-from engine.gpu_model import GpuKvPool, GpuModel
-from engine.gpu_weights import GpuAssembly
-from engine.gpu_worker import GpuWorker
-from engine.graph_plan import GraphPlan
-from engine.kv_pool import KvPool
+from engine.cpu.decoder import Decoder
+from engine.cpu.kv_pool import KvPool
+from engine.cpu.model import ExactModel
+from engine.cpu.worker import CpuWorker
+from engine.gpu.formats import GpuArithmetic
+from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.model import GpuKvPool, GpuModel
+from engine.gpu.weights import GpuAssembly
+from engine.gpu.worker import GpuWorker
 from engine.loading import load, load_weights
-from engine.model import ExactModel
 from engine.sampling.sampler import Sampler
-from engine.worker import CpuWorker
 from tests import tiny_models
 
 SIZE, CONTEXT = 16, 64

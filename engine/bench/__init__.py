@@ -1,0 +1,1 @@
+"""What the engine's parts take: steps, serving, starts, KV stores. Each is a command, `python -m engine.bench.NAME`."""

@@ -1,0 +1,241 @@
+"""`python -m engine.bench.kv_store`: copies between device and host, and the codec on keys and values of the embedded model.
+
+Copies: blocks of a pool to the host store and back, where neighbours of the pool are neighbours in the store as far as the store's
+fragments let them be. Codec: one thread, over text that the model writes itself, so that no file of text has to be brought along;
+on MT-bench prompts the ratios are the same within 0.002.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from configs.model_config import ModelConfig
+from configs.model_source import resolve_model
+from configs.settings import Settings
+from engine.cpu.batch import SequenceInput
+from engine.cpu.decoder import Decoder
+from engine.cpu.formats import choose_arithmetic
+from engine.cpu.kv_pool import KvPool, PackedKvPool
+from engine.cpu.model import ExactModel, FastModel, Model
+from engine.kv_store.codec import Bytes, Codec, PlanesCodec
+from engine.kv_store.host import HostStore
+from engine.kv_store.host_memory import reserve
+from engine.kv_store.store import Rows
+from engine.loading import load, load_weights
+from engine.loading.packed import assemble_packed
+from scheduler.moves import Label
+
+BLOCK = 32  # tokens
+SEQUENCES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRate:
+    """One way of lying in the device's pool and in the store: bytes per second out and back, blocks a copy."""
+
+    out: float
+    back: float
+    blocks_per_copy: float
+
+
+@dataclass(frozen=True, slots=True)
+class CodecRate:
+    """Encoded over raw bytes, raw bytes per second on one core."""
+
+    ratio: float
+    encode: float
+    decode: float
+
+
+class PlainZstd:
+    """zstd at level 1 without planes: what a codec has to beat."""
+
+    name = "zstd 1, no planes"
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def encode(self, block: Bytes) -> bytes:
+        """See `Codec`; for one thread."""
+        return self._compressor.compress(block.data)
+
+    def decode(self, data: memoryview, out: Bytes) -> None:
+        """See `Codec`; for one thread."""
+        out[:] = np.frombuffer(self._decompressor.decompress(data), np.uint8)
+
+
+def seconds(work: Callable[[], object], rounds: int) -> float:
+    """The fastest of so many calls: others use the machine too."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def codec_rate(codec: Codec, blocks: Sequence[Bytes], rounds: int) -> CodecRate:
+    """Encode and decode all blocks, uint8 [n] each.
+
+    Raises:
+        ValueError: a block did not come back as it was.
+    """
+    raw = sum(block.nbytes for block in blocks)
+    encoded = [memoryview(codec.encode(block)) for block in blocks]
+    out = np.empty_like(blocks[0])
+    for block, data in zip(blocks, encoded, strict=True):
+        codec.decode(data, out)
+        if not np.array_equal(block, out):
+            raise ValueError(f"{codec.name} did not give a block back as it was")
+
+    def decode_all() -> None:
+        for data in encoded:
+            codec.decode(data, out)
+
+    encode, decode = seconds(lambda: [codec.encode(block) for block in blocks], rounds), seconds(decode_all, rounds)
+    return CodecRate(sum(map(len, encoded)) / raw, raw / encode, raw / decode)
+
+
+def ids_in_runs(count: int, run: int, chosen: random.Random) -> list[int]:
+    """0..count-1 in runs of `run` ids, the runs in random order."""
+    starts = list(range(0, count, run))
+    chosen.shuffle(starts)
+    return [index for start in starts for index in range(start, min(start + run, count))]
+
+
+def copy_rate(pool: Tensor, run: int, *, fragments: int, rounds: int) -> CopyRate:
+    """Half of the pool's blocks to a store and back.
+
+    Args:
+        pool: uint8 [blocks, block bytes], on the host or a GPU.
+        run: blocks that are neighbours in the pool.
+        fragments: slots between the ones that others use in the store, which is then twice as large; 0: it is empty.
+        rounds: of which the fastest counts.
+    """
+    count = len(pool) // 2
+    store = HostStore(2 * count if fragments else count, pool.shape[1], pinned=pool.is_cuda)
+    if fragments:
+        others = [_label(-1 - index) for index in range(2 * count)]
+        store.put(others, Rows(pool, [0] * len(others)))
+        store.drop(label.key for slot, label in enumerate(others) if slot // fragments % 2)
+    labels, rows = (
+        [_label(index) for index in range(count)],
+        Rows(pool, ids_in_runs(len(pool), run, random.Random(0))[:count]),
+    )
+    store.put(labels, rows)  # pages of the slab are committed
+    size = count * pool.shape[1]
+
+    def put() -> None:
+        store.drop(label.key for label in labels)
+        store.put(labels, rows)
+
+    out = size / seconds(put, rounds)
+    blocks, copies = store.blocks_moved, store.copies
+    back = size / seconds(lambda: store.get(labels, rows), rounds)
+    rate = CopyRate(out, back, (store.blocks_moved - blocks) / (store.copies - copies))
+    store.close()
+    return rate
+
+
+def _label(number: int) -> Label:
+    return Label(number.to_bytes(8, "big", signed=True), ())
+
+
+class OwnText:
+    """What a model writes, and its keys and values in the blocks of its pool."""
+
+    def __init__(self, config: ModelConfig, tokens: int) -> None:
+        self._config = config
+        self._tables = [list(range(i * tokens // BLOCK, (i + 1) * tokens // BLOCK)) for i in range(SEQUENCES)]
+        self.ids = [[config.bos_token_id or 0] for _ in range(SEQUENCES)]
+        self.blocks = SEQUENCES * tokens // BLOCK
+        self._tokens = tokens
+
+    def write(self, model: Model) -> None:
+        """Sample, at temperature 1, a token of each sequence at a time."""
+        chosen = torch.Generator().manual_seed(0)
+        for start in range(self._tokens):
+            inputs = [
+                SequenceInput(token_ids=ids[-1:], start=start, block_table=table[: start // BLOCK + 1], wanted=1)
+                for ids, table in zip(self.ids, self._tables, strict=True)
+            ]
+            scores = model.logits(model.forward(inputs))
+            newest = torch.multinomial(scores.softmax(-1), 1, generator=chosen)
+            for ids, token in zip(self.ids, newest[:, 0].tolist(), strict=True):
+                ids.append(token)
+
+    def read(self, model: Model) -> None:
+        """Compute what is written, for the keys and values alone."""
+        for ids, table in zip(self.ids, self._tables, strict=True):
+            model.forward([SequenceInput(token_ids=ids[: self._tokens], start=0, block_table=table, wanted=1)])
+
+
+def real_blocks(tokens: int, threads: int) -> Iterator[tuple[str, int, list[Bytes]]]:
+    """Of the embedded model, for each pool: what its numbers are, their size in bytes, some full blocks.
+
+    Without the C++ kernels' library there is one pool, and the text is written in fp32.
+    """
+    torch.set_num_threads(threads)
+    source = resolve_model(None)
+    config = ModelConfig.from_source(source)
+    arithmetic = choose_arithmetic(Settings.model_validate({"block_size": BLOCK}), config)
+    text = OwnText(config, tokens)
+    if arithmetic.library is not None:
+        packed = PackedKvPool(config, text.blocks, BLOCK)
+        weights = load(source, config, "auto", assemble_packed)
+        text.write(FastModel(config, weights, packed, arithmetic=arithmetic, context=tokens, threads=threads))
+        yield "bf16", 2, _some(packed.storage)
+    pool = KvPool(config, text.blocks, BLOCK)
+    exact = ExactModel(Decoder(config, load_weights(source, config, "auto")), pool)
+    (text.read if arithmetic.library is not None else text.write)(exact)
+    yield "fp32", 4, _some(pool.storage)
+
+
+def _some(storage: Tensor) -> list[Bytes]:
+    rows: Bytes = storage.flatten(1).view(torch.uint8).numpy()
+    return list(rows[:: max(1, len(rows) // 16)])
+
+
+def print_copies(pool: Tensor, rounds: int) -> None:
+    """All ways of lying in pool and store."""
+    print(f"copies of blocks of {pool.shape[1]} bytes, {pool.device}; GB/s")
+    for run in (len(pool), 32, 8, 1):
+        for fragments in (0, 32, 4):
+            rate = copy_rate(pool, run, fragments=fragments, rounds=rounds)
+            where = f"store in pieces of {fragments}" if fragments else "empty store"
+            figures = f"out{rate.out / 1e9:7.2f}  back{rate.back / 1e9:7.2f}  blocks a copy{rate.blocks_per_copy:8.1f}"
+            print(f"  pool in runs of {run:4}, {where:21}  {figures}", flush=True)
+
+
+def main() -> int:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m engine.bench.kv_store", description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the pool of the copies is")
+    parser.add_argument("--mib", type=int, default=512, help="size of that pool")
+    parser.add_argument("--block-bytes", type=int, default=737280, help="of a block; SmolLM2's in bf16 if absent")
+    parser.add_argument("--tokens", type=int, default=256, help="of each of 8 texts that the codec is measured on")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions; the fastest counts")
+    arguments = parser.parse_args()
+    blocks = arguments.mib * 2**20 // arguments.block_bytes
+    pool = reserve(blocks * arguments.block_bytes).view(blocks, -1).fill_(1).to(arguments.device)
+    print_copies(pool, arguments.rounds)
+    print("codec, one thread: encoded / raw bytes, MB/s of raw blocks")
+    for kind, size, some in real_blocks(arguments.tokens, threads=torch.get_num_threads()):
+        for codec in (PlainZstd(), PlanesCodec(size)):
+            rate = codec_rate(codec, some, arguments.rounds)
+            figures = f"ratio {rate.ratio:.3f}  encode{rate.encode / 1e6:6.0f}  decode{rate.decode / 1e6:6.0f}"
+            print(f"  {kind}  {codec.name:20}{figures}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""`python -m engine.bench.steps`: whole steps of a model of random weights on this GPU, beside the time their bytes take.
+
+A decode step reads every weight and every sequence's keys and values once: (weights + KV) / bandwidth is its floor. The bandwidth
+is that of a large device-to-device copy, measured in the same run. Decode steps run on a CUDA graph, as the worker's do; beside
+that stands the same step launched kernel by kernel, the host's time included.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from configs.model_config import ModelConfig
+from engine.cpu.batch import SequenceInput
+from engine.gpu.graph_policy import Bucket, GraphPlan
+from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
+from engine.gpu.model import GpuKvPool, GpuModel
+from engine.gpu.weights import GpuLayer, GpuWeights
+from engine.tensor_parallel.shards import Linear
+from kernels.bench.timing import Timer, copy_bandwidth
+
+BLOCK = 32
+SEQUENCES = (1, 32, 128)  # of the decode steps
+
+LLAMA_3_8B = ModelConfig(
+    architecture="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=None,
+    sliding_window=None,
+    sliding_layers=(False,) * 32,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    tie_word_embeddings=False,
+    max_position=8192,
+    bos_token_id=None,
+    eos_token_ids=(),
+    dtype="bfloat16",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One kind of step: `rows` tokens of `sequences`, each at `context` keys.
+
+    Attributes:
+        name: of the line.
+        sequences: in the step.
+        rows: of each sequence.
+        context: keys of each sequence.
+        seconds: on the device; of single tokens, on a CUDA graph.
+        floor: seconds in which the device can read what the step reads.
+        bucket: the graph's shape.
+        eager: seconds of single tokens without a graph, from one step to the next.
+    """
+
+    name: str
+    sequences: int
+    rows: int
+    context: int
+    seconds: float
+    floor: float
+    bucket: Bucket | None = None
+    eager: float | None = None
+
+
+def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> GpuWeights:
+    """Weights that keep activations of order one, made where they are used."""
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, device=device, dtype=dtype).mul_(columns**-0.5)
+
+    def norm() -> torch.Tensor:
+        return torch.ones(config.hidden_size, device=device)
+
+    hidden, inner = config.hidden_size, config.intermediate_size
+    layers = [
+        GpuLayer(
+            input_norm=norm(),
+            qkv=Linear(matrix((config.heads + 2 * config.kv_heads) * config.head_dim, hidden)),
+            q_norm=None,
+            k_norm=None,
+            o=Linear(matrix(hidden, config.heads * config.head_dim)),
+            post_norm=norm(),
+            gate_up=Linear(matrix(2 * inner, hidden)),
+            down=Linear(matrix(hidden, inner)),
+        )
+        for _ in range(config.layers)
+    ]
+    table = matrix(config.vocab_size, hidden)
+    head = table if config.tie_word_embeddings else matrix(config.vocab_size, hidden)
+    return GpuWeights(embedding=table, layers=layers, final_norm=norm(), head=Linear(head))
+
+
+class StepBench:
+    """A model and a pool for `tokens` tokens, and the steps of up to `sequences` sequences to time on them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        timer: Timer,
+        dtype: torch.dtype,
+        tokens: int,
+        bandwidth: float,
+        *,
+        sequences: int = SEQUENCES[-1],
+    ) -> None:
+        self._config = config
+        self._timer = timer
+        self._bandwidth = bandwidth
+        weights = random_weights(config, timer.device, dtype)
+        self._weight_bytes = weights.head.nbytes + sum(
+            product.nbytes for layer in weights.layers for product in layer.products
+        )
+        self._pool = GpuKvPool(config, -(-tokens // BLOCK), BLOCK, timer.device, dtype)
+        for part in torch.split(self._pool.storage, 512):
+            part.normal_()
+        self._model = GpuModel(config, weights, self._pool, context=config.max_position)
+        self._plan = GraphPlan(sequences, config.max_position)
+        recorder = CudaRecorder(timer.device) if timer.device.type == "cuda" else EagerRecorder()
+        self._graphs = DecodeGraphs(self._model, self._plan, recorder, dtype)
+        self._newest = torch.zeros(1, dtype=torch.int64, device=timer.device)
+
+    def decode(self, sequences: int, context: int) -> StepTime:
+        """One token a sequence, logits included.
+
+        Raises:
+            RuntimeError: its graph could not be recorded.
+        """
+        inputs, floor = self._step(sequences, 1, context)
+        bucket = self._plan.bucket(sequences, context)
+        self._graphs.record(bucket)
+        if self._plan.recorded(sequences, context) != bucket:
+            raise RuntimeError(f"no graph of {bucket}")
+        seconds = self._timer.seconds(lambda _: self._model.logits(self._graphs.forward(inputs, self._newest)))
+        eager = self._wall(lambda: self._model.logits(self._model.forward(inputs)))
+        return StepTime(f"decode {sequences} at {context}", sequences, 1, context, seconds, floor, bucket, eager)
+
+    def prefill(self, rows: int) -> StepTime:
+        """One prompt's chunk. Its floor counts bytes only: read it as the time of a step, not as a ratio."""
+        inputs, floor = self._step(1, rows, rows)
+        seconds = self._timer.seconds(lambda _: self._model.logits(self._model.forward(inputs)))
+        return StepTime(f"prefill {rows}", 1, rows, rows, seconds, floor)
+
+    def _step(self, sequences: int, rows: int, context: int) -> tuple[list[SequenceInput], float]:
+        """A step over blocks in no order, and its floor in seconds."""
+        blocks = -(-context // BLOCK)
+        order = torch.randperm(len(self._pool.storage), generator=torch.Generator().manual_seed(0)).tolist()
+        inputs = [
+            SequenceInput(
+                token_ids=[(index + row) % self._config.vocab_size for row in range(rows)],
+                start=context - rows,
+                block_table=order[index * blocks : (index + 1) * blocks],
+                wanted=1,
+            )
+            for index in range(sequences)
+        ]
+        size = self._weight_bytes + sequences * context / BLOCK * self._pool.storage[0].nbytes
+        return inputs, size / self._bandwidth
+
+    def _wall(self, work: Callable[[], object]) -> float:
+        """Seconds from one call to the next, the host's included; one call before is not counted."""
+        work()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(self._timer.rounds):
+            work()
+        self._wait()
+        return (time.perf_counter() - began) / self._timer.rounds
+
+    def _wait(self) -> None:
+        if self._timer.device.type == "cuda":
+            torch.cuda.synchronize(self._timer.device)
+
+
+def steps(bench: StepBench) -> Iterator[StepTime]:
+    """All steps of the table."""
+    for sequences in SEQUENCES:
+        yield bench.decode(sequences, 1024)
+    for rows in (512, 2048):
+        yield bench.prefill(rows)
+
+
+def main() -> int:
+    """Print the table. 1 where there is no GPU."""
+    parser = argparse.ArgumentParser(prog="python -m engine.bench.steps", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU: torch finds none")
+        return 1
+    timer = Timer(torch.device("cuda", 0))
+    bandwidth = copy_bandwidth(timer)
+    bench = StepBench(LLAMA_3_8B, timer, torch.bfloat16, 128 * 1024 + 4096, bandwidth)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {bandwidth / 1e9:.0f} GB/s")
+    lines = []
+    for line in steps(bench):
+        lines.append(asdict(line))
+        eager = "" if line.eager is None else f"  without a graph {1e3 * line.eager:8.2f} ms"
+        ratio = f"floor {1e3 * line.floor:8.2f} ms  x {line.seconds / line.floor:.2f}"
+        print(f"{line.name:24}{1e3 * line.seconds:9.2f} ms  {ratio}{eager}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "steps": lines}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

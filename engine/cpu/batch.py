@@ -1,0 +1,86 @@
+"""What one forward pass computes: the chunks of a step laid end to end, and everything about them all layers share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from engine.cpu.kv_pool import KvPool
+from kernels.cpu.paged_attention import Tile, plan_tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceInput:
+    """One sequence's chunk: ids of tokens `[start, start + len(token_ids))`, at least one.
+
+    `block_table[i]` is the block of positions `[i * block_size, (i + 1) * block_size)`, up to the chunk's last token. KV of
+    the positions before `start` is there already. `wanted` says of how many of its last tokens the result is wanted: one to
+    sample, all to score a prompt, none in the middle of one; None means all. `newest`: the last id is taken from that row of
+    the device's table of newest tokens, because the host may not know it yet; None: it is as `token_ids` has it.
+    """
+
+    token_ids: list[int]
+    start: int
+    block_table: list[int]
+    wanted: int | None = None
+    newest: int | None = None
+
+    @property
+    def results(self) -> int:
+        """Rows of the result: `wanted`, resolved."""
+        return len(self.token_ids) if self.wanted is None else self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step's rows. Built once a step; layers only read it.
+
+    Attributes:
+        token_ids: int64 [rows].
+        positions: int64 [rows], position of each row in its sequence.
+        slots: int64 [rows], where each row's keys and values go in the pool.
+        full: attention plan of layers that see all keys.
+        sliding: attention plan of layers with the model's sliding window.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    full: list[Tile]
+    sliding: list[Tile]
+
+    @classmethod
+    def build(cls, sequences: Sequence[SequenceInput], pool: KvPool) -> "Batch":
+        """Lay out the chunks of `sequences` (at least one) over the blocks of `pool`."""
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        full: list[Tile] = []
+        sliding: list[Tile] = []
+        for sequence in sequences:
+            first, start, length = len(ids), sequence.start, len(sequence.token_ids)
+            plan = partial(
+                plan_tiles,
+                first=first,
+                start=start,
+                length=length,
+                block_table=sequence.block_table,
+                block_size=pool.block_size,
+            )
+            if pool.needs_full:
+                full += plan(window=None)
+            if pool.sliding_window is not None:
+                sliding += plan(window=pool.sliding_window)
+            ids += sequence.token_ids
+            positions += range(start, start + length)
+            slots += _slots(sequence.block_table, pool.block_size, start, length)
+        return cls(torch.tensor(ids), torch.tensor(positions), torch.tensor(slots), full, sliding)
+
+
+def _slots(block_table: list[int], block_size: int, start: int, length: int) -> list[int]:
+    return [
+        block_table[position // block_size] * block_size + position % block_size
+        for position in range(start, start + length)
+    ]

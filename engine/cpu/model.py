@@ -1,0 +1,121 @@
+"""A loaded model over its KV pool: the two kinds of CPU arithmetic behind one interface."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from configs.model_config import ModelConfig
+from engine.cpu.batch import Batch, SequenceInput
+from engine.cpu.decoder import Decoder
+from engine.cpu.formats import Arithmetic
+from engine.cpu.kv_pool import KvPool, PackedKvPool
+from engine.loading.packed import PackedWeights
+from engine.models.rope import Rope
+from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
+
+
+class Pool(Protocol):
+    """Where KV lies: `storage` is [blocks, ...] in any type, contiguous, so that a block is one range."""
+
+    @property
+    def storage(self) -> Tensor:
+        """All blocks."""
+        ...
+
+
+class Model(Protocol):
+    """What a worker needs of a model.
+
+    Contract: one call at a time; what a method returns is valid until its next call. `forward` writes keys and values of the
+    rows it computes into the blocks their sequences name, and reads those of earlier positions there.
+    """
+
+    @property
+    def pool(self) -> Pool:
+        """Its KV cache."""
+        ...
+
+    def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
+        """Compute the chunks: fp32 [results, hidden] after the final norm, those that are wanted laid end to end."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of all tokens: fp32 [n, hidden], contiguous, to fp32 [n, vocab]."""
+        ...
+
+
+class ExactModel:
+    """fp32 on the dequantized weights, by torch."""
+
+    def __init__(self, decoder: Decoder, pool: KvPool) -> None:
+        self.pool = pool
+        self._decoder = decoder
+
+    def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
+        """See `Model`."""
+        hidden = self._decoder.forward(Batch.build(inputs, self.pool), self.pool)
+        rows: list[int] = []
+        end = 0
+        for item in inputs:
+            end += len(item.token_ids)
+            rows += range(end - item.results, end)
+        return hidden if len(rows) == end else hidden[rows]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model`."""
+        return self._decoder.logits(hidden)
+
+
+class FastModel:
+    """int8 products over 4- and 8-bit weights and a bf16 KV cache, by the C++ kernels.
+
+    A row's result is the same bit for bit in any batch and for any cut of its prompt into chunks.
+
+    Args:
+        config: of the model.
+        weights: packed.
+        pool: its KV cache.
+        arithmetic: names the library.
+        context: longest sequence, in tokens.
+        threads: that compute.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: PackedWeights,
+        pool: PackedKvPool,
+        *,
+        arithmetic: Arithmetic,
+        context: int,
+        threads: int,
+    ) -> None:
+        if arithmetic.library is None:
+            raise ValueError("a FastModel needs the C++ kernels' library")
+        self.pool = pool
+        cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
+        model = NativeModel(
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            layers=weights.layers,
+            embedding=weights.embedding,
+            head=weights.head,
+            final_norm=weights.final_norm,
+            cos=cos.flatten(1).contiguous(),
+            sin=sin[:, 0, 1].contiguous(),
+        )
+        self._decoder = NativeDecoder(NativeOps(arithmetic.library, threads), model)
+
+    def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
+        """See `Model`."""
+        token_ids = [token for item in inputs for token in item.token_ids]
+        chunks = [NativeChunk(len(item.token_ids), item.start, item.block_table, item.results) for item in inputs]
+        return self._decoder.forward(token_ids, chunks, self.pool.storage)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model`."""
+        return self._decoder.logits(hidden)

@@ -1,0 +1,205 @@
+"""What one forward pass on a GPU computes, as the Triton kernels read it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from configs.model_config import ModelConfig
+from engine.cpu.batch import SequenceInput
+from kernels.gpu.prefix_groups import GroupedBatch, find_groups
+from kernels.gpu.runtime import sent
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """When single tokens of sequences that share leading blocks are worth attending to as a group.
+
+    Attributes:
+        heads: query heads of this rank.
+        kv_heads: KV heads of this rank.
+        block_bytes: of one block in one layer.
+        least_saved: bytes a layer that the groups of a step must save together (`kernels.gpu.prefix_groups`).
+    """
+
+    heads: int
+    kv_heads: int
+    block_bytes: int
+    least_saved: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, block_bytes: int, least_saved: int) -> "Sharing":
+        """For blocks of `block_bytes` in all layers of one rank's `config`."""
+        return cls(config.heads, config.kv_heads, block_bytes // config.layers, least_saved)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuBatch:
+    """A step's rows. Sequences with a single row lie first: they are attended to by another kernel than chunks, whatever
+    else is in the step, so that a row's result does not depend on its company (`grouped` is the exception, and has to be asked
+    for). Built on the host, sent in one copy, two with groups.
+
+    Attributes:
+        singles: sequences (and rows) that are a single token.
+        token_ids: int64 [rows].
+        positions: int64 [rows], position of each row in its sequence.
+        slots: int64 [rows], block * block_size + offset: where its key and value go.
+        row_starts: int32 [sequences - singles + 1], first row of each chunk, counted from the first chunk's.
+        kv_lengths: int32 [sequences], keys of each, this step's included.
+        block_tables: int32 [sequences, most blocks].
+        results: int64 [results], rows whose hidden state is wanted, in the order of the sequences as they were given.
+        newest: int64 [2, n]: rows, and where in the table of newest tokens their ids stand (see `fill`).
+        longest: most rows of one sequence.
+        longest_single: most keys of a single row's sequence.
+        grouped: the single tokens by the prefixes they share; None where each reads its own keys.
+    """
+
+    singles: int
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    row_starts: Tensor
+    kv_lengths: Tensor
+    block_tables: Tensor
+    results: Tensor
+    newest: Tensor
+    longest: int
+    longest_single: int
+    grouped: GroupedBatch | None = None
+
+    @classmethod
+    def build(
+        cls,
+        sequences: Sequence[SequenceInput],
+        block_size: int,
+        device: torch.device,
+        sharing: Sharing | None = None,
+    ) -> "GpuBatch":
+        """Lay out the chunks of `sequences` (at least one).
+
+        Args:
+            sequences: in any order.
+            block_size: of the pool.
+            device: that computes.
+            sharing: look for groups that pay; None: do not, and a row's result never depends on its company.
+        """
+        order = _order(sequences, sharing is not None)
+        laid = [sequences[index] for index in order]
+        singles = sum(len(item.token_ids) == 1 for item in laid)
+        ends = list(accumulate(len(item.token_ids) for item in laid))
+        end_of = dict(zip(order, ends, strict=True))
+        spans = [range(item.start, item.start + len(item.token_ids)) for item in laid]
+        tables = [item.block_table[: -(-span.stop // block_size)] for item, span in zip(laid, spans, strict=True)]
+        most = max(map(len, tables))
+        parts = _send(
+            [
+                [token for item in laid for token in item.token_ids],
+                [position for span in spans for position in span],
+                [
+                    table[position // block_size] * block_size + position % block_size
+                    for table, span in zip(tables, spans, strict=True)
+                    for position in span
+                ],
+                [0, *(end - singles for end in ends[singles:])],
+                [span.stop for span in spans],
+                [block for table in tables for block in table + [0] * (most - len(table))],
+                [
+                    row
+                    for index, item in enumerate(sequences)
+                    for row in range(end_of[index] - item.results, end_of[index])
+                ],
+                [
+                    *(end - 1 for end, item in zip(ends, laid, strict=True) if item.newest is not None),
+                    *(item.newest for item in laid if item.newest is not None),
+                ],
+            ],
+            device,
+        )
+        return cls(
+            singles=singles,
+            token_ids=parts[0],
+            positions=parts[1],
+            slots=parts[2],
+            row_starts=parts[3].int(),
+            kv_lengths=parts[4].int(),
+            block_tables=parts[5].int().view(len(laid), most),
+            results=parts[6],
+            newest=parts[7].view(2, -1),
+            longest=max(map(len, spans)),
+            longest_single=max((span.stop for span in spans[:singles]), default=0),
+            grouped=_grouped(tables[:singles], spans[:singles], block_size, sharing, device),
+        )
+
+    @classmethod
+    def of_padding(cls, singles: int, chunk: int, keys: int, block_size: int, device: torch.device) -> "GpuBatch":
+        """Rows that write nowhere: `singles` single tokens without keys, laid out as if they had up to `keys`, and one chunk of
+        `chunk` rows (or none) that reads what block 0 holds."""
+        rows, sequences = singles + chunk, singles + (chunk > 0)
+        whole = partial(torch.zeros, dtype=torch.int32, device=device)
+        lengths = whole(sequences)
+        lengths[singles:] = chunk
+        return cls(
+            singles=singles,
+            token_ids=torch.zeros(rows, dtype=torch.int64, device=device),
+            positions=torch.zeros(rows, dtype=torch.int64, device=device),
+            slots=torch.full((rows,), -1, device=device),
+            row_starts=torch.arange(2 if chunk else 1, dtype=torch.int32, device=device) * chunk,
+            kv_lengths=lengths,
+            block_tables=whole(sequences, -(-max(keys, chunk) // block_size)),
+            results=torch.arange(rows, device=device),
+            newest=torch.zeros((2, 0), dtype=torch.int64, device=device),
+            longest=max(chunk, 1),
+            longest_single=keys,
+        )
+
+    def fill(self, newest: Tensor) -> None:
+        """Take ids that the host may not know yet from the table of newest tokens, int64 [entries], on the device."""
+        if self.newest.numel():
+            self.token_ids[self.newest[0]] = newest[self.newest[1]]
+
+
+def would_group(sequences: Sequence[SequenceInput], block_size: int, sharing: Sharing) -> bool:
+    """Whether a batch of these single tokens would have groups."""
+    laid = [sequences[index] for index in _order(sequences, True)]
+    tables, lengths = [item.block_table for item in laid], [item.start + 1 for item in laid]
+    return bool(find_groups(tables, lengths, block_size, sharing.block_bytes, sharing.least_saved))
+
+
+def _order(sequences: Sequence[SequenceInput], sharing: bool) -> list[int]:
+    """Single tokens first; those whose tables begin alike are neighbours where groups are looked for."""
+
+    def key(index: int) -> tuple[bool, list[int]]:
+        item = sequences[index]
+        chunk = len(item.token_ids) > 1
+        return chunk, item.block_table if sharing and not chunk else []
+
+    return sorted(range(len(sequences)), key=key)
+
+
+def _grouped(
+    tables: list[list[int]], spans: list[range], block_size: int, sharing: Sharing | None, device: torch.device
+) -> GroupedBatch | None:
+    if sharing is None:
+        return None
+    lengths = [span.stop for span in spans]
+    groups = find_groups(tables, lengths, block_size, sharing.block_bytes, sharing.least_saved)
+    if not groups:
+        return None
+    return GroupedBatch.build(
+        groups,
+        tables,
+        lengths,
+        block_size=block_size,
+        heads=sharing.heads,
+        kv_heads=sharing.kv_heads,
+        device=device,
+    )
+
+
+def _send(lists: list[list[int]], device: torch.device) -> list[Tensor]:
+    """All lists to the device in one copy; int64, as views."""
+    flat = torch.tensor([value for values in lists for value in values])
+    return list(torch.split(sent(flat, device), [len(values) for values in lists]))

@@ -1,0 +1,105 @@
+"""How a GPU computes a model, chosen once before it is loaded: in which form its weights stay, in which its keys and values.
+
+What each form costs a decode step is the bytes it reads; what it costs in accuracy is said beside it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from configs.gguf_header import read_gguf_header
+from configs.model_config import ModelConfig
+from configs.model_source import ModelError, ModelSource
+from engine.loading.gguf_names import hf_name
+from kernels.cpu.packing import Kind
+from kernels.gpu.fp8_linear import refusal
+
+_BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned, too
+WeightForm = Literal["dense", "groups", "fp8"]
+_KINDS: dict[int, Kind] = {2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}  # by ggml's numbers
+
+
+@dataclass(frozen=True, slots=True)
+class GpuArithmetic:
+    """Types of everything that stays on the device.
+
+    Attributes:
+        weights: `dense`: in `dtype`. `groups`: 4- and 8-bit groups as the file has them, other matrices in `dtype`: a quarter to
+            half of the bytes, nothing is rounded again. `fp8`: rounded to 8-bit floats, and activations with them; embedding and
+            head stay in `dtype`.
+        dtype: of activations, and of weights and cache where nothing else is said: bf16, fp16, or fp32 to compare.
+        fp8_kv: keys and values in 8-bit floats with a scale for each block and head: half of the bytes, 2^-4 of a value lost.
+        reason: in words, for the start-up log.
+    """
+
+    weights: WeightForm
+    dtype: torch.dtype
+    fp8_kv: bool = False
+    reason: str = ""
+
+    def kv_format(self, ranks: int = 1) -> str:
+        """What a block of keys and values is, for its fingerprint: blocks of different formats are not interchangeable. Weights
+        count because products round differently, ranks because each keeps its heads only."""
+        name = str(self.dtype).removeprefix("torch.")
+        blocks = "float8_e4m3 with scales" if self.fp8_kv else name
+        return f"gpu {name}, {self.weights} weights, {blocks} blocks" + (f" on {ranks} ranks" if ranks > 1 else "")
+
+    def kv_block_bytes(self, config: ModelConfig, block_size: int) -> int:
+        """Device memory of one block, in bytes. `config` is one rank's (`engine.tensor_parallel.shards.split_config`)."""
+        return sum(block_parts(config, block_size, self.dtype, fp8=self.fp8_kv))
+
+
+def block_parts(config: ModelConfig, block_size: int, dtype: torch.dtype, *, fp8: bool) -> tuple[int, int]:
+    """(bytes of keys and values, bytes of scales and what fills the block up) of one block in all layers."""
+    sides = config.layers * 2 * config.kv_heads
+    values = sides * block_size * config.head_dim
+    return (values, 4 * sides + -(values + 4 * sides) % _BLOCK_MULTIPLE) if fp8 else (values * dtype.itemsize, 0)
+
+
+def choose_gpu_arithmetic(
+    source: ModelSource,
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    weights: Literal["auto", "dense", "fp8"] = "auto",
+    kv: Literal["auto", "fp8"] = "auto",
+    load_format: str = "auto",
+) -> GpuArithmetic:
+    """Resolve what is asked for against the model and the chip.
+
+    Args:
+        source: the model's files.
+        config: their description.
+        device: that will compute.
+        weights: `auto` keeps groups that the file has, which loses nothing, and everything else in 16 bits. The others say what
+            they do; `fp8` is lossy and therefore never chosen unasked.
+        kv: `auto` is the model's type; `fp8` is lossy, likewise.
+        load_format: as in the settings; `dummy` weights have no groups.
+
+    Raises:
+        ModelError: fp8 weights on a chip without them; says which it needs.
+    """
+    dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
+    if device.type == "cpu":
+        dtype = torch.float32  # interpreted, to look for faults: results can be held against the exact path's
+    name = str(dtype).removeprefix("torch.")
+    form: WeightForm
+    if weights == "fp8":
+        obstacle = refusal(device)
+        if obstacle:
+            raise ModelError(f"fp8 weights were asked for: {obstacle}.")
+        form, reason = "fp8", "8-bit floats, as asked for"
+    elif weights == "auto" and stored_kinds(source, load_format):
+        form, reason = "groups", "4- and 8-bit groups as the file has them"
+    else:
+        form, reason = "dense", name
+    return GpuArithmetic(form, dtype, kv == "fp8", f"weights: {reason}; {'8-bit float' if kv == 'fp8' else name} KV")
+
+
+def stored_kinds(source: ModelSource, load_format: str) -> dict[str, Kind]:
+    """Matrices that a file keeps in groups the kernels can read, by their Hugging Face names; from its header."""
+    if source.kind != "gguf" or load_format == "dummy":
+        return {}
+    infos = read_gguf_header(source.path).tensors
+    return {hf_name(name): _KINDS[info.ggml_type] for name, info in infos.items() if info.ggml_type in _KINDS}

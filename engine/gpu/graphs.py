@@ -1,0 +1,250 @@
+"""Decode steps as CUDA graphs: one launch for a step that is a token of each sequence, over buffers that stay where they are.
+
+The host writes a step's inputs into one piece of pinned memory, one copy brings them into the buffers, and the graph of the
+least recorded shape runs over them. Rows beyond the step's are padding: their slot is -1, so that they write nowhere, and they have
+no keys. A graph holds the forward pass up to the final norm; logits and sampling, whose shape depends on what requests ask for,
+follow it as single launches.
+
+What records and replays is behind `Recorder`: on CPU tensors the same buffers are run over eagerly, which is how it is tested.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.cpu.batch import SequenceInput
+from engine.gpu.batch import GpuBatch
+from engine.gpu.graph_policy import Bucket, GraphPlan
+from engine.gpu.model import GpuModel
+
+log = logging.getLogger("headrace.engine")
+
+Work = Callable[[], None]
+
+
+class NotRecorded(RuntimeError):
+    """The work was done once, and recording it failed."""
+
+
+class Recorder(Protocol):
+    """Turns work on a device into something that does it again cheaply."""
+
+    def record(self, prepare: Work, work: Work) -> Work:
+        """What does `work` again, over the same memory. `prepare` makes it harmless to run `work` while recording.
+
+        Raises:
+            NotRecorded: what it says.
+            RuntimeError: the work itself failed.
+        """
+        ...
+
+
+class EagerRecorder:
+    """Where there are no graphs: the work itself."""
+
+    def record(self, prepare: Work, work: Work) -> Work:
+        """See `Recorder`; runs the work once, as a GPU does."""
+        prepare()
+        work()
+        return work
+
+
+class CudaRecorder:
+    """CUDA graphs, recorded on a stream of its own, in one pool of memory that they share: they run one after the other.
+
+    Graphs stay until the process ends: torch clears the workspaces of a stream when a graph that was recorded there goes, and the
+    other graphs still use them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def record(self, prepare: Work, work: Work) -> Work:
+        """See `Recorder`. The run before the recording compiles kernels and lets libraries set themselves up."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        self._graphs.append(graph)
+        try:
+            with torch.cuda.stream(self._stream):
+                prepare()
+                work()
+                self._capture(graph, work)
+        finally:  # the next step fills the buffers that this work reads
+            current.wait_stream(self._stream)
+        replay: Work = graph.replay
+        return replay
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> None:
+        """torch.cuda.graph would first wait for the device and collect garbage, in the middle of serving."""
+        collecting = gc.isenabled()
+        gc.disable()  # a tensor freed by the collector while the stream is recorded would be recorded, too
+        try:
+            graph.capture_begin(self._pool, "thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        except RuntimeError as error:
+            raise NotRecorded(str(error)) from error
+        finally:
+            if collecting:
+                gc.enable()
+
+
+class _Layout:
+    """Where the inputs of a bucket lie in a piece of memory: int64 rows first, then int32 ones.
+
+    Args:
+        bucket: its shape.
+        block_size: tokens in a block.
+    """
+
+    def __init__(self, bucket: Bucket, block_size: int) -> None:
+        self.rows = bucket.rows
+        self.width = -(-bucket.keys // block_size)
+        self._wide = 4 * 8 * self.rows
+        self.nbytes = self._wide + 4 * self.rows * (1 + self.width)
+
+    def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of uint8 `memory`: int64 [4, rows] (ids, positions, slots, places of newest tokens), int32 [rows] key counts,
+        int32 [rows, width] block tables."""
+        narrow = memory[self._wide : self.nbytes].view(torch.int32)
+        return (
+            memory[: self._wide].view(torch.int64).view(4, self.rows),
+            narrow[: self.rows],
+            narrow[self.rows :].view(self.rows, self.width),
+        )
+
+
+class DecodeGraphs:
+    """Runs decode steps on graphs where there are some, and records them.
+
+    Args:
+        model: it computes.
+        plan: chooses shapes.
+        recorder: of the device that the model is on.
+        dtype: of its hidden states.
+    """
+
+    def __init__(self, model: GpuModel, plan: GraphPlan, recorder: Recorder, dtype: torch.dtype) -> None:
+        self._model = model
+        self._plan = plan
+        self._recorder = recorder
+        self._device = device = model.device
+        self._block_size = model.pool.block_size
+        largest = plan.largest
+        self._memory = torch.zeros(_Layout(largest, self._block_size).nbytes, dtype=torch.uint8, device=device)
+        self._hidden = torch.empty(largest.rows, model.config.hidden_size, dtype=dtype, device=device)
+        self._every = torch.arange(largest.rows, device=device)
+        self._replays: dict[Bucket, Work] = {}
+        self.replayed = 0  # steps that ran on a graph
+
+    def forward(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
+        """What the model computes of a step: [results, hidden], valid until the next call.
+
+        Args:
+            inputs: chunks; see `engine.gpu.batch`.
+            newest: int64 [entries], table of newest tokens.
+        """
+        if any(len(item.token_ids) != 1 or item.results != 1 for item in inputs):
+            return self._eagerly(inputs, newest)
+        rows, keys = len(inputs), 1 + max(item.start for item in inputs)
+        bucket = self._plan.recorded(rows, keys)
+        if bucket is None:
+            began = time.perf_counter()
+            hidden = self._eagerly(inputs, newest)
+            self._plan.ran_eagerly(rows, keys, time.perf_counter() - began)
+            return hidden
+        if self._model.would_group(inputs):  # whose shapes no graph has
+            return self._eagerly(inputs, newest)
+        self._fill(bucket, inputs, newest)
+        self._replays[bucket]()
+        self.replayed += 1
+        return self._hidden[:rows]
+
+    def missed(self) -> Bucket | None:
+        """The shape that has cost most without a graph, if that is worth one."""
+        return self._plan.next()
+
+    def record(self, bucket: Bucket) -> None:
+        """Record a graph: to be called while the device is busy with a step, by all ranks.
+
+        Once that fails none is recorded any more: a capture that broke off may leave torch's allocator in the middle of it. Memory
+        is planned for all graphs, so this is no usual end.
+
+        Raises:
+            RuntimeError: of several ranks, the work itself failed: the others are waiting in it.
+        """
+        began = time.perf_counter()
+        replay: Work | None = None
+        try:
+            replay = self._recorder.record(lambda: self._fill(bucket, (), None), self._work(bucket))
+        except RuntimeError as error:  # a device that has failed says so again in the next step
+            if self._model.ranks.size > 1 and not isinstance(error, NotRecorded):
+                raise
+            log.warning("no CUDA graph for %d rows, %d keys, nor any further: %s", bucket.rows, bucket.keys, error)
+        made = replay is not None
+        if not self._model.ranks.least(made) or replay is None:  # a graph pads its sums: all ranks have it or none
+            self._plan.stop()
+            return
+        self._replays[bucket] = replay
+        seconds = time.perf_counter() - began
+        self._plan.was_recorded(bucket, seconds)
+        log.debug("CUDA graph for %d rows, %d keys recorded in %.3f s", bucket.rows, bucket.keys, seconds)
+
+    def _eagerly(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
+        batch = self._model.lay_out(inputs)
+        batch.fill(newest)
+        return self._model.compute(batch)
+
+    def _work(self, bucket: Bucket) -> Work:
+        """The forward pass over the buffers."""
+        wide, lengths, tables = _Layout(bucket, self._block_size).split(self._memory)
+        batch = GpuBatch(
+            singles=bucket.rows,
+            token_ids=wide[0],
+            positions=wide[1],
+            slots=wide[2],
+            row_starts=lengths[:0],
+            kv_lengths=lengths,
+            block_tables=tables,
+            results=self._every[: bucket.rows],
+            newest=self._every[:0],
+            longest=1,
+            longest_single=bucket.keys,
+        )
+        hidden = self._hidden[: bucket.rows]
+
+        @torch.inference_mode()
+        def work() -> None:
+            hidden.copy_(self._model.compute(batch))
+
+        return work
+
+    def _fill(self, bucket: Bucket, inputs: Sequence[SequenceInput], newest: Tensor | None) -> None:
+        """Bring the inputs of a step into the buffers; all rows beyond them are padding."""
+        layout = _Layout(bucket, self._block_size)
+        pinned = self._device.type == "cuda"
+        host = torch.zeros(layout.nbytes, dtype=torch.uint8, pin_memory=pinned)
+        wide, lengths, tables = (part.numpy() for part in layout.split(host))
+        wide[2:, len(inputs) :] = -1
+        for row, item in enumerate(inputs):
+            at, size = item.start, self._block_size
+            slot = item.block_table[at // size] * size + at % size
+            wide[:, row] = item.token_ids[0], at, slot, -1 if item.newest is None else item.newest
+            used = at // size + 1
+            tables[row, :used] = np.asarray(item.block_table[:used], dtype=np.int32)
+        lengths[: len(inputs)] = wide[1, : len(inputs)] + 1
+        self._memory[: layout.nbytes].copy_(host, non_blocking=True)
+        if newest is not None:
+            ids, places = (layout.split(self._memory)[0][index] for index in (0, 3))
+            ids.copy_(torch.where(places < 0, ids, newest[places.clamp(min=0)]))

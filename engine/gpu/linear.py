@@ -1,0 +1,86 @@
+"""Products with a layer's weights on a GPU: one small object for each way to hold a weight, all called alike.
+
+Weights in the model's type are `engine.tensor_parallel.shards.Linear`, through cuBLAS.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.gpu.fp8_linear import Fp8Matrix, fp8_linear
+from kernels.gpu.quantized_linear import quantized_linear
+from kernels.gpu.quantized_matrix import QuantizedMatrix
+
+
+class Product(Protocol):
+    """x W^T + b, however W is held.
+
+    Contract: [rows, columns] with contiguous columns to a new [rows, outputs] in x's type. Waits for nothing on the device.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory it holds, which is also what one call reads of it."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """A weight in the 4- or 8-bit groups its file has, unpacked on the way (`kernels.gpu.quantized_linear`). More rows than the
+    kernel is for go through cuBLAS on unpacked tiles: their last bits differ from the kernel's."""
+
+    matrix: QuantizedMatrix
+    bias: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """See `Product`."""
+        return self.matrix.nbytes + _nbytes(self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return quantized_linear(x, self.matrix, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8:
+    """A weight rounded to 8-bit floats, times activations rounded to them (`kernels.gpu.fp8_linear`)."""
+
+    matrix: Fp8Matrix
+    bias: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """See `Product`."""
+        return self.matrix.values.nbytes + self.matrix.scales.nbytes + _nbytes(self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return fp8_linear(x, self.matrix, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Weights of different kinds stacked along their outputs: q, k and v of a file that keeps v in more bits."""
+
+    parts: Sequence[Product]
+
+    @property
+    def nbytes(self) -> int:
+        """See `Product`."""
+        return sum(part.nbytes for part in self.parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return torch.cat([part(x) for part in self.parts], dim=1)
+
+
+def _nbytes(bias: Tensor | None) -> int:
+    return 0 if bias is None else bias.nbytes

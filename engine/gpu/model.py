@@ -1,0 +1,232 @@
+"""The decoder on a GPU: the arithmetic of `engine/cpu/decoder.py` by Triton kernels, over the same kind of blocks.
+
+Runs on CPU tensors too where Triton interprets (`TRITON_INTERPRET=1`), which is how it is tested without a GPU.
+
+What belongs here: the order of the operations of a forward pass. Never: how a weight is held (`engine.gpu.linear`), which tokens
+run, graphs, sampling.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from configs.model_config import ModelConfig
+from engine.cpu.batch import SequenceInput
+from engine.gpu.batch import GpuBatch, Sharing, would_group
+from engine.gpu.formats import block_parts
+from engine.gpu.weights import GpuLayer, GpuWeights
+from engine.models.rope import Rope
+from engine.tensor_parallel.shards import Alone, Ranks, Share, split_config
+from kernels.gpu.decode_attention import decode_attention
+from kernels.gpu.embedding import embed
+from kernels.gpu.grouped_attention import grouped_attention
+from kernels.gpu.paged_attention import paged_attention
+from kernels.gpu.quantized_linear import KERNEL_ROWS
+from kernels.gpu.rms_norm import rms_norm
+from kernels.gpu.silu_mul import silu_mul
+from kernels.gpu.write_kv import write_kv
+
+
+class GpuKvPool:
+    """Keys and values, block-major: one block is one contiguous range over all layers.
+
+    Args:
+        config: of one rank (`engine.tensor_parallel.shards.split_config`).
+        blocks: how many.
+        block_size: tokens of one.
+        device: where they are.
+        dtype: the model's type.
+        fp8: store 8-bit floats (e4m3) instead, with a scale for each block, layer, side and head.
+
+    Attributes:
+        memory: uint8 [blocks, bytes]: a block, scales included, is one row and nothing else. What moves blocks moves rows of it.
+        storage: view of it, [blocks, layers, 2, kv_heads, block_size, dim] in the model's type or float8_e4m3fn.
+        scales: fp32 [blocks, layers, 2, kv_heads] of an fp8 pool, likewise a view, else None.
+        layers: views of `storage`, one a layer: [blocks, 2, kv_heads, block_size, dim].
+        layer_scales: views of `scales`, or None for each layer.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        blocks: int,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        fp8: bool = False,
+    ) -> None:
+        self.block_size = block_size
+        sides = (config.layers, 2, config.kv_heads)
+        values, rest = block_parts(config, block_size, dtype, fp8=fp8)
+        self.memory = torch.empty((blocks, values + rest), device=device, dtype=torch.uint8)
+        held = self.memory[:, :values].view(torch.float8_e4m3fn if fp8 else dtype)
+        self.storage = held.view(blocks, *sides, block_size, config.head_dim)
+        self.scales = None
+        if fp8:
+            self.scales = self.memory[:, values : values + 4 * prod(sides)].view(torch.float32).view(blocks, *sides)
+        self.layers = list(self.storage.unbind(1))
+        self.layer_scales: list[Tensor] | list[None] = (
+            [None] * config.layers if self.scales is None else list(self.scales.unbind(1))
+        )
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, in all layers."""
+        return self.memory.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    cos: Tensor  # fp32 [positions, dim / 2]
+    sin: Tensor
+
+
+class GpuModel:
+    """A model, or one rank's share of it, on one GPU, behind the same interface as the CPU's (`engine.cpu.model.Model`).
+
+    All ranks call the same methods with the same sequences, each over its own pool, and get the same results.
+
+    Args:
+        config: of the whole model.
+        weights: this rank's share; they say where and in which type is computed.
+        pool: this rank's KV cache, on the same device: made for `split_config(config, ranks.size)`.
+        context: longest sequence, in tokens.
+        ranks: who computes the model.
+        least_saved: group single tokens that share a prefix where that saves so many bytes a layer
+            (`kernels.gpu.prefix_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step; None: never.
+
+    Attributes:
+        config: of this rank.
+
+    Raises:
+        ValueError: the device is not this thread's current one, where Triton would launch.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: GpuWeights,
+        pool: GpuKvPool,
+        *,
+        context: int,
+        ranks: Ranks | None = None,
+        least_saved: int | None = None,
+    ) -> None:
+        self.device = weights.embedding.device
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            raise ValueError(
+                f"the model is on {self.device}, this thread's device is cuda:{torch.cuda.current_device()}; "
+                "call torch.cuda.set_device first"
+            )
+        self.ranks: Ranks = ranks or Alone()
+        self.config = split_config(config, self.ranks.size)
+        self.pool = pool
+        self._weights = weights
+        self._first_id = Share.of(config, self.ranks.rank, self.ranks.size).vocabulary.start
+        self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
+        self._context = context
+        cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
+        self._turns = _Turns(cos.flatten(1).contiguous().to(self.device), sin[:, 0, 1].contiguous().to(self.device))
+
+    @torch.inference_mode()
+    def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
+        """Compute the chunks: [results, hidden] in the model's type after the final norm."""
+        return self.compute(self.lay_out(inputs))
+
+    def lay_out(self, inputs: Sequence[SequenceInput]) -> GpuBatch:
+        """The host's part of `forward`: the batch, on its way to the device."""
+        return GpuBatch.build(inputs, self.pool.block_size, self.device, self._sharing)
+
+    def would_group(self, inputs: Sequence[SequenceInput]) -> bool:
+        """Whether `lay_out` would make groups of single tokens."""
+        return self._sharing is not None and would_group(inputs, self.pool.block_size, self._sharing)
+
+    @torch.inference_mode()
+    def compute(self, batch: GpuBatch) -> Tensor:
+        """The device's part of `forward`: [results, hidden]. Waits for nothing there: it can be captured as a CUDA graph, of a
+        batch without groups, whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
+        eps, weights = self.config.rms_norm_eps, self._weights
+        residual = self.ranks.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
+        change: Tensor | None = None
+        for index, layer in enumerate(weights.layers):
+            normed, residual = _norm(residual, change, layer.input_norm, eps)
+            mixed = self.ranks.sum(layer.o(self._attend(normed, index, layer, batch)))
+            normed, residual = _norm(residual, mixed, layer.post_norm, eps)
+            change = self.ranks.sum(layer.down(silu_mul(layer.gate_up(normed))))
+        if change is not None:
+            residual = residual + change
+        return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of all tokens: [n, hidden] to fp32 [n, vocab], on every rank."""
+        return self.ranks.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Have Triton build every kernel that a step may ask for, with rows that write nowhere: the first long context or the
+        first big batch would otherwise hold all streams up for seconds."""
+        for singles, chunk, keys in ((1, 0, 1), (17, 0, self._context), (0, 2, 1), (0, KERNEL_ROWS + 1, 1)):
+            self.logits(self.compute(GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)))
+
+    def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch) -> Tensor:
+        """Attention of one layer up to its last projection: [rows, heads * dim]."""
+        config = self.config
+        queries = write_kv(
+            layer.qkv(normed),
+            self.pool.layers[index],
+            batch.positions,
+            batch.slots,
+            self._turns.cos,
+            self._turns.sin,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=config.rms_norm_eps,
+            scales=self.pool.layer_scales[index],
+        )
+        return self._mix(queries, index, batch).flatten(1)
+
+    def _mix(self, queries: Tensor, index: int, batch: GpuBatch) -> Tensor:
+        """Attention itself: single rows split over their keys or by shared prefixes, chunks tiled."""
+        kv, scales = self.pool.layers[index], self.pool.layer_scales[index]
+        window = (self.config.sliding_window or 0) if self.config.sliding_layers[index] else 0
+        one, scale, out = batch.singles, self.config.head_dim**-0.5, torch.empty_like(queries)
+        if batch.grouped is not None and not window:
+            grouped_attention(queries[:one], kv, batch.grouped, scale=scale, scales=scales, out=out[:one])
+        elif one:
+            decode_attention(
+                queries[:one],
+                kv,
+                batch.kv_lengths[:one],
+                batch.block_tables[:one],
+                scale=scale,
+                longest_kv=batch.longest_single,
+                window=window,
+                scales=scales,
+                out=out[:one],
+            )
+        if one < len(batch.kv_lengths):
+            paged_attention(
+                queries[one:],
+                kv,
+                batch.row_starts,
+                batch.kv_lengths[one:],
+                batch.block_tables[one:],
+                scale=scale,
+                longest=batch.longest,
+                window=window,
+                scales=scales,
+                out=out[one:],
+            )
+        return out
+
+
+def _norm(residual: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(norm of the sum, the sum)."""
+    return rms_norm(residual, weight, eps) if change is None else rms_norm(change, weight, eps, residual=residual)

@@ -1,0 +1,243 @@
+"""Sampling on the GPU: what `engine/sampling/sampler.py` does, by the kernels in `kernels/gpu/sample.py`, without waiting.
+
+Order and definitions are the host sampler's. Greedy rows give the same tokens; rows that draw follow the same distribution with
+other numbers, since the device races where the host inverts: the same seed gives the same text on the same kind of device, in any
+batch, after preemption and after a restart, but another text on a CPU.
+
+A request with bad words needs tokens that may not have reached the host, and one that wants more log-probabilities than a kernel
+lists needs a sort: all tokens of such a request are drawn by the host sampler itself (`drawn_by_host`).
+"""
+
+import collections.abc
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.gpu.events import Arrival
+from engine.sampling.edits import IdArray, ValueArray, known_ids
+from engine.sampling.sampler import ALL_MASKED, NOT_FINITE, Sampled
+from engine.sequence import Sequence
+from kernels.gpu import sample as device
+from kernels.gpu.penalties import count_tokens
+from kernels.gpu.runtime import sent
+from kernels.gpu.sample import RowSettings, Settings, sample
+from kernels.gpu.token_logprobs import MOST, token_logprobs
+from scheduler.sampling_params import SamplingParams
+from scheduler.step import TokenLogprobs
+
+_ERRORS = {device.ALL_MASKED: ALL_MASKED, device.NOT_FINITE: NOT_FINITE}
+_WIDTHS = (0, 5, 20, MOST)  # likeliest tokens that are listed: each number is a build of its kernel
+_FIRST_SLOTS = 16
+_NO_SLOT = -1
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A sequence as the GPU's worker keeps it.
+
+    `place` is its entry in the table of newest tokens, `slot` its row of token counts (-1: it has none). `ahead` tokens have been
+    sampled that are not known to the host yet.
+    """
+
+    sequence: Sequence
+    place: int
+    by_host: bool
+    settings: RowSettings
+    slot: int = _NO_SLOT
+    ahead: int = 0
+
+    @classmethod
+    def of(cls, sequence: Sequence, place: int) -> "Member":
+        """Begin to keep `sequence`."""
+        return cls(sequence, place, drawn_by_host(sequence.sampling), _row_settings(sequence.sampling))
+
+    @property
+    def length(self) -> int:
+        """Tokens that exist, known to the host or not."""
+        return len(self.sequence.tokens) + self.ahead
+
+
+def drawn_by_host(sampling: SamplingParams) -> bool:
+    """Whether the device's kernels lack what the request asks for."""
+    return bool(sampling.bad_words) or (sampling.logprobs or 0) > MOST
+
+
+def _row_settings(sampling: SamplingParams) -> RowSettings:
+    return RowSettings(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition=sampling.repetition_penalty,
+        presence=sampling.presence_penalty,
+        frequency=sampling.frequency_penalty,
+        seed=sampling.seed,
+        slot=_NO_SLOT,
+    )
+
+
+class TokenCounts:
+    """Counts of the tokens of requests with penalties, int32 [slots, vocab] on the device; grows as they come."""
+
+    def __init__(self, vocab_size: int, target: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = target
+        self._free: list[int] = []
+        self.table: Tensor | None = None
+
+    def slot_of(self, sequence: Sequence) -> int:
+        """A slot that holds the counts of the sequence as far as the host knows it."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        assert self.table is not None
+        self.table[slot].zero_()
+        for tokens, output in (
+            (sequence.tokens[: sequence.prompt_length], False),
+            (sequence.tokens[sequence.prompt_length :], True),
+        ):
+            ids = sent(torch.tensor(tokens, dtype=torch.int64), self._device)
+            count_tokens(self.table, torch.full_like(ids, slot), ids, output=output)
+        return slot
+
+    def release(self, slot: int) -> None:
+        """The slot's request has ended."""
+        self._free.append(slot)
+
+    def _grow(self) -> None:
+        have = 0 if self.table is None else len(self.table)
+        more = torch.zeros(max(have, _FIRST_SLOTS), self._vocab_size, dtype=torch.int32, device=self._device)
+        self.table = more if self.table is None else torch.cat((self.table, more))
+        self._free += range(have, len(self.table))
+
+
+class Draw:
+    """The outcome of one step: tokens on the device, and on their way to the host in one copy."""
+
+    def __init__(self, tokens: Tensor, described: list[int], lists: tuple[Tensor, ...]) -> None:
+        self._count = len(tokens)
+        self._described = described  # rows with log-probabilities
+        parts = [tokens.int(), *(part.flatten().view(torch.int32) for part in lists)]
+        self._arrival = Arrival(torch.cat(parts) if lists else parts[0])
+
+    def wait(self, members: list[Member]) -> list[Sampled]:
+        """What each row brought; `members` are those of the rows."""
+        values = self._arrival.wait().numpy()
+        described = self._logprobs(values, members)
+        return [
+            Sampled(token, described.get(row)) if token >= 0 else Sampled(token, error=_ERRORS[token])
+            for row, token in enumerate(values[: self._count].tolist())
+        ]
+
+    def _logprobs(self, values: np.ndarray, members: list[Member]) -> dict[int, TokenLogprobs]:
+        rows = len(self._described)
+        if not rows:
+            return {}
+        tokens, rest = values[: self._count], values[self._count :]
+        top = (len(rest) - 2 * rows) // (2 * rows)
+        ends = np.cumsum([rows, rows, rows * top])
+        chosen, ranks, ids, logprobs = np.split(rest, ends)
+        found = {}
+        for index, row in enumerate(self._described):
+            wanted = slice(index * top, index * top + (members[row].sequence.sampling.logprobs or 0))
+            likeliest = zip(ids[wanted].tolist(), logprobs.view(np.float32)[wanted].tolist(), strict=True)
+            found[row] = TokenLogprobs(
+                token_id=int(tokens[row]),
+                logprob=float(chosen.view(np.float32)[index]),
+                rank=int(ranks[index]),
+                top=[(token, logprob) for token, logprob in likeliest if token >= 0],
+            )
+        return found
+
+
+class DeviceSampler:
+    """Draws one token a row on the device that holds the logits."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: collections.abc.Sequence[int], target: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._device = target
+        self._counts = TokenCounts(vocab_size, target)
+        self._members: list[Member] = []  # of the last draw
+        self._lengths: list[int] = []
+        self._settings: Settings | None = None
+
+    def sample(self, logits: Tensor, members: list[Member]) -> tuple[Tensor, Draw]:
+        """Draw for each row of `logits` [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
+
+        Returns:
+            int64 [rows] on the device (an error is a negative number), and the same on its way to the host.
+        """
+        settings = self._settings_of(members)
+        described = [row for row, member in enumerate(members) if member.sequence.sampling.logprobs is not None]
+        edits = self._edits(members)
+        raw = logits.clone() if edits and described else logits
+        if edits:
+            rows, ids, values = (sent(torch.from_numpy(part), self._device) for part in edits)
+            logits.index_put_((rows, ids), values.to(logits.dtype), accumulate=True)
+        tokens = sample(logits, settings, self._counts.table)
+        if settings.penalized and self._counts.table is not None:
+            count_tokens(self._counts.table, settings.ints[:, 3].contiguous(), tokens, output=True)
+        return tokens, Draw(tokens, described, self._describe(raw, tokens, members, described))
+
+    def forget(self, member: Member) -> None:
+        """Drop what is kept for a request."""
+        if member.slot != _NO_SLOT:
+            self._counts.release(member.slot)
+            member.slot = _NO_SLOT
+        if member in self._members:
+            self._members, self._settings = [], None
+
+    def _settings_of(self, members: list[Member]) -> Settings:
+        """Settings of the rows; those of the last draw, moved on by one token, where they are the same rows."""
+        lengths = [member.length for member in members]
+        if self._settings is not None and members == self._members and lengths == [n + 1 for n in self._lengths]:
+            self._settings.advance()
+            self._lengths = lengths
+            return self._settings
+        for member in members:
+            if member.settings.penalized and member.slot == _NO_SLOT:
+                member.slot = self._counts.slot_of(member.sequence)
+        rows = [
+            replace(member.settings, position=length, slot=member.slot)
+            for member, length in zip(members, lengths, strict=True)
+        ]
+        self._members, self._lengths = list(members), lengths
+        self._settings = Settings.of(rows, self._device)
+        return self._settings
+
+    def _edits(self, members: list[Member]) -> tuple[IdArray, IdArray, ValueArray] | None:
+        """(rows, ids, what to add): biases, and -inf for ends that must not come yet. None where there are none."""
+        rows: list[int] = []
+        ids: list[IdArray] = []
+        values: list[ValueArray] = []
+        for row, member in enumerate(members):
+            for some, added in self._edits_of(member):
+                rows += [row] * len(some)
+                ids.append(some)
+                values.append(added)
+        if not rows:
+            return None
+        return np.array(rows, dtype=np.int64), np.concatenate(ids), np.concatenate(values)
+
+    def _edits_of(self, member: Member) -> collections.abc.Iterator[tuple[IdArray, ValueArray]]:
+        sampling = member.sequence.sampling
+        if sampling.logit_bias:
+            ids = known_ids(sampling.logit_bias, self._vocab_size)
+            yield ids, np.array([sampling.logit_bias[int(token)] for token in ids], dtype=np.float32)
+        if member.length - member.sequence.prompt_length < sampling.min_tokens:
+            ends = known_ids((*self._eos_token_ids, *sampling.stop_token_ids), self._vocab_size)
+            yield ends, np.full(len(ends), -np.inf, dtype=np.float32)
+
+    def _describe(self, raw: Tensor, tokens: Tensor, members: list[Member], described: list[int]) -> tuple[Tensor, ...]:
+        """Log-probabilities of the rows that want them: of the token, its rank, the likeliest ids and theirs."""
+        if not described:
+            return ()
+        most = max(members[row].sequence.sampling.logprobs or 0 for row in described)
+        top = min(next(width for width in _WIDTHS if most <= width), self._vocab_size)
+        if len(described) < len(members):
+            picked = sent(torch.tensor(described), self._device)
+            raw, tokens = raw[picked], tokens[picked]
+        return token_logprobs(raw, tokens, top)

@@ -1,0 +1,304 @@
+"""Runs steps on one GPU: the same sequences in, the same kind of results out, as `engine.cpu.worker.CpuWorker`.
+
+A step is two halves. `submit` gives the device all its work and returns without waiting: ids in flight are taken from a table of
+newest tokens on the device, tokens are drawn there and written back into that table, and one small copy to the host begins.
+`PendingStep.result` waits for that copy. So step N+1 may be submitted before N's result is asked for; `run` is both in a row.
+
+While the device is busy, `result` uses the time to record the CUDA graph that is missed most (`engine.gpu.graphs`).
+
+What belongs here: the order of a step. Never: policy, text, kernels.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from engine.cpu.batch import SequenceInput
+from engine.cpu.worker import score_prompts, wanted
+from engine.gpu.events import Mark
+from engine.gpu.graph_policy import Bucket, GraphPlan
+from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
+from engine.gpu.model import GpuModel
+from engine.gpu.sampler import DeviceSampler, Draw, Member
+from engine.ipc.failures import DeviceLost
+from engine.sampling.sampler import Sampled, Sampler
+from engine.sequence import Sequence
+from engine.tensor_parallel.commands import Order, Record, Rehearse, Submit
+from kernels.gpu.runtime import sent
+from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
+
+_FIRST_PLACES = 256
+
+
+class PendingStep:
+    """A step that the device has been given."""
+
+    def __init__(self, worker: "GpuWorker", step: Step, results: list[ChunkResult], began: float) -> None:
+        self._worker = worker
+        self._step_id = step.step_id
+        self.results = results
+        self._began = began
+        self._seconds = 0.0
+        self._draws: list[tuple[list[int], list[Member], Draw | list[Sampled]]] = []
+        self._end: Mark | None = None
+        self.finished = False
+
+    def close(self, device: torch.device) -> None:
+        """All of it has been given to the device."""
+        self._end = Mark(device)
+
+    def add(self, places: list[int], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
+        """Tokens of the results at `places` are to come from `drawn`."""
+        self._draws.append((places, members, drawn))
+        for member in members:
+            member.ahead += 1
+
+    def result(self) -> StepResult:
+        """See `engine.cpu.worker.Pending`; the same each time. Steps before it are waited for, too."""
+        with self._worker.losses_told():
+            self._worker.finish_up_to(self)
+        return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
+
+    def finish(self) -> None:
+        """Wait for it, samples or not, and take in the tokens; steps are finished in order."""
+        self.finished = True
+        if self._end is not None:
+            self._end.wait()
+        for _, members, _ in self._draws:
+            for member in members:
+                member.ahead -= 1
+        for places, members, drawn in self._draws:
+            sampled = drawn if isinstance(drawn, list) else drawn.wait(members)
+            for place, member, token in zip(places, members, sampled, strict=True):
+                result = self.results[place]
+                if token.error is not None:
+                    result.error = token.error
+                    continue
+                member.sequence.tokens.append(token.token_id)
+                result.token_id, result.logprobs = token.token_id, token.logprobs
+
+    def took(self, since: float) -> float:
+        """Note how long it was the step that is computed: from `since`, when the one before ended, or its own beginning; returns
+        now."""
+        now = time.perf_counter()
+        self._seconds = now - max(self._began, since)
+        return now
+
+
+class GpuWorker:
+    """One GPU (or, where Triton interprets, CPU tensors), behind the protocol `engine.cpu.worker.Worker`.
+
+    Args:
+        model: with its pool.
+        device_sampler: draws most rows.
+        host_sampler: draws what that one cannot, and scores prompts.
+        graphs: runs decode steps.
+        tell: of several ranks, the first says what it is about to do, so that the others do it, too.
+    """
+
+    depth = 2  # the next step waits on the device, not on the host
+
+    def __init__(
+        self,
+        model: GpuModel,
+        device_sampler: DeviceSampler,
+        host_sampler: Sampler,
+        graphs: DecodeGraphs,
+        tell: Callable[[Order], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._device_sampler = device_sampler
+        self._host_sampler = host_sampler
+        self._graphs = graphs
+        self._tell = tell or (lambda order: None)
+        self._alone = model.ranks.size == 1
+        self._device = device = model.device
+        self._members: dict[str, Member] = {}
+        self._newest = torch.zeros(_FIRST_PLACES, dtype=torch.int64, device=device)
+        self._free = list(range(_FIRST_PLACES))
+        self._pending: deque[PendingStep] = deque()
+        self._ended = 0.0  # when the last step ended
+
+    @classmethod
+    def of(
+        cls,
+        model: GpuModel,
+        eos_token_ids: Collection[int],
+        plan: GraphPlan,
+        dtype: torch.dtype,
+        tell: Callable[[Order], None] | None = None,
+    ) -> "GpuWorker":
+        """A worker on the model's device; on CPU tensors what would be graphs runs eagerly over the same buffers."""
+        eos, vocab = tuple(eos_token_ids), model.config.vocab_size
+        recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
+        graphs = DecodeGraphs(model, plan, recorder, dtype)
+        return cls(model, DeviceSampler(vocab, eos, model.device), Sampler(vocab, eos), graphs, tell)
+
+    @property
+    def blocks(self) -> Tensor:
+        """See `Worker`. Scales of an fp8 pool are in it."""
+        return self._model.pool.memory
+
+    def rehearse(self) -> None:
+        """See `GpuModel.rehearse`."""
+        self._tell(Rehearse())
+        self._model.rehearse()
+
+    def record(self, bucket: Bucket) -> None:
+        """See `DecodeGraphs.record`."""
+        self._tell(Record(bucket))
+        self._graphs.record(bucket)
+
+    @property
+    def replayed(self) -> int:
+        """Steps so far that ran on a CUDA graph."""
+        return self._graphs.replayed
+
+    def run(self, step: Step) -> StepResult:
+        """See `Worker`."""
+        return self.submit(step).result()
+
+    def submit(self, step: Step) -> PendingStep:
+        """Give the device a step and return at once; see `Worker`.
+
+        It waits for the steps before only where a chunk that samples belongs to a request that the host draws for, and in itself
+        where such a chunk is in it or a prompt is scored.
+        """
+        with self.losses_told():
+            self._tell(Submit(step))
+            return self._submit(step)
+
+    def _submit(self, step: Step) -> PendingStep:
+        pending = PendingStep(
+            self, step, [ChunkResult(request_id=chunk.request_id) for chunk in step.chunks], time.perf_counter()
+        )
+        self._announce(step.new)
+        if step.chunks:
+            self._compute(step.chunks, pending)
+        pending.close(self._device)
+        self._pending.append(pending)
+        for request_id in step.retired:
+            self._retire(request_id)
+        return pending
+
+    def finish_up_to(self, pending: PendingStep) -> None:
+        """Finish the steps up to this one, which `PendingStep.result` asks for."""
+        bucket = None if pending.finished else self._graphs.missed()
+        if bucket is not None:
+            self.record(bucket)
+        while not pending.finished:
+            self._finish_oldest()
+
+    @contextmanager
+    def losses_told(self) -> Iterator[None]:
+        """Errors after which no step succeeds, as what they mean: those after which CUDA refuses all else, and of several ranks
+        every one, since the others go on without this one.
+
+        Raises:
+            DeviceLost: instead of them.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self._alone:
+                raise DeviceLost(f"the ranks are out of step: {error!r}") from error
+            if not self._answers():
+                raise DeviceLost(str(error)) from error
+            raise
+
+    def _answers(self) -> bool:
+        """Whether the device still does as it is told; whoever launched a kernel has its own words for it when it does not."""
+        try:
+            Mark(self._device).wait()
+        except RuntimeError:
+            return False
+        return True
+
+    def _finish_oldest(self) -> None:
+        oldest = self._pending.popleft()
+        oldest.finish()
+        self._ended = oldest.took(self._ended)
+
+    def _announce(self, new: Iterable[SequenceInit]) -> None:
+        for init in new:
+            if not self._free:
+                self._free += range(len(self._newest), 2 * len(self._newest))
+                self._newest = torch.cat((self._newest, torch.zeros_like(self._newest)))
+            self._members[init.request_id] = Member.of(Sequence.from_init(init), self._free.pop())
+
+    def _retire(self, request_id: str) -> None:
+        member = self._members.pop(request_id, None)
+        self._host_sampler.forget(request_id)
+        if member is not None:
+            self._device_sampler.forget(member)
+            self._free.append(member.place)
+
+    @torch.inference_mode()
+    def _compute(self, chunks: list[Chunk], pending: PendingStep) -> None:
+        members = [self._members[chunk.request_id] for chunk in chunks]
+        if any(chunk.samples and member.by_host for chunk, member in zip(chunks, members, strict=True)):
+            while self._pending:  # the host's sampler looks at all tokens
+                self._finish_oldest()
+        inputs = [_input(chunk, member) for chunk, member in zip(chunks, members, strict=True)]
+        hidden = self._graphs.forward(inputs, self._newest)
+        results = pending.results
+        score_prompts(
+            hidden,
+            chunks,
+            [member.sequence for member in members],
+            results,
+            model=self._model,
+            sampler=self._host_sampler,
+        )
+        sampled = [place for place, chunk in enumerate(chunks) if chunk.samples and results[place].error is None]
+        self._draw(hidden, inputs, members, sampled, pending)
+
+    def _draw(
+        self,
+        hidden: Tensor,
+        inputs: list[SequenceInput],
+        members: list[Member],
+        places: list[int],
+        pending: PendingStep,
+    ) -> None:
+        """Sample after the last row of each of the chunks at `places`."""
+        ends = [0]
+        for item in inputs:
+            ends.append(ends[-1] + item.results)
+        for by_host in (False, True):
+            some = [place for place in places if members[place].by_host == by_host]
+            if not some:
+                continue
+            rows = [ends[place + 1] - 1 for place in some]
+            picked = hidden if rows == list(range(len(hidden))) else hidden[self._sent(rows)]
+            drawing = [members[place] for place in some]
+            tokens, drawn = self._sample(self._model.logits(picked), drawing, by_host)
+            self._newest[self._sent([member.place for member in drawing])] = tokens
+            pending.add(some, drawing, drawn)
+
+    def _sample(self, logits: Tensor, members: list[Member], by_host: bool) -> tuple[Tensor, Draw | list[Sampled]]:
+        if not by_host:
+            return self._device_sampler.sample(logits, members)
+        sampled = self._host_sampler.sample(logits, [member.sequence for member in members])
+        return self._sent([token.token_id for token in sampled]), sampled
+
+    def _sent(self, values: list[int]) -> Tensor:
+        return sent(torch.tensor(values), self._device)
+
+
+def _input(chunk: Chunk, member: Member) -> SequenceInput:
+    """The chunk's tokens. An id that was sampled and is the newest is taken from the device, be it known here or not."""
+    sequence, end = member.sequence, chunk.start + chunk.length
+    ids = sequence.tokens[chunk.start : end]
+    from_device = end == member.length > sequence.prompt_length
+    return SequenceInput(
+        token_ids=ids + [0] * (chunk.length - len(ids)),
+        start=chunk.start,
+        block_table=chunk.block_table,
+        wanted=wanted(chunk, sequence),
+        newest=member.place if from_device else None,
+    )

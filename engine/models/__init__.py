@@ -1,0 +1,1 @@
+"""One description per model family, and what all families share."""

@@ -1,0 +1,65 @@
+"""The benchmark's books. What it measures is time, and no test asserts that."""
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from configs.model_config import ModelConfig
+from configs.model_source import resolve_model
+from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs
+from engine.cpu.decoder import Decoder
+from engine.cpu.kv_pool import KvPool
+from engine.cpu.model import ExactModel
+from engine.kv_store.codec import PlanesCodec
+from engine.loading import load_weights
+
+
+@pytest.mark.parametrize(("run", "runs"), [(1, 24), (8, 3), (10, 3), (24, 1), (99, 1)])
+def test_ids_lie_in_runs(run, runs):
+    ids = ids_in_runs(24, run, random.Random(5))
+    assert sorted(ids) == list(range(24))
+    assert sum(1 for before, after in zip([-2, *ids], ids, strict=False) if after != before + 1) <= runs
+    assert all(after == before + 1 for before, after in pairwise(ids) if after % run)
+
+
+@pytest.mark.parametrize(
+    ("run", "fragments", "blocks_per_copy"), [(32, 0, 16), (4, 0, 4), (32, 2, 2), (4, 4, 4), (1, 4, 1)]
+)
+def test_blocks_a_copy_are_the_shorter_of_both_sides_runs(run, fragments, blocks_per_copy):
+    rate = copy_rate(torch.zeros(32, 64, dtype=torch.uint8), run, fragments=fragments, rounds=1)
+    assert rate.blocks_per_copy == pytest.approx(blocks_per_copy, rel=0.15), "runs meet by chance"
+    assert rate.out > 0 and rate.back > 0
+
+
+@pytest.mark.parametrize("codec", [PlainZstd(), PlanesCodec(2)])
+def test_the_ratio_is_of_all_blocks(codec):
+    blocks = [np.zeros(4096, np.uint8), np.random.default_rng(0).integers(0, 256, 4096, np.uint8)]
+    rate = codec_rate(codec, blocks, 1)
+    assert rate.ratio == sum(len(codec.encode(block)) for block in blocks) / 8192
+    assert 0.5 < rate.ratio < 0.52 and rate.encode > 0 and rate.decode > 0
+
+
+def test_a_codec_that_loses_something_is_found():
+    class Loses(PlainZstd):
+        def decode(self, data, out):
+            super().decode(data, out)
+            out[-1] ^= 1
+
+    with pytest.raises(ValueError, match="did not give a block back"):
+        codec_rate(Loses(), [np.zeros(64, np.uint8)], 1)
+
+
+def test_text_is_written_token_by_token_and_read_again(tiny_model):
+    """The same keys and values, whether a token at a time or all at once, and no block without any."""
+    source = resolve_model(str(tiny_model("llama")[1]))
+    config = ModelConfig.from_source(source)
+    decoder, text = Decoder(config, load_weights(source, config, "auto")), OwnText(config, 64)
+    pools = [KvPool(config, text.blocks, 32) for _ in range(2)]
+    text.write(ExactModel(decoder, pools[0]))
+    assert [len(ids) for ids in text.ids] == [65] * 8 and len({tuple(ids) for ids in text.ids}) == 8
+    text.read(ExactModel(decoder, pools[1]))
+    torch.testing.assert_close(pools[0].storage, pools[1].storage, rtol=1e-4, atol=1e-5)
+    assert (pools[0].storage.flatten(2).abs().sum(2) > 0).all()

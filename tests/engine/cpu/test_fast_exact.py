@@ -1,0 +1,76 @@
+"""`--cpu-precision fast` is exact about one thing: its own answer. Greedy output is the same, token by token, alone, in any batch,
+for any chunk size, warm or cold, after any preemption. (How close it is to fp32: `tests/engine/cpu/test_fast_model.py`.)"""
+
+import pytest
+
+from configs.settings import Settings
+from engine.cpu.formats import choose_arithmetic
+from engine.cpu.kv_pool import PackedKvPool
+from engine.cpu.model import FastModel
+from engine.cpu.worker import CpuWorker
+from engine.loading import load
+from engine.loading.packed import assemble_packed
+from engine.sampling.sampler import Sampler
+from kernels.cpu.build import build as build_kernels
+from kernels.cpu.build import compiler
+from kernels.cpu.variants import supported
+from tests.engine.test_token_exact import BLOCK, COUNT, OUTPUT, generate, prompts
+from tests.scheduler.sim import Engine
+
+pytestmark = pytest.mark.skipif(not supported() or compiler() is None, reason="no C++ compiler, or another processor")
+__all__ = ["prompts"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def build(smollm2_source, smollm2_decoder):
+    """An engine on the embedded model: `build(blocks=.., **scheduler's config)`."""
+    build_kernels(supported()[:1])
+    config = smollm2_decoder.config
+    arithmetic = choose_arithmetic(Settings(), config)
+    weights = load(smollm2_source, config, "auto", assemble_packed)
+    eos = frozenset(config.eos_token_ids)
+
+    def make(*, blocks=512, **settings):
+        pool = PackedKvPool(config, blocks, BLOCK)
+        model = FastModel(config, weights, pool, arithmetic=arithmetic, context=8192, threads=2)
+        worker = CpuWorker(model, Sampler(config.vocab_size, config.eos_token_ids))
+        return Engine(
+            blocks=blocks, block_size=BLOCK, worker=worker, eos=eos, context=min(8192, blocks * BLOCK), **settings
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(build, prompts):
+    return generate(build(max_running=1), prompts)
+
+
+def test_staggered_arrival(build, prompts, alone):
+    engine = build(max_step_tokens=128)
+    for i, prompt in enumerate(prompts):
+        engine.add(f"p{i}", prompt, max_tokens=OUTPUT, ignore_eos=True)
+        engine.tick()
+        engine.tick()
+    engine.drain()
+    assert [engine.outputs[f"p{i}"] for i in range(COUNT)] == alone
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_chunks(build, prompts, alone, chunk):
+    some = prompts[:16] if chunk == 1 else prompts  # without the long ones: a row at a time takes a while
+    assert generate(build(max_step_tokens=chunk), some) == alone[: len(some)]
+
+
+def test_warm_cache(build, prompts, alone):
+    engine = build()
+    assert generate(engine, prompts, "cold") == alone
+    assert generate(engine, prompts, "warm") == alone
+    assert sum(engine.ends[f"warm{i}"].times.cached_tokens > 0 for i in range(COUNT)) >= 10
+
+
+def test_preemption(build, prompts, alone):
+    longest = max(len(prompt) for prompt in prompts) + OUTPUT
+    engine = build(blocks=-(-longest // BLOCK) + 14, decode_watermark=0.0)
+    assert generate(engine, prompts) == alone
+    assert engine.scheduler.snapshot().preemptions > 0

@@ -1,0 +1,169 @@
+"""Sharing out memory, with the machine's size injected."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs.model_config import ModelConfig
+from configs.model_source import ModelError
+from configs.settings import Settings
+from engine.cpu import memory_plan
+from engine.cpu.formats import Arithmetic
+from engine.cpu.memory_plan import activation_bytes, available_bytes, plan_memory
+from engine.loading import weights_bytes
+
+GIB = 2**30
+EXACT = Arithmetic("exact", "for the test")
+
+
+@pytest.fixture
+def config(smollm2_source):
+    return ModelConfig.from_source(smollm2_source)
+
+
+@pytest.fixture
+def plan(monkeypatch, smollm2_source, config):
+    """The plan for settings on a machine with so many GiB available."""
+
+    def make(gib, *, model=config, **settings):
+        monkeypatch.setattr(memory_plan, "available_bytes", lambda: int(gib * GIB))
+        return plan_memory(Settings(**settings), smollm2_source, model, EXACT)
+
+    return make
+
+
+def pool_bytes(plan):
+    return plan.kv_per_token * plan.block_size * plan.blocks
+
+
+def test_the_pool_is_a_share_of_what_the_weights_leave(plan, config):
+    made = plan(8)
+    left = 8 * GIB - made.weights - made.activations - memory_plan.RUNTIME_BYTES
+    block = made.kv_per_token * made.block_size
+    assert made.weights == weights_bytes(config)
+    assert 0.4 * left - block < pool_bytes(made) <= 0.4 * left
+    assert (made.context, made.max_model_len) == (8192, 8192)
+    assert made.concurrent == pytest.approx(made.blocks / 256)
+    half = plan(8, kv_memory_fraction=0.2)
+    assert half.blocks == pytest.approx(made.blocks / 2, abs=1)
+
+
+def test_no_more_than_64_longest_requests_are_taken_unasked(plan):
+    made = plan(1000)
+    assert made.blocks == 64 * 256
+    assert made.concurrent == 64
+
+
+def test_one_longest_request_is_more_than_the_share_where_memory_is_short(plan):
+    made = plan(1.5)
+    assert made.blocks == 256
+    assert made.context == 8192
+    assert pool_bytes(made) > 0.4 * (1.5 * GIB - made.weights - made.activations - memory_plan.RUNTIME_BYTES)
+
+
+def test_what_fits_is_less_than_one_longest_request(plan):
+    made = plan(1.15)
+    assert 0 < made.blocks < 256
+    assert made.context == made.blocks * 32
+    assert made.concurrent == 1.0
+    total = made.weights + made.activations + memory_plan.RUNTIME_BYTES + pool_bytes(made)
+    assert total <= 1.15 * GIB
+
+
+def test_blocks_that_were_asked_for_are_taken(plan):
+    made = plan(8, kv_blocks=10)
+    assert (made.blocks, made.context) == (10, 320)
+    assert plan(8, kv_blocks=10, block_size=8).context == 80
+
+
+def test_the_context_is_no_longer_than_asked_for(plan):
+    made = plan(8, max_model_len=1000)
+    assert (made.max_model_len, made.context) == (1000, 1000)
+    assert made.concurrent == pytest.approx(made.blocks / 32)
+
+
+@pytest.mark.parametrize(
+    ("gib", "settings", "message"),
+    [
+        (0.5, {}, r"needs 0\.\d+ GiB for weights and activations and 0\.50 GiB are available"),
+        (
+            4,
+            {"kv_blocks": 100_000},
+            r"--kv-blocks 100000 takes 137\.\d+ GiB and \d\.\d+ GiB are left.*at most \d+ blocks",
+        ),
+        (4, {"kv_blocks": 1, "block_size": 8}, r"--kv-blocks 1 holds fewer than 16 tokens; at least 2"),
+        (4, {"max_model_len": 9000}, r"--max-model-len 9000 is more than the 8192 tokens"),
+    ],
+)
+def test_refuses_with_both_numbers(plan, gib, settings, message):
+    with pytest.raises(ModelError, match=message):
+        plan(gib, **settings)
+
+
+def test_refuses_when_not_even_a_small_pool_fits(plan, config):
+    taken = weights_bytes(config) + activation_bytes(Settings(), config) + memory_plan.RUNTIME_BYTES
+    with pytest.raises(ModelError, match="left for the KV cache"):
+        plan((taken + 1000) / GIB)
+
+
+def test_a_model_of_many_gigabytes_is_planned_without_being_there(plan, config):
+    large = replace(
+        config, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, head_dim=128,
+        sliding_layers=(False,) * 32, tie_word_embeddings=False, vocab_size=128256,
+    )  # fmt: skip
+    made = plan(64, model=large)
+    assert made.weights == 4 * 8_030_261_248  # the published number of parameters
+    assert made.kv_per_token == 32 * 2 * 8 * 128 * 4
+
+
+def test_activations_grow_with_the_step(config):
+    sizes = [activation_bytes(Settings(max_step_tokens=tokens), config) for tokens in (256, 512, 1024)]
+    assert sizes[1] - sizes[0] > 256 * 4 * 2 * config.intermediate_size
+    assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
+
+
+def test_activations_cover_a_prompt_that_is_scored(config):
+    """Where few requests run, the rows of logits of a scored prompt are more than those that are sampled."""
+
+    def logits_rows(running):
+        settings = Settings(max_running=running)
+        larger = activation_bytes(settings, replace(config, vocab_size=2 * config.vocab_size))
+        return (larger - activation_bytes(settings, config)) / (4 * config.vocab_size)
+
+    assert logits_rows(1) >= 2.1 * memory_plan.SCORED_ROWS
+    assert logits_rows(256) == 4 * 256
+
+
+def test_this_machine_has_memory():
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_bytes() <= physical
+
+
+def group(folder: Path, limit: str, used: int, file_pages: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {file_pages}\n")
+
+
+def test_control_groups_limit_what_is_available(tmp_path):
+    """The process's own group and every one above it count; file pages are not in the way."""
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/outer/inner\n")
+    root = tmp_path / "fs"
+    group(root / "outer", "1000", 400, 100)
+    group(root / "outer" / "inner", "max", 300)
+    assert memory_plan._cgroup_rooms(root, membership) == [700]
+    group(root / "outer" / "inner", "500", 300)
+    assert min(memory_plan._cgroup_rooms(root, membership)) == 200
+    group(root / "outer" / "inner", "500", 900)
+    assert min(memory_plan._cgroup_rooms(root, membership)) == 0
+
+
+def test_without_control_groups_nothing_limits(tmp_path):
+    assert memory_plan._cgroup_rooms(tmp_path, tmp_path / "none") == []
+    membership = tmp_path / "cgroup"
+    membership.write_text("12:cpu:/x\n")
+    assert memory_plan._cgroup_rooms(tmp_path, membership) == []

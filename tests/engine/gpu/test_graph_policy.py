@@ -1,0 +1,61 @@
+"""Which shapes get CUDA graphs, and in which order: plain data."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.gpu.graph_policy import Bucket, GraphPlan, key_steps, row_steps
+
+
+def test_steps_of_rows_and_keys():
+    assert row_steps(1) == [1]
+    assert row_steps(6) == [1, 2, 4, 6]
+    assert row_steps(64) == [1, 2, 4, *range(8, 65, 8)]
+    assert row_steps(256)[-5:] == [192, 208, 224, 240, 256]
+    assert key_steps(512) == [512]
+    assert key_steps(8192) == [8192]
+    assert key_steps(100_000) == [8192, 32768, 100_000]
+
+
+@given(st.integers(1, 1000), st.data())
+def test_padding_is_at_most_the_gap_and_every_step_has_a_bucket(most, data):
+    plan = GraphPlan(most, 40_000)
+    rows, keys = data.draw(st.integers(1, most)), data.draw(st.integers(1, 40_000))
+    bucket = plan.bucket(rows, keys)
+    assert bucket.covers(rows, keys)
+    assert bucket.rows - rows < max(8, rows / 4)
+    assert plan.size == len(row_steps(most)) * 3
+
+
+def test_a_step_beyond_all_buckets_is_refused():
+    with pytest.raises(ValueError, match="5 rows"):
+        GraphPlan(4, 512).bucket(5, 1)
+
+
+def test_the_costliest_comes_first_and_only_once_it_has_cost_a_recording():
+    plan = GraphPlan(16, 512)
+    assert plan.next() is None
+    plan.ran_eagerly(3, 100, 0.2)
+    plan.ran_eagerly(16, 100, 0.3)
+    plan.ran_eagerly(4, 10, 0.2)
+    assert plan.next() == Bucket(4, 512)
+    plan.was_recorded(Bucket(4, 512), seconds=1.0)
+    assert plan.recorded(3, 512) == Bucket(4, 512)
+    assert plan.next() is None  # 0.3 s so far, and a recording takes 1 s
+    plan.ran_eagerly(16, 1, 0.8)
+    assert plan.next() == Bucket(16, 512)
+    plan.stop()
+    plan.ran_eagerly(16, 1, 100.0)
+    assert plan.next() is None
+    assert plan.recorded(16, 1) is None
+
+
+def test_a_recorded_shape_stands_in_for_one_not_much_smaller():
+    plan = GraphPlan(64, 100_000)
+    plan.was_recorded(Bucket(16, 32768), 0.1)
+    assert plan.recorded(9, 20_000) == Bucket(16, 32768)
+    assert plan.recorded(8, 100) == Bucket(16, 32768)
+    assert plan.recorded(3, 100) is None  # four times the rows
+    assert plan.recorded(9, 40_000) is None
+    plan.was_recorded(Bucket(8, 8192), 0.1)
+    assert plan.recorded(8, 100) == Bucket(8, 8192)

@@ -1,0 +1,177 @@
+"""Greedy output is the same, token by token, whatever way KV has gone: over the host, over a disk and a restart, in part, coded.
+
+With the real stores and the real mover, on the fast path, whose rows are the same bits in any batch, and in fp32 with few prompts.
+"""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from configs.model_source import ModelError
+from configs.settings import Settings
+from engine.kv_store.codec import PlanesCodec
+from engine.kv_store.coded_disk import CodedDisk, TimedCodec
+from engine.kv_store.opening import open_tiers
+from scheduler.load_or_recompute import LoadOrRecompute
+from scheduler.moves import Tier
+from tests.engine.cpu.test_fast_exact import build as build_fast
+from tests.engine.cpu.test_fast_exact import pytestmark as needs_kernels
+from tests.engine.test_token_exact import BLOCK, COUNT, generate, prompts
+from tests.engine.test_token_exact import build as build_exact
+
+__all__ = ["build_fast", "prompts"]  # fixtures
+SMALL = 60  # blocks: a third of what the prompts take
+
+
+class Half(LoadOrRecompute):
+    """Loads the first half of what it could."""
+
+    def to_load(self, sources):
+        """See `LoadOrRecompute`."""
+        return -(-len(sources) // 2)
+
+
+@contextmanager
+def tiered(make, *, estimate=None, codec=None, element_bytes=2, settings, **config):
+    """An engine by `make` with the tiers that the settings ask for; its stores are closed at the end."""
+    woken = threading.Event()
+    opened = []
+
+    def tiers(pool, worker):
+        rows = worker.blocks
+        below, mover = open_tiers(settings, pool, rows, fingerprint="test", element_bytes=element_bytes, wake=woken.set)
+        if estimate is not None:
+            below._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)
+        coded = mover._stores.get(Tier.DISK)
+        if isinstance(coded, CodedDisk) and codec is not None:
+            coded.disk.codec = codec
+            coded._choice.decide = lambda: True
+            coded._codec = codec
+        opened.append(mover)
+        return below, mover
+
+    engine = make(tiers=tiers, **config)
+
+    def wait():
+        assert woken.wait(30), "a move that never ends"
+        woken.clear()
+
+    engine.stalled = wait
+    try:
+        yield engine
+        engine.scheduler.check_integrity()
+        for store in opened[0]._stores.values():
+            store.check_integrity()
+    finally:
+        opened[0].close()
+
+
+def tier(engine, name):
+    return engine.scheduler.snapshot().tiers[name]
+
+
+@pytest.fixture(scope="module")
+def alone(build_fast, prompts):
+    return generate(build_fast(max_running=1), prompts)
+
+
+@needs_kernels
+class TestFast:
+    """All prompts, on the fast path."""
+
+    def test_swapped_out_and_back(self, build_fast, prompts, alone):
+        longest = max(len(prompt) for prompt in prompts) + 64
+        blocks = -(-longest // BLOCK) + 14
+        settings = Settings(kv_host_gib=0.5, preemption="swap")
+        with tiered(build_fast, settings=settings, blocks=blocks, decode_watermark=0.0) as engine:
+            assert generate(engine, prompts) == alone
+            stats = engine.scheduler.snapshot()
+            assert stats.swapped_out == stats.preemptions > 0 == stats.recomputed_tokens
+
+    def test_from_the_host(self, build_fast, prompts, alone):
+        with tiered(build_fast, settings=Settings(kv_host_gib=0.5), blocks=SMALL) as engine:
+            assert generate(engine, prompts, "cold") == alone
+            assert generate(engine, prompts, "warm") == alone
+            assert tier(engine, "host").loaded > 10
+            assert sum(engine.ends[f"warm{i}"].times.cached_tokens > 0 for i in range(COUNT)) >= 3
+
+    @pytest.mark.parametrize("coded", [False, True], ids=["raw", "coded"])
+    def test_from_disk_after_a_restart(self, build_fast, prompts, alone, tmp_path, coded):
+        settings = Settings(kv_disk_path=str(tmp_path / "kv"), kv_host_gib=0.1)
+        codec = TimedCodec(PlanesCodec(2), time.perf_counter) if coded else None
+        with tiered(build_fast, settings=settings, codec=codec) as engine:
+            assert generate(engine, prompts) == alone
+            kept = tier(engine, "disk").blocks
+        with tiered(build_fast, settings=settings) as engine:
+            assert tier(engine, "disk").blocks == kept > 50
+            assert generate(engine, prompts) == alone
+            assert tier(engine, "disk").loaded > 10
+            assert tier(engine, "disk").failed == 0
+
+    def test_a_part_loaded_and_the_rest_computed(self, build_fast, prompts, alone):
+        with tiered(build_fast, settings=Settings(kv_host_gib=0.5), estimate=Half, blocks=SMALL) as engine:
+            assert generate(engine, prompts, "cold") == alone
+            assert generate(engine, prompts, "warm") == alone
+            assert tier(engine, "host").loaded > 10
+
+    def test_a_disk_that_fails_is_done_without(self, build_fast, prompts, alone, tmp_path, caplog):
+        settings = Settings(kv_disk_path=str(tmp_path / "kv"))
+        with tiered(build_fast, settings=settings, blocks=SMALL) as engine:
+            assert generate(engine, prompts[:4], "a") == alone[:4]
+            engine.kv_store.transfer._stores[Tier.DISK].disk._lose(
+                "cannot be written", OSError(5, "Input/output error")
+            )
+            assert generate(engine, prompts, "b") == alone
+            assert not tier(engine, "disk").up
+        assert sum("serving goes on without it" in record.message for record in caplog.records) == 1
+
+
+def test_in_fp32(smollm2_decoder, prompts, tmp_path):
+    """Swap, host, disk, part and codec in one go; the reference is the same engine without tiers, which transformers agrees to."""
+    some, output = prompts[12:15], 16
+
+    def make(**config):
+        return build_exact(smollm2_decoder, **config)
+
+    plain = generate(make(), some, output=output)
+    settings = Settings(kv_host_gib=0.02, kv_disk_path=str(tmp_path / "kv"), preemption="swap")
+    with tiered(
+        make,
+        settings=settings,
+        codec=TimedCodec(PlanesCodec(4), time.perf_counter),
+        element_bytes=4,
+        blocks=7,
+        decode_watermark=0.0,
+    ) as engine:
+        assert generate(engine, some, "a", output) == plain
+        assert generate(engine, some, "b", output) == plain
+        assert engine.scheduler.snapshot().swapped_out > 0
+        assert tier(engine, "host").loaded > 0
+    with tiered(make, settings=settings, estimate=Half, element_bytes=4) as engine:
+        assert generate(engine, some, output=output) == plain
+        assert tier(engine, "disk").loaded > 0
+
+
+def test_a_folder_that_another_server_holds_is_refused(smollm2_decoder, tmp_path):
+    settings = Settings(kv_disk_path=str(tmp_path / "kv"))
+
+    def small(**config):
+        return build_exact(smollm2_decoder, blocks=8, **config)
+
+    with (
+        tiered(small, settings=settings),
+        pytest.raises(ModelError, match="kv"),
+        tiered(small, settings=settings),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_used_costs_the_tier_and_not_the_server(smollm2_decoder, prompts, tmp_path, caplog):
+    (tmp_path / "kv").write_text("a file")
+    settings = Settings(kv_disk_path=str(tmp_path / "kv"), kv_host_gib=0.1)
+    with tiered(lambda **config: build_exact(smollm2_decoder, blocks=64, **config), settings=settings) as engine:
+        generate(engine, prompts[:1], output=2)
+        assert not tier(engine, "disk").up and tier(engine, "host").up
+    assert "serving goes on without it" in caplog.text
