@@ -16,7 +16,7 @@ from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, leave_at_once
 from engine.start import Starter
-from scheduler.messages import Failed
+from scheduler.types.messages import Failed
 
 log = logging.getLogger("headrace.engine")
 

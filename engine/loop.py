@@ -22,10 +22,10 @@ from engine.cpu.worker import Pending, Worker
 from engine.ipc.channel import Channel, Command
 from engine.ipc.failures import DeviceLost
 from engine.kv_store.transfer import Mover
-from scheduler.block_pool import IntegrityError
-from scheduler.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
+from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
-from scheduler.step import Step, StepResult
+from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
+from scheduler.types.step import Step, StepResult
 
 log = logging.getLogger("headrace.engine")
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Self
 
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import SequenceInit
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import SequenceInit
 
 
 @dataclass(slots=True, kw_only=True)

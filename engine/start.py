@@ -22,13 +22,13 @@ from engine.device import Device, StepLimits, choose_device, step_limits
 from engine.fingerprint import kv_fingerprint
 from engine.ipc.channel import Channel
 from engine.tensor_parallel.group import Followers, loopback, rendezvous
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.eviction import eviction_of
-from scheduler.messages import MemoryPlan, Phase, Ready
-from scheduler.sampling_params import SamplingParams
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
 from scheduler.scheduler import Scheduler
-from scheduler.step import Chunk, SequenceInit, Step
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import MemoryPlan, Phase, Ready
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, SequenceInit, Step
 
 if TYPE_CHECKING:
     from engine.cpu.model import Model

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from scheduler.messages import FinishReason
+from scheduler.types.messages import FinishReason
 
 Kind = Literal["chat", "completion"]
 

@@ -6,13 +6,13 @@ What belongs here: conditions of admission, and how much is reserved. Never: who
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.order import Order
-from scheduler.prefill_split import Need, split_prefill
-from scheduler.prefix_cache import PrefixCache
-from scheduler.request import Request
-from scheduler.tiers import Tiers, Wanted
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import Tiers, Wanted
+from scheduler.policies.policy import Order
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.prefill_split import Need, split_prefill
+from scheduler.types.request import Request
 
 _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from scheduler.block_pool import IntegrityError
-from scheduler.request import Request, RequestState
+from scheduler.kv.block_pool import IntegrityError
+from scheduler.types.request import Request, RequestState
 
 _Rule = Callable[[Request, int], bool]  # of a request and the tokens a block holds
 _RULES: tuple[tuple[str, _Rule], ...] = (

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from scheduler.admission import Admission
-from scheduler.block_pool import BlockPool
-from scheduler.order import Order
-from scheduler.request import Request
+from scheduler.kv.block_pool import BlockPool
+from scheduler.policies.policy import Order
+from scheduler.types.request import Request
 
 
 def choose_victim(

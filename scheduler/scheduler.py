@@ -11,21 +11,21 @@ results change afterwards (a request has ended) is taken out again by `refresh`,
 from collections.abc import Callable, Iterator, Sequence
 
 from scheduler.admission import Admission
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.decode_turns import choose_decodes
+from scheduler.fast_forward import all_running, leap, steady_steps
 from scheduler.integrity import check_requests
-from scheduler.keys import root_key
-from scheduler.leap import all_running, leap, steady_steps
-from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
-from scheduler.moves import MoveResult
-from scheduler.orders import make_order
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import Arrival, Tiers
+from scheduler.policies.factory import make_order
 from scheduler.preemption import Room, choose_victim
-from scheduler.prefill_split import split_prefill
-from scheduler.prefix_cache import PrefixCache
-from scheduler.request import Request, RequestState
-from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
-from scheduler.tiers import Arrival, Tiers
+from scheduler.token_budget import choose_decodes
+from scheduler.types.block_hash import root_key
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
+from scheduler.types.prefill_split import split_prefill
+from scheduler.types.request import Request, RequestState
+from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
+from scheduler.types.transfers import MoveResult
 
 
 class RequestTooLong(ValueError):
@@ -437,7 +437,7 @@ class Scheduler:
     # --- simulation ---
 
     def steady_steps(self, planned: Step) -> int:
-        """How many steps can be leapt from here, between `update` and `refresh`; see `scheduler.leap`."""
+        """How many steps can be leapt from here, between `update` and `refresh`; see `scheduler.fast_forward`."""
         if self._tiers.active or (self._waiting and len(self._running) < self.config.max_running):
             return 0
         if not self._order.settled(self._waiting, self._running.values()):

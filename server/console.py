@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from scheduler.messages import MemoryPlan, Phase, Ready
+from scheduler.types.messages import MemoryPlan, Phase, Ready
 from server.engine_process import Event
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

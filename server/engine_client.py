@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from configs.settings import Settings
-from scheduler.messages import (
+from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
     EngineStats,

@@ -22,7 +22,7 @@ import zmq
 
 from configs.settings import Settings
 from engine.ipc.private_folder import private_folder
-from scheduler.messages import (
+from scheduler.types.messages import (
     COMMANDS,
     EVENTS,
     AbortRequests,

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
-from scheduler.messages import FinishReason, Output
-from scheduler.step import TokenLogprobs
+from scheduler.types.messages import FinishReason, Output
+from scheduler.types.step import TokenLogprobs
 from server.errors import GenerationFailed, Unavailable
 from server.lifetime import Exchange, Lifetime
 from server.requests import Job, Sequence

@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from scheduler.messages import AddRequest
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.messages import AddRequest
+from scheduler.types.sampling_params import SamplingParams
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.errors import Unavailable

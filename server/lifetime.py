@@ -5,7 +5,7 @@ Metrics, the access log, `usage` and `timings` all read it; nothing else measure
 
 from dataclasses import dataclass, field
 
-from scheduler.messages import FinishReason, RequestTimes
+from scheduler.types.messages import FinishReason, RequestTimes
 
 
 @dataclass(slots=True, kw_only=True)

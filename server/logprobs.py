@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scheduler.step import TokenLogprobs
+from scheduler.types.step import TokenLogprobs
 from server.text.tokenizer import Tokenizer
 
 LEAST = -9999.0  # JSON has no -Infinity; OpenAI sends this for a token that cannot come

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from scheduler.messages import EngineStats, FinishReason, Phase, Ready, StepOutputs, TierStats
+from scheduler.types.messages import EngineStats, FinishReason, Phase, Ready, StepOutputs, TierStats
 from server.errors import ApiError
 from server.lifetime import Lifetime
 

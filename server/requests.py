@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scheduler.messages import AddRequest
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.messages import AddRequest
+from scheduler.types.sampling_params import SamplingParams
 from server.callers import ANYBODY, Caller
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.protocol.chat import ChatRequest, Message

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from configs.settings import Settings
-from scheduler.messages import AddRequest, Output, Ready
+from scheduler.types.messages import AddRequest, Output, Ready
 from server.errors import ApiError, ModelNotFound
 from server.lifetime import Lifetime
 from server.text.chat_template import ChatTemplate

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from scheduler.messages import FinishReason, Output
+from scheduler.types.messages import FinishReason, Output
 from server.errors import ApiError
 from server.lifetime import Lifetime
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from configs.settings import Settings
-from scheduler.messages import COMMANDS
+from scheduler.types.messages import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 MAX_FUNCTION_LINES = 70
@@ -32,7 +32,7 @@ class Rule:
     never: frozenset[str] = field(default_factory=frozenset)
 
 
-PLAIN_TYPES = frozenset({"scheduler.messages", "scheduler.sampling_params", "scheduler.step"})
+PLAIN_TYPES = frozenset({"scheduler.types"})
 # The table of folders in the README, as code.
 RULES = {
     "server": Rule(
@@ -104,7 +104,7 @@ def test_imports_run_along_the_table(package):
     [
         ("server", "import torch.nn"),
         ("server", "from scheduler.scheduler import Scheduler"),
-        ("server", "from scheduler import keys"),
+        ("server", "from scheduler import kv"),
         ("server", "def f():\n    import engine.cpu.worker"),
         ("scheduler", "import numpy"),
         ("engine", "from server.errors import ApiError"),

@@ -31,7 +31,7 @@ from engine.kv_store.host_memory import reserve
 from engine.kv_store.store import Rows
 from engine.loading import load, load_weights
 from engine.loading.packed import assemble_packed
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 BLOCK = 32  # tokens
 SEQUENCES = 8

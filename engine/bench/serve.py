@@ -24,11 +24,11 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.worker import GpuWorker
 from engine.ipc.channel import Channel, Command
 from engine.loop import EngineLoop
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.messages import AddRequest, Shutdown, StepOutputs
-from scheduler.sampling_params import SamplingParams
+from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import Scheduler
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest, Shutdown, StepOutputs
+from scheduler.types.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from engine.bench.steps import LLAMA_3_8B
 from engine.ipc.channel import Channel
 from engine.loading.layout import expected_shapes
 from engine.start import Starter
-from scheduler.messages import Phase
+from scheduler.types.messages import Phase
 
 _SHARD_TENSORS = 32
 _READ = 64 * 2**20

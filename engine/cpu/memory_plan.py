@@ -9,7 +9,7 @@ from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.device import step_limits
-from scheduler.messages import MemoryPlan
+from scheduler.types.messages import MemoryPlan
 
 GIB = 2**30
 MAX_REQUESTS = 64  # a pool for more requests of the longest context than this is not taken unasked

@@ -15,7 +15,7 @@ from engine.cpu.memory_plan import SCORED_ROWS
 from engine.cpu.model import Model
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
-from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
+from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
 
 
 class Pending(Protocol):

@@ -20,9 +20,9 @@ from engine.tensor_parallel.commands import Order
 from engine.tensor_parallel.shards import Alone, Ranks, split_config
 from kernels.gpu.prefix_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
-from scheduler.messages import MemoryPlan
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import Chunk, SequenceInit, Step
+from scheduler.types.messages import MemoryPlan
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, SequenceInit, Step
 
 _WARM_PROMPT = 3
 

@@ -14,7 +14,7 @@ from engine.gpu.weights import weights_bytes
 from engine.tensor_parallel.shards import split_config
 from kernels.gpu.decode_attention import most_parts
 from kernels.gpu.sample import ROWS_AT_ONCE
-from scheduler.messages import MemoryPlan
+from scheduler.types.messages import MemoryPlan
 
 # Not measured yet: no GPU has run this.
 RUNTIME_BYTES = 768 * 2**20  # compiled kernels, workspaces of cuBLAS on two streams, and gaps between allocations

@@ -24,8 +24,8 @@ from kernels.gpu.penalties import count_tokens
 from kernels.gpu.runtime import sent
 from kernels.gpu.sample import RowSettings, Settings, sample
 from kernels.gpu.token_logprobs import MOST, token_logprobs
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import TokenLogprobs
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import TokenLogprobs
 
 _ERRORS = {device.ALL_MASKED: ALL_MASKED, device.NOT_FINITE: NOT_FINITE}
 _WIDTHS = (0, 5, 20, MOST)  # likeliest tokens that are listed: each number is a build of its kernel

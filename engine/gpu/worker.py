@@ -29,7 +29,7 @@ from engine.sampling.sampler import Sampled, Sampler
 from engine.sequence import Sequence
 from engine.tensor_parallel.commands import Order, Record, Rehearse, Submit
 from kernels.gpu.runtime import sent
-from scheduler.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
+from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
 _FIRST_PLACES = 256
 

@@ -1,4 +1,4 @@
-"""The engine's end of the wire to the HTTP process: two ZeroMQ sockets, messages of the types in `scheduler.messages`."""
+"""The engine's end of the wire to the HTTP process: two ZeroMQ sockets, messages of the types in `scheduler.types.messages`."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 import zmq
 
-from scheduler.messages import COMMANDS, EVENTS, AbortRequests, AddRequest, Shutdown
+from scheduler.types.messages import COMMANDS, EVENTS, AbortRequests, AddRequest, Shutdown
 
 Command = AddRequest | AbortRequests | Shutdown
 

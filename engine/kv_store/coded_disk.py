@@ -10,7 +10,7 @@ from engine.kv_store.codec import Bytes, Codec
 from engine.kv_store.codec_choice import CodecChoice
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.store import Kept, Rows
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 
 class TimedCodec:

@@ -33,7 +33,7 @@ from engine.kv_store.record import (
 from engine.kv_store.scan import scan
 from engine.kv_store.slots import Place, Slots
 from engine.kv_store.store import Kept, Rows, StoreLost
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 Outcome = TypeVar("Outcome")
 

@@ -11,7 +11,7 @@ from engine.kv_store.free_runs import FreeRuns
 from engine.kv_store.host_memory import pin, reserve, unpin
 from engine.kv_store.row_copy import Moves, RowCopy
 from engine.kv_store.store import Kept, Rows, StoreLost, StoreRefused
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 
 @dataclass(slots=True, eq=False)

@@ -16,13 +16,13 @@ from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
 from engine.kv_store.store import BlockStore, StoreLost, StoreRefused
 from engine.kv_store.transfer import Mover
-from scheduler.block_pool import BlockPool
-from scheduler.eviction import eviction_of
-from scheduler.load_or_recompute import LoadOrRecompute
-from scheduler.messages import TierStats
-from scheduler.moves import Tier
-from scheduler.tier_index import TierIndex
-from scheduler.tiers import Tiers
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
+from scheduler.kv.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tier_index import TierIndex
+from scheduler.kv.transfer_planner import Tiers
+from scheduler.types.messages import TierStats
+from scheduler.types.transfers import Tier
 
 log = logging.getLogger("headrace.engine")
 GIB = 2**30

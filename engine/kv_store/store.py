@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 
 class StoreLost(Exception):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.kv_store.host import HostStore
 from engine.kv_store.store import BlockStore, Rows, StoreLost
-from scheduler.moves import Label, Move, MoveResult, Tier
+from scheduler.types.transfers import Label, Move, MoveResult, Tier
 
 log = logging.getLogger("headrace.engine")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from scheduler.step import TokenLogprobs
+from scheduler.types.step import TokenLogprobs
 
 ROWS_AT_ONCE = 64  # bounds the temporaries of a long prompt chunk: 64 rows of 150k fp32 are 38 MB
 

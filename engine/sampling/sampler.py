@@ -27,7 +27,7 @@ from engine.sampling.min_tokens import MinTokens
 from engine.sampling.penalties import Penalties
 from engine.sampling.truncation import Limits, candidates, scaled, truncates
 from engine.sequence import Sequence
-from scheduler.step import TokenLogprobs
+from scheduler.types.step import TokenLogprobs
 
 ROWS_AT_ONCE = 8  # keeps a draw's temporaries in the cache: on a CPU, 32 rows of 49k in one piece cost twice as much
 NO_TOKEN = -1  # no embedding has this row: a caller who overlooks the error fails at once

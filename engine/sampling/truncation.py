@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.sampling_params import SamplingParams
 
 FIRST_RUNG = 256  # a torch.topk of 256 costs about what one of 50 does
 RUNG_FACTOR = 8

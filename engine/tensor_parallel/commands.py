@@ -14,7 +14,7 @@ import msgspec
 import zmq
 
 from engine.gpu.graph_policy import Bucket
-from scheduler.step import Step
+from scheduler.types.step import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from loadtest.simulate.cluster import Cluster, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.options import add_plan_options, add_server_options, cost_of, plan_of, server_of
 from loadtest.simulate.policy import Row, header
-from loadtest.simulate.router import ROUTERS
 from loadtest.simulate.specs import SpecError
 from loadtest.traces.problems import TraceError
+from scheduler.router import ROUTERS
 
 _TOLD_EVERY = 1.0  # seconds between two lines of progress
 

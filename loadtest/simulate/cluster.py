@@ -13,11 +13,11 @@ from loadtest.records import Record
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.replica import Log, Replica
-from loadtest.simulate.router import Router
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.messages import AddRequest, EngineStats
-from scheduler.sampling_params import SamplingParams
+from scheduler.kv.block_pool import BlockPool
+from scheduler.router import Router
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest, EngineStats
+from scheduler.types.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loadtest.simulate.specs import Costs, Hardware, Model, SpecError
-from scheduler.step import Step
+from scheduler.types.step import Step
 
 STEP_COSTS = ("step", "token", "sequence", "matrices", "attention")  # the order of `features`
 Features = tuple[float, float, float, float, float]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from loadtest.traces import TraceRequest
 from loadtest.traces.problems import TraceError
 from loadtest.traces.read import FORMATS, read_trace
-from scheduler.block_pool import BlockPool
-from scheduler.eviction import eviction_of
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
 
 POLICIES = ("lru", "predicted")
 _SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)

@@ -20,8 +20,8 @@ from loadtest.records import Record, Run
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import STEP_COSTS, CostModel
 from loadtest.simulate.replica import Log
-from loadtest.simulate.router import RoundRobin
 from loadtest.simulate.specs import Costs
+from scheduler.router import RoundRobin
 
 Floats = npt.NDArray[np.float64]
 FITTED = (*STEP_COSTS, "request")

@@ -9,7 +9,7 @@ from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_costs, load_hardware, load_model
 from loadtest.traces.read import FORMATS, read_trace
-from scheduler.orders import ORDERS
+from scheduler.policies.factory import ORDERS
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from loadtest.records import ErrorClass, Record
 from loadtest.simulate.cost import CostModel, Features, work_of
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.messages import AddRequest, Output, RequestTimes
+from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import RequestTooLong, Scheduler
-from scheduler.step import ChunkResult, Step, StepResult
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest, Output, RequestTimes
+from scheduler.types.step import ChunkResult, Step, StepResult
 
 MIN_LEAP = 2  # steps; one is as well done plainly
 _NOTHING = ChunkResult(request_id="")  # of a chunk that samples nothing; the scheduler reads results by place

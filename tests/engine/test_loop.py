@@ -14,15 +14,15 @@ from engine.ipc.failures import DeviceLost
 from engine.kv_store.host import HostStore
 from engine.kv_store.transfer import Mover
 from engine.loop import EngineLoop
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.eviction import eviction_of
-from scheduler.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
-from scheduler.moves import Tier
-from scheduler.sampling_params import SamplingParams
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
+from scheduler.kv.tier_index import TierIndex
+from scheduler.kv.transfer_planner import Tiers
 from scheduler.scheduler import Scheduler
-from scheduler.tier_index import TierIndex
-from scheduler.tiers import Tiers
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.transfers import Tier
 from tests.scheduler.sim import SimWorker, expected
 
 BLOCKS, BLOCK = 32, 4

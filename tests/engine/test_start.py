@@ -10,7 +10,7 @@ from engine.__main__ import serve
 from engine.cpu import memory_plan
 from engine.ipc.failures import EXIT_MODEL
 from engine.start import Starter
-from scheduler.messages import Failed
+from scheduler.types.messages import Failed
 from tests.tiny_models import TINY
 
 BEYOND_ADDRESSES = 2**49  # bytes; no allocator can promise this much, however generous the system

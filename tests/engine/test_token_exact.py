@@ -17,7 +17,7 @@ from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.worker import CpuWorker
 from engine.sampling.sampler import Sampler
-from scheduler.step import Step, StepResult
+from scheduler.types.step import Step, StepResult
 from tests.scheduler.sim import Engine
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"

@@ -28,8 +28,8 @@ from kernels.gpu.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
 from kernels.gpu.sample import RowSettings, reference_sample, sample
 from kernels.gpu.sample import Settings as RowsSettings
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import Chunk, SequenceInit, Step
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, SequenceInit, Step
 from tests import tiny_models
 from tests.engine.gpu.test_worker import InAdvance, Logged, staggered
 from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, never_records, one_layer
@@ -64,7 +64,7 @@ def test_graphs_and_steps_in_advance_change_no_token(folder):
     for kind in (Logged, InAdvance):
         engine = kind(*gpu_worker(folder, 30, device=GPU), 30)
         assert staggered(engine) == want
-        assert engine.cpu.worker.replayed > 0
+        assert engine.worker.replayed > 0
 
 
 def test_graphs_hold_sums_over_nccl(folder, tmp_path):
@@ -74,7 +74,7 @@ def test_graphs_hold_sums_over_nccl(folder, tmp_path):
     try:
         engine = InAdvance(*gpu_worker(folder, 30, device=GPU, ranks=ranks), 30)
         assert staggered(engine) == want
-        assert engine.cpu.worker.replayed > 0
+        assert engine.worker.replayed > 0
     finally:
         ranks.close()
 

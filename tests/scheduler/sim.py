@@ -10,16 +10,16 @@ from random import Random
 from typing import Protocol
 from zlib import crc32
 
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.eviction import Eviction, Lru
-from scheduler.messages import AddRequest, FinishReason, Output
-from scheduler.moves import Label, Move, MoveResult, Tier
-from scheduler.sampling_params import SamplingParams
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import Eviction, Lru
+from scheduler.kv.tier_index import TierIndex
+from scheduler.kv.transfer_planner import Preemption, Tiers
 from scheduler.scheduler import Scheduler
-from scheduler.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
-from scheduler.tier_index import TierIndex
-from scheduler.tiers import Preemption, Tiers
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest, FinishReason, Output
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
+from scheduler.types.transfers import Label, Move, MoveResult, Tier
 
 VOCAB = 50
 EOS = 7

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.block_pool import BlockPool, IntegrityError, OutOfBlocks
-from scheduler.keys import block_key, root_key
-from scheduler.messages import FinishReason
-from scheduler.prefill_split import Need, split_prefill
-from scheduler.sampling_params import SamplingParams
+from scheduler.kv.block_pool import BlockPool, IntegrityError, OutOfBlocks
 from scheduler.scheduler import RequestTooLong
-from scheduler.step import ChunkResult
+from scheduler.types.block_hash import block_key, root_key
+from scheduler.types.messages import FinishReason
+from scheduler.types.prefill_split import Need, split_prefill
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import ChunkResult
 from tests.scheduler.sim import EOS, VOCAB, Engine, SimWorker, expected
 
 

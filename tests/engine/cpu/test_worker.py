@@ -14,7 +14,7 @@ from engine.cpu.model import ExactModel
 from engine.cpu.worker import CpuWorker
 from engine.loading import load_weights
 from engine.sampling.sampler import Sampler
-from scheduler.messages import FinishReason
+from scheduler.types.messages import FinishReason
 from tests.scheduler.sim import Engine
 
 BLOCK = 8
@@ -181,7 +181,7 @@ def test_nothing_is_kept_of_requests_that_ended(tiny_model):
     engine.drain()
     kept = [
         edit
-        for edit in engine.cpu.worker._sampler._edits
+        for edit in engine.worker._sampler._edits
         if any(vars(edit).get(name) for name in ("_counts", "_words", "_arrays"))
     ]
-    assert (engine.cpu.worker._sequences, kept) == ({}, [])
+    assert (engine.worker._sequences, kept) == ({}, [])

@@ -10,8 +10,8 @@ from engine import start
 from engine.device import Device, StepLimits
 from engine.gpu.backend import GpuStart, warm_up
 from engine.gpu.formats import GpuArithmetic
-from scheduler.messages import AddRequest, FinishReason, MemoryPlan, Phase
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, Phase
+from scheduler.types.sampling_params import SamplingParams
 from tests.engine.gpu.tiny_gpu import CPU, one_layer
 
 LIMITS = StepLimits(16, 2)

@@ -9,9 +9,9 @@ import torch
 from engine.gpu.events import Mark
 from engine.gpu.graphs import NotRecorded
 from engine.ipc.failures import DeviceLost
-from scheduler.messages import FinishReason
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import Chunk, SequenceInit, Step
+from scheduler.types.messages import FinishReason
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, SequenceInit, Step
 from tests.engine.gpu.tiny_gpu import CONTEXT, RecordsAtOnce, cpu_worker, gpu_worker, never_records, one_layer
 from tests.scheduler.sim import Engine
 
@@ -68,14 +68,14 @@ def test_staggered_requests(folder, kind):
     engine = kind(*gpu_worker(folder, 30), 30)
     assert staggered(engine) == want
     assert engine.scheduler.snapshot().prefix_hit_tokens > 0
-    assert engine.cpu.worker._graphs.replayed >= 3
+    assert engine.worker._graphs.replayed >= 3
 
 
 def test_without_graphs(folder):
     want = staggered(Logged(*cpu_worker(folder, 30), 30))
     engine = Logged(*gpu_worker(folder, 30, plan=never_records), 30)
     assert staggered(engine) == want
-    assert engine.cpu.worker._graphs.replayed == 0
+    assert engine.worker._graphs.replayed == 0
 
 
 @pytest.mark.parametrize("kind", [Logged, InAdvance])
@@ -180,7 +180,7 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(folder):
     engine = InAdvance(*gpu_worker(folder, 20), 20)
     poison = 5
     ids = [token for token in prompt(20) if token != poison]
-    engine.cpu.worker._model._weights.embedding[poison] = float("nan")
+    engine.worker._model._weights.embedding[poison] = float("nan")
     engine.add("bad", [*ids[:8], poison], max_tokens=5, ignore_eos=True)
     engine.add("masked", ids[:2], max_tokens=5, logit_bias=dict.fromkeys(range(320), float("-inf")))
     engine.add("good", ids[:3], max_tokens=3, ignore_eos=True, logit_bias={poison: -100.0})
@@ -199,9 +199,9 @@ def test_padding_rows_write_into_nobodys_blocks(folder):
         for index in range(3):
             engine.add(f"r{index}", prompt(5, index), max_tokens=6, ignore_eos=True)
     engine = engines[1]
-    while engine.cpu.worker.replayed < 2:
+    while engine.worker.replayed < 2:
         engine.tick()
-    storage = engine.cpu.worker._model.pool.storage
+    storage = engine.worker._model.pool.storage
     written = (~storage.isnan()).all(dim=5).all(dim=3).all(dim=2).all(dim=1)  # [blocks, positions]
     touched = (~storage.isnan()).any(dim=5).any(dim=3).any(dim=2).any(dim=1)
     theirs = {
@@ -223,7 +223,7 @@ def test_nothing_is_kept_of_requests_that_ended(folder):
         engine.tick()
     engine.abort("r2")
     engine.drain()
-    worker = engine.cpu.worker
+    worker = engine.worker
     worker.run(Step(step_id=10**6, chunks=[], retired=engine.scheduler.schedule(0.0).retired))
     assert (worker._members, len(worker._free)) == ({}, len(worker._newest))
     assert len(worker._device_sampler._counts._free) == len(worker._device_sampler._counts.table)

@@ -14,7 +14,7 @@ from engine.kv_store.disk import DiskStore
 from engine.kv_store.filesystem import Filesystem
 from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import Rows
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 SIZE = 2 * PAGE  # of a block, where a test does not ask for another
 SLOT = size_of(SIZE)

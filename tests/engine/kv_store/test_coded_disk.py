@@ -10,7 +10,7 @@ from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.store import Rows
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 BLOCK = 2**16
 

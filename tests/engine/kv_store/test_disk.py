@@ -15,7 +15,7 @@ from engine.kv_store import disk
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import Rows, StoreLost, StoreRefused
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 from tests.engine.kv_store.disk_parts import (
     SIZE,
     SLOT,

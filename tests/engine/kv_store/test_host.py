@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from engine.kv_store.host import HostStore
 from engine.kv_store.row_copy import GpuLink, RowCopy
 from engine.kv_store.store import BlockStore, Rows, StoreLost, StoreRefused
-from scheduler.moves import Label
+from scheduler.types.transfers import Label
 
 SIZE = 96  # bytes of a block
 

@@ -14,8 +14,8 @@ from configs.settings import Settings
 from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.opening import open_tiers
-from scheduler.load_or_recompute import LoadOrRecompute
-from scheduler.moves import Tier
+from scheduler.kv.load_or_recompute import LoadOrRecompute
+from scheduler.types.transfers import Tier
 from tests.engine.cpu.test_fast_exact import build as build_fast
 from tests.engine.cpu.test_fast_exact import pytestmark as needs_kernels
 from tests.engine.test_token_exact import BLOCK, COUNT, generate, prompts
@@ -120,9 +120,7 @@ class TestFast:
         settings = Settings(kv_disk_path=str(tmp_path / "kv"))
         with tiered(build_fast, settings=settings, blocks=SMALL) as engine:
             assert generate(engine, prompts[:4], "a") == alone[:4]
-            engine.kv_store.transfer._stores[Tier.DISK].disk._lose(
-                "cannot be written", OSError(5, "Input/output error")
-            )
+            engine.mover._stores[Tier.DISK].disk._lose("cannot be written", OSError(5, "Input/output error"))
             assert generate(engine, prompts, "b") == alone
             assert not tier(engine, "disk").up
         assert sum("serving goes on without it" in record.message for record in caplog.records) == 1

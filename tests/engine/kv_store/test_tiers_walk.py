@@ -16,10 +16,10 @@ from engine.kv_store.disk import DiskStore
 from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
 from engine.kv_store.transfer import Mover
-from scheduler.eviction import eviction_of
-from scheduler.moves import Tier
-from scheduler.tier_index import TierIndex
-from scheduler.tiers import Tiers
+from scheduler.kv.eviction import eviction_of
+from scheduler.kv.tier_index import TierIndex
+from scheduler.kv.transfer_planner import Tiers
+from scheduler.types.transfers import Tier
 from tests.engine.kv_store.disk_parts import Faulty, Shrink
 from tests.scheduler.sim import VOCAB, Engine, SimWorker
 from tests.scheduler.test_random_walk import PREFIXES

@@ -9,12 +9,12 @@ import torch
 from engine.kv_store.host import HostStore
 from engine.kv_store.store import StoreLost
 from engine.kv_store.transfer import Mover
-from scheduler.block_pool import BlockPool
-from scheduler.eviction import eviction_of
-from scheduler.keys import block_key, root_key
-from scheduler.moves import Move, Tier
-from scheduler.tier_index import TierIndex
-from scheduler.tiers import Tiers
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
+from scheduler.kv.tier_index import TierIndex
+from scheduler.kv.transfer_planner import Tiers
+from scheduler.types.block_hash import block_key, root_key
+from scheduler.types.transfers import Move, Tier
 
 SIZE = 64
 BLOCKS = 40

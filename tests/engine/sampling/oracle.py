@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engine.sampling.draw import uniform
 from engine.sequence import Sequence
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.sampling_params import SamplingParams
 
 INF = float("inf")
 

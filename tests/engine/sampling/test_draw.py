@@ -11,7 +11,7 @@ from scipy import stats
 from engine.sampling.draw import invert, uniform
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.sampling_params import SamplingParams
 from tests.engine.sampling import oracle
 
 DRAWS = 10_000

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from engine.sampling import sampler as sampler_module
 from engine.sampling.sampler import NO_TOKEN, Sampler
 from engine.sequence import Sequence
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import SequenceInit
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import SequenceInit
 from tests.engine.sampling import oracle
 
 VOCAB = 60

@@ -14,7 +14,7 @@ from engine.sampling.edits import Edit
 from engine.sampling.min_tokens import MinTokens
 from engine.sampling.penalties import Penalties
 from engine.sequence import Sequence
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.sampling_params import SamplingParams
 from tests.engine.sampling import oracle
 
 VOCAB = 40

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.sampling.truncation import Limits, candidates, rungs
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.sampling_params import SamplingParams
 from tests.engine.sampling import oracle
 
 ROUNDING = 2e-7  # fp32 weights, summed in fp64

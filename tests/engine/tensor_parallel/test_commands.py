@@ -2,8 +2,8 @@
 
 from engine.gpu.graph_policy import Bucket
 from engine.tensor_parallel.commands import Leave, OrderReceiver, OrderSender, Record, Rehearse, Submit
-from scheduler.sampling_params import SamplingParams
-from scheduler.step import Chunk, SequenceInit, Step
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, SequenceInit, Step
 
 SAMPLING = SamplingParams(
     max_tokens=9,

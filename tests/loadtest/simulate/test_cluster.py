@@ -10,8 +10,8 @@ from loadtest.records import ErrorClass, Record
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel, Work
 from loadtest.simulate.replica import Log
-from loadtest.simulate.router import LeastLoaded, PrefixAware, RoundRobin
 from loadtest.simulate.specs import load_hardware, load_model
+from scheduler.router import LeastLoaded, PrefixAware, RoundRobin
 
 
 def cost() -> CostModel:
@@ -58,7 +58,7 @@ def test_leaps_are_made():
     cluster = Cluster(cost(), ServerShape(), RoundRobin())
     scheduler = cluster.replicas[0].scheduler
     leap = scheduler.leap
-    scheduler.leap = lambda step, steps, token_of: calls.append(steps) or leap(step, steps, token_of)  # type: ignore
+    scheduler.fast_forward = lambda step, steps, token_of: calls.append(steps) or leap(step, steps, token_of)  # type: ignore
     cluster.run([planned(0, 0.0, 10, 500)])
     assert sum(calls) > 400 and len(calls) < 30
 

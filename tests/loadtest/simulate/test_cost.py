@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.simulate.cost import CostModel, Work, work_of
 from loadtest.simulate.specs import Costs, load_hardware, load_model
-from scheduler.step import Chunk, Step
+from scheduler.types.step import Chunk, Step
 
 PEAK = Costs(step=0, token=0, sequence=0, matrices=1, attention=1, request=0, delivery=0)
 

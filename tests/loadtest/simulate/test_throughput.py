@@ -8,9 +8,9 @@ from loadtest.plan import Planned
 from loadtest.records import Record
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.router import RoundRobin
 from loadtest.simulate.specs import load_hardware, load_model
-from scheduler.messages import EngineStats
+from scheduler.router import RoundRobin
+from scheduler.types.messages import EngineStats
 
 BLOCK, PREFIX, OWN = 32, 32, 4  # tokens; blocks; blocks
 

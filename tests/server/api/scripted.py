@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from configs.settings import Settings
-from scheduler.messages import (
+from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
     EngineStats,
@@ -25,7 +25,7 @@ from scheduler.messages import (
     RequestTimes,
     StepOutputs,
 )
-from scheduler.step import TokenLogprobs
+from scheduler.types.step import TokenLogprobs
 from server.app import create_app
 from server.drain import Drain
 from server.engine_client import EngineClient

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from loadtest.sse_grammar import EventSplitter, validate_body
-from scheduler.step import TokenLogprobs
+from scheduler.types.step import TokenLogprobs
 from server import responses
 from server.protocol.answers import ChatAnswer, CompletionAnswer, DetokenizeAnswer, ModelList, TokenizeAnswer
 from tests.server.api import scripted

@@ -8,10 +8,10 @@ import asyncio
 import pytest
 
 from configs.settings import Settings
-from scheduler.block_pool import BlockPool
-from scheduler.config import SchedulerConfig
-from scheduler.messages import AbortRequests, AddRequest, StepOutputs
+from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import Scheduler
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AbortRequests, AddRequest, StepOutputs
 from server.callers import ANYBODY, callers_of
 from server.cli import EXIT_USAGE, main
 from server.errors import UnsupportedField

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from loadtest.sse_grammar import validate_body
-from scheduler.messages import FinishReason, Output
+from scheduler.types.messages import FinishReason, Output
 from server import responses, sse
 from tests.server.api.scripted import Server, run
 

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 
 from configs.model_source import resolve_model
 from configs.settings import Settings
-from scheduler.messages import AddRequest, Output
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.messages import AddRequest, Output
+from scheduler.types.sampling_params import SamplingParams
 from server.app import create_app
 from server.drain import Drain
 from server.engine_client import EngineClient

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from scheduler.messages import (
+from scheduler.types.messages import (
     COMMANDS,
     AbortRequests,
     AddRequest,

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from configs.settings import Settings
-from scheduler.messages import FinishReason, MemoryPlan, Phase, Ready
+from scheduler.types.messages import FinishReason, MemoryPlan, Phase, Ready
 from server.engine_client import Speed
 from server.errors import QueueFull, Unavailable
 from tests.server.lifecycle.harness import eventually, read, run, running

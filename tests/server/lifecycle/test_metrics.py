@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from configs.settings import Settings
-from scheduler.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs, TierStats
-from scheduler.sampling_params import SamplingParams
+from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs, TierStats
+from scheduler.types.sampling_params import SamplingParams
 from server.engine_client import EngineClient
 from server.errors import EngineDied
 from server.lifetime import Lifetime

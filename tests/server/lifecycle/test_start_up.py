@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from scheduler.messages import FinishReason, MemoryPlan, Phase, RequestTimes
+from scheduler.types.messages import FinishReason, MemoryPlan, Phase, RequestTimes
 from server.console import Console, first_curl, phase_lines, plan_lines, size
 from server.lifetime import Lifetime
 from server.listen import ListenError, listen, url_of

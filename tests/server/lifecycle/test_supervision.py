@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from scheduler.messages import FinishReason
+from scheduler.types.messages import FinishReason
 from server.engine_process import EngineProcess, engine_arguments
 from server.errors import EngineDied, Unavailable
 from server.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy

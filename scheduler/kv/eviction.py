@@ -1,0 +1,230 @@
+"""Which kept content goes first when room is needed: one small interface, the same for every tier.
+
+Contract. A policy knows the *keys* of contents that nobody uses now and that may be evicted; the store that owns it knows
+where they lie and how large they are. A content is of use only while all that precede it in its prefix are there, so where
+several keys are given at once, in the order of the prefix, the last of them goes first. Keys in use are unknown to the policy:
+`remove` them when they come into use, `add` them when their last user has gone. Every call is deterministic and costs
+O(log n) a key or less. Time is the caller's, in seconds, and only pins need it.
+
+What belongs here: the order of eviction, and pins. What is learned from requests lies in `scheduler.kv.predicted_eviction`.
+Never: blocks, bytes, tiers, a clock.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Protocol
+
+from scheduler.kv.predicted_eviction import Predicted
+
+
+class EvictionOrder(Protocol):
+    """Who goes first. One owner, which calls it from one thread."""
+
+    def add(self, *keys: bytes) -> None:
+        """Nobody uses these any more: they may be evicted, the last of them first. None of them is here yet."""
+
+    def remove(self, *keys: bytes) -> None:
+        """These are in use again, or gone. Raises KeyError if one is not here."""
+
+    def victim(self) -> bytes:
+        """Take out the key whose content is evicted now. Raises KeyError if there is none."""
+
+    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+        """A new request can use these contents, of which the first `hits` were found. Once a request."""
+
+    def clear(self) -> None:
+        """All keys are gone."""
+
+    def check_integrity(self) -> None:
+        """Compare its books with each other. Raises AssertionError naming the first contradiction."""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, key: object) -> bool: ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys in the order in which they would be evicted if nothing else happened."""
+
+
+class Lru:
+    """Least recently used first."""
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, *keys: bytes) -> None:
+        """As `EvictionOrder.add`."""
+        for key in reversed(keys):
+            self._order[key] = None
+
+    def remove(self, *keys: bytes) -> None:
+        """As `EvictionOrder.remove`."""
+        for key in keys:
+            del self._order[key]
+
+    def victim(self) -> bytes:
+        """As `EvictionOrder.victim`."""
+        return self._order.popitem(last=False)[0]
+
+    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+        """Nothing is learned from it: only use counts."""
+
+    def clear(self) -> None:
+        """As `EvictionOrder.clear`."""
+        self._order.clear()
+
+    def check_integrity(self) -> None:
+        """There is one book only: nothing to compare."""
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._order
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._order)
+
+
+class Eviction:
+    """An order with pins before it: what stores use, with the calls of `EvictionOrder` and three more.
+
+    A pinned content is evicted only when no other is left. Pins end by themselves, and at most a share of the capacity can be
+    pinned, so that those without pins are not starved. They outlive the content: what is computed again is pinned again.
+
+    Args:
+        order: of those without a pin; owned from now on.
+        capacity: contents that the store holds.
+        pinned_share: of the capacity, that may be pinned.
+    """
+
+    def __init__(self, order: EvictionOrder, capacity: int, pinned_share: float = 0.25) -> None:
+        self.pinned_limit = int(capacity * pinned_share)
+        self._order = order
+        self._until: dict[bytes, float] = {}
+        self._ends: list[tuple[float, int, bytes]] = []  # a heap; entries whose time is no longer the pin's are void
+        self._told = 0  # pins so far: those of one call end in their order
+        self._kept: OrderedDict[bytes, None] = OrderedDict()  # pinned, here and unused: least recently used first
+
+    # --- as an order ---
+
+    def add(self, *keys: bytes) -> None:
+        """As `EvictionOrder.add`."""
+        if self._until:
+            for key in reversed(keys):
+                if key in self._until:
+                    self._kept[key] = None
+            keys = tuple(key for key in keys if key not in self._until)
+        self._order.add(*keys)
+
+    def remove(self, *keys: bytes) -> None:
+        """As `EvictionOrder.remove`."""
+        if self._kept:
+            for key in keys:
+                if key in self._kept:
+                    del self._kept[key]
+                else:
+                    self._order.remove(key)
+        else:
+            self._order.remove(*keys)
+
+    def victim(self) -> bytes:
+        """As `EvictionOrder.victim`."""
+        if not len(self._order) and self._kept:
+            return self._kept.popitem(last=False)[0]
+        return self._order.victim()
+
+    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+        """As `EvictionOrder.asked`."""
+        self._order.asked(keys, hits)
+
+    def clear(self) -> None:
+        """All keys are gone; pins stay."""
+        self._order.clear()
+        self._kept.clear()
+
+    # --- pins ---
+
+    @property
+    def unpinned(self) -> int:
+        """Keys here that have no pin."""
+        return len(self._order)
+
+    @property
+    def pinned(self) -> int:
+        """Keys with a pin, be their contents here or not."""
+        return len(self._until)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> int:
+        """Keep a prefix, present or yet to come, until this time. A pin that lasts longer already stays as it is.
+
+        Returns:
+            How many of the keys are pinned now, from the first on: fewer than asked for where the limit is reached.
+        """
+        pinned = 0
+        for key in keys:
+            if key not in self._until and len(self._until) >= self.pinned_limit:
+                break
+            if until > self._until.get(key, float("-inf")):
+                self._until[key] = until
+                heappush(self._ends, (until, self._told, key))
+                self._told += 1
+            pinned += 1
+        for key in reversed(keys[:pinned]):
+            if key in self._order:
+                self._order.remove(key)
+                self._kept[key] = None
+        # A conversation that is pinned anew with each turn leaves void entries.
+        if len(self._ends) > 2 * self.pinned_limit:
+            self._ends = sorted(entry for entry in self._ends if self._until.get(entry[2]) == entry[0])
+        return pinned
+
+    def unpin(self, keys: Sequence[bytes]) -> None:
+        """Take the pins of these keys back. Their contents are then as if used just now; keys without a pin are passed over."""
+        self._order.add(*(key for key in keys if self._until.pop(key, None) is not None and self._drop_kept(key)))
+
+    def expire(self, now: float) -> None:
+        """End the pins whose time has come."""
+        over: list[bytes] = []
+        while self._ends and self._ends[0][0] <= now:
+            until, _, key = heappop(self._ends)
+            if self._until.get(key) == until:
+                over.append(key)
+        self.unpin(over)
+
+    def _drop_kept(self, key: bytes) -> bool:
+        here = key in self._kept
+        if here:
+            del self._kept[key]
+        return here
+
+    # --- observation ---
+
+    def check_integrity(self) -> None:
+        """As `EvictionOrder.check_integrity`."""
+        self._order.check_integrity()
+        assert len(self._until) <= self.pinned_limit, "pins keep to their share"
+        assert self._kept.keys() <= self._until.keys(), "what is kept has a pin"
+        assert not any(key in self._order for key in self._until), "what has a pin is in no other order"
+        ends = {(until, key) for until, _, key in self._ends}
+        assert all((until, key) in ends for key, until in self._until.items()), "every pin has an end"
+
+    def __len__(self) -> int:
+        return len(self._order) + len(self._kept)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._order or key in self._kept
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._order
+        yield from self._kept
+
+
+def eviction_of(name: str, capacity: int) -> Eviction:
+    """The policy that the option `--eviction` names, for a store of so many contents. Raises ValueError for another name."""
+    if name == "lru":
+        return Eviction(Lru(), capacity)
+    if name == "predicted":
+        return Eviction(Predicted(capacity), capacity)
+    raise ValueError(f"eviction {name!r} is none of lru, predicted")

@@ -1,0 +1,221 @@
+"""Eviction by prediction: what will hardly be asked for again goes first.
+
+After Antoniadis et al., "Paging with Succinct Predictions" (ICML 2023): a prediction says no more of a content than whether it
+may be discarded, contents so marked are evicted before others, and a bound holds however wrong the predictions are. Here they
+are learned as requests come, and from nothing else: a content is of a *kind*, and a kind's history says what it is worth to keep
+it at its age (`scheduler.kv.reuse_stats`). What is worth less than the least recently used content is marked so.
+
+Kind of a content: how the request that asked for it last went on from what was known (nothing known, or a prefix that many share;
+the very end of what an earlier request had, as the next turn of a chat does; somewhere in between, as an edited prompt does), and
+how often the content was asked for.
+
+The bound: a list of keys, as long as the store, is kept as "least recently used" would keep the store. While the misses counted
+here exceed the list's by more than `_MARGIN` of them and `_SLACK` of the store's size, eviction is that of the list: the oldest
+goes first, so that what the list does not have leaves before what it has. From then on each further miss is a miss of the list,
+or brings back something that the list has: at most the store's size of those before both hold the same.
+
+What belongs here: kinds, order, bound. Never: time of a clock, blocks, tiers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from scheduler.kv.reuse_stats import Group, Returns
+
+_MARGIN = 1 / 64  # of the misses of the list
+_SLACK = 1 / 8  # of the store's size: what it may cost to learn
+_KNOWN = 8  # keys remembered, in multiples of the store's size: as long as ages are told apart
+_KNOWN_MORE = 1 << 18  # and never so many more than the store holds: some 60 MB
+_MANY = 3  # continuations that make a prefix one that many share
+_USES = 3  # a content asked for so often, or more often, is of one kind
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """What is remembered of a key, present or not."""
+
+    group: Group
+    asked: int  # how often
+    continuations: int  # different contents that followed it
+
+
+class Predicted:
+    """An `EvictionOrder` for a store of so many contents."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.returns = Returns(capacity)
+        self.misses = 0  # contents asked for and not found, of a prefix; here
+        self.lru_misses = 0  # and in the list
+        self.trusting = True  # whether predictions are followed
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()  # least recently asked for first
+        self._list: OrderedDict[bytes, None] = OrderedDict()
+        self._here: dict[bytes, tuple[Group, int]] = {}  # to its group when added, and the number of keys added before
+        self._queues: dict[object, OrderedDict[bytes, None]] = {}  # by kind, first added first
+        self._added = 0
+        self._remembers = min(_KNOWN * capacity, capacity + _KNOWN_MORE)
+        self._going: Group | None = None  # where the last victim was from; its others go next unless something changes
+
+    # --- what is here ---
+
+    def add(self, *keys: bytes) -> None:
+        """As `EvictionOrder.add`."""
+        groups = self._groups(keys)
+        self._going = None
+        for key, group in zip(reversed(keys), reversed(groups), strict=True):
+            self._here[key] = (group, self._added)
+            self._queues.setdefault(group.kind, OrderedDict())[key] = None
+            self._added += 1
+
+    def remove(self, *keys: bytes) -> None:
+        """As `EvictionOrder.remove`."""
+        for key in keys:
+            group, _ = self._here.pop(key)
+            del self._queues[group.kind][key]
+
+    def victim(self) -> bytes:
+        """As `EvictionOrder.victim`."""
+        queue = self._queues.get(self._going.kind) if self._going else None
+        key = next(iter(queue)) if queue else self._next()
+        if self._here[key][0] is not self._going or not self.trusting:
+            key = self._next()
+        self._going = self._here[key][0]
+        self.remove(key)
+        return key
+
+    def clear(self) -> None:
+        """As `EvictionOrder.clear`."""
+        self._going = None
+        self._here.clear()
+        self._queues.clear()
+
+    def _next(self) -> bytes:
+        heads = [next(iter(queue)) for queue in self._queues.values() if queue]
+        if not heads:
+            raise KeyError("nothing is here")
+        oldest = min(heads, key=lambda key: self._here[key][1])
+        if not self.trusting:
+            return oldest
+        return min(heads, key=lambda key: (self.returns.worth(self._here[key][0]), self._here[key][1]))
+
+    def _groups(self, keys: Sequence[bytes]) -> list[Group]:
+        """The groups of these. Contents nobody has asked for yet (an answer) are of the kind of what precedes them."""
+        groups: list[Group] = []
+        fresh: Group | None = None
+        before: bytes | None = None
+        for key in keys:
+            known = self._known.get(key)
+            if known is None:
+                if fresh is None:
+                    fresh = self.returns.group(groups[-1].kind if groups else (0, 1))
+                self.returns.joined(fresh, 1)
+                known = _Known(fresh, 1, 0)
+                self._remember(key, known)
+                self._note(key)
+                if before is not None:
+                    self._known[before].continuations += 1
+            groups.append(known.group)
+            before = key
+        return groups
+
+    # --- what is learned ---
+
+    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+        """As `EvictionOrder.asked`."""
+        if not keys:
+            return
+        self._going = None
+        self._compare(keys, hits)
+        known = self._return(keys)
+        self.returns.ask(len(keys))
+        way = self._way(known, len(keys))
+        groups: dict[int, Group] = {}
+        for place, key in enumerate(keys):
+            record = known[place] if place < len(known) else _Known(Group((0, 1), 0), 0, int(place < len(keys) - 1))
+            record.asked += 1
+            uses = min(record.asked, _USES)
+            if uses not in groups:
+                groups[uses] = self.returns.group((way, uses))
+            record.group = groups[uses]
+            self.returns.joined(record.group, 1)
+            self._remember(key, record)
+
+    def _return(self, keys: Sequence[bytes]) -> list[_Known]:
+        """The records of the longest prefix that is known; their contents are asked for again."""
+        known = []
+        for key in keys:
+            record = self._known.get(key)
+            if record is None:
+                break
+            self.returns.returned(record.group, 1)
+            known.append(record)
+        return known
+
+    @staticmethod
+    def _way(known: list[_Known], asked: int) -> int:
+        """0: from nothing, or from what many share; 1: from the end of an earlier request; 2: from its middle."""
+        if not known:
+            return 0
+        last = known[-1]
+        before = last.continuations
+        if len(known) < asked:
+            last.continuations += 1
+        return 0 if before >= _MANY else 1 if before == 0 else 2
+
+    def _remember(self, key: bytes, record: _Known) -> None:
+        before = self._known.get(key, record)
+        if before is not record:  # known, behind something that was forgotten: as good as forgotten itself
+            before.group.waiting -= 1
+        self._known[key] = record
+        self._known.move_to_end(key)
+        if len(self._known) > self._remembers:
+            _, forgotten = self._known.popitem(last=False)
+            forgotten.group.waiting -= 1
+
+    # --- the bound ---
+
+    def _compare(self, keys: Sequence[bytes], hits: int) -> None:
+        listed = next((place for place, key in enumerate(keys) if key not in self._list), len(keys))
+        self.misses += len(keys) - hits
+        self.lru_misses += len(keys) - listed
+        for key in reversed(keys):
+            self._note(key)
+        margin = _MARGIN if self.trusting else _MARGIN / 2  # trust comes back later than it goes
+        self.trusting = self.misses <= self.lru_misses * (1 + margin) + self.capacity * _SLACK
+
+    def _note(self, key: bytes) -> None:
+        self._list[key] = None
+        self._list.move_to_end(key)
+        if len(self._list) > self.capacity:
+            self._list.popitem(last=False)
+
+    # --- observation ---
+
+    def check_integrity(self) -> None:
+        """As `EvictionOrder.check_integrity`."""
+        queued = {key: kind for kind, queue in self._queues.items() for key in queue}
+        assert {key: group.kind for key, (group, _) in self._here.items()} == queued, (
+            "a key is in the queue of its kind"
+        )
+        for queue in self._queues.values():
+            numbers = [self._here[key][1] for key in queue]
+            assert numbers == sorted(numbers), "a queue is in the order of adding"
+        assert len(self._list) <= self.capacity and len(self._known) <= self._remembers, "memory is bounded"
+        waiting: dict[Group, int] = {}
+        for record in self._known.values():
+            waiting[record.group] = waiting.get(record.group, 0) + 1
+        assert all(group.waiting == count for group, count in waiting.items()), "a group counts its keys that wait"
+
+    def __len__(self) -> int:
+        return len(self._here)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._here
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Worths as they are now."""
+        by_age = sorted(self._here, key=lambda key: self._here[key][1])
+        if not self.trusting:
+            return iter(by_age)
+        return iter(sorted(by_age, key=lambda key: self.returns.worth(self._here[key][0])))

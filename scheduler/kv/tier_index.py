@@ -1,0 +1,223 @@
+"""What one tier below the device keeps, by name: who is there, who is on the way, who must give place.
+
+The tier itself (`engine.kv_store`) only does as it is told; the books are here, so that a plan knows without asking what can be
+loaded. An entry is *arriving* from the moment its move is planned until the result is in, *held* while a move reads it, and
+may be evicted at any other time.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scheduler.kv.block_pool import IntegrityError
+from scheduler.kv.eviction import Eviction
+from scheduler.types.transfers import Label, Tier
+
+
+@dataclass(slots=True)
+class _Entry:
+    token_ids: tuple[int, ...]
+    size: int
+    arrived: bool = False
+    readers: int = 0
+    doomed: bool = False  # to be dropped as soon as nobody reads or writes it
+
+    @property
+    def evictable(self) -> bool:
+        return self.arrived and not self.readers and not self.doomed
+
+
+class TierIndex:
+    """The books of one tier.
+
+    Args:
+        tier: which.
+        capacity: bytes it may hold.
+        block_bytes: at most, of one content.
+        policy: who goes first; its own, not shared with another tier.
+
+    Attributes:
+        used: bytes taken, those of contents on their way included.
+        evictions: contents that had to give place so far.
+    """
+
+    def __init__(self, tier: Tier, capacity: int, block_bytes: int, policy: Eviction) -> None:
+        self.tier = tier
+        self.capacity = capacity
+        self.block_bytes = block_bytes
+        self.used = 0
+        self.evictions = 0
+        self._policy = policy
+        self._entries: dict[bytes, _Entry] = {}
+        self._evictable = 0  # bytes
+        self._drops: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def finds(self, label: Label) -> bool:
+        """Whether the content can be read now."""
+        return self.label(label.key) == label
+
+    def readable(self, key: bytes) -> bool:
+        """Whether a content of this name can be read now; `finds` looks at the token ids as well."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.arrived and not entry.doomed
+
+    def label(self, key: bytes) -> Label | None:
+        """The whole name of a content that can be read now."""
+        return Label(key, self._entries[key].token_ids) if self.readable(key) else None
+
+    def knows(self, key: bytes) -> bool:
+        """Whether the content is there or on its way."""
+        return key in self._entries
+
+    # --- what eviction goes by ---
+
+    def asked(self, keys: Sequence[bytes]) -> None:
+        """A new request can use these contents, a prefix."""
+        found = next((place for place, key in enumerate(keys) if not self.readable(key)), len(keys))
+        self._policy.asked(keys, found)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """As `Eviction.pin`."""
+        self._policy.pin(keys, until)
+
+    def expire(self, now: float) -> None:
+        """As `Eviction.expire`."""
+        self._policy.expire(now)
+
+    # --- contents come ---
+
+    def seed(self, label: Label, size: int) -> None:
+        """A content that was there before this process; given least recently used first. Where there is no room it is dropped."""
+        if self.reserve(label):
+            self.arrived([label.key], [size])
+        elif label.key not in self._entries:
+            self._drops.append(label.key)
+
+    def reserve(self, label: Label) -> bool:
+        """Make room for a content that will arrive; False if there is none even without everything evictable."""
+        size = self.block_bytes
+        if label.key in self._entries or self.used - self._evictable + size > self.capacity:
+            return False
+        while self.used + size > self.capacity:
+            self._evict()
+        self._entries[label.key] = _Entry(label.token_ids, size)
+        self.used += size
+        return True
+
+    def arrived(self, keys: Sequence[bytes], sizes: Sequence[int]) -> None:
+        """These contents, a prefix's in its order, are there and take so many bytes; 0: it did not arrive."""
+        for key, size in zip(keys, sizes, strict=True):
+            entry = self._entries[key]
+            self.used += size - entry.size
+            entry.size, entry.arrived = size, size > 0
+            if not size:
+                self._remove(key)
+                self._drops.append(key)  # a part of it may lie there all the same
+        self._settle([key for key, size in zip(keys, sizes, strict=True) if size])
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """These contents, a prefix, were used elsewhere: they are not the oldest any more."""
+        unused = [key for key in keys if key in self._entries and self._entries[key].evictable]
+        self._policy.remove(*unused)
+        self._policy.add(*unused)
+
+    # --- contents are read ---
+
+    def hold(self, keys: Sequence[bytes]) -> None:
+        """A move begins to read these, which `finds` has just found."""
+        for key in keys:
+            entry = self._entries[key]
+            if entry.evictable:
+                self._policy.remove(key)
+                self._evictable -= entry.size
+            entry.readers += 1
+
+    def let_go(self, keys: Sequence[bytes]) -> None:
+        """The move has ended."""
+        for key in keys:
+            self._entries[key].readers -= 1
+        self._settle(keys)
+
+    # --- contents go ---
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """These contents are in doubt: no longer found from now on, and dropped."""
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is None:
+                continue
+            if entry.evictable:
+                self._policy.remove(key)
+                self._evictable -= entry.size
+            entry.doomed = True
+            if entry.arrived and not entry.readers:
+                self._remove(key)
+                self._drops.append(key)
+
+    def take_drops(self) -> list[bytes]:
+        """Keys the tier has to forget before anything else is put there; told once."""
+        drops, self._drops = self._drops, []
+        return drops
+
+    def drop_again(self, keys: Iterable[bytes]) -> None:
+        """These were taken by a move that never started; contents that have come back since are kept."""
+        self._drops += [key for key in keys if key not in self._entries]
+
+    @property
+    def has_drops(self) -> bool:
+        """Whether the tier has something to forget."""
+        return bool(self._drops)
+
+    def _evict(self) -> None:
+        key = self._policy.victim()
+        self._evictable -= self._entries[key].size
+        self._remove(key)
+        self._drops.append(key)
+        self.evictions += 1
+
+    def _settle(self, keys: Sequence[bytes]) -> None:
+        """After a change of state: of these entries, those that nobody uses are up for eviction, doomed ones go."""
+        for key in keys:
+            entry = self._entries[key]
+            if entry.doomed and entry.arrived and not entry.readers:
+                self._remove(key)
+                self._drops.append(key)
+        unused = [key for key in keys if key in self._entries and self._entries[key].evictable]
+        self._policy.add(*unused)
+        self._evictable += sum(self._entries[key].size for key in unused)
+
+    def _remove(self, key: bytes) -> None:
+        self.used -= self._entries.pop(key).size
+
+    def check_integrity(self, reading: Iterable[bytes], arriving: Iterable[bytes]) -> None:
+        """Compare the books with the moves in flight.
+
+        Args:
+            reading: keys that moves read, once for each move.
+            arriving: keys on their way here.
+
+        Raises:
+            IntegrityError: naming the first contradiction.
+        """
+        readers: dict[bytes, int] = {}
+        for key in reading:
+            readers[key] = readers.get(key, 0) + 1
+        expected = set(arriving)
+        for key, entry in self._entries.items():
+            if entry.readers != readers.pop(key, 0):
+                raise IntegrityError(f"{self.tier}: {key.hex()} counts {entry.readers} readers")
+            if entry.arrived == (key in expected):
+                raise IntegrityError(f"{self.tier}: {key.hex()} is (there, on its way) = {entry.arrived}")
+            if entry.evictable != (key in self._policy):
+                raise IntegrityError(
+                    f"{self.tier}: {key.hex()} may be evicted: {entry.evictable}, the policy disagrees"
+                )
+        if readers or not expected <= self._entries.keys():
+            raise IntegrityError(f"{self.tier}: a move reads or brings what has no entry")
+        if self.used != sum(entry.size for entry in self._entries.values()) or self.used > self.capacity:
+            raise IntegrityError(f"{self.tier}: {self.used} bytes counted of {self.capacity}")
+        if self._evictable != sum(entry.size for entry in self._entries.values() if entry.evictable):
+            raise IntegrityError(f"{self.tier}: {self._evictable} evictable bytes counted")
+        self._policy.check_integrity()

@@ -1,0 +1,1 @@
+"""Who goes first: one scheduling policy a file, and the waiting queue they order."""

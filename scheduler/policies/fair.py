@@ -1,0 +1,170 @@
+"""Fair share per tenant: virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models", OSDI'24).
+
+Each tenant has a counter of the service it was given, in prices of prompt tokens, divided by its weight. The waiting tenant
+with the smallest counter goes first. Nothing is kept idle for anybody: who waits alone gets everything (work-conserving).
+
+As in the paper (algorithm 2)
+    lift      a tenant that had nobody waiting starts at the least counter of those that wait, or at that of the last one
+              that left the line: time spent away gives no claim
+    price     a prompt token counts 1, a generated one `decode_price`
+
+Beyond it
+    credit    the lift ends `credit` below. A tenant that takes less than its share is therefore *behind*, and its next
+              requests are served before those of others until the credit is used up. Without it a light tenant would share
+              every step half and half with an aggressor, and wait for twice as long at the best.
+    pledges   prompts come in chunks, so what an admitted prompt will cost counts in the line at once, and for shares of a
+              step when it is computed
+    decodes   of tenants ahead run on what the prompts of tenants behind leave of a step
+    room      a tenant behind preempts one ahead, where the difference exceeds `margin` and what the victim loses
+
+Prompt tokens found in the cache cost nothing (no step computes them), and neither do tokens computed again after a
+preemption (that was the server's choice). So a difference between two counters is useful work, every preemption for room
+needs one greater than the work it destroys, and tokens thrown away never exceed those served.
+
+What belongs here: counters and what follows from comparing them. Never: blocks, budgets.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from scheduler.policies.policy import Order, Rank
+from scheduler.policies.token_cost import Prices
+from scheduler.policies.waiting_queue import WaitingLine, Warm
+from scheduler.types.request import Request
+from scheduler.types.step import Step
+
+UNIT = 1_000_000  # of a counter: one prompt token of a tenant of weight 1; integers add up the same in any order
+MAX_TENANTS = 4096  # counters kept of tenants without an open request
+
+
+class FairOrder(Order):
+    """Priority, then the tenant's counter, then arrival.
+
+    Args:
+        prices: of a generated token.
+        credit: in prompt tokens; see above. It adds to the paper's bound on the difference between two busy tenants.
+        margin: in prompt tokens; smaller differences hold back and preempt nobody.
+        weights: of tenants by name; 1 if absent. Twice the weight is twice the share.
+    """
+
+    def __init__(self, prices: Prices, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.counters: dict[str, int] = {}
+        self._prices = prices
+        self._credit = credit * UNIT
+        self._margin = margin * UNIT
+        self._weights = dict(weights)
+        self._open = Counter[str]()
+        self._pledged = Counter[str]()  # of requests that run, as of the newest look at them
+        self._floor = 0  # where the lift leads to, less the credit
+        self._last = 0  # counter of the tenant that left the line last
+
+    # --- counting ---
+
+    def lane(self, request: Request) -> str:  # noqa: D102 - the base says it all, as below
+        return request.tenant
+
+    def opens(self, request: Request, waiting: WaitingLine) -> None:  # noqa: D102
+        tenant = request.tenant
+        heads = waiting.heads()
+        if tenant not in heads:
+            # Never down: else each newcomer, a credit below the last one, would pull the next one further down.
+            self._floor = max(self._floor, min((self.counters[other] for other in heads), default=self._last))
+            least = self._floor - self._credit
+            self.counters[tenant] = max(self.counters.get(tenant, least), least)
+        self._open[tenant] += 1
+
+    def closes(self, request: Request) -> None:  # noqa: D102
+        self._open[request.tenant] -= 1
+        if not self._open[request.tenant]:
+            del self._open[request.tenant]
+            if len(self.counters) > 2 * MAX_TENANTS + len(self._open):
+                self._forget()
+
+    def _forget(self) -> None:
+        """Drop those who are gone and owe least: a lift gives them back all but `credit`."""
+        gone = sorted((self.counters[tenant], tenant) for tenant in self.counters.keys() - self._open.keys())
+        for _, tenant in gone[:-MAX_TENANTS]:
+            del self.counters[tenant]
+
+    def leaves(self, request: Request) -> None:  # noqa: D102
+        self._last = self.counters[request.tenant]
+
+    def computes(self, request: Request, begin: int, end: int) -> None:  # noqa: D102
+        prompt, tenant = len(request.prompt_ids), request.tenant
+        self.counters[tenant] += max(0, min(end, prompt) - begin) * self._price(tenant)
+        self.counters[tenant] += max(0, end - max(begin, prompt)) * self._price(tenant, self._prices.decode)
+
+    def observes(self, step: Step, seconds: float) -> None:  # noqa: D102
+        decodes = sum(chunk.length == 1 for chunk in step.chunks)
+        self._prices.observe(step.tokens - decodes, decodes, seconds)
+
+    def _price(self, tenant: str, of: float = 1.0) -> int:
+        """Of one token."""
+        return round(of * UNIT / self._weights.get(tenant, 1.0))
+
+    # --- comparing ---
+
+    def in_turn(self, waiting: WaitingLine, running: Collection[Request], warm: Warm) -> Iterator[Request]:
+        """Merges the lanes: always the next request of the tenant that has least, pledges included."""
+        pledged = self._pledged = Counter[str]()
+        for request in running:
+            self._pledge(pledged, request)
+        heads = waiting.heads()
+        heap = [self._entry(request, pledged) for request in heads.values()]
+        heapq.heapify(heap)
+        lanes: dict[str, Iterator[Request]] = {}
+        while heap:
+            *_, tenant = heapq.heappop(heap)
+            if tenant not in lanes:  # lanes far from their turn are not looked into
+                lanes[tenant] = waiting.in_turn(tenant, warm)
+                heads[tenant] = next(lanes[tenant])
+            request = heads[tenant]
+            yield request
+            if request.block_table:  # it was admitted
+                self._pledge(pledged, request)
+            following = next(lanes[tenant], None)
+            if following is not None:
+                heads[tenant] = following
+                heapq.heappush(heap, self._entry(following, pledged))
+
+    def _entry(self, request: Request, pledged: Mapping[str, int]) -> tuple[int, int, int, str]:
+        counter = self.counters[request.tenant] + pledged[request.tenant]
+        return request.priority, counter, request.order, request.tenant
+
+    def _pledge(self, pledged: Counter[str], request: Request) -> None:
+        """What its prompt will still cost."""
+        left = len(request.prompt_ids) - max(request.computed, request.high_water)
+        if left > 0:
+            pledged[request.tenant] += left * self._price(request.tenant)
+
+    def rank(self, request: Request) -> Rank:  # noqa: D102
+        return request.priority, self.counters[request.tenant]
+
+    def held(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
+        """Decodes of tenants ahead of one with a prompt to compute, by more than the margin."""
+        ahead = set[int]()
+        tokens = 0
+        for prompt in prompts:
+            limit = self.counters[prompt.tenant] + self._margin
+            after = [r.order for r in ready if r.priority >= prompt.priority and self.counters[r.tenant] > limit]
+            ahead.update(after)
+            tokens += prompt.remaining if after else 0
+        return ahead, tokens
+
+    def yields(self, running: Request, newcomer: Request, lost: int) -> bool:
+        """A lower class does; within one, a tenant ahead by more than the margin, the newcomer's pledges and what it loses."""
+        if running.priority != newcomer.priority:
+            return running.priority > newcomer.priority
+        has = self.counters[newcomer.tenant] + self._pledged[newcomer.tenant]
+        return has + self._margin + lost * self._price(running.tenant) < self.counters[running.tenant]
+
+    def gives_way(self, request: Request, needy: Request) -> Rank:
+        """A lower class first, then tenants ahead of the needy one's by more than the margin."""
+        ahead = self.counters[request.tenant] > self.counters[needy.tenant] + self._margin
+        return request.priority, int(ahead)
+
+    def settled(self, waiting: WaitingLine, running: Collection[Request]) -> bool:
+        """Counters change with every step, so only where they decide nothing."""
+        return not waiting or (len(self._open) == 1 and super().settled(waiting, running))

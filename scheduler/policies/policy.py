@@ -1,0 +1,87 @@
+"""Who goes first: in the waiting line, in what a step has to give, and who gives way to whom.
+
+One `Order` for each `SchedulerConfig.scheduling`. What belongs here: comparing requests. Never: blocks, budgets, when to
+preempt.
+
+    fcfs        arrival alone; requests have no priorities
+    priority    a lower `priority` first, by arrival within one
+    fair        priority first, then the tenant that has had least (`scheduler.policies.fair`), by arrival within one tenant
+    throughput  priority first, then prefix by prefix, those with most to generate first (`scheduler.policies.prefix_batch`)
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.policies.waiting_queue import WaitingLine, Warm
+from scheduler.types.prefill_split import Need
+from scheduler.types.request import Request
+from scheduler.types.step import Step
+
+Rank = tuple[int, ...]  # less goes first; all of one order are of one length
+
+
+class Order:
+    """By priority, then by arrival: `priority`. It is `fcfs` too, where nobody has a priority but the server's own probe.
+
+    Args:
+        groups: whether requests with a resident prefix may pass others in the line.
+    """
+
+    def __init__(self, *, groups: bool = True) -> None:
+        self.groups = groups
+
+    def line(self, lookahead: int, cache: PrefixCache) -> WaitingLine:
+        """An empty waiting line for one scheduler, in which so many may pass each other for the sake of a resident prefix."""
+        return WaitingLine(self.lane, lookahead if self.groups else 0)
+
+    def lane(self, request: Request) -> str:
+        """The part of the waiting line the request stands in; within a lane, priority and arrival decide."""
+        return ""
+
+    def opens(self, request: Request, waiting: WaitingLine) -> None:
+        """A new request is about to enter the line."""
+
+    def closes(self, request: Request) -> None:
+        """The request has ended."""
+
+    def leaves(self, request: Request) -> None:
+        """The request leaves the line: it runs, or it ended there."""
+
+    def computes(self, request: Request, begin: int, end: int) -> None:
+        """Tokens `[begin, end)` of the request are planned, for the first time."""
+
+    def observes(self, step: Step, seconds: float) -> None:
+        """The step took so long; 0 if nobody measured."""
+
+    def in_turn(self, waiting: WaitingLine, running: Collection[Request], warm: Warm) -> Iterator[Request]:
+        """The line from the first to the last. What the caller admits must have its blocks before the next is asked for."""
+        return waiting.in_turn("", warm)
+
+    def rank(self, request: Request) -> Rank:
+        """Of a running request, for its share of a step."""
+        return (request.priority,)
+
+    def need(self, request: Request, computed: int | None = None) -> Need:
+        """What the request could use of a step's prompt tokens, as it stands or with so many `computed`."""
+        done = request.computed if computed is None else computed
+        return Need(self.rank(request), request.order, request.known - done)
+
+    def held(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
+        """The `order` of decodes that run only on what some of these prompts leave, and the tokens these still need."""
+        return set(), 0
+
+    def yields(self, running: Request, newcomer: Request, lost: int) -> bool:
+        """Whether `running` may lose its blocks, and `lost` computed tokens, so that a waiting `newcomer` comes in.
+
+        Equals never do: what one gains the other loses, and the lost work is paid by all.
+        """
+        return running.priority > newcomer.priority
+
+    def gives_way(self, request: Request, needy: Request) -> Rank:
+        """How soon a running request is preempted for one that needs a block to go on: the greatest first."""
+        return (request.priority,)
+
+    def settled(self, waiting: WaitingLine, running: Collection[Request]) -> bool:
+        """Whether nobody of the line can push a running one out, now or while all that run decode."""
+        first = waiting.first()
+        return first is None or all(request.priority <= first.priority for request in running)

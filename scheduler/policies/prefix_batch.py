@@ -1,0 +1,241 @@
+"""For offline batches: a prefix is computed once and used up while it is resident, and the longest decodes begin first.
+
+After BatchLLM (Zheng et al. 2024, arXiv 2412.03594): prefixes are found over the whole line, and requests that are mostly
+decoding go first. The prompts form a tree of their blocks' keys, and the line is that tree from the left to the right. So
+whoever shares a prefix stands together, at every depth: a system prompt that all have in common does not hide the documents
+below it. (The paper sorts one batch once and sizes steps by memory; here the line is kept in order as it changes, and steps
+are sized as in every other order.)
+
+    priority    a class is a tree of its own; the lowest number goes first
+    started     who ran before and was put back goes first in its class, by arrival: its work may still be resident
+    begun       of groups, those of which somebody came in go before the others, in the order they were begun: a group is
+                finished before the next. This is where the line differs from a list sorted once: requests may still arrive
+    ratio       then the one with more tokens to generate (`max_tokens`) for each prompt token to compute, where a shared
+                prefix counts once: its decodes fill up the steps that compute the prompts of those behind it
+    arrival     of what formed the group
+
+An arrival and a departure change the groups above the request and nothing else. What belongs here: places in the line.
+Never: what is resident, what fits, who gives way (by priority alone, as in `priority`).
+"""
+
+import sys
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
+
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.policies.policy import Order
+from scheduler.policies.waiting_queue import WaitingLine, Warm
+from scheduler.types.request import Request
+
+_NEVER = sys.maxsize  # begun: not yet
+Place = tuple[int, float, int]  # begun, the ratio negated, arrival: unique among siblings
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Group:
+    """Waiting requests that share a prefix: those that end with it, and groups that share more.
+
+    Attributes:
+        keys: of the blocks it shares beyond the group above; empty for the whole of a class.
+        born: arrival order of the request that formed it.
+        begun: when the first of it came in, counted in admissions; `_NEVER` before.
+        members: requests below, at any depth.
+        decode: tokens they may generate.
+        below: prompt tokens they have beyond the prefix, each shared one counted once.
+        place: by which the group above lists it.
+        groups: that share more, by their first key.
+        line: places of requests and (by their first key) groups, in order.
+    """
+
+    keys: list[bytes] = field(default_factory=list)
+    born: int = 0
+    begun: int = _NEVER
+    members: int = 0
+    decode: int = 0
+    below: int = 0
+    place: Place = (_NEVER, 0.0, 0)
+    groups: dict[bytes, "Group"] = field(default_factory=dict)
+    line: list[tuple[*Place, "bytes | Request"]] = field(default_factory=list)
+
+    def insert(self, place: Place, item: "bytes | Request") -> None:
+        """List an item."""
+        insort(self.line, (*place, item))
+
+    def delete(self, place: Place) -> None:
+        """Take an item off the list."""
+        del self.line[bisect_left(self.line, place)]  # a tuple sorts just behind its beginning
+
+    def walk(self) -> Iterator[Request]:
+        """All members in order. Without recursion: prompts that extend each other nest as deep as they have blocks."""
+        ways = [(self, iter(self.line))]
+        while ways:
+            group, items = ways[-1]
+            entry = next(items, None)
+            if entry is None:
+                ways.pop()
+            elif isinstance(entry[-1], Request):
+                yield entry[-1]
+            else:
+                inner = group.groups[entry[-1]]
+                ways.append((inner, iter(inner.line)))
+
+
+class PrefixLine(WaitingLine):
+    """A waiting line in the order above. It must not change between two requests of one `in_turn`.
+
+    An `add`, `remove` or `take` costs a binary search for each group above the request.
+
+    Args:
+        cache: says which blocks a request may share.
+    """
+
+    def __init__(self, cache: PrefixCache) -> None:
+        super().__init__(_own_lane, 0)
+        self._cache = cache
+        self._classes: dict[int, Group] = {}
+        self._priorities: list[int] = []  # those of `_classes`, in order
+        self._depths: dict[str, int] = {}  # of requests in the line, in blocks; they may gain tokens meanwhile
+        self._taken = 0
+
+    def first(self) -> Request | None:  # noqa: D102 - as the base has it
+        return next(self.in_turn("", _anything), None)
+
+    def in_turn(self, lane: str, warm: Warm) -> Iterator[Request]:
+        """The whole line; neither argument matters."""
+        for priority in self._priorities:
+            yield from self._classes[priority].walk()
+
+    def add(self, request: Request) -> None:
+        """Put a request into its group, or between groups if it is the first of its kind."""
+        super().add(request)
+        if request.priority not in self._classes:
+            self._classes[request.priority] = Group()
+            insort(self._priorities, request.priority)
+        keys = [] if request.started else self._cache.usable_keys(request)
+        self._depths[request.request_id] = len(keys)
+        path = self._grow_path(request, keys)
+        path[-1].insert(self._place(request, len(keys)), request)
+        self._account(path, request, len(keys), 1)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, and the groups that are empty without it."""
+        self._leave(request, _NEVER)
+
+    def take(self, request: Request) -> None:
+        """`remove` a request that comes in: its groups are begun."""
+        self._taken += 1
+        self._leave(request, self._taken)
+
+    def _leave(self, request: Request, begun: int) -> None:
+        super().remove(request)
+        depth = self._depths.pop(request.request_id)
+        path = self._path(request, depth)
+        path[-1].delete(self._place(request, depth))
+        for group in path:
+            group.begun = min(group.begun, begun)
+        self._account(path, request, depth, -1)
+        if not path[0].members:
+            del self._classes[request.priority]
+            self._priorities.remove(request.priority)
+
+    # --- the tree ---
+
+    def _path(self, request: Request, depth: int) -> list[Group]:
+        """The groups of a request in the line, from its class inwards."""
+        path, at = [self._classes[request.priority]], 0
+        while at < depth:
+            path.append(path[-1].groups[request.keys[at]])
+            at += len(path[-1].keys)
+        return path
+
+    def _grow_path(self, request: Request, keys: list[bytes]) -> list[Group]:
+        """The groups a request is to be in, from its class inwards: the last may be new, or have been split off one."""
+        path, at = [self._classes[request.priority]], 0
+        while at < len(keys):
+            outer = path[-1]
+            inner = outer.groups.get(keys[at])
+            if inner is None:
+                inner = outer.groups[keys[at]] = Group(keys=keys[at:], born=request.order)
+            else:
+                pairs = zip(inner.keys, keys[at:], strict=False)
+                common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                if common < len(inner.keys):
+                    inner = self._split(outer, inner, common)
+            path.append(inner)
+            at += len(inner.keys)
+        return path
+
+    def _split(self, outer: Group, inner: Group, common: int) -> Group:
+        """A group in the place of `inner`, of its first `common` blocks, with the rest of it inside."""
+        middle = Group(
+            keys=inner.keys[:common],
+            born=inner.born,
+            begun=inner.begun,
+            members=inner.members,
+            decode=inner.decode,
+            place=inner.place,
+        )
+        inner.keys = inner.keys[common:]
+        inner.place = self._place_of(inner)
+        middle.below = self._cost(inner)
+        middle.groups[inner.keys[0]] = inner
+        middle.insert(inner.place, inner.keys[0])
+        outer.groups[middle.keys[0]] = middle
+        return middle
+
+    def _account(self, path: list[Group], request: Request, depth: int, sign: int) -> None:
+        """The request has come (1) or gone (-1): bring sums and places up to date, from the innermost group outwards."""
+        tokens = sign * self._own_tokens(request, depth)
+        for outer, group in reversed(list(pairwise(path))):
+            before = self._cost(group)
+            if group.members:
+                outer.delete(group.place)
+            self._change(group, sign, sign * request.sampling.max_tokens, tokens)
+            if group.members:
+                group.place = self._place_of(group)
+                outer.insert(group.place, group.keys[0])
+            else:
+                del outer.groups[group.keys[0]]
+            tokens = self._cost(group) - before
+        self._change(path[0], sign, sign * request.sampling.max_tokens, tokens)
+
+    @staticmethod
+    def _change(group: Group, members: int, decode: int, tokens: int) -> None:
+        group.members += members
+        group.decode += decode
+        group.below += tokens
+
+    def _cost(self, group: Group) -> int:
+        """Prompt tokens to compute for all of it."""
+        return len(group.keys) * self._cache.block_size + group.below if group.members else 0
+
+    def _own_tokens(self, request: Request, depth: int) -> int:
+        """Of the prompt, behind the blocks that others may share: one at least, which samples."""
+        return len(request.prompt_ids) - depth * self._cache.block_size
+
+    def _place(self, request: Request, depth: int) -> Place:
+        if request.started:
+            return 0, 0.0, request.order
+        return _NEVER, -request.sampling.max_tokens / self._own_tokens(request, depth), request.order
+
+    def _place_of(self, group: Group) -> Place:
+        return group.begun, -group.decode / self._cost(group), group.born
+
+
+class ThroughputOrder(Order):
+    """By priority, then by groups of one prefix, decode-heavy ones first: no promise of latency, to anybody."""
+
+    def line(self, lookahead: int, cache: PrefixCache) -> WaitingLine:
+        """A `PrefixLine`; it needs no look ahead."""
+        return PrefixLine(cache)
+
+
+def _own_lane(request: Request) -> str:
+    """Every request alone: the base keeps who waits, the tree where."""
+    return request.request_id
+
+
+def _anything(request: Request) -> bool:
+    return True

@@ -1,0 +1,21 @@
+"""What the scheduler must know of the model and the operator's wishes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Fixed for the life of a scheduler."""
+
+    context: int  # longest prompt plus output, in tokens; fits the pool
+    eos_token_ids: frozenset[int]
+    fingerprint: str  # model and KV format: part of every content address
+    max_step_tokens: int = 512
+    max_running: int = 64
+    max_preemptions: int = 3
+    decode_watermark: float = 0.02  # share of the pool that admission leaves for the growth of running requests
+    scheduling: str = "priority"  # one of `scheduler.policies.factory.ORDERS`
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
+    decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
+    prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; no use in `fcfs`

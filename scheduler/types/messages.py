@@ -1,0 +1,177 @@
+"""Messages between the HTTP process and an engine process: declared types, encoded with msgpack, never pickled.
+
+On the wire a message is two ZeroMQ frames, the type's name and its msgpack body. `COMMANDS` and `EVENTS` are the whole
+vocabulary; a name outside them is a protocol error. Times are `time.monotonic()` seconds, one clock for all processes of
+a machine.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import TokenLogprobs
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. Every admitted request ends with exactly one of these."""
+
+    STOP = "stop"  # EOS, a stop token or a stop string
+    LENGTH = "length"  # max_tokens or the context is used up
+    ABORT = "abort"  # the client left, or the server drains
+    ERROR = "error"  # this request failed; `Output.error` says why
+
+
+# --- HTTP process -> engine ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class AddRequest:
+    """Queue one sequence. `n` choices or several prompts are as many requests, sharing their prefix blocks."""
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    priority: int = 0  # lower runs first
+    cache_salt: str = ""  # prefixes are shared only between equal salts
+    pin_seconds: float = 0.0  # how long the prompt's blocks are to be kept, wherever there is another to evict
+    tenant: str = ""  # who shares fairly with the others, where scheduling is fair
+
+
+@dataclass(slots=True, kw_only=True)
+class AbortRequests:
+    """Stop these and free their blocks at once. Unknown or finished ids are ignored (the finish may cross this)."""
+
+    request_ids: list[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Shutdown:
+    """Exit after the current step. The HTTP process has drained or given up on what is open."""
+
+    reason: str = ""
+
+
+# --- engine -> HTTP process ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class MemoryPlan:
+    """What will be taken, computed from headers before anything is loaded. Sizes in bytes."""
+
+    weights: int
+    kv_per_token: int
+    block_size: int
+    blocks: int
+    activations: int
+    available: int
+    max_model_len: int
+    context: int  # longest request that fits: min(max_model_len, blocks * block_size)
+    concurrent: float  # how many requests of that length fit at once
+    arithmetic: str  # how the model will be computed, and why
+
+
+@dataclass(slots=True, kw_only=True)
+class Phase:
+    """One start-up phase that ended."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Ready:
+    """The engine has produced a real token and takes requests."""
+
+    context: int
+    vocab_size: int
+    block_size: int
+    blocks: int
+    eos_token_ids: list[int]
+    device: str
+    version: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Failed:
+    """The engine cannot start (or go on) and exits: a sentence that names the cause and the fix."""
+
+    error: str
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestTimes:
+    """The engine's part of a request's `Lifetime`."""
+
+    queued: float
+    scheduled: float
+    first_token: float | None = None
+    finished: float | None = None
+    preemptions: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Output:
+    """What one step brought for one request. The last one, and only that, has `finish_reason`."""
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token, when asked for
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # appended as chunks are computed
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None  # the EOS or stop token that ended it; it is the last of `token_ids`
+    error: str | None = None
+    times: RequestTimes | None = None  # with the first token and with the end
+
+
+@dataclass(slots=True, kw_only=True)
+class TierStats:
+    """One tier below the device: gauges as they are and counters since the engine started."""
+
+    up: bool = True  # False: it failed, and the server goes on without it
+    blocks: int = 0  # contents it keeps, those on their way included
+    bytes: int = 0
+    loaded: int = 0  # blocks
+    load_copies: int = 0  # ranges that were copied: neighbouring blocks travel together
+    saved: int = 0
+    save_copies: int = 0
+    spared: int = 0  # blocks that needed no saving: a valid copy was there
+    failed: int = 0  # blocks that were to be loaded and were damaged or gone
+    evicted: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineStats:
+    """Gauges as they are and counters since the engine started."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0  # referenced by a request
+    blocks_cached: int = 0  # unreferenced, content kept for reuse
+    blocks_free: int = 0  # unreferenced, no content
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    swapped_out: int = 0  # preemptions that saved their blocks
+    recomputed_tokens: int = 0
+    steps: int = 0
+    integrity_checks: int = 0
+    integrity_failures: int = 0
+    tiers: dict[str, TierStats] = field(default_factory=dict)  # by the tier's name
+
+
+@dataclass(slots=True, kw_only=True)
+class StepOutputs:
+    """Everything one step brought, one message a step. Sent without outputs when only the stats changed."""
+
+    outputs: list[Output]
+    stats: EngineStats
+    step_tokens: int = 0
+    step_seconds: float = 0.0
+
+
+COMMANDS = (AddRequest, AbortRequests, Shutdown)
+EVENTS = (MemoryPlan, Phase, Ready, Failed, StepOutputs)

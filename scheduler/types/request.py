@@ -1,0 +1,157 @@
+"""One sequence on its way through the engine: a state machine with two counters.
+
+There is no prefill phase and no decode phase. `computed` (tokens whose KV is resident or planned) catches up with `known`
+(tokens that exist or are being sampled); chunked prefill, prefix hits and recomputation after a preemption are all that.
+
+    tokens        |------ prompt ------|-- output --|· in flight ·|
+    computed      |=================>..............................|      may be anywhere up to `known`
+    block_table   |  32  |  32  |  32  |  32  |  32  |                    covers at least `computed`
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import NamedTuple
+
+from scheduler.types.block_hash import block_key
+from scheduler.types.messages import FinishReason, RequestTimes
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import TokenLogprobs
+from scheduler.types.transfers import Label
+
+
+class RequestState(Enum):
+    """Where a request is. Only the scheduler moves it, along WAITING -> RUNNING -> (WAITING ->) FINISHED."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class SwappedTail(NamedTuple):
+    """The copy of a partly filled last block: its name is made of the tokens that were computed, so nothing else can match it."""
+
+    label: Label
+    end: int  # tokens computed when it was made
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A sequence and where it stands. Times are seconds of the caller's clock."""
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    priority: int
+    order: int  # arrival order, the tie-break everywhere
+    root: bytes  # key that the first block's key builds on
+    times: RequestTimes
+    tenant: str = ""
+    tokens: list[int] = field(init=False)  # prompt and known output
+    state: RequestState = RequestState.WAITING
+    in_flight: int = 0  # tokens planned to be sampled and not yet known
+    computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
+    published: int = 0  # leading blocks of the table that were offered to the content index
+    high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
+    preemptions: int = 0
+    passed: int = 0  # times another one that stood behind it in the waiting line came in before it
+    last_step: int = -1  # the step that last had a chunk of this request
+    started: bool = False  # admitted at least once: what is told and counted of a start is told and counted once
+    announced: bool = False  # the worker knows the sequence
+    awaits: bytes | None = None  # content another request is about to compute; admission waits for it
+    prompt_logprobs_sent: int = 0
+    loading: bool = (
+        False  # blocks of its table are on their way from a lower tier; it has no chunk until they are there
+    )
+    swapped_tail: SwappedTail | None = None  # saved when it was preempted
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt_ids)
+
+    @property
+    def known(self) -> int:
+        """Tokens that exist or are in flight."""
+        return len(self.tokens) + self.in_flight
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to compute before the next one can be sampled."""
+        return self.known - self.computed
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens, in flight ones included."""
+        return self.known - len(self.prompt_ids)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether more than the newest token is missing: the prompt, or a recomputation."""
+        return self.remaining > 1 or self.computed < len(self.prompt_ids)
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether there is something to compute: not once the last token allowed is in flight (its KV is never needed)."""
+        prompt_open = self.computed < len(self.prompt_ids)
+        return self.remaining > 0 and (prompt_open or self.output_tokens < self.sampling.max_tokens)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether exactly its newest token is to be computed: `wants_step` and not `prefilling`, in one look.
+
+        Asked of every running request in every plan.
+        """
+        known, prompt = len(self.tokens) + self.in_flight, len(self.prompt_ids)
+        return known - self.computed == 1 and self.computed >= prompt and known - prompt < self.sampling.max_tokens
+
+    @property
+    def reads_cache(self) -> bool:
+        """Prompt logprobs need the logits of every prompt position, so such a prompt is computed whole."""
+        return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
+
+    def longest(self) -> int:
+        """Tokens at most when finished, of which the last needs no KV."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    def send_logprobs(self, start: int, entries: list[TokenLogprobs]) -> list[TokenLogprobs]:
+        """Those of a chunk's entries that were not sent before: after a preemption the same positions come again.
+
+        Args:
+            start: of the chunk; the entries begin with position `start + 1`.
+            entries: of its prompt tokens.
+        """
+        fresh = entries[max(0, self.prompt_logprobs_sent - start) :]
+        self.prompt_logprobs_sent += len(fresh)
+        return fresh
+
+    def extend_keys(self, block_size: int) -> None:
+        """Compute the keys of blocks that have become full of known tokens."""
+        for index in range(len(self.keys), len(self.tokens) // block_size):
+            parent = self.keys[-1] if self.keys else self.root
+            self.keys.append(block_key(parent, self.tokens[index * block_size : (index + 1) * block_size]))
+
+    def cut_tail(self, block_size: int) -> tuple[Label, int] | None:
+        """Take the partly filled last block out of the table, remembered as `swapped_tail`. Full blocks are published.
+
+        Returns:
+            Its name and the block; None if there is none.
+        """
+        begin, end = self.published * block_size, self.computed
+        if not begin < end <= len(self.tokens) or end - begin >= block_size:
+            return None
+        self.extend_keys(block_size)
+        parent = self.keys[self.published - 1] if self.published else self.root
+        token_ids = tuple(self.tokens[begin:end])
+        self.swapped_tail = SwappedTail(Label(block_key(parent, token_ids), token_ids), end)
+        return self.swapped_tail.label, self.block_table.pop(self.published)
+
+    def stop_cause(self, token_id: int, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
+        """Whether the newest token ends the request. `tokens` includes it already."""
+        output = len(self.tokens) - len(self.prompt_ids)
+        ends = (is_eos(token_id) and not self.sampling.ignore_eos) or token_id in self.sampling.stop_token_ids
+        if ends and output >= self.sampling.min_tokens:
+            return FinishReason.STOP
+        if output >= self.sampling.max_tokens or len(self.tokens) >= context:
+            return FinishReason.LENGTH
+        return None

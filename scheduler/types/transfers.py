@@ -1,0 +1,63 @@
+"""What crosses between scheduler and mover: which blocks go from one tier to another, and what came of it.
+
+A tier is a place that keeps KV blocks by the name of their content (`scheduler.types.block_hash`). The device's blocks are
+those that steps read and write; the tiers below it hold copies. A move never changes content: it makes named contents
+resident elsewhere.
+
+What belongs here: plain data. Never: policy, bytes, I/O, time of a wall clock.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Tier(StrEnum):
+    """Where a block is kept, fastest first."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
+class Label(NamedTuple):
+    """The name of a block's content. `key` is valid in every tier and on every machine; equal keys with other ids are a miss."""
+
+    key: bytes
+    token_ids: tuple[int, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Move:
+    """Make these contents resident in `target`; they stay in `source`.
+
+    The blocks named here belong to the move until its result is absorbed: nobody writes the source's, nobody reads the
+    target's. What fills the source's blocks are steps before the one that carries the move.
+    """
+
+    move_id: int
+    source: Tier
+    target: Tier
+    labels: list[Label]
+    blocks: list[int]  # of the device, one for each label, if it is source or target; else empty
+    drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the move begins
+    urgent: bool = False  # somebody waits for it: without rests, whoever runs beside it
+
+    @property
+    def lower(self) -> Tier:
+        """The tier that does the work: of a move that has the device on one side, the other one; else the target."""
+        return self.source if self.target is Tier.DEVICE else self.target
+
+
+@dataclass(slots=True, kw_only=True)
+class MoveResult:
+    """What a move brought. A content that did not arrive is not in the target."""
+
+    move_id: int
+    sizes: list[int]  # bytes that each content takes in the lower of the two tiers; 0: it did not arrive
+    seconds: float = 0.0  # from the first byte to the last, waiting in the queue left out
+    copies: int = 0  # ranges of memory or of a file that were copied: neighbours travel together
+    lost: Tier | None = None  # this tier failed as a whole and serves nothing from now on
+    gone: list[bytes] = field(
+        default_factory=list
+    )  # keys that the source turned out not to have (any more), or damaged

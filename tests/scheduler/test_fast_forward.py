@@ -1,0 +1,122 @@
+"""A leap leaves the books exactly as the plain rounds do: two copies of one scheduler, compared field by field."""
+
+import copy
+import random
+from dataclasses import fields, is_dataclass
+from enum import Enum
+
+import pytest
+
+from scheduler.kv.block_pool import BlockPool
+from scheduler.scheduler import Scheduler
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import ChunkResult, Step, StepResult
+
+
+def books(thing: object) -> object:
+    """Every field of every object that can be reached, as plain data; order counts."""
+    if isinstance(thing, Enum):
+        return thing.name
+    if isinstance(thing, dict):
+        return [(books(key), books(value)) for key, value in thing.items()]
+    if isinstance(thing, list | tuple):
+        return [books(each) for each in thing]
+    if is_dataclass(thing):
+        return [(each.name, books(getattr(thing, each.name))) for each in fields(thing)]
+    if hasattr(thing, "__dict__"):
+        return [(name, books(value)) for name, value in vars(thing).items()]
+    return sorted(thing) if isinstance(thing, set) else thing
+
+
+def token_of(request_id: str) -> int:
+    return 1000 + int(request_id) % 3  # some sequences say the same: their blocks have one content
+
+
+def rounds(scheduler: Scheduler, planned: Step | None, count: int) -> Step:
+    """As the engine's loop does it."""
+    for _ in range(count):
+        step = scheduler.schedule(0.0) if planned is None else scheduler.refresh(planned, 0.0)
+        planned = scheduler.schedule(0.0)
+        results = [
+            ChunkResult(request_id=c.request_id, token_id=token_of(c.request_id) if c.samples else None)
+            for c in step.chunks
+        ]
+        scheduler.update(step, StepResult(step_id=step.step_id, results=results), 0.0)
+    assert planned is not None
+    return planned
+
+
+def message(number: int, rng: random.Random) -> AddRequest:
+    prompt = [rng.randrange(2)] * rng.randint(1, 40)
+    sampling = SamplingParams(max_tokens=rng.randint(1, 60), ignore_eos=True)
+    return AddRequest(
+        request_id=str(number), prompt_ids=prompt, sampling=sampling, priority=rng.randrange(2), tenant=rng.choice("ab")
+    )
+
+
+@pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
+@pytest.mark.parametrize("seed", range(16))
+def test_a_leap_is_as_many_rounds(seed, scheduling):
+    rng = random.Random(seed)
+    config = SchedulerConfig(
+        context=100,
+        eos_token_ids=frozenset(),
+        fingerprint="leap",
+        max_step_tokens=rng.choice((12, 32, 64)),
+        max_running=rng.choice((3, 8, 64)),
+        scheduling=scheduling,
+    )
+    pool = BlockPool(
+        rng.choice((26, 40, 80)), rng.choice((4, 8)), caching=rng.random() < 0.8, choice=rng.choice((0.0, 0.25))
+    )
+    scheduler = Scheduler(config, pool)
+    planned: Step | None = None
+    number = leaps = 0
+    for _ in range(80):
+        while rng.random() < 0.2:
+            scheduler.add(message(number, rng), 0.0)
+            number += 1
+        if scheduler.idle:
+            planned = None
+            continue
+        planned = rounds(scheduler, planned, 1)
+        limit = scheduler.steady_steps(planned)
+        if limit:
+            leaps += 1
+            count = rng.randint(1, limit)
+            plain, plan = copy.deepcopy((scheduler, planned))
+            plan = rounds(plain, plan, count)
+            planned = scheduler.leap(planned, count, token_of)
+            assert books(planned) == books(plan)
+            assert books(scheduler) == books(plain)
+            scheduler.check_integrity()
+    assert leaps > 1 and number > 5
+
+
+def test_no_leap_where_a_plan_would_change():
+    def at(waiting: int = 0, **config: int) -> int:
+        scheduler = Scheduler(
+            SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="leap", **config), BlockPool(64, 4)
+        )
+        for number in range(4 + waiting):
+            sampling = SamplingParams(max_tokens=20, ignore_eos=True)
+            scheduler.add(AddRequest(request_id=str(number), prompt_ids=[number] * 4, sampling=sampling), 0.0)
+        return scheduler.steady_steps(rounds(scheduler, None, 3))
+
+    assert at() == 4, "as many steps as a block has tokens"
+    assert at(waiting=3, max_running=4) == 4, "the waiting cannot come in"
+    assert at(waiting=3, max_running=4, max_step_tokens=3) == 0, "decodes take turns"
+
+
+def test_no_leap_over_an_end_or_with_a_newcomer():
+    scheduler = Scheduler(
+        SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="leap"), BlockPool(64, 32)
+    )
+    sampling = SamplingParams(max_tokens=9, ignore_eos=True)
+    scheduler.add(AddRequest(request_id="0", prompt_ids=[1, 2, 3], sampling=sampling), 0.0)
+    planned = rounds(scheduler, None, 2)
+    assert scheduler.steady_steps(planned) == 6, "two tokens are out, the ninth ends it"
+    scheduler.add(AddRequest(request_id="1", prompt_ids=[4], sampling=sampling), 0.0)
+    assert scheduler.steady_steps(planned) == 0
