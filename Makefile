@@ -41,8 +41,8 @@ format: $(LINTERS) ## let ruff fix and format what it can
 
 docs: $(RUNTIME) ## write the generated pages of docs/ again
 	$(BIN)/python -m configs.reference > docs/configuration.md
-	$(BIN)/python -m server.protocol.reference > docs/api.md
-	$(BIN)/python -m server.metrics > docs/metrics.md
+	$(BIN)/python -m server.schema.reference > docs/api.md
+	$(BIN)/python -m server.telemetry.metrics > docs/metrics.md
 
 clean: ## remove .venv, builds and caches
 	rm -rf $(VENV) kernels/cpu/native/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Every knob of the server, declared once: type, bounds, default, help. Flags, variables, YAML and docs derive from it.
 
-A knob belongs here when an operator may set it. What a *request* may set stands in `server/protocol`.
+A knob belongs here when an operator may set it. What a *request* may set stands in `server/schema`.
 """
 
 from typing import Annotated, Literal

@@ -5,14 +5,14 @@ import math
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from server import error_handlers, health
-from server.callers import callers_of
+from server import error_handlers
+from server.api import build_router, health
+from server.api.context import Services
+from server.api.tenants import callers_of
 from server.drain import Drain
-from server.engine_client import EngineClient
-from server.metrics import Metrics, server_version
+from server.engines.client import EngineClient
 from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware
-from server.routes import build_router
-from server.services import Services
+from server.telemetry.metrics import Metrics, server_version
 
 
 def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:

@@ -57,7 +57,7 @@ def serve(arguments: Sequence[str]) -> int:
     if print_config:
         print(render(loaded))
         return 0
-    from server.callers import callers_of
+    from server.api.tenants import callers_of
 
     try:
         callers_of(loaded.settings)
@@ -76,7 +76,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 def doctor(arguments: Sequence[str]) -> int:
     """`headrace doctor`: what is here, and what is lost without what is not."""
-    from server.doctor import examine, report
+    from server.telemetry.doctor import examine, report
 
     parser = argparse.ArgumentParser(prog="headrace doctor", description=doctor.__doc__, allow_abbrev=False)
     parser.parse_args(arguments)

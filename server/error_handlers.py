@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from server.lifetime import Exchange
+from server.telemetry.lifetime import Exchange
 
 _log = logging.getLogger("headrace.server")
 

@@ -12,12 +12,12 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.callers import ANYBODY, Caller
+from server.api.tenants import ANYBODY, Caller
 from server.drain import Drain
 from server.error_handlers import error_response
 from server.errors import BodyTooLarge, Unauthorized, Unavailable
-from server.lifetime import Exchange
-from server.metrics import Metrics
+from server.telemetry.lifetime import Exchange
+from server.telemetry.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/live", "/ready"})  # what an orchestrator asks without a key
 PROBES = OPEN_PATHS | {"/health"}

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from configs.model_source import ModelError, ModelSource
 from configs.settings import Settings
-from server.engine_process import EngineProcess, engine_arguments
+from server.engines.process import EngineProcess, engine_arguments
 from server.listen import ListenError, listen
 
 EXIT_FAILED = 1

@@ -14,15 +14,15 @@ import uvicorn
 
 from configs.model_source import ModelSource
 from configs.settings import Settings
+from server.api.context import Services
 from server.app import create_app
-from server.console import Console
 from server.drain import Drain
-from server.engine_client import EngineClient
-from server.engine_process import EngineProcess
+from server.engines.client import EngineClient
+from server.engines.process import EngineProcess
+from server.engines.supervisor import Supervisor
 from server.listen import url_of
-from server.metrics import Metrics, server_version
-from server.services import Services
-from server.supervision import Supervisor
+from server.telemetry.console import Console
+from server.telemetry.metrics import Metrics, server_version
 from server.text import load_tokenizer
 from server.text.chat_template import load_chat_template
 

@@ -9,10 +9,10 @@ import pytest
 
 from configs.loader import load
 from configs.settings import Settings
+from server.api.parse import parse
 from server.cli import COMMANDS, serve_parser
-from server.parse import parse
-from server.protocol.chat import ChatRequest
-from server.protocol.completions import CompletionRequest
+from server.schema.chat import ChatRequest
+from server.schema.completions import CompletionRequest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import yaml
 
 from configs.knob import knobs
 from configs.settings import Settings
-from server import doctor
 from server.cli import COMMANDS, main, serve_parser
+from server.telemetry import doctor
 
 ROOT = Path(__file__).parents[2]
 

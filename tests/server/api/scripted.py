@@ -26,11 +26,11 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 from scheduler.types.step import TokenLogprobs
+from server.api.context import Services
 from server.app import create_app
 from server.drain import Drain
-from server.engine_client import EngineClient
-from server.metrics import Metrics
-from server.services import Services
+from server.engines.client import EngineClient
+from server.telemetry.metrics import Metrics
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
 

@@ -10,12 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from configs.settings import Settings
+from server.api.parse import MAX_DEPTH, parse
 from server.errors import InvalidRequest, UnknownField, UnsupportedField
-from server.parse import MAX_DEPTH, parse
-from server.protocol.chat import ChatRequest, ContentPart, Message
-from server.protocol.completions import CompletionRequest
-from server.protocol.sampling import StreamOptions
-from server.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from server.schema.chat import ChatRequest, ContentPart, Message
+from server.schema.completions import CompletionRequest
+from server.schema.sampling import StreamOptions
+from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 SETTINGS = Settings()
 USER = {"role": "user", "content": "hi"}

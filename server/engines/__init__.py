@@ -1,0 +1,1 @@
+"""The engines behind the server: their clients, processes and supervisor."""

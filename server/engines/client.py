@@ -1,0 +1,270 @@
+"""The HTTP process's view of the engine: submit sequences, read their outputs, know how it is doing.
+
+What belongs here: dispatch of events to open sequences, admission by queue length, the engine's state.
+Never: HTTP, text, what a request means. How a dead engine comes back stands in `server/engines/supervisor.py`.
+"""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from configs.settings import Settings
+from scheduler.types.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    Failed,
+    FinishReason,
+    Output,
+    Phase,
+    Ready,
+    StepOutputs,
+)
+from server.engines.process import Command, EngineProcess, Event
+from server.errors import ApiError, EngineDied, QueueFull, Unavailable
+from server.stream.output_stream import OutputStream
+from server.telemetry.lifetime import Lifetime
+from server.telemetry.metrics import Metrics
+
+State = Literal["starting", "ready", "dead", "stopped"]
+
+_log = logging.getLogger("headrace.engine")
+
+
+class EngineClient:
+    """One for the life of the server, over all incarnations of the engine. All calls belong to the event loop's thread.
+
+    `state` is "starting" until the engine is ready and again while it is restarted, "dead" once restarting was given
+    up, "stopped" after `stop`. `info` stays what the last incarnation said while the next one starts.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, on_event: Callable[[Event], None] | None = None) -> None:
+        self.state: State = "starting"
+        self.info: Ready | None = None
+        self.stats = EngineStats()
+        self.phases: list[Phase] = []
+        self.failure: str | None = None  # why the last incarnation ended; None while one is ready
+        self.last_words: str | None = None  # what the present incarnation said of its own failure
+        self.last_token = -math.inf  # monotonic stamp of the newest token of any sequence
+        self.last_event = time.monotonic()
+        self._settings = settings
+        self._metrics = metrics
+        self._on_event = on_event
+        self._process: EngineProcess | None = None
+        self._streams: dict[str, OutputStream] = {}
+        self._speed = Speed()
+        self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
+
+    # --- requests ---
+
+    def submit(self, request: AddRequest, lifetime: Lifetime) -> OutputStream:
+        """Queue one sequence; the caller closes the stream. `request_id` must be new.
+
+        Raises:
+            QueueFull: `max_waiting` sequences wait already.
+            Unavailable: the engine is not ready.
+        """
+        self.ensure_room(1)
+        return self._open(request, lifetime, self._sequence_ended)
+
+    def probe(self, request: AddRequest) -> OutputStream:
+        """The same past the queue's bound and outside the request metrics, for `/health`.
+
+        Raises:
+            Unavailable: the engine is not ready.
+        """
+        self._ensure_ready()
+        return self._open(request, Lifetime(received=time.monotonic()), self._forget)
+
+    def _open(self, request: AddRequest, lifetime: Lifetime, on_end: Callable[[OutputStream], None]) -> OutputStream:
+        if request.request_id in self._streams:
+            raise ValueError(f"request id {request.request_id!r} is in use; every sequence needs one of its own")
+        if not self._streams:
+            self._speed.begun(time.monotonic())
+        stream = OutputStream(request.request_id, lifetime, on_end)
+        self._send(request)
+        self._streams[request.request_id] = stream
+        return stream
+
+    def ensure_room(self, sequences: int) -> None:
+        """Refuse before anything of a request of so many sequences is submitted.
+
+        Raises:
+            QueueFull, Unavailable: as `submit`.
+        """
+        self._ensure_ready()
+        limit = self._settings.max_waiting
+        excess = self.waiting + sequences - limit
+        # A request of more sequences than the bound must have a chance: it enters an empty queue.
+        if excess <= 0 or (self.waiting == 0 and sequences > limit):
+            return
+        retry = self._speed.seconds_for(excess, time.monotonic())
+        raise QueueFull(
+            f"The queue is full: {self.waiting} sequences wait, max_waiting is {limit} and this request needs {sequences}.",
+            headers={"Retry-After": str(retry)},
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Open sequences that do not run. What was submitted since the engine's last report counts as waiting."""
+        return max(0, len(self._streams) - self.stats.running)
+
+    @property
+    def open_count(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._streams)
+
+    def abort(self, request_ids: Iterable[str], reason: str = "aborted") -> None:
+        """End these for their readers (finish reason "abort", `reason` as the error) and in the engine. Others are ignored."""
+        known = [request_id for request_id in request_ids if request_id in self._streams]
+        for request_id in known:
+            stream = self._streams.pop(request_id)
+            stream.push(Output(request_id=request_id, finish_reason=FinishReason.ABORT, error=reason))
+        self._send_abort(known)
+
+    def abort_all(self, reason: str) -> None:
+        """`abort` for everything open."""
+        self.abort(list(self._streams), reason)
+
+    def unavailable(self) -> Unavailable:
+        """Why no request is taken now, with Retry-After; for callers that look at `state` themselves."""
+        if self.state == "dead":
+            return Unavailable(f"The engine does not start: {self.failure}", headers={"Retry-After": "60"})
+        if self.state == "stopped":
+            return Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
+        done = f" ({self.phases[-1].name} done)" if self.phases else ""
+        elapsed = time.monotonic() - self._process.started if self._process is not None else 0.0
+        retry = max(1, math.ceil(self._start_seconds - elapsed))
+        return Unavailable(f"The engine is starting{done}.", headers={"Retry-After": str(retry)})
+
+    def _ensure_ready(self) -> None:
+        if self.state != "ready":
+            raise self.unavailable()
+
+    def _send(self, command: Command) -> None:
+        if self._process is not None:
+            self._process.send(command)
+
+    def _send_abort(self, request_ids: list[str]) -> None:
+        if request_ids:
+            self._send(AbortRequests(request_ids=request_ids))
+
+    def _forget(self, stream: OutputStream) -> None:
+        if self._streams.pop(stream.request_id, None) is not None:  # closed before the engine ended it
+            self._send_abort([stream.request_id])
+
+    def _sequence_ended(self, stream: OutputStream) -> None:
+        self._forget(stream)
+        if stream.lifetime.reason is not FinishReason.ERROR:  # many at once, when an engine dies, are no speed
+            self._speed.ended(time.monotonic())
+        self._metrics.sequence_ended(stream.lifetime)
+
+    # --- the supervisor's part ---
+
+    def attach(self, process: EngineProcess) -> None:
+        """A new incarnation was started."""
+        self._process = process
+        self.state = "starting"
+        self.phases = []
+        self.last_words = None
+        self.stats = EngineStats()
+        self.last_event = time.monotonic()
+        self._metrics.engine_attached(process.pid)
+
+    def detach(self, cause: str) -> None:
+        """The incarnation ended: every open sequence gets one `EngineDied`."""
+        self._process = None
+        self.failure = cause
+        if self.state == "ready":
+            self.state = "starting"
+        self.stats = EngineStats()
+        self._metrics.engine_detached()
+        died = EngineDied("The engine died while it worked on this request.", headers=self.unavailable().headers)
+        self._fail_all(died)
+
+    def give_up(self) -> None:
+        """No further incarnation will come."""
+        self.state = "dead"
+
+    def stopped(self) -> None:
+        """The server stops: no further request is taken."""
+        self.state = "stopped"
+        self._fail_all(self.unavailable())
+
+    def _fail_all(self, error: ApiError) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(type(error)(error.message, headers=error.headers))  # one each: a traceback belongs to one task
+
+    def handle(self, event: Event) -> None:
+        """Absorb one event."""
+        self.last_event = time.monotonic()
+        match event:
+            case StepOutputs():
+                self._dispatch(event, self.last_event)
+                return
+            case Ready():
+                self._become_ready(event)
+            case Phase():
+                self.phases.append(event)
+                self._metrics.phase_ended(event)
+            case Failed():
+                self.last_words = event.error
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _become_ready(self, event: Ready) -> None:
+        self.info = event
+        self.state = "ready"
+        self.failure = None
+        self.last_token = self.last_event  # Ready means that a real token was produced
+        if self._process is not None:
+            self._process.unlink()
+            self._start_seconds = self.last_event - self._process.started
+        self._metrics.engine_ready(event, self._start_seconds)
+
+    def _dispatch(self, event: StepOutputs, now: float) -> None:
+        self.stats = event.stats
+        self._metrics.step_ended(event)
+        for output in event.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:  # else it was aborted while this was under way
+                self._deliver(stream, output, now)
+
+    def _deliver(self, stream: OutputStream, output: Output, now: float) -> None:
+        if output.times is not None:
+            stream.lifetime.absorb(output.times)
+        if output.token_ids:
+            self.last_token = now
+            self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
+        if output.finish_reason is not None:
+            stream.lifetime.finished = now
+            del self._streams[output.request_id]
+        stream.push(output)
+
+
+class Speed:
+    """How fast sequences end, over the last ones; time is passed in. Time without open sequences does not count."""
+
+    def __init__(self, window: int = 64) -> None:
+        self._gaps: deque[float] = deque(maxlen=window)  # seconds of work before each end
+        self._since = 0.0  # the last end, or the begin of work where it is later
+
+    def begun(self, now: float) -> None:
+        """There is work again, after none."""
+        self._since = now
+
+    def ended(self, now: float) -> None:
+        """One sequence ended."""
+        self._gaps.append(now - self._since)
+        self._since = now
+
+    def seconds_for(self, sequences: int, now: float) -> int:
+        """Whole seconds, 1 to 600, until so many sequences have ended at the measured speed; 5 where none has yet."""
+        if not self._gaps:
+            return 5
+        seconds_each = (sum(self._gaps) + now - self._since) / len(self._gaps)
+        return min(600, max(1, math.ceil(sequences * seconds_each)))

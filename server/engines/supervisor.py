@@ -1,0 +1,140 @@
+"""Keeps an engine running: start, watch, notice death or silence, start again, give up in the end."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from server.engines.client import EngineClient
+from server.engines.process import EngineProcess, ProtocolError, receive_all
+from server.engines.restart import RestartPolicy
+from server.telemetry.metrics import Metrics
+
+_log = logging.getLogger("headrace.engine")
+_LAST_WORDS_SECONDS = 0.1  # what a dead engine had sent may still be on its way through the socket
+STOP_GRACE_SECONDS = 5.0
+_EXIT = "exit"
+
+
+class Supervisor:
+    """Runs one incarnation after the other and tells the client what comes of them. One log line a death.
+
+    `hang_seconds`: an engine that has open sequences and says nothing for so long is killed. Only time in which this
+    process itself was awake counts, so that suspending both accuses nobody.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        launch: Callable[[], EngineProcess],
+        metrics: Metrics,
+        *,
+        start_seconds: float,
+        hang_seconds: float,
+        policy: RestartPolicy | None = None,
+        tick: float = 0.5,
+    ) -> None:
+        self._client = client
+        self._launch = launch
+        self._metrics = metrics
+        self._start_seconds = start_seconds
+        self._hang_seconds = hang_seconds
+        self._policy = policy or RestartPolicy()
+        self._tick = tick
+        self._ended: asyncio.Future[str] | None = None
+        self._process: EngineProcess | None = None
+        self._stop = asyncio.Event()
+
+    async def run(self, first: EngineProcess | None = None) -> None:
+        """Until `stop`, or until restarting is given up (the client's state says which).
+
+        `first`: the incarnation that was started before anything else. An engine that cannot even start once is not
+        started again: the cause (a missing file, too little memory) is for the operator.
+        """
+        ever_ready, process = False, first
+        while not self._stop.is_set():
+            try:
+                cause, was_ready = await self._live(process or self._launch())
+            except OSError as error:  # not even a process
+                cause, was_ready = f"cannot be started: {error}", False
+            process = None
+            if self._stop.is_set():
+                return
+            self._client.detach(cause)
+            ever_ready = ever_ready or was_ready
+            delay = self._policy.after_death(time.monotonic(), was_ready=was_ready) if ever_ready else None
+            if delay is None:
+                self._client.give_up()
+                _log.error("engine: %s; given up", cause)
+                return
+            await self._pause(cause, delay)
+
+    async def _pause(self, cause: str, delay: float) -> None:
+        _log.error("engine: %s; starting it again%s", cause, f" in {delay:g} s" if delay else "")
+        self._metrics.engine_restarted()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), delay)
+
+    async def _live(self, process: EngineProcess) -> tuple[str, bool]:
+        """One incarnation from start to end; the cause of its end, and whether it had become ready."""
+        loop, socket = asyncio.get_running_loop(), process.fileno()
+        self._ended = ended = loop.create_future()
+        self._process = process
+        try:
+            self._client.attach(process)
+            loop.add_reader(socket, self._read, process)
+            process.watch(lambda: self._end(_EXIT))
+            self._read(process)  # the edge may have passed before there was a reader
+            end = await self._watch(process, ended)
+            await asyncio.sleep(_LAST_WORDS_SECONDS if end == _EXIT else 0)
+        finally:
+            loop.remove_reader(socket)
+            self._process = None
+            exit_words = process.describe_exit()
+            process.close()
+        said = self._client.last_words
+        cause = (said or f"process {process.pid} {exit_words}") if end == _EXIT else end
+        return cause, self._client.state == "ready"
+
+    def _read(self, process: EngineProcess) -> None:
+        try:
+            receive_all(process, self._client.handle)
+        except ProtocolError as error:
+            self._end(str(error))
+        except Exception as error:  # a defect of ours must not leave the socket unread for ever: that would be a hang
+            _log.exception("an event of the engine could not be handled")
+            self._end(f"an event could not be handled ({type(error).__name__}: {error})")
+
+    def _end(self, cause: str) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(cause)
+
+    async def _watch(self, process: EngineProcess, ended: "asyncio.Future[str]") -> str:
+        silence, before = 0.0, time.monotonic()
+        heard = self._client.last_event
+        while True:
+            await asyncio.wait({ended}, timeout=self._tick)
+            if ended.done():
+                return ended.result()
+            now = time.monotonic()
+            busy = self._client.open_count > 0
+            silence = silence + min(now - before, 2 * self._tick) if busy and heard == self._client.last_event else 0.0
+            before, heard = now, self._client.last_event
+            if self._client.state == "starting" and now - process.started > self._start_seconds:
+                return f"was not ready within {self._start_seconds:g} s (start_seconds)"
+            if silence > self._hang_seconds:
+                return f"said nothing for {self._hang_seconds:g} s (hang_seconds) while sequences were open"
+
+    async def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
+        """Ask the engine to exit, kill it if it does not within `grace` seconds; `run` returns soon after."""
+        self._stop.set()
+        was_ready = self._client.state == "ready"
+        self._client.stopped()
+        if self._process is not None:
+            await self._process.shut_down(grace if was_ready else 0.0)
+
+    def kill(self) -> None:
+        """End the engine at once; for the second signal."""
+        if self._process is not None:
+            self._process.close()

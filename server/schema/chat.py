@@ -1,0 +1,81 @@
+"""The body of `POST /v1/chat/completions`."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from server.schema.base import Body
+from server.schema.fields import Content
+from server.schema.sampling import Count, Sampling
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+class ContentPart(Body):
+    """One part of a message's content. Only its tables are used; `fields.check_content` reads the text."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control"})
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = dict.fromkeys(
+        ("audio_url", "file", "image_url", "input_audio", "refusal", "video_url"), ()
+    )
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id"})
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "function_call": (),
+        "reasoning_content": ("",),
+        "refusal": ("",),
+        "tool_call_id": (),
+        "tool_calls": ([],),
+    }
+    NESTED: ClassVar[dict[str, type[Body]]] = {"content": ContentPart}
+
+    role: Role
+    content: Content = Field(description="Text, or text parts, which are joined.")
+    name: str | None = Field(
+        None, description="Who speaks; handed to the chat template, and most templates do not show it to the model."
+    )
+
+
+class ChatRequest(Sampling):
+    """A conversation in, the next message out."""
+
+    IGNORED: ClassVar[frozenset[str]] = Sampling.IGNORED | {"parallel_tool_calls"}
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **Sampling.UNSUPPORTED,
+        "audio": (),
+        "chat_template": (),
+        "documents": ([],),
+        "echo": (False,),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "response_format": ({"type": "text"},),
+        "tool_choice": ("none",),
+        "tools": ([],),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+    NESTED: ClassVar[dict[str, type[Body]]] = {**Sampling.NESTED, "messages": Message}
+
+    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: Count | None = Field(None, description="OpenAI's newer name of `max_tokens`.")
+    logprobs: bool = Field(False, description="Logprobs of the message's tokens.")
+    top_logprobs: Count | None = Field(None, description="Alternatives for each token. Only with `logprobs`.")
+    add_generation_prompt: bool | None = Field(
+        None, description="Extension: open the assistant's turn. True, unless `continue_final_message`."
+    )
+    continue_final_message: bool = Field(False, description="Extension: go on with the last message, do not close it.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Extension: further variables for the chat template."
+    )

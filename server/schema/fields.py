@@ -1,0 +1,135 @@
+"""Field types with a check of their own: unions that pydantic would report branch by branch, and large arrays.
+
+Each is one pass over the value and reports one error, with the path inside the field.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from server.schema.base import INT32_MAX, INT64_MAX, INT64_MIN, wrong
+from server.schema.shown import shown
+
+MAX_STRING = 1024  # characters in one stop string or bad word: they are held back and matched at every token
+
+Prompts = list[str | list[int]]
+
+
+def check_prompt(value: Any) -> Prompts:
+    """A string, token ids, or a list of either, as a list of prompts of one kind."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise wrong(f"must be a string or an array, got {shown(value)}")
+    if not value:
+        raise wrong("must hold at least one prompt or token id, got an empty array")
+    kinds = set(map(type, value))
+    if kinds == {str}:
+        return value
+    if kinds == {int}:
+        return [check_ids(value)]
+    if kinds == {list}:
+        return [check_ids(ids, f"[{i}]") for i, ids in enumerate(value)]
+    raise wrong(
+        "must be a string, an array of strings, an array of token ids or an array of such arrays; it mixes types"
+    )
+
+
+def check_ids(ids: Any, path: str = "") -> list[int]:
+    """A non-empty array of token ids; whether they are in the vocabulary is checked where the vocabulary is known."""
+    if not isinstance(ids, list):
+        raise wrong(f"must be an array of token ids, got {shown(ids)}", path)
+    if not ids:
+        raise wrong("must hold at least one token id, got an empty array", path)
+    if set(map(type, ids)) != {int}:
+        i = next(i for i, token in enumerate(ids) if type(token) is not int)
+        raise wrong(f"must be a token id, got {shown(ids[i])}", f"{path}[{i}]")
+    if min(ids) < 0 or max(ids) > INT32_MAX:
+        i = next(i for i, token in enumerate(ids) if not 0 <= token <= INT32_MAX)
+        raise wrong(f"must be a token id of 0 to {INT32_MAX}, got {shown(ids[i])}", f"{path}[{i}]")
+    return ids
+
+
+def check_stop(value: Any) -> list[str]:
+    """A string or an array of strings, none empty."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list):
+        raise wrong(f"must be a string or an array of strings, got {shown(value)}")
+    for i, item in enumerate(strings):
+        path = "" if strings is not value else f"[{i}]"
+        if not isinstance(item, str):
+            raise wrong(f"must be a string, got {shown(item)}", path)
+        if not 1 <= len(item) <= MAX_STRING:
+            raise wrong(f"must have 1 to {MAX_STRING} characters, got {len(item)}", path)
+    return strings
+
+
+def check_logit_bias(value: Any) -> dict[int, float]:
+    """An object of token ids (as JSON keys are: strings) to biases of -100 to 100."""
+    if not isinstance(value, dict):
+        raise wrong(f"must be an object of token ids to numbers, got {shown(value)}")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        path = f".{key[:32]}"
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise wrong(f"must be named by a token id, got {shown(key)}", path)
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise wrong(f"must be a number, got {shown(bias)}", path)
+        if not -100 <= bias <= 100:
+            raise wrong(f"must be between -100 and 100, got {shown(bias)}", path)
+        biases[int(key)] = float(bias)
+    return biases
+
+
+def check_content(value: Any) -> str:
+    """A message's text: a string, or text parts, which are joined as they are."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong(f"must be a string or an array of text parts, got {shown(value)}")
+    return "".join(_part_text(part, f"[{i}]") for i, part in enumerate(value))
+
+
+def _part_text(part: Any, path: str) -> str:
+    if not isinstance(part, dict):
+        raise wrong(f"must be an object, got {shown(part)}", path)
+    if part.get("type") != "text":
+        raise wrong(f'must be "text", got {shown(part.get("type"))}', f"{path}.type")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise wrong(f"must be a string, got {shown(text)}", f"{path}.text")
+    return text
+
+
+_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
+_IDS = {"type": "array", "items": _ID, "minItems": 1}
+_STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STRING}
+_BIAS = {"type": "number", "minimum": -100, "maximum": 100}
+_PART = {
+    "type": "object",
+    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+
+Prompt = Annotated[
+    Prompts,
+    PlainValidator(check_prompt),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
+]
+Stop = Annotated[
+    list[str], PlainValidator(check_stop), WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP}]})
+]
+LogitBias = Annotated[
+    dict[int, float],
+    PlainValidator(check_logit_bias),
+    WithJsonSchema({"type": "object", "patternProperties": {"^[0-9]{1,10}$": _BIAS}, "additionalProperties": False}),
+]
+Content = Annotated[
+    str,
+    PlainValidator(check_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}),
+]
+TokenIds = Annotated[list[int], PlainValidator(check_ids), WithJsonSchema(_IDS)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_STRING)]
+Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]

@@ -1,0 +1,48 @@
+"""Bounds an operator may set, each with the field it bounds: one table for the check and for the published schema."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.settings import Settings
+from server.errors import InvalidRequest
+from server.schema.base import Body
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`field` may be, or hold, at most what the setting says."""
+
+    field: str
+    setting: str
+    of: Literal["value", "entries"]
+
+
+LIMITS = (
+    Limit("n", "max_n", "value"),
+    Limit("logprobs", "max_logprobs", "value"),
+    Limit("top_logprobs", "max_logprobs", "value"),
+    Limit("prompt_logprobs", "max_logprobs", "value"),
+    Limit("prompt", "max_prompts", "entries"),
+    Limit("stop", "max_stop", "entries"),
+    Limit("stop_token_ids", "max_stop", "entries"),
+    Limit("bad_words", "max_bad_words", "entries"),
+    Limit("logit_bias", "max_logit_bias", "entries"),
+)
+
+
+def check_limits(request: Body, settings: Settings) -> None:
+    """Refuse what is over an operator's bound.
+
+    Raises:
+        InvalidRequest: with the field, the limit and the value.
+    """
+    for limit in LIMITS:
+        value = getattr(request, limit.field, None)
+        if value is None or isinstance(value, str | bool):
+            continue  # absent, a text prompt of /tokenize, or chat's boolean logprobs
+        most: int = getattr(settings, limit.setting)
+        size = value if limit.of == "value" else len(value)
+        if size > most:
+            what = "must be" if limit.of == "value" else "must have"
+            unit = "" if limit.of == "value" else " entries"
+            raise InvalidRequest(f"`{limit.field}` {what} at most {most}{unit}, got {size}", param=limit.field)

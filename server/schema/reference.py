@@ -1,0 +1,198 @@
+"""Writes docs/api.md from the declarations: `python -m server.schema.reference > docs/api.md`."""
+
+import json
+from typing import Any
+
+from configs.settings import Settings
+from server.errors import ApiError
+from server.schema.base import INT32_MAX, Body
+from server.schema.chat import ChatRequest, ContentPart, Message
+from server.schema.completions import CompletionRequest
+from server.schema.limits import LIMITS
+from server.schema.openapi import body_schema
+from server.schema.sampling import Sampling, StreamOptions
+from server.schema.tokens import DetokenizeRequest, TokenizeRequest
+
+HEADER = """# The API
+
+<!-- Written by `python -m server.schema.reference` from server/schema and server/errors.py; a test compares. -->
+
+| route | what it does |
+| --- | --- |
+| `POST /v1/completions` | continues a text |
+| `POST /v1/chat/completions` | answers a conversation |
+| `GET /v1/models`, `GET /v1/models/{id}` | the served names; an id may hold slashes |
+| `POST /tokenize`, `POST /detokenize` | text to token ids and back |
+| `GET /live`, `GET /ready` | the process answers; new requests are taken. The only routes that need no API key |
+| `GET /health` | a token was produced lately, or one is produced now |
+| `GET /metrics`, `GET /version`, `GET /openapi.json` | Prometheus metrics (docs/metrics.md), the version, the schema |
+
+## Rules
+
+- A body is one JSON object in UTF-8, `Content-Type: application/json` or none. Refused with a 400: a name given twice,
+  NaN and Infinity, integers beyond 64 bits, lone surrogates, the NUL character, more than 64 levels of nesting.
+- `null` counts as absent. Types are strict: `"1"` and `1.0` are no integers.
+- What a request says is honoured or refused with a 4xx that names the field, the limit and the value. An unknown field
+  is refused with the nearest known name; with `--unknown-fields ignore` it is dropped and the answer has a `Warning` header.
+- `model` may be absent: one model is served. A name that is not served is a 404.
+- Prompt and output must fit the context together, or the request is refused with both numbers. A text of more bytes than
+  the context times the model's longest token is refused before it is tokenized, by /tokenize too, and /detokenize takes
+  as many ids as the context. Without `max_tokens`
+  a completion has at most 16 tokens, a chat answer what is left of the context.
+- `temperature` below 0.0001 is greedy, like 0.
+- Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
+  from it, so a request says the same each time.
+- A message's text parts are joined as they are. Role `developer` is given to the chat template as `system`.
+- A client that leaves ends its request, streamed or not.
+
+## Answers
+
+The stream is described in docs/sse.md; the answer without `stream` is the stream added up. A stream begins with its
+first output, so a failure before that has its own status; after 10 seconds without one it begins with comments, and a
+failure is then its last event. Beyond OpenAI's answer:
+
+- `timings`: `queue_ms`, `prefill_ms`, `decode_ms`, `total_ms` and speeds of the choice that finished last.
+- `stop_reason` of a choice: the stop string or the id from `stop_token_ids` that ended it, else null.
+- `logprobs`, of the model's raw distribution, have one entry for each token, that of the end token included. A token of
+  a part of a character is named by its bytes: `bytes:\\xf0\\x9f`. With `echo` the prompt's tokens come first, and the
+  first of all has null.
+- `prompt_logprobs` of a choice: null, then for each further prompt token an object of token id to `logprob`, `rank`,
+  `decoded_token`. `return_token_ids`: `prompt_token_ids` and `token_ids` of a choice.
+- `usage.prompt_tokens_details.cached_tokens`: prompt tokens whose KV was reused. With several choices of one prompt, the
+  prompt counts once."""
+
+_BODIES: tuple[tuple[str, type[Body], type[Body] | None], ...] = (
+    ("Fields of both routes that generate", Sampling, None),
+    ("Further fields of /v1/completions", CompletionRequest, Sampling),
+    ("Further fields of /v1/chat/completions", ChatRequest, Sampling),
+    ("`messages[]`", Message, None),
+    ("`stream_options`", StreamOptions, None),
+    ("Fields of /tokenize", TokenizeRequest, None),
+    ("Fields of /detokenize", DetokenizeRequest, None),
+)
+_TABLES: tuple[tuple[str, type[Body]], ...] = (
+    ("/v1/completions", CompletionRequest),
+    ("/v1/chat/completions", ChatRequest),
+    ("`messages[]`", Message),
+    ("`messages[].content[]`", ContentPart),
+    ("`stream_options`", StreamOptions),
+)
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    fields = [_fields(title, model, but) for title, model, but in _BODIES]
+    return "\n\n".join([HEADER, *fields, _limits(), _ignored(), _unsupported(), _errors()]) + "\n"
+
+
+def _fields(title: str, model: type[Body], but: type[Body] | None) -> str:
+    schema = body_schema(model, Settings.model_validate({}))
+    names = [name for name in model.model_fields if but is None or name not in but.model_fields]
+    rows = [_field(name, schema["properties"][name], name in schema.get("required", [])) for name in names]
+    return f"## {title}\n\n| field | accepts | default | meaning |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
+
+
+def _field(name: str, field: dict[str, Any], required: bool) -> str:
+    default = field.get("default")
+    shown = "required" if required else "–" if default in (None, [], {}) else f"`{json.dumps(default)}`"
+    return f"| `{name}` | {_accepts(field)} | {shown} | {field.get('description', '')} |"
+
+
+def _accepts(schema: dict[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    branches = [branch for branch in schema.get("anyOf", []) if branch.get("type") != "null"]
+    if branches:
+        return " or ".join(_accepts(branch) for branch in branches)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind: str = schema.get("type", "any")
+    if kind == "array":
+        return f"array of {_accepts(schema['items'])}" + _size(schema, "minItems", "maxItems")
+    if kind == "string":
+        return kind + _size(schema, "minLength", "maxLength", " characters")
+    return {"boolean": "true or false"}.get(kind, kind) + _range(schema)
+
+
+def _size(schema: dict[str, Any], least: str, most: str, unit: str = "") -> str:
+    if most in schema:
+        return f" ({schema.get(least, 0)} to {schema[most]}{unit})"
+    return f" (at least {schema[least]}{unit})" if least in schema else ""
+
+
+def _range(schema: dict[str, Any]) -> str:
+    least = schema.get("minimum", schema.get("exclusiveMinimum"))
+    most = schema.get("maximum")
+    most = None if most == INT32_MAX else most  # as good as no bound
+    if least == -(2**63):
+        return " of 64 bits"
+    over = "over " if "exclusiveMinimum" in schema else ""
+    if least is None or least == -(2**31):
+        return " of 32 bits" if least is not None else ""
+    return f", {over}{least:g} to {most:g}" if most is not None else f", at least {least:g}"
+
+
+def _limits() -> str:
+    rows = [
+        f"| `{limit.field}` | {limit.of} | `--{limit.setting.replace('_', '-')}` | {_default(limit.setting)} |"
+        for limit in LIMITS
+    ]
+    extra = (
+        "Prompts times `n` may be at most the larger of `--max-prompts` and `--max-n`. A body may have "
+        f"`--max-body-bytes` ({_default('max_body_bytes')}) bytes; more is a 413."
+    )
+    table = "| field | what | knob | default |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
+    return f"## Limits an operator may set\n\n{table}\n\n{extra}"
+
+
+def _default(setting: str) -> Any:
+    return Settings.model_fields[setting].default
+
+
+def _ignored() -> str:
+    rows = [f"| {where} | {_names(model.IGNORED)} |" for where, model in _TABLES if model.IGNORED]
+    return (
+        "## Accepted without effect\n\nThey cannot change the output; their value is not looked at.\n\n"
+        "| where | fields |\n| --- | --- |\n" + "\n".join(rows)
+    )
+
+
+def _unsupported() -> str:
+    rows = []
+    for where, model in _TABLES:
+        refused = ", ".join(f"`{name}`" for name, neutral in sorted(model.UNSUPPORTED.items()) if not neutral)
+        if refused:
+            rows.append(f"| {where} | {refused} | – |")
+        for name, neutral in sorted(model.UNSUPPORTED.items()):
+            if neutral:
+                accepted = ", ".join(f"`{json.dumps(value)}`" for value in neutral)
+                rows.append(f"| {where} | `{name}` | {accepted} |")
+    note = "`best_of` is served where it equals `n`. Role `tool` is refused with the tools."
+    return (
+        "## Known, not served\n\nRefused with `unsupported_field`, but for the values that ask for nothing.\n\n"
+        "| where | fields | accepted |\n| --- | --- | --- |\n" + "\n".join(rows) + f"\n\n{note}"
+    )
+
+
+def _names(names: frozenset[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def _errors() -> str:
+    rows = "\n".join(
+        f"| {error.status} | `{error.code}` | `{error.type}` | {' '.join((error.__doc__ or '').split())} |"
+        for error in sorted(_leaves(ApiError), key=lambda error: (error.status, error.code))
+    )
+    return (
+        '## Errors\n\nEvery error is `{"error": {"message", "type", "param", "code"}}`, all four always there; `param` is the '
+        "path of the field, such as `messages[0].content`.\n\n"
+        f"| status | code | type | cause |\n| --- | --- | --- | --- |\n{rows}"
+    )
+
+
+def _leaves(error: type[ApiError]) -> list[type[ApiError]]:
+    """All errors but the base, whose code is that of `InternalError`."""
+    return [child for direct in error.__subclasses__() for child in (direct, *_leaves(direct))]
+
+
+if __name__ == "__main__":
+    print(page(), end="")

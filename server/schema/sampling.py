@@ -1,0 +1,101 @@
+"""What `/v1/completions` and `/v1/chat/completions` have in common: sampling, stopping, reporting."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from server.schema.base import INT32_MAX, Body
+from server.schema.fields import Int64, LogitBias, Stop, Text
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+
+class StreamOptions(Body):
+    """What a stream reports beside its text."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+
+    include_usage: bool = Field(False, description="End the stream with a chunk that holds `usage` and no choices.")
+    continuous_usage_stats: bool = Field(
+        False, description="Extension: every chunk holds the usage so far. Only with `include_usage`."
+    )
+
+
+class Sampling(Body):
+    """The shared fields. Bounds that an operator may set stand in `limits.py`."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store"}
+    )
+    # Fields other servers know: named here so that the refusal says "not served" instead of guessing at a typo.
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "allowed_token_ids": (),
+        "early_stopping": (False,),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "length_penalty": (1, 1.0),
+        "logits_processors": ([],),
+        "structured_outputs": (),
+        "truncate_prompt_tokens": (),
+        "use_beam_search": (False,),
+    }
+    NESTED: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
+
+    model: str | None = Field(None, description="One of the served names; the served model if absent.")
+    max_tokens: Count | None = Field(None, description="Most tokens to generate. 0 only computes the prompt.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that sum up to this.")
+    n: int = Field(1, ge=1, description="Choices for each prompt.")
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    stop: Stop = Field(default_factory=list, description="Strings that end the text; they are not part of it.")
+    seed: Int64 | None = Field(None, description="The same seed gives the same text, whatever else runs.")
+    presence_penalty: Penalty = Field(0.0, description="Subtracted once from every token that was generated.")
+    frequency_penalty: Penalty = Field(0.0, description="Subtracted from a token for each time it was generated.")
+    logit_bias: LogitBias = Field(default_factory=dict, description="Token ids to what is added to their logits.")
+
+    top_k: int = Field(
+        0, ge=-1, le=INT32_MAX, description="Extension: sample from the k likeliest tokens; 0 and -1 are off."
+    )
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Extension: least probability, relative to the likeliest token's."
+    )
+    repetition_penalty: float = Field(
+        1.0, ge=0.1, le=10, description="Extension: divides the logits of tokens in the prompt or the text; 1 is off."
+    )
+    min_tokens: Count = Field(0, description="Extension: no end before this many tokens.")
+    ignore_eos: bool = Field(False, description="Extension: go on after the model's end token.")
+    stop_token_ids: list[Count] = Field(default_factory=list, description="Extension: tokens that end the text.")
+    bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
+    include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")
+    skip_special_tokens: bool = Field(True, description="Extension: leave special tokens out of the text.")
+    user: str = Field(
+        "",
+        max_length=512,
+        description="Whose request it is. With `--scheduling fair` each user has its share, unless the server asks for keys: "
+        "then the key counts.",
+    )
+    priority: int = Field(
+        0,
+        ge=-(2**31),
+        le=INT32_MAX,
+        description="Extension: lower runs first, and in the place of running requests of higher numbers. Not with "
+        "`--scheduling fcfs`.",
+    )
+    cache_salt: str = Field(
+        "", max_length=256, description="Extension: cached prefixes are shared only between requests of equal salt."
+    )
+    cache_pin_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="Extension: keep the prompt's cached KV for so long, as far as a quarter of the cache allows; what is not "
+        "pinned gives way first.",
+    )
+    prompt_logprobs: Count | None = Field(
+        None, description="Extension: logprobs of the prompt's tokens, with this many alternatives each."
+    )
+    return_token_ids: bool = Field(False, description="Extension: the answer holds the token ids too.")

@@ -1,0 +1,234 @@
+"""From the engine's outputs to what a client sees: one `Delta` for each choice and step, the source of both answer forms.
+
+What belongs here: submitting, merging, detokenizing, stop strings. Never: JSON.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass, field
+
+from scheduler.types.messages import FinishReason, Output
+from scheduler.types.step import TokenLogprobs
+from server.api.context import Engine, Stream
+from server.api.validate import Job, Sequence
+from server.errors import GenerationFailed, Unavailable
+from server.telemetry.lifetime import Exchange, Lifetime
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True, kw_only=True)
+class Delta:
+    """What a choice gained. Deltas of one choice add up (`joined`) to its whole.
+
+    `token_ids`, `offsets` and, if asked for, `logprobs` run in parallel and come with their text, so they may stay behind
+    the engine. `offsets` count characters from the begin of the generated text. `prompt_logprobs` come complete
+    with the first delta.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    first: bool = False
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None  # the stop string or stop token id; None for the model's own end
+
+    @classmethod
+    def joined(cls, deltas: "list[Delta]") -> "Delta":
+        """What all deltas of one choice, in order, add up to. One pass: adding them one by one is quadratic in the text."""
+        last = deltas[-1]
+        return cls(
+            index=last.index,
+            text="".join([delta.text for delta in deltas]),
+            token_ids=[token for delta in deltas for token in delta.token_ids],
+            offsets=[offset for delta in deltas for offset in delta.offsets],
+            logprobs=[entry for delta in deltas for entry in delta.logprobs],
+            prompt_logprobs=deltas[0].prompt_logprobs,
+            first=deltas[0].first,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+        )
+
+
+def scored_tokens(deltas: Iterable[Delta]) -> int:
+    """Tokens with log-probabilities, those of prompts included: what makes an answer long to write."""
+    return sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas)
+
+
+class Choice:
+    """One sequence on its way to the client: detokenizes, finds stop strings, keeps back what is not final."""
+
+    def __init__(self, sequence: Sequence, job: Job, tokenizer: Tokenizer, lifetime: Lifetime) -> None:
+        body = job.body
+        self.sequence = sequence
+        self.lifetime = lifetime
+        self.finished = False
+        self._include_stop = body.include_stop_str_in_output
+        self._stop_token_ids = frozenset(body.stop_token_ids)
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            stop=body.stop,
+            min_tokens=body.min_tokens,
+            include_stop=body.include_stop_str_in_output,
+            skip_special_tokens=body.skip_special_tokens,
+            continues=getattr(body, "continue_final_message", True),
+        )
+        self._held_ids: list[int] = []  # tokens whose text is not out yet
+        self._held_logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._released = 0
+        self._characters = 0
+        self._first = True
+
+    def absorb(self, output: Output) -> Delta | None:
+        """The delta of one output; None where there is nothing to tell.
+
+        Raises:
+            GenerationFailed: the engine failed this sequence.
+            Unavailable: the server ended it, because it shuts down.
+        """
+        self._check(output)
+        self._prompt_logprobs += output.prompt_logprobs
+        if not output.token_ids and output.finish_reason is None:
+            return None
+        self._held_ids += output.token_ids
+        self._held_logprobs += output.logprobs
+        hidden = output.stop_token is not None and not self._include_stop
+        before = self._detokenizer.consumed
+        text = self._detokenizer.push(output.token_ids[:-1] if hidden else output.token_ids)
+        if output.finish_reason is not None and self._detokenizer.stopped is None:
+            text += self._detokenizer.finish()
+        self._characters += len(text)
+        delta = Delta(index=self.sequence.index, text=text, first=self._first)
+        if self._detokenizer.stopped is not None:
+            # Tokens behind the stop string were computed but are no part of the answer.
+            self.lifetime.completion_tokens -= len(output.token_ids) - (self._detokenizer.consumed - before)
+            self._end(delta, FinishReason.STOP, self._detokenizer.stopped)
+        elif output.finish_reason is not None:
+            stop_token = output.stop_token if output.stop_token in self._stop_token_ids else None
+            self._end(delta, output.finish_reason, stop_token)
+        self._release(delta, whole=hidden and self._detokenizer.stopped is None)
+        return self._emit(delta)
+
+    def _check(self, output: Output) -> None:
+        if output.finish_reason is FinishReason.ERROR:
+            raise GenerationFailed(f"The engine failed on this request: {output.error or 'no cause given'}")
+        if output.finish_reason is FinishReason.ABORT:
+            cause = output.error or "the server ended it"
+            raise Unavailable(f"The request was ended before it was done: {cause}", headers={"Retry-After": "5"})
+
+    def _end(self, delta: Delta, reason: FinishReason, stop_reason: str | int | None) -> None:
+        self.finished = True
+        self.lifetime.reason = reason
+        delta.finish_reason, delta.stop_reason = reason, stop_reason
+
+    def _release(self, delta: Delta, whole: bool) -> None:
+        """Move tokens whose text is out to the delta; all of them at an end by a token that adds no text."""
+        count = len(self._held_ids) if whole else self._detokenizer.released - self._released
+        offsets = self._detokenizer.offsets[self._released : self._released + count]
+        self._released += count
+        delta.token_ids, self._held_ids = self._held_ids[:count], self._held_ids[count:]
+        delta.logprobs, self._held_logprobs = self._held_logprobs[:count], self._held_logprobs[count:]
+        delta.offsets = offsets + [self._characters] * (count - len(offsets))
+
+    def _emit(self, delta: Delta) -> Delta | None:
+        if self._first:
+            delta.prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, []
+            self._first = False
+            return delta
+        return delta if delta.text or delta.token_ids or delta.finish_reason is not None else None
+
+
+class Generation:
+    """All sequences of one request, from submission to the last delta. Close it, whatever happens."""
+
+    def __init__(self, job: Job, engine: Engine, tokenizer: Tokenizer, exchange: Exchange) -> None:
+        """Submit all sequences, or none.
+
+        Raises:
+            QueueFull, Unavailable: the engine does not take them now.
+        """
+        self.job = job
+        self.choices: list[Choice] = []
+        self._streams: list[Stream] = []
+        engine.ensure_room(len(job.sequences))
+        try:
+            for sequence in job.sequences:
+                lifetime = exchange.begin(len(sequence.prompt.ids))
+                self._streams.append(engine.submit(sequence.request, lifetime))
+                self.choices.append(Choice(sequence, job, tokenizer, lifetime))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End what still runs; the engine aborts it and frees its blocks."""
+        for stream in self._streams:
+            stream.close()
+
+    async def steps(self) -> AsyncGenerator[list[Delta], None]:
+        """The deltas of all choices, those of one engine step together. Ends when all choices have.
+
+        Raises:
+            GenerationFailed, EngineDied, Unavailable: the request ends here; nothing of it goes on.
+        """
+        if len(self.choices) == 1:
+            async for output in self._streams[0]:
+                delta = _advance(self.choices[0], self._streams[0], output)
+                if delta is not None:
+                    yield [delta]
+            return
+        merge = _Merge(len(self.choices))
+        pairs = zip(self.choices, self._streams, strict=True)
+        tasks = [asyncio.create_task(merge.pump(choice, stream)) for choice, stream in pairs]
+        try:
+            while deltas := await merge.take():
+                yield deltas
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _advance(choice: Choice, stream: Stream, output: Output) -> Delta | None:
+    delta = choice.absorb(output)
+    if choice.finished:
+        stream.close()  # after a stop string the engine computes what nobody sees
+    return delta
+
+
+class _Merge:
+    """Deltas of several choices, taken together. All outputs of a step arrive in one turn of the event loop."""
+
+    def __init__(self, choices: int) -> None:
+        self._open = choices
+        self._deltas: list[Delta] = []
+        self._error: Exception | None = None
+        self._arrived = asyncio.Event()
+
+    async def pump(self, choice: Choice, stream: Stream) -> None:
+        """Feed from one choice until it ends."""
+        try:
+            async for output in stream:
+                delta = _advance(choice, stream, output)
+                if delta is not None:
+                    self._deltas.append(delta)
+                    self._arrived.set()
+        except Exception as error:
+            self._error = self._error or error
+        finally:
+            self._open -= 1
+            self._arrived.set()
+
+    async def take(self) -> list[Delta]:
+        """What has arrived since the last call, at least one delta; nothing once all choices have ended."""
+        while not self._deltas and self._open and self._error is None:
+            await self._arrived.wait()
+            self._arrived.clear()
+        if self._error is not None:
+            raise self._error
+        deltas, self._deltas = self._deltas, []
+        return deltas

@@ -1,0 +1,98 @@
+"""The open sequences of the HTTP process: one `OutputStream` each, fed by the engine client's only reader.
+
+A deque and a future instead of an `asyncio.Queue`: one wake-up a step, no lock, nothing created while outputs wait.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from scheduler.types.messages import FinishReason, Output
+from server.errors import ApiError
+from server.telemetry.lifetime import Lifetime
+
+
+class OutputStream:
+    """What the engine brings for one sequence, in order; an `AsyncIterator[Output]`.
+
+    Ends after the `Output` that has a `finish_reason`. Raises `EngineDied` where the engine ends first. One reader.
+    Whoever opened it closes it (`async with contextlib.aclosing(stream)`): closing or cancelling the iteration before
+    the end aborts the sequence in the engine. `lifetime` is up to date for what has been read so far; the reader may
+    still correct it after the final output, until it closes or asks for more.
+    """
+
+    def __init__(self, request_id: str, lifetime: Lifetime, on_end: Callable[["OutputStream"], None]) -> None:
+        self.request_id = request_id
+        self.lifetime = lifetime
+        self._on_end = on_end
+        self._outputs: deque[Output] = deque()
+        self._error: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._last: FinishReason | None = None  # of the final output, once it was handed out
+        self._ended = False
+
+    def __aiter__(self) -> "OutputStream":
+        return self
+
+    async def __anext__(self) -> Output:
+        if self._last is not None:
+            self._end(self._last)
+        if self._ended:
+            raise StopAsyncIteration
+        if not self._outputs and self._error is None:
+            await self._arrival()
+        if self._outputs:
+            return self._take()
+        if self._ended or self._error is None:  # closed while waiting
+            raise StopAsyncIteration
+        error = self._error
+        self._end(FinishReason.ERROR)
+        raise error
+
+    async def _arrival(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        finally:
+            self._waiter = None
+
+    def _take(self) -> Output:
+        output = self._outputs.popleft()
+        self.lifetime.completion_tokens += len(output.token_ids)
+        self._last = output.finish_reason
+        return output
+
+    def _end(self, reason: FinishReason) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self.lifetime.end(reason, time.monotonic())
+        self._on_end(self)
+
+    def push(self, output: Output) -> None:
+        """Feed one output; the client's part."""
+        self._outputs.append(output)
+        self._wake()
+
+    def fail(self, error: ApiError) -> None:
+        """End with an error, after what has arrived; the client's part."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """End now, unless it has ended. What was not read is dropped."""
+        self._outputs.clear()
+        self._end(self._last or FinishReason.ABORT)
+        self._wake()
+
+    async def aclose(self) -> None:
+        """`close`, for `contextlib.aclosing`."""
+        self.close()

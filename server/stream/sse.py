@@ -1,0 +1,147 @@
+"""Sending an answer while watching the client: a stream as server-sent events, or one JSON body. Who leaves is not computed for.
+
+The response starts with the first output, so that whatever goes wrong before has its own HTTP status. Where that takes
+long, the stream starts with comments, which keep proxies from giving up.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.formats import ChunkWriter, error_event
+from server.errors import ApiError, InternalError
+from server.stream.generation import Delta, Generation, scored_tokens
+from server.telemetry.lifetime import Exchange
+from server.to_thread import INLINE_SCORED_TOKENS, work_of
+
+KEEP_ALIVE_SECONDS = 10.0
+KEEP_ALIVE = b": waiting\n\n"
+CLIENT_GONE = 499  # nobody reads it; the access log does
+
+T = TypeVar("T")
+_log = logging.getLogger("headrace.http")
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
+    """The result of `work`, or None if the client leaves first; then the work is cancelled and has ended.
+
+    The request's body must have been read: `receive` has only the disconnect left to tell.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        await _cancel(task, gone)
+
+
+class EventStream(Response):
+    """The streamed answer of one generation. `start` decides, calling it sends; both watch the client."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, generation: Generation, writer: ChunkWriter, exchange: Exchange, headers: dict[str, str]
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        del self.headers["content-length"]
+        self._generation = generation
+        self._writer = writer
+        self._exchange = exchange
+        self._steps = generation.steps()
+        self._first: asyncio.Task[list[Delta] | None] | None = None
+
+    async def start(self, receive: Receive) -> bool:
+        """Wait for the first output, or a keep-alive's time; False if the client has left.
+
+        Raises:
+            ApiError: the request ended before it brought anything.
+        """
+        self._first = asyncio.create_task(_next(self._steps))
+        gone = asyncio.create_task(_disconnect(receive))
+        started = False
+        try:
+            await asyncio.wait({self._first, gone}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if self._first.done():
+                self._first.result()
+            started = not gone.done()
+        finally:
+            await _cancel(gone)
+            if not started:
+                await self._close()
+        return started
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; the client's leaving ends it."""
+        try:
+            await unless_disconnected(self._send(send), receive)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._first is not None:
+            await _cancel(self._first)
+        await self._steps.aclose()
+        self._generation.close()
+
+    async def _send(self, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with contextlib.aclosing(self._events()) as events:
+                async for data in events:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError:  # what a server may raise where the client has left
+            _log.debug("the client of %s left", self._generation.job.id)
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for deltas in self._all_steps():
+                data = await self._written(deltas) if deltas else KEEP_ALIVE
+                if data:
+                    yield data
+            yield self._writer.end()
+        except ApiError as error:
+            self._exchange.error_code = error.code
+            yield error_event(error)
+        except Exception:
+            _log.exception("streaming %s failed", self._generation.job.id)
+            self._exchange.error_code = InternalError.code
+            yield error_event(InternalError("The server failed; its log has the cause."))
+
+    async def _written(self, deltas: list[Delta]) -> bytes:
+        return await work_of(scored_tokens(deltas), INLINE_SCORED_TOKENS, lambda: self._writer.write(deltas))
+
+    async def _all_steps(self) -> AsyncGenerator[list[Delta], None]:
+        """The generation's steps; empty ones where only a keep-alive is due."""
+        first = self._first
+        assert first is not None, "await start() before sending"
+        while not first.done():
+            yield []
+            await asyncio.wait({first}, timeout=KEEP_ALIVE_SECONDS)
+        deltas = first.result()
+        if deltas is not None:
+            yield deltas
+        async for deltas in self._steps:
+            yield deltas
+
+
+async def _next(steps: AsyncIterator[list[Delta]]) -> list[Delta] | None:
+    return await anext(steps, None)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel, and wait until they have ended; what they raised was not asked for."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,89 @@
+"""What the operator reads at start-up: the memory plan before anything is loaded, the phases, the address, a first curl."""
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from scheduler.types.messages import MemoryPlan, Phase, Ready
+from server.engines.process import Event
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class Console:
+    """Prints each part once, as its event arrives; a restarted engine is the log's business, and so is a failure."""
+
+    def __init__(self, out: TextIO, *, url: str, model: str, has_template: bool, keyed: bool, started: float) -> None:
+        self._out = out
+        self._url = url
+        self._curl = first_curl(url, model, has_template=has_template, keyed=keyed)
+        self._started = started
+        self._phases: list[Phase] = []
+        self._planned = self._ready = False
+
+    def on_event(self, event: Event) -> None:
+        """One event of the engine."""
+        match event:
+            case MemoryPlan() if not self._planned:
+                self._planned = True
+                self._print(plan_lines(event))
+            case Phase() if not self._ready:
+                self._phases.append(event)
+            case Ready() if not self._ready:
+                self._ready = True
+                self._print(phase_lines(self._phases, time.monotonic() - self._started))
+                self._print([f"headrace listens on {self._url} ({event.device}). Try:", "", f"  {self._curl}"])
+            case _:
+                pass
+
+    def _print(self, lines: Sequence[str]) -> None:
+        print("\n".join([*lines, ""]), file=self._out, flush=True)
+
+
+def size(count: int) -> str:
+    """Bytes for people: `45.0 KiB`."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def plan_lines(plan: MemoryPlan) -> list[str]:
+    """The memory plan as a table."""
+    pool = plan.kv_per_token * plan.block_size * plan.blocks
+    total = plan.weights + pool + plan.activations
+    bound = "the model's limit" if plan.context == plan.max_model_len else "as much as the pool holds"
+    rows = [
+        ("weights", size(plan.weights), ""),
+        ("KV pool", size(pool), f"{plan.blocks} blocks of {plan.block_size} tokens, {size(plan.kv_per_token)} a token"),
+        ("activations", size(plan.activations), ""),
+        ("together", size(total), f"of {size(plan.available)} available"),
+    ]
+    context = (
+        f"  longest context  {plan.context} tokens ({bound}); {plan.concurrent:.1f} requests of that length fit at once"
+    )
+    lines = [f"  {name:11}  {amount:>10}  {note}".rstrip() for name, amount, note in rows]
+    return [f"Arithmetic  {plan.arithmetic}", "Memory plan", *lines, context]
+
+
+def phase_lines(phases: Sequence[Phase], total: float) -> list[str]:
+    """The start-up phases with their sum's remainder, so that the table adds up to the wall time."""
+    rows = [(phase.name, phase.seconds) for phase in phases]
+    rows += [("everything else", max(0.0, total - sum(seconds for _, seconds in rows))), ("total", total)]
+    width = max(len(name) for name, _ in rows)
+    return ["Start-up", *(f"  {name:{width}}  {seconds:8.2f} s" for name, seconds in rows)]
+
+
+def first_curl(url: str, model: str, *, has_template: bool, keyed: bool) -> str:
+    """A request to try. With keys the shell variable that holds one is named, never the key."""
+    body: dict[str, object] = {"model": model}
+    if has_template:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "Name three rivers."}]
+    else:
+        path, body["prompt"] = "completions", "The longest river of the world is"
+    body["max_tokens"] = 64
+    key = ' -H "Authorization: Bearer $API_KEY"' if keyed else ""
+    payload = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {payload}"

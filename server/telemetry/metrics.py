@@ -1,0 +1,286 @@
+"""Every metric of the server, declared once each. Names carry their unit and never change silently.
+
+`python -m server.telemetry.metrics > docs/metrics.md` writes the page; a test compares. What is told here about one sequence
+comes from its `Lifetime`, what is told about the engine from its messages.
+"""
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from scheduler.types.messages import EngineStats, FinishReason, Phase, Ready, StepOutputs, TierStats
+from server.errors import ApiError
+from server.telemetry.lifetime import Lifetime
+
+_FROM_1_MS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_WHOLE_REQUEST = (*_FROM_1_MS, 600.0, 1800.0)  # an answer may take longer than any of its parts
+_TOKENS = tuple(float(2**power) for power in range(0, 18))
+
+
+def server_version() -> str:
+    """The installed distribution's version; "unknown" where it is not installed."""
+    try:
+        return version("headrace")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def error_codes(base: type[ApiError]) -> set[str]:
+    """The codes of the table in `server.errors`."""
+    return {base.code}.union(*(error_codes(child) for child in base.__subclasses__()))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetric:
+    """A field of `EngineStats` as a metric. `label`: (name, value) of a family that several fields share."""
+
+    field: str
+    name: str
+    help: str
+    counter: bool = True
+    label: tuple[str, str] | None = None
+
+
+_BLOCKS = ("headrace_kv_blocks", "KV blocks of the pool by state; the sum is the pool")
+ENGINE_METRICS = (
+    EngineMetric("running", "headrace_sequences_running", "Sequences that run.", counter=False),
+    EngineMetric("waiting", "headrace_sequences_waiting", "Sequences that wait in the engine.", counter=False),
+    EngineMetric(
+        "blocks_total", "headrace_kv_pool_blocks", "KV blocks of the pool, whatever their state.", counter=False
+    ),
+    EngineMetric("blocks_used", *_BLOCKS, counter=False, label=("state", "used")),
+    EngineMetric("blocks_cached", *_BLOCKS, counter=False, label=("state", "cached")),
+    EngineMetric("blocks_free", *_BLOCKS, counter=False, label=("state", "free")),
+    EngineMetric("prefix_query_tokens", "headrace_prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
+    EngineMetric("prefix_hit_tokens", "headrace_prefix_hit_tokens", "Prompt tokens found in the prefix cache."),
+    EngineMetric("prompt_tokens", "headrace_prompt_tokens", "Prompt tokens taken in."),
+    EngineMetric("generation_tokens", "headrace_generation_tokens", "Tokens generated."),
+    EngineMetric("preemptions", "headrace_preemptions", "Times a running sequence gave up its blocks."),
+    EngineMetric("swapped_out", "headrace_preemptions_swapped", "Preemptions whose KV was saved to a lower tier."),
+    EngineMetric("recomputed_tokens", "headrace_recomputed_tokens", "Tokens computed again after a preemption."),
+    EngineMetric("steps", "headrace_steps", "Engine steps."),
+    EngineMetric("integrity_checks", "headrace_integrity_checks", "Checks of the block pool's invariants."),
+    EngineMetric("integrity_failures", "headrace_integrity_failures", "Checks that found an invariant broken."),
+)
+
+
+_COPIES = ("headrace_kv_tier_copies", "Ranges copied to and from a tier; neighbouring blocks travel in one")
+TIER_METRICS = (  # fields of `TierStats`, each with the tier as a label
+    EngineMetric("up", "headrace_kv_tier_up", "1, or 0 where the tier failed and is not used any more.", counter=False),
+    EngineMetric("blocks", "headrace_kv_tier_blocks", "KV blocks a tier below the device keeps.", counter=False),
+    EngineMetric("bytes", "headrace_kv_tier_bytes", "Bytes they take there.", counter=False),
+    EngineMetric("loaded", "headrace_kv_tier_loaded_blocks", "KV blocks loaded from a tier instead of computed."),
+    EngineMetric("saved", "headrace_kv_tier_saved_blocks", "KV blocks copied to a tier."),
+    EngineMetric(
+        "spared", "headrace_kv_tier_spared_blocks", "KV blocks not copied, as a valid copy was there already."
+    ),
+    EngineMetric("load_copies", *_COPIES, label=("direction", "load")),
+    EngineMetric("save_copies", *_COPIES, label=("direction", "save")),
+    EngineMetric(
+        "failed", "headrace_kv_tier_failed_blocks", "KV blocks that were damaged or gone when they were loaded."
+    ),
+    EngineMetric("evicted", "headrace_kv_tier_evicted_blocks", "KV blocks that gave place to others."),
+)
+
+Family = GaugeMetricFamily | CounterMetricFamily
+
+
+class EngineCollector(Collector):
+    """`EngineStats` as metrics. A restarted engine counts from zero again; what is shown goes on from where it was."""
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+        self._before = EngineStats()  # the sum over the incarnations that ended
+
+    def engine_ended(self) -> None:
+        """Keep the counters of the incarnation that ended, forget its gauges."""
+        for tier, stats in self.stats.tiers.items():
+            _add_counters(self._before.tiers.setdefault(tier, TierStats(up=False)), stats, TIER_METRICS)
+        _add_counters(self._before, self.stats, ENGINE_METRICS)
+        self.stats = EngineStats()
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, in the order of the tables."""
+        families: dict[str, Family] = {}
+        for metric in ENGINE_METRICS:
+            _sample(families, metric, self.stats, self._before, {})
+        for metric in TIER_METRICS:
+            for tier in sorted(self.stats.tiers.keys() | self._before.tiers.keys()):
+                now = self.stats.tiers.get(tier, TierStats(up=False))
+                _sample(families, metric, now, self._before.tiers.get(tier, TierStats(up=False)), {"tier": tier})
+        return families.values()
+
+
+def _add_counters(total: object, ended: object, metrics: Iterable[EngineMetric]) -> None:
+    for metric in metrics:
+        if metric.counter:
+            setattr(total, metric.field, getattr(total, metric.field) + getattr(ended, metric.field))
+
+
+def _sample(
+    families: dict[str, Family], metric: EngineMetric, now: object, before: object, labels: dict[str, str]
+) -> None:
+    """Add one value to its family. A gauge is as it is now: what ended has left none of it."""
+    labels = labels | dict([metric.label] if metric.label else [])
+    if metric.name not in families:
+        kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
+        families[metric.name] = kind(metric.name, metric.help, labels=list(labels))
+    families[metric.name].add_metric(
+        list(labels.values()), getattr(now, metric.field) + (getattr(before, metric.field) if metric.counter else 0)
+    )
+
+
+class Metrics:
+    """The registry of one server and the events that feed it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._engine = EngineCollector()
+        self._engine_pid: int | None = None
+        self.registry.register(self._engine)
+        self._declare_requests()
+        self._declare_engine()
+        ProcessCollector("headrace_server", registry=self.registry)
+        ProcessCollector("headrace_engine", pid=lambda: self._engine_pid or "none", registry=self.registry)
+
+    def _declare_requests(self) -> None:
+        self._finished = self._counter("sequences_finished", "Sequences that ended, by reason.", "reason")
+        self._errors = self._counter("request_errors", "HTTP requests answered with an error, by its code.", "code")
+        self._queue = self._histogram("queue_time_seconds", "From received to first scheduled.")
+        self._ttft = self._histogram("time_to_first_token_seconds", "From received to the first token.")
+        self._gap = self._histogram("inter_token_latency_seconds", "Between two tokens of one sequence as they arrive.")
+        self._tpot = self._histogram(
+            "time_per_output_token_seconds", "Mean over one sequence, the first token left out."
+        )
+        self._whole = self._histogram("request_seconds", "From received to the end of the sequence.", _WHOLE_REQUEST)
+        self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens of one sequence.", _TOKENS)
+        self._completion = self._histogram("request_generation_tokens", "Tokens generated for one sequence.", _TOKENS)
+        for reason in FinishReason:  # a series that is there from the start can be rated from the start
+            self._finished.labels(reason.value)
+        for code in error_codes(ApiError):
+            self._errors.labels(code)
+
+    def _declare_engine(self) -> None:
+        self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
+        self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
+        self._restarts = self._counter("engine_restarts", "Times a dead engine was started again.")
+        self._up = self._gauge("engine_up", "1 while the engine is ready, else 0.")
+        self._start = self._gauge("engine_start_seconds", "From the start of the engine process until it was ready.")
+        self._phases = self._gauge("startup_phase_seconds", "Start-up phases of the engine's last start.", "phase")
+        self._build = Info("headrace_build", "What runs: version, Python, device.", registry=self.registry)
+        self._build.info({"version": server_version(), "python": platform.python_version(), "device": ""})
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"headrace_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _FROM_1_MS) -> Histogram:
+        return Histogram(f"headrace_{name}", text, registry=self.registry, buckets=buckets)
+
+    # --- events ---
+
+    def sequence_ended(self, lifetime: Lifetime) -> None:
+        """Absorb a whole lifetime, once, at its end."""
+        self._finished.labels((lifetime.reason or FinishReason.ERROR).value).inc()
+        self._prompt.observe(lifetime.prompt_tokens)
+        self._completion.observe(lifetime.completion_tokens)
+        if lifetime.finished is not None:
+            self._whole.observe(lifetime.finished - lifetime.received)
+        if lifetime.scheduled is not None:
+            self._queue.observe(max(0.0, lifetime.scheduled - lifetime.received))
+        if lifetime.first_token is None or lifetime.last_token is None:
+            return
+        self._ttft.observe(lifetime.first_token - lifetime.received)
+        if lifetime.completion_tokens > 1:
+            self._tpot.observe((lifetime.last_token - lifetime.first_token) / (lifetime.completion_tokens - 1))
+
+    def tokens_arrived(self, gap: float | None) -> None:
+        """A sequence's next token arrived, `gap` seconds after the one before."""
+        if gap is not None:
+            self._gap.observe(gap)
+
+    def request_failed(self, code: str) -> None:
+        """A client was told an error, in the answer or within a stream."""
+        self._errors.labels(code).inc()
+
+    def step_ended(self, event: StepOutputs) -> None:
+        """One engine step, or a report between steps (which has no tokens)."""
+        self._engine.stats = event.stats
+        if event.step_tokens:
+            self._step_seconds.observe(event.step_seconds)
+            self._step_tokens.observe(event.step_tokens)
+
+    def phase_ended(self, phase: Phase) -> None:
+        """One start-up phase."""
+        self._phases.labels(phase.name).set(phase.seconds)
+
+    def engine_attached(self, pid: int) -> None:
+        """An engine process was started."""
+        self._engine_pid = pid
+        self._phases.clear()
+
+    def engine_ready(self, ready: Ready, seconds: float) -> None:
+        """It takes requests, `seconds` after its start."""
+        self._up.set(1)
+        self._start.set(seconds)
+        self._build.info({"version": server_version(), "python": platform.python_version(), "device": ready.device})
+
+    def engine_detached(self) -> None:
+        """It ended."""
+        self._up.set(0)
+        self._engine_pid = None
+        self._engine.engine_ended()
+
+    def engine_restarted(self) -> None:
+        """A dead engine is about to be started again."""
+        self._restarts.inc()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Body and content type of `/metrics`: OpenMetrics where `accept` asks for it, else the Prometheus text format."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+# --- docs/metrics.md ---
+
+_HEAD = """# Metrics
+
+Generated from the registry by `python -m server.telemetry.metrics > docs/metrics.md`; a test compares.
+`GET /metrics` answers in the Prometheus text format, or in OpenMetrics where the client accepts it. Times are in seconds.
+Counters of the engine go on over its restarts. Process metrics are there on Linux only.
+
+| name | type | labels | what |
+|---|---|---|---|"""
+
+
+def page() -> str:
+    """The text of docs/metrics.md."""
+    metrics = Metrics()
+    metrics._engine_pid = 1  # any process: the families are the same
+    metrics.phase_ended(Phase(name="load", seconds=1.0))
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
+    rows = [_row(family) for family in metrics.registry.collect()]
+    buckets = ", ".join(f"{bound:g}" for bound in _FROM_1_MS)
+    further = " and ".join(f"{bound:g}" for bound in _WHOLE_REQUEST[len(_FROM_1_MS) :])
+    last = f"Buckets of latencies: {buckets}; `headrace_request_seconds` has {further} as well."
+    return "\n".join([_HEAD, *sorted(rows), "", last])
+
+
+def _row(family: Metric) -> str:
+    name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+    labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+    shown = ", ".join(f"`{label}`" for label in labels) or "–"
+    return f"| `{name}` | {family.type} | {shown} | {family.documentation} |"
+
+
+if __name__ == "__main__":
+    print(page())

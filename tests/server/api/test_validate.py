@@ -1,0 +1,252 @@
+"""Parsed bodies to valid sequences: ids, lengths, seeds and defaults, against a context of 256 tokens and 258 ids."""
+
+import pytest
+
+from server.api.tokens import detokenized, tokenized
+from server.api.validate import chat_job, choice_seed, completion_job
+from server.errors import ContextExceeded, InvalidRequest, ModelNotFound, Unavailable, UnsupportedField
+from server.schema.chat import ChatRequest
+from server.schema.completions import CompletionRequest
+from server.schema.tokens import DetokenizeRequest, TokenizeRequest
+from tests.server.api.scripted import CONTEXT, START, Server
+
+SERVICES = Server().services
+USER = {"role": "user", "content": "hi"}
+PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+LENGTH = len(b"user\nhi\nassistant\n") + 3
+
+
+def complete(services=SERVICES, **fields):
+    return completion_job(CompletionRequest(**{"prompt": "abc", **fields}), services)
+
+
+def chat(services=SERVICES, **fields):
+    return chat_job(ChatRequest(**{"messages": [USER], **fields}), services)
+
+
+def tokenize(services=SERVICES, **fields):
+    return tokenized(TokenizeRequest(**fields), services)
+
+
+def detokenize(services=SERVICES, **fields):
+    return detokenized(DetokenizeRequest(**fields), services)
+
+
+def sampling(**fields):
+    return complete(**fields).sequences[0].request.sampling
+
+
+def refused(make, kind=InvalidRequest, **fields):
+    with pytest.raises(kind) as caught:
+        make(**fields)
+    return caught.value
+
+
+def test_a_job_has_a_sequence_for_each_choice_of_each_prompt():
+    job = complete(prompt=["ab", "c"], n=2, priority=-3, cache_salt="s")
+    assert [(s.index, s.request.prompt_ids) for s in job.sequences] == [
+        (0, [97, 98]),
+        (1, [97, 98]),
+        (2, [99]),
+        (3, [99]),
+    ]
+    assert len({s.request.request_id for s in job.sequences}) == 4
+    assert {(s.request.priority, s.request.cache_salt) for s in job.sequences} == {(-3, "s")}
+    assert job.id.startswith("cmpl-") and job.model == "small"
+
+
+def test_names():
+    assert complete(model="org/small").model == "org/small"
+    error = refused(complete, ModelNotFound, model="large")
+    assert error.param == "model" and "large" in error.message and "org/small" in error.message
+
+
+def test_ids_must_be_in_the_vocabulary():
+    assert complete(prompt=[0, 257]).sequences[0].request.prompt_ids == [0, 257]
+    error = refused(complete, prompt=[5, 258])
+    assert error.param == "prompt[1]" and "257" in error.message and "258" in error.message
+    assert refused(complete, prompt=[[1], [2, 300]]).param == "prompt[1][1]"
+    assert refused(complete, stop_token_ids=[258]).param == "stop_token_ids[0]"
+    assert refused(complete, logit_bias={"258": 1.0}).param == "logit_bias.258"
+
+
+def test_an_empty_prompt_is_refused_unless_the_tokenizer_begins_it():
+    assert refused(complete, prompt="").param == "prompt"
+    assert refused(complete, prompt=["a", ""]).param == "prompt[1]"
+    with_bos = Server(bos=True).services
+    assert complete(with_bos, prompt="").sequences[0].request.prompt_ids == [START]
+    assert refused(complete, services=with_bos, prompt="", add_special_tokens=False).param == "prompt"
+
+
+def test_a_text_must_not_hold_tokens_that_only_the_tokenizer_knows():
+    server = Server()
+    server.engine.info.vocab_size = 257  # <|im_end|> has no row in the model
+    error = refused(complete, services=server.services, prompt=["a", "b<|im_end|>"])
+    assert error.param == "prompt[1]" and all(word in error.message for word in ("256", "257", "<|im_end|>"))
+    assert refused(chat, services=server.services).param == "messages"
+    assert complete(server.services, prompt="<|im_start|>").sequences[0].request.prompt_ids == [START]
+
+
+def test_max_tokens_of_completions():
+    assert sampling().max_tokens == 16
+    assert sampling(max_tokens=0).max_tokens == 0
+    assert sampling(max_tokens=CONTEXT - 3).max_tokens == CONTEXT - 3
+    assert sampling(prompt="a" * (CONTEXT - 5)).max_tokens == 5
+    error = refused(complete, ContextExceeded, max_tokens=CONTEXT - 2)
+    assert error.param == "max_tokens"
+    assert all(str(number) in error.message for number in (CONTEXT, 3, CONTEXT - 2))
+
+
+def test_max_tokens_of_chat():
+    left = CONTEXT - LENGTH
+    assert chat().sequences[0].request.sampling.max_tokens == left
+    for fields in ({"max_tokens": 7}, {"max_completion_tokens": 7}, {"max_tokens": 7, "max_completion_tokens": 7}):
+        assert chat(**fields).sequences[0].request.sampling.max_tokens == 7
+    error = refused(chat, max_tokens=7, max_completion_tokens=8)
+    assert error.param == "max_completion_tokens" and "7" in error.message and "8" in error.message
+    assert refused(chat, ContextExceeded, max_tokens=left + 1).param == "max_tokens"
+
+
+def test_prompts_that_fill_or_exceed_the_context():
+    full = "a" * CONTEXT
+    assert sampling(prompt=full, max_tokens=0).max_tokens == 0
+    assert refused(complete, ContextExceeded, prompt=full).param == "prompt"
+    error = refused(complete, ContextExceeded, prompt=["b", full + "a"])
+    assert error.param == "prompt[1]" and str(CONTEXT) in error.message and str(CONTEXT + 1) in error.message
+    assert refused(chat, ContextExceeded, messages=[{"role": "user", "content": full}]).param == "messages"
+
+
+LONGEST = len(b"<|im_start|>")  # of the tokenizer's tokens
+MOST_BYTES = CONTEXT * LONGEST
+
+
+def test_a_text_that_cannot_fit_is_refused_by_its_bytes_before_it_is_tokenized():
+    fitting = "<|im_start|>" * CONTEXT
+    assert len(complete(prompt=fitting, max_tokens=0).sequences[0].request.prompt_ids) == CONTEXT
+    for text, size in [("a" * (MOST_BYTES + 1), MOST_BYTES + 1), ("é" * MOST_BYTES, 2 * MOST_BYTES)]:
+        error = refused(complete, ContextExceeded, prompt=["b" * MOST_BYTES, text])
+        assert error.param == "prompt[1]"  # not [0], whose tokens are too many
+        assert all(str(number) in error.message for number in (CONTEXT, LONGEST, MOST_BYTES, size))
+    long = [{"role": "user", "content": "a" * MOST_BYTES}]
+    for make in (chat, tokenize):
+        error = refused(make, ContextExceeded, messages=long)
+        assert error.param == "messages" and f"{MOST_BYTES} bytes" in error.message
+    error = refused(tokenize, ContextExceeded, prompt="a" * (MOST_BYTES + 1))
+    assert error.param == "prompt" and f"{MOST_BYTES} bytes" in error.message
+    assert tokenize(prompt="a" * MOST_BYTES).count == MOST_BYTES
+
+
+def test_counts_are_checked_before_anything_costs_time():
+    services = Server(max_prompts=4, max_n=3).services
+    assert refused(complete, services=services, prompt=["a" * (MOST_BYTES + 1), "b"], n=3).param == "n"
+    error = refused(complete, ContextExceeded, prompt=[[258], [1] * (CONTEXT + 1)])
+    assert error.param == "prompt[1]" and str(CONTEXT + 1) in error.message
+    error = refused(detokenize, ContextExceeded, tokens=[258] * (CONTEXT + 1))
+    assert error.param == "tokens" and f"{CONTEXT} tokens" in error.message and str(CONTEXT + 1) in error.message
+    assert detokenize(tokens=[97] * CONTEXT).prompt == "a" * CONTEXT
+
+
+def test_min_tokens_is_at_most_max_tokens():
+    assert sampling(min_tokens=16).min_tokens == 16
+    error = refused(complete, min_tokens=17)
+    assert error.param == "min_tokens" and "16" in error.message and "17" in error.message
+
+
+def test_a_seed_gives_each_choice_its_own_and_the_first_the_given_one():
+    seeds = [s.request.sampling.seed for s in complete(seed=7, n=4).sequences]
+    assert seeds[0] == 7 and len(set(seeds)) == 4
+    assert seeds == [s.request.sampling.seed for s in complete(seed=7, n=4).sequences]
+    assert [s.request.sampling.seed for s in complete(prompt=["a", "b"], seed=7).sequences] == [7, 7]
+    assert choice_seed(-(2**63), 0) == -(2**63)
+    assert all(0 <= choice_seed(7, i) < 2**63 for i in range(1, 50))
+
+
+def test_without_a_seed_one_is_drawn_for_each_sequence():
+    seeds = [s.request.sampling.seed for s in complete(prompt=["a", "a"], n=8).sequences]
+    assert len(set(seeds)) == 16
+
+
+def test_sampling_fields_arrive():
+    got = sampling(
+        temperature=0.5,
+        top_k=-1,
+        top_p=0.9,
+        min_p=0.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        repetition_penalty=1.1,
+        logit_bias={"5": 3},
+        stop_token_ids=[7, 8, 7],
+        ignore_eos=True,
+        min_tokens=2,
+    )
+    assert (got.temperature, got.top_k, got.top_p, got.min_p) == (0.5, 0, 0.9, 0.1)
+    assert (got.presence_penalty, got.frequency_penalty, got.repetition_penalty) == (0.1, 0.2, 1.1)
+    assert (got.logit_bias, got.stop_token_ids, got.ignore_eos, got.min_tokens) == ({5: 3.0}, (7, 8), True, 2)
+    assert sampling(top_k=3).top_k == 3
+    assert sampling(temperature=1e-5).greedy and not sampling(temperature=1e-3).greedy
+
+
+def test_bad_words_with_and_without_a_space():
+    assert set(sampling(bad_words=["no"]).bad_words) == {tuple(b"no"), tuple(b" no")}
+    assert set(sampling(bad_words=[" no", "no"]).bad_words) == {tuple(b"no"), tuple(b" no")}
+
+
+def test_logprobs():
+    assert (sampling().logprobs, sampling().prompt_logprobs) == (None, None)
+    assert (sampling(logprobs=0).logprobs, sampling(logprobs=0).prompt_logprobs) == (0, None)
+    echoed = sampling(logprobs=2, echo=True)
+    assert (echoed.logprobs, echoed.prompt_logprobs) == (2, 2)
+    assert sampling(logprobs=2, echo=True, prompt_logprobs=5).prompt_logprobs == 5
+    assert chat(logprobs=True).sequences[0].request.sampling.logprobs == 0
+    assert chat(logprobs=True, top_logprobs=3).sequences[0].request.sampling.logprobs == 3
+    assert chat(prompt_logprobs=1).sequences[0].request.sampling.prompt_logprobs == 1
+    assert refused(chat, top_logprobs=3).param == "top_logprobs"
+
+
+def test_best_of_equals_n():
+    assert len(complete(n=2, best_of=2).sequences) == 2
+    assert refused(complete, UnsupportedField, best_of=2).param == "best_of"
+
+
+def test_sequences_of_one_request_are_bounded():
+    services = Server(max_prompts=4, max_n=3).services
+    assert len(complete(services, prompt=["a", "b"], n=2).sequences) == 4
+    error = refused(complete, services=services, prompt=["a", "b"], n=3)
+    assert error.param == "n" and "at most 4" in error.message and "3 x 2" in error.message
+
+
+def test_stream_options_need_a_stream():
+    assert refused(complete, stream_options={}).param == "stream_options"
+    options = {"continuous_usage_stats": True}
+    error = refused(complete, stream=True, stream_options=options)
+    assert error.param == "stream_options.continuous_usage_stats"
+
+
+def prompt_of(services=SERVICES, **fields):
+    return chat(services, **fields).sequences[0].prompt.text
+
+
+def test_chat_prompts():
+    assert prompt_of() == PROMPT
+    developer = [{"role": "developer", "content": "x"}, USER]
+    assert prompt_of(messages=developer).startswith("<|im_start|>system\nx<|im_end|>")
+    assert prompt_of(add_generation_prompt=False) == PROMPT.removesuffix("<|im_start|>assistant\n")
+    unfinished = [USER, {"role": "assistant", "content": "Well"}]
+    assert prompt_of(messages=unfinished, continue_final_message=True).endswith("<|im_start|>assistant\nWell")
+    assert prompt_of(chat_template_kwargs={"suffix": "!"}).endswith("!")
+
+
+def test_chat_templates_refuse():
+    assert refused(chat, add_generation_prompt=True, continue_final_message=True).param == "add_generation_prompt"
+    error = refused(chat, chat_template_kwargs={"messages": []})
+    assert error.param == "chat_template_kwargs.messages"
+    raising = Server(template="{{ raise_exception('roles must alternate') }}").services
+    error = refused(chat, services=raising)
+    assert error.param == "messages" and "roles must alternate" in error.message
+    assert "no chat template" in refused(chat, services=Server(template=None).services).message
+
+
+def test_nothing_is_valid_before_the_engine_was_ready():
+    services = Server(ready=False).services
+    assert int(refused(complete, Unavailable, services=services).headers["Retry-After"]) >= 1

@@ -1,0 +1,142 @@
+"""Runs the client and the supervisor of the server against the scripted engine."""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+from fastapi import FastAPI
+
+from configs.model_source import resolve_model
+from configs.settings import Settings
+from scheduler.types.messages import AddRequest, Output
+from scheduler.types.sampling_params import SamplingParams
+from server.api.context import Services
+from server.app import create_app
+from server.drain import Drain
+from server.engines.client import EngineClient
+from server.engines.process import EngineProcess
+from server.engines.restart import RestartPolicy
+from server.engines.supervisor import Supervisor
+from server.stream.output_stream import OutputStream
+from server.telemetry.lifetime import Lifetime
+from server.telemetry.metrics import Metrics
+from server.text import load_tokenizer
+from server.text.chat_template import load_chat_template
+from server.text.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = Path(__file__).with_name("scripted_engine.py")
+_ids = itertools.count()
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(resolve_model(None).path)
+
+
+def make_app(settings: Settings, client: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:
+    services = Services(
+        settings=settings,
+        engine=client,
+        tokenizer=tokenizer(),
+        template=load_chat_template(tokenizer()),
+        model_names=("scripted",),
+        fingerprint="fp_test",
+        created=0,
+    )
+    return create_app(services, client, metrics, drain)
+
+
+def http(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+def arguments(*options: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), *options]
+
+
+class Rig:
+    """The parts of one test."""
+
+    def __init__(self, *options: str, hang_seconds: float, start_seconds: float, settings: Settings) -> None:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        self.processes: list[EngineProcess] = []
+        self.events: list[object] = []
+        self.metrics = Metrics()
+        self.client = EngineClient(settings, self.metrics, self.events.append)
+        self.drain = Drain()
+        self.settings = settings
+        self._arguments = arguments(*options)
+        self.supervisor = Supervisor(
+            self.client,
+            self.launch,
+            self.metrics,
+            start_seconds=start_seconds,
+            hang_seconds=hang_seconds,
+            policy=RestartPolicy(delays=(0.0,)),
+            tick=0.02,
+        )
+
+    def launch(self) -> EngineProcess:
+        self.processes.append(EngineProcess(self._arguments))
+        return self.processes[-1]
+
+    def request(self, first_id: int = 5, max_tokens: int = 3) -> AddRequest:
+        sampling = SamplingParams(max_tokens=max_tokens)
+        return AddRequest(request_id=f"r{next(_ids)}", prompt_ids=[first_id, 6], sampling=sampling)
+
+    def submit(self, first_id: int = 5, max_tokens: int = 3) -> OutputStream:
+        lifetime = Lifetime(received=time.monotonic(), prompt_tokens=2)
+        return self.client.submit(self.request(first_id, max_tokens), lifetime)
+
+    def http(self) -> httpx.AsyncClient:
+        return http(make_app(self.settings, self.client, self.metrics, self.drain))
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *options: str,
+    until: Callable[[Rig], bool] = lambda rig: rig.client.state == "ready",
+    hang_seconds: float = 60.0,
+    start_seconds: float = 60.0,
+    settings: Settings | None = None,
+) -> AsyncIterator[Rig]:
+    rig = Rig(*options, hang_seconds=hang_seconds, start_seconds=start_seconds, settings=settings or Settings())
+    task = asyncio.create_task(rig.supervisor.run())
+    try:
+        await eventually(lambda: until(rig))
+        yield rig
+    finally:
+        await rig.supervisor.stop(grace=1.0)
+        await task
+        for process in rig.processes:
+            assert process.exit_code is not None, "an engine was left behind"
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what the other process brings about; the suite's own time-out is the limit."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def read(stream: OutputStream) -> list[Output]:
+    async with contextlib.aclosing(stream):
+        return [output async for output in stream]
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop that serves
+        runner.run(test())

@@ -1,0 +1,27 @@
+"""A whole server process over the scripted engine: `python serve_scripted.py START [knob=value ...]`, prints its pids."""
+
+import sys
+import time
+
+from configs.model_source import resolve_model
+from configs.settings import Settings
+from server.engines.process import EngineProcess
+from server.listen import listen
+from server.run import configure_logging
+from server.serving import Serving
+from tests.server.engines.harness import arguments
+
+
+def main(start: str, *knobs: str) -> int:
+    values = dict(knob.split("=", 1) for knob in knobs)
+    settings = Settings.model_validate(values, strict=False)
+    configure_logging(settings.log_level)
+    listener = listen("127.0.0.1", 0)
+    line = arguments("--start", start)
+    engine = EngineProcess(line)
+    print(f"engine {engine.pid} port {listener.getsockname()[1]}", flush=True)
+    return Serving(settings, resolve_model(None), listener, line, time.monotonic()).run(engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

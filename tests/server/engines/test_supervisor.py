@@ -1,0 +1,213 @@
+"""Engine death in all its forms, against a real child process: what readers see, and what comes after."""
+
+import asyncio
+import logging
+import os
+import signal
+
+import pytest
+
+from scheduler.types.messages import FinishReason
+from server.engines.process import EngineProcess, engine_arguments
+from server.engines.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
+from server.errors import EngineDied, Unavailable
+from tests.server.engines.harness import arguments, eventually, read, run, running
+from tests.server.engines.scripted_engine import DIE, GARBAGE, HANG, HOLD
+
+
+async def outcome(stream):
+    try:
+        return await read(stream)
+    except EngineDied as error:
+        return error
+
+
+def test_a_killed_engine_ends_every_open_sequence_once_and_comes_back(caplog):
+    async def body():
+        async with running() as rig:
+            streams = [rig.submit(HOLD) for _ in range(50)]
+            await eventually(lambda: rig.client.stats.running == 50)
+            readers = [asyncio.create_task(outcome(stream)) for stream in streams]
+            await asyncio.sleep(0)
+            os.kill(rig.processes[0].pid, signal.SIGKILL)
+            results = await asyncio.gather(*readers)
+            assert all(isinstance(result, EngineDied) for result in results)
+            assert len({id(result) for result in results}) == 50
+            assert all(stream.lifetime.reason is FinishReason.ERROR for stream in streams)
+            assert [await read(stream) for stream in streams] == [[]] * 50  # once
+            with pytest.raises(Unavailable) as refused:
+                rig.submit()
+            assert int(refused.value.headers["Retry-After"]) >= 1
+            await eventually(lambda: rig.client.state == "ready")
+            assert len(await read(rig.submit())) == 3
+            assert rig.sample("headrace_engine_restarts_total") == 1
+            assert rig.sample("headrace_sequences_finished_total", reason="error") == 50
+
+    with caplog.at_level(logging.INFO):
+        run(body)
+    assert [record.getMessage() for record in caplog.records if "SIGKILL" in record.getMessage()] == [
+        record.getMessage() for record in caplog.records
+    ]
+    assert len(caplog.records) == 1
+
+
+def test_what_arrived_before_the_death_is_still_read():
+    async def body():
+        async with running() as rig:
+            finished = rig.submit(max_tokens=4)
+            await read(rig.submit(max_tokens=1))  # so the tokens above have arrived, unread
+            with pytest.raises(EngineDied):
+                await read(rig.submit(DIE))
+            assert len(await read(finished)) == 4
+
+    run(body)
+
+
+def test_a_silent_engine_with_open_work_is_killed(caplog):
+    async def body():
+        async with running(hang_seconds=0.2) as rig:
+            with pytest.raises(EngineDied):
+                await read(rig.submit(HANG))
+            await eventually(lambda: rig.client.state == "ready")
+            assert len(rig.processes) == 2
+            assert len(await read(rig.submit())) == 3
+
+    run(body)
+    assert "said nothing for 0.2 s (hang_seconds)" in caplog.text
+
+
+def test_a_silent_engine_without_work_is_left_alone():
+    async def body():
+        async with running(hang_seconds=0.05) as rig:
+            await asyncio.sleep(0.3)
+            assert len(rig.processes) == 1
+            assert len(await read(rig.submit())) == 3
+
+    run(body)
+
+
+def test_a_protocol_error_restarts_the_engine(caplog):
+    async def body():
+        async with running() as rig:
+            with pytest.raises(EngineDied):
+                await read(rig.submit(GARBAGE))
+            await eventually(lambda: rig.client.state == "ready")
+
+    run(body)
+    assert "Nonsense" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("start", "cause"), [("refuse", "no such weights"), ("crash", "exited with code 9"), ("never", "start_seconds")]
+)
+def test_a_first_start_that_fails_is_final_and_says_why(start, cause, caplog):
+    async def body():
+        seconds = 0.3 if start == "never" else 60.0
+        dead = lambda rig: rig.client.state == "dead"  # noqa: E731
+        async with running("--start", start, until=dead, start_seconds=seconds) as rig:
+            assert len(rig.processes) == 1
+            assert cause in rig.client.failure
+            with pytest.raises(Unavailable, match=cause.replace("(", ".")):
+                rig.submit()
+
+    run(body)
+    assert len([record for record in caplog.records if "given up" in record.getMessage()]) == 1
+
+
+def test_restarts_that_fail_are_tried_again_and_then_given_up(tmp_path, caplog):
+    async def body():
+        options = ("--start", "fail:99", "--counter", str(tmp_path / "starts"))
+        async with running(*options) as rig:
+            with pytest.raises(EngineDied):
+                await read(rig.submit(DIE))
+            await eventually(lambda: rig.client.state == "dead")
+            assert len(rig.processes) == 1 + MAX_FAILED_STARTS
+
+    run(body)
+    assert len([record for record in caplog.records if "given up" in record.getMessage()]) == 1
+
+
+def test_a_restart_that_fails_once_succeeds_later(tmp_path):
+    async def body():
+        async with running("--start", "fail:1", "--counter", str(tmp_path / "starts")) as rig:
+            with pytest.raises(EngineDied):
+                await read(rig.submit(DIE))
+            await eventually(lambda: rig.client.state == "ready")
+            assert len(rig.processes) == 3
+            assert len(await read(rig.submit())) == 3
+
+    run(body)
+
+
+def test_the_endpoints_are_private_and_gone_when_nobody_needs_them():
+    async def body():
+        async with running("--start", "never", until=lambda rig: bool(rig.processes)) as rig:
+            folder = rig.processes[0]._folder
+            assert folder.stat().st_mode & 0o077 == 0
+            await rig.supervisor.stop()
+            await eventually(lambda: not folder.exists())
+        async with running() as rig:
+            assert not rig.processes[0]._folder.exists()
+            assert len(await read(rig.submit())) == 3
+
+    run(body)
+
+
+def test_stop_ends_open_sequences_and_the_child():
+    async def body():
+        async with running() as rig:
+            process = rig.processes[0]
+            reader = asyncio.create_task(read(rig.submit(HOLD)))
+            await asyncio.sleep(0)
+            await rig.supervisor.stop()
+            with pytest.raises(Unavailable, match="shutting down"):
+                await reader
+            await eventually(lambda: process.exit_code == 0)
+            with pytest.raises(Unavailable, match="shutting down"):
+                rig.submit()
+
+    run(body)
+
+
+def test_stop_does_not_wait_for_an_engine_that_is_still_starting():
+    async def body():
+        async with running("--start", "never", until=lambda rig: bool(rig.processes)) as rig:
+            await rig.supervisor.stop()
+            await eventually(lambda: rig.processes[0].exit_code is not None)
+
+    run(body)
+
+
+def test_the_child_ends_with_its_stdin():
+    process = EngineProcess(arguments())
+    try:
+        process._child.stdin.close()
+        assert process._child.wait(60) == 3
+    finally:
+        process.close()
+
+
+def test_keys_never_reach_a_command_line():
+    from pathlib import Path
+
+    from configs.model_source import ModelSource
+    from configs.settings import Settings
+
+    source = ModelSource(path=Path("/m/x.gguf"), kind="gguf", name="x")
+    line = " ".join(engine_arguments(Settings(api_key=["sesame"]), source))
+    assert "sesame" not in line
+    assert '{"path":"/m/x.gguf","kind":"gguf","name":"x"}' in line
+
+
+def test_the_policy_waits_longer_each_time_and_forgets():
+    policy = RestartPolicy()
+    delays = [policy.after_death(float(i), was_ready=True) for i in range(8)]
+    assert delays == [*RESTART_DELAYS, RESTART_DELAYS[-1], RESTART_DELAYS[-1]]
+    assert policy.after_death(WINDOW_SECONDS + 100, was_ready=True) == RESTART_DELAYS[0]
+
+
+def test_the_policy_gives_up_on_failed_starts_within_the_window():
+    policy = RestartPolicy(max_failed_starts=2)
+    assert policy.after_death(0.0, was_ready=False) is not None
+    assert policy.after_death(WINDOW_SECONDS + 1, was_ready=False) is not None
+    assert policy.after_death(WINDOW_SECONDS + 2, was_ready=False) is None

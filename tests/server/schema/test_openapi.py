@@ -1,0 +1,125 @@
+"""What is published, in /openapi.json and docs/api.md, is what is done."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import jsonschema_rs
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from configs.settings import Settings
+from server.api.parse import parse
+from server.errors import ApiError
+from server.schema import reference
+from server.schema.chat import ChatRequest
+from server.schema.completions import CompletionRequest
+from server.schema.openapi import body_schema
+from server.schema.tokens import DetokenizeRequest, TokenizeRequest
+from tests.server.api.scripted import Server, run
+from tests.server.api.test_parse import REFUSED
+
+ROOT = Path(__file__).parents[3]
+MODELS = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+BASE = {CompletionRequest: {"prompt": "a"}, ChatRequest: {"messages": [{"role": "user", "content": "a"}]}}
+
+
+@pytest.fixture(scope="module")
+def openapi():
+    return run(lambda: Server().client.get("/openapi.json")).json()
+
+
+def test_the_page_is_up_to_date():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert page == reference.page(), "run: python -m server.schema.reference > docs/api.md"
+
+
+def test_every_route_of_ours_is_on_the_page(openapi):
+    page = reference.page()
+    assert all(path.replace("{model}", "{id}") in page for path in openapi["paths"] if path != "/")
+
+
+def as_floats(schema):
+    """FastAPI writes bounds as floats."""
+    return json.loads(json.dumps(schema), parse_int=float)
+
+
+@pytest.mark.parametrize("path", MODELS)
+def test_published_bodies(openapi, path):
+    operation = openapi["paths"][path]["post"]
+    content = operation["requestBody"]["content"]["application/json"]
+    assert as_floats(content["schema"]) == as_floats(body_schema(MODELS[path], Settings()))
+    for example in content["examples"].values():
+        parse(MODELS[path], json.dumps(example["value"]).encode(), None, Settings())
+
+
+def test_every_answer_of_ours_is_published_with_the_error_schema(openapi):
+    for path in [*MODELS, "/v1/models", "/v1/models/{model}"]:
+        for operation in openapi["paths"][path].values():
+            responses = operation["responses"]
+            assert "422" not in responses, f"{path}: a status that is never sent"
+            for status, response in responses.items():
+                if status != "200":
+                    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+    error = openapi["components"]["schemas"]["ErrorDetail"]
+    assert sorted(error["required"]) == ["code", "message", "param", "type"]
+
+
+def test_limits_of_the_operator_are_published():
+    schema = body_schema(CompletionRequest, Settings(max_n=3, max_stop=2, max_prompts=5))
+    fields = schema["properties"]
+    assert fields["n"]["anyOf"][0]["maximum"] == 3
+    assert [branch.get("maxItems") for branch in fields["stop"]["anyOf"]] == [None, 2, None]
+    assert [branch.get("maxItems") for branch in fields["prompt"]["anyOf"]] == [None, 5, None, 5]
+
+
+@cache
+def validator_of(model):
+    return jsonschema_rs.validator_for(body_schema(model, Settings()))
+
+
+def accepted(model, body):
+    try:
+        parse(model, json.dumps(body).encode(), None, Settings())
+    except ApiError:
+        return False
+    return True
+
+
+# JSON Schema counts 1.0 among the integers
+BEYOND_SCHEMA = [row[:2] for row in REFUSED if not (isinstance(row[1], float) and row[1] == 1.0)]
+
+
+@pytest.mark.parametrize("model", BASE)
+@pytest.mark.parametrize(("field", "value"), BEYOND_SCHEMA, ids=str)
+def test_what_is_refused_is_outside_the_schema(model, field, value):
+    validator = validator_of(model)
+    assert not validator.is_valid({**BASE[model], field: value})
+
+
+def values():
+    simple = st.none() | st.booleans() | st.integers(-200, 200) | st.floats(-200, 200).filter(lambda x: x % 1)
+    simple |= st.sampled_from(
+        ["", "a", "text", "none", "user", "5", {"type": "text"}, {"include_usage": True}, {"5": 3}]
+    )
+    return simple | st.lists(simple | st.lists(st.integers(-1, 9), max_size=2), max_size=2)
+
+
+@pytest.mark.parametrize("model", BASE)
+@given(data=st.data())
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_schema_and_parser_agree(model, data):
+    names = [*sorted(model.known() - model.IGNORED), "no_such_field"]
+    name = data.draw(st.sampled_from(names))
+    body = {**BASE[model], name: data.draw(values())}
+    if body[name] is None and name == "no_such_field":
+        return  # the parser drops nulls before it looks at names, which no schema can say
+    validator = validator_of(model)
+    assert validator.is_valid(body) == accepted(model, body), body

@@ -1,0 +1,154 @@
+"""Names, units, monotonic counters, and the page of docs."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from configs.settings import Settings
+from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs, TierStats
+from scheduler.types.sampling_params import SamplingParams
+from server.engines.client import EngineClient
+from server.errors import EngineDied
+from server.telemetry.lifetime import Lifetime
+from server.telemetry.metrics import ENGINE_METRICS, TIER_METRICS, Metrics, page
+from tests.server.engines.harness import ROOT, eventually, read, run, running
+from tests.server.engines.scripted_engine import DIE, READY
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_the_page_of_docs_is_what_the_registry_says():
+    assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == page() + "\n"
+
+
+def test_every_field_of_the_engines_stats_is_a_metric():
+    assert [*(metric.field for metric in ENGINE_METRICS), "tiers"] == [field.name for field in fields(EngineStats)]
+    assert {metric.field for metric in TIER_METRICS} == {field.name for field in fields(TierStats)}
+
+
+def test_names_are_prefixed_unique_and_carry_units():
+    names = re.findall(r"^\| `(\w+)`", page(), re.MULTILINE)
+    assert len(names) == len(set(names)) > 35
+    units = r"(seconds|tokens|bytes|blocks|total|info|fds|running|waiting|up)(_total)?$"
+    assert [name for name in names if not name.startswith("headrace_") or not re.search(units, name)] == []
+    assert all(not name.endswith("_total") for name in re.findall(r"^\| `(\w+)` \| gauge", page(), re.MULTILINE))
+
+
+def test_engine_counters_go_on_over_restarts():
+    metrics = Metrics()
+    for generated in (5, 9):
+        metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=generated, running=2)))
+    metrics.engine_detached()
+    assert value(metrics, "headrace_generation_tokens_total") == 9
+    assert value(metrics, "headrace_sequences_running") == 0
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=1)))
+    metrics.engine_detached()
+    metrics.engine_detached()
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=2)))
+    assert value(metrics, "headrace_generation_tokens_total") == 12
+
+
+def test_counters_of_a_tier_go_on_over_restarts_and_its_gauges_do_not():
+    metrics = Metrics()
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats(loaded=3, blocks=7)})))
+    assert value(metrics, "headrace_kv_tier_blocks", tier="host") == 7
+    assert value(metrics, "headrace_kv_tier_up", tier="host") == 1
+    metrics.engine_detached()
+    assert value(metrics, "headrace_kv_tier_loaded_blocks_total", tier="host") == 3
+    assert value(metrics, "headrace_kv_tier_blocks", tier="host") == 0
+    assert value(metrics, "headrace_kv_tier_up", tier="host") == 0
+    stats = TierStats(loaded=2, load_copies=1)
+    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": stats})))
+    assert value(metrics, "headrace_kv_tier_loaded_blocks_total", tier="host") == 5
+    assert value(metrics, "headrace_kv_tier_copies_total", tier="host", direction="load") == 1
+
+
+def test_counters_stay_monotonic_over_a_real_restart():
+    async def body():
+        async with running() as rig:
+            await read(rig.submit(max_tokens=4))
+            assert rig.sample("headrace_generation_tokens_total") == 4
+            assert rig.sample("headrace_engine_up") == 1
+            try:
+                await read(rig.submit(DIE))
+            except EngineDied:
+                assert rig.sample("headrace_engine_up") == 0
+                assert rig.sample("headrace_generation_tokens_total") == 4
+            await eventually(lambda: rig.client.state == "ready")
+            await read(rig.submit(max_tokens=2))
+            assert rig.sample("headrace_generation_tokens_total") == 6
+            assert rig.sample("headrace_engine_restarts_total") == 1
+            assert rig.sample("headrace_steps_total") == 6
+            assert rig.sample("headrace_startup_phase_seconds", phase="load weights") == 0.25
+
+    run(body)
+
+
+def test_both_processes_are_measured_by_their_own_pid():
+    async def body():
+        async with running() as rig:
+            for process in ("server", "engine"):
+                assert rig.sample(f"headrace_{process}_process_resident_memory_bytes") > 2**20
+                assert rig.sample(f"headrace_{process}_process_cpu_seconds_total") >= 0
+            status = Path(f"/proc/{rig.processes[0].pid}/stat").read_text().rpartition(")")[2].split()
+            assert rig.sample("headrace_engine_process_virtual_memory_bytes") == float(status[20])
+
+    run(body)
+
+
+def test_one_lifetime_feeds_the_histograms():
+    metrics = Metrics()
+    lifetime = Lifetime(
+        received=10.0, scheduled=10.5, first_token=11.0, last_token=13.0, finished=13.0,
+        prompt_tokens=7, completion_tokens=5, reason=FinishReason.STOP,
+    )  # fmt: skip
+    metrics.sequence_ended(lifetime)
+    sums = {
+        "queue_time_seconds": 0.5,
+        "time_to_first_token_seconds": 1.0,
+        "time_per_output_token_seconds": 0.5,
+        "request_seconds": 3.0,
+        "request_prompt_tokens": 7,
+        "request_generation_tokens": 5,
+    }
+    assert {name: value(metrics, f"headrace_{name}_sum") for name in sums} == sums
+    assert value(metrics, "headrace_sequences_finished_total", reason="stop") == 1
+    assert value(metrics, "headrace_queue_time_seconds_bucket", le="0.001") == 0
+
+
+def test_every_latency_has_buckets_from_a_millisecond():
+    latencies = [
+        family
+        for family in Metrics().registry.collect()
+        if family.type == "histogram" and family.name.endswith("_seconds")
+    ]
+    assert len(latencies) == 6
+    for family in latencies:
+        bounds = [sample.labels["le"] for sample in family.samples if sample.name.endswith("_bucket")]
+        assert bounds[0] == "0.001" and float(bounds[-2]) >= 300, family.name
+
+
+def test_a_sequence_without_tokens_says_nothing_of_latency():
+    metrics = Metrics()
+    metrics.sequence_ended(Lifetime(received=10.0, finished=11.0, reason=FinishReason.ABORT))
+    for name in ("queue_time_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds"):
+        assert value(metrics, f"headrace_{name}_count") == 0
+
+
+def test_gaps_are_measured_between_arrivals():
+    metrics = Metrics()
+    client = EngineClient(Settings(), metrics)
+    client.handle(Phase(name="import", seconds=1.0))
+    client.handle(READY)
+    request = AddRequest(request_id="a", prompt_ids=[1], sampling=SamplingParams(max_tokens=3))
+    stream = client.submit(request, Lifetime(received=0.0))
+    for last in (None, None, FinishReason.LENGTH):
+        output = Output(request_id="a", token_ids=[1], finish_reason=last)
+        client.handle(StepOutputs(outputs=[output], stats=EngineStats(), step_tokens=1, step_seconds=0.25))
+    client.handle(StepOutputs(outputs=[], stats=EngineStats()))  # a report is no step
+    assert value(metrics, "headrace_inter_token_latency_seconds_count") == 2
+    assert value(metrics, "headrace_step_seconds_sum") == 0.75
+    assert value(metrics, "headrace_step_tokens_count") == 3
+    stream.close()

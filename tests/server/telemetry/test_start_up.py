@@ -1,0 +1,123 @@
+"""What is told at start-up, the listening socket, and the stamps of a lifetime."""
+
+import io
+import json
+import shlex
+import socket
+import time
+
+import pytest
+
+from scheduler.types.messages import FinishReason, MemoryPlan, Phase, RequestTimes
+from server.listen import ListenError, listen, url_of
+from server.telemetry.console import Console, first_curl, phase_lines, plan_lines, size
+from server.telemetry.lifetime import Lifetime
+from tests.server.engines.scripted_engine import PLAN, READY
+
+
+def console(out, started=0.0):
+    return Console(out, url="http://127.0.0.1:8000", model="m", has_template=True, keyed=False, started=started)
+
+
+def test_the_plan_is_printed_before_anything_is_loaded_and_all_of_it_once():
+    out = io.StringIO()
+    told = console(out, time.monotonic())
+    told.on_event(PLAN)
+    assert "64 blocks of 32 tokens, 1.0 KiB a token" in out.getvalue()
+    assert "2048 tokens (as much as the pool holds); 1.0 requests" in out.getvalue()
+    told.on_event(Phase(name="load weights", seconds=0.25))
+    assert "load weights" not in out.getvalue()
+    told.on_event(READY)
+    first = out.getvalue()
+    assert "load weights" in first and "total" in first and "http://127.0.0.1:8000" in first and "curl" in first
+    for event in (PLAN, Phase(name="again", seconds=1.0), READY):  # a restarted engine
+        told.on_event(event)
+    assert out.getvalue() == first
+
+
+def test_the_plan_adds_up():
+    plan = MemoryPlan(
+        weights=100 * 2**20, kv_per_token=2**10, block_size=32, blocks=32, activations=2**20, available=2**30,
+        max_model_len=512, context=512, concurrent=2.0, arithmetic="exact: why",
+    )  # fmt: skip
+    lines = plan_lines(plan)
+    assert any("together" in line and "102.0 MiB" in line and "of 1.0 GiB available" in line for line in lines)
+    assert "512 tokens (the model's limit); 2.0 requests" in lines[-1]
+
+
+def test_the_phases_add_up_to_the_total():
+    lines = phase_lines([Phase(name="import", seconds=1.25), Phase(name="load", seconds=0.5)], 2.0)
+    seconds = [float(line.split()[-2]) for line in lines[1:]]
+    assert seconds == [1.25, 0.5, 0.25, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**50, "3072.0 TiB")]
+)
+def test_sizes(count, text):
+    assert size(count) == text
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_the_curl_is_one_that_a_shell_understands(has_template):
+    words = shlex.split(first_curl("http://h:1", 'it"s $a', has_template=has_template, keyed=True))
+    assert words[0] == "curl"
+    assert words[1] == f"http://h:1/v1/{'chat/completions' if has_template else 'completions'}"
+    assert "Authorization: Bearer $API_KEY" in words
+    body = json.loads(words[-1])
+    assert body["model"] == 'it"s $a'
+    assert ("messages" in body) is has_template
+
+
+def test_listen_picks_a_port_and_says_where():
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+        with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{port}: Address already in use\. .*--port"):
+            listen("127.0.0.1", port)
+
+
+def test_a_wildcard_is_reached_at_localhost():
+    with listen("0.0.0.0", 0) as listener:
+        assert url_of(listener).startswith("http://localhost:")
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1"):
+        listen("192.0.2.1", 0)
+    with pytest.raises(ListenError, match="unknown"):
+        listen("no such host", 0)
+
+
+def test_timings_are_in_milliseconds_and_add_up():
+    lifetime = Lifetime(received=1.0, prompt_tokens=30)
+    lifetime.absorb(RequestTimes(queued=1.1, scheduled=1.5, cached_tokens=10))
+    assert lifetime.token_arrived(2.5) is None
+    assert lifetime.token_arrived(4.5) == 2.0
+    lifetime.completion_tokens = 5
+    lifetime.end(FinishReason.STOP, 4.5)
+    assert lifetime.timings() == {
+        "queue_ms": 500.0, "prefill_ms": 1000.0, "decode_ms": 2000.0, "total_ms": 3500.0,
+        "prefill_tokens_per_second": 20.0, "decode_tokens_per_second": 2.0,
+    }  # fmt: skip
+
+
+def test_the_parts_of_the_queue_time_for_the_access_log():
+    lifetime = Lifetime(received=1.0, validated=1.05)
+    assert lifetime.waits() == {"validation_ms": 50.0, "waiting_ms": 0.0}
+    lifetime.absorb(RequestTimes(queued=1.1, scheduled=1.5))
+    assert lifetime.waits() == {"validation_ms": 50.0, "waiting_ms": 400.0}
+
+
+def test_timings_of_an_early_end_are_zero_not_wrong():
+    lifetime = Lifetime(received=1.0, prompt_tokens=30)
+    assert lifetime.timings() == {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0, "total_ms": 0.0}
+
+
+def test_the_first_end_stays():
+    lifetime = Lifetime(received=1.0)
+    lifetime.end(FinishReason.LENGTH, 2.0)
+    lifetime.end(FinishReason.ABORT, 3.0)
+    assert (lifetime.reason, lifetime.finished) == (FinishReason.LENGTH, 2.0)
