@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from configs.knob import PREFIX, Knob, knobs
 from configs.settings import Settings
 
-PRESETS = Path(__file__).parent
+PRESETS = Path(__file__).parent / "presets"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 # What Kubernetes puts into every pod beside a service named "headrace".
 _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP)\w*)")

@@ -24,7 +24,7 @@ list takes several values (`--served-model-name A B`) and may be repeated. A fla
 `--access-log`, `--no-access-log`. Keys given as flags can be read by every user of the machine in its process list:
 prefer the variable or a file for `api_key`.
 
-A few files come with headrace and can be named without a path: `--config small` is `configs/small.yaml`, for a machine
+A few files come with headrace and can be named without a path: `--config small` is `configs/presets/small.yaml`, for a machine
 with little memory."""
 
 

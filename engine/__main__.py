@@ -11,7 +11,7 @@ import sys
 
 import msgspec
 
-from configs.model_source import ModelError, ModelSource
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, leave_at_once

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from configs.model_source import ModelError
+from configs.model.source import ModelError
 from configs.settings import Settings
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bf16 in the tensor cores, asynchronous copies to shared memory

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
-from configs.model_source import ModelSource
+from configs.model.source import ModelSource
 from configs.settings import Settings
 
 _HEAD = 2**20  # bytes: names, types and shapes of the tensors, and in a GGUF file the hyperparameters

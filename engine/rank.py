@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import msgspec
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
 from engine.gpu.backend import GpuStart, rank_device

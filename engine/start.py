@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings, parse_weight
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import plan_memory

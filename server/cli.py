@@ -63,7 +63,7 @@ def serve(arguments: Sequence[str]) -> int:
         callers_of(loaded.settings)
     except ValueError as error:
         return _complain(parser.prog, str(error))
-    from configs.model_source import ModelError, resolve_model
+    from configs.model.source import ModelError, resolve_model
 
     try:
         source = resolve_model(loaded.settings.model)

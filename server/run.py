@@ -10,7 +10,7 @@ import sys
 import time
 from typing import NoReturn
 
-from configs.model_source import ModelError, ModelSource
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from server.engines.process import EngineProcess, engine_arguments
 from server.listen import ListenError, listen
@@ -36,7 +36,7 @@ def run(settings: Settings, source: ModelSource) -> int:
     arguments = engine_arguments(settings, source)
     engine = EngineProcess(arguments)
     try:
-        from configs.model_config import ModelConfig
+        from configs.model.config import ModelConfig
         from server.serving import Serving
         from server.text.chat_template import TemplateError
         from server.text.tokenizer import TokenizerError

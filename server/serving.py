@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 
-from configs.model_source import ModelSource
+from configs.model.source import ModelSource
 from configs.settings import Settings
 from server.api.context import Services
 from server.app import create_app

@@ -17,8 +17,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if ("-m", "gpu") in pairwise(sys.a
 import torch
 import transformers
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelSource, resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import ModelSource, resolve_model
 from engine.cpu.decoder import Decoder
 from engine.loading import load_weights
 from server.text import load_tokenizer

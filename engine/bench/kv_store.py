@@ -17,8 +17,8 @@ import torch
 import zstandard
 from torch import Tensor
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder

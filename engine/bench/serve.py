@@ -17,7 +17,7 @@ from typing import cast
 
 import torch
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.bench.steps import BLOCK, LLAMA_3_8B, random_weights
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.model import GpuKvPool, GpuModel

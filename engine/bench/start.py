@@ -18,8 +18,8 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
 from engine.ipc.channel import Channel

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
 from engine.gpu.graph_policy import Bucket, GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder

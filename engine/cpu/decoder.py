@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch
 from engine.cpu.kv_pool import KvPool
 from engine.loading.weights import Weights

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelSource
 from configs.settings import Settings
 from engine.loading import packed_bytes, weights_bytes
 from kernels.cpu.variants import choose

@@ -2,7 +2,7 @@
 
 import torch
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.kv_store.host_memory import reserve
 
 

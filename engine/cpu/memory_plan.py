@@ -4,8 +4,8 @@ from pathlib import Path
 
 import psutil
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.device import step_limits

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.formats import Arithmetic

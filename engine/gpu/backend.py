@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.memory_plan import available_bytes
 from engine.device import StepLimits

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
 from kernels.gpu.prefix_groups import GroupedBatch, find_groups
 from kernels.gpu.runtime import sent

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from configs.gguf_header import read_gguf_header
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.gguf_header import read_gguf_header
+from configs.model.source import ModelError, ModelSource
 from engine.loading.gguf_names import hf_name
 from kernels.cpu.packing import Kind
 from kernels.gpu.fp8_linear import refusal

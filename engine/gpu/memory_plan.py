@@ -3,8 +3,8 @@
 Every part is counted, and only what is free is shared out: a GPU may have other users.
 """
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.memory_plan import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
 from engine.device import StepLimits

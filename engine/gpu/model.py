@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch, Sharing, would_group
 from engine.gpu.formats import block_parts

@@ -12,8 +12,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelSource
 from engine.gpu.formats import GpuArithmetic, stored_kinds
 from engine.gpu.linear import Fp8, Grouped, Product, SideBySide
 from engine.loading.assemble import TensorReader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from configs.model_source import ModelError
+from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec

@@ -3,8 +3,8 @@
 from math import prod
 from typing import TYPE_CHECKING
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
 from engine.loading.layout import expected_shapes
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _four_bits(source: ModelSource) -> frozenset[str]:
     """Tensors of a GGUF file that are stored as Q4_0 or Q4_1, by their Hugging Face names."""
     if source.kind != "gguf":
         return frozenset()
-    from configs.gguf_header import read_gguf_header
+    from configs.model.gguf_header import read_gguf_header
     from engine.loading.gguf_names import hf_name
 
     tensors = read_gguf_header(source.path).tensors

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.loading.layout import EMBEDDING, FINAL_NORM, HEAD, Shape
 from engine.loading.weights import LayerWeights, Weights
 from kernels.cpu.packing import Kind

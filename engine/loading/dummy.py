@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.loading.assemble import Assemble, Loaded_co, in_fp32
 from engine.loading.layout import Shape, expected_shapes
 from kernels.cpu.packing import Kind

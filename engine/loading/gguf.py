@@ -15,9 +15,9 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-from configs.gguf_header import GgufHeader, TensorInfo, read_gguf_header
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError
+from configs.model.config import ModelConfig
+from configs.model.gguf_header import GgufHeader, TensorInfo, read_gguf_header
+from configs.model.source import ModelError
 from engine.loading.assemble import Assemble, Loaded_co, in_fp32
 from engine.loading.dequantize import SUPPORTED, dequantize_into
 from engine.loading.gguf_names import hf_name

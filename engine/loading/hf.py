@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from configs.model_config import ModelConfig, read_json
-from configs.model_source import ModelError
+from configs.model.config import ModelConfig, read_json
+from configs.model.source import ModelError
 from engine.loading.assemble import Assemble, Loaded_co
 from engine.loading.layout import Shape, check_shapes
 from engine.loading.staging import copy_through

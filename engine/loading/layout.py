@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.loading.assemble import TensorReader, read
 from engine.loading.layout import EMBEDDING, FINAL_NORM, HEAD
 from kernels.cpu.native import NativeLayer

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from configs.model_config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
 
 
 class Rope:

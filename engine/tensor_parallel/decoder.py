@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.model_source import ModelSource
+from configs.model.source import ModelSource
 from configs.settings import Settings
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, leave_at_once
 from engine.ipc.private_folder import private_folder

@@ -26,7 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.loading.weights import LayerWeights, Weights
 
 # Renamed in torch 2.13; the old name warns.

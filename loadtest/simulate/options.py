@@ -34,8 +34,8 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """What is simulated."""
     shape = ServerShape()
     group = parser.add_argument_group("server")
-    group.add_argument("--hardware", required=True, help="a YAML file, or a name of configs/hardware")
-    group.add_argument("--model", required=True, help="a YAML file, or a name of configs/models")
+    group.add_argument("--hardware", required=True, help="a YAML file, or a name of configs/presets/hardware")
+    group.add_argument("--model", required=True, help="a YAML file, or a name of configs/presets/models")
     group.add_argument(
         "--costs", type=Path, metavar="FILE", help="constants by `calibrate` instead of the hardware's own"
     )

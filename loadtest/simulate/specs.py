@@ -1,6 +1,6 @@
 """What the cost model knows of a device and of a model: typed, validated, read from YAML.
 
-`configs/hardware/*.yaml` and `configs/models/*.yaml` are such files. A file may be named by its path or, for those two
+`configs/presets/hardware/*.yaml` and `configs/presets/models/*.yaml` are such files. A file may be named by its path or, for those two
 folders, by its stem (`h200`). Unknown keys, missing keys and values that cannot be are refused with the file's name.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "presets"
 _T = TypeVar("_T")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from configs.model_source import ModelError, resolve_model
+from configs.model.source import ModelError, resolve_model
 
 MIN_PYTHON = (3, 11)
 GIB = 2**30

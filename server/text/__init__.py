@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from configs.gguf_header import read_gguf_header
+from configs.model.gguf_header import read_gguf_header
 from server.text.gguf_tokenizer import from_gguf_metadata
 from server.text.tokenizer import Tokenizer, load_folder
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from configs.model_source import ModelError
+from configs.model.source import ModelError
 from configs.settings import Settings
 from engine import device
 from engine.device import choose_device

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from configs.model_source import ModelSource
+from configs.model.source import ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.fingerprint import kv_fingerprint

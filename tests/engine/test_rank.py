@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from configs.model_source import resolve_model
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.ipc.failures import EXIT_MODEL
 from engine.ipc.private_folder import private_folder

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs.model_source import resolve_model
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.__main__ import serve
 from engine.cpu import memory_plan

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B, random_weights
 from engine.cpu.batch import SequenceInput

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from engine.bench import start as start_bench
 from engine.bench.serve import Load, ServeBench
 from tests.engine.bench.test_steps import TINY

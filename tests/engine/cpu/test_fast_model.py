@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder

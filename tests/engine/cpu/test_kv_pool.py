@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.model_config import ModelConfig
+from configs.model.config import ModelConfig
 from engine.cpu.kv_pool import KvPool
 
 MAPS = Path("/proc/self/maps")

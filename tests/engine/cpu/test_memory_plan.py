@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic

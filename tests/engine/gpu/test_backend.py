@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine import start
 from engine.device import Device, StepLimits

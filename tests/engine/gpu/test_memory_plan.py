@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
 from engine.device import StepLimits, step_limits

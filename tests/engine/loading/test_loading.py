@@ -11,8 +11,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 
-from configs.model_config import ModelConfig
-from configs.model_source import ModelError, resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, resolve_model
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool

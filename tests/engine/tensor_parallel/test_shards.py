@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.model_config import ModelConfig
-from configs.model_source import resolve_model
+from configs.model.config import ModelConfig
+from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.loading import load_weights
 from engine.tensor_parallel.shards import Alone, Joined, split_config, split_weights

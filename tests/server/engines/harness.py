@@ -15,7 +15,7 @@ import httpx
 import uvloop
 from fastapi import FastAPI
 
-from configs.model_source import resolve_model
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from scheduler.types.messages import AddRequest, Output
 from scheduler.types.sampling_params import SamplingParams

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from configs.model_source import resolve_model
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from server.engines.process import EngineProcess
 from server.listen import listen

@@ -181,7 +181,7 @@ def test_a_port_in_use_is_said_before_anything_is_started(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code = (
-            "from configs.model_source import resolve_model; from configs.settings import Settings;"
+            "from configs.model.source import resolve_model; from configs.settings import Settings;"
             f"from server.run import run; import sys; sys.exit(run(Settings(port={port}), resolve_model(None)))"
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}

@@ -190,7 +190,7 @@ def test_the_child_ends_with_its_stdin():
 def test_keys_never_reach_a_command_line():
     from pathlib import Path
 
-    from configs.model_source import ModelSource
+    from configs.model.source import ModelSource
     from configs.settings import Settings
 
     source = ModelSource(path=Path("/m/x.gguf"), kind="gguf", name="x")

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.gguf_header import read_gguf_header
-from configs.model_source import resolve_model
+from configs.model.gguf_header import read_gguf_header
+from configs.model.source import resolve_model
 from server.text.gguf_tokenizer import from_gguf_metadata
 
 PROMPTS = Path(__file__).parents[2] / "data" / "prompts.jsonl"

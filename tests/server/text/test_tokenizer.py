@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from configs.model_source import ModelError, resolve_model
+from configs.model.source import ModelError, resolve_model
 from server.text import load_tokenizer
 from server.text.tokenizer import Tokenizer, TokenizerError, byte_alphabet, load_folder
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.model_source import ModelError, ModelSource
+from configs.model.source import ModelError, ModelSource
 
 MAX_LAYERS = 4096  # more than any model has; a damaged header must not make us list millions
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -111,9 +111,9 @@ class ModelConfig:
         Raises:
             ModelError: unreadable, an unknown architecture, or a feature that is not implemented.
         """
-        from configs.gguf_config import config_from_gguf
-        from configs.gguf_header import read_gguf_header
-        from configs.hf_config import config_from_hf
+        from configs.model.gguf import config_from_gguf
+        from configs.model.gguf_header import read_gguf_header
+        from configs.model.hf import config_from_hf
 
         if source.kind == "gguf":
             return config_from_gguf(read_gguf_header(source.path))

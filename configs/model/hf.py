@@ -8,7 +8,7 @@ compute is refused here: a model must never run with a part of its arithmetic ig
 import math
 from typing import Any
 
-from configs.model_config import (
+from configs.model.config import (
     ARCHITECTURES,
     Fields,
     LinearScaling,
@@ -17,7 +17,7 @@ from configs.model_config import (
     RopeScaling,
     YarnScaling,
 )
-from configs.model_source import ModelError
+from configs.model.source import ModelError
 
 _WHERE = "config.json"
 _CLASSES = {

@@ -4,10 +4,10 @@ llama.cpp writes Mistral models as `llama`, and Llama 3.1's rotary scaling as a 
 loader reads; the rest of the arithmetic follows from metadata and from which tensors there are.
 """
 
-from configs.gguf_header import GgufHeader
-from configs.hf_config import yarn_magnitude
-from configs.model_config import Fields, LinearScaling, ModelConfig, RopeScaling, YarnScaling
-from configs.model_source import ModelError
+from configs.model.config import Fields, LinearScaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.gguf_header import GgufHeader
+from configs.model.hf import yarn_magnitude
+from configs.model.source import ModelError
 
 _KNOWN = ("llama", "qwen2", "qwen3")
 _UNIT_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from configs.model_source import ModelError, resolve_model
+from configs.model.source import ModelError, resolve_model
 
 
 @pytest.fixture

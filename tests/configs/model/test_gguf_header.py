@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.gguf_header import read_gguf_header
-from configs.model_source import ModelError
+from configs.model.gguf_header import read_gguf_header
+from configs.model.source import ModelError
 
 SCALARS = {
     "a.u8": ("uint8", 200),

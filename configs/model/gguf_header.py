@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.model_source import ModelError
+from configs.model.source import ModelError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

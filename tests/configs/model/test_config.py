@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.gguf_config import config_from_gguf
-from configs.gguf_header import GgufHeader, TensorInfo
-from configs.hf_config import config_from_hf
-from configs.model_config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
-from configs.model_source import ModelError, ModelSource
+from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from configs.model.gguf import config_from_gguf
+from configs.model.gguf_header import GgufHeader, TensorInfo
+from configs.model.hf import config_from_hf
+from configs.model.source import ModelError, ModelSource
 from tests.tiny_models import TINY
 
 LLAMA = {
