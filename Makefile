@@ -45,7 +45,7 @@ docs: $(RUNTIME) ## write the generated pages of docs/ again
 	$(BIN)/python -m server.telemetry.metrics > docs/metrics.md
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) kernels/cpu/native/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml constraints.txt Makefile
@@ -59,7 +59,7 @@ $(RUNTIME): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 # Some ten seconds where there is a C++ compiler; without one it says so and torch serves.
-$(KERNELS): $(RUNTIME) $(wildcard kernels/cpu/native/*.h kernels/cpu/native/*.cpp) kernels/cpu/build.py kernels/cpu/variants.py
+$(KERNELS): $(RUNTIME) $(wildcard kernels/cpu/csrc/*.h kernels/cpu/csrc/*.cpp) kernels/cpu/build.py kernels/cpu/variants.py
 	$(BIN)/python -m kernels.cpu.build
 	@touch $@
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.cpu.kv_pool import KvPool
-from kernels.cpu.paged_attention import Tile, plan_tiles
+from kernels.cpu.ops.paged_attention import Tile, plan_tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from engine.cpu.batch import Batch
 from engine.cpu.kv_pool import KvPool
 from engine.loading.weights import Weights
 from engine.models.rope import Rope
-from kernels.cpu.kv_write import kv_write
-from kernels.cpu.paged_attention import paged_attention
-from kernels.cpu.rms_norm import rms_norm
-from kernels.cpu.rope import rope_
-from kernels.cpu.silu_mul import silu_mul
+from kernels.cpu.ops.paged_attention import paged_attention
+from kernels.cpu.ops.rms_norm import rms_norm
+from kernels.cpu.ops.rope import rope_
+from kernels.cpu.ops.silu_mul import silu_mul
+from kernels.cpu.ops.write_kv import kv_write
 
 
 class Decoder:

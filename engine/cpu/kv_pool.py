@@ -10,7 +10,7 @@ class KvPool:
     """Keys and values of `blocks` blocks of `block_size` tokens, all layers, in fp32.
 
     One tensor `[block, token, layer, k/v, kv_head, dim]`: a block is one contiguous range, and tokens of one layer keep a
-    constant stride across neighbouring blocks (`kernels/cpu/paged_attention.py` says what that buys). A slot is
+    constant stride across neighbouring blocks (`kernels/cpu/ops/paged_attention.py` says what that buys). A slot is
     `block * block_size + offset`.
 
     Memory is reserved, not touched: pages are committed when blocks are first written.
@@ -37,7 +37,7 @@ class KvPool:
 
 
 class PackedKvPool:
-    """Keys and values in bf16, laid out for the C++ kernels (`kernels/cpu/native/attention.h`).
+    """Keys and values in bf16, laid out for the C++ kernels (`kernels/cpu/csrc/attention.h`).
 
     A block is one contiguous range, half the bytes of `KvPool`'s. Memory is reserved, not touched.
 

@@ -18,7 +18,7 @@ from engine.gpu.worker import GpuWorker
 from engine.loading import load
 from engine.tensor_parallel.commands import Order
 from engine.tensor_parallel.shards import Alone, Ranks, split_config
-from kernels.gpu.prefix_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
+from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.sampling_params import SamplingParams

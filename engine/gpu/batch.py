@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
-from kernels.gpu.prefix_groups import GroupedBatch, find_groups
+from kernels.gpu.attention.cascade_groups import GroupedBatch, find_groups
 from kernels.gpu.runtime import sent
 
 
@@ -22,7 +22,7 @@ class Sharing:
         heads: query heads of this rank.
         kv_heads: KV heads of this rank.
         block_bytes: of one block in one layer.
-        least_saved: bytes a layer that the groups of a step must save together (`kernels.gpu.prefix_groups`).
+        least_saved: bytes a layer that the groups of a step must save together (`kernels.gpu.attention.cascade_groups`).
     """
 
     heads: int

@@ -13,7 +13,7 @@ from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelError, ModelSource
 from engine.loading.gguf_names import hf_name
 from kernels.cpu.packing import Kind
-from kernels.gpu.fp8_linear import refusal
+from kernels.gpu.linear.fp8 import refusal
 
 _BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned, too
 WeightForm = Literal["dense", "groups", "fp8"]

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.gpu.fp8_linear import Fp8Matrix, fp8_linear
-from kernels.gpu.quantized_linear import quantized_linear
-from kernels.gpu.quantized_matrix import QuantizedMatrix
+from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear
+from kernels.gpu.linear.quantized import quantized_linear
+from kernels.gpu.linear.quantized_matrix import QuantizedMatrix
 
 
 class Product(Protocol):
@@ -33,7 +33,7 @@ class Product(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """A weight in the 4- or 8-bit groups its file has, unpacked on the way (`kernels.gpu.quantized_linear`). More rows than the
+    """A weight in the 4- or 8-bit groups its file has, unpacked on the way (`kernels.gpu.linear.quantized`). More rows than the
     kernel is for go through cuBLAS on unpacked tiles: their last bits differ from the kernel's."""
 
     matrix: QuantizedMatrix
@@ -51,7 +51,7 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True)
 class Fp8:
-    """A weight rounded to 8-bit floats, times activations rounded to them (`kernels.gpu.fp8_linear`)."""
+    """A weight rounded to 8-bit floats, times activations rounded to them (`kernels.gpu.linear.fp8`)."""
 
     matrix: Fp8Matrix
     bias: Tensor | None = None

@@ -12,8 +12,8 @@ from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.weights import weights_bytes
 from engine.tensor_parallel.shards import split_config
-from kernels.gpu.decode_attention import most_parts
-from kernels.gpu.sample import ROWS_AT_ONCE
+from kernels.gpu.attention.decode import most_parts
+from kernels.gpu.sampling.sample import ROWS_AT_ONCE
 from scheduler.types.messages import MemoryPlan
 
 # Not measured yet: no GPU has run this.

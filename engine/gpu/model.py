@@ -20,14 +20,14 @@ from engine.gpu.formats import block_parts
 from engine.gpu.weights import GpuLayer, GpuWeights
 from engine.models.rope import Rope
 from engine.tensor_parallel.shards import Alone, Ranks, Share, split_config
-from kernels.gpu.decode_attention import decode_attention
-from kernels.gpu.embedding import embed
-from kernels.gpu.grouped_attention import grouped_attention
-from kernels.gpu.paged_attention import paged_attention
-from kernels.gpu.quantized_linear import KERNEL_ROWS
-from kernels.gpu.rms_norm import rms_norm
-from kernels.gpu.silu_mul import silu_mul
-from kernels.gpu.write_kv import write_kv
+from kernels.gpu.attention.cascade import grouped_attention
+from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.paged import paged_attention
+from kernels.gpu.kv.write_kv import write_kv
+from kernels.gpu.linear.quantized import KERNEL_ROWS
+from kernels.gpu.norm.embedding import embed
+from kernels.gpu.norm.rms_norm import rms_norm
+from kernels.gpu.norm.silu_mul import silu_mul
 
 
 class GpuKvPool:
@@ -97,7 +97,8 @@ class GpuModel:
         context: longest sequence, in tokens.
         ranks: who computes the model.
         least_saved: group single tokens that share a prefix where that saves so many bytes a layer
-            (`kernels.gpu.prefix_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step; None: never.
+            (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step;
+            None: never.
 
     Attributes:
         config: of this rank.

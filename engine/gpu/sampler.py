@@ -1,4 +1,4 @@
-"""Sampling on the GPU: what `engine/sampling/sampler.py` does, by the kernels in `kernels/gpu/sample.py`, without waiting.
+"""Sampling on the GPU: what `engine/sampling/sampler.py` does, by the kernels in `kernels/gpu/sampling/sample.py`, without waiting.
 
 Order and definitions are the host sampler's. Greedy rows give the same tokens; rows that draw follow the same distribution with
 other numbers, since the device races where the host inverts: the same seed gives the same text on the same kind of device, in any
@@ -19,11 +19,11 @@ from engine.gpu.events import Arrival
 from engine.sampling.edits import IdArray, ValueArray, known_ids
 from engine.sampling.sampler import ALL_MASKED, NOT_FINITE, Sampled
 from engine.sequence import Sequence
-from kernels.gpu import sample as device
-from kernels.gpu.penalties import count_tokens
 from kernels.gpu.runtime import sent
-from kernels.gpu.sample import RowSettings, Settings, sample
-from kernels.gpu.token_logprobs import MOST, token_logprobs
+from kernels.gpu.sampling import sample as device
+from kernels.gpu.sampling.penalties import count_tokens
+from kernels.gpu.sampling.sample import RowSettings, Settings, sample
+from kernels.gpu.sampling.token_logprobs import MOST, token_logprobs
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
 

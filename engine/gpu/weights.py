@@ -20,8 +20,8 @@ from engine.loading.assemble import TensorReader
 from engine.loading.layout import EMBEDDING, FINAL_NORM, HEAD
 from engine.tensor_parallel.shards import Linear, Share
 from kernels.cpu.packing import Kind
-from kernels.gpu.fp8_linear import MULTIPLE, Fp8Matrix
-from kernels.gpu.quantized_matrix import GROUP_BYTES, from_gguf, packed_bytes
+from kernels.gpu.linear.fp8 import MULTIPLE, Fp8Matrix
+from kernels.gpu.linear.quantized_matrix import GROUP_BYTES, from_gguf, packed_bytes
 
 _GROUP = 32  # columns of a stored group
 _READERS = 4  # layers read at once: enough to keep a disk and the link to the device busy

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.runs import joined
 
 if TYPE_CHECKING:
-    from kernels.gpu.block_copy import BlockCopier
+    from kernels.gpu.kv.block_copy import BlockCopier
 
 Moves = Sequence[tuple[int, int]]  # (source row, target row)
 
@@ -68,7 +68,7 @@ class GpuLink:
     """
 
     def __init__(self, pool: Tensor, slab: Tensor) -> None:
-        from kernels.gpu.block_copy import BlockCopier  # needs triton
+        from kernels.gpu.kv.block_copy import BlockCopier  # needs triton
 
         self._to_slab = BlockCopier((pool, slab))
         self._from_slab = BlockCopier((slab, pool))

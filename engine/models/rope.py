@@ -26,7 +26,7 @@ class Rope:
         self.magnitude = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines [n, 1, 1, dim / 2] and signed sines [n, 1, 2, dim / 2] for int64 [n], as `kernels.cpu.rope` takes them.
+        """Cosines [n, 1, 1, dim / 2] and signed sines [n, 1, 2, dim / 2] for int64 [n], as `kernels.cpu.ops.rope` takes them.
 
         Computed in fp32 from fp32 angles, as transformers does, so that long contexts round the same way.
         """

@@ -16,8 +16,8 @@ from engine.tensor_parallel.shards import (
     split_config,
     split_weights,
 )
-from kernels.cpu.rms_norm import rms_norm
-from kernels.cpu.silu_mul import silu_mul
+from kernels.cpu.ops.rms_norm import rms_norm
+from kernels.cpu.ops.silu_mul import silu_mul
 
 
 class ParallelDecoder(Decoder):

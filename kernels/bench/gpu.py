@@ -19,11 +19,11 @@ import triton
 from kernels.bench.gpu_attention import AttentionBench, Shape
 from kernels.bench.lines import Case, Failed, Lines, Result, Skipped, attempted
 from kernels.bench.timing import Timer, copies, copy_bandwidth
-from kernels.gpu.block_copy import BlockCopier
-from kernels.gpu.fp8_linear import Fp8Matrix, fp8_linear, refusal
-from kernels.gpu.quantized_linear import quantized_linear
-from kernels.gpu.quantized_matrix import QuantizedMatrix, from_gguf, pack
-from kernels.gpu.sample import RowSettings, Settings, sample
+from kernels.gpu.kv.block_copy import BlockCopier
+from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear, refusal
+from kernels.gpu.linear.quantized import quantized_linear
+from kernels.gpu.linear.quantized_matrix import QuantizedMatrix, from_gguf, pack
+from kernels.gpu.sampling.sample import RowSettings, Settings, sample
 
 
 def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines:

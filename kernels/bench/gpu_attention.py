@@ -15,11 +15,11 @@ from torch.nn.attention.bias import causal_lower_right
 
 from kernels.bench.lines import Lines, Result, Skipped
 from kernels.bench.timing import Timer, copies
-from kernels.gpu import decode_attention as decoding
-from kernels.gpu import paged_attention as chunks
-from kernels.gpu.attention_launch import Config, capability
-from kernels.gpu.decode_attention import decode_attention
-from kernels.gpu.paged_attention import paged_attention
+from kernels.gpu.attention import decode as decoding
+from kernels.gpu.attention import paged as chunks
+from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.launch import Config, capability
+from kernels.gpu.attention.paged import paged_attention
 
 BLOCK = 32
 _FUSED = {"FlashAttention-2": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}

@@ -1,4 +1,4 @@
-"""The C++ kernels of `kernels/cpu/native/`, bound with ctypes: pointers in, pointers out, no Python while they run.
+"""The C++ kernels of `kernels/cpu/csrc/`, bound with ctypes: pointers in, pointers out, no Python while they run.
 
 ctypes and not a torch extension: the sources see no torch headers, so they compile in seconds, with any compiler, and the
 library works with every torch version. A call releases the GIL.
@@ -243,7 +243,7 @@ class NativeDecoder:
         Args:
             token_ids: of all rows.
             chunks: which sequences and positions the rows are, in order.
-            storage: int32 [blocks, layers, kv_heads, 2, block_size * dim / 2], the pool (`native/attention.h`).
+            storage: int32 [blocks, layers, kv_heads, 2, block_size * dim / 2], the pool (`csrc/attention.h`).
 
         Returns:
             fp32 [wanted rows, hidden] after the final norm, in order; valid until the next call.

@@ -1,6 +1,6 @@
 """Weights as the int8 kernels read them: 4- and 8-bit groups of 32 columns, in tiles of 16 outputs.
 
-The layout is stated in `kernels/cpu/native/matmul.h`. GGUF's own quants are moved and never rounded again; fp32 weights are
+The layout is stated in `kernels/cpu/csrc/matmul.h`. GGUF's own quants are moved and never rounded again; fp32 weights are
 rounded to 8-bit groups (Q8_0's rule: scale = largest magnitude / 127). Scales and minima of 4-bit groups become integers in
 16 bits, as multiples of one step for each output: a group's sum is then finished in one integer product.
 """

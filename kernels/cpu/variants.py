@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-SOURCES = Path(__file__).parent / "native"
+SOURCES = Path(__file__).parent / "csrc"
 BUILDS = SOURCES / "build"
 COMMON_FLAGS = (
     *(

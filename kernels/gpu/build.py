@@ -49,10 +49,12 @@ class Built:
 
 
 def variants() -> Iterator[tuple[str, Variant]]:
-    """(module, variant) of every kernel file of this package."""
-    for module in sorted(found.name for found in pkgutil.iter_modules(kernels.gpu.__path__)):
+    """(module below `kernels.gpu`, variant) of every kernel file of this package."""
+    prefix = f"{kernels.gpu.__name__}."
+    for name in sorted(found.name for found in pkgutil.walk_packages(kernels.gpu.__path__, prefix) if not found.ispkg):
+        module = name.removeprefix(prefix)
         if module not in NOT_KERNELS:
-            for variant in getattr(importlib.import_module(f"kernels.gpu.{module}"), "VARIANTS", ()):
+            for variant in getattr(importlib.import_module(name), "VARIANTS", ()):
                 yield module, variant
 
 
@@ -110,7 +112,7 @@ def main() -> int:
     parser.add_argument("--only", help="modules whose name contains this")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}")
-    print(f"{'kernel':24}{'variant':40}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>9}")
+    print(f"{'kernel':28}{'variant':40}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>9}")
     fits = True
     for module, variant in variants():
         if arguments.only and arguments.only not in module:
@@ -119,7 +121,7 @@ def main() -> int:
             built = build(module, variant, arch)
             fits &= built.fits
             print(
-                f"{module:24}{built.variant:40}{arch:4}{built.registers:11}{built.spills:8}{built.shared:9}"
+                f"{module:28}{built.variant:40}{arch:4}{built.registers:11}{built.spills:8}{built.shared:9}"
                 f"{'' if built.fits else '  does not fit'}",
                 flush=True,
             )

@@ -1,7 +1,7 @@
 """What the cost model knows of a device and of a model: typed, validated, read from YAML.
 
-`configs/presets/hardware/*.yaml` and `configs/presets/models/*.yaml` are such files. A file may be named by its path or, for those two
-folders, by its stem (`h200`). Unknown keys, missing keys and values that cannot be are refused with the file's name.
+`configs/presets/hardware/*.yaml` and `configs/presets/models/*.yaml` are such files. A file may be named by its path or, for those
+two folders, by its stem (`h200`). Unknown keys, missing keys and values that cannot be are refused with the file's name.
 """
 
 import math

@@ -9,16 +9,17 @@ from dataclasses import fields, replace
 
 import torch
 
-from kernels.gpu.attention_reference import reference_attention
-from kernels.gpu.decode_attention import decode_attention
-from kernels.gpu.merge_states import merge_states, reference_merge_states
-from kernels.gpu.paged_attention import paged_attention
-from kernels.gpu.quantized_linear import quantized_linear, reference_quantized_linear
-from kernels.gpu.quantized_matrix import pack
-from kernels.gpu.token_logprobs import reference_token_logprobs, token_logprobs
-from kernels.gpu.write_kv import reference_write_kv, write_kv
-from tests.kernels.gpu import test_grouped_attention, test_merge_states, test_write_kv
-from tests.kernels.gpu.attention_cases import Case
+from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.merge_states import merge_states, reference_merge_states
+from kernels.gpu.attention.paged import paged_attention
+from kernels.gpu.attention.reference import reference_attention
+from kernels.gpu.kv.write_kv import reference_write_kv, write_kv
+from kernels.gpu.linear.quantized import quantized_linear, reference_quantized_linear
+from kernels.gpu.linear.quantized_matrix import pack
+from kernels.gpu.sampling.token_logprobs import reference_token_logprobs, token_logprobs
+from tests.kernels.gpu.attention import test_cascade, test_merge_states
+from tests.kernels.gpu.attention.cases import Case
+from tests.kernels.gpu.kv import test_write_kv
 
 FP8 = torch.float8_e4m3fn
 # Weights of the softmax go to the tensor cores in the type of the values: half a unit of its last place, times values of up to 4.
@@ -87,7 +88,7 @@ def check_paged(device, lengths, *, heads, dim, dtype, fp8=False, **options):
 
 
 def check_grouped(device, prefixes, *, heads, dim, dtype, fp8=False):
-    case = test_grouped_attention.Shared(prefixes, heads=heads, dim=dim, dtype=dtype)
+    case = test_cascade.Shared(prefixes, heads=heads, dim=dim, dtype=dtype)
     if fp8:
         case.kv, case.scales = eight_bits(case.kv.float(), 1)
     wanted = case.reference()

@@ -23,11 +23,11 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading import load, load_weights
 from engine.tensor_parallel.shards import Joined, Linear
-from kernels.gpu.block_copy import BlockCopier
-from kernels.gpu.quantized_matrix import dequantize, pack
+from kernels.gpu.kv.block_copy import BlockCopier
+from kernels.gpu.linear.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
-from kernels.gpu.sample import RowSettings, reference_sample, sample
-from kernels.gpu.sample import Settings as RowsSettings
+from kernels.gpu.sampling.sample import RowSettings, reference_sample, sample
+from kernels.gpu.sampling.sample import Settings as RowsSettings
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, SequenceInit, Step
 from tests import tiny_models

@@ -21,10 +21,10 @@ from engine.gpu.formats import GpuArithmetic
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading.dummy import load_dummy
-from kernels.gpu import attention_launch, decode_attention, paged_attention
-from kernels.gpu.penalties import count_tokens
-from kernels.gpu.sample import RowSettings, Settings, sample
-from kernels.gpu.token_logprobs import token_logprobs
+from kernels.gpu.attention import decode, launch, paged
+from kernels.gpu.sampling.penalties import count_tokens
+from kernels.gpu.sampling.sample import RowSettings, Settings, sample
+from kernels.gpu.sampling.token_logprobs import token_logprobs
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
@@ -65,7 +65,7 @@ def prepare(compiles: bool) -> list[str]:
         return self.device_caches[0][0].setdefault(key, object())
 
     JITFunction.run, JITFunction._do_compile = dry, noted
-    for module in (attention_launch, decode_attention, paged_attention):
+    for module in (launch, decode, paged):
         module.capability = lambda device: 90
     return asked
 

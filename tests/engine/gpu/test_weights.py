@@ -15,8 +15,8 @@ from engine.gpu.linear import Fp8, Grouped, SideBySide
 from engine.gpu.weights import GpuAssembly, weights_bytes
 from engine.loading import load, load_weights
 from engine.tensor_parallel.shards import Linear
-from kernels.gpu import fp8_linear
-from kernels.gpu.quantized_matrix import dequantize
+from kernels.gpu.linear import fp8
+from kernels.gpu.linear.quantized_matrix import dequantize
 from tests.engine.gpu.cases import CPU, chunk, described, gpu_model, gpu_weights, prompt
 from tests.engine.loading.test_loading import write_gguf
 
@@ -124,7 +124,7 @@ def test_the_choice_follows_the_file_and_what_is_asked(quantized, tiny_model, mo
     monkeypatch.setattr("engine.gpu.formats.refusal", lambda device: "this GPU has none")
     with pytest.raises(ModelError, match="fp8 weights were asked for: this GPU has none"):
         choose_gpu_arithmetic(*folder, CPU, weights="fp8")
-    assert fp8_linear.refusal(CPU) is None
+    assert fp8.refusal(CPU) is None
 
 
 def test_blocks_of_other_arithmetic_have_other_names():

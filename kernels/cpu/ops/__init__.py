@@ -1,0 +1,1 @@
+"""One operation a file in plain torch: the exact path, and the reference of the C++ kernels."""

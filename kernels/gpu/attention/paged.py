@@ -1,0 +1,355 @@
+"""Attention over a block-managed KV cache, for a ragged batch in one launch: prompt chunks of any length and single tokens mixed.
+
+Every query row attends causally to its sequence's keys, wherever their blocks lie. FlashAttention-2's tiling (Dao 2023, arXiv
+2307.08691, sections 3.1-3.2): a program holds one tile of rows and walks over the keys; only tiles on the diagonal,
+and on the left edge
+of a sliding window, are masked. The query heads that share a KV head are packed into one tile (row-major: row, head), so keys are
+read once for the group (Ainslie et al. 2023, arXiv 2305.13245).
+
+    tile of rows -> first key seen | left edge, masked | every row sees every key | diagonal, masked |
+
+A launch has just as many tiles as the batch may need; each finds its sequence by counting tiles, so short sequences beside a long
+one cost nothing. Tiles with the most keys start first. The tile shape depends on the model's shapes alone, and tiles
+of keys begin at
+multiples of their size: a row's result does not depend on the batch, nor on how its prompt was cut.
+
+Floor: 4 * rows * (keys seen on average) * heads * dim operations over the tensor cores' rate (1 x 16k causal, 32
+heads of 128: 2.2 TFLOP,
+2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu.attention.attention_mass import attention_mass
+from kernels.gpu.attention.launch import Config, Pool, capability, exponents, variants
+from kernels.gpu.attention.tile import NOTHING, finish, sweep
+from kernels.gpu.runtime import INTERPRETED, Variant, operand
+
+_COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at together when a tile finds its own
+
+
+def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: bool = False) -> Config:
+    """Choose by the model's shapes and the chip, never by the batch.
+
+    From Hopper on, a dot reads its right side from shared memory; before, both sides pass through registers, and
+    tiles must be smaller.
+
+    Args:
+        group: query heads a KV head.
+        dim: of a head.
+        bytes_each: of a query's element.
+        capability: of the chip: 80, 90, ..
+        fp8: the pool holds 8-bit floats, which take registers to turn into others.
+
+    Raises:
+        ValueError: the group does not fit a tile.
+    """
+    hopper = capability >= 90
+    # A loop's loads run ahead only from 5 stages on: the block table's load takes a level of the pipeline and what it points to
+    # another, so that with 3 each turn waits for its own keys. Chips before Hopper have less shared memory and keep 3. Turning
+    # 8-bit floats into others takes so many registers that only half as many keys at a time leave room for 5.
+    stages = 5 if hopper else 3
+    if bytes_each > 2:
+        config = Config(32, 16, warps=8 if hopper else 4, stages=2)  # for comparing, not for speed
+    elif dim <= 64:
+        config = Config(128, 32 if fp8 else 64, warps=4, stages=stages) if hopper else Config(64, 32, warps=4, stages=3)
+    elif dim <= 128:
+        config = Config(128, 64 if hopper and not fp8 else 32, warps=8, stages=stages)
+    elif hopper:
+        config = Config(64, 16, warps=8, stages=stages) if fp8 else Config(128, 32, warps=8, stages=stages)
+    else:
+        config = Config(64, 32, warps=8, stages=2)
+    if group > config.tile:
+        raise ValueError(f"{group} query heads a KV head: at most {config.tile}")
+    return config
+
+
+@triton.jit
+def find_tile(wanted, row_starts, sequences, ROWS: tl.constexpr):
+    """(sequence, first row of the tile in it, rows of the sequence) of tile `wanted`; sequence == `sequences` beyond
+    the last tile.
+
+    A sequence of n rows has ceil(n / ROWS) tiles, the last rows' tile first: it sees the most keys.
+    """
+    sequence = 0
+    before = 0  # tiles of all sequences ahead
+    counted = 0
+    for first in range(0, sequences, _COUNTED):
+        index = first + tl.arange(0, _COUNTED)
+        real = index < sequences
+        rows = tl.load(row_starts + index + 1, real, 0) - tl.load(row_starts + index, real, 0)
+        tiles = (rows + ROWS - 1) // ROWS
+        ends = counted + tl.cumsum(tiles, 0)
+        passed = real & (ends <= wanted)
+        sequence += tl.sum(passed.to(tl.int32), 0)
+        before = tl.maximum(before, tl.max(tl.where(passed, ends, 0), 0))
+        counted += tl.sum(tiles, 0)
+    count = 0
+    if sequence < sequences:
+        count = tl.load(row_starts + sequence + 1) - tl.load(row_starts + sequence)
+    last = (count + ROWS - 1) // ROWS - 1
+    return sequence, (last - (wanted - before)) * ROWS, count
+
+
+@triton.jit
+def visible_keys(
+    length, oldest, window, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
+):
+    """(low, high, left, right) of a tile whose first row is at position `oldest`: its rows see keys [low, high); from `left` to
+    `right`, whole tiles of keys, all of its rows see all of them."""
+    newest = tl.minimum(oldest + ROWS, length) - 1
+    low, high, left, right = 0, length, 0, length // BLOCK_N * BLOCK_N
+    if CAUSAL:
+        high = newest + 1
+        right = (oldest + 1) // BLOCK_N * BLOCK_N
+    if WINDOWED:
+        low = tl.maximum(oldest - window + 1, 0)
+        left = tl.cdiv(tl.maximum(newest - window + 1, 0), BLOCK_N) * BLOCK_N
+    return low, high, left, tl.maximum(left, right)
+
+
+@triton.jit(
+    do_not_specialize=["sequences", "stride_table"],
+    do_not_specialize_on_alignment=["row_starts", "kv_lengths", "tables"],
+)
+def _paged_attention(
+    q,
+    kv,
+    scales,
+    row_starts,
+    kv_lengths,
+    tables,
+    out,
+    log_sums,
+    sequences,
+    window,
+    inner,
+    outer,
+    stride_q_row,
+    stride_q_head,
+    stride_out_row,
+    stride_out_head,
+    stride_block,
+    stride_side,
+    stride_head,
+    stride_token,
+    stride_scale_block,
+    stride_scale_side,
+    stride_table,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SOFT_CAPPED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    ROWS: tl.constexpr = BLOCK_M // GROUP
+    sequence, first, count = find_tile(tl.program_id(0), row_starts, sequences, ROWS)
+    if sequence >= sequences:
+        return
+    kv_head = tl.program_id(1)
+    length = tl.load(kv_lengths + sequence)
+
+    packed = tl.arange(0, BLOCK_M)
+    row = first + packed // GROUP
+    mine = (packed < ROWS * GROUP) & (row < count)
+    head = kv_head * GROUP + packed % GROUP
+    step_row = tl.load(row_starts + sequence) + row
+    dims = tl.arange(0, D_PAD)
+    wanted = mine[:, None] & (dims < D)[None, :]
+    places = step_row.to(tl.int64) * stride_q_row + head * stride_q_head
+    queries = operand(tl.load(q + places[:, None] + dims[None, :], mask=wanted, other=0.0), INTERPRETED)
+
+    positions = length - count + row
+    low, high, left, right = visible_keys(length, length - count + first, window, ROWS, BLOCK_N, CAUSAL, WINDOWED)
+
+    acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
+    top = tl.full([BLOCK_M], NOTHING, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    keys_of_head = kv + kv_head.to(tl.int64) * stride_head
+    scales_of_head = scales
+    if scales is not None:
+        scales_of_head = scales + kv_head
+    table = tables + sequence.to(tl.int64) * stride_table
+    for edge in tl.static_range(3):
+        if edge != 0 or WINDOWED:
+            if edge == 0:
+                begin, end = low // BLOCK_N * BLOCK_N, tl.minimum(left, high)
+            elif edge == 1:
+                begin, end = left, right
+            else:
+                begin, end = right, high
+            acc, top, total = sweep(
+                acc,
+                top,
+                total,
+                queries,
+                positions,
+                keys_of_head,
+                scales_of_head,
+                table,
+                begin,
+                end,
+                low,
+                high,
+                window,
+                inner,
+                outer,
+                stride_block,
+                stride_side,
+                stride_token,
+                stride_scale_block,
+                stride_scale_side,
+                BLOCK_N,
+                BLOCK_SIZE,
+                D,
+                D_PAD,
+                edge != 1,
+                CAUSAL,
+                WINDOWED,
+                SOFT_CAPPED,
+                INTERPRETED,
+            )
+    result, log_sum = finish(acc, top, total)
+    places = step_row.to(tl.int64) * stride_out_row + head * stride_out_head
+    tl.store(out + places[:, None] + dims[None, :], result.to(out.dtype.element_ty), mask=wanted)
+    if log_sums is not None:
+        tl.store(log_sums + step_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + head, log_sum, mask=mine)
+
+
+def paged_attention(
+    q: Tensor,
+    kv: Tensor,
+    row_starts: Tensor,
+    kv_lengths: Tensor,
+    block_tables: Tensor,
+    *,
+    scale: float,
+    longest: int,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    scales: Tensor | None = None,
+    mass: Tensor | None = None,
+    causal: bool = True,
+    log_sums: Tensor | None = None,
+    out: Tensor | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """Attend with every row to its sequence's keys, which are in the pool already, the rows' own included.
+
+    Args:
+        q: [rows, heads, dim] fp16, bf16 or fp32; sequence after sequence. Rows past the last sequence are left alone.
+        kv: [blocks, 2, kv_heads, block_size, dim] (keys, values) in the type of `q`, or float8_e4m3fn with `scales`.
+        row_starts: int32 [sequences + 1], first row of each; a sequence may have none.
+        kv_lengths: int32 [sequences], keys of each: row i of n is at position kv_length - n + i.
+        block_tables: int32 [sequences, most blocks], entry i holds positions [i * block_size, (i + 1) * block_size).
+        scale: factor on the scores.
+        longest: most rows of one sequence here (or more); it bounds the grid.
+        window: newest positions that a row sees, its own included; 0 = all.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 = they stay.
+        scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value times its scale is meant.
+        mass: fp32 [sequences, kv_heads, positions]: receives the share of each position in the attention of each sequence's last
+            row (`attention_mass`, a launch of its own).
+        causal: False: every row sees all keys of its sequence (a prefix that lies wholly before the rows); without a window.
+        log_sums: fp32 [rows, heads], contiguous: receives the log-sum-exp of each row's scores (natural log), -inf
+        if it saw none.
+        out: receives the result, [rows, heads, dim], contiguous along dim.
+        config: shape of a program, for benchmarks; None = `config_for`'s.
+
+    Returns:
+        [rows, heads, dim] in the type of `q`, or `out`.
+
+    Raises:
+        ValueError: shapes or types do not belong together.
+    """
+    pool = Pool.of(q, kv, scales, block_tables)
+    rows, heads, dim = q.shape
+    kv_heads, sequences = pool.kv.shape[2], len(kv_lengths)
+    if window and not causal:
+        raise ValueError(f"a window of {window} needs positions, which rows without causal order do not have")
+    if len(row_starts) != sequences + 1 or len(block_tables) != sequences:
+        raise ValueError(
+            f"{sequences} kv_lengths, {len(row_starts)} row_starts (one more) and {len(block_tables)} block tables"
+        )
+    out = torch.empty_like(q) if out is None else out
+    if mass is not None and log_sums is None:
+        log_sums = q.new_empty((rows, heads), dtype=torch.float32)
+    config = config or config_for(
+        heads // kv_heads, dim, q.element_size(), capability(q.device), fp8=pool.scales is not None
+    )
+    height = config.tile // (heads // kv_heads)
+    tiles = min(rows // height + sequences, -(-longest // height) * sequences)
+    inner, outer = exponents(scale, soft_cap)
+    if tiles:
+        _paged_attention[(tiles, kv_heads)](
+            q,
+            pool.kv,
+            pool.scales,
+            row_starts,
+            kv_lengths,
+            block_tables,
+            out,
+            log_sums,
+            sequences,
+            window,
+            inner,
+            outer,
+            *q.stride()[:2],
+            *out.stride()[:2],
+            *pool.strides(block_tables),
+            **config.constants(heads // kv_heads, dim, kv.shape[3]),
+            CAUSAL=causal,
+            WINDOWED=window > 0,
+            SOFT_CAPPED=soft_cap > 0,
+            INTERPRETED=INTERPRETED,
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
+    if mass is not None and log_sums is not None:
+        where = (row_starts, kv_lengths, block_tables, mass)
+        attention_mass(q, log_sums, kv, *where, scale=scale, window=window, soft_cap=soft_cap, scales=scales)
+    return out
+
+
+def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: Any) -> tuple[Variant, ...]:
+    flags = {"CAUSAL": True, "WINDOWED": False, "SOFT_CAPPED": False} | options
+    return variants(
+        _paged_attention,
+        name,
+        group,
+        dim,
+        dtype,
+        config_for=partial(config_for, fp8=options.get("fp8", False)),
+        pointers={"out": dtype},
+        absent=("log_sums",),
+        **flags,
+    )
+
+
+VARIANTS: tuple[Variant, ...] = (
+    *_variants("llama-8b bf16", 4, 128),
+    *_variants("llama-8b fp16 blocks of 16", 4, 128, "fp16", block_size=16),
+    *_variants("llama-8b bf16 window", 4, 128, WINDOWED=True),
+    *_variants("llama-8b bf16 window cap", 4, 128, WINDOWED=True, SOFT_CAPPED=True),
+    *_variants("llama-8b bf16 prefix", 4, 128, CAUSAL=False),
+    *_variants("llama-8b bf16 fp8", 4, 128, fp8=True),
+    *_variants("llama-8b fp32", 4, 128, "fp32"),
+    *_variants("smollm2 bf16", 3, 64),
+    *_variants("smollm2 bf16 window cap", 3, 64, WINDOWED=True, SOFT_CAPPED=True),
+    *_variants("qwen-7b bf16", 7, 128),
+    *_variants("dim 80 bf16", 1, 80),
+    *_variants("dim 96 bf16", 1, 96),
+    *_variants("gemma-2 bf16 window cap", 2, 256, WINDOWED=True, SOFT_CAPPED=True),
+    *_variants("gemma-2 bf16 fp8", 2, 256, fp8=True),
+    *_variants("gemma-2 bf16 fp8 window cap", 2, 256, fp8=True, WINDOWED=True, SOFT_CAPPED=True),
+)

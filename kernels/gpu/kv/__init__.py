@@ -1,0 +1,1 @@
+"""Keys and values into their blocks, and whole blocks from pool to pool."""

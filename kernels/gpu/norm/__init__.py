@@ -1,0 +1,1 @@
+"""What runs on rows between the products: norms, the gated activation, the embedding."""
