@@ -9,14 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from loadtest.arrivals import ArrivalError, parse_arrivals
-from loadtest.objectives import parse_objectives
-from loadtest.plan import Shape
+from loadtest.client.target import Target, TargetError
 from loadtest.replay import ReplayPlan, replay
-from loadtest.target import Target, TargetError
-from loadtest.traces.problems import TraceError
-from loadtest.traces.read import FORMATS, read_trace
-from loadtest.vocabulary import TokenizerError
+from loadtest.report.objectives import parse_objectives
+from loadtest.workload.arrivals import ArrivalError, parse_arrivals
+from loadtest.workload.plan import Shape
+from loadtest.workload.traces.problems import TraceError
+from loadtest.workload.traces.read import FORMATS, read_trace
+from loadtest.workload.vocabulary import TokenizerError
 
 EXIT_USAGE = 2
 EXIT_INVALID = 3  # the run happened and must not be believed
@@ -25,11 +25,11 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 COMMANDS = {
     "replay": ("loadtest.cli", "replay a trace against a server"),
     "sweep": ("loadtest.sweep", "find the highest rate that keeps the objectives"),
-    "compare": ("loadtest.compare", "put runs side by side, and say what is noise"),
+    "compare": ("loadtest.report.compare", "put runs side by side, and say what is noise"),
     "simulate": ("loadtest.simulate.cli", "run the real scheduler with a cost model"),
     "calibrate": ("loadtest.simulate.calibrate", "fit the cost model to measured runs"),
     "evictions": ("loadtest.simulate.evictions", "hit rates of the eviction policies over a trace"),
-    "record": ("loadtest.record", "make a trace from the server's access log"),
+    "record": ("loadtest.workload.record", "make a trace from the server's access log"),
 }
 
 

@@ -10,19 +10,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from loadtest.client import Build, Built, Driver
-from loadtest.http1 import Pool
-from loadtest.judge import Expected, judge
-from loadtest.plan import Plan, Planned, Shape, make_plan
-from loadtest.progress import shown
-from loadtest.prompts import Prompts
-from loadtest.records import Objective, Record, Run
-from loadtest.scrape import scrape
-from loadtest.streams import Answer
-from loadtest.target import Known, Target, meet, request_body
-from loadtest.traces import Trace
-from loadtest.verify import sampled, verify
-from loadtest.vocabulary import TokenizerError
+from loadtest.client.http1 import Pool
+from loadtest.client.judge import Expected, judge
+from loadtest.client.progress import shown
+from loadtest.client.scrape import scrape
+from loadtest.client.sender import Build, Built, Driver
+from loadtest.client.streams import Answer
+from loadtest.client.target import Known, Target, meet, request_body
+from loadtest.client.verify import sampled, verify
+from loadtest.report.records import Objective, Record, Run
+from loadtest.workload.plan import Plan, Planned, Shape, make_plan
+from loadtest.workload.prompts import Prompts
+from loadtest.workload.traces import Trace
+from loadtest.workload.vocabulary import TokenizerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from loadtest.records import Run
+from loadtest.report.records import Run
 from loadtest.search import End, Found, RateSearch, in_turn
 
 if TYPE_CHECKING:
+    from loadtest.client.target import Target
     from loadtest.replay import ReplayPlan
     from loadtest.report.capacity import Point
-    from loadtest.target import Target
 
 
 @dataclass(slots=True, kw_only=True)

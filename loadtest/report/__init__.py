@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from loadtest.records import Run
+from loadtest.report.records import Run
 
 
 def write_report(run: Run, folder: Path) -> list[Path]:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
 
-from loadtest.records import Record, Run
 from loadtest.report import page
 from loadtest.report.metrics import ALL, Summary
 from loadtest.report.plots import Plot
+from loadtest.report.records import Record, Run
 from loadtest.report.rows import Section, count, figure, milliseconds, percent, sections
 
 NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed", "The client"}

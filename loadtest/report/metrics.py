@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.records import ErrorClass, Objective, Record, Run
 from loadtest.report.columns import Columns, Flags, Floats, Names, concurrency
+from loadtest.report.records import ErrorClass, Objective, Record, Run
 
 PERCENTILES = (50, 90, 95, 99)
 ALL = "all"

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from loadtest.records import Run
 from loadtest.report.columns import Columns, Floats, concurrency
 from loadtest.report.drawing import (
     COLOURS,
@@ -25,6 +24,7 @@ from loadtest.report.drawing import (
     time_bound,
 )
 from loadtest.report.metrics import attainment_curve
+from loadtest.report.records import Run
 from loadtest.report.series import Series, thinned
 
 MOST_POINTS = 20_000

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from loadtest.records import Objective, Run
 from loadtest.report.metrics import ALL, Goodput, Spread, Summary
+from loadtest.report.records import Objective, Run
 
 NAMES = {
     "ttft": "time to first token",

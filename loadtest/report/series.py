@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.records import Run
 from loadtest.report.columns import Columns, Floats
 from loadtest.report.metrics import PERCENTILES
+from loadtest.report.records import Run
 
 WINDOWS = 90  # about as many as a plot of a page's width can show
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)

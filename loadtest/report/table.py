@@ -7,8 +7,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.records import Run
 from loadtest.report.metrics import Summary
+from loadtest.report.records import Run
 from loadtest.report.rows import Section, sections
 
 SHORT = 10  # characters that are not wrapped

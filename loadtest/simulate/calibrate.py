@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.records import Record, Run
+from loadtest.report.records import Record, Run
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.fit import Measured, fit, predict, whole
 from loadtest.simulate.options import add_server_options, cost_of, server_of

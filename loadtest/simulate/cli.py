@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from loadtest.arrivals import ArrivalError
-from loadtest.objectives import parse_objectives
-from loadtest.plan import Plan
-from loadtest.records import Objective, Run
 from loadtest.report import print_table, write_report
+from loadtest.report.objectives import parse_objectives
+from loadtest.report.records import Objective, Run
 from loadtest.simulate.cluster import Cluster, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.options import add_plan_options, add_server_options, cost_of, plan_of, server_of
 from loadtest.simulate.policy import Row, header
 from loadtest.simulate.specs import SpecError
-from loadtest.traces.problems import TraceError
+from loadtest.workload.arrivals import ArrivalError
+from loadtest.workload.plan import Plan
+from loadtest.workload.traces.problems import TraceError
 from scheduler.router import ROUTERS
 
 _TOLD_EVERY = 1.0  # seconds between two lines of progress

@@ -8,11 +8,11 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtest.plan import Planned
-from loadtest.records import Record
+from loadtest.report.records import Record
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.replica import Log, Replica
+from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router import Router
 from scheduler.types.config import SchedulerConfig

@@ -11,7 +11,7 @@ A run of equal text is one id, repeated: content addresses are chained, so posit
 
 from itertools import count
 
-from loadtest.plan import Planned
+from loadtest.workload.plan import Planned
 
 _CHARACTERS_PER_TOKEN = 4
 _OWN = 1 << 31  # ids are unsigned 32-bit words: block ids below, all others from here on

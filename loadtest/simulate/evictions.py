@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from loadtest.traces import TraceRequest
-from loadtest.traces.problems import TraceError
-from loadtest.traces.read import FORMATS, read_trace
+from loadtest.workload.traces import TraceRequest
+from loadtest.workload.traces.problems import TraceError
+from loadtest.workload.traces.read import FORMATS, read_trace
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 

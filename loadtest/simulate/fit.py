@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.plan import Planned
-from loadtest.records import Record, Run
+from loadtest.report.records import Record, Run
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import STEP_COSTS, CostModel
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs
+from loadtest.workload.plan import Planned
 from scheduler.router import RoundRobin
 
 Floats = npt.NDArray[np.float64]

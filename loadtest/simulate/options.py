@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from loadtest.arrivals import ArrivalError, parse_arrivals
-from loadtest.plan import Plan, Shape, make_plan
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_costs, load_hardware, load_model
-from loadtest.traces.read import FORMATS, read_trace
+from loadtest.workload.arrivals import ArrivalError, parse_arrivals
+from loadtest.workload.plan import Plan, Shape, make_plan
+from loadtest.workload.traces.read import FORMATS, read_trace
 from scheduler.policies.factory import ORDERS
 
 

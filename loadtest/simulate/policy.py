@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from loadtest.records import Run
 from loadtest.report.metrics import Spread, summarize
+from loadtest.report.records import Run
 
 _COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok/s", "in SLO")
 

@@ -11,7 +11,7 @@ step that has ended. What belongs here: that order and each request's record. Ne
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from loadtest.records import ErrorClass, Record
+from loadtest.report.records import ErrorClass, Record
 from loadtest.simulate.cost import CostModel, Features, work_of
 from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import RequestTooLong, Scheduler

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from loadtest.sse_grammar import validate
+from loadtest.client.sse_grammar import validate
 from tests.e2e.server_process import ServerProcess
 
 PATIENCE = 120.0  # seconds a busy machine may take for one thing; no test waits that long on an idle one

@@ -5,8 +5,8 @@ import signal
 import httpx
 import pytest
 
-from loadtest.tier_bench import main as tier_bench
-from loadtest.tier_bench import per_copy
+from loadtest.bench.tiers import main as tier_bench
+from loadtest.bench.tiers import per_copy
 from tests.e2e.server_process import ServerProcess
 
 PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest

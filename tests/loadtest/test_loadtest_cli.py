@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import cli, record
-from loadtest.arrivals import Gamma
-from loadtest.records import Objective
-from loadtest.scrape import parse_metrics
-from loadtest.traces.read import read_trace
+from loadtest import cli
+from loadtest.client.scrape import parse_metrics
+from loadtest.report.records import Objective
+from loadtest.workload import record
+from loadtest.workload.arrivals import Gamma
+from loadtest.workload.traces.read import read_trace
 
 DATA = Path(__file__).parent / "data"
 STUB = Path(__file__).parent / "stub_server.py"

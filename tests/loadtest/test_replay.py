@@ -11,14 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.arrivals import Closed, Poisson
-from loadtest.plan import Shape
-from loadtest.records import ErrorClass, Run
+from loadtest.client.target import Target, TargetError
 from loadtest.replay import ReplayPlan, replay, run_replay
-from loadtest.target import Target, TargetError
-from loadtest.traces import Trace, TraceRequest
-from loadtest.traces.read import read_trace
-from loadtest.vocabulary import TokenizerError
+from loadtest.report.records import ErrorClass, Run
+from loadtest.workload.arrivals import Closed, Poisson
+from loadtest.workload.plan import Shape
+from loadtest.workload.traces import Trace, TraceRequest
+from loadtest.workload.traces.read import read_trace
+from loadtest.workload.vocabulary import TokenizerError
 
 DATA = Path(__file__).parent / "data"
 STUB = Path(__file__).parent / "stub_server.py"

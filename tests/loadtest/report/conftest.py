@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from loadtest.records import ErrorClass, Objective, Record, Run
+from loadtest.report.records import ErrorClass, Objective, Record, Run
 
 
 def answered(index: int, intended: float, *, ttft: float, gaps: tuple[float, ...] = (), **more) -> Record:

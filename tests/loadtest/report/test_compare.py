@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loadtest.bootstrap import Measured, Sample, block_weights, request_block
-from loadtest.compare import Side, Verdict, cautions, compare, main, same_requests, section
-from loadtest.records import Objective
+from loadtest.report.bootstrap import Measured, Sample, block_weights, request_block
 from loadtest.report.columns import Columns
+from loadtest.report.compare import Side, Verdict, cautions, compare, main, same_requests, section
 from loadtest.report.metrics import summarize
+from loadtest.report.records import Objective
 from loadtest.report.table import section_table
 
 WEIGHTED = st.lists(st.tuples(st.floats(-100, 100), st.integers(0, 4)), min_size=1, max_size=30)

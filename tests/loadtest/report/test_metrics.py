@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.records import ErrorClass, Objective, Record, Run
 from loadtest.report.columns import Columns, concurrency, needed
 from loadtest.report.metrics import Spread, attainment_curve, offered_rate, summarize
+from loadtest.report.records import ErrorClass, Objective, Record, Run
 
 TIMES = st.floats(0, 100, allow_nan=False)
 

@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from loadtest.records import Run
 from loadtest.report import page, print_table, write_report
 from loadtest.report.drawing import new_figure, png, time_axis, time_bound
 from loadtest.report.html import key_figures, render
 from loadtest.report.metrics import summarize
 from loadtest.report.plots import View, plots
+from loadtest.report.records import Run
 from loadtest.report.rows import Section, figure, percent, sections
 from loadtest.report.table import show
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.arrivals import Poisson
-from loadtest.plan import Shape, make_plan
-from loadtest.records import Objective, Run
 from loadtest.replay import ReplayPlan
+from loadtest.report.records import Objective, Run
 from loadtest.search import End, RateSearch
 from loadtest.sweep import Sweep, main
-from loadtest.traces import Trace, TraceRequest
+from loadtest.workload.arrivals import Poisson
+from loadtest.workload.plan import Shape, make_plan
+from loadtest.workload.traces import Trace, TraceRequest
 
 TRACE = Trace(
     name="made",

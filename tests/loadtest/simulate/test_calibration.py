@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.records import Run
+from loadtest.report.records import Run
 from loadtest.simulate.calibrate import errors_of
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel

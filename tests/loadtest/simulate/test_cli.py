@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from loadtest.records import Run
+from loadtest.report.records import Run
 from loadtest.simulate import calibrate, cli
 from loadtest.simulate.specs import load_costs
 

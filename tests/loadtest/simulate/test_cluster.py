@@ -5,12 +5,12 @@ from dataclasses import asdict
 
 import pytest
 
-from loadtest.plan import Planned
-from loadtest.records import ErrorClass, Record
+from loadtest.report.records import ErrorClass, Record
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel, Work
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import load_hardware, load_model
+from loadtest.workload.plan import Planned
 from scheduler.router import LeastLoaded, PrefixAware, RoundRobin
 
 

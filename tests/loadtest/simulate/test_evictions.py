@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.simulate.evictions import blocks_asked, hit_rate, main, measure, optimum, pool_of
-from loadtest.traces.read import read_trace
+from loadtest.workload.traces.read import read_trace
 
 DATA = Path(__file__).parents[1] / "data"
 MOONCAKE = str(DATA / "mooncake.jsonl")

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loadtest.plan import Planned
-from loadtest.records import Run
+from loadtest.report.records import Run
 from loadtest.simulate.calibrate import errors_of
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.fit import STEP_SECONDS, Measured, fit, nonnegative, requests_of
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs, load_hardware, load_model
+from loadtest.workload.plan import Planned
 from scheduler.router import RoundRobin
 
 TRUE = Costs(step=0.004, token=2e-5, sequence=3e-4, matrices=2.0, attention=3.0, request=0.02, delivery=0.002)

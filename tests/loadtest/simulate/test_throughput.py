@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from loadtest.plan import Planned
-from loadtest.records import Record
+from loadtest.report.records import Record
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_hardware, load_model
+from loadtest.workload.plan import Planned
 from scheduler.router import RoundRobin
 from scheduler.types.messages import EngineStats
 

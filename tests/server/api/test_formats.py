@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from loadtest.sse_grammar import EventSplitter, validate_body
+from loadtest.client.sse_grammar import EventSplitter, validate_body
 from scheduler.types.step import TokenLogprobs
 from server.api import formats
 from server.schema.answers import ChatAnswer, CompletionAnswer, DetokenizeAnswer, ModelList, TokenizeAnswer

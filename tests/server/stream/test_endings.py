@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from loadtest.sse_grammar import validate_body
+from loadtest.client.sse_grammar import validate_body
 from scheduler.types.messages import FinishReason, Output
 from server.api import formats
 from server.stream import sse

@@ -1,0 +1,157 @@
+"""From the bytes of an answer to its record: when tokens came, what was counted, and what rule was broken.
+
+Runs after the load, so that reading costs the measurement nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.client.sse_grammar import GrammarError, Kind, StreamValidator
+from loadtest.client.streams import Answer, StreamReader, events_of
+from loadtest.report.records import ErrorClass, Record
+
+_SHOWN = 300  # characters of an error's body
+_LEFT = {ErrorClass.TIMEOUT, ErrorClass.CLIENT}  # the client left: what would have come is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an answer must keep.
+
+    Attributes:
+        kind: the stream's, by its route.
+        own_grammar: hold it to docs/sse.md.
+        prompt_tokens: None where nobody knows.
+        only_length: it must end by its length, having as many tokens as were asked for.
+    """
+
+    kind: Kind
+    own_grammar: bool
+    prompt_tokens: int | None
+    output_tokens: int
+    only_length: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """The body of an answer, with when its pieces came (seconds from the run's start) and where they end."""
+
+    body: bytes
+    times: Sequence[float]
+    ends: Sequence[int]
+
+
+def judge(record: Record, raw: Raw, expected: Expected) -> Answer | None:
+    """Fill `record` from its body; None where there is no stream to read."""
+    if record.status is None or (record.error is ErrorClass.CONNECT):
+        return None
+    if record.status != 200:
+        record.error = ErrorClass.STATUS
+        record.detail = _problem(raw.body)
+        return None
+    reader = StreamReader(usage_asked=True)
+    events = list(events_of(raw.body, raw.times, raw.ends))
+    for at, event in events:
+        reader.feed(at, event)
+    cut = record.error in _LEFT
+    answer = reader.finish(cut=cut)
+    if expected.own_grammar:
+        answer.violations = _grammar([event for _, event in events], expected.kind, cut=cut)
+    if record.error is None and answer.error is not None:
+        record.error, record.detail = ErrorClass.STREAM, answer.error
+    if record.error is None and answer.done is None:
+        record.error, record.detail = ErrorClass.STREAM, "the stream ends without [DONE]"
+    if answer.done is not None and record.finished is not None:
+        record.finished = min(record.finished, answer.done)
+    _fill(record, answer)
+    record.violations += answer.violations
+    if record.error is None:
+        record.violations += miscounts(answer, expected)
+    return answer
+
+
+def _problem(body: bytes) -> str:
+    """What an error's body says, in one line."""
+    try:
+        error = json.loads(body)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        text = body.decode(errors="replace")
+    return " ".join(text[:_SHOWN].split())
+
+
+def _grammar(events: Sequence[bytes], kind: Kind, *, cut: bool) -> list[str]:
+    """The first rule of docs/sse.md that is broken, if any; of a stream that the client cut, the end is not asked for."""
+    validator = StreamValidator(kind=kind, include_usage=True)
+    try:
+        for event in events:
+            validator.feed(event)
+        if not cut:
+            validator.finish()
+    except GrammarError as error:
+        return [error.rule]
+    return []
+
+
+def _fill(record: Record, answer: Answer) -> None:
+    usage = answer.usage or {}
+    details = usage.get("prompt_tokens_details")
+    record.finish_reason = answer.finish_reason
+    record.prompt_tokens = _count(usage.get("prompt_tokens"))
+    record.output_tokens = _count(usage.get("completion_tokens"))
+    record.cached_tokens = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    if answer.timings is not None:
+        record.timings = {
+            name: float(value) for name, value in answer.timings.items() if isinstance(value, int | float)
+        }
+    record.tokens = list(zip([at for at, _, _ in answer.texts], _shares(answer, record.output_tokens), strict=True))
+
+
+def _shares(answer: Answer, total: int | None) -> list[int]:
+    """Tokens of each event: as its ids tell, else the usage dealt out evenly, else one."""
+    many = len(answer.texts)
+    if many and all(ids is not None for _, _, ids in answer.texts):
+        return [ids or 0 for _, _, ids in answer.texts]
+    if total is None or total < many:
+        return [1] * many
+    return [total * (place + 1) // many - total * place // many for place in range(many)]
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def miscounts(answer: Answer, expected: Expected) -> list[str]:
+    """Where usage, what was streamed and what was asked for disagree."""
+    found: list[str] = []
+    usage = answer.usage or {}
+    prompt, output = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    total = _count(usage.get("total_tokens"))
+    if answer.usage is not None and (prompt is None or output is None or total != prompt + output):
+        found.append("usage does not add up")
+    if prompt is not None and expected.prompt_tokens is not None and prompt != expected.prompt_tokens:
+        found.append(f"usage counts {prompt} prompt tokens; the prompt has {expected.prompt_tokens}")
+    if output is not None:
+        found += _output_miscounts(answer, output, expected)
+    reason = answer.finish_reason
+    if expected.only_length and reason != "length":
+        found.append(f"finish reason {reason!r}; with ignore_eos it is 'length'")
+    return found
+
+
+def _output_miscounts(answer: Answer, output: int, expected: Expected) -> list[str]:
+    found: list[str] = []
+    counted = [ids for _, _, ids in answer.texts if ids is not None]
+    if counted and len(counted) == len(answer.texts):
+        ended = 1 if answer.finish_reason == "stop" else 0  # the end token may be counted and not sent
+        if not output - ended <= sum(counted) <= output:
+            found.append(f"usage counts {output} output tokens; the stream had {sum(counted)}")
+    elif len(answer.texts) > output:
+        found.append(f"usage counts {output} output tokens; the stream had {len(answer.texts)} events with text")
+    if output > expected.output_tokens:
+        found.append(f"{output} output tokens though {expected.output_tokens} were the bound")
+    elif answer.finish_reason == "length" and output != expected.output_tokens:
+        found.append(f"finish reason 'length' after {output} tokens; the bound was {expected.output_tokens}")
+    return found

@@ -1,0 +1,334 @@
+"""Sends a plan and keeps what comes back, to be judged when the load is over.
+
+The open loop never waits for the server: a request leaves when the plan says, on a connection of its own if need be, and how late
+the client was is measured. What belongs here: sending, patience, the client's own lateness. What never does: reading answers.
+"""
+
+import asyncio
+import gc
+import resource
+import tempfile
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from statistics import median
+
+from loadtest.client.http1 import Exchange, Pool, clock
+from loadtest.client.judge import Raw
+from loadtest.report.records import ErrorClass, Record
+from loadtest.workload.arrivals import Closed
+from loadtest.workload.plan import Plan, Planned
+
+_AHEAD_BYTES = 64 << 20  # built before they are due, so that building is never on the way of sending
+_SLACK = 0.003  # seconds to the next request that are enough to build another
+_BURST = 8  # requests sent before answers are read again
+_LAG_EVERY = 0.02
+_SPOOL_BYTES = 128 << 20
+
+
+@dataclass(slots=True)
+class Built:
+    """A request ready for the wire, and what the record needs to know of it."""
+
+    payload: bytes
+    prompt_tokens: int
+
+
+Build = Callable[[Planned], Built]
+
+
+@dataclass(slots=True)
+class Kept:
+    """A record and where in the spool its answer's body lies."""
+
+    record: Record
+    offset: int = 0
+    length: int = 0
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    ends: "array[int]" = field(default_factory=lambda: array("q"))
+
+
+@dataclass(slots=True)
+class Live:
+    """What a progress display shows; a rough reading of bytes, the report counts anew."""
+
+    planned: int = 0
+    sent: int = 0
+    done: int = 0
+    failed: int = 0
+    ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    lateness: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+
+    @property
+    def running(self) -> int:
+        """Sent and not over."""
+        return self.sent - self.done
+
+
+@dataclass(slots=True)
+class Health:
+    """How the client itself did: seconds it sent late, seconds its loop came late, its share of a processor."""
+
+    lateness: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+    cpu_share: float = 0.0
+    connections: int = 0
+    most_running: int = 0
+
+    def summary(self) -> dict[str, float]:
+        """For a run's `client`: seconds, and shares of one processor."""
+        return {
+            "lateness_p50": quantile(self.lateness, 0.5),
+            "lateness_p99": quantile(self.lateness, 0.99),
+            "lateness_max": max(self.lateness, default=0.0),
+            "loop_lag_p99": quantile(self.lags, 0.99),
+            "loop_lag_max": max(self.lags, default=0.0),
+            "cpu_share": self.cpu_share,
+            "connections": self.connections,
+            "most_running": self.most_running,
+        }
+
+    def doubts(self, bound: float) -> list[str]:
+        """Why the run must not be believed: the client was later than `bound` seconds in more than 1 of 100 cases."""
+        found: list[str] = []
+        for what, values in (("sent requests", self.lateness), ("came to read answers", self.lags)):
+            late = quantile(values, 0.99)
+            if late > bound:
+                found.append(
+                    f"the client could not keep up: it {what} {1e3 * late:.0f} ms late (p99), the bound is {1e3 * bound:.0f} ms"
+                )
+        return found
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value at `share`, 0 if there is none."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else 0.0
+
+
+class Driver:
+    """One run's load.
+
+    Args:
+        pool: connections to the target.
+        plan: what to send when.
+        build: a planned request's bytes.
+        patience: seconds a request may take; `stall`: seconds without a byte after which a stream is given up.
+    """
+
+    def __init__(self, pool: Pool, plan: Plan, build: Build, *, patience: float, stall: float) -> None:
+        self.live = Live(planned=len(plan.requests))
+        self.health = Health()
+        self.kept: list[Kept] = []
+        self.interrupted = False
+        self._pool = pool
+        self._plan = plan
+        self._build = build
+        self._patience = patience
+        self._stall = stall
+        self._start = 0.0
+        self._open: set[Exchange] = set()
+        self._ready: deque[tuple[Planned, Built]] = deque()
+        self._ready_bytes = 0
+        self._events_over = 0
+        self._rest = iter(plan.requests)
+        self._idle = asyncio.Event()
+        self._wake = asyncio.Event()
+        # Bodies wait here until the load is over; past the bound on disk.
+        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  lives as long as the driver
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run's start; negative before."""
+        return clock() - self._start if self._start else 0.0
+
+    def events_so_far(self) -> int:
+        """Pieces of all answers so far, which are about their events."""
+        return self._events_over + sum(len(exchange.chunk_times) for exchange in self._open)
+
+    def stop(self) -> None:
+        """Send nothing more and give up what is open."""
+        self.interrupted = True
+        self._wake.set()
+        for exchange in list(self._open):
+            self._give_up(exchange, ErrorClass.CLIENT, "the run was interrupted")
+
+    async def run(self) -> None:
+        """Send everything and wait for every answer."""
+        self._raise_file_limit()
+        while self._build_ahead():
+            await asyncio.sleep(0)  # a progress display may want to say so
+        with _steady():
+            cpu, self._start = time.process_time(), clock() + 0.1
+            watchers = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
+            try:
+                await (self._closed_loop(self._plan.closed) if self._plan.closed else self._open_loop())
+                await self._all_over()
+            finally:
+                for task in watchers:
+                    task.cancel()
+                await asyncio.gather(*watchers, return_exceptions=True)
+            self.health.cpu_share = (time.process_time() - cpu) / max(self.elapsed, 1e-9)
+        self.health.connections = self._pool.opened
+
+    def answers(self) -> Iterator[tuple[Record, Raw]]:
+        """Every record, by index, with its body, once. Call when the run is over."""
+        with self._spool:
+            for kept in sorted(self.kept, key=lambda kept: kept.record.index):
+                self._spool.seek(kept.offset)
+                yield kept.record, Raw(self._spool.read(kept.length), kept.times, kept.ends)
+
+    async def _open_loop(self) -> None:
+        burst = 0
+        while not self._stopped() and (due := self._next()) is not None:
+            planned, built = due
+            while not self._stopped() and (left := self._start + planned.intended - clock()) > 0:
+                burst = 0
+                if left > _SLACK and self._build_ahead():
+                    await asyncio.sleep(0)
+                else:
+                    await self._sleep(left)
+            if self._stopped():
+                return
+            self._send(planned, built, planned.intended, None)
+            burst += 1
+            if burst % _BURST == 0:
+                await asyncio.sleep(0)
+
+    async def _closed_loop(self, closed: Closed) -> None:
+        await asyncio.gather(*(self._user(closed, number) for number in range(closed.users)))
+
+    async def _user(self, closed: Closed, number: int) -> None:
+        rng = Random(f"user {number}")
+        end = self._plan.duration or float("inf")
+        while not self._stopped() and self.elapsed < end and (due := self._next()) is not None:
+            over = asyncio.Event()
+            self._send(*due, max(0.0, self.elapsed), over)
+            await over.wait()
+            if closed.think:
+                await self._sleep(rng.expovariate(1 / closed.think))
+
+    def _stopped(self) -> bool:
+        return self.interrupted
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until then, or until the run is stopped."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _next(self) -> tuple[Planned, Built] | None:
+        if not self._ready and not self._build_ahead():
+            return None
+        planned, built = self._ready.popleft()
+        self._ready_bytes -= len(built.payload)
+        return planned, built
+
+    def _build_ahead(self) -> bool:
+        """Build one more request; False if there is none, or enough wait."""
+        if self._ready_bytes >= _AHEAD_BYTES:
+            return False
+        planned = next(self._rest, None)
+        if planned is None:
+            return False
+        built = self._build(planned)
+        self._ready.append((planned, built))
+        self._ready_bytes += len(built.payload)
+        return True
+
+    def _send(self, planned: Planned, built: Built, intended: float, over: asyncio.Event | None) -> None:
+        record = Record(
+            index=planned.index,
+            intended=intended,
+            asked_prompt=built.prompt_tokens,
+            asked_output=planned.output_tokens,
+            klass=planned.klass,
+            session=planned.session,
+        )
+        exchange = Exchange(built.payload, clock(), lambda ended: self._over(ended, record, over))
+        record.sent = exchange.sent - self._start
+        lateness = record.sent - intended
+        self.health.lateness.append(lateness)
+        self.live.lateness.append(lateness)
+        self.live.sent += 1
+        self._open.add(exchange)
+        self.health.most_running = max(self.health.most_running, len(self._open))
+        self._idle.clear()
+        self._pool.send(exchange)
+
+    def _over(self, exchange: Exchange, record: Record, over: asyncio.Event | None) -> None:
+        start = self._start
+        record.headers = None if exchange.headers is None else exchange.headers - start
+        record.finished = None if exchange.finished is None else exchange.finished - start
+        record.status, record.error, record.detail = exchange.status, exchange.error, exchange.detail
+        times = array("d", (at - start for at in exchange.chunk_times))
+        offset = self._spool.seek(0, 2)
+        self._spool.write(exchange.body)
+        self.kept.append(Kept(record, offset, len(exchange.body), times, exchange.chunk_ends))
+        self._events_over += len(exchange.chunk_times)
+        self.live.done += 1
+        self.live.failed += exchange.error is not None or exchange.status != 200
+        if times and exchange.status == 200:
+            self.live.ttfts.append(times[0] - record.intended)
+        self._open.discard(exchange)
+        if not self._open:
+            self._idle.set()
+        if over is not None:
+            over.set()
+
+    async def _all_over(self) -> None:
+        while self._open:
+            await self._idle.wait()
+
+    async def _watch(self) -> None:
+        """Give up what takes too long or says nothing for too long."""
+        while True:
+            await asyncio.sleep(min(self._patience, self._stall, 1.0) / 4)
+            now = clock()
+            for exchange in list(self._open):
+                if now - exchange.sent > self._patience:
+                    self._give_up(exchange, ErrorClass.TIMEOUT, f"not answered within {self._patience:g} s")
+                elif exchange.headers is not None and now - exchange.last_heard > self._stall:
+                    self._give_up(exchange, ErrorClass.STALL, f"stalled: no byte for {self._stall:g} s")
+
+    def _give_up(self, exchange: Exchange, error: ErrorClass, detail: str) -> None:
+        connection = exchange.connection
+        exchange.end(clock(), error, detail)
+        if connection is not None:
+            connection.drop()
+
+    async def _measure_lag(self) -> None:
+        """How late this loop comes to what is due: answers are read as late as that."""
+        while True:
+            due = clock() + _LAG_EVERY
+            await asyncio.sleep(_LAG_EVERY)
+            self.health.lags.append(max(0.0, clock() - due))
+
+    def _raise_file_limit(self) -> None:
+        """A connection is a file, and the usual bound of 1,024 is less than an overloaded server's open streams."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def _steady() -> Iterator[None]:
+    """No garbage collection, whose pauses grow with everything kept: the run makes few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def median_ms(values: deque[float]) -> float:
+    """In milliseconds; 0 of nothing."""
+    return 1e3 * median(values) if values else 0.0

@@ -1,0 +1,195 @@
+"""The server under test: what the user says of it, and what it says of itself when asked before the run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import httpx
+
+from loadtest.workload.vocabulary import FileTokenizer, ServerTokenizer, Tokenizer, TokenizerError, Vocabulary
+from loadtest.workload.words import OPENER
+
+Endpoint = Literal["completions", "chat"]
+# `owned_by` of /v1/models of the servers that are known to honour `ignore_eos`.
+_HONOURS_IGNORE_EOS = frozenset(("headrace", "vllm", "sglang", "llamacpp"))
+_PROBE_WORDS = 8
+_PROBE_TOKENS = 4
+
+
+class TargetError(RuntimeError):
+    """The target cannot be tested; the sentence says what it answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the user says.
+
+    Attributes:
+        base_url: up to and with `/v1`.
+        model: None for the first that the target lists.
+        endpoint: `completions` (prompts are the model's input to the token) or `chat` (its template comes on top).
+        tokenizer: a `tokenizer.json`, where the target cannot be asked.
+        characters_per_token: where there is neither; lengths are then estimates, and not held against the server.
+        ignore_eos: None: where the target takes it.
+        token_ids_up_to: ask for token ids, with which the tokens of a stream can be counted, with prompts of at most so many
+            tokens (their ids come back too); 0 never.
+        extra: further fields of every request.
+    """
+
+    base_url: str
+    model: str | None = None
+    api_key: str | None = None
+    endpoint: Endpoint = "completions"
+    tokenizer: str | None = None
+    characters_per_token: float | None = None
+    ignore_eos: bool | None = None
+    token_ids_up_to: int = 1024
+    temperature: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> str:
+        """Where `/metrics` and `/tokenize` are."""
+        return self.base_url.rstrip("/").removesuffix("/v1")
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        return f"{self.base_url.rstrip('/')}/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
+
+    def client(self) -> httpx.AsyncClient:
+        """For the questions before and after the run."""
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return httpx.AsyncClient(headers=headers, timeout=60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the target said.
+
+    Attributes:
+        owner: `owned_by` of its model; `headrace`, `vllm`, ...
+        context: its `max_model_len` in tokens, if it says so.
+        ignore_eos, token_ids: whether these fields may be sent.
+        limit_field: what the bound on the output is called.
+    """
+
+    model: str
+    owner: str
+    context: int | None
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer | None
+    ignore_eos: bool = False
+    token_ids: bool = False
+    limit_field: str = "max_tokens"
+
+    @property
+    def ends_only_by_length(self) -> bool:
+        """Whether an answer that ends early is the server's fault."""
+        return self.ignore_eos and self.owner in _HONOURS_IGNORE_EOS
+
+    @property
+    def own_grammar(self) -> bool:
+        """Whether its streams must keep docs/sse.md to the letter."""
+        return self.owner == "headrace"
+
+
+def request_body(
+    target: Target, known: Known, text: str, output_tokens: int, *, stream: bool = True, ids: bool = False
+) -> dict[str, Any]:
+    """A request for `text`. `ids`: ask for token ids."""
+    body: dict[str, Any] = {"model": known.model}
+    if target.endpoint == "chat":
+        body["messages"] = [{"role": "user", "content": text}]
+    else:
+        body["prompt"] = text
+    body |= {known.limit_field: output_tokens, "temperature": target.temperature}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if known.ignore_eos:
+        body["ignore_eos"] = True
+    if ids:
+        body["return_token_ids"] = True
+    return body | dict(target.extra)
+
+
+async def meet(target: Target, client: httpx.AsyncClient) -> Known:
+    """Ask the target for its model, its tokenizer and what it takes. Sends one or a few tiny requests.
+
+    Raises:
+        TargetError: it is not there, has no such model, or refuses the plainest request.
+        TokenizerError: lengths cannot be had, from the target or the file.
+    """
+    model, owner, context = await _model(target, client)
+    tokenizer, vocabulary = await _vocabulary(target, client, model)
+    known = Known(model=model, owner=owner, context=context, vocabulary=vocabulary, tokenizer=tokenizer)
+    return await _probed(target, client, known)
+
+
+async def _model(target: Target, client: httpx.AsyncClient) -> tuple[str, str, int | None]:
+    url = f"{target.base_url.rstrip('/')}/models"
+    try:
+        answer = await client.get(url)
+        listed = answer.json()["data"]
+    except httpx.HTTPError as error:
+        raise TargetError(f"{url} cannot be reached: {error or type(error).__name__}") from None
+    except (ValueError, KeyError, TypeError):
+        raise TargetError(f"{url} lists no models: status {answer.status_code}, {answer.text[:100]}") from None
+    for entry in listed:
+        if target.model in (None, entry["id"]):
+            return entry["id"], str(entry.get("owned_by") or "unknown"), entry.get("max_model_len")
+    raise TargetError(f"no model {target.model!r} there but {', '.join(entry['id'] for entry in listed) or 'none'}")
+
+
+async def _vocabulary(target: Target, client: httpx.AsyncClient, model: str) -> tuple[Tokenizer | None, Vocabulary]:
+    if target.characters_per_token is not None:
+        return None, Vocabulary.estimated(target.characters_per_token)
+    tokenizer: Tokenizer
+    if target.tokenizer is not None:
+        tokenizer = FileTokenizer(target.tokenizer)
+    else:
+        tokenizer = ServerTokenizer(client, f"{target.root}/tokenize", model)
+    return tokenizer, await Vocabulary.measured(tokenizer)
+
+
+async def _probed(target: Target, client: httpx.AsyncClient, known: Known) -> Known:
+    """Drop what the target refuses, from the most to the least it may be asked; then measure what a template adds."""
+    want_eos, want_ids = target.ignore_eos is not False, target.token_ids_up_to > 0
+    tries = [
+        replace(known, ignore_eos=eos, token_ids=ids, limit_field=limit)
+        for limit in ("max_tokens", "max_completion_tokens")
+        for eos, ids in dict.fromkeys([(want_eos, want_ids), (want_eos, False), (False, False)])
+    ]
+    text = OPENER + "".join(word for word, _ in known.vocabulary.words[:_PROBE_WORDS])
+    for attempt in tries:
+        body = request_body(target, attempt, text, _PROBE_TOKENS, stream=False, ids=attempt.token_ids)
+        try:
+            answer = await client.post(target.url, json=body)
+        except httpx.HTTPError as error:
+            raise TargetError(f"{target.url}: {error or type(error).__name__}") from None
+        if answer.status_code == 200:
+            return _learned(target, attempt, answer.json())
+        if answer.status_code not in (400, 422):
+            break
+    raise TargetError(
+        f"{target.url} refuses {json.dumps(body)[:200]}: status {answer.status_code}, {answer.text[:200]}"
+    )
+
+
+def _learned(target: Target, known: Known, answer: dict[str, Any]) -> Known:
+    """Whether it did give ids, and how long a prompt is beside its words."""
+    if target.ignore_eos and not known.ignore_eos:
+        raise TargetError("the target refuses ignore_eos, which was asked for")
+    told = bool(answer["choices"]) and "token_ids" in answer["choices"][0]
+    vocabulary = known.vocabulary
+    prompt = (answer.get("usage") or {}).get("prompt_tokens")
+    from_server = target.tokenizer is None and target.endpoint == "completions"
+    if prompt is not None and vocabulary.exact and not from_server:
+        words = sum(count for _, count in vocabulary.words[:_PROBE_WORDS])
+        if prompt <= words:
+            raise TokenizerError(
+                f"a prompt of {words} tokens counts {prompt} there: {target.tokenizer} is another model's"
+            )
+        vocabulary = replace(vocabulary, base=prompt - words)
+    return replace(known, token_ids=known.token_ids and told, vocabulary=vocabulary)

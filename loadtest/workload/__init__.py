@@ -1,0 +1,1 @@
+"""What is sent when: traces, arrivals, prompts."""

@@ -1,0 +1,208 @@
+"""From a trace to what is sent when: window, limit, scaling of lengths and times, arrivals. Nothing here knows of a server."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count, islice, takewhile
+from random import Random
+from typing import Any
+
+from loadtest.workload.arrivals import ArrivalError, Arrivals, Closed, spread
+from loadtest.workload.traces import Trace, TraceRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One request to send.
+
+    Attributes:
+        index: from 0, by `intended`.
+        intended: seconds from the run's start; 0 in a closed loop, where the users decide.
+        line: of the trace, from 1.
+        The rest is a TraceRequest's; `prompt_tokens` is 0 where `prompt` is given.
+    """
+
+    index: int
+    intended: float
+    prompt_tokens: int
+    output_tokens: int
+    klass: str = "default"
+    session: str | None = None
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
+    prompt: str | None = None
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is taken of a trace and how it arrives.
+
+    Attributes:
+        window: seconds from the trace's first request, the end excluded; the run begins at its start.
+        limit: at most so many requests.
+        speed, duration, rate: at most one but `speed` of 1: times faster, or so that all fit into `duration` seconds, or so
+            that `rate` requests a second come on average. With drawn arrivals, `duration` is where they end, going
+            through the trace as often as needed, each time with fresh texts.
+        spread: put arrivals somewhere inside the trace's tick.
+        arrivals: drawn or of users; None for the trace's own times.
+        scale: factor on all lengths, blocks included, so that what is shared stays shared.
+        max_prompt, max_output: bounds on lengths, in tokens; what is longer is cut.
+        seed: of everything that is drawn.
+    """
+
+    window: tuple[float, float] | None = None
+    limit: int | None = None
+    speed: float = 1.0
+    duration: float | None = None
+    rate: float | None = None
+    spread: bool = False
+    arrivals: Arrivals | None = None
+    scale: float = 1.0
+    max_prompt: int | None = None
+    max_output: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [self.speed != 1.0, self.duration is not None, self.rate is not None]
+        if self.arrivals is None and sum(given) > 1:
+            raise ArrivalError("give one of speed, duration and rate")
+        if self.arrivals is not None and self.speed != 1.0:
+            raise ArrivalError("speed is for the trace's own times; drawn arrivals have a rate")
+        if isinstance(self.arrivals, Closed) and self.rate is not None:
+            raise ArrivalError("a closed loop has no rate: its users send when they are answered")
+        for name in ("speed", "duration", "rate", "scale", "limit", "max_prompt", "max_output"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ArrivalError(f"{name} must be positive and finite")
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, for a run's `plan`."""
+        kind = type(self.arrivals).__name__.lower() if self.arrivals else "trace"
+        window = self.window and [None if bound == float("inf") else bound for bound in self.window]
+        arrivals = {"kind": kind} | (asdict(self.arrivals) if self.arrivals else {})
+        return asdict(self) | {"window": window, "arrivals": arrivals}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything to send, by `intended`; in a closed loop `closed` says by whom and `duration` when they stop asking."""
+
+    requests: list[Planned]
+    closed: Closed | None = None
+    duration: float | None = None
+    described: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def make_plan(trace: Trace, shape: Shape | None = None) -> Plan:
+    """Plan a run over `trace`. The same arguments give the same plan.
+
+    Raises:
+        ArrivalError: nothing is in the window, or the trace has no times and none are drawn.
+    """
+    shape = shape or Shape()
+    start, requests = _selected(trace, shape)
+    requests = [_sized(request, shape) for request in requests]
+    closed = shape.arrivals if isinstance(shape.arrivals, Closed) else None
+    if closed is not None:
+        times = [0.0] * (shape.limit or len(requests))
+        requests = list(islice(_cycled(requests), len(times)))
+    elif shape.arrivals is not None:
+        times = _drawn(shape, len(requests))
+        requests = list(islice(_cycled(requests), len(times)))
+    else:
+        times = _own_times(trace, shape, start, requests)
+    return Plan(
+        requests=[_planned(index, *pair) for index, pair in enumerate(zip(times, requests, strict=True))],
+        closed=closed,
+        duration=shape.duration if closed else None,
+        described={"trace": trace.name, "format": trace.format, **shape.described()},
+        problems=list(trace.problems),
+    )
+
+
+def _selected(trace: Trace, shape: Shape) -> tuple[float, list[TraceRequest]]:
+    """Where the window starts, and its requests."""
+    begin, end = shape.window or (0.0, float("inf"))
+    inside = [request for request in trace.requests if begin <= request.arrival < end]
+    if not inside:
+        last = trace.requests[-1].arrival
+        raise ArrivalError(
+            f"no request arrives between {begin:g} and {end:g} s; {trace.name} goes from 0 to {last:g} s"
+        )
+    return begin, inside[: shape.limit]
+
+
+def _own_times(trace: Trace, shape: Shape, start: float, requests: Sequence[TraceRequest]) -> list[float]:
+    if not trace.timed:
+        raise ArrivalError(f"{trace.name} ({trace.format}) has no times: draw them, such as poisson:rate=5")
+    times = [request.arrival - start for request in requests]
+    if shape.spread:
+        times = spread(times, trace.tick, Random(f"{shape.seed} spread"))
+    speed = shape.speed
+    span = times[-1]
+    if shape.duration is not None or shape.rate is not None:
+        if span <= 0:
+            raise ArrivalError("all these requests arrive at once, so their times cannot be stretched")
+        speed = span / (shape.duration or len(times) / (shape.rate or 1.0))
+    return [at / speed for at in times]
+
+
+def _drawn(shape: Shape, many: int) -> list[float]:
+    assert shape.arrivals is not None and not isinstance(shape.arrivals, Closed)
+    process = shape.arrivals if shape.rate is None else shape.arrivals.with_rate(shape.rate)
+    times = process.times(Random(f"{shape.seed} arrivals"))
+    if shape.duration is None:
+        return list(islice(times, shape.limit or many))
+    end = shape.duration
+    return list(islice(takewhile(lambda at: at < end, times), shape.limit))
+
+
+def _cycled(requests: Sequence[TraceRequest]) -> Iterator[TraceRequest]:
+    """The requests again and again; later rounds share nothing with earlier ones."""
+    blocks = 1 + max((block for request in requests for block in request.blocks), default=0)
+    for turn in count():
+        if turn == 0:
+            yield from requests
+            continue
+        for request in requests:
+            yield replace(
+                request,
+                session=request.session and f"{request.session} #{turn}",
+                blocks=tuple(block + turn * blocks for block in request.blocks),
+            )
+
+
+def _sized(request: TraceRequest, shape: Shape) -> TraceRequest:
+    """Scaled, then bounded."""
+    output = max(1, round(request.output_tokens * shape.scale))
+    block = max(1, round(request.block_tokens * shape.scale)) if request.blocks else 0
+    prompt = 0
+    if request.prompt is None:
+        prompt = max(1, round(request.prompt_tokens * shape.scale))
+        if block:  # rounding must not move the end into another block
+            many = len(request.blocks)
+            prompt = min(max(prompt, (many - 1) * block + 1), many * block)
+        prompt = min(prompt, shape.max_prompt or prompt)
+    return replace(
+        request,
+        prompt_tokens=prompt,
+        output_tokens=min(output, shape.max_output or output),
+        blocks=request.blocks[: -(-prompt // block)] if block else (),
+        block_tokens=block,
+    )
+
+
+def _planned(index: int, intended: float, request: TraceRequest) -> Planned:
+    return Planned(
+        index=index,
+        intended=intended,
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=request.output_tokens,
+        klass=request.klass,
+        session=request.session,
+        blocks=request.blocks,
+        block_tokens=request.block_tokens,
+        prompt=request.prompt,
+        line=request.line,
+    )

@@ -1,0 +1,114 @@
+"""Prompts of exactly so many tokens, of real words, that share what the trace says is shared. The same seed gives the same texts.
+
+A text is the opener and then phrases of `PHRASE` tokens, drawn by a key: a session's key gives all its prompts one text of
+which each takes its length, so that they extend one another; a block id gives that block's text; any other request has a key of
+its own. Drawing phrases instead of words makes 100,000 tokens a matter of a millisecond.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from random import Random
+
+from loadtest.workload.plan import Planned
+from loadtest.workload.vocabulary import Vocabulary
+from loadtest.workload.words import OPENER
+
+PHRASE = 32
+_PHRASES = 1024
+_CACHED_BLOCKS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text, and its length in tokens: what was asked for wherever words can spell it."""
+
+    text: str
+    tokens: int
+
+
+class Prompts:
+    """Builds prompts by a vocabulary and a seed. Raises ValueError where the words cannot spell `PHRASE` tokens."""
+
+    def __init__(self, vocabulary: Vocabulary, seed: int) -> None:
+        self._vocabulary = vocabulary
+        self._seed = seed
+        self._by_length: dict[int, list[str]] = {}
+        for word, count in vocabulary.words:
+            self._by_length.setdefault(count, []).append(word)
+        self._spellable = self._lengths(2 * PHRASE)
+        if PHRASE not in self._spellable:
+            raise ValueError(f"no combination of words has {PHRASE} tokens")
+        rng = Random(f"{seed} phrases")
+        self._phrases = [self._words(rng, PHRASE) for _ in range(_PHRASES)]
+        self._texts = ["".join(words) for words in self._phrases]
+        self._length_of = dict(vocabulary.words)
+        self._block = lru_cache(_CACHED_BLOCKS)(self._run)
+
+    def prompt(self, planned: Planned) -> Prompt:
+        """The text of one request; `tokens` is 0 where the trace has the text and nobody has counted it."""
+        if planned.prompt is not None:
+            return Prompt(planned.prompt, planned.prompt_tokens)
+        wanted = max(0, planned.prompt_tokens - self._vocabulary.base)
+        if planned.blocks:
+            text, spelled = self._blocks(planned, wanted)
+        elif planned.session is not None:
+            text, spelled = self._run(f"session {planned.session}", wanted)
+        else:
+            text, spelled = self._run(f"request {planned.index}", wanted)
+        exact = self._vocabulary.exact
+        return Prompt(OPENER + text, self._vocabulary.base + spelled if exact else planned.prompt_tokens)
+
+    def _blocks(self, planned: Planned, wanted: int) -> tuple[str, int]:
+        """All blocks but the last are whole; the first one is shorter by the opener, which is part of it."""
+        parts: list[str] = []
+        spelled = 0
+        for place, block in enumerate(planned.blocks):
+            whole = planned.block_tokens if place else max(0, planned.block_tokens - self._vocabulary.base)
+            text, count = self._block(f"block {block}", min(whole, wanted - spelled))
+            parts.append(text)
+            spelled += count
+        return "".join(parts), spelled
+
+    def _run(self, key: str, tokens: int) -> tuple[str, int]:
+        """The first `tokens` of the key's text, and how many they are: fewer only where no words spell the rest."""
+        if not self._vocabulary.exact:
+            tokens = round(tokens * self._vocabulary.words_per_token)
+        whole, rest = divmod(tokens, PHRASE)
+        if rest and 1 not in self._by_length and whole:
+            whole, rest = whole - 1, rest + PHRASE  # a rest of one token may be impossible; this one never is
+        rng = Random(f"{self._seed} {key}")
+        drawn = [int(rng.random() * _PHRASES) for _ in range(whole + 2)]
+        text = "".join([self._texts[number] for number in drawn[:whole]])
+        if not rest:
+            return text, whole * PHRASE
+        tail, count = self._tail(rng, self._phrases[drawn[whole]] + self._phrases[drawn[whole + 1]], rest)
+        return text + tail, whole * PHRASE + count
+
+    def _tail(self, rng: Random, words: list[str], tokens: int) -> tuple[str, int]:
+        """As many of `words` as leave a rest that can be spelled, and that rest."""
+        lengths = [0, *accumulate(self._length_of[word] for word in words)]
+        for many in range(len(words), -1, -1):
+            rest = tokens - lengths[many]
+            if rest >= 0 and rest in self._spellable:
+                return "".join(words[:many] + self._words(rng, rest)), tokens
+        return "", 0
+
+    def _words(self, rng: Random, tokens: int) -> list[str]:
+        """Words of exactly `tokens`, which are spellable."""
+        found: list[str] = []
+        while tokens:
+            lengths = [length for length in self._by_length if tokens - length in self._spellable]
+            weights = [len(self._by_length[length]) for length in lengths]
+            (length,) = rng.choices(lengths, weights)
+            found.append(rng.choice(self._by_length[length]))
+            tokens -= length
+        return found
+
+    def _lengths(self, most: int) -> frozenset[int]:
+        """Lengths up to `most` that some combination of words has."""
+        found = {0}
+        for total in range(1, most + 1):
+            if any(total - length in found for length in self._by_length):
+                found.add(total)
+        return frozenset(found)

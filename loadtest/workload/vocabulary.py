@@ -1,0 +1,150 @@
+"""How many tokens each word is to the target, so that prompts are built to length and not searched for.
+
+Where words are cut at spaces, as all vocabularies in use do, the tokens of a text are those of its words. One question for
+every few dozen words, each said twice in a row, gives their lengths: a word's tokens are what comes twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import httpx
+
+from loadtest.workload.words import OPENER, WORDS
+
+_BATCH = 48  # words a question: a byte-level vocabulary's answer still fits the context of small models
+_ENOUGH = 200  # words of one token, so that the longer ones are not needed
+
+
+class TokenizerError(RuntimeError):
+    """The target's tokenizer cannot be asked, or does not do what lengths are built on."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids, special tokens as in a prompt of `/v1/completions` included."""
+
+    async def ids(self, text: str) -> list[int]:
+        """Raises TokenizerError."""
+        ...
+
+
+class ServerTokenizer:
+    """Asks the target: `{"prompt"}` as headrace, vLLM and SGLang take it, or `{"content"}` as llama.cpp does."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, model: str) -> None:
+        self._client = client
+        self._url = url
+        self._model = model
+        self._asks = [self._prompt, self._content]
+
+    async def ids(self, text: str) -> list[int]:
+        """See Tokenizer. The form that the target understood is kept."""
+        problem = "no answer"
+        for ask in list(self._asks):
+            try:
+                answer = await self._client.post(self._url, json=ask(text))
+                found = answer.json().get("tokens") if answer.status_code == 200 else None
+            except (httpx.HTTPError, ValueError, AttributeError) as error:
+                problem = str(error)
+                continue
+            if found and all(isinstance(token, int) for token in found):
+                self._asks = [ask]
+                return list(found)
+            problem = f"status {answer.status_code}: {answer.text[:100]}"
+        raise TokenizerError(
+            f"{self._url} gives no token ids ({problem}); give a tokenizer.json or characters per token"
+        )
+
+    def _prompt(self, text: str) -> dict[str, Any]:
+        return {"model": self._model, "prompt": text}
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"content": text, "add_special": True}
+
+
+class FileTokenizer:
+    """A `tokenizer.json`."""
+
+    def __init__(self, path: str | Path) -> None:
+        from tokenizers import Tokenizer as Fast
+
+        try:
+            self._fast = Fast.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for every problem
+            raise TokenizerError(f"{path} cannot be read as a tokenizer.json: {error}") from None
+
+    async def ids(self, text: str) -> list[int]:
+        """See Tokenizer."""
+        return list(self._fast.encode(text).ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Words and their lengths in tokens.
+
+    Attributes:
+        words: each with its space before it, and its tokens.
+        base: tokens of a prompt that is only `OPENER`, special tokens and chat template included.
+        exact: whether lengths are the tokenizer's; else they are estimated.
+        words_per_token: 1 where exact.
+    """
+
+    words: tuple[tuple[str, int], ...]
+    base: int
+    exact: bool = True
+    words_per_token: float = 1.0
+
+    @classmethod
+    async def measured(cls, tokenizer: Tokenizer) -> "Vocabulary":
+        """Of a tokenizer. Raises TokenizerError unless a text has as many tokens as its words."""
+        opener = await tokenizer.ids(OPENER)
+        words: list[tuple[str, int]] = []
+        for start in range(0, len(WORDS), _BATCH):
+            batch = WORDS[start : start + _BATCH]
+            ids = await tokenizer.ids(OPENER + "".join(f" {word} {word}" for word in batch))
+            words += [(f" {word}", count) for word, count in zip(batch, _doubled(opener, ids, len(batch)), strict=True)]
+        single = [entry for entry in words if entry[1] == 1]
+        found = cls(tuple(single if len(single) >= _ENOUGH else words), len(opener))
+        sample = Random(0).sample(found.words, _BATCH)
+        text = OPENER + "".join(word for word, _ in sample)
+        told, summed = len(await tokenizer.ids(text)), found.base + sum(count for _, count in sample)
+        if told != summed:
+            raise TokenizerError(f"{_BATCH} words are {told} tokens together and {summed} one by one")
+        return found
+
+    @classmethod
+    def estimated(cls, characters_per_token: float) -> "Vocabulary":
+        """Where nobody can be asked. Raises ValueError unless positive."""
+        if characters_per_token <= 0:
+            raise ValueError("characters per token must be positive")
+        mean = sum(len(word) + 1 for word in WORDS) / len(WORDS)
+        return cls(
+            tuple((f" {word}", 1) for word in WORDS), 1, exact=False, words_per_token=characters_per_token / mean
+        )
+
+
+def _doubled(opener: Sequence[int], ids: Sequence[int], many: int) -> list[int]:
+    """Lengths of `many` words that each come twice, between what the opener alone begins and ends with."""
+    begin = 0
+    while begin < min(len(opener), len(ids)) and opener[begin] == ids[begin]:
+        begin += 1
+    end = len(ids) - (len(opener) - begin)  # special tokens at the end
+    lengths: list[int] = []
+    at = begin
+    while at < end:
+        length = next((size for size in range(1, (end - at) // 2 + 1) if _twice(ids, at, size)), None)
+        if length is None:
+            raise TokenizerError(
+                "a word said twice in a row is not its tokens twice: lengths cannot be built from words"
+            )
+        lengths.append(length)
+        at += 2 * length
+    if len(lengths) != many:
+        raise TokenizerError(f"{many} words said twice have {len(lengths)} doubled parts")
+    return lengths
+
+
+def _twice(ids: Sequence[int], at: int, size: int) -> bool:
+    return list(ids[at : at + size]) == list(ids[at + size : at + 2 * size])
