@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
@@ -53,7 +53,7 @@ def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> i
     device = rank_device(rank)
     ranks = Joined(rank, settings.tensor_parallel, rendezvous(folder), device, timeout=settings.start_seconds)
     try:
-        config = ModelConfig.from_source(source)
+        config = read_config(source)
         start = GpuStart(settings, source, config, step_limits(settings, "cuda"), device, ranks=ranks)
         worker = start.worker(start.plan())
         follow(worker, receiver)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings, parse_weight
 from engine.cpu.formats import Arithmetic, choose_arithmetic
@@ -76,7 +77,7 @@ class Starter:
 
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
-            config = ModelConfig.from_source(self._source)
+            config = read_config(self._source)
         with self._phase("choose device"):
             device = choose_device(self._settings)
         arithmetic: Arithmetic | GpuStart

@@ -36,13 +36,13 @@ def run(settings: Settings, source: ModelSource) -> int:
     arguments = engine_arguments(settings, source)
     engine = EngineProcess(arguments)
     try:
-        from configs.model.config import ModelConfig
+        from configs.model.read import read_config
         from server.serving import Serving
         from server.text.chat_template import TemplateError
         from server.text.tokenizer import TokenizerError
 
         try:
-            ModelConfig.from_source(source)  # an unknown architecture is to be said before an odd tokenizer
+            read_config(source)  # an unknown architecture is to be said before an odd tokenizer
             serving = Serving(settings, source, listener, arguments, started)
         except (TokenizerError, TemplateError, ModelError) as error:
             print(f"headrace: {error}", file=sys.stderr)

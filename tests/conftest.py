@@ -17,7 +17,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if ("-m", "gpu") in pairwise(sys.a
 import torch
 import transformers
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import ModelSource, resolve_model
 from engine.cpu.decoder import Decoder
 from engine.loading import load_weights
@@ -45,7 +45,7 @@ def smollm2_source() -> ModelSource:
 @pytest.fixture(scope="session")
 def smollm2_decoder(smollm2_source: ModelSource) -> Decoder:
     """The embedded model, loaded by us."""
-    config = ModelConfig.from_source(smollm2_source)
+    config = read_config(smollm2_source)
     return Decoder(config, load_weights(smollm2_source, config, "auto"))
 
 

@@ -1,13 +1,9 @@
 """What the decoder needs to know of a model, whatever file said it. Read from headers only: no torch, no tensor data."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from configs.model.source import ModelError, ModelSource
+from configs.model.source import ModelError
 
-MAX_LAYERS = 4096  # more than any model has; a damaged header must not make us list millions
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -48,8 +44,8 @@ class ModelConfig:
     """Shape and arithmetic of one decoder-only model.
 
     Sizes count elements. `sliding_window` is the number of newest tokens, the token itself included, that layers with
-    `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type and is
-    for information: everything is computed in fp32.
+    `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type;
+    it is shown to the operator and decides nothing: the device's backend chooses the arithmetic.
     """
 
     architecture: str
@@ -103,108 +99,3 @@ class ModelConfig:
     def kv_bytes_per_token(self) -> int:
         """Keys and values of all layers for one token in fp32, in bytes."""
         return self.layers * 2 * self.kv_heads * self.head_dim * 4
-
-    @classmethod
-    def from_source(cls, source: ModelSource) -> "ModelConfig":
-        """Read the description of the model at `source`.
-
-        Raises:
-            ModelError: unreadable, an unknown architecture, or a feature that is not implemented.
-        """
-        from configs.model.gguf import config_from_gguf
-        from configs.model.gguf_header import read_gguf_header
-        from configs.model.hf import config_from_hf
-
-        if source.kind == "gguf":
-            return config_from_gguf(read_gguf_header(source.path))
-        generation = source.path / "generation_config.json"
-        return config_from_hf(
-            read_json(source.path / "config.json"), read_json(generation) if generation.is_file() else {}
-        )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`.
-
-    Raises:
-        ModelError: unreadable or no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} does not hold a JSON object.")
-    return content
-
-
-class Fields:
-    """Typed look-ups in a description. A missing or null value takes the default; without one it is a ModelError."""
-
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values = values
-        self._where = where
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelError(f"{self._where}: {key} is {value!r}, not a whole number.")
-        return value
-
-    def layers(self, key: str) -> int:
-        """A number of layers, small enough to make a list of."""
-        count = self.integer(key)
-        if not 1 <= count <= MAX_LAYERS:
-            raise ModelError(f"{self._where}: {key} is {count}; it must be between 1 and {MAX_LAYERS}.")
-        return count
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise ModelError(f"{self._where}: {key} is {value!r}, not a finite number.")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            raise ModelError(f"{self._where}: {key} is {value!r}, not true or false.")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
-        value = self._get(key, default)
-        if not isinstance(value, str):
-            raise ModelError(f"{self._where}: {key} is {value!r}, not a string.")
-        return value
-
-    def token(self, key: str) -> int | None:
-        """A token id, or None."""
-        return None if self.values.get(key) is None else self.integer(key)
-
-    def tokens(self, key: str) -> tuple[int, ...]:
-        """One token id, several, or none."""
-        value = self.values.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
-            raise ModelError(f"{self._where}: {key} is {value!r}, not a token id or a list of them.")
-        return tuple(dict.fromkeys(ids))
-
-    def must_be(self, key: str, *accepted: Any) -> None:
-        """Refuse a feature that is not implemented: an absent or null value is fine, else one of `accepted`."""
-        value = self.values.get(key)
-        if value is not None and value not in accepted:
-            raise ModelError(
-                f"{self._where}: {key}={value!r} is not implemented; "
-                f"supported: {', '.join(repr(item) for item in accepted) or 'leaving it out'}."
-            )
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise ModelError(f"{self._where}: {key} is missing.")
-        return value

@@ -4,7 +4,8 @@ llama.cpp writes Mistral models as `llama`, and Llama 3.1's rotary scaling as a 
 loader reads; the rest of the arithmetic follows from metadata and from which tensors there are.
 """
 
-from configs.model.config import Fields, LinearScaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.config import LinearScaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader
 from configs.model.hf import yarn_magnitude
 from configs.model.source import ModelError

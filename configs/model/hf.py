@@ -10,13 +10,13 @@ from typing import Any
 
 from configs.model.config import (
     ARCHITECTURES,
-    Fields,
     LinearScaling,
     Llama3Scaling,
     ModelConfig,
     RopeScaling,
     YarnScaling,
 )
+from configs.model.fields import Fields
 from configs.model.source import ModelError
 
 _WHERE = "config.json"

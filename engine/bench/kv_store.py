@@ -18,6 +18,7 @@ import zstandard
 from torch import Tensor
 
 from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.batch import SequenceInput
@@ -186,7 +187,7 @@ def real_blocks(tokens: int, threads: int) -> Iterator[tuple[str, int, list[Byte
     """
     torch.set_num_threads(threads)
     source = resolve_model(None)
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     arithmetic = choose_arithmetic(Settings.model_validate({"block_size": BLOCK}), config)
     text = OwnText(config, tokens)
     if arithmetic.library is not None:

@@ -27,7 +27,7 @@ def load(source: ModelSource, config: ModelConfig, load_format: str, assemble: "
 
     Args:
         source: the files.
-        config: their description (`ModelConfig.from_source`).
+        config: their description (`read_config`).
         load_format: `auto`, `safetensors`, `gguf`, or `dummy` (no weights are read).
 
     Raises:

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from configs.model.config import ModelConfig, read_json
+from configs.model.config import ModelConfig
+from configs.model.fields import read_json
 from configs.model.source import ModelError
 from engine.loading.assemble import Assemble, Loaded_co
 from engine.loading.layout import Shape, check_shapes

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B, random_weights
@@ -180,7 +180,7 @@ def source(request, tmp_path_factory):
 
 def test_the_memory_plan_holds(source):
     """All of the pool's share, every kind of step: nothing beyond what was planned."""
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     settings = Settings(gpu_memory_fraction=0.5)
     assert choose_device(settings).kind == "cuda"
     start = GpuStart(settings, source, config, step_limits(settings, "cuda"), GPU)
@@ -220,7 +220,7 @@ def alike(found, wanted, least):
 @pytest.mark.parametrize(("form", "least"), [("dense", 0.999), ("fp8", 0.95)])
 def test_random_weights_give_the_exact_paths_logits(form, least, tmp_path):
     source = random_folder(SMALL, tmp_path)
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     arithmetic = choose_gpu_arithmetic(source, config, GPU, weights=form)
     weights = load(source, config, "auto", GpuAssembly(arithmetic, GPU))
     alike(logits_of(config, weights, GPU, arithmetic.dtype), exact_logits_of(source, config), least)
@@ -263,7 +263,7 @@ def test_a_file_in_groups_gives_the_exact_paths_logits(kind, tmp_path):
 
     model = tiny_models.made(tiny_models.Tiny("Llama", {"num_hidden_layers": 2}), 0)
     source = resolve_model(str(write_gguf(tmp_path / "groups.gguf", model, gguf.GGMLQuantizationType[kind])))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     arithmetic = choose_gpu_arithmetic(source, config, GPU)
     assert arithmetic.weights == "groups"
     weights = load(source, config, "auto", GpuAssembly(arithmetic, GPU))
@@ -276,7 +276,7 @@ def test_the_embedded_model_says_the_same_in_every_form(weights):
     source = embedded_source()
     from server.text import load_tokenizer
 
-    config, tokenizer = ModelConfig.from_source(source), load_tokenizer(source.path)
+    config, tokenizer = read_config(source), load_tokenizer(source.path)
     arithmetic = choose_gpu_arithmetic(source, config, GPU, weights=weights)
     pool = GpuKvPool(config, 8, 32, GPU, arithmetic.dtype)
     model = GpuModel(config, load(source, config, "auto", GpuAssembly(arithmetic, GPU)), pool, context=256)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from configs.model.config import LinearScaling, Llama3Scaling, YarnScaling
 from configs.model.gguf import config_from_gguf
 from configs.model.gguf_header import GgufHeader, TensorInfo
 from configs.model.hf import config_from_hf
+from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from tests.tiny_models import TINY
 
@@ -50,7 +51,7 @@ def of_gguf(changes=None, tensors=("output.weight",)):
 @pytest.mark.parametrize("name", TINY)
 def test_agrees_with_the_transformers_config_it_was_saved_from(tiny_model, name):
     model, folder = tiny_model(name)
-    theirs, ours = model.config, ModelConfig.from_source(ModelSource(folder, "hf", name))
+    theirs, ours = model.config, read_config(ModelSource(folder, "hf", name))
     assert ours.architecture == theirs.model_type
     assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
     assert (ours.layers, ours.heads, ours.kv_heads) == (
@@ -170,20 +171,20 @@ def test_refuses_layer_types_it_does_not_know():
 def test_refuses_files_that_hold_no_object(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelError, match=r"config\.json"):
-        ModelConfig.from_source(ModelSource(tmp_path, "hf", "m"))
+        read_config(ModelSource(tmp_path, "hf", "m"))
 
 
 def test_reads_the_generation_file_of_a_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
-    assert ModelConfig.from_source(ModelSource(tmp_path, "hf", "m")).eos_token_ids == (7, 8)
+    assert read_config(ModelSource(tmp_path, "hf", "m")).eos_token_ids == (7, 8)
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_embedded_model(smollm2_source):
-    config = ModelConfig.from_source(smollm2_source)
+    config = read_config(smollm2_source)
     assert (config.architecture, config.vocab_size, config.layers, config.max_position) == ("llama", 49152, 30, 8192)
     assert (config.heads, config.kv_heads, config.head_dim, config.group) == (9, 3, 64, 3)
     assert (config.rope_theta, config.tie_word_embeddings, config.eos_token_ids) == (1e5, True, (2,))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs
 from engine.cpu.decoder import Decoder
@@ -55,7 +55,7 @@ def test_a_codec_that_loses_something_is_found():
 def test_text_is_written_token_by_token_and_read_again(tiny_model):
     """The same keys and values, whether a token at a time or all at once, and no block without any."""
     source = resolve_model(str(tiny_model("llama")[1]))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     decoder, text = Decoder(config, load_weights(source, config, "auto")), OwnText(config, 64)
     pools = [KvPool(config, text.blocks, 32) for _ in range(2)]
     text.write(ExactModel(decoder, pools[0]))

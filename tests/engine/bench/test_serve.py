@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.bench import start as start_bench
 from engine.bench.serve import Load, ServeBench
@@ -28,7 +28,7 @@ def test_a_checkpoint_is_written_read_and_started_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
     size = start_bench.write_checkpoint(TINY, tmp_path, torch.device("cpu"))
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    config = ModelConfig.from_source(resolve_model(str(tmp_path)))
+    config = read_config(resolve_model(str(tmp_path)))
     assert (config.hidden_size, config.kv_heads, config.max_position) == (64, 2, 128)
     assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     start_bench.drop_cache(tmp_path)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 def load(folder):
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     return Decoder(config, load_weights(source, config, "auto"))
 
 

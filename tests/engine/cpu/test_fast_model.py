@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.batch import SequenceInput
@@ -34,7 +34,7 @@ def built():
 
 
 def fast(source, size=SIZE, assemble=assemble_packed):
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     arithmetic = choose_arithmetic(Settings(block_size=size), config)
     assert arithmetic.precision == "fast", arithmetic.reason
     weights = load(source, config, "auto", assemble)
@@ -186,7 +186,7 @@ def test_the_plan_counts_the_weights_that_are_loaded(smollm2_source, tiny_model)
         resolve_model(str(tiny_model("llama-biased")[1])),
         resolve_model(str(tiny_model("qwen3")[1])),
     ):
-        config = ModelConfig.from_source(source)
+        config = read_config(source)
         weights = load(source, config, "auto", assemble_packed)
         tensors = {id(weights.final_norm): weights.final_norm}
         for holder in (weights.embedding, weights.head):
@@ -205,7 +205,7 @@ def test_the_plan_counts_the_weights_that_are_loaded(smollm2_source, tiny_model)
     [({"cpu_precision": "exact"}, "--cpu-precision exact"), ({"block_size": 8}, "multiple of 16, not 8")],
 )
 def test_exact_where_fast_is_not_asked_for_or_not_possible(smollm2_source, settings, words):
-    arithmetic = choose_arithmetic(Settings(**settings), ModelConfig.from_source(smollm2_source))
+    arithmetic = choose_arithmetic(Settings(**settings), read_config(smollm2_source))
     assert arithmetic.precision == "exact"
     assert arithmetic.library is None
     assert words in arithmetic.reason

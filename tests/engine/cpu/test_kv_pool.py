@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from engine.cpu.kv_pool import KvPool
 
 MAPS = Path("/proc/self/maps")
@@ -13,7 +13,7 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(scope="module")
 def pool(smollm2_source):
-    return KvPool(ModelConfig.from_source(smollm2_source), blocks=6, block_size=8)
+    return KvPool(read_config(smollm2_source), blocks=6, block_size=8)
 
 
 def test_a_block_is_one_contiguous_range_and_the_views_are_of_it(pool):

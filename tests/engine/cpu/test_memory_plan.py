@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.cpu import memory_plan
@@ -20,7 +20,7 @@ EXACT = Arithmetic("exact", "for the test")
 
 @pytest.fixture
 def config(smollm2_source):
-    return ModelConfig.from_source(smollm2_source)
+    return read_config(smollm2_source)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
@@ -37,7 +37,7 @@ class Scored(Engine):
 
 def build(folder, *, blocks=128, **config):
     source = resolve_model(str(folder))
-    model = ModelConfig.from_source(source)
+    model = read_config(source)
     decoder = Decoder(model, load_weights(source, model, "auto"))
     worker = CpuWorker(
         ExactModel(decoder, KvPool(model, blocks, BLOCK)), Sampler(model.vocab_size, model.eos_token_ids)

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import SequenceInput
 from engine.gpu.formats import GpuArithmetic
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def described(path):
     source = resolve_model(str(path))
-    return source, ModelConfig.from_source(source)
+    return source, read_config(source)
 
 
 def gpu_weights(path, form="dense", rank=0, size=1):

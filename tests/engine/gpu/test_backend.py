@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine import start
@@ -23,7 +23,7 @@ def source(tmp_path_factory):
 
 
 def gpu_start(source, settings, limits=LIMITS):
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     return GpuStart(settings, source, config, limits, CPU, arithmetic=GpuArithmetic("dense", torch.float32))
 
 
@@ -67,7 +67,7 @@ def test_an_engine_starts_on_it_and_generates(source, monkeypatch):
 
 
 def test_eight_bit_keys_are_blocks_of_another_format(source):
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     arithmetic = GpuArithmetic("dense", torch.float32, fp8_kv=True)
     kept = GpuStart(Settings(kv_host_gib=1), source, config, StepLimits(16, 2), CPU, arithmetic=arithmetic)
     plain = gpu_start(source, Settings())

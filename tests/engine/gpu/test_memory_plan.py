@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
@@ -21,7 +21,7 @@ LIMITS = StepLimits(2048, 256)
 
 @pytest.fixture
 def plan(smollm2_source):
-    config = ModelConfig.from_source(smollm2_source)
+    config = read_config(smollm2_source)
 
     def make(gib, arithmetic=BF16, model=config, ranks=1, **settings):
         free = int(gib * GIB)

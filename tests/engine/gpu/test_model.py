@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def gpu(folder, blocks=BLOCKS):
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     pool = GpuKvPool(config, blocks, SIZE, CPU, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), CPU))
@@ -34,7 +34,7 @@ def gpu(folder, blocks=BLOCKS):
 
 def exact(folder, blocks=BLOCKS):
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     return config, ExactModel(Decoder(config, load_weights(source, config, "auto")), KvPool(config, blocks, SIZE))
 
 

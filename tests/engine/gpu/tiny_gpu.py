@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
@@ -46,7 +46,7 @@ def never_records(max_rows, context):
 
 def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None):
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     pool = GpuKvPool(config, blocks, SIZE, device, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
@@ -56,6 +56,6 @@ def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU,
 
 def cpu_worker(folder, blocks):
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     model = ExactModel(Decoder(config, load_weights(source, config, "auto")), KvPool(config, blocks, SIZE))
     return config, CpuWorker(model, Sampler(config.vocab_size, config.eos_token_ids))

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 
 from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import ModelError, resolve_model
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
@@ -24,7 +25,7 @@ from tests import tiny_models
 
 def loaded(path, load_format="auto"):
     source = resolve_model(str(path))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     return config, load_weights(source, config, load_format)
 
 
@@ -392,6 +393,6 @@ def test_random_weights_are_the_same_each_time_and_not_all_alike(tiny_model):
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3-biased"])
 def test_the_size_is_known_before_loading(tiny_model, name):
     model, folder = tiny_model(name)
-    config = ModelConfig.from_source(resolve_model(str(folder)))
+    config = read_config(resolve_model(str(folder)))
     assert weights_bytes(config) == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert weights_bytes(replace(config, tie_word_embeddings=False)) >= weights_bytes(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
@@ -27,7 +27,7 @@ VOCABULARY = 7  # odd: the last rank's part is filled up
 
 def load(folder: Path, ranks: Ranks) -> Decoder:
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     return ParallelDecoder(config, load_weights(source, config, "auto"), ranks)
 
 

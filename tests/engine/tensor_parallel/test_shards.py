@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.model.config import ModelConfig
+from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.loading import load_weights
@@ -63,7 +63,7 @@ def four(tiny_model, tmp_path_factory):
 
 def loaded(folder):
     source = resolve_model(str(folder))
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     return config, load_weights(source, config, "auto")
 
 
@@ -156,14 +156,14 @@ def test_a_split_holds_no_memory_of_the_whole(tiny_model):
     ],
 )
 def test_a_model_that_cannot_be_split_says_how_it_can(tiny_model, changes, size, named):
-    config = replace(ModelConfig.from_source(resolve_model(str(tiny_model("llama")[1]))), **changes)
+    config = replace(read_config(resolve_model(str(tiny_model("llama")[1]))), **changes)
     with pytest.raises(ValueError, match=named):
         split_config(config, size)
 
 
 def test_three_kv_heads_are_not_split_over_two(smollm2_source):
     with pytest.raises(ValueError, match=r"9 attention heads .* over 2 .* can be split over 1, 3$"):
-        split_config(ModelConfig.from_source(smollm2_source), 2)
+        split_config(read_config(smollm2_source), 2)
 
 
 def test_a_rank_whose_company_does_not_come_gives_up(tmp_path):
