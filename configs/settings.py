@@ -80,8 +80,8 @@ class Settings(BaseModel):
     )
     gpu_shared_prefixes: bool = Field(
         False,
-        description="Attend to a prefix that running requests share once for all of them where that saves time. The last bits of "
-        "a result then depend on the requests beside it.",
+        description="Cascade attention: attend to a prefix that running requests share once for all of them where that saves "
+        "time. The last bits of a result then depend on the requests beside it.",
     )
     threads: PositiveInt | None = Field(None, description="Threads the engine computes with; all cores if absent.")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
-from kernels.gpu.attention.cascade_groups import GroupedBatch, find_groups
+from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
 from kernels.gpu.runtime import sent
 
 
@@ -39,7 +39,7 @@ class Sharing:
 @dataclass(frozen=True, slots=True)
 class GpuBatch:
     """A step's rows. Sequences with a single row lie first: they are attended to by another kernel than chunks, whatever
-    else is in the step, so that a row's result does not depend on its company (`grouped` is the exception, and has to be asked
+    else is in the step, so that a row's result does not depend on its company (`cascade` is the exception, and has to be asked
     for). Built on the host, sent in one copy, two with groups.
 
     Attributes:
@@ -54,7 +54,7 @@ class GpuBatch:
         newest: int64 [2, n]: rows, and where in the table of newest tokens their ids stand (see `fill`).
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
-        grouped: the single tokens by the prefixes they share; None where each reads its own keys.
+        cascade: the single tokens by the prefixes they share; None where each reads its own keys.
     """
 
     singles: int
@@ -68,7 +68,7 @@ class GpuBatch:
     newest: Tensor
     longest: int
     longest_single: int
-    grouped: GroupedBatch | None = None
+    cascade: CascadeBatch | None = None
 
     @classmethod
     def build(
@@ -130,7 +130,7 @@ class GpuBatch:
             newest=parts[7].view(2, -1),
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
-            grouped=_grouped(tables[:singles], spans[:singles], block_size, sharing, device),
+            cascade=_cascade(tables[:singles], spans[:singles], block_size, sharing, device),
         )
 
     @classmethod
@@ -161,7 +161,7 @@ class GpuBatch:
             self.token_ids[self.newest[0]] = newest[self.newest[1]]
 
 
-def would_group(sequences: Sequence[SequenceInput], block_size: int, sharing: Sharing) -> bool:
+def would_cascade(sequences: Sequence[SequenceInput], block_size: int, sharing: Sharing) -> bool:
     """Whether a batch of these single tokens would have groups."""
     laid = [sequences[index] for index in _order(sequences, True)]
     tables, lengths = [item.block_table for item in laid], [item.start + 1 for item in laid]
@@ -179,16 +179,16 @@ def _order(sequences: Sequence[SequenceInput], sharing: bool) -> list[int]:
     return sorted(range(len(sequences)), key=key)
 
 
-def _grouped(
+def _cascade(
     tables: list[list[int]], spans: list[range], block_size: int, sharing: Sharing | None, device: torch.device
-) -> GroupedBatch | None:
+) -> CascadeBatch | None:
     if sharing is None:
         return None
     lengths = [span.stop for span in spans]
     groups = find_groups(tables, lengths, block_size, sharing.block_bytes, sharing.least_saved)
     if not groups:
         return None
-    return GroupedBatch.build(
+    return CascadeBatch.build(
         groups,
         tables,
         lengths,

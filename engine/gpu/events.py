@@ -1,11 +1,11 @@
-"""What the device has done, told without waiting: points in its work, and small data on its way to the host."""
+"""Points in the work of a device, and copies to the host that are waited for only when they are read."""
 
 import torch
 from torch import Tensor
 
 
-class Mark:
-    """A point in what the device was given: all before it is done once `wait` returns."""
+class DeviceEvent:
+    """A point in the work given to a device: once `wait` returns, all work before it is done."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -14,7 +14,7 @@ class Mark:
             self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Until the device has come there.
+        """Wait until the device has reached it.
 
         Raises:
             RuntimeError: the device has failed.
@@ -23,21 +23,21 @@ class Mark:
             self._event.synchronize()
 
 
-class Arrival:
-    """A tensor on its way to the host, as one copy that the device makes after all it was given before."""
+class AsyncCopy:
+    """A copy of a tensor to the host, made by the device after the work it was given before."""
 
     def __init__(self, source: Tensor) -> None:
         self._host = source
         if source.device.type == "cuda":
             self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self._host.copy_(source, non_blocking=True)
-        self._mark = Mark(source.device)
+        self._event = DeviceEvent(source.device)
 
     def wait(self) -> Tensor:
-        """The tensor, once it is here.
+        """Wait for the copy and return it.
 
         Raises:
             RuntimeError: the device has failed.
         """
-        self._mark.wait()
+        self._event.wait()
         return self._host

@@ -164,7 +164,7 @@ class DecodeGraphs:
             hidden = self._eagerly(inputs, newest)
             self._plan.ran_eagerly(rows, keys, time.perf_counter() - began)
             return hidden
-        if self._model.would_group(inputs):  # whose shapes no graph has
+        if self._model.would_cascade(inputs):  # whose shapes no graph has
             return self._eagerly(inputs, newest)
         self._fill(bucket, inputs, newest)
         self._replays[bucket]()

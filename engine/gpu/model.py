@@ -15,12 +15,12 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
-from engine.gpu.batch import GpuBatch, Sharing, would_group
+from engine.gpu.batch import GpuBatch, Sharing, would_cascade
 from engine.gpu.formats import block_parts
 from engine.gpu.weights import GpuLayer, GpuWeights
 from engine.models.rope import Rope
 from engine.tensor_parallel.shards import Alone, Ranks, Share, split_config
-from kernels.gpu.attention.cascade import grouped_attention
+from kernels.gpu.attention.cascade import cascade_attention
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.kv.write_kv import write_kv
@@ -142,9 +142,9 @@ class GpuModel:
         """The host's part of `forward`: the batch, on its way to the device."""
         return GpuBatch.build(inputs, self.pool.block_size, self.device, self._sharing)
 
-    def would_group(self, inputs: Sequence[SequenceInput]) -> bool:
+    def would_cascade(self, inputs: Sequence[SequenceInput]) -> bool:
         """Whether `lay_out` would make groups of single tokens."""
-        return self._sharing is not None and would_group(inputs, self.pool.block_size, self._sharing)
+        return self._sharing is not None and would_cascade(inputs, self.pool.block_size, self._sharing)
 
     @torch.inference_mode()
     def compute(self, batch: GpuBatch) -> Tensor:
@@ -198,8 +198,8 @@ class GpuModel:
         kv, scales = self.pool.layers[index], self.pool.layer_scales[index]
         window = (self.config.sliding_window or 0) if self.config.sliding_layers[index] else 0
         one, scale, out = batch.singles, self.config.head_dim**-0.5, torch.empty_like(queries)
-        if batch.grouped is not None and not window:
-            grouped_attention(queries[:one], kv, batch.grouped, scale=scale, scales=scales, out=out[:one])
+        if batch.cascade is not None and not window:
+            cascade_attention(queries[:one], kv, batch.cascade, scale=scale, scales=scales, out=out[:one])
         elif one:
             decode_attention(
                 queries[:one],

@@ -1,8 +1,8 @@
 """Sampling on the GPU: what `engine/sampling/sampler.py` does, by the kernels in `kernels/gpu/sampling/sample.py`, without waiting.
 
 Order and definitions are the host sampler's. Greedy rows give the same tokens; rows that draw follow the same distribution with
-other numbers, since the device races where the host inverts: the same seed gives the same text on the same kind of device, in any
-batch, after preemption and after a restart, but another text on a CPU.
+other numbers, since the device uses the Gumbel-max trick where the host inverts: the same seed gives the same text on the same kind
+of device, in any batch, after preemption and after a restart, but another text on a CPU.
 
 A request with bad words needs tokens that may not have reached the host, and one that wants more log-probabilities than a kernel
 lists needs a sort: all tokens of such a request are drawn by the host sampler itself (`drawn_by_host`).
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.gpu.events import Arrival
+from engine.gpu.events import AsyncCopy
 from engine.sampling.edits import IdArray, ValueArray, known_ids
 from engine.sampling.sampler import ALL_MASKED, NOT_FINITE, Sampled
 from engine.sequence import Sequence
@@ -120,11 +120,11 @@ class Draw:
         self._count = len(tokens)
         self._described = described  # rows with log-probabilities
         parts = [tokens.int(), *(part.flatten().view(torch.int32) for part in lists)]
-        self._arrival = Arrival(torch.cat(parts) if lists else parts[0])
+        self._copy = AsyncCopy(torch.cat(parts) if lists else parts[0])
 
     def wait(self, members: list[Member]) -> list[Sampled]:
         """What each row brought; `members` are those of the rows."""
-        values = self._arrival.wait().numpy()
+        values = self._copy.wait().numpy()
         described = self._logprobs(values, members)
         return [
             Sampled(token, described.get(row)) if token >= 0 else Sampled(token, error=_ERRORS[token])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.cpu.batch import SequenceInput
 from engine.cpu.worker import score_prompts, wanted
-from engine.gpu.events import Mark
+from engine.gpu.events import DeviceEvent
 from engine.gpu.graph_policy import Bucket, GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu.model import GpuModel
@@ -44,12 +44,12 @@ class PendingStep:
         self._began = began
         self._seconds = 0.0
         self._draws: list[tuple[list[int], list[Member], Draw | list[Sampled]]] = []
-        self._end: Mark | None = None
+        self._end: DeviceEvent | None = None
         self.finished = False
 
     def close(self, device: torch.device) -> None:
         """All of it has been given to the device."""
-        self._end = Mark(device)
+        self._end = DeviceEvent(device)
 
     def add(self, places: list[int], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
         """Tokens of the results at `places` are to come from `drawn`."""
@@ -213,7 +213,7 @@ class GpuWorker:
     def _answers(self) -> bool:
         """Whether the device still does as it is told; whoever launched a kernel has its own words for it when it does not."""
         try:
-            Mark(self._device).wait()
+            DeviceEvent(self._device).wait()
         except RuntimeError:
             return False
         return True

@@ -6,10 +6,10 @@ comes from a keyed hash in counter mode (Salmon et al. 2011, "Parallel random nu
 3), BLAKE2b, which takes seeds of any size and sign.
 
 Inversion (Devroye 1986, "Non-Uniform Random Variate Generation", section III.2.1) takes the first token, in the order
-of ids, whose cumulated weight passes u * total. Against the exponential race (Gumbel-max), which needs a random
-number for every token of the vocabulary, it needs one, and in double precision its tail is exact to 1e-16. Tokens
-without weight add exactly zero to the sum: the outcome is the same whether they are present or were cut away before,
-as long as the candidates stand in the order of their ids.
+of ids, whose cumulated weight passes u * total. The Gumbel-max trick needs a random number for every token of the
+vocabulary; inversion needs one, and in double precision its tail is exact to 1e-16. Tokens without weight add exactly
+zero to the sum: the outcome is the same whether they are present or were cut away before, as long as the candidates
+stand in the order of their ids.
 """
 
 import hashlib

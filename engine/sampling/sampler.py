@@ -5,7 +5,7 @@ The order is fixed, each concern an object or a function in its own file:
 2. `logit_bias`, bad words, `min_tokens` (`bias`, `bad_words`, `min_tokens`);
 3. repetition penalty, then presence and frequency penalties (`penalties`);
 4. the largest logit: it is the answer of greedy rows and the health check of all of them;
-5. temperature, then min_p, then top_k, then top_p (`truncation`);
+5. temperature, then min_p, then top_k, then top_p (`top_k_top_p`);
 6. the draw (`draw`).
 
 A concern looks only at the rows that ask for it: a batch of greedy rows costs one pass for the maximum. What belongs
@@ -25,7 +25,7 @@ from engine.sampling.bias import LogitBias
 from engine.sampling.edits import Edit
 from engine.sampling.min_tokens import MinTokens
 from engine.sampling.penalties import Penalties
-from engine.sampling.truncation import Limits, candidates, scaled, truncates
+from engine.sampling.top_k_top_p import Limits, candidates, scaled, truncates
 from engine.sequence import Sequence
 from scheduler.types.step import TokenLogprobs
 

@@ -87,14 +87,14 @@ def check_paged(device, lengths, *, heads, dim, dtype, fp8=False, **options):
     batch.check(found, sums, **options)
 
 
-def check_grouped(device, prefixes, *, heads, dim, dtype, fp8=False):
+def check_cascade(device, prefixes, *, heads, dim, dtype, fp8=False):
     case = test_cascade.Shared(prefixes, heads=heads, dim=dim, dtype=dtype)
     if fp8:
         case.kv, case.scales = eight_bits(case.kv.float(), 1)
     wanted = case.reference()
     case.device, case.q, case.kv = torch.device(device), case.q.to(device), case.kv.to(device)
     case.scales = None if case.scales is None else case.scales.to(device)
-    close(case.grouped(), wanted, 3 * ATTENTION[dtype])  # its scale is three times the others'
+    close(case.cascade(), wanted, 3 * ATTENTION[dtype])  # its scale is three times the others'
 
 
 def check_merge(device, parts, *, heads, dim, dtype):

@@ -52,8 +52,8 @@ def test_chunks_and_single_tokens(device, options):
 @pytest.mark.parametrize(
     ("device", "options"), both([(SMALL,), (SMALL | {"fp8": True},)], [(LLAMA,), (LLAMA | {"fp8": True},)])
 )
-def test_grouped_prefixes(device, options):
-    checks.check_grouped(device, [(1, 0), (3, 96), (2, 560)], **options)
+def test_cascade(device, options):
+    checks.check_cascade(device, [(1, 0), (3, 96), (2, 560)], **options)
 
 
 @pytest.mark.parametrize(("device", "parts", "options"), both([(5, SMALL)], [(3, LLAMA), (70, LLAMA), (5, SMOLLM)]))

@@ -116,7 +116,7 @@ def test_the_compiled_sampler_draws_what_its_reference_draws(row):
     rows = [RowSettings(temperature=row.temperature, top_p=row.top_p, top_k=row.top_k, seed=seed) for seed in range(16)]
     drawn = sample(logits.to(GPU), RowsSettings.of(rows, GPU)).cpu()
     wanted = reference_sample(logits, RowsSettings.of(rows, torch.device("cpu")))
-    assert (drawn == wanted).sum() >= 15  # fp32 against fp64: a race may be that close
+    assert (drawn == wanted).sum() >= 15  # fp32 against fp64: two scores may be that close
 
 
 def test_blocks_go_to_the_host_and_back():

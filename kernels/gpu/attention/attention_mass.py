@@ -1,14 +1,12 @@
 """Attention mass: which share of its attention a sequence's newest row gives to each position of its keys.
 
-mass[n] = mean over the query heads of a KV head of exp(score_n - log_sum): what eviction by attention ("heavy
-hitters", Zhang et al. 2023,
-arXiv 2306.14048, section 4) and its relatives rank positions by. A pass of its own after attention, whose
-log-sum-exp it takes, so
-attention itself costs nothing more; it reads the keys once more and no values.
+mass[n] = mean over the query heads of a KV head of exp(score_n - log_sum): what eviction by attention ("heavy hitters", Zhang et
+al. 2023, arXiv 2306.14048, section 4) and its relatives rank positions by. It is a pass of its own after attention, whose
+log-sum-exp it takes: attention itself costs no more, and the pass reads the keys once more and no values. Nothing in the engine
+calls it yet; compression of the KV cache will.
 
-One program takes one part of the positions for all query heads of a KV head. Floor: kv_length * kv_heads * (dim *
-bytes read + 4 written)
-a sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 0.55 GB, 114 us at 4.8 TB/s), half of decode attention's.
+One program takes one part of the positions for all query heads of a KV head. Floor: kv_length * kv_heads * (dim * bytes read + 4
+written) a sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 0.55 GB, 114 us at 4.8 TB/s), half of decode attention's.
 """
 
 from typing import Any

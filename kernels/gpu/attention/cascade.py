@@ -1,5 +1,5 @@
-"""Decode attention for a batch in which groups of sequences share a prefix: its keys are read once for the group, not once a
-sequence.
+"""Cascade attention: decode attention where groups of sequences share a prefix, whose keys are read once a group instead of once
+a sequence.
 
 Softmax attention over a sequence's keys is a merge of attention over any partition of them (Juravsky et al. 2024, "Hydragen",
 section 3.1; Ye et al. 2024, "Cascade inference"). Here: the shared prefix, where the group's rows are one tile of queries
@@ -7,11 +7,11 @@ without causal order (`paged_attention`, every row sees every key), cut into par
 rest (`decode_attention`); joined by `merge_states`. Partial results are fp32.
 
 Which sequences form a group, and whether that pays, is decided on the host once a step
-(`kernels.gpu.attention.cascade_groups`). A result
-equals `decode_attention`'s but for the order of sums: it depends on which group the sequence is in, so a server that promises
-results independent of the batch does not group. No sliding window: a row would see different parts of the prefix.
+(`kernels.gpu.attention.cascade_groups`). A result equals `decode_attention`'s but for the order of its sums, which depends on the
+sequence's group: a server that promises results independent of the batch does not group. No sliding window: rows would see
+different parts of the prefix.
 
-Bytes: each prefix once per `prefix_groups.TILE` packed rows (32 sequences of Llama-3-8B), each rest once, and per part of a
+Bytes: each prefix once per `cascade_groups.TILE` packed rows (32 sequences of Llama-3-8B), each rest once, and per part of a
 prefix 4 * rows * heads * (dim + 1) written and read. Floor, 64 sequences of 8192 shared and 512 own tokens, Llama-3-8B bf16, a
 layer: 34 MB twice + 134 MB + partials, 45 us at 4.8 TB/s, where 64 * 8704 keys take 2.28 GB, 475 us (less where the second
 cache level helps).
@@ -20,17 +20,17 @@ cache level helps).
 import torch
 from torch import Tensor
 
-from kernels.gpu.attention.cascade_groups import GroupedBatch
+from kernels.gpu.attention.cascade_groups import CascadeBatch
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.merge_states import merge_states
 from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.attention.reference import reference_attention
 
 
-def grouped_attention(
+def cascade_attention(
     q: Tensor,
     kv: Tensor,
-    batch: GroupedBatch,
+    batch: CascadeBatch,
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -88,7 +88,7 @@ def grouped_attention(
     return merge_states(parts, log_sums, out=torch.empty_like(q) if out is None else out)[0]
 
 
-def reference_grouped_attention(
+def reference_cascade_attention(
     q: Tensor,
     kv: Tensor,
     kv_lengths: Tensor,

@@ -113,7 +113,7 @@ def _largest(heights: Sequence[int], start: int, stop: int) -> Group:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupedBatch:
+class CascadeBatch:
     """A decode batch split into shared prefixes and each sequence's own rest; built on the host once a step, for all layers.
 
     Attributes:
@@ -148,7 +148,7 @@ class GroupedBatch:
         heads: int,
         kv_heads: int,
         device: torch.device,
-    ) -> "GroupedBatch":
+    ) -> "CascadeBatch":
         """Lay out a batch with `groups` as `find_groups` gives them (at least one); one copy to the device."""
         spans = list(_with_gaps(groups, len(tables)))
         cuts = [_cuts(span, block_size, heads, kv_heads) for span in spans]

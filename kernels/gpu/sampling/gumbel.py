@@ -1,16 +1,16 @@
-"""The exponential race: one random number for each token of a vocabulary, from a counter alone.
+"""Gumbel noise: one random number for each token of a vocabulary, from a counter alone.
 
-Give token i with weight w_i a time E_i / w_i, E_i independent unit exponentials; the first one home is drawn with probability
-w_i / sum(w) (Devroye 1986, "Non-Uniform Random Variate Generation", chapter V: the smallest of independent exponentials; in
-logarithms it is the Gumbel-max trick). No sum and no sort is needed, and cutting tokens away leaves the times of the others as
-they were.
+The Gumbel-max trick: add independent Gumbel noise to every token's log-weight; the largest sum belongs to token i with
+probability w_i / sum(w) (Gumbel 1954; Maddison et al. 2014, "A* sampling", section 2). The noise is -log(E), E a unit
+exponential, so this is the smallest of independent exponentials E_i / w_i (Devroye 1986, "Non-Uniform Random Variate
+Generation", chapter V). It needs no sum and no sort, and cutting tokens away leaves the noise of the others as it was.
 
 Random words come from Philox 4x32 with 7 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": the fewest
 rounds that pass all of BigCrush): key = the request's 64-bit seed, counter = (token // 4, position, 0, 0), word token % 4. So a
-token's time depends on seed, position and token, and on nothing else: not on the batch, the row or the tile.
+token's noise depends on seed, position and token, and on nothing else: not on the batch, the row or the tile.
 
-A word r becomes v = (r + 1/2) / 2^32 and E = -log(1 - v), which near zero is a series: the winner's E is about 1 / vocabulary,
-where 1 - v would have lost most of its digits. v is never zero: no token, however unlikely, wins by a rounding.
+A word r becomes v = (r + 1/2) / 2^32 and E = -log(1 - v), near zero by its series: the winner's E is about 1 / vocabulary,
+where 1 - v would have lost most of its digits. v is never zero: no token, however unlikely, wins by rounding.
 
 Cost: about 25 integer multiplications a token (4 tokens share a call) and 1 logarithm more than reading its logit.
 """
@@ -25,31 +25,31 @@ SMALL = tl.constexpr(1 / 32)  # below: the series, whose remainder is then under
 
 
 @triton.jit
-def _log_exponential(words):
-    """Logarithm of the exponential number of each random word."""
+def _gumbel_of_words(words):
+    """Gumbel noise from random words."""
     v = words.to(tl.float32) * 2.0**-32 + 2.0**-33
     v = tl.minimum(v, 1.0 - 2.0**-24)  # the largest words round up to one
     series = v * (1.0 + v * (1.0 / 2 + v * (1.0 / 3 + v * (1.0 / 4 + v * (1.0 / 5)))))
-    return tl.log(tl.where(v < SMALL, series, -tl.log(1.0 - v)))
+    return -tl.log(tl.where(v < SMALL, series, -tl.log(1.0 - v)))
 
 
 @triton.jit
-def tile_log_exponentials(seed, position, start, BLOCK: tl.constexpr):
-    """log E of tokens `start` .. `start + BLOCK` - 1, `start` a multiple of 4, fp32 [BLOCK]."""
+def tile_gumbel(seed, position, start, BLOCK: tl.constexpr):
+    """Noise of tokens `start` .. `start + BLOCK` - 1, `start` a multiple of 4, fp32 [BLOCK]."""
     counter = start // 4 + tl.arange(0, BLOCK // 4)
     zero = counter * 0
     a, b, c, d = tl.philox(seed, counter, zero + position, zero, zero, ROUNDS)
-    return _log_exponential(tl.interleave(tl.interleave(a, c), tl.interleave(b, d)))
+    return _gumbel_of_words(tl.interleave(tl.interleave(a, c), tl.interleave(b, d)))
 
 
 @triton.jit
-def log_exponentials(seed, position, tokens):
-    """log E of any `tokens` int32 [n], fp32 [n]."""
+def gumbel(seed, position, tokens):
+    """Noise of any `tokens` int32 [n], fp32 [n]."""
     counter = tokens // 4
     zero = counter * 0
     a, b, c, d = tl.philox(seed, counter, zero + position, zero, zero, ROUNDS)
     word = tokens % 4
-    return _log_exponential(tl.where(word == 0, a, tl.where(word == 1, b, tl.where(word == 2, c, d))))
+    return _gumbel_of_words(tl.where(word == 0, a, tl.where(word == 1, b, tl.where(word == 2, c, d))))
 
 
 def reference_words(seed: int, counters: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ def _product(factor: int, values: Tensor) -> tuple[Tensor, Tensor]:
     return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & 0xFFFFFFFF
 
 
-def reference_exponentials(seed: int, position: int, vocab: int) -> Tensor:
-    """E of every token, fp64 [vocab]."""
+def reference_gumbel(seed: int, position: int, vocab: int) -> Tensor:
+    """Noise of every token, fp64 [vocab]."""
     counters = torch.zeros(-(-vocab // 4), 4, dtype=torch.int64)
     counters[:, 0] = torch.arange(len(counters))
     counters[:, 1] = position
     words = reference_words(seed, counters).flatten()[:vocab]
-    return -torch.log1p(-((words.double() + 0.5) / 2**32))
+    return -torch.log(-torch.log1p(-((words.double() + 0.5) / 2**32)))

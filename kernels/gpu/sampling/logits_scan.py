@@ -1,16 +1,15 @@
 """One pass over the logits of every row, split into tiles: what settles greedy and unlimited rows, and bounds the others.
 
-`survey` reads a tile of `BLOCK` tokens and leaves its largest (penalized) logit and where it stands, whether a value is no
-number, and, in rows that draw, the tile's mass or its winner of the exponential race (`kernels.gpu.sampling.gumbel`).
-`settle` joins a row's tiles:
+`scan_kernel` reads a tile of `BLOCK` tokens and leaves its largest (penalized) logit and that token's id, whether a value is not
+finite, and, in rows that draw, the tile's mass or its winner of the Gumbel-max trick (`kernels.gpu.sampling.gumbel`).
+`settle_kernel` joins a row's tiles:
 
 - health: a NaN or +inf anywhere gives `NOT_FINITE`, nothing above -inf gives `ALL_MASKED`, in place of a token;
 - temperature 0: the largest logit, the lowest id among equals;
-- no top_k, top_p or min_p: the winner of the race;
-- else `PENDING`, and a bound below which no token can be drawn, for `kernels.gpu.sampling.top_k_top_p`: top_k: the k-th
-largest maximum
-  over groups of `GROUP` tokens, since at least k tokens reach it; min_p: its definition; top_p alone: weights under (1 - p) *
-  total / vocab weigh less than (1 - p) * total together, so the nucleus lies above.
+- no top_k, top_p or min_p: the largest of the tiles' winners;
+- else `PENDING`, and a bound below which no token can be drawn, for `kernels.gpu.sampling.top_k_top_p`: for
+  top_k, the k-th largest maximum over groups of `GROUP` tokens, since at least k tokens reach it; for min_p, its definition; for
+  top_p alone, weights under (1 - p) * total / vocab weigh less than (1 - p) * total together, so the nucleus lies above.
 
 Within a tile log-weights are relative to the tile's own peak: no overflow, whatever the temperature. Shapes: logits [rows,
 vocab], any float type; partials [rows, tiles]. A row's results depend on that row alone: tiles are a function of the
@@ -25,7 +24,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.runtime import Variant
-from kernels.gpu.sampling.gumbel import tile_log_exponentials
+from kernels.gpu.sampling.gumbel import tile_gumbel
 from kernels.gpu.sampling.penalties import (
     FLOATS,
     INTS,
@@ -85,7 +84,7 @@ def value_of(key):
 
 
 @triton.jit(do_not_specialize_on_alignment=UNALIGNED)
-def survey_kernel(
+def scan_kernel(
     logits,
     counts,
     floats,
@@ -101,7 +100,7 @@ def survey_kernel(
     vocab,
     tiles,
     PENALIZE: tl.constexpr,
-    TRUNCATE: tl.constexpr,
+    LIMITED: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -126,11 +125,11 @@ def survey_kernel(
         else:
             seed = tl.load(ints + row * INTS + SEED)
             position = tl.load(ints + row * INTS + POSITION).to(tl.int32)
-            score = logs - tile_log_exponentials(seed, position, start, BLOCK)
+            score = logs + tile_gumbel(seed, position, start, BLOCK)
             best = tl.max(score, 0)
             tl.store(scores + place, best)
             tl.store(winners + place, tl.min(tl.where(score == best, tokens, NOWHERE), 0))
-    if TRUNCATE:
+    if LIMITED:
         groups = tl.max(tl.reshape(x, (BLOCK // GROUP, GROUP)), 1)
         tl.store(group_peaks + place * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP), groups)
 
@@ -186,7 +185,7 @@ def settle_kernel(
     vocab,
     tiles,
     groups,
-    TRUNCATE: tl.constexpr,
+    LIMITED: tl.constexpr,
     TILES: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
@@ -209,7 +208,7 @@ def settle_kernel(
         logs = tl.where(alive, (tile_peaks - peak) / temperature, float("-inf"))
         if is_limited(floats, ints, row, vocab):
             token = token * 0 + PENDING
-            if TRUNCATE:
+            if LIMITED:
                 mass = tl.where(alive, tl.load(masses + place, alive, 0.0), 0.0)
                 total = tl.sum((mass * tl.exp(logs)).to(tl.float64), 0).to(tl.float32)
                 bound = _bound(floats, ints, group_peaks, row, peak, temperature, total, vocab, groups, GROUPS)
@@ -229,11 +228,11 @@ def _variants(name: str, dtype: str, vocab: int) -> tuple[Variant, ...]:
         "floats": "*fp32", "ints": "*i64", "peaks": "*fp32", "peak_ids": "*i32", "masses": "*fp32", "scores": "*fp32",
         "winners": "*i32", "faults": "*i32", "group_peaks": "*fp32", "vocab": "i32", "tiles": "i32",
     }  # fmt: skip
-    survey = Variant(
-        name=f"survey {name}",
-        kernel=survey_kernel,
+    scan = Variant(
+        name=f"scan {name}",
+        kernel=scan_kernel,
         signature={**partials, "logits": f"*{dtype}", "counts": "*i32", "row_stride": "i64"},
-        constants={"PENALIZE": True, "TRUNCATE": True, "BLOCK": BLOCK, "GROUP": GROUP},
+        constants={"PENALIZE": True, "LIMITED": True, "BLOCK": BLOCK, "GROUP": GROUP},
         warps=WARPS,
         aligned=("logits", "counts", "row_stride", "vocab", "group_peaks"),
     )
@@ -249,13 +248,13 @@ def _variants(name: str, dtype: str, vocab: int) -> tuple[Variant, ...]:
             "groups": "i32",
         },
         constants={
-            "TRUNCATE": True,
+            "LIMITED": True,
             "TILES": padded(tiles),
             "GROUPS": triton.next_power_of_2(tiles * (BLOCK // GROUP)),
         },
         warps=4,
     )
-    return survey, settle
+    return scan, settle
 
 
 VARIANTS = (

@@ -5,7 +5,7 @@ The order is that of `engine/sampling/sampler.py`:
 1. penalties (`kernels.gpu.sampling.penalties`), read with the logits, never written;
 2. the largest logit: the answer of greedy rows and the health check of all (`kernels.gpu.sampling.logits_scan`);
 3. temperature, then min_p, then top_k, then top_p (`kernels.gpu.sampling.top_k_top_p`);
-4. the draw: the exponential race on counter-based numbers (`kernels.gpu.sampling.gumbel`).
+4. the draw: the Gumbel-max trick on counter-based noise (`kernels.gpu.sampling.gumbel`).
 
 `logit_bias`, bad words and `min_tokens` edit a few logits before (`engine/sampling`); log-probabilities are of the raw logits
 and have a kernel of their own (`kernels.gpu.sampling.token_logprobs`).
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kernels.gpu.runtime import sent
 from kernels.gpu.sampling import logits_scan
-from kernels.gpu.sampling.gumbel import reference_exponentials
+from kernels.gpu.sampling.gumbel import reference_gumbel
 from kernels.gpu.sampling.logits_scan import BLOCK, GROUP, WARPS
 from kernels.gpu.sampling.penalties import reference_penalized
 from kernels.gpu.sampling.top_k_top_p import CHUNK, choose_kernel, collect_kernel, count_kernel
@@ -174,16 +174,16 @@ def _sample(logits: Tensor, settings: Settings, counts: Tensor | None, tokens: T
     row_peaks, row_totals, bounds = real((3, rows))
     table = counts if settings.penalized else peak_ids  # never read where no row has a penalty
     read = (logits, table, settings.floats, settings.ints)
-    logits_scan.survey_kernel[(rows, tiles)](
+    logits_scan.scan_kernel[(rows, tiles)](
         *read, peaks, peak_ids, masses, scores, winners, faults, group_peaks, logits.stride(0), vocab, tiles,
-        PENALIZE=settings.penalized, TRUNCATE=settings.limited, BLOCK=BLOCK, GROUP=GROUP, num_warps=WARPS,
+        PENALIZE=settings.penalized, LIMITED=settings.limited, BLOCK=BLOCK, GROUP=GROUP, num_warps=WARPS,
     )  # fmt: skip
     groups = tiles * (BLOCK // GROUP)
     width = logits_scan.padded(tiles)
     logits_scan.settle_kernel[(rows,)](
         *read[2:], peaks, peak_ids, masses, scores, winners, faults, group_peaks, tokens, row_peaks, row_totals, bounds,
         vocab, tiles, groups,
-        TRUNCATE=settings.limited, TILES=width, GROUPS=triton.next_power_of_2(groups), num_warps=4,
+        LIMITED=settings.limited, TILES=width, GROUPS=triton.next_power_of_2(groups), num_warps=4,
     )  # fmt: skip
     if not settings.limited:
         return
@@ -204,7 +204,7 @@ def _sample(logits: Tensor, settings: Settings, counts: Tensor | None, tokens: T
 
 
 def reference_sample(logits: Tensor, settings: Settings, counts: Tensor | None = None) -> Tensor:
-    """`sample` row by row, by sorting: the same race, in fp64."""
+    """`sample` row by row, by sorting: the same noise, in fp64."""
     tokens = []
     for row, floats, ints in zip(logits, settings.floats.tolist(), settings.ints.tolist(), strict=True):
         temperature, log_min_p, top_p, repetition, presence, frequency = floats
@@ -220,8 +220,8 @@ def reference_sample(logits: Tensor, settings: Settings, counts: Tensor | None =
         else:
             logs = (x - x.max()).double() / max(temperature, logits_scan.TINIEST.value)
             kept = reference_kept(x, logs, log_min_p, ints[0], top_p)
-            race = logs - reference_exponentials(ints[1], ints[2], len(x)).log()
-            tokens.append(int(race.masked_fill(~kept, -math.inf).argmax()))
+            scores = logs + reference_gumbel(ints[1], ints[2], len(x))
+            tokens.append(int(scores.masked_fill(~kept, -math.inf).argmax()))
     return torch.tensor(tokens, dtype=torch.int64)
 
 

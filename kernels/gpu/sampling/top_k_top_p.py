@@ -1,7 +1,7 @@
 """min_p, top_k and top_p without a sort, and the draw among what they leave, for the rows that
 `kernels.gpu.sampling.logits_scan` left pending.
 
-Definitions and order of `engine/sampling/truncation.py`: on logits over temperature, min_p (keep p >= min_p * p_max), then
+Definitions and order of `engine/sampling/top_k_top_p.py`: on logits over temperature, min_p (keep p >= min_p * p_max), then
 top_k, then top_p on what is left, renormalized (the fewest likeliest tokens whose mass reaches top_p, at least one). Each keeps
 a prefix of the ranking by (value, lower id first), so a row's answer is a value, the border, and how many of the tokens equal
 to it stay.
@@ -13,7 +13,7 @@ to it stay.
    which fewer than k tokens lie, then for the smallest above which less than the wanted mass lies; it stops when a single token
    is left between its two pivots (two pivots as in the sampling kernels of FlashInfer, Ye et al. 2025; there they reject draws,
    here they close in on the exact border). Equal values are ranked by place in the list, which is by id. The last pass is the
-   exponential race among the kept.
+   Gumbel-max trick among the kept.
 
 Exactness: comparisons and counts are exact; masses are fp32 weights summed in fp64 (the whole row's, for top_p alone, as a sum
 of fp32 sums of tiles), so a token whose share of mass lies within about 1e-6 of top_p may fall to either side, but always to
@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.runtime import Variant
-from kernels.gpu.sampling.gumbel import log_exponentials
+from kernels.gpu.sampling.gumbel import gumbel
 from kernels.gpu.sampling.logits_scan import (
     BLOCK,
     NOWHERE,
@@ -160,7 +160,7 @@ def _border(values, n, peak, temperature, floor, over_floor, limit, target, CHUN
 
 
 @triton.jit
-def _race(values, value_ids, n, peak, temperature, seed, position, border, ties, CHUNK: tl.constexpr):
+def _gumbel_max(values, value_ids, n, peak, temperature, seed, position, border, ties, CHUNK: tl.constexpr):
     """The winner among listed tokens above the key `border` and the first `ties` equal to it."""
     best = tl.full((), float("-inf"), tl.float32)
     winner = tl.full((), NOWHERE, tl.int32)
@@ -173,7 +173,7 @@ def _race(values, value_ids, n, peak, temperature, seed, position, border, ties,
         equal = ((keys == border) & (place < n)).to(tl.int32)
         rank = met + tl.cumsum(equal, 0)
         keep = (place < n) & ((keys > border) | ((equal > 0) & (rank <= ties)))
-        score = (x - peak) / temperature - log_exponentials(seed, position, ids)
+        score = (x - peak) / temperature + gumbel(seed, position, ids)
         score = tl.where(keep, score, float("-inf"))
         chunk_best = tl.max(score, 0)
         first = tl.min(tl.where(score == chunk_best, ids, NOWHERE), 0)
@@ -235,7 +235,7 @@ def choose_kernel(
             border = cut
         seed = tl.load(ints + row * INTS + SEED)
         position = tl.load(ints + row * INTS + POSITION).to(tl.int32)
-        winner = _race(values, value_ids, n, peak, temperature, seed, position, border, ties, CHUNK)
+        winner = _gumbel_max(values, value_ids, n, peak, temperature, seed, position, border, ties, CHUNK)
         tl.store(tokens + row, winner.to(tl.int64))
 
 

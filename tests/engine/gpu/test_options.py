@@ -37,13 +37,13 @@ def test_shared_prefixes_change_no_more_than_the_order_of_sums(tiny_model, name)
         steps = decoding(model)
         prompt_beside = chunk(prompt(320, 5), 0, 3, [1])
         batches.append(model.lay_out([prompt_beside, *(steps[index] for index in order)]))
-    assert batches[0].grouped is None
-    assert batches[1].grouped is not None
-    assert sorted(batches[1].grouped.lengths.tolist()) == [1, 4, 8, 17, 35]  # what each reads for itself
-    plain, grouped = (
+    assert batches[0].cascade is None
+    assert batches[1].cascade is not None
+    assert sorted(batches[1].cascade.lengths.tolist()) == [1, 4, 8, 17, 35]  # what each reads for itself
+    plain, cascade = (
         model.logits(model.compute(batch)) for model, batch in zip((apart, together), batches, strict=True)
     )
-    torch.testing.assert_close(grouped, plain, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cascade, plain, atol=1e-4, rtol=0)
 
 
 def test_no_groups_that_do_not_pay():
@@ -51,7 +51,7 @@ def test_no_groups_that_do_not_pay():
     saved = 2 * 100  # two blocks, read once instead of twice
     for least, found in ((saved, True), (saved + 1, False)):
         batch = GpuBatch.build(inputs, SIZE, CPU, Sharing(heads=4, kv_heads=2, block_bytes=100, least_saved=least))
-        assert (batch.grouped is not None) == found
+        assert (batch.cascade is not None) == found
 
 
 @pytest.mark.parametrize(("least_saved", "replayed"), [(None, 2), (0, 1)])
@@ -102,7 +102,7 @@ def test_groups_read_an_fp8_cache(tiny_model):
     for model in (apart, together):
         batch = model.lay_out(decoding(model, 2))
         logits.append(model.logits(model.compute(batch)))
-    assert batch.grouped is not None
+    assert batch.cascade is not None
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)
 
 

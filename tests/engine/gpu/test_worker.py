@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.gpu.events import Mark
+from engine.gpu.events import DeviceEvent
 from engine.gpu.graphs import NotRecorded
 from engine.ipc.failures import DeviceLost
 from scheduler.types.messages import FinishReason
@@ -270,16 +270,16 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("mark", "told"), [(Broken, DeviceLost), (Mark, RuntimeError)], ids=["the device fails", "a step fails"]
+    ("event", "told"), [(Broken, DeviceLost), (DeviceEvent, RuntimeError)], ids=["the device fails", "a step fails"]
 )
-def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, mark, told):
+def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, event, told):
     """Whoever launches a kernel has its own words for a device that is lost: it is asked."""
 
     def fails(*_):
         raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
 
     _, worker = gpu_worker(folder, 30)
-    monkeypatch.setattr("engine.gpu.worker.Mark", mark)
+    monkeypatch.setattr("engine.gpu.worker.DeviceEvent", event)
     monkeypatch.setattr(worker._graphs, "forward", fails)
     new = SequenceInit(request_id="r", prompt_ids=[3], sampling=SamplingParams(max_tokens=1))
     chunk = Chunk(request_id="r", start=0, length=1, block_table=[0], samples=True)

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from kernels.gpu.attention.cascade import grouped_attention, reference_grouped_attention
-from kernels.gpu.attention.cascade_groups import GroupedBatch, find_groups
+from kernels.gpu.attention.cascade import cascade_attention, reference_cascade_attention
+from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
 from tests.kernels.gpu.attention.cases import NAN, assert_close
 
 
@@ -42,9 +42,9 @@ class Shared:
         self.kv = layers.to(torch.float8_e4m3fn if fp8 else dtype)[:, 1]
         self.q = torch.randn(len(self.lengths), heads[0], dim, generator=generator).to(dtype)
 
-    def grouped(self, **options):
+    def cascade(self, **options):
         groups = find_groups(self.tables, self.lengths, self.block_size, 1, 0)
-        batch = GroupedBatch.build(
+        batch = CascadeBatch.build(
             groups,
             self.tables,
             self.lengths,
@@ -54,7 +54,7 @@ class Shared:
             device=self.device,
         )
         out = torch.full_like(self.q, NAN)
-        result = grouped_attention(self.q, self.kv, batch, scale=0.3, scales=self.scales, out=out, **options)
+        result = cascade_attention(self.q, self.kv, batch, scale=0.3, scales=self.scales, out=out, **options)
         assert result is out
         return out
 
@@ -62,7 +62,7 @@ class Shared:
         width = max(map(len, self.tables))
         tables = torch.tensor([[*table, *[0] * (width - len(table))] for table in self.tables], dtype=torch.int32)
         lengths = torch.tensor(self.lengths, dtype=torch.int32)
-        return reference_grouped_attention(self.q, self.kv, lengths, tables, scale=0.3, scales=self.scales, **options)
+        return reference_cascade_attention(self.q, self.kv, lengths, tables, scale=0.3, scales=self.scales, **options)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ class Shared:
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 1)])
 def test_definition(prefixes, heads):
     case = Shared(prefixes, heads=heads, seed=len(prefixes))
-    assert_close(case.grouped(), case.reference())
+    assert_close(case.cascade(), case.reference())
 
 
 @pytest.mark.parametrize(
@@ -87,23 +87,23 @@ def test_definition(prefixes, heads):
 )
 def test_shapes_and_types(options):
     case = Shared([(1, 0), (3, 96), (2, 560)], seed=7, **options)
-    assert_close(case.grouped(), case.reference())
+    assert_close(case.cascade(), case.reference())
 
 
 def test_soft_cap():
     case = Shared([(3, 96), (1, 0)], seed=8)
     case.q *= 20
-    assert_close(case.grouped(soft_cap=5.0), case.reference(soft_cap=5.0))
+    assert_close(case.cascade(soft_cap=5.0), case.reference(soft_cap=5.0))
 
 
 def test_more_rows_than_a_tile_holds():
     """Eight heads a KV head: 4 rows of fp32 fill a tile, so 11 members are three."""
     case = Shared([(11, 32)], heads=(8, 1), seed=9)
-    assert_close(case.grouped(), case.reference())
+    assert_close(case.cascade(), case.reference())
 
 
 def test_another_batchs_plan_is_refused():
     case, other = Shared([(2, 16)]), Shared([(3, 16)])
     case.q = other.q
     with pytest.raises(ValueError, match="3 queries for a batch of 2 sequences"):
-        case.grouped()
+        case.cascade()

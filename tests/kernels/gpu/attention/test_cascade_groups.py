@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.gpu.attention.cascade_groups import Group, GroupedBatch, find_groups
+from kernels.gpu.attention.cascade_groups import CascadeBatch, Group, find_groups
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -79,7 +79,7 @@ def test_every_key_is_read_once(heads):
     """Parts and rests of a sequence, laid end to end, are its table."""
     tables, lengths = batch([(1, 0), (40, 70), (3, 5), (2, 0), (2, 33)], seed=3)
     groups = find_groups(tables, lengths, BLOCK_SIZE, 1, 0)
-    laid = GroupedBatch.build(
+    laid = CascadeBatch.build(
         groups, tables, lengths, block_size=BLOCK_SIZE, heads=heads[0], kv_heads=heads[1], device=CPU
     )
     spans = len(laid.prefix_lengths) // laid.splits

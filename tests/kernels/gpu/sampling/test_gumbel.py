@@ -1,4 +1,4 @@
-"""Counter-based exponentials: the words against published ones, their distribution, and what they depend on."""
+"""Counter-based Gumbel noise: the words against published ones, their distribution, and what they depend on."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,18 @@ import triton.language as tl
 from scipy import stats
 
 from kernels.gpu.sampling.gumbel import (
-    log_exponentials,
-    reference_exponentials,
+    gumbel,
+    reference_gumbel,
     reference_words,
-    tile_log_exponentials,
+    tile_gumbel,
 )
 
 
 @triton.jit
 def _store_both(tile_out, any_out, seed, position, start, BLOCK: tl.constexpr):
     place = tl.arange(0, BLOCK)
-    tl.store(tile_out + place, tile_log_exponentials(tl.load(seed), position, start, BLOCK))
-    tl.store(any_out + place, log_exponentials(tl.load(seed), position, start + place))
+    tl.store(tile_out + place, tile_gumbel(tl.load(seed), position, start, BLOCK))
+    tl.store(any_out + place, gumbel(tl.load(seed), position, start + place))
 
 
 def test_published_words():
@@ -36,33 +36,35 @@ def test_published_words():
 def test_kernel_numbers(seed, position, start):
     tile, each = torch.full((2, 256), float("nan"))
     _store_both[(1,)](tile, each, torch.tensor([seed]), position, start, BLOCK=256)
-    expected = reference_exponentials(seed, position, start + 256)[start:].log().float()
+    expected = reference_gumbel(seed, position, start + 256)[start:].float()
     assert torch.equal(tile, each)
     torch.testing.assert_close(tile, expected, atol=2e-6, rtol=2e-6)
 
 
-def test_the_smallest_words_keep_their_digits():
-    """The winner of a large vocabulary is decided by the smallest numbers: they must not be rounded to few values."""
+def test_the_largest_noise_keeps_its_digits():
+    """The largest noise decides the winner of a large vocabulary: it must not be rounded to few values."""
     tile, each = torch.empty(2, 8192)
-    smallest = []
+    largest = []
     for position in range(30):
         _store_both[(1,)](tile, each, torch.tensor([11]), position, 0, BLOCK=8192)
-        expected = reference_exponentials(11, position, 8192).log()
-        where = expected.argmin()
+        expected = reference_gumbel(11, position, 8192)
+        where = expected.argmax()
         assert float(tile[where]) == pytest.approx(float(expected[where]), rel=1e-6)
-        smallest.append(float(tile[where]))
-    assert len(set(smallest)) == 30
+        largest.append(float(tile[where]))
+    assert len(set(largest)) == 30
 
 
-def test_the_numbers_are_unit_exponentials():
-    numbers = torch.cat([reference_exponentials(seed, position, 997) for seed in (0, 5) for position in range(50)])
-    assert float(numbers.min()) > 0
-    assert stats.kstest(numbers.numpy(), "expon").pvalue > 1e-3
+def test_the_noise_is_gumbel():
+    numbers = torch.cat([reference_gumbel(seed, position, 997) for seed in (0, 5) for position in range(50)])
+    assert bool(numbers.isfinite().all())
+    assert stats.kstest(numbers.numpy(), "gumbel_r").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("other", [(1, 0), (0, 1), (2**32, 0), (-1, 0)])
 def test_neighbours_are_strangers(other):
     """Seeds and positions beside each other, and seeds that differ in the upper half only."""
-    a, b = reference_exponentials(0, 0, 40_000), reference_exponentials(*other, 40_000)
-    cells, _, _ = np.histogram2d((-a).exp().numpy(), (-b).exp().numpy(), bins=8, range=[[0, 1], [0, 1]])
+    a, b = reference_gumbel(0, 0, 40_000), reference_gumbel(*other, 40_000)
+    cells, _, _ = np.histogram2d(
+        (-(-a).exp()).exp().numpy(), (-(-b).exp()).exp().numpy(), bins=8, range=[[0, 1], [0, 1]]
+    )
     assert stats.chisquare(cells.ravel()).pvalue > 1e-4

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from kernels.gpu.sampling.gumbel import reference_exponentials, reference_words
+from kernels.gpu.sampling.gumbel import reference_gumbel, reference_words
 from kernels.gpu.sampling.logits_scan import BLOCK
 from kernels.gpu.sampling.penalties import count_tokens, reference_count_tokens
 from kernels.gpu.sampling.sample import (
@@ -37,13 +37,13 @@ def settings(*rows):
     return Settings.of(rows, CPU)
 
 
-def exponentials(seed, positions, vocab):
-    """E of every token at positions 0 .. `positions` - 1: [positions, vocab]."""
+def gumbel_noise(seed, positions, vocab):
+    """Gumbel noise of every token at positions 0 .. `positions` - 1: [positions, vocab]."""
     counters = torch.zeros(positions, -(-vocab // 4), 4, dtype=torch.int64)
     counters[..., 0] = torch.arange(counters.shape[1])
     counters[..., 1] = torch.arange(positions).unsqueeze(1)
     words = reference_words(key_of(seed), counters.view(-1, 4)).view(positions, -1)[:, :vocab]
-    return -torch.log1p(-((words.double() + 0.5) / 2**32))
+    return -torch.log(-torch.log1p(-((words.double() + 0.5) / 2**32)))
 
 
 def weights_of(row, asked):
@@ -72,24 +72,24 @@ def certain(row, asked):
     return bool(((mass - asked.top_p).abs() > 2e-6).all())
 
 
-def probes(row, asked, times):
+def probes(row, asked, noise):
     """(position, expected token) pairs at which a set that lacks its last token, or has one too many, draws another token."""
     kept, following = kept_of(row, asked)
-    race = times.log() - weights_of(row, asked)
-    winners = kept[race[:, kept].argmin(dim=1)]
+    scores = weights_of(row, asked) + noise
+    winners = kept[scores[:, kept].argmax(dim=1)]
     found = (winners == kept[-1]).nonzero()[:1, 0].tolist()
     if following is not None:
-        intruded = race[:, following] < race[:, kept].min(dim=1).values
+        intruded = scores[:, following] > scores[:, kept].max(dim=1).values
         found += intruded.nonzero()[:1, 0].tolist()
     return [(position, int(winners[position])) for position in found]
 
 
-def check_borders(cases, times):
+def check_borders(cases, noise):
     """Probe all cases in one call; returns how many probes there were."""
     rows, asked, expected = [], [], []
     for row, options in cases:
         if certain(row, RowSettings(**options)):
-            for position, token in probes(row, RowSettings(**options), times):
+            for position, token in probes(row, RowSettings(**options), noise):
                 rows.append(row)
                 asked.append(RowSettings(seed=1, position=position, **options))
                 expected.append(token)
@@ -105,17 +105,17 @@ LIMITS = [
 
 
 @pytest.fixture(scope="module")
-def narrow_times():
-    return exponentials(1, 4000, 300)
+def narrow_noise():
+    return gumbel_noise(1, 4000, 300)
 
 
 @pytest.fixture(scope="module")
-def wide_times():
-    return exponentials(1, 400, 2 * BLOCK + 809)
+def wide_noise():
+    return gumbel_noise(1, 400, 2 * BLOCK + 809)
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "masked", "negative"])
-def test_borders_of_the_kept_set(kind, narrow_times):
+def test_borders_of_the_kept_set(kind, narrow_noise):
     cases = []
     for index, options in enumerate(LIMITS):
         row = drawn(1, 300, index, 1.5)[0]
@@ -126,13 +126,13 @@ def test_borders_of_the_kept_set(kind, narrow_times):
         if kind == "negative":
             row -= 40.0
         cases.append((row, {"temperature": 0.7 + index % 3, **options}))
-    assert check_borders(cases, narrow_times) > len(cases)
+    assert check_borders(cases, narrow_noise) > len(cases)
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_borders_over_tiles_and_chunks(ties, wide_times):
+def test_borders_over_tiles_and_chunks(ties, wide_noise):
     """Several tiles, and lists longer than a chunk: flat rows keep thousands."""
-    vocab = wide_times.shape[1]
+    vocab = wide_noise.shape[1]
     cases = []
     for index, options in enumerate(
         [
@@ -147,7 +147,7 @@ def test_borders_over_tiles_and_chunks(ties, wide_times):
     ):
         row = drawn(1, vocab, index, 1.0)[0]
         cases.append((row.round() if ties else row, {"temperature": 1.3, **options}))
-    assert check_borders(cases, wide_times) >= 6
+    assert check_borders(cases, wide_noise) >= 6
 
 
 def test_a_tie_is_cut_by_id_across_tiles():
@@ -155,7 +155,7 @@ def test_a_tie_is_cut_by_id_across_tiles():
     vocab = 2 * BLOCK + 809
     rows = torch.zeros(5, vocab)
     tokens = sample(rows, settings(*(RowSettings(top_k=4100, seed=9, position=i) for i in range(5))))
-    expected = [int(reference_exponentials(key_of(9), i, vocab)[:4100].argmin()) for i in range(5)]
+    expected = [int(reference_gumbel(key_of(9), i, vocab)[:4100].argmax()) for i in range(5)]
     assert tokens.tolist() == expected
 
 
@@ -168,13 +168,13 @@ def test_what_leaves_one_token_is_greedy(options):
     assert torch.equal(tokens, logits.argmax(dim=-1))
 
 
-def test_unlimited_draws_are_the_race_over_all(wide_times):
-    vocab = wide_times.shape[1]
+def test_unlimited_draws_are_gumbel_max_over_all(wide_noise):
+    vocab = wide_noise.shape[1]
     for scale, temperature in [(3.0, 1.0), (3.0, 0.4), (0.01, 2.0)]:
         row = drawn(1, vocab, 3, scale)[0]
-        race = wide_times[:6].log() - (row - row.max()).double() / temperature
+        scores = wide_noise[:6] + (row - row.max()).double() / temperature
         rows = [RowSettings(seed=1, position=i, temperature=temperature) for i in range(6)]
-        assert sample(row.repeat(6, 1), settings(*rows)).tolist() == race.argmin(dim=1).tolist()
+        assert sample(row.repeat(6, 1), settings(*rows)).tolist() == scores.argmax(dim=1).tolist()
 
 
 ROW = torch.from_numpy(np.random.default_rng(0).normal(0, 1.5, 50).astype(np.float32))
@@ -216,17 +216,17 @@ def p_value(tokens, probabilities):
 
 
 @pytest.fixture(scope="module")
-def many_times():
-    return torch.cat([exponentials(seed, 200, len(ROW)) for seed in range(50)])
+def many_noise():
+    return torch.cat([gumbel_noise(seed, 200, len(ROW)) for seed in range(50)])
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
-def test_the_drawn_distribution_is_the_defined_one(options, many_times):
+def test_the_drawn_distribution_is_the_defined_one(options, many_noise):
     """10000 draws from the reference's numbers, 200 positions of each of 50 seeds; the kernel repeats some of them exactly."""
     asked = RowSettings(**options)
     kept, _ = kept_of(ROW, asked)
-    race = many_times[:, kept].log() - weights_of(ROW, asked)[kept]
-    tokens = kept[race.argmin(dim=1)].tolist()
+    scores = many_noise[:, kept] + weights_of(ROW, asked)[kept]
+    tokens = kept[scores.argmax(dim=1)].tolist()
     assert p_value(tokens, shares(ROW, options)) > SIGNIFICANCE
     rows = [RowSettings(seed=i // 4, position=67 * (i % 4) % 200, **options) for i in range(16)]
     expected = [tokens[200 * row.seed + row.position] for row in rows]

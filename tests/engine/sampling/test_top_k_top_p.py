@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling.truncation import Limits, candidates, rungs
+from engine.sampling.top_k_top_p import Limits, candidates, rungs
 from scheduler.types.sampling_params import SamplingParams
 from tests.engine.sampling import oracle
 
