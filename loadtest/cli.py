@@ -199,7 +199,7 @@ def window(text: str) -> tuple[float, float]:
     """`A:B` in seconds, or with units s, m, h, d; either may be empty."""
     begin, colon, end = text.partition(":")
     if not colon:
-        raise argparse.ArgumentTypeError(f"{text!r} is no window; write 0:3600 or 9h:18h")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a window; write 0:3600 or 9h:18h")
     found = (_seconds(begin) if begin else 0.0, _seconds(end) if end else float("inf"))
     if found[0] >= found[1]:
         raise argparse.ArgumentTypeError(f"the window {text!r} is empty")
@@ -211,16 +211,16 @@ def _seconds(text: str) -> float:
     try:
         return float(text[:-1] if unit else text) * (unit or 1)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time") from None
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("no JSON object")
+        raise argparse.ArgumentTypeError("not a JSON object")
     return value
 
 

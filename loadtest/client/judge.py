@@ -1,4 +1,4 @@
-"""From the bytes of an answer to its record: when tokens came, what was counted, and what rule was broken.
+"""From the bytes of an answer to its record: when tokens came, how many were counted, which rules were broken.
 
 Runs after the load, so that reading costs the measurement nothing.
 """
@@ -12,19 +12,20 @@ from loadtest.client.sse_grammar import GrammarError, Kind, StreamValidator
 from loadtest.client.streams import Answer, StreamReader, events_of
 from loadtest.report.records import ErrorClass, Record
 
-_SHOWN = 300  # characters of an error's body
-_LEFT = {ErrorClass.TIMEOUT, ErrorClass.CLIENT}  # the client left: what would have come is unknown
+_SHOWN = 300  # characters shown of an error's body
+_LEFT = {ErrorClass.TIMEOUT, ErrorClass.CLIENT}  # the client left: what would have followed is unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What an answer must keep.
+    """What an answer is checked against.
 
     Attributes:
-        kind: the stream's, by its route.
-        own_grammar: hold it to docs/sse.md.
-        prompt_tokens: None where nobody knows.
-        only_length: it must end by its length, having as many tokens as were asked for.
+        kind: of stream, which follows from the route.
+        own_grammar: whether the stream must follow docs/sse.md to the letter.
+        prompt_tokens: the prompt's length; None if unknown.
+        output_tokens: the bound that was asked for.
+        only_length: whether the answer must reach that bound, with finish reason `length`.
     """
 
     kind: Kind
@@ -36,7 +37,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """The body of an answer, with when its pieces came (seconds from the run's start) and where they end."""
+    """The body of an answer; when its pieces arrived (seconds from the run's start) and at which offset each ends."""
 
     body: bytes
     times: Sequence[float]
@@ -44,7 +45,7 @@ class Raw:
 
 
 def judge(record: Record, raw: Raw, expected: Expected) -> Answer | None:
-    """Fill `record` from its body; None where there is no stream to read."""
+    """Complete `record` from the answer's body. Returns what the stream said, or None if there is no stream to read."""
     if record.status is None or (record.error is ErrorClass.CONNECT):
         return None
     if record.status != 200:
@@ -73,7 +74,7 @@ def judge(record: Record, raw: Raw, expected: Expected) -> Answer | None:
 
 
 def _problem(body: bytes) -> str:
-    """What an error's body says, in one line."""
+    """The message of an error's body, on one line."""
     try:
         error = json.loads(body)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
@@ -83,7 +84,7 @@ def _problem(body: bytes) -> str:
 
 
 def _grammar(events: Sequence[bytes], kind: Kind, *, cut: bool) -> list[str]:
-    """The first rule of docs/sse.md that is broken, if any; of a stream that the client cut, the end is not asked for."""
+    """The first rule of docs/sse.md that is broken, if any. A stream cut off by the client need not have an end."""
     validator = StreamValidator(kind=kind, include_usage=True)
     try:
         for event in events:
@@ -110,7 +111,7 @@ def _fill(record: Record, answer: Answer) -> None:
 
 
 def _shares(answer: Answer, total: int | None) -> list[int]:
-    """Tokens of each event: as its ids tell, else the usage dealt out evenly, else one."""
+    """Tokens of each event: by its ids if there are any, else the usage shared out evenly, else one each."""
     many = len(answer.texts)
     if many and all(ids is not None for _, _, ids in answer.texts):
         return [ids or 0 for _, _, ids in answer.texts]
@@ -124,7 +125,7 @@ def _count(value: Any) -> int | None:
 
 
 def miscounts(answer: Answer, expected: Expected) -> list[str]:
-    """Where usage, what was streamed and what was asked for disagree."""
+    """Where the usage, the stream and the request disagree, a sentence for each."""
     found: list[str] = []
     usage = answer.usage or {}
     prompt, output = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))

@@ -1,4 +1,4 @@
-"""The run as it goes, on stderr: a live line on a terminal, a line every ten seconds elsewhere."""
+"""Shows a run's progress on stderr: a live table on a terminal, a line every ten seconds elsewhere."""
 
 import asyncio
 import sys
@@ -18,7 +18,7 @@ _EVERY_ELSEWHERE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is shown; `events_rate` is the answers' events per second since the last one, about a token each."""
+    """What is shown; `events_rate` is events per second over all answers since the last snapshot, about one token each."""
 
     elapsed: float
     planned: int
@@ -52,7 +52,7 @@ class Progress:
         self._events, self._at = 0, 0.0
 
     def snapshot(self) -> Snapshot:
-        """Where the run stands. TTFT and lateness are of the last 1,000 requests."""
+        """Where the run stands. TTFT and lateness are those of the last 1,000 requests."""
         live, now = self._driver.live, max(0.0, self._driver.elapsed)
         events = self._driver.events_so_far()
         rate = (events - self._events) / (now - self._at) if now > self._at else 0.0
@@ -70,7 +70,7 @@ class Progress:
         )
 
     async def show(self) -> None:
-        """Until cancelled."""
+        """Show progress until cancelled."""
         if sys.stderr.isatty():
             await self._live()
         while True:
@@ -100,7 +100,7 @@ def _table(snapshot: Snapshot) -> "Table":
 
 @contextmanager
 def shown(driver: Driver, wanted: bool) -> Iterator[None]:
-    """Show progress meanwhile. Inside a running event loop."""
+    """Show progress, if `wanted`, while the block runs. Needs a running event loop."""
     task = asyncio.get_running_loop().create_task(Progress(driver).show()) if wanted else None
     try:
         yield

@@ -1,4 +1,4 @@
-"""The target's Prometheus metrics, as numbers: its counters before and after a run say what it did meanwhile."""
+"""The target's Prometheus metrics as numbers: its counters before and after a run say what it did in between."""
 
 import math
 import re
@@ -9,7 +9,7 @@ _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(\{.*\})?\s+(\S+)(?:\s+-?\d+)?")
 
 
 def parse_metrics(text: str) -> dict[str, float]:
-    """Samples by name and labels as written; buckets of histograms and what is not finite are left out."""
+    """Samples by name and labels as written, without histogram buckets and values that are not finite."""
     found: dict[str, float] = {}
     for line in text.splitlines():
         match = None if line.startswith("#") else _SAMPLE.fullmatch(line.strip())
@@ -25,7 +25,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 async def scrape(client: httpx.AsyncClient, root: str) -> dict[str, float]:
-    """What `/metrics` under `root` says; empty where it says nothing."""
+    """The samples at `/metrics` under `root`; empty if there are none."""
     try:
         answer = await client.get(f"{root}/metrics")
     except httpx.HTTPError:

@@ -1,7 +1,7 @@
-"""Sends a plan and keeps what comes back, to be judged when the load is over.
+"""Sends a plan and keeps what comes back, to be judged when the load has ended.
 
-The open loop never waits for the server: a request leaves when the plan says, on a connection of its own if need be, and how late
-the client was is measured. What belongs here: sending, patience, the client's own lateness. What never does: reading answers.
+The open loop never waits for the server: a request leaves when the plan says, on a connection of its own if need be, and the
+client's lateness is measured. What belongs here: sending, timeouts, the client's own lateness. What does not: reading answers.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from loadtest.report.records import ErrorClass, Record
 from loadtest.workload.arrivals import Closed
 from loadtest.workload.plan import Plan, Planned
 
-_AHEAD_BYTES = 64 << 20  # built before they are due, so that building is never on the way of sending
-_SLACK = 0.003  # seconds to the next request that are enough to build another
+_AHEAD_BYTES = 64 << 20  # of requests built before they are due, so that building never delays sending
+_SLACK = 0.003  # seconds before the next request that leave time to build another
 _BURST = 8  # requests sent before answers are read again
 _LAG_EVERY = 0.02
 _SPOOL_BYTES = 128 << 20
@@ -32,7 +32,7 @@ _SPOOL_BYTES = 128 << 20
 
 @dataclass(slots=True)
 class Built:
-    """A request ready for the wire, and what the record needs to know of it."""
+    """A request ready for the wire, and its prompt's length for the record."""
 
     payload: bytes
     prompt_tokens: int
@@ -43,7 +43,7 @@ Build = Callable[[Planned], Built]
 
 @dataclass(slots=True)
 class Kept:
-    """A record and where in the spool its answer's body lies."""
+    """A record, where its answer's body lies in the spool, and when the body's pieces arrived and where they end."""
 
     record: Record
     offset: int = 0
@@ -54,7 +54,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Live:
-    """What a progress display shows; a rough reading of bytes, the report counts anew."""
+    """What a progress display shows. TTFTs are those of the first byte; the report counts exactly."""
 
     planned: int = 0
     sent: int = 0
@@ -65,13 +65,13 @@ class Live:
 
     @property
     def running(self) -> int:
-        """Sent and not over."""
+        """Requests sent and not yet ended."""
         return self.sent - self.done
 
 
 @dataclass(slots=True)
 class Health:
-    """How the client itself did: seconds it sent late, seconds its loop came late, its share of a processor."""
+    """How the client itself did: how late it sent and how late its event loop was (seconds), its share of a processor."""
 
     lateness: list[float] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Health:
     most_running: int = 0
 
     def summary(self) -> dict[str, float]:
-        """For a run's `client`: seconds, and shares of one processor."""
+        """For a run's `client` entry: seconds, and the share of one processor."""
         return {
             "lateness_p50": quantile(self.lateness, 0.5),
             "lateness_p99": quantile(self.lateness, 0.99),
@@ -93,7 +93,7 @@ class Health:
         }
 
     def doubts(self, bound: float) -> list[str]:
-        """Why the run must not be believed: the client was later than `bound` seconds in more than 1 of 100 cases."""
+        """Why the run must not be trusted: more than 1 % of the time the client was later than `bound` seconds."""
         found: list[str] = []
         for what, values in (("sent requests", self.lateness), ("came to read answers", self.lags)):
             late = quantile(values, 0.99)
@@ -105,7 +105,7 @@ class Health:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """The value at `share`, 0 if there is none."""
+    """The value at `share` (0 to 1) of the sorted values; 0 if there are none."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else 0.0
 
 
@@ -115,8 +115,9 @@ class Driver:
     Args:
         pool: connections to the target.
         plan: what to send when.
-        build: a planned request's bytes.
-        patience: seconds a request may take; `stall`: seconds without a byte after which a stream is given up.
+        build: makes the bytes of a planned request.
+        patience: seconds that a request may take.
+        stall: seconds without a byte after which a stream is given up.
     """
 
     def __init__(self, pool: Pool, plan: Plan, build: Build, *, patience: float, stall: float) -> None:
@@ -137,7 +138,7 @@ class Driver:
         self._rest = iter(plan.requests)
         self._idle = asyncio.Event()
         self._wake = asyncio.Event()
-        # Bodies wait here until the load is over; past the bound on disk.
+        # Bodies wait here until the load has ended: in memory up to the bound, then on disk.
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  lives as long as the driver
 
     @property
@@ -146,11 +147,11 @@ class Driver:
         return clock() - self._start if self._start else 0.0
 
     def events_so_far(self) -> int:
-        """Pieces of all answers so far, which are about their events."""
+        """Pieces received so far over all answers, about one per event."""
         return self._events_over + sum(len(exchange.chunk_times) for exchange in self._open)
 
     def stop(self) -> None:
-        """Send nothing more and give up what is open."""
+        """Send nothing more, and give up the requests that are open."""
         self.interrupted = True
         self._wake.set()
         for exchange in list(self._open):
@@ -160,7 +161,7 @@ class Driver:
         """Send everything and wait for every answer."""
         self._raise_file_limit()
         while self._build_ahead():
-            await asyncio.sleep(0)  # a progress display may want to say so
+            await asyncio.sleep(0)  # lets a progress display show the end
         with _steady():
             cpu, self._start = time.process_time(), clock() + 0.1
             watchers = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
@@ -175,7 +176,7 @@ class Driver:
         self.health.connections = self._pool.opened
 
     def answers(self) -> Iterator[tuple[Record, Raw]]:
-        """Every record, by index, with its body, once. Call when the run is over."""
+        """Every record with its body, by index. Call once, after the run."""
         with self._spool:
             for kept in sorted(self.kept, key=lambda kept: kept.record.index):
                 self._spool.seek(kept.offset)
@@ -215,7 +216,7 @@ class Driver:
         return self.interrupted
 
     async def _sleep(self, seconds: float) -> None:
-        """Until then, or until the run is stopped."""
+        """Sleep that long, or until the run is stopped."""
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -230,7 +231,7 @@ class Driver:
         return planned, built
 
     def _build_ahead(self) -> bool:
-        """Build one more request; False if there is none, or enough wait."""
+        """Build one more request; False if none is left or enough are waiting."""
         if self._ready_bytes >= _AHEAD_BYTES:
             return False
         planned = next(self._rest, None)
@@ -286,7 +287,7 @@ class Driver:
             await self._idle.wait()
 
     async def _watch(self) -> None:
-        """Give up what takes too long or says nothing for too long."""
+        """Give up requests that take too long or stay silent for too long."""
         while True:
             await asyncio.sleep(min(self._patience, self._stall, 1.0) / 4)
             now = clock()
@@ -303,14 +304,14 @@ class Driver:
             connection.drop()
 
     async def _measure_lag(self) -> None:
-        """How late this loop comes to what is due: answers are read as late as that."""
+        """How late the event loop gets to what is due: answers are read that much too late."""
         while True:
             due = clock() + _LAG_EVERY
             await asyncio.sleep(_LAG_EVERY)
             self.health.lags.append(max(0.0, clock() - due))
 
     def _raise_file_limit(self) -> None:
-        """A connection is a file, and the usual bound of 1,024 is less than an overloaded server's open streams."""
+        """Every connection is a file, and an overloaded server has more open streams than the usual limit of 1,024."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -318,7 +319,7 @@ class Driver:
 
 @contextmanager
 def _steady() -> Iterator[None]:
-    """No garbage collection, whose pauses grow with everything kept: the run makes few cycles."""
+    """Garbage collection is off: its pauses grow with everything kept, and a run makes few cycles."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -330,5 +331,5 @@ def _steady() -> Iterator[None]:
 
 
 def median_ms(values: deque[float]) -> float:
-    """In milliseconds; 0 of nothing."""
+    """The median of values in seconds, in milliseconds; 0 if there are none."""
     return 1e3 * median(values) if values else 0.0

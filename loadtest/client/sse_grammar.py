@@ -1,7 +1,7 @@
 """Checks a streamed answer against the grammar of `docs/sse.md`, event by event.
 
-Tests run every stream through it, and the load tester every stream it measures: a server that is fast because it drops its
-finish chunk does not pass.
+Tests run every stream through it, and so does the load tester with every stream it measures: a server that is fast because it
+drops its finish chunk does not pass.
 """
 
 import json
@@ -14,7 +14,7 @@ from scheduler.types.messages import FinishReason
 Kind = Literal["chat", "completion"]
 
 _KINDS: dict[str, Kind] = {"chat.completion.chunk": "chat", "text_completion": "completion"}
-# The other reasons end a stream with an error event.
+# Any other reason ends a stream with an error event.
 _FINISH_REASONS = frozenset((FinishReason.STOP.value, FinishReason.LENGTH.value))
 _SHARED = ("id", "object", "created", "model")
 _CHUNK_KEYS = frozenset((*_SHARED, "choices", "usage", "timings", "system_fingerprint", "service_tier"))
@@ -39,7 +39,7 @@ class ChoiceSummary:
 
     text: str = ""
     role: str | None = None  # chat only
-    finish_reason: str | None = None  # None only where an error ended the stream
+    finish_reason: str | None = None  # None only if an error ended the stream
     logprob_tokens: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     chunks: int = 0  # with text, logprobs or token ids
@@ -49,7 +49,7 @@ class ChoiceSummary:
 class StreamSummary:
     """What a valid stream said as a whole."""
 
-    kind: Kind | None = None  # None where the stream is a single error
+    kind: Kind | None = None  # None if the stream is a single error
     id: str | None = None
     model: str | None = None
     choices: dict[int, ChoiceSummary] = field(default_factory=dict)
@@ -66,19 +66,19 @@ class StreamSummary:
 
 
 class EventSplitter:
-    """Cuts bytes as they come from the network into events, each with its blank line."""
+    """Cuts bytes into events as they come from the network; each event keeps its blank line."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def push(self, data: bytes) -> list[bytes]:
-        """The events that are complete now."""
+        """Add `data`; returns the events that are now complete."""
         *events, self._rest = (self._rest + data).split(b"\n\n")
         return [event + b"\n\n" for event in events]
 
     @property
     def rest(self) -> bytes:
-        """What no blank line has ended yet; a stream must end with nothing here."""
+        """Bytes not yet ended by a blank line; a stream must end with none."""
         return self._rest
 
 
@@ -136,7 +136,7 @@ class StreamValidator:
             self._json_event(self._parse(payload))
 
     def finish(self) -> StreamSummary:
-        """The stream has ended. Raises GrammarError unless a terminal event did end it."""
+        """The stream has ended: what it said. Raises GrammarError unless a terminal event ended it."""
         if not self._ended:
             raise GrammarError(self._event + 1, "the stream ends without [DONE] or an error")
         return self._summary
@@ -155,7 +155,7 @@ class StreamValidator:
 
     def _parse(self, payload: str) -> dict[str, Any]:
         try:
-            value = json.loads(payload, parse_constant=lambda name: self._fail(f"{name} is no JSON"))
+            value = json.loads(payload, parse_constant=lambda name: self._fail(f"{name} is not JSON"))
         except json.JSONDecodeError as error:
             self._fail(f"data is JSON or [DONE]: {error}")
         if not isinstance(value, dict):
@@ -352,7 +352,7 @@ def validate(
     continuous_usage: bool = False,
     require_timings: bool = True,
 ) -> StreamSummary:
-    """Check a whole stream, given as its events; arguments as those of `StreamValidator`. Raises GrammarError."""
+    """Check a whole stream, given as its events; the options are those of `StreamValidator`. Raises GrammarError."""
     validator = StreamValidator(
         kind=kind,
         choices=choices,
@@ -366,7 +366,7 @@ def validate(
 
 
 def validate_body(body: bytes, **expected: Any) -> StreamSummary:
-    """Check a whole stream, given as the bytes of its body; further arguments as those of `validate`."""
+    """Check a whole stream, given as the bytes of its body; `expected` are the options of `validate`. Raises GrammarError."""
     splitter = EventSplitter()
     events = splitter.push(body)
     return validate([*events, splitter.rest] if splitter.rest else events, **expected)
@@ -377,7 +377,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_chat_entry(entry: Any) -> bool:
-    """Whether this is one token of chat log-probabilities, its alternatives included."""
+    """Whether this is one token of chat log-probabilities, with valid alternatives."""
     if not isinstance(entry, dict) or not {"token", "logprob", "bytes", "top_logprobs"} <= entry.keys():
         return False
     alternatives = entry["top_logprobs"]
@@ -391,5 +391,5 @@ def _is_alternative(item: Any) -> bool:
 
 
 def _carries(choice: Mapping[str, Any]) -> bool:
-    """Whether a choice's chunk brings log-probabilities or token ids."""
+    """Whether a choice's chunk has log-probabilities or token ids."""
     return bool(choice.get("logprobs")) or bool(choice.get("token_ids"))

@@ -1,9 +1,8 @@
-"""Reads a streamed answer of any OpenAI-compatible server, with the rules that all of them keep.
+"""Reads a streamed answer of any OpenAI-compatible server, and checks the rules that all of them keep.
 
-headrace's own streams are held to `loadtest.client.sse_grammar` besides; other servers merge the finish reason into the
-last text, add
-keys, or leave ids out, so these rules ask for less: events of JSON, one `[DONE]` and nothing after it, one finish reason a choice
-and no text behind it, usage where it was asked for, and one that adds up.
+headrace's own streams must also satisfy `loadtest.client.sse_grammar`. Other servers merge the finish reason into the last text,
+add keys, or leave out ids, so these rules ask for less: events of JSON, one `[DONE]` and nothing after it, one finish reason per
+choice and no text after it, usage if it was asked for.
 """
 
 import json
@@ -15,11 +14,13 @@ from typing import Any
 
 @dataclass(slots=True)
 class Answer:
-    """What a stream, or an answer without one, said.
+    """What a streamed answer, or one that was not streamed, said.
 
     Attributes:
-        texts: of each event with text or token ids: when it came, its text, and how many ids it had (None: not told).
-        violations: rules it broke.
+        texts: for each event with text or token ids: when it came, its text, and how many ids it had (None if it had no list).
+        error: the message of an error event.
+        done: when `[DONE]` came.
+        violations: the rules it broke.
     """
 
     texts: list[tuple[float, str, int | None]] = field(default_factory=list)
@@ -33,16 +34,16 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
         return "".join(text for _, text, _ in self.texts)
 
 
 def events_of(body: bytes, times: Sequence[float], ends: Sequence[int]) -> Iterator[tuple[float, bytes]]:
-    """Each event with its blank line and when its last byte came; what no blank line ends comes last.
+    """When the last byte of each event came, and the event with its blank line; bytes that no blank line ends come last.
 
     Args:
         body: everything received.
-        times, ends: when the body's pieces came, and where in it they end.
+        times, ends: when the body's pieces came, and the offsets where they end.
     """
     separator = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
     start = 0
@@ -62,7 +63,7 @@ class StreamReader:
         self._id: str | None = None
 
     def feed(self, at: float, event: bytes) -> None:
-        """One event."""
+        """Take one event, which came at `at`; broken rules are noted in the answer."""
         data = _data(event)
         if data is None:
             if event.strip() and not event.startswith((b":", b"event:", b"id:", b"retry:")):
@@ -76,7 +77,7 @@ class StreamReader:
             self._chunk(at, data)
 
     def finish(self, *, cut: bool = False) -> Answer:
-        """The stream is over. `cut`: because the client left, so that no end of it can be asked for."""
+        """The stream has ended: what it said. `cut`: the client left, so nothing can be required of the end."""
         answer = self.answer
         if answer.error is None and not cut:
             if answer.done is None:
@@ -93,7 +94,7 @@ class StreamReader:
         except ValueError:
             chunk = None
         if not isinstance(chunk, dict):
-            self._break(f"no JSON object: {data[:40]!r}")
+            self._break(f"not a JSON object: {data[:40]!r}")
             return
         answer = self.answer
         if chunk.get("error"):
@@ -110,7 +111,7 @@ class StreamReader:
 
     def _choice(self, at: float, choice: Any) -> None:
         if not isinstance(choice, dict):
-            self._break("a choice is no object")
+            self._break("a choice is not an object")
             return
         text, ids = text_of(choice.get("delta") or {}) or str(choice.get("text") or ""), choice.get("token_ids")
         if text or ids:
@@ -135,12 +136,12 @@ class StreamReader:
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """Of a chat message or delta: what it says, its reasoning included."""
+    """The text of a chat message or delta, its reasoning included."""
     return "".join(str(message.get(name) or "") for name in ("reasoning_content", "reasoning", "content"))
 
 
 def whole_answer(body: dict[str, Any]) -> Answer:
-    """An answer without stream, in the same form."""
+    """An answer that was not streamed, in the same form."""
     (choice,) = body["choices"]
     text = str(choice.get("text") or "") or text_of(choice.get("message") or {})
     return Answer(texts=[(0.0, text, None)], finish_reason=choice.get("finish_reason"), usage=body.get("usage"))

@@ -1,4 +1,4 @@
-"""The server under test: what the user says of it, and what it says of itself when asked before the run."""
+"""The server under test: what the user says about it, and what it says about itself when asked before the run."""
 
 import json
 from collections.abc import Mapping
@@ -11,29 +11,29 @@ from loadtest.workload.vocabulary import FileTokenizer, ServerTokenizer, Tokeniz
 from loadtest.workload.words import OPENER
 
 Endpoint = Literal["completions", "chat"]
-# `owned_by` of /v1/models of the servers that are known to honour `ignore_eos`.
+# Servers known to honour `ignore_eos`, by what they say as `owned_by` in /v1/models.
 _HONOURS_IGNORE_EOS = frozenset(("headrace", "vllm", "sglang", "llamacpp"))
 _PROBE_WORDS = 8
 _PROBE_TOKENS = 4
 
 
 class TargetError(RuntimeError):
-    """The target cannot be tested; the sentence says what it answered."""
+    """The target cannot be tested; the message says what it answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What the user says.
+    """What the user says about the target.
 
     Attributes:
-        base_url: up to and with `/v1`.
+        base_url: up to and including `/v1`.
         model: None for the first that the target lists.
-        endpoint: `completions` (prompts are the model's input to the token) or `chat` (its template comes on top).
-        tokenizer: a `tokenizer.json`, where the target cannot be asked.
-        characters_per_token: where there is neither; lengths are then estimates, and not held against the server.
-        ignore_eos: None: where the target takes it.
-        token_ids_up_to: ask for token ids, with which the tokens of a stream can be counted, with prompts of at most so many
-            tokens (their ids come back too); 0 never.
+        endpoint: `completions` (the prompt is the model's input, token for token) or `chat` (the template's tokens are added).
+        tokenizer: path of a `tokenizer.json`, for a target that cannot be asked.
+        characters_per_token: for when there is neither; lengths are then estimates, and not held against the server.
+        ignore_eos: whether to send it; None to send it if the target accepts it.
+        token_ids_up_to: with prompts of at most this many tokens, ask for token ids, by which the tokens of a stream can be
+            counted (the prompt's ids come back too); 0 to never ask.
         extra: further fields of every request.
     """
 
@@ -50,29 +50,29 @@ class Target:
 
     @property
     def root(self) -> str:
-        """Where `/metrics` and `/tokenize` are."""
+        """The URL under which `/metrics` and `/tokenize` are."""
         return self.base_url.rstrip("/").removesuffix("/v1")
 
     @property
     def url(self) -> str:
-        """Where requests go."""
+        """The URL that requests go to."""
         return f"{self.base_url.rstrip('/')}/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
 
     def client(self) -> httpx.AsyncClient:
-        """For the questions before and after the run."""
+        """A client for the questions asked before and after the run."""
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return httpx.AsyncClient(headers=headers, timeout=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the target said.
+    """What the target said about itself.
 
     Attributes:
-        owner: `owned_by` of its model; `headrace`, `vllm`, ...
-        context: its `max_model_len` in tokens, if it says so.
+        owner: its model's `owned_by`: `headrace`, `vllm`, ...
+        context: its `max_model_len` in tokens; None if it does not say.
         ignore_eos, token_ids: whether these fields may be sent.
-        limit_field: what the bound on the output is called.
+        limit_field: the name of the field that bounds the output.
     """
 
     model: str
@@ -91,14 +91,14 @@ class Known:
 
     @property
     def own_grammar(self) -> bool:
-        """Whether its streams must keep docs/sse.md to the letter."""
+        """Whether its streams must follow docs/sse.md to the letter."""
         return self.owner == "headrace"
 
 
 def request_body(
     target: Target, known: Known, text: str, output_tokens: int, *, stream: bool = True, ids: bool = False
 ) -> dict[str, Any]:
-    """A request for `text`. `ids`: ask for token ids."""
+    """The body of a request with prompt `text` and at most `output_tokens` of answer. `ids`: ask for token ids."""
     body: dict[str, Any] = {"model": known.model}
     if target.endpoint == "chat":
         body["messages"] = [{"role": "user", "content": text}]
@@ -115,11 +115,11 @@ def request_body(
 
 
 async def meet(target: Target, client: httpx.AsyncClient) -> Known:
-    """Ask the target for its model, its tokenizer and what it takes. Sends one or a few tiny requests.
+    """Ask the target for its model, its tokenizer and which fields it accepts. Sends one or a few tiny requests.
 
     Raises:
-        TargetError: it is not there, has no such model, or refuses the plainest request.
-        TokenizerError: lengths cannot be had, from the target or the file.
+        TargetError: it cannot be reached, has no such model, or refuses the plainest request.
+        TokenizerError: neither the target nor the file gives token counts.
     """
     model, owner, context = await _model(target, client)
     tokenizer, vocabulary = await _vocabulary(target, client, model)
@@ -139,7 +139,7 @@ async def _model(target: Target, client: httpx.AsyncClient) -> tuple[str, str, i
     for entry in listed:
         if target.model in (None, entry["id"]):
             return entry["id"], str(entry.get("owned_by") or "unknown"), entry.get("max_model_len")
-    raise TargetError(f"no model {target.model!r} there but {', '.join(entry['id'] for entry in listed) or 'none'}")
+    raise TargetError(f"no model {target.model!r} there; it has {', '.join(entry['id'] for entry in listed) or 'none'}")
 
 
 async def _vocabulary(target: Target, client: httpx.AsyncClient, model: str) -> tuple[Tokenizer | None, Vocabulary]:
@@ -154,7 +154,7 @@ async def _vocabulary(target: Target, client: httpx.AsyncClient, model: str) -> 
 
 
 async def _probed(target: Target, client: httpx.AsyncClient, known: Known) -> Known:
-    """Drop what the target refuses, from the most to the least it may be asked; then measure what a template adds."""
+    """Drop the fields that the target refuses, trying the most first; then measure what its template adds."""
     want_eos, want_ids = target.ignore_eos is not False, target.token_ids_up_to > 0
     tries = [
         replace(known, ignore_eos=eos, token_ids=ids, limit_field=limit)
@@ -178,7 +178,7 @@ async def _probed(target: Target, client: httpx.AsyncClient, known: Known) -> Kn
 
 
 def _learned(target: Target, known: Known, answer: dict[str, Any]) -> Known:
-    """Whether it did give ids, and how long a prompt is beside its words."""
+    """Whether it really returns ids, and how many tokens a prompt has besides its words."""
     if target.ignore_eos and not known.ignore_eos:
         raise TargetError("the target refuses ignore_eos, which was asked for")
     told = bool(answer["choices"]) and "token_ids" in answer["choices"][0]

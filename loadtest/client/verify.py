@@ -1,6 +1,6 @@
 """Asks again for a sample of answers, without streaming and one at a time: text, finish reason and usage must be the stream's.
 
-Means something for greedy requests (temperature 0) to a server whose answers do not depend on what runs beside them.
+Meaningful only for greedy requests (temperature 0) to a server whose answers do not depend on what runs beside them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from loadtest.report.records import Record
 
 
 def sampled(records: Sequence[Record], many: int, seed: int) -> list[Record]:
-    """At most `many` of the records with a whole answer, by index."""
+    """A random sample of at most `many` records that have a complete answer, by index."""
     whole = [record for record in records if record.ok]
     chosen = Random(f"{seed} verify").sample(whole, min(many, len(whole)))
     return sorted(chosen, key=lambda record: record.index)
@@ -24,10 +24,10 @@ def sampled(records: Sequence[Record], many: int, seed: int) -> list[Record]:
 async def verify(
     client: httpx.AsyncClient, target: Target, known: Known, again: Mapping[int, tuple[Record, str, Answer]]
 ) -> None:
-    """Ask again; a difference becomes a violation of its record.
+    """Ask again; each difference becomes a violation in its record.
 
     Args:
-        client: for the questions.
+        client: sends the requests.
         target, known: as in the run.
         again: by index, each record with its prompt and what its stream said.
     """
@@ -43,7 +43,7 @@ async def verify(
 
 
 def differences(streamed: Answer, whole: Answer) -> list[str]:
-    """What the answer without streaming says otherwise."""
+    """Where the unstreamed answer differs from the stream, a sentence for each."""
     found: list[str] = []
     if streamed.text != whole.text:
         same = next(
@@ -53,11 +53,11 @@ def differences(streamed: Answer, whole: Answer) -> list[str]:
         lengths = f"{len(streamed.text)} and {len(whole.text)} characters"
         found.append(f"another text from character {same} on ({lengths})")
     if streamed.finish_reason != whole.finish_reason:
-        found.append(f"finish reason {whole.finish_reason!r} and not {streamed.finish_reason!r}")
+        found.append(f"finish reason {whole.finish_reason!r}, not {streamed.finish_reason!r}")
     for name in ("prompt_tokens", "completion_tokens"):
         before, after = _used(streamed.usage, name), _used(whole.usage, name)
         if before != after:
-            found.append(f"{name} {after} and not {before}")
+            found.append(f"{name} {after}, not {before}")
     return found
 
 

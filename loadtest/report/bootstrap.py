@@ -1,6 +1,6 @@
 """How sure a figure of a run is: the circular block bootstrap.
 
-Neighbouring requests wait for each other, so they are no independent draws, and to resample them one by one would promise
+Neighbouring requests wait for each other, so they are not independent draws, and to resample them one by one would promise
 too much. Whole blocks of neighbours are resampled instead (Politis and Romano 1992, "A circular block-resampling procedure
 for stationary data"); a block is as long as the cube root of the run or as many requests as were ever in flight together.
 

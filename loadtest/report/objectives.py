@@ -34,5 +34,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{text!r} is no time: 500ms, 0.5s")
+        raise ValueError(f"{text!r} is not a time: 500ms, 0.5s")
     return seconds

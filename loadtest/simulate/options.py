@@ -111,7 +111,7 @@ def server_of(options: argparse.Namespace, max_step_tokens: int) -> ServerShape:
 def _window(text: str) -> tuple[float, float]:
     begin, colon, end = text.partition(":")
     if not colon:
-        raise argparse.ArgumentTypeError(f"{text!r} is no window; seconds such as 0:600, either may be left out")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a window; seconds such as 0:600, either may be left out")
     return float(begin or 0), float(end or "inf")
 
 

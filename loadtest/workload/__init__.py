@@ -1,1 +1,1 @@
-"""What is sent when: traces, arrivals, prompts."""
+"""What is sent, and when: traces, arrivals, prompts."""

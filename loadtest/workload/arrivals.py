@@ -1,7 +1,7 @@
-"""When requests arrive: a trace's own times, drawn ones, or users who wait for their answers.
+"""When requests arrive: at a trace's own times, at times drawn at random, or as users send who wait for their answers.
 
-A process yields times in seconds from 0, without end, from a generator of random numbers. Open arrivals never wait for the
-server; only `Closed` does, and its latencies therefore say less about a busy server (coordinated omission).
+A process yields times in seconds from 0, without end, from a random number generator. Open arrivals never wait for the server;
+only `Closed` does, and so its latencies say less about a busy server (coordinated omission).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,18 @@ from typing import Any, Protocol, TypeAlias
 
 
 class ArrivalError(ValueError):
-    """The arrivals asked for make no sense; the sentence says what would."""
+    """The arrivals asked for make no sense; the message says what would."""
 
 
 class Process(Protocol):
     """An endless arrival process."""
 
     def times(self, rng: Random) -> Iterator[float]:
-        """Seconds from 0, never falling."""
+        """Seconds from 0, never decreasing."""
         ...
 
     def with_rate(self, rate: float) -> "Process":
-        """The same with this mean rate in requests per second. Raises ArrivalError where there is no one rate."""
+        """The same process with this mean rate, in requests per second. Raises ArrivalError if it has no single rate."""
         ...
 
 
@@ -43,20 +43,20 @@ class Poisson:
         _positive(self, "rate")
 
     def times(self, rng: Random) -> Iterator[float]:
-        """See Process."""
+        """Exponential gaps, summed."""
         at = 0.0
         while True:
             at += rng.expovariate(self.rate)
             yield at
 
     def with_rate(self, rate: float) -> "Poisson":
-        """See Process."""
+        """Poisson arrivals at `rate`."""
         return Poisson(rate)
 
 
 @dataclass(frozen=True, slots=True)
 class Gamma:
-    """Gamma gaps of mean 1 / `rate` and coefficient of variation `cv`: 1 is Poisson, more is burstier, less steadier."""
+    """Gamma gaps of mean 1 / `rate` and coefficient of variation `cv`: 1 is Poisson, more is burstier, less is steadier."""
 
     rate: float = 1.0
     cv: float = 1.0
@@ -65,7 +65,7 @@ class Gamma:
         _positive(self, "rate", "cv")
 
     def times(self, rng: Random) -> Iterator[float]:
-        """See Process."""
+        """Gamma gaps, summed."""
         shape = 1 / self.cv**2
         scale = 1 / (self.rate * shape)
         at = 0.0
@@ -74,7 +74,7 @@ class Gamma:
             yield at
 
     def with_rate(self, rate: float) -> "Gamma":
-        """See Process."""
+        """The same burstiness at `rate`."""
         return replace(self, rate=rate)
 
 
@@ -93,7 +93,7 @@ class OnOff:
             raise ArrivalError("low of onoff arrivals is at least 0")
 
     def times(self, rng: Random) -> Iterator[float]:
-        """See Process."""
+        """Poisson arrivals while a state lasts; how long it lasts is exponential."""
         at, busy = 0.0, True
         while True:
             rate, mean = (self.high, self.on) if busy else (self.low, self.off)
@@ -103,14 +103,14 @@ class OnOff:
             at, busy = change, not busy  # gaps have no memory: what was drawn past the change is drawn again
 
     def with_rate(self, rate: float) -> "OnOff":
-        """See Process: both states are scaled, how long they last is not."""
+        """Both states' rates are scaled; how long they last is not."""
         mean = (self.high * self.on + self.low * self.off) / (self.on + self.off)
         return replace(self, high=self.high * rate / mean, low=self.low * rate / mean)
 
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """Poisson whose rate goes from `start` to `end` requests per second in `over` seconds, and stays there."""
+    """Poisson arrivals whose rate goes from `start` to `end` requests per second in `over` seconds, and stays there."""
 
     start: float = 1.0
     end: float = 10.0
@@ -122,7 +122,7 @@ class Ramp:
             raise ArrivalError("start of ramp arrivals is at least 0")
 
     def times(self, rng: Random) -> Iterator[float]:
-        """See Process. Unit-rate arrivals through the inverse of the rate's integral."""
+        """Arrivals at unit rate, mapped through the inverse of the rate's integral."""
         slope, reached = (self.end - self.start) / self.over, (self.start + self.end) / 2 * self.over
         passed = 0.0
         while True:
@@ -135,13 +135,13 @@ class Ramp:
                 yield (max(0.0, self.start**2 + 2 * slope * passed) ** 0.5 - self.start) / slope
 
     def with_rate(self, rate: float) -> "Ramp":
-        """See Process."""
-        raise ArrivalError("ramp arrivals have no one rate; give start and end")
+        """Always raises ArrivalError."""
+        raise ArrivalError("ramp arrivals have no single rate; give start and end")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Poisson whose rate takes each of `rates` for `each` seconds, and stays at the last."""
+    """Poisson arrivals at each of `rates` (requests per second) for `each` seconds, and at the last one from then on."""
 
     rates: tuple[float, ...] = (1.0,)
     each: float = 30.0
@@ -152,7 +152,7 @@ class Step:
             raise ArrivalError("step arrivals need rates of at least 0, the last above 0")
 
     def times(self, rng: Random) -> Iterator[float]:
-        """See Process."""
+        """Exponential gaps at each rate in turn."""
         last = len(self.rates) - 1
         for number, rate in enumerate(self.rates):
             at, end = number * self.each, (number + 1) * self.each if number < last else float("inf")
@@ -160,13 +160,13 @@ class Step:
                 yield at
 
     def with_rate(self, rate: float) -> "Step":
-        """See Process."""
-        raise ArrivalError("step arrivals have no one rate; give rates")
+        """Always raises ArrivalError."""
+        raise ArrivalError("step arrivals have no single rate; give rates")
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """`users` who each send, wait for the whole answer, think for `think` seconds (exponential, that on average), and go on."""
+    """`users` who each send, wait for the whole answer, think for `think` seconds (exponential with that mean), and repeat."""
 
     users: int = 1
     think: float = 0.0
@@ -200,7 +200,7 @@ def parse_arrivals(text: str) -> Arrivals | None:
     for pair in filter(None, rest.split(",")):
         name, _, value = pair.partition("=")
         if name not in known:
-            raise ArrivalError(f"{kind} arrivals have no {name!r} but {', '.join(known)}: {kind}:{known[0]}=5")
+            raise ArrivalError(f"{kind} arrivals have no {name!r}; they have {', '.join(known)}: {kind}:{known[0]}=5")
         given[name] = _value(name, value)
     return chosen(**given)
 
@@ -211,11 +211,11 @@ def _value(name: str, text: str) -> Any:
             return tuple(float(part) for part in text.split("/"))
         return int(text) if name == "users" else float(text)
     except ValueError:
-        raise ArrivalError(f"{name}={text!r} is no number") from None
+        raise ArrivalError(f"{name}={text!r} is not a number") from None
 
 
 def spread(times: Sequence[float], tick: float, rng: Random) -> list[float]:
-    """Each time somewhere inside its tick, uniformly; those of one tick keep their order, so do sessions."""
+    """Each time moved to a uniformly drawn place inside its tick (seconds). The order stays, and with it that of sessions."""
     found: list[float] = []
     for stamp, group in groupby(times):
         found += sorted(stamp + rng.random() * tick for _ in group)

@@ -1,4 +1,4 @@
-"""From a trace to what is sent when: window, limit, scaling of lengths and times, arrivals. Nothing here knows of a server."""
+"""From a trace to what is sent, and when: window, limit, scaling of lengths and times, arrivals. Nothing here knows a server."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,10 +15,10 @@ class Planned:
     """One request to send.
 
     Attributes:
-        index: from 0, by `intended`.
-        intended: seconds from the run's start; 0 in a closed loop, where the users decide.
+        index: from 0, in the order of `intended`.
+        intended: when to send it, in seconds from the run's start; 0 in a closed loop, where the users decide.
         line: of the trace, from 1.
-        The rest is a TraceRequest's; `prompt_tokens` is 0 where `prompt` is given.
+        The others are those of TraceRequest; `prompt_tokens` is 0 if `prompt` is given.
     """
 
     index: int
@@ -35,19 +35,22 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What is taken of a trace and how it arrives.
+    """Which part of a trace is used, and how it arrives.
 
     Attributes:
-        window: seconds from the trace's first request, the end excluded; the run begins at its start.
-        limit: at most so many requests.
-        speed, duration, rate: at most one but `speed` of 1: times faster, or so that all fit into `duration` seconds, or so
-            that `rate` requests a second come on average. With drawn arrivals, `duration` is where they end, going
-            through the trace as often as needed, each time with fresh texts.
-        spread: put arrivals somewhere inside the trace's tick.
-        arrivals: drawn or of users; None for the trace's own times.
+        window: start and end (excluded) in seconds from the trace's first request; the run begins at the window's start.
+        limit: the largest number of requests.
+        speed, duration, rate: at most one of them (`speed` 1 counts as none): that many times faster, or stretched to
+            `duration` seconds, or stretched to `rate` requests per second on average. Drawn arrivals end after `duration`
+            seconds; they go through the trace as often as needed, each time with fresh texts.
+        spread: move each arrival to a random place inside the trace's tick.
+        arrivals: drawn ones, or those of users in a closed loop; None for the trace's own times.
         scale: factor on all lengths, blocks included, so that what is shared stays shared.
-        max_prompt, max_output: bounds on lengths, in tokens; what is longer is cut.
-        seed: of everything that is drawn.
+        max_prompt, max_output: bounds on lengths, in tokens; anything longer is cut.
+        seed: of everything drawn at random.
+
+    Raises:
+        ArrivalError: options that exclude each other, or a number that is not positive and finite.
     """
 
     window: tuple[float, float] | None = None
@@ -76,7 +79,7 @@ class Shape:
                 raise ArrivalError(f"{name} must be positive and finite")
 
     def described(self) -> dict[str, Any]:
-        """As JSON values, for a run's `plan`."""
+        """These options as JSON values, for a run's `plan` entry."""
         kind = type(self.arrivals).__name__.lower() if self.arrivals else "trace"
         window = self.window and [None if bound == float("inf") else bound for bound in self.window]
         arrivals = {"kind": kind} | (asdict(self.arrivals) if self.arrivals else {})
@@ -85,7 +88,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything to send, by `intended`; in a closed loop `closed` says by whom and `duration` when they stop asking."""
+    """Everything to send, in order. In a closed loop, `closed` describes the users and `duration` says when they stop sending.
+
+    Attributes:
+        requests: in the order of `intended`.
+        described: the trace and the shape as JSON values.
+        problems: what was left out of the trace, a sentence for each.
+    """
 
     requests: list[Planned]
     closed: Closed | None = None
@@ -98,7 +107,7 @@ def make_plan(trace: Trace, shape: Shape | None = None) -> Plan:
     """Plan a run over `trace`. The same arguments give the same plan.
 
     Raises:
-        ArrivalError: nothing is in the window, or the trace has no times and none are drawn.
+        ArrivalError: the window holds no request, or the trace has no times and none are drawn.
     """
     shape = shape or Shape()
     start, requests = _selected(trace, shape)
@@ -159,7 +168,7 @@ def _drawn(shape: Shape, many: int) -> list[float]:
 
 
 def _cycled(requests: Sequence[TraceRequest]) -> Iterator[TraceRequest]:
-    """The requests again and again; later rounds share nothing with earlier ones."""
+    """The requests over and over; later rounds share nothing with earlier ones."""
     blocks = 1 + max((block for request in requests for block in request.blocks), default=0)
     for turn in count():
         if turn == 0:

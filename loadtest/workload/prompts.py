@@ -1,8 +1,8 @@
-"""Prompts of exactly so many tokens, of real words, that share what the trace says is shared. The same seed gives the same texts.
+"""Prompts of exactly the wanted number of tokens, made of real words, that share what the trace says is shared.
 
-A text is the opener and then phrases of `PHRASE` tokens, drawn by a key: a session's key gives all its prompts one text of
-which each takes its length, so that they extend one another; a block id gives that block's text; any other request has a key of
-its own. Drawing phrases instead of words makes 100,000 tokens a matter of a millisecond.
+A text is the opener and then phrases of `PHRASE` tokens, drawn at random from a seed and a key. All prompts of a session have one
+key, and each takes its length of the same text, so that they extend one another; a block id is the key of that block's text;
+any other request has a key of its own. Drawing phrases rather than words builds 100,000 tokens in about a millisecond.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _CACHED_BLOCKS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text, and its length in tokens: what was asked for wherever words can spell it."""
+    """A text, and its length in tokens: the length asked for whenever words can make it up."""
 
     text: str
     tokens: int
 
 
 class Prompts:
-    """Builds prompts by a vocabulary and a seed. Raises ValueError where the words cannot spell `PHRASE` tokens."""
+    """Builds prompts from a vocabulary and a seed. Raises ValueError if no words add up to `PHRASE` tokens."""
 
     def __init__(self, vocabulary: Vocabulary, seed: int) -> None:
         self._vocabulary = vocabulary
@@ -46,7 +46,7 @@ class Prompts:
         self._block = lru_cache(_CACHED_BLOCKS)(self._run)
 
     def prompt(self, planned: Planned) -> Prompt:
-        """The text of one request; `tokens` is 0 where the trace has the text and nobody has counted it."""
+        """The text of one request; its `tokens` is 0 if the text is the trace's own, which nobody has counted."""
         if planned.prompt is not None:
             return Prompt(planned.prompt, planned.prompt_tokens)
         wanted = max(0, planned.prompt_tokens - self._vocabulary.base)
@@ -60,7 +60,7 @@ class Prompts:
         return Prompt(OPENER + text, self._vocabulary.base + spelled if exact else planned.prompt_tokens)
 
     def _blocks(self, planned: Planned, wanted: int) -> tuple[str, int]:
-        """All blocks but the last are whole; the first one is shorter by the opener, which is part of it."""
+        """The blocks' texts joined, all but the last whole; the opener counts as part of the first block."""
         parts: list[str] = []
         spelled = 0
         for place, block in enumerate(planned.blocks):
@@ -71,12 +71,12 @@ class Prompts:
         return "".join(parts), spelled
 
     def _run(self, key: str, tokens: int) -> tuple[str, int]:
-        """The first `tokens` of the key's text, and how many they are: fewer only where no words spell the rest."""
+        """The first `tokens` of the key's text, and their number: fewer only if no words add up to the remainder."""
         if not self._vocabulary.exact:
             tokens = round(tokens * self._vocabulary.words_per_token)
         whole, rest = divmod(tokens, PHRASE)
         if rest and 1 not in self._by_length and whole:
-            whole, rest = whole - 1, rest + PHRASE  # a rest of one token may be impossible; this one never is
+            whole, rest = whole - 1, rest + PHRASE  # a remainder of one token may be impossible; this one never is
         rng = Random(f"{self._seed} {key}")
         drawn = [int(rng.random() * _PHRASES) for _ in range(whole + 2)]
         text = "".join([self._texts[number] for number in drawn[:whole]])
@@ -86,7 +86,7 @@ class Prompts:
         return text + tail, whole * PHRASE + count
 
     def _tail(self, rng: Random, words: list[str], tokens: int) -> tuple[str, int]:
-        """As many of `words` as leave a rest that can be spelled, and that rest."""
+        """As many of `words` as leave a remainder that words can make up, and that remainder."""
         lengths = [0, *accumulate(self._length_of[word] for word in words)]
         for many in range(len(words), -1, -1):
             rest = tokens - lengths[many]
@@ -95,7 +95,7 @@ class Prompts:
         return "", 0
 
     def _words(self, rng: Random, tokens: int) -> list[str]:
-        """Words of exactly `tokens`, which are spellable."""
+        """Random words of `tokens` in all, which must be a possible length."""
         found: list[str] = []
         while tokens:
             lengths = [length for length in self._by_length if tokens - length in self._spellable]
@@ -106,7 +106,7 @@ class Prompts:
         return found
 
     def _lengths(self, most: int) -> frozenset[int]:
-        """Lengths up to `most` that some combination of words has."""
+        """The lengths up to `most` tokens that some combination of words has."""
         found = {0}
         for total in range(1, most + 1):
             if any(total - length in found for length in self._by_length):

@@ -1,7 +1,7 @@
-"""`headrace loadtest record`: a trace from the server's access log. The log has no word of a prompt, so the trace has none.
+"""`headrace loadtest record`: makes a trace from the server's access log. The log has no prompts, so the trace has lengths only.
 
-A line is written when its request ends and says how long it took: it arrived that long before. Stamps are in local time with
-milliseconds. Lengths are sums over a request's sequences, divided by their number.
+A line is written when its request ends and says how long the request took, hence when it arrived. Stamps are local time with
+milliseconds. The log's token counts are sums over a request's sequences; the trace has them divided by the number of sequences.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _CLASSES = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 
 
 def parse_log(lines: Iterable[str]) -> list[TraceRequest]:
-    """Requests of an access log that were answered, by arrival from 0; other lines are not looked at."""
+    """The answered requests of an access log, by arrival in seconds from the first; other lines are skipped."""
     found = [request for number, line in enumerate(lines, 1) if (request := _request(number, line)) is not None]
     found.sort(key=lambda request: request.arrival)
     return [replace(each, arrival=round(each.arrival - found[0].arrival, 4)) for each in found]
@@ -50,7 +50,7 @@ def _request(number: int, line: str) -> TraceRequest | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the trace; 2 if the log has no request."""
+    """Write the trace. Returns the exit code: 2 if the log cannot be read or has no answered request."""
     parser = argparse.ArgumentParser(
         prog="headrace loadtest record",
         description="Make a trace from the access log of `headrace serve --access-log`.",

@@ -1,7 +1,7 @@
-"""How many tokens each word is to the target, so that prompts are built to length and not searched for.
+"""How many tokens the target makes of each word, so that prompts are built to length rather than searched for.
 
-Where words are cut at spaces, as all vocabularies in use do, the tokens of a text are those of its words. One question for
-every few dozen words, each said twice in a row, gives their lengths: a word's tokens are what comes twice.
+If words are cut at spaces, as all vocabularies in use do, the tokens of a text are those of its words. One question for every
+few dozen words, each said twice in a row, gives their lengths: a word's tokens are what is repeated.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ import httpx
 
 from loadtest.workload.words import OPENER, WORDS
 
-_BATCH = 48  # words a question: a byte-level vocabulary's answer still fits the context of small models
-_ENOUGH = 200  # words of one token, so that the longer ones are not needed
+_BATCH = 48  # words per question: even with a byte-level vocabulary it fits the context of small models
+_ENOUGH = 200  # with this many words of one token, longer ones are not needed
 
 
 class TokenizerError(RuntimeError):
-    """The target's tokenizer cannot be asked, or does not do what lengths are built on."""
+    """The target's tokenizer cannot be asked, or does not count as prompts of exact length require."""
 
 
 class Tokenizer(Protocol):
-    """Text to ids, special tokens as in a prompt of `/v1/completions` included."""
+    """Turns text into ids, with the special tokens that a prompt of `/v1/completions` gets."""
 
     async def ids(self, text: str) -> list[int]:
-        """Raises TokenizerError."""
+        """The ids of `text`. Raises TokenizerError."""
         ...
 
 
 class ServerTokenizer:
-    """Asks the target: `{"prompt"}` as headrace, vLLM and SGLang take it, or `{"content"}` as llama.cpp does."""
+    """Asks the target: with `{"prompt"}`, as headrace, vLLM and SGLang take it, or `{"content"}`, as llama.cpp does."""
 
     def __init__(self, client: httpx.AsyncClient, url: str, model: str) -> None:
         self._client = client
@@ -40,7 +40,7 @@ class ServerTokenizer:
         self._asks = [self._prompt, self._content]
 
     async def ids(self, text: str) -> list[int]:
-        """See Tokenizer. The form that the target understood is kept."""
+        """Ask the target, from then on in the form that it understood. Raises TokenizerError if it understands neither."""
         problem = "no answer"
         for ask in list(self._asks):
             try:
@@ -65,7 +65,7 @@ class ServerTokenizer:
 
 
 class FileTokenizer:
-    """A `tokenizer.json`."""
+    """Reads a `tokenizer.json`. Raises TokenizerError if that fails."""
 
     def __init__(self, path: str | Path) -> None:
         from tokenizers import Tokenizer as Fast
@@ -76,7 +76,7 @@ class FileTokenizer:
             raise TokenizerError(f"{path} cannot be read as a tokenizer.json: {error}") from None
 
     async def ids(self, text: str) -> list[int]:
-        """See Tokenizer."""
+        """Encode in this process; never raises."""
         return list(self._fast.encode(text).ids)
 
 
@@ -85,10 +85,10 @@ class Vocabulary:
     """Words and their lengths in tokens.
 
     Attributes:
-        words: each with its space before it, and its tokens.
-        base: tokens of a prompt that is only `OPENER`, special tokens and chat template included.
-        exact: whether lengths are the tokenizer's; else they are estimated.
-        words_per_token: 1 where exact.
+        words: each word with a space before it, and its number of tokens.
+        base: tokens of a prompt that is only `OPENER`, including special tokens and the chat template.
+        exact: whether lengths are the tokenizer's rather than estimates.
+        words_per_token: 1 if exact.
     """
 
     words: tuple[tuple[str, int], ...]
@@ -98,7 +98,7 @@ class Vocabulary:
 
     @classmethod
     async def measured(cls, tokenizer: Tokenizer) -> "Vocabulary":
-        """Of a tokenizer. Raises TokenizerError unless a text has as many tokens as its words."""
+        """Measure a tokenizer. Raises TokenizerError unless a text has as many tokens as its words together."""
         opener = await tokenizer.ids(OPENER)
         words: list[tuple[str, int]] = []
         for start in range(0, len(WORDS), _BATCH):
@@ -116,7 +116,7 @@ class Vocabulary:
 
     @classmethod
     def estimated(cls, characters_per_token: float) -> "Vocabulary":
-        """Where nobody can be asked. Raises ValueError unless positive."""
+        """Lengths estimated without a tokenizer. Raises ValueError unless the argument is positive."""
         if characters_per_token <= 0:
             raise ValueError("characters per token must be positive")
         mean = sum(len(word) + 1 for word in WORDS) / len(WORDS)
@@ -126,7 +126,7 @@ class Vocabulary:
 
 
 def _doubled(opener: Sequence[int], ids: Sequence[int], many: int) -> list[int]:
-    """Lengths of `many` words that each come twice, between what the opener alone begins and ends with."""
+    """The lengths of `many` words that each come twice in `ids`, between the ids that the opener alone begins and ends with."""
     begin = 0
     while begin < min(len(opener), len(ids)) and opener[begin] == ids[begin]:
         begin += 1

@@ -1,4 +1,4 @@
-"""Common English words that prompts are built from. Most are one token in every large vocabulary; none is assumed to be."""
+"""Common English words that prompts are built from. Most are one token in every large vocabulary; none needs to be."""
 
 _TEXT = """
 a able about above across act action add after again against age ago agree air all allow almost alone along already also
@@ -54,4 +54,4 @@ weight well west western what when where whether which while white who whole why
 with within without woman wonder word work worker world worry would write writer wrong yard year yes yet you young
 """
 WORDS: tuple[str, ...] = tuple(_TEXT.split())
-OPENER = "The"  # every built text begins with it, as the first word has no space before it
+OPENER = "The"  # begins every text that is built, because the first word has no space before it

@@ -24,7 +24,7 @@ _MARK, _MARK_SPACE = "\ue000\ue001\ue000", "\ue000\ue001\ue000 "
 
 
 class TemplateError(ValueError):
-    """The template refused the conversation, failed on it, or is no valid template; the message is its own."""
+    """The template refused the conversation, failed on it, or is not a valid template; the message is its own."""
 
 
 class _GenerationBlock(Extension):
@@ -63,7 +63,7 @@ class ChatTemplate:
         max_chars: longest prompt in characters.
 
     Raises:
-        TemplateError: the source is no valid template; names the line.
+        TemplateError: the source is not a valid template; names the line.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ def load_chat_template(tokenizer: Tokenizer, path: str | None = None) -> ChatTem
     """The operator's template at `path`, else the model's own, else None.
 
     Raises:
-        TemplateError: the file cannot be read or is no valid template.
+        TemplateError: the file cannot be read or is not a valid template.
     """
     source = tokenizer.model_chat_template
     if path is not None:

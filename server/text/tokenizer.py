@@ -1,6 +1,6 @@
 """Tokens from text and text from tokens: a thin layer over `tokenizers.Tokenizer` that knows the bytes of every token.
 
-Text is always decoded from bytes: the bytes of the tokens are joined and read as UTF-8, what is no UTF-8 becomes U+FFFD.
+Text is always decoded from bytes: the bytes of the tokens are joined and read as UTF-8, what is not UTF-8 becomes U+FFFD.
 For byte-level BPE that is what Hugging Face's decoder does. For SentencePiece vocabularies it is the same for valid UTF-8; where
 a run of byte tokens is broken, Hugging Face replaces the whole run, one U+FFFD a byte, and here only the broken bytes
 are replaced, because otherwise no character of a run could be streamed before the run ends.
@@ -217,9 +217,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TokenizerError(f"{path} is no JSON: {error}") from error
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds no JSON object")
+        raise TokenizerError(f"{path} is not a JSON object")
     return content
 
 

@@ -37,7 +37,7 @@ FAULTS = (
     "error",  # an error event
     "refuse",  # status 503
     "silent",  # the connection closes without an answer
-    "garbage",  # no HTTP
+    "garbage",  # not HTTP
     "other-text",  # without streaming it says something else
 )
 options = argparse.Namespace(generated=0)  # answers so far, beside what the command line says

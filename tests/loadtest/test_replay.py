@@ -125,7 +125,7 @@ def test_a_client_out_of_patience_blames_nobody_for_the_missing_end():
         ("refuse", ErrorClass.STATUS, "not now"),
         ("error", ErrorClass.STREAM, "the engine died"),
         ("silent", ErrorClass.STREAM, "without an answer"),
-        ("garbage", ErrorClass.STREAM, "no HTTP"),
+        ("garbage", ErrorClass.STREAM, "not HTTP"),
     ],
 )
 def test_failures_have_a_class_and_a_reason(fault, error, detail):
@@ -234,7 +234,7 @@ def test_an_interrupted_run_is_reported_as_far_as_it_went():
 def test_no_server_and_no_such_model_are_said_before_the_run():
     with pytest.raises(TargetError, match="cannot be reached"):
         replay(plan(), Target(base_url="http://127.0.0.1:9/v1"))
-    with pytest.raises(TargetError, match="no model 'x' there but stub"):
+    with pytest.raises(TargetError, match="no model 'x' there; it has stub"):
         run([], {"model": "x"})
 
 

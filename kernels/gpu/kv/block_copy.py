@@ -135,7 +135,7 @@ class BlockCopier:
             after: handles of copies that come first.
 
         Raises:
-            ValueError: a block is no block of its pool, a target twice, or source and target of one pool.
+            ValueError: a block is not one of its pool, a target twice, or source and target of one pool.
         """
         self._check_moves(moves)
         if self._stream is None:

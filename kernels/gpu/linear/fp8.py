@@ -41,7 +41,7 @@ class Fp8Matrix:
         """Round a float [outputs, columns].
 
         Raises:
-            ValueError: sizes that are no multiples of 16.
+            ValueError: sizes that are not multiples of 16.
         """
         if weight.shape[0] % MULTIPLE or weight.shape[1] % MULTIPLE:
             raise ValueError(f"e4m3 weights are {list(weight.shape)}; both must be multiples of {MULTIPLE}")

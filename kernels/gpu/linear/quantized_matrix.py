@@ -92,7 +92,7 @@ def pack(
         group: 32, 64 or 128; 0 of form `channel`.
 
     Raises:
-        ValueError: a combination that the kernel does not know, or columns that are no whole groups.
+        ValueError: a combination that the kernel does not know, or columns that are not whole groups.
     """
     outputs, columns = quants.shape
     if bits not in (4, 8) or group not in ((0,) if form == "channel" else (32, 64, 128)):
@@ -104,7 +104,7 @@ def pack(
     if (extras is not None) != (form in ("zeros", "minima")):
         raise ValueError(f"form {form!r} {'takes no' if extras is not None else 'needs'} extras")
     if group and columns % group:
-        raise ValueError(f"{columns} columns are no whole groups of {group}")
+        raise ValueError(f"{columns} columns are not whole groups of {group}")
     lanes, planes = 32 if group == 32 else 64, 16 // bits
     wide = -(-columns // (lanes * planes)) * lanes * planes
     padded = torch.zeros((-(-outputs // TILE) * TILE, wide), dtype=torch.int32, device=quants.device)

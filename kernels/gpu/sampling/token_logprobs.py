@@ -142,7 +142,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Te
 
 
 def reference_token_logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`token_logprobs` in plain torch, for tokens that are no error codes."""
+    """`token_logprobs` in plain torch, for tokens that are not error codes."""
     every = logits.float().log_softmax(dim=-1)
     chosen = every.gather(1, tokens.unsqueeze(1))
     ranks = (logits > logits.gather(1, tokens.unsqueeze(1))).sum(dim=-1, dtype=torch.int32) + 1

@@ -10,13 +10,13 @@ class TraceRequest:
     Attributes:
         line: of the file, from 1.
         arrival: seconds from the trace's first request.
-        prompt_tokens: at least 1.
+        prompt_tokens: at least 1; 0 if `prompt` is given.
         output_tokens: at least 1.
-        klass: the trace's model or log type; `default`.
-        session: the conversation it belongs to; requests of one session extend their own history.
+        klass: the model or log type that the trace names, else `default`.
+        session: the conversation it belongs to; each request of a session extends the ones before it.
         blocks: ids of the prompt's consecutive parts of `block_tokens` tokens; equal ids stand for equal text.
         block_tokens: 0 without `blocks`.
-        prompt: the text itself, where the trace has it; then `prompt_tokens` is 0.
+        prompt: the text itself, if the trace has it.
     """
 
     line: int
@@ -32,10 +32,12 @@ class TraceRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A trace: `requests` by arrival, and what was left out.
+    """A trace: its requests by arrival, and what was left out.
 
-    `tick` is the resolution of its stamps in seconds (1 for whole seconds), inside which arrivals may be spread.
-    `timed` is false where the format has no times; every arrival is 0 then.
+    Attributes:
+        tick: the resolution of its stamps in seconds (1 for whole seconds), inside which arrivals may be spread.
+        timed: false if the format has no times; every arrival is then 0.
+        problems: the rows left out, each as `line N: reason`.
     """
 
     name: str

@@ -40,10 +40,10 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
 
 
 def _stamp(text: str) -> float:
-    """Seconds since 1970. The seven digits of the fraction are 100 ns; datetime takes six, so the fraction goes its own way."""
+    """Seconds since 1970. The fraction has seven digits (100 ns), one more than datetime reads, so it is parsed on its own."""
     match = _STAMP.fullmatch(text)
     if match is None:
-        raise BrokenRow(f"TIMESTAMP is {text!r} and not YYYY-MM-DD HH:MM:SS.fraction")
+        raise BrokenRow(f"TIMESTAMP is {text!r}, not YYYY-MM-DD HH:MM:SS.fraction")
     try:
         whole = datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """BurstGPT (Wang et al., KDD 2025), both versions of its CSV: with and without `Session ID` and `Elapsed time`.
 
-Stamps are whole seconds of local time and need not begin at 0. A row without response tokens is a failed request: it has no
+Stamps are whole seconds of local time and need not begin at 0. A row without response tokens is a failed request: there is no
 length to replay, so it is left out and reported.
 """
 

@@ -35,9 +35,9 @@ def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise BrokenRow(f"no JSON: {error}") from None
+        raise BrokenRow(f"not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise BrokenRow("no JSON object")
+        raise BrokenRow("not a JSON object")
     return row
 
 
@@ -45,7 +45,7 @@ def _request(number: int, row: dict[str, Any]) -> TraceRequest:
     prompt = tokens(field_of(row, "input_length"), "input_length")
     blocks = field_of(row, "hash_ids")
     if not isinstance(blocks, list) or not all(isinstance(block, int) for block in blocks):
-        raise BrokenRow("hash_ids is no list of whole numbers")
+        raise BrokenRow("hash_ids is not a list of whole numbers")
     needed = -(-prompt // BLOCK_TOKENS)
     if len(blocks) != needed:
         raise BrokenRow(f"{len(blocks)} hash_ids; {prompt} tokens are {needed} blocks of {BLOCK_TOKENS}")

@@ -1,4 +1,4 @@
-"""headrace's own format, described in docs/trace-format.md: a header line, then a JSON object a request."""
+"""headrace's own format, described in docs/trace-format.md: a header line, then one JSON object per request."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,12 +15,12 @@ _KEYS = frozenset(("at", "prompt_tokens", "output_tokens", "class", "session", "
 
 
 def sniff(first: str) -> bool:
-    """Whether the file's first line is this format's header, of whatever version."""
+    """Whether the file's first line is this format's header, of any version."""
     return first.startswith("{") and '"headrace.trace/' in first
 
 
 def tick(path: Path) -> float:
-    """The header's `tick`, in seconds. Raises TraceError if it is no header of this version."""
+    """The header's `tick`, in seconds. Raises TraceError unless it is a header of this version."""
     _, first = next(numbered(path))
     try:
         header = json.loads(first)
@@ -44,7 +44,7 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
 
 
 def write(path: Path, requests: Iterable[TraceRequest], *, tick: float = 0.0) -> None:
-    """Write what `read` reads."""
+    """Write a trace that `read` reads back; `tick` in seconds."""
     with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"format": VERSION, "tick": tick}) + "\n")
         for request in requests:
@@ -68,13 +68,13 @@ def _row(request: TraceRequest) -> dict[str, Any]:
 
 def _request(number: int, row: Any) -> TraceRequest:
     if not isinstance(row, dict):
-        raise BrokenRow("no JSON object")
+        raise BrokenRow("not a JSON object")
     unknown = sorted(row.keys() - _KEYS)
     if unknown:
         raise BrokenRow(f"unknown fields {', '.join(unknown)}")
     prompt, session = row.get("prompt"), row.get("session")
     if not isinstance(prompt, str | None) or not isinstance(session, str | None):
-        raise BrokenRow("prompt and session are texts")
+        raise BrokenRow("prompt and session must be texts")
     count = 0 if prompt is not None else tokens(field_of(row, "prompt_tokens"), "prompt_tokens")
     return TraceRequest(
         line=number,
@@ -94,7 +94,7 @@ def _sharing(row: dict[str, Any], count: int) -> dict[str, Any]:
         return {}
     size = tokens(field_of(row, "block_tokens"), "block_tokens")
     if not isinstance(blocks, list) or not all(isinstance(block, int) for block in blocks):
-        raise BrokenRow("blocks is no list of whole numbers")
+        raise BrokenRow("blocks is not a list of whole numbers")
     if len(blocks) != -(-count // size):
         raise BrokenRow(f"{len(blocks)} blocks; {count} tokens are {-(-count // size)} blocks of {size}")
     return {"blocks": tuple(blocks), "block_tokens": size}

@@ -1,8 +1,7 @@
 """JSON lines of plain prompts: `prompt`, `question`, `text` or `instruction` as a string, or `turns` as a list of them.
 
-There are no times, so arrivals must be synthetic, and no output lengths but an optional `output_tokens` (`max_tokens`);
-without it an answer may have `DEFAULT_OUTPUT_TOKENS`. The turns of a row are a session: each request's prompt is all turns
-so far. `category` becomes the class.
+There are no times, so arrivals must be drawn. An answer's length is the optional `output_tokens` (or `max_tokens`), else
+`DEFAULT_OUTPUT_TOKENS`. The turns of a row are a session: each request's prompt is all turns so far. `category` becomes the class.
 """
 
 import json
@@ -54,8 +53,8 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
 
 def _turns(row: Any) -> list[str]:
     if not isinstance(row, dict):
-        raise BrokenRow("no JSON object")
+        raise BrokenRow("not a JSON object")
     turns = row.get("turns") or [row[name] for name in _TEXTS if row.get(name)][:1]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-        raise BrokenRow(f"none of {', '.join(_TEXTS)} is a text, and turns no list of texts")
+        raise BrokenRow(f"none of {', '.join(_TEXTS)} is a text, and turns is not a list of texts")
     return turns

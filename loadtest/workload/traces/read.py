@@ -19,7 +19,7 @@ class Format:
     timed: bool
 
 
-# In the order in which they are tried: the more particular first.
+# In the order in which they are tried: the more specific first.
 FORMATS = {
     each.name: each
     for each in (
@@ -40,12 +40,12 @@ FORMATS = {
 
 
 def read_trace(path: str | Path, format: str | None = None, *, strict: bool = False) -> Trace:
-    """Read a trace; arrivals begin at 0 and are in order.
+    """Read a trace; its requests are in order of arrival, the first at 0.
 
     Args:
         path: the file.
-        format: a name of `FORMATS`; by default the file's first line tells.
-        strict: stop at the first broken row. Failed requests, which BurstGPT keeps, are no broken rows.
+        format: a name from `FORMATS`; by default recognised by the file's first line.
+        strict: stop at the first broken row. Failed requests, which BurstGPT keeps, are not broken rows.
 
     Raises:
         TraceError: no such file, no known format, no request in it, or a broken row with `strict`.

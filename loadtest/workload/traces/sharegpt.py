@@ -1,7 +1,7 @@
 """ShareGPT-like conversations: `{"id", "conversations": [{"from": "human" | "gpt", "value"}]}`, as a JSON array or JSON lines.
 
-Every human turn that has an answer is a request of the conversation's session: its prompt is the history with it. There are no
-times. Output lengths are estimated from the answer's characters, as the files have text only.
+Every human turn that has an answer is a request in the conversation's session; its prompt is the history up to and including
+that turn. There are no times. Output lengths are estimated from the answer's characters, because the files have only text.
 """
 
 import json
@@ -26,7 +26,7 @@ def sniff(first: str) -> bool:
 
 
 def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
-    """Its requests, all at time 0. In an array `line` counts conversations. Raises TraceError where it is no JSON."""
+    """Its requests, all at time 0. In an array, `line` counts conversations. Raises TraceError for an array that is not JSON."""
     for number, row in _rows(path, problems):
         try:
             yield from _requests(number, row)
@@ -41,13 +41,13 @@ def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
         try:
             yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1)
         except ValueError as error:
-            raise TraceError(f"{path} begins like a JSON array and is none: {error}") from None
+            raise TraceError(f"{path} begins like a JSON array but is not one: {error}") from None
         return
     for number, line in numbered(path):
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            problems.broken(number, f"no JSON: {error}")
+            problems.broken(number, f"not JSON: {error}")
 
 
 def _requests(number: int, row: Any) -> list[TraceRequest]:

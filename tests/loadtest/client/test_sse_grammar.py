@@ -193,7 +193,7 @@ def test_the_example_of_the_docs():
         ("data: \n\n", "JSON"),
         ("data: [1]\n\n", "JSON object"),
         ("data: {'a': 1}\n\n", "JSON or"),
-        ('data: {"a": NaN}\n\n', "NaN is no JSON"),
+        ('data: {"a": NaN}\n\n', "NaN is not JSON"),
         (b"data: {\xff}\n\n", "UTF-8"),
     ],
 )

@@ -164,5 +164,5 @@ def test_what_makes_no_plan_is_refused():
             Shape(**wrong)
     with pytest.raises(ArrivalError, match="no rate"):
         Shape(arrivals=Closed(), rate=4)
-    with pytest.raises(ArrivalError, match="no one rate"):
+    with pytest.raises(ArrivalError, match="no single rate"):
         make_plan(trace(0), Shape(arrivals=Step(), rate=4))

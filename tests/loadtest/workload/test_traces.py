@@ -118,14 +118,14 @@ GOOD = {
         ("burstgpt", "5,ChatGPT,472,18,491,API log", "Total tokens is 491"),
         ("burstgpt", "-5,ChatGPT,4,1,5,API log", "at least 0"),
         ("burstgpt", "5,ChatGPT,0,1,1,API log", "Request tokens is 0"),
-        ("burstgpt", "5,ChatGPT,4.5,1,5.5,API log", "no whole number"),
+        ("burstgpt", "5,ChatGPT,4.5,1,5.5,API log", "not a whole number"),
         ("azure", "16.11.2023,3,4", "TIMESTAMP is '16.11.2023'"),
         ("azure", "2023-13-16 18:15:46.1,3,4", "month must be in 1..12"),
         ("azure", "2023-11-16 18:15:46.1,0,4", "at least 1"),
         ("azure", "2023-11-16 18:15:46.1,4", "2 columns"),
         ("mooncake", '{"timestamp": 0, "input_length": 513, "output_length": 5, "hash_ids": [0]}', "are 2 blocks"),
         ("mooncake", '{"timestamp": 0, "output_length": 5, "hash_ids": [0]}', "input_length is missing"),
-        ("mooncake", '{"timestamp": 0,', "no JSON"),
+        ("mooncake", '{"timestamp": 0,', "not JSON"),
         ("headrace", '{"at": 1, "prompt_tokens": 4, "output_tokens": 2, "tokens": 3}', "unknown fields tokens"),
         ("headrace", '{"at": 1, "output_tokens": 2}', "prompt_tokens is missing"),
         (
@@ -133,7 +133,7 @@ GOOD = {
             '{"at": 1, "prompt_tokens": 4, "output_tokens": 2, "blocks": [1, 2], "block_tokens": 4}',
             "1 blocks",
         ),
-        ("headrace", "[]", "no JSON object"),
+        ("headrace", "[]", "not a JSON object"),
         ("prompts", '{"answer": "a"}', "no prompt"),
     ],
 )
@@ -162,7 +162,7 @@ def test_stamps_need_not_begin_at_0_nor_be_in_order(tmp_path):
         (GOOD["azure"], "burstgpt", "does not begin with the columns"),
         (GOOD["azure"], "csv", "unknown format"),
         ('{"format": "headrace.trace/9"}\n', None, "this version reads"),
-        ("[{\n", None, "begins like a JSON array and is none"),
+        ("[{\n", None, "begins like a JSON array but is not one"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path, text, format, said):
