@@ -3,9 +3,7 @@
 What belongs here: reading the declaration. Never: reading a file, the environment or the command line.
 """
 
-import inspect
 import json
-import re
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ class Knob:
     upper: float | None
     open_below: bool
     default: Any
+    section: str
     secret: bool
     help: str
 
@@ -99,20 +98,12 @@ def knobs() -> dict[str, Knob]:
     return {name: _read(name, info) for name, info in Settings.model_fields.items()}
 
 
-def sections() -> Iterator[tuple[str, list[str]]]:
-    """The groups of knobs, as the `# --- title ---` comments in the declaration's source divide them."""
-    title, names = "", list[str]()
-    for line in inspect.getsource(Settings).splitlines():
-        heading = re.match(r"\s+# --- (.+) ---", line)
-        field = re.match(r"    (\w+):", line)
-        if heading:
-            if names:
-                yield title, names
-            title, names = heading[1], []
-        elif field and field[1] in knobs():
-            names.append(field[1])
-    if names:
-        yield title, names
+def sections() -> dict[str, list[str]]:
+    """The names of the knobs by the section that they stand in, both in the order of the declaration."""
+    grouped: dict[str, list[str]] = {}
+    for name, knob in knobs().items():
+        grouped.setdefault(knob.section, []).append(name)
+    return grouped
 
 
 def _read(name: str, info: FieldInfo) -> Knob:
@@ -135,6 +126,8 @@ def _read(name: str, info: FieldInfo) -> Knob:
     if kind not in (bool, int, float, str):
         raise TypeError(f"Settings.{name}: a knob cannot be of type {annotation}")
     extra = info.json_schema_extra
+    if not isinstance(extra, dict) or "section" not in extra:
+        raise TypeError(f"Settings.{name}: a knob needs a section in its json_schema_extra")
     return Knob(
         name=name,
         kind=kind,
@@ -145,7 +138,8 @@ def _read(name: str, info: FieldInfo) -> Knob:
         upper=bounds.get("le"),
         open_below="gt" in bounds,
         default=info.get_default(call_default_factory=True),
-        secret=isinstance(extra, dict) and bool(extra.get("secret")),
+        section=str(extra["section"]),
+        secret=bool(extra.get("secret")),
         help=info.description or "",
     )
 

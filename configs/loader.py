@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs.knob import PREFIX, Knob, knobs
-from configs.settings import Settings
+from configs.settings import Contradiction, Settings
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
@@ -141,15 +141,29 @@ def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
 
 def _validate(values: dict[str, Any], origins: Mapping[str, str], problems: list[str]) -> Settings | None:
     refused = {name for name, value in values.items() if isinstance(value, bool) and knobs()[name].kind is not bool}
+    settings, contradictions = None, list[Contradiction]()
     try:
-        settings = Settings.model_validate({name: value for name, value in values.items() if name not in refused})
+        settings = Settings.model_validate(
+            {name: value for name, value in values.items() if name not in refused and not _idle(name, value, origins)}
+        )
     except ValidationError as error:
-        refused |= {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
-        settings = None
+        for detail in error.errors(include_url=False):
+            if detail["loc"]:
+                refused.add(str(detail["loc"][0]))
+            else:
+                contradictions += detail["ctx"]["error"].found
     for name in knobs():
         if name in refused:
             problems.append(_refusal(knobs()[name], values[name], origins[name]))
+    for contradiction in contradictions:
+        places = ", ".join(f"{name} from {origins[name]}" for name in contradiction.names)
+        problems.append(f"{contradiction.text} ({places})")
     return settings
+
+
+def _idle(name: str, value: Any, origins: Mapping[str, str]) -> bool:
+    """A line of a file that repeats the default asks for nothing: a printed configuration is such a file."""
+    return origins[name].startswith("file ") and bool(value == knobs()[name].default)
 
 
 def _refusal(knob: Knob, value: Any, origin: str) -> str:

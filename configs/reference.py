@@ -6,9 +6,9 @@ from configs.knob import Knob, knobs, sections
 
 HEADER = """# Configuration
 
-<!-- Written by `make docs` from configs/settings.py; a test compares the two. -->
+<!-- Written by `make docs` from configs/declaration.py; a test compares the two. -->
 
-Every knob is declared once, in `configs/settings.py`, and can be set in four places. The first that has it wins:
+Every knob is declared once, in `configs/declaration.py`, and can be set in four places. The first that has it wins:
 
 1. a flag: `headrace serve --kv-blocks 64`
 2. an environment variable: `HEADRACE_KV_BLOCKS=64`
@@ -31,7 +31,7 @@ with little memory."""
 def page() -> str:
     """The whole page as Markdown."""
     parts = [HEADER]
-    for title, names in sections():
+    for title, names in sections().items():
         heading = title[0].upper() + title[1:]
         rows = "\n".join(_row(knobs()[name]) for name in names)
         parts.append(f"## {heading}\n\n| knob | accepts | default | meaning |\n| --- | --- | --- | --- |\n{rows}")

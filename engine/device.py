@@ -26,10 +26,6 @@ def choose_device(settings: Settings) -> Device:
     Raises:
         ModelError: a GPU is asked for and there is none to use; says why.
     """
-    if settings.device == "cpu" and settings.tensor_parallel > 1:
-        raise ModelError(
-            f"--tensor-parallel {settings.tensor_parallel} splits a model over GPUs, --device cpu asks for none."
-        )
     if settings.device == "cpu":
         return Device("cpu", "as --device cpu asks")
     if settings.device == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":

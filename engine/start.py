@@ -4,6 +4,7 @@ Each phase is timed and reported as it ends. torch is imported in a phase of its
 """
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.declaration import parse_weight
 from configs.model.config import ModelConfig
 from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
-from configs.settings import Settings, parse_weight
+from configs.settings import Settings
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import plan_memory
 from engine.device import Device, StepLimits, choose_device, step_limits
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from engine.gpu.backend import GpuStart
     from engine.loop import EngineLoop
     from engine.tensor_parallel.shards import Joined
+
+log = logging.getLogger("headrace.engine")
 
 # Of the pool, that may be given up early so that blocks can be taken in runs: copies to and from a tier then are fewer, and what
 # is given up lies in the tier. Without one it would have to be computed again (figures in docs/kv-tiers.md).
@@ -80,6 +84,8 @@ class Starter:
             config = read_config(self._source)
         with self._phase("choose device"):
             device = choose_device(self._settings)
+        for sentence in self._settings.unread_on(device.kind):
+            log.warning("%s", sentence)
         arithmetic: Arithmetic | GpuStart
         worker: Worker
         if device.kind == "cuda":
@@ -113,7 +119,6 @@ class Starter:
 
     def _on_gpu(self, config: ModelConfig, device: Device) -> "tuple[GpuStart, MemoryPlan, Worker]":
         """The plan comes after torch, which alone knows what is free on a GPU."""
-        self._check_tiers()
         if self._settings.tensor_parallel > 1:
             self._followers = Followers(self._settings, self._source)
         with self._phase("import torch"):
@@ -131,15 +136,6 @@ class Starter:
         with self._phase("compile kernels"):
             self._thread.submit(gpu.warm_up, worker).result()
         return gpu, plan, worker
-
-    def _check_tiers(self) -> None:
-        settings = self._settings
-        for flag, asked in (("--kv-host-gib", settings.kv_host_gib), ("--kv-disk-path", settings.kv_disk_path)):
-            if asked and settings.tensor_parallel > 1:
-                raise ModelError(
-                    f"{flag} {asked} does not go with --tensor-parallel {settings.tensor_parallel}: tiers keep whole blocks, "
-                    "and each GPU has a part of every block; leave one of the two out."
-                )
 
     def _join(self) -> "Joined":
         from engine.gpu.backend import rank_device

@@ -57,12 +57,6 @@ def serve(arguments: Sequence[str]) -> int:
     if print_config:
         print(render(loaded))
         return 0
-    from server.api.tenants import callers_of
-
-    try:
-        callers_of(loaded.settings)
-    except ValueError as error:
-        return _complain(parser.prog, str(error))
     from configs.model.source import ModelError, resolve_model
 
     try:
@@ -108,7 +102,7 @@ def serve_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a preset's name (HEADRACE_CONFIG)")
     parser.add_argument("--print-config", action="store_true", help="print every setting with its origin, and exit")
-    for title, names in sections():
+    for title, names in sections().items():
         group = parser.add_argument_group(title)
         for name in names:
             knob = knobs()[name]

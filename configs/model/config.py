@@ -44,8 +44,8 @@ class ModelConfig:
     """Shape and arithmetic of one decoder-only model.
 
     Sizes count elements. `sliding_window` is the number of newest tokens, the token itself included, that layers with
-    `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type;
-    it is shown to the operator and decides nothing: the device's backend chooses the arithmetic.
+    `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type; a
+    GPU computes in float16 for `float16` and in bfloat16 for all others, a CPU does not look at it.
     """
 
     architecture: str

@@ -49,12 +49,8 @@ def open_tiers(
         wake: called when a move has ended.
 
     Raises:
-        ModelError: the folder is another server's, the host's memory cannot be had, or prefix caching is off.
+        ModelError: the folder is another server's, or the host's memory cannot be had.
     """
-    if not pool.caching and (settings.kv_host_gib or settings.kv_disk_path):
-        raise ModelError(
-            "--kv-host-gib and --kv-disk-path keep KV by its content: they do nothing with --no-prefix-caching"
-        )
     block_bytes, limit = rows.shape[1], int(settings.kv_disk_gib * GIB)
     stores, indices = dict[Tier, BlockStore](), dict[Tier, TierIndex]()
     lost = False

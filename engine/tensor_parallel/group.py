@@ -86,7 +86,7 @@ def rank_arguments(settings: Settings, source: ModelSource, folder: Path) -> lis
     """The command line of a rank, but for its number. API keys stay out: it is public."""
     return [
         *(sys.executable, "-m", "engine.rank"),
-        *("--settings", settings.model_dump_json(exclude={"api_key"})),
+        *("--settings", settings.for_engine()),
         *("--source", msgspec.json.encode(source, enc_hook=str).decode()),
         *("--folder", str(folder)),
     ]

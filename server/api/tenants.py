@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from configs.settings import Settings, parse_weight
+from configs.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +35,11 @@ ANYBODY = Caller()
 
 
 def callers_of(settings: Settings) -> Mapping[str, Caller]:
-    """The owner of each key.
-
-    Raises:
-        ValueError: settings about keys and tenants that contradict each other; the text names both.
-    """
-    keys = settings.api_key
-    names = settings.key_names or [f"key{number + 1}" for number in range(len(keys))]
-    if len(names) != len(keys):
-        raise ValueError(f"key_names has {len(names)} names for the {len(keys)} keys of api_key; give one for each")
-    if settings.isolate_keys and not keys:
-        raise ValueError("isolate_keys is set, and api_key has no keys to isolate")
-    _check_weights(settings, names)
+    """The owner of each key."""
     return {
-        key: Caller(name, _salt(key) if settings.isolate_keys else "") for key, name in zip(keys, names, strict=True)
+        key: Caller(name, _salt(key) if settings.isolate_keys else "")
+        for key, name in zip(settings.api_key, settings.tenants, strict=True)
     }
-
-
-def _check_weights(settings: Settings, names: list[str]) -> None:
-    if settings.scheduling != "fair":
-        for name in ("tenant_weights", "decode_price"):
-            if getattr(settings, name):
-                raise ValueError(
-                    f"{name} is set, and only scheduling fair reads it; scheduling is {settings.scheduling}"
-                )
-    for tenant, _ in map(parse_weight, settings.tenant_weights):
-        if names and tenant not in names:
-            raise ValueError(f"tenant_weights names {tenant!r}; the keys of api_key belong to {', '.join(names)}")
 
 
 def _salt(key: str) -> str:

@@ -52,7 +52,7 @@ def engine_arguments(settings: Settings, source: object) -> list[str]:
     """The command line of an engine, but for its endpoints. API keys stay out: a command line is public."""
     return [
         *(sys.executable, "-m", "engine"),
-        *("--settings", settings.model_dump_json(exclude={"api_key"})),
+        *("--settings", settings.for_engine()),
         *("--source", msgspec.json.encode(source, enc_hook=str).decode()),
     ]
 

@@ -65,15 +65,6 @@ def test_a_second_server_on_the_folder_is_refused_with_a_sentence(tmp_path):
         first.stop()
 
 
-def test_tiers_need_prefix_caching():
-    server = ServerProcess(*FLAGS, "--kv-host-gib", "0.1", "--no-prefix-caching", wait=False)
-    try:
-        assert server.process.wait(60) != 0
-        assert "--no-prefix-caching" in "".join(server.output)
-    finally:
-        server.stop()
-
-
 def test_the_benchmark_of_tiers_tells_what_was_loaded(capsys):
     tier_bench(["--only", "host", "--rounds", "1", "--tokens", "400", "--kv-blocks", "40"])
     line = capsys.readouterr().out

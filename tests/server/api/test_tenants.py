@@ -1,4 +1,4 @@
-"""Whose request it is: tenants by key or `user`, a cache for each key, and settings that contradict each other.
+"""Whose request it is: tenants by key or `user`, and a cache for each key.
 
 The scheduler behind the HTTP side is the real one, so what `usage` says of cached tokens is what the block pool found.
 """
@@ -14,7 +14,6 @@ from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AbortRequests, AddRequest, StepOutputs
 from server.api.tenants import ANYBODY, callers_of
 from server.api.validate import completion_job
-from server.cli import EXIT_USAGE, main
 from server.errors import UnsupportedField
 from server.schema.completions import CompletionRequest
 from tests.scheduler.sim import SimWorker
@@ -146,36 +145,10 @@ def test_a_priority_is_refused_where_requests_are_served_as_they_come():
         assert completion_job(CompletionRequest(prompt="a", priority=3), other).sequences[0].request.priority == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"key_names": ["a"]}, ["1 names", "0 keys"]),
-        ({"key_names": ["a"], **KEYS}, ["1 names", "2 keys"]),
-        ({"isolate_keys": True}, ["isolate_keys", "api_key"]),
-        ({"tenant_weights": ["a=2"]}, ["tenant_weights", "fair", "priority"]),
-        ({"decode_price": 2.0, "scheduling": "fcfs"}, ["decode_price", "fair", "fcfs"]),
-        ({"tenant_weights": ["shop=2"], "scheduling": "fair", **KEYS}, ["'shop'", "key1, key2"]),
-    ],
-)
-def test_settings_that_contradict_each_other_stop_the_start(settings, words):
-    with pytest.raises(ValueError) as caught:
-        callers_of(Settings(**settings))
-    assert all(word in str(caught.value) for word in words)
-
-
-def test_weights_of_users_need_no_names():
-    assert callers_of(Settings(scheduling="fair", tenant_weights=["ann=2", "ben=0.5"])) == {}
-
-
 @pytest.mark.parametrize("text", ["ann", "ann=", "ann=x", "ann=0", "ann=-1", "ann=nan", "ann=1000", "2"])
 def test_a_weight_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="tenant_weights"):
         Settings(tenant_weights=[text])
-
-
-def test_the_command_refuses_them_before_anything_starts(capsys):
-    assert main(["serve", "--isolate-keys"]) == EXIT_USAGE
-    assert "isolate_keys" in capsys.readouterr().err
 
 
 def test_a_pin_is_refused_where_nothing_is_cached():

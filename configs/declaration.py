@@ -1,0 +1,282 @@
+"""Every knob of the server, declared once: type, bounds, default, help. Flags, variables, YAML and docs derive from it.
+
+A knob belongs here when an operator may set it. What a *request* may set stands in `server/schema`; what one knob means for
+another, in `configs/settings.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+# What a field's `json_schema_extra` says: the section it stands in, the device that reads it, whether it is shown.
+MODEL: JsonDict = {"section": "model"}
+KV_CACHE: JsonDict = {"section": "KV cache"}
+SCHEDULER: JsonDict = {"section": "scheduler"}
+HTTP: JsonDict = {"section": "HTTP"}
+CPU: JsonDict = {"read_by": "cpu"}
+GPU: JsonDict = {"read_by": "cuda"}
+SECRET: JsonDict = {"secret": True}  # masked wherever settings are shown
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """A tenant and its weight, of `NAME=WEIGHT`; the name may hold further equals signs.
+
+    Raises:
+        ValueError: the text is not such a pair, or the weight is not from 0.01 to 100.
+    """
+    name, equals, number = text.rpartition("=")
+    weight = float(number)
+    if not equals or not 0.01 <= weight <= 100:
+        raise ValueError(f"must be NAME=WEIGHT with a weight from 0.01 to 100, got {text!r}")
+    return name, weight
+
+
+def _check_weight(text: str) -> str:
+    parse_weight(text)
+    return text
+
+
+Weight = Annotated[str, AfterValidator(_check_weight)]
+
+
+class Declaration(BaseModel):
+    """The knobs, each valid by itself. The flag of `kv_blocks` is `--kv-blocks`, its variable `HEADRACE_KV_BLOCKS`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str | None = Field(
+        None,
+        description="A .gguf file, a Hugging Face folder or a hub name; the embedded SmolLM2-135M-Instruct if absent.",
+        json_schema_extra=MODEL,
+    )
+    served_model_name: list[Text] = Field(
+        default_factory=list,
+        description="Names clients may use for the model; the model's own name if empty.",
+        json_schema_extra=MODEL,
+    )
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
+        "auto",
+        description="How weights are read. `dummy`: random weights of the shapes in the config.",
+        json_schema_extra=MODEL,
+    )
+    chat_template: str | None = Field(
+        None, description="A Jinja file used instead of the model's own chat template.", json_schema_extra=MODEL
+    )
+    max_model_len: PositiveInt | None = Field(
+        None,
+        description="Longest prompt plus output, in tokens; the model's own limit if absent.",
+        json_schema_extra=MODEL,
+    )
+    cpu_precision: Literal["exact", "fast"] = Field(
+        "fast",
+        description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights. `fast`: int8 activations over 4- and "
+        "8-bit weights, KV in bf16 (weights of other types are rounded to 8 bits); fp32 where the C++ kernels are missing.",
+        json_schema_extra=MODEL | CPU,
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="What computes. `auto`: a GPU where torch has one with compute capability 8.0 or more, else the CPU; the "
+        "start-up log says which and why.",
+        json_schema_extra=MODEL,
+    )
+    gpu_weights: Literal["auto", "dense", "fp8"] = Field(
+        "auto",
+        description="Weights on a GPU. `auto`: 4- and 8-bit groups as the file has them, all else in 16 bits. `dense`: 16 bits. "
+        "`fp8`: rounded to 8-bit floats, and activations with them (lossy).",
+        json_schema_extra=MODEL | GPU,
+    )
+    gpu_kv: Literal["auto", "fp8"] = Field(
+        "auto",
+        description="Keys and values on a GPU. `auto`: 16 bits. `fp8`: 8-bit floats with scales (lossy).",
+        json_schema_extra=MODEL | GPU,
+    )
+    tensor_parallel: PositiveInt = Field(
+        1,
+        description="GPUs that compute one model together, each with its part of the heads, the inner width and the vocabulary, "
+        "in a process of its own.",
+        json_schema_extra=MODEL | GPU,
+    )
+    cuda_graphs: bool = Field(
+        True,
+        description="Record decode steps as CUDA graphs while serving, the one that is missed most first.",
+        json_schema_extra=MODEL | GPU,
+    )
+    gpu_shared_prefixes: bool = Field(
+        False,
+        description="Cascade attention: attend to a prefix that running requests share once for all of them where that saves "
+        "time. The last bits of a result then depend on the requests beside it.",
+        json_schema_extra=MODEL | GPU,
+    )
+    threads: PositiveInt | None = Field(
+        None, description="Threads the engine computes with; all cores if absent.", json_schema_extra=MODEL
+    )
+
+    block_size: Literal[8, 16, 32, 64, 128] = Field(
+        32, description="Tokens in one KV block.", json_schema_extra=KV_CACHE
+    )
+    kv_blocks: PositiveInt | None = Field(
+        None, description="KV blocks in the pool; from free memory if absent.", json_schema_extra=KV_CACHE
+    )
+    kv_memory_fraction: float = Field(
+        0.4,
+        gt=0,
+        le=0.9,
+        description="Share of the memory left after the weights that the pool may take if kv_blocks is absent.",
+        json_schema_extra=KV_CACHE | CPU,
+    )
+    gpu_memory_fraction: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="The same on a GPU, of what is free there and left after weights, activations and graphs.",
+        json_schema_extra=KV_CACHE | GPU,
+    )
+    prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.", json_schema_extra=KV_CACHE)
+    kv_host_gib: float = Field(
+        0.0,
+        ge=0,
+        description="Memory of the host, in GiB, for copies of KV blocks that the pool has no room for; 0 = no such tier.",
+        json_schema_extra=KV_CACHE,
+    )
+    kv_disk_path: Text | None = Field(
+        None,
+        description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time.",
+        json_schema_extra=KV_CACHE,
+    )
+    kv_disk_gib: float = Field(8.0, gt=0, description="Bytes the folder may take, in GiB.", json_schema_extra=KV_CACHE)
+    eviction: Literal["lru", "predicted"] = Field(
+        "lru",
+        description="Which cached KV gives way when room is needed: `lru`, what was used longest ago; `predicted`, what by "
+        "what was seen so far will hardly be asked for again.",
+        json_schema_extra=KV_CACHE,
+    )
+    preemption: Literal["auto", "swap", "recompute"] = Field(
+        "auto",
+        description="A preempted request's KV is saved to the tiers below and loaded again (`swap`), computed again "
+        "(`recompute`), or whichever is sooner by measured speeds. Without tiers it is computed again.",
+        json_schema_extra=KV_CACHE,
+    )
+
+    # Measured on two CPU cores with the embedded model: a 4,000-token prompt beside 8 streams holds their tokens up for 1.3 s at
+    # 512, 0.5 s at 256 and 0.2 s at 128, while prefill and batches keep their speed.
+    max_step_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Token budget of one step: decodes first, prompt chunks take the rest. Less means shorter gaps between "
+        "the tokens of running streams while a long prompt is computed. If absent 128 on a CPU, 2048 on a GPU.",
+        json_schema_extra=SCHEDULER,
+    )
+    max_running: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Sequences that run at once. If absent 64 on a CPU, 256 on a GPU.",
+        json_schema_extra=SCHEDULER,
+    )
+    max_waiting: int = Field(
+        1024,
+        ge=1,
+        description="Sequences that may wait; more are answered 429 with Retry-After.",
+        json_schema_extra=SCHEDULER,
+    )
+    max_preemptions: int = Field(
+        3,
+        ge=0,
+        description="Times one request may be preempted; then it is admitted again only with all its blocks reserved.",
+        json_schema_extra=SCHEDULER,
+    )
+    decode_watermark: float = Field(
+        0.02,
+        ge=0,
+        le=0.5,
+        description="Share of the pool that admission leaves free for the growth of running sequences.",
+        json_schema_extra=SCHEDULER,
+    )
+    scheduling: Literal["fcfs", "priority", "fair", "throughput"] = Field(
+        "priority",
+        description="Who goes first: who came first (`fcfs`), a lower `priority` (which also takes the place of running requests "
+        "of a higher number), priority and then the tenant that has had least (`fair`), or priority and then one shared prefix "
+        "after the other, for offline batches (`throughput`); see scheduling.md.",
+        json_schema_extra=SCHEDULER,
+    )
+    tenant_weights: list[Weight] = Field(
+        default_factory=list,
+        description="With `fair`: shares of tenants, each NAME=WEIGHT with a weight from 0.01 to 100, 1 if not named. A tenant is "
+        "a key, by its name in key_names, or where no keys are asked for a request's `user`.",
+        json_schema_extra=SCHEDULER,
+    )
+    decode_price: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="With `fair`: what a generated token counts in prompt tokens; measured from the steps if absent.",
+        json_schema_extra=SCHEDULER,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.", json_schema_extra=HTTP)
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.", json_schema_extra=HTTP
+    )
+    api_key: list[Text] = Field(
+        default_factory=list,
+        description="Keys that clients must send as a bearer token; none = open.",
+        json_schema_extra=HTTP | SECRET,
+    )
+    key_names: list[Text] = Field(
+        default_factory=list,
+        description="Names of the tenants that the keys of api_key stand for, in their order; keys of one name are one "
+        "tenant. `key1`, `key2`.. if empty.",
+        json_schema_extra=HTTP,
+    )
+    isolate_keys: bool = Field(
+        False,
+        description="Requests of different keys share no cached prefixes; each key is a salt of its own.",
+        json_schema_extra=HTTP,
+    )
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse",
+        description="Request fields nobody knows: answer 400, or ignore them with a warning header.",
+        json_schema_extra=HTTP,
+    )
+    max_body_bytes: int = Field(
+        16 * 2**20, ge=1024, description="Largest request body in bytes; more is a 413.", json_schema_extra=HTTP
+    )
+    max_prompts: PositiveInt = Field(
+        1024, description="Most prompts in one completions request.", json_schema_extra=HTTP
+    )
+    max_n: PositiveInt = Field(128, description="Largest `n`.", json_schema_extra=HTTP)
+    max_stop: PositiveInt = Field(
+        16, description="Most entries of `stop`, and of `stop_token_ids`.", json_schema_extra=HTTP
+    )
+    max_logit_bias: PositiveInt = Field(1024, description="Most entries of `logit_bias`.", json_schema_extra=HTTP)
+    max_logprobs: int = Field(
+        20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.", json_schema_extra=HTTP
+    )
+    max_bad_words: PositiveInt = Field(128, description="Most entries of `bad_words`.", json_schema_extra=HTTP)
+    drain_seconds: float = Field(
+        30.0, ge=0, description="How long open requests may go on after SIGTERM.", json_schema_extra=HTTP
+    )
+    health_seconds: float = Field(
+        20.0,
+        gt=0,
+        description="/health is good if a token was produced within this time, else one is produced now.",
+        json_schema_extra=HTTP,
+    )
+    start_seconds: float = Field(
+        600.0, gt=0, description="How long an engine may take to start before it is given up.", json_schema_extra=HTTP
+    )
+    hang_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="An engine that says nothing for this long while requests are open is killed and started again.",
+        json_schema_extra=HTTP,
+    )
+    access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged.", json_schema_extra=HTTP
+    )

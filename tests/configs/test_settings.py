@@ -1,0 +1,235 @@
+"""What one knob means for another: contradictions are refused with both names, what only the machine decides is told."""
+
+import json
+from itertools import product
+
+import pytest
+from pydantic import ValidationError
+
+from configs.knob import knobs
+from configs.loader import ConfigError, load, render
+from configs.settings import ContradictionError, Settings, read_by
+from server.cli import EXIT_USAGE, main
+
+GPU_VALUES = {
+    "gpu_weights": "dense",
+    "gpu_kv": "fp8",
+    "tensor_parallel": 2,
+    "cuda_graphs": True,
+    "gpu_shared_prefixes": True,
+    "gpu_memory_fraction": 0.9,
+}
+CPU_VALUES = {"cpu_precision": "fast", "kv_memory_fraction": 0.4}
+KEYS = {"api_key": ["sesame", "open-up"]}
+NO_CACHE = {"prefix_caching": False}
+
+# The knob that nothing would read, its value, the knob that decides, what it has to be set to for the first to be read.
+PAIRS = [
+    *(({name: value}, {"device": "cpu"}, {"device": "cuda"}) for name, value in GPU_VALUES.items()),
+    *(({name: value}, {"device": "cuda"}, {"device": "cpu"}) for name, value in CPU_VALUES.items()),
+    ({"kv_disk_gib": 8.0}, {"kv_disk_path": None}, {"kv_disk_path": "kv"}),
+    ({"kv_host_gib": 0.5}, NO_CACHE, {"prefix_caching": True}),
+    ({"kv_disk_path": "kv"}, NO_CACHE, {"prefix_caching": True}),
+    ({"eviction": "predicted"}, NO_CACHE, {"prefix_caching": True}),
+    ({"eviction": "lru"}, NO_CACHE, {"prefix_caching": True}),
+    ({"gpu_shared_prefixes": True}, NO_CACHE, {"prefix_caching": True}),
+    ({"scheduling": "throughput"}, NO_CACHE, {"prefix_caching": True}),
+    ({"preemption": "swap"}, {"kv_host_gib": 0.0}, {"kv_host_gib": 1.0}),
+    ({"preemption": "swap"}, {"kv_host_gib": 0.0}, {"kv_disk_path": "kv"}),
+    ({"kv_host_gib": 0.5}, {"tensor_parallel": 2}, {"tensor_parallel": 1}),
+    ({"kv_disk_path": "kv"}, {"tensor_parallel": 2}, {"tensor_parallel": 1}),
+    *(
+        (asked, {"scheduling": scheduling}, {"scheduling": "fair"})
+        for asked, scheduling in product(
+            ({"tenant_weights": ["ann=2"]}, {"decode_price": 2.0}), ("fcfs", "priority", "throughput")
+        )
+    ),
+    ({"isolate_keys": True}, {"api_key": []}, KEYS),
+    ({"key_names": ["a", "b"]}, {"api_key": []}, KEYS),
+]
+EACH_PAIR = pytest.mark.parametrize(
+    ("asked", "against", "along"),
+    PAIRS,
+    ids=[f"{next(iter(asked))} and {next(iter(against.items()))}" for asked, against, _ in PAIRS],
+)
+
+
+def contradictions(**values):
+    with pytest.raises(ValidationError) as caught:
+        Settings(**values)
+    (detail,) = caught.value.errors()
+    error = detail["ctx"]["error"]
+    assert isinstance(error, ContradictionError)
+    return error.found
+
+
+@EACH_PAIR
+def test_a_knob_that_nothing_would_read_is_refused_with_both_names_and_the_fix(asked, against, along):
+    (name,), (partner,) = asked, against
+    found = [one for one in contradictions(**asked, **against) if one.names[0] == name]
+    assert [one.names for one in found] == [(name, partner)]
+    text = found[0].text
+    assert name in text and partner in text
+    assert "set " in text and f"leave {name} out" in text
+    assert Settings(**asked, **along).asks_for(name)
+
+
+@EACH_PAIR
+def test_the_same_is_so_where_the_other_knob_is_not_set_at_all(asked, against, along):
+    defaults = {name for name, value in against.items() if value == knobs()[name].default}
+    if defaults:
+        assert contradictions(**asked)
+    else:
+        assert Settings(**asked, **{name: along[name] for name in along if name != "device"}).asks_for(
+            next(iter(asked))
+        )
+
+
+@EACH_PAIR
+def test_what_is_only_a_default_contradicts_nothing(asked, against, along):
+    assert Settings(**against).model_dump() == Settings().model_dump() | against
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"device": "cpu", "cuda_graphs": False, "gpu_shared_prefixes": False, "gpu_kv": "auto", "tensor_parallel": 1},
+        {"prefix_caching": False, "kv_host_gib": 0.0, "kv_disk_path": None, "scheduling": "fair"},
+        {"preemption": "recompute"},
+        {"preemption": "auto"},
+        {"scheduling": "fcfs", "tenant_weights": [], "decode_price": None},
+        {"isolate_keys": False, "key_names": []},
+        {"tensor_parallel": 2, "kv_host_gib": 0.0},
+    ],
+    ids=str,
+)
+def test_a_value_that_asks_for_nothing_is_no_contradiction(nothing):
+    assert Settings(**nothing).model_dump() == Settings().model_dump() | nothing
+
+
+def test_all_contradictions_are_found_at_once():
+    found = contradictions(device="cpu", gpu_kv="fp8", gpu_weights="fp8", kv_disk_gib=1, isolate_keys=True)
+    assert {one.names for one in found} == {
+        ("gpu_kv", "device"),
+        ("gpu_weights", "device"),
+        ("kv_disk_gib", "kv_disk_path"),
+        ("isolate_keys", "api_key"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"key_names": ["a"], **KEYS}, ["1 names", "2 keys"]),
+        ({"key_names": ["a", "b", "c"], **KEYS}, ["3 names", "2 keys"]),
+        ({"tenant_weights": ["shop=2"], "scheduling": "fair", **KEYS}, ["'shop'", "key1, key2"]),
+        ({"tenant_weights": ["key1=2"], "scheduling": "fair", "key_names": ["a", "b"], **KEYS}, ["'key1'", "a, b"]),
+    ],
+)
+def test_keys_names_and_weights_have_to_agree(settings, words):
+    (found,) = contradictions(**settings)
+    assert all(word in found.text for word in words)
+
+
+def test_names_and_weights_that_agree():
+    shared = Settings(key_names=["shop", "shop"], scheduling="fair", tenant_weights=["shop=2"], **KEYS)
+    assert shared.tenants == ["shop", "shop"]
+    assert Settings(scheduling="fair", tenant_weights=["key2=2"], **KEYS).tenants == ["key1", "key2"]
+    assert Settings(scheduling="fair", tenant_weights=["ann=2", "ben=0.5"]).tenants == []
+
+
+@pytest.mark.parametrize("name", GPU_VALUES | CPU_VALUES)
+def test_a_knob_of_the_other_device_is_named_in_a_warning_where_the_machine_decides(name):
+    value = (GPU_VALUES | CPU_VALUES)[name]
+    own, other = ("cuda", "cpu") if name in GPU_VALUES else ("cpu", "cuda")
+    settings = Settings(**{name: value})
+    assert settings.unread_on(own) == []
+    (sentence,) = settings.unread_on(other)
+    assert sentence == f"{name} is set, and device auto turned out to be {other}, which does not read it"
+
+
+def test_the_declaration_says_which_device_reads_a_knob():
+    assert set(read_by("cuda")) == set(GPU_VALUES)
+    assert set(read_by("cpu")) == set(CPU_VALUES)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("cpu", "kv_memory_fraction"), ("cuda", "gpu_memory_fraction")])
+def test_a_share_of_memory_that_a_number_of_blocks_replaces_is_named_in_a_warning(kind, name):
+    for device in ("auto", kind):
+        settings = Settings(device=device, kv_blocks=64, **{name: 0.25})
+        assert settings.unread_on(kind) == [f"{name} is set, and kv_blocks 64 already says how large the KV pool is"]
+        assert Settings(device=device, **{name: 0.25}).unread_on(kind) == []
+        assert Settings(device=device, kv_blocks=64).unread_on(kind) == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_defaults_are_told_of_by_nobody(kind):
+    assert Settings().unread_on(kind) == []
+    assert Settings(device=kind, kv_blocks=9).unread_on(kind) == []
+
+
+def test_an_engine_gets_what_was_set_and_nothing_about_keys():
+    settings = Settings(
+        isolate_keys=True, key_names=["a", "b"], scheduling="fair", tenant_weights=["a=2"], kv_host_gib=0.5, **KEYS
+    )
+    sent = settings.for_engine()
+    assert json.loads(sent) == {"scheduling": "fair", "tenant_weights": ["a=2"], "kv_host_gib": 0.5}
+    got = Settings.model_validate_json(sent)
+    assert got.model_fields_set == {"scheduling", "tenant_weights", "kv_host_gib"}
+
+
+@EACH_PAIR
+def test_valid_settings_are_valid_in_the_engine(asked, against, along):
+    settings = Settings(**asked, **along)
+    got = Settings.model_validate_json(settings.for_engine())
+    about_keys = {"api_key", "key_names", "isolate_keys"}
+    assert got.model_dump(exclude=about_keys) == settings.model_dump(exclude=about_keys)
+    assert got.unread_on("cpu") == settings.unread_on("cpu")
+    assert got.unread_on("cuda") == settings.unread_on("cuda")
+
+
+def test_a_contradiction_names_where_each_value_is_from(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("prefix_caching: false\n")
+    with pytest.raises(ConfigError) as caught:
+        load({"kv_host_gib": "1"}, {"HEADRACE_KV_DISK_GIB": "2"}, str(path))
+    disk, host = sorted(str(caught.value).splitlines())
+    assert "kv_disk_gib from environment HEADRACE_KV_DISK_GIB, kv_disk_path from default" in disk
+    assert f"kv_host_gib from flag --kv-host-gib, prefix_caching from file {path}" in host
+
+
+def test_a_file_that_repeats_a_default_asks_for_nothing_and_a_flag_does(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("device: cpu\nkv_disk_gib: 8\ncuda_graphs: true\ngpu_memory_fraction: 0.9\n")
+    assert load({}, {}, str(path)).settings.device == "cpu"
+    with pytest.raises(ConfigError, match="cuda_graphs"):
+        load({"cuda_graphs": True}, {}, str(path))
+    with pytest.raises(ConfigError, match="kv_disk_gib"):
+        load({"kv_disk_gib": "8"}, {}, str(path))
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_every_configuration_that_is_printed_is_accepted_again(device, tmp_path):
+    loaded = load({"device": device, "kv_blocks": "64"}, {})
+    path = tmp_path / "printed.yaml"
+    path.write_text(render(loaded))
+    assert load({}, {}, str(path)).settings == loaded.settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--isolate-keys"], ["isolate_keys", "api_key"]),
+        (["--device", "cpu", "--tensor-parallel", "2"], ["tensor_parallel", "device"]),
+        (["--kv-host-gib", "0.1", "--no-prefix-caching"], ["kv_host_gib", "prefix_caching", "--no-prefix-caching"]),
+        (["--tensor-parallel", "2", "--kv-host-gib", "1"], ["kv_host_gib", "tensor_parallel"]),
+        (["--kv-disk-gib", "20"], ["kv_disk_gib", "kv_disk_path"]),
+        (["--device", "cpu", "--gpu-kv", "fp8"], ["gpu_kv", "device"]),
+    ],
+    ids=" ".join,
+)
+def test_the_command_refuses_a_contradiction_before_anything_starts(flags, names, capsys):
+    assert main(["serve", *flags]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("headrace serve: ")
+    assert all(name in said for name in names)
