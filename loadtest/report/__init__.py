@@ -1,4 +1,4 @@
-"""Turns a run into what a person reads: a table, a page with pictures, and the JSON that other tools read."""
+"""Turns a run into a table and a page with pictures for people, and JSON for other tools."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from loadtest.report.records import Run
 
 
 def write_report(run: Run, folder: Path) -> list[Path]:
-    """Write `run.json`, `report.html` and the page's pictures as PNG files into `folder`, made if absent.
+    """Write `run.json`, `report.html` and the page's pictures as PNG files into `folder`, which is created if missing.
 
-    The JSON comes first: a run is not lost if a picture fails. Returns what was written.
+    The JSON comes first, so that a run is not lost if a picture fails. Returns the files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run.write(folder / "run.json")
-    # numpy and matplotlib are imported by those who ask for a report.
+    # numpy and matplotlib are imported only when a report is wanted.
     from loadtest.report import html
     from loadtest.report.metrics import summarize
     from loadtest.report.plots import View, plots

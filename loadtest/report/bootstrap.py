@@ -1,11 +1,11 @@
-"""How sure a figure of a run is: the circular block bootstrap.
+"""How certain a figure of a run is: the circular block bootstrap.
 
-Neighbouring requests wait for each other, so they are not independent draws, and to resample them one by one would promise
-too much. Whole blocks of neighbours are resampled instead (Politis and Romano 1992, "A circular block-resampling procedure
-for stationary data"); a block is as long as the cube root of the run or as many requests as were ever in flight together.
+Neighbouring requests wait for each other, so they are not independent draws, and resampling them one by one would claim too much
+certainty. Whole blocks of neighbours are resampled instead (Politis and Romano 1992, "A circular block-resampling procedure
+for stationary data"); a block is as long as the cube root of the run, or the most requests ever in flight together.
 
-A resample is an array of weights: how often each request was drawn. Percentiles under weights are those numpy gives for
-the values repeated so often, without repeating them.
+A resample is an array of weights: how often each request was drawn. Percentiles under weights equal numpy's of the values
+repeated that often, without repeating them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ import numpy as np
 from loadtest.report.columns import Columns, Floats, Ints, concurrency
 from loadtest.report.records import Run
 
-PARTS = 40  # windows that a run's rates are resampled by
-MOST_VALUES = 100_000  # gaps looked at; of more, every n-th
-TAIL = 5  # a percentile is told only with so many values beyond it
+PARTS = 40  # windows by which a run's rates are resampled
+MOST_VALUES = 100_000  # gaps looked at; if there are more, every n-th
+TAIL = 5  # a percentile is given only if at least this many values lie beyond it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Figure:
     Attributes:
         name: with its unit, as tables show it.
         more_is_better: which direction is good.
-        share: whether it is a part of 1, whose differences are percentage points.
+        share: whether it is a fraction of 1, whose differences are given in percentage points.
         enough: whether the run has enough values for it to mean something.
         under: its value under a resample; NaN if nothing was drawn.
     """
@@ -62,7 +62,7 @@ class Sample:
         return int(self._values.size)
 
     def percentile(self, percent: float, weights: Ints) -> float:
-        """numpy's percentile of the values, each repeated as its request's weight says; NaN of none."""
+        """numpy's percentile of the values, each repeated as often as its request's weight says; NaN if there are none."""
         ends = np.cumsum(weights[self._owners])
         if not ends.size or ends[-1] == 0:
             return float("nan")
@@ -74,7 +74,7 @@ class Sample:
 
 
 def block_weights(rng: np.random.Generator, size: int, block: int) -> Ints:
-    """Draw `size` items in circular blocks of `block`; how often each was drawn: [size], summing up to `size`."""
+    """Draw `size` items in circular blocks of `block`. Returns how often each was drawn: [size], with sum `size`."""
     starts = rng.integers(0, size, -(-size // block))
     places = (starts[:, None] + np.arange(block)).ravel()[:size] % size
     return np.bincount(places, minlength=size)
@@ -89,7 +89,7 @@ def request_block(columns: Columns) -> int:
 
 
 class Measured:
-    """A run with the figures that are compared, each to be had under a resample."""
+    """A run with the figures that are compared, each computable under a resample."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -99,11 +99,11 @@ class Measured:
         self.figures = [*_percentiles(self.columns), *_shares(run, self.columns), *_rates(run, self.columns)]
 
     def whole(self) -> Resample:
-        """Every request and window once: under it a figure is the run's own."""
+        """Every request and window once: gives the run's own figures."""
         return Resample(np.ones(self.size, dtype=np.int64), np.ones(PARTS, dtype=np.int64))
 
     def draw(self, rng: np.random.Generator, block: int) -> Resample:
-        """One resample of the run, requests in blocks of `block`."""
+        """One resample of the run, with requests drawn in blocks of `block`."""
         windows = block_weights(rng, PARTS, round(PARTS ** (1 / 3)))
         return Resample(block_weights(rng, self.size, block), windows)
 
@@ -128,7 +128,7 @@ def _percentiles(columns: Columns) -> list[Figure]:
 
 
 def _sample(columns: Columns, name: str) -> Sample:
-    """Values of whole answers."""
+    """The values of complete answers."""
     if name == "itl":
         kept = columns.whole[columns.gap_owner]
         step = max(1, -(-int(kept.sum()) // MOST_VALUES))
@@ -169,7 +169,7 @@ def _share(part: Floats, of: Floats) -> Callable[[Resample], float]:
 
 
 def _rates(run: Run, columns: Columns) -> list[Figure]:
-    """Amounts per second, by windows of the run: requests resampled would say nothing of how long the run took."""
+    """Amounts per second, resampled by windows of the run: resampling requests would ignore how long the run took."""
     end = float(max([run.duration, *columns.ended.tolist()], default=0.0))
     edges = np.linspace(0, end if end > 0 else 1.0, PARTS + 1)
     good = columns.judged & (columns.needed <= 1)

@@ -22,7 +22,7 @@ ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run of a sweep: requests per second asked for, share that met its objective, and how many that were per second."""
+    """One run of a sweep: the rate asked for (requests per second), the share that met its objective, and their rate."""
 
     server: str
     rate: float
@@ -39,7 +39,7 @@ def verdict(name: str, found: Found) -> str:
 
 
 def trials(name: str, search: RateSearch) -> Section:
-    """What was measured, in order."""
+    """The trials of one search as a table, in the order in which they were measured."""
     rows = []
     for trial in search.trials:
         runs = ", ".join(percent(attainment) for attainment in trial.attainments)
@@ -49,7 +49,7 @@ def trials(name: str, search: RateSearch) -> Section:
 
 
 def curves(points: Sequence[Point], outcomes: Mapping[str, Found], goal: float) -> Figure:
-    """Two panels over the rate: attainment, and goodput; a dot a run, a line at each server's outcome."""
+    """Two panels against the rate: attainment, and goodput; a dot per run, a line at each server's outcome."""
     drawn, axes = new_figure(1, 2, 4.2)
     attainment, goodput = axes[0]
     for place, (name, found) in enumerate(outcomes.items()):
@@ -75,12 +75,12 @@ def curves(points: Sequence[Point], outcomes: Mapping[str, Found], goal: float) 
 def render(
     searches: Mapping[str, RateSearch], outcomes: Mapping[str, Found], points: Sequence[Point], notes: Sequence[str]
 ) -> str:
-    """A self-contained page."""
+    """The sweep as a self-contained HTML page."""
     goal = next(iter(searches.values())).goal
     parts = [f"<h1>Capacity at {percent(goal)} attainment</h1>"]
     parts += [f"<p>{escape(verdict(name, found))}</p>" for name, found in outcomes.items()]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in notes]
-    caption = "A dot a run; the upright lines are the highest rates sustained."
+    caption = "One dot per run; the vertical lines are the highest rates sustained."
     parts.append(page.picture("Attainment and goodput against the rate", caption, png(curves(points, outcomes, goal))))
     parts.append(page.side_by_side(page.table(trials(name, search)) for name, search in searches.items()))
     return page.page("Capacity", parts)
@@ -89,7 +89,7 @@ def render(
 def as_json(
     searches: Mapping[str, RateSearch], outcomes: Mapping[str, Found], points: Sequence[Point]
 ) -> dict[str, object]:
-    """Everything of it as JSON values."""
+    """The whole sweep as JSON values."""
     return {
         "schema": "headrace.sweep/1",
         "servers": {

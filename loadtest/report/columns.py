@@ -1,4 +1,4 @@
-"""A run as arrays: what every figure of a report is computed from."""
+"""A run as arrays, from which every figure of a report is computed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ SERVER_TIMINGS = {"queue_ms": "queue", "prefill_ms": "prefill", "decode_ms": "de
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The records of a run by column. Times and durations in seconds; NaN where something did not happen.
+    """The records of a run by column. Times and durations are in seconds; NaN if something did not happen.
 
-    All but the last five are of shape [requests], in the order of `Run.records`.
+    All but the last five have shape [requests], in the order of `Run.records`.
 
     Attributes:
-        klass: names.
-        whole: whether the whole answer came.
-        judged: whether an objective holds for it.
-        needed: by which factor its objective would have to be loosened to be met: `<= 1` where it is met, infinity
-            for a request that failed or broke a rule, NaN where no objective holds.
-        ended: its end or, of a failed one, the last time that is known of it.
-        first: time of the first token.
-        timings: name in a report -> the server's own durations.
+        klass: its class.
+        whole: whether the complete answer came.
+        judged: whether an objective applies to it.
+        needed: the factor by which its objective would have to be loosened to be met: `<= 1` if it is met, infinity for a
+            request that failed or broke a rule, NaN if no objective applies.
+        ended: when it ended or, if it failed, the last time known of it.
+        first: when its first token came.
+        timings: name in a report -> durations by the server itself.
         prompt, output, cached: tokens; prompt by `usage`, output by `usage` or else counted.
-        gap, gap_owner, gap_at: [gaps] time between neighbouring events, its request, and when it ended.
-        token_at, token_count: [events] when text came, and how many tokens.
+        gap, gap_owner, gap_at: [gaps] the time between neighbouring events, its request, and when it ended.
+        token_at, token_count: [events] when text came, and how many tokens it had.
     """
 
     klass: Names
@@ -62,7 +62,7 @@ class Columns:
 
     @classmethod
     def of(cls, run: Run) -> "Columns":
-        """Read every record once."""
+        """Read every record of `run` into arrays."""
         records = run.records
         objectives = [run.objective(record) for record in records]
         owner, at, count = _events(records)
@@ -94,7 +94,7 @@ class Columns:
 
 
 def concurrency(start: Floats, end: Floats, chosen: Flags | None = None) -> tuple[Floats, Floats]:
-    """How many intervals [start, end) hold each time: times in order, and the count from each on."""
+    """How many intervals [start, end) overlap over time: the times of change in order, and the count from each on."""
     if chosen is not None:
         start, end = start[chosen], end[chosen]
     times = np.concatenate([start, end])
@@ -104,9 +104,9 @@ def concurrency(start: Floats, end: Floats, chosen: Flags | None = None) -> tupl
 
 
 def needed(record: Record, objective: Objective | None) -> float | None:
-    """The factor on all of `objective`'s bounds with which `record` would just meet it; None without an objective.
+    """The factor by which to multiply all of `objective`'s bounds so that `record` just meets it; None without an objective.
 
-    `needed(record, objective) <= 1` exactly if `objective.met_by(record)`.
+    `needed(record, objective) <= 1` if and only if `objective.met_by(record)`.
     """
     if objective is None:
         return None
@@ -117,19 +117,19 @@ def needed(record: Record, objective: Objective | None) -> float | None:
 
 
 def ratio(value: float, bound: float) -> float:
-    """`value / bound`; a bound of 0 is met by nothing above 0."""
+    """`value / bound`; nothing above 0 meets a bound of 0."""
     if bound == 0:
         return float("inf") if value > 0 else 0.0
     return value / bound
 
 
 def output_tokens(record: Record) -> int:
-    """Tokens it brought: by the server's usage, else counted."""
+    """The answer's tokens: by the server's usage, else counted."""
     return sum(count for _, count in record.tokens) if record.output_tokens is None else record.output_tokens
 
 
 def last_known(record: Record) -> float:
-    """When it ended or, if it never did, the last time at which something is known of it."""
+    """When it ended or, if it never did, the last time known of it, in seconds."""
     last_token = record.tokens[-1][0] if record.tokens else None
     known = (record.finished, last_token, record.headers, record.sent, record.intended)
     return next(at for at in known if at is not None)

@@ -4,7 +4,7 @@
     headrace loadtest compare A1.json,A2.json B1.json,B2.json --html compared.html
 
 Each side is a run, or several of the same kind joined by commas; every side is compared with the first. Intervals are
-bootstrapped (see `loadtest.report.bootstrap`). Sides that asked the same requests are drawn together, so that what a request
+bootstrapped (`loadtest.report.bootstrap`). Sides that sent the same requests are resampled together, so that what a request
 costs in both runs does not count as noise.
 """
 
@@ -24,18 +24,18 @@ from loadtest.report.rows import Section, figure, percent
 
 
 class Verdict(StrEnum):
-    """What a difference is."""
+    """What to make of a difference."""
 
     BETTER = "better"
     WORSE = "worse"
     NOISE = "noise"  # the interval holds 0
-    FEW = "too few"  # values beyond the percentile, to say anything
-    SAME = "same"  # not a bit of difference in any resample
+    FEW = "too few"  # values beyond the percentile to say anything
+    SAME = "same"  # no difference at all in any resample
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Runs of one kind, in the order in which they ran; `letter` tells it from the others in tables."""
+    """Runs of one kind, in the order in which they ran; `letter` identifies them in tables."""
 
     letter: str
     name: str
@@ -43,9 +43,9 @@ class Side:
 
     @classmethod
     def of(cls, runs: Sequence[Run], letter: str = "A") -> "Side":
-        """Called as its first run is. Raises ValueError if a run has no requests."""
+        """A side named after its first run. Raises ValueError if a run has no requests."""
         if not all(run.records for run in runs):
-            raise ValueError(f"{runs[0].label}: a run without requests compares with nothing")
+            raise ValueError(f"{runs[0].label}: a run without requests cannot be compared")
         return cls(letter, runs[0].label, tuple(Measured(run) for run in runs))
 
     @property
@@ -56,7 +56,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One figure of two sides: their values, the second less the first, and the interval of that."""
+    """One figure of two sides: their values, and the interval (`low` to `high`) of the second minus the first."""
 
     name: str
     share: bool
@@ -68,7 +68,7 @@ class Difference:
 
     @property
     def change(self) -> float:
-        """Second less first."""
+        """Second minus first."""
         return self.second - self.first
 
     def texts(self) -> tuple[str, ...]:
@@ -96,10 +96,15 @@ class Difference:
 def compare(
     first: Side, second: Side, *, confidence: float = 0.99, resamples: int = 2000, seed: int = 0
 ) -> list[Difference]:
-    """All figures that both sides have.
+    """The differences of all figures that both sides have.
 
-    With several runs a side, runs are drawn first, one fewer than there are: drawing all of them would understate what
-    differs from run to run by a factor (runs - 1) / runs in variance.
+    If a side has several runs, runs are drawn first, one fewer than there are: drawing all of them would understate the
+    variance from run to run by a factor (runs - 1) / runs.
+
+    Args:
+        confidence: of the intervals, from 0 to 1.
+        resamples: how many.
+        seed: of the bootstrap.
     """
     names = [
         place
@@ -116,7 +121,7 @@ def _value(side: Side, place: int) -> float:
 
 
 def same_requests(first: Side, second: Side) -> bool:
-    """Whether the sides' runs asked, one by one, the same requests."""
+    """Whether the sides' runs sent the same requests, run by run."""
 
     def asked(side: Side) -> list[list[tuple[str, int, int]]]:
         return [
@@ -128,7 +133,7 @@ def same_requests(first: Side, second: Side) -> bool:
 
 
 def _resampled(sides: tuple[Side, Side], places: list[int], rng: np.random.Generator, resamples: int) -> Floats:
-    """Second less first, of each figure under each resample: [resamples, figures]."""
+    """Second minus first, for each figure under each resample: [resamples, figures]."""
     paired = same_requests(*sides)
     block = max(run.block for side in sides for run in side.runs)  # one for all, or pairs would not be drawn together
     rows = []
@@ -182,19 +187,19 @@ def _verdict(low: float, high: float, more_is_better: bool, enough: bool) -> Ver
 
 
 def cautions(sides: Sequence[Side]) -> list[str]:
-    """What makes the comparison weaker than it looks."""
+    """What makes the comparison weaker than it looks, a sentence for each."""
     found = []
     for side in sides:
         found += [f"{side.label} is invalid: {reason}" for each in side.runs for reason in each.run.invalid]
     first = sides[0]
     for side in sides[1:]:
         if not same_requests(first, side):
-            found.append(f"{side.label} did not ask the same requests as {first.label}")
+            found.append(f"{side.label} did not send the same requests as {first.label}")
         if side.runs[0].run.objectives != first.runs[0].run.objectives:
-            found.append(f"{side.label} has other objectives than {first.label}: attainment and goodput do not compare")
+            found.append(f"{side.label} has other objectives than {first.label}: do not compare attainment and goodput")
     if any(len(side.runs) == 1 for side in sides):
         found.append(
-            "one run a side: the intervals hold what varies within a run, not from run to run; before you believe a small "
+            "one run per side: the intervals cover what varies within a run, not from run to run; before you believe a small "
             "difference, run the sides in turn (A B A B) and join each side's runs by commas"
         )
     return found
@@ -207,7 +212,7 @@ def section(first: Side, second: Side, differences: list[Difference], confidence
 
 
 def render_html(sides: Sequence[Side], tables: list[Section], notes: list[str]) -> str:
-    """A self-contained page with the tables, and the runs' distributions over each other."""
+    """A self-contained page with the tables, and the runs' distributions in shared pictures."""
     from html import escape
 
     from loadtest.report import page
@@ -220,16 +225,16 @@ def render_html(sides: Sequence[Side], tables: list[Section], notes: list[str]) 
     parts += [page.warning("Caution", notes)] if notes else []
     parts += [page.table(each, marks) for each in tables]
     parts.append(
-        page.picture("Latency distributions", "Share of whole answers at most so slow.", png(latency_cdfs(views)))
+        page.picture("Latency distributions", "Share of complete answers at most that slow.", png(latency_cdfs(views)))
     )
     if all(view.columns.judged.any() for view in views):
-        caption = "Attainment if every bound were so many times as long; goodput against arrivals, a dot a window."
+        caption = "Attainment with every bound multiplied; goodput against arrivals, one dot per window."
         parts.append(page.picture("Goodput and attainment", caption, png(goodput(views))))
     return page.page("Load tests compared", parts)
 
 
 def _labelled(side: Side) -> list[Run]:
-    """The side's runs by the side's name, with a number if they are several."""
+    """The side's runs, labelled with the side's name, and a number if there are several."""
     names = (
         [f"{side.label} ({number})" for number in range(1, len(side.runs) + 1)] if len(side.runs) > 1 else [side.label]
     )
@@ -237,7 +242,7 @@ def _labelled(side: Side) -> list[Run]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`headrace loadtest compare`; 2 if a run cannot be read."""
+    """`headrace loadtest compare`. Returns the exit code: 2 if a run cannot be read."""
     from rich.console import Console
 
     from loadtest.report.table import section_table

@@ -1,4 +1,4 @@
-"""How every picture of a report looks: palette, panels, axes. No global state of matplotlib is touched, no display needed."""
+"""How every picture of a report looks: palette, panels, axes. Touches no global state of matplotlib and needs no display."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -13,10 +13,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 GREY, RED = "#9AA3AD", "#C0392B"
-WIDTH, DPI = 11.6, 100  # inches, and pixels an inch: 1160 pixels, the width of the page's text
+WIDTH, DPI = 11.6, 100  # inches, and pixels per inch: 1160 pixels, the width of the page's text
 PNG_SCALE = 1.5  # finer than the page, for dense screens
-WIDE = 5  # times the least value that the greatest must be for a logarithmic axis
-NEAR = 2  # times the values that a bound may be away to be drawn
+WIDE = 5  # an axis is logarithmic from this ratio of the largest to the smallest value
+NEAR = 2  # a bound is drawn if it is within this factor of the values
 
 Panels: TypeAlias = npt.NDArray[Any]
 
@@ -24,7 +24,7 @@ Panels: TypeAlias = npt.NDArray[Any]
 def new_figure(
     rows: int, columns: int, height: float, *, sharex: bool = False, heights: Sequence[float] | None = None
 ) -> tuple[Figure, Panels]:
-    """A figure `height` inches high, and its panels: [rows, columns] of Axes."""
+    """A figure `height` inches high, and its panels: an array [rows, columns] of Axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes: Panels = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=heights)
     for panel in axes.flat:
@@ -35,14 +35,14 @@ def new_figure(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, without the version of its writer, so that equal pictures are equal bytes."""
+    """The figure as PNG, without the version of its writer, so that equal pictures have equal bytes."""
     into = BytesIO()
     figure.savefig(into, format="png", dpi=DPI * PNG_SCALE, metadata={"Software": None})
     return into.getvalue()
 
 
 def time_axis(panel: Axes, which: str) -> None:
-    """Label the axis `x` or `y`, whose values are seconds, in the unit that reads best; logarithmic if it is wide."""
+    """Label axis `x` or `y`, whose values are seconds, in the unit that reads best; logarithmic if the range is wide."""
     axis = panel.xaxis if which == "x" else panel.yaxis
     low, high = _extent(panel, which)
     if low > 0 and high / low > WIDE:
@@ -53,7 +53,7 @@ def time_axis(panel: Axes, which: str) -> None:
 
 
 def time_bound(panel: Axes, which: str, seconds: float, colour: str) -> None:
-    """A dashed line across the axis `which`, unless it is so far from all values that these would be squeezed."""
+    """A dashed line across axis `which`, unless it is so far from all values that they would be squeezed."""
     low, high = _extent(panel, which)
     if low / NEAR <= seconds <= high * NEAR:
         line = panel.axvline if which == "x" else panel.axhline
@@ -61,7 +61,7 @@ def time_bound(panel: Axes, which: str, seconds: float, colour: str) -> None:
 
 
 def _extent(panel: Axes, which: str) -> tuple[float, float]:
-    """The least and the greatest value drawn."""
+    """The smallest and the largest value drawn."""
     low, high = panel.dataLim.intervalx if which == "x" else panel.dataLim.intervaly
     return float(low), float(high)
 
@@ -72,12 +72,12 @@ def time_text(seconds: float) -> str:
 
 
 def thousands(panel: Axes) -> None:
-    """Label the y axis as 12,000."""
+    """Label the y axis in the form 12,000."""
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def legend_above(panel: Axes) -> None:
-    """A legend in one line above the panel, where it hides nothing; none if there is nothing to explain."""
+    """A legend on one line above the panel, where it hides nothing; none if there is nothing to explain."""
     labels = panel.get_legend_handles_labels()[1]
     if labels:
         panel.legend(

@@ -1,4 +1,4 @@
-"""A run's page."""
+"""A run's report as an HTML page."""
 
 import json
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from loadtest.report.rows import Section, count, figure, milliseconds, percent, 
 
 NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed", "The client"}
 FIRST = {"Latency", "Objectives"}
-EXAMPLES = 10  # of bad requests
-PROBLEMS = 20  # rows of the trace shown
+EXAMPLES = 10  # bad requests shown
+PROBLEMS = 20  # left-out rows of the trace shown
 NOTE = (
-    "Latencies are of whole answers and count from the time at which the plan wanted a request sent, so that neither a "
+    "Latencies are those of complete answers and count from the time at which the plan wanted a request sent, so that neither a "
     "slow client nor a slow server hides waiting. Failed requests miss their objective. Percentiles are interpolated "
     "linearly; gaps are between the events of one stream."
 )
@@ -32,7 +32,7 @@ def _parts(run: Run, summary: Summary, pictures: list[Plot]) -> Iterator[str]:
     yield f"<h1>{escape(run.label)}</h1>"
     yield f'<p class="soft">{escape(run.target)} · started {started} · {run.duration:,.1f} s · {escape(run.schema)}</p>'
     if run.invalid:
-        yield page.warning("This run is invalid: do not believe its figures.", run.invalid)
+        yield page.warning("This run is invalid: do not trust its figures.", run.invalid)
     yield page.tiles(key_figures(summary))
     made = sections(run, summary)
     yield page.side_by_side(page.table(section) for section in made if section.title in NARROW)
@@ -51,7 +51,7 @@ def _parts(run: Run, summary: Summary, pictures: list[Plot]) -> Iterator[str]:
 
 
 def key_figures(summary: Summary) -> list[tuple[str, str]]:
-    """What a reader looks for first."""
+    """What a reader looks for first: names and values."""
     latencies = summary.latencies
     answered = summary.whole / summary.requests if summary.requests else 0.0
     entries = [(f"of {count(summary.requests)} answered", percent(answered))]
@@ -72,7 +72,7 @@ def key_figures(summary: Summary) -> list[tuple[str, str]]:
 
 
 def examples(run: Run) -> Section:
-    """The first requests that failed or broke a rule, with what is known of them."""
+    """The first requests that failed or broke a rule, with what is known about them."""
     bad = [record for record in run.records if not record.ok or record.violations]
     rows = [_example(record) for record in bad[:EXAMPLES]]
     return Section("The first bad requests", ("request", "at s", "class", "status", "tokens", "what happened"), rows)

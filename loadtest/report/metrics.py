@@ -1,7 +1,7 @@
 """The figures of a run.
 
-Latencies are of whole answers only, and count from the intended time of sending; a request without a whole answer counts
-as an error, and as one that missed its objective. Percentiles are linearly interpolated (numpy's default).
+Latencies are those of complete answers only, and count from the intended time of sending; a request without a complete answer
+counts as an error, and as one that missed its objective. Percentiles are linearly interpolated (numpy's default).
 """
 
 import re
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Floats) -> "Spread | None":
-        """Of the values that are no NaN; None if there is none."""
+        """The distribution of the values that are not NaN; None if there are none."""
         known = values[~np.isnan(values)]
         if not known.size:
             return None
@@ -45,11 +45,11 @@ class Goodput:
 
     Attributes:
         klass: `all` for all classes together; then `objective` is None.
-        requests: of the plan that the objective judges.
-        met: those that met it.
+        requests: how many of the plan's the objective judges.
+        met: how many of them met it.
         rate: requests that met it, per second.
         token_rate: their output tokens, per second.
-        missed: reason -> requests; a request that misses two bounds counts at both.
+        missed: reason -> requests; a request that misses two bounds counts under both.
     """
 
     klass: str
@@ -62,7 +62,7 @@ class Goodput:
 
     @property
     def attainment(self) -> float:
-        """Share of the requests that met it."""
+        """The share of the requests that met it, from 0 to 1."""
         return self.met / self.requests
 
 
@@ -71,20 +71,24 @@ class Summary:
     """Everything a report says in numbers. Rates are per second of the run's duration, latencies in seconds.
 
     Attributes:
-        requests: of the plan.
-        whole: answered in full.
+        requests: in the plan.
+        whole: answered completely.
         offered: the plan's arrivals per second; None with fewer than two distinct times.
-        request_rate: whole answers per second.
-        prompt_rate, output_rate: tokens of whole answers per second; `None` if the server told no prompt tokens.
-        peak: the most requests at once.
-        latencies: name -> by class, and `all`: ttft, tpot, itl, e2e, queue, prefill, decode, lateness; those with values.
-        errors: error class -> requests. details: what the errors said, numbers left out -> requests.
-        violating: requests that broke a rule. violations: rule, numbers left out -> how often.
-        finish_reasons: of whole answers.
-        asked_output: share of whole answers exactly as long as asked for. asked_prompt: likewise, prompts by `usage`.
-        cached_share: cached tokens by prompt tokens, where the server tells both.
-        goodput: by class with an objective, and `all` if they are several.
-        scraped: counter -> (before, after), those that moved.
+        request_rate: complete answers per second.
+        prompt_rate, output_rate: tokens of complete answers per second; None if the server reports no prompt tokens.
+        peak: the most requests in flight at once.
+        latencies: name -> class, or `all` -> distribution. Names: ttft, tpot, itl, e2e, queue, prefill, decode, lateness; only
+            those with values.
+        errors: error class -> requests.
+        details: what the errors said, with numbers left out -> requests.
+        violating: requests that broke a rule.
+        violations: rule, with numbers left out -> how often it was broken.
+        finish_reasons: of complete answers.
+        asked_output: share of complete answers exactly as long as asked for.
+        asked_prompt: the same for prompts, by `usage`.
+        cached_share: cached tokens / prompt tokens, if the server reports both.
+        goodput: for each class with an objective, and `all` if there are several.
+        scraped: counter -> (before, after), for counters that moved.
     """
 
     requests: int
@@ -108,17 +112,17 @@ class Summary:
 
     @property
     def total_rate(self) -> float | None:
-        """Tokens per second, prompts included."""
+        """Tokens per second, prompts included; None if prompt tokens are unknown."""
         return None if self.prompt_rate is None else self.prompt_rate + self.output_rate
 
     @property
     def attainment(self) -> float | None:
-        """Share of all judged requests that met their objective; None if none is judged."""
+        """The share of all judged requests that met their objective; None if none is judged."""
         return self.goodput[-1].attainment if self.goodput else None
 
 
 def summarize(run: Run, columns: Columns | None = None) -> Summary:
-    """Compute all figures; `columns` are `Columns.of(run)`, if somebody has them."""
+    """Compute all figures; `columns` may be passed if `Columns.of(run)` is there already."""
     columns = columns or Columns.of(run)
     records, whole = run.records, columns.whole
     answered = [record for record in records if record.ok]
@@ -150,18 +154,18 @@ def summarize(run: Run, columns: Columns | None = None) -> Summary:
 
 
 def offered_rate(intended: Floats) -> float | None:
-    """Arrivals per second between the first and the last."""
+    """Arrivals per second between the first and the last; None with fewer than two distinct times."""
     span = float(np.ptp(intended)) if intended.size else 0.0
     return (intended.size - 1) / span if span > 0 else None
 
 
 def per_second(amount: float, duration: float) -> float:
-    """`amount / duration`; 0 of a run without duration."""
+    """`amount / duration`; 0 if the run has no duration."""
     return amount / duration if duration > 0 else 0.0
 
 
 def latencies(columns: Columns) -> dict[str, dict[str, Spread]]:
-    """Name -> class or `all` -> its distribution over whole answers; lateness over whatever was sent."""
+    """Name -> class or `all` -> distribution over complete answers; that of lateness is over everything sent."""
     whole = columns.whole
     kept = whole[columns.gap_owner] if columns.gap.size else np.zeros(0, dtype=np.bool_)
     owners = columns.gap_owner[kept]
@@ -175,7 +179,7 @@ def latencies(columns: Columns) -> dict[str, dict[str, Spread]]:
 
 
 def by_class(values: Floats, klass: Names) -> dict[str, Spread]:
-    """Class -> distribution, where there are several; last `all`."""
+    """Class -> distribution, if there are several classes; `all` comes last."""
     names = sorted(set(klass.tolist()))
     parts = {name: Spread.of(values[klass == name]) for name in names} if len(names) > 1 else {}
     parts[ALL] = Spread.of(values)
@@ -183,7 +187,7 @@ def by_class(values: Floats, klass: Names) -> dict[str, Spread]:
 
 
 def goodput(run: Run, columns: Columns) -> list[Goodput]:
-    """By class with an objective; last, if they are several, all of them."""
+    """Goodput of each class with an objective; if there are several, `all` comes last."""
     rows = []
     for name in sorted(set(columns.klass[columns.judged].tolist())):
         objective = run.objectives.get(name) or run.objectives.get("default")
@@ -220,7 +224,7 @@ def _reasons(record: Record, objective: Objective | None) -> list[str]:
 
 
 def attainment_curve(columns: Columns, scales: Floats) -> Floats:
-    """Share of judged requests that meet their objectives with all bounds multiplied by each of `scales`: [scales].
+    """The share of judged requests that meet their objectives with all bounds multiplied by each of `scales`: [scales].
 
     The "SLO scale" of DistServe (Zhong et al., OSDI 2024, section 6).
     """
@@ -229,7 +233,7 @@ def attainment_curve(columns: Columns, scales: Floats) -> Floats:
 
 
 def error_class(record: Record) -> ErrorClass:
-    """Why it has no whole answer; a record that just stops is a broken stream."""
+    """Why it has no complete answer; a record that just stops is a broken stream."""
     return record.error or ErrorClass.STREAM
 
 
@@ -244,7 +248,7 @@ def _share(flags: list[bool]) -> float | None:
 
 
 def _pattern(text: str) -> str:
-    """The kind of a message: numbers and the like differ from request to request."""
+    """The kind of message: without the numbers and the like that differ from request to request."""
     return re.sub(r"\d+(\.\d+)?", "N", text)[:200]
 
 

@@ -8,7 +8,7 @@ _PER_SECOND = {"ms": 1000, "s": 1}
 
 
 def parse_objectives(text: str) -> dict[str, Objective]:
-    """Objectives by class, `default` without one. Raises ValueError that says what is accepted."""
+    """Objectives by class, under `default` if none is named. Raises ValueError, which says what is accepted."""
     found: dict[str, Objective] = {}
     for part in filter(None, text.split(";")):
         klass, colon, bounds = part.rpartition(":")
@@ -22,7 +22,7 @@ def _objective(text: str) -> Objective:
     for pair in text.split(","):
         name, _, value = pair.strip().partition("=")
         if name not in known or name in bounds:
-            raise ValueError(f"{pair!r} sets none of {', '.join(known)}, or one again: ttft=500ms,tpot=50ms")
+            raise ValueError(f"{pair!r} sets none of {', '.join(known)}, or one twice: ttft=500ms,tpot=50ms")
         bounds[name] = _seconds(value)
     return Objective(**bounds)
 

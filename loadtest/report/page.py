@@ -1,4 +1,4 @@
-"""The page around tables and pictures: self-contained HTML, readable from 1000 pixels on."""
+"""The page around tables and pictures: self-contained HTML, readable at 1000 pixels and wider."""
 
 from base64 import b64encode
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page with `parts` as its body; they are HTML, `title` is text."""
+    """A whole page with `parts` as its body; the parts are HTML, `title` is plain text."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
@@ -44,7 +44,7 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def table(section: Section, marks: dict[str, str] | None = None) -> str:
-    """A section as HTML; a cell whose text is a key of `marks` gets that class."""
+    """A section as HTML; a cell whose text is a key of `marks` gets its value as class."""
     kinds = ["figure" if section.figures(place) else "text" for place in range(len(section.header))]
     head = "".join(f'<th class="{kind}">{escape(name)}</th>' for kind, name in zip(kinds, section.header, strict=True))
     lines = []
@@ -59,14 +59,14 @@ def table(section: Section, marks: dict[str, str] | None = None) -> str:
 
 
 def picture(title: str, caption: str, png: bytes) -> str:
-    """A PNG, carried by the page itself."""
+    """A PNG, embedded in the page."""
     heading, source = escape(title), f"data:image/png;base64,{b64encode(png).decode()}"
     image = f'<img alt="{heading}" src="{source}">'
     return f"<figure><h2>{heading}</h2><figcaption>{escape(caption)}</figcaption>{image}</figure>"
 
 
 def tiles(entries: Iterable[tuple[str, str]]) -> str:
-    """Key figures: name and value."""
+    """Key figures, from pairs of name and value."""
     cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in entries)
     return f'<div class="tiles">{"".join(cells)}</div>'
 
@@ -77,11 +77,11 @@ def side_by_side(parts: Iterable[str]) -> str:
 
 
 def warning(title: str, lines: Iterable[str]) -> str:
-    """What the reader must know before anything else."""
+    """A box with what the reader must know before anything else."""
     items = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return f'<div class="bad"><b>{escape(title)}</b>{items}</div>'
 
 
 def text(title: str, content: str) -> str:
-    """Text as it is."""
+    """A section of preformatted text."""
     return f"<section><h2>{escape(title)}</h2><pre>{escape(content)}</pre></section>"

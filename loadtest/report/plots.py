@@ -39,7 +39,7 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture: file name without its end, heading, what it shows, and the PNG."""
+    """A picture: file name without extension, heading, what it shows, and the PNG."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A run with what is computed from it once."""
+    """A run, with what is computed from it once for all pictures."""
 
     run: Run
     columns: Columns
@@ -57,7 +57,7 @@ class View:
 
     @classmethod
     def of(cls, run: Run) -> "View":
-        """Compute it."""
+        """Compute the arrays and the series of `run`."""
         columns = Columns.of(run)
         return cls(run, columns, Series.of(run, columns))
 
@@ -65,24 +65,24 @@ class View:
 CAPTIONS: dict[str, tuple[str, str]] = {
     "latency_cdf": (
         "Latency distributions",
-        "Share of whole answers at most so slow. Dashed: the objective (TPOT's, for gaps), where it is near.",
+        "Share of complete answers at most that slow. Dashed: the objective (TPOT's, for gaps), if it is near.",
     ),
     "over_time": (
         "Latency against arrivals",
-        "The plan's arrivals; each request at its intended time; gaps between events when they ended.",
+        "The plan's arrivals; each request at its intended time; gaps between events at their ends.",
     ),
     "throughput": (
         "Throughput",
-        "Tokens when they came, prompts at their first token; requests when they ended.",
+        "Tokens when they came, prompts when their first token came; requests when they ended.",
     ),
     "concurrency": (
         "Concurrency, and the client's lateness",
-        "Requests between intended time and end, and those of them without a token yet; how late the client sent each.",
+        "Requests between their intended time and end, and those without a token yet; how late the client sent each.",
     ),
     "goodput": (
         "Goodput and attainment",
-        "Left: attainment if every bound were so many times as long. Right: requests per second that met their objective, "
-        "against those that arrived; a dot is a window of the run.",
+        "Left: attainment with every bound multiplied. Right: requests per second that met their objective, "
+        "against those that arrived; one dot per window of the run.",
     ),
 }
 
@@ -101,7 +101,7 @@ def plots(view: View) -> list[Plot]:
 
 
 def latency_cdfs(views: Sequence[View]) -> Figure:
-    """Four panels: TTFT, TPOT, ITL, end to end; a line for each class of one run, or for each of several runs."""
+    """Four panels: TTFT, TPOT, ITL, end to end; a line for each class if there is one run, else for each run."""
     figure, axes = new_figure(2, 2, 6.2)
     curves = _curves(views)
     for panel, name in zip(axes.flat, TITLES, strict=True):
@@ -121,7 +121,7 @@ def latency_cdfs(views: Sequence[View]) -> Figure:
 
 
 def over_time(view: View) -> Figure:
-    """Three panels over one time: arrivals, TTFT, ITL."""
+    """Three panels over the same time axis: arrivals, TTFT, ITL."""
     figure, axes = new_figure(3, 1, 7.6, sharex=True, heights=(1, 2, 2))
     arrivals, ttft, itl = axes[:, 0]
     series = view.series
@@ -145,7 +145,7 @@ def over_time(view: View) -> Figure:
 
 
 def throughput(view: View) -> Figure:
-    """Three panels over one time: output tokens, prompt tokens, requests."""
+    """Three panels over the same time axis: output tokens, prompt tokens, requests."""
     figure, axes = new_figure(3, 1, 6.6, sharex=True)
     output, prompt, requests = axes[:, 0]
     series = view.series
@@ -171,7 +171,7 @@ def throughput(view: View) -> Figure:
 
 
 def in_flight(view: View) -> Figure:
-    """Two panels over one time: requests in flight and waiting, and the client's lateness."""
+    """Two panels over the same time axis: requests in flight and waiting, and the client's lateness."""
     figure, axes = new_figure(2, 1, 4.8, sharex=True, heights=(2, 1))
     count, late = axes[:, 0]
     columns = view.columns
@@ -192,7 +192,7 @@ def in_flight(view: View) -> Figure:
 
 
 def goodput(views: Sequence[View]) -> Figure:
-    """Two panels: attainment by the scale of the objectives, and goodput against the rate of arrivals."""
+    """Two panels: attainment against the scale of the objectives, and goodput against the rate of arrivals."""
     figure, axes = new_figure(1, 2, 3.9)
     curve, rate = axes[0]
     most = 0.0
@@ -223,7 +223,7 @@ def _whole_width(view: View, axes: Panels) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Whose distribution a line shows: a run's, or that of one class of it."""
+    """Whose distribution a line shows: a run's, or that of one of its classes."""
 
     label: str
     view: View
@@ -232,7 +232,7 @@ class Curve:
 
 
 def _curves(views: Sequence[View]) -> list[Curve]:
-    """The classes of one run, if a person can tell so many lines apart; or several runs."""
+    """The classes of a single run, unless they are too many lines to tell apart; or one curve per run."""
     classes = sorted(set(views[0].columns.klass.tolist()))
     if len(views) > 1:
         found: list[tuple[str, View, str | None]] = [(view.run.label, view, None) for view in views]
@@ -257,7 +257,7 @@ def _cdf(panel: Axes, name: str, curve: Curve) -> None:
 
 
 def _bound(panel: Axes, which: str, name: str, curve: Curve) -> None:
-    """A dashed line at the objective of the curve's class or, without one, at the default's; gaps have TPOT's."""
+    """A dashed line at the objective of the curve's class, or the default one; gaps have TPOT's."""
     objectives = curve.view.run.objectives
     objective = objectives.get(curve.klass or "default") or objectives.get("default")
     value = getattr(objective, "tpot" if name == "itl" else name) if objective else None
@@ -266,7 +266,7 @@ def _bound(panel: Axes, which: str, name: str, curve: Curve) -> None:
 
 
 def _scatter_ttft(panel: Axes, view: View) -> None:
-    """A dot each request at its intended time, red where its objective is missed."""
+    """A dot for each request at its intended time, red if it missed its objective."""
     columns = view.columns
     seen = np.flatnonzero(np.isfinite(columns.ttft))
     seen = seen[thinned(seen.size, MOST_POINTS)]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one record a request, and the run around them. The JSON of a report is these classes, written out.
+"""What a run leaves behind: one record per request, and the run around them. A report's JSON is these classes, written out.
 
 Times are seconds from the run's start on one monotonic clock; `None` means that it did not happen. A field is never renamed or
 given another meaning under the same `SCHEMA`; readers ignore fields they do not know.
@@ -15,13 +15,13 @@ SCHEMA = "headrace.loadtest/1"
 
 
 class ErrorClass(StrEnum):
-    """Why a request has no whole answer."""
+    """Why a request has no complete answer."""
 
     CONNECT = "connect"  # no connection
-    STATUS = "status"  # an answer other than 200
+    STATUS = "status"  # an HTTP status other than 200
     STREAM = "stream"  # the stream broke off, or carried an error event
-    STALL = "stall"  # the stream began and then said nothing more
-    TIMEOUT = "timeout"  # the client's patience
+    STALL = "stall"  # the stream began and then fell silent
+    TIMEOUT = "timeout"  # the client's patience ended
     CLIENT = "client"  # the client could not build or send it
 
 
@@ -36,10 +36,10 @@ class Record:
         intended: when the plan wanted it sent. Latencies count from here, not from `sent` (coordinated omission).
         sent: when the client sent it; `sent - intended` is the client's lateness.
         tokens: when each event with text came, and how many tokens it brought (usage / events if the server says no more).
-        asked_prompt, asked_output: tokens the plan asked for.
+        asked_prompt, asked_output: tokens that the plan asked for.
         prompt_tokens, output_tokens, cached_tokens: by the server's `usage`.
-        timings: the server's own (`queue_ms`, `prefill_ms`, `decode_ms`), if it gives any.
-        violations: what in the answer breaks the protocol (stream grammar, usage against counted tokens, finish reason).
+        timings: by the server itself, in milliseconds (`queue_ms`, `prefill_ms`, `decode_ms`), if it gives any.
+        violations: how the answer breaks the protocol (stream grammar, usage against counted tokens, finish reason).
     """
 
     index: int
@@ -64,7 +64,7 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        """Whether the whole answer came."""
+        """Whether the complete answer came."""
         return self.error is None and self.finished is not None
 
     @property
@@ -79,7 +79,7 @@ class Record:
 
     @property
     def tpot(self) -> float | None:
-        """Seconds a token after the first event; None if no token came after it."""
+        """Seconds per token after the first event; None if no token came after it."""
         count = sum(tokens for _, tokens in self.tokens[1:])
         return (self.tokens[-1][0] - self.tokens[0][0]) / count if count else None
 
@@ -98,7 +98,7 @@ class Objective:
     e2e: float | None = None
 
     def met_by(self, record: Record) -> bool:
-        """Whether `record` is whole, breaks no rule and is within all bounds (goodput counts such requests)."""
+        """Whether `record` is complete, breaks no rule and is within all bounds (goodput counts such requests)."""
         if not record.ok or record.violations:
             return False
         pairs = ((self.ttft, record.ttft), (self.tpot, record.tpot), (self.e2e, record.e2e))
@@ -110,15 +110,15 @@ class Run:
     """A run: what was asked of which target, and every request's record.
 
     Attributes:
-        label: how reports call it.
+        label: its name in reports.
         target: base URL, or `simulation`.
         started: Unix time.
         duration: seconds from the first intended time to the last end.
-        plan: trace, format, speed, window, arrivals, seed, limits: whatever makes the run again.
+        plan: trace, format, speed, window, arrivals, seed, limits: all that is needed to repeat the run.
         objectives: by class; `default` for classes without one.
-        invalid: why the run must not be believed (the client could not keep up); empty if it may.
-        problems: rows of the trace that were left out, `line: reason`.
-        scraped: the target's counters before and after (`/metrics`), where it has some.
+        invalid: why the run must not be trusted (the client could not keep up); empty if it may be.
+        problems: rows of the trace that were left out, as `line N: reason`.
+        scraped: the target's counters before and after (`/metrics`), if it has any.
         client: how the client itself did: `lateness_p50`, `lateness_p99`, `lateness_max`, `loop_lag_p99`, `loop_lag_max` in
             seconds, `cpu_share` of one processor, `connections` it opened, `most_running` requests at once.
     """
@@ -137,16 +137,16 @@ class Run:
     schema: str = SCHEMA
 
     def objective(self, record: Record) -> Objective | None:
-        """The objective that holds for `record`, if any is set."""
+        """The objective that applies to `record`, if any."""
         return self.objectives.get(record.klass) or self.objectives.get("default")
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the run as JSON."""
         path.write_text(json.dumps(self, default=_own_fields), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Read what `write` wrote. Raises ValueError if it is another schema."""
+        """Read what `write` wrote. Raises ValueError if it has another schema."""
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("schema") != SCHEMA:
             raise ValueError(f"{path} has schema {content.get('schema')!r}; this version reads {SCHEMA!r}")

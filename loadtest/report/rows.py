@@ -16,27 +16,27 @@ NAMES = {
     "decode": "server: decode",
     "lateness": "client's lateness",
 }
-OF_CLASSES = ("ttft", "tpot", "itl", "e2e")  # what is shown for each class too
+OF_CLASSES = ("ttft", "tpot", "itl", "e2e")  # shown for each class as well
 OBJECTIVES = ("class", "objective", "requests", "met", "share", "met / s", "their tok/s")
-MOST_ROWS = 12  # of messages and counters; the JSON has them all
+MOST_ROWS = 12  # most rows of messages and of counters; the JSON has them all
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table: heading, column names, rows of as many cells; the first column is text, the others are figures."""
+    """A table: heading, column names, and rows with as many cells; the first column is text."""
 
     title: str
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
     def figures(self, place: int) -> bool:
-        """Whether the column at `place` holds figures, which stand right."""
+        """Whether the column at `place` holds figures, which are aligned right."""
         cells = [row[place] for row in self.rows if row[place]]
         return place > 0 and all(cell.lstrip("-+−> ")[:1].isdigit() for cell in cells)
 
 
 def sections(run: Run, summary: Summary) -> list[Section]:
-    """All sections that hold something."""
+    """All sections that are not empty."""
     made = [
         Section("Load", ("", "requests", "per second"), load(run, summary)),
         Section("Tokens", ("", "per second"), tokens(summary)),
@@ -54,7 +54,7 @@ def sections(run: Run, summary: Summary) -> list[Section]:
 
 
 def load(run: Run, summary: Summary) -> list[tuple[str, ...]]:
-    """What was asked and answered."""
+    """What was asked for and what was answered."""
     failed = summary.requests - summary.whole
     return [
         ("planned", count(summary.requests), "" if summary.offered is None else figure(summary.offered)),
@@ -65,7 +65,7 @@ def load(run: Run, summary: Summary) -> list[tuple[str, ...]]:
 
 
 def tokens(summary: Summary) -> list[tuple[str, ...]]:
-    """Throughput, and what of the prompts was cached."""
+    """Throughput, and the cached share of the prompts."""
     rows = [("output tokens", figure(summary.output_rate))]
     if summary.prompt_rate is not None and summary.total_rate is not None:
         rows += [("prompt tokens", figure(summary.prompt_rate)), ("all tokens", figure(summary.total_rate))]
@@ -75,7 +75,7 @@ def tokens(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def latency(summary: Summary) -> list[tuple[str, ...]]:
-    """A row each quantity, and below it one each class where there are several."""
+    """A row for each quantity, and below it one for each class if there are several."""
     rows = []
     for name, spreads in summary.latencies.items():
         rows.append((NAMES[name], *_spread(spreads[ALL])))
@@ -96,13 +96,13 @@ def correctness(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def missed(summary: Summary) -> list[tuple[str, ...]]:
-    """Why requests missed their objective; one that misses two bounds stands at both."""
+    """Why requests missed their objective; one that misses two bounds counts under both."""
     rows = [row for row in summary.goodput if row.klass != ALL]
     return [(row.klass, reason, count(times)) for row in rows for reason, times in row.missed.items()]
 
 
 def client(health: Mapping[str, float]) -> list[tuple[str, ...]]:
-    """How the client itself did: seconds as milliseconds, shares in percent, counts; in the order in which it says them."""
+    """How the client itself did: durations in milliseconds, shares in percent, counts; in the order of `health`."""
     rows = []
     for name, value in health.items():
         if name.startswith(("lateness", "loop_lag")):
@@ -126,7 +126,7 @@ def count(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """About four digits, without exponent: `0.0512`, `12.35`, `12,346`."""
+    """About four digits, without an exponent: `0.0512`, `12.35`, `12,346`."""
     if value == 0:
         return "0"
     decimals = next((places for places, limit in ((0, 1000), (1, 100), (2, 1)) if abs(value) >= limit), 4)
@@ -134,12 +134,12 @@ def figure(value: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """As `figure`, of milliseconds."""
+    """`seconds` in milliseconds, in the form of `figure`."""
     return figure(seconds * 1000)
 
 
 def percent(share: float) -> str:
-    """`93.2 %`; never 100 % of what is not all."""
+    """`93.2 %`; never `100.0 %` unless it is all."""
     text = f"{share * 100:.1f} %"
     return "> 99.9 %" if text == "100.0 %" and share < 1 else text
 

@@ -8,7 +8,7 @@ from loadtest.report.columns import Columns, Floats
 from loadtest.report.metrics import PERCENTILES
 from loadtest.report.records import Run
 
-WINDOWS = 90  # about as many as a plot of a page's width can show
+WINDOWS = 90  # about as many as a plot as wide as the page can show
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 
 
@@ -22,13 +22,14 @@ class Series:
     """Columns of shape [windows], times in seconds, rates per second.
 
     Attributes:
-        start: of each window; width: of all.
+        start: of each window.
+        width: of every window.
         arrivals: requests that the plan wanted sent.
-        completions: whole answers; failures: requests that ended without one.
-        output_rate: tokens as they came.
-        prompt_rate: prompt tokens of the requests whose first token came.
-        judged: arrivals that an objective judges; good: those that met it.
-        ttft, itl: percentile -> by window of the intended time, and of the gap's end; NaN where nothing came.
+        completions, failures: requests that ended with a complete answer, and without one.
+        output_rate: output tokens, when they came.
+        prompt_rate: prompt tokens, when the request's first token came.
+        judged, good: arrivals that an objective judges, and those that met it.
+        ttft, itl: percentile -> values, by the window of the intended time and of the gap's end; NaN if there are none.
     """
 
     start: Floats
@@ -72,7 +73,7 @@ class Series:
 
 
 def percentiles(times: Floats, values: Floats, edges: Floats) -> dict[int, Floats]:
-    """Percentile -> that of the values whose times fall into each window, NaN of an empty window: [windows]."""
+    """Percentile -> [windows] that of the values whose times fall into each window; NaN for an empty window."""
     order = np.argsort(times, kind="stable")
     parts = np.split(values[order], np.searchsorted(times[order], edges[1:-1]))
     rows = np.array([np.percentile(part, PERCENTILES) if part.size else [np.nan] * len(PERCENTILES) for part in parts])
@@ -80,5 +81,5 @@ def percentiles(times: Floats, values: Floats, edges: Floats) -> dict[int, Float
 
 
 def thinned(size: int, most: int) -> slice:
-    """Every n-th of `size` points, so that at most `most` are drawn."""
+    """A slice that takes every n-th of `size` points, so that at most `most` are drawn."""
     return slice(None, None, max(1, -(-size // most)))

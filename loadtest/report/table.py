@@ -11,11 +11,11 @@ from loadtest.report.metrics import Summary
 from loadtest.report.records import Run
 from loadtest.report.rows import Section, sections
 
-SHORT = 10  # characters that are not wrapped
+SHORT = 10  # cells of up to this many characters are not wrapped
 
 
 def render(run: Run, summary: Summary) -> Group:
-    """The whole report, the reasons not to believe it first."""
+    """The whole report; reasons not to trust it come first."""
     return Group(*_parts(run, summary))
 
 
@@ -31,7 +31,7 @@ def _parts(run: Run, summary: Summary) -> Iterator[RenderableType]:
 
 
 def section_table(section: Section) -> Table:
-    """One section; the figures stand right, texts left."""
+    """One section, with figures aligned right and text left."""
     table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, name in enumerate(section.header):
         right = section.figures(place)
@@ -43,5 +43,5 @@ def section_table(section: Section) -> Table:
 
 
 def show(run: Run, summary: Summary, console: Console | None = None) -> None:
-    """Print it."""
+    """Print the report, by default on standard output."""
     (console or Console()).print(render(run, summary))

@@ -133,7 +133,7 @@ def test_cautions(make):
     run = make.drawn_run(1, label="A")
     other = make.drawn_run(2, label="B", invalid=["late"], objectives={"default": Objective(ttft=1.0)})
     text = "\n".join(cautions([Side.of([run]), Side.of([other], "B")]))
-    for part in ("B: B is invalid: late", "did not ask the same requests", "other objectives", "one run a side"):
+    for part in ("B: B is invalid: late", "did not send the same requests", "other objectives", "one run per side"):
         assert part in text
     assert cautions([Side.of([run, run]), Side.of([run, run])]) == []
     assert same_requests(Side.of([run]), Side.of([run])) and not same_requests(Side.of([run]), Side.of([run, run]))
@@ -148,7 +148,7 @@ def test_the_command(make, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main([f"{a1},{a2}", f"{b1},{b2}", "--resamples", "100", "--html", str(page)]) == 0
     out = capsys.readouterr().out
-    assert "B: b against A: a" in out and "worse" in out and "one run a side" not in out
+    assert "B: b against A: a" in out and "worse" in out and "one run per side" not in out
     html = page.read_text(encoding="utf-8")
     assert html.count("data:image/png;base64,") == 2 and 'class="text worse"' in html
 
