@@ -6,7 +6,7 @@ to date first (`Scheduler.refresh`), so that nothing is computed for those who h
 that takes two gets N+1 while N runs, as it is: the device never waits for the host, at the price of one row for each request that
 N ends, and of up to one step more before a newcomer's first.
 
-Moves of a step start when the steps before it have ended: blocks that they copy or fill belong to no step that still runs.
+Transfers of a step start when the steps before it have ended: blocks that they copy or fill belong to no step that still runs.
 
 What belongs here: the order of those calls, and turning results into events. Never: policy, tensors.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from engine.cpu.worker import Pending, Worker
 from engine.ipc.channel import Channel, Command
 from engine.ipc.failures import DeviceLost
-from engine.kv_store.transfer import Mover
+from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
 from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
@@ -52,14 +52,14 @@ class _Flight:
 
 
 class EngineLoop:
-    """Drives one worker with one scheduler until told to stop, and the mover where there are tiers below the device.
+    """Drives one worker with one scheduler until told to stop, and the transfer worker where there are tiers below the device.
 
     Args:
         scheduler: plans.
         worker: computes.
         channel: brings commands, takes events.
         clock: seconds, monotonic.
-        mover: moves blocks between tiers.
+        transfer_worker: carries blocks between tiers.
         thread: the worker's own, if it has one already; it is shut down at the end.
     """
 
@@ -70,14 +70,14 @@ class EngineLoop:
         channel: Channel,
         *,
         clock: Callable[[], float] = time.monotonic,
-        mover: Mover | None = None,
+        transfer_worker: TransferWorker | None = None,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._worker = worker
         self._channel = channel
         self._clock = clock
-        self._mover = mover
+        self._transfer_worker = transfer_worker
         self._planned: Step | None = None
         self._flights: deque[_Flight] = deque()  # steps that the worker has, the oldest first
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
@@ -97,12 +97,12 @@ class EngineLoop:
         except Stopped:
             pass
         except DeviceLost:
-            self._mover = None  # what a lost device holds cannot be given back
+            self._transfer_worker = None  # what a lost device holds cannot be given back
             raise
         finally:
             self._thread.shutdown()  # after the step that runs: its end wakes the channel, which the caller will close
-            if self._mover is not None:
-                self._mover.close()
+            if self._transfer_worker is not None:
+                self._transfer_worker.close()
 
     def _rest(self) -> None:
         """Nothing to do: check the books, tell the final figures, sleep until a command comes."""
@@ -125,7 +125,7 @@ class EngineLoop:
                 self._land()
                 continue
             step = self._next_step()
-            if step.chunks or not (self._flights or self._scheduler.has_work or self._scheduler.moving):
+            if step.chunks or not (self._flights or self._scheduler.has_work or self._scheduler.transferring):
                 self._launch(step)
             elif self._flights:
                 self._planned = step  # what they bring will say what can run
@@ -146,23 +146,23 @@ class EngineLoop:
 
     def _launch(self, step: Step) -> None:
         if not self._flights:
-            self._move(step)
+            self._start_transfers(step)
         self._flights.append(_Flight(step, self._thread.submit(self._worker.submit, step)))
         if self._worker.depth == 1:
             self._planned = self._scheduler.schedule(self._clock())
 
-    def _move(self, step: Step) -> None:
-        if self._mover is not None:
-            self._mover.start(step.moves)
+    def _start_transfers(self, step: Step) -> None:
+        if self._transfer_worker is not None:
+            self._transfer_worker.start(step.transfers)
 
     def _wait_for_moves(self, step: Step) -> None:
-        """Nothing can run before a move ends."""
-        self._move(step)
-        if not self._scheduler.moving:
+        """Nothing can run before a transfer ends."""
+        self._start_transfers(step)
+        if not self._scheduler.transferring:
             raise IntegrityError("requests wait and nothing can run")
         self._scheduler.put_off(step)
-        self._emit([])  # what moves have brought since
-        self._channel.wait()  # for a move to end, or a command
+        self._emit([])  # what transfers have brought since
+        self._channel.wait()  # for a transfer to end, or a command
 
     def _land(self) -> None:
         """Wait for the oldest step and absorb what it brought."""
@@ -175,7 +175,7 @@ class EngineLoop:
         self._flights.popleft()
         self._absorb(flight.step, future)
         if self._flights:
-            self._move(self._flights[0].step)
+            self._start_transfers(self._flights[0].step)
 
     def _absorb(self, step: Step, future: "Future[StepResult]") -> None:
         now = self._clock()
@@ -204,9 +204,9 @@ class EngineLoop:
     # --- commands and events ---
 
     def _receive(self) -> None:
-        if self._mover is not None:
-            for moved in self._mover.finished():
-                self._scheduler.moved(moved)
+        if self._transfer_worker is not None:
+            for result in self._transfer_worker.finished():
+                self._scheduler.absorb_transfer(result)
         ended: list[Output] = []
         for command in self._channel.receive():
             self._obey(command, ended)

@@ -222,7 +222,7 @@ class Starter:
             eviction=eviction_of(settings.eviction, plan.blocks),
             choice=_CHOICE if settings.kv_host_gib or settings.kv_disk_path else 0.0,
         )
-        tiers, mover = open_tiers(
+        tiers, transfer_worker = open_tiers(
             settings,
             pool,
             worker.blocks,
@@ -246,7 +246,7 @@ class Starter:
             pool,
             tiers,
         )
-        return EngineLoop(scheduler, worker, self._channel, mover=mover, thread=self._thread)
+        return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)
 
 
 def gpu_start(

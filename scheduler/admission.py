@@ -8,8 +8,8 @@ from itertools import islice
 
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import Tiers, Wanted
-from scheduler.policies.policy import Order
+from scheduler.kv.transfer_planner import TransferPlanner, Wanted
+from scheduler.policies.base import SchedulingPolicy
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.prefill_split import Need, split_prefill
 from scheduler.types.request import Request
@@ -21,13 +21,18 @@ class Admission:
     """Decides for one scheduler, and gives the admitted their blocks."""
 
     def __init__(
-        self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache, tiers: Tiers, order: Order
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        cache: PrefixCache,
+        transfers: TransferPlanner,
+        policy: SchedulingPolicy,
     ) -> None:
         self._config = config
         self._pool = pool
         self._cache = cache
-        self._tiers = tiers
-        self._order = order
+        self._transfers = transfers
+        self._policy = policy
 
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
@@ -44,15 +49,15 @@ class Admission:
             budget: tokens of the step for prompts.
         """
         admitted: list[Request] = []
-        needs = [self._order.need(request) for request in prefills]
+        needs = [self._policy.need(request) for request in prefills]
         for request in islice(waiting, _SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
-            if self._cache.awaits_promise(request):
+            if self._cache.awaits_pending(request):
                 continue
             hits = self._cache.hits(request)
             wanted = self._wanted(request, hits)
-            need = self._order.need(request, len(hits) * self._pool.block_size)
+            need = self._policy.need(request, len(hits) * self._pool.block_size)
             if not wanted and not _gets_tokens(need, needs, budget):  # one that loads takes nothing from this step
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
@@ -89,7 +94,7 @@ class Admission:
 
     def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
         """The first of the line that waits for nobody's content: the one that others may have to make room for."""
-        return next((each for each in islice(waiting, _SCAN) if not self._cache.awaits_promise(each)), None)
+        return next((each for each in islice(waiting, _SCAN) if not self._cache.awaits_pending(each)), None)
 
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
         """Blocks beyond those the pool has and the watermark it leaves to those that run."""
@@ -104,9 +109,9 @@ class Admission:
 
     def _wanted(self, request: Request, hits: list[int]) -> list[Wanted]:
         """What is loaded from lower tiers behind the hits."""
-        if not self._tiers.active:
+        if not self._transfers.active:
             return []
-        return self._tiers.beyond(request, self._cache.usable_keys(request), len(hits))
+        return self._transfers.beyond(request, self._cache.usable_hashes(request), len(hits))
 
     def _take_blocks(self, request: Request, hits: list[int], wanted: list[Wanted], *, alone: bool) -> None:
         shared = hits + [item.block for item in wanted if item.block is not None]
@@ -117,10 +122,10 @@ class Admission:
         request.block_table = hits + loaded + list(fresh)
         request.computed = len(hits) * self._pool.block_size
         request.published = len(hits)
-        self._cache.promise(request, len(hits))
+        self._cache.announce(request, len(hits))
         if wanted:
-            self._tiers.load(request, wanted, loaded, alone=alone)
+            self._transfers.load(request, wanted, loaded, alone=alone)
 
 
 def _gets_tokens(need: Need, others: Sequence[Need], budget: int) -> bool:
-    return need.order in split_prefill([*others, need], budget)
+    return need.arrival in split_prefill([*others, need], budget)

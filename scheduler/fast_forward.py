@@ -36,7 +36,7 @@ def steady_steps(planned: Step, running: list[Request], config: SchedulerConfig,
         return 0
     steps, previous = pool.block_size, (-(2**63), -1)
     for chunk, request in zip(planned.chunks, running, strict=True):
-        known, place = len(request.tokens), (request.priority, request.order)
+        known, place = len(request.tokens), (request.priority, request.arrival)
         if (
             not chunk.samples
             or chunk.length != 1

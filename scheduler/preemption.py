@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from scheduler.admission import Admission
 from scheduler.kv.block_pool import BlockPool
-from scheduler.policies.policy import Order
+from scheduler.policies.base import SchedulingPolicy
 from scheduler.types.request import Request
 
 
@@ -13,7 +13,7 @@ def choose_victim(
     needy: Request,
     pool: BlockPool,
     protected: Callable[[Request], bool],
-    order: Order,
+    policy: SchedulingPolicy,
 ) -> Request:
     """The running request to preempt: who gives way by the order, then least lost work, then the youngest.
 
@@ -23,8 +23,8 @@ def choose_victim(
 
     def reluctance(request: Request) -> tuple[int, ...]:
         # One that loads gives its blocks back only when they have come.
-        place = request.loading, lost_work(request, pool), -request.order
-        return *(-part for part in order.gives_way(request, needy)), *place
+        place = request.loading, lost_work(request, pool), -request.arrival
+        return *(-part for part in policy.gives_way(request, needy)), *place
 
     return min(open_to or [needy], key=reluctance)
 
@@ -36,14 +36,14 @@ class Room:
         slots: requests that may run at once.
         pool: of the scheduler.
         admission: knows what a request lacks.
-        order: knows who yields to whom.
+        policy: knows who yields to whom.
     """
 
-    def __init__(self, slots: int, pool: BlockPool, admission: Admission, order: Order) -> None:
+    def __init__(self, slots: int, pool: BlockPool, admission: Admission, policy: SchedulingPolicy) -> None:
         self._slots = slots
         self._pool = pool
         self._admission = admission
-        self._order = order
+        self._policy = policy
 
     def victims(self, newcomer: Request, running: Collection[Request]) -> list[Request]:
         """The running requests to preempt so that a waiting one comes in; none if it comes in anyway, or cannot.
@@ -65,11 +65,11 @@ class Room:
         """Those that yield to the newcomer, the first to go first."""
         losses: list[tuple[tuple[int, ...], Request]] = []
         for request in running:
-            if not self._order.yields(request, newcomer, 0) or self._admission.protected(request):
+            if not self._policy.yields(request, newcomer, 0) or self._admission.protected(request):
                 continue
             lost = lost_work(request, self._pool)
-            if self._order.yields(request, newcomer, lost):
-                reluctance = *(-part for part in self._order.rank(request)), lost, -request.order
+            if self._policy.yields(request, newcomer, lost):
+                reluctance = *(-part for part in self._policy.rank(request)), lost, -request.arrival
                 losses.append((reluctance, request))
         return [request for _, request in sorted(losses, key=lambda pair: pair[0])]
 

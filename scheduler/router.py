@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Protocol
 
-from scheduler.types.block_hash import block_key, root_key
+from scheduler.types.block_hash import block_hash, root_hash
 
 
 class Loaded(Protocol):
@@ -80,9 +80,9 @@ class PrefixAware:
         return chosen
 
     def _keys(self, prompt_ids: list[int]) -> list[bytes]:
-        size, keys = self._block_size, [root_key("router")]
+        size, keys = self._block_size, [root_hash("router")]
         for begin in range(0, len(prompt_ids) - size + 1, size):
-            keys.append(block_key(keys[-1], prompt_ids[begin : begin + size]))
+            keys.append(block_hash(keys[-1], prompt_ids[begin : begin + size]))
         return keys[1:]
 
 

@@ -15,17 +15,17 @@ from scheduler.fast_forward import all_running, leap, steady_steps
 from scheduler.integrity import check_requests
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import Arrival, Tiers
-from scheduler.policies.factory import make_order
+from scheduler.kv.transfer_planner import Arrival, TransferPlanner
+from scheduler.policies.factory import make_policy
 from scheduler.preemption import Room, choose_victim
 from scheduler.token_budget import choose_decodes
-from scheduler.types.block_hash import root_key
+from scheduler.types.block_hash import root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
 from scheduler.types.prefill_split import split_prefill
 from scheduler.types.request import Request, RequestState
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
-from scheduler.types.transfers import MoveResult
+from scheduler.types.transfers import TransferResult
 
 
 class RequestTooLong(ValueError):
@@ -35,21 +35,21 @@ class RequestTooLong(ValueError):
 class Scheduler:
     """Continuous batching by token budget over one `BlockPool`, and whatever tiers lie below it."""
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool, tiers: Tiers | None = None) -> None:
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, transfers: TransferPlanner | None = None) -> None:
         self.config = config
         self.pool = pool
         self.stats = EngineStats(blocks_total=pool.blocks)
         self._requests: dict[str, Request] = {}  # all that have not finished
         self._running: dict[str, Request] = {}
-        self._order = make_order(config)
+        self._policy = make_policy(config)
         self._cache = PrefixCache(pool)
-        self._waiting = self._order.line(config.prefix_lookahead, self._cache)
-        self._tiers = tiers or Tiers(pool)
-        self._admission = Admission(config, pool, self._cache, self._tiers, self._order)
-        self._room = Room(config.max_running, pool, self._admission, self._order)
+        self._waiting = self._policy.make_queue(config.prefix_lookahead, self._cache)
+        self._transfers = transfers or TransferPlanner(pool)
+        self._admission = Admission(config, pool, self._cache, self._transfers, self._policy)
+        self._room = Room(config.max_running, pool, self._admission, self._policy)
         self._retired: list[str] = []  # finished since the last plan: the worker may forget them
         self._published_by = set[str]()  # requests with a block published on the strength of the newest plan
-        self._next_order = 0
+        self._next_arrival = 0
         self._next_step = 0
 
     # --- requests come and go ---
@@ -76,17 +76,17 @@ class Scheduler:
             prompt_ids=message.prompt_ids,
             sampling=message.sampling,
             priority=message.priority,
-            order=self._next_order,
-            root=root_key(self.config.fingerprint, message.cache_salt),
+            arrival=self._next_arrival,
+            root=root_hash(self.config.fingerprint, message.cache_salt),
             times=RequestTimes(queued=now, scheduled=now),
             tenant=message.tenant,
         )
-        self._order.opens(request, self._waiting)
-        self._next_order += 1
+        self._policy.on_add(request, self._waiting)
+        self._next_arrival += 1
         self._requests[request.request_id] = request
         self._waiting.add(request)
         if message.pin_seconds:
-            self._tiers.pin(self._cache.pin(request, now + message.pin_seconds), now + message.pin_seconds)
+            self._transfers.pin(self._cache.pin(request, now + message.pin_seconds), now + message.pin_seconds)
         self.stats.prompt_tokens += len(request.prompt_ids)
 
     def abort(self, request_id: str, now: float) -> Output | None:
@@ -101,13 +101,13 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether there is neither work nor news for the worker, nor anything to move."""
-        return not self._requests and not self._retired and not self._tiers.busy
+        """Whether there is neither work nor news for the worker, nor anything to transfer."""
+        return not self._requests and not self._retired and not self._transfers.busy
 
     @property
-    def moving(self) -> bool:
-        """Whether the result of a move is still to come."""
-        return self._tiers.moving
+    def transferring(self) -> bool:
+        """Whether the result of a transfer is still to come."""
+        return self._transfers.in_flight
 
     # --- plan ---
 
@@ -121,16 +121,16 @@ class Scheduler:
         self._next_step += 1
         self._published_by.clear()
         self.pool.eviction.expire(now)
-        self._tiers.expire(now)
+        self._transfers.expire(now)
         self._make_room(now)
         decodes, preempted = self._grow_decodes()
         if not preempted:
-            self._tiers.plan_saves()
+            self._transfers.plan_saves()
         for request in decodes:
             step.chunks.append(self._chunk(request, 1, step))
         self._add_prefills(step, now, admit=not preempted)
         step.retired, self._retired = self._retired, []
-        step.moves += self._tiers.take()
+        step.transfers += self._transfers.take()
         return step
 
     def refresh(self, step: Step, now: float) -> Step:
@@ -144,12 +144,12 @@ class Scheduler:
             # The chunk of an ended request writes to blocks nobody holds any more: none is given away before it ran.
             orphaned = any(chunk.request_id not in self._running for chunk in step.chunks)
             self._add_prefills(step, now, admit=not orphaned)
-            step.moves += self._tiers.take()
+            step.transfers += self._transfers.take()
             return step
         fresh = self.schedule(now)
         fresh.new = step.new + fresh.new
         fresh.retired = step.retired + fresh.retired
-        fresh.moves = step.moves + fresh.moves
+        fresh.transfers = step.transfers + fresh.transfers
         return fresh
 
     def put_off(self, step: Step) -> None:
@@ -166,7 +166,7 @@ class Scheduler:
         ready = [r for r in self._running.values() if r.decodes]
         prompts = [r for r in self._running.values() if not r.decodes] if len(ready) < len(self._running) else []
         budget = self.config.max_step_tokens
-        return choose_decodes(ready, prompts, len(self._waiting), budget, self._order)
+        return choose_decodes(ready, prompts, len(self._waiting), budget, self._policy)
 
     def _grow_decodes(self) -> tuple[list[Request], bool]:
         """Give each decode the block its token needs, preempting where there is none. Returns those that run.
@@ -193,9 +193,9 @@ class Scheduler:
                     request.block_table += self.pool.allocate(1, after)
                     continue
                 victim = choose_victim(
-                    self._running.values(), request, self.pool, self._admission.protected, self._order
+                    self._running.values(), request, self.pool, self._admission.protected, self._policy
                 )
-                if self._tiers.leaving or (victim is request and self._tiers.holding):
+                if self._transfers.leaving or (victim is request and self._transfers.holding):
                     break  # blocks are on their way: there will be room without anybody else giving way
                 self._preempt(victim)
                 preempted = True
@@ -220,8 +220,8 @@ class Scheduler:
             for request in admitted:
                 self._start(request, now)
             prefills += [request for request in admitted if not request.loading]
-        shares = split_prefill((self._order.need(request) for request in prefills), budget)
-        step.chunks += [self._chunk(r, shares[r.order], step) for r in prefills if r.order in shares]
+        shares = split_prefill((self._policy.need(request) for request in prefills), budget)
+        step.chunks += [self._chunk(r, shares[r.arrival], step) for r in prefills if r.arrival in shares]
 
     def _chunk(self, request: Request, length: int, step: Step) -> Chunk:
         start = request.computed
@@ -245,22 +245,22 @@ class Scheduler:
         if request.high_water > start:
             self.stats.recomputed_tokens += min(request.computed, request.high_water) - start
         if request.computed > request.high_water:
-            self._order.computes(request, max(start, request.high_water), request.computed)
+            self._policy.on_tokens(request, max(start, request.high_water), request.computed)
             request.high_water = request.computed
 
     def _line(self) -> Iterator[Request]:
-        return self._order.in_turn(self._waiting, self._running.values(), self._cache.warm)
+        return self._policy.in_turn(self._waiting, self._running.values(), self._cache.warm)
 
     def _start(self, request: Request, now: float) -> None:
         self._waiting.take(request)
-        self._order.leaves(request)
+        self._policy.on_dequeue(request)
         request.state = RequestState.RUNNING
         self._running[request.request_id] = request
         if not request.started:
             request.started = True
             request.times.scheduled = now
             request.times.cached_tokens = request.computed
-            self._tiers.asked(self._cache.asked(request))
+            self._transfers.asked(self._cache.asked(request))
             self.stats.prefix_query_tokens += len(request.tokens)
             self.stats.prefix_hit_tokens += request.computed
 
@@ -272,7 +272,11 @@ class Scheduler:
         No more than a step has tokens for: the others would hold blocks and compute nothing.
         """
         budget = self.config.max_step_tokens
-        while budget > 0 and not self._tiers.leaving and not self._order.settled(self._waiting, self._running.values()):
+        while (
+            budget > 0
+            and not self._transfers.leaving
+            and not self._policy.is_stable(self._waiting, self._running.values())
+        ):
             newcomer = self._admission.first_in_need(self._line())
             if newcomer is None:
                 return
@@ -285,7 +289,7 @@ class Scheduler:
             budget -= newcomer.remaining
 
     def _preempt(self, request: Request) -> None:
-        if self._tiers.swaps() and not request.loading:
+        if self._transfers.swaps() and not request.loading:
             self._swap_out(request)
         self._put_back(request)
         request.preemptions += 1
@@ -294,11 +298,11 @@ class Scheduler:
 
     def _swap_out(self, request: Request) -> None:
         """Save what is computed: full blocks under their names, the last one under that of its part."""
-        self._tiers.ended(request)  # what was left of an earlier time
+        self._transfers.ended(request)  # what was left of an earlier time
         self._cache.publish(request)
-        keys, tail = request.keys[: request.published], request.cut_tail(self.pool.block_size)
+        keys, tail = request.block_hashes[: request.published], request.cut_tail(self.pool.block_size)
         self._release(request)
-        self._tiers.swap_out(keys, tail)
+        self._transfers.swap_out(keys, tail)
         self.stats.swapped_out += 1
 
     def _put_back(self, request: Request) -> None:
@@ -309,8 +313,8 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._running.pop(request.request_id, None)
-        self._cache.promises.drop(request.request_id)
-        filling = self._tiers.disown(request)
+        self._cache.pending.drop(request.request_id)
+        filling = self._transfers.disown(request)
         self.pool.release([block for block in request.block_table if block not in filling])
         request.block_table = []
         request.computed = request.published = 0
@@ -321,8 +325,8 @@ class Scheduler:
         """Absorb what a step brought. Results of requests that have ended meanwhile are dropped."""
         outputs: list[Output] = []
         self.stats.steps += 1
-        self._order.observes(step, result.seconds)
-        self._tiers.saw_step(step, result.seconds)
+        self._policy.on_step(step, result.seconds)
+        self._transfers.saw_step(step, result.seconds)
         for chunk, brought in zip(step.chunks, result.results, strict=True):
             request = self._requests.get(chunk.request_id)
             if request is None:
@@ -336,8 +340,8 @@ class Scheduler:
     def _absorb(self, request: Request, chunk: Chunk, brought: ChunkResult, now: float) -> Output | None:
         if brought.error is not None:
             # Its KV may be what failed it (a NaN spreads to all that follows), be it its own or a prefix it found.
-            self.pool.forget(request.block_table, {block for held in self._tiers.held() for block in held})
-            self._tiers.forget(request.keys[: len(request.block_table)])
+            self.pool.forget(request.block_table, {block for held in self._transfers.held() for block in held})
+            self._transfers.forget(request.block_hashes[: len(request.block_table)])
             output = self._finish(request, FinishReason.ERROR, now)
             output.error = brought.error
             return output
@@ -376,12 +380,12 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, now: float) -> Output:
         if request.state is RequestState.WAITING:
             self._waiting.remove(request)
-            self._order.leaves(request)
-        self._order.closes(request)
-        keys = request.keys[: request.published]
+            self._policy.on_dequeue(request)
+        self._policy.on_finish(request)
+        keys = request.block_hashes[: request.published]
         self._release(request)
-        self._tiers.released(keys)
-        self._tiers.ended(request)
+        self._transfers.released(keys)
+        self._transfers.ended(request)
         request.state = RequestState.FINISHED
         request.times.finished = now
         del self._requests[request.request_id]
@@ -389,9 +393,9 @@ class Scheduler:
             self._retired.append(request.request_id)
         return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
 
-    def moved(self, result: MoveResult) -> None:
-        """Absorb what a move brought. May be called at any time after the step that carried it has started."""
-        self._absorb_arrivals(self._tiers.absorb(result))
+    def absorb_transfer(self, result: TransferResult) -> None:
+        """Absorb what a transfer brought. May be called at any time after the step that carried it has started."""
+        self._absorb_arrivals(self._transfers.absorb(result))
 
     def _absorb_arrivals(self, arrivals: list[Arrival]) -> None:
         for request, whole in arrivals:
@@ -415,12 +419,12 @@ class Scheduler:
                 output = self._finish(request, FinishReason.ERROR, now)
                 output.error = error
                 outputs.append(output)
-        unmoved = [*steps[1:], *([planned] if planned else [])]
+        unstarted = [*steps[1:], *([planned] if planned else [])]
         for chunk in planned.chunks if planned else []:
             if chunk.request_id in self._requests:
                 self._requests[chunk.request_id].in_flight -= chunk.samples
-        self._retract_announcements(steps[0], *unmoved)
-        self._absorb_arrivals(self._tiers.cancel([move for step in unmoved for move in step.moves]))
+        self._retract_announcements(steps[0], *unstarted)
+        self._absorb_arrivals(self._transfers.cancel([transfer for step in unstarted for transfer in step.transfers]))
         for request in list(self._running.values()):
             self._put_back(request)
         self.pool.drop_contents()
@@ -438,9 +442,9 @@ class Scheduler:
 
     def steady_steps(self, planned: Step) -> int:
         """How many steps can be leapt from here, between `update` and `refresh`; see `scheduler.fast_forward`."""
-        if self._tiers.active or (self._waiting and len(self._running) < self.config.max_running):
+        if self._transfers.active or (self._waiting and len(self._running) < self.config.max_running):
             return 0
-        if not self._order.settled(self._waiting, self._running.values()):
+        if not self._policy.is_stable(self._waiting, self._running.values()):
             return 0
         running = all_running(planned, self._running)
         return steady_steps(planned, running, self.config, self.pool) if running else 0
@@ -476,7 +480,7 @@ class Scheduler:
         self.stats.blocks_used = self.pool.used
         self.stats.blocks_cached = self.pool.cached
         self.stats.blocks_free = self.pool.free
-        self.stats.tiers = {tier.value: stats for tier, stats in self._tiers.snapshot().items()}
+        self.stats.tiers = {tier.value: stats for tier, stats in self._transfers.snapshot().items()}
         return self.stats
 
     def check_integrity(self) -> None:
@@ -485,9 +489,9 @@ class Scheduler:
         Raises:
             IntegrityError: naming the first contradiction.
         """
-        tables = self._tiers.held()
+        tables = self._transfers.held()
         tables += (request.block_table for request in self._running.values())
         self.pool.check_integrity(tables)
-        self._tiers.check_integrity()
+        self._transfers.check_integrity()
         check_requests(self._requests, self._running, self._waiting, self.pool.block_size)
-        self._cache.promises.check_integrity(self._running)
+        self._cache.pending.check_integrity(self._running)

@@ -32,7 +32,7 @@ from engine.kv_store.host_memory import reserve
 from engine.kv_store.store import Rows
 from engine.loading import load, load_weights
 from engine.loading.packed import assemble_packed
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 BLOCK = 32  # tokens
 SEQUENCES = 8
@@ -127,28 +127,28 @@ def copy_rate(pool: Tensor, run: int, *, fragments: int, rounds: int) -> CopyRat
     if fragments:
         others = [_label(-1 - index) for index in range(2 * count)]
         store.put(others, Rows(pool, [0] * len(others)))
-        store.drop(label.key for slot, label in enumerate(others) if slot // fragments % 2)
-    labels, rows = (
+        store.drop(block_key.hash for slot, block_key in enumerate(others) if slot // fragments % 2)
+    block_keys, rows = (
         [_label(index) for index in range(count)],
         Rows(pool, ids_in_runs(len(pool), run, random.Random(0))[:count]),
     )
-    store.put(labels, rows)  # pages of the slab are committed
+    store.put(block_keys, rows)  # pages of the slab are committed
     size = count * pool.shape[1]
 
     def put() -> None:
-        store.drop(label.key for label in labels)
-        store.put(labels, rows)
+        store.drop(block_key.hash for block_key in block_keys)
+        store.put(block_keys, rows)
 
     out = size / seconds(put, rounds)
-    blocks, copies = store.blocks_moved, store.copies
-    back = size / seconds(lambda: store.get(labels, rows), rounds)
-    rate = CopyRate(out, back, (store.blocks_moved - blocks) / (store.copies - copies))
+    blocks, copies = store.blocks_copied, store.copies
+    back = size / seconds(lambda: store.get(block_keys, rows), rounds)
+    rate = CopyRate(out, back, (store.blocks_copied - blocks) / (store.copies - copies))
     store.close()
     return rate
 
 
-def _label(number: int) -> Label:
-    return Label(number.to_bytes(8, "big", signed=True), ())
+def _label(number: int) -> BlockKey:
+    return BlockKey(number.to_bytes(8, "big", signed=True), ())
 
 
 class OwnText:

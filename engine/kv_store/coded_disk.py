@@ -10,7 +10,7 @@ from engine.kv_store.codec import Bytes, Codec
 from engine.kv_store.codec_choice import CodecChoice
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.store import Kept, Rows
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 
 class TimedCodec:
@@ -70,10 +70,10 @@ class CodedDisk:
         self._tried = False
         self._lock = threading.Lock()
 
-    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+    def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
         """See `BlockStore`."""
         began = self._clock()
-        sizes = self.disk.put(labels, rows)
+        sizes = self.disk.put(block_keys, rows)
         seconds = self._clock() - began
         with self._lock:
             self._choice.wrote(sum(sizes), self._without_codec(seconds))
@@ -83,10 +83,10 @@ class CodedDisk:
             self._decide()
         return sizes
 
-    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+    def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
         """See `BlockStore`."""
         before, began = self.disk.bytes_read, self._clock()
-        there = self.disk.get(labels, rows)
+        there = self.disk.get(block_keys, rows)
         seconds = self._clock() - began
         with self._lock:
             self._choice.read(self.disk.bytes_read - before, self._without_codec(seconds))

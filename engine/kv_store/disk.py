@@ -33,7 +33,7 @@ from engine.kv_store.record import (
 from engine.kv_store.scan import scan
 from engine.kv_store.slots import Place, Slots
 from engine.kv_store.store import Kept, Rows, StoreLost
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 Outcome = TypeVar("Outcome")
 
@@ -129,13 +129,13 @@ class DiskStore:
         """Bytes on the disk of the contents kept and of those on their way."""
         return self._slots.taken
 
-    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+    def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
         """See `BlockStore`. 0 also where the limit leaves no room."""
-        return self._each(self._put, labels, rows)
+        return self._each(self._put, block_keys, rows)
 
-    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+    def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
         """See `BlockStore`."""
-        return self._each(self._get, labels, rows)
+        return self._each(self._get, block_keys, rows)
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """See `BlockStore`. The disk changes when the slot is used again: until then, another opening finds the content there."""
@@ -148,7 +148,7 @@ class DiskStore:
         """See `BlockStore`; the order is that of writing, which is what survives."""
         with self._lock:
             old = [record for record in self._index.values() if record.head.sequence < self._first]
-        return [Kept(Label(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]
+        return [Kept(BlockKey(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]
 
     def check_integrity(self) -> None:
         """See `BlockStore`."""
@@ -170,38 +170,40 @@ class DiskStore:
 
     # One block
 
-    def _each(self, work: Callable[[Label, Bytes], Outcome], labels: Sequence[Label], rows: Rows) -> list[Outcome]:
+    def _each(
+        self, work: Callable[[BlockKey, Bytes], Outcome], block_keys: Sequence[BlockKey], rows: Rows
+    ) -> list[Outcome]:
         self._check_alive()
         pool: Bytes = rows.pool.numpy()
         if pool.dtype != np.uint8 or pool.shape[1:] != (self._block_bytes,) or not pool.flags.c_contiguous:
             raise ValueError(f"rows are {pool.dtype} {pool.shape}; this store keeps uint8 [n, {self._block_bytes}]")
-        pairs = list(zip(labels, (pool[row] for row in rows.ids), strict=True))
+        pairs = list(zip(block_keys, (pool[row] for row in rows.ids), strict=True))
         if len(pairs) == 1:
             return [work(*pairs[0])]
-        tasks = [self._threads.submit(work, label, row) for label, row in pairs]
+        tasks = [self._threads.submit(work, block_key, row) for block_key, row in pairs]
         wait(tasks)  # all of them, also where one fails: the rows are the caller's again when this returns
         return [task.result() for task in tasks]
 
-    def _put(self, label: Label, row: Bytes) -> int:
+    def _put(self, block_key: BlockKey, row: Bytes) -> int:
         self._check_alive()
-        ids = pack_ids(label.token_ids)
+        ids = pack_ids(block_key.token_ids)
         with self._lock:
-            known = self._index.get(label.key)
+            known = self._index.get(block_key.hash)
         if known is not None:
             return known.size if known.head.ids == ids else 0
         data, codec = self._encoded(row)
-        head = Head(label.key, ids, next(self._sequence), len(data), checksum(data), codec)
+        head = Head(block_key.hash, ids, next(self._sequence), len(data), checksum(data), codec)
         try:
             place = self._write(head, data)
         except OSError as error:
             raise self._lose("cannot be written", error) from error
         return self._publish(_Record(head, place)) if place is not None else 0
 
-    def _get(self, label: Label, row: Bytes) -> bool:
+    def _get(self, block_key: BlockKey, row: Bytes) -> bool:
         self._check_alive()
         with self._lock:
-            record = self._index.get(label.key)
-        if record is None or record.head.ids != pack_ids(label.token_ids):
+            record = self._index.get(block_key.hash)
+        if record is None or record.head.ids != pack_ids(block_key.token_ids):
             return False
         try:
             whole = self._read(record, row)

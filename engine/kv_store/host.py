@@ -9,9 +9,9 @@ from torch import Tensor
 
 from engine.kv_store.free_runs import FreeRuns
 from engine.kv_store.host_memory import pin, reserve, unpin
-from engine.kv_store.row_copy import Moves, RowCopy
+from engine.kv_store.row_copy import RowCopy, RowPairs
 from engine.kv_store.store import Kept, Rows, StoreLost, StoreRefused
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 
 @dataclass(slots=True, eq=False)
@@ -29,11 +29,11 @@ class Lent:
     """Contents where they lie in the slab: to be read, and only inside the `with` that gave them.
 
     Attributes:
-        labels: those of the asked for that are there, in their order.
+        block_keys: those of the asked for that are there, in their order.
         rows: of the slab, one for each.
     """
 
-    labels: list[Label]
+    block_keys: list[BlockKey]
     rows: Rows
 
 
@@ -42,13 +42,13 @@ class Room:
     """Rows of the slab for contents to be written to, inside the `with` that gave them.
 
     Attributes:
-        labels: those of the asked for that are not there yet and for which there is room, in their order, each once.
+        block_keys: those of the asked for that are not there yet and for which there is room, in their order, each once.
         rows: of the slab, one for each.
         arrived: to be set for each of them whose row was filled. At the end of the `with` these are there; if it is left by an
             exception, none is.
     """
 
-    labels: list[Label]
+    block_keys: list[BlockKey]
     rows: Rows
     arrived: list[bool]
 
@@ -60,8 +60,8 @@ class HostStore:
     exchange them in few copies (FastSwitch, arXiv 2411.18424, section 3.1), and that the disk reads and writes them in one piece.
 
     A slot is free, or holds a content that is there, or is away: being written, or dropped while somebody reads it. The lock guards
-    these books and is never held while bytes move: a content enters the books when its bytes have arrived, and what is being read
-    is counted as lent, which keeps its slot from being used again, whoever drops it meanwhile.
+    these books and is never held while bytes are copied: a content enters the books when its bytes have arrived, and what is
+    being read is counted as lent, which keeps its slot from being used again, whoever drops it meanwhile.
 
     `put` keeps no block for which no slot is free; that happens only while dropped ones are still being read.
 
@@ -71,7 +71,7 @@ class HostStore:
         pinned: take the memory now and pin it, for a GPU's copy engines. Else it is taken as slots are first written.
 
     Attributes:
-        blocks_moved: by `put` and `get`, so far.
+        blocks_copied: by `put` and `get`, so far.
         save_copies: ranges of memory that `put` copied.
         load_copies: the same of `get`.
 
@@ -80,7 +80,7 @@ class HostStore:
     """
 
     def __init__(self, blocks: int, block_bytes: int, *, pinned: bool = False) -> None:
-        self.blocks_moved = self.save_copies = self.load_copies = 0
+        self.blocks_copied = self.save_copies = self.load_copies = 0
         self._blocks = blocks
         self._block_bytes = block_bytes
         self._slab = _slab(blocks, block_bytes, pinned=pinned)
@@ -94,33 +94,35 @@ class HostStore:
 
     @property
     def copies(self) -> int:
-        """Both ways: `blocks_moved / copies` blocks a copy."""
+        """Both ways: `blocks_copied / copies` blocks a copy."""
         return self.save_copies + self.load_copies
 
-    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+    def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
         """Keep these blocks; returns the bytes each takes, 0 where it was not kept. See `BlockStore`."""
         row_of: dict[bytes, int] = {}
-        for label, row in zip(labels, rows.ids, strict=True):
-            row_of.setdefault(label.key, row)
-        with self.fill(labels) as room:
-            moves = [(row_of[label.key], slot) for label, slot in zip(room.labels, room.rows.ids, strict=True)]
-            copies = self._moved(rows.pool, moves, self._copy.to_slab)
-            room.arrived[:] = [True] * len(moves)
+        for block_key, row in zip(block_keys, rows.ids, strict=True):
+            row_of.setdefault(block_key.hash, row)
+        with self.fill(block_keys) as room:
+            pairs = [
+                (row_of[block_key.hash], slot) for block_key, slot in zip(room.block_keys, room.rows.ids, strict=True)
+            ]
+            copies = self._copied(rows.pool, pairs, self._copy.to_slab)
+            room.arrived[:] = [True] * len(pairs)
         with self._lock:
             self.save_copies += copies
-            return [self._block_bytes if self._entry(label) else 0 for label in labels]
+            return [self._block_bytes if self._entry(block_key) else 0 for block_key in block_keys]
 
-    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+    def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
         """Fill the rows; False where the content is not there. See `BlockStore`."""
-        with self._lending(labels) as entries:
-            moves = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
-            copies = self._moved(rows.pool, moves, self._copy.from_slab)
+        with self._lending(block_keys) as entries:
+            pairs = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
+            copies = self._copied(rows.pool, pairs, self._copy.from_slab)
         with self._lock:
             self.load_copies += copies
         return [entry is not None for entry in entries]
 
     @contextmanager
-    def lend(self, labels: Sequence[Label]) -> Iterator[Lent]:
+    def lend(self, block_keys: Sequence[BlockKey]) -> Iterator[Lent]:
         """Those of these contents that are there, to be read where they lie: for a lower store to write without another copy.
 
         What is dropped meanwhile is not there any more for others, but its bytes stay until the last `with` ends.
@@ -128,22 +130,22 @@ class HostStore:
         Raises:
             StoreLost: as from `get`.
         """
-        with self._lending(labels) as entries:
-            there = [(label, entry.slot) for label, entry in zip(labels, entries, strict=True) if entry]
-            yield Lent([label for label, _ in there], Rows(self._slab, [slot for _, slot in there]))
+        with self._lending(block_keys) as entries:
+            there = [(block_key, entry.slot) for block_key, entry in zip(block_keys, entries, strict=True) if entry]
+            yield Lent([block_key for block_key, _ in there], Rows(self._slab, [slot for _, slot in there]))
 
     @contextmanager
-    def fill(self, labels: Sequence[Label]) -> Iterator[Room]:
+    def fill(self, block_keys: Sequence[BlockKey]) -> Iterator[Room]:
         """Room for those of these contents that are not there: for a lower store to read into, without another copy.
 
         Raises:
             StoreLost: as from `put`.
         """
-        room = self._reserve(labels)
+        room = self._reserve(block_keys)
         try:
             yield room
         except BaseException:
-            room.arrived[:] = [False] * len(room.labels)
+            room.arrived[:] = [False] * len(room.block_keys)
             raise
         finally:
             with self._lock:
@@ -187,11 +189,11 @@ class HostStore:
             self._copy = RowCopy(self._slab)
 
     @contextmanager
-    def _lending(self, labels: Sequence[Label]) -> Iterator[list[_Entry | None]]:
+    def _lending(self, block_keys: Sequence[BlockKey]) -> Iterator[list[_Entry | None]]:
         """The entries of those that are there; their slots keep their bytes meanwhile."""
         with self._lock:
             self._check_open()
-            entries = [self._entry(label) for label in labels]
+            entries = [self._entry(block_key) for block_key in block_keys]
             for entry in entries:
                 if entry:
                     entry.lent += 1
@@ -210,40 +212,40 @@ class HostStore:
         self._away.difference_update(freed)
         self._free.give(freed)
 
-    def _reserve(self, labels: Sequence[Label]) -> Room:
+    def _reserve(self, block_keys: Sequence[BlockKey]) -> Room:
         with self._lock:
             self._check_open()
-            absent: dict[bytes, Label] = {}
-            for label in labels:
-                if label.key not in self._entries:
-                    absent.setdefault(label.key, label)
+            absent: dict[bytes, BlockKey] = {}
+            for block_key in block_keys:
+                if block_key.hash not in self._entries:
+                    absent.setdefault(block_key.hash, block_key)
             slots = self._free.take(len(absent))
             self._away.update(slots)
             return Room(list(absent.values())[: len(slots)], Rows(self._slab, slots), [False] * len(slots))
 
     def _publish(self, room: Room) -> None:
         unused = []
-        for label, slot, arrived in zip(room.labels, room.rows.ids, room.arrived, strict=True):
-            if arrived and label.key not in self._entries:
-                self._entries[label.key] = _Entry(slot, label.token_ids)
+        for block_key, slot, arrived in zip(room.block_keys, room.rows.ids, room.arrived, strict=True):
+            if arrived and block_key.hash not in self._entries:
+                self._entries[block_key.hash] = _Entry(slot, block_key.token_ids)
             else:
                 unused.append(slot)
         self._away.difference_update(room.rows.ids)
         self._free.give(unused)
 
-    def _entry(self, label: Label) -> _Entry | None:
-        entry = self._entries.get(label.key)
-        return entry if entry and entry.token_ids == label.token_ids else None
+    def _entry(self, block_key: BlockKey) -> _Entry | None:
+        entry = self._entries.get(block_key.hash)
+        return entry if entry and entry.token_ids == block_key.token_ids else None
 
-    def _moved(self, pool: Tensor, moves: Moves, copy: Callable[[Tensor, Moves], int]) -> int:
-        """Make these moves and count them; returns the copies it took. What a GPU reports spoils all later copies too."""
+    def _copied(self, pool: Tensor, pairs: RowPairs, copy: Callable[[Tensor, RowPairs], int]) -> int:
+        """Copy these and count them; returns the copies it took. What a GPU reports spoils all later copies too."""
         try:
-            copies = copy(pool, moves)
+            copies = copy(pool, pairs)
         except RuntimeError as error:
             self._lost = f"copying between GPU and host failed: {error}"
             raise StoreLost(self._lost) from error
         with self._lock:
-            self.blocks_moved += len(moves)
+            self.blocks_copied += len(pairs)
         return copies
 
     def _check_open(self) -> None:

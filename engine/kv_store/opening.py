@@ -1,4 +1,4 @@
-"""From settings to tiers: which stores there are, their books, and the mover between them."""
+"""From settings to tiers: which stores there are, their books, and the transfer worker between them."""
 
 import logging
 import time
@@ -15,12 +15,12 @@ from engine.kv_store.disk import DiskStore
 from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
 from engine.kv_store.store import BlockStore, StoreLost, StoreRefused
-from engine.kv_store.transfer import Mover
+from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.load_or_recompute import LoadOrRecompute
 from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import Tiers
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.types.messages import TierStats
 from scheduler.types.transfers import Tier
 
@@ -37,7 +37,7 @@ def open_tiers(
     fingerprint: str,
     element_bytes: int,
     wake: Callable[[], None],
-) -> tuple[Tiers, Mover | None]:
+) -> tuple[TransferPlanner, TransferWorker | None]:
     """Open what the settings ask for.
 
     Args:
@@ -46,7 +46,7 @@ def open_tiers(
         rows: the device's blocks as bytes, uint8 [blocks, block bytes].
         fingerprint: of model and KV format.
         element_bytes: of a key's or value's number, for the codec.
-        wake: called when a move has ended.
+        wake: called when a transfer has ended.
 
     Raises:
         ModelError: the folder is another server's, or the host's memory cannot be had.
@@ -71,18 +71,18 @@ def open_tiers(
             )
             stores[Tier.DISK] = CodedDisk(disk, codec, _DISK_THREADS)
             indices[Tier.DISK] = _index(settings, Tier.DISK, limit, size_of(block_bytes))
-            for label, size in disk.kept():
-                indices[Tier.DISK].seed(label, size)
+            for block_key, size in disk.kept():
+                indices[Tier.DISK].seed(block_key, size)
     except StoreRefused as error:
         raise ModelError(str(error)) from error
     except StoreLost as error:
         log.warning("KV tier disk cannot be used, serving goes on without it: %s", error)
         lost = True
     estimate = LoadOrRecompute(block_bytes, pool.block_size, telling_tokens=pool.block_size)
-    tiers = Tiers(pool, indices, estimate, settings.preemption)
+    tiers = TransferPlanner(pool, indices, estimate, settings.preemption)
     if lost:
         tiers.stats[Tier.DISK] = TierStats(up=False)
-    return tiers, Mover(rows, stores, wake) if stores else None
+    return tiers, TransferWorker(rows, stores, wake) if stores else None
 
 
 def _index(settings: Settings, tier: Tier, capacity: int, block_bytes: int) -> TierIndex:

@@ -12,7 +12,7 @@ from kernels.runs import joined
 if TYPE_CHECKING:
     from kernels.gpu.kv.block_copy import BlockCopier
 
-Moves = Sequence[tuple[int, int]]  # (source row, target row)
+RowPairs = Sequence[tuple[int, int]]  # (source row, target row)
 
 
 class RowCopy:
@@ -27,20 +27,20 @@ class RowCopy:
         self._links: dict[int, GpuLink] = {}  # by the pool's address: there is one, or few
         self._lock = threading.Lock()
 
-    def to_slab(self, pool: Tensor, moves: Moves) -> int:
+    def to_slab(self, pool: Tensor, pairs: RowPairs) -> int:
         """Copy rows of `pool` to rows of the slab; returns the number of copies when all have arrived.
 
         Raises:
             ValueError: the pool's rows are not the slab's, or there is no such row.
             RuntimeError: the GPU failed.
         """
-        self._check(pool, [source for source, _ in moves])
-        return self._link(pool).to_slab(moves) if pool.is_cuda else _copy(pool, self._slab, moves)
+        self._check(pool, [source for source, _ in pairs])
+        return self._link(pool).to_slab(pairs) if pool.is_cuda else _copy(pool, self._slab, pairs)
 
-    def from_slab(self, pool: Tensor, moves: Moves) -> int:
+    def from_slab(self, pool: Tensor, pairs: RowPairs) -> int:
         """The other way; the same."""
-        self._check(pool, [target for _, target in moves])
-        return self._link(pool).from_slab(moves) if pool.is_cuda else _copy(self._slab, pool, moves)
+        self._check(pool, [target for _, target in pairs])
+        return self._link(pool).from_slab(pairs) if pool.is_cuda else _copy(self._slab, pool, pairs)
 
     def _check(self, pool: Tensor, ids: list[int]) -> None:
         if pool.dtype != self._slab.dtype or pool.ndim != 2 or pool.shape[1] != self._slab.shape[1]:
@@ -74,23 +74,23 @@ class GpuLink:
         self._from_slab = BlockCopier((slab, pool))
         self._lock = threading.Lock()  # over handing copies to a stream, not over waiting for them
 
-    def to_slab(self, moves: Moves) -> int:
+    def to_slab(self, pairs: RowPairs) -> int:
         """Pool to slab; returns the number of copies."""
-        return self._copied(self._to_slab, moves)
+        return self._copied(self._to_slab, pairs)
 
-    def from_slab(self, moves: Moves) -> int:
+    def from_slab(self, pairs: RowPairs) -> int:
         """Slab to pool; likewise."""
-        return self._copied(self._from_slab, moves)
+        return self._copied(self._from_slab, pairs)
 
-    def _copied(self, copier: "BlockCopier", moves: Moves) -> int:
+    def _copied(self, copier: "BlockCopier", pairs: RowPairs) -> int:
         with self._lock:
-            handle = copier.copy(moves)
+            handle = copier.copy(pairs)
         handle.wait()
         return handle.copies
 
 
-def _copy(source: Tensor, target: Tensor, moves: Moves) -> int:
-    runs = joined(moves)
+def _copy(source: Tensor, target: Tensor, pairs: RowPairs) -> int:
+    runs = joined(pairs)
     read, written = source.numpy(), target.numpy()
     for run in runs:
         np.copyto(written[run.target : run.target + run.count], read[run.source : run.source + run.count])

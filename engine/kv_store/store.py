@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 
 class StoreLost(Exception):
@@ -23,7 +23,7 @@ class Rows:
 
     Attributes:
         pool: uint8 [n, block bytes], contiguous; on the host, unless the store says that it takes a GPU's.
-        ids: one row for each block, in the order of the labels they go with. Neighbours may be copied together.
+        ids: one row for each block, in the order of the block_keys they go with. Neighbours may be copied together.
     """
 
     pool: Tensor
@@ -33,7 +33,7 @@ class Rows:
 class Kept(NamedTuple):
     """A content that a store held when it was opened."""
 
-    label: Label
+    block_key: BlockKey
     size: int  # bytes it takes there
 
 
@@ -50,11 +50,11 @@ class BlockStore(Protocol):
         StoreLost: nothing it holds can be trusted or reached any more; all later calls raise it too.
     """
 
-    def put(self, labels: Sequence[Label], rows: Rows) -> list[int]:
+    def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
         """Keep these blocks. Returns the bytes each takes; 0 where it was not kept. One that is there already is kept as it is."""
         ...
 
-    def get(self, labels: Sequence[Label], rows: Rows) -> list[bool]:
+    def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
         """Fill the rows. False where the content is not there (any more); such a row's bytes are undefined."""
         ...
 

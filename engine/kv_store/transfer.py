@@ -1,10 +1,11 @@
 """Carries blocks between the device and the tiers below it, beside the steps.
 
-The engine's loop hands over a step's moves when the step starts and collects results whenever some are there; in between a move is
-in the hands of one of these threads. For each tier what comes goes one after the other, and what goes down likewise, so that a
-request's load never waits behind copies that nobody is in a hurry for.
+The engine's loop hands over a step's transfers when the step starts and collects results whenever some are there; in between a
+transfer is in the hands of one of these threads. For each tier what comes goes one after the other, and what goes down likewise,
+so that a request's load never waits behind copies that nobody is in a hurry for.
 
-What belongs here: the order of moves, their timing, what a failure means. Never: what is moved and why, how a store keeps it.
+What belongs here: the order of transfers, their timing, what a failure means. Never: what is transferred and why, how a store
+keeps it.
 """
 
 import logging
@@ -20,17 +21,18 @@ from torch import Tensor
 
 from engine.kv_store.host import HostStore
 from engine.kv_store.store import BlockStore, Rows, StoreLost
-from scheduler.types.transfers import Label, Move, MoveResult, Tier
+from scheduler.types.block_hash import BlockKey
+from scheduler.types.transfers import Tier, Transfer, TransferResult
 
 log = logging.getLogger("headrace.engine")
 
-_SLICE = 32  # blocks that are moved in one go; then the steps get the memory and the cores for a while
+_SLICE = 32  # blocks that are copied in one go; then the steps get the memory and the cores for a while
 _REST_SAVING = 3.0  # times as long as a slice took: saving takes at most a quarter of one core from the steps
 _REST_LOADING = 1.0  # somebody waits for it: half a core
 
 
-class Mover:
-    """Moves blocks of one device. All calls belong to one thread, the loop's.
+class TransferWorker:
+    """Transfers blocks of one device. All calls belong to one thread, the loop's.
 
     Args:
         pool: the device's blocks as bytes, uint8 [blocks, block bytes].
@@ -47,7 +49,7 @@ class Mover:
         self._pool = pool
         self._stores = dict(stores)
         self._wake = wake
-        self._finished: deque[MoveResult] = deque()
+        self._finished: deque[TransferResult] = deque()
         self._closing = threading.Event()
         self._threads = {
             (tier, up): ThreadPoolExecutor(1, thread_name_prefix=f"kv-{tier}-{'up' if up else 'down'}")
@@ -55,15 +57,15 @@ class Mover:
             for up in (True, False)
         }
 
-    def start(self, moves: Sequence[Move]) -> None:
+    def start(self, transfers: Sequence[Transfer]) -> None:
         """Begin these; what they drop is dropped before anything else is put there."""
-        for move in moves:
-            self._stores[move.lower].drop(move.drops)
-            self._threads[move.lower, move.target is Tier.DEVICE].submit(self._run, move)
+        for transfer in transfers:
+            self._stores[transfer.lower].drop(transfer.drops)
+            self._threads[transfer.lower, transfer.target is Tier.DEVICE].submit(self._run, transfer)
 
-    def finished(self) -> list[MoveResult]:
+    def finished(self) -> list[TransferResult]:
         """Results since the last call, in the order of their ends."""
-        results: list[MoveResult] = []
+        results: list[TransferResult] = []
         while self._finished:
             results.append(self._finished.popleft())
         return results
@@ -78,89 +80,93 @@ class Mover:
 
     # --- in a thread ---
 
-    def _run(self, move: Move) -> None:
-        result = MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels))
+    def _run(self, transfer: Transfer) -> None:
+        result = TransferResult(transfer_id=transfer.transfer_id, sizes=[0] * len(transfer.block_keys))
         rest = 0.0
         try:
-            rest = self._carry(move, result)
+            rest = self._carry(transfer, result)
         except StoreLost as error:
-            log.warning("KV tier %s is lost, serving goes on without it: %s", move.lower, error)
-            result.sizes, result.lost = [0] * len(move.labels), move.lower
+            log.warning("KV tier %s is lost, serving goes on without it: %s", transfer.lower, error)
+            result.sizes, result.lost = [0] * len(transfer.block_keys), transfer.lower
         except Exception:
-            log.exception("a move of %d blocks %s -> %s failed", len(move.labels), move.source, move.target)
-            result.sizes = [0] * len(move.labels)
-        if move.target is Tier.DEVICE:  # what cannot be read is not asked for again
-            result.gone = [label.key for label, size in zip(move.labels, result.sizes, strict=True) if not size]
+            log.exception(
+                "a transfer of %d blocks %s -> %s failed", len(transfer.block_keys), transfer.source, transfer.target
+            )
+            result.sizes = [0] * len(transfer.block_keys)
+        if transfer.target is Tier.DEVICE:  # what cannot be read is not asked for again
+            result.gone = [
+                block_key.hash for block_key, size in zip(transfer.block_keys, result.sizes, strict=True) if not size
+            ]
         self._finished.append(result)
         self._wake()
         self._closing.wait(rest)
 
-    def _carry(self, move: Move, result: MoveResult) -> float:
+    def _carry(self, transfer: Transfer, result: TransferResult) -> float:
         """Slice by slice, with rests between them. Returns the rest that is due after the last.
 
         `result.seconds` is what somebody who waits for it would wait: rests between slices are in it.
         """
-        share = 0.0 if move.urgent else _REST_LOADING if move.target is Tier.DEVICE else _REST_SAVING
+        share = 0.0 if transfer.urgent else _REST_LOADING if transfer.target is Tier.DEVICE else _REST_SAVING
         began, rest = time.perf_counter(), 0.0
-        for part in _slices(len(move.labels)):
+        for part in _slices(len(transfer.block_keys)):
             self._closing.wait(rest)
             busy = time.thread_time()  # a disk's waiting holds nobody up
-            result.sizes[part], copies = self._carry_slice(move, part)
+            result.sizes[part], copies = self._carry_slice(transfer, part)
             rest = share * (time.thread_time() - busy)
             result.copies += copies
             result.seconds = time.perf_counter() - began
         return rest
 
-    def _carry_slice(self, move: Move, part: slice) -> tuple[list[int], int]:
+    def _carry_slice(self, transfer: Transfer, part: slice) -> tuple[list[int], int]:
         """Sizes, and ranges copied."""
-        labels, blocks = move.labels[part], move.blocks[part]
-        store = self._stores[move.lower]
-        before = _copies(store, move)
-        if move.target is Tier.DEVICE:
-            sizes = [int(arrived) for arrived in self._load(store, labels, blocks)]
-        elif move.source is Tier.DEVICE:
-            sizes = self._save(store, labels, blocks)
+        block_keys, blocks = transfer.block_keys[part], transfer.blocks[part]
+        store = self._stores[transfer.lower]
+        before = _copies(store, transfer)
+        if transfer.target is Tier.DEVICE:
+            sizes = [int(arrived) for arrived in self._load(store, block_keys, blocks)]
+        elif transfer.source is Tier.DEVICE:
+            sizes = self._save(store, block_keys, blocks)
         else:
-            sizes = self._spill(store, labels)
-        return sizes, _copies(store, move) - before
+            sizes = self._spill(store, block_keys)
+        return sizes, _copies(store, transfer) - before
 
-    def _load(self, store: BlockStore, labels: Sequence[Label], blocks: Sequence[int]) -> list[bool]:
+    def _load(self, store: BlockStore, block_keys: Sequence[BlockKey], blocks: Sequence[int]) -> list[bool]:
         rows = Rows(self._pool, blocks)
         if isinstance(store, HostStore) or self._pool.device.type == "cpu":
-            return store.get(labels, rows)
-        staging = self._staging(len(labels))
-        arrived = store.get(labels, Rows(staging, range(len(labels))))
+            return store.get(block_keys, rows)
+        staging = self._staging(len(block_keys))
+        arrived = store.get(block_keys, Rows(staging, range(len(block_keys))))
         self._pool[torch.tensor(blocks, device=self._pool.device)] = staging.to(self._pool.device)
         torch.cuda.current_stream(self._pool.device).synchronize()  # the device's own would break a graph's capture off
         return arrived
 
-    def _save(self, store: BlockStore, labels: Sequence[Label], blocks: Sequence[int]) -> list[int]:
+    def _save(self, store: BlockStore, block_keys: Sequence[BlockKey], blocks: Sequence[int]) -> list[int]:
         rows = Rows(self._pool, blocks)
         if isinstance(store, HostStore) or self._pool.device.type == "cpu":
-            return store.put(labels, rows)
+            return store.put(block_keys, rows)
         staging = self._pool[torch.tensor(blocks, device=self._pool.device)].cpu()
-        return store.put(labels, Rows(staging, range(len(labels))))
+        return store.put(block_keys, Rows(staging, range(len(block_keys))))
 
-    def _spill(self, store: BlockStore, labels: Sequence[Label]) -> list[int]:
+    def _spill(self, store: BlockStore, block_keys: Sequence[BlockKey]) -> list[int]:
         host = self._stores[Tier.HOST]
         assert isinstance(host, HostStore)
         with ExitStack() as stack:
             try:
-                lent = stack.enter_context(host.lend(labels))
-            except StoreLost:  # its own moves tell it; the lower tier is as good as before
-                return [0] * len(labels)
-            size_of = dict(zip(lent.labels, store.put(lent.labels, lent.rows), strict=True))
-        return [size_of.get(label, 0) for label in labels]
+                lent = stack.enter_context(host.lend(block_keys))
+            except StoreLost:  # its own transfers tell it; the lower tier is as good as before
+                return [0] * len(block_keys)
+            size_of = dict(zip(lent.block_keys, store.put(lent.block_keys, lent.rows), strict=True))
+        return [size_of.get(block_key, 0) for block_key in block_keys]
 
     def _staging(self, blocks: int) -> Tensor:
         return torch.empty((blocks, self._pool.shape[1]), dtype=torch.uint8, pin_memory=True)
 
 
-def _copies(store: BlockStore, move: Move) -> int:
-    """Ranges of memory it has copied so far in the move's direction; a disk writes each block by itself."""
+def _copies(store: BlockStore, transfer: Transfer) -> int:
+    """Ranges of memory it has copied so far in the transfer's direction; a disk writes each block by itself."""
     if not isinstance(store, HostStore):
         return 0
-    return store.load_copies if move.target is Tier.DEVICE else store.save_copies
+    return store.load_copies if transfer.target is Tier.DEVICE else store.save_copies
 
 
 def _slices(count: int) -> list[slice]:

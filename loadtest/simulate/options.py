@@ -9,7 +9,7 @@ from loadtest.simulate.specs import load_costs, load_hardware, load_model
 from loadtest.workload.arrivals import ArrivalError, parse_arrivals
 from loadtest.workload.plan import Plan, Shape, make_plan
 from loadtest.workload.traces.read import FORMATS, read_trace
-from scheduler.policies.factory import ORDERS
+from scheduler.policies.factory import POLICIES
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,10 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kv-blocks", type=int, metavar="N", help="of a replica [what the device's memory holds]")
     group.add_argument("--context", type=int, metavar="N", help="longest request in tokens [the model's]")
     group.add_argument(
-        "--scheduling", choices=ORDERS, default=shape.scheduling, help="a class of the trace is a tenant [%(default)s]"
+        "--scheduling",
+        choices=POLICIES,
+        default=shape.scheduling,
+        help="a class of the trace is a tenant [%(default)s]",
     )
     group.add_argument("--no-prefix-caching", action="store_true", help="share no prefixes")
 

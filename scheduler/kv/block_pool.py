@@ -21,8 +21,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler.kv.eviction import Eviction, eviction_of
-from scheduler.kv.free_blocks import Vacant
-from scheduler.types.transfers import Label
+from scheduler.kv.free_blocks import FreeBlocks
+from scheduler.types.block_hash import BlockKey
 
 
 class OutOfBlocks(Exception):
@@ -72,7 +72,7 @@ class BlockPool:
         self.evictions = 0
         self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
         self._state = [_Block() for _ in range(blocks)]
-        self._vacant = Vacant(blocks)
+        self._vacant = FreeBlocks(blocks)
         self._vacant.add(range(blocks))
         self._loose = 0  # vacant blocks with content
         self._index: dict[bytes, int] = {}
@@ -219,7 +219,7 @@ class BlockPool:
         """The block that holds the content of this name."""
         return self._index.get(key)
 
-    def label(self, block_id: int) -> Label:
+    def key_of(self, block_id: int) -> BlockKey:
         """The whole name of what a published block holds.
 
         Raises:
@@ -228,7 +228,7 @@ class BlockPool:
         block = self._state[block_id]
         if block.key is None:
             raise IntegrityError(f"block {block_id} has no name")
-        return Label(block.key, block.tokens)
+        return BlockKey(block.key, block.tokens)
 
     def publish(self, block_id: int, key: bytes, tokens: Sequence[int]) -> None:
         """Name the content of a full block that one sequence holds. The first block of a content wins; others stay private."""

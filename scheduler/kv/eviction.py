@@ -18,7 +18,7 @@ from typing import Protocol
 from scheduler.kv.predicted_eviction import Predicted
 
 
-class EvictionOrder(Protocol):
+class EvictionPolicy(Protocol):
     """Who goes first. One owner, which calls it from one thread."""
 
     def add(self, *keys: bytes) -> None:
@@ -54,24 +54,24 @@ class Lru:
         self._order: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, *keys: bytes) -> None:
-        """As `EvictionOrder.add`."""
+        """As `EvictionPolicy.add`."""
         for key in reversed(keys):
             self._order[key] = None
 
     def remove(self, *keys: bytes) -> None:
-        """As `EvictionOrder.remove`."""
+        """As `EvictionPolicy.remove`."""
         for key in keys:
             del self._order[key]
 
     def victim(self) -> bytes:
-        """As `EvictionOrder.victim`."""
+        """As `EvictionPolicy.victim`."""
         return self._order.popitem(last=False)[0]
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
         """Nothing is learned from it: only use counts."""
 
     def clear(self) -> None:
-        """As `EvictionOrder.clear`."""
+        """As `EvictionPolicy.clear`."""
         self._order.clear()
 
     def check_integrity(self) -> None:
@@ -88,7 +88,7 @@ class Lru:
 
 
 class Eviction:
-    """An order with pins before it: what stores use, with the calls of `EvictionOrder` and three more.
+    """An order with pins before it: what stores use, with the calls of `EvictionPolicy` and three more.
 
     A pinned content is evicted only when no other is left. Pins end by themselves, and at most a share of the capacity can be
     pinned, so that those without pins are not starved. They outlive the content: what is computed again is pinned again.
@@ -99,7 +99,7 @@ class Eviction:
         pinned_share: of the capacity, that may be pinned.
     """
 
-    def __init__(self, order: EvictionOrder, capacity: int, pinned_share: float = 0.25) -> None:
+    def __init__(self, order: EvictionPolicy, capacity: int, pinned_share: float = 0.25) -> None:
         self.pinned_limit = int(capacity * pinned_share)
         self._order = order
         self._until: dict[bytes, float] = {}
@@ -110,7 +110,7 @@ class Eviction:
     # --- as an order ---
 
     def add(self, *keys: bytes) -> None:
-        """As `EvictionOrder.add`."""
+        """As `EvictionPolicy.add`."""
         if self._until:
             for key in reversed(keys):
                 if key in self._until:
@@ -119,7 +119,7 @@ class Eviction:
         self._order.add(*keys)
 
     def remove(self, *keys: bytes) -> None:
-        """As `EvictionOrder.remove`."""
+        """As `EvictionPolicy.remove`."""
         if self._kept:
             for key in keys:
                 if key in self._kept:
@@ -130,13 +130,13 @@ class Eviction:
             self._order.remove(*keys)
 
     def victim(self) -> bytes:
-        """As `EvictionOrder.victim`."""
+        """As `EvictionPolicy.victim`."""
         if not len(self._order) and self._kept:
             return self._kept.popitem(last=False)[0]
         return self._order.victim()
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
-        """As `EvictionOrder.asked`."""
+        """As `EvictionPolicy.asked`."""
         self._order.asked(keys, hits)
 
     def clear(self) -> None:
@@ -202,7 +202,7 @@ class Eviction:
     # --- observation ---
 
     def check_integrity(self) -> None:
-        """As `EvictionOrder.check_integrity`."""
+        """As `EvictionPolicy.check_integrity`."""
         self._order.check_integrity()
         assert len(self._until) <= self.pinned_limit, "pins keep to their share"
         assert self._kept.keys() <= self._until.keys(), "what is kept has a pin"

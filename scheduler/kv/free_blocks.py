@@ -12,17 +12,17 @@ What belongs here: numbers of blocks. Never: owners, contents.
 
 from collections.abc import Iterable, Iterator, KeysView
 
-from scheduler.kv.free_extents import FreeRuns
+from scheduler.kv.free_extents import FreeExtents
 
 _ROOM = 8  # blocks of a room: at 32 tokens a block, an answer of some hundred tokens
 _ROOM_SHARE = 16  # one in so many blocks may lie in rooms
 
 
-class Vacant:
+class FreeBlocks:
     """The blocks of a pool that may be taken: each is open to all or lies in the room behind a used one."""
 
     def __init__(self, blocks: int) -> None:
-        self._open = FreeRuns(blocks)
+        self._open = FreeExtents(blocks)
         self._rooms: dict[int, int] = {}  # used block: one past the end of the room that begins behind it
         self._in_rooms = 0
         self._room_limit = blocks // _ROOM_SHARE

@@ -11,7 +11,7 @@ from itertools import islice
 _LOOKED_AT = 8  # runs of one class that are compared: bounds the time, and costs little of the fit
 
 
-class FreeRuns:
+class FreeExtents:
     """A set of ids below `limit`. What a call costs grows with the logarithm of the number of runs."""
 
     def __init__(self, limit: int) -> None:

@@ -4,7 +4,7 @@ Both are means over what was seen lately, so that a slow disk, a busy one or a f
 prefix is needed from its beginning, so what is loaded is its first part and what is computed the rest; where to cut is the
 smallest sum of the two times (CacheGen, section 5.3, decides for each chunk in the same way; arXiv 2310.07240).
 
-What belongs here: the estimate. Never: which contents are where, moves.
+What belongs here: the estimate. Never: which contents are where, transfers.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from scheduler.types.transfers import Tier
 FIRST_GUESS = {
     Tier.HOST: 4e9,
     Tier.DISK: 4e8,
-}  # bytes a second, until a move has been seen; both are low for such devices
+}  # bytes a second, until a transfer has been seen; both are low for such devices
 _MEMORY = 0.8  # of the past that each new measurement keeps
-_TELLING_BYTES = 2**20  # a smaller move measures latency, not bandwidth
+_TELLING_BYTES = 2**20  # a smaller transfer measures latency, not bandwidth
 _HOPE = (
     1.02  # how much faster a tier that does not pay is taken to be each time it is asked about: once, it is tried again
 )
 
 
 class LoadOrRecompute:
-    """The estimate of one scheduler. Seconds are the worker's and the mover's own.
+    """The estimate of one scheduler. Seconds are the worker's and the transfer worker's own.
 
     Args:
         block_bytes: of one block on the device.
@@ -53,7 +53,7 @@ class LoadOrRecompute:
         """So many blocks (fewer, if negative) wait to be loaded from the tier."""
         self._queued[tier] += blocks * self._block_bytes
 
-    def saw_move(self, tier: Tier, blocks: int, seconds: float) -> None:
+    def saw_transfer(self, tier: Tier, blocks: int, seconds: float) -> None:
         """A load ended."""
         size = blocks * self._block_bytes
         if size >= _TELLING_BYTES and seconds > 0:

@@ -10,21 +10,21 @@ from collections.abc import Collection, Iterable
 from scheduler.kv.block_pool import IntegrityError
 
 
-class Promises:
+class PendingPrefixes:
     """Which content keys are promised, and by whom."""
 
     def __init__(self) -> None:
         self._maker: dict[bytes, str] = {}
         self._made: dict[str, list[bytes]] = {}
 
-    def make(self, request_id: str, keys: Iterable[bytes]) -> None:
+    def add(self, request_id: str, keys: Iterable[bytes]) -> None:
         """A request starts to compute these contents. A key that is promised already stays its first maker's."""
         fresh = [key for key in keys if key not in self._maker]
         self._made[request_id] = fresh
         for key in fresh:
             self._maker[key] = request_id
 
-    def keep(self, key: bytes) -> None:
+    def resolve(self, key: bytes) -> None:
         """The content is resident (or planned to be, in a step before any that reads it)."""
         self._maker.pop(key, None)
 

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scheduler.kv.reuse_stats import Group, Returns
+from scheduler.kv.reuse_stats import Group, ReuseStats
 
 _MARGIN = 1 / 64  # of the misses of the list
 _SLACK = 1 / 8  # of the store's size: what it may cost to learn
@@ -41,11 +41,11 @@ class _Known:
 
 
 class Predicted:
-    """An `EvictionOrder` for a store of so many contents."""
+    """An `EvictionPolicy` for a store of so many contents."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.returns = Returns(capacity)
+        self.reuse = ReuseStats(capacity)
         self.misses = 0  # contents asked for and not found, of a prefix; here
         self.lru_misses = 0  # and in the list
         self.trusting = True  # whether predictions are followed
@@ -60,7 +60,7 @@ class Predicted:
     # --- what is here ---
 
     def add(self, *keys: bytes) -> None:
-        """As `EvictionOrder.add`."""
+        """As `EvictionPolicy.add`."""
         groups = self._groups(keys)
         self._going = None
         for key, group in zip(reversed(keys), reversed(groups), strict=True):
@@ -69,13 +69,13 @@ class Predicted:
             self._added += 1
 
     def remove(self, *keys: bytes) -> None:
-        """As `EvictionOrder.remove`."""
+        """As `EvictionPolicy.remove`."""
         for key in keys:
             group, _ = self._here.pop(key)
             del self._queues[group.kind][key]
 
     def victim(self) -> bytes:
-        """As `EvictionOrder.victim`."""
+        """As `EvictionPolicy.victim`."""
         queue = self._queues.get(self._going.kind) if self._going else None
         key = next(iter(queue)) if queue else self._next()
         if self._here[key][0] is not self._going or not self.trusting:
@@ -85,7 +85,7 @@ class Predicted:
         return key
 
     def clear(self) -> None:
-        """As `EvictionOrder.clear`."""
+        """As `EvictionPolicy.clear`."""
         self._going = None
         self._here.clear()
         self._queues.clear()
@@ -97,7 +97,7 @@ class Predicted:
         oldest = min(heads, key=lambda key: self._here[key][1])
         if not self.trusting:
             return oldest
-        return min(heads, key=lambda key: (self.returns.worth(self._here[key][0]), self._here[key][1]))
+        return min(heads, key=lambda key: (self.reuse.worth(self._here[key][0]), self._here[key][1]))
 
     def _groups(self, keys: Sequence[bytes]) -> list[Group]:
         """The groups of these. Contents nobody has asked for yet (an answer) are of the kind of what precedes them."""
@@ -108,8 +108,8 @@ class Predicted:
             known = self._known.get(key)
             if known is None:
                 if fresh is None:
-                    fresh = self.returns.group(groups[-1].kind if groups else (0, 1))
-                self.returns.joined(fresh, 1)
+                    fresh = self.reuse.group(groups[-1].kind if groups else (0, 1))
+                self.reuse.on_join(fresh, 1)
                 known = _Known(fresh, 1, 0)
                 self._remember(key, known)
                 self._note(key)
@@ -122,13 +122,13 @@ class Predicted:
     # --- what is learned ---
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
-        """As `EvictionOrder.asked`."""
+        """As `EvictionPolicy.asked`."""
         if not keys:
             return
         self._going = None
         self._compare(keys, hits)
         known = self._return(keys)
-        self.returns.ask(len(keys))
+        self.reuse.advance(len(keys))
         way = self._way(known, len(keys))
         groups: dict[int, Group] = {}
         for place, key in enumerate(keys):
@@ -136,9 +136,9 @@ class Predicted:
             record.asked += 1
             uses = min(record.asked, _USES)
             if uses not in groups:
-                groups[uses] = self.returns.group((way, uses))
+                groups[uses] = self.reuse.group((way, uses))
             record.group = groups[uses]
-            self.returns.joined(record.group, 1)
+            self.reuse.on_join(record.group, 1)
             self._remember(key, record)
 
     def _return(self, keys: Sequence[bytes]) -> list[_Known]:
@@ -148,7 +148,7 @@ class Predicted:
             record = self._known.get(key)
             if record is None:
                 break
-            self.returns.returned(record.group, 1)
+            self.reuse.on_reuse(record.group, 1)
             known.append(record)
         return known
 
@@ -193,7 +193,7 @@ class Predicted:
     # --- observation ---
 
     def check_integrity(self) -> None:
-        """As `EvictionOrder.check_integrity`."""
+        """As `EvictionPolicy.check_integrity`."""
         queued = {key: kind for kind, queue in self._queues.items() for key in queue}
         assert {key: group.kind for key, (group, _) in self._here.items()} == queued, (
             "a key is in the queue of its kind"
@@ -218,4 +218,4 @@ class Predicted:
         by_age = sorted(self._here, key=lambda key: self._here[key][1])
         if not self.trusting:
             return iter(by_age)
-        return iter(sorted(by_age, key=lambda key: self.returns.worth(self._here[key][0])))
+        return iter(sorted(by_age, key=lambda key: self.reuse.worth(self._here[key][0])))

@@ -27,7 +27,7 @@ class Group:
     waiting: int = 0  # contents not asked for since, and not forgotten
 
 
-class Returns:
+class ReuseStats:
     """Statistics of one store.
 
     Args:
@@ -38,14 +38,14 @@ class Returns:
         self.now = 0  # contents asked for so far
         self._edges = [0, *(max(step + 1, int(capacity / 16 * 2 ** (step / 2))) for step in range(_AGES - 1))]
         self._reached: dict[Hashable, list[float]] = {}
-        self._returned: dict[Hashable, list[float]] = {}
+        self._reused: dict[Hashable, list[float]] = {}
         self._ageing: list[deque[Group]] = [deque() for _ in range(_AGES)]
         self._worths: dict[Hashable, list[float]] = {}
         self._default = [0.0] * _AGES
         self._period = max(64, capacity // _UPDATES)
         self._next_update = self._period
 
-    def ask(self, contents: int) -> None:
+    def advance(self, contents: int) -> None:
         """So many contents are asked for: time goes on."""
         self.now += contents
         for age in range(_AGES - 1):
@@ -60,25 +60,25 @@ class Returns:
             self._update()
 
     def group(self, kind: Hashable) -> Group:
-        """A new group, with no contents yet, to which `joined` adds."""
+        """A new group, with no contents yet, to which `on_join` adds."""
         group = Group(kind, self.now)
         if kind not in self._reached:
-            self._reached[kind], self._returned[kind] = [0.0] * _AGES, [0.0] * _AGES
+            self._reached[kind], self._reused[kind] = [0.0] * _AGES, [0.0] * _AGES
         self._ageing[0].append(group)
         return group
 
-    def joined(self, group: Group, contents: int) -> None:
+    def on_join(self, group: Group, contents: int) -> None:
         """So many contents belong to the newly made group."""
         group.waiting += contents
         self._reached[group.kind][0] += contents
 
-    def returned(self, group: Group, contents: int) -> None:
+    def on_reuse(self, group: Group, contents: int) -> None:
         """So many of its contents are asked for again."""
         group.waiting -= contents
-        self._returned[group.kind][self._age(group)] += contents
+        self._reused[group.kind][self._age(group)] += contents
 
     def worth(self, group: Group) -> float:
-        """Returns per place and content asked for, of the contents of this group that still wait."""
+        """Reuses per place and content asked for, of the contents of this group that still wait."""
         return self._worths.get(group.kind, self._default)[self._age(group)]
 
     def _age(self, group: Group) -> int:
@@ -86,14 +86,14 @@ class Returns:
 
     def _update(self) -> None:
         every = [
-            (sum(column_returned) + 0.25) / (sum(column_reached) + 1.0)
-            for column_returned, column_reached in zip(
-                zip(*self._returned.values(), strict=True), zip(*self._reached.values(), strict=True), strict=True
+            (sum(column_reused) + 0.25) / (sum(column_reached) + 1.0)
+            for column_reused, column_reached in zip(
+                zip(*self._reused.values(), strict=True), zip(*self._reached.values(), strict=True), strict=True
             )
         ]
         self._default = self._indices(every)
         for kind, reached in self._reached.items():
-            pairs = zip(self._returned[kind], reached, every, strict=True)
+            pairs = zip(self._reused[kind], reached, every, strict=True)
             self._worths[kind] = self._indices([min(1.0, (r + _PRIOR * e) / (n + _PRIOR)) for r, n, e in pairs])
 
     def _indices(self, chances: list[float]) -> list[float]:

@@ -1,7 +1,7 @@
 """What one tier below the device keeps, by name: who is there, who is on the way, who must give place.
 
 The tier itself (`engine.kv_store`) only does as it is told; the books are here, so that a plan knows without asking what can be
-loaded. An entry is *arriving* from the moment its move is planned until the result is in, *held* while a move reads it, and
+loaded. An entry is *arriving* from the moment its transfer is planned until the result is in, *held* while a transfer reads it, and
 may be evicted at any other time.
 """
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.kv.eviction import Eviction
-from scheduler.types.transfers import Label, Tier
+from scheduler.types.block_hash import BlockKey
+from scheduler.types.transfers import Tier
 
 
 @dataclass(slots=True)
@@ -54,18 +55,18 @@ class TierIndex:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def finds(self, label: Label) -> bool:
+    def finds(self, block_key: BlockKey) -> bool:
         """Whether the content can be read now."""
-        return self.label(label.key) == label
+        return self.key_of(block_key.hash) == block_key
 
     def readable(self, key: bytes) -> bool:
         """Whether a content of this name can be read now; `finds` looks at the token ids as well."""
         entry = self._entries.get(key)
         return entry is not None and entry.arrived and not entry.doomed
 
-    def label(self, key: bytes) -> Label | None:
+    def key_of(self, key: bytes) -> BlockKey | None:
         """The whole name of a content that can be read now."""
-        return Label(key, self._entries[key].token_ids) if self.readable(key) else None
+        return BlockKey(key, self._entries[key].token_ids) if self.readable(key) else None
 
     def knows(self, key: bytes) -> bool:
         """Whether the content is there or on its way."""
@@ -88,21 +89,21 @@ class TierIndex:
 
     # --- contents come ---
 
-    def seed(self, label: Label, size: int) -> None:
+    def seed(self, block_key: BlockKey, size: int) -> None:
         """A content that was there before this process; given least recently used first. Where there is no room it is dropped."""
-        if self.reserve(label):
-            self.arrived([label.key], [size])
-        elif label.key not in self._entries:
-            self._drops.append(label.key)
+        if self.reserve(block_key):
+            self.arrived([block_key.hash], [size])
+        elif block_key.hash not in self._entries:
+            self._drops.append(block_key.hash)
 
-    def reserve(self, label: Label) -> bool:
+    def reserve(self, block_key: BlockKey) -> bool:
         """Make room for a content that will arrive; False if there is none even without everything evictable."""
         size = self.block_bytes
-        if label.key in self._entries or self.used - self._evictable + size > self.capacity:
+        if block_key.hash in self._entries or self.used - self._evictable + size > self.capacity:
             return False
         while self.used + size > self.capacity:
             self._evict()
-        self._entries[label.key] = _Entry(label.token_ids, size)
+        self._entries[block_key.hash] = _Entry(block_key.token_ids, size)
         self.used += size
         return True
 
@@ -126,7 +127,7 @@ class TierIndex:
     # --- contents are read ---
 
     def hold(self, keys: Sequence[bytes]) -> None:
-        """A move begins to read these, which `finds` has just found."""
+        """A transfer begins to read these, which `finds` has just found."""
         for key in keys:
             entry = self._entries[key]
             if entry.evictable:
@@ -135,7 +136,7 @@ class TierIndex:
             entry.readers += 1
 
     def let_go(self, keys: Sequence[bytes]) -> None:
-        """The move has ended."""
+        """The transfer has ended."""
         for key in keys:
             self._entries[key].readers -= 1
         self._settle(keys)
@@ -162,7 +163,7 @@ class TierIndex:
         return drops
 
     def drop_again(self, keys: Iterable[bytes]) -> None:
-        """These were taken by a move that never started; contents that have come back since are kept."""
+        """These were taken by a transfer that never started; contents that have come back since are kept."""
         self._drops += [key for key in keys if key not in self._entries]
 
     @property
@@ -192,10 +193,10 @@ class TierIndex:
         self.used -= self._entries.pop(key).size
 
     def check_integrity(self, reading: Iterable[bytes], arriving: Iterable[bytes]) -> None:
-        """Compare the books with the moves in flight.
+        """Compare the books with the transfers in flight.
 
         Args:
-            reading: keys that moves read, once for each move.
+            reading: keys that transfers read, once for each transfer.
             arriving: keys on their way here.
 
         Raises:
@@ -215,7 +216,7 @@ class TierIndex:
                     f"{self.tier}: {key.hex()} may be evicted: {entry.evictable}, the policy disagrees"
                 )
         if readers or not expected <= self._entries.keys():
-            raise IntegrityError(f"{self.tier}: a move reads or brings what has no entry")
+            raise IntegrityError(f"{self.tier}: a transfer reads or brings what has no entry")
         if self.used != sum(entry.size for entry in self._entries.values()) or self.used > self.capacity:
             raise IntegrityError(f"{self.tier}: {self.used} bytes counted of {self.capacity}")
         if self._evictable != sum(entry.size for entry in self._entries.values() if entry.evictable):

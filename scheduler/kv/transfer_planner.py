@@ -1,8 +1,8 @@
-"""KV below the device, from the scheduler's side: what is loaded, what is saved, and which moves are under way.
+"""KV below the device, from the scheduler's side: what is loaded, what is saved, and which transfers are under way.
 
 One operation serves prefix reuse, swapping, and life after a restart: *make these contents resident there*. A plan collects
-moves, the step that starts next carries them (`Step.moves`), the mover does them beside the computation, and `absorb` books
-what came of it. Until then a move's blocks are its own:
+transfers, the step that starts next carries them (`Step.transfers`), the transfer worker does them beside the computation, and
+`absorb` books what came of it. Until then a transfer's blocks are its own:
 
     save    device -> host (or disk)    of a block that was released; held like a reader until it is copied
     load    host or disk -> device      into blocks of a request that waits for them and for nothing else
@@ -10,7 +10,7 @@ what came of it. Until then a move's blocks are its own:
 
 A save may be planned only before any chunk of the same step: its content then is what steps before it have written.
 
-What belongs here: moves and their books. Never: bytes, I/O, which request runs.
+What belongs here: transfers and their books. Never: bytes, I/O, which request runs.
 """
 
 from collections import OrderedDict
@@ -21,10 +21,11 @@ from typing import Literal, NamedTuple
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.load_or_recompute import LoadOrRecompute
 from scheduler.kv.tier_index import TierIndex
+from scheduler.types.block_hash import BlockKey
 from scheduler.types.messages import TierStats
 from scheduler.types.request import Request
 from scheduler.types.step import Step
-from scheduler.types.transfers import Label, Move, MoveResult, Tier
+from scheduler.types.transfers import Tier, Transfer, TransferResult
 
 Preemption = Literal["auto", "swap", "recompute"]
 
@@ -32,13 +33,13 @@ _IN_FLIGHT = (
     64  # blocks that may be saved at once, swapping left out: a share of the pool that nobody can use meanwhile
 )
 _POOL_SHARE = 8  # and at most one block in so many
-_SPILL_BLOCKS = 16  # of one move to disk; one such move at a time, so that a load finds the disk free
+_SPILL_BLOCKS = 16  # of one transfer to disk; one such transfer at a time, so that a load finds the disk free
 
 
 class Wanted(NamedTuple):
     """A block of a request's prefix beyond its first missing one, and where its content is."""
 
-    label: Label
+    block_key: BlockKey
     block: int | None  # of the device, if it is there
     tier: Tier | None  # else the tier it is loaded from
     end: int  # tokens computed once it and all before it are there
@@ -51,7 +52,7 @@ class _Load:
     request: Request
     ends: list[int]
     here: list[bool]
-    places: dict[int, list[int]] = field(default_factory=dict)  # of each move under way: which blocks it brings
+    places: dict[int, list[int]] = field(default_factory=dict)  # of each transfer under way: which blocks it brings
 
     @property
     def computed(self) -> int | None:
@@ -69,21 +70,21 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class _Flight:
-    """A move under way."""
+    """A transfer under way."""
 
-    move: Move
-    held: list[int]  # device blocks that are the move's alone
+    transfer: Transfer
+    held: list[int]  # device blocks that are the transfer's alone
     leaves: bool = False  # somebody gave way: these blocks are waited for
     request_id: str | None = None  # that waits for it
 
 
-class Tiers:
+class TransferPlanner:
     """All tiers below one device. Without any, it plans nothing and costs nothing.
 
     Args:
         pool: of the device.
         indices: the books of each tier.
-        estimate: says whether moving pays.
+        estimate: says whether transferring pays.
         preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` does
             where that is sooner.
     """
@@ -104,8 +105,8 @@ class Tiers:
         self._to_spill: OrderedDict[bytes, None] = OrderedDict()
         self._flights: dict[int, _Flight] = {}
         self._loads: dict[str, _Load] = {}
-        self._planned: list[Move] = []
-        self._next_move = 0
+        self._planned: list[Transfer] = []
+        self._next_id = 0
 
     @property
     def active(self) -> bool:
@@ -114,22 +115,22 @@ class Tiers:
 
     @property
     def busy(self) -> bool:
-        """Whether moves are under way or wait to be planned."""
+        """Whether transfers are under way or wait to be planned."""
         waits = self._to_save or self._to_spill or any(index.has_drops for index in self._indices.values())
         return bool(self._flights) or bool(waits)
 
     @property
     def leaving(self) -> bool:
-        """Whether blocks that somebody gave up will be available when their moves have ended."""
+        """Whether blocks that somebody gave up will be available when their transfers have ended."""
         return any(flight.leaves for flight in self._flights.values())
 
     @property
     def holding(self) -> bool:
-        """Whether any move has blocks of its own, for whatever reason."""
+        """Whether any transfer has blocks of its own, for whatever reason."""
         return any(flight.held for flight in self._flights.values())
 
     @property
-    def moving(self) -> bool:
+    def in_flight(self) -> bool:
         """Whether a result is still to come."""
         return bool(self._flights)
 
@@ -180,18 +181,22 @@ class Tiers:
             block, tier = self._pool.holder(key), self._tier_of(key)
             if block is None and tier is None:
                 break
-            label = Label(key, tuple(request.tokens[end : end + size]))
-            if block is not None and self._pool.label(block) == label:
+            block_key = BlockKey(key, tuple(request.tokens[end : end + size]))
+            if block is not None and self._pool.key_of(block) == block_key:
                 tier = None
-            elif tier is not None and self._indices[tier].finds(label):
+            elif tier is not None and self._indices[tier].finds(block_key):
                 block = None
             else:
                 break
             end += size
-            yield Wanted(label, block, tier, end)
+            yield Wanted(block_key, block, tier, end)
         tail = request.swapped_tail
-        if tail is not None and tail.end // size * size == end and (tier := self._tier_of(tail.label.key)) is not None:
-            yield Wanted(tail.label, None, tier, tail.end)
+        if (
+            tail is not None
+            and tail.end // size * size == end
+            and (tier := self._tier_of(tail.block_key.hash)) is not None
+        ):
+            yield Wanted(tail.block_key, None, tier, tail.end)
 
     def _tier_of(self, key: bytes) -> Tier | None:
         return next((tier for tier, index in self._indices.items() if index.readable(key)), None)
@@ -209,23 +214,23 @@ class Tiers:
         for tier, index in self._indices.items():
             places = [place for place, item in enumerate(wanted) if item.tier is tier]
             if places:
-                labels = [wanted[place].label for place in places]
-                index.hold([label.key for label in labels])
-                move = self._move(tier, Tier.DEVICE, labels, [blocks[place] for place in places], urgent=alone)
-                self._flights[move.move_id] = _Flight(move, [], request_id=request.request_id)
-                load.places[move.move_id] = places
+                block_keys = [wanted[place].block_key for place in places]
+                index.hold([block_key.hash for block_key in block_keys])
+                transfer = self._plan(tier, Tier.DEVICE, block_keys, [blocks[place] for place in places], urgent=alone)
+                self._flights[transfer.transfer_id] = _Flight(transfer, [], request_id=request.request_id)
+                load.places[transfer.transfer_id] = places
         self._loads[request.request_id] = load
         request.loading = True
 
     def disown(self, request: Request) -> set[int]:
-        """The request gives its blocks back: those that are being filled stay with their moves. Returns these."""
+        """The request gives its blocks back: those that are being filled stay with their transfers. Returns these."""
         if not request.loading:
             return set()
         request.loading = False
         filling = set[int]()
-        for move_id in self._loads.pop(request.request_id).places:
-            flight = self._flights[move_id]
-            flight.request_id, flight.held, flight.leaves = None, list(flight.move.blocks), True
+        for transfer_id in self._loads.pop(request.request_id).places:
+            flight = self._flights[transfer_id]
+            flight.request_id, flight.held, flight.leaves = None, list(flight.transfer.blocks), True
             filling.update(flight.held)
         return filling
 
@@ -249,12 +254,12 @@ class Tiers:
             return False
         return self._preemption == "swap" or self._estimate.swap_pays(tier)
 
-    def swap_out(self, keys: Sequence[bytes], tail: tuple[Label, int] | None) -> None:
+    def swap_out(self, keys: Sequence[bytes], tail: tuple[BlockKey, int] | None) -> None:
         """Save what a preempted request has just released, all of it and now.
 
         Args:
             keys: of its full blocks.
-            tail: content and block of its last, partly filled one. The block is the move's from now on.
+            tail: content and block of its last, partly filled one. The block is the transfer's from now on.
         """
         tier = self._save_tier()
         if tier is None:
@@ -274,10 +279,10 @@ class Tiers:
         self._plan_drops()
 
     def _save(
-        self, tier: Tier, keys: Iterable[bytes], tail: tuple[Label, int] | None = None, *, urgent: bool = False
+        self, tier: Tier, keys: Iterable[bytes], tail: tuple[BlockKey, int] | None = None, *, urgent: bool = False
     ) -> None:
         index = self._indices[tier]
-        labels, blocks = list[Label](), list[int]()
+        block_keys, blocks = list[BlockKey](), list[int]()
         for key in keys:
             block = self._pool.holder(key)
             if block is None:  # evicted meanwhile
@@ -285,110 +290,114 @@ class Tiers:
             if index.knows(key):
                 self.stats[tier].spared += 1
                 continue
-            label = self._pool.label(block)
-            if index.reserve(label):
+            block_key = self._pool.key_of(block)
+            if index.reserve(block_key):
                 self._pool.share([block])
-                labels.append(label)
+                block_keys.append(block_key)
                 blocks.append(block)
         if tail is not None:
             if index.reserve(tail[0]):
-                labels.append(tail[0])
+                block_keys.append(tail[0])
                 blocks.append(tail[1])
             else:
                 self._pool.release([tail[1]])
-        if labels:
-            move = self._move(Tier.DEVICE, tier, labels, blocks, urgent=urgent)
-            self._flights[move.move_id] = _Flight(move, blocks, leaves=urgent)
+        if block_keys:
+            transfer = self._plan(Tier.DEVICE, tier, block_keys, blocks, urgent=urgent)
+            self._flights[transfer.transfer_id] = _Flight(transfer, blocks, leaves=urgent)
 
     def _plan_spill(self) -> None:
         """From host to disk, where both are."""
-        if not self._to_spill or any(flight.move.target is Tier.DISK for flight in self._flights.values()):
+        if not self._to_spill or any(flight.transfer.target is Tier.DISK for flight in self._flights.values()):
             return
         host, disk = self._indices.get(Tier.HOST), self._indices.get(Tier.DISK)
         if host is None or disk is None:
             self._to_spill.clear()
             return
-        labels: list[Label] = []
-        while self._to_spill and len(labels) < _SPILL_BLOCKS:
-            label = host.label(self._to_spill.popitem(last=False)[0])
-            if label is not None and disk.reserve(label):
-                labels.append(label)
-        if labels:
-            host.hold([label.key for label in labels])
-            move = self._move(Tier.HOST, Tier.DISK, labels, [])
-            self._flights[move.move_id] = _Flight(move, [])
+        block_keys: list[BlockKey] = []
+        while self._to_spill and len(block_keys) < _SPILL_BLOCKS:
+            block_key = host.key_of(self._to_spill.popitem(last=False)[0])
+            if block_key is not None and disk.reserve(block_key):
+                block_keys.append(block_key)
+        if block_keys:
+            host.hold([block_key.hash for block_key in block_keys])
+            transfer = self._plan(Tier.HOST, Tier.DISK, block_keys, [])
+            self._flights[transfer.transfer_id] = _Flight(transfer, [])
 
     def _plan_drops(self) -> None:
         for tier, index in self._indices.items():
             if index.has_drops:
-                move = self._move(Tier.DEVICE, tier, [], [])
-                self._flights[move.move_id] = _Flight(move, [])
+                transfer = self._plan(Tier.DEVICE, tier, [], [])
+                self._flights[transfer.transfer_id] = _Flight(transfer, [])
 
     def _save_tier(self) -> Tier | None:
         return next(iter(self._indices), None)
 
-    # --- moves ---
+    # --- transfers ---
 
-    def _move(
-        self, source: Tier, target: Tier, labels: list[Label], blocks: list[int], *, urgent: bool = False
-    ) -> Move:
-        move = Move(move_id=self._next_move, source=source, target=target, labels=labels, blocks=list(blocks))
-        move.urgent, move.drops = urgent, self._indices[move.lower].take_drops()
-        self._next_move += 1
-        self._planned.append(move)
+    def _plan(
+        self, source: Tier, target: Tier, block_keys: list[BlockKey], blocks: list[int], *, urgent: bool = False
+    ) -> Transfer:
+        transfer = Transfer(
+            transfer_id=self._next_id, source=source, target=target, block_keys=block_keys, blocks=list(blocks)
+        )
+        transfer.urgent, transfer.drops = urgent, self._indices[transfer.lower].take_drops()
+        self._next_id += 1
+        self._planned.append(transfer)
         if target is Tier.DEVICE:
-            self._estimate.queued(source, len(labels))
-        return move
+            self._estimate.queued(source, len(block_keys))
+        return transfer
 
-    def take(self) -> list[Move]:
-        """The moves planned since the last call: they start with the step that is given them."""
+    def take(self) -> list[Transfer]:
+        """The transfers planned since the last call: they start with the step that is given them."""
         planned, self._planned = self._planned, []
         return planned
 
-    def cancel(self, moves: Iterable[Move]) -> list[Arrival]:
-        """Moves that were planned and never started; as `absorb`."""
+    def cancel(self, transfers: Iterable[Transfer]) -> list[Arrival]:
+        """Transfers that were planned and never started; as `absorb`."""
         arrivals: list[Arrival] = []
-        moves = list(moves)
-        for move in moves:
-            arrivals += self.absorb(MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels)))
-        for move in moves:  # what one of them brings another may have dropped
-            if move.lower in self._indices:
-                self._indices[move.lower].drop_again(move.drops)
+        transfers = list(transfers)
+        for transfer in transfers:
+            arrivals += self.absorb(
+                TransferResult(transfer_id=transfer.transfer_id, sizes=[0] * len(transfer.block_keys))
+            )
+        for transfer in transfers:  # what one of them brings another may have dropped
+            if transfer.lower in self._indices:
+                self._indices[transfer.lower].drop_again(transfer.drops)
         return arrivals
 
-    def absorb(self, result: MoveResult) -> list[Arrival]:
-        """Book what a move brought. Returns the requests that need wait no longer."""
-        flight = self._flights.pop(result.move_id)
-        if flight.move.target is Tier.DEVICE:
-            self._estimate.queued(flight.move.source, -len(flight.move.labels))
-        self._count(flight.move, result)
-        self._book(flight.move, result)
+    def absorb(self, result: TransferResult) -> list[Arrival]:
+        """Book what a transfer brought. Returns the requests that need wait no longer."""
+        flight = self._flights.pop(result.transfer_id)
+        if flight.transfer.target is Tier.DEVICE:
+            self._estimate.queued(flight.transfer.source, -len(flight.transfer.block_keys))
+        self._count(flight.transfer, result)
+        self._book(flight.transfer, result)
         if result.lost is not None:
             self._lose(result.lost)
         self._pool.release(flight.held)
         return [] if flight.request_id is None else self._arrive(flight.request_id, result)
 
-    def _count(self, move: Move, result: MoveResult) -> None:
-        moved, stats = sum(size > 0 for size in result.sizes), self.stats[move.lower]
-        if move.target is Tier.DEVICE:
-            stats.loaded += moved
+    def _count(self, transfer: Transfer, result: TransferResult) -> None:
+        arrived, stats = sum(size > 0 for size in result.sizes), self.stats[transfer.lower]
+        if transfer.target is Tier.DEVICE:
+            stats.loaded += arrived
             stats.load_copies += result.copies
-            stats.failed += len(move.labels) - moved
-            self._estimate.saw_move(move.lower, moved, result.seconds)
+            stats.failed += len(transfer.block_keys) - arrived
+            self._estimate.saw_transfer(transfer.lower, arrived, result.seconds)
         else:
-            stats.saved += moved
+            stats.saved += arrived
             stats.save_copies += result.copies
 
-    def _book(self, move: Move, result: MoveResult) -> None:
-        keys = [label.key for label in move.labels]
-        source, target = self._indices.get(move.source), self._indices.get(move.target)
+    def _book(self, transfer: Transfer, result: TransferResult) -> None:
+        keys = [block_key.hash for block_key in transfer.block_keys]
+        source, target = self._indices.get(transfer.source), self._indices.get(transfer.target)
         if source is not None:
             source.let_go(keys)
             source.forget(result.gone)
         if target is not None:
             target.arrived(keys, result.sizes)
-            if move.target is Tier.HOST:
-                whole = (len(label.token_ids) == self._pool.block_size for label in move.labels)
+            if transfer.target is Tier.HOST:
+                whole = (len(block_key.token_ids) == self._pool.block_size for block_key in transfer.block_keys)
                 self._note_spills(
                     key for key, size, full in zip(keys, result.sizes, whole, strict=True) if size and full
                 )
@@ -398,9 +407,9 @@ class Tiers:
         if disk is not None and self._estimate.pays(Tier.DISK):
             self._to_spill.update((key, None) for key in keys if not disk.knows(key))
 
-    def _arrive(self, request_id: str, result: MoveResult) -> list[Arrival]:
+    def _arrive(self, request_id: str, result: TransferResult) -> list[Arrival]:
         load = self._loads[request_id]
-        for place, size in zip(load.places.pop(result.move_id), result.sizes, strict=True):
+        for place, size in zip(load.places.pop(result.transfer_id), result.sizes, strict=True):
             load.here[place] = size > 0
         if load.places:
             return []
@@ -414,7 +423,7 @@ class Tiers:
     def _forget_tail(self, request: Request) -> None:
         """A partly filled block is nobody else's prefix: once it is back, or its request has ended, its copy is useless."""
         if request.swapped_tail is not None:
-            self.forget([request.swapped_tail.label.key])
+            self.forget([request.swapped_tail.block_key.hash])
             request.swapped_tail = None
 
     # --- trouble ---
@@ -445,18 +454,28 @@ class Tiers:
     # --- invariants ---
 
     def held(self) -> list[list[int]]:
-        """Device blocks that moves hold, a list for each move."""
+        """Device blocks that transfers hold, a list for each transfer."""
         return [flight.held for flight in self._flights.values()]
 
     def check_integrity(self) -> None:
-        """Compare the books of all tiers with the moves under way.
+        """Compare the books of all tiers with the transfers under way.
 
         Raises:
             IntegrityError: naming the first contradiction.
         """
-        moves = [flight.move for flight in self._flights.values()]
+        transfers = [flight.transfer for flight in self._flights.values()]
         for tier, index in self._indices.items():
             index.check_integrity(
-                reading=(label.key for move in moves if move.source is tier for label in move.labels),
-                arriving=(label.key for move in moves if move.target is tier for label in move.labels),
+                reading=(
+                    block_key.hash
+                    for transfer in transfers
+                    if transfer.source is tier
+                    for block_key in transfer.block_keys
+                ),
+                arriving=(
+                    block_key.hash
+                    for transfer in transfers
+                    if transfer.target is tier
+                    for block_key in transfer.block_keys
+                ),
             )

@@ -1,6 +1,6 @@
 """Fair share per tenant: virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models", OSDI'24).
 
-Each tenant has a counter of the service it was given, in prices of prompt tokens, divided by its weight. The waiting tenant
+Each tenant has a counter of the service it was given, in prompt tokens, divided by its weight. The waiting tenant
 with the smallest counter goes first. Nothing is kept idle for anybody: who waits alone gets everything (work-conserving).
 
 As in the paper (algorithm 2)
@@ -28,9 +28,9 @@ import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from scheduler.policies.policy import Order, Rank
-from scheduler.policies.token_cost import Prices
-from scheduler.policies.waiting_queue import WaitingLine, Warm
+from scheduler.policies.base import Rank, SchedulingPolicy
+from scheduler.policies.token_cost import TokenCost
+from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
 from scheduler.types.step import Step
 
@@ -38,20 +38,20 @@ UNIT = 1_000_000  # of a counter: one prompt token of a tenant of weight 1; inte
 MAX_TENANTS = 4096  # counters kept of tenants without an open request
 
 
-class FairOrder(Order):
+class FairPolicy(SchedulingPolicy):
     """Priority, then the tenant's counter, then arrival.
 
     Args:
-        prices: of a generated token.
+        cost: of a generated token.
         credit: in prompt tokens; see above. It adds to the paper's bound on the difference between two busy tenants.
         margin: in prompt tokens; smaller differences hold back and preempt nobody.
         weights: of tenants by name; 1 if absent. Twice the weight is twice the share.
     """
 
-    def __init__(self, prices: Prices, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
+    def __init__(self, cost: TokenCost, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.counters: dict[str, int] = {}
-        self._prices = prices
+        self._cost = cost
         self._credit = credit * UNIT
         self._margin = margin * UNIT
         self._weights = dict(weights)
@@ -65,7 +65,7 @@ class FairOrder(Order):
     def lane(self, request: Request) -> str:  # noqa: D102 - the base says it all, as below
         return request.tenant
 
-    def opens(self, request: Request, waiting: WaitingLine) -> None:  # noqa: D102
+    def on_add(self, request: Request, waiting: WaitingQueue) -> None:  # noqa: D102
         tenant = request.tenant
         heads = waiting.heads()
         if tenant not in heads:
@@ -75,7 +75,7 @@ class FairOrder(Order):
             self.counters[tenant] = max(self.counters.get(tenant, least), least)
         self._open[tenant] += 1
 
-    def closes(self, request: Request) -> None:  # noqa: D102
+    def on_finish(self, request: Request) -> None:  # noqa: D102
         self._open[request.tenant] -= 1
         if not self._open[request.tenant]:
             del self._open[request.tenant]
@@ -88,25 +88,25 @@ class FairOrder(Order):
         for _, tenant in gone[:-MAX_TENANTS]:
             del self.counters[tenant]
 
-    def leaves(self, request: Request) -> None:  # noqa: D102
+    def on_dequeue(self, request: Request) -> None:  # noqa: D102
         self._last = self.counters[request.tenant]
 
-    def computes(self, request: Request, begin: int, end: int) -> None:  # noqa: D102
+    def on_tokens(self, request: Request, begin: int, end: int) -> None:  # noqa: D102
         prompt, tenant = len(request.prompt_ids), request.tenant
-        self.counters[tenant] += max(0, min(end, prompt) - begin) * self._price(tenant)
-        self.counters[tenant] += max(0, end - max(begin, prompt)) * self._price(tenant, self._prices.decode)
+        self.counters[tenant] += max(0, min(end, prompt) - begin) * self._cost_of(tenant)
+        self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(tenant, self._cost.decode)
 
-    def observes(self, step: Step, seconds: float) -> None:  # noqa: D102
+    def on_step(self, step: Step, seconds: float) -> None:  # noqa: D102
         decodes = sum(chunk.length == 1 for chunk in step.chunks)
-        self._prices.observe(step.tokens - decodes, decodes, seconds)
+        self._cost.observe(step.tokens - decodes, decodes, seconds)
 
-    def _price(self, tenant: str, of: float = 1.0) -> int:
+    def _cost_of(self, tenant: str, of: float = 1.0) -> int:
         """Of one token."""
         return round(of * UNIT / self._weights.get(tenant, 1.0))
 
     # --- comparing ---
 
-    def in_turn(self, waiting: WaitingLine, running: Collection[Request], warm: Warm) -> Iterator[Request]:
+    def in_turn(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
         """Merges the lanes: always the next request of the tenant that has least, pledges included."""
         pledged = self._pledged = Counter[str]()
         for request in running:
@@ -131,13 +131,13 @@ class FairOrder(Order):
 
     def _entry(self, request: Request, pledged: Mapping[str, int]) -> tuple[int, int, int, str]:
         counter = self.counters[request.tenant] + pledged[request.tenant]
-        return request.priority, counter, request.order, request.tenant
+        return request.priority, counter, request.arrival, request.tenant
 
     def _pledge(self, pledged: Counter[str], request: Request) -> None:
         """What its prompt will still cost."""
         left = len(request.prompt_ids) - max(request.computed, request.high_water)
         if left > 0:
-            pledged[request.tenant] += left * self._price(request.tenant)
+            pledged[request.tenant] += left * self._cost_of(request.tenant)
 
     def rank(self, request: Request) -> Rank:  # noqa: D102
         return request.priority, self.counters[request.tenant]
@@ -148,7 +148,7 @@ class FairOrder(Order):
         tokens = 0
         for prompt in prompts:
             limit = self.counters[prompt.tenant] + self._margin
-            after = [r.order for r in ready if r.priority >= prompt.priority and self.counters[r.tenant] > limit]
+            after = [r.arrival for r in ready if r.priority >= prompt.priority and self.counters[r.tenant] > limit]
             ahead.update(after)
             tokens += prompt.remaining if after else 0
         return ahead, tokens
@@ -158,13 +158,13 @@ class FairOrder(Order):
         if running.priority != newcomer.priority:
             return running.priority > newcomer.priority
         has = self.counters[newcomer.tenant] + self._pledged[newcomer.tenant]
-        return has + self._margin + lost * self._price(running.tenant) < self.counters[running.tenant]
+        return has + self._margin + lost * self._cost_of(running.tenant) < self.counters[running.tenant]
 
     def gives_way(self, request: Request, needy: Request) -> Rank:
         """A lower class first, then tenants ahead of the needy one's by more than the margin."""
         ahead = self.counters[request.tenant] > self.counters[needy.tenant] + self._margin
         return request.priority, int(ahead)
 
-    def settled(self, waiting: WaitingLine, running: Collection[Request]) -> bool:
+    def is_stable(self, waiting: WaitingQueue, running: Collection[Request]) -> bool:
         """Counters change with every step, so only where they decide nothing."""
-        return not waiting or (len(self._open) == 1 and super().settled(waiting, running))
+        return not waiting or (len(self._open) == 1 and super().is_stable(waiting, running))

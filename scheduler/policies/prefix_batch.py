@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.policies.policy import Order
-from scheduler.policies.waiting_queue import WaitingLine, Warm
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
 
 _NEVER = sys.maxsize  # begun: not yet
@@ -82,7 +82,7 @@ class Group:
                 ways.append((inner, iter(inner.line)))
 
 
-class PrefixLine(WaitingLine):
+class PrefixQueue(WaitingQueue):
     """A waiting line in the order above. It must not change between two requests of one `in_turn`.
 
     An `add`, `remove` or `take` costs a binary search for each group above the request.
@@ -113,7 +113,7 @@ class PrefixLine(WaitingLine):
         if request.priority not in self._classes:
             self._classes[request.priority] = Group()
             insort(self._priorities, request.priority)
-        keys = [] if request.started else self._cache.usable_keys(request)
+        keys = [] if request.started else self._cache.usable_hashes(request)
         self._depths[request.request_id] = len(keys)
         path = self._grow_path(request, keys)
         path[-1].insert(self._place(request, len(keys)), request)
@@ -146,7 +146,7 @@ class PrefixLine(WaitingLine):
         """The groups of a request in the line, from its class inwards."""
         path, at = [self._classes[request.priority]], 0
         while at < depth:
-            path.append(path[-1].groups[request.keys[at]])
+            path.append(path[-1].groups[request.block_hashes[at]])
             at += len(path[-1].keys)
         return path
 
@@ -157,7 +157,7 @@ class PrefixLine(WaitingLine):
             outer = path[-1]
             inner = outer.groups.get(keys[at])
             if inner is None:
-                inner = outer.groups[keys[at]] = Group(keys=keys[at:], born=request.order)
+                inner = outer.groups[keys[at]] = Group(keys=keys[at:], born=request.arrival)
             else:
                 pairs = zip(inner.keys, keys[at:], strict=False)
                 common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -217,19 +217,19 @@ class PrefixLine(WaitingLine):
 
     def _place(self, request: Request, depth: int) -> Place:
         if request.started:
-            return 0, 0.0, request.order
-        return _NEVER, -request.sampling.max_tokens / self._own_tokens(request, depth), request.order
+            return 0, 0.0, request.arrival
+        return _NEVER, -request.sampling.max_tokens / self._own_tokens(request, depth), request.arrival
 
     def _place_of(self, group: Group) -> Place:
         return group.begun, -group.decode / self._cost(group), group.born
 
 
-class ThroughputOrder(Order):
+class PrefixBatchPolicy(SchedulingPolicy):
     """By priority, then by groups of one prefix, decode-heavy ones first: no promise of latency, to anybody."""
 
-    def line(self, lookahead: int, cache: PrefixCache) -> WaitingLine:
-        """A `PrefixLine`; it needs no look ahead."""
-        return PrefixLine(cache)
+    def make_queue(self, lookahead: int, cache: PrefixCache) -> WaitingQueue:
+        """A `PrefixQueue`; it needs no look ahead."""
+        return PrefixQueue(cache)
 
 
 def _own_lane(request: Request) -> str:

@@ -13,7 +13,7 @@ _MEMORY = 0.998  # weight of a step relative to the next one: some 500 steps cou
 _ENOUGH = 64.0  # steps, so weighted, before the measured price is used
 
 
-class Prices:
+class TokenCost:
     """Of one token of each kind; a prompt token's is 1.
 
     Args:

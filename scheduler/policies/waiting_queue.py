@@ -19,10 +19,10 @@ Warm = Callable[[Request], bool]  # whether much of the request's prompt is resi
 
 
 def _place(request: Request) -> tuple[int, int]:
-    return request.priority, request.order
+    return request.priority, request.arrival
 
 
-class WaitingLine:
+class WaitingQueue:
     """Requests that hold no blocks.
 
     Args:

@@ -7,24 +7,32 @@ and on every machine, and two requests may share a block exactly when their keys
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
-KEY_BYTES = 16  # 2^64 blocks before a chance collision; the pool compares the token ids as well
+HASH_BYTES = 16  # 2^64 blocks before a chance collision; the pool compares the token ids as well
 
 
-def root_key(fingerprint: str, cache_salt: str = "") -> bytes:
+class BlockKey(NamedTuple):
+    """What names a block's content. `hash` is valid in every tier and on every machine; equal hashes of other ids are a miss."""
+
+    hash: bytes
+    token_ids: tuple[int, ...]
+
+
+def root_hash(fingerprint: str, cache_salt: str = "") -> bytes:
     """The parent of a sequence's first block.
 
     Args:
         fingerprint: model, adapter and KV format, as one string; equal only if KV is interchangeable.
         cache_salt: a tenant's secret; prefixes are shared only between equal salts.
     """
-    digest = blake2b(digest_size=KEY_BYTES, person=b"headrace-root")
+    digest = blake2b(digest_size=HASH_BYTES, person=b"headrace-root")
     for part in (fingerprint.encode(), cache_salt.encode("utf-8", "surrogatepass")):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
 
 
-def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
+def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The key of a full block that holds `token_ids` after the prefix that `parent` names."""
-    return blake2b(array("I", token_ids).tobytes(), digest_size=KEY_BYTES, key=parent).digest()
+    return blake2b(array("I", token_ids).tobytes(), digest_size=HASH_BYTES, key=parent).digest()

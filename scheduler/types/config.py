@@ -15,7 +15,7 @@ class SchedulerConfig:
     max_running: int = 64
     max_preemptions: int = 3
     decode_watermark: float = 0.02  # share of the pool that admission leaves for the growth of running requests
-    scheduling: str = "priority"  # one of `scheduler.policies.factory.ORDERS`
+    scheduling: str = "priority"  # one of `scheduler.policies.factory.POLICIES`
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; no use in `fcfs`

@@ -13,12 +13,12 @@ class Need(NamedTuple):
     """What one prompt could use."""
 
     rank: tuple[int, ...]  # less goes first
-    order: int  # of arrival, unique
+    arrival: int  # of the request, unique
     remaining: int  # tokens still to compute
 
 
 def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
-    """Tokens for each prompt, by its `order`; those that get none are left out. The sum is at most `budget`.
+    """Tokens for each prompt, by its `arrival`; those that get none are left out. The sum is at most `budget`.
 
     Rank goes first: a prompt gets nothing while one of a lesser rank could still use the tokens.
     """
@@ -27,19 +27,19 @@ def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
         classes.setdefault(need.rank, []).append(need)
     shares: dict[int, int] = {}
     for rank in sorted(classes):
-        for order, tokens in _split_class(classes[rank], budget).items():
-            shares[order] = tokens
+        for arrival, tokens in _split_class(classes[rank], budget).items():
+            shares[arrival] = tokens
             budget -= tokens
     return shares
 
 
 def _split_class(needs: Sequence[Need], budget: int) -> dict[int, int]:
-    oldest = min(needs, key=lambda need: need.order)
-    shares = {oldest.order: min(oldest.remaining, -(-budget // 2))}
-    left = budget - shares[oldest.order]
-    for need in sorted(needs, key=lambda need: (need.remaining, need.order)):
-        given = shares.get(need.order, 0)
+    oldest = min(needs, key=lambda need: need.arrival)
+    shares = {oldest.arrival: min(oldest.remaining, -(-budget // 2))}
+    left = budget - shares[oldest.arrival]
+    for need in sorted(needs, key=lambda need: (need.remaining, need.arrival)):
+        given = shares.get(need.arrival, 0)
         take = min(left, need.remaining - given)
-        shares[need.order] = given + take
+        shares[need.arrival] = given + take
         left -= take
-    return {order: tokens for order, tokens in shares.items() if tokens > 0}
+    return {arrival: tokens for arrival, tokens in shares.items() if tokens > 0}

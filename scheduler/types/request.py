@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from scheduler.types.block_hash import block_key
+from scheduler.types.block_hash import BlockKey, block_hash
 from scheduler.types.messages import FinishReason, RequestTimes
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
-from scheduler.types.transfers import Label
 
 
 class RequestState(Enum):
@@ -31,7 +30,7 @@ class RequestState(Enum):
 class SwappedTail(NamedTuple):
     """The copy of a partly filled last block: its name is made of the tokens that were computed, so nothing else can match it."""
 
-    label: Label
+    block_key: BlockKey
     end: int  # tokens computed when it was made
 
 
@@ -43,7 +42,7 @@ class Request:
     prompt_ids: list[int]
     sampling: SamplingParams
     priority: int
-    order: int  # arrival order, the tie-break everywhere
+    arrival: int  # how many came before it: the tie-break everywhere
     root: bytes  # key that the first block's key builds on
     times: RequestTimes
     tenant: str = ""
@@ -52,7 +51,7 @@ class Request:
     in_flight: int = 0  # tokens planned to be sampled and not yet known
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
+    block_hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
     published: int = 0  # leading blocks of the table that were offered to the content index
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
@@ -125,13 +124,13 @@ class Request:
         self.prompt_logprobs_sent += len(fresh)
         return fresh
 
-    def extend_keys(self, block_size: int) -> None:
+    def extend_hashes(self, block_size: int) -> None:
         """Compute the keys of blocks that have become full of known tokens."""
-        for index in range(len(self.keys), len(self.tokens) // block_size):
-            parent = self.keys[-1] if self.keys else self.root
-            self.keys.append(block_key(parent, self.tokens[index * block_size : (index + 1) * block_size]))
+        for index in range(len(self.block_hashes), len(self.tokens) // block_size):
+            parent = self.block_hashes[-1] if self.block_hashes else self.root
+            self.block_hashes.append(block_hash(parent, self.tokens[index * block_size : (index + 1) * block_size]))
 
-    def cut_tail(self, block_size: int) -> tuple[Label, int] | None:
+    def cut_tail(self, block_size: int) -> tuple[BlockKey, int] | None:
         """Take the partly filled last block out of the table, remembered as `swapped_tail`. Full blocks are published.
 
         Returns:
@@ -140,11 +139,11 @@ class Request:
         begin, end = self.published * block_size, self.computed
         if not begin < end <= len(self.tokens) or end - begin >= block_size:
             return None
-        self.extend_keys(block_size)
-        parent = self.keys[self.published - 1] if self.published else self.root
+        self.extend_hashes(block_size)
+        parent = self.block_hashes[self.published - 1] if self.published else self.root
         token_ids = tuple(self.tokens[begin:end])
-        self.swapped_tail = SwappedTail(Label(block_key(parent, token_ids), token_ids), end)
-        return self.swapped_tail.label, self.block_table.pop(self.published)
+        self.swapped_tail = SwappedTail(BlockKey(block_hash(parent, token_ids), token_ids), end)
+        return self.swapped_tail.block_key, self.block_table.pop(self.published)
 
     def stop_cause(self, token_id: int, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
         """Whether the newest token ends the request. `tokens` includes it already."""

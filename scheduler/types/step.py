@@ -6,7 +6,7 @@ What belongs here: plain data that any worker needs, in this process or another.
 from dataclasses import dataclass, field
 
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.transfers import Move
+from scheduler.types.transfers import Transfer
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Step:
     chunks: list[Chunk]
     new: list[SequenceInit] = field(default_factory=list)  # announced before first use
     retired: list[str] = field(default_factory=list)  # the worker may forget these, after this step's `new`
-    moves: list[Move] = field(default_factory=list)  # start with this step, end whenever they do
+    transfers: list[Transfer] = field(default_factory=list)  # start with this step, end whenever they do
 
     @property
     def tokens(self) -> int:

@@ -1,7 +1,7 @@
-"""What crosses between scheduler and mover: which blocks go from one tier to another, and what came of it.
+"""What crosses between scheduler and transfer worker: which blocks go from one tier to another, and what came of it.
 
 A tier is a place that keeps KV blocks by the name of their content (`scheduler.types.block_hash`). The device's blocks are
-those that steps read and write; the tiers below it hold copies. A move never changes content: it makes named contents
+those that steps read and write; the tiers below it hold copies. A transfer never changes content: it makes named contents
 resident elsewhere.
 
 What belongs here: plain data. Never: policy, bytes, I/O, time of a wall clock.
@@ -9,7 +9,8 @@ What belongs here: plain data. Never: policy, bytes, I/O, time of a wall clock.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+
+from scheduler.types.block_hash import BlockKey
 
 
 class Tier(StrEnum):
@@ -20,40 +21,33 @@ class Tier(StrEnum):
     DISK = "disk"
 
 
-class Label(NamedTuple):
-    """The name of a block's content. `key` is valid in every tier and on every machine; equal keys with other ids are a miss."""
-
-    key: bytes
-    token_ids: tuple[int, ...]
-
-
 @dataclass(slots=True, kw_only=True)
-class Move:
+class Transfer:
     """Make these contents resident in `target`; they stay in `source`.
 
-    The blocks named here belong to the move until its result is absorbed: nobody writes the source's, nobody reads the
-    target's. What fills the source's blocks are steps before the one that carries the move.
+    The blocks named here belong to the transfer until its result is absorbed: nobody writes the source's, nobody reads the
+    target's. What fills the source's blocks are steps before the one that carries the transfer.
     """
 
-    move_id: int
+    transfer_id: int
     source: Tier
     target: Tier
-    labels: list[Label]
-    blocks: list[int]  # of the device, one for each label, if it is source or target; else empty
-    drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the move begins
+    block_keys: list[BlockKey]
+    blocks: list[int]  # of the device, one for each block_key, if it is source or target; else empty
+    drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the transfer begins
     urgent: bool = False  # somebody waits for it: without rests, whoever runs beside it
 
     @property
     def lower(self) -> Tier:
-        """The tier that does the work: of a move that has the device on one side, the other one; else the target."""
+        """The tier that does the work: of a transfer that has the device on one side, the other one; else the target."""
         return self.source if self.target is Tier.DEVICE else self.target
 
 
 @dataclass(slots=True, kw_only=True)
-class MoveResult:
-    """What a move brought. A content that did not arrive is not in the target."""
+class TransferResult:
+    """What a transfer brought. A content that did not arrive is not in the target."""
 
-    move_id: int
+    transfer_id: int
     sizes: list[int]  # bytes that each content takes in the lower of the two tiers; 0: it did not arrive
     seconds: float = 0.0  # from the first byte to the last, waiting in the queue left out
     copies: int = 0  # ranges of memory or of a file that were copied: neighbours travel together

@@ -12,12 +12,12 @@ import zmq
 from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
 from engine.kv_store.host import HostStore
-from engine.kv_store.transfer import Mover
+from engine.kv_store.transfer import TransferWorker
 from engine.loop import EngineLoop
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import Tiers
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
@@ -209,10 +209,12 @@ def test_blocks_move_between_tiers_beside_steps(tmp_path, depth):
     worker.kv = np.full((BLOCKS, BLOCK), -1, np.int64)
     memory = torch.from_numpy(worker.kv).view(torch.uint8)
     channel, pool, size = Channel(*client.endpoints), BlockPool(BLOCKS, BLOCK), memory.shape[1]
-    tiers = Tiers(pool, {Tier.HOST: TierIndex(Tier.HOST, 90 * size, size, eviction_of("lru", 90))}, preemption="swap")
-    mover = Mover(memory, {Tier.HOST: HostStore(90, size)}, channel.wake)
+    tiers = TransferPlanner(
+        pool, {Tier.HOST: TierIndex(Tier.HOST, 90 * size, size, eviction_of("lru", 90))}, preemption="swap"
+    )
+    transfer_worker = TransferWorker(memory, {Tier.HOST: HostStore(90, size)}, channel.wake)
     scheduler = Scheduler(CONFIG, pool, tiers)
-    thread = threading.Thread(target=EngineLoop(scheduler, worker, channel, mover=mover).run)
+    thread = threading.Thread(target=EngineLoop(scheduler, worker, channel, transfer_worker=transfer_worker).run)
     thread.start()
     prompts = {f"r{i}": [1 + i] * 40 for i in range(12)}
     for turn in range(2):

@@ -13,13 +13,14 @@ from zlib import crc32
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import Eviction, Lru
 from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import Preemption, Tiers
+from scheduler.kv.transfer_planner import Preemption, TransferPlanner
 from scheduler.scheduler import Scheduler
+from scheduler.types.block_hash import BlockKey
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
-from scheduler.types.transfers import Label, Move, MoveResult, Tier
+from scheduler.types.transfers import Tier, Transfer, TransferResult
 
 VOCAB = 50
 EOS = 7
@@ -54,10 +55,10 @@ class Worker(Protocol):
     def submit(self, step: Step) -> Pending: ...
 
 
-class Mover(Protocol):
-    def start(self, moves: list[Move]) -> None: ...
+class TransferWorker(Protocol):
+    def start(self, transfers: list[Transfer]) -> None: ...
 
-    def finished(self) -> list[MoveResult]: ...
+    def finished(self) -> list[TransferResult]: ...
 
 
 class SimPending:
@@ -162,8 +163,8 @@ class SimStore:
         self.contents: dict[bytes, list[int | None]] = {}
 
 
-class SimMover:
-    """Moves between the worker's blocks and `SimStore`s. A move takes as long as it likes; nobody may notice.
+class SimTransferWorker:
+    """Transfers between the worker's blocks and `SimStore`s. A transfer takes as long as it likes; nobody may notice.
 
     What a save copies is looked at when it starts and again when it ends: they must be equal, or somebody wrote to a block that
     was being read. A load fills its blocks with rubbish first.
@@ -173,23 +174,23 @@ class SimMover:
         self.worker = worker
         self.stores = stores
         self.rng = rng
-        self.under_way: list[tuple[Move, list[list[int | None]]]] = []
-        self.speed = 0.5  # chance that a move under way has ended when its result is asked for
+        self.under_way: list[tuple[Transfer, list[list[int | None]]]] = []
+        self.speed = 0.5  # chance that a transfer under way has ended when its result is asked for
         self.broken: set[Tier] = set()
         self.loss = 0.0  # chance that a content is damaged when it is read
         self.refusal = 0.0  # that one is not kept
         self.blocks_loaded = 0
 
-    def start(self, moves: list[Move]) -> None:
-        for move in moves:
-            if move.target is Tier.DEVICE:
-                for block in move.blocks:
+    def start(self, transfers: list[Transfer]) -> None:
+        for transfer in transfers:
+            if transfer.target is Tier.DEVICE:
+                for block in transfer.blocks:
                     self.worker.kv[block] = [-1] * self.worker.block_size
-            self.under_way.append((move, [list(self.worker.kv[block]) for block in move.blocks]))
+            self.under_way.append((transfer, [list(self.worker.kv[block]) for block in transfer.blocks]))
 
-    def finished(self) -> list[MoveResult]:
+    def finished(self) -> list[TransferResult]:
         """Results of those that have ended; for each lower tier in the order they came."""
-        results: list[MoveResult] = []
+        results: list[TransferResult] = []
         stuck = set[Tier]()
         for flight in list(self.under_way):
             if flight[0].lower in stuck or self.rng.random() > self.speed:
@@ -199,36 +200,43 @@ class SimMover:
             results.append(self.finish(*flight))
         return results
 
-    def finish(self, move: Move, before: list[list[int | None]]) -> MoveResult:
-        store = self.stores[move.lower]
-        for key in move.drops:
+    def finish(self, transfer: Transfer, before: list[list[int | None]]) -> TransferResult:
+        store = self.stores[transfer.lower]
+        for key in transfer.drops:
             store.contents.pop(key, None)
-        if move.lower in self.broken:
-            return MoveResult(move_id=move.move_id, sizes=[0] * len(move.labels), lost=move.lower)
-        result = MoveResult(move_id=move.move_id, sizes=[], seconds=0.001)
-        for index, label in enumerate(move.labels):
-            self.move_one(move, label, index, before, result)
+        if transfer.lower in self.broken:
+            return TransferResult(
+                transfer_id=transfer.transfer_id, sizes=[0] * len(transfer.block_keys), lost=transfer.lower
+            )
+        result = TransferResult(transfer_id=transfer.transfer_id, sizes=[], seconds=0.001)
+        for index, block_key in enumerate(transfer.block_keys):
+            self.transfer_one(transfer, block_key, index, before, result)
         return result
 
-    def move_one(
-        self, move: Move, label: Label, index: int, before: list[list[int | None]], result: MoveResult
+    def transfer_one(
+        self,
+        transfer: Transfer,
+        block_key: BlockKey,
+        index: int,
+        before: list[list[int | None]],
+        result: TransferResult,
     ) -> None:
-        if move.source is Tier.DEVICE:
-            held = self.worker.kv[move.blocks[index]]
+        if transfer.source is Tier.DEVICE:
+            held = self.worker.kv[transfer.blocks[index]]
             assert held == before[index], "somebody wrote to a block while it was saved"
-            held = held[: len(label.token_ids)]
+            held = held[: len(block_key.token_ids)]
         else:
-            source = self.stores[move.source].contents
+            source = self.stores[transfer.source].contents
             if self.rng.random() < self.loss:
-                source.pop(label.key, None)
-            found = source.get(label.key)
+                source.pop(block_key.hash, None)
+            found = source.get(block_key.hash)
             if found is None:
                 result.sizes.append(0)
-                result.gone.append(label.key)
+                result.gone.append(block_key.hash)
                 return
             held = found
-        if move.target is Tier.DEVICE:
-            block = self.worker.kv[move.blocks[index]]
+        if transfer.target is Tier.DEVICE:
+            block = self.worker.kv[transfer.blocks[index]]
             assert block == [-1] * len(block), "somebody wrote to a block while it was loaded"
             block[: len(held)] = held
             self.blocks_loaded += 1
@@ -236,8 +244,8 @@ class SimMover:
             result.sizes.append(0)
             return
         else:
-            target = self.stores[move.target]
-            target.contents.setdefault(label.key, list(held))
+            target = self.stores[transfer.target]
+            target.contents.setdefault(block_key.hash, list(held))
             assert len(target.contents) <= target.blocks, "the tier was given more than it holds"
         result.sizes.append(1)
 
@@ -253,7 +261,9 @@ class Engine:
         caching: bool = True,
         worker: Worker | None = None,
         eos: frozenset[int] = frozenset({EOS}),
-        tiers: dict[Tier, int] | Callable[[BlockPool, Worker], tuple[Tiers, Mover | None]] | None = None,
+        tiers: dict[Tier, int]
+        | Callable[[BlockPool, Worker], tuple[TransferPlanner, TransferWorker | None]]
+        | None = None,
         preemption: Preemption = "swap",
         seed: int = 0,
         depth: int = 1,
@@ -268,16 +278,16 @@ class Engine:
         )
         pool = BlockPool(blocks, block_size, caching=caching)
         self.worker = worker or SimWorker(blocks, block_size)
-        self.mover: Mover | None = None
+        self.transfer_worker: TransferWorker | None = None
         if callable(tiers):
-            below, self.mover = tiers(pool, self.worker)
+            below, self.transfer_worker = tiers(pool, self.worker)
         else:
             sizes = tiers or {}
             indices = {tier: TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in sizes.items()}
-            below = Tiers(pool, indices, preemption=preemption)
+            below = TransferPlanner(pool, indices, preemption=preemption)
             if isinstance(self.worker, SimWorker):
                 stores = {tier: SimStore(size) for tier, size in sizes.items()}
-                self.mover = SimMover(self.worker, stores, Random(seed))
+                self.transfer_worker = SimTransferWorker(self.worker, stores, Random(seed))
         self.scheduler = Scheduler(self.config, pool, below)
         self.planned: Step | None = None
         self.depth = depth  # steps that the worker may have at once
@@ -291,7 +301,7 @@ class Engine:
         self.prompt_logprobs: dict[str, list[int]] = {}
         self.requests: dict[str, AddRequest] = {}
         self.after_step: Callable[[Step], None] = lambda step: None
-        self.stalled: Callable[[], None] = lambda: None  # nothing can run before a move ends
+        self.stalled: Callable[[], None] = lambda: None  # nothing can run before a transfer ends
 
     def add(
         self,
@@ -332,9 +342,9 @@ class Engine:
         self.now += 1
         self.absorb_moves()
         step = self.next_step()
-        if self.mover is not None:
-            self.mover.start(step.moves)
-        if not step.chunks and self.scheduler.moving:
+        if self.transfer_worker is not None:
+            self.transfer_worker.start(step.transfers)
+        if not step.chunks and self.scheduler.transferring:
             self.scheduler.put_off(step)
             meanwhile()
             self.stalled()
@@ -367,7 +377,7 @@ class Engine:
         self.after_step(step)
 
     def fill(self) -> bool:
-        """Give the worker all the steps it takes. False if nothing can run before a move ends."""
+        """Give the worker all the steps it takes. False if nothing can run before a transfer ends."""
         while len(self.flights) < self.depth:
             step = self.next_step()
             if not step.chunks and self.flights:
@@ -375,7 +385,7 @@ class Engine:
                 return True
             if not self.flights:
                 self.start_moves(step)
-            if not step.chunks and self.scheduler.moving:
+            if not step.chunks and self.scheduler.transferring:
                 self.scheduler.put_off(step)
                 return False
             assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
@@ -383,19 +393,19 @@ class Engine:
         return True
 
     def start_moves(self, step: Step) -> None:
-        if self.mover is not None:
-            self.mover.start(step.moves)
+        if self.transfer_worker is not None:
+            self.transfer_worker.start(step.transfers)
 
     def could_run(self) -> bool:
         """Whether a running request has a token to compute, and neither waits for blocks on their way in or out."""
-        if self.scheduler._tiers.holding:
+        if self.scheduler._transfers.holding:
             return False
         return any(request.wants_step and not request.loading for request in self.scheduler._running.values())
 
     def absorb_moves(self) -> None:
-        if self.mover is not None:
-            for result in self.mover.finished():
-                self.scheduler.moved(result)
+        if self.transfer_worker is not None:
+            for result in self.transfer_worker.finished():
+                self.scheduler.absorb_transfer(result)
             self.scheduler.check_integrity()
 
     def fail_step(self) -> None:

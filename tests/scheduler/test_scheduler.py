@@ -7,7 +7,7 @@ import pytest
 
 from scheduler.kv.block_pool import BlockPool, IntegrityError, OutOfBlocks
 from scheduler.scheduler import RequestTooLong
-from scheduler.types.block_hash import block_key, root_key
+from scheduler.types.block_hash import block_hash, root_hash
 from scheduler.types.messages import FinishReason
 from scheduler.types.prefill_split import Need, split_prefill
 from scheduler.types.sampling_params import SamplingParams
@@ -412,9 +412,9 @@ class TestBlockPool:
         assert pool.available == 1
 
     def fill(self, pool, tokens, salt=""):
-        keys, parent = [], root_key("m", salt)
+        keys, parent = [], root_hash("m", salt)
         for i in range(0, len(tokens), pool.block_size):
-            parent = block_key(parent, tokens[i : i + pool.block_size])
+            parent = block_hash(parent, tokens[i : i + pool.block_size])
             keys.append(parent)
         table = pool.allocate(len(keys))
         for i, (block, key) in enumerate(zip(table, keys, strict=True)):
@@ -465,10 +465,10 @@ class TestBlockPool:
             pool.check_integrity([table])
 
     def test_keys_depend_on_parent_tokens_model_and_salt(self):
-        roots = {root_key("m"), root_key("m", "s"), root_key("ms"), root_key("n")}
+        roots = {root_hash("m"), root_hash("m", "s"), root_hash("ms"), root_hash("n")}
         assert len(roots) == 4
-        root = root_key("m")
-        keys = {block_key(root, [1, 2]), block_key(root, [2, 1]), block_key(block_key(root, [1, 2]), [1, 2])}
+        root = root_hash("m")
+        keys = {block_hash(root, [1, 2]), block_hash(root, [2, 1]), block_hash(block_hash(root, [1, 2]), [1, 2])}
         assert len(keys) == 3
 
 

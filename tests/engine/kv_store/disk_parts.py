@@ -14,18 +14,18 @@ from engine.kv_store.disk import DiskStore
 from engine.kv_store.filesystem import Filesystem
 from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import Rows
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 SIZE = 2 * PAGE  # of a block, where a test does not ask for another
 SLOT = size_of(SIZE)
 
 
-def label(number: int) -> Label:
-    return Label(b"key" + number.to_bytes(13, "little"), tuple(range(number, number + 16)))
+def block_key(number: int) -> BlockKey:
+    return BlockKey(b"key" + number.to_bytes(13, "little"), tuple(range(number, number + 16)))
 
 
-def number_of(name: Label) -> int:
-    return int.from_bytes(name.key[3:], "little")
+def number_of(name: BlockKey) -> int:
+    return int.from_bytes(name.hash[3:], "little")
 
 
 def content(number: int, size: int) -> np.ndarray:
@@ -45,13 +45,13 @@ def put(store: DiskStore, numbers: Sequence[int], size: int) -> list[int]:
     source = rows(len(numbers), size)
     for row, number in enumerate(numbers):
         source.pool[row] = torch.from_numpy(content(number, size))
-    return store.put([label(number) for number in numbers], source)
+    return store.put([block_key(number) for number in numbers], source)
 
 
 def get(store: DiskStore, numbers: Sequence[int], size: int) -> list[bool]:
     """What came; nothing may come that is not the block's content."""
     target = rows(len(numbers), size)
-    came = store.get([label(number) for number in numbers], target)
+    came = store.get([block_key(number) for number in numbers], target)
     for row, number in enumerate(numbers):
         assert not came[row] or np.array_equal(target.pool[row].numpy(), content(number, size)), f"wrong block {number}"
     return came
@@ -141,7 +141,7 @@ def shortened(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
 
 
 def numbers(store: DiskStore) -> list[int]:
-    return [number_of(kept.label) for kept in store.kept()]
+    return [number_of(kept.block_key) for kept in store.kept()]
 
 
 def segments(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.filesystem import Filesystem
-from tests.engine.kv_store.disk_parts import Shrink, label, put, shortened
+from tests.engine.kv_store.disk_parts import Shrink, block_key, put, shortened
 
 SIZE = 48 * 1024
 ROOM = 24 * (SIZE + 4096)
@@ -37,7 +37,7 @@ def write(folder: Path, seed: int, piece: int, coded: bool) -> None:
     for turn in range(10**9):
         numbers = draw.sample(range(NUMBERS), 8)
         put(store, numbers, SIZE)
-        store.drop([label(number).key for number in draw.sample(range(NUMBERS), 20)])
+        store.drop([block_key(number).hash for number in draw.sample(range(NUMBERS), 20)])
         if turn == 2:
             print(os.getpid(), flush=True)
 

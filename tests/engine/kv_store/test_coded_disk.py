@@ -10,7 +10,7 @@ from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.store import Rows
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 BLOCK = 2**16
 
@@ -40,27 +40,27 @@ def coded(tmp_path):
 def blocks(number):
     """bf16 numbers of one magnitude, as keys and values are; their names."""
     values = torch.from_numpy(np.random.default_rng(7).normal(size=(number, BLOCK // 2))).to(torch.bfloat16)
-    return values.view(torch.uint8), [Label(bytes([i]) * 16, (i,)) for i in range(number)]
+    return values.view(torch.uint8), [BlockKey(bytes([i]) * 16, (i,)) for i in range(number)]
 
 
 def test_a_slow_disk_is_given_coded_blocks_and_gives_them_back(coded):
     store = coded(disk_seconds=1.0, codec_seconds=1e-6)
-    rows, labels = blocks(6)
-    first = store.put(labels[:2], Rows(rows, [0, 1]))
+    rows, block_keys = blocks(6)
+    first = store.put(block_keys[:2], Rows(rows, [0, 1]))
     out = torch.zeros_like(rows)
-    assert store.get(labels[:2], Rows(out, [0, 1])) == [True, True]
-    later = store.put(labels[2:], Rows(rows, [2, 3, 4, 5]))
+    assert store.get(block_keys[:2], Rows(out, [0, 1])) == [True, True]
+    later = store.put(block_keys[2:], Rows(rows, [2, 3, 4, 5]))
     assert max(later) < min(first), "coded once writing and reading had both been seen"
-    assert all(store.get(labels, Rows(out, range(6))))
+    assert all(store.get(block_keys, Rows(out, range(6))))
     assert torch.equal(out, rows)
     store.check_integrity()
 
 
 def test_a_fast_disk_is_not(coded):
     store = coded(disk_seconds=1e-6, codec_seconds=1.0)
-    rows, labels = blocks(6)
+    rows, block_keys = blocks(6)
     for begin in (0, 2, 4):
-        pair, out = labels[begin : begin + 2], torch.zeros_like(rows)
+        pair, out = block_keys[begin : begin + 2], torch.zeros_like(rows)
         assert len(set(store.put(pair, Rows(rows, [begin, begin + 1])))) == 1
         assert all(store.get(pair, Rows(out, [begin, begin + 1])))
     assert store.disk.codec is None
@@ -68,10 +68,10 @@ def test_a_fast_disk_is_not(coded):
 
 def test_what_was_coded_is_read_after_the_choice_has_changed(coded):
     store = coded(disk_seconds=1.0, codec_seconds=1e-6)
-    rows, labels = blocks(4)
+    rows, block_keys = blocks(4)
     store.disk.codec = store._codec
-    store.disk.put(labels[:2], Rows(rows, [0, 1]))
+    store.disk.put(block_keys[:2], Rows(rows, [0, 1]))
     store.disk.codec = None
-    store.disk.put(labels[2:], Rows(rows, [2, 3]))
+    store.disk.put(block_keys[2:], Rows(rows, [2, 3]))
     out = torch.zeros_like(rows)
-    assert all(store.get(labels, Rows(out, range(4)))) and torch.equal(out, rows)
+    assert all(store.get(block_keys, Rows(out, range(4)))) and torch.equal(out, rows)

@@ -15,14 +15,14 @@ from engine.kv_store import disk
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import Rows, StoreLost, StoreRefused
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 from tests.engine.kv_store.disk_parts import (
     SIZE,
     SLOT,
     Faulty,
     Shrink,
+    block_key,
     get,
-    label,
     numbers,
     put,
     rows,
@@ -42,9 +42,9 @@ def test_blocks_come_back_as_they_went_in(open_store, size, aligned, direct, mon
     source, target = rows(5, size, aligned=aligned), rows(5, size, aligned=aligned)
     source.pool[:] = 7
     source.pool[:, 0] += torch.arange(5, dtype=torch.uint8)
-    labels = [label(number) for number in range(5)]
-    assert store.put(labels, source) == [size_of(size)] * 5
-    assert store.get([*reversed(labels)], Rows(target.pool, [4, 3, 2, 1, 0])) == [True] * 5
+    block_keys = [block_key(number) for number in range(5)]
+    assert store.put(block_keys, source) == [size_of(size)] * 5
+    assert store.get([*reversed(block_keys)], Rows(target.pool, [4, 3, 2, 1, 0])) == [True] * 5
     assert target.pool.equal(source.pool)
     assert store.bytes_written == store.bytes_read == store.taken == 5 * size_of(size)
 
@@ -53,15 +53,15 @@ def test_only_the_named_rows_are_read_and_written(open_store):
     store = open_store()
     pool = rows(4, SIZE).pool
     pool[2] = 9
-    store.put([label(1)], Rows(pool, [2]))
-    assert store.get([label(1)], Rows(pool, [0])) == [True]
+    store.put([block_key(1)], Rows(pool, [2]))
+    assert store.get([block_key(1)], Rows(pool, [0])) == [True]
     assert pool[:, 0].tolist() == [9, 0, 9, 0]
 
 
 def test_what_is_not_there_is_a_miss(open_store):
     store = open_store()
     put(store, [1, 2], SIZE)
-    store.drop([label(1).key, b"never seen"])
+    store.drop([block_key(1).hash, b"never seen"])
     assert get(store, [1, 2, 3], SIZE) == [False, True, False]
     assert store.taken == SLOT and store.damaged == 0
 
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_a_miss(open_store):
 def test_an_equal_key_with_other_ids_is_a_miss_and_stays(open_store):
     store = open_store()
     put(store, [1], SIZE)
-    other = Label(label(1).key, (9, 9))
+    other = BlockKey(block_key(1).hash, (9, 9))
     assert store.put([other], rows(1, SIZE)) == [0]
     assert store.get([other], rows(1, SIZE)) == [False]
     assert get(store, [1], SIZE) == [True]
@@ -85,11 +85,11 @@ def test_blocks_outlive_the_process_in_the_order_of_writing(open_store):
     store = open_store()
     for number in (5, 3, 8, 1):
         put(store, [number], SIZE)
-    store.drop([label(3).key])
+    store.drop([block_key(3).hash])
     put(store, [7], SIZE)  # in the slot of 3
     store = open_store()
     assert numbers(store) == [5, 8, 1, 7]
-    assert [kept.label for kept in store.kept()] == [label(number) for number in (5, 8, 1, 7)]
+    assert [kept.block_key for kept in store.kept()] == [block_key(number) for number in (5, 8, 1, 7)]
     put(store, [2], SIZE)
     assert numbers(store) == [5, 8, 1, 7], "what was there at opening, no more"
     assert get(store, [5, 8, 1, 7, 2], SIZE) == [True] * 5
@@ -100,7 +100,7 @@ def test_a_content_written_twice_is_kept_once_the_newest(open_store, tmp_path):
     store = open_store()
     put(store, [1], SIZE)
     put(store, [2], SIZE)
-    store.drop([label(1).key, label(2).key])
+    store.drop([block_key(1).hash, block_key(2).hash])
     put(store, [1], SIZE)  # in the slot of 2: the first copy still lies on the disk
     store = open_store()
     assert numbers(store) == [1] and store.taken == SLOT
@@ -115,7 +115,7 @@ def test_slots_fill_several_files_and_are_used_again(open_store, tmp_path, monke
     store = open_store(blocks=10)
     assert put(store, range(10), SIZE) == [SLOT] * 10
     assert [path.stat().st_size // SLOT for path in segments(tmp_path)] == [4, 4, 2]
-    store.drop([label(number).key for number in range(8)])
+    store.drop([block_key(number).hash for number in range(8)])
     assert put(store, range(20, 28), SIZE) == [SLOT] * 8
     assert sum(path.stat().st_size for path in segments(tmp_path)) == 10 * SLOT
     store = open_store(blocks=10)
@@ -136,7 +136,7 @@ def test_a_lower_limit_drops_what_was_written_first(open_store, tmp_path):
         put(store, [number], SIZE)
     store = open_store(blocks=3)
     assert numbers(store) == [5, 6, 7]
-    store.drop([label(5).key])
+    store.drop([block_key(5).hash])
     put(store, [9], SIZE)
     os.sync()
     assert on_disk(tmp_path) <= 3 * SLOT, "the pages of free slots were given back"
@@ -168,7 +168,7 @@ def test_a_coded_block_in_a_raw_ones_slot_leaves_a_hole(open_store, tmp_path):
     store = open_store(size=16 * PAGE, blocks=1)
     store.codec = Shrink()
     put(store, [1], 16 * PAGE)
-    store.drop([label(1).key])
+    store.drop([block_key(1).hash])
     (size,) = put(store, [3], 16 * PAGE)
     os.sync()
     assert on_disk(tmp_path) <= size < size_of(16 * PAGE) // 2
@@ -182,12 +182,12 @@ def test_shorter_and_longer_blocks_take_turns_within_the_limit(open_store, tmp_p
     for turn in range(4):
         short = [300 * turn + 3 * i for i in range(12)]  # every third can be coded
         assert all(put(store, short, size))
-        store.drop([label(number).key for number in short])
+        store.drop([block_key(number).hash for number in short])
         assert all(put(store, [300 * turn + 3 * i + 1 for i in range(6)], size))
         os.sync()
         assert refused or on_disk(tmp_path) <= 6 * size_of(size)
         assert all(get(store, [300 * turn + 3 * i + 1 for i in range(6)], size))
-        store.drop([label(300 * turn + 3 * i + 1).key for i in range(6)])
+        store.drop([block_key(300 * turn + 3 * i + 1).hash for i in range(6)])
         store.check_integrity()
 
 
@@ -268,7 +268,7 @@ def test_threads_work_on_different_blocks_at_once(open_store):
             sizes = put(store, mine, SIZE)
             assert [size > 0 for size in sizes] == get(store, mine, SIZE)
             served += sum(size > 0 for size in sizes)
-            store.drop([label(number).key for number in mine[turn % 2 :]])
+            store.drop([block_key(number).hash for number in mine[turn % 2 :]])
             store.check_integrity()
         return served
 
@@ -280,11 +280,11 @@ def test_threads_work_on_different_blocks_at_once(open_store):
 def test_rows_of_another_size_are_a_mistake_of_the_caller(open_store):
     store = open_store()
     with pytest.raises(ValueError, match=f"uint8 .*{SIZE}"):
-        store.put([label(1)], rows(1, SIZE + 1))
+        store.put([block_key(1)], rows(1, SIZE + 1))
     with pytest.raises(ValueError):
-        store.put([label(1), label(2)], rows(1, SIZE))
+        store.put([block_key(1), block_key(2)], rows(1, SIZE))
     with pytest.raises(ValueError, match="at most"):
-        store.put([Label(b"k", tuple(range(2000)))], rows(1, SIZE))
+        store.put([BlockKey(b"k", tuple(range(2000)))], rows(1, SIZE))
     store.check_integrity()
 
 

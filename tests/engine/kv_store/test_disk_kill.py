@@ -53,14 +53,14 @@ def test_a_killed_writer_leaves_no_wrong_block(writers, tmp_path):
         kill_a_writer(writers, tmp_path, seed)
         store = DiskStore(tmp_path, block_bytes=SIZE, fingerprint="model", limit_bytes=ROOM, codecs=[Shrink()])
         store.check_integrity()
-        names = [number_of(kept.label) for kept in store.kept()]
+        names = [number_of(kept.block_key) for kept in store.kept()]
         came = get(store, names, SIZE)  # compares what comes with the content of its number
         served += sum(came)
         damaged += store.damaged
         assert len(came) - sum(came) == store.damaged <= 4, "no more than were under way"
-        store.drop([kept.label.key for kept in store.kept()[::2]])
+        store.drop([kept.block_key.hash for kept in store.kept()[::2]])
         put(store, random.Random(seed).sample(range(NUMBERS), 4), SIZE)
-        assert all(get(store, [number_of(kept.label) for kept in store.kept()], SIZE))
+        assert all(get(store, [number_of(kept.block_key) for kept in store.kept()], SIZE))
         store.check_integrity()
         store.close()
     print(f"\n{ROUNDS} kills: {served} blocks served, all right; {damaged} torn and dropped")

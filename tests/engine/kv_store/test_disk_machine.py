@@ -13,7 +13,7 @@ from engine.kv_store import disk
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import StoreLost
-from tests.engine.kv_store.disk_parts import Faulty, Shrink, get, label, number_of, put
+from tests.engine.kv_store.disk_parts import Faulty, Shrink, block_key, get, number_of, put
 
 NUMBERS = st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True)
 ROOM = 7  # raw blocks; coded ones leave room for more
@@ -88,14 +88,14 @@ class DiskMachine(RuleBasedStateMachine):
 
     @rule(numbers=NUMBERS)
     def drop(self, numbers: list[int]) -> None:
-        self.store.drop([label(number).key for number in numbers])
+        self.store.drop([block_key(number).hash for number in numbers])
         self.there -= set(numbers)
 
     @rule()
     def reopen(self) -> None:
         self.store.close()
         self.open()
-        kept = [number_of(kept.label) for kept in self.store.kept()]
+        kept = [number_of(kept.block_key) for kept in self.store.kept()]
         assert len(kept) == len(set(kept)) and set(kept) <= self.ever
         # What was dropped and came back may take the room of what was written before it.
         if self.store.taken + size_of(self.size) <= ROOM * size_of(self.size):
@@ -149,7 +149,7 @@ class DiskMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.store is not None:
             self.get(range(12))
-            self.store.drop([label(number).key for number in self.there])
+            self.store.drop([block_key(number).hash for number in self.there])
             assert self.store.taken == 0
             self.store.close()
         shutil.rmtree(self.root)

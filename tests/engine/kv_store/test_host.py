@@ -13,13 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from engine.kv_store.host import HostStore
 from engine.kv_store.row_copy import GpuLink, RowCopy
 from engine.kv_store.store import BlockStore, Rows, StoreLost, StoreRefused
-from scheduler.types.transfers import Label
+from scheduler.types.block_hash import BlockKey
 
 SIZE = 96  # bytes of a block
 
 
-def label(number, *ids):
-    return Label(number.to_bytes(8, "big"), ids or (number, number + 1))
+def block_key(number, *ids):
+    return BlockKey(number.to_bytes(8, "big"), ids or (number, number + 1))
 
 
 def content(number):
@@ -37,7 +37,7 @@ def pool_of(numbers, rows=None):
 
 def put(store, *numbers):
     pool = pool_of(numbers)
-    sizes = store.put([label(number) for number in numbers], Rows(pool, range(len(numbers))))
+    sizes = store.put([block_key(number) for number in numbers], Rows(pool, range(len(numbers))))
     assert torch.equal(pool, pool_of(numbers)), "rows that were passed are only read"
     return sizes
 
@@ -45,14 +45,14 @@ def put(store, *numbers):
 def get(store, *numbers):
     """Which are there; those that are, are checked."""
     pool = pool_of([], len(numbers))
-    found = store.get([label(number) for number in numbers], Rows(pool, range(len(numbers))))
+    found = store.get([block_key(number) for number in numbers], Rows(pool, range(len(numbers))))
     for number, row, there in zip(numbers, pool[: len(numbers)], found, strict=True):
         assert not there or torch.equal(row, content(number)), number
     return [number for number, there in zip(numbers, found, strict=True) if there]
 
 
 def drop(store, *numbers):
-    store.drop([label(number).key for number in numbers])
+    store.drop([block_key(number).hash for number in numbers])
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_there_and_back(store):
 def test_what_is_there_is_kept_as_it_is(store):
     put(store, 1)
     other = torch.zeros(2, SIZE, dtype=torch.uint8)
-    assert store.put([label(1), label(1)], Rows(other, [0, 1])) == [SIZE] * 2
+    assert store.put([block_key(1), block_key(1)], Rows(other, [0, 1])) == [SIZE] * 2
     assert get(store, 1) == [1]
     assert put(store, 2, 2) == [SIZE] * 2, "twice in one call takes one slot"
     assert put(store, 3, 4) == [SIZE] * 2
@@ -83,11 +83,11 @@ def test_what_is_there_is_kept_as_it_is(store):
 def test_equal_keys_of_other_tokens_are_a_miss(store):
     """Also within one call: the content that is kept is the first one's."""
     pool = pool_of([1, 8])
-    assert store.put([label(1), label(1, 5, 6)], Rows(pool, [0, 1])) == [SIZE, 0]
-    assert store.get([label(1, 5, 6), label(1)], Rows(pool_of([], 2), [0, 1])) == [False, True]
+    assert store.put([block_key(1), block_key(1, 5, 6)], Rows(pool, [0, 1])) == [SIZE, 0]
+    assert store.get([block_key(1, 5, 6), block_key(1)], Rows(pool_of([], 2), [0, 1])) == [False, True]
     assert get(store, 1) == [1]
-    with store.lend([label(1, 5, 6)]) as lent:
-        assert lent.labels == []
+    with store.lend([block_key(1, 5, 6)]) as lent:
+        assert lent.block_keys == []
 
 
 def test_more_than_there_is_room_for_is_not_kept(store):
@@ -97,19 +97,19 @@ def test_more_than_there_is_room_for_is_not_kept(store):
 
 def test_rows_are_those_named(store):
     pool = pool_of([5, 6, 7])
-    store.put([label(7), label(5)], Rows(pool, [2, 0]))
+    store.put([block_key(7), block_key(5)], Rows(pool, [2, 0]))
     back = pool_of([], 5)
-    assert store.get([label(5), label(7)], Rows(back, [4, 1])) == [True, True]
+    assert store.get([block_key(5), block_key(7)], Rows(back, [4, 1])) == [True, True]
     assert torch.equal(back[[4, 1]], pool_of([5, 7])) and (back[[0, 2, 3]] == 0xEE).all()
 
 
 def test_neighbours_are_one_copy(store):
     put(store, 1, 2, 3, 4)
-    assert (store.blocks_moved, store.copies) == (4, 1)
+    assert (store.blocks_copied, store.copies) == (4, 1)
     get(store, 1, 2, 3, 4)
-    assert (store.blocks_moved, store.copies) == (8, 2)
+    assert (store.blocks_copied, store.copies) == (8, 2)
     get(store, 4, 3, 9)
-    assert (store.blocks_moved, store.copies) == (10, 4)
+    assert (store.blocks_copied, store.copies) == (10, 4)
 
 
 class AgainstDict(RuleBasedStateMachine):
@@ -143,9 +143,9 @@ class AgainstDict(RuleBasedStateMachine):
 
     @rule(numbers=numbers)
     def lend(self, numbers):
-        loan = self.store.lend([label(number) for number in numbers])
+        loan = self.store.lend([block_key(number) for number in numbers])
         lent = loan.__enter__()
-        assert lent.labels == [label(number) for number in numbers if number in self.there]
+        assert lent.block_keys == [block_key(number) for number in numbers if number in self.there]
         self.lent.append((loan, lent))
 
     @rule(data=st.data())
@@ -158,7 +158,7 @@ class AgainstDict(RuleBasedStateMachine):
     def nothing_moves_under_a_reader(self):
         self.store.check_integrity()
         for _, lent in self.lent:
-            for asked, row in zip(lent.labels, lent.rows.ids, strict=True):
+            for asked, row in zip(lent.block_keys, lent.rows.ids, strict=True):
                 assert torch.equal(lent.rows.pool[row], content(asked.token_ids[0]))
 
 
@@ -187,8 +187,8 @@ def test_a_put_takes_one_run_where_there_is_one(dropped, count):
 
 def test_what_is_lent_outlives_its_drop(store):
     put(store, 1, 2, 3, 4)
-    with store.lend([label(2), label(7), label(1)]) as lent, store.lend([label(2)]):
-        assert lent.labels == [label(2), label(1)]
+    with store.lend([block_key(2), block_key(7), block_key(1)]) as lent, store.lend([block_key(2)]):
+        assert lent.block_keys == [block_key(2), block_key(1)]
         drop(store, 1, 2, 3)
         store.check_integrity()
         assert get(store, 1, 2, 3, 4) == [4], "gone at once for everybody else"
@@ -200,7 +200,7 @@ def test_what_is_lent_outlives_its_drop(store):
 
 def test_what_is_put_again_while_its_old_copy_is_lent(store):
     put(store, 1)
-    with store.lend([label(1)]) as lent:
+    with store.lend([block_key(1)]) as lent:
         drop(store, 1)
         put(store, 1)
         drop(store, 1)
@@ -212,7 +212,7 @@ def test_what_is_put_again_while_its_old_copy_is_lent(store):
 
 def test_a_reader_that_fails_gives_back_what_it_was_lent(store):
     put(store, 1, 2, 3, 4)
-    with pytest.raises(KeyError), store.lend([label(1)]):
+    with pytest.raises(KeyError), store.lend([block_key(1)]):
         drop(store, 1)
         raise KeyError
     assert put(store, 5) == [SIZE]
@@ -221,11 +221,13 @@ def test_a_reader_that_fails_gives_back_what_it_was_lent(store):
 def test_what_is_being_filled_is_not_there_until_it_is_whole(store):
     """Nor are those that did not arrive, or that nobody asked for."""
     put(store, 1)
-    with store.fill([label(1), label(2), label(3), label(2)]) as room:
-        assert room.labels == [label(2), label(3)], "what is there needs no room, and nothing needs it twice"
-        for asked, row, index in zip(room.labels, room.rows.ids, range(2), strict=True):
+    with store.fill([block_key(1), block_key(2), block_key(3), block_key(2)]) as room:
+        assert room.block_keys == [block_key(2), block_key(3)], (
+            "what is there needs no room, and nothing needs it twice"
+        )
+        for asked, row, index in zip(room.block_keys, room.rows.ids, range(2), strict=True):
             room.rows.pool[row] = content(asked.token_ids[0])
-            room.arrived[index] = asked == label(2)
+            room.arrived[index] = asked == block_key(2)
             assert get(store, 1, 2, 3) == [1]
         store.check_integrity()
     assert get(store, 1, 2, 3) == [1, 2]
@@ -233,7 +235,7 @@ def test_what_is_being_filled_is_not_there_until_it_is_whole(store):
 
 
 def test_a_writer_that_fails_leaves_nothing(store):
-    with pytest.raises(KeyError), store.fill([label(1), label(2)]) as room:
+    with pytest.raises(KeyError), store.fill([block_key(1), block_key(2)]) as room:
         room.arrived[:] = [True, True]
         raise KeyError
     assert get(store, 1, 2) == []
@@ -241,7 +243,7 @@ def test_a_writer_that_fails_leaves_nothing(store):
 
 
 def test_who_comes_second_with_a_content_keeps_the_first(store):
-    with store.fill([label(1)]) as room:
+    with store.fill([block_key(1)]) as room:
         put(store, 1)
         room.rows.pool[room.rows.ids] = 0
         room.arrived[:] = [True]
@@ -250,8 +252,8 @@ def test_who_comes_second_with_a_content_keeps_the_first(store):
 
 
 def test_room_is_given_to_the_first(store):
-    with store.fill([label(number) for number in range(6)]) as room:
-        assert room.labels == [label(number) for number in range(4)]
+    with store.fill([block_key(number) for number in range(6)]) as room:
+        assert room.block_keys == [block_key(number) for number in range(4)]
         assert put(store, 9) == [0]
 
 
@@ -271,12 +273,12 @@ def work(store, seed, begin):
         elif kind == 2:
             assert get(store, *numbers) == [number for number in numbers if number in there]
         else:
-            with store.lend([label(number) for number in numbers]) as lent:
+            with store.lend([block_key(number) for number in numbers]) as lent:
                 drop(store, numbers[0])
                 there.discard(numbers[0])
                 put(store, numbers[0] + 50)  # wants a slot, not that one
                 drop(store, numbers[0] + 50)
-                for asked, row in zip(lent.labels, lent.rows.ids, strict=True):
+                for asked, row in zip(lent.block_keys, lent.rows.ids, strict=True):
                     assert torch.equal(lent.rows.pool[row], content(asked.token_ids[0]))
     return there
 
@@ -308,14 +310,14 @@ def test_rows_that_are_none_are_refused_and_nothing_is_lost(store, pool, ids, me
     put(store, 1, 2)
     for call, number in ((store.put, 3), (store.get, 1)):
         with pytest.raises(ValueError, match=message):
-            call([label(number)], Rows(pool, ids))
+            call([block_key(number)], Rows(pool, ids))
     store.check_integrity()
     assert get(store, 1, 2, 3) == [1, 2] and put(store, 3, 4) == [SIZE] * 2
 
 
 def test_a_closed_store_is_lost_but_for_what_is_lent(store):
     put(store, 1, 2)
-    with store.lend([label(1)]) as lent, store.fill([label(3)]) as room:
+    with store.lend([block_key(1)]) as lent, store.fill([block_key(3)]) as room:
         store.close()
         assert torch.equal(lent.rows.pool[lent.rows.ids], pool_of([1]))
         room.rows.pool[room.rows.ids] = content(3)
@@ -343,7 +345,7 @@ def test_memory_is_taken_as_it_is_written():
     process = psutil.Process()
     before = process.memory_info().rss
     store = HostStore(1024, 2**20)
-    store.put([label(1)], Rows(torch.ones(1, 2**20, dtype=torch.uint8), [0]))
+    store.put([block_key(1)], Rows(torch.ones(1, 2**20, dtype=torch.uint8), [0]))
     assert process.memory_info().rss - before < 2**28, "of 1 GiB"
     store.close()
 
@@ -360,18 +362,18 @@ def test_pinned_memory_needs_a_gpu():
         HostStore(4, SIZE, pinned=True)
 
 
-moves = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=8, unique_by=lambda move: move[1])
+pairs = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=8, unique_by=lambda pair: pair[1])
 
 
-@given(moves)
-def test_the_link_to_a_gpu_does_what_numpy_does(moves):
+@given(pairs)
+def test_the_link_to_a_gpu_does_what_numpy_does(pairs):
     """On host tensors, which its copier takes as well."""
     pool, slab = pool_of(range(8)), pool_of([], 8)
     others = slab.clone()
-    assert GpuLink(pool, slab).to_slab(moves) == RowCopy(others).to_slab(pool, moves)
+    assert GpuLink(pool, slab).to_slab(pairs) == RowCopy(others).to_slab(pool, pairs)
     assert torch.equal(slab, others)
     back, also = pool_of([], 8), pool_of([], 8)
-    assert GpuLink(back, slab).from_slab(moves) == RowCopy(slab).from_slab(also, moves)
+    assert GpuLink(back, slab).from_slab(pairs) == RowCopy(slab).from_slab(also, pairs)
     assert torch.equal(back, also)
 
 
@@ -379,8 +381,8 @@ def test_the_link_to_a_gpu_does_what_numpy_does(moves):
 def test_a_gpu_and_pinned_memory():
     store = HostStore(16, SIZE, pinned=True)
     pool = pool_of(range(8), 12).cuda()
-    assert store.put([label(number) for number in range(8)], Rows(pool, range(8))) == [SIZE] * 8
+    assert store.put([block_key(number) for number in range(8)], Rows(pool, range(8))) == [SIZE] * 8
     back = torch.zeros_like(pool)
-    assert store.get([label(number) for number in range(8)], Rows(back, [*range(4, 12)])) == [True] * 8
-    assert torch.equal(back[4:], pool[:8]) and (store.blocks_moved, store.copies) == (16, 2)
+    assert store.get([block_key(number) for number in range(8)], Rows(back, [*range(4, 12)])) == [True] * 8
+    assert torch.equal(back[4:], pool[:8]) and (store.blocks_copied, store.copies) == (16, 2)
     store.close()

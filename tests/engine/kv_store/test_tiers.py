@@ -1,6 +1,7 @@
 """Greedy output is the same, token by token, whatever way KV has gone: over the host, over a disk and a restart, in part, coded.
 
-With the real stores and the real mover, on the fast path, whose rows are the same bits in any batch, and in fp32 with few prompts.
+With the real stores and the real transfer worker, on the fast path, whose rows are the same bits in any batch, and in fp32
+with few prompts.
 """
 
 import threading
@@ -41,21 +42,23 @@ def tiered(make, *, estimate=None, codec=None, element_bytes=2, settings, **conf
 
     def tiers(pool, worker):
         rows = worker.blocks
-        below, mover = open_tiers(settings, pool, rows, fingerprint="test", element_bytes=element_bytes, wake=woken.set)
+        below, transfer_worker = open_tiers(
+            settings, pool, rows, fingerprint="test", element_bytes=element_bytes, wake=woken.set
+        )
         if estimate is not None:
             below._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)
-        coded = mover._stores.get(Tier.DISK)
+        coded = transfer_worker._stores.get(Tier.DISK)
         if isinstance(coded, CodedDisk) and codec is not None:
             coded.disk.codec = codec
             coded._choice.decide = lambda: True
             coded._codec = codec
-        opened.append(mover)
-        return below, mover
+        opened.append(transfer_worker)
+        return below, transfer_worker
 
     engine = make(tiers=tiers, **config)
 
     def wait():
-        assert woken.wait(30), "a move that never ends"
+        assert woken.wait(30), "a transfer that never ends"
         woken.clear()
 
     engine.stalled = wait
@@ -120,7 +123,7 @@ class TestFast:
         settings = Settings(kv_disk_path=str(tmp_path / "kv"))
         with tiered(build_fast, settings=settings, blocks=SMALL) as engine:
             assert generate(engine, prompts[:4], "a") == alone[:4]
-            engine.mover._stores[Tier.DISK].disk._lose("cannot be written", OSError(5, "Input/output error"))
+            engine.transfer_worker._stores[Tier.DISK].disk._lose("cannot be written", OSError(5, "Input/output error"))
             assert generate(engine, prompts, "b") == alone
             assert not tier(engine, "disk").up
         assert sum("serving goes on without it" in record.message for record in caplog.records) == 1

@@ -1,7 +1,7 @@
-"""The scheduler's random walk over the real stores and the real mover: every read is checked against what it must hold.
+"""The scheduler's random walk over the real stores and the real transfer worker: every read is checked against what it must hold.
 
 KV is a hash of the prefix it stands for (`tests/scheduler/sim.py`), here in rows of memory, so that the host's slab, the disk's
-slots and their threads carry it. Disks are slow, short, failing and full as the walk goes on; moves are aborted under way.
+slots and their threads carry it. Disks are slow, short, failing and full as the walk goes on; transfers are aborted under way.
 """
 
 import errno
@@ -15,10 +15,10 @@ import torch
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
-from engine.kv_store.transfer import Mover
+from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import Tiers
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.types.transfers import Tier
 from tests.engine.kv_store.disk_parts import Faulty, Shrink
 from tests.scheduler.sim import VOCAB, Engine, SimWorker
@@ -60,7 +60,7 @@ class Walk:
             )  # fmt: skip
             store.codec = rng.choice([None, Shrink()])
             indices[Tier.DISK] = self.index(Tier.DISK, slots, slot)
-        self.mover = Mover(worker.rows, self.stores, self.woken.set)
+        self.transfer_worker = TransferWorker(worker.rows, self.stores, self.woken.set)
         self.engine = Engine(
             blocks=blocks,
             worker=worker,
@@ -68,7 +68,7 @@ class Walk:
             max_running=rng.randint(1, 6),
             max_preemptions=rng.randint(0, 3),
             scheduling=rng.choice(["priority", "fair"]),
-            tiers=lambda pool, _: (Tiers(pool, indices, preemption="swap"), self.mover),
+            tiers=lambda pool, _: (TransferPlanner(pool, indices, preemption="swap"), self.transfer_worker),
             depth=rng.choice([1, 2]),
             seed=rng.randrange(2**16),
         )
@@ -79,7 +79,7 @@ class Walk:
         return TierIndex(tier, count * size, size, eviction_of(self.rng.choice(["lru", "predicted"]), count))
 
     def wait(self):
-        assert self.woken.wait(30), "a move that never ends"
+        assert self.woken.wait(30), "a transfer that never ends"
         self.woken.clear()
 
     def act(self):
@@ -147,7 +147,7 @@ class Walk:
 
 @pytest.fixture(scope="module")
 def total():
-    """What all walks moved."""
+    """What all walks transferred."""
     counts = {(tier, what): 0 for tier in Tier for what in ("loaded", "failed", "down")}
     yield counts
     assert counts[Tier.HOST, "loaded"] > 10 and counts[Tier.DISK, "loaded"] > 10
@@ -166,4 +166,4 @@ def test_walk(tmp_path, total, seeds):
                 total[tier, "failed"] += stats.failed
                 total[tier, "down"] += not stats.up
         finally:
-            walk.mover.close()
+            walk.transfer_worker.close()

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.kv.block_pool import BlockPool, OutOfBlocks
 from scheduler.kv.eviction import eviction_of
-from scheduler.kv.free_blocks import Vacant
-from scheduler.kv.free_extents import FreeRuns
+from scheduler.kv.free_blocks import FreeBlocks
+from scheduler.kv.free_extents import FreeExtents
 
 
 def key(number):
@@ -118,7 +118,7 @@ TestPoolWalk = PoolWalk.TestCase
 @pytest.mark.parametrize("seed", range(5))
 def test_free_runs_are_the_set_they_stand_for(seed):
     rng, limit = random.Random(seed), 60
-    runs, model = FreeRuns(limit), set(range(limit))
+    runs, model = FreeExtents(limit), set(range(limit))
     runs.add(0, limit)
     for _ in range(400):
         if model and rng.random() < 0.5:
@@ -142,7 +142,7 @@ def test_free_runs_are_the_set_they_stand_for(seed):
 
 
 def test_two_growing_tables_keep_out_of_each_others_way():
-    vacant = Vacant(160)
+    vacant = FreeBlocks(160)
     vacant.add(range(160))
     one, other = vacant.take(5), vacant.take(5)
     for _ in range(5):

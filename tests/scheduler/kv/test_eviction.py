@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.kv.eviction import Eviction, Lru, eviction_of
 from scheduler.kv.predicted_eviction import Predicted
-from scheduler.kv.reuse_stats import Returns
+from scheduler.kv.reuse_stats import ReuseStats
 
 
 def key(number):
@@ -231,7 +231,7 @@ class TestPredicted:
                 yield [key(fresh + place) for place in range(4)]
                 fresh += 4
 
-    class _Liar(Returns):
+    class _Liar(ReuseStats):
         """Says the opposite of what was learned, and more so the more there is to say."""
 
         def worth(self, group):
@@ -250,9 +250,9 @@ class TestPredicted:
 
         def of(policy_class):
             policy = policy_class(capacity)
-            policy.returns = self._Liar(capacity)
+            policy.reuse = self._Liar(capacity)
             if lie == "newest first":
-                policy.returns.worth = lambda group: -group.born
+                policy.reuse.worth = lambda group: -group.born
             return policy
 
         chains = list(self.traps(capacity))
@@ -282,18 +282,18 @@ class TestPredicted:
             while len(policy) > 10:
                 policy.victim()
         policy.check_integrity()
-        assert sum(map(len, policy.returns._ageing)) < 400, "groups that wait for nothing are let go"
+        assert sum(map(len, policy.reuse._ageing)) < 400, "groups that wait for nothing are let go"
 
 
 def test_returns_are_worth_more_the_sooner_and_the_likelier_they_are():
-    returns = Returns(1000)
+    reuse = ReuseStats(1000)
     for _ in range(200):
         for kind, asked_again in (("soon", 9), ("late", 9), ("seldom", 1)):
-            group = returns.group(kind)
-            returns.joined(group, 10)
-            returns.ask(10 if kind == "soon" else 700)
-            returns.returned(group, asked_again)
-    fresh = {kind: returns.worth(returns.group(kind)) for kind in ("soon", "late", "seldom", "unheard of")}
+            group = reuse.group(kind)
+            reuse.on_join(group, 10)
+            reuse.advance(10 if kind == "soon" else 700)
+            reuse.on_reuse(group, asked_again)
+    fresh = {kind: reuse.worth(reuse.group(kind)) for kind in ("soon", "late", "seldom", "unheard of")}
     assert fresh["soon"] > fresh["late"] > fresh["seldom"] > 0
     assert fresh["seldom"] < fresh["unheard of"] < fresh["soon"]
 

@@ -1,4 +1,4 @@
-"""Tiers below the device: nothing may be noticed of them but that less is computed."""
+"""TransferPlanner below the device: nothing may be noticed of them but that less is computed."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -7,7 +7,7 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from scheduler.kv.load_or_recompute import LoadOrRecompute
 from scheduler.types.transfers import Tier
-from tests.scheduler.sim import Engine, SimMover
+from tests.scheduler.sim import Engine, SimTransferWorker
 from tests.scheduler.test_random_walk import SchedulerWalk
 
 PROMPT = list(range(1, 25))  # six blocks of four
@@ -41,7 +41,7 @@ class TieredWalk(SchedulerWalk):
             seed=seed,
             depth=depth,
         )
-        self.engine.mover.loss, self.engine.mover.refusal = loss, refusal
+        self.engine.transfer_worker.loss, self.engine.transfer_worker.refusal = loss, refusal
         self.count = 0
 
     def start(self):
@@ -49,17 +49,17 @@ class TieredWalk(SchedulerWalk):
 
     @rule(speed=st.sampled_from([0.05, 0.3, 0.5, 1.0]))
     def speed_changes(self, speed):
-        self.engine.mover.speed = speed
+        self.engine.transfer_worker.speed = speed
 
-    @precondition(lambda self: self.engine.mover.stores)
+    @precondition(lambda self: self.engine.transfer_worker.stores)
     @rule(which=st.integers(0, 20))
     def a_tier_fails(self, which):
-        if which < len(self.engine.mover.stores):  # rarely
-            self.engine.mover.broken.add(list(self.engine.mover.stores)[which])
+        if which < len(self.engine.transfer_worker.stores):  # rarely
+            self.engine.transfer_worker.broken.add(list(self.engine.transfer_worker.stores)[which])
 
     def teardown(self):
         if hasattr(self, "engine"):
-            self.engine.mover.speed = 0.7
+            self.engine.transfer_worker.speed = 0.7
         super().teardown()
 
 
@@ -88,7 +88,7 @@ def test_what_the_pool_had_no_room_for_is_loaded(tiers):
     assert run(engine, "a", PROMPT) == 0
     fill(engine, "b")
     assert run(engine, "c", PROMPT) == 20  # all but the block of the last token
-    assert engine.mover.blocks_loaded == 5
+    assert engine.transfer_worker.blocks_loaded == 5
 
 
 def test_a_host_that_is_too_small_spills_to_disk():
@@ -126,13 +126,13 @@ def test_others_run_while_a_request_waits_for_its_blocks():
     engine = Engine(blocks=20, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     fill(engine, "b")
-    engine.mover.speed = 0.0
+    engine.transfer_worker.speed = 0.0
     engine.add("c", PROMPT, max_tokens=3, ignore_eos=True)
     engine.add("d", [3, 4, 5], max_tokens=3, ignore_eos=True)
     for _ in range(8):
         engine.tick()
     assert "d" in engine.ends and "c" not in engine.ends
-    engine.mover.speed = 1.0
+    engine.transfer_worker.speed = 1.0
     engine.drain()
     engine.check_outputs()
 
@@ -145,7 +145,7 @@ def test_equal_prompts_are_loaded_once():
         engine.add(name, PROMPT, max_tokens=2, ignore_eos=True)
     engine.drain()
     engine.check_outputs()
-    assert engine.mover.blocks_loaded == 5
+    assert engine.transfer_worker.blocks_loaded == 5
 
 
 @pytest.mark.parametrize("leave", ["abort", "fail"])
@@ -153,15 +153,15 @@ def test_blocks_that_are_being_filled_are_given_to_nobody(leave):
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     fill(engine, "b")
-    engine.mover.speed = 0.0
+    engine.transfer_worker.speed = 0.0
     engine.add("c", PROMPT)
     engine.tick()
-    assert engine.mover.under_way
+    assert engine.transfer_worker.under_way
     engine.abort("c") if leave == "abort" else engine.fail_step()
     engine.add("d", [9] * 12)
     for _ in range(10):
-        engine.tick()  # the mover checks that nobody writes to them
-    engine.mover.speed = 1.0
+        engine.tick()  # the transfer worker checks that nobody writes to them
+    engine.transfer_worker.speed = 1.0
     engine.drain()
     engine.check_outputs()
     assert engine.scheduler.pool.used == 0
@@ -183,7 +183,7 @@ def test_another_salt_finds_nothing_in_any_tier():
     fill(engine, "b")
     engine.add("c", PROMPT, salt="two")
     engine.drain()
-    assert engine.ends["c"].times.cached_tokens == 0 == engine.mover.blocks_loaded
+    assert engine.ends["c"].times.cached_tokens == 0 == engine.transfer_worker.blocks_loaded
     fill(engine, "d")
     engine.add("e", PROMPT, salt="one")
     engine.drain()
@@ -196,21 +196,21 @@ def test_contents_of_a_request_that_failed_are_served_by_no_tier():
     engine.add("b", PROMPT, max_tokens=9, ignore_eos=True)
     engine.tick()
     request = engine.scheduler._requests["b"]
-    keys = request.keys[:5]
-    index = engine.scheduler._tiers._indices[Tier.HOST]
+    keys = request.block_hashes[:5]
+    index = engine.scheduler._transfers._indices[Tier.HOST]
     assert all(index.readable(key) for key in keys)
     engine.worker.fails = "b"
     engine.drain()
     assert not any(index.readable(key) for key in keys)
-    assert not engine.mover.stores[Tier.HOST].contents.keys() & set(keys)
+    assert not engine.transfer_worker.stores[Tier.HOST].contents.keys() & set(keys)
 
 
 def test_a_damaged_block_is_computed_and_so_is_what_follows_it():
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
     run(engine, "a", PROMPT)
     fill(engine, "b")
-    keys = list(engine.mover.stores[Tier.HOST].contents)
-    del engine.mover.stores[Tier.HOST].contents[keys[2]]
+    keys = list(engine.transfer_worker.stores[Tier.HOST].contents)
+    del engine.transfer_worker.stores[Tier.HOST].contents[keys[2]]
     assert run(engine, "c", PROMPT) == 8
     assert engine.scheduler.snapshot().tiers["host"].failed == 1
 
@@ -240,7 +240,7 @@ def estimate(*, bandwidth: float, token_seconds: float, tier: Tier = Tier.HOST) 
     """Of blocks of 2 MiB that hold 32 tokens, having seen these speeds."""
     found = LoadOrRecompute(2**21, 32, telling_tokens=32)
     for _ in range(60):
-        found.saw_move(tier, 10, 10 * 2**21 / bandwidth)
+        found.saw_transfer(tier, 10, 10 * 2**21 / bandwidth)
         found.saw_step(64, 64, 64 * token_seconds)
     return found
 
@@ -257,7 +257,7 @@ def test_before_a_prompt_was_computed_everything_is_loaded():
 def test_a_part_is_loaded_where_the_rest_lies_in_a_tier_that_is_slower_than_computing():
     found = estimate(bandwidth=4e9, token_seconds=1e-4)
     for _ in range(60):
-        found.saw_move(Tier.DISK, 10, 10.0)
+        found.saw_transfer(Tier.DISK, 10, 10.0)
     assert found.to_load([Tier.HOST] * 4 + [Tier.DISK] * 4) == 4
     assert found.pays(Tier.HOST) and not found.pays(Tier.DISK)
 
@@ -282,23 +282,23 @@ def test_a_tier_that_was_never_loaded_from_gets_its_chance():
     for _ in range(60):
         found.saw_step(64, 64, 64e-9)
     assert found.pays(Tier.DISK) and found.to_load([Tier.DISK] * 4) == 4
-    found.saw_move(Tier.DISK, 10, 1.0)
+    found.saw_transfer(Tier.DISK, 10, 1.0)
     assert not found.pays(Tier.DISK) and found.to_load([Tier.DISK] * 4) == 0
 
 
 def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for():
     engine = Engine(blocks=24, tiers={Tier.HOST: 200}, max_running=2)
-    engine.mover.speed = 0.0  # saves never end
+    engine.transfer_worker.speed = 0.0  # saves never end
     for i in range(6):
         engine.add(f"low{i}", [i + 1] * 9, max_tokens=12, priority=1, ignore_eos=True)
     for _ in range(30):
         engine.tick()
-    assert engine.mover.under_way and not engine.scheduler._tiers.leaving
+    assert engine.transfer_worker.under_way and not engine.scheduler._transfers.leaving
     engine.add("high", [40] * 9, max_tokens=2, ignore_eos=True)
     for _ in range(4):
         engine.tick()
     assert "high" in engine.ends or engine.scheduler._requests["high"].started
-    engine.mover.speed = 1.0
+    engine.transfer_worker.speed = 1.0
     engine.drain()
     engine.check_outputs()
 
@@ -307,7 +307,7 @@ def test_steps_of_few_prompt_tokens_and_small_moves_tell_nothing():
     found = LoadOrRecompute(2**10, 32, telling_tokens=32)
     found.saw_step(8, 8, 1.0)
     found.saw_step(40, 100, 1.0)
-    found.saw_move(Tier.HOST, 3, 100.0)
+    found.saw_transfer(Tier.HOST, 3, 100.0)
     assert found.recompute_seconds(1) is None
     assert found.block_seconds(Tier.HOST) < 1e-5
 
@@ -319,13 +319,13 @@ def test_swapping_pays_twice_the_way():
 
 def test_the_mover_of_these_tests_notices_a_write_to_a_block_that_is_saved():
     engine = Engine(blocks=9, tiers={Tier.HOST: 40})
-    engine.mover.speed = 0.0
+    engine.transfer_worker.speed = 0.0
     engine.add("a", PROMPT)
     for _ in range(20):
         engine.tick()
-    assert isinstance(engine.mover, SimMover)
-    [(move, _)] = [flight for flight in engine.mover.under_way if flight[0].source is Tier.DEVICE]
-    engine.worker.kv[move.blocks[0]][0] = -5
-    engine.mover.speed = 1.0
+    assert isinstance(engine.transfer_worker, SimTransferWorker)
+    [(transfer, _)] = [flight for flight in engine.transfer_worker.under_way if flight[0].source is Tier.DEVICE]
+    engine.worker.kv[transfer.blocks[0]][0] = -5
+    engine.transfer_worker.speed = 1.0
     with pytest.raises(AssertionError, match="wrote to a block"):
         engine.drain()

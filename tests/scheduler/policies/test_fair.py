@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.policies.fair import MAX_TENANTS, UNIT
-from scheduler.policies.token_cost import DEFAULT, LEAST, MOST, Prices
+from scheduler.policies.token_cost import DEFAULT, LEAST, MOST, TokenCost
 from tests.scheduler.sim import VOCAB, Engine
 
 OUTPUT = 10
@@ -108,7 +108,7 @@ def test_service_goes_by_weight(weight):
 
 
 def counters(engine):
-    return {tenant: counter / UNIT for tenant, counter in engine.scheduler._order.counters.items()}
+    return {tenant: counter / UNIT for tenant, counter in engine.scheduler._policy.counters.items()}
 
 
 def test_time_away_gives_no_claim_beyond_the_credit():
@@ -246,15 +246,15 @@ def test_tenants_that_are_gone_are_forgotten_but_for_so_many():
         if i % 8 == 7:
             engine.drain()
     engine.drain()
-    assert len(engine.scheduler._order.counters) <= 2 * MAX_TENANTS
+    assert len(engine.scheduler._policy.counters) <= 2 * MAX_TENANTS
 
 
 def test_a_price_is_measured_where_steps_differ():
-    prices = Prices()
+    cost = TokenCost()
     for i in range(400):
         prompts, decodes = (120, 4) if i % 3 else (0, 30)
-        prices.observe(prompts, decodes, prompts * 0.4e-3 + decodes * 1.4e-3)
-    assert prices.decode == pytest.approx(3.5, rel=1e-6)
+        cost.observe(prompts, decodes, prompts * 0.4e-3 + decodes * 1.4e-3)
+    assert cost.decode == pytest.approx(3.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -263,15 +263,15 @@ def test_a_price_is_measured_where_steps_differ():
     ids=["not measured", "given", "too dear", "too cheap"],
 )
 def test_a_price_is_kept_within_reason(given_price, seconds, expected):
-    prices = Prices(given_price)
+    cost = TokenCost(given_price)
     for i in range(200):
         prompts, decodes = (100, 0) if i % 2 else (0, 10)
-        prices.observe(prompts, decodes, prompts * min(seconds, 1e-3) + decodes * seconds)
-    assert prices.decode == pytest.approx(expected)
+        cost.observe(prompts, decodes, prompts * min(seconds, 1e-3) + decodes * seconds)
+    assert cost.decode == pytest.approx(expected)
 
 
 def test_steps_of_one_kind_tell_no_price():
-    prices = Prices()
+    cost = TokenCost()
     for _ in range(300):
-        prices.observe(0, 20, 0.5)
-    assert prices.decode == DEFAULT
+        cost.observe(0, 20, 0.5)
+    assert cost.decode == DEFAULT

@@ -9,28 +9,28 @@ from hypothesis import strategies as st
 
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.policies.prefix_batch import PrefixLine
-from scheduler.types.block_hash import root_key
+from scheduler.policies.prefix_batch import PrefixQueue
+from scheduler.types.block_hash import root_hash
 from scheduler.types.messages import RequestTimes
 from scheduler.types.request import Request
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim import Engine
 
 SIZE = 2  # tokens of a block
-ROOT = root_key("line")
+ROOT = root_hash("line")
 
 
 def line_of(*, caching=True):
-    return PrefixLine(PrefixCache(BlockPool(8, SIZE, caching=caching)))
+    return PrefixQueue(PrefixCache(BlockPool(8, SIZE, caching=caching)))
 
 
-def request(order, prompt, max_tokens=4, priority=0, started=False):
+def request(arrival, prompt, max_tokens=4, priority=0, started=False):
     return Request(
-        request_id=str(order),
+        request_id=str(arrival),
         prompt_ids=list(prompt),
         sampling=SamplingParams(max_tokens=max_tokens),
         priority=priority,
-        order=order,
+        arrival=arrival,
         root=ROOT,
         times=RequestTimes(queued=0.0, scheduled=0.0),
         started=started,
@@ -38,14 +38,14 @@ def request(order, prompt, max_tokens=4, priority=0, started=False):
 
 
 def fill(line, *prompts, **more):
-    requests = [request(order, prompt, **more) for order, prompt in enumerate(prompts)]
+    requests = [request(arrival, prompt, **more) for arrival, prompt in enumerate(prompts)]
     for each in requests:
         line.add(each)
     return requests
 
 
-def orders(line):
-    return [each.order for each in line.in_turn("", lambda _: False)]
+def arrivals(line):
+    return [each.arrival for each in line.in_turn("", lambda _: False)]
 
 
 # --- places ---
@@ -54,38 +54,38 @@ def orders(line):
 def test_a_shared_prefix_goes_together():
     line = line_of()
     fill(line, b"aaaa1", b"bbbb1", b"aaaa2", b"bbbb2", b"aaaa3", b"bbbb3")
-    assert orders(line) == [0, 2, 4, 1, 3, 5]
+    assert arrivals(line) == [0, 2, 4, 1, 3, 5]
 
 
 def test_a_prefix_all_have_does_not_hide_those_below_it():
     line = line_of()
     fill(line, b"ssaa1", b"ssbb1", b"ssaa2", b"ssbb2", b"ss5")
-    together = orders(line)
+    together = arrivals(line)
     assert abs(together.index(0) - together.index(2)) == abs(together.index(1) - together.index(3)) == 1
 
 
 def test_most_to_generate_for_each_prompt_token_goes_first():
     line = line_of()
-    for order, (prompt, output) in enumerate([(b"aaaaaaaa1", 9), (b"bb1", 2), (b"cccc1", 10)]):
-        line.add(request(order, prompt, output))
-    assert orders(line) == [2, 0, 1]
+    for arrival, (prompt, output) in enumerate([(b"aaaaaaaa1", 9), (b"bb1", 2), (b"cccc1", 10)]):
+        line.add(request(arrival, prompt, output))
+    assert arrivals(line) == [2, 0, 1]
 
 
 def test_a_shared_prefix_counts_once():
     """Alone each of the first two has 4 for 9 tokens; together 8 for 10, more than the 5 for 7 of the third."""
     line = line_of()
-    for order, (prompt, output) in enumerate([(b"cccccc1", 5), (b"aaaaaaaa1", 4)]):
-        line.add(request(order, prompt, output))
-    assert orders(line) == [0, 1]
+    for arrival, (prompt, output) in enumerate([(b"cccccc1", 5), (b"aaaaaaaa1", 4)]):
+        line.add(request(arrival, prompt, output))
+    assert arrivals(line) == [0, 1]
     line.add(request(2, b"aaaaaaaa2", 4))
-    assert orders(line) == [1, 2, 0]
+    assert arrivals(line) == [1, 2, 0]
 
 
 def test_without_a_cache_nothing_is_shared_and_decodes_still_decide():
     line = line_of(caching=False)
-    for order, (prompt, output) in enumerate([(b"aaaa1", 1), (b"bbbb1", 9), (b"aaaa1", 5)]):
-        line.add(request(order, prompt, output))
-    assert orders(line) == [1, 2, 0]
+    for arrival, (prompt, output) in enumerate([(b"aaaa1", 1), (b"bbbb1", 9), (b"aaaa1", 5)]):
+        line.add(request(arrival, prompt, output))
+    assert arrivals(line) == [1, 2, 0]
 
 
 def test_priority_goes_before_all():
@@ -93,8 +93,8 @@ def test_priority_goes_before_all():
     fill(line, b"aaaa1", b"aaaa2")
     line.add(request(2, b"bb1", 1, priority=-1))
     line.add(request(3, b"bb1", 99, priority=5))
-    assert orders(line) == [2, 0, 1, 3]
-    assert line.first().order == 2
+    assert arrivals(line) == [2, 0, 1, 3]
+    assert line.first().arrival == 2
 
 
 def test_a_begun_group_is_finished_before_a_better_one():
@@ -102,11 +102,11 @@ def test_a_begun_group_is_finished_before_a_better_one():
     requests = fill(line, b"aaaa1", b"bbbb1", b"aaaa2", b"aaaa3")
     line.take(requests[0])
     line.add(request(9, b"cccc1", 99))
-    assert orders(line) == [2, 3, 9, 1]
+    assert arrivals(line) == [2, 3, 9, 1]
     line.remove(requests[2])
     line.remove(requests[3])
     line.add(request(10, b"aaaa4"))
-    assert orders(line) == [9, 1, 10], "a group that was gone begins anew"
+    assert arrivals(line) == [9, 1, 10], "a group that was gone begins anew"
 
 
 def test_who_ran_before_goes_first():
@@ -115,14 +115,14 @@ def test_who_ran_before_goes_first():
     line.take(requests[0])
     line.add(request(7, b"cccc1", started=True))
     line.add(request(6, b"cccc2", started=True))
-    assert orders(line) == [6, 7, 1, 2]
+    assert arrivals(line) == [6, 7, 1, 2]
 
 
 def test_prompts_that_extend_each_other_may_nest_deeply():
     line = line_of()
     many = 1500
     fill(line, *([1, 1] * turn + [2] for turn in range(1, many)))
-    assert sorted(orders(line)) == list(range(many - 1))
+    assert sorted(arrivals(line)) == list(range(many - 1))
 
 
 def test_tokens_that_come_while_it_waits_do_not_move_it():
@@ -131,7 +131,7 @@ def test_tokens_that_come_while_it_waits_do_not_move_it():
     waits, other = fill(line, b"aaaa1", b"aaaabb1")
     waits.tokens += [5, 6, 7]
     line.remove(waits)
-    assert orders(line) == [1] and len(line) == 1
+    assert arrivals(line) == [1] and len(line) == 1
     line.remove(other)
     assert not line and line.first() is None
 
@@ -149,16 +149,16 @@ class Oracle:
         self.taken = 0
 
     def keys(self, each):
-        return each.keys[: (len(each.prompt_ids) - 1) // SIZE] if not each.started else []
+        return each.block_hashes[: (len(each.prompt_ids) - 1) // SIZE] if not each.started else []
 
     def add(self, each):
-        self.waiting[each.order] = each
+        self.waiting[each.arrival] = each
         for key in self.keys(each):
-            self.born.setdefault((each.priority, key), each.order)
+            self.born.setdefault((each.priority, key), each.arrival)
 
     def leave(self, each, *, takes):
         self.taken += takes
-        del self.waiting[each.order]
+        del self.waiting[each.arrival]
         left = {(other.priority, key) for other in self.waiting.values() for key in self.keys(other)}
         for key in self.keys(each):
             name = (each.priority, key)
@@ -172,7 +172,7 @@ class Oracle:
         found = []
         for priority in sorted({each.priority for each in self.waiting.values()}):
             found += self.sort([each for each in self.waiting.values() if each.priority == priority], 0)
-        return [each.order for each in found]
+        return [each.arrival for each in found]
 
     def sort(self, requests, depth):
         entries, groups = [], {}
@@ -182,7 +182,7 @@ class Oracle:
                 groups.setdefault(keys[depth], []).append(each)
             else:
                 ratio = each.sampling.max_tokens / (len(each.prompt_ids) - depth * SIZE)
-                entries.append(((0, 0.0, each.order) if each.started else (1 << 62, -ratio, each.order), [each]))
+                entries.append(((0, 0.0, each.arrival) if each.started else (1 << 62, -ratio, each.arrival), [each]))
         for key, members in groups.items():
             blocks = {other for each in members for other in self.keys(each)[depth:]}
             own = sum(len(each.prompt_ids) - len(self.keys(each)) * SIZE for each in members)
@@ -215,7 +215,7 @@ class LineWalk:
             self.add(each)
         else:
             # Those in front more often, as a scheduler does.
-            waiting = orders(self.line)
+            waiting = arrivals(self.line)
             each = self.oracle.waiting[waiting[int(len(waiting) * self.rng.random() ** 2)]]
             self.leave(each, takes=what < 0.8)
 
@@ -235,7 +235,7 @@ def test_the_line_is_what_its_definition_says(seed):
     walk = LineWalk(random.Random(seed))
     for _ in range(80):
         walk.act()
-        assert orders(walk.line) == walk.oracle.order()
+        assert arrivals(walk.line) == walk.oracle.order()
         assert len(walk.line) == len(walk.oracle.waiting)
     for each in list(walk.oracle.waiting.values()):
         walk.line.remove(each)

@@ -3,20 +3,20 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.policies.waiting_queue import MAX_PASSES, WaitingLine
+from scheduler.policies.waiting_queue import MAX_PASSES, WaitingQueue
 from scheduler.types.messages import RequestTimes
 from scheduler.types.request import Request
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim import VOCAB, Engine
 
 
-def request(order, priority=0):
+def request(arrival, priority=0):
     return Request(
-        request_id=str(order),
+        request_id=str(arrival),
         prompt_ids=[1],
         sampling=SamplingParams(max_tokens=1),
         priority=priority,
-        order=order,
+        arrival=arrival,
         root=b"",
         times=RequestTimes(queued=0.0, scheduled=0.0),
     )
@@ -29,14 +29,14 @@ def request(order, priority=0):
     st.randoms(use_true_random=False),
 )
 def test_nobody_is_passed_more_often_than_the_bound(arrivals, lookahead, rng):
-    line = WaitingLine(lambda _: "", lookahead)
+    line = WaitingQueue(lambda _: "", lookahead)
     came_after: dict[int, int] = {}  # of those that wait: later arrivals of the same class that came in before them
-    order = 0
+    arrival = 0
     for fresh, priority in arrivals:
         for _ in range(fresh):
-            line.add(request(order, priority))
-            came_after[order] = 0
-            order += 1
+            line.add(request(arrival, priority))
+            came_after[arrival] = 0
+            arrival += 1
         waiting = list(line)
         first = next(line.in_turn("", lambda _: rng.random() < 0.5), None)
         if first is None:
@@ -44,16 +44,16 @@ def test_nobody_is_passed_more_often_than_the_bound(arrivals, lookahead, rng):
         assert first.priority == min(r.priority for r in waiting), "no class is passed"
         line.take(first)
         for other in line:
-            came_after[other.order] += other.order < first.order and other.priority == first.priority
-            assert came_after[other.order] <= MAX_PASSES
-        assert lookahead > 0 or not any(came_after[r.order] for r in line)
+            came_after[other.arrival] += other.arrival < first.arrival and other.priority == first.priority
+            assert came_after[other.arrival] <= MAX_PASSES
+        assert lookahead > 0 or not any(came_after[r.arrival] for r in line)
 
 
 def test_each_is_tried_once():
-    line = WaitingLine(lambda _: "", 3)
-    for order in range(6):
-        line.add(request(order, priority=order // 4))
-    tried = [r.order for r in line.in_turn("", lambda r: r.order in (2, 3))]
+    line = WaitingQueue(lambda _: "", 3)
+    for arrival in range(6):
+        line.add(request(arrival, priority=arrival // 4))
+    tried = [r.arrival for r in line.in_turn("", lambda r: r.arrival in (2, 3))]
     assert tried == [2, 0, 1, 3, 4, 5], "the third is within the look ahead, the fourth is not"
 
 

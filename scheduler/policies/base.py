@@ -1,6 +1,6 @@
 """Who goes first: in the waiting line, in what a step has to give, and who gives way to whom.
 
-One `Order` for each `SchedulerConfig.scheduling`. What belongs here: comparing requests. Never: blocks, budgets, when to
+One `SchedulingPolicy` for each `SchedulerConfig.scheduling`. What belongs here: comparing requests. Never: blocks, budgets, when to
 preempt.
 
     fcfs        arrival alone; requests have no priorities
@@ -12,7 +12,7 @@ preempt.
 from collections.abc import Collection, Iterable, Iterator
 
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.policies.waiting_queue import WaitingLine, Warm
+from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.prefill_split import Need
 from scheduler.types.request import Request
 from scheduler.types.step import Step
@@ -20,7 +20,7 @@ from scheduler.types.step import Step
 Rank = tuple[int, ...]  # less goes first; all of one order are of one length
 
 
-class Order:
+class SchedulingPolicy:
     """By priority, then by arrival: `priority`. It is `fcfs` too, where nobody has a priority but the server's own probe.
 
     Args:
@@ -30,30 +30,30 @@ class Order:
     def __init__(self, *, groups: bool = True) -> None:
         self.groups = groups
 
-    def line(self, lookahead: int, cache: PrefixCache) -> WaitingLine:
+    def make_queue(self, lookahead: int, cache: PrefixCache) -> WaitingQueue:
         """An empty waiting line for one scheduler, in which so many may pass each other for the sake of a resident prefix."""
-        return WaitingLine(self.lane, lookahead if self.groups else 0)
+        return WaitingQueue(self.lane, lookahead if self.groups else 0)
 
     def lane(self, request: Request) -> str:
         """The part of the waiting line the request stands in; within a lane, priority and arrival decide."""
         return ""
 
-    def opens(self, request: Request, waiting: WaitingLine) -> None:
+    def on_add(self, request: Request, waiting: WaitingQueue) -> None:
         """A new request is about to enter the line."""
 
-    def closes(self, request: Request) -> None:
+    def on_finish(self, request: Request) -> None:
         """The request has ended."""
 
-    def leaves(self, request: Request) -> None:
+    def on_dequeue(self, request: Request) -> None:
         """The request leaves the line: it runs, or it ended there."""
 
-    def computes(self, request: Request, begin: int, end: int) -> None:
+    def on_tokens(self, request: Request, begin: int, end: int) -> None:
         """Tokens `[begin, end)` of the request are planned, for the first time."""
 
-    def observes(self, step: Step, seconds: float) -> None:
+    def on_step(self, step: Step, seconds: float) -> None:
         """The step took so long; 0 if nobody measured."""
 
-    def in_turn(self, waiting: WaitingLine, running: Collection[Request], warm: Warm) -> Iterator[Request]:
+    def in_turn(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
         """The line from the first to the last. What the caller admits must have its blocks before the next is asked for."""
         return waiting.in_turn("", warm)
 
@@ -64,7 +64,7 @@ class Order:
     def need(self, request: Request, computed: int | None = None) -> Need:
         """What the request could use of a step's prompt tokens, as it stands or with so many `computed`."""
         done = request.computed if computed is None else computed
-        return Need(self.rank(request), request.order, request.known - done)
+        return Need(self.rank(request), request.arrival, request.known - done)
 
     def held(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
         """The `order` of decodes that run only on what some of these prompts leave, and the tokens these still need."""
@@ -81,7 +81,7 @@ class Order:
         """How soon a running request is preempted for one that needs a block to go on: the greatest first."""
         return (request.priority,)
 
-    def settled(self, waiting: WaitingLine, running: Collection[Request]) -> bool:
+    def is_stable(self, waiting: WaitingQueue, running: Collection[Request]) -> bool:
         """Whether nobody of the line can push a running one out, now or while all that run decode."""
         first = waiting.first()
         return first is None or all(request.priority <= first.priority for request in running)

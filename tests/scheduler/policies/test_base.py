@@ -143,14 +143,14 @@ def test_an_urgent_request_waits_for_no_lower_class(requests, slots, scheduling)
 
     def check(step):
         first = engine.scheduler._waiting.first()
-        if first is None or engine.scheduler._cache.awaits_promise(first) or engine.planned is None:
+        if first is None or engine.scheduler._cache.awaits_pending(first) or engine.planned is None:
             return
         lower = [r for r in engine.scheduler._running.values() if r.priority > first.priority and r.preemptions < 3]
-        if lower and first.order in planned_over:
+        if lower and first.arrival in planned_over:
             lacks = engine.scheduler._admission.lacks(first, lower, alone=len(lower) == len(engine.scheduler._running))
             assert lacks > 0
         planned_over.clear()
-        planned_over.update(r.order for r in engine.scheduler._waiting)
+        planned_over.update(r.arrival for r in engine.scheduler._waiting)
 
     planned_over = set[int]()
     engine.after_step = check
