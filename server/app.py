@@ -5,12 +5,12 @@ import math
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from server import error_handlers
 from server.api import build_router, health
 from server.api.context import Services
 from server.api.tenants import callers_of
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.errors import ErrorBoundary, install_handlers
 from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware
 from server.telemetry.metrics import Metrics, server_version
 
@@ -34,10 +34,10 @@ def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain
             Middleware(AuthMiddleware, callers=callers_of(settings)),
             Middleware(DrainMiddleware, drain=drain, retry_after=max(1, math.ceil(settings.drain_seconds))),
             Middleware(BodySizeMiddleware, limit=settings.max_body_bytes),
-            Middleware(error_handlers.ErrorBoundary),
+            Middleware(ErrorBoundary),
         ],
     )
-    error_handlers.install(app)
+    install_handlers(app)
     app.include_router(health.router(engine, health.Health(engine, settings.health_seconds), drain, metrics))
     app.include_router(build_router(services))
     return app

@@ -1,4 +1,6 @@
-"""Every refusal the server can answer with. One class a cause; the code is stable and doubles as a metric label.
+"""Every refusal the server can answer with, and how it is rendered.
+
+One class for each cause; the code is stable and doubles as a metric label.
 
     ApiError
     ├── InvalidRequest           400  a field is wrong: names the field, the limit and the value
@@ -16,10 +18,23 @@
     └── Unavailable              503  starting, draining, or the engine died; with Retry-After
         └── EngineDied           503  while this request was open
 
-The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present.
+The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present. Every code that a client
+is told is noted on its exchange.
 """
 
+import json
+import logging
 from typing import Any, ClassVar
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.telemetry.lifetime import Exchange
+
+_log = logging.getLogger("headrace.server")
 
 
 class ApiError(Exception):
@@ -126,3 +141,66 @@ class EngineDied(Unavailable):
     """The engine process ended while the request was open."""
 
     code = "engine_died"
+
+
+# --- rendering -----------------------------------------------------------------------------------------------------
+
+
+def error_response(error: ApiError, scope: Scope, status: int | None = None) -> Response:
+    """The answer for an error. ASCII JSON: a message may quote what has no UTF-8."""
+    exchange: Exchange | None = scope.get("state", {}).get("exchange")
+    if exchange is not None:
+        exchange.error_code = error.code
+    return Response(json.dumps(error.body()), status or error.status, error.headers, media_type="application/json")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer the errors that endpoints and routing raise. Unforeseen exceptions are the `ErrorBoundary`'s."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error, request.scope)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return error_response(NotFound(f"There is no route {request.url.path!r}.", headers=headers), request.scope)
+    if error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow")
+        message = f"{request.url.path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
+        return error_response(MethodNotAllowed(message, headers=headers), request.scope)
+    kind = InvalidRequest if error.status_code < 500 else InternalError
+    return error_response(kind(str(error.detail), headers=headers), request.scope, error.status_code)
+
+
+class ErrorBoundary:
+    """Innermost middleware: an unforeseen exception becomes a 500, and its traceback one entry in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            return  # the client left while it was sending; there is nobody to answer
+        except Exception as failure:
+            error = failure if isinstance(failure, ApiError) else InternalError("The server failed; see its log.")
+            if error is not failure:
+                _log.exception("%s %r failed", scope.get("method"), scope.get("path"))
+            response = error_response(error, scope)
+            if not started:  # otherwise the web server cuts the connection, which is all that can be said by then
+                await response(scope, receive, send)

@@ -14,8 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.tenants import ANYBODY, Caller
 from server.drain import Drain
-from server.error_handlers import error_response
-from server.errors import BodyTooLarge, Unauthorized, Unavailable
+from server.errors import BodyTooLarge, Unauthorized, Unavailable, error_response
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
 
