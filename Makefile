@@ -41,7 +41,7 @@ format: $(LINTERS) ## let ruff fix and format what it can
 
 docs: $(RUNTIME) ## write the generated pages of docs/ again
 	$(BIN)/python -m configs.reference > docs/configuration.md
-	$(BIN)/python -m server.schema.reference > docs/api.md
+	$(BIN)/python -m server.reference > docs/api.md
 	$(BIN)/python -m server.telemetry.metrics > docs/metrics.md
 
 clean: ## remove .venv, builds and caches

@@ -21,7 +21,7 @@ from scheduler.preemption import Room, choose_victim
 from scheduler.token_budget import choose_decodes
 from scheduler.types.block_hash import root_hash
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
+from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, OutputKind, RequestTimes
 from scheduler.types.prefill_split import split_prefill
 from scheduler.types.request import Request, RequestState
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
@@ -59,7 +59,7 @@ class Scheduler:
 
         Raises:
             RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
-            ValueError: empty prompt, or an id that is in use.
+            ValueError: empty prompt, an id that is in use, or a kind of output that no worker produces yet.
         """
         prompt, output = len(message.prompt_ids), message.sampling.max_tokens
         if prompt + output > self.config.context:
@@ -71,6 +71,8 @@ class Scheduler:
             raise ValueError("the prompt has no tokens")
         if message.request_id in self._requests:
             raise ValueError(f"request id {message.request_id!r} is in use")
+        if message.produces is not OutputKind.TOKENS:
+            raise ValueError(f"this engine produces {OutputKind.TOKENS}, the request asks for {message.produces}")
         request = Request(
             request_id=message.request_id,
             prompt_ids=message.prompt_ids,

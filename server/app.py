@@ -1,27 +1,27 @@
-"""The ASGI application: middleware, error handlers, routes. Assembled here and nowhere else."""
+"""The ASGI application: middleware, error handlers, endpoints. Assembled here and nowhere else."""
 
 import math
+from collections.abc import Sequence
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from server.api import build_router, health
-from server.api.context import Services
-from server.api.tenants import callers_of
-from server.drain import Drain
-from server.engines.client import EngineClient
+from server.api.context import ServerContext
+from server.api.endpoint import Endpoint
+from server.api.endpoints import ENDPOINTS, build_router
+from server.api.tenants import tenants_of
 from server.errors import ErrorBoundary, install_handlers
 from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware
-from server.telemetry.metrics import Metrics, server_version
+from server.telemetry.metrics import server_version
 
 
-def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:
-    """The application over parts that are made and run by the caller.
+def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS) -> FastAPI:
+    """The application over parts that are made and run by whoever calls this.
 
-    The engine's supervisor and the web server are not started here. Routes find the request's `Exchange` at
-    `request.state.exchange`.
+    The engine's supervisor and the web server are not started here. Endpoints find the request's `Exchange` at
+    `request.state.exchange` and its `Tenant` at `request.state.tenant`.
     """
-    settings = services.settings
+    settings = context.settings
     app = FastAPI(
         title="headrace",
         version=server_version(),
@@ -30,14 +30,27 @@ def create_app(services: Services, engine: EngineClient, metrics: Metrics, drain
         redoc_url=None,
         redirect_slashes=False,
         middleware=[  # outermost first
-            Middleware(ExchangeMiddleware, metrics=metrics, access_log=settings.access_log),
-            Middleware(AuthMiddleware, callers=callers_of(settings)),
-            Middleware(DrainMiddleware, drain=drain, retry_after=max(1, math.ceil(settings.drain_seconds))),
+            Middleware(
+                ExchangeMiddleware,
+                metrics=context.metrics,
+                access_log=settings.access_log,
+                probes={endpoint.path for endpoint in endpoints if endpoint.probe},
+            ),
+            Middleware(
+                AuthMiddleware,
+                tenants=tenants_of(settings),
+                without_key={endpoint.path for endpoint in endpoints if not endpoint.needs_key},
+            ),
+            Middleware(
+                DrainMiddleware,
+                drain=context.drain,
+                retry_after=max(1, math.ceil(settings.drain_seconds)),
+                always={endpoint.path for endpoint in endpoints if endpoint.while_draining},
+            ),
             Middleware(BodySizeMiddleware, limit=settings.max_body_bytes),
             Middleware(ErrorBoundary),
         ],
     )
     install_handlers(app)
-    app.include_router(health.router(engine, health.Health(engine, settings.health_seconds), drain, metrics))
-    app.include_router(build_router(services))
+    app.include_router(build_router(endpoints, context))
     return app

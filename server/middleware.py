@@ -1,4 +1,8 @@
-"""Pure ASGI middleware, outermost first: exchange and access log, keys, drain gate, body size."""
+"""Pure ASGI middleware, outermost first: exchange and access log, keys, drain gate, body size.
+
+What an endpoint wants of them is said by the endpoint; they are given sets of paths. An unknown path is like most: it asks
+for a key and is refused while the server drains.
+"""
 
 import contextlib
 import hmac
@@ -6,21 +10,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.tenants import ANYBODY, Caller
+from server.api.tenants import ANYBODY, Tenant
 from server.drain import Drain
 from server.errors import BodyTooLarge, Unauthorized, Unavailable, error_response
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
-
-OPEN_PATHS = frozenset({"/live", "/ready"})  # what an orchestrator asks without a key
-PROBES = OPEN_PATHS | {"/health"}
-OPERATIONS = PROBES | {"/", "/metrics", "/version"}  # answered while draining, too
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -30,13 +30,15 @@ _access_log = logging.getLogger("headrace.access")
 class ExchangeMiddleware:
     """Gives every request its `Exchange` and its `x-request-id` (the client's own if it is short and plain).
 
-    At the end, however it comes, the error code is counted and the line for the access log written.
+    At the end, however it comes, the error code is counted and the line for the access log written. The "not now" of
+    `probes` is not counted: polls would drown the errors of requests.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, probes: Set[str]) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
+        self._probes = probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -59,15 +61,13 @@ class ExchangeMiddleware:
         try:
             await self._app(scope, receive, tagged)
         finally:
-            if exchange.error_code is not None and not _is_probe_answer(scope, exchange):
+            if exchange.error_code is not None and not self._is_probe_answer(scope, exchange):
                 self._metrics.request_failed(exchange.error_code)
             if self._access_log:
                 _access_log.info("%s", access_line(scope, exchange, status))
 
-
-def _is_probe_answer(scope: Scope, exchange: Exchange) -> bool:
-    """A "not now" to who asked for just that: counted as errors, polls would drown those of requests."""
-    return scope["path"] in PROBES and exchange.error_code == Unavailable.code
+    def _is_probe_answer(self, scope: Scope, exchange: Exchange) -> bool:
+        return scope["path"] in self._probes and exchange.error_code == Unavailable.code
 
 
 def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
@@ -103,23 +103,24 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
 
 
 class AuthMiddleware:
-    """Guards every path, known or not, but `OPEN_PATHS`. All keys are compared, each in constant time.
+    """Guards every path, known or not, except those `without_key`. All keys are compared, each in constant time.
 
-    Routes find whose key it was at `request.state.caller`.
+    Endpoints find whose key it was at `request.state.tenant`.
     """
 
-    def __init__(self, app: ASGIApp, callers: Mapping[str, Caller]) -> None:
+    def __init__(self, app: ASGIApp, tenants: Mapping[str, Tenant], without_key: Set[str]) -> None:
         self._app = app
-        self._callers = [(key.encode(), caller) for key, caller in callers.items()]
+        self._tenants = [(key.encode(), tenant) for key, tenant in tenants.items()]
+        self._without_key = without_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        caller = self._caller(scope) if self._callers else ANYBODY
-        if caller is not None or scope["path"] in OPEN_PATHS:
-            scope.setdefault("state", {})["caller"] = caller or ANYBODY
+        tenant = self._tenant(scope) if self._tenants else ANYBODY
+        if tenant is not None or scope["path"] in self._without_key:
+            scope.setdefault("state", {})["tenant"] = tenant or ANYBODY
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
@@ -127,24 +128,25 @@ class AuthMiddleware:
         )
         await error_response(error, scope)(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller | None:
+    def _tenant(self, scope: Scope) -> Tenant | None:
         header = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, offered = header.partition(b" ")
-        matches = [caller for key, caller in self._callers if hmac.compare_digest(offered.strip(), key)]
+        matches = [tenant for key, tenant in self._tenants if hmac.compare_digest(offered.strip(), key)]
         return matches[0] if scheme.lower() == b"bearer" and matches else None
 
 
 class DrainMiddleware:
-    """Counts requests under way, and answers 503 to new ones once the server drains."""
+    """Counts requests under way, and answers 503 to new ones once the server drains; `always` are served and not counted."""
 
-    def __init__(self, app: ASGIApp, drain: Drain, retry_after: int) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, retry_after: int, always: Set[str]) -> None:
         self._app = app
         self._drain = drain
         self._retry_after = str(retry_after)
+        self._always = always
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or scope["path"] in OPERATIONS:
+        if scope["type"] != "http" or scope["path"] in self._always:
             await self._app(scope, receive, send)
             return
         if self._drain.draining:

@@ -14,10 +14,11 @@ import uvicorn
 
 from configs.model.source import ModelSource
 from configs.settings import Settings
-from server.api.context import Services
+from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.health import HealthCheck
 from server.engines.process import EngineProcess
 from server.engines.supervisor import Supervisor
 from server.listen import url_of
@@ -60,16 +61,19 @@ class Serving:
         self._settings, self._listener, self._arguments = settings, listener, list(arguments)
         self._metrics, self._drain = Metrics(), Drain()
         self._engine = EngineClient(settings, self._metrics, console.on_event)
-        services = Services(
+        context = ServerContext(
             settings=settings,
             engine=self._engine,
+            health=HealthCheck(self._engine, settings.health_seconds),
+            drain=self._drain,
+            metrics=self._metrics,
             tokenizer=tokenizer,
             template=template,
             model_names=names,
             fingerprint=fingerprint(source, settings),
             created=int(time.time()),
         )
-        app = create_app(services, self._engine, self._metrics, self._drain)
+        app = create_app(context)
         self._web = WebServer(web_config(app))
 
     def run(self, first: EngineProcess) -> int:

@@ -1,5 +1,8 @@
-"""CPU-bound work beside the event loop where it takes long. A thread helps even where it holds the interpreter's lock:
-the lock changes hands every 5 ms, so that other streams wait that long at most."""
+"""CPU-bound work in a thread where it takes long, so that the event loop goes on.
+
+A thread helps even where it holds the interpreter's lock: the lock changes hands every 5 ms, which is the longest that
+other streams wait.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -13,6 +16,6 @@ INLINE_SCORED_TOKENS = 128
 R = TypeVar("R")
 
 
-async def work_of(size: int, inline: int, work: Callable[[], R]) -> R:
-    """The result of `work`, done here if `size` is at most `inline`, else in a thread."""
-    return work() if size <= inline else await asyncio.to_thread(work)
+async def to_thread_if_larger(size: int, than: int, work: Callable[[], R]) -> R:
+    """The result of `work`: in a thread if `size` is larger than `than`, else done at once."""
+    return work() if size <= than else await asyncio.to_thread(work)

@@ -21,6 +21,14 @@ class FinishReason(StrEnum):
     ERROR = "error"  # this request failed; `Output.error` says why
 
 
+class OutputKind(StrEnum):
+    """What a request produces."""
+
+    TOKENS = "tokens"  # step by step
+    VECTOR = "vector"  # one embedding of the prompt
+    SCORES = "scores"  # one number for each label or document
+
+
 # --- HTTP process -> engine ------------------------------------------------------------------------------------------
 
 
@@ -35,6 +43,7 @@ class AddRequest:
     cache_salt: str = ""  # prefixes are shared only between equal salts
     pin_seconds: float = 0.0  # how long the prompt's blocks are to be kept, wherever there is another to evict
     tenant: str = ""  # who shares fairly with the others, where scheduling is fair
+    produces: OutputKind = OutputKind.TOKENS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,6 +120,14 @@ class RequestTimes:
 
 
 @dataclass(slots=True, kw_only=True)
+class Pooled:
+    """The whole result of a request that produces no tokens: the numbers of one vector, or the scores."""
+
+    kind: OutputKind
+    values: list[float]
+
+
+@dataclass(slots=True, kw_only=True)
 class Output:
     """What one step brought for one request. The last one, and only that, has `finish_reason`."""
 
@@ -118,6 +135,7 @@ class Output:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token, when asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # appended as chunks are computed
+    pooled: Pooled | None = None  # in the last one, where the request produces another kind than tokens
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # the EOS or stop token that ended it; it is the last of `token_ids`
     error: str | None = None

@@ -1,52 +1,31 @@
-"""What the routes work with: made once at start, passed by hand, replaced by nothing."""
+"""What endpoints work with: made once at start, passed by hand, replaced by nothing."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 from configs.settings import Settings
-from scheduler.types.messages import AddRequest, Output, Ready
-from server.errors import ApiError, ModelNotFound
-from server.telemetry.lifetime import Lifetime
+from scheduler.types.messages import Ready
+from server.drain import Drain
+from server.engines.client import EngineClient
+from server.engines.health import HealthCheck
+from server.errors import ModelNotFound
+from server.telemetry.metrics import Metrics
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 
 
-class Stream(Protocol):
-    """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied`."""
-
-    def __aiter__(self) -> Self: ...
-
-    async def __anext__(self) -> Output: ...
-
-    def close(self) -> None:
-        """End now; what still runs in the engine is aborted."""
-
-
-class Engine(Protocol):
-    """As much of `EngineClient` as the routes use."""
-
-    info: Ready | None
-
-    def ensure_room(self, sequences: int) -> None:
-        """Raise `QueueFull` or `Unavailable` unless so many sequences would be taken now."""
-
-    def submit(self, request: AddRequest, lifetime: Lifetime) -> Stream:
-        """Queue one sequence. Raises as `ensure_room`."""
-
-    def unavailable(self) -> ApiError:
-        """Why no request is taken now."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """The server's parts as the routes see them.
+class ServerContext:
+    """The server's parts as its endpoints see them.
 
     `model_names` are the names clients may use, the first of which answers carry when the request names none.
     `fingerprint` changes when the model or the server's version does. `created` is in Unix seconds.
     """
 
     settings: Settings
-    engine: Engine
+    engine: EngineClient
+    health: HealthCheck
+    drain: Drain
+    metrics: Metrics
     tokenizer: Tokenizer
     template: ChatTemplate | None
     model_names: tuple[str, ...]

@@ -1,22 +1,21 @@
-"""Answers from deltas: the chunks of a stream, and the one JSON object, which is the same deltas added up.
+"""Text answers from deltas: the chunks of a stream, and the one JSON object, which is the same deltas added up.
 
 The grammar of a stream stands in `docs/sse.md`. What belongs here: shapes of JSON. Never: waiting, sending.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from server.api.logprobs import chat_entries, completion_lists, prompt_objects
-from server.api.validate import Job, Prompt
-from server.errors import ApiError
-from server.schema.chat import ChatRequest
-from server.schema.completions import CompletionRequest
-from server.stream.generation import Choice, Delta, Generation
-from server.text.detokenizer import Detokenizer
+from server.api.logprobs import prompt_objects
+from server.schema.sampling import Sampling
+from server.stream.generation import Delta, Generation, TextChoice
+from server.stream.job import TextJob, TokenizedPrompt
 from server.text.tokenizer import Tokenizer
+
+S = TypeVar("S", bound=Sampling)
 
 JsonObject = dict[str, Any]
 
@@ -24,13 +23,13 @@ DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
-class AnswerFormat(ABC):
-    """How one route spells a choice. Subclasses say what differs between chat and completions."""
+class AnswerFormat(ABC, Generic[S]):
+    """How one endpoint spells a choice. Subclasses stand with their endpoints and say what differs between them."""
 
     chunk_object: ClassVar[str]
     answer_object: ClassVar[str]
 
-    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+    def __init__(self, job: TextJob[S], tokenizer: Tokenizer) -> None:
         self.job = job
         self.tokenizer = tokenizer
 
@@ -60,160 +59,15 @@ class AnswerFormat(ABC):
         """The ids of the delta's tokens, where asked for."""
         return {"token_ids": delta.token_ids} if self.job.body.return_token_ids else {}
 
-    def prompt(self, delta: Delta) -> Prompt:
+    def prompt(self, delta: Delta) -> TokenizedPrompt:
         """What the delta's choice started from."""
         return self.job.sequences[delta.index].prompt
-
-
-class ChatFormat(AnswerFormat):
-    """`/v1/chat/completions`."""
-
-    chunk_object = "chat.completion.chunk"
-    answer_object = "chat.completion"
-
-    def __init__(self, job: Job, body: ChatRequest, tokenizer: Tokenizer) -> None:
-        super().__init__(job, tokenizer)
-        self._most = (body.top_logprobs or 0) if body.logprobs else None
-
-    def content(self, delta: Delta) -> Iterator[JsonObject]:
-        """A role chunk at first, then text."""
-        if delta.first:
-            role = {"role": "assistant", "content": ""}
-            yield {"index": delta.index, "delta": role, "logprobs": None, "finish_reason": None}
-        ids, logprobs = self.token_ids(delta), self._logprobs(delta)
-        if delta.text or (delta.token_ids and (ids or logprobs)):
-            content = {"content": delta.text}
-            yield {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": None, **ids}
-
-    def finish(self, delta: Delta) -> JsonObject:
-        """An empty delta and the reasons."""
-        return {
-            "index": delta.index,
-            "delta": {},
-            "logprobs": None,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
-
-    def whole(self, delta: Delta) -> JsonObject:
-        """The message."""
-        return {
-            "index": delta.index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-            **self.token_ids(delta),
-            **self.extras(delta),
-        }
-
-    def _logprobs(self, delta: Delta) -> JsonObject | None:
-        return None if self._most is None else chat_entries(delta.logprobs, self._most, self.tokenizer)
-
-
-class CompletionFormat(AnswerFormat):
-    """`/v1/completions`, with the prompt in front where `echo` asks for it."""
-
-    chunk_object = "text_completion"
-    answer_object = "text_completion"
-
-    def __init__(self, job: Job, body: CompletionRequest, tokenizer: Tokenizer) -> None:
-        super().__init__(job, tokenizer)
-        self._echo = body.echo
-        self._most = body.logprobs
-        self._skip_special = body.skip_special_tokens
-        self._echoes: dict[int, tuple[str, list[int]]] = {}  # by prompt; choices of one prompt share it
-
-    def content(self, delta: Delta) -> Iterator[JsonObject]:
-        """The prompt at first, then text."""
-        if delta.first and self._echo:
-            text, logprobs = self._echo_of(delta)
-            if text or logprobs:
-                yield {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": None}
-        ids, logprobs = self.token_ids(delta), self._logprobs(delta)
-        if delta.text or (delta.token_ids and (ids or logprobs)):
-            yield {"index": delta.index, "text": delta.text, "logprobs": logprobs, "finish_reason": None, **ids}
-
-    def finish(self, delta: Delta) -> JsonObject:
-        """No text, and the reasons."""
-        return {
-            "index": delta.index,
-            "text": "",
-            "logprobs": None,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
-
-    def whole(self, delta: Delta) -> JsonObject:
-        """The text."""
-        text, logprobs = self._echo_of(delta) if self._echo else ("", None)
-        generated = self._logprobs(delta)
-        if logprobs is not None and generated is not None:
-            generated = {key: logprobs[key] + generated[key] for key in logprobs}
-        return {
-            "index": delta.index,
-            "text": text + delta.text,
-            "logprobs": generated,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-            **self.token_ids(delta),
-            **self.extras(delta),
-        }
-
-    def _echo_of(self, delta: Delta) -> tuple[str, JsonObject | None]:
-        text, offsets = self._echo_text(self.prompt(delta))
-        if self._most is None:
-            return text, None
-        ids = self.prompt(delta).ids
-        entries = [None, *delta.prompt_logprobs]
-        return text, completion_lists(entries, ids, offsets, self._most, self.tokenizer)
-
-    def _logprobs(self, delta: Delta) -> JsonObject | None:
-        if self._most is None:
-            return None
-        begin = len(self._echo_text(self.prompt(delta))[0]) if self._echo else 0
-        offsets = [begin + offset for offset in delta.offsets]
-        return completion_lists(delta.logprobs, delta.token_ids, offsets, self._most, self.tokenizer)
-
-    def _echo_text(self, prompt: Prompt) -> tuple[str, list[int]]:
-        key = id(prompt)
-        if key not in self._echoes:
-            self._echoes[key] = echo_text(prompt, self._skip_special, self.tokenizer)
-        return self._echoes[key]
-
-
-def echo_text(prompt: Prompt, skip_special_tokens: bool, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """The prompt as text, and the character each of its tokens begins at.
-
-    A text is echoed as the client wrote it; what tokenizing added in front has no characters of it.
-    """
-    decoded, offsets = _decoded(prompt, skip_special_tokens, tokenizer)
-    if prompt.text is None or prompt.text == decoded:
-        return decoded, offsets
-    with_special, its_offsets = _decoded(prompt, False, tokenizer)
-    added = len(with_special) - len(prompt.text)
-    if added >= 0 and with_special.endswith(prompt.text):
-        return prompt.text, [max(0, offset - added) for offset in its_offsets]
-    return prompt.text, [min(offset, len(prompt.text)) for offset in offsets]  # the tokenizer normalizes text
-
-
-def _decoded(prompt: Prompt, skip_special_tokens: bool, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continues=False)
-    text = detokenizer.push(prompt.ids) + detokenizer.finish()
-    return text, detokenizer.offsets
-
-
-def format_of(job: Job, tokenizer: Tokenizer) -> ChatFormat | CompletionFormat:
-    """The format of the route that the job came by."""
-    if isinstance(job.body, ChatRequest):
-        return ChatFormat(job, job.body, tokenizer)
-    return CompletionFormat(job, job.body, tokenizer)
 
 
 class ChunkWriter:
     """The events of one stream. The part of a chunk that never changes is encoded once."""
 
-    def __init__(self, generation: Generation, answer: AnswerFormat, fingerprint: str) -> None:
+    def __init__(self, generation: Generation, answer: AnswerFormat[Any], fingerprint: str) -> None:
         job, options = generation.job, generation.job.body.stream_options
         head = _head(job, answer.chunk_object, fingerprint)
         self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
@@ -255,12 +109,7 @@ class ChunkWriter:
         return b"".join(parts)
 
 
-def error_event(error: ApiError) -> bytes:
-    """The event that ends a stream in which something went wrong."""
-    return b"data: " + _encode(error.body()) + b"\n\n"
-
-
-def answer_body(generation: Generation, answer: AnswerFormat, deltas: Iterable[Delta], fingerprint: str) -> bytes:
+def answer_body(generation: Generation, answer: AnswerFormat[Any], deltas: Iterable[Delta], fingerprint: str) -> bytes:
     """The non-streamed answer: all deltas of the stream, added up."""
     of_choice: dict[int, list[Delta]] = {}
     for delta in deltas:
@@ -287,11 +136,11 @@ def usage(generation: Generation) -> JsonObject:
 
 def timings_of(generation: Generation) -> dict[str, float]:
     """The times of the choice that finished last."""
-    slowest: Choice = max(generation.choices, key=lambda choice: choice.lifetime.finished or 0.0)
+    slowest: TextChoice = max(generation.choices, key=lambda choice: choice.lifetime.finished or 0.0)
     return slowest.lifetime.timings()
 
 
-def _head(job: Job, kind: str, fingerprint: str) -> JsonObject:
+def _head(job: TextJob[Any], kind: str, fingerprint: str) -> JsonObject:
     return {
         "id": job.id,
         "object": kind,

@@ -1,115 +1,106 @@
-"""Is the server of use? `/live`, `/ready`, `/health`, and the small routes an operator looks at."""
+"""The small endpoints an operator looks at: `/live`, `/ready`, `/health`, `/metrics`, `/version` and `/`."""
 
-import asyncio
-import contextlib
-import itertools
 import time
-from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from starlette.responses import Response
 
-from scheduler.types.messages import AddRequest
-from scheduler.types.sampling_params import SamplingParams
-from server.drain import Drain
-from server.engines.client import EngineClient
+from server.api.endpoint import Call, GetEndpoint
 from server.errors import Unavailable
-from server.telemetry.metrics import Metrics, server_version
-
-_PROBE_SECONDS = 10.0  # at most; less where `health_seconds` is less
-_PROBE_PRIORITY = -(2**31)  # before everything that waits
+from server.schema.answers import HealthAnswer, IndexAnswer, StatusAnswer, VersionAnswer
+from server.telemetry.metrics import server_version
 
 
-class Health:
-    """Healthy means that a token was produced within `seconds`, or that one is produced now.
-
-    The token of now is a real generation of one token. One is under way at a time, however many ask.
-    """
-
-    def __init__(self, engine: EngineClient, seconds: float) -> None:
-        self._engine = engine
-        self._seconds = seconds
-        self._timeout = min(_PROBE_SECONDS, seconds)
-        self._numbers = itertools.count()
-        self._probe: asyncio.Task[str | None] | None = None
-
-    async def trouble(self) -> str | None:
-        """Why the server is of no use now, or None."""
-        if self._engine.state != "ready":
-            cause = self._engine.failure
-            return self._engine.unavailable().message + (f" The last engine ended: {cause}." if cause else "")
-        if time.monotonic() - self._engine.last_token <= self._seconds:
-            return None
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._generate())
-        return await asyncio.shield(self._probe)
-
-    async def _generate(self) -> str | None:
-        cause = None
-        try:
-            async with (
-                asyncio.timeout(self._timeout),
-                contextlib.aclosing(self._engine.probe(self._request())) as outputs,
-            ):
-                async for output in outputs:
-                    if output.token_ids:
-                        return None
-                    cause = output.error
-        except TimeoutError:
-            return f"The engine produced no token within {self._timeout:g} s."
-        except Unavailable as error:
-            return error.message
-        return f"The engine failed to produce a token: {cause or 'it gave no cause'}"
-
-    def _request(self) -> AddRequest:
-        info = self._engine.info
-        return AddRequest(
-            request_id=f"health-{next(self._numbers)}",
-            prompt_ids=[info.eos_token_ids[0] if info is not None and info.eos_token_ids else 0],
-            sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
-            priority=_PROBE_PRIORITY,
-        )
+async def _live(call: Call) -> StatusAnswer:
+    return StatusAnswer(status="live")
 
 
-def router(engine: EngineClient, health: Health, drain: Drain, metrics: Metrics) -> APIRouter:
-    """The routes, bound to the server's parts."""
-    routes = APIRouter(tags=["operations"])
+async def _ready(call: Call) -> StatusAnswer:
+    if call.context.drain.draining:
+        raise Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
+    if call.context.engine.state != "ready":
+        raise call.context.engine.unavailable()
+    return StatusAnswer(status="ready")
 
-    @routes.get("/live")
-    async def live() -> dict[str, Any]:
-        """The process answers; nothing more."""
-        return {"status": "live"}
 
-    @routes.get("/ready")
-    async def ready() -> dict[str, Any]:
-        """New requests are taken: 200, else 503 with the start-up phase or the reason."""
-        if drain.draining:
-            raise Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
-        if engine.state != "ready":
-            raise engine.unavailable()
-        return {"status": "ready"}
+async def _health(call: Call) -> HealthAnswer:
+    engine = call.context.engine
+    trouble = await call.context.health.trouble()
+    if trouble is not None:
+        raise Unavailable(trouble, headers=engine.unavailable().headers if engine.state != "ready" else None)
+    return HealthAnswer(status="healthy", last_token_seconds_ago=round(time.monotonic() - engine.last_token, 3))
 
-    @routes.get("/health")
-    async def healthy() -> dict[str, Any]:
-        """A token was produced lately, or one is produced now: 200, else 503 with the reason."""
-        trouble = await health.trouble()
-        if trouble is not None:
-            raise Unavailable(trouble, headers=engine.unavailable().headers if engine.state != "ready" else None)
-        return {"status": "healthy", "last_token_seconds_ago": round(time.monotonic() - engine.last_token, 3)}
 
-    @routes.get("/metrics", response_class=Response)
-    async def expose(request: Request) -> Response:
-        """Prometheus text format, or OpenMetrics where it is accepted."""
-        body, content_type = metrics.render(request.headers.get("accept", ""))
-        return Response(body, headers={"content-type": content_type})
+async def _metrics(call: Call) -> Response:
+    body, content_type = call.context.metrics.render(call.request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})
 
-    @routes.get("/version")
-    async def version() -> dict[str, Any]:
-        """The server's version."""
-        return {"version": server_version()}
 
-    @routes.get("/")
-    async def index() -> dict[str, Any]:
-        """Where to look further."""
-        return {"name": "headrace", "version": server_version(), "openapi": "/openapi.json", "models": "/v1/models"}
+async def _version(call: Call) -> VersionAnswer:
+    return VersionAnswer(version=server_version())
 
-    return routes
+
+async def _index(call: Call) -> IndexAnswer:
+    return IndexAnswer(name="headrace", version=server_version(), openapi="/openapi.json", models="/v1/models")
+
+
+# All are answered while the server drains: that is when somebody looks.
+ENDPOINTS = (
+    GetEndpoint(
+        path="/live",
+        tag="operations",
+        summary="The process answers; nothing more",
+        answer=_live,
+        answers=StatusAnswer,
+        needs_key=False,
+        while_draining=True,
+        probe=True,
+    ),
+    GetEndpoint(
+        path="/ready",
+        tag="operations",
+        summary="New requests are taken: 200, else 503 with the start-up phase or the reason",
+        answer=_ready,
+        answers=StatusAnswer,
+        errors=(503,),
+        needs_key=False,
+        while_draining=True,
+        probe=True,
+    ),
+    GetEndpoint(
+        path="/health",
+        tag="operations",
+        summary="A token was produced lately, or one is produced now: 200, else 503 with the reason",
+        answer=_health,
+        answers=HealthAnswer,
+        errors=(401, 503),
+        while_draining=True,
+        probe=True,
+    ),
+    GetEndpoint(
+        path="/metrics",
+        tag="operations",
+        summary="Prometheus text format, or OpenMetrics where it is accepted; see docs/metrics.md",
+        answer=_metrics,
+        content={"text/plain": {"schema": {"type": "string"}}},
+        errors=(401,),
+        while_draining=True,
+    ),
+    GetEndpoint(
+        path="/version",
+        tag="operations",
+        summary="The server's version",
+        answer=_version,
+        answers=VersionAnswer,
+        errors=(401,),
+        while_draining=True,
+    ),
+    GetEndpoint(
+        path="/",
+        tag="operations",
+        summary="Where to look further",
+        answer=_index,
+        answers=IndexAnswer,
+        errors=(401,),
+        while_draining=True,
+    ),
+)

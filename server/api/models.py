@@ -1,33 +1,32 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`."""
+"""`GET /v1/models` and `GET /v1/models/{model}`."""
 
-from fastapi import APIRouter, Request
-
-from server.api.context import Services
-from server.schema.answers import Model, ModelList, errors
-
-_PATH = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+from server.api.context import ServerContext
+from server.api.endpoint import Call, GetEndpoint
+from server.schema.answers import ModelCard, ModelList
 
 
-def build_router(services: Services) -> APIRouter:
-    """The two routes."""
-    router = APIRouter(tags=["models"])
+def _card(name: str, context: ServerContext) -> ModelCard:
+    info = context.engine.info
+    return ModelCard(id=name, created=context.created, max_model_len=None if info is None else info.context)
 
-    def describe(name: str) -> Model:
-        info = services.engine.info
-        return Model(id=name, created=services.created, max_model_len=None if info is None else info.context)
 
-    @router.get("/v1/models", summary="The served names", responses=errors(401))
-    async def list_models() -> ModelList:
-        return ModelList(data=[describe(name) for name in services.model_names])
+async def _list(call: Call) -> ModelList:
+    return ModelList(data=[_card(name, call.context) for name in call.context.model_names])
 
-    # The id may hold slashes. It is read by hand: a declared parameter would publish FastAPI's own 422.
-    @router.get(
-        "/v1/models/{model:path}",
-        summary="One of the served names",
-        responses=errors(401, 404),
-        openapi_extra={"parameters": [_PATH]},
-    )
-    async def one_model(request: Request) -> Model:
-        return describe(services.model_name(request.path_params["model"]))
 
-    return router
+async def _one(call: Call) -> ModelCard:
+    return _card(call.context.model_name(call.request.path_params["model"]), call.context)
+
+
+LIST = GetEndpoint(
+    path="/v1/models", tag="models", summary="The served names", answer=_list, answers=ModelList, errors=(401,)
+)
+ONE = GetEndpoint(
+    path="/v1/models/{model:path}",
+    tag="models",
+    summary="One of the served names; it may hold slashes",
+    answer=_one,
+    answers=ModelCard,
+    errors=(401, 404),
+    parameters=[{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+)

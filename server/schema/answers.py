@@ -1,4 +1,4 @@
-"""The JSON of answers, for `/openapi.json` only: answers are written from templates, and a test holds them against these."""
+"""The JSON of answers. Generated text is written from templates for speed, and a test holds it against these."""
 
 from typing import Any, Literal
 
@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 FinishReason = Literal["stop", "length"]
 
 
-class Answer(BaseModel):
+class AnswerBody(BaseModel):
     """Base: what an answer holds is declared here, all of it."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(AnswerBody):
     """What went wrong. All four fields are always there."""
 
     message: str
@@ -22,19 +22,19 @@ class ErrorDetail(Answer):
     code: str = Field(description="Stable; also the label of the metric.")
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(AnswerBody):
     """Every answer of a status of 400 and up."""
 
     error: ErrorDetail
 
 
-class PromptDetails(Answer):
+class PromptDetails(AnswerBody):
     """Where the prompt's tokens came from."""
 
     cached_tokens: int = Field(description="Taken from the prefix cache instead of computed.")
 
 
-class Usage(Answer):
+class Usage(AnswerBody):
     """Tokens of the request."""
 
     prompt_tokens: int
@@ -43,7 +43,7 @@ class Usage(Answer):
     prompt_tokens_details: PromptDetails
 
 
-class Timings(Answer):
+class Timings(AnswerBody):
     """Milliseconds of the choice that finished last. An extension."""
 
     queue_ms: float = Field(description="From the request's arrival to its first step.")
@@ -54,7 +54,7 @@ class Timings(Answer):
     decode_tokens_per_second: float | None = None
 
 
-class PromptLogprob(Answer):
+class PromptLogprob(AnswerBody):
     """One candidate at one place of the prompt."""
 
     logprob: float
@@ -62,8 +62,8 @@ class PromptLogprob(Answer):
     decoded_token: str
 
 
-class Choice(Answer):
-    """What choices of both routes have in common."""
+class AnswerChoice(AnswerBody):
+    """What choices of all endpoints that generate have in common."""
 
     index: int
     finish_reason: FinishReason
@@ -75,7 +75,7 @@ class Choice(Answer):
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(None, description="With `prompt_logprobs`.")
 
 
-class CompletionLogprobs(Answer):
+class CompletionLogprobs(AnswerBody):
     """Four lists of equal length."""
 
     tokens: list[str]
@@ -84,14 +84,14 @@ class CompletionLogprobs(Answer):
     text_offset: list[int]
 
 
-class CompletionChoice(Choice):
+class CompletionChoice(AnswerChoice):
     """One text."""
 
     text: str
     logprobs: CompletionLogprobs | None
 
 
-class NamedLogprob(Answer):
+class NamedLogprob(AnswerBody):
     """A token and how likely it was."""
 
     token: str
@@ -105,14 +105,14 @@ class TokenLogprob(NamedLogprob):
     top_logprobs: list[NamedLogprob]
 
 
-class ChatLogprobs(Answer):
+class ChatLogprobs(AnswerBody):
     """One entry for each token."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
-class AnswerMessage(Answer):
+class AnswerMessage(AnswerBody):
     """What the assistant says."""
 
     role: Literal["assistant"]
@@ -120,15 +120,15 @@ class AnswerMessage(Answer):
     refusal: None
 
 
-class ChatChoice(Choice):
+class ChatChoice(AnswerChoice):
     """One message."""
 
     message: AnswerMessage
     logprobs: ChatLogprobs | None
 
 
-class Generated(Answer):
-    """What both routes answer beside the choices."""
+class Generated(AnswerBody):
+    """What they answer beside the choices."""
 
     id: str
     created: int = Field(description="Unix seconds.")
@@ -152,7 +152,7 @@ class ChatAnswer(Generated):
     choices: list[ChatChoice]
 
 
-class Model(Answer):
+class ModelCard(AnswerBody):
     """A name under which the model is served."""
 
     id: str
@@ -164,14 +164,14 @@ class Model(Answer):
     )
 
 
-class ModelList(Answer):
+class ModelList(AnswerBody):
     """All names."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelCard]
 
 
-class TokenizeAnswer(Answer):
+class TokenizeAnswer(AnswerBody):
     """Token ids of a text."""
 
     tokens: list[int]
@@ -180,10 +180,38 @@ class TokenizeAnswer(Answer):
     token_strs: list[str] | None = Field(None, description="With `return_token_strs`.")
 
 
-class DetokenizeAnswer(Answer):
+class DetokenizeAnswer(AnswerBody):
     """Text of token ids."""
 
     prompt: str
+
+
+class StatusAnswer(AnswerBody):
+    """The answer of `/live` and `/ready`."""
+
+    status: Literal["live", "ready"]
+
+
+class HealthAnswer(AnswerBody):
+    """The answer of `/health`."""
+
+    status: Literal["healthy"]
+    last_token_seconds_ago: float
+
+
+class VersionAnswer(AnswerBody):
+    """The answer of `/version`."""
+
+    version: str
+
+
+class IndexAnswer(AnswerBody):
+    """Where to look further."""
+
+    name: str
+    version: str
+    openapi: str = Field(description="Path of the API's schema.")
+    models: str = Field(description="Path of the served models.")
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -1,17 +1,17 @@
-"""From the engine's outputs to what a client sees: one `Delta` for each choice and step, the source of both answer forms.
+"""From the engine's outputs to text: one `Delta` for each choice and step, the source of both answer forms.
 
-What belongs here: submitting, merging, detokenizing, stop strings. Never: JSON.
+What belongs here: merging, detokenizing, stop strings. Never: JSON.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.types.messages import FinishReason, Output
 from scheduler.types.step import TokenLogprobs
-from server.api.context import Engine, Stream
-from server.api.validate import Job, Sequence
-from server.errors import GenerationFailed, Unavailable
+from server.stream.job import SequenceRequest, TextJob
+from server.stream.submission import Engine, SequenceStream, Submission, raise_failure
 from server.telemetry.lifetime import Exchange, Lifetime
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
@@ -21,8 +21,8 @@ from server.text.tokenizer import Tokenizer
 class Delta:
     """What a choice gained. Deltas of one choice add up (`joined`) to its whole.
 
-    `token_ids`, `offsets` and, if asked for, `logprobs` run in parallel and come with their text, so they may stay behind
-    the engine. `offsets` count characters from the begin of the generated text. `prompt_logprobs` come complete
+    `token_ids`, `offsets` and, if asked for, `logprobs` run in parallel; they come with their text, so they may lag behind
+    the engine. `offsets` count characters from the beginning of the generated text. `prompt_logprobs` come complete
     with the first delta.
     """
 
@@ -58,10 +58,10 @@ def scored_tokens(deltas: Iterable[Delta]) -> int:
     return sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas)
 
 
-class Choice:
-    """One sequence on its way to the client: detokenizes, finds stop strings, keeps back what is not final."""
+class TextChoice:
+    """One sequence on its way to the client: detokenizes, finds stop strings, holds back what is not final."""
 
-    def __init__(self, sequence: Sequence, job: Job, tokenizer: Tokenizer, lifetime: Lifetime) -> None:
+    def __init__(self, sequence: SequenceRequest, job: TextJob[Any], tokenizer: Tokenizer, lifetime: Lifetime) -> None:
         body = job.body
         self.sequence = sequence
         self.lifetime = lifetime
@@ -74,7 +74,7 @@ class Choice:
             min_tokens=body.min_tokens,
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
-            continues=getattr(body, "continue_final_message", True),
+            continues=job.continues,
         )
         self._held_ids: list[int] = []  # tokens whose text is not out yet
         self._held_logprobs: list[TokenLogprobs] = []
@@ -90,7 +90,7 @@ class Choice:
             GenerationFailed: the engine failed this sequence.
             Unavailable: the server ended it, because it shuts down.
         """
-        self._check(output)
+        raise_failure(output)
         self._prompt_logprobs += output.prompt_logprobs
         if not output.token_ids and output.finish_reason is None:
             return None
@@ -112,13 +112,6 @@ class Choice:
             self._end(delta, output.finish_reason, stop_token)
         self._release(delta, whole=hidden and self._detokenizer.stopped is None)
         return self._emit(delta)
-
-    def _check(self, output: Output) -> None:
-        if output.finish_reason is FinishReason.ERROR:
-            raise GenerationFailed(f"The engine failed on this request: {output.error or 'no cause given'}")
-        if output.finish_reason is FinishReason.ABORT:
-            cause = output.error or "the server ended it"
-            raise Unavailable(f"The request was ended before it was done: {cause}", headers={"Retry-After": "5"})
 
     def _end(self, delta: Delta, reason: FinishReason, stop_reason: str | int | None) -> None:
         self.finished = True
@@ -143,31 +136,27 @@ class Choice:
 
 
 class Generation:
-    """All sequences of one request, from submission to the last delta. Close it, whatever happens."""
+    """All choices of one text job, from submission to the last delta. Close it, whatever happens."""
 
-    def __init__(self, job: Job, engine: Engine, tokenizer: Tokenizer, exchange: Exchange) -> None:
+    def __init__(self, job: TextJob[Any], engine: Engine, tokenizer: Tokenizer, exchange: Exchange) -> None:
         """Submit all sequences, or none.
 
         Raises:
             QueueFull, Unavailable: the engine does not take them now.
         """
         self.job = job
-        self.choices: list[Choice] = []
-        self._streams: list[Stream] = []
-        engine.ensure_room(len(job.sequences))
+        self._submission = Submission(job, engine, exchange)
+        self._streams = self._submission.streams
         try:
-            for sequence in job.sequences:
-                lifetime = exchange.begin(len(sequence.prompt.ids))
-                self._streams.append(engine.submit(sequence.request, lifetime))
-                self.choices.append(Choice(sequence, job, tokenizer, lifetime))
+            pairs = zip(job.sequences, self._submission.lifetimes, strict=True)
+            self.choices = [TextChoice(sequence, job, tokenizer, lifetime) for sequence, lifetime in pairs]
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """End what still runs; the engine aborts it and frees its blocks."""
-        for stream in self._streams:
-            stream.close()
+        self._submission.close()
 
     async def steps(self) -> AsyncGenerator[list[Delta], None]:
         """The deltas of all choices, those of one engine step together. Ends when all choices have.
@@ -193,7 +182,7 @@ class Generation:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _advance(choice: Choice, stream: Stream, output: Output) -> Delta | None:
+def _advance(choice: TextChoice, stream: SequenceStream, output: Output) -> Delta | None:
     delta = choice.absorb(output)
     if choice.finished:
         stream.close()  # after a stop string the engine computes what nobody sees
@@ -209,7 +198,7 @@ class _Merge:
         self._error: Exception | None = None
         self._arrived = asyncio.Event()
 
-    async def pump(self, choice: Choice, stream: Stream) -> None:
+    async def pump(self, choice: TextChoice, stream: SequenceStream) -> None:
         """Feed from one choice until it ends."""
         try:
             async for output in stream:

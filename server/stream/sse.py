@@ -7,17 +7,17 @@ long, the stream starts with comments, which keep proxies from giving up.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.formats import ChunkWriter, error_event
 from server.errors import ApiError, InternalError
 from server.stream.generation import Delta, Generation, scored_tokens
 from server.telemetry.lifetime import Exchange
-from server.to_thread import INLINE_SCORED_TOKENS, work_of
+from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
 
 KEEP_ALIVE_SECONDS = 10.0
 KEEP_ALIVE = b": waiting\n\n"
@@ -40,14 +40,27 @@ async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) ->
         await _cancel(task, gone)
 
 
+class Writer(Protocol):
+    """How deltas are written as events."""
+
+    def write(self, deltas: Iterable[Delta]) -> bytes:
+        """The events of one step, for one write; may be empty."""
+
+    def end(self) -> bytes:
+        """What follows the last step."""
+
+
+def error_event(error: ApiError) -> bytes:
+    """The event that ends a stream in which something went wrong."""
+    return b"data: " + msgspec.json.encode(error.body()) + b"\n\n"
+
+
 class EventStream(Response):
     """The streamed answer of one generation. `start` decides, calling it sends; both watch the client."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, generation: Generation, writer: ChunkWriter, exchange: Exchange, headers: dict[str, str]
-    ) -> None:
+    def __init__(self, generation: Generation, writer: Writer, exchange: Exchange, headers: Mapping[str, str]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._generation = generation
@@ -115,7 +128,9 @@ class EventStream(Response):
             yield error_event(InternalError("The server failed; its log has the cause."))
 
     async def _written(self, deltas: list[Delta]) -> bytes:
-        return await work_of(scored_tokens(deltas), INLINE_SCORED_TOKENS, lambda: self._writer.write(deltas))
+        return await to_thread_if_larger(
+            scored_tokens(deltas), INLINE_SCORED_TOKENS, lambda: self._writer.write(deltas)
+        )
 
     async def _all_steps(self) -> AsyncGenerator[list[Delta], None]:
         """The generation's steps; empty ones where only a keep-alive is due."""

@@ -10,13 +10,15 @@ import pytest
 from fastapi import FastAPI
 
 from configs.settings import Settings
+from server.api.endpoints import ENDPOINTS
 from server.drain import Drain
 from server.engines.client import EngineClient
-from server.middleware import OPEN_PATHS, OPERATIONS
 from server.telemetry.metrics import Metrics, server_version
 from tests.server.engines.harness import eventually, http, make_app, run, running
 from tests.server.engines.scripted_engine import DIE, FAIL, HANG, HOLD, TOKEN
 
+OPEN_PATHS = {endpoint.path for endpoint in ENDPOINTS if not endpoint.needs_key}
+OPERATIONS = {endpoint.path for endpoint in ENDPOINTS if endpoint.while_draining}
 KEYS = ["first-key", "second-key"]
 
 
@@ -52,6 +54,7 @@ def check_error(response, status, code):
 def test_every_route_is_guarded_but_live_and_ready():
     async def body():
         app, metrics, _ = idle_app(api_key=KEYS)
+        assert {"/live", "/ready"} == OPEN_PATHS
         found = set(every_route(app.routes))
         assert {("/v1/completions", "POST"), ("/metrics", "GET"), ("/openapi.json", "GET"), ("/", "GET")} <= found
         assert len(found) >= 13

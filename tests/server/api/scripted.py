@@ -26,10 +26,12 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 from scheduler.types.step import TokenLogprobs
-from server.api.context import Services
+from server.api.context import ServerContext
+from server.api.endpoints import ENDPOINTS
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.health import HealthCheck
 from server.telemetry.metrics import Metrics
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
@@ -155,43 +157,51 @@ def text_reply(text: str, end: bool = True) -> Callable[[AddRequest], Iterable[i
     return lambda request: [*text.encode(), *([END] if end else [])]
 
 
+def ready_event() -> Ready:
+    """What an engine says that takes requests."""
+    return Ready(
+        context=CONTEXT, vocab_size=258, block_size=32, blocks=8, eos_token_ids=[END], device="cpu", version="1"
+    )
+
+
 class Server:
     """The application and a client for it, on the running event loop."""
 
-    def __init__(self, reply="Hello, wörld!", *, template=CHATML, bos=False, ready=True, **settings):
+    def __init__(
+        self, reply="Hello, wörld!", *, template=CHATML, bos=False, ready=True, endpoints=ENDPOINTS, **settings
+    ):
         self.settings = Settings(**settings)
         metrics = Metrics()
         self.engine = EngineClient(self.settings, metrics)
         self.process = ScriptedProcess(text_reply(reply) if isinstance(reply, str) else reply)
         self.process.client = self.engine
         if ready:
-            self.engine.attach(self.process)
-            self.engine.handle(
-                Ready(
-                    context=CONTEXT,
-                    vocab_size=258,
-                    block_size=32,
-                    blocks=8,
-                    eos_token_ids=[END],
-                    device="cpu",
-                    version="1",
-                )
-            )
-        self.services = Services(
+            self.replace(self.process)
+        self.context = ServerContext(
             settings=self.settings,
             engine=self.engine,
+            health=HealthCheck(self.engine, self.settings.health_seconds),
+            drain=Drain(),
+            metrics=metrics,
             tokenizer=byte_tokenizer(bos),
             template=ChatTemplate(template) if template else None,
             model_names=("small", "org/small"),
             fingerprint="fp_1",
             created=1_790_000_000,
         )
-        self.app = create_app(self.services, self.engine, metrics, Drain())
+        self.app = create_app(self.context, endpoints)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://headrace")
+
+    def replace(self, process):
+        """Go on with this engine, which is ready."""
+        process.client, self.process = self.engine, process
+        self.engine.attach(process)
+        self.engine.handle(ready_event())
 
     async def post(self, path, body, **kwargs):
         if isinstance(body, bytes):
-            kwargs = {"content": body, "headers": {"content-type": "application/json"}, **kwargs}
+            headers = {"content-type": "application/json", **kwargs.pop("headers", {})}
+            kwargs = {"content": body, "headers": headers, **kwargs}
         else:
             kwargs["json"] = body
         return await self.client.post(path, **kwargs)

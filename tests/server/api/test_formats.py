@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.client.sse_grammar import EventSplitter, validate_body
 from scheduler.types.step import TokenLogprobs
-from server.api import formats
+from server.api import completions
 from server.schema.answers import ChatAnswer, CompletionAnswer, DetokenizeAnswer, ModelList, TokenizeAnswer
 from tests.server.api import scripted
 from tests.server.api.scripted import CONTEXT, END, START, Server, run
@@ -242,7 +242,7 @@ def test_log_probabilities_are_always_numbers(path, value, monkeypatch):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_long_answer_with_log_probabilities_is_written_beside_the_event_loop(stream, monkeypatch):
     loop_thread, writers = threading.get_ident(), set()
-    monkeypatch.setattr(formats, "completion_lists", recorded(formats.completion_lists, writers))
+    monkeypatch.setattr(completions, "completion_lists", recorded(completions.completion_lists, writers))
 
     async def ask(length):
         writers.clear()

@@ -12,8 +12,8 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AbortRequests, AddRequest, StepOutputs
-from server.api.tenants import ANYBODY, callers_of
-from server.api.validate import completion_job
+from server.api.completions import completion_job
+from server.api.tenants import ANYBODY, tenants_of
 from server.errors import UnsupportedField
 from server.schema.completions import CompletionRequest
 from tests.scheduler.sim import SimWorker
@@ -61,10 +61,7 @@ class ScheduledProcess:
 
 def served(**settings):
     server = Server(**settings)
-    server.process = ScheduledProcess(server.engine)
-    info = server.engine.info
-    server.engine.attach(server.process)
-    server.engine.handle(info)
+    server.replace(ScheduledProcess(server.engine))
     return server
 
 
@@ -126,22 +123,22 @@ def test_a_tenant_is_a_key_or_else_a_user():
     assert tenants(served(key_names=["shop", "shop"], **KEYS), keyed) == ["shop"] * 3
 
 
-def test_salts_of_callers_are_of_one_length_and_their_own():
-    callers = callers_of(Settings(isolate_keys=True, api_key=["a", "ab", "key1"]))
-    salts = {caller.salted("") for caller in callers.values()}
+def test_salts_of_tenants_are_of_one_length_and_their_own():
+    tenants = tenants_of(Settings(isolate_keys=True, api_key=["a", "ab", "key1"]))
+    salts = {tenant.salted("") for tenant in tenants.values()}
     assert len(salts) == 3 and {len(salt) for salt in salts} == {33}
-    assert not any(key in salt for key, caller in callers.items() for salt in [caller.salted("")] if len(key) > 2)
+    assert not any(key in salt for key, tenant in tenants.items() for salt in [tenant.salted("")] if len(key) > 2)
     assert ANYBODY.salted("x") == "x"
 
 
 def test_a_priority_is_refused_where_requests_are_served_as_they_come():
     server = Server(scheduling="fcfs")
     with pytest.raises(UnsupportedField, match=r"`priority` must be 0 .*fcfs.*got 3.*--scheduling") as caught:
-        completion_job(CompletionRequest(prompt="a", priority=3), server.services)
+        completion_job(CompletionRequest(prompt="a", priority=3), server.context)
     assert (caught.value.status, caught.value.param) == (400, "priority")
-    assert completion_job(CompletionRequest(prompt="a", priority=0), server.services).sequences
+    assert completion_job(CompletionRequest(prompt="a", priority=0), server.context).sequences
     for scheduling in ("priority", "fair"):
-        other = Server(scheduling=scheduling).services
+        other = Server(scheduling=scheduling).context
         assert completion_job(CompletionRequest(prompt="a", priority=3), other).sequences[0].request.priority == 3
 
 
@@ -156,6 +153,6 @@ def test_a_pin_is_refused_where_nothing_is_cached():
     with pytest.raises(
         UnsupportedField, match=r"`cache_pin_seconds` must be 0 .*--no-prefix-caching.*got 60"
     ) as caught:
-        completion_job(body, Server(prefix_caching=False).services)
+        completion_job(body, Server(prefix_caching=False).context)
     assert (caught.value.status, caught.value.param) == (400, "cache_pin_seconds")
-    assert completion_job(body, Server().services).sequences[0].request.pin_seconds == 60.0
+    assert completion_job(body, Server().context).sequences[0].request.pin_seconds == 60.0

@@ -2,34 +2,37 @@
 
 import pytest
 
-from server.api.tokens import detokenized, tokenized
-from server.api.validate import chat_job, choice_seed, completion_job
+from server.api.chat import chat_job
+from server.api.completions import completion_job
+from server.api.detokenize import detokenized
+from server.api.tokenize import tokenized
+from server.api.validate import choice_seed
 from server.errors import ContextExceeded, InvalidRequest, ModelNotFound, Unavailable, UnsupportedField
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.api.scripted import CONTEXT, START, Server
 
-SERVICES = Server().services
+SERVER_CONTEXT = Server().context
 USER = {"role": "user", "content": "hi"}
 PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 LENGTH = len(b"user\nhi\nassistant\n") + 3
 
 
-def complete(services=SERVICES, **fields):
-    return completion_job(CompletionRequest(**{"prompt": "abc", **fields}), services)
+def complete(context=SERVER_CONTEXT, **fields):
+    return completion_job(CompletionRequest(**{"prompt": "abc", **fields}), context)
 
 
-def chat(services=SERVICES, **fields):
-    return chat_job(ChatRequest(**{"messages": [USER], **fields}), services)
+def chat(context=SERVER_CONTEXT, **fields):
+    return chat_job(ChatRequest(**{"messages": [USER], **fields}), context)
 
 
-def tokenize(services=SERVICES, **fields):
-    return tokenized(TokenizeRequest(**fields), services)
+def tokenize(context=SERVER_CONTEXT, **fields):
+    return tokenized(TokenizeRequest(**fields), context)
 
 
-def detokenize(services=SERVICES, **fields):
-    return detokenized(DetokenizeRequest(**fields), services)
+def detokenize(context=SERVER_CONTEXT, **fields):
+    return detokenized(DetokenizeRequest(**fields), context)
 
 
 def sampling(**fields):
@@ -73,18 +76,18 @@ def test_ids_must_be_in_the_vocabulary():
 def test_an_empty_prompt_is_refused_unless_the_tokenizer_begins_it():
     assert refused(complete, prompt="").param == "prompt"
     assert refused(complete, prompt=["a", ""]).param == "prompt[1]"
-    with_bos = Server(bos=True).services
+    with_bos = Server(bos=True).context
     assert complete(with_bos, prompt="").sequences[0].request.prompt_ids == [START]
-    assert refused(complete, services=with_bos, prompt="", add_special_tokens=False).param == "prompt"
+    assert refused(complete, context=with_bos, prompt="", add_special_tokens=False).param == "prompt"
 
 
 def test_a_text_must_not_hold_tokens_that_only_the_tokenizer_knows():
     server = Server()
     server.engine.info.vocab_size = 257  # <|im_end|> has no row in the model
-    error = refused(complete, services=server.services, prompt=["a", "b<|im_end|>"])
+    error = refused(complete, context=server.context, prompt=["a", "b<|im_end|>"])
     assert error.param == "prompt[1]" and all(word in error.message for word in ("256", "257", "<|im_end|>"))
-    assert refused(chat, services=server.services).param == "messages"
-    assert complete(server.services, prompt="<|im_start|>").sequences[0].request.prompt_ids == [START]
+    assert refused(chat, context=server.context).param == "messages"
+    assert complete(server.context, prompt="<|im_start|>").sequences[0].request.prompt_ids == [START]
 
 
 def test_max_tokens_of_completions():
@@ -137,8 +140,8 @@ def test_a_text_that_cannot_fit_is_refused_by_its_bytes_before_it_is_tokenized()
 
 
 def test_counts_are_checked_before_anything_costs_time():
-    services = Server(max_prompts=4, max_n=3).services
-    assert refused(complete, services=services, prompt=["a" * (MOST_BYTES + 1), "b"], n=3).param == "n"
+    context = Server(max_prompts=4, max_n=3).context
+    assert refused(complete, context=context, prompt=["a" * (MOST_BYTES + 1), "b"], n=3).param == "n"
     error = refused(complete, ContextExceeded, prompt=[[258], [1] * (CONTEXT + 1)])
     assert error.param == "prompt[1]" and str(CONTEXT + 1) in error.message
     error = refused(detokenize, ContextExceeded, tokens=[258] * (CONTEXT + 1))
@@ -210,9 +213,9 @@ def test_best_of_equals_n():
 
 
 def test_sequences_of_one_request_are_bounded():
-    services = Server(max_prompts=4, max_n=3).services
-    assert len(complete(services, prompt=["a", "b"], n=2).sequences) == 4
-    error = refused(complete, services=services, prompt=["a", "b"], n=3)
+    context = Server(max_prompts=4, max_n=3).context
+    assert len(complete(context, prompt=["a", "b"], n=2).sequences) == 4
+    error = refused(complete, context=context, prompt=["a", "b"], n=3)
     assert error.param == "n" and "at most 4" in error.message and "3 x 2" in error.message
 
 
@@ -223,8 +226,8 @@ def test_stream_options_need_a_stream():
     assert error.param == "stream_options.continuous_usage_stats"
 
 
-def prompt_of(services=SERVICES, **fields):
-    return chat(services, **fields).sequences[0].prompt.text
+def prompt_of(context=SERVER_CONTEXT, **fields):
+    return chat(context, **fields).sequences[0].prompt.text
 
 
 def test_chat_prompts():
@@ -241,12 +244,12 @@ def test_chat_templates_refuse():
     assert refused(chat, add_generation_prompt=True, continue_final_message=True).param == "add_generation_prompt"
     error = refused(chat, chat_template_kwargs={"messages": []})
     assert error.param == "chat_template_kwargs.messages"
-    raising = Server(template="{{ raise_exception('roles must alternate') }}").services
-    error = refused(chat, services=raising)
+    raising = Server(template="{{ raise_exception('roles must alternate') }}").context
+    error = refused(chat, context=raising)
     assert error.param == "messages" and "roles must alternate" in error.message
-    assert "no chat template" in refused(chat, services=Server(template=None).services).message
+    assert "no chat template" in refused(chat, context=Server(template=None).context).message
 
 
 def test_nothing_is_valid_before_the_engine_was_ready():
-    services = Server(ready=False).services
-    assert int(refused(complete, Unavailable, services=services).headers["Retry-After"]) >= 1
+    context = Server(ready=False).context
+    assert int(refused(complete, Unavailable, context=context).headers["Retry-After"]) >= 1

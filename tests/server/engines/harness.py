@@ -19,10 +19,11 @@ from configs.model.source import resolve_model
 from configs.settings import Settings
 from scheduler.types.messages import AddRequest, Output
 from scheduler.types.sampling_params import SamplingParams
-from server.api.context import Services
+from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.health import HealthCheck
 from server.engines.process import EngineProcess
 from server.engines.restart import RestartPolicy
 from server.engines.supervisor import Supervisor
@@ -44,16 +45,19 @@ def tokenizer() -> Tokenizer:
 
 
 def make_app(settings: Settings, client: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:
-    services = Services(
+    context = ServerContext(
         settings=settings,
         engine=client,
+        health=HealthCheck(client, settings.health_seconds),
+        drain=drain,
+        metrics=metrics,
         tokenizer=tokenizer(),
         template=load_chat_template(tokenizer()),
         model_names=("scripted",),
         fingerprint="fp_test",
         created=0,
     )
-    return create_app(services, client, metrics, drain)
+    return create_app(context)
 
 
 def http(app: FastAPI) -> httpx.AsyncClient:

@@ -11,23 +11,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from configs.settings import Settings
+from server import reference
+from server.api.endpoint import PostEndpoint
+from server.api.endpoints import ENDPOINTS
 from server.api.parse import parse
 from server.errors import ApiError
-from server.schema import reference
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.openapi import body_schema
-from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.api.scripted import Server, run
 from tests.server.api.test_parse import REFUSED
 
 ROOT = Path(__file__).parents[3]
-MODELS = {
-    "/v1/completions": CompletionRequest,
-    "/v1/chat/completions": ChatRequest,
-    "/tokenize": TokenizeRequest,
-    "/detokenize": DetokenizeRequest,
-}
+MODELS = {endpoint.path: endpoint.body for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)}
 BASE = {CompletionRequest: {"prompt": "a"}, ChatRequest: {"messages": [{"role": "user", "content": "a"}]}}
 
 
@@ -38,12 +34,14 @@ def openapi():
 
 def test_the_page_is_up_to_date():
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert page == reference.page(), "run: python -m server.schema.reference > docs/api.md"
+    assert page == reference.page(), "run: python -m server.reference > docs/api.md"
 
 
-def test_every_route_of_ours_is_on_the_page(openapi):
+def test_every_endpoint_is_published_and_on_the_page(openapi):
     page = reference.page()
-    assert all(path.replace("{model}", "{id}") in page for path in openapi["paths"] if path != "/")
+    published = {(path, method) for path, methods in openapi["paths"].items() for method in methods}
+    assert published == {(endpoint.shown_path, endpoint.method.lower()) for endpoint in ENDPOINTS}
+    assert all(f"| `{method.upper()} {path}` |" in page for path, method in published)
 
 
 def as_floats(schema):

@@ -7,7 +7,7 @@ import pytest
 
 from loadtest.client.sse_grammar import validate_body
 from scheduler.types.messages import FinishReason, Output
-from server.api import formats
+from server.api.completions import CompletionFormat
 from server.stream import sse
 from tests.server.api.scripted import Server, run
 
@@ -247,7 +247,7 @@ def test_a_defect_of_ours_ends_the_stream_with_an_error_event(monkeypatch, caplo
     def broken(self, delta):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(formats.CompletionFormat, "finish", broken)
+    monkeypatch.setattr(CompletionFormat, "finish", broken)
 
     async def ask():
         server = Server("abc")

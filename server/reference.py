@@ -1,33 +1,23 @@
-"""Writes docs/api.md from the declarations: `python -m server.schema.reference > docs/api.md`."""
+"""Writes docs/api.md from the list of endpoints and their declarations: `python -m server.reference > docs/api.md`."""
 
 import json
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args, get_origin
 
 from configs.settings import Settings
+from server.api.endpoint import Endpoint, PostEndpoint
+from server.api.endpoints import ENDPOINTS
 from server.errors import ApiError
 from server.schema.base import INT32_MAX, Body
-from server.schema.chat import ChatRequest, ContentPart, Message
-from server.schema.completions import CompletionRequest
 from server.schema.limits import LIMITS
 from server.schema.openapi import body_schema
-from server.schema.sampling import Sampling, StreamOptions
-from server.schema.tokens import DetokenizeRequest, TokenizeRequest
+from server.schema.sampling import Sampling
 
 HEADER = """# The API
 
-<!-- Written by `python -m server.schema.reference` from server/schema and server/errors.py; a test compares. -->
+<!-- Written by `python -m server.reference` from server/api, server/schema and server/errors.py; a test compares. -->"""
 
-| route | what it does |
-| --- | --- |
-| `POST /v1/completions` | continues a text |
-| `POST /v1/chat/completions` | answers a conversation |
-| `GET /v1/models`, `GET /v1/models/{id}` | the served names; an id may hold slashes |
-| `POST /tokenize`, `POST /detokenize` | text to token ids and back |
-| `GET /live`, `GET /ready` | the process answers; new requests are taken. The only routes that need no API key |
-| `GET /health` | a token was produced lately, or one is produced now |
-| `GET /metrics`, `GET /version`, `GET /openapi.json` | Prometheus metrics (docs/metrics.md), the version, the schema |
-
-## Rules
+PROSE = """## Rules
 
 - A body is one JSON object in UTF-8, `Content-Type: application/json` or none. Refused with a 400: a name given twice,
   NaN and Infinity, integers beyond 64 bits, lone surrogates, the NUL character, more than 64 levels of nesting.
@@ -37,8 +27,8 @@ HEADER = """# The API
 - `model` may be absent: one model is served. A name that is not served is a 404.
 - Prompt and output must fit the context together, or the request is refused with both numbers. A text of more bytes than
   the context times the model's longest token is refused before it is tokenized, by /tokenize too, and /detokenize takes
-  as many ids as the context. Without `max_tokens`
-  a completion has at most 16 tokens, a chat answer what is left of the context.
+  as many ids as the context.
+- Without `max_tokens` a completion has at most 16 tokens, a chat answer what is left of the context.
 - `temperature` below 0.0001 is greedy, like 0.
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
   from it, so a request says the same each time.
@@ -61,33 +51,58 @@ failure is then its last event. Beyond OpenAI's answer:
 - `usage.prompt_tokens_details.cached_tokens`: prompt tokens whose KV was reused. With several choices of one prompt, the
   prompt counts once."""
 
-_BODIES: tuple[tuple[str, type[Body], type[Body] | None], ...] = (
-    ("Fields of both routes that generate", Sampling, None),
-    ("Further fields of /v1/completions", CompletionRequest, Sampling),
-    ("Further fields of /v1/chat/completions", ChatRequest, Sampling),
-    ("`messages[]`", Message, None),
-    ("`stream_options`", StreamOptions, None),
-    ("Fields of /tokenize", TokenizeRequest, None),
-    ("Fields of /detokenize", DetokenizeRequest, None),
-)
-_TABLES: tuple[tuple[str, type[Body]], ...] = (
-    ("/v1/completions", CompletionRequest),
-    ("/v1/chat/completions", ChatRequest),
-    ("`messages[]`", Message),
-    ("`messages[].content[]`", ContentPart),
-    ("`stream_options`", StreamOptions),
-)
 
-
-def page() -> str:
+def page(endpoints: Sequence[Endpoint] = ENDPOINTS) -> str:
     """The whole page as Markdown."""
-    fields = [_fields(title, model, but) for title, model, but in _BODIES]
-    return "\n\n".join([HEADER, *fields, _limits(), _ignored(), _unsupported(), _errors()]) + "\n"
+    bodies = dict(_bodies(endpoints))
+    fields = [_fields(title, model) for model, title in _sections(bodies)]
+    tables = [_ignored(bodies), _unsupported(bodies)]
+    return "\n\n".join([HEADER, _routes(endpoints), PROSE, *fields, _limits(), *tables, _errors()]) + "\n"
 
 
-def _fields(title: str, model: type[Body], but: type[Body] | None) -> str:
+def _routes(endpoints: Sequence[Endpoint]) -> str:
+    rows = [
+        f"| `{endpoint.method} {endpoint.shown_path}` | {endpoint.summary} | {'yes' if endpoint.needs_key else 'no'} |"
+        for endpoint in endpoints
+    ]
+    rows.append("| `GET /openapi.json` | This API's schema | yes |")
+    return "| endpoint | what it does | asks for an API key |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
+def _bodies(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[Body], str]]:
+    """Every body with the place it stands in, the objects inside it after it. A body of several places has the first."""
+    seen: set[type[Body]] = set()
+    outer = [(endpoint.body, endpoint.path) for endpoint in endpoints if isinstance(endpoint, PostEndpoint)]
+    inner = [pair for body, _ in outer for pair in _nested(body, "")]
+    for model, path in [*outer, *inner]:
+        if model not in seen:
+            seen.add(model)
+            yield model, path
+
+
+def _nested(model: type[Body], prefix: str) -> Iterator[tuple[type[Body], str]]:
+    for name, inner in model.NESTED.items():
+        annotation = model.model_fields[name].annotation
+        one = (
+            inner in get_args(annotation) and get_origin(annotation) is not list
+        )  # `Inner | None`; else an array of them
+        path = f"{prefix}{name}" if one else f"{prefix}{name}[]"
+        yield inner, f"`{path}`"
+        yield from _nested(inner, f"{path}.")
+
+
+def _sections(bodies: dict[type[Body], str]) -> Iterator[tuple[type[Body], str]]:
+    """What generates has its shared fields in a section of their own."""
+    if any(issubclass(model, Sampling) for model in bodies):
+        yield Sampling, "Fields of every endpoint that generates"
+    for model, place in bodies.items():
+        yield model, f"Further fields of {place}" if issubclass(model, Sampling) else f"Fields of {place}"
+
+
+def _fields(title: str, model: type[Body]) -> str:
     schema = body_schema(model, Settings.model_validate({}))
-    names = [name for name in model.model_fields if but is None or name not in but.model_fields]
+    shared = Sampling.model_fields if issubclass(model, Sampling) and model is not Sampling else {}
+    names = [name for name in model.model_fields if name not in shared]
     rows = [_field(name, schema["properties"][name], name in schema.get("required", [])) for name in names]
     return f"## {title}\n\n| field | accepts | default | meaning |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
 
@@ -148,17 +163,17 @@ def _default(setting: str) -> Any:
     return Settings.model_fields[setting].default
 
 
-def _ignored() -> str:
-    rows = [f"| {where} | {_names(model.IGNORED)} |" for where, model in _TABLES if model.IGNORED]
+def _ignored(bodies: dict[type[Body], str]) -> str:
+    rows = [f"| {where} | {_names(model.IGNORED)} |" for model, where in bodies.items() if model.IGNORED]
     return (
-        "## Accepted without effect\n\nThey cannot change the output; their value is not looked at.\n\n"
+        "## Accepted without effect\n\nThey cannot change the output; their values are not looked at.\n\n"
         "| where | fields |\n| --- | --- |\n" + "\n".join(rows)
     )
 
 
-def _unsupported() -> str:
+def _unsupported(bodies: dict[type[Body], str]) -> str:
     rows = []
-    for where, model in _TABLES:
+    for model, where in bodies.items():
         refused = ", ".join(f"`{name}`" for name, neutral in sorted(model.UNSUPPORTED.items()) if not neutral)
         if refused:
             rows.append(f"| {where} | {refused} | – |")
@@ -168,7 +183,7 @@ def _unsupported() -> str:
                 rows.append(f"| {where} | `{name}` | {accepted} |")
     note = "`best_of` is served where it equals `n`. Role `tool` is refused with the tools."
     return (
-        "## Known, not served\n\nRefused with `unsupported_field`, but for the values that ask for nothing.\n\n"
+        "## Known, not served\n\nRefused with `unsupported_field`, except for the values that ask for nothing.\n\n"
         "| where | fields | accepted |\n| --- | --- | --- |\n" + "\n".join(rows) + f"\n\n{note}"
     )
 

@@ -1,0 +1,86 @@
+"""How a job is answered, one path for each kind of result: text as a stream or as one JSON object, vectors and scores as JSON.
+
+Each path takes its endpoint's form, and ends what it submitted when the client leaves.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+
+from scheduler.types.messages import Pooled
+from server.api.endpoint import Call, json_response
+from server.api.formats import AnswerFormat, ChunkWriter, answer_body
+from server.schema.answers import AnswerBody
+from server.schema.sampling import Sampling
+from server.stream.generation import Delta, Generation, scored_tokens
+from server.stream.job import Job, TextJob
+from server.stream.pooled import pooled
+from server.stream.sse import CLIENT_GONE, EventStream, unless_disconnected
+from server.stream.submission import Submission
+from server.text.tokenizer import Tokenizer
+from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
+
+S = TypeVar("S", bound=Sampling)
+
+# What an endpoint whose jobs go to the engine says of itself: its errors, and the other content type of text.
+ERRORS = (400, 401, 404, 413, 429, 500, 503)
+STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`; see docs/sse.md."}}}
+
+
+def text_answer(
+    form: Callable[[TextJob[S], Tokenizer], AnswerFormat[S]],
+) -> Callable[[TextJob[S], Call], Awaitable[Response]]:
+    """The `answer` of an endpoint whose jobs are text, spelled as `form` does it."""
+
+    async def answer(job: TextJob[S], call: Call) -> Response:
+        context = call.context
+        generation = Generation(job, context.engine, context.tokenizer, call.exchange)
+        written = form(job, context.tokenizer)
+        return await (_streamed if job.body.stream else _whole)(generation, written, call)
+
+    return answer
+
+
+def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[Job, Call], Awaitable[Response]]:
+    """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence."""
+
+    async def answer(job: Job, call: Call) -> Response:
+        submission = Submission(job, call.context.engine, call.exchange)
+        try:
+            results = await unless_disconnected(pooled(submission), call.request.receive)
+        finally:
+            submission.close()
+        return _client_left() if results is None else json_response(form(job, results), call.headers)
+
+    return answer
+
+
+async def _streamed(generation: Generation, form: AnswerFormat[Any], call: Call) -> Response:
+    writer = ChunkWriter(generation, form, call.context.fingerprint)
+    stream = EventStream(generation, writer, call.exchange, call.headers)
+    return stream if await stream.start(call.request.receive) else _client_left()
+
+
+async def _whole(generation: Generation, form: AnswerFormat[Any], call: Call) -> Response:
+    try:
+        deltas = await unless_disconnected(_collect(generation), call.request.receive)
+    finally:
+        generation.close()
+    if deltas is None:
+        return _client_left()
+    content = await to_thread_if_larger(
+        scored_tokens(deltas),
+        INLINE_SCORED_TOKENS,
+        lambda: answer_body(generation, form, deltas, call.context.fingerprint),
+    )
+    return Response(content, media_type="application/json", headers=call.headers)
+
+
+async def _collect(generation: Generation) -> list[Delta]:
+    return [delta async for deltas in generation.steps() for delta in deltas]
+
+
+def _client_left() -> Response:
+    """An answer that nobody reads."""
+    return Response(status_code=CLIENT_GONE)

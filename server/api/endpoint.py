@@ -1,0 +1,181 @@
+"""What an endpoint is: everything that the router, the middleware, OpenAPI and docs/api.md need to know of it.
+
+A new endpoint is one file beside the others that makes one of these, and one line in `endpoints.py`.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from configs.settings import Settings
+from server.api.context import ServerContext
+from server.api.parse import Parsed, parse
+from server.api.tenants import Tenant
+from server.schema.answers import AnswerBody, errors
+from server.schema.base import Body
+from server.schema.openapi import request_body
+from server.telemetry.lifetime import Exchange
+from server.to_thread import INLINE_BYTES, to_thread_if_larger
+
+B = TypeVar("B", bound=Body)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way through its endpoint. `headers` are those that its answer carries."""
+
+    request: Request
+    context: ServerContext
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def exchange(self) -> Exchange:
+        """What is noted of the request for metrics and the access log."""
+        exchange: Exchange = self.request.state.exchange
+        return exchange
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose request it is."""
+        tenant: Tenant = self.request.state.tenant
+        return tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(ABC):
+    """One path and method.
+
+    Attributes:
+        path: as FastAPI writes it; `{name:path}` may hold slashes.
+        tag: the group that it is listed in.
+        summary: one line, for OpenAPI and docs/api.md.
+        answers: the JSON of a 200, or None where it is not JSON.
+        errors: statuses that the endpoint may answer with beside 200.
+        content: further content types of a 200, as OpenAPI has them.
+        needs_key: whether an API key is asked for, where the server has keys.
+        while_draining: whether it is answered while the server drains, and not waited for.
+        probe: whether a 503 is its ordinary answer ("not now"), which counts as no error.
+    """
+
+    method: ClassVar[str]
+    path: str
+    tag: str
+    summary: str
+    answers: type[AnswerBody] | None = None
+    errors: Sequence[int] = ()
+    content: Mapping[str, Any] = field(default_factory=dict)
+    needs_key: bool = True
+    while_draining: bool = False
+    probe: bool = False
+
+    @abstractmethod
+    async def respond(self, request: Request, context: ServerContext) -> Response:
+        """The answer.
+
+        Raises:
+            ApiError: the request is refused, or it ended before the answer began.
+            starlette.requests.ClientDisconnect: the client left while it sent the body.
+        """
+
+    @abstractmethod
+    def openapi(self, settings: Settings) -> dict[str, Any]:
+        """What FastAPI does not find out by itself about the request, as OpenAPI has it."""
+
+    @property
+    def shown_path(self) -> str:
+        """The path as OpenAPI and the documentation write it."""
+        return self.path.replace(":path}", "}")
+
+    def add_to(self, router: APIRouter, context: ServerContext) -> None:
+        """Serve it.
+
+        The request is read by hand: declared parameters would publish FastAPI's own 422, which is never sent.
+        """
+
+        async def respond(request: Request) -> Response:
+            return await self.respond(request, context)
+
+        answer: dict[str, Any] = {"model": self.answers} if self.answers is not None else {}
+        content = {"content": dict(self.content)} if self.content else {}
+        router.add_api_route(
+            self.path,
+            respond,
+            methods=[self.method],
+            name=self.path.strip("/") or "index",
+            tags=[self.tag],
+            summary=self.summary,
+            responses={**errors(*self.errors), 200: {**answer, **content}},
+            response_class=Response,
+            response_model=None,
+            openapi_extra=self.openapi(context.settings),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetEndpoint(Endpoint):
+    """A request without a body.
+
+    Attributes:
+        answer: the answer's JSON, or a response of another kind.
+        parameters: those in the path, as OpenAPI has them.
+    """
+
+    method: ClassVar[str] = "GET"
+    answer: Callable[[Call], Awaitable[AnswerBody | Response]]
+    parameters: Sequence[Mapping[str, Any]] = ()
+
+    async def respond(self, request: Request, context: ServerContext) -> Response:
+        """Answer; there is nothing to make valid."""
+        answer = await self.answer(Call(request, context))
+        return answer if isinstance(answer, Response) else json_response(answer)
+
+    def openapi(self, settings: Settings) -> dict[str, Any]:
+        """The parameters."""
+        return {"parameters": [dict(parameter) for parameter in self.parameters]} if self.parameters else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostEndpoint(Endpoint, Generic[B, V]):
+    """A request whose JSON body is parsed, made valid, and answered.
+
+    Attributes:
+        body: the type of the JSON object.
+        validate: what the body asks for, with every check that needs the model. Together with parsing it is all the work
+            of the request on the CPU, and is done in a thread where the body is long.
+        answer: runs what is valid and answers; what it awaits ends when the client leaves.
+        examples: bodies that are accepted, by name, as OpenAPI has them.
+    """
+
+    method: ClassVar[str] = "POST"
+    body: type[B]
+    validate: Callable[[B, ServerContext, Tenant], V]
+    answer: Callable[[V, Call], Awaitable[Response]]
+    examples: Mapping[str, Any] = field(default_factory=dict)
+
+    async def respond(self, request: Request, context: ServerContext) -> Response:
+        """Parse, validate, answer."""
+        call = Call(request, context)
+        content = await request.body()
+
+        def valid() -> tuple[V, Parsed[B]]:
+            parsed = parse(self.body, content, request.headers.get("content-type"), context.settings)
+            return self.validate(parsed.request, context, call.tenant), parsed
+
+        result, parsed = await to_thread_if_larger(len(content), INLINE_BYTES, valid)
+        call.exchange.validated = time.monotonic()
+        return await self.answer(result, Call(request, context, parsed.headers))
+
+    def openapi(self, settings: Settings) -> dict[str, Any]:
+        """The body's schema and examples."""
+        return request_body(self.body, settings, dict(self.examples))
+
+
+def json_response(answer: AnswerBody, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer as JSON."""
+    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)

@@ -1,0 +1,27 @@
+"""The list of endpoints. What is served, guarded, drained, published and documented follows from it."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+
+from server.api import chat, completions, detokenize, health, models, tokenize
+from server.api.context import ServerContext
+from server.api.endpoint import Endpoint
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    completions.ENDPOINT,
+    chat.ENDPOINT,
+    models.LIST,
+    models.ONE,
+    tokenize.ENDPOINT,
+    detokenize.ENDPOINT,
+    *health.ENDPOINTS,
+)
+
+
+def build_router(endpoints: Sequence[Endpoint], context: ServerContext) -> APIRouter:
+    """The routes of these endpoints."""
+    router = APIRouter()
+    for endpoint in endpoints:
+        endpoint.add_to(router, context)
+    return router

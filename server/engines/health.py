@@ -1,0 +1,65 @@
+"""Is the engine of use? A token that came lately says so, or one that is generated for the question."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+
+from scheduler.types.messages import AddRequest
+from scheduler.types.sampling_params import SamplingParams
+from server.engines.client import EngineClient
+from server.errors import Unavailable
+
+_PROBE_SECONDS = 10.0  # at most; less where `health_seconds` is less
+_PROBE_PRIORITY = -(2**31)  # before everything that waits
+
+
+class HealthCheck:
+    """Healthy means that a token was produced within `seconds`, or that one is produced now.
+
+    The latter is a real generation of one token. One is under way at a time, however many ask.
+    """
+
+    def __init__(self, engine: EngineClient, seconds: float) -> None:
+        self._engine = engine
+        self._seconds = seconds
+        self._timeout = min(_PROBE_SECONDS, seconds)
+        self._numbers = itertools.count()
+        self._probe: asyncio.Task[str | None] | None = None
+
+    async def trouble(self) -> str | None:
+        """Why the server is of no use now, or None."""
+        if self._engine.state != "ready":
+            cause = self._engine.failure
+            return self._engine.unavailable().message + (f" The last engine ended: {cause}." if cause else "")
+        if time.monotonic() - self._engine.last_token <= self._seconds:
+            return None
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._generate())
+        return await asyncio.shield(self._probe)
+
+    async def _generate(self) -> str | None:
+        cause = None
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                contextlib.aclosing(self._engine.probe(self._request())) as outputs,
+            ):
+                async for output in outputs:
+                    if output.token_ids:
+                        return None
+                    cause = output.error
+        except TimeoutError:
+            return f"The engine produced no token within {self._timeout:g} s."
+        except Unavailable as error:
+            return error.message
+        return f"The engine failed to produce a token: {cause or 'it gave no cause'}"
+
+    def _request(self) -> AddRequest:
+        info = self._engine.info
+        return AddRequest(
+            request_id=f"health-{next(self._numbers)}",
+            prompt_ids=[info.eos_token_ids[0] if info is not None and info.eos_token_ids else 0],
+            sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
+            priority=_PROBE_PRIORITY,
+        )

@@ -1,0 +1,60 @@
+"""A valid request as the engine will see it: its sequences, and the kind of result that they produce.
+
+Each kind of result has a job and an answer path of its own: text is a `TextJob` answered by `server/stream/generation.py`,
+a vector or scores are a plain `Job` answered by `server/stream/pooled.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from scheduler.types.messages import AddRequest
+from server.schema.sampling import Sampling
+
+S = TypeVar("S", bound=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """What a sequence starts from; `text` is the client's own, None where it sent ids. `param` is its path."""
+
+    ids: list[int]
+    text: str | None
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One sequence of a job: one choice of a text answer, or one result."""
+
+    index: int
+    prompt: TokenizedPrompt
+    request: AddRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A valid request: nothing about it can be refused any more, except for lack of room in the queue.
+
+    Attributes:
+        id: of the answer; the engine's id of a sequence is this, a hyphen and its index.
+        created: Unix seconds.
+        model: the name that the answer carries.
+        sequences: in the order of the answer.
+    """
+
+    id: str
+    created: int
+    model: str
+    sequences: list[SequenceRequest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextJob(Job, Generic[S]):
+    """A job whose sequences produce text.
+
+    Choices of one prompt stand together: choice `j` of prompt `i` is sequence `i * n + j`. `continues`: the text goes on
+    where the prompt ends, so a space at its beginning belongs to it.
+    """
+
+    body: S
+    continues: bool

@@ -1,0 +1,27 @@
+"""From the engine's outputs to vectors or scores: one result for each sequence of a job, complete with its end."""
+
+from scheduler.types.messages import OutputKind, Pooled
+from server.errors import GenerationFailed
+from server.stream.submission import SequenceStream, Submission, raise_failure
+
+
+async def pooled(submission: Submission) -> list[Pooled]:
+    """What each sequence produced, in the job's order. All run at once; whoever submitted them closes them.
+
+    Raises:
+        GenerationFailed: the engine failed on one, or ended it without a result of the kind that was asked for.
+        EngineDied, Unavailable: the engine or the server ended one.
+    """
+    kinds = [sequence.request.produces for sequence in submission.job.sequences]
+    return [await _result(stream, kind) for stream, kind in zip(submission.streams, kinds, strict=True)]
+
+
+async def _result(stream: SequenceStream, kind: OutputKind) -> Pooled:
+    result = None
+    async for output in stream:
+        raise_failure(output)
+        result = output.pooled or result
+    if result is None or result.kind is not kind:
+        got = "nothing" if result is None else f"{result.kind}"
+        raise GenerationFailed(f"The engine was asked for {kind} and produced {got}.")
+    return result

@@ -1,0 +1,77 @@
+"""The sequences of one job in the engine, whatever they produce: submitted all or none, and closed together."""
+
+from typing import Protocol, Self
+
+from scheduler.types.messages import AddRequest, FinishReason, Output
+from server.errors import GenerationFailed, Unavailable
+from server.stream.job import Job
+from server.telemetry.lifetime import Exchange, Lifetime
+
+
+class SequenceStream(Protocol):
+    """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied`."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> Output: ...
+
+    def close(self) -> None:
+        """End now; what still runs in the engine is aborted."""
+
+
+class Engine(Protocol):
+    """As much of the engine client as a job needs."""
+
+    def ensure_room(self, sequences: int) -> None:
+        """Raise `QueueFull` or `Unavailable` unless this number of sequences would be taken now."""
+
+    def submit(self, request: AddRequest, lifetime: Lifetime) -> SequenceStream:
+        """Queue one sequence. Raises as `ensure_room`."""
+
+
+class Submission:
+    """The open sequences of one job. Close it, whatever happens.
+
+    Attributes:
+        job: what was submitted.
+        streams: the outputs of each sequence, in the job's order.
+        lifetimes: theirs.
+    """
+
+    def __init__(self, job: Job, engine: Engine, exchange: Exchange) -> None:
+        """Submit all sequences, or none.
+
+        Raises:
+            QueueFull, Unavailable: the engine does not take them now.
+        """
+        self.job = job
+        self.streams: list[SequenceStream] = []
+        self.lifetimes: list[Lifetime] = []
+        engine.ensure_room(len(job.sequences))
+        try:
+            for sequence in job.sequences:
+                lifetime = exchange.begin(len(sequence.prompt.ids))
+                self.streams.append(engine.submit(sequence.request, lifetime))
+                self.lifetimes.append(lifetime)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End what still runs; the engine aborts it and frees its blocks."""
+        for stream in self.streams:
+            stream.close()
+
+
+def raise_failure(output: Output) -> None:
+    """Nothing, unless the engine or the server ended the sequence before it was done.
+
+    Raises:
+        GenerationFailed: the engine failed on it.
+        Unavailable: it was aborted.
+    """
+    if output.finish_reason is FinishReason.ERROR:
+        raise GenerationFailed(f"The engine failed on this request: {output.error or 'no cause given'}")
+    if output.finish_reason is FinishReason.ABORT:
+        cause = output.error or "the server ended it"
+        raise Unavailable(f"The request was ended before it was done: {cause}", headers={"Retry-After": "5"})
