@@ -1,1 +1,1 @@
-"""Replays traces against any OpenAI server; checks what the server streams."""
+"""Replays traces against any OpenAI server, checks what it streams and reports; simulates the real scheduler."""

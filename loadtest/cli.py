@@ -19,13 +19,13 @@ from loadtest.workload.traces.read import FORMATS, read_trace
 from loadtest.workload.vocabulary import TokenizerError
 
 EXIT_USAGE = 2
-EXIT_INVALID = 3  # the run happened and must not be believed
+EXIT_INVALID = 3  # the run happened but must not be trusted
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Name: where its `main(argv) -> int` is, and what it does.
 COMMANDS = {
     "replay": ("loadtest.cli", "replay a trace against a server"),
     "sweep": ("loadtest.sweep", "find the highest rate that keeps the objectives"),
-    "compare": ("loadtest.report.compare", "put runs side by side, and say what is noise"),
+    "compare": ("loadtest.report.compare", "show runs side by side, and say what is noise"),
     "simulate": ("loadtest.simulate.cli", "run the real scheduler with a cost model"),
     "calibrate": ("loadtest.simulate.calibrate", "fit the cost model to measured runs"),
     "evictions": ("loadtest.simulate.evictions", "hit rates of the eviction policies over a trace"),
@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; 2 if the command line is wrong."""
+    """Run one subcommand. Returns its exit code; 2 if the command line is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_replay_command(argv: Sequence[str]) -> int:
-    """`headrace loadtest replay`: 0, 2 if it cannot be run, 3 if the run is invalid."""
+    """`headrace loadtest replay`. Returns the exit code: 2 if nothing can be run, 3 if the run is invalid."""
     options = replay_parser().parse_args(argv)
     try:
         plan, target = plan_of(options), target_of(options)
@@ -119,11 +119,11 @@ def target_of(options: argparse.Namespace) -> Target:
 
 
 def replay_parser() -> argparse.ArgumentParser:
-    """Every option has its unit in its help."""
+    """The parser of `replay`; every option's help has its unit."""
     parser = argparse.ArgumentParser(prog="headrace loadtest replay", description="Replay a trace against a server.")
     parser.add_argument("trace", type=Path, help="what is sent, and when")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
-    parser.add_argument("--label", default="", help="how reports call the run [the model's name]")
+    parser.add_argument("--label", default="", help="the run's name in reports [the model's name]")
     parser.add_argument("--slo", help="objectives: ttft=500ms,tpot=50ms; by class: chat:ttft=1s;batch:e2e=60s")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     _add_requests(parser.add_argument_group("requests"))
@@ -133,13 +133,15 @@ def replay_parser() -> argparse.ArgumentParser:
 
 
 def _add_requests(group: Any) -> None:
-    group.add_argument("--format", choices=list(FORMATS), help="of the trace [its first line tells]")
+    group.add_argument("--format", choices=list(FORMATS), help="of the trace [recognised by its first line]")
     group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
-    group.add_argument("--window", type=window, metavar="A:B", help="of the trace: seconds, or such as 9h:18h")
-    group.add_argument("--limit", type=int, metavar="N", help="at most so many requests")
+    group.add_argument("--window", type=window, metavar="A:B", help="part of the trace: in seconds, or as 9h:18h")
+    group.add_argument("--limit", type=int, metavar="N", help="at most N requests")
     group.add_argument("--speed", type=float, default=1.0, help="times faster than the trace [%(default)g]")
-    group.add_argument("--duration", type=float, metavar="S", help="stretch the arrivals over so many seconds")
-    group.add_argument("--rate", type=float, metavar="R", help="stretch the arrivals to R requests a second on average")
+    group.add_argument("--duration", type=float, metavar="S", help="stretch the arrivals over S seconds")
+    group.add_argument(
+        "--rate", type=float, metavar="R", help="stretch the arrivals to R requests per second on average"
+    )
     group.add_argument("--spread", action="store_true", help="spread arrivals inside the tick of the trace's stamps")
     group.add_argument(
         "--arrivals",
@@ -149,9 +151,9 @@ def _add_requests(group: Any) -> None:
         "step:rates=1/2/4,each=30, closed:users=8,think=1 [%(default)s]",
     )
     group.add_argument("--scale", type=float, default=1.0, help="factor on all lengths [%(default)g]")
-    group.add_argument("--max-prompt", type=int, metavar="N", help="cut prompts to so many tokens")
-    group.add_argument("--max-output", type=int, metavar="N", help="cut answers to so many tokens")
-    group.add_argument("--seed", type=int, default=0, help="of all that is drawn [%(default)s]")
+    group.add_argument("--max-prompt", type=int, metavar="N", help="cut prompts to N tokens")
+    group.add_argument("--max-output", type=int, metavar="N", help="cut answers to N tokens")
+    group.add_argument("--seed", type=int, default=0, help="of everything drawn at random [%(default)s]")
 
 
 def _add_target(group: Any) -> None:
@@ -159,29 +161,29 @@ def _add_target(group: Any) -> None:
     group.add_argument("--model", help="[the first that the target lists]")
     group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="[OPENAI_API_KEY]")
     group.add_argument("--endpoint", choices=("completions", "chat"), default="completions", help="[%(default)s]")
-    group.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, where the target has no /tokenize")
+    group.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, if the target has no /tokenize")
     group.add_argument(
-        "--characters-per-token", type=float, metavar="C", help="where there is neither; lengths are then estimates"
+        "--characters-per-token", type=float, metavar="C", help="if there is neither; lengths are then estimates"
     )
     group.add_argument(
         "--ignore-eos",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="answers as long as the trace says [where the target takes it]",
+        help="answers as long as the trace says [if the target accepts it]",
     )
     group.add_argument(
         "--token-ids-up-to",
         type=int,
         default=1024,
         metavar="N",
-        help="count streamed tokens by their ids with prompts of at most N tokens; 0 never [%(default)s]",
+        help="count streamed tokens by their ids, for prompts of at most N tokens; 0 for never [%(default)s]",
     )
     group.add_argument("--temperature", type=float, default=0.0, help="[%(default)g]")
     group.add_argument("--extra", type=_object, default={}, metavar="JSON", help="further fields of every request")
 
 
 def _add_bounds(group: Any) -> None:
-    group.add_argument("--patience", type=float, default=600.0, metavar="S", help="seconds a request [%(default)g]")
+    group.add_argument("--patience", type=float, default=600.0, metavar="S", help="seconds per request [%(default)g]")
     group.add_argument(
         "--stall", type=float, default=60.0, metavar="S", help="seconds without a byte that end a stream [%(default)g]"
     )
@@ -190,9 +192,9 @@ def _add_bounds(group: Any) -> None:
         type=float,
         default=20.0,
         metavar="MS",
-        help="the run is invalid if the client is later than that, ms p99 [%(default)g]",
+        help="the run is invalid if the client's p99 lateness is above it [%(default)g]",
     )
-    group.add_argument("--verify", type=int, default=0, metavar="N", help="ask N again without stream [%(default)s]")
+    group.add_argument("--verify", type=int, default=0, metavar="N", help="ask N again unstreamed [%(default)s]")
 
 
 def window(text: str) -> tuple[float, float]:

@@ -4,9 +4,8 @@
     headrace serve --port 8002 --cpu-precision fast &
     python -m loadtest.quality --reference http://127.0.0.1:8001 --candidate http://127.0.0.1:8002 book.txt
 
-Works against servers that know `/tokenize` and `prompt_logprobs`. The text is cut into windows; each token but a window's
-first is scored given the window's earlier ones, by both servers. Agreement is the share of positions at which both hold
-the same token for the likeliest.
+Works with servers that have `/tokenize` and `prompt_logprobs`. The text is cut into windows; both servers score each token except
+a window's first, given the window's earlier ones. Agreement is the share of positions at which both find the same token likeliest.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Of each scored position: the token's log-probability (natural), and the likeliest token's id."""
+    """For each scored position, the token's log-probability (natural) and the likeliest token's id."""
 
     logprobs: list[float]
     best: list[int]
@@ -39,7 +38,7 @@ class Comparison:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Scored, Scored]]) -> "Comparison":
-        """Sum up pairs (reference, candidate) of the same windows."""
+        """Summarise pairs (reference, candidate) of the same windows."""
         count = sum(len(reference.best) for reference, _ in pairs)
         same = sum(
             a == b for reference, candidate in pairs for a, b in zip(reference.best, candidate.best, strict=True)
@@ -52,14 +51,14 @@ class Comparison:
 
 
 def windows(ids: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Neighbouring windows of at least two tokens."""
+    """Consecutive windows of `size` tokens; the last may be shorter, but has at least two."""
     for start in range(0, len(ids), size):
         if len(ids) - start > 1:
             yield list(ids[start : start + size])
 
 
 async def score(client: httpx.AsyncClient, model: str, ids: list[int]) -> Scored:
-    """One window, by one server. Raises httpx.HTTPStatusError if it is refused."""
+    """Score one window on one server. Raises httpx.HTTPStatusError if it is refused."""
     body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
     answer = await client.post("/v1/completions", json=body)
     answer.raise_for_status()
@@ -71,7 +70,7 @@ async def score(client: httpx.AsyncClient, model: str, ids: list[int]) -> Scored
 
 
 async def compare(reference: str, candidate: str, text: str, *, window: int) -> Comparison:
-    """Score `text` by both servers, one window at a time."""
+    """Score `text` on both servers, in windows of `window` tokens, one at a time."""
     async with (
         httpx.AsyncClient(base_url=reference, timeout=600) as left,
         httpx.AsyncClient(base_url=candidate, timeout=600) as right,
@@ -85,7 +84,7 @@ async def compare(reference: str, candidate: str, text: str, *, window: int) -> 
 
 
 def main() -> None:
-    """Print one line a file."""
+    """Print one line per file."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

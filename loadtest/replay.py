@@ -1,4 +1,4 @@
-"""A run from beginning to end: ask the target, plan, load it, read the answers, ask it again."""
+"""A run from beginning to end: ask the target, plan, load it, read the answers, verify some of them."""
 
 import asyncio
 import json
@@ -27,14 +27,15 @@ from loadtest.workload.vocabulary import TokenizerError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayPlan:
-    """A run, but for the server it goes to.
+    """A run, except for the server it goes to.
 
     Attributes:
         objectives: by class; `default` for the others.
-        patience: seconds a request may take; `stall`: seconds without a byte after which a stream is given up.
-        max_lateness: seconds the client may be late (p99) before the run is invalid.
-        verify: so many answers are asked for again.
-        live: show progress on stderr.
+        patience: seconds that a request may take.
+        stall: seconds without a byte after which a stream is given up.
+        max_lateness: seconds that the client may be late (p99) before the run is invalid.
+        verify: how many answers to ask for again.
+        live: whether to show progress on stderr.
     """
 
     trace: Trace
@@ -49,7 +50,7 @@ class ReplayPlan:
 
 
 def replay(plan: ReplayPlan, target: Target) -> Run:
-    """Run it; see `run_replay`. Not from inside an event loop."""
+    """`run_replay` for callers without an event loop; raises the same errors."""
     try:
         import uvloop
     except ImportError:  # not on every platform
@@ -59,11 +60,12 @@ def replay(plan: ReplayPlan, target: Target) -> Run:
 
 
 async def run_replay(plan: ReplayPlan, target: Target) -> Run:
-    """Load `target` by `plan` and return what came of it. Ctrl-C ends the load early and marks the run invalid.
+    """Load `target` as `plan` says and return the run. Ctrl-C ends the load early and marks the run invalid.
 
     Raises:
         ArrivalError: the plan has nothing to send.
-        TargetError, TokenizerError: the target is not there, or its prompts' lengths cannot be had.
+        TargetError: the target cannot be reached or refuses the plainest request.
+        TokenizerError: the target does not tell the lengths of prompts.
     """
     work = make_plan(plan.trace, plan.shape)
     async with target.client() as client:
@@ -92,7 +94,7 @@ async def run_replay(plan: ReplayPlan, target: Target) -> Run:
 
 
 async def _counted(work: Plan, known: Known, target: Target) -> Plan:
-    """Texts that the trace brings, counted by the tokenizer, where that is all the model gets."""
+    """The plan with the trace's own texts counted by the tokenizer, if the model gets nothing but the text."""
     texts = {each.prompt for each in work.requests if each.prompt is not None}
     if not texts or known.tokenizer is None or target.endpoint == "chat":
         return work
@@ -126,7 +128,7 @@ def _builder(target: Target, known: Known, prompts: Prompts) -> Build:
 def _judged(
     driver: Driver, work: Plan, known: Known, target: Target, prompts: Prompts
 ) -> tuple[list[Record], dict[int, Answer]]:
-    """The records, read; and what the whole answers said, by index."""
+    """The completed records, and what the complete answers said, by index."""
     records: list[Record] = []
     answers: dict[int, Answer] = {}
     for record, raw in driver.answers():
@@ -148,7 +150,7 @@ def _judged(
 
 @contextmanager
 def _stoppable(driver: Driver) -> Iterator[None]:
-    """The first Ctrl-C ends the load, and what is there is reported."""
+    """While the block runs, the first Ctrl-C ends the load; what has come is reported."""
     loop = asyncio.get_running_loop()
     try:
         loop.add_signal_handler(signal.SIGINT, driver.stop)
@@ -202,7 +204,7 @@ def _run(
 
 
 def _too_long(work: Plan, known: Known) -> list[str]:
-    """Requests that cannot fit, said once and not once each."""
+    """One sentence for all requests that cannot fit."""
     if known.context is None:
         return []
     over = Counter(each.prompt_tokens + each.output_tokens > known.context for each in work.requests)[True]

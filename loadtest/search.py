@@ -1,7 +1,7 @@
 """The highest rate that a server sustains: bisection over noisy measurements, without knowing what is measured.
 
-Nothing here knows of servers or time: a `RateSearch` says which rate to measure next and is told what share of requests met
-their objective there.
+Nothing here knows about servers or time: a `RateSearch` says which rate to measure next, and learns what share of requests met
+their objective at it.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The outcome: the highest rate sustained (None if none is), the lowest that is not, and why no closer answer came."""
+    """The outcome: the highest rate sustained and the lowest that is not (None if there is none), and why the search ended."""
 
     rate: float | None
     above: float | None
@@ -41,14 +41,14 @@ class Found:
 class RateSearch:
     """Finds the highest rate at which at least `goal` of the requests meet their objective.
 
-    The rate doubles from `start` until it is not sustained (or halves until it is), and the gap is then bisected, in
-    ratios, until it is at most `precision`. A rate is sustained if most of `repeats` runs at it reach the goal; fewer runs
-    suffice where they agree.
+    The rate doubles from `start` until it is not sustained (or halves until it is); the gap is then bisected geometrically
+    until it is at most `precision`. A rate is sustained if most of `repeats` runs at it reach the goal; fewer runs suffice
+    if they agree.
 
     Attributes:
         start, lowest, highest: requests per second.
         goal: share from 0 to 1.
-        precision: relative: 0.05 ends at 5 %.
+        precision: relative: 0.05 stops at 5 %.
         repeats: odd, so that there is a majority.
         trials: what was measured, in order.
     """
@@ -70,15 +70,15 @@ class RateSearch:
                 f"rates must be 0 < {self.lowest} (lowest) <= {self.start} (start) <= {self.highest} (highest)"
             )
         if not 0 < self.goal <= 1:
-            raise ValueError(f"the goal is a share above 0 and at most 1, not {self.goal}")
+            raise ValueError(f"the goal must be a share above 0 and at most 1, not {self.goal}")
         if self.precision <= 0:
-            raise ValueError(f"the precision is above 0, not {self.precision}")
+            raise ValueError(f"the precision must be above 0, not {self.precision}")
         if self.repeats < 1 or self.repeats % 2 == 0:
-            raise ValueError(f"the number of repeats is odd, so that there is a majority, not {self.repeats}")
+            raise ValueError(f"the number of repeats must be odd, so that there is a majority, not {self.repeats}")
 
     @property
     def next_rate(self) -> float | None:
-        """What to measure next, requests per second; None when the search is over."""
+        """The rate to measure next, in requests per second; None when the search has ended."""
         if self.trials and self.sustained(self.trials[-1]) is None:
             return self.trials[-1].rate
         if self._good is None and self._bad is None:
@@ -91,14 +91,14 @@ class RateSearch:
         return sqrt(self._good * self._bad) if self._bad / self._good > 1 + self.precision else None
 
     def absorb(self, attainment: float | None) -> None:
-        """Take what was measured at `next_rate`; None if the client could not drive that rate.
+        """Take the attainment measured at `next_rate`; None if the client could not drive that rate.
 
         Raises:
-            RuntimeError: the search is over.
+            RuntimeError: the search has ended.
         """
         rate = self.next_rate
         if rate is None:
-            raise RuntimeError("the search is over: nothing was to be measured")
+            raise RuntimeError("the search has ended: there was nothing to measure")
         if not self.trials or self.sustained(self.trials[-1]) is not None:
             self.trials.append(Trial(rate))
         trial = self.trials[-1]
@@ -114,7 +114,7 @@ class RateSearch:
 
     @property
     def found(self) -> Found | None:
-        """The outcome, once the search is over."""
+        """The outcome, once the search has ended; None before."""
         if self.next_rate is not None:
             return None
         if self._bad is None:
@@ -135,12 +135,12 @@ class RateSearch:
 
 
 def in_turn(searches: Mapping[str, RateSearch], measure: Callable[[str, float, int], float | None]) -> None:
-    """Run several searches to their ends, a measurement each in turn (A B A B), so that drift falls on all alike.
+    """Run several searches to their ends, one measurement each in turn (A B A B), so that drift affects all alike.
 
     Args:
         searches: by name.
-        measure: name, rate, and how many runs this search had at that rate before -> share of requests that met their
-            objective, or None if the client could not drive the rate.
+        measure: takes the name, the rate, and how many runs this search has had at that rate; returns the share of requests
+            that met their objective, or None if the client could not drive the rate.
     """
     while any(search.next_rate is not None for search in searches.values()):
         for name, search in searches.items():

@@ -1,10 +1,10 @@
-"""The highest rate at which a server keeps its objectives, by replays at rates that a search chooses.
+"""The highest rate at which a server meets its objectives, by replays at rates that a search chooses.
 
     headrace loadtest sweep TRACE --target http://127.0.0.1:8000/v1 --slo ttft=500ms,tpot=50ms --output capacity
     headrace loadtest sweep TRACE --target a=http://127.0.0.1:8000/v1 --target b=http://127.0.0.1:8001/v1 --slo ttft=1s
 
 Several targets are measured in turn (A B A B), each by its own search, with the same requests at the same rate. No two runs
-on one server send the same text, so that no run finds its prompts in the cache of an earlier one.
+on a server send the same text, so that no run finds its prompts cached by an earlier one.
 """
 
 import argparse
@@ -31,11 +31,12 @@ class Sweep:
 
     Attributes:
         searches: by the server's name.
-        replay: the name of a server and a plan -> the run; blocking.
-        plan: what every run has in common; its objectives judge.
-        seconds: of arrivals a run; `least`: requests a run at the least, for which low rates take longer.
-        folder: where every run is kept, if at all.
-        say: takes a line on what was measured.
+        replay: takes the name of a server and a plan, runs it and returns the run; blocking.
+        plan: what every run has in common, with the objectives.
+        seconds: of arrivals per run.
+        least: fewest requests per run; low rates take longer to send them.
+        folder: where to keep every run, if at all.
+        say: called with a line about each measurement.
     """
 
     searches: Mapping[str, RateSearch]
@@ -49,13 +50,13 @@ class Sweep:
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Found]:
-        """Search to the end; the outcome of each server."""
+        """Run all searches to their ends. Returns the outcome by server."""
         in_turn(self.searches, self._measure)
         found = {name: search.found for name, search in self.searches.items()}
         return {name: outcome for name, outcome in found.items() if outcome is not None}
 
     def planned(self, rate: float, before: int) -> "ReplayPlan":
-        """The plan of one run: the same for all servers, another for each rate and each repetition."""
+        """The plan of one run: the same for all servers, different for each rate and each repetition."""
         shape = self.plan.shape
         seconds = max(self.seconds, self.least / rate)
         seed = Random(f"{shape.seed} {rate!r} {before}").getrandbits(31)
@@ -99,7 +100,7 @@ class Sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`headrace loadtest sweep`; 1 if a server sustains no rate at all, 2 if nothing can be measured."""
+    """`headrace loadtest sweep`. Returns the exit code: 1 if a server sustains no rate, 2 if nothing can be measured."""
     from loadtest.replay import replay
 
     try:
@@ -134,10 +135,10 @@ def _show(sweep: Sweep, outcomes: Mapping[str, Found]) -> None:
 
 
 def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """The sweep's own options, and those that every run has in common, which `replay` reads.
+    """The sweep's own options, and those that all runs share, which are parsed as `replay`'s.
 
     Raises:
-        ValueError: an option of `replay` that the sweep itself decides, or no objectives.
+        ValueError: an option of `replay` that the sweep decides itself, or no objectives.
     """
     from loadtest.cli import replay_parser
 
@@ -146,16 +147,14 @@ def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.N
     decided = [name for name in ("rate", "duration", "limit") if getattr(replayed, name) is not None]
     decided += ["speed"] if replayed.speed != 1 else []
     if decided:
-        raise ValueError(
-            f"--{decided[0]} is what a sweep decides itself; see --seconds, --least, --start and --highest"
-        )
+        raise ValueError(f"a sweep decides --{decided[0]} itself; see --seconds, --least, --start and --highest")
     if not replayed.slo:
-        raise ValueError("which rate is the highest depends on the objectives: give --slo ttft=500ms,tpot=50ms")
+        raise ValueError("the highest rate depends on the objectives: give --slo ttft=500ms,tpot=50ms")
     return options, replayed
 
 
 def _targets(texts: Sequence[str], replayed: argparse.Namespace) -> dict[str, "Target"]:
-    """By name: `name=URL`, or a letter. Raises ValueError if two are called the same."""
+    """Targets by name: from `name=URL`, or named by a letter. Raises ValueError if two have the same name."""
     from loadtest.cli import target_of
 
     found: dict[str, Target] = {}
@@ -206,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace loadtest sweep",
         usage="headrace loadtest sweep TRACE --target [NAME=]URL [--target ...] --slo OBJECTIVES [options]",
-        description="Find the highest rate that keeps the objectives.",
-        epilog="All options of `headrace loadtest replay` are taken too, but --rate, --duration, --limit and --speed.",
+        description="Find the highest rate that meets the objectives.",
+        epilog="Takes all options of `headrace loadtest replay` except --rate, --duration, --limit and --speed.",
         allow_abbrev=False,
     )
     parser.add_argument("--target", action="append", required=True, metavar="[NAME=]URL", help="several are compared")
@@ -216,8 +215,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lowest", type=float, default=0.01, metavar="R", help="no rate below [%(default)g]")
     parser.add_argument("--highest", type=float, default=10_000.0, metavar="R", help="no rate above [%(default)g]")
     parser.add_argument("--precision", type=float, default=0.05, help="relative, of the rate found [%(default)g]")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs at a rate; most decide [%(default)s]")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of arrivals a run [%(default)g]")
-    parser.add_argument("--least", type=int, default=50, metavar="N", help="requests a run at the least [%(default)s]")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="runs at a rate; the majority decides [%(default)s]"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of arrivals per run [%(default)g]")
+    parser.add_argument("--least", type=int, default=50, metavar="N", help="fewest requests per run [%(default)s]")
     parser.add_argument("--arrivals", default="poisson", metavar="KIND", help="as for replay [%(default)s]")
     return parser

@@ -1,4 +1,4 @@
-"""The real scheduler over simulated time: what a trace would see on given hardware, without the hardware.
+"""The real scheduler in simulated time: what a trace would see on given hardware, without the hardware.
 
 specs    what a device and a model are, read from YAML
 cost     seconds of one step

@@ -1,4 +1,4 @@
-"""`headrace loadtest calibrate`: the constants of a device from measured runs, and how far predictions are from them."""
+"""`headrace loadtest calibrate`: a device's constants from measured runs, and how far predictions are from those runs."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ BOUNDS = {"p50": 0.15, "p99": 0.25, "mean": 0.15}
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """One figure of a run, measured and predicted. `level` is `p50`, `p99` or `mean`."""
+    """One figure of a run, measured and predicted, in the same unit. `level` is `p50`, `p99` or `mean`."""
 
     figure: str
     level: str
@@ -28,17 +28,17 @@ class Error:
 
     @property
     def relative(self) -> float:
-        """Of the measured one, signed."""
+        """The error relative to the measured value, signed."""
         return self.predicted / self.measured - 1
 
     @property
     def within(self) -> bool:
-        """Whether it is as close as predictions are meant to be."""
+        """Whether the error is within `BOUNDS`."""
         return abs(self.relative) <= BOUNDS[self.level]
 
 
 def errors_of(measured: Measured, cost: CostModel) -> list[Error]:
-    """Measured figures of a run beside those that the simulator predicts with `cost`."""
+    """The measured figures of a run beside those that the simulator predicts with `cost`."""
     real, simulated = whole(measured.run), predict(measured, cost)
     found: list[Error] = []
     for figure in ("ttft", "tpot", "itl", "e2e"):
@@ -52,7 +52,7 @@ def errors_of(measured: Measured, cost: CostModel) -> list[Error]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit, print, write; 0 if all is within bounds, 1 if not, 2 if what was asked for cannot be."""
+    """Fit, print, write. Returns the exit code: 0 if every error is within bounds, 1 if not, 2 if the arguments are unusable."""
     options = _parser().parse_args(argv)
     try:
         cost = cost_of(options)
@@ -95,7 +95,7 @@ def _values(records: Iterable[Record], figure: str) -> list[float]:
 
 
 def _rate(records: Sequence[Record]) -> float:
-    """Output tokens a second, from the first intended time to the last end."""
+    """Output tokens per second, from the first intended time to the last end."""
     tokens = sum(count for record in records for _, count in record.tokens)
     begin = min(record.intended for record in records)
     return tokens / (max(record.finished or 0.0 for record in records) - begin)
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fits the cost model's constants to measured runs and prints the error of its predictions.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json", help="runs to learn from")
-    parser.add_argument("--check", nargs="+", type=Path, default=[], metavar="RUN.json", help="runs only to predict")
+    parser.add_argument("--check", nargs="+", type=Path, default=[], metavar="RUN.json", help="runs to predict only")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the constants, for `simulate --costs`")
     parser.add_argument("--no-fit", action="store_true", help="only print how far the given constants are off")
     add_server_options(parser)

@@ -1,4 +1,4 @@
-"""`headrace loadtest simulate`: a trace, a device, a model; the report of the run that would have been."""
+"""`headrace loadtest simulate`: from a trace, a device and a model, the report of the run that they would give."""
 
 import argparse
 import sys
@@ -20,11 +20,11 @@ from loadtest.workload.plan import Plan
 from loadtest.workload.traces.problems import TraceError
 from scheduler.router import ROUTERS
 
-_TOLD_EVERY = 1.0  # seconds between two lines of progress
+_TOLD_EVERY = 1.0  # seconds between updates of the progress line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate; 0 if all went well, 2 if what was asked for cannot be."""
+    """Simulate. Returns the exit code: 0 if all went well, 2 if the arguments are unusable."""
     options = _parser().parse_args(argv)
     try:
         cost, plan = cost_of(options), plan_of(options, options.trace)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def simulate(
     plan: Plan, cluster: Cluster, *, label: str, objectives: dict[str, Objective], about: dict[str, object]
 ) -> Run:
-    """Run `plan` through `cluster` and keep it as a measured run is kept."""
+    """Run `plan` through `cluster` and return it in the form of a measured run."""
     began = time.time()
     records = cluster.run(plan.requests, _progress(len(plan.requests)))
     end = max((record.finished for record in records if record.finished is not None), default=0.0)
@@ -93,7 +93,7 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
 
 
 def _progress(total: int) -> Callable[[int], None]:
-    """Prints how far it is, where somebody looks."""
+    """A callback that prints the progress, if stderr is a terminal."""
     told = time.monotonic()
 
     def tell(done: int) -> None:
@@ -117,13 +117,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace loadtest simulate",
         description="What a trace would see: the real scheduler over simulated time, with a cost model for its steps.",
     )
-    parser.add_argument("trace", help="a file of any known format")
+    parser.add_argument("trace", help="a file in any known format")
     add_server_options(parser)
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="schedulers behind a router [%(default)s]")
     parser.add_argument("--router", choices=list(ROUTERS), default="round-robin", help="[%(default)s]")
     add_plan_options(parser)
     group = parser.add_argument_group("report")
-    group.add_argument("--slo", type=_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="what goodput counts")
-    group.add_argument("--label", help="how reports call it")
+    group.add_argument(
+        "--slo", type=_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives that goodput counts"
+    )
+    group.add_argument("--label", help="the run's name in reports")
     group.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
     return parser

@@ -1,7 +1,7 @@
-"""The event loop: arrivals and the replicas' steps, in the order of time.
+"""The event loop: arrivals and the replicas' steps, in order of time.
 
-A step that ends at the very time of an arrival ends first. Records come out as those of a real run; times are seconds of
-the simulation, and nothing is late.
+A step that ends exactly when a request arrives ends first. Records have the form of a real run's; times are seconds of the
+simulation, and nothing is late.
 """
 
 import heapq
@@ -22,7 +22,7 @@ from scheduler.types.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerShape:
-    """What an operator would set on each replica. `kv_blocks` and `context` follow from the hardware and the model if None.
+    """What an operator would set on each replica. If None, `kv_blocks` and `context` follow from the hardware and the model.
 
     A request's class is its tenant.
     """
@@ -41,12 +41,12 @@ class Cluster:
     """Replicas of one kind behind one router.
 
     Args:
-        cost: of a step on one replica.
-        shape: of each replica.
-        router: sends each request to one.
+        cost: what a step costs on one replica.
+        shape: the settings of each replica.
+        router: chooses the replica of each request.
         replicas: how many.
         leaps: see `Replica`.
-        log: filled with every step of all replicas, if given.
+        log: filled with the steps of all replicas, if given.
 
     Raises:
         SpecError: the model leaves no room for KV.
@@ -93,8 +93,8 @@ class Cluster:
         """Simulate to the last token.
 
         Args:
-            requests: by the time they are sent.
-            progress: told after each arrival how many there were.
+            requests: in the order of their arrival.
+            progress: called after each arrival with the number of arrivals so far.
         """
         records: list[Record] = []
         due: list[tuple[float, int]] = []
@@ -114,7 +114,7 @@ class Cluster:
         while due and due[0][0] <= now:
             at, index = heapq.heappop(due)
             replica = self.replicas[index]
-            if replica.due == at:  # else an arrival has cut a stretch short
+            if replica.due == at:  # otherwise an arrival has cut a stretch short
                 replica.advance()
                 _push(due, replica, index)
 
@@ -146,7 +146,7 @@ def _push(due: list[tuple[float, int]], replica: Replica, index: int) -> None:
 
 
 def summary(stats: Sequence[EngineStats]) -> dict[str, float]:
-    """The counters of all replicas together, under the names a server scrapes them by."""
+    """The counters summed over all replicas, under the names of a server's metrics."""
     names = ("steps", "preemptions", "recomputed_tokens", "prompt_tokens", "generation_tokens")
     totals = {f"headrace_{name}_total": float(sum(getattr(each, name) for each in stats)) for name in names}
     for name in ("prefix_query_tokens", "prefix_hit_tokens"):

@@ -1,11 +1,11 @@
 """Token ids for a trace's prompts: meaningless, but equal exactly where the trace says that the text is equal.
 
-A run of equal text is one id, repeated: content addresses are chained, so position and what came before tell blocks apart.
+A stretch of equal text is one id, repeated: block hashes are chained, so blocks differ by their position and what precedes them.
 
-    blocks      each part is its id; equal leading parts are a shared prefix
-    sessions    all prompts of one are one id, so that they extend one another; answers, which a client that plans its prompts
-                cannot know, are no part of it
-    prompts     equal texts are equal; a token is four characters, as no tokenizer is at hand
+    blocks      each part is its block id, repeated; equal leading parts are a shared prefix
+    sessions    all prompts of a session repeat one id, so that they extend one another; answers are not part of them, because
+                a client that plans its prompts cannot know them
+    prompts     equal texts have equal ids; four characters count as a token, since there is no tokenizer
     otherwise   an id of its own: nothing is shared
 """
 
@@ -14,7 +14,7 @@ from itertools import count
 from loadtest.workload.plan import Planned
 
 _CHARACTERS_PER_TOKEN = 4
-_OWN = 1 << 31  # ids are unsigned 32-bit words: block ids below, all others from here on
+_OWN = 1 << 31  # ids are unsigned 32-bit words: block ids lie below, all others from here on
 
 
 class Content:

@@ -1,8 +1,8 @@
 """How long a step takes: the roofline of its bytes and operations, times fitted factors, plus fitted constants.
 
-Roofline: Williams, Waterman and Patterson (2009), "Roofline: an insightful visual performance model", CACM 52(4). The
-products of a decoder: 2 operations for each weight and token; attention: 4 * head_dim operations for each head, layer and
-pair of query and key. Every step reads the layers' weights once, and each sequence's KV once.
+Roofline: Williams, Waterman and Patterson (2009), "Roofline: an insightful visual performance model", CACM 52(4). A decoder's
+matrix products take 2 operations per weight and token; attention takes 4 * head_dim operations per head, layer and pair of
+query and key. Every step reads the layers' weights once, and each sequence's KV once.
 
 The time is linear in the constants of `Costs`: `features` gives what each of them multiplies, which is what `fit` needs.
 """
@@ -24,10 +24,10 @@ class Work:
     Attributes:
         tokens: rows of the batch.
         sequences: chunks.
-        samples: rows that the output head multiplies.
-        decode_keys: keys that chunks of one token read.
-        prefill_keys: keys that longer chunks read (each once a chunk).
-        prefill_pairs: pairs of query and key of longer chunks.
+        samples: rows multiplied by the output head.
+        decode_keys: keys read by chunks of one token.
+        prefill_keys: keys read by longer chunks (each once per chunk).
+        prefill_pairs: pairs of query and key in longer chunks.
         moved: bytes of KV by tier.
     """
 
@@ -56,16 +56,16 @@ def work_of(step: Step) -> Work:
 
 
 class CostModel:
-    """Seconds of steps of one model on one replica.
+    """How many seconds a model's steps take on one replica.
 
     Args:
         hardware: one device.
         model: what runs on it.
-        devices: of one replica; weights, KV and operations are divided evenly (tensor parallelism, Shoeybi et al. 2019:
-            two all-reduces a layer).
+        devices: per replica; weights, KV and operations are divided evenly (tensor parallelism, Shoeybi et al. 2019:
+            two all-reduces per layer).
 
     Raises:
-        SpecError: the device has no such arithmetic, the weights do not fit, or several devices have no link.
+        SpecError: the device has no rate for the model's arithmetic, or there are several devices and no link.
     """
 
     def __init__(self, hardware: Hardware, model: Model, devices: int = 1) -> None:
@@ -82,7 +82,7 @@ class CostModel:
         self._pair_operations = 4 * model.layers * model.heads * model.head_dim
 
     def kv_blocks(self, block_size: int) -> int:
-        """Blocks that fit beside the weights. Raises SpecError where the weights leave no room."""
+        """Blocks of `block_size` tokens that fit beside the weights. Raises SpecError if there is room for none."""
         memory = self.devices * self.hardware.memory_bytes * self.hardware.memory_share
         blocks = int((memory - self.model.weight_bytes) / (block_size * self.model.kv_bytes_per_token))
         if blocks < 1:
@@ -93,7 +93,7 @@ class CostModel:
         return blocks
 
     def seconds(self, work: Work) -> float:
-        """Of one step."""
+        """The duration of one step."""
         costs, (step, token, sequence, matrices, attention) = self.costs, self.features(work)
         return (
             costs.step * step
@@ -109,12 +109,12 @@ class CostModel:
         return 1.0, float(work.tokens), float(work.sequences), self._matrices(work), self._attention(work)
 
     def fixed_seconds(self, work: Work) -> float:
-        """What is not fitted: KV moves by the tier's bandwidth, and all-reduces between devices."""
+        """The part that is not fitted: KV transfers at the tiers' bandwidths, and all-reduces between devices."""
         seconds = self.move_seconds(work.moved) if work.moved else 0.0
         return seconds + (self._link_seconds(work.tokens) if self.devices > 1 else 0.0)
 
     def move_seconds(self, moved: Mapping[str, float]) -> float:
-        """Of KV moves, in bytes by tier; tiers move at the same time. Raises KeyError for a tier it does not have."""
+        """How long KV transfers take, given bytes by tier; tiers work at the same time. Raises KeyError for an unknown tier."""
         rates = self.hardware.tier_bytes_per_second
         return max((size / (self.devices * rates[tier]) for tier, size in moved.items()), default=0.0)
 
@@ -133,7 +133,7 @@ class CostModel:
         return work.decode_keys * max(key_bytes, pair) + max(work.prefill_keys * key_bytes, work.prefill_pairs * pair)
 
     def _link_seconds(self, tokens: int) -> float:
-        """Ring all-reduce: each device sends its part about twice, in the 16 bits of activations."""
+        """Ring all-reduce: each device sends its part about twice, in activations of 16 bits."""
         sent = 2 * (self.devices - 1) / self.devices * tokens * self.model.hidden_size * 2
         each = self.hardware.link_seconds + sent / self.hardware.link_bytes_per_second
         return 2 * self.model.layers * each

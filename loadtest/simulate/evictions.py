@@ -1,10 +1,11 @@
-"""`headrace loadtest evictions`: what share of a trace's blocks the cache would have had, by eviction policy and size.
+"""`headrace loadtest evictions`: what share of a trace's blocks the cache would have held, by eviction policy and size.
 
 The scheduler's own block pool is driven with the policies that a server has. Requests come in the trace's order, one at a time:
-each matches its prefix, shares what it finds, takes blocks for the rest, names them, and gives all back. So nothing overlaps, and
-answers, of which traces do not tell the content, take no place. Only full blocks have names: the rest of a prompt is left out.
+each matches its prefix, shares what it finds, allocates blocks for the rest, publishes them, and releases them all. So nothing
+overlaps, and answers, whose content traces do not give, take no space. Only full blocks are cached; the rest of a prompt is
+left out.
 
-Beside them stands the optimum (Belady, 1966): evicted is what is asked for again last. It knows the future, no policy does.
+The optimum (Belady, 1966) is shown beside them: it evicts what is needed last, knowing the future as no policy can.
 """
 
 import argparse
@@ -23,11 +24,11 @@ POLICIES = ("lru", "predicted")
 _SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _NEVER = 1 << 62
 
-Asked = list[list[int]]  # of each request, the blocks of its prompt; equal numbers are equal prefixes
+Asked = list[list[int]]  # for each request, the blocks of its prompt; equal numbers are equal prefixes
 
 
 class Row(NamedTuple):
-    """Hit rates of one size of cache: blocks found, of those asked for."""
+    """Hit rates with one size of cache: the share of the blocks asked for that were found, by policy."""
 
     percent: float
     blocks: int
@@ -36,7 +37,7 @@ class Row(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table; 0 if all went well, 2 if the trace cannot be used."""
+    """Print a table. Returns the exit code: 0 if all went well, 2 if the trace cannot be used."""
     options = _parser().parse_args(argv)
     try:
         requests = read_trace(options.trace, options.format).requests[options.rows]
@@ -60,11 +61,11 @@ def blocks_asked(requests: Sequence[TraceRequest], block_size: int) -> Asked:
     """The full blocks of each prompt.
 
     Args:
-        requests: of a trace that tells blocks, or sessions whose prompts extend one another.
-        block_size: tokens of a block where there are sessions only; a trace of blocks has its own.
+        requests: those of a trace that gives blocks, or sessions whose prompts extend one another.
+        block_size: tokens per block, for sessions; a trace with blocks has its own.
 
     Raises:
-        ValueError: the trace tells nothing of what its prompts share.
+        ValueError: the trace does not say what its prompts share.
     """
     numbers: dict[tuple[str, int], int] = {}
     asked: Asked = []
@@ -81,7 +82,7 @@ def blocks_asked(requests: Sequence[TraceRequest], block_size: int) -> Asked:
 
 
 def measure(asked: Asked, percent: float, choice: float = 0.0) -> Row:
-    """All policies with a cache of so many per cent of the different blocks; never smaller than the longest prompt."""
+    """All policies with a cache of `percent` of the distinct blocks, but never smaller than the longest prompt."""
     working_set = len({block for request in asked for block in request})
     blocks = max(int(working_set * percent / 100), *map(len, asked))
     rates = {name: hit_rate(asked, pool_of(name, blocks, choice)) for name in POLICIES}
@@ -89,12 +90,12 @@ def measure(asked: Asked, percent: float, choice: float = 0.0) -> Row:
 
 
 def pool_of(name: str, blocks: int, choice: float = 0.0) -> BlockPool:
-    """A device's pool as a server would have it. A block stands for one token here: its number in the trace."""
+    """A device's pool as a server would have it. A block holds a single token here: its number in the trace."""
     return BlockPool(blocks, 1, eviction=eviction_of(name, blocks), choice=choice)
 
 
 def hit_rate(asked: Asked, pool: BlockPool, seen: Callable[[int, int], None] = lambda _asked, _found: None) -> float:
-    """Share of the blocks that were found. `seen` is told of each request how many it asked for and how many were found."""
+    """The share of the blocks that were found. `seen` is called for each request with how many it asked for and found."""
     found = 0
     for blocks in asked:
         keys = [block.to_bytes(16, "little") for block in blocks]
@@ -111,12 +112,11 @@ def hit_rate(asked: Asked, pool: BlockPool, seen: Callable[[int, int], None] = l
 
 
 def optimum(asked: Asked, capacity: int) -> float:
-    """The hit rate of a cache that evicts what is asked for again last; of those never asked for again, tails first."""
+    """The hit rate of a cache that evicts what is asked for again last; of blocks never asked for again, tails first."""
     following = _following(asked)
-    kept: dict[int, int] = {}  # to the request that asks for it next
-    last_first: list[
-        tuple[int, int, int]
-    ] = []  # (-next, -place in the prompt, block); void where `kept` says otherwise
+    kept: dict[int, int] = {}  # block -> the next request that asks for it
+    # (-next request, -place in the prompt, block); an entry is void if `kept` says otherwise.
+    last_first: list[tuple[int, int, int]] = []
     found = 0
     for blocks, nexts in zip(asked, following, strict=True):
         found += next((place for place, block in enumerate(blocks) if block not in kept), len(blocks))
@@ -133,7 +133,7 @@ def optimum(asked: Asked, capacity: int) -> float:
 
 
 def _following(asked: Asked) -> Asked:
-    """For each block of each request, the number of the next request that asks for it."""
+    """For each block of each request, the index of the next request that asks for it."""
     coming: dict[int, int] = {}
     following: Asked = []
     for number in range(len(asked) - 1, -1, -1):
@@ -147,12 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace loadtest evictions",
         description="Hit rates of the eviction policies over a trace, by the scheduler's own block pool.",
     )
-    parser.add_argument("trace", help="a file of a format that tells blocks (Mooncake) or sessions (BurstGPT)")
+    parser.add_argument("trace", help="a file in a format that gives blocks (Mooncake) or sessions (BurstGPT)")
     parser.add_argument("--format", choices=list(FORMATS), help="of the trace [by its first line]")
     parser.add_argument("--rows", type=_rows, default=slice(None), metavar="A:B", help="requests to take, from 0 [all]")
-    parser.add_argument("--block-size", type=int, default=32, metavar="N", help="tokens, for sessions [%(default)s]")
+    parser.add_argument("--block-size", type=int, default=32, metavar="N", help="in tokens, for sessions [%(default)s]")
     parser.add_argument(
-        "--sizes", type=_sizes, default=_SIZES, metavar="P[,P..]", help="of the cache, in %% of the different blocks"
+        "--sizes", type=_sizes, default=_SIZES, metavar="P[,P..]", help="of the cache, in %% of the distinct blocks"
     )
     parser.add_argument(
         "--choice",
@@ -172,5 +172,5 @@ def _rows(text: str) -> slice:
 def _sizes(text: str) -> tuple[float, ...]:
     sizes = tuple(float(part) for part in text.split(","))
     if min(sizes) <= 0:
-        raise argparse.ArgumentTypeError("sizes are more than 0 %")
+        raise argparse.ArgumentTypeError("sizes must be above 0 %")
     return sizes

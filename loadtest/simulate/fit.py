@@ -1,12 +1,12 @@
 """The cost model's constants from measured runs, by least squares.
 
 A run says when tokens came, not what each step computed. So the run is simulated with the constants of the last round; the
-simulation tells which work lay between a request's arrival, its first and its last token. Those sums are linear in the
-constants, and the measured intervals are what they should be: one equation for each interval, weighted by its length so
-that the errors are relative. Solve, simulate again, until the constants rest.
+simulation says how much work lay between a request's arrival, its first and its last token. The time of that work is linear in
+the constants and should equal the measured interval: one equation per interval, divided by its length so that errors are
+relative. Solve, simulate again, and repeat until the constants settle.
 
 Constants are never negative: Lawson and Hanson (1974), "Solving Least Squares Problems", chapter 23 (NNLS).
-`delivery` is not told apart from `request` by a client's times, so it stays as it is.
+A client's times cannot tell `delivery` from `request`, so `delivery` stays as it is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float64]
 FITTED = (*STEP_COSTS, "request")
 STEP_SECONDS = "headrace_step_seconds_sum"
 ROUNDS = 10
-_DAMPING = 0.6  # of a round's change; in a full queue a small error of the steps is a large one of the waiting
+_DAMPING = 0.6  # of a round's change; with a full queue, a small error of the steps is a large one of the waiting time
 _SETTLED = 1e-3
-_SHORTEST = 1e-3  # seconds; an interval below is not weighted more
+_SHORTEST = 1e-3  # seconds; shorter intervals are not weighted more
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Measured:
 
 
 def requests_of(run: Run) -> list[Planned]:
-    """The plan of a run again, by its whole answers, as long as they really were. Prompts share what sessions share."""
+    """The requests of a run that have a complete answer, with their real lengths. Prompts share what their sessions share."""
     return [
         Planned(
             index=record.index,
@@ -56,25 +56,25 @@ def requests_of(run: Run) -> list[Planned]:
 
 
 def whole(run: Run) -> list[Record]:
-    """The records with a whole answer, as if each had been intended when it was sent: the client's lateness is not predicted."""
+    """The records with a complete answer, each as if intended when it was sent: the client's lateness is not predicted."""
     found = [record for record in run.records if record.ok and record.tokens]
     sent = [replace(each, intended=each.intended if each.sent is None else each.sent) for each in found]
     return sorted(sent, key=lambda record: record.intended)
 
 
 def predict(measured: Measured, cost: CostModel, log: Log | None = None) -> list[Record]:
-    """What the simulator makes of the same requests on one replica, in the order of `whole`."""
+    """The simulator's records for the same requests on one replica, in the order of `whole`."""
     return Cluster(cost, measured.shape, RoundRobin(), log=log).run(requests_of(measured.run))
 
 
 def fit(runs: Sequence[Measured], cost: CostModel) -> Costs:
-    """Constants that explain the runs best. `cost` gives the first guess and what is not fitted.
+    """The constants that explain the runs best. `cost` gives the first guess and what is not fitted.
 
     Raises:
-        ValueError: a run has no whole answer.
+        ValueError: a run has no complete answer.
     """
     if empty := [measured.run.label for measured in runs if not whole(measured.run)]:
-        raise ValueError(f"{empty[0]!r} has no whole answer to learn from")
+        raise ValueError(f"{empty[0]!r} has no complete answer to learn from")
     costs = cost.costs
     for round_ in range(ROUNDS):
         model = CostModel(cost.hardware.with_costs(costs), cost.model, cost.devices)
@@ -90,7 +90,7 @@ def fit(runs: Sequence[Measured], cost: CostModel) -> Costs:
 
 
 def nonnegative(matrix: Floats, target: Floats) -> Floats:
-    """The x >= 0 with the least |matrix x - target|, by NNLS.
+    """The x >= 0 that minimises |matrix x - target|, by NNLS.
 
     Args:
         matrix: [equations, constants].
@@ -111,7 +111,7 @@ def nonnegative(matrix: Floats, target: Floats) -> Floats:
 
 
 def _feasible(matrix: Floats, target: Floats, found: Floats, free: npt.NDArray[np.bool_]) -> Floats:
-    """Least squares over the free constants; those that would go below zero are bound again, and `free` says so."""
+    """Least squares over the free constants; those that would go below zero are fixed at zero again, and `free` updated."""
     while True:
         solved = np.zeros_like(found)
         solved[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
@@ -125,7 +125,7 @@ def _feasible(matrix: Floats, target: Floats, found: Floats, free: npt.NDArray[n
 
 
 def _equations(runs: Sequence[Measured], cost: CostModel) -> tuple[Floats, Floats]:
-    """Rows of what the constants multiply, and the seconds that each row should come to."""
+    """Rows of what the constants multiply, and the seconds that each row should amount to."""
     rows: list[Floats] = []
     seconds: list[float] = []
     for measured in runs:
@@ -143,7 +143,7 @@ def _equations(runs: Sequence[Measured], cost: CostModel) -> tuple[Floats, Float
 
 
 def _intervals(real: Record, sim: Record, work: "_WorkBy") -> Iterator[tuple[Floats, float]]:
-    """From arrival to the first token, and from the first to the last."""
+    """Two equations of a request: from its arrival to its first token, and from the first to the last."""
     if not sim.tokens or real.ttft is None:
         return
     arrived = sim.intended
@@ -154,13 +154,13 @@ def _intervals(real: Record, sim: Record, work: "_WorkBy") -> Iterator[tuple[Flo
 
 
 def _step_seconds(run: Run) -> float | None:
-    """What the server itself says that its steps took, where it was scraped before and after."""
+    """How long the steps took by the server's own metrics, if they were scraped."""
     before, after = run.scraped.get("before", {}), run.scraped.get("after", {})
     return after[STEP_SECONDS] - before.get(STEP_SECONDS, 0.0) if STEP_SECONDS in after else None
 
 
 class _WorkBy:
-    """Sums of the steps' features from the start of a simulation until some time; a step under way counts by its share."""
+    """Sums of the steps' features from the start of a simulation to a given time; a running step counts in part."""
 
     def __init__(self, log: Log, cost: CostModel) -> None:
         self.delivery = cost.costs.delivery
@@ -171,7 +171,7 @@ class _WorkBy:
         self._sums[2::2] = done[:-1]
 
     def until(self, time: float, *, request: float) -> Floats:
-        """The sums, and `request` as the last column; a token is seen `delivery` after its step."""
+        """The sums at `time`, with `request` as the last column; a token is seen `delivery` seconds after its step."""
         time -= self.delivery if request or time != float("inf") else 0.0
         sums = [float(np.interp(time, self._at, column)) for column in self._sums.T]
         return np.array([*sums, request])

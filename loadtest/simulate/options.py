@@ -1,4 +1,4 @@
-"""What the simulator's commands take on their command lines, and what they make of it."""
+"""The command line options of the simulator's commands, and what is built from them."""
 
 import argparse
 from pathlib import Path
@@ -13,54 +13,58 @@ from scheduler.policies.factory import POLICIES
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """What is taken of a trace and how it arrives: the flags of `Shape`."""
+    """Which part of a trace is used and how it arrives: the fields of `Shape`."""
     group = parser.add_argument_group("requests")
-    group.add_argument("--format", choices=list(FORMATS), help="of the trace [by its first line]")
+    group.add_argument("--format", choices=list(FORMATS), help="of the trace [recognised by its first line]")
     group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
     group.add_argument("--window", type=_window, metavar="A:B", help="seconds of the trace to take")
-    group.add_argument("--limit", type=int, metavar="N", help="at most so many requests")
+    group.add_argument("--limit", type=int, metavar="N", help="at most N requests")
     group.add_argument("--speed", type=float, default=1.0, help="times faster than the trace [%(default)g]")
-    group.add_argument("--duration", type=float, metavar="S", help="stretch the arrivals over so many seconds")
-    group.add_argument("--rate", type=float, metavar="R", help="stretch the arrivals to R requests a second on average")
+    group.add_argument("--duration", type=float, metavar="S", help="stretch the arrivals over S seconds")
+    group.add_argument(
+        "--rate", type=float, metavar="R", help="stretch the arrivals to R requests per second on average"
+    )
     group.add_argument("--arrivals", type=_arrivals, metavar="KIND", help="drawn arrivals: poisson:rate=5 and the like")
     group.add_argument("--spread", action="store_true", help="spread arrivals inside the tick of the trace's stamps")
     group.add_argument("--scale", type=float, default=1.0, help="factor on all lengths [%(default)g]")
-    group.add_argument("--max-prompt", type=int, metavar="N", help="cut prompts to so many tokens")
-    group.add_argument("--max-output", type=int, metavar="N", help="cut answers to so many tokens")
-    group.add_argument("--seed", type=int, default=0, help="of all that is drawn [%(default)s]")
+    group.add_argument("--max-prompt", type=int, metavar="N", help="cut prompts to N tokens")
+    group.add_argument("--max-output", type=int, metavar="N", help="cut answers to N tokens")
+    group.add_argument("--seed", type=int, default=0, help="of everything drawn at random [%(default)s]")
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """What is simulated."""
+    """The server that is simulated: hardware, model, and the settings of each replica."""
     shape = ServerShape()
     group = parser.add_argument_group("server")
-    group.add_argument("--hardware", required=True, help="a YAML file, or a name of configs/presets/hardware")
-    group.add_argument("--model", required=True, help="a YAML file, or a name of configs/presets/models")
+    group.add_argument("--hardware", required=True, help="a YAML file, or a name in configs/presets/hardware")
+    group.add_argument("--model", required=True, help="a YAML file, or a name in configs/presets/models")
     group.add_argument(
-        "--costs", type=Path, metavar="FILE", help="constants by `calibrate` instead of the hardware's own"
+        "--costs", type=Path, metavar="FILE", help="constants from `calibrate`, in place of the hardware's own"
     )
-    group.add_argument("--devices", type=int, default=1, metavar="N", help="devices of one replica [%(default)s]")
+    group.add_argument("--devices", type=int, default=1, metavar="N", help="devices per replica [%(default)s]")
     group.add_argument(
         "--max-step-tokens",
         type=_numbers,
         default=[shape.max_step_tokens],
         metavar="N[,N..]",
-        help=f"token budget of a step; several are simulated one after the other [{shape.max_step_tokens}]",
+        help=f"token budget of a step; several are simulated one after another [{shape.max_step_tokens}]",
     )
     group.add_argument(
-        "--max-running", type=int, default=shape.max_running, metavar="N", help="sequences [%(default)s]"
+        "--max-running", type=int, default=shape.max_running, metavar="N", help="sequences per step [%(default)s]"
     )
-    group.add_argument("--max-waiting", type=int, default=shape.max_waiting, metavar="N", help="then 429 [%(default)s]")
-    group.add_argument("--block-size", type=int, default=shape.block_size, metavar="N", help="tokens [%(default)s]")
-    group.add_argument("--kv-blocks", type=int, metavar="N", help="of a replica [what the device's memory holds]")
+    group.add_argument(
+        "--max-waiting", type=int, default=shape.max_waiting, metavar="N", help="beyond it, 429 [%(default)s]"
+    )
+    group.add_argument("--block-size", type=int, default=shape.block_size, metavar="N", help="in tokens [%(default)s]")
+    group.add_argument("--kv-blocks", type=int, metavar="N", help="per replica [what the device's memory holds]")
     group.add_argument("--context", type=int, metavar="N", help="longest request in tokens [the model's]")
     group.add_argument(
         "--scheduling",
         choices=POLICIES,
         default=shape.scheduling,
-        help="a class of the trace is a tenant [%(default)s]",
+        help="each class of the trace is a tenant [%(default)s]",
     )
-    group.add_argument("--no-prefix-caching", action="store_true", help="share no prefixes")
+    group.add_argument("--no-prefix-caching", action="store_true", help="do not share prefixes")
 
 
 def plan_of(options: argparse.Namespace, trace: str) -> Plan:
@@ -68,7 +72,7 @@ def plan_of(options: argparse.Namespace, trace: str) -> Plan:
 
     Raises:
         TraceError: the trace cannot be read.
-        ArrivalError: the arrivals make no sense, or are those of users who wait for answers.
+        ArrivalError: the arrivals make no sense, or are a closed loop.
     """
     shape = Shape(
         window=options.window,
@@ -85,12 +89,12 @@ def plan_of(options: argparse.Namespace, trace: str) -> Plan:
     )
     plan = make_plan(read_trace(trace, options.format, strict=options.strict), shape)
     if plan.closed:
-        raise ArrivalError("the simulator takes arrivals with times, no closed loops")
+        raise ArrivalError("the simulator takes arrivals with times, not closed loops")
     return plan
 
 
 def cost_of(options: argparse.Namespace) -> CostModel:
-    """The cost model. Raises SpecError."""
+    """The cost model that the options describe. Raises SpecError."""
     hardware = load_hardware(options.hardware)
     if options.costs:
         hardware = hardware.with_costs(load_costs(options.costs))
@@ -98,7 +102,7 @@ def cost_of(options: argparse.Namespace) -> CostModel:
 
 
 def server_of(options: argparse.Namespace, max_step_tokens: int) -> ServerShape:
-    """Each replica's settings."""
+    """The settings of each replica."""
     return ServerShape(
         max_step_tokens=max_step_tokens,
         max_running=options.max_running,
@@ -114,7 +118,7 @@ def server_of(options: argparse.Namespace, max_step_tokens: int) -> ServerShape:
 def _window(text: str) -> tuple[float, float]:
     begin, colon, end = text.partition(":")
     if not colon:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a window; seconds such as 0:600, either may be left out")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a window; write seconds, such as 0:600, 0: or :600")
     return float(begin or 0), float(end or "inf")
 
 

@@ -1,4 +1,4 @@
-"""One line a setting: what a policy question is decided by."""
+"""One line per setting, with the figures that decide between them."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ _COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A setting and the figures of its run: latencies in seconds, output tokens a second, share within the objectives."""
+    """A setting and the figures of its run: latencies in seconds, output tokens per second, share within the objectives."""
 
     setting: int
     ttft: Spread | None

@@ -38,11 +38,11 @@ class Replica:
 
     Args:
         config: the scheduler's.
-        pool: empty.
-        cost: what steps take.
-        max_waiting: requests beyond so many waiting ones are answered 429.
+        pool: an empty pool of blocks.
+        cost: how long steps take.
+        max_waiting: once this many requests wait, further ones are answered 429.
         leaps: whether stretches without a change are leapt over; the result is the same.
-        log: filled with every step, if given.
+        log: filled with the steps, if given.
 
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
@@ -78,7 +78,7 @@ class Replica:
         return len(self._open)
 
     def submit(self, message: AddRequest, token: int, record: Record, now: float) -> None:
-        """A request arrives. `token` is what each of its steps samples; `record` gets what becomes of it."""
+        """A request arrives. Each of its steps samples `token`; `record` is filled in as it runs."""
         if self._ends:
             self._cut(now)
         if self.scheduler.snapshot().waiting >= self._max_waiting:
@@ -95,7 +95,7 @@ class Replica:
             self._begin(now)
 
     def advance(self) -> None:
-        """What is due happens: a step or a stretch of steps ends, and the next begins."""
+        """Go on to `due`: a step or a stretch of steps ends, and the next begins."""
         assert self.due is not None
         now = self.due
         if self._ends:

@@ -1,7 +1,7 @@
-"""What the cost model knows of a device and of a model: typed, validated, read from YAML.
+"""What the cost model knows about a device and a model: typed, validated, read from YAML.
 
-`configs/presets/hardware/*.yaml` and `configs/presets/models/*.yaml` are such files. A file may be named by its path or, for those
-two folders, by its stem (`h200`). Unknown keys, missing keys and values that cannot be are refused with the file's name.
+Such files are in `configs/presets/hardware` and `configs/presets/models`. A file is named by its path or, in those two folders,
+by its stem (`h200`). Unknown keys, missing keys and impossible values are refused; the error names the file.
 """
 
 import math
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class SpecError(ValueError):
-    """A description that cannot be used: names the file, the key and what is wrong."""
+    """A description that cannot be used; the message names the file, the key and what is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,11 @@ class Costs:
     """The fitted constants. `matrices` and `attention` multiply rooflines (1 = the device's peak), the others are seconds.
 
     Attributes:
-        step: of every step, whatever is in it (launches, Python, one round of the loop).
+        step: for every step, whatever is in it (launches, Python, one round of the loop).
         token: for each token computed.
         sequence: for each sequence of a step (its sampling, its event, its way through the HTTP process).
-        matrices: times the roofline of all matrix products.
-        attention: times the roofline of attention.
+        matrices: factor on the roofline of all matrix products.
+        attention: factor on the roofline of attention.
         request: from sending a request until the scheduler has it.
         delivery: from the end of a step until the client has its tokens.
     """
@@ -45,18 +45,18 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """One device (of several alike, where a replica takes more than one).
+    """One device (a replica may have several of the same kind).
 
     Attributes:
         memory_bytes: for weights, KV and activations.
-        memory_share: of it that weights and KV may take.
-        memory_bytes_per_second: reading.
-        operations_per_second: dense peak by the type the matrix products run in; a multiply-add is two.
+        memory_share: the share of it that weights and KV may take.
+        memory_bytes_per_second: read bandwidth.
+        operations_per_second: dense peak, by the type that the matrix products compute in; a multiply-add is two operations.
         attention_operations_per_second: the same for attention.
-        link_bytes_per_second: between the devices of one replica, one direction; 0 where a replica is one device.
+        link_bytes_per_second: between the devices of a replica, in one direction; 0 if a replica is one device.
         link_seconds: latency of one all-reduce.
-        tier_bytes_per_second: KV moves between the device and `host`, `disk`, `peer`.
-        costs: fitted constants.
+        tier_bytes_per_second: of KV transfers between the device and `host`, `disk`, `peer`.
+        costs: the fitted constants.
     """
 
     name: str
@@ -80,11 +80,11 @@ class Model:
     """A dense decoder as the cost model sees it.
 
     Attributes:
-        max_position: longest context it is made for.
-        weight_bits: of a weight in the layers, scales included.
-        head_bits: of a weight of the output head.
+        max_position: the longest context it is made for, in tokens.
+        weight_bits: bits per weight in the layers, scales included.
+        head_bits: bits per weight of the output head.
         compute: the type of the matrix products, a key of `Hardware.operations_per_second`.
-        kv_bits: of one key or value element.
+        kv_bits: bits per element of a key or value.
     """
 
     name: str
@@ -104,34 +104,34 @@ class Model:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of all layers' matrices: every token is multiplied with each of them."""
+        """Number of weights in all layers' matrices, each of which multiplies every token."""
         attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     @property
     def head_weights(self) -> int:
-        """Weights of the output head: only sampled rows are multiplied with it."""
+        """Number of weights in the output head, which multiplies only sampled rows."""
         return self.vocab_size * self.hidden_size
 
     @property
     def weight_bytes(self) -> float:
-        """Memory of the weights; a head of its own has an embedding table beside it."""
+        """Bytes of all weights; a head that is not tied has an embedding table beside it."""
         tables = 1 if self.tied_head else 2
         return (self.layer_weights * self.weight_bits + tables * self.head_weights * self.head_bits) / 8
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of all layers."""
+        """Bytes of one token's keys and values in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bits // 8
 
 
 def load_hardware(name: str) -> Hardware:
-    """Read a device. Raises SpecError."""
+    """Read a device by path or name. Raises SpecError."""
     return _load(name, "hardware", Hardware)
 
 
 def load_model(name: str) -> Model:
-    """Read a model. Raises SpecError."""
+    """Read a model by path or name. Raises SpecError."""
     return _load(name, "models", Model)
 
 
@@ -141,7 +141,7 @@ def load_costs(path: Path) -> Costs:
 
 
 def write_costs(costs: Costs, path: Path, comment: str) -> None:
-    """Write constants so that `load_costs` reads them, under lines of comment."""
+    """Write constants for `load_costs`, with `comment` above them."""
     lines = [f"# {line}" for line in comment.splitlines()]
     lines += [f"{each.name}: {getattr(costs, each.name):.6g}" for each in fields(Costs)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -153,7 +153,7 @@ def _load(name: str, folder: str, kind: type[_T]) -> _T:
         path = CONFIGS / folder / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-            raise SpecError(f"no file {name}, and configs/{folder} has only {known}")
+            raise SpecError(f"no file {name}, and configs/presets/{folder} has only {known}")
     return _build(kind, _read(path), str(path))
 
 
@@ -194,7 +194,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 def _number(kind: Any, value: Any, where: str) -> float | int:
-    """A number that is not negative; YAML reads `3e9` as text, so text that spells a number is one."""
+    """A number that is not negative. YAML reads `3e9` as text, so text that spells a number is accepted."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError):

@@ -102,7 +102,7 @@ def test_a_search_that_is_over_takes_nothing_more():
     search = RateSearch(start=1, highest=1, repeats=1)
     assert search.found is None
     search.absorb(1.0)
-    with pytest.raises(RuntimeError, match="over"):
+    with pytest.raises(RuntimeError, match="has ended"):
         search.absorb(1.0)
 
 

@@ -47,7 +47,7 @@ def test_several_budgets_make_a_table_and_smaller_ones_shorter_gaps(trace, tmp_p
     [
         (["--window", "500:600"], "no request arrives"),
         (["--model", "llama-3-8b"], "computes in bf16"),
-        (["--arrivals", "closed:users=2"], "no closed loops"),
+        (["--arrivals", "closed:users=2"], "not closed loops"),
         (["--devices", "2"], "no link"),
     ],
 )

@@ -73,5 +73,5 @@ def test_least_squares_without_negative_numbers():
 
 
 def test_runs_without_answers_teach_nothing():
-    with pytest.raises(ValueError, match="has no whole answer"):
+    with pytest.raises(ValueError, match="has no complete answer"):
         fit([Measured(Run(label="", target="", started=0, duration=0, plan={}, records=[]), SHAPE)], cost(TRUE))
