@@ -87,8 +87,6 @@ class StepLimits(NamedTuple):
     sequences: int
 
 
-def step_limits(settings: Settings, kind: Literal["cpu", "cuda"]) -> StepLimits:
-    """What the settings say, and what suits the device where they say nothing: a GPU needs thousands of tokens a step to be
-    busy (2048 rows of Llama 3 8B are 33 TFLOP, 50 ms at 700 TFLOP/s), a CPU takes seconds for as many."""
-    usual = StepLimits(128, 64) if kind == "cpu" else StepLimits(2048, 256)
+def step_limits(settings: Settings, usual: StepLimits) -> StepLimits:
+    """What the settings say, and what is `usual` on the device where they say nothing."""
     return StepLimits(settings.max_step_tokens or usual.tokens, settings.max_running or usual.sequences)

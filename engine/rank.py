@@ -20,7 +20,8 @@ from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
-from engine.gpu.backend import GpuStart, rank_device
+from engine.gpu.backend import USUAL_STEP
+from engine.gpu.loader import GpuLoader, rank_device
 from engine.gpu.worker import GpuWorker, PendingStep
 from engine.ipc.failures import EXIT_MODEL, leave_at_once
 from engine.tensor_parallel.commands import OrderReceiver, Record, Rehearse, Submit
@@ -54,8 +55,8 @@ def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> i
     ranks = Joined(rank, settings.tensor_parallel, rendezvous(folder), device, timeout=settings.start_seconds)
     try:
         config = read_config(source)
-        start = GpuStart(settings, source, config, step_limits(settings, "cuda"), device, ranks=ranks)
-        worker = start.worker(start.plan())
+        loader = GpuLoader(settings, source, config, step_limits(settings, USUAL_STEP), device, ranks=ranks)
+        worker = loader.load(loader.plan())
         follow(worker, receiver)
     except ModelError as error:
         log.error("rank %d: %s", rank, error)

@@ -1,13 +1,12 @@
-"""From a command line to a running loop: plan memory, load, produce a real token, say that it is ready.
+"""From settings to a running loop: choose the backend, plan memory, load, produce a real token, say that the engine is ready.
 
-Each phase is timed and reported as it ends. torch is imported in a phase of its own, after the memory plan has been sent.
+Each phase is timed and reported as it ends. What differs between devices is the backend's; torch is imported by it.
 """
 
 import errno
 import logging
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,26 +18,20 @@ from configs.model.config import ModelConfig
 from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.cpu.formats import Arithmetic, choose_arithmetic
-from engine.cpu.memory_plan import plan_memory
-from engine.device import Device, StepLimits, choose_device, step_limits
+from engine.backend import Backend, Startup, generate
+from engine.device import choose_device
 from engine.fingerprint import kv_fingerprint
 from engine.ipc.channel import Channel
-from engine.tensor_parallel.group import Followers, loopback, rendezvous
+from engine.worker import Worker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import MemoryPlan, Phase, Ready
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import Chunk, SequenceInit, Step
 
 if TYPE_CHECKING:
-    from engine.cpu.model import Model
-    from engine.cpu.worker import CpuWorker, Worker
-    from engine.gpu.backend import GpuStart
     from engine.loop import EngineLoop
-    from engine.tensor_parallel.shards import Joined
 
 log = logging.getLogger("headrace.engine")
 
@@ -48,109 +41,101 @@ _CHOICE = 1 / 8
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 
+def _cpu(startup: Startup, reason: str) -> Backend:
+    from engine.cpu.backend import CpuBackend
+
+    return CpuBackend(startup, reason)
+
+
+def _cuda(startup: Startup, reason: str) -> Backend:
+    from engine.gpu.backend import GpuBackend
+
+    return GpuBackend(startup, reason)
+
+
+BACKENDS: dict[str, Callable[[Startup, str], Backend]] = {"cpu": _cpu, "cuda": _cuda}  # by kind of device
+
+
+def choose_backend(startup: Startup) -> Backend:
+    """The backend of the device that computes.
+
+    Raises:
+        ModelError: a device is asked for that is not there.
+    """
+    with startup.phase("choose device"):
+        device = choose_device(startup.settings)
+    for sentence in startup.settings.unread_on(device.kind):
+        log.warning("%s", sentence)
+    return BACKENDS[device.kind](startup, device.reason)
+
+
 class Starter:
     """Brings one engine up, phase by phase.
 
-    Raises (from `start`):
-        ModelError: the model cannot be served, or memory or files are refused; the sentence says why and what to do.
+    Args:
+        settings: of the server.
+        source: the model's files.
+        channel: takes the phases and the memory plan, and is then the loop's.
+        choose: gives the backend.
     """
 
-    def __init__(self, settings: Settings, source: ModelSource, channel: Channel) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        source: ModelSource,
+        channel: Channel,
+        choose: Callable[[Startup], Backend] = choose_backend,
+    ) -> None:
         self._settings = settings
         self._source = source
         self._channel = channel
-        self._followers: Followers | None = None
-        # Nothing computes in another: what libraries set up for a thread is warm when the first request comes.
+        self._choose = choose
+        self._backend: Backend | None = None
+        # The worker computes in this thread and no other: what libraries set up for a thread is warm when the first request comes.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
     def close(self) -> None:
-        """Send the other ranks home, if there are any; to be called whatever became of the start."""
+        """Give back what the start took; to be called whatever became of it."""
         self._thread.shutdown()
-        if self._followers is not None:
-            self._followers.close()
+        if self._backend is not None:
+            self._backend.close()
 
     @property
     def folder(self) -> Path | None:
         """What would be left behind where `close` cannot be called."""
-        return self._followers.folder if self._followers else None
+        return None if self._backend is None else self._backend.folder
 
     def start(self) -> "tuple[EngineLoop, Ready]":
-        """Do all phases. Returns the loop, ready to run, and the event that tells so."""
-        with refusals_told(self._source.name):
+        """Do all phases. Returns the loop, ready to run, and the event that says so.
+
+        Raises:
+            ModelError: the model cannot be served, or memory or files are refused; the sentence says why and what to do.
+        """
+        with explained(self._source.name):
             return self._start()
 
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
             config = read_config(self._source)
-        with self._phase("choose device"):
-            device = choose_device(self._settings)
-        for sentence in self._settings.unread_on(device.kind):
-            log.warning("%s", sentence)
-        arithmetic: Arithmetic | GpuStart
-        worker: Worker
-        if device.kind == "cuda":
-            arithmetic, plan, worker = self._on_gpu(config, device)
-        else:
-            arithmetic, plan, worker = self._on_cpu(config, device)
+        startup = Startup(self._settings, self._source, config, self._phase, self._run)
+        self._backend = backend = self._choose(startup)
+        plan = backend.plan()
+        self._channel.send(plan)
+        worker = backend.load(plan)
+        with self._phase("first token"):
+            sampling = SamplingParams(max_tokens=1, temperature=0.0)
+            self._run(lambda: generate(worker, sampling, min(4, plan.block_size)))
+        backend.warm_up()
         ready = Ready(
             context=plan.context,
             vocab_size=config.vocab_size,
             block_size=plan.block_size,
             blocks=plan.blocks,
             eos_token_ids=list(config.eos_token_ids),
-            device=arithmetic.name,
+            device=backend.name,
             version=version("headrace"),
         )
-        return self._loop(config, plan, arithmetic, worker, step_limits(self._settings, device.kind)), ready
-
-    def _on_cpu(self, config: ModelConfig, device: Device) -> "tuple[Arithmetic, MemoryPlan, Worker]":
-        with self._phase("plan memory"):
-            arithmetic = choose_arithmetic(self._settings, config)
-            plan = plan_memory(self._settings, self._source, config, arithmetic)
-            plan.arithmetic += f"; on the CPU: {device.reason}"
-        self._channel.send(plan)
-        with self._phase("import torch"):
-            self._import_torch()
-        with self._phase("load weights"):
-            worker = self._worker(config, plan, arithmetic)
-        with self._phase("first token"):
-            self._thread.submit(produce_token, worker, plan.block_size).result()
-        return arithmetic, plan, worker
-
-    def _on_gpu(self, config: ModelConfig, device: Device) -> "tuple[GpuStart, MemoryPlan, Worker]":
-        """The plan comes after torch, which alone knows what is free on a GPU."""
-        if self._settings.tensor_parallel > 1:
-            self._followers = Followers(self._settings, self._source)
-        with self._phase("import torch"):
-            self._import_torch()
-        ranks = self._join() if self._followers else None
-        with self._phase("plan memory"):
-            gpu = gpu_start(self._settings, self._source, config, step_limits(self._settings, device.kind), ranks)
-            plan = gpu.plan()
-            plan.arithmetic += f"; on {gpu.name}: {device.reason}"
-        self._channel.send(plan)
-        with self._phase("load weights"):
-            worker = gpu.worker(plan, self._followers.tell if self._followers else None)
-        with self._phase("first token"):
-            self._thread.submit(produce_token, worker, plan.block_size).result()
-        with self._phase("compile kernels"):
-            self._thread.submit(gpu.warm_up, worker).result()
-        return gpu, plan, worker
-
-    def _join(self) -> "Joined":
-        from engine.gpu.backend import rank_device
-        from engine.tensor_parallel.shards import Joined
-
-        assert self._followers is not None
-        with self._phase("meet ranks"):
-            os.environ.update(loopback())
-            return Joined(
-                0,
-                self._settings.tensor_parallel,
-                rendezvous(self._followers.folder),
-                rank_device(0),
-                timeout=self._settings.start_seconds,
-            )
+        return self._loop(config, plan, backend, worker), ready
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -158,63 +143,15 @@ class Starter:
         yield
         self._channel.send(Phase(name=name, seconds=time.perf_counter() - began))
 
-    def _import_torch(self) -> None:
-        # Threads that spin at the end of each parallel loop take the core from whoever they wait for: with other work on
-        # the machine a step took 1-11 s that takes 0.3-0.5 s when they sleep (20 sequences, 2 cores).
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
+    def _run(self, work: Callable[[], object]) -> object:
+        return self._thread.submit(work).result()
 
-        import engine.cpu.worker
-
-        del engine  # imported here so that its time counts in this phase
-        # Threads are not tied to cores: measured on two of them, one stream lost 6 % and 8 streams won 4 %, within the machine's
-        # drift. The HTTP process needs a core now and then, and the system knows better which.
-        torch.set_num_threads(self._settings.threads or torch.get_num_threads())
-
-    def _worker(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic) -> "CpuWorker":
-        from engine.cpu.worker import CpuWorker
-        from engine.sampling.sampler import Sampler
-
-        return CpuWorker(self._model(config, plan, arithmetic), Sampler(config.vocab_size, config.eos_token_ids))
-
-    def _model(self, config: ModelConfig, plan: MemoryPlan, arithmetic: Arithmetic) -> "Model":
-        import torch
-
-        from engine.cpu.model import ExactModel, FastModel
-        from engine.loading import load, load_weights
-
-        load_format = self._settings.load_format
-        if arithmetic.precision == "exact":
-            from engine.cpu.decoder import Decoder
-            from engine.cpu.kv_pool import KvPool
-
-            decoder = Decoder(config, load_weights(self._source, config, load_format))
-            return ExactModel(decoder, KvPool(config, plan.blocks, plan.block_size))
-        from engine.cpu.kv_pool import PackedKvPool
-        from engine.loading.packed import assemble_packed
-
-        return FastModel(
-            config,
-            load(self._source, config, load_format, assemble_packed),
-            PackedKvPool(config, plan.blocks, plan.block_size),
-            arithmetic=arithmetic,
-            context=plan.context,
-            threads=torch.get_num_threads(),
-        )
-
-    def _loop(
-        self,
-        config: ModelConfig,
-        plan: MemoryPlan,
-        arithmetic: "Arithmetic | GpuStart",
-        worker: "Worker",
-        limits: StepLimits,
-    ) -> "EngineLoop":
+    def _loop(self, config: ModelConfig, plan: MemoryPlan, backend: Backend, worker: Worker) -> "EngineLoop":
         from engine.kv_store.opening import open_tiers
         from engine.loop import EngineLoop
 
         settings = self._settings
-        fingerprint = kv_fingerprint(self._source, settings, arithmetic)
+        fingerprint = kv_fingerprint(self._source, settings, backend)
         pool = BlockPool(
             plan.blocks,
             plan.block_size,
@@ -227,7 +164,7 @@ class Starter:
             pool,
             worker.blocks,
             fingerprint=f"{fingerprint}|{plan.block_size}",
-            element_bytes=arithmetic.kv_element_bytes,
+            element_bytes=backend.kv_element_bytes,
             wake=self._channel.wake,
         )
         scheduler = Scheduler(
@@ -235,8 +172,8 @@ class Starter:
                 context=plan.context,
                 eos_token_ids=frozenset(config.eos_token_ids),
                 fingerprint=fingerprint,
-                max_step_tokens=limits.tokens,
-                max_running=limits.sequences,
+                max_step_tokens=backend.limits.tokens,
+                max_running=backend.limits.sequences,
                 max_preemptions=settings.max_preemptions,
                 decode_watermark=settings.decode_watermark,
                 scheduling=settings.scheduling,
@@ -249,18 +186,9 @@ class Starter:
         return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)
 
 
-def gpu_start(
-    settings: Settings, source: ModelSource, config: ModelConfig, limits: StepLimits, ranks: "Joined | None"
-) -> "GpuStart":
-    """Of the first rank."""
-    from engine.gpu.backend import GpuStart, rank_device
-
-    return GpuStart(settings, source, config, limits, rank_device(0), ranks=ranks)
-
-
 @contextmanager
-def refusals_told(model: str) -> Iterator[None]:
-    """What the system refuses while `model` is loaded (memory, files), as a sentence; every other error is a defect.
+def explained(model: str) -> Iterator[None]:
+    """Turn what the system refuses while `model` is loaded (memory, files) into a sentence; every other error is a defect.
 
     Raises:
         ModelError: memory ran out although the plan had counted on it, or a file cannot be read.
@@ -283,14 +211,3 @@ def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-
-
-def produce_token(worker: "Worker", block_size: int) -> None:
-    """Compute one real token, so that "ready" means that the whole path works and is warm."""
-    name = "warm-up"
-    prompt = list(range(min(4, block_size)))
-    new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=SamplingParams(max_tokens=1, temperature=0.0))
-    chunk = Chunk(request_id=name, start=0, length=len(prompt), block_table=[0], samples=True)
-    result = worker.run(Step(step_id=-1, chunks=[chunk], new=[new], retired=[name])).results[0]
-    if result.token_id is None:
-        raise ModelError(f"the model gave no token in the first step: {result.error}")

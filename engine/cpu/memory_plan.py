@@ -8,7 +8,7 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
-from engine.device import step_limits
+from engine.device import StepLimits, step_limits
 from scheduler.types.messages import MemoryPlan
 
 GIB = 2**30
@@ -16,6 +16,7 @@ MAX_REQUESTS = 64  # a pool for more requests of the longest context than this i
 MIN_TOKENS = 16  # a pool that holds fewer serves nobody
 RUNTIME_BYTES = 400 * 2**20  # torch's libraries and the HTTP process, measured with the default model
 SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
+USUAL_STEP = StepLimits(tokens=128, sequences=64)  # a CPU takes seconds for the thousands of tokens that suit a GPU
 _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
 _SCORED_COPIES = 3  # logits, exponentials and comparisons: measured 2.1 times the logits
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -60,7 +61,7 @@ def activation_bytes(settings: Settings, config: ModelConfig) -> int:
     """The most that one step holds beside weights and pool, in bytes: a layer's rows, and logits to sample or to score."""
     heads = config.heads + 2 * config.kv_heads
     row = 4 * config.hidden_size + 3 * heads * config.head_dim + 3 * config.intermediate_size
-    limits = step_limits(settings, "cpu")
+    limits = step_limits(settings, USUAL_STEP)
     logits = max(_SAMPLED_COPIES * limits.sequences, _SCORED_COPIES * SCORED_ROWS)
     return 4 * (limits.tokens * row + logits * config.vocab_size)
 

@@ -6,7 +6,6 @@ What belongs here: the order of a step (tokens, forward, head, sample). Never: p
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -16,52 +15,6 @@ from engine.cpu.model import Model
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
-
-
-class Pending(Protocol):
-    """A step that a worker has been given."""
-
-    def result(self) -> StepResult:
-        """Wait for it; one result per chunk.
-
-        Raises:
-            RuntimeError: the step as a whole failed: no sequence has got a token from it, and what it wrote to its blocks is
-                undefined, as is all that was computed on top of it.
-            DeviceLost: so will every other.
-        """
-        ...
-
-
-class Worker(Protocol):
-    """What the engine's loop needs of a device.
-
-    Contract: `submit` is called with steps in the order they were planned, and each one's `result` in the same order, all from one
-    thread. `depth` says how many steps may be open, submitted and their result not in: with two, the device goes from one step to
-    the next without waiting for the host. Steps are computed one after the other, as they were submitted.
-    """
-
-    depth: int
-
-    @property
-    def blocks(self) -> torch.Tensor:
-        """The device's KV blocks as bytes: uint8 [blocks, block bytes], contiguous; for whoever moves blocks between tiers."""
-        ...
-
-    def submit(self, step: Step) -> Pending:
-        """Hand over one step. It may sample after tokens that steps before it are yet to bring.
-
-        Raises:
-            As `Pending.result`.
-        """
-        ...
-
-    def run(self, step: Step) -> StepResult:
-        """Compute one step: `submit` and `result` in a row.
-
-        Raises:
-            As `Pending.result`.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

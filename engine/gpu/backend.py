@@ -1,195 +1,135 @@
-"""Brings a GPU's worker up: arithmetic, memory plan, weights, pool, and every kernel compiled before the first request."""
+"""GPUs as a backend: this process is the first rank, and starts the others where several GPUs compute. No torch before `plan`."""
 
-from collections.abc import Callable
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from configs.model.config import ModelConfig
-from configs.model.source import ModelError, ModelSource
-from configs.settings import Settings
-from engine.cpu.memory_plan import available_bytes
-from engine.device import StepLimits
-from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
-from engine.gpu.graph_policy import GraphPlan
-from engine.gpu.memory_plan import plan_gpu_memory
-from engine.gpu.model import GpuKvPool, GpuModel
-from engine.gpu.weights import GpuAssembly
-from engine.gpu.worker import GpuWorker
-from engine.loading import load
-from engine.tensor_parallel.commands import Order
-from engine.tensor_parallel.shards import Alone, Ranks, split_config
-from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
-from kernels.gpu.runtime import INTERPRETED
+from engine.backend import Startup, generate, import_torch
+from engine.device import StepLimits, step_limits
+from engine.tensor_parallel.group import Followers, loopback, rendezvous
+from engine.worker import Worker
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import Chunk, SequenceInit, Step
 
+if TYPE_CHECKING:
+    import torch
+
+    from engine.gpu.loader import GpuLoader
+    from engine.gpu.worker import GpuWorker
+    from engine.tensor_parallel.shards import Joined
+
+# A GPU needs thousands of tokens a step to be busy: 2048 rows of Llama 3 8B are 33 TFLOP, 50 ms at 700 TFLOP/s.
+USUAL_STEP = StepLimits(tokens=2048, sequences=256)
 _WARM_PROMPT = 3
+# Each kind of step runs kernels of its own: they are compiled here and not under a request.
+_WARM_SETTINGS: tuple[dict[str, float], ...] = (
+    {},
+    {"top_p": 0.9},
+    {"presence_penalty": 0.1},
+    {"top_p": 0.9, "presence_penalty": 0.1},
+    {"logprobs": 0},
+    {"logprobs": 5},
+    {"logprobs": 20},
+)
 
 
-class GpuStart:
-    """One model on one GPU, step by step: `plan`, then `worker`, then `warm_up`.
+class GpuBackend:
+    """Serves a model on one GPU, or split over several.
+
+    The plan comes after torch, which alone knows what is free on a GPU. Other ranks are started first: they import and load while
+    this process does.
 
     Args:
-        settings: of the server.
-        source: the model's files.
-        config: their description.
-        limits: of a step.
-        device: the GPU; CPU tensors where Triton interprets.
-        arithmetic: as it is to be, instead of what the settings ask for.
-        ranks: who computes the model, each with a start of its own: they make the same calls.
-
-    Raises:
-        ModelError: the settings ask for what the chip lacks, for what does not go together, or for a split that cannot be made.
+        startup: what to start from.
+        reason: why a GPU computes, for the start-up log.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        source: ModelSource,
-        config: ModelConfig,
-        limits: StepLimits,
-        device: torch.device,
-        *,
-        arithmetic: GpuArithmetic | None = None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self._settings = settings
-        self._source = source
-        self._config = config
-        self._limits = limits
-        self._device = device
-        self._ranks: Ranks = ranks or Alone()
-        try:
-            self._part = split_config(config, self._ranks.size)
-        except ValueError as error:
-            raise ModelError(f"--tensor-parallel {self._ranks.size}: {error}.") from error
-        self.arithmetic = arithmetic or choose_gpu_arithmetic(
-            source,
-            config,
-            device,
-            weights=settings.gpu_weights,
-            kv=settings.gpu_kv,
-            load_format=settings.load_format,
-        )
+    def __init__(self, startup: Startup, reason: str) -> None:
+        self._startup = startup
+        self._reason = reason
+        self.limits: StepLimits = step_limits(startup.settings, USUAL_STEP)
+        several = startup.settings.tensor_parallel > 1
+        self._followers = Followers(startup.settings, startup.source) if several else None
+        self._loader: GpuLoader | None = None
+        self._worker: GpuWorker | None = None
 
     @property
-    def kv_format(self) -> str:
-        """See `engine.cpu.formats.Arithmetic`."""
-        return self.arithmetic.kv_format(self._ranks.size)
+    def folder(self) -> Path | None:
+        """Where the ranks meet."""
+        return self._followers.folder if self._followers else None
 
     @property
-    def kv_element_bytes(self) -> int:
-        """See `engine.cpu.formats.Arithmetic`."""
-        return 1 if self.arithmetic.fp8_kv else self.arithmetic.dtype.itemsize
+    def loader(self) -> "GpuLoader":
+        """The first rank's, as `plan` has made it."""
+        assert self._loader is not None, "plan first"
+        return self._loader
 
     @property
     def name(self) -> str:
-        """Of the device, for people."""
-        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "interpreted"
-        return name if self._ranks.size == 1 else f"{self._ranks.size} x {name}"
+        """Of the GPUs."""
+        return self.loader.name
 
-    def plan(self, free: int | None = None) -> MemoryPlan:
-        """Share out `free` bytes, or what the device says is free now: of several the one with least.
+    @property
+    def kv_format(self) -> str:
+        """The loader's."""
+        return self.loader.kv_format
 
-        Raises:
-            ModelError: see `plan_gpu_memory`.
-        """
-        if free is None:
-            free = self._free_bytes()
-        return plan_gpu_memory(
-            self._settings,
-            self._source,
-            self._config,
-            self.arithmetic,
-            self._limits,
-            free=self._ranks.least(free),
-            ranks=self._ranks.size,
-        )
+    @property
+    def kv_element_bytes(self) -> int:
+        """The loader's."""
+        return self.loader.kv_element_bytes
 
-    def _free_bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.mem_get_info(self._device)[0]
-        return available_bytes() // self._ranks.size
+    def plan(self) -> MemoryPlan:
+        """Import torch, meet the other ranks, and share out what is free on the GPU that has least."""
+        start = self._startup
+        with start.phase("import torch"):
+            import_torch(start.settings.threads)
+            from engine.gpu.loader import GpuLoader, rank_device
+        device = rank_device(0)
+        ranks = self._join(device) if self._followers else None
+        with start.phase("plan memory"):
+            self._loader = GpuLoader(start.settings, start.source, start.config, self.limits, device, ranks=ranks)
+            plan = self._loader.plan()
+        plan.arithmetic += f"; on {self.name}: {self._reason}"
+        return plan
 
-    def worker(self, plan: MemoryPlan, tell: Callable[[Order], None] | None = None) -> GpuWorker:
-        """Load the weights straight to the device, then take the pool.
+    def _join(self, device: "torch.device") -> "Joined":
+        from engine.tensor_parallel.shards import Joined
 
-        Args:
-            plan: the same on all ranks.
-            tell: see `GpuWorker`; for the first rank.
+        assert self._followers is not None
+        settings = self._startup.settings
+        with self._startup.phase("meet ranks"):
+            os.environ.update(loopback())
+            meeting = rendezvous(self._followers.folder)
+            return Joined(0, settings.tensor_parallel, meeting, device, timeout=settings.start_seconds)
 
-        Raises:
-            ModelError: the files cannot be loaded.
-        """
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        assembly = GpuAssembly(self.arithmetic, self._device, self._ranks.rank, self._ranks.size)
-        weights = load(self._source, self._config, self._settings.load_format, assembly)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # of what the loading took for a moment: the pool needs it in one piece
-        pool = GpuKvPool(
-            self._part,
-            plan.blocks,
-            plan.block_size,
-            self._device,
-            self.arithmetic.dtype,
-            fp8=self.arithmetic.fp8_kv,
-        )
-        model = GpuModel(
-            self._config, weights, pool, context=plan.context, ranks=self._ranks, least_saved=self._least_saved()
-        )
-        first = self._ranks.rank == 0  # which decides what is recorded
-        graphs = GraphPlan(self._limits.sequences, plan.context, recording=self._settings.cuda_graphs and first)
-        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype, tell)
+    def load(self, plan: MemoryPlan) -> Worker:
+        """Load the weights straight to the device."""
+        with self._startup.phase("load weights"):
+            self._worker = self.loader.load(plan, self._followers.tell if self._followers else None)
+        return self._worker
 
-    def _least_saved(self) -> int | None:
-        """See `GpuModel`."""
-        if not self._settings.gpu_shared_prefixes:
-            return None
-        return LEAST_SAVED_OVER_GRAPH if self._settings.cuda_graphs else LEAST_SAVED
+    def warm_up(self) -> None:
+        """Compile all kernels; interpreted, nothing is compiled."""
+        assert self._worker is not None, "load first"
+        worker = self._worker
+        with self._startup.phase("compile kernels"):
+            if self.loader.compiles:
+                self._startup.run(lambda: run_every_kernel(worker))
 
-    def warm_up(self, worker: GpuWorker) -> None:
-        """Compile all kernels: a forward pass in all its shapes is rehearsed, then every kind of step done once."""
-        if self._device.type == "cuda":  # interpreted, nothing is compiled
-            worker.rehearse()
-            warm_up(worker)
+    def close(self) -> None:
+        """Stop the other ranks."""
+        if self._followers is not None:
+            self._followers.close()
 
 
-def rank_device(rank: int) -> torch.device:
-    """Where a rank computes: the GPU of its number (CUDA_VISIBLE_DEVICES says which those are), CPU tensors where Triton
-    interprets."""
-    return torch.device("cpu") if INTERPRETED else torch.device("cuda", rank)
-
-
-def warm_up(worker: GpuWorker) -> None:
-    """Run every kind of step once, on block 0, which holds nothing yet: kernels are compiled here and not under a request. One
-    sequence is enough, no build depends on how many there are.
+def run_every_kernel(worker: "GpuWorker") -> None:
+    """Run a forward pass in all its shapes, then every kind of step once. One sequence is enough: no build depends on how many
+    there are.
 
     Raises:
         ModelError: the model gave no token.
     """
-    kinds = [
-        {},
-        {"top_p": 0.9},
-        {"presence_penalty": 0.1},
-        {"top_p": 0.9, "presence_penalty": 0.1},
-        {"logprobs": 0},
-        {"logprobs": 5},
-        {"logprobs": 20},
-    ]
-    for kind in kinds:
-        _generate(worker, SamplingParams(max_tokens=2, **kind))  # type: ignore[arg-type]
-
-
-def _generate(worker: GpuWorker, sampling: SamplingParams) -> None:
-    """Two tokens."""
-    name, prompt = "warm-up", list(range(_WARM_PROMPT))
-    new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=sampling)
-    for start, length in ((0, _WARM_PROMPT), (_WARM_PROMPT, 1)):
-        chunk = Chunk(request_id=name, start=start, length=length, block_table=[0], samples=True)
-        last = start > 0
-        step = Step(step_id=-1, chunks=[chunk], new=[] if last else [new], retired=[name] if last else [])
-        result = worker.run(step).results[0]
-        if result.token_id is None:
-            raise ModelError(f"the model gave no token while it was warmed up: {result.error}")
+    worker.rehearse()
+    for asked in _WARM_SETTINGS:
+        generate(worker, SamplingParams(max_tokens=2, **asked), _WARM_PROMPT)  # type: ignore[arg-type]

@@ -16,9 +16,10 @@ from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.device import choose_device, step_limits
-from engine.gpu.backend import GpuStart
+from engine.gpu.backend import USUAL_STEP, run_every_kernel
 from engine.gpu.formats import choose_gpu_arithmetic
 from engine.gpu.linear import Grouped
+from engine.gpu.loader import GpuLoader
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading import load, load_weights
@@ -183,13 +184,13 @@ def test_the_memory_plan_holds(source):
     config = read_config(source)
     settings = Settings(gpu_memory_fraction=0.5)
     assert choose_device(settings).kind == "cuda"
-    start = GpuStart(settings, source, config, step_limits(settings, "cuda"), GPU)
+    loader = GpuLoader(settings, source, config, step_limits(settings, USUAL_STEP), GPU)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
-    plan = start.plan()
-    worker = start.worker(plan)
-    start.warm_up(worker)
+    plan = loader.plan()
+    worker = loader.load(plan)
+    run_every_kernel(worker)
     pool = plan.kv_per_token * plan.block_size * plan.blocks
     taken = torch.cuda.max_memory_reserved() - before
     assert taken <= plan.weights + plan.activations + pool

@@ -6,25 +6,19 @@ import torch
 from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
-from engine import start
-from engine.device import Device, StepLimits
-from engine.gpu.backend import GpuStart, warm_up
+from engine.device import StepLimits
+from engine.gpu.backend import run_every_kernel
 from engine.gpu.formats import GpuArithmetic
+from engine.gpu.loader import GpuLoader
+from engine.start import Starter
 from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, Phase
 from scheduler.types.sampling_params import SamplingParams
 from tests.engine.gpu.tiny_gpu import CPU, one_layer
-
-LIMITS = StepLimits(16, 2)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return resolve_model(str(one_layer(tmp_path_factory.mktemp("one-layer"))))
-
-
-def gpu_start(source, settings, limits=LIMITS):
-    config = read_config(source)
-    return GpuStart(settings, source, config, limits, CPU, arithmetic=GpuArithmetic("dense", torch.float32))
 
 
 class Recorder:
@@ -40,36 +34,41 @@ class Recorder:
         pass
 
 
-def test_an_engine_starts_on_it_and_generates(source, monkeypatch):
-    """The Starter's own path, but for the device: weights, pool, first token, every kind of step, then a request."""
-    monkeypatch.setattr(start, "choose_device", lambda settings: Device("cuda", "for the test"))
-    monkeypatch.setattr(
-        start, "gpu_start", lambda settings, source, config, limits, ranks: gpu_start(source, settings, limits)
-    )
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 2**30, 3 * 2**30))
+def test_an_engine_starts_on_it_and_generates(source):
+    """The start's own path, interpreted: weights, pool, first token, every kind of step, then a request."""
     recorder = Recorder()
-    settings = Settings(block_size=16, kv_blocks=6, max_step_tokens=16, max_running=2)
-    loop, ready = start.Starter(settings, source, recorder).start()
+    settings = Settings(device="cuda", block_size=16, kv_blocks=6, max_step_tokens=16, max_running=2)
+    starter = Starter(settings, source, recorder)
+    loop, ready = starter.start()
     plan = next(event for event in recorder.events if isinstance(event, MemoryPlan))
     assert (plan.blocks, plan.context, ready.context, ready.device) == (6, 96, 96, "interpreted")
-    assert "for the test" in plan.arithmetic
+    assert "; on interpreted: CPU tensors" in plan.arithmetic
     names = [event.name for event in recorder.events if isinstance(event, Phase)]
     assert names.index("import torch") < names.index("plan memory") < names.index("load weights")
     assert names[-1] == "compile kernels"
     scheduler, worker = loop._scheduler, loop._worker
-    warm_up(worker)  # which a start leaves out where nothing is compiled
+    run_every_kernel(worker)  # which a start leaves out where nothing is compiled
     scheduler.add(AddRequest(request_id="r", prompt_ids=[3, 4], sampling=SamplingParams(max_tokens=2)), 0.0)
     ends = []
     while not scheduler.idle:
         step = scheduler.schedule(0.0)
         ends += scheduler.update(step, worker.run(step), 0.0)
     assert ends[-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    starter.close()
 
 
 def test_eight_bit_keys_are_blocks_of_another_format(source):
     config = read_config(source)
-    arithmetic = GpuArithmetic("dense", torch.float32, fp8_kv=True)
-    kept = GpuStart(Settings(kv_host_gib=1), source, config, StepLimits(16, 2), CPU, arithmetic=arithmetic)
-    plain = gpu_start(source, Settings())
-    assert kept.kv_format != plain.kv_format
-    assert (kept.kv_element_bytes, plain.kv_element_bytes) == (1, 4)
+    plain, small = (
+        GpuLoader(
+            Settings(),
+            source,
+            config,
+            StepLimits(16, 2),
+            CPU,
+            arithmetic=GpuArithmetic("dense", torch.float32, fp8_kv=fp8),
+        )
+        for fp8 in (False, True)
+    )
+    assert small.kv_format != plain.kv_format
+    assert (small.kv_element_bytes, plain.kv_element_bytes) == (1, 4)

@@ -9,8 +9,10 @@ from configs.model.read import read_config
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
+from engine.cpu.memory_plan import USUAL_STEP as USUAL_CPU_STEP
 from engine.device import StepLimits, step_limits
 from engine.gpu import memory_plan
+from engine.gpu.backend import USUAL_STEP
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.memory_plan import graph_bytes, plan_gpu_memory, step_bytes
 
@@ -93,6 +95,6 @@ def test_the_floor_of_the_pool_is_what_one_step_needs(plan):
 
 
 def test_limits_follow_the_device_unless_they_are_set():
-    assert step_limits(Settings(), "cpu") == (128, 64)
-    assert step_limits(Settings(), "cuda") == LIMITS
-    assert step_limits(Settings(max_step_tokens=7, max_running=3), "cuda") == (7, 3)
+    assert step_limits(Settings(), USUAL_CPU_STEP) == (128, 64)
+    assert step_limits(Settings(), USUAL_STEP) == LIMITS
+    assert step_limits(Settings(max_step_tokens=7, max_running=3), USUAL_STEP) == (7, 3)

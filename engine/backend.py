@@ -1,0 +1,130 @@
+"""What a kind of device must offer to serve a model: plan -> load -> warm up. No torch.
+
+A new kind is a folder with a `Backend` of its own, and a line in `engine.start.BACKENDS`.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
+from configs.settings import Settings
+from engine.device import StepLimits
+from engine.worker import Worker
+from scheduler.types.messages import MemoryPlan
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import Chunk, SequenceInit, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """What a backend starts from.
+
+    Attributes:
+        settings: of the server.
+        source: the model's files.
+        config: their description.
+        phase: times a named phase of the start and reports it when it ends.
+        run: does some work in the worker's thread, which is the one that will run steps, and waits for it.
+    """
+
+    settings: Settings
+    source: ModelSource
+    config: ModelConfig
+    phase: Callable[[str], AbstractContextManager[None]]
+    run: Callable[[Callable[[], object]], object]
+
+
+class Backend(Protocol):
+    """One model on one kind of device. `plan`, `load` and `warm_up` are called once each, in this order.
+
+    Attributes that say what was chosen (`name`, `kv_format`, `kv_element_bytes`) are valid after `plan`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of device and arithmetic, for people."""
+        ...
+
+    @property
+    def limits(self) -> StepLimits:
+        """How much one step may hold."""
+        ...
+
+    @property
+    def kv_format(self) -> str:
+        """What keys and values are, in numbers and order: the same exactly where blocks are interchangeable."""
+        ...
+
+    @property
+    def kv_element_bytes(self) -> int:
+        """Of one number of a key or value."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """A folder to remove where `close` cannot be called; None: there is none."""
+        ...
+
+    def plan(self) -> MemoryPlan:
+        """Choose the arithmetic and share out the device's memory.
+
+        Raises:
+            ModelError: the model does not fit, or the settings ask for what the device lacks.
+        """
+        ...
+
+    def load(self, plan: MemoryPlan) -> Worker:
+        """Load the weights and take the KV pool.
+
+        Raises:
+            ModelError: the files cannot be loaded.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Do what would otherwise delay the first requests; the worker has produced a token already.
+
+        Raises:
+            ModelError: the model gave no token.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the backend holds beside the worker; to be called whatever became of the start."""
+        ...
+
+
+def import_torch(threads: int | None) -> None:
+    """Import torch, which takes a second, and set how many `threads` it computes with (None: all cores)."""
+    # Threads that spin at the end of each parallel loop take the core from whoever they wait for: with other work on
+    # the machine a step took 1-11 s that takes 0.3-0.5 s when they sleep (20 sequences, 2 cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    # Threads are not tied to cores: measured on two of them, one stream lost 6 % and 8 streams won 4 %, within the machine's
+    # drift. The HTTP process needs a core now and then, and the system knows better which.
+    torch.set_num_threads(threads or torch.get_num_threads())
+
+
+def generate(worker: Worker, sampling: SamplingParams, prompt_length: int) -> None:
+    """Generate `sampling.max_tokens` tokens after a prompt of `prompt_length`, in block 0, which holds nothing yet.
+
+    It shows that the whole path works, and warms it.
+
+    Raises:
+        ModelError: the model gave no token.
+    """
+    name, prompt = "warm-up", list(range(prompt_length))
+    new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=sampling)
+    for index in range(sampling.max_tokens):
+        start, length = (prompt_length + index - 1, 1) if index else (0, prompt_length)
+        chunk = Chunk(request_id=name, start=start, length=length, block_table=[0], samples=True)
+        retired = [name] if index == sampling.max_tokens - 1 else []
+        result = worker.run(Step(step_id=-1, chunks=[chunk], new=[] if index else [new], retired=retired)).results[0]
+        if result.token_id is None:
+            raise ModelError(f"the model gave no token while it was warmed up: {result.error}")

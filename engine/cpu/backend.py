@@ -1,0 +1,103 @@
+"""The CPU as a backend. The plan needs no torch, so that it is told before torch is imported."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.backend import Startup, import_torch
+from engine.cpu.formats import Arithmetic, choose_arithmetic
+from engine.cpu.memory_plan import USUAL_STEP, plan_memory
+from engine.device import StepLimits, step_limits
+from engine.worker import Worker
+from scheduler.types.messages import MemoryPlan
+
+if TYPE_CHECKING:
+    from engine.cpu.model import Model
+
+
+class CpuBackend:
+    """Serves a model on the CPU, exactly or by the C++ kernels.
+
+    Args:
+        startup: what to start from.
+        reason: why the CPU computes, for the start-up log.
+    """
+
+    folder: Path | None = None
+
+    def __init__(self, startup: Startup, reason: str) -> None:
+        self._startup = startup
+        self._reason = reason
+        self.limits: StepLimits = step_limits(startup.settings, USUAL_STEP)
+        self._arithmetic: Arithmetic | None = None
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """As `plan` has chosen it."""
+        assert self._arithmetic is not None, "plan first"
+        return self._arithmetic
+
+    @property
+    def name(self) -> str:
+        """The arithmetic's."""
+        return self.arithmetic.name
+
+    @property
+    def kv_format(self) -> str:
+        """The arithmetic's."""
+        return self.arithmetic.kv_format
+
+    @property
+    def kv_element_bytes(self) -> int:
+        """The arithmetic's."""
+        return self.arithmetic.kv_element_bytes
+
+    def plan(self) -> MemoryPlan:
+        """Share out the memory of this machine (or of its control group)."""
+        start = self._startup
+        with start.phase("plan memory"):
+            self._arithmetic = choose_arithmetic(start.settings, start.config)
+            plan = plan_memory(start.settings, start.source, start.config, self._arithmetic)
+        plan.arithmetic += f"; on the CPU: {self._reason}"
+        return plan
+
+    def load(self, plan: MemoryPlan) -> Worker:
+        """Import torch, then load."""
+        start = self._startup
+        with start.phase("import torch"):
+            import_torch(start.settings.threads)
+            from engine.cpu.worker import CpuWorker
+            from engine.sampling.sampler import Sampler
+
+        with start.phase("load weights"):
+            return CpuWorker(self._model(plan), Sampler(start.config.vocab_size, start.config.eos_token_ids))
+
+    def _model(self, plan: MemoryPlan) -> "Model":
+        import torch
+
+        from engine.cpu.model import ExactModel, FastModel
+        from engine.loading import load, load_weights
+
+        source, config, load_format = self._startup.source, self._startup.config, self._startup.settings.load_format
+        if self.arithmetic.precision == "exact":
+            from engine.cpu.decoder import Decoder
+            from engine.cpu.kv_pool import KvPool
+
+            decoder = Decoder(config, load_weights(source, config, load_format))
+            return ExactModel(decoder, KvPool(config, plan.blocks, plan.block_size))
+        from engine.cpu.kv_pool import PackedKvPool
+        from engine.loading.packed import assemble_packed
+
+        return FastModel(
+            config,
+            load(source, config, load_format, assemble_packed),
+            PackedKvPool(config, plan.blocks, plan.block_size),
+            arithmetic=self.arithmetic,
+            context=plan.context,
+            threads=torch.get_num_threads(),
+        )
+
+    def warm_up(self) -> None:
+        """Nothing: the first token has warmed all there is."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,157 @@
+"""Brings one rank's worker up: arithmetic, memory plan, weights, pool."""
+
+from collections.abc import Callable
+
+import torch
+
+from configs.model.config import ModelConfig
+from configs.model.source import ModelError, ModelSource
+from configs.settings import Settings
+from engine.cpu.memory_plan import available_bytes
+from engine.device import StepLimits
+from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
+from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.memory_plan import plan_gpu_memory
+from engine.gpu.model import GpuKvPool, GpuModel
+from engine.gpu.weights import GpuAssembly
+from engine.gpu.worker import GpuWorker
+from engine.loading import load
+from engine.tensor_parallel.commands import Order
+from engine.tensor_parallel.shards import Alone, Ranks, split_config
+from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
+from kernels.gpu.runtime import INTERPRETED
+from scheduler.types.messages import MemoryPlan
+
+
+class GpuLoader:
+    """One rank of a model on one GPU: `plan`, then `load`.
+
+    Args:
+        settings: of the server.
+        source: the model's files.
+        config: their description.
+        limits: of a step.
+        device: the GPU; CPU tensors where Triton interprets.
+        arithmetic: as it is to be, instead of what the settings ask for.
+        ranks: who computes the model, each with a loader of its own: they make the same calls.
+
+    Raises:
+        ModelError: the settings ask for what the chip lacks, for what does not go together, or for a split that cannot be made.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: ModelSource,
+        config: ModelConfig,
+        limits: StepLimits,
+        device: torch.device,
+        *,
+        arithmetic: GpuArithmetic | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._settings = settings
+        self._source = source
+        self._config = config
+        self._limits = limits
+        self._device = device
+        self._ranks: Ranks = ranks or Alone()
+        try:
+            self._part = split_config(config, self._ranks.size)
+        except ValueError as error:
+            raise ModelError(f"--tensor-parallel {self._ranks.size}: {error}.") from error
+        self.arithmetic = arithmetic or choose_gpu_arithmetic(
+            source,
+            config,
+            device,
+            weights=settings.gpu_weights,
+            kv=settings.gpu_kv,
+            load_format=settings.load_format,
+        )
+
+    @property
+    def kv_format(self) -> str:
+        """What keys and values are: the same exactly where blocks are interchangeable."""
+        return self.arithmetic.kv_format(self._ranks.size)
+
+    @property
+    def kv_element_bytes(self) -> int:
+        """Of one number of a key or value."""
+        return 1 if self.arithmetic.fp8_kv else self.arithmetic.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        """Of the device, for people."""
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "interpreted"
+        return name if self._ranks.size == 1 else f"{self._ranks.size} x {name}"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether kernels are compiled; on CPU tensors Triton interprets them."""
+        return self._device.type == "cuda"
+
+    def plan(self, free: int | None = None) -> MemoryPlan:
+        """Share out `free` bytes, or what the device says is free now: of several ranks the least.
+
+        Raises:
+            ModelError: see `plan_gpu_memory`.
+        """
+        if free is None:
+            free = self._free_bytes()
+        return plan_gpu_memory(
+            self._settings,
+            self._source,
+            self._config,
+            self.arithmetic,
+            self._limits,
+            free=self._ranks.least(free),
+            ranks=self._ranks.size,
+        )
+
+    def _free_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.mem_get_info(self._device)[0]
+        return available_bytes() // self._ranks.size
+
+    def load(self, plan: MemoryPlan, tell: Callable[[Order], None] | None = None) -> GpuWorker:
+        """Load the weights straight to the device, then take the pool.
+
+        Args:
+            plan: the same on all ranks.
+            tell: `GpuWorker`'s; for the first rank.
+
+        Raises:
+            ModelError: the files cannot be loaded.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        assembly = GpuAssembly(self.arithmetic, self._device, self._ranks.rank, self._ranks.size)
+        weights = load(self._source, self._config, self._settings.load_format, assembly)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # the pool needs in one piece what loading took for a moment
+        pool = GpuKvPool(
+            self._part,
+            plan.blocks,
+            plan.block_size,
+            self._device,
+            self.arithmetic.dtype,
+            fp8=self.arithmetic.fp8_kv,
+        )
+        model = GpuModel(
+            self._config, weights, pool, context=plan.context, ranks=self._ranks, least_saved=self._least_saved()
+        )
+        recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
+        graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
+        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype, tell)
+
+    def _least_saved(self) -> int | None:
+        """Bytes that cascade attention must save a layer; None: it is off."""
+        if not self._settings.gpu_shared_prefixes:
+            return None
+        return LEAST_SAVED_OVER_GRAPH if self._settings.cuda_graphs else LEAST_SAVED
+
+
+def rank_device(rank: int) -> torch.device:
+    """Where a rank computes: the GPU of its number (CUDA_VISIBLE_DEVICES says which those are), CPU tensors where Triton
+    interprets."""
+    return torch.device("cpu") if INTERPRETED else torch.device("cuda", rank)

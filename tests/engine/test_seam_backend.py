@@ -1,0 +1,195 @@
+"""A backend beside the CPU's and the GPU's: defined here, run by the real start, scheduler and loop."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from configs.model.source import ModelError, resolve_model
+from configs.settings import Settings
+from engine.device import StepLimits
+from engine.start import BACKENDS, Starter
+from engine.worker import Worker
+from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, Output, Phase, Ready, Shutdown, StepOutputs
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import ChunkResult, StepResult
+from tests.tiny_models import TINY
+
+
+class CountingPending:
+    def __init__(self, result):
+        self._result = result
+
+    def result(self):
+        return self._result
+
+
+class CountingWorker:
+    """Every token is the position it stands at, modulo 50; two steps may be open."""
+
+    depth = 2
+
+    def __init__(self, blocks):
+        self.blocks = torch.zeros(blocks, 64, dtype=torch.uint8)
+        self.threads = set()
+        self.chunks = []
+
+    def submit(self, step):
+        return CountingPending(self.run(step))
+
+    def run(self, step):
+        self.threads.add(threading.current_thread().name)
+        self.chunks += step.chunks
+        ends = [chunk.start + chunk.length for chunk in step.chunks]
+        results = [
+            ChunkResult(request_id=chunk.request_id, token_id=end % 50 if chunk.samples else None)
+            for chunk, end in zip(step.chunks, ends, strict=True)
+        ]
+        return StepResult(step_id=step.step_id, results=results, seconds=0.0)
+
+
+class ToyBackend:
+    name = "toy chip"
+    limits = StepLimits(tokens=8, sequences=3)
+    kv_format = "toy"
+    kv_element_bytes = 1
+    folder = None
+
+    def __init__(self, startup, reason="for the test"):
+        self.startup = startup
+        self.reason = reason
+        self.calls = []
+
+    def plan(self):
+        self.calls.append("plan")
+        return MemoryPlan(
+            weights=0, kv_per_token=4, arithmetic=self.reason, block_size=16, blocks=5, activations=0, available=1,
+            max_model_len=64, context=64, concurrent=1.0,
+        )  # fmt: skip
+
+    def load(self, plan):
+        self.calls.append("load")
+        with self.startup.phase("draw the chip"):
+            self.worker = CountingWorker(plan.blocks)
+        return self.worker
+
+    def warm_up(self):
+        self.calls.append("warm up")
+        self.startup.run(lambda: self.calls.append(threading.current_thread().name))
+
+    def close(self):
+        self.calls.append("close")
+
+
+class Wire:
+    """The engine's channel, in this process: it has one request, and says stop when that has ended."""
+
+    def __init__(self, request):
+        self.waiting = [request]
+        self.events = []
+
+    def receive(self):
+        waiting, self.waiting = self.waiting, []
+        yield from waiting
+        if any(output.finish_reason is not None for output in self.outputs):
+            yield Shutdown(reason="the request has ended")
+
+    @property
+    def outputs(self) -> list[Output]:
+        return [output for event in self.events if isinstance(event, StepOutputs) for output in event.outputs]
+
+    def send(self, event):
+        self.events.append(event)
+
+    def wake(self):
+        pass
+
+    def wait(self, seconds=None):
+        pass
+
+
+@pytest.fixture
+def source(tmp_path):
+    config = TINY["llama"].config().to_dict() | {"architectures": ["LlamaForCausalLM"], "vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return resolve_model(str(tmp_path))
+
+
+def test_a_backend_of_ones_own_serves_requests(source):
+    sampling = SamplingParams(max_tokens=5, ignore_eos=True)
+    wire = Wire(AddRequest(request_id="r", prompt_ids=[7] * 20, sampling=sampling))
+    made = []
+    starter = Starter(Settings(), source, wire, choose=lambda startup: made.append(ToyBackend(startup)) or made[0])
+    loop, ready = starter.start()
+    assert isinstance(ready, Ready) and (ready.device, ready.blocks, ready.vocab_size) == ("toy chip", 5, 50)
+    loop.run()
+    starter.close()
+    (backend,) = made
+    thread = backend.calls.pop(3)
+    assert backend.calls == ["plan", "load", "warm up", "close"]
+    assert backend.worker.threads == {thread} and thread.startswith("worker")
+    tokens = [token for output in wire.outputs for token in output.token_ids]
+    assert tokens == [20, 21, 22, 23, 24]
+    assert wire.outputs[-1].finish_reason is FinishReason.LENGTH
+    assert max(chunk.length for chunk in backend.worker.chunks) == backend.limits.tokens
+    phases = [event.name for event in wire.events if isinstance(event, Phase)]
+    assert phases == ["read headers", "draw the chip", "first token"]
+    assert next(event for event in wire.events if isinstance(event, MemoryPlan)).arithmetic == "for the test"
+
+
+def test_a_backend_is_found_by_the_kind_of_its_device(source, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "cpu", ToyBackend)
+    wire = Wire(AddRequest(request_id="r", prompt_ids=[7], sampling=SamplingParams(max_tokens=1)))
+    starter = Starter(Settings(device="cpu"), source, wire)
+    assert starter.folder is None
+    _, ready = starter.start()
+    starter.close()
+    assert ready.device == "toy chip"
+    phases = [event.name for event in wire.events if isinstance(event, Phase)]
+    assert phases[:2] == ["read headers", "choose device"]
+    assert next(event for event in wire.events if isinstance(event, MemoryPlan)).arithmetic == "as --device cpu asks"
+
+
+def test_a_worker_that_gives_no_token_is_refused_and_its_backend_closed(source):
+    class Mute(CountingWorker):
+        def run(self, step):
+            result = super().run(step)
+            for chunk in result.results:
+                chunk.token_id, chunk.error = None, "the chip is a drawing"
+            return result
+
+    class MuteBackend(ToyBackend):
+        def load(self, plan) -> Worker:
+            return Mute(plan.blocks)
+
+    made = []
+    starter = Starter(
+        Settings(), source, Wire(None), choose=lambda startup: made.append(MuteBackend(startup)) or made[0]
+    )
+    with pytest.raises(ModelError, match="the model gave no token while it was warmed up: the chip is a drawing"):
+        starter.start()
+    starter.close()
+    assert made[0].calls == ["plan", "close"]
+
+
+def test_the_cpus_plan_needs_no_torch(source):
+    """A start tells its plan a second sooner than torch can be imported."""
+    code = f"""
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from configs.model.read import read_config
+from configs.model.source import resolve_model
+from configs.settings import Settings
+from engine.backend import Startup
+from engine.start import choose_backend
+source = resolve_model({str(source.path)!r})
+settings = Settings(device="cpu", kv_blocks=8, load_format="dummy")
+startup = Startup(settings, source, read_config(source), lambda name: nullcontext(), lambda work: work())
+print(choose_backend(startup).plan().blocks, "torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["8", "False"]
