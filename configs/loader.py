@@ -30,14 +30,14 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSettings:
     """Valid settings, and for each field's name where its value is from: `flag --port`, `default`, ..."""
 
     settings: Settings
     origins: dict[str, str]
 
 
-def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None = None) -> Loaded:
+def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None = None) -> LoadedSettings:
     """Merge the sources and validate the result.
 
     Args:
@@ -65,10 +65,10 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None 
     settings = _validate(values, origins, problems)
     if problems or settings is None:
         raise ConfigError("\n".join(problems))
-    return Loaded(settings, origins)
+    return LoadedSettings(settings, origins)
 
 
-def render(loaded: Loaded) -> str:
+def render(loaded: LoadedSettings) -> str:
     """The settings as YAML, each line with its origin as a comment. Secrets are masked.
 
     The mask is an undefined YAML alias: the text fed back as a file is refused instead of opening the server or

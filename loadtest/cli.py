@@ -13,10 +13,10 @@ from loadtest.client.target import Target, TargetError
 from loadtest.replay import ReplayPlan, replay
 from loadtest.report.objectives import parse_objectives
 from loadtest.workload.arrivals import ArrivalError, parse_arrivals
-from loadtest.workload.plan import Shape
+from loadtest.workload.plan import LoadShape
 from loadtest.workload.traces.problems import TraceError
 from loadtest.workload.traces.read import FORMATS, read_trace
-from loadtest.workload.vocabulary import TokenizerError
+from loadtest.workload.vocabulary import PromptTokenizerError
 
 EXIT_USAGE = 2
 EXIT_INVALID = 3  # the run happened but must not be trusted
@@ -62,7 +62,7 @@ def run_replay_command(argv: Sequence[str]) -> int:
     try:
         plan, target = plan_of(options), target_of(options)
         run = replay(plan, target)
-    except (ArrivalError, TraceError, TargetError, TokenizerError, ValueError, OSError) as error:
+    except (ArrivalError, TraceError, TargetError, PromptTokenizerError, ValueError, OSError) as error:
         print(f"headrace loadtest replay: {error}", file=sys.stderr)
         return EXIT_USAGE
     from loadtest.report import print_table, write_report
@@ -76,7 +76,7 @@ def run_replay_command(argv: Sequence[str]) -> int:
 
 def plan_of(options: argparse.Namespace) -> ReplayPlan:
     """The plan that the options ask for. Raises ArrivalError, TraceError or ValueError."""
-    shape = Shape(
+    shape = LoadShape(
         window=options.window,
         limit=options.limit,
         speed=options.speed,

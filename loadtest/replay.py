@@ -10,19 +10,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from loadtest.client.http1 import Pool
+from loadtest.client.http1 import ConnectionPool
 from loadtest.client.judge import Expected, judge
 from loadtest.client.progress import shown
 from loadtest.client.scrape import scrape
-from loadtest.client.sender import Build, Built, Driver
-from loadtest.client.streams import Answer
+from loadtest.client.sender import Build, BuiltRequest, Driver
+from loadtest.client.streams import StreamedAnswer
 from loadtest.client.target import Known, Target, meet, request_body
 from loadtest.client.verify import sampled, verify
-from loadtest.report.records import Objective, Record, Run
-from loadtest.workload.plan import Plan, Planned, Shape, make_plan
+from loadtest.report.records import LoadRun, Objective, RequestRecord
+from loadtest.workload.plan import LoadShape, Plan, Planned, make_plan
 from loadtest.workload.prompts import Prompts
 from loadtest.workload.traces import Trace
-from loadtest.workload.vocabulary import TokenizerError
+from loadtest.workload.vocabulary import PromptTokenizerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class ReplayPlan:
     """
 
     trace: Trace
-    shape: Shape = field(default_factory=Shape)
+    shape: LoadShape = field(default_factory=LoadShape)
     objectives: dict[str, Objective] = field(default_factory=dict)
     label: str = ""
     patience: float = 600.0
@@ -49,7 +49,7 @@ class ReplayPlan:
     live: bool = False
 
 
-def replay(plan: ReplayPlan, target: Target) -> Run:
+def replay(plan: ReplayPlan, target: Target) -> LoadRun:
     """`run_replay` for callers without an event loop; raises the same errors."""
     try:
         import uvloop
@@ -59,20 +59,20 @@ def replay(plan: ReplayPlan, target: Target) -> Run:
         return runner.run(run_replay(plan, target))
 
 
-async def run_replay(plan: ReplayPlan, target: Target) -> Run:
+async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
     """Load `target` as `plan` says and return the run. Ctrl-C ends the load early and marks the run invalid.
 
     Raises:
         ArrivalError: the plan has nothing to send.
         TargetError: the target cannot be reached or refuses the plainest request.
-        TokenizerError: the target does not tell the lengths of prompts.
+        PromptTokenizerError: the target does not tell the lengths of prompts.
     """
     work = make_plan(plan.trace, plan.shape)
     async with target.client() as client:
         known = await meet(target, client)
         work = await _counted(work, known, target)
         prompts = Prompts(known.vocabulary, plan.shape.seed)
-        pool = Pool(target.base_url)
+        pool = ConnectionPool(target.base_url)
         await pool.resolve()
         driver = Driver(pool, work, _builder(target, known, prompts), patience=plan.patience, stall=plan.stall)
         before, started = await scrape(client, target.root), time.time()
@@ -100,7 +100,7 @@ async def _counted(work: Plan, known: Known, target: Target) -> Plan:
         return work
     counts: dict[str | None, int] = {}
     for text in texts:
-        with suppress(TokenizerError):  # too long for the server to count: it will refuse the request as well
+        with suppress(PromptTokenizerError):  # too long for the server to count: it will refuse the request as well
             counts[text] = len(await known.tokenizer.ids(text))
     requests = [
         replace(each, prompt_tokens=counts.get(each.prompt, 0)) if each.prompt is not None else each
@@ -116,21 +116,21 @@ def _builder(target: Target, known: Known, prompts: Prompts) -> Build:
     if target.api_key:
         head += f"Authorization: Bearer {target.api_key}\r\n"
 
-    def build(planned: Planned) -> Built:
+    def build(planned: Planned) -> BuiltRequest:
         prompt = prompts.prompt(planned)
         ids = known.token_ids and prompt.tokens <= target.token_ids_up_to
         body = json.dumps(request_body(target, known, prompt.text, planned.output_tokens, ids=ids)).encode()
-        return Built(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, prompt.tokens)
+        return BuiltRequest(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, prompt.tokens)
 
     return build
 
 
 def _judged(
     driver: Driver, work: Plan, known: Known, target: Target, prompts: Prompts
-) -> tuple[list[Record], dict[int, Answer]]:
+) -> tuple[list[RequestRecord], dict[int, StreamedAnswer]]:
     """The completed records, and what the complete answers said, by index."""
-    records: list[Record] = []
-    answers: dict[int, Answer] = {}
+    records: list[RequestRecord] = []
+    answers: dict[int, StreamedAnswer] = {}
     for record, raw in driver.answers():
         counted = record.asked_prompt if known.vocabulary.exact and record.asked_prompt else None
         given = work.requests[record.index].prompt is not None
@@ -170,10 +170,10 @@ def _run(
     *,
     work: Plan,
     driver: Driver,
-    records: list[Record],
+    records: list[RequestRecord],
     started: float,
     scraped: dict[str, dict[str, float]],
-) -> Run:
+) -> LoadRun:
     invalid = driver.health.doubts(plan.max_lateness)
     if driver.interrupted:
         invalid.append(f"interrupted after {len(records)} of {len(work.requests)} requests")
@@ -188,7 +188,7 @@ def _run(
         "stall": plan.stall,
         "verify": plan.verify,
     }
-    return Run(
+    return LoadRun(
         label=plan.label or known.model,
         target=target.base_url,
         started=started,

@@ -29,7 +29,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The outcome: the highest rate sustained and the lowest that is not (None if there is none), and why the search ended."""
 
     rate: float | None
@@ -113,15 +113,15 @@ class RateSearch:
             self._bad, self._undriven = rate, trial.undriven
 
     @property
-    def found(self) -> Found | None:
+    def found(self) -> SearchResult | None:
         """The outcome, once the search has ended; None before."""
         if self.next_rate is not None:
             return None
         if self._bad is None:
-            return Found(self._good, None, End.HIGHEST)
+            return SearchResult(self._good, None, End.HIGHEST)
         if self._undriven:
-            return Found(self._good, self._bad, End.CLIENT)
-        return Found(self._good, self._bad, End.FOUND if self._good is not None else End.NONE)
+            return SearchResult(self._good, self._bad, End.CLIENT)
+        return SearchResult(self._good, self._bad, End.FOUND if self._good is not None else End.NONE)
 
     def sustained(self, trial: Trial) -> bool | None:
         """Whether the rate is sustained; None while the majority is open."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from loadtest.report.records import Run
-from loadtest.search import End, Found, RateSearch, in_turn
+from loadtest.report.records import LoadRun
+from loadtest.search import End, RateSearch, SearchResult, in_turn
 
 if TYPE_CHECKING:
     from loadtest.client.target import Target
@@ -40,7 +40,7 @@ class Sweep:
     """
 
     searches: Mapping[str, RateSearch]
-    replay: Callable[[str, "ReplayPlan"], Run]
+    replay: Callable[[str, "ReplayPlan"], LoadRun]
     plan: "ReplayPlan"
     seconds: float = 60.0
     least: int = 50
@@ -49,7 +49,7 @@ class Sweep:
     points: list["Point"] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def run(self) -> dict[str, Found]:
+    def run(self) -> dict[str, SearchResult]:
         """Run all searches to their ends. Returns the outcome by server."""
         in_turn(self.searches, self._measure)
         found = {name: search.found for name, search in self.searches.items()}
@@ -89,7 +89,7 @@ class Sweep:
         self.notes.append(text)
         self.say(text)
 
-    def write(self, outcomes: Mapping[str, Found], folder: Path) -> list[Path]:
+    def write(self, outcomes: Mapping[str, SearchResult], folder: Path) -> list[Path]:
         """Write `sweep.html` and `sweep.json` into `folder`."""
         from loadtest.report.capacity import as_json, render
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(found.end is End.NONE for found in outcomes.values()) else 0
 
 
-def _show(sweep: Sweep, outcomes: Mapping[str, Found]) -> None:
+def _show(sweep: Sweep, outcomes: Mapping[str, SearchResult]) -> None:
     from rich.console import Console
 
     from loadtest.report.capacity import trials, verdict
@@ -172,7 +172,7 @@ def _sweep(
     options: argparse.Namespace,
     replayed: argparse.Namespace,
     names: list[str],
-    replay: Callable[[str, "ReplayPlan"], Run],
+    replay: Callable[[str, "ReplayPlan"], LoadRun],
 ) -> Sweep:
     from loadtest.cli import plan_of
 

@@ -38,7 +38,7 @@ class Timed:
         return [after - before for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
 
 
-class Bench:
+class SpeedBench:
     """The cases, against one server."""
 
     def __init__(self, client: httpx.AsyncClient, model: str, seed: int) -> None:
@@ -133,7 +133,7 @@ async def run(url: str, model: str, seed: int, rounds: int) -> None:
     """Print one line for each case and round."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        bench = Bench(client, model, seed)
+        bench = SpeedBench(client, model, seed)
         await bench.request(8, 2)
         for _ in range(rounds):
             print(f"decode, 1 stream              {await bench.decode(1)}", flush=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.bench.speed import Bench, Timed
+from loadtest.bench.speed import SpeedBench, Timed
 
 MODEL = "SmolLM2-135M-Instruct"
 NEW = 96  # tokens of a prompt behind the shared ones
@@ -31,7 +31,7 @@ _URL = re.compile(r"listens on (http://\S+)")
 
 
 @asynccontextmanager
-async def serving(*flags: str, seed: int) -> AsyncIterator[Bench]:
+async def serving(*flags: str, seed: int) -> AsyncIterator[SpeedBench]:
     """A server with these flags, ready; ended when the context ends.
 
     Raises:
@@ -43,7 +43,7 @@ async def serving(*flags: str, seed: int) -> AsyncIterator[Bench]:
         try:
             url = await _url(process, Path(f"/proc/{os.getpid()}/fd/{log.fileno()}"))
             async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-                bench = Bench(client, MODEL, seed)
+                bench = SpeedBench(client, MODEL, seed)
                 await bench.request(40, 2)
                 yield bench
         finally:
@@ -61,14 +61,14 @@ async def _url(process: "subprocess.Popen[str]", log: Path) -> str:
     raise RuntimeError(f"no server after {START_SECONDS:.0f} s:\n{log.read_text()}")
 
 
-async def tier_metrics(bench: Bench) -> dict[str, float]:
+async def tier_metrics(bench: SpeedBench) -> dict[str, float]:
     """Samples of the tiers by name and labels."""
     text = (await bench.get("/metrics")).text
     rows = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("headrace_kv_tier"))
     return {name.removeprefix("headrace_kv_tier_"): float(value) for name, value in rows}
 
 
-async def settled(bench: Bench) -> None:
+async def settled(bench: SpeedBench) -> None:
     """Wait until nothing is saved any more."""
     last = None
     while (now := (await tier_metrics(bench))) != last:
@@ -170,10 +170,10 @@ class Cases:
         # The first round touches fresh memory: it is once a block's place, not steady.
         return f"{_versus(seconds['with'][1:], seconds['without'][1:], 's')} (at most 1.03); {saved}"
 
-    async def _ask(self, bench: Bench, prefix: Sequence[int]) -> Timed:
+    async def _ask(self, bench: SpeedBench, prefix: Sequence[int]) -> Timed:
         return await bench.request([*prefix, *bench.ids(NEW)], 1)
 
-    async def _converse(self, bench: Bench) -> None:
+    async def _converse(self, bench: SpeedBench) -> None:
         talks = [bench.ids(256) for _ in range(64)]
         for _ in range(6):
 
@@ -184,7 +184,7 @@ class Cases:
 
             await _some_at_once(8, [partial(turn, talk) for talk in talks])
 
-    async def _beside_streams(self, bench: Bench) -> float:
+    async def _beside_streams(self, bench: SpeedBench) -> float:
         prefixes = [bench.ids(self.tokens) for _ in range(4)]
         for prefix in prefixes:
             await self._ask(bench, prefix)

@@ -25,7 +25,7 @@ _IDLE_SECONDS = 2.0  # servers close idle connections after 5 s or more; one abo
 
 
 @dataclass(slots=True, eq=False)
-class Exchange:
+class HttpExchange:
     """One request and what came back; times are those of `clock`.
 
     Attributes:
@@ -37,7 +37,7 @@ class Exchange:
 
     payload: bytes
     sent: float
-    done: Callable[["Exchange"], None]
+    done: Callable[["HttpExchange"], None]
     connected: float | None = None
     headers: float | None = None
     status: int | None = None
@@ -65,16 +65,16 @@ class Exchange:
 class Connection(asyncio.Protocol):
     """One connection; it carries one exchange at a time."""
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: "ConnectionPool") -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._exchange: Exchange | None = None
+        self._exchange: HttpExchange | None = None
         self._framed = False
         self._now = 0.0
         self.idle_since = 0.0
 
-    def carry(self, exchange: Exchange) -> None:
+    def carry(self, exchange: HttpExchange) -> None:
         """Write the request now. The connection must be open and idle."""
         assert self._transport is not None and self._exchange is None
         self._exchange, exchange.connection = exchange, self
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
             exchange.end(self._now, error, detail)
 
 
-class Pool:
+class ConnectionPool:
     """Connections to one server; as many as there are exchanges, since an open loop must not wait for a free one.
 
     Args:
@@ -185,7 +185,7 @@ class Pool:
         found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         self._address = str(found[0][4][0])
 
-    def send(self, exchange: Exchange) -> None:
+    def send(self, exchange: HttpExchange) -> None:
         """Send now on an idle connection, or on a new one as soon as it is open. Never raises: failures end the exchange."""
         while self._idle:
             connection = self._idle.pop()
@@ -215,7 +215,7 @@ class Pool:
             self._idle.pop().drop()
         await asyncio.sleep(0)  # lets the transports report that they are closed
 
-    async def _open(self, exchange: Exchange) -> None:
+    async def _open(self, exchange: HttpExchange) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.client.sse_grammar import GrammarError, Kind, StreamValidator
-from loadtest.client.streams import Answer, StreamReader, events_of
-from loadtest.report.records import ErrorClass, Record
+from loadtest.client.streams import StreamedAnswer, StreamReader, events_of
+from loadtest.report.records import ErrorClass, RequestRecord
 
 _SHOWN = 300  # characters shown of an error's body
 _LEFT = {ErrorClass.TIMEOUT, ErrorClass.CLIENT}  # the client left: what would have followed is unknown
@@ -44,7 +44,7 @@ class Raw:
     ends: Sequence[int]
 
 
-def judge(record: Record, raw: Raw, expected: Expected) -> Answer | None:
+def judge(record: RequestRecord, raw: Raw, expected: Expected) -> StreamedAnswer | None:
     """Complete `record` from the answer's body. Returns what the stream said, or None if there is no stream to read."""
     if record.status is None or (record.error is ErrorClass.CONNECT):
         return None
@@ -96,7 +96,7 @@ def _grammar(events: Sequence[bytes], kind: Kind, *, cut: bool) -> list[str]:
     return []
 
 
-def _fill(record: Record, answer: Answer) -> None:
+def _fill(record: RequestRecord, answer: StreamedAnswer) -> None:
     usage = answer.usage or {}
     details = usage.get("prompt_tokens_details")
     record.finish_reason = answer.finish_reason
@@ -110,7 +110,7 @@ def _fill(record: Record, answer: Answer) -> None:
     record.tokens = list(zip([at for at, _, _ in answer.texts], _shares(answer, record.output_tokens), strict=True))
 
 
-def _shares(answer: Answer, total: int | None) -> list[int]:
+def _shares(answer: StreamedAnswer, total: int | None) -> list[int]:
     """Tokens of each event: by its ids if there are any, else the usage shared out evenly, else one each."""
     many = len(answer.texts)
     if many and all(ids is not None for _, _, ids in answer.texts):
@@ -124,7 +124,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def miscounts(answer: Answer, expected: Expected) -> list[str]:
+def miscounts(answer: StreamedAnswer, expected: Expected) -> list[str]:
     """Where the usage, the stream and the request disagree, a sentence for each."""
     found: list[str] = []
     usage = answer.usage or {}
@@ -142,7 +142,7 @@ def miscounts(answer: Answer, expected: Expected) -> list[str]:
     return found
 
 
-def _output_miscounts(answer: Answer, output: int, expected: Expected) -> list[str]:
+def _output_miscounts(answer: StreamedAnswer, output: int, expected: Expected) -> list[str]:
     found: list[str] = []
     counted = [ids for _, _, ids in answer.texts if ids is not None]
     if counted and len(counted) == len(answer.texts):

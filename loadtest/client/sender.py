@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import median
 
-from loadtest.client.http1 import Exchange, Pool, clock
+from loadtest.client.http1 import ConnectionPool, HttpExchange, clock
 from loadtest.client.judge import Raw
-from loadtest.report.records import ErrorClass, Record
+from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.workload.arrivals import Closed
 from loadtest.workload.plan import Plan, Planned
 
@@ -31,21 +31,21 @@ _SPOOL_BYTES = 128 << 20
 
 
 @dataclass(slots=True)
-class Built:
+class BuiltRequest:
     """A request ready for the wire, and its prompt's length for the record."""
 
     payload: bytes
     prompt_tokens: int
 
 
-Build = Callable[[Planned], Built]
+Build = Callable[[Planned], BuiltRequest]
 
 
 @dataclass(slots=True)
-class Kept:
+class SpooledAnswer:
     """A record, where its answer's body lies in the spool, and when the body's pieces arrived and where they end."""
 
-    record: Record
+    record: RequestRecord
     offset: int = 0
     length: int = 0
     times: "array[float]" = field(default_factory=lambda: array("d"))
@@ -70,7 +70,7 @@ class Live:
 
 
 @dataclass(slots=True)
-class Health:
+class ClientHealth:
     """How the client itself did: how late it sent and how late its event loop was (seconds), its share of a processor."""
 
     lateness: list[float] = field(default_factory=list)
@@ -120,10 +120,10 @@ class Driver:
         stall: seconds without a byte after which a stream is given up.
     """
 
-    def __init__(self, pool: Pool, plan: Plan, build: Build, *, patience: float, stall: float) -> None:
+    def __init__(self, pool: ConnectionPool, plan: Plan, build: Build, *, patience: float, stall: float) -> None:
         self.live = Live(planned=len(plan.requests))
-        self.health = Health()
-        self.kept: list[Kept] = []
+        self.health = ClientHealth()
+        self.kept: list[SpooledAnswer] = []
         self.interrupted = False
         self._pool = pool
         self._plan = plan
@@ -131,8 +131,8 @@ class Driver:
         self._patience = patience
         self._stall = stall
         self._start = 0.0
-        self._open: set[Exchange] = set()
-        self._ready: deque[tuple[Planned, Built]] = deque()
+        self._open: set[HttpExchange] = set()
+        self._ready: deque[tuple[Planned, BuiltRequest]] = deque()
         self._ready_bytes = 0
         self._events_over = 0
         self._rest = iter(plan.requests)
@@ -175,7 +175,7 @@ class Driver:
             self.health.cpu_share = (time.process_time() - cpu) / max(self.elapsed, 1e-9)
         self.health.connections = self._pool.opened
 
-    def answers(self) -> Iterator[tuple[Record, Raw]]:
+    def answers(self) -> Iterator[tuple[RequestRecord, Raw]]:
         """Every record with its body, by index. Call once, after the run."""
         with self._spool:
             for kept in sorted(self.kept, key=lambda kept: kept.record.index):
@@ -223,7 +223,7 @@ class Driver:
         except TimeoutError:
             pass
 
-    def _next(self) -> tuple[Planned, Built] | None:
+    def _next(self) -> tuple[Planned, BuiltRequest] | None:
         if not self._ready and not self._build_ahead():
             return None
         planned, built = self._ready.popleft()
@@ -242,8 +242,8 @@ class Driver:
         self._ready_bytes += len(built.payload)
         return True
 
-    def _send(self, planned: Planned, built: Built, intended: float, over: asyncio.Event | None) -> None:
-        record = Record(
+    def _send(self, planned: Planned, built: BuiltRequest, intended: float, over: asyncio.Event | None) -> None:
+        record = RequestRecord(
             index=planned.index,
             intended=intended,
             asked_prompt=built.prompt_tokens,
@@ -251,7 +251,7 @@ class Driver:
             klass=planned.klass,
             session=planned.session,
         )
-        exchange = Exchange(built.payload, clock(), lambda ended: self._over(ended, record, over))
+        exchange = HttpExchange(built.payload, clock(), lambda ended: self._over(ended, record, over))
         record.sent = exchange.sent - self._start
         lateness = record.sent - intended
         self.health.lateness.append(lateness)
@@ -262,7 +262,7 @@ class Driver:
         self._idle.clear()
         self._pool.send(exchange)
 
-    def _over(self, exchange: Exchange, record: Record, over: asyncio.Event | None) -> None:
+    def _over(self, exchange: HttpExchange, record: RequestRecord, over: asyncio.Event | None) -> None:
         start = self._start
         record.headers = None if exchange.headers is None else exchange.headers - start
         record.finished = None if exchange.finished is None else exchange.finished - start
@@ -270,7 +270,7 @@ class Driver:
         times = array("d", (at - start for at in exchange.chunk_times))
         offset = self._spool.seek(0, 2)
         self._spool.write(exchange.body)
-        self.kept.append(Kept(record, offset, len(exchange.body), times, exchange.chunk_ends))
+        self.kept.append(SpooledAnswer(record, offset, len(exchange.body), times, exchange.chunk_ends))
         self._events_over += len(exchange.chunk_times)
         self.live.done += 1
         self.live.failed += exchange.error is not None or exchange.status != 200
@@ -297,7 +297,7 @@ class Driver:
                 elif exchange.headers is not None and now - exchange.last_heard > self._stall:
                     self._give_up(exchange, ErrorClass.STALL, f"stalled: no byte for {self._stall:g} s")
 
-    def _give_up(self, exchange: Exchange, error: ErrorClass, detail: str) -> None:
+    def _give_up(self, exchange: HttpExchange, error: ErrorClass, detail: str) -> None:
         connection = exchange.connection
         exchange.end(clock(), error, detail)
         if connection is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class Answer:
+class StreamedAnswer:
     """What a streamed answer, or one that was not streamed, said.
 
     Attributes:
@@ -58,7 +58,7 @@ class StreamReader:
     """Takes the events of one stream in order."""
 
     def __init__(self, *, usage_asked: bool) -> None:
-        self.answer = Answer()
+        self.answer = StreamedAnswer()
         self._usage_asked = usage_asked
         self._id: str | None = None
 
@@ -76,7 +76,7 @@ class StreamReader:
         else:
             self._chunk(at, data)
 
-    def finish(self, *, cut: bool = False) -> Answer:
+    def finish(self, *, cut: bool = False) -> StreamedAnswer:
         """The stream has ended: what it said. `cut`: the client left, so nothing can be required of the end."""
         answer = self.answer
         if answer.error is None and not cut:
@@ -140,11 +140,11 @@ def text_of(message: dict[str, Any]) -> str:
     return "".join(str(message.get(name) or "") for name in ("reasoning_content", "reasoning", "content"))
 
 
-def whole_answer(body: dict[str, Any]) -> Answer:
+def whole_answer(body: dict[str, Any]) -> StreamedAnswer:
     """An answer that was not streamed, in the same form."""
     (choice,) = body["choices"]
     text = str(choice.get("text") or "") or text_of(choice.get("message") or {})
-    return Answer(texts=[(0.0, text, None)], finish_reason=choice.get("finish_reason"), usage=body.get("usage"))
+    return StreamedAnswer(texts=[(0.0, text, None)], finish_reason=choice.get("finish_reason"), usage=body.get("usage"))
 
 
 def _data(event: bytes) -> bytes | None:

@@ -7,7 +7,13 @@ from typing import Any, Literal
 
 import httpx
 
-from loadtest.workload.vocabulary import FileTokenizer, ServerTokenizer, Tokenizer, TokenizerError, Vocabulary
+from loadtest.workload.vocabulary import (
+    FileTokenizer,
+    PromptTokenizer,
+    PromptTokenizerError,
+    ServerTokenizer,
+    Vocabulary,
+)
 from loadtest.workload.words import OPENER
 
 Endpoint = Literal["completions", "chat"]
@@ -79,7 +85,7 @@ class Known:
     owner: str
     context: int | None
     vocabulary: Vocabulary
-    tokenizer: Tokenizer | None
+    tokenizer: PromptTokenizer | None
     ignore_eos: bool = False
     token_ids: bool = False
     limit_field: str = "max_tokens"
@@ -119,7 +125,7 @@ async def meet(target: Target, client: httpx.AsyncClient) -> Known:
 
     Raises:
         TargetError: it cannot be reached, has no such model, or refuses the plainest request.
-        TokenizerError: neither the target nor the file gives token counts.
+        PromptTokenizerError: neither the target nor the file gives token counts.
     """
     model, owner, context = await _model(target, client)
     tokenizer, vocabulary = await _vocabulary(target, client, model)
@@ -142,10 +148,12 @@ async def _model(target: Target, client: httpx.AsyncClient) -> tuple[str, str, i
     raise TargetError(f"no model {target.model!r} there; it has {', '.join(entry['id'] for entry in listed) or 'none'}")
 
 
-async def _vocabulary(target: Target, client: httpx.AsyncClient, model: str) -> tuple[Tokenizer | None, Vocabulary]:
+async def _vocabulary(
+    target: Target, client: httpx.AsyncClient, model: str
+) -> tuple[PromptTokenizer | None, Vocabulary]:
     if target.characters_per_token is not None:
         return None, Vocabulary.estimated(target.characters_per_token)
-    tokenizer: Tokenizer
+    tokenizer: PromptTokenizer
     if target.tokenizer is not None:
         tokenizer = FileTokenizer(target.tokenizer)
     else:
@@ -188,7 +196,7 @@ def _learned(target: Target, known: Known, answer: dict[str, Any]) -> Known:
     if prompt is not None and vocabulary.exact and not from_server:
         words = sum(count for _, count in vocabulary.words[:_PROBE_WORDS])
         if prompt <= words:
-            raise TokenizerError(
+            raise PromptTokenizerError(
                 f"a prompt of {words} tokens counts {prompt} there: {target.tokenizer} is another model's"
             )
         vocabulary = replace(vocabulary, base=prompt - words)

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 
-from loadtest.client.streams import Answer, whole_answer
+from loadtest.client.streams import StreamedAnswer, whole_answer
 from loadtest.client.target import Known, Target, request_body
-from loadtest.report.records import Record
+from loadtest.report.records import RequestRecord
 
 
-def sampled(records: Sequence[Record], many: int, seed: int) -> list[Record]:
+def sampled(records: Sequence[RequestRecord], many: int, seed: int) -> list[RequestRecord]:
     """A random sample of at most `many` records that have a complete answer, by index."""
     whole = [record for record in records if record.ok]
     chosen = Random(f"{seed} verify").sample(whole, min(many, len(whole)))
@@ -22,7 +22,10 @@ def sampled(records: Sequence[Record], many: int, seed: int) -> list[Record]:
 
 
 async def verify(
-    client: httpx.AsyncClient, target: Target, known: Known, again: Mapping[int, tuple[Record, str, Answer]]
+    client: httpx.AsyncClient,
+    target: Target,
+    known: Known,
+    again: Mapping[int, tuple[RequestRecord, str, StreamedAnswer]],
 ) -> None:
     """Ask again; each difference becomes a violation in its record.
 
@@ -42,7 +45,7 @@ async def verify(
         record.violations += [f"verify: {difference}" for difference in differences(streamed, whole)]
 
 
-def differences(streamed: Answer, whole: Answer) -> list[str]:
+def differences(streamed: StreamedAnswer, whole: StreamedAnswer) -> list[str]:
     """Where the unstreamed answer differs from the stream, a sentence for each."""
     found: list[str] = []
     if streamed.text != whole.text:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 
 
-def write_report(run: Run, folder: Path) -> list[Path]:
+def write_report(run: LoadRun, folder: Path) -> list[Path]:
     """Write `run.json`, `report.html` and the page's pictures as PNG files into `folder`, which is created if missing.
 
     The JSON comes first, so that a run is not lost if a picture fails. Returns the files written.
@@ -25,7 +25,7 @@ def write_report(run: Run, folder: Path) -> list[Path]:
     return [folder / "run.json", folder / "report.html", *(folder / f"{each.name}.png" for each in pictures)]
 
 
-def print_table(run: Run) -> None:
+def print_table(run: LoadRun) -> None:
     """Print the figures of a run on the terminal."""
     from loadtest.report.metrics import summarize
     from loadtest.report.table import show

@@ -15,7 +15,7 @@ from math import cbrt
 import numpy as np
 
 from loadtest.report.columns import Columns, Floats, Ints, concurrency
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 
 PARTS = 40  # windows by which a run's rates are resampled
 MOST_VALUES = 100_000  # gaps looked at; if there are more, every n-th
@@ -88,10 +88,10 @@ def request_block(columns: Columns) -> int:
     return max(1, min(size // 10, max(cube_root, together)))
 
 
-class Measured:
+class ComparedRun:
     """A run with the figures that are compared, each computable under a resample."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: LoadRun) -> None:
         self.run = run
         self.columns = Columns.of(run)
         self.size = len(run.records)
@@ -142,7 +142,7 @@ def _percentile(sample: Sample, percent: int) -> Callable[[Resample], float]:
     return lambda drawn: 1000 * sample.percentile(percent, drawn.requests)
 
 
-def _shares(run: Run, columns: Columns) -> list[Figure]:
+def _shares(run: LoadRun, columns: Columns) -> list[Figure]:
     bad = np.array([bool(record.violations) for record in run.records], dtype=np.float64)
     everyone = np.ones(len(run.records))
     told = columns.whole & np.isfinite(columns.cached) & np.isfinite(columns.prompt)
@@ -168,7 +168,7 @@ def _share(part: Floats, of: Floats) -> Callable[[Resample], float]:
     return under
 
 
-def _rates(run: Run, columns: Columns) -> list[Figure]:
+def _rates(run: LoadRun, columns: Columns) -> list[Figure]:
     """Amounts per second, resampled by windows of the run: resampling requests would ignore how long the run took."""
     end = float(max([run.duration, *columns.ended.tolist()], default=0.0))
     edges = np.linspace(0, end if end > 0 else 1.0, PARTS + 1)

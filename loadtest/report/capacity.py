@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from loadtest.report import page
 from loadtest.report.drawing import COLOURS, legend_above, new_figure, png
 from loadtest.report.rows import Section, figure, percent
-from loadtest.search import End, Found, RateSearch
+from loadtest.search import End, RateSearch, SearchResult
 
 ENDS = {
     End.FOUND: "the next higher rate that was tried is not sustained",
@@ -30,7 +30,7 @@ class Point:
     goodput: float
 
 
-def verdict(name: str, found: Found) -> str:
+def verdict(name: str, found: SearchResult) -> str:
     """The outcome in a sentence."""
     if found.rate is None:
         return f"{name}: no rate is sustained, down to {figure(found.above or 0)} requests/s"
@@ -48,7 +48,7 @@ def trials(name: str, search: RateSearch) -> Section:
     return Section(name, ("requests/s", "attainment of each run", "sustained"), rows)
 
 
-def curves(points: Sequence[Point], outcomes: Mapping[str, Found], goal: float) -> Figure:
+def curves(points: Sequence[Point], outcomes: Mapping[str, SearchResult], goal: float) -> Figure:
     """Two panels against the rate: attainment, and goodput; a dot per run, a line at each server's outcome."""
     drawn, axes = new_figure(1, 2, 4.2)
     attainment, goodput = axes[0]
@@ -73,7 +73,10 @@ def curves(points: Sequence[Point], outcomes: Mapping[str, Found], goal: float) 
 
 
 def render(
-    searches: Mapping[str, RateSearch], outcomes: Mapping[str, Found], points: Sequence[Point], notes: Sequence[str]
+    searches: Mapping[str, RateSearch],
+    outcomes: Mapping[str, SearchResult],
+    points: Sequence[Point],
+    notes: Sequence[str],
 ) -> str:
     """The sweep as a self-contained HTML page."""
     goal = next(iter(searches.values())).goal
@@ -87,7 +90,7 @@ def render(
 
 
 def as_json(
-    searches: Mapping[str, RateSearch], outcomes: Mapping[str, Found], points: Sequence[Point]
+    searches: Mapping[str, RateSearch], outcomes: Mapping[str, SearchResult], points: Sequence[Point]
 ) -> dict[str, object]:
     """The whole sweep as JSON values."""
     return {

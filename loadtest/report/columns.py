@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.report.records import Objective, Record, Run
+from loadtest.report.records import LoadRun, Objective, RequestRecord
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class Columns:
     token_count: Floats
 
     @classmethod
-    def of(cls, run: Run) -> "Columns":
+    def of(cls, run: LoadRun) -> "Columns":
         """Read every record of `run` into arrays."""
         records = run.records
         objectives = [run.objective(record) for record in records]
@@ -103,7 +103,7 @@ def concurrency(start: Floats, end: Floats, chosen: Flags | None = None) -> tupl
     return times[order], np.cumsum(steps[order])
 
 
-def needed(record: Record, objective: Objective | None) -> float | None:
+def needed(record: RequestRecord, objective: Objective | None) -> float | None:
     """The factor by which to multiply all of `objective`'s bounds so that `record` just meets it; None without an objective.
 
     `needed(record, objective) <= 1` if and only if `objective.met_by(record)`.
@@ -123,20 +123,20 @@ def ratio(value: float, bound: float) -> float:
     return value / bound
 
 
-def output_tokens(record: Record) -> int:
+def output_tokens(record: RequestRecord) -> int:
     """The answer's tokens: by the server's usage, else counted."""
     return sum(count for _, count in record.tokens) if record.output_tokens is None else record.output_tokens
 
 
-def last_known(record: Record) -> float:
+def last_known(record: RequestRecord) -> float:
     """When it ended or, if it never did, the last time known of it, in seconds."""
     last_token = record.tokens[-1][0] if record.tokens else None
     known = (record.finished, last_token, record.headers, record.sent, record.intended)
     return next(at for at in known if at is not None)
 
 
-def _timing(key: str) -> Callable[[Record], float | None]:
-    def read(record: Record) -> float | None:
+def _timing(key: str) -> Callable[[RequestRecord], float | None]:
+    def read(record: RequestRecord) -> float | None:
         value = (record.timings or {}).get(key)
         return None if value is None else value / 1000
 
@@ -148,7 +148,7 @@ def _column(items: Iterable[Item], read: Callable[[Item], float | None]) -> Floa
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _events(records: list[Record]) -> tuple[Ints, Floats, Floats]:
+def _events(records: list[RequestRecord]) -> tuple[Ints, Floats, Floats]:
     """Owner, time and tokens of all events, request by request."""
     lengths = [len(record.tokens) for record in records]
     owner = np.repeat(np.arange(len(records), dtype=np.int64), lengths)

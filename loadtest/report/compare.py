@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.report.bootstrap import Measured
+from loadtest.report.bootstrap import ComparedRun
 from loadtest.report.columns import Floats
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, figure, percent
 
 
@@ -39,14 +39,14 @@ class Side:
 
     letter: str
     name: str
-    runs: tuple[Measured, ...]
+    runs: tuple[ComparedRun, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Run], letter: str = "A") -> "Side":
+    def of(cls, runs: Sequence[LoadRun], letter: str = "A") -> "Side":
         """A side named after its first run. Raises ValueError if a run has no requests."""
         if not all(run.records for run in runs):
             raise ValueError(f"{runs[0].label}: a run without requests cannot be compared")
-        return cls(letter, runs[0].label, tuple(Measured(run) for run in runs))
+        return cls(letter, runs[0].label, tuple(ComparedRun(run) for run in runs))
 
     @property
     def label(self) -> str:
@@ -233,7 +233,7 @@ def render_html(sides: Sequence[Side], tables: list[Section], notes: list[str]) 
     return page.page("Load tests compared", parts)
 
 
-def _labelled(side: Side) -> list[Run]:
+def _labelled(side: Side) -> list[LoadRun]:
     """The side's runs, labelled with the side's name, and a number if there are several."""
     names = (
         [f"{side.label} ({number})" for number in range(1, len(side.runs) + 1)] if len(side.runs) > 1 else [side.label]
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(joined: str, letter: str) -> Side:
-    return Side.of([Run.read(Path(name)) for name in joined.split(",")], letter)
+    return Side.of([LoadRun.read(Path(name)) for name in joined.split(",")], letter)
 
 
 def _parser() -> argparse.ArgumentParser:

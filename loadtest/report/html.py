@@ -8,7 +8,7 @@ from html import escape
 from loadtest.report import page
 from loadtest.report.metrics import ALL, Summary
 from loadtest.report.plots import Plot
-from loadtest.report.records import Record, Run
+from loadtest.report.records import LoadRun, RequestRecord
 from loadtest.report.rows import Section, count, figure, milliseconds, percent, sections
 
 NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed", "The client"}
@@ -22,12 +22,12 @@ NOTE = (
 )
 
 
-def render(run: Run, summary: Summary, pictures: list[Plot]) -> str:
+def render(run: LoadRun, summary: Summary, pictures: list[Plot]) -> str:
     """The page as HTML."""
     return page.page(f"{run.label} · load test", _parts(run, summary, pictures))
 
 
-def _parts(run: Run, summary: Summary, pictures: list[Plot]) -> Iterator[str]:
+def _parts(run: LoadRun, summary: Summary, pictures: list[Plot]) -> Iterator[str]:
     started = datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield f"<h1>{escape(run.label)}</h1>"
     yield f'<p class="soft">{escape(run.target)} · started {started} · {run.duration:,.1f} s · {escape(run.schema)}</p>'
@@ -71,14 +71,14 @@ def key_figures(summary: Summary) -> list[tuple[str, str]]:
     return entries
 
 
-def examples(run: Run) -> Section:
+def examples(run: LoadRun) -> Section:
     """The first requests that failed or broke a rule, with what is known about them."""
     bad = [record for record in run.records if not record.ok or record.violations]
     rows = [_example(record) for record in bad[:EXAMPLES]]
     return Section("The first bad requests", ("request", "at s", "class", "status", "tokens", "what happened"), rows)
 
 
-def _example(record: Record) -> tuple[str, ...]:
+def _example(record: RequestRecord) -> tuple[str, ...]:
     said = [f"{record.error}: {record.detail or ''}"] if record.error else []
     status = "" if record.status is None else str(record.status)
     received = sum(tokens for _, tokens in record.tokens)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadtest.report.columns import Columns, Flags, Floats, Names, concurrency
-from loadtest.report.records import ErrorClass, Objective, Record, Run
+from loadtest.report.records import ErrorClass, LoadRun, Objective, RequestRecord
 
 PERCENTILES = (50, 90, 95, 99)
 ALL = "all"
@@ -121,7 +121,7 @@ class Summary:
         return self.goodput[-1].attainment if self.goodput else None
 
 
-def summarize(run: Run, columns: Columns | None = None) -> Summary:
+def summarize(run: LoadRun, columns: Columns | None = None) -> Summary:
     """Compute all figures; `columns` may be passed if `Columns.of(run)` is there already."""
     columns = columns or Columns.of(run)
     records, whole = run.records, columns.whole
@@ -186,7 +186,7 @@ def by_class(values: Floats, klass: Names) -> dict[str, Spread]:
     return {name: spread for name, spread in parts.items() if spread is not None}
 
 
-def goodput(run: Run, columns: Columns) -> list[Goodput]:
+def goodput(run: LoadRun, columns: Columns) -> list[Goodput]:
     """Goodput of each class with an objective; if there are several, `all` comes last."""
     rows = []
     for name in sorted(set(columns.klass[columns.judged].tolist())):
@@ -197,7 +197,7 @@ def goodput(run: Run, columns: Columns) -> list[Goodput]:
     return rows
 
 
-def _goodput(run: Run, columns: Columns, chosen: Flags, name: str, objective: Objective | None) -> Goodput:
+def _goodput(run: LoadRun, columns: Columns, chosen: Flags, name: str, objective: Objective | None) -> Goodput:
     met = chosen & (columns.needed <= 1)
     missed: Counter[str] = Counter()
     for place in np.flatnonzero(chosen & ~met):
@@ -214,7 +214,7 @@ def _goodput(run: Run, columns: Columns, chosen: Flags, name: str, objective: Ob
     )
 
 
-def _reasons(record: Record, objective: Objective | None) -> list[str]:
+def _reasons(record: RequestRecord, objective: Objective | None) -> list[str]:
     if not record.ok:
         return ["failed"]
     if record.violations:
@@ -232,7 +232,7 @@ def attainment_curve(columns: Columns, scales: Floats) -> Floats:
     return np.searchsorted(ordered, scales, side="right") / max(ordered.size, 1)
 
 
-def error_class(record: Record) -> ErrorClass:
+def error_class(record: RequestRecord) -> ErrorClass:
     """Why it has no complete answer; a record that just stops is a broken stream."""
     return record.error or ErrorClass.STREAM
 

@@ -24,7 +24,7 @@ from loadtest.report.drawing import (
     time_bound,
 )
 from loadtest.report.metrics import attainment_curve
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.report.series import Series, thinned
 
 MOST_POINTS = 20_000
@@ -51,12 +51,12 @@ class Plot:
 class View:
     """A run, with what is computed from it once for all pictures."""
 
-    run: Run
+    run: LoadRun
     columns: Columns
     series: Series
 
     @classmethod
-    def of(cls, run: Run) -> "View":
+    def of(cls, run: LoadRun) -> "View":
         """Compute the arrays and the series of `run`."""
         columns = Columns.of(run)
         return cls(run, columns, Series.of(run, columns))

@@ -26,7 +26,7 @@ class ErrorClass(StrEnum):
 
 
 @dataclass(slots=True, kw_only=True)
-class Record:
+class RequestRecord:
     """One request of a run.
 
     Attributes:
@@ -97,7 +97,7 @@ class Objective:
     tpot: float | None = None
     e2e: float | None = None
 
-    def met_by(self, record: Record) -> bool:
+    def met_by(self, record: RequestRecord) -> bool:
         """Whether `record` is complete, breaks no rule and is within all bounds (goodput counts such requests)."""
         if not record.ok or record.violations:
             return False
@@ -106,7 +106,7 @@ class Objective:
 
 
 @dataclass(slots=True, kw_only=True)
-class Run:
+class LoadRun:
     """A run: what was asked of which target, and every request's record.
 
     Attributes:
@@ -128,7 +128,7 @@ class Run:
     started: float
     duration: float
     plan: dict[str, Any]
-    records: list[Record]
+    records: list[RequestRecord]
     objectives: dict[str, Objective] = field(default_factory=dict)
     invalid: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Run:
     client: dict[str, float] = field(default_factory=dict)
     schema: str = SCHEMA
 
-    def objective(self, record: Record) -> Objective | None:
+    def objective(self, record: RequestRecord) -> Objective | None:
         """The objective that applies to `record`, if any."""
         return self.objectives.get(record.klass) or self.objectives.get("default")
 
@@ -145,7 +145,7 @@ class Run:
         path.write_text(json.dumps(self, default=_own_fields), encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> "Run":
+    def read(cls, path: Path) -> "LoadRun":
         """Read what `write` wrote. Raises ValueError if it has another schema."""
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("schema") != SCHEMA:
@@ -155,11 +155,11 @@ class Run:
         return cls(**_known(cls, content))
 
 
-def _record(entry: dict[str, Any]) -> Record:
-    known = _known(Record, entry)
+def _record(entry: dict[str, Any]) -> RequestRecord:
+    known = _known(RequestRecord, entry)
     known["tokens"] = [(at, count) for at, count in known["tokens"]]
     known["error"] = known["error"] and ErrorClass(known["error"])
-    return Record(**known)
+    return RequestRecord(**known)
 
 
 def _own_fields(value: Any) -> dict[str, Any]:

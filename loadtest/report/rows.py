@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from loadtest.report.metrics import ALL, Goodput, Spread, Summary
-from loadtest.report.records import Objective, Run
+from loadtest.report.records import LoadRun, Objective
 
 NAMES = {
     "ttft": "time to first token",
@@ -35,7 +35,7 @@ class Section:
         return place > 0 and all(cell.lstrip("-+−> ")[:1].isdigit() for cell in cells)
 
 
-def sections(run: Run, summary: Summary) -> list[Section]:
+def sections(run: LoadRun, summary: Summary) -> list[Section]:
     """All sections that are not empty."""
     made = [
         Section("Load", ("", "requests", "per second"), load(run, summary)),
@@ -53,7 +53,7 @@ def sections(run: Run, summary: Summary) -> list[Section]:
     return [section for section in made if section.rows]
 
 
-def load(run: Run, summary: Summary) -> list[tuple[str, ...]]:
+def load(run: LoadRun, summary: Summary) -> list[tuple[str, ...]]:
     """What was asked for and what was answered."""
     failed = summary.requests - summary.whole
     return [

@@ -6,7 +6,7 @@ import numpy as np
 
 from loadtest.report.columns import Columns, Floats
 from loadtest.report.metrics import PERCENTILES
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 
 WINDOWS = 90  # about as many as a plot as wide as the page can show
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -45,7 +45,7 @@ class Series:
     itl: dict[int, Floats]
 
     @classmethod
-    def of(cls, run: Run, columns: Columns, width: float | None = None) -> "Series":
+    def of(cls, run: LoadRun, columns: Columns, width: float | None = None) -> "Series":
         """Cut the run into windows of `width` seconds, or as many as a plot can show."""
         end = max([run.duration, *columns.ended.tolist(), *columns.intended.tolist()])
         width = width or width_for(end)

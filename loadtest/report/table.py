@@ -8,18 +8,18 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.report.metrics import Summary
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, sections
 
 SHORT = 10  # cells of up to this many characters are not wrapped
 
 
-def render(run: Run, summary: Summary) -> Group:
+def render(run: LoadRun, summary: Summary) -> Group:
     """The whole report; reasons not to trust it come first."""
     return Group(*_parts(run, summary))
 
 
-def _parts(run: Run, summary: Summary) -> Iterator[RenderableType]:
+def _parts(run: LoadRun, summary: Summary) -> Iterator[RenderableType]:
     yield Text(f"{run.label} · {run.target} · {run.duration:,.1f} s", style="bold")
     for reason in run.invalid:
         yield Text(f"INVALID: {reason}", style="bold red")
@@ -42,6 +42,6 @@ def section_table(section: Section) -> Table:
     return table
 
 
-def show(run: Run, summary: Summary, console: Console | None = None) -> None:
+def show(run: LoadRun, summary: Summary, console: Console | None = None) -> None:
     """Print the report, by default on standard output."""
     (console or Console()).print(render(run, summary))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.report.records import Record, Run
+from loadtest.report.records import LoadRun, RequestRecord
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.fit import Measured, fit, predict, whole
+from loadtest.simulate.fit import CalibrationRun, fit, predict, whole
 from loadtest.simulate.options import add_server_options, cost_of, server_of
 from loadtest.simulate.specs import Costs, SpecError, write_costs
 
@@ -37,7 +37,7 @@ class Error:
         return abs(self.relative) <= BOUNDS[self.level]
 
 
-def errors_of(measured: Measured, cost: CostModel) -> list[Error]:
+def errors_of(measured: CalibrationRun, cost: CostModel) -> list[Error]:
     """The measured figures of a run beside those that the simulator predicts with `cost`."""
     real, simulated = whole(measured.run), predict(measured, cost)
     found: list[Error] = []
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(error.within for error in errors) else 1
 
 
-def _table(measured: Measured, cost: CostModel, kind: str) -> list[Error]:
+def _table(measured: CalibrationRun, cost: CostModel, kind: str) -> list[Error]:
     errors = errors_of(measured, cost)
     print(f"\n{measured.run.label} ({kind}, {len(whole(measured.run))} requests)")
     print(f"{'':>12}{'measured':>12}{'predicted':>12}{'error':>9}")
@@ -83,18 +83,18 @@ def _table(measured: Measured, cost: CostModel, kind: str) -> list[Error]:
     return errors
 
 
-def _measured(options: argparse.Namespace, paths: Iterable[Path]) -> list[Measured]:
+def _measured(options: argparse.Namespace, paths: Iterable[Path]) -> list[CalibrationRun]:
     shape = server_of(options, options.max_step_tokens[0])
-    return [Measured(Run.read(path), shape) for path in paths]
+    return [CalibrationRun(LoadRun.read(path), shape) for path in paths]
 
 
-def _values(records: Iterable[Record], figure: str) -> list[float]:
+def _values(records: Iterable[RequestRecord], figure: str) -> list[float]:
     if figure == "itl":
         return [gap for record in records for gap in record.gaps]
     return [value for record in records if (value := getattr(record, figure)) is not None]
 
 
-def _rate(records: Sequence[Record]) -> float:
+def _rate(records: Sequence[RequestRecord]) -> float:
     """Output tokens per second, from the first intended time to the last end."""
     tokens = sum(count for record in records for _, count in record.tokens)
     begin = min(record.intended for record in records)

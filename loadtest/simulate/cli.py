@@ -9,11 +9,11 @@ from pathlib import Path
 
 from loadtest.report import print_table, write_report
 from loadtest.report.objectives import parse_objectives
-from loadtest.report.records import Objective, Run
+from loadtest.report.records import LoadRun, Objective
 from loadtest.simulate.cluster import Cluster, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.options import add_plan_options, add_server_options, cost_of, plan_of, server_of
-from loadtest.simulate.policy import Row, header
+from loadtest.simulate.policy import PolicyOutcome, header
 from loadtest.simulate.specs import SpecError
 from loadtest.workload.arrivals import ArrivalError
 from loadtest.workload.plan import Plan
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def simulate(
     plan: Plan, cluster: Cluster, *, label: str, objectives: dict[str, Objective], about: dict[str, object]
-) -> Run:
+) -> LoadRun:
     """Run `plan` through `cluster` and return it in the form of a measured run."""
     began = time.time()
     records = cluster.run(plan.requests, _progress(len(plan.requests)))
     end = max((record.finished for record in records if record.finished is not None), default=0.0)
     after = summary(list(cluster.stats()))
-    return Run(
+    return LoadRun(
         label=label,
         target="simulation",
         started=began,
@@ -60,7 +60,7 @@ def simulate(
     )
 
 
-def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> Row:
+def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> PolicyOutcome:
     shape = server_of(options, budget)
     cluster = Cluster(cost, shape, ROUTERS[options.router](), options.replicas)
     about = {
@@ -89,7 +89,7 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
             print(path, file=sys.stderr)
     if not several:
         print_table(run)
-    return Row.of(budget, run)
+    return PolicyOutcome.of(budget, run)
 
 
 def _progress(total: int) -> Callable[[int], None]:

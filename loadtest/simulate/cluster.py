@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtest.report.records import Record
+from loadtest.report.records import RequestRecord
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.replica import Log, Replica
@@ -89,14 +89,14 @@ class Cluster:
             for _ in range(replicas)
         ]
 
-    def run(self, requests: Iterable[Planned], progress: Callable[[int], None] = lambda _: None) -> list[Record]:
+    def run(self, requests: Iterable[Planned], progress: Callable[[int], None] = lambda _: None) -> list[RequestRecord]:
         """Simulate to the last token.
 
         Args:
             requests: in the order of their arrival.
             progress: called after each arrival with the number of arrivals so far.
         """
-        records: list[Record] = []
+        records: list[RequestRecord] = []
         due: list[tuple[float, int]] = []
         for request in requests:
             now = request.intended + self._cost.costs.request
@@ -118,9 +118,9 @@ class Cluster:
                 replica.advance()
                 _push(due, replica, index)
 
-    def _arrive(self, index: int, request: Planned, now: float, due: list[tuple[float, int]]) -> Record:
+    def _arrive(self, index: int, request: Planned, now: float, due: list[tuple[float, int]]) -> RequestRecord:
         prompt, token = self._content.prompt(request)
-        record = Record(
+        record = RequestRecord(
             index=index,
             intended=request.intended,
             sent=request.intended,

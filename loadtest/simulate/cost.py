@@ -10,7 +10,7 @@ The time is linear in the constants of `Costs`: `features` gives what each of th
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loadtest.simulate.specs import Costs, Hardware, Model, SpecError
+from loadtest.simulate.specs import Costs, Hardware, ModelSpec, SpecError
 from scheduler.types.step import Step
 
 STEP_COSTS = ("step", "token", "sequence", "matrices", "attention")  # the order of `features`
@@ -68,7 +68,7 @@ class CostModel:
         SpecError: the device has no rate for the model's arithmetic, or there are several devices and no link.
     """
 
-    def __init__(self, hardware: Hardware, model: Model, devices: int = 1) -> None:
+    def __init__(self, hardware: Hardware, model: ModelSpec, devices: int = 1) -> None:
         if model.compute not in hardware.operations_per_second:
             known = ", ".join(hardware.operations_per_second)
             raise SpecError(f"{model.name} computes in {model.compute}, {hardware.name} has rates for {known}")

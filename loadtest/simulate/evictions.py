@@ -27,7 +27,7 @@ _NEVER = 1 << 62
 Asked = list[list[int]]  # for each request, the blocks of its prompt; equal numbers are equal prefixes
 
 
-class Row(NamedTuple):
+class HitRates(NamedTuple):
     """Hit rates with one size of cache: the share of the blocks asked for that were found, by policy."""
 
     percent: float
@@ -81,12 +81,12 @@ def blocks_asked(requests: Sequence[TraceRequest], block_size: int) -> Asked:
     return asked
 
 
-def measure(asked: Asked, percent: float, choice: float = 0.0) -> Row:
+def measure(asked: Asked, percent: float, choice: float = 0.0) -> HitRates:
     """All policies with a cache of `percent` of the distinct blocks, but never smaller than the longest prompt."""
     working_set = len({block for request in asked for block in request})
     blocks = max(int(working_set * percent / 100), *map(len, asked))
     rates = {name: hit_rate(asked, pool_of(name, blocks, choice)) for name in POLICIES}
-    return Row(percent, blocks, rates, optimum(asked, blocks))
+    return HitRates(percent, blocks, rates, optimum(asked, blocks))
 
 
 def pool_of(name: str, blocks: int, choice: float = 0.0) -> BlockPool:

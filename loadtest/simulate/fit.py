@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.report.records import Record, Run
+from loadtest.report.records import LoadRun, RequestRecord
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import STEP_COSTS, CostModel
 from loadtest.simulate.replica import Log
@@ -33,14 +33,14 @@ _SHORTEST = 1e-3  # seconds; shorter intervals are not weighted more
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class CalibrationRun:
     """A run, and how its server was set up."""
 
-    run: Run
+    run: LoadRun
     shape: ServerShape
 
 
-def requests_of(run: Run) -> list[Planned]:
+def requests_of(run: LoadRun) -> list[Planned]:
     """The requests of a run that have a complete answer, with their real lengths. Prompts share what their sessions share."""
     return [
         Planned(
@@ -55,19 +55,19 @@ def requests_of(run: Run) -> list[Planned]:
     ]
 
 
-def whole(run: Run) -> list[Record]:
+def whole(run: LoadRun) -> list[RequestRecord]:
     """The records with a complete answer, each as if intended when it was sent: the client's lateness is not predicted."""
     found = [record for record in run.records if record.ok and record.tokens]
     sent = [replace(each, intended=each.intended if each.sent is None else each.sent) for each in found]
     return sorted(sent, key=lambda record: record.intended)
 
 
-def predict(measured: Measured, cost: CostModel, log: Log | None = None) -> list[Record]:
+def predict(measured: CalibrationRun, cost: CostModel, log: Log | None = None) -> list[RequestRecord]:
     """The simulator's records for the same requests on one replica, in the order of `whole`."""
     return Cluster(cost, measured.shape, RoundRobin(), log=log).run(requests_of(measured.run))
 
 
-def fit(runs: Sequence[Measured], cost: CostModel) -> Costs:
+def fit(runs: Sequence[CalibrationRun], cost: CostModel) -> Costs:
     """The constants that explain the runs best. `cost` gives the first guess and what is not fitted.
 
     Raises:
@@ -124,7 +124,7 @@ def _feasible(matrix: Floats, target: Floats, found: Floats, free: npt.NDArray[n
         found[~free] = 0.0
 
 
-def _equations(runs: Sequence[Measured], cost: CostModel) -> tuple[Floats, Floats]:
+def _equations(runs: Sequence[CalibrationRun], cost: CostModel) -> tuple[Floats, Floats]:
     """Rows of what the constants multiply, and the seconds that each row should amount to."""
     rows: list[Floats] = []
     seconds: list[float] = []
@@ -142,7 +142,7 @@ def _equations(runs: Sequence[Measured], cost: CostModel) -> tuple[Floats, Float
     return np.array(rows), np.array(seconds)
 
 
-def _intervals(real: Record, sim: Record, work: "_WorkBy") -> Iterator[tuple[Floats, float]]:
+def _intervals(real: RequestRecord, sim: RequestRecord, work: "_WorkBy") -> Iterator[tuple[Floats, float]]:
     """Two equations of a request: from its arrival to its first token, and from the first to the last."""
     if not sim.tokens or real.ttft is None:
         return
@@ -153,7 +153,7 @@ def _intervals(real: Record, sim: Record, work: "_WorkBy") -> Iterator[tuple[Flo
         yield row, real.tokens[-1][0] - real.tokens[0][0]
 
 
-def _step_seconds(run: Run) -> float | None:
+def _step_seconds(run: LoadRun) -> float | None:
     """How long the steps took by the server's own metrics, if they were scraped."""
     before, after = run.scraped.get("before", {}), run.scraped.get("after", {})
     return after[STEP_SECONDS] - before.get(STEP_SECONDS, 0.0) if STEP_SECONDS in after else None

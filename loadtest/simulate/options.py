@@ -7,13 +7,13 @@ from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_costs, load_hardware, load_model
 from loadtest.workload.arrivals import ArrivalError, parse_arrivals
-from loadtest.workload.plan import Plan, Shape, make_plan
+from loadtest.workload.plan import LoadShape, Plan, make_plan
 from loadtest.workload.traces.read import FORMATS, read_trace
 from scheduler.policies.factory import POLICIES
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """Which part of a trace is used and how it arrives: the fields of `Shape`."""
+    """Which part of a trace is used and how it arrives: the fields of `LoadShape`."""
     group = parser.add_argument_group("requests")
     group.add_argument("--format", choices=list(FORMATS), help="of the trace [recognised by its first line]")
     group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
@@ -74,7 +74,7 @@ def plan_of(options: argparse.Namespace, trace: str) -> Plan:
         TraceError: the trace cannot be read.
         ArrivalError: the arrivals make no sense, or are a closed loop.
     """
-    shape = Shape(
+    shape = LoadShape(
         window=options.window,
         limit=options.limit,
         speed=options.speed,

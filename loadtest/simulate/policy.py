@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from loadtest.report.metrics import Spread, summarize
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 
 _COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok/s", "in SLO")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PolicyOutcome:
     """A setting and the figures of its run: latencies in seconds, output tokens per second, share within the objectives."""
 
     setting: int
@@ -20,7 +20,7 @@ class Row:
     attainment: float | None
 
     @classmethod
-    def of(cls, setting: int, run: Run) -> "Row":
+    def of(cls, setting: int, run: LoadRun) -> "PolicyOutcome":
         """The figures of `run`."""
         summary = summarize(run)
         spreads = {name: by_class.get("all") for name, by_class in summary.latencies.items()}

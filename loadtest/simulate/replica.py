@@ -11,7 +11,7 @@ step that has ended. What belongs here: that order and each request's record. Ne
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from loadtest.report.records import ErrorClass, Record
+from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
 from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import RequestTooLong, Scheduler
@@ -28,7 +28,7 @@ Log = list[tuple[float, float, Features]]  # begin, end and cost features of eve
 class _Open:
     """A request that has not ended, and what each of its steps samples."""
 
-    record: Record
+    record: RequestRecord
     sampled: ChunkResult
     token: int
 
@@ -77,7 +77,7 @@ class Replica:
         """Requests that have not ended."""
         return len(self._open)
 
-    def submit(self, message: AddRequest, token: int, record: Record, now: float) -> None:
+    def submit(self, message: AddRequest, token: int, record: RequestRecord, now: float) -> None:
         """A request arrives. Each of its steps samples `token`; `record` is filled in as it runs."""
         if self._ends:
             self._cut(now)
@@ -140,7 +140,7 @@ class Replica:
             if output.finish_reason is not None:
                 self._end(record, output, tick[0])
 
-    def _end(self, record: Record, output: Output, at: float) -> None:
+    def _end(self, record: RequestRecord, output: Output, at: float) -> None:
         del self._open[output.request_id]
         assert output.finish_reason is not None and output.times is not None
         times: RequestTimes = output.times

@@ -76,7 +76,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class ModelSpec:
     """A dense decoder as the cost model sees it.
 
     Attributes:
@@ -130,9 +130,9 @@ def load_hardware(name: str) -> Hardware:
     return _load(name, "hardware", Hardware)
 
 
-def load_model(name: str) -> Model:
+def load_model(name: str) -> ModelSpec:
     """Read a model by path or name. Raises SpecError."""
-    return _load(name, "models", Model)
+    return _load(name, "models", ModelSpec)
 
 
 def load_costs(path: Path) -> Costs:

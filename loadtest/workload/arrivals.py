@@ -140,7 +140,7 @@ class Ramp:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RateSteps:
     """Poisson arrivals at each of `rates` (requests per second) for `each` seconds, and at the last one from then on."""
 
     rates: tuple[float, ...] = (1.0,)
@@ -159,7 +159,7 @@ class Step:
             while rate > 0 and (at := at + rng.expovariate(rate)) < end:
                 yield at
 
-    def with_rate(self, rate: float) -> "Step":
+    def with_rate(self, rate: float) -> "RateSteps":
         """Always raises ArrivalError."""
         raise ArrivalError("step arrivals have no single rate; give rates")
 
@@ -176,13 +176,13 @@ class Closed:
             raise ArrivalError("closed arrivals need a whole number of users, at least 1, and think of at least 0")
 
 
-Arrivals: TypeAlias = Poisson | Gamma | OnOff | Ramp | Step | Closed
+Arrivals: TypeAlias = Poisson | Gamma | OnOff | Ramp | RateSteps | Closed
 KINDS: Mapping[str, type[Arrivals]] = {
     "poisson": Poisson,
     "gamma": Gamma,
     "onoff": OnOff,
     "ramp": Ramp,
-    "step": Step,
+    "step": RateSteps,
     "closed": Closed,
 }
 

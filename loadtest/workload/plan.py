@@ -34,7 +34,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class LoadShape:
     """Which part of a trace is used, and how it arrives.
 
     Attributes:
@@ -103,13 +103,13 @@ class Plan:
     problems: list[str] = field(default_factory=list)
 
 
-def make_plan(trace: Trace, shape: Shape | None = None) -> Plan:
+def make_plan(trace: Trace, shape: LoadShape | None = None) -> Plan:
     """Plan a run over `trace`. The same arguments give the same plan.
 
     Raises:
         ArrivalError: the window holds no request, or the trace has no times and none are drawn.
     """
-    shape = shape or Shape()
+    shape = shape or LoadShape()
     start, requests = _selected(trace, shape)
     requests = [_sized(request, shape) for request in requests]
     closed = shape.arrivals if isinstance(shape.arrivals, Closed) else None
@@ -130,7 +130,7 @@ def make_plan(trace: Trace, shape: Shape | None = None) -> Plan:
     )
 
 
-def _selected(trace: Trace, shape: Shape) -> tuple[float, list[TraceRequest]]:
+def _selected(trace: Trace, shape: LoadShape) -> tuple[float, list[TraceRequest]]:
     """Where the window starts, and its requests."""
     begin, end = shape.window or (0.0, float("inf"))
     inside = [request for request in trace.requests if begin <= request.arrival < end]
@@ -142,7 +142,7 @@ def _selected(trace: Trace, shape: Shape) -> tuple[float, list[TraceRequest]]:
     return begin, inside[: shape.limit]
 
 
-def _own_times(trace: Trace, shape: Shape, start: float, requests: Sequence[TraceRequest]) -> list[float]:
+def _own_times(trace: Trace, shape: LoadShape, start: float, requests: Sequence[TraceRequest]) -> list[float]:
     if not trace.timed:
         raise ArrivalError(f"{trace.name} ({trace.format}) has no times: draw them, such as poisson:rate=5")
     times = [request.arrival - start for request in requests]
@@ -157,7 +157,7 @@ def _own_times(trace: Trace, shape: Shape, start: float, requests: Sequence[Trac
     return [at / speed for at in times]
 
 
-def _drawn(shape: Shape, many: int) -> list[float]:
+def _drawn(shape: LoadShape, many: int) -> list[float]:
     assert shape.arrivals is not None and not isinstance(shape.arrivals, Closed)
     process = shape.arrivals if shape.rate is None else shape.arrivals.with_rate(shape.rate)
     times = process.times(Random(f"{shape.seed} arrivals"))
@@ -182,7 +182,7 @@ def _cycled(requests: Sequence[TraceRequest]) -> Iterator[TraceRequest]:
             )
 
 
-def _sized(request: TraceRequest, shape: Shape) -> TraceRequest:
+def _sized(request: TraceRequest, shape: LoadShape) -> TraceRequest:
     """Scaled, then bounded."""
     output = max(1, round(request.output_tokens * shape.scale))
     block = max(1, round(request.block_tokens * shape.scale)) if request.blocks else 0

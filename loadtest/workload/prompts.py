@@ -20,7 +20,7 @@ _CACHED_BLOCKS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptText:
     """A text, and its length in tokens: the length asked for whenever words can make it up."""
 
     text: str
@@ -45,10 +45,10 @@ class Prompts:
         self._length_of = dict(vocabulary.words)
         self._block = lru_cache(_CACHED_BLOCKS)(self._run)
 
-    def prompt(self, planned: Planned) -> Prompt:
+    def prompt(self, planned: Planned) -> PromptText:
         """The text of one request; its `tokens` is 0 if the text is the trace's own, which nobody has counted."""
         if planned.prompt is not None:
-            return Prompt(planned.prompt, planned.prompt_tokens)
+            return PromptText(planned.prompt, planned.prompt_tokens)
         wanted = max(0, planned.prompt_tokens - self._vocabulary.base)
         if planned.blocks:
             text, spelled = self._blocks(planned, wanted)
@@ -57,7 +57,7 @@ class Prompts:
         else:
             text, spelled = self._run(f"request {planned.index}", wanted)
         exact = self._vocabulary.exact
-        return Prompt(OPENER + text, self._vocabulary.base + spelled if exact else planned.prompt_tokens)
+        return PromptText(OPENER + text, self._vocabulary.base + spelled if exact else planned.prompt_tokens)
 
     def _blocks(self, planned: Planned, wanted: int) -> tuple[str, int]:
         """The blocks' texts joined, all but the last whole; the opener counts as part of the first block."""

@@ -18,15 +18,15 @@ _BATCH = 48  # words per question: even with a byte-level vocabulary it fits the
 _ENOUGH = 200  # with this many words of one token, longer ones are not needed
 
 
-class TokenizerError(RuntimeError):
+class PromptTokenizerError(RuntimeError):
     """The target's tokenizer cannot be asked, or does not count as prompts of exact length require."""
 
 
-class Tokenizer(Protocol):
+class PromptTokenizer(Protocol):
     """Turns text into ids, with the special tokens that a prompt of `/v1/completions` gets."""
 
     async def ids(self, text: str) -> list[int]:
-        """The ids of `text`. Raises TokenizerError."""
+        """The ids of `text`. Raises PromptTokenizerError."""
         ...
 
 
@@ -40,7 +40,7 @@ class ServerTokenizer:
         self._asks = [self._prompt, self._content]
 
     async def ids(self, text: str) -> list[int]:
-        """Ask the target, from then on in the form that it understood. Raises TokenizerError if it understands neither."""
+        """Ask the target, from then on in the form that it understood. Raises PromptTokenizerError if it understands neither."""
         problem = "no answer"
         for ask in list(self._asks):
             try:
@@ -53,7 +53,7 @@ class ServerTokenizer:
                 self._asks = [ask]
                 return list(found)
             problem = f"status {answer.status_code}: {answer.text[:100]}"
-        raise TokenizerError(
+        raise PromptTokenizerError(
             f"{self._url} gives no token ids ({problem}); give a tokenizer.json or characters per token"
         )
 
@@ -65,15 +65,15 @@ class ServerTokenizer:
 
 
 class FileTokenizer:
-    """Reads a `tokenizer.json`. Raises TokenizerError if that fails."""
+    """Reads a `tokenizer.json`. Raises PromptTokenizerError if that fails."""
 
     def __init__(self, path: str | Path) -> None:
-        from tokenizers import Tokenizer as Fast
+        from tokenizers import PromptTokenizer as Fast
 
         try:
             self._fast = Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every problem
-            raise TokenizerError(f"{path} cannot be read as a tokenizer.json: {error}") from None
+            raise PromptTokenizerError(f"{path} cannot be read as a tokenizer.json: {error}") from None
 
     async def ids(self, text: str) -> list[int]:
         """Encode in this process; never raises."""
@@ -97,8 +97,8 @@ class Vocabulary:
     words_per_token: float = 1.0
 
     @classmethod
-    async def measured(cls, tokenizer: Tokenizer) -> "Vocabulary":
-        """Measure a tokenizer. Raises TokenizerError unless a text has as many tokens as its words together."""
+    async def measured(cls, tokenizer: PromptTokenizer) -> "Vocabulary":
+        """Measure a tokenizer. Raises PromptTokenizerError unless a text has as many tokens as its words together."""
         opener = await tokenizer.ids(OPENER)
         words: list[tuple[str, int]] = []
         for start in range(0, len(WORDS), _BATCH):
@@ -111,7 +111,7 @@ class Vocabulary:
         text = OPENER + "".join(word for word, _ in sample)
         told, summed = len(await tokenizer.ids(text)), found.base + sum(count for _, count in sample)
         if told != summed:
-            raise TokenizerError(f"{_BATCH} words are {told} tokens together and {summed} one by one")
+            raise PromptTokenizerError(f"{_BATCH} words are {told} tokens together and {summed} one by one")
         return found
 
     @classmethod
@@ -136,13 +136,13 @@ def _doubled(opener: Sequence[int], ids: Sequence[int], many: int) -> list[int]:
     while at < end:
         length = next((size for size in range(1, (end - at) // 2 + 1) if _twice(ids, at, size)), None)
         if length is None:
-            raise TokenizerError(
+            raise PromptTokenizerError(
                 "a word said twice in a row is not its tokens twice: lengths cannot be built from words"
             )
         lengths.append(length)
         at += 2 * length
     if len(lengths) != many:
-        raise TokenizerError(f"{many} words said twice have {len(lengths)} doubled parts")
+        raise PromptTokenizerError(f"{many} words said twice have {len(lengths)} doubled parts")
     return lengths
 
 

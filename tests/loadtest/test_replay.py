@@ -13,12 +13,12 @@ import pytest
 
 from loadtest.client.target import Target, TargetError
 from loadtest.replay import ReplayPlan, replay, run_replay
-from loadtest.report.records import ErrorClass, Run
+from loadtest.report.records import ErrorClass, LoadRun
 from loadtest.workload.arrivals import Closed, Poisson
-from loadtest.workload.plan import Shape
+from loadtest.workload.plan import LoadShape
 from loadtest.workload.traces import Trace, TraceRequest
 from loadtest.workload.traces.read import read_trace
-from loadtest.workload.vocabulary import TokenizerError
+from loadtest.workload.vocabulary import PromptTokenizerError
 
 DATA = Path(__file__).parent / "data"
 STUB = Path(__file__).parent / "stub_server.py"
@@ -37,7 +37,7 @@ def stub(*arguments):
 
 
 def plan(**more):
-    shape = Shape(limit=12, arrivals=Poisson(200), max_prompt=60, max_output=10)
+    shape = LoadShape(limit=12, arrivals=Poisson(200), max_prompt=60, max_output=10)
     trace = read_trace(DATA / "burstgpt_1.csv")
     return replace(ReplayPlan(trace=trace, shape=shape, patience=20, stall=20, max_lateness=NEVER_LATE), **more)
 
@@ -164,7 +164,7 @@ def test_a_server_that_refuses_extensions_is_asked_without_them():
 
 
 def test_without_a_tokenizer_lengths_are_estimated_only_if_told_so():
-    with pytest.raises(TokenizerError, match="gives no token ids"):
+    with pytest.raises(PromptTokenizerError, match="gives no token ids"):
         run(["--no-tokenizer"])
     found = run(["--no-tokenizer"], {"characters_per_token": 4.0})
     assert not found.plan["exact_prompts"]
@@ -173,13 +173,13 @@ def test_without_a_tokenizer_lengths_are_estimated_only_if_told_so():
 
 def test_texts_of_the_trace_are_counted_and_sent():
     trace = read_trace(DATA / "mt_bench.jsonl")
-    found = run([], trace=trace, shape=Shape(arrivals=Poisson(100), max_output=3))
+    found = run([], trace=trace, shape=LoadShape(arrivals=Poisson(100), max_output=3))
     assert not violations(found)
     assert [record.prompt_tokens for record in found.records] == [len(each.prompt.split()) for each in trace.requests]
 
 
 def test_a_closed_loop_has_no_more_open_than_users():
-    shape = Shape(limit=20, arrivals=Closed(3, 0.001), max_prompt=30, max_output=4)
+    shape = LoadShape(limit=20, arrivals=Closed(3, 0.001), max_prompt=30, max_output=4)
     found = run(["--gap", "0.002"], shape=shape)
     assert len(found.records) == 20 and not violations(found)
     assert found.client["most_running"] <= 3
@@ -197,13 +197,13 @@ def test_an_open_loop_does_not_wait_for_the_server():
         format="f",
         requests=[TraceRequest(line=n, arrival=n * 0.01, prompt_tokens=20, output_tokens=2) for n in range(30)],
     )
-    found = run(["--ttft", "1"], trace=trace, shape=Shape())
+    found = run(["--ttft", "1"], trace=trace, shape=LoadShape())
     assert found.client["most_running"] == 30  # all sent before the first was answered
     assert min(record.ttft for record in found.records) > 0.9  # a loop's timer may be a tick early
 
 
 def test_a_client_that_cannot_keep_up_says_that_the_run_is_invalid():
-    shape = Shape(limit=3000, arrivals=Poisson(1e6), max_prompt=30, max_output=1)
+    shape = LoadShape(limit=3000, arrivals=Poisson(1e6), max_prompt=30, max_output=1)
     found = run([], shape=shape, max_lateness=0.02)
     assert len(found.records) == 3000
     assert any("the client could not keep up: it sent requests" in reason for reason in found.invalid)
@@ -213,7 +213,7 @@ def test_a_client_that_cannot_keep_up_says_that_the_run_is_invalid():
 def test_an_interrupted_run_is_reported_as_far_as_it_went():
     async def interrupted(url):
         task = asyncio.create_task(
-            run_replay(plan(shape=Shape(arrivals=Poisson(20), duration=60)), Target(base_url=url))
+            run_replay(plan(shape=LoadShape(arrivals=Poisson(20), duration=60)), Target(base_url=url))
         )
         async with httpx.AsyncClient() as client:
             sent = 0
@@ -246,7 +246,7 @@ def test_requests_that_cannot_fit_are_told():
 def test_a_run_comes_back_from_its_file(tmp_path):
     found = run([])
     found.write(tmp_path / "run.json")
-    again = Run.read(tmp_path / "run.json")
+    again = LoadRun.read(tmp_path / "run.json")
     assert again.records == found.records
     assert (again.plan, again.client, again.problems) == (found.plan, found.client, found.problems)
 

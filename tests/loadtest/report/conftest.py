@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from loadtest.report.records import ErrorClass, Objective, Record, Run
+from loadtest.report.records import ErrorClass, LoadRun, Objective, RequestRecord
 
 
-def answered(index: int, intended: float, *, ttft: float, gaps: tuple[float, ...] = (), **more) -> Record:
+def answered(index: int, intended: float, *, ttft: float, gaps: tuple[float, ...] = (), **more) -> RequestRecord:
     """A whole answer whose first token comes `ttft` after the intended time, and the rest `gaps` apart."""
     at = intended + ttft
     tokens = [(at, 1)]
@@ -25,22 +25,24 @@ def answered(index: int, intended: float, *, ttft: float, gaps: tuple[float, ...
         "output_tokens": len(tokens),
         "tokens": tokens,
     }
-    return Record(index=index, intended=intended, **fields | more)
+    return RequestRecord(index=index, intended=intended, **fields | more)
 
 
-def refused(index: int, intended: float, **more) -> Record:
+def refused(index: int, intended: float, **more) -> RequestRecord:
     """A request that the server did not take."""
     fields = {"status": 429, "error": ErrorClass.STATUS, "detail": f"429: {index} requests wait"}
-    return Record(index=index, intended=intended, sent=intended, asked_prompt=10, asked_output=5, **fields | more)
+    return RequestRecord(
+        index=index, intended=intended, sent=intended, asked_prompt=10, asked_output=5, **fields | more
+    )
 
 
-def run_of(records: list[Record], **more) -> Run:
+def run_of(records: list[RequestRecord], **more) -> LoadRun:
     fields = {"label": "hand-made", "target": "http://localhost/v1", "started": 1.7e9, "plan": {"seed": 0}}
     fields["duration"] = max([record.finished or record.intended for record in records], default=0.0)
-    return Run(records=records, **fields | more)
+    return LoadRun(records=records, **fields | more)
 
 
-def drawn_run(seed: int = 0, requests: int = 400, slow: float = 1.0, **more) -> Run:
+def drawn_run(seed: int = 0, requests: int = 400, slow: float = 1.0, **more) -> LoadRun:
     """Ten requests a second with lognormal latencies, in two classes; every fortieth is refused."""
     rng, at, records = random.Random(seed), 0.0, []
     for index in range(requests):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loadtest.report.bootstrap import Measured, Sample, block_weights, request_block
+from loadtest.report.bootstrap import ComparedRun, Sample, block_weights, request_block
 from loadtest.report.columns import Columns
 from loadtest.report.compare import Side, Verdict, cautions, compare, main, same_requests, section
 from loadtest.report.metrics import summarize
@@ -55,7 +55,7 @@ def test_blocks_are_as_long_as_what_was_in_flight_together(make):
 
 def test_figures_are_the_reports(make):
     run = make.drawn_run(5)
-    measured, summary = Measured(run), summarize(run)
+    measured, summary = ComparedRun(run), summarize(run)
     figures = {figure.name: figure.under(measured.whole()) for figure in measured.figures}
     for title, name in (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("server queue", "queue")):
         assert figures[f"{title} p99 (ms)"] == pytest.approx(1000 * summary.latencies[name]["all"].p99)

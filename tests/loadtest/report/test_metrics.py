@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loadtest.report.columns import Columns, concurrency, needed
 from loadtest.report.metrics import Spread, attainment_curve, offered_rate, summarize
-from loadtest.report.records import ErrorClass, Objective, Record, Run
+from loadtest.report.records import ErrorClass, LoadRun, Objective, RequestRecord
 
 TIMES = st.floats(0, 100, allow_nan=False)
 
@@ -110,7 +110,7 @@ bounds = st.none() | st.sampled_from([0.0, 0.5, 1.0]) | st.floats(1e-6, 50)
 )
 def test_needed_is_at_most_one_exactly_if_the_objective_is_met(objective, ttft, gaps):
     times = np.cumsum([ttft, *gaps]).tolist()
-    record = Record(
+    record = RequestRecord(
         index=0, intended=0.0, asked_prompt=1, asked_output=1, tokens=[(at, 1) for at in times], finished=times[-1]
     )
     assert (needed(record, objective) <= 1) == objective.met_by(record)
@@ -123,10 +123,10 @@ def test_needed_is_at_most_one_exactly_if_the_objective_is_met(objective, ttft, 
 def test_the_attainment_curve_is_goodput_with_scaled_bounds(seed, scale):
     rng = Random(seed)
     records = [
-        Record(index=i, intended=0.0, asked_prompt=1, asked_output=1, tokens=[(rng.random(), 1)], finished=1.0)
+        RequestRecord(index=i, intended=0.0, asked_prompt=1, asked_output=1, tokens=[(rng.random(), 1)], finished=1.0)
         for i in range(20)
     ]
-    run = Run(
+    run = LoadRun(
         label="",
         target="",
         started=0,

@@ -11,7 +11,7 @@ from loadtest.report.drawing import new_figure, png, time_axis, time_bound
 from loadtest.report.html import key_figures, render
 from loadtest.report.metrics import summarize
 from loadtest.report.plots import View, plots
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, figure, percent, sections
 from loadtest.report.table import show
 
@@ -50,7 +50,7 @@ def outline(html: str) -> Outline:
     return found
 
 
-def terminal(run: Run, width: int = 100) -> str:
+def terminal(run: LoadRun, width: int = 100) -> str:
     console = Console(width=width, no_color=True)
     with console.capture() as capture:
         show(run, summarize(run), console)
@@ -70,7 +70,7 @@ def test_a_report_is_a_page_its_pictures_and_the_run(make, tmp_path):
         "goodput.png",
     ]
     assert [path.name for path in written] == names
-    assert Run.read(written[0]) == run
+    assert LoadRun.read(written[0]) == run
     found = outline(written[1].read_text(encoding="utf-8"))
     assert len(found.sources) == 5 and all(source.startswith("data:image/png;base64,") for source in found.sources)
     assert {"Load", "Latency", "Objectives", "Latency against arrivals", "The plan"} <= set(found.headings)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from loadtest.replay import ReplayPlan
-from loadtest.report.records import Objective, Run
+from loadtest.report.records import LoadRun, Objective
 from loadtest.search import End, RateSearch
 from loadtest.sweep import Sweep, main
 from loadtest.workload.arrivals import Poisson
-from loadtest.workload.plan import Shape, make_plan
+from loadtest.workload.plan import LoadShape, make_plan
 from loadtest.workload.traces import Trace, TraceRequest
 
 TRACE = Trace(
@@ -31,7 +31,7 @@ class Queue:
         self.seconds = seconds
         self.plans: list[tuple[str, ReplayPlan]] = []
 
-    def __call__(self, name: str, plan: ReplayPlan) -> Run:
+    def __call__(self, name: str, plan: ReplayPlan) -> LoadRun:
         self.plans.append((name, plan))
         free, records = 0.0, []
         for planned in make_plan(plan.trace, plan.shape).requests:
@@ -44,7 +44,7 @@ def sweep_of(replay, names="a", folder=None, **search) -> Sweep:
     return Sweep(
         searches={name: RateSearch(**{"start": 1.0} | search) for name in names},
         replay=replay,
-        plan=ReplayPlan(trace=TRACE, shape=Shape(arrivals=Poisson()), objectives={"default": Objective(ttft=1.0)}),
+        plan=ReplayPlan(trace=TRACE, shape=LoadShape(arrivals=Poisson()), objectives={"default": Objective(ttft=1.0)}),
         folder=folder,
         say=lambda line: None,
     )
@@ -76,7 +76,7 @@ def test_low_rates_take_longer_so_that_there_is_something_to_judge(make):
 
 def test_the_traces_own_times_are_stretched_to_the_rate(make):
     sweep = sweep_of(Queue(make, a=0.1))
-    sweep.plan = replace(sweep.plan, shape=Shape())
+    sweep.plan = replace(sweep.plan, shape=LoadShape())
     plan = make_plan(TRACE, sweep.planned(4.0, 0).shape)
     assert len(plan.requests) == 240
     assert len(plan.requests) / plan.requests[-1].intended == pytest.approx(4.0)
@@ -115,7 +115,7 @@ def test_every_run_is_kept_and_the_page_shows_all(make, tmp_path):
     sweep = sweep_of(Queue(make, a=0.1, b=0.2), "ab", tmp_path, precision=0.3)
     outcomes = sweep.run()
     page, data = sweep.write(outcomes, tmp_path)
-    runs = [Run.read(path) for path in tmp_path.glob("?-*.json")]
+    runs = [LoadRun.read(path) for path in tmp_path.glob("?-*.json")]
     assert (
         len(runs)
         == len(sweep.points)
@@ -173,6 +173,6 @@ def test_two_names_of_one_real_server_are_swept_in_turn(stub, tmp_path, capsys):
     assert "x: 200.0 requests/s are sustained" in text and "y: 200.0 requests/s are sustained" in text
     names = sorted(path.name for path in output.iterdir())
     assert names == ["sweep.html", "sweep.json", "x-100-1.json", "x-200-1.json", "y-100-1.json", "y-200-1.json"]
-    x, y = (Run.read(output / f"{name}-100-1.json") for name in "xy")
+    x, y = (LoadRun.read(output / f"{name}-100-1.json") for name in "xy")
     assert [record.intended for record in x.records] == [record.intended for record in y.records]
     assert all(record.ok and not record.violations for record in x.records + y.records)

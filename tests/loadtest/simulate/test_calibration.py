@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.simulate.calibrate import errors_of
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.fit import Measured, fit
+from loadtest.simulate.fit import CalibrationRun, fit
 from loadtest.simulate.specs import Costs, load_hardware, load_model
 
 DATA = Path(__file__).parents[1] / "data" / "calibration"
 SHAPE = ServerShape(max_step_tokens=128, max_running=64, kv_blocks=3000)  # as the server was started
 
 
-def measured(kind: str) -> list[Measured]:
-    return [Measured(Run.read(path), SHAPE) for path in sorted((DATA / kind).glob("*.json"))]
+def measured(kind: str) -> list[CalibrationRun]:
+    return [CalibrationRun(LoadRun.read(path), SHAPE) for path in sorted((DATA / kind).glob("*.json"))]
 
 
 def cost(costs: Costs | None = None) -> CostModel:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.simulate import calibrate, cli
 from loadtest.simulate.specs import load_costs
 
@@ -21,7 +21,7 @@ def test_a_simulated_run_is_kept_as_a_measured_one(trace, tmp_path, capsys):
     folder = tmp_path / "out"
     arguments = [str(trace), *SERVER, "--speed", "2", "--replicas", "2", "--slo", "ttft=30s", "--output", str(folder)]
     assert cli.main(arguments) == 0
-    run = Run.read(folder / "run.json")
+    run = LoadRun.read(folder / "run.json")
     assert run.target == "simulation" and len(run.records) == 12 and all(record.ok for record in run.records)
     assert [record.intended for record in run.records] == pytest.approx([index / 2 for index in range(12)])
     assert run.duration == pytest.approx(max(record.finished for record in run.records))

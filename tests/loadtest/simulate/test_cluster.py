@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from loadtest.report.records import ErrorClass, Record
+from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel, Work
 from loadtest.simulate.replica import Log
@@ -115,7 +115,7 @@ def test_what_a_server_would_refuse_is_refused():
     assert records[0].error is ErrorClass.STATUS and "50000" in (records[0].detail or "")
 
 
-def spread_over(records: list[Record], cluster: Cluster) -> list[int]:
+def spread_over(records: list[RequestRecord], cluster: Cluster) -> list[int]:
     return [stats.prompt_tokens for stats in cluster.stats()]
 
 

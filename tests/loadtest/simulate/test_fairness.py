@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from loadtest.report.records import Record
+from loadtest.report.records import RequestRecord
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_hardware, load_model
@@ -36,7 +36,7 @@ def aggressor(many: int = 250) -> list[Sent]:
     return [(0.0, rng.randint(200, 800), rng.randint(64, 192), "aggressor") for _ in range(many)]
 
 
-def simulate(sent: list[Sent], scheduling: str, **shape: int) -> tuple[list[Record], EngineStats]:
+def simulate(sent: list[Sent], scheduling: str, **shape: int) -> tuple[list[RequestRecord], EngineStats]:
     planned = [
         Planned(index=index, intended=at, prompt_tokens=prompt, output_tokens=output, klass=klass)
         for index, (at, prompt, output, klass) in enumerate(sorted(sent))
@@ -50,11 +50,11 @@ def simulate(sent: list[Sent], scheduling: str, **shape: int) -> tuple[list[Reco
     return records, next(iter(cluster.stats()))
 
 
-def p99(records: list[Record]) -> float:
+def p99(records: list[RequestRecord]) -> float:
     return float(np.percentile([record.ttft for record in records if record.klass == "light"], 99))
 
 
-def ended(records: list[Record], klass: str) -> float:
+def ended(records: list[RequestRecord], klass: str) -> float:
     return max(record.finished or 0.0 for record in records if record.klass == klass)
 
 

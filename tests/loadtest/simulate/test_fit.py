@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loadtest.report.records import Run
+from loadtest.report.records import LoadRun
 from loadtest.simulate.calibrate import errors_of
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.fit import STEP_SECONDS, Measured, fit, nonnegative, requests_of
+from loadtest.simulate.fit import STEP_SECONDS, CalibrationRun, fit, nonnegative, requests_of
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs, load_hardware, load_model
 from loadtest.workload.plan import Planned
@@ -24,7 +24,7 @@ def cost(costs: Costs) -> CostModel:
     return CostModel(load_hardware("cpu-2core").with_costs(costs), load_model("smollm2-135m"))
 
 
-def made(seed: int, rate: float) -> Measured:
+def made(seed: int, rate: float) -> CalibrationRun:
     rng = random.Random(seed)
     at, requests = 0.0, []
     for index in range(30):
@@ -33,12 +33,12 @@ def made(seed: int, rate: float) -> Measured:
         requests.append(Planned(index=index, intended=at, **lengths))
     log: Log = []
     records = Cluster(cost(TRUE), SHAPE, RoundRobin(), log=log).run(requests)
-    run = Run(label=str(seed), target="", started=0.0, duration=1.0, plan={}, records=records)
+    run = LoadRun(label=str(seed), target="", started=0.0, duration=1.0, plan={}, records=records)
     run.scraped = {
         "before": {STEP_SECONDS: 5.0},
         "after": {STEP_SECONDS: 5.0 + sum(end - begin for begin, end, _ in log)},
     }
-    return Measured(run, SHAPE)
+    return CalibrationRun(run, SHAPE)
 
 
 def test_the_plan_of_a_run_comes_back():
@@ -74,4 +74,7 @@ def test_least_squares_without_negative_numbers():
 
 def test_runs_without_answers_teach_nothing():
     with pytest.raises(ValueError, match="has no complete answer"):
-        fit([Measured(Run(label="", target="", started=0, duration=0, plan={}, records=[]), SHAPE)], cost(TRUE))
+        fit(
+            [CalibrationRun(LoadRun(label="", target="", started=0, duration=0, plan={}, records=[]), SHAPE)],
+            cost(TRUE),
+        )

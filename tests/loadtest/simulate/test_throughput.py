@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from loadtest.report.records import Record
+from loadtest.report.records import RequestRecord
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_hardware, load_model
@@ -36,7 +36,7 @@ def batch(many: int = 400, prefixes: int = 40) -> list[Planned]:
     ]
 
 
-def simulate(scheduling: str, kv_blocks: int) -> tuple[list[Record], EngineStats]:
+def simulate(scheduling: str, kv_blocks: int) -> tuple[list[RequestRecord], EngineStats]:
     cost = CostModel(load_hardware("cpu-2core"), load_model("smollm2-135m"))
     server = ServerShape(max_step_tokens=128, kv_blocks=kv_blocks, context=2048, scheduling=scheduling)
     cluster = Cluster(cost, server, RoundRobin())

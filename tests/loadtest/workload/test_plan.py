@@ -8,8 +8,18 @@ from statistics import mean, pstdev
 
 import pytest
 
-from loadtest.workload.arrivals import ArrivalError, Closed, Gamma, OnOff, Poisson, Ramp, Step, parse_arrivals, spread
-from loadtest.workload.plan import Shape, make_plan
+from loadtest.workload.arrivals import (
+    ArrivalError,
+    Closed,
+    Gamma,
+    OnOff,
+    Poisson,
+    Ramp,
+    RateSteps,
+    parse_arrivals,
+    spread,
+)
+from loadtest.workload.plan import LoadShape, make_plan
 from loadtest.workload.traces import Trace, TraceRequest
 from loadtest.workload.traces.read import read_trace
 
@@ -65,7 +75,7 @@ def test_ramp(start, end):
 
 
 def test_steps_and_a_pause_between():
-    times = until(Step((4, 0, 8), 1000), 3000)
+    times = until(RateSteps((4, 0, 8), 1000), 3000)
     counts = [sum(begin <= at < begin + 1000 for at in times) for begin in (0, 1000, 2000)]
     assert counts == [pytest.approx(4000, rel=0.05), 0, pytest.approx(8000, rel=0.05)]
 
@@ -74,7 +84,7 @@ def test_arrivals_as_text():
     assert parse_arrivals("trace") is None
     assert parse_arrivals("poisson:rate=2.5") == Poisson(2.5)
     assert parse_arrivals("gamma:rate=5,cv=3") == Gamma(5, 3)
-    assert parse_arrivals("step:rates=1/2,each=3") == Step((1, 2), 3)
+    assert parse_arrivals("step:rates=1/2,each=3") == RateSteps((1, 2), 3)
     assert parse_arrivals("closed:users=8,think=.5") == Closed(8, 0.5)
 
 
@@ -109,30 +119,30 @@ def test_spreading_stays_inside_the_tick_and_in_order():
 
 
 def test_window_limit_and_speed():
-    plan = make_plan(trace(0, 10, 20, 30, 40), Shape(window=(10, 40), limit=2, speed=5))
+    plan = make_plan(trace(0, 10, 20, 30, 40), LoadShape(window=(10, 40), limit=2, speed=5))
     assert [(each.index, each.line, each.intended) for each in plan.requests] == [(0, 2, 0), (1, 3, 2)]
 
 
 def test_duration_and_rate_stretch_the_times():
-    assert [each.intended for each in make_plan(trace(0, 1, 4), Shape(duration=8)).requests] == [0, 2, 8]
-    assert make_plan(trace(0, 1, 4), Shape(rate=0.5)).requests[-1].intended == 6
+    assert [each.intended for each in make_plan(trace(0, 1, 4), LoadShape(duration=8)).requests] == [0, 2, 8]
+    assert make_plan(trace(0, 1, 4), LoadShape(rate=0.5)).requests[-1].intended == 6
 
 
 def test_drawn_arrivals_go_through_the_trace_again_and_share_nothing_with_the_first_round():
     whole = read_trace(DATA / "mooncake.jsonl")
-    requests = make_plan(whole, Shape(arrivals=Poisson(10), duration=9)).requests
+    requests = make_plan(whole, LoadShape(arrivals=Poisson(10), duration=9)).requests
     assert len(requests) > 2 * len(whole.requests)
     assert requests[-1].intended < 9
     assert requests[30].prompt_tokens == requests[0].prompt_tokens
     assert not {block for each in requests[:30] for block in each.blocks} & set(requests[30].blocks)
-    chats = make_plan(read_trace(DATA / "burstgpt_3.csv"), Shape(arrivals=Closed(2), limit=31)).requests
+    chats = make_plan(read_trace(DATA / "burstgpt_3.csv"), LoadShape(arrivals=Closed(2), limit=31)).requests
     assert chats[30].session == f"{chats[0].session} #1"
 
 
 def test_scaled_lengths_keep_the_sharing():
     whole = read_trace(DATA / "mooncake.jsonl")
     for scale in (0.03, 0.1, 0.77):
-        for before, after in zip(whole.requests, make_plan(whole, Shape(scale=scale)).requests, strict=True):
+        for before, after in zip(whole.requests, make_plan(whole, LoadShape(scale=scale)).requests, strict=True):
             assert after.blocks == before.blocks
             assert -(-after.prompt_tokens // after.block_tokens) == len(after.blocks)
             assert after.prompt_tokens == pytest.approx(before.prompt_tokens * scale, rel=0.05, abs=2)
@@ -140,29 +150,29 @@ def test_scaled_lengths_keep_the_sharing():
 
 def test_bounds_cut_lengths_and_blocks():
     whole = read_trace(DATA / "mooncake.jsonl")
-    requests = make_plan(whole, Shape(max_prompt=1000, max_output=7)).requests
+    requests = make_plan(whole, LoadShape(max_prompt=1000, max_output=7)).requests
     assert max(each.prompt_tokens for each in requests) == 1000
     assert {len(each.blocks) for each in requests if each.prompt_tokens == 1000} == {2}
     assert max(each.output_tokens for each in requests) == 7
 
 
 def test_the_same_seed_gives_the_same_plan():
-    shape = Shape(arrivals=Gamma(3, 2), duration=30, seed=4)
+    shape = LoadShape(arrivals=Gamma(3, 2), duration=30, seed=4)
     assert make_plan(trace(0, 1), shape) == make_plan(trace(0, 1), shape)
     assert make_plan(trace(0, 1), shape).requests != make_plan(trace(0, 1), replace(shape, seed=5)).requests
 
 
 def test_what_makes_no_plan_is_refused():
     with pytest.raises(ArrivalError, match="goes from 0 to 1 s"):
-        make_plan(trace(0, 1), Shape(window=(5, 9)))
+        make_plan(trace(0, 1), LoadShape(window=(5, 9)))
     with pytest.raises(ArrivalError, match="has no times"):
         make_plan(trace(0, 0, timed=False))
     with pytest.raises(ArrivalError, match="at once"):
-        make_plan(trace(0, 0), Shape(rate=5))
+        make_plan(trace(0, 0), LoadShape(rate=5))
     for wrong in ({"speed": 2, "rate": 1}, {"speed": 2, "arrivals": Poisson()}, {"limit": 0}, {"scale": -1}):
         with pytest.raises(ArrivalError):
-            Shape(**wrong)
+            LoadShape(**wrong)
     with pytest.raises(ArrivalError, match="no rate"):
-        Shape(arrivals=Closed(), rate=4)
+        LoadShape(arrivals=Closed(), rate=4)
     with pytest.raises(ArrivalError, match="no single rate"):
-        make_plan(trace(0), Shape(arrivals=Step(), rate=4))
+        make_plan(trace(0), LoadShape(arrivals=RateSteps(), rate=4))

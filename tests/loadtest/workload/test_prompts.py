@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.workload.plan import Planned, Shape, make_plan
+from loadtest.workload.plan import LoadShape, Planned, make_plan
 from loadtest.workload.prompts import Prompts
 from loadtest.workload.traces.read import read_trace
-from loadtest.workload.vocabulary import TokenizerError, Vocabulary
+from loadtest.workload.vocabulary import PromptTokenizerError, Vocabulary
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -98,7 +98,7 @@ def test_sessions_extend_their_own_history(tokenizer, prompts):
 
 
 def test_equal_blocks_are_equal_text_and_lengths_hold(tokenizer, vocabulary, prompts):
-    requests = make_plan(read_trace(DATA / "mooncake.jsonl"), Shape(scale=0.25, max_prompt=2000)).requests
+    requests = make_plan(read_trace(DATA / "mooncake.jsonl"), LoadShape(scale=0.25, max_prompt=2000)).requests
     built = [prompts.prompt(each) for each in requests]
     for planned, prompt in zip(requests, built, strict=True):
         assert prompt.tokens == count(tokenizer, prompt.text)
@@ -130,5 +130,5 @@ def test_estimated_lengths():
 
 
 def test_a_tokenizer_whose_words_do_not_add_up_is_refused():
-    with pytest.raises(TokenizerError):
+    with pytest.raises(PromptTokenizerError):
         measured(Merging())
