@@ -1,5 +1,7 @@
-"""The `headrace` command: a table of subcommands, each of which gets its own arguments and returns an exit code.
+"""The `headrace` command: subcommands, each of which gets its own arguments and returns an exit code.
 
+The server's own stand in a table here. Any distribution adds others by entry points of the group `headrace.commands`, whose
+names are the commands' and which lead to `run(arguments) -> exit code`; the first line of its docstring is the summary.
 Nothing heavy is imported before it is known to be needed: `headrace --help` answers at once, and `serve` reaches the
 start of the engine process, the slow part of a start, before the HTTP stack is imported.
 """
@@ -9,17 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
 EXIT_USAGE = 2  # what argparse and most shells use for "you called it wrongly"
-LOADTEST = "loadtest.cli"
+PLUGINS = "headrace.commands"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One subcommand. `run` gets the arguments after its name and returns the exit code."""
+    """One subcommand. `run` gets the arguments after its name and returns the exit code; `summary` is one line."""
 
     summary: str
     run: Callable[[Sequence[str]], int]
@@ -35,9 +36,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-V", "--version"):
         print(f"headrace {version('headrace')}")
         return 0
-    if name not in COMMANDS:
+    command = COMMANDS.get(name) or plugins().get(name)  # the table first: looking for plugins takes time
+    if command is None:
         return _complain("headrace", f"unknown command {name!r}.\n{_overview()}")
-    return COMMANDS[name].run(arguments[1:])
+    return command.run(arguments[1:])
+
+
+def plugins() -> dict[str, Command]:
+    """The commands of installed distributions, by name. They cannot take the place of the server's own."""
+    return {entry.name: plugin(entry) for entry in entry_points(group=PLUGINS) if entry.name not in COMMANDS}
+
+
+def plugin(entry: EntryPoint) -> Command:
+    """The command behind an entry point; where a module is missing, one that says which, and how to get it."""
+
+    def run(arguments: Sequence[str]) -> int:
+        try:
+            code: int = entry.load()(arguments)
+        except ModuleNotFoundError as error:
+            return _complain(f"headrace {entry.name}", f"{error.name} is missing: pip install '{_requirement(entry)}'")
+        return code
+
+    try:
+        described = (entry.load().__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    except ModuleNotFoundError as error:
+        described = f"{error.name} is missing: pip install '{_requirement(entry)}'"
+    return Command(described, run)
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -77,15 +101,6 @@ def doctor(arguments: Sequence[str]) -> int:
     findings = examine()
     print(report(findings))
     return 1 if any(finding.fatal for finding in findings) else 0
-
-
-def loadtest(arguments: Sequence[str]) -> int:
-    """`headrace loadtest`: the load tester knows its own arguments. It is no part of the server, so it is found by name."""
-    try:
-        run: Callable[[Sequence[str]], int] = import_module(LOADTEST).main
-    except ModuleNotFoundError as error:
-        return _complain("headrace loadtest", f"{error.name} is missing: pip install 'headrace[loadtest]'")
-    return run(arguments)
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -129,9 +144,18 @@ def _unknown_argument(unknown: Sequence[str], parser: argparse.ArgumentParser) -
     return f"unknown flag {flag}.{nearest(flag.partition('=')[0], known)}"
 
 
+def _requirement(entry: EntryPoint) -> str:
+    """What pip is to install for this command: its distribution, with the extra of the command's name if there is one."""
+    if entry.dist is None:
+        return entry.module
+    extras = entry.dist.metadata.get_all("Provides-Extra") or []
+    return f"{entry.dist.name}[{entry.name}]" if entry.name in extras else entry.dist.name
+
+
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    commands = COMMANDS | plugins()
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(
         ["usage: headrace COMMAND [arguments]", "", *lines, "", "`headrace COMMAND --help` lists its arguments."]
     )
@@ -143,9 +167,8 @@ def _complain(prog: str, problem: str) -> int:
 
 
 COMMANDS = {
-    "serve": Command("serve a model over HTTP", serve),
-    "doctor": Command("what is installed, and what is lost without what is not", doctor),
-    "loadtest": Command("replay traces against a server, compare runs, simulate", loadtest),
+    "serve": Command("Serve a model over HTTP", serve),
+    "doctor": Command("What is installed, and what is lost without what is not", doctor),
 }
 
 

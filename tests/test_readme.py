@@ -10,7 +10,7 @@ import pytest
 from configs.loader import load
 from configs.settings import Settings
 from server.api.parse import parse
-from server.cli import COMMANDS, serve_parser
+from server.cli import COMMANDS, plugins, serve_parser
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 
@@ -39,7 +39,7 @@ def test_every_make_target_exists(words):
 
 @pytest.mark.parametrize("words", commands(".venv/bin/headrace "), ids=" ".join)
 def test_every_command_line_is_accepted(words):
-    assert words[1] in COMMANDS
+    assert words[1] in COMMANDS | plugins()
     if words[1] == "serve":
         accepted(words[2:])
 

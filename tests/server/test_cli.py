@@ -11,7 +11,7 @@ import yaml
 
 from configs.knob import knobs
 from configs.settings import Settings
-from server.cli import COMMANDS, main, serve_parser
+from server.cli import COMMANDS, main, plugins, serve_parser
 from server.telemetry import doctor
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def imported_by(arguments: list[str]) -> set[str]:
 def test_help_lists_every_command(arguments, capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert all(f"  {name} " in printed for name in COMMANDS)
+    assert all(f"  {name} " in printed for name in [*COMMANDS, "loadtest"])
 
 
 def test_version_is_the_distributions(capsys):
@@ -52,7 +52,7 @@ def test_help_and_settings_import_nothing_heavy():
     assert not imported_by(["serve", "--print-config"]) & {"fastapi", "uvicorn", "numpy", "torch"}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *plugins()])
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
