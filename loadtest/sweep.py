@@ -140,7 +140,7 @@ def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.N
     Raises:
         ValueError: an option of `replay` that the sweep decides itself, or no objectives.
     """
-    from loadtest.cli import replay_parser
+    from loadtest.options import replay_parser
 
     options, rest = _parser().parse_known_args(argv)
     replayed = replay_parser().parse_args([*rest, "--target", options.target[0], "--arrivals", options.arrivals])
@@ -155,7 +155,7 @@ def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.N
 
 def _targets(texts: Sequence[str], replayed: argparse.Namespace) -> dict[str, "Target"]:
     """Targets by name: from `name=URL`, or named by a letter. Raises ValueError if two have the same name."""
-    from loadtest.cli import target_of
+    from loadtest.options import target_of
 
     found: dict[str, Target] = {}
     for place, text in enumerate(texts):
@@ -174,7 +174,7 @@ def _sweep(
     names: list[str],
     replay: Callable[[str, "ReplayPlan"], LoadRun],
 ) -> Sweep:
-    from loadtest.cli import plan_of
+    from loadtest.options import plan_of
 
     searches = {name: _search(options) for name in names}
     plan = plan_of(replayed)

@@ -9,6 +9,7 @@ import pytest
 
 from loadtest import cli
 from loadtest.client.scrape import parse_metrics
+from loadtest.options import plan_of, replay_parser, target_of
 from loadtest.report.records import Objective
 from loadtest.workload import record
 from loadtest.workload.arrivals import Gamma
@@ -31,8 +32,8 @@ sequences=2 prompt_tokens=40 cached_tokens=0 completion_tokens=8 preemptions=0 r
 def test_options_become_a_plan_and_a_target():
     arguments = [BURSTGPT, "--target", "http://h/v1", "--window", "1m:2h", "--arrivals", "gamma:rate=2,cv=3"]
     arguments += ["--slo", "ttft=500ms,tpot=50ms", "--max-lateness", "5", "--extra", '{"top_k": 1}', "--seed", "7"]
-    options = cli.replay_parser().parse_args(arguments)
-    plan, target = cli.plan_of(options), cli.target_of(options)
+    options = replay_parser().parse_args(arguments)
+    plan, target = plan_of(options), target_of(options)
     assert plan.shape.window == (60, 7200)
     assert (plan.shape.arrivals, plan.shape.seed, plan.max_lateness) == (Gamma(2, 3), 7, 0.005)
     assert plan.objectives == {"default": Objective(ttft=0.5, tpot=0.05)}
@@ -57,7 +58,7 @@ def test_what_cannot_be_run_is_one_sentence_and_exit_code_two(arguments, said, c
 @pytest.mark.parametrize("window", ["5", "9:5", "a:b", "5:5"])
 def test_windows_that_are_none_are_refused(window, capsys):
     with pytest.raises(SystemExit):
-        cli.replay_parser().parse_args([BURSTGPT, "--target", "x", "--window", window])
+        replay_parser().parse_args([BURSTGPT, "--target", "x", "--window", window])
     assert "window" in capsys.readouterr().err
 
 
