@@ -9,12 +9,11 @@ import logging
 import signal
 import sys
 
-import msgspec
-
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
-from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, leave_at_once
+from engine.ipc.child import add_arguments
+from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
 from engine.start import Starter
 from scheduler.types.messages import Failed
 
@@ -28,18 +27,16 @@ def main() -> int:
     )
     parser.add_argument("--commands", required=True, help="ZeroMQ endpoint to pull commands from")
     parser.add_argument("--events", required=True, help="ZeroMQ endpoint to push events to")
-    parser.add_argument("--settings", required=True, help="settings, as JSON")
-    parser.add_argument("--source", required=True, help="model source, as JSON")
+    add_arguments(parser)
     options = parser.parse_args()
-    settings = Settings.model_validate_json(options.settings)
-    source = msgspec.json.decode(options.source, type=ModelSource, dec_hook=lambda kind, value: kind(value))
+    settings: Settings = options.settings
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
-    # Who stops the server signals its whole group; open requests are drained only if the engine goes last.
+    # A service manager signals every process of the server; open requests are drained only if the engine ends last.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    code = serve(settings, source, Channel(options.commands, options.events, parent=sys.stdin.fileno()))
+    code = serve(settings, options.source, Channel(options.commands, options.events, parent=sys.stdin.fileno()))
     if settings.tensor_parallel > 1:
-        leave_at_once(code)
+        exit_at_once(code)
     return code
 
 
@@ -58,7 +55,7 @@ def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
     except DeviceLost as error:
         log.critical("the device is lost: %s", error)
         channel.close()
-        leave_at_once(EXIT_LOST, starter.folder)
+        exit_at_once(EXIT_LOST, starter.folder)
     finally:
         starter.close()
         channel.close()

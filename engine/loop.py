@@ -18,13 +18,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from engine.ipc.channel import Channel, Command
+from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
 from engine.kv_store.transfer import TransferWorker
 from engine.worker import Pending, Worker
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
-from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Output, Shutdown, StepOutputs
+from scheduler.types.messages import AbortRequests, AddRequest, Command, FinishReason, Output, Shutdown, StepOutputs
 from scheduler.types.step import Step, StepResult
 
 log = logging.getLogger("headrace.engine")

@@ -22,12 +22,12 @@ from engine.bench.steps import BLOCK, LLAMA_3_8B, random_weights
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.worker import GpuWorker
-from engine.ipc.channel import Channel, Command
+from engine.ipc.channel import Channel
 from engine.loop import EngineLoop
 from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AddRequest, Shutdown, StepOutputs
+from scheduler.types.messages import AddRequest, Command, Shutdown, StepOutputs
 from scheduler.types.sampling_params import SamplingParams
 
 

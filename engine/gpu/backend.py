@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.backend import Startup, generate, import_torch
 from engine.device import StepLimits, step_limits
-from engine.tensor_parallel.group import Followers, loopback, rendezvous
+from engine.tensor_parallel.group import RankGroup, loopback, rendezvous
 from engine.worker import Worker
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.sampling_params import SamplingParams
@@ -49,14 +49,14 @@ class GpuBackend:
         self._reason = reason
         self.limits: StepLimits = step_limits(startup.settings, USUAL_STEP)
         several = startup.settings.tensor_parallel > 1
-        self._followers = Followers(startup.settings, startup.source) if several else None
+        self._rank_group = RankGroup(startup.settings, startup.source) if several else None
         self._loader: GpuLoader | None = None
         self._worker: GpuWorker | None = None
 
     @property
     def folder(self) -> Path | None:
         """Where the ranks meet."""
-        return self._followers.folder if self._followers else None
+        return self._rank_group.folder if self._rank_group else None
 
     @property
     def loader(self) -> "GpuLoader":
@@ -86,7 +86,7 @@ class GpuBackend:
             import_torch(start.settings.threads)
             from engine.gpu.loader import GpuLoader, rank_device
         device = rank_device(0)
-        ranks = self._join(device) if self._followers else None
+        ranks = self._join(device) if self._rank_group else None
         with start.phase("plan memory"):
             self._loader = GpuLoader(start.settings, start.source, start.config, self.limits, device, ranks=ranks)
             plan = self._loader.plan()
@@ -96,17 +96,17 @@ class GpuBackend:
     def _join(self, device: "torch.device") -> "Joined":
         from engine.tensor_parallel.shards import Joined
 
-        assert self._followers is not None
+        assert self._rank_group is not None
         settings = self._startup.settings
         with self._startup.phase("meet ranks"):
             os.environ.update(loopback())
-            meeting = rendezvous(self._followers.folder)
+            meeting = rendezvous(self._rank_group.folder)
             return Joined(0, settings.tensor_parallel, meeting, device, timeout=settings.start_seconds)
 
     def load(self, plan: MemoryPlan) -> Worker:
         """Load the weights straight to the device."""
         with self._startup.phase("load weights"):
-            self._worker = self.loader.load(plan, self._followers.tell if self._followers else None)
+            self._worker = self.loader.load(plan, self._rank_group.send if self._rank_group else None)
         return self._worker
 
     def warm_up(self) -> None:
@@ -119,8 +119,8 @@ class GpuBackend:
 
     def close(self) -> None:
         """Stop the other ranks."""
-        if self._followers is not None:
-            self._followers.close()
+        if self._rank_group is not None:
+            self._rank_group.close()
 
 
 def run_every_kernel(worker: "GpuWorker") -> None:

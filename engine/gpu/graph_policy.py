@@ -7,23 +7,11 @@ nothing of the future spends at most twice what the best choice would have (the 
 "Competitive snoopy caching", section 3), and a start waits for one graph at most, that of a single row.
 """
 
-from dataclasses import dataclass
+from engine.tensor_parallel.commands import Bucket
 
 KEYS = 8192  # shortest length that graphs tell apart: up to there Llama 3 8B's attention is one grid for any length
 KEYS_FACTOR = 4
 ROWS_FACTOR = 2  # a recorded shape of at most so many times the rows stands in for one that is not recorded yet
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Bucket:
-    """A shape: single tokens of `rows` sequences that have up to `keys` keys."""
-
-    rows: int
-    keys: int
-
-    def covers(self, rows: int, keys: int) -> bool:
-        """Whether such a step fits."""
-        return rows <= self.rows and keys <= self.keys
 
 
 def row_steps(most: int) -> list[int]:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch
-from engine.gpu.graph_policy import Bucket, GraphPlan
+from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.model import GpuModel
+from engine.tensor_parallel.commands import Bucket
 
 log = logging.getLogger("headrace.engine")
 

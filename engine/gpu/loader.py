@@ -16,7 +16,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
-from engine.tensor_parallel.commands import Order
+from engine.tensor_parallel.commands import RankCommand
 from engine.tensor_parallel.shards import Alone, Ranks, split_config
 from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
@@ -113,12 +113,12 @@ class GpuLoader:
             return torch.cuda.mem_get_info(self._device)[0]
         return available_bytes() // self._ranks.size
 
-    def load(self, plan: MemoryPlan, tell: Callable[[Order], None] | None = None) -> GpuWorker:
+    def load(self, plan: MemoryPlan, send: Callable[[RankCommand], None] | None = None) -> GpuWorker:
         """Load the weights straight to the device, then take the pool.
 
         Args:
             plan: the same on all ranks.
-            tell: `GpuWorker`'s; for the first rank.
+            send: `GpuWorker`'s; for the first rank.
 
         Raises:
             ModelError: the files cannot be loaded.
@@ -142,7 +142,7 @@ class GpuLoader:
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
-        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype, tell)
+        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype, send)
 
     def _least_saved(self) -> int | None:
         """Bytes that cascade attention must save a layer; None: it is off."""

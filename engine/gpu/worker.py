@@ -20,14 +20,14 @@ from torch import Tensor
 from engine.cpu.batch import SequenceInput
 from engine.cpu.worker import score_prompts, wanted
 from engine.gpu.events import DeviceEvent
-from engine.gpu.graph_policy import Bucket, GraphPlan
+from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu.model import GpuModel
 from engine.gpu.sampler import DeviceSampler, Draw, Member
 from engine.ipc.failures import DeviceLost
 from engine.sampling.sampler import Sampled, Sampler
 from engine.sequence import Sequence
-from engine.tensor_parallel.commands import Order, Record, Rehearse, Submit
+from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
 from kernels.gpu.runtime import sent
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
@@ -97,7 +97,7 @@ class GpuWorker:
         device_sampler: draws most rows.
         host_sampler: draws what that one cannot, and scores prompts.
         graphs: runs decode steps.
-        tell: of several ranks, the first says what it is about to do, so that the others do it, too.
+        send: passes what the first of several ranks is about to do to the others, so that they do it, too.
     """
 
     depth = 2  # the next step waits on the device, not on the host
@@ -108,13 +108,13 @@ class GpuWorker:
         device_sampler: DeviceSampler,
         host_sampler: Sampler,
         graphs: DecodeGraphs,
-        tell: Callable[[Order], None] | None = None,
+        send: Callable[[RankCommand], None] | None = None,
     ) -> None:
         self._model = model
         self._device_sampler = device_sampler
         self._host_sampler = host_sampler
         self._graphs = graphs
-        self._tell = tell or (lambda order: None)
+        self._send = send or (lambda command: None)
         self._alone = model.ranks.size == 1
         self._device = device = model.device
         self._members: dict[str, Member] = {}
@@ -130,13 +130,13 @@ class GpuWorker:
         eos_token_ids: Collection[int],
         plan: GraphPlan,
         dtype: torch.dtype,
-        tell: Callable[[Order], None] | None = None,
+        send: Callable[[RankCommand], None] | None = None,
     ) -> "GpuWorker":
         """A worker on the model's device; on CPU tensors what would be graphs runs eagerly over the same buffers."""
         eos, vocab = tuple(eos_token_ids), model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
         graphs = DecodeGraphs(model, plan, recorder, dtype)
-        return cls(model, DeviceSampler(vocab, eos, model.device), Sampler(vocab, eos), graphs, tell)
+        return cls(model, DeviceSampler(vocab, eos, model.device), Sampler(vocab, eos), graphs, send)
 
     @property
     def blocks(self) -> Tensor:
@@ -145,12 +145,12 @@ class GpuWorker:
 
     def rehearse(self) -> None:
         """See `GpuModel.rehearse`."""
-        self._tell(Rehearse())
+        self._send(Warmup())
         self._model.rehearse()
 
     def record(self, bucket: Bucket) -> None:
         """See `DecodeGraphs.record`."""
-        self._tell(Record(bucket))
+        self._send(Record(bucket))
         self._graphs.record(bucket)
 
     @property
@@ -169,7 +169,7 @@ class GpuWorker:
         where such a chunk is in it or a prompt is scored.
         """
         with self.losses_told():
-            self._tell(Submit(step))
+            self._send(Submit(step))
             return self._submit(step)
 
     def _submit(self, step: Step) -> PendingStep:

@@ -1,1 +1,2 @@
-"""Between the server's process and the engine's: sockets, child processes, exit codes. No torch: the server imports it too."""
+"""Between the server's process, the engine's and its ranks': codec, sockets, child processes, exit codes. No torch: the server
+imports it too."""

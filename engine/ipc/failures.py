@@ -1,36 +1,39 @@
-"""How an engine ends, other than well: exit codes, and the error after which it must."""
+"""Failures that end a process: the exit codes, the error of a lost device, and how to exit when nothing can be waited for."""
 
 import logging
 import os
-import shutil
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import NoReturn
 
+from engine.ipc.private_folder import remove_folder
+
 EXIT_MODEL = 3  # the model cannot be served
-EXIT_LOST = 4  # the device, or another rank
-_TRIES = 20
+EXIT_LOST = 4  # the device, or another rank, is lost
+_exiting = threading.Lock()
 
 
 class DeviceLost(RuntimeError):
-    """The device computes nothing any more in this process; a new process may get it back."""
+    """The device does not compute any more for this process; a new process may get it back."""
 
 
-def leave_at_once(code: int, folder: Path | None = None) -> NoReturn:
-    """End this process without a look back. What a lost device holds waits for it for ever when it is given back, and a group of
-    ranks when it is left one by one.
+def exit_at_once(code: int, folder: Path | None = None) -> NoReturn:
+    """End this process without cleaning up: to free what a lost device holds, or to leave a group of ranks one by one, would wait
+    for ever.
+
+    The first thread that calls this decides on the exit code; any other stays here until the process is gone. What else fails
+    meanwhile, for want of the folder say, is not logged.
 
     Args:
         code: exit code.
-        folder: to remove.
+        folder: removed first.
     """
-    for _ in range(_TRIES):  # another thread may put a file there meanwhile
-        if folder is None or not folder.exists():
-            break
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.01)
+    _exiting.acquire()  # and never released
     logging.shutdown()
+    logging.disable()
+    if folder is not None:
+        remove_folder(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

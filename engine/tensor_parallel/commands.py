@@ -1,20 +1,31 @@
-"""What the first rank tells the others to do along with it, and the sockets for it.
+"""Rank commands: what the first rank tells the other ranks to do along with it, and the sockets for it.
 
-Ranks compute every step together: the same calls in the same order. What decides on a call (the scheduler's plans, the time that
-recording a graph has cost) is seen by the first rank alone, so it says what it is about to do.
+Ranks compute every step together: the same calls in the same order. Only the first rank sees what decides on a call (the
+scheduler's plans, the time that recording a graph has cost), so it says what it is about to do.
 
 What belongs here: those messages, in order. Never: tensors, which go between the ranks' devices.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 import zmq
 
-from engine.gpu.graph_policy import Bucket
+from engine.ipc.codec import Codec
+from engine.ipc.sockets import bound, connected
 from scheduler.types.step import Step
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """The shape of a CUDA graph: single tokens of `rows` sequences that have up to `keys` keys."""
+
+    rows: int
+    keys: int
+
+    def covers(self, rows: int, keys: int) -> bool:
+        """Whether such a step fits."""
+        return rows <= self.rows and keys <= self.keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,66 +43,57 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearse:
-    """Have every kernel compiled (`GpuModel.rehearse`)."""
+class Warmup:
+    """Run every shape of the forward pass once, so that all kernels are compiled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
-    """There is nothing more to do."""
+class Stop:
+    """End: nothing more will come."""
 
 
-Order = Submit | Record | Rehearse | Leave
+RankCommand = Submit | Record | Warmup | Stop
 
-_DECODERS: dict[bytes, msgspec.msgpack.Decoder[Any]] = {
-    kind.__name__.encode(): msgspec.msgpack.Decoder(kind) for kind in (Submit, Record, Rehearse, Leave)
-}
+_CODEC = Codec[RankCommand]((Submit, Record, Warmup, Stop))
+_LINGER_MS = 1000  # for ranks that have not fetched the last commands yet
 
 
-class OrderSender:
+class RankCommandSender:
     """The first rank's end.
 
     Args:
-        endpoints: of the others, a ZeroMQ address each, which they bind.
+        endpoints: one ZeroMQ address for each other rank, which binds it.
     """
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         self._context = zmq.Context()
-        self._sockets = [self._connect(endpoint) for endpoint in endpoints]
-        self._encoder = msgspec.msgpack.Encoder()
+        self._sockets = [connected(self._context, zmq.PUSH, endpoint) for endpoint in endpoints]
 
-    def _connect(self, endpoint: str) -> "zmq.Socket[bytes]":
-        """The side that connects may send before the other is there, and never waits for it."""
-        socket = self._context.socket(zmq.PUSH)
-        socket.set_hwm(0)  # an order must not be dropped; two steps are under way at most
-        socket.connect(endpoint)
-        return socket
-
-    def tell(self, order: Order) -> None:
-        """Queue an order for each of them; does not wait."""
-        frames = [type(order).__name__.encode(), self._encoder.encode(order)]
+    def send(self, command: RankCommand) -> None:
+        """Queue a command for each of them; does not wait."""
+        frames = _CODEC.encode(command)
         for socket in self._sockets:
             socket.send_multipart(frames)
 
     def close(self) -> None:
-        """Give the sockets back; what nobody has fetched for a second is dropped."""
-        self._context.destroy(linger=1000)
+        """Give the sockets back; what has not been fetched within a second is dropped."""
+        self._context.destroy(linger=_LINGER_MS)
 
 
-class OrderReceiver:
-    """The end of one of the others, bound to `endpoint`."""
+class RankCommandReceiver:
+    """Another rank's end, bound to `endpoint`."""
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PULL)
-        self._socket.set_hwm(0)
-        self._socket.bind(endpoint)
+        self._socket = bound(self._context, zmq.PULL, endpoint)
 
-    def receive(self) -> Order:
-        """Wait for the next order."""
-        name, body = self._socket.recv_multipart()
-        order: Order = _DECODERS[name].decode(body)
-        return order
+    def receive(self) -> RankCommand:
+        """Wait for the next command.
+
+        Raises:
+            ProtocolError: what came is no rank command.
+        """
+        return _CODEC.decode(self._socket.recv_multipart())
 
     def close(self) -> None:
         """Give the socket back."""

@@ -1,35 +1,35 @@
-"""The first rank's view of the others: it starts them, tells them what to do, and does not outlive them.
+"""The rank group as the first rank sees it: it starts the others, sends them commands, and does not outlive them.
 
-One process a GPU. The first is the engine; it starts the rest, which find each other through a file in a private folder and do
-what they are told (`engine.rank`). Ranks that have lost one of them can only wait for it, on the device, where nothing ends the
-wait: so when one ends, all end, and the server starts a new engine.
+One process a GPU. The first is the engine; it starts the rest (`engine.rank`), which meet it through a file in a private folder.
+Ranks that have lost one of them can only wait for it, on the device, where nothing ends the wait: so when one ends, all end, and
+the server starts a new engine.
+
+The folder is the first rank's. It is removed once, by whoever knows that the group is over: the first rank after the others have
+ended, or when one of them is lost; another rank only when the first is gone or this rank itself has failed. It is moved aside
+before anything in it is (`remove_folder`), so a rank that is still on its way in finds no folder: it never meets in a new file.
 """
 
 import logging
 import os
-import shutil
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
-
-import msgspec
 
 from configs.model.source import ModelSource
 from configs.settings import Settings
-from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, leave_at_once
-from engine.ipc.private_folder import private_folder
-from engine.tensor_parallel.commands import Leave, Order, OrderSender
+from engine.ipc.child import module_arguments, spawn
+from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, exit_at_once
+from engine.ipc.private_folder import private_folder, remove_folder
+from engine.tensor_parallel.commands import RankCommand, RankCommandSender, Stop
 
 log = logging.getLogger("headrace.engine")
 
-_LEAVE_SECONDS = 2.0
+_STOP_SECONDS = 2.0
 _REASON_SECONDS = 5.0
 
 
-class Followers:
+class RankGroup:
     """Ranks 1 to `settings.tensor_parallel` - 1, started at once; they import and load while this process does.
 
     Args:
@@ -37,72 +37,65 @@ class Followers:
         source: the model's files.
 
     Attributes:
-        folder: of these ranks alone; whoever outlives the others removes it.
+        folder: where the ranks meet and commands come from.
     """
 
     def __init__(self, settings: Settings, source: ModelSource) -> None:
         self.folder = private_folder("headrace-ranks-")
         others = range(1, settings.tensor_parallel)
-        self._orders = OrderSender([orders(self.folder, rank) for rank in others])
-        self._leaving = False
-        common = rank_arguments(settings, source, self.folder)
-        self._processes = [self._start(rank, [*common, "--rank", str(rank)]) for rank in others]
+        self._commands = RankCommandSender([command_endpoint(self.folder, rank) for rank in others])
+        self._stopping = False
+        self._processes = [self._start(rank, rank_arguments(settings, source, self.folder, rank)) for rank in others]
 
-    def _start(self, rank: int, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        environment = os.environ | loopback()
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)  # stdin ends with this process
+    def _start(self, rank: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
+        process = spawn(arguments, loopback())
         threading.Thread(target=self._watch, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
         return process
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         code = process.wait()
-        if code == EXIT_MODEL:  # what is wrong with the model this rank is about to see, too, and can tell the server
+        if code == EXIT_MODEL:  # this rank is about to fail on the same model, and can tell the server why
             time.sleep(_REASON_SECONDS)
-        if not self._leaving:
+        if not self._stopping:
             log.critical("rank %d ended with exit code %d: so does this engine", rank, code)
-            leave_at_once(EXIT_LOST, self.folder)  # the main thread may be waiting for that rank, for ever
+            exit_at_once(EXIT_LOST, self.folder)  # the main thread may be waiting for that rank, for ever
 
-    def tell(self, order: Order) -> None:
-        """Have all of them do this after what they were told before."""
-        self._orders.tell(order)
+    def send(self, command: RankCommand) -> None:
+        """Have all other ranks do this after what they were sent before."""
+        self._commands.send(command)
 
     def close(self) -> None:
-        """Send them home and wait for that; who has not gone after two seconds is killed."""
-        self._leaving = True
-        self.tell(Leave())
+        """Stop the other ranks; one that has not ended after two seconds is killed."""
+        self._stopping = True
+        self.send(Stop())
         for process in self._processes:
             try:
-                process.wait(_LEAVE_SECONDS)
+                process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
             assert process.stdin is not None
             process.stdin.close()
-        self._orders.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._commands.close()
+        remove_folder(self.folder)
 
 
-def rank_arguments(settings: Settings, source: ModelSource, folder: Path) -> list[str]:
-    """The command line of a rank, but for its number. API keys stay out: it is public."""
-    return [
-        *(sys.executable, "-m", "engine.rank"),
-        *("--settings", settings.for_engine()),
-        *("--source", msgspec.json.encode(source, enc_hook=str).decode()),
-        *("--folder", str(folder)),
-    ]
+def rank_arguments(settings: Settings, source: ModelSource, folder: Path, rank: int) -> list[str]:
+    """The command line of a rank."""
+    return [*module_arguments("engine.rank", settings, source), "--folder", str(folder), "--rank", str(rank)]
 
 
 def rendezvous(folder: Path) -> str:
-    """Where the ranks meet (`engine.tensor_parallel.shards.Joined`)."""
+    """Where the ranks meet, as `torch.distributed` takes it."""
     return f"file://{folder}/meet"
 
 
-def orders(folder: Path, rank: int) -> str:
-    """ZeroMQ endpoint of a rank's orders."""
+def command_endpoint(folder: Path, rank: int) -> str:
+    """ZeroMQ address of a rank's commands."""
     return f"ipc://{folder}/{rank}"
 
 
 def loopback() -> dict[str, str]:
-    """Variables that keep the ranks' own sockets on this machine, unless somebody has set them."""
+    """Variables that keep the ranks' own sockets on this machine, unless they are set already."""
     names = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
     return {name: os.environ.get(name, "lo") for name in names}

@@ -191,5 +191,8 @@ class StepOutputs:
     step_seconds: float = 0.0
 
 
+Command = AddRequest | AbortRequests | Shutdown
+Event = MemoryPlan | Phase | Ready | Failed | StepOutputs
+
 COMMANDS = (AddRequest, AbortRequests, Shutdown)
 EVENTS = (MemoryPlan, Phase, Ready, Failed, StepOutputs)

@@ -1,55 +1,79 @@
 """One of several ranks as a process: how it ends, and that whoever waits for it learns why."""
 
-import os
-import subprocess
+import time
 
 import pytest
 import torch
 
 from configs.model.source import resolve_model
 from configs.settings import Settings
+from engine.ipc.child import spawn
 from engine.ipc.failures import EXIT_MODEL
-from engine.ipc.private_folder import private_folder
+from engine.ipc.private_folder import private_folder, remove_folder
 from engine.tensor_parallel.group import loopback, rank_arguments, rendezvous
 from engine.tensor_parallel.shards import Joined
 from tests import tiny_models
 
-SETTINGS = Settings(tensor_parallel=2, device="cuda", kv_blocks=16, start_seconds=60)
+WAIT = 200  # seconds; the suite's own limit is a little longer
+SETTINGS = Settings(tensor_parallel=2, device="cuda", kv_blocks=16, start_seconds=WAIT)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Three heads, which two ranks cannot share."""
+    path = tmp_path_factory.mktemp("model")
+    shape = {"num_hidden_layers": 1, "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3}
+    tiny_models.save(tiny_models.made(tiny_models.Tiny("Llama", shape), 0), path)
+    return resolve_model(str(path))
 
 
 @pytest.fixture
-def rank(tmp_path):
-    """Start rank 1 of a model with three heads; (process, the ranks' folder)."""
-    shape = {"num_hidden_layers": 1, "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3}
-    tiny_models.save(tiny_models.made(tiny_models.Tiny("Llama", shape), 0), tmp_path / "model")
+def rank(model, tmp_path):
+    """Start rank 1; (process, the ranks' folder, the file with what it logs)."""
     folder = private_folder("headrace-ranks-")
-    command = [*rank_arguments(SETTINGS, resolve_model(str(tmp_path / "model")), folder), "--rank", "1"]
-    environment = os.environ | loopback() | {"TRITON_INTERPRET": "1"}
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said, env=environment)
-    yield process, folder
+    said = tmp_path / "said"
+    # A shell that becomes the rank: `spawn` leaves stderr as it is.
+    arguments = ["sh", "-c", 'exec "$@" 2> "$0"', str(said), *rank_arguments(SETTINGS, model, folder, 1)]
+    process = spawn(arguments, loopback() | {"TRITON_INTERPRET": "1"})
+    yield process, folder, said
     process.kill()
     process.wait()
     process.stdin.close()
+    remove_folder(folder)
 
 
-def test_a_rank_that_cannot_serve_the_model_says_why(rank, tmp_path, monkeypatch):
-    process, folder = rank
+def test_a_rank_that_cannot_serve_the_model_says_why(rank, monkeypatch):
+    process, folder, said = rank
     for name, value in loopback().items():
         monkeypatch.setenv(name, value)
-    ranks = Joined(0, 2, rendezvous(folder), torch.device("cpu"), timeout=60)
+    ranks = Joined(0, 2, rendezvous(folder), torch.device("cpu"), timeout=WAIT)
     try:
-        assert process.wait(60) == EXIT_MODEL
+        assert process.wait(WAIT) == EXIT_MODEL
+        assert folder.exists(), "it is the first rank's to remove"
     finally:
         ranks.close()
-    said = (tmp_path / "said").read_text()
-    assert "--tensor-parallel 2: 3 attention heads cannot be split over 2 ranks evenly" in said
-    assert "Fatal" not in said
+    assert "--tensor-parallel 2: 3 attention heads cannot be split over 2 ranks evenly" in said.read_text()
+    assert "Fatal" not in said.read_text()
 
 
-def test_a_rank_ends_with_the_first_wherever_it_is(rank):
-    """Here it waits for the first to join, in a call that looks at nothing else."""
-    process, folder = rank
+@pytest.mark.parametrize("reached", ["", "1", "meet"])
+def test_a_rank_ends_with_the_first_wherever_it_is(rank, reached):
+    """Before it has found the folder, when it has put its socket there, and where it waits for the first to join, in a call that
+    looks at nothing else."""
+    process, folder, said = rank
+    deadline = time.monotonic() + WAIT
+    while not (folder / reached).exists():
+        assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+        time.sleep(0.001)
     process.stdin.close()
-    assert process.wait(60) == 0
-    assert not folder.exists()
+    assert process.wait(WAIT) == 0
+    assert not list(folder.parent.glob(f"{folder.name}*"))
+    assert said.read_text() == ""
+
+
+def test_a_rank_that_finds_no_folder_fails_and_makes_none(rank):
+    process, folder, said = rank
+    remove_folder(folder)
+    assert process.wait(WAIT) == 1
+    assert not list(folder.parent.glob(f"{folder.name}*"))
+    assert "this rank fails" in said.read_text()

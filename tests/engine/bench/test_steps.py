@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from engine.bench.steps import LLAMA_3_8B, StepBench
-from engine.gpu.graph_policy import Bucket
+from engine.tensor_parallel.commands import Bucket
 from kernels.bench.timing import Timer
 
 TINY = replace(

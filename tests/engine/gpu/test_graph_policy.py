@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.gpu.graph_policy import Bucket, GraphPlan, key_steps, row_steps
+from engine.gpu.graph_policy import GraphPlan, key_steps, row_steps
+from engine.tensor_parallel.commands import Bucket
 
 
 def test_steps_of_rows_and_keys():

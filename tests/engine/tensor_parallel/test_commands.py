@@ -1,7 +1,17 @@
-"""Orders of the first rank to the others, over real sockets."""
+"""Rank commands over real sockets."""
 
-from engine.gpu.graph_policy import Bucket
-from engine.tensor_parallel.commands import Leave, OrderReceiver, OrderSender, Record, Rehearse, Submit
+import pytest
+
+from engine.ipc.codec import ProtocolError
+from engine.tensor_parallel.commands import (
+    Bucket,
+    RankCommandReceiver,
+    RankCommandSender,
+    Record,
+    Stop,
+    Submit,
+    Warmup,
+)
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, SequenceInit, Step
 
@@ -22,15 +32,27 @@ STEP = Step(
 )
 
 
-def test_every_rank_gets_every_order_as_it_was(tmp_path):
+def test_every_rank_gets_every_command_as_it_was(tmp_path):
     endpoints = [f"ipc://{tmp_path}/{rank}" for rank in (1, 2)]
-    orders = [Rehearse(), Submit(STEP), Record(Bucket(4, 8192)), Submit(Step(step_id=5, chunks=[])), Leave()]
-    sender = OrderSender(endpoints)
-    for order in orders[:2]:
-        sender.tell(order)
-    receivers = [OrderReceiver(endpoint) for endpoint in endpoints]  # who comes late misses nothing
-    for order in orders[2:]:
-        sender.tell(order)
-    assert [[receiver.receive() for _ in orders] for receiver in receivers] == [orders, orders]
+    commands = [Warmup(), Submit(STEP), Record(Bucket(4, 8192)), Submit(Step(step_id=5, chunks=[])), Stop()]
+    sender = RankCommandSender(endpoints)
+    for command in commands[:2]:
+        sender.send(command)
+    receivers = [RankCommandReceiver(endpoint) for endpoint in endpoints]  # a late one misses nothing
+    for command in commands[2:]:
+        sender.send(command)
+    assert [[receiver.receive() for _ in commands] for receiver in receivers] == [commands, commands]
     for end in (sender, *receivers):
         end.close()
+
+
+def test_what_is_no_command_is_not_sent(tmp_path):
+    sender = RankCommandSender([f"ipc://{tmp_path}/1"])
+    with pytest.raises(ProtocolError, match="Bucket is no message"):
+        sender.send(Bucket(1, 2))
+    sender.close()
+
+
+def test_closing_does_not_wait_for_a_rank_that_never_came(tmp_path):
+    sender = RankCommandSender([f"ipc://{tmp_path}/1"])
+    sender.close()

@@ -1,0 +1,55 @@
+"""Child processes that end with their parent: the engine of a server, the ranks of an engine.
+
+A child's stdin is a pipe that only its parent writes to, and never does: it reads end-of-file when the parent is gone, however
+that ended.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from configs.model.source import ModelSource
+from configs.settings import Settings
+
+
+def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    """Start a child.
+
+    It has a session of its own: Ctrl-C reaches the first process of a server only, which then decides what becomes of open
+    requests.
+
+    Args:
+        arguments: command line, the program first.
+        environment: added to this process's.
+    """
+    return subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, env=os.environ | (environment or {}), start_new_session=True
+    )
+
+
+def module_arguments(module: str, settings: Settings, source: ModelSource) -> list[str]:
+    """The command line of a child that runs `module` with these settings. API keys stay out: a command line is public."""
+    return [
+        *(sys.executable, "-m", module),
+        *("--settings", settings.model_dump_json(exclude={"api_key"})),
+        *("--source", msgspec.json.encode(source, enc_hook=str).decode()),
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `module_arguments` passes."""
+    parser.add_argument("--settings", required=True, type=Settings.model_validate_json, help="settings, as JSON")
+    parser.add_argument("--source", required=True, type=_source, help="model source, as JSON")
+
+
+def _source(text: str) -> ModelSource:
+    return msgspec.json.decode(text, type=ModelSource, dec_hook=lambda kind, value: kind(value))
+
+
+def parent_gone(stdin: int) -> bool:
+    """Whether the parent has ended; waits until `stdin` can be read, which is only then, unless somebody types."""
+    return not os.read(stdin, 4096)

@@ -1,0 +1,93 @@
+"""The one codec: every message of every wire comes back as it was, and nothing else is let through."""
+
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.ipc.codec import Codec, ProtocolError
+from scheduler.types.messages import (
+    COMMANDS,
+    EVENTS,
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    FinishReason,
+    Output,
+    RequestTimes,
+    Shutdown,
+    StepOutputs,
+    TierStats,
+)
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import TokenLogprobs
+
+COMMAND_CODEC, EVENT_CODEC = Codec(COMMANDS), Codec(EVENTS)
+TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=9)
+
+
+@given(st.text(max_size=30), TOKENS, st.integers(0, 2**64 - 1), st.floats(0, 10))
+def test_a_request_comes_back_as_it_was(request_id, tokens, seed, pin_seconds):
+    sampling = SamplingParams(max_tokens=3, seed=seed, logit_bias={5: -1.5}, bad_words=((1, 2), (3,)))
+    request = AddRequest(request_id=request_id, prompt_ids=tokens, sampling=sampling, pin_seconds=pin_seconds)
+    assert COMMAND_CODEC.decode(COMMAND_CODEC.encode(request)) == request
+
+
+@given(TOKENS, st.sampled_from([None, *FinishReason]), st.floats(allow_nan=False))
+def test_outputs_come_back_as_they_were(tokens, reason, seconds):
+    logprobs = [TokenLogprobs(token_id=token, logprob=-0.5, rank=1, top=[(token, -0.5)]) for token in tokens]
+    output = Output(request_id="r", token_ids=tokens, logprobs=logprobs, finish_reason=reason)
+    output.times = RequestTimes(queued=seconds, scheduled=seconds)
+    event = StepOutputs(outputs=[output], stats=EngineStats(tiers={"host": TierStats(loaded=3)}), step_seconds=seconds)
+    assert EVENT_CODEC.decode(EVENT_CODEC.encode(event)) == event
+
+
+def test_a_message_is_its_name_and_a_msgpack_map():
+    name, body = COMMAND_CODEC.encode(AbortRequests(request_ids=["a"]))
+    assert (name, msgspec.msgpack.decode(body)) == (b"AbortRequests", {"request_ids": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        ([], "two frames, not 0"),
+        ([b"Shutdown"], "two frames, not 1"),
+        ([b"Shutdown", b"\x80", b""], "two frames, not 3"),
+        ([b"StepOutputs", b"\x80"], "b'StepOutputs' is no message of this wire"),
+        ([b"\xff" * 1000, b""], r"\\xff' is no message"),
+        ([b"Shutdown", b""], "the body of Shutdown does not fit"),
+        ([b"Shutdown", b"\x81\xa6reason\x01"], r"Expected `str`, got `int`"),
+        ([b"AbortRequests", b"\x80"], "missing required field `request_ids`"),
+    ],
+)
+def test_what_lies_outside_the_vocabulary_is_refused(frames, said):
+    with pytest.raises(ProtocolError, match=said) as refused:
+        COMMAND_CODEC.decode(frames)
+    assert len(str(refused.value)) < 300  # however long the frames
+
+
+@given(st.lists(st.binary(max_size=40), max_size=3))
+def test_no_bytes_get_past_as_anything_but_a_message_or_a_protocol_error(frames):
+    try:
+        message = EVENT_CODEC.decode([b"Ready", *frames])
+    except ProtocolError:
+        return
+    assert type(message) in EVENTS
+
+
+def test_only_the_wires_own_messages_are_encoded():
+    @dataclass
+    class Other:
+        pass
+
+    for codec, message in ((COMMAND_CODEC, Other()), (EVENT_CODEC, Shutdown())):
+        with pytest.raises(ProtocolError, match=f"{type(message).__name__} is no message"):
+            codec.encode(message)
+
+
+def test_two_messages_of_one_name_are_a_defect():
+    other = type("Shutdown", (), {"__annotations__": {}})
+    with pytest.raises(ValueError, match="same name"):
+        Codec([Shutdown, dataclass(other)])
