@@ -12,7 +12,8 @@ from typing import NoReturn
 
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from server.engines.process import EngineProcess, engine_arguments
+from engine.ipc.child import module_arguments
+from server.engines.launch import launch
 from server.listen import ListenError, listen
 
 EXIT_FAILED = 1
@@ -33,21 +34,21 @@ def run(settings: Settings, source: ModelSource) -> int:
     except ListenError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return EXIT_FAILED
-    arguments = engine_arguments(settings, source)
-    engine = EngineProcess(arguments)
+    arguments = module_arguments("engine", settings, source)
+    engine = launch(arguments)
     try:
         from configs.model.read import read_config
-        from server.serving import Serving
+        from server.serving import ENGINE, Serving
         from server.text.chat_template import TemplateError
         from server.text.tokenizer import TokenizerError
 
         try:
             read_config(source)  # an unknown architecture is to be said before an odd tokenizer
-            serving = Serving(settings, source, listener, arguments, started)
+            serving = Serving(settings, source, listener, {ENGINE: arguments}, started)
         except (TokenizerError, TemplateError, ModelError) as error:
             print(f"headrace: {error}", file=sys.stderr)
             return EXIT_FAILED
-        return serving.run(engine)
+        return serving.run({ENGINE: engine})
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:

@@ -1,4 +1,4 @@
-"""The running server: makes the parts, runs the web server and the engine's supervisor, ends both in good order."""
+"""The running server: makes the parts, runs the web server and a supervisor for each engine, ends all in good order."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import uvicorn
 
@@ -18,8 +19,9 @@ from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.engines import Engines
 from server.engines.health import HealthCheck
-from server.engines.process import EngineProcess
+from server.engines.launch import Incarnation, launch
 from server.engines.supervisor import Supervisor
 from server.listen import url_of
 from server.telemetry.console import Console
@@ -27,6 +29,7 @@ from server.telemetry.metrics import Metrics, server_version
 from server.text import load_tokenizer
 from server.text.chat_template import load_chat_template
 
+ENGINE = "engine"  # the name of a server's only engine
 SHUTDOWN_REASON = "the server is shutting down"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_WRITES_SECONDS = 3.0  # for answers that were just ended to reach their clients
@@ -42,31 +45,48 @@ class WebServer(uvicorn.Server):
 
 
 class Serving:
-    """One server's parts. Raises `TokenizerError`, `TemplateError` or `ModelError` where the model's text side is broken."""
+    """One server's parts.
+
+    Args:
+        settings: of the server.
+        source: the model's files.
+        listener: where it is served.
+        engines: the command line of each engine, but for its endpoints, by the engine's name.
+        started: when the process was, in `time.monotonic()` seconds.
+
+    Raises:
+        TokenizerError, TemplateError, ModelError: the model's text side is broken.
+    """
 
     def __init__(
-        self, settings: Settings, source: ModelSource, listener: socket.socket, arguments: Sequence[str], started: float
+        self,
+        settings: Settings,
+        source: ModelSource,
+        listener: socket.socket,
+        engines: Mapping[str, Sequence[str]],
+        started: float,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
         template = load_chat_template(tokenizer, settings.chat_template)
         names = tuple(settings.served_model_name) or (source.name,)
         console = Console(
             sys.stdout,
+            engines=list(engines),
             url=url_of(listener),
             model=names[0],
             has_template=template is not None,
             keyed=bool(settings.api_key),
             started=started,
         )
-        self._settings, self._listener, self._arguments = settings, listener, list(arguments)
-        self._metrics, self._drain = Metrics(), Drain()
-        self._engine = EngineClient(settings, self._metrics, console.on_event)
+        self._settings, self._listener, self._arguments = settings, listener, dict(engines)
+        metrics, self._drain = Metrics(), Drain()
+        self._engines = Engines([EngineClient(name, settings, metrics, console.on_event) for name in engines])
         context = ServerContext(
             settings=settings,
-            engine=self._engine,
-            health=HealthCheck(self._engine, settings.health_seconds),
+            engines=self._engines,
+            health=HealthCheck(self._engines, settings.health_seconds),
             drain=self._drain,
-            metrics=self._metrics,
+            metrics=metrics,
             tokenizer=tokenizer,
             template=template,
             model_names=names,
@@ -76,42 +96,49 @@ class Serving:
         app = create_app(context)
         self._web = WebServer(web_config(app))
 
-    def run(self, first: EngineProcess) -> int:
-        """Serve with `first` as the first engine; the exit code of the process."""
+    def run(self, first: Mapping[str, Incarnation]) -> int:
+        """Serve, with `first` as the first incarnations of the engines it names; the exit code of the process."""
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run(first))
 
-    async def _run(self, first: EngineProcess) -> int:
-        supervisor = Supervisor(
-            self._engine,
-            lambda: EngineProcess(self._arguments),
-            self._metrics,
-            start_seconds=self._settings.start_seconds,
-            hang_seconds=self._settings.hang_seconds,
-        )
-        signalled = self._handle_signals(supervisor)
-        engine = asyncio.create_task(supervisor.run(first))
+    async def _run(self, first: Mapping[str, Incarnation]) -> int:
+        """Until a signal, or until the web server or all engines have ended by themselves."""
+        supervisors = {client.name: self._supervisor(client) for client in self._engines}
+        signalled = self._handle_signals(supervisors.values())
+        lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
+        engines = asyncio.gather(*lives)
         web = asyncio.create_task(self._web.serve(sockets=[self._listener]))
         stop = asyncio.create_task(signalled.wait())
-        await asyncio.wait({engine, web, stop}, return_when=asyncio.FIRST_COMPLETED)
-        failed = engine.done() or web.done()
+        ends: set[asyncio.Future[Any]] = {engines, web, stop}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        failed = engines.done() or web.done()
         if not failed:
             await self._end_requests()
         stop.cancel()
         self._web.should_exit = True
-        await asyncio.gather(supervisor.stop(), web)
-        await engine
+        await asyncio.gather(*(each.stop() for each in supervisors.values()), web)
+        await engines
         return 1 if failed else 0
 
-    def _handle_signals(self, supervisor: Supervisor) -> asyncio.Event:
+    def _supervisor(self, client: EngineClient) -> Supervisor:
+        arguments = self._arguments[client.name]
+        return Supervisor(
+            client,
+            lambda: launch(arguments),
+            start_seconds=self._settings.start_seconds,
+            hang_seconds=self._settings.hang_seconds,
+        )
+
+    def _handle_signals(self, supervisors: Iterable[Supervisor]) -> asyncio.Event:
         """An event that the first signal sets; the second one ends the process at once."""
         signalled = asyncio.Event()
 
         def on_signal(number: int) -> None:
             if signalled.is_set():
-                supervisor.kill()
+                for supervisor in supervisors:
+                    supervisor.kill()
                 os._exit(128 + number)
             self._drain.begin()
             signalled.set()
@@ -125,7 +152,7 @@ class Serving:
         """Let open requests finish for `drain_seconds`, then end the rest with a reason."""
         if await self._drain.idle(self._settings.drain_seconds):
             return
-        self._engine.abort_all(SHUTDOWN_REASON)
+        self._engines.abort_all(SHUTDOWN_REASON)
         await self._drain.idle(_LAST_WRITES_SECONDS)
 
 

@@ -35,7 +35,7 @@ def text_answer(
 
     async def answer(job: TextJob[S], call: Call) -> Response:
         context = call.context
-        generation = Generation(job, context.engine, context.tokenizer, call.exchange)
+        generation = Generation(job, context.engines, context.tokenizer, call.exchange)
         written = form(job, context.tokenizer)
         return await (_streamed if job.body.stream else _whole)(generation, written, call)
 
@@ -46,7 +46,7 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
     """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence."""
 
     async def answer(job: Job, call: Call) -> Response:
-        submission = Submission(job, call.context.engine, call.exchange)
+        submission = Submission(job, call.context.engines, call.exchange)
         try:
             results = await unless_disconnected(pooled(submission), call.request.receive)
         finally:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from configs.settings import Settings
 from scheduler.types.messages import Ready
 from server.drain import Drain
-from server.engines.client import EngineClient
+from server.engines.engines import Engines
 from server.engines.health import HealthCheck
 from server.errors import ModelNotFound
 from server.telemetry.metrics import Metrics
@@ -22,7 +22,7 @@ class ServerContext:
     """
 
     settings: Settings
-    engine: EngineClient
+    engines: Engines
     health: HealthCheck
     drain: Drain
     metrics: Metrics
@@ -33,14 +33,14 @@ class ServerContext:
     created: int
 
     def info(self) -> Ready:
-        """What the engine said when it was ready.
+        """What an engine said when it was ready.
 
         Raises:
-            Unavailable: it never was.
+            Unavailable: none ever was.
         """
-        if self.engine.info is None:
-            raise self.engine.unavailable()
-        return self.engine.info
+        if self.engines.info is None:
+            raise self.engines.unavailable()
+        return self.engines.info
 
     def model_name(self, asked: str | None) -> str:
         """The name the answer carries.

@@ -1,12 +1,14 @@
 """The small endpoints an operator looks at: `/live`, `/ready`, `/health`, `/metrics`, `/version` and `/`."""
 
-import time
+from collections.abc import Mapping
+from math import isfinite
 
 from starlette.responses import Response
 
 from server.api.endpoint import Call, GetEndpoint
+from server.engines.health import EngineHealth
 from server.errors import Unavailable
-from server.schema.answers import HealthAnswer, IndexAnswer, StatusAnswer, VersionAnswer
+from server.schema.answers import EngineHealthAnswer, HealthAnswer, IndexAnswer, StatusAnswer, VersionAnswer
 from server.telemetry.metrics import server_version
 
 
@@ -17,17 +19,36 @@ async def _live(call: Call) -> StatusAnswer:
 async def _ready(call: Call) -> StatusAnswer:
     if call.context.drain.draining:
         raise Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
-    if call.context.engine.state != "ready":
-        raise call.context.engine.unavailable()
+    if not call.context.engines.ready:
+        raise call.context.engines.unavailable()
     return StatusAnswer(status="ready")
 
 
 async def _health(call: Call) -> HealthAnswer:
-    engine = call.context.engine
-    trouble = await call.context.health.trouble()
-    if trouble is not None:
-        raise Unavailable(trouble, headers=engine.unavailable().headers if engine.state != "ready" else None)
-    return HealthAnswer(status="healthy", last_token_seconds_ago=round(time.monotonic() - engine.last_token, 3))
+    engines = await call.context.health.look()
+    useful = [engine for engine in engines.values() if engine.trouble is None]
+    if not useful:
+        headers = None if call.context.engines.ready else call.context.engines.unavailable().headers
+        raise Unavailable(_troubles(engines), headers=headers)
+    age = min(engine.last_token_seconds_ago for engine in useful)
+    if len(engines) == 1:
+        return HealthAnswer(status="healthy", last_token_seconds_ago=age)
+    told = {
+        name: EngineHealthAnswer(
+            status="unhealthy" if engine.trouble else "healthy",
+            trouble=engine.trouble,
+            last_token_seconds_ago=engine.last_token_seconds_ago if isfinite(engine.last_token_seconds_ago) else None,
+        )
+        for name, engine in engines.items()
+    }
+    return HealthAnswer(status="healthy", last_token_seconds_ago=age, engines=told)
+
+
+def _troubles(engines: Mapping[str, EngineHealth]) -> str:
+    """By name, where there are several."""
+    if len(engines) == 1:
+        return "".join(str(engine.trouble) for engine in engines.values())
+    return " ".join(f"{name}: {engine.trouble}" for name, engine in engines.items())
 
 
 async def _metrics(call: Call) -> Response:

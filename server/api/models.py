@@ -6,7 +6,7 @@ from server.schema.answers import ModelCard, ModelList
 
 
 def _card(name: str, context: ServerContext) -> ModelCard:
-    info = context.engine.info
+    info = context.engines.info
     return ModelCard(id=name, created=context.created, max_model_len=None if info is None else info.context)
 
 

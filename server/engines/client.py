@@ -1,6 +1,6 @@
-"""The HTTP process's view of the engine: submit sequences, read their outputs, know how it is doing.
+"""The HTTP process's view of one engine: submit sequences, read their outputs, know how it is doing.
 
-What belongs here: dispatch of events to open sequences, admission by queue length, the engine's state.
+What belongs here: the wire to the engine, dispatch of events to open sequences, admission by queue length, the engine's state.
 Never: HTTP, text, what a request means. How a dead engine comes back stands in `server/engines/supervisor.py`.
 """
 
@@ -15,15 +15,19 @@ from configs.settings import Settings
 from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
+    Command,
     EngineStats,
+    Event,
     Failed,
     FinishReason,
     Output,
     Phase,
     Ready,
+    Shutdown,
     StepOutputs,
 )
-from server.engines.process import Command, EngineProcess, Event
+from server.engines.process import EngineProcess
+from server.engines.wire import Wire
 from server.errors import ApiError, EngineDied, QueueFull, Unavailable
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
@@ -37,11 +41,19 @@ _log = logging.getLogger("headrace.engine")
 class EngineClient:
     """One for the life of the server, over all incarnations of the engine. All calls belong to the event loop's thread.
 
-    `state` is "starting" until the engine is ready and again while it is restarted, "dead" once restarting was given
-    up, "stopped" after `stop`. `info` stays what the last incarnation said while the next one starts.
+    `name` tells the engine from the server's others. `state` is "starting" until the engine is ready and again while it is
+    restarted, "dead" once restarting was given up, "stopped" after `stop`. `info` stays what the last incarnation said while
+    the next one starts.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        metrics: Metrics,
+        on_event: Callable[[str, Event], None] | None = None,
+    ) -> None:
+        self.name = name
         self.state: State = "starting"
         self.info: Ready | None = None
         self.stats = EngineStats()
@@ -52,8 +64,10 @@ class EngineClient:
         self.last_event = time.monotonic()
         self._settings = settings
         self._metrics = metrics
+        self._engine_metrics = metrics.engine(name)
         self._on_event = on_event
         self._process: EngineProcess | None = None
+        self._wire: Wire | None = None
         self._streams: dict[str, OutputStream] = {}
         self._speed = Speed()
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
@@ -90,7 +104,7 @@ class EngineClient:
         return stream
 
     def ensure_room(self, sequences: int) -> None:
-        """Refuse before anything of a request of so many sequences is submitted.
+        """Refuse a request of this many sequences before any of them is submitted.
 
         Raises:
             QueueFull, Unavailable: as `submit`.
@@ -145,8 +159,8 @@ class EngineClient:
             raise self.unavailable()
 
     def _send(self, command: Command) -> None:
-        if self._process is not None:
-            self._process.send(command)
+        if self._wire is not None:
+            self._wire.send(command)
 
     def _send_abort(self, request_ids: list[str]) -> None:
         if request_ids:
@@ -164,26 +178,46 @@ class EngineClient:
 
     # --- the supervisor's part ---
 
-    def attach(self, process: EngineProcess) -> None:
-        """A new incarnation was started."""
-        self._process = process
+    def attach(self, process: EngineProcess, wire: Wire, on_broken: Callable[[str], None]) -> None:
+        """A new incarnation was started; the wire to it is this client's until `disconnect`.
+
+        Args:
+            process: the incarnation.
+            wire: to it.
+            on_broken: told why, when the incarnation cannot be understood.
+        """
+        self._process, self._wire = process, wire
         self.state = "starting"
         self.phases = []
         self.last_words = None
         self.stats = EngineStats()
         self.last_event = time.monotonic()
-        self._metrics.engine_attached(process.pid)
+        self._engine_metrics.attached(process.pid)
+        wire.listen(self.handle, on_broken)
+
+    def shut_down(self) -> None:
+        """Ask the engine to exit."""
+        self._send(Shutdown(reason="the server stops"))
+
+    def disconnect(self) -> None:
+        """Hear and say no more."""
+        if self._wire is not None:
+            self._wire.close()
+        self._process = self._wire = None
 
     def detach(self, cause: str) -> None:
         """The incarnation ended: every open sequence gets one `EngineDied`."""
-        self._process = None
         self.failure = cause
         if self.state == "ready":
             self.state = "starting"
         self.stats = EngineStats()
-        self._metrics.engine_detached()
+        self._engine_metrics.detached()
         died = EngineDied("The engine died while it worked on this request.", headers=self.unavailable().headers)
         self._fail_all(died)
+
+    def restarting(self) -> None:
+        """Another incarnation will follow."""
+        self._engine_metrics.restarted()
 
     def give_up(self) -> None:
         """No further incarnation will come."""
@@ -210,25 +244,25 @@ class EngineClient:
                 self._become_ready(event)
             case Phase():
                 self.phases.append(event)
-                self._metrics.phase_ended(event)
+                self._engine_metrics.phase_ended(event)
             case Failed():
                 self.last_words = event.error
         if self._on_event is not None:
-            self._on_event(event)
+            self._on_event(self.name, event)
 
     def _become_ready(self, event: Ready) -> None:
         self.info = event
         self.state = "ready"
         self.failure = None
         self.last_token = self.last_event  # Ready means that a real token was produced
-        if self._process is not None:
-            self._process.unlink()
+        if self._process is not None and self._wire is not None:
+            self._wire.once_connected(self._process.remove_endpoints)
             self._start_seconds = self.last_event - self._process.started
-        self._metrics.engine_ready(event, self._start_seconds)
+        self._engine_metrics.ready(event, self._start_seconds)
 
     def _dispatch(self, event: StepOutputs, now: float) -> None:
         self.stats = event.stats
-        self._metrics.step_ended(event)
+        self._engine_metrics.step_ended(event)
         for output in event.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted while this was under way
@@ -251,7 +285,7 @@ class Speed:
 
     def __init__(self, window: int = 64) -> None:
         self._gaps: deque[float] = deque(maxlen=window)  # seconds of work before each end
-        self._since = 0.0  # the last end, or the begin of work where it is later
+        self._since = 0.0  # the last end, or the beginning of work where it is later
 
     def begun(self, now: float) -> None:
         """There is work again, after none."""
@@ -263,7 +297,7 @@ class Speed:
         self._since = now
 
     def seconds_for(self, sequences: int, now: float) -> int:
-        """Whole seconds, 1 to 600, until so many sequences have ended at the measured speed; 5 where none has yet."""
+        """Whole seconds, 1 to 600, until `sequences` have ended at the measured speed; 5 where none has yet."""
         if not self._gaps:
             return 5
         seconds_each = (sum(self._gaps) + now - self._since) / len(self._gaps)

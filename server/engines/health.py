@@ -1,20 +1,42 @@
-"""Is the engine of use? A token that came lately says so, or one that is generated for the question."""
+"""Are the engines of use? A token that came lately says so, or one that is generated for the question."""
 
 import asyncio
 import contextlib
 import itertools
 import time
+from dataclasses import dataclass
 
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
+from server.engines.engines import Engines
 from server.errors import Unavailable
 
 _PROBE_SECONDS = 10.0  # at most; less where `health_seconds` is less
 _PROBE_PRIORITY = -(2**31)  # before everything that waits
 
 
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """How one engine is. `last_token_seconds_ago` is infinite before its first token."""
+
+    trouble: str | None  # why it is of no use now, or None
+    last_token_seconds_ago: float
+
+
 class HealthCheck:
+    """Of all engines of a server, each by itself."""
+
+    def __init__(self, engines: Engines, seconds: float) -> None:
+        self._checks = {client.name: EngineCheck(client, seconds) for client in engines}
+
+    async def look(self) -> dict[str, EngineHealth]:
+        """By the engines' names; all are asked at the same time."""
+        found = await asyncio.gather(*(check.look() for check in self._checks.values()))
+        return dict(zip(self._checks, found, strict=True))
+
+
+class EngineCheck:
     """Healthy means that a token was produced within `seconds`, or that one is produced now.
 
     The latter is a real generation of one token. One is under way at a time, however many ask.
@@ -27,8 +49,12 @@ class HealthCheck:
         self._numbers = itertools.count()
         self._probe: asyncio.Task[str | None] | None = None
 
-    async def trouble(self) -> str | None:
-        """Why the server is of no use now, or None."""
+    async def look(self) -> EngineHealth:
+        """How the engine is now."""
+        trouble = await self._trouble()
+        return EngineHealth(trouble, round(time.monotonic() - self._engine.last_token, 3))
+
+    async def _trouble(self) -> str | None:
         if self._engine.state != "ready":
             cause = self._engine.failure
             return self._engine.unavailable().message + (f" The last engine ended: {cause}." if cause else "")

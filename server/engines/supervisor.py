@@ -6,13 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 
+from engine.ipc.failures import EXIT_MODEL
 from server.engines.client import EngineClient
-from server.engines.process import EngineProcess, ProtocolError, receive_all
+from server.engines.launch import Incarnation
+from server.engines.process import EngineProcess
 from server.engines.restart import RestartPolicy
-from server.telemetry.metrics import Metrics
 
 _log = logging.getLogger("headrace.engine")
-_LAST_WORDS_SECONDS = 0.1  # what a dead engine had sent may still be on its way through the socket
+_LAST_OUTPUTS_SECONDS = 0.1  # what a dead engine had sent may still be on its way through the socket
+_LAST_WORDS_SECONDS = (
+    5.0  # the longest wait for its own account of why it failed, where its exit code says that there is one
+)
 STOP_GRACE_SECONDS = 5.0
 _EXIT = "exit"
 
@@ -20,15 +24,14 @@ _EXIT = "exit"
 class Supervisor:
     """Runs one incarnation after the other and tells the client what comes of them. One log line a death.
 
-    `hang_seconds`: an engine that has open sequences and says nothing for so long is killed. Only time in which this
-    process itself was awake counts, so that suspending both accuses nobody.
+    `hang_seconds`: an engine that has open sequences and is silent for longer is killed. Only time in which this process
+    itself was awake counts, so that an engine is not killed because both were suspended.
     """
 
     def __init__(
         self,
         client: EngineClient,
-        launch: Callable[[], EngineProcess],
-        metrics: Metrics,
+        launch: Callable[[], Incarnation],
         *,
         start_seconds: float,
         hang_seconds: float,
@@ -37,7 +40,6 @@ class Supervisor:
     ) -> None:
         self._client = client
         self._launch = launch
-        self._metrics = metrics
         self._start_seconds = start_seconds
         self._hang_seconds = hang_seconds
         self._policy = policy or RestartPolicy()
@@ -46,19 +48,19 @@ class Supervisor:
         self._process: EngineProcess | None = None
         self._stop = asyncio.Event()
 
-    async def run(self, first: EngineProcess | None = None) -> None:
+    async def run(self, first: Incarnation | None = None) -> None:
         """Until `stop`, or until restarting is given up (the client's state says which).
 
         `first`: the incarnation that was started before anything else. An engine that cannot even start once is not
         started again: the cause (a missing file, too little memory) is for the operator.
         """
-        ever_ready, process = False, first
+        ever_ready, incarnation = False, first
         while not self._stop.is_set():
             try:
-                cause, was_ready = await self._live(process or self._launch())
+                cause, was_ready = await self._live(incarnation or self._launch())
             except OSError as error:  # not even a process
                 cause, was_ready = f"cannot be started: {error}", False
-            process = None
+            incarnation = None
             if self._stop.is_set():
                 return
             self._client.detach(cause)
@@ -66,45 +68,41 @@ class Supervisor:
             delay = self._policy.after_death(time.monotonic(), was_ready=was_ready) if ever_ready else None
             if delay is None:
                 self._client.give_up()
-                _log.error("engine: %s; given up", cause)
+                _log.error("%s: %s; given up", self._client.name, cause)
                 return
             await self._pause(cause, delay)
 
     async def _pause(self, cause: str, delay: float) -> None:
-        _log.error("engine: %s; starting it again%s", cause, f" in {delay:g} s" if delay else "")
-        self._metrics.engine_restarted()
+        _log.error("%s: %s; starting it again%s", self._client.name, cause, f" in {delay:g} s" if delay else "")
+        self._client.restarting()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), delay)
 
-    async def _live(self, process: EngineProcess) -> tuple[str, bool]:
+    async def _live(self, incarnation: Incarnation) -> tuple[str, bool]:
         """One incarnation from start to end; the cause of its end, and whether it had become ready."""
-        loop, socket = asyncio.get_running_loop(), process.fileno()
-        self._ended = ended = loop.create_future()
-        self._process = process
+        process = self._process = incarnation.process
+        self._ended = ended = asyncio.get_running_loop().create_future()
         try:
-            self._client.attach(process)
-            loop.add_reader(socket, self._read, process)
+            self._client.attach(process, incarnation.wire, self._end)
             process.watch(lambda: self._end(_EXIT))
-            self._read(process)  # the edge may have passed before there was a reader
             end = await self._watch(process, ended)
-            await asyncio.sleep(_LAST_WORDS_SECONDS if end == _EXIT else 0)
+            if end == _EXIT:
+                await self._last_words(process)
         finally:
-            loop.remove_reader(socket)
             self._process = None
             exit_words = process.describe_exit()
+            self._client.disconnect()
             process.close()
         said = self._client.last_words
         cause = (said or f"process {process.pid} {exit_words}") if end == _EXIT else end
         return cause, self._client.state == "ready"
 
-    def _read(self, process: EngineProcess) -> None:
-        try:
-            receive_all(process, self._client.handle)
-        except ProtocolError as error:
-            self._end(str(error))
-        except Exception as error:  # a defect of ours must not leave the socket unread for ever: that would be a hang
-            _log.exception("an event of the engine could not be handled")
-            self._end(f"an event could not be handled ({type(error).__name__}: {error})")
+    async def _last_words(self, process: EngineProcess) -> None:
+        """Let what it had sent arrive."""
+        seconds = _LAST_WORDS_SECONDS if process.exit_code == EXIT_MODEL else _LAST_OUTPUTS_SECONDS
+        deadline = time.monotonic() + seconds
+        while self._client.last_words is None and time.monotonic() < deadline:
+            await asyncio.sleep(_LAST_OUTPUTS_SECONDS / 10)
 
     def _end(self, cause: str) -> None:
         if self._ended is not None and not self._ended.done():
@@ -131,8 +129,13 @@ class Supervisor:
         self._stop.set()
         was_ready = self._client.state == "ready"
         self._client.stopped()
-        if self._process is not None:
-            await self._process.shut_down(grace if was_ready else 0.0)
+        process = self._process
+        if process is None:
+            return
+        if was_ready and grace > 0:
+            self._client.shut_down()
+            await process.exited(grace)
+        process.kill()
 
     def kill(self) -> None:
         """End the engine at once; for the second signal."""

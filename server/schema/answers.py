@@ -192,11 +192,20 @@ class StatusAnswer(AnswerBody):
     status: Literal["live", "ready"]
 
 
+class EngineHealthAnswer(AnswerBody):
+    """One engine of several, in the answer of `/health`."""
+
+    status: Literal["healthy", "unhealthy"]
+    trouble: str | None
+    last_token_seconds_ago: float | None
+
+
 class HealthAnswer(AnswerBody):
-    """The answer of `/health`."""
+    """The answer of `/health`. `engines`, by name, where the server has several: it is healthy while any of them is."""
 
     status: Literal["healthy"]
     last_token_seconds_ago: float
+    engines: dict[str, EngineHealthAnswer] = {}
 
 
 class VersionAnswer(AnswerBody):

@@ -4,39 +4,73 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TextIO
 
-from scheduler.types.messages import MemoryPlan, Phase, Ready
-from server.engines.process import Event
+from scheduler.types.messages import Event, MemoryPlan, Phase, Ready
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-class Console:
-    """Prints each part once, as its event arrives; a restarted engine is the log's business, and so is a failure."""
+@dataclass(slots=True)
+class _Told:
+    """How far one engine's start-up has been told."""
 
-    def __init__(self, out: TextIO, *, url: str, model: str, has_template: bool, keyed: bool, started: float) -> None:
+    planned: bool = False
+    ready: bool = False
+    phases: list[Phase] = field(default_factory=list)
+
+
+class Console:
+    """Prints each part once for each engine, as its event arrives; a restarted engine is the log's business, and so is a failure.
+
+    Args:
+        out: where to.
+        engines: names of the server's engines. They are printed only where there are several.
+        url: of the server.
+        model: the name that requests use.
+        has_template: whether it can chat.
+        keyed: whether requests need an API key.
+        started: when the server's process was, in `time.monotonic()` seconds.
+    """
+
+    def __init__(
+        self,
+        out: TextIO,
+        *,
+        engines: Sequence[str],
+        url: str,
+        model: str,
+        has_template: bool,
+        keyed: bool,
+        started: float,
+    ) -> None:
         self._out = out
         self._url = url
         self._curl = first_curl(url, model, has_template=has_template, keyed=keyed)
         self._started = started
-        self._phases: list[Phase] = []
-        self._planned = self._ready = False
+        self._told = {name: _Told() for name in engines}
 
-    def on_event(self, event: Event) -> None:
-        """One event of the engine."""
+    def on_event(self, engine: str, event: Event) -> None:
+        """One event of the engine of this name."""
+        told = self._told[engine]
         match event:
-            case MemoryPlan() if not self._planned:
-                self._planned = True
-                self._print(plan_lines(event))
-            case Phase() if not self._ready:
-                self._phases.append(event)
-            case Ready() if not self._ready:
-                self._ready = True
-                self._print(phase_lines(self._phases, time.monotonic() - self._started))
-                self._print([f"headrace listens on {self._url} ({event.device}). Try:", "", f"  {self._curl}"])
+            case MemoryPlan() if not told.planned:
+                told.planned = True
+                self._print([*self._heading(engine), *plan_lines(event)])
+            case Phase() if not told.ready:
+                told.phases.append(event)
+            case Ready() if not told.ready:
+                first = not any(each.ready for each in self._told.values())
+                told.ready = True
+                self._print([*self._heading(engine), *phase_lines(told.phases, time.monotonic() - self._started)])
+                if first:
+                    self._print([f"headrace listens on {self._url} ({event.device}). Try:", "", f"  {self._curl}"])
             case _:
                 pass
+
+    def _heading(self, engine: str) -> list[str]:
+        return [f"Engine {engine}"] if len(self._told) > 1 else []
 
     def _print(self, lines: Sequence[str]) -> None:
         print("\n".join([*lines, ""]), file=self._out, flush=True)

@@ -137,18 +137,109 @@ def _sample(
     )
 
 
-class Metrics:
-    """The registry of one server and the events that feed it."""
+class Declared:
+    """Declares metrics in a registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._engine = EngineCollector()
-        self._engine_pid: int | None = None
-        self.registry.register(self._engine)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"headrace_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _FROM_1_MS) -> Histogram:
+        return Histogram(f"headrace_{name}", text, registry=self.registry, buckets=buckets)
+
+
+class EngineMetrics(Declared):
+    """What is told about one engine, and the events that feed it. Its registry knows nothing of the server's other engines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stats = EngineCollector()
+        self._pid: int | None = None
+        self.registry.register(self._stats)
+        self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
+        self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
+        self._restarts = self._counter("engine_restarts", "Times a dead engine was started again.")
+        self._up = self._gauge("engine_up", "1 while the engine is ready, else 0.")
+        self._start = self._gauge("engine_start_seconds", "From the start of the engine process until it was ready.")
+        self._phases = self._gauge("startup_phase_seconds", "Start-up phases of the engine's last start.", "phase")
+        self._build = Info("headrace_build", "What runs: version, Python, device.", registry=self.registry)
+        self._built("")
+        ProcessCollector("headrace_engine", pid=lambda: self._pid or "none", registry=self.registry)
+
+    def _built(self, device: str) -> None:
+        self._build.info({"version": server_version(), "python": platform.python_version(), "device": device})
+
+    def step_ended(self, event: StepOutputs) -> None:
+        """One engine step, or a report between steps (which has no tokens)."""
+        self._stats.stats = event.stats
+        if event.step_tokens:
+            self._step_seconds.observe(event.step_seconds)
+            self._step_tokens.observe(event.step_tokens)
+
+    def phase_ended(self, phase: Phase) -> None:
+        """One start-up phase."""
+        self._phases.labels(phase.name).set(phase.seconds)
+
+    def attached(self, pid: int) -> None:
+        """The engine's process was started."""
+        self._pid = pid
+        self._phases.clear()
+
+    def ready(self, ready: Ready, seconds: float) -> None:
+        """It takes requests, `seconds` after its start."""
+        self._up.set(1)
+        self._start.set(seconds)
+        self._built(ready.device)
+
+    def detached(self) -> None:
+        """It ended."""
+        self._up.set(0)
+        self._pid = None
+        self._stats.engine_ended()
+
+    def restarted(self) -> None:
+        """It is about to be started again."""
+        self._restarts.inc()
+
+
+class EnginesCollector(Collector):
+    """The metrics of all engines. The series of a server's only engine bear no name; those of several have a label `engine`."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, EngineMetrics] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, each once, whoever of the engines has samples in it."""
+        if len(self.by_name) == 1:
+            yield from next(iter(self.by_name.values())).registry.collect()
+            return
+        families: dict[str, Metric] = {}
+        for name, engine in self.by_name.items():
+            for family in engine.registry.collect():
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                labelled = (sample._replace(labels={"engine": name, **sample.labels}) for sample in family.samples)
+                merged.samples.extend(labelled)
+        yield from families.values()
+
+
+class Metrics(Declared):
+    """The registry of one server and the events that feed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._engines = EnginesCollector()
+        self.registry.register(self._engines)
         self._declare_requests()
-        self._declare_engine()
         ProcessCollector("headrace_server", registry=self.registry)
-        ProcessCollector("headrace_engine", pid=lambda: self._engine_pid or "none", registry=self.registry)
+
+    def engine(self, name: str) -> EngineMetrics:
+        """The metrics of the engine of this name, made when they are first asked for."""
+        return self._engines.by_name.setdefault(name, EngineMetrics())
 
     def _declare_requests(self) -> None:
         self._finished = self._counter("sequences_finished", "Sequences that ended, by reason.", "reason")
@@ -166,25 +257,6 @@ class Metrics:
             self._finished.labels(reason.value)
         for code in error_codes(ApiError):
             self._errors.labels(code)
-
-    def _declare_engine(self) -> None:
-        self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
-        self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
-        self._restarts = self._counter("engine_restarts", "Times a dead engine was started again.")
-        self._up = self._gauge("engine_up", "1 while the engine is ready, else 0.")
-        self._start = self._gauge("engine_start_seconds", "From the start of the engine process until it was ready.")
-        self._phases = self._gauge("startup_phase_seconds", "Start-up phases of the engine's last start.", "phase")
-        self._build = Info("headrace_build", "What runs: version, Python, device.", registry=self.registry)
-        self._build.info({"version": server_version(), "python": platform.python_version(), "device": ""})
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"headrace_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _FROM_1_MS) -> Histogram:
-        return Histogram(f"headrace_{name}", text, registry=self.registry, buckets=buckets)
 
     # --- events ---
 
@@ -212,38 +284,6 @@ class Metrics:
         """A client was told an error, in the answer or within a stream."""
         self._errors.labels(code).inc()
 
-    def step_ended(self, event: StepOutputs) -> None:
-        """One engine step, or a report between steps (which has no tokens)."""
-        self._engine.stats = event.stats
-        if event.step_tokens:
-            self._step_seconds.observe(event.step_seconds)
-            self._step_tokens.observe(event.step_tokens)
-
-    def phase_ended(self, phase: Phase) -> None:
-        """One start-up phase."""
-        self._phases.labels(phase.name).set(phase.seconds)
-
-    def engine_attached(self, pid: int) -> None:
-        """An engine process was started."""
-        self._engine_pid = pid
-        self._phases.clear()
-
-    def engine_ready(self, ready: Ready, seconds: float) -> None:
-        """It takes requests, `seconds` after its start."""
-        self._up.set(1)
-        self._start.set(seconds)
-        self._build.info({"version": server_version(), "python": platform.python_version(), "device": ready.device})
-
-    def engine_detached(self) -> None:
-        """It ended."""
-        self._up.set(0)
-        self._engine_pid = None
-        self._engine.engine_ended()
-
-    def engine_restarted(self) -> None:
-        """A dead engine is about to be started again."""
-        self._restarts.inc()
-
     def render(self, accept: str) -> tuple[bytes, str]:
         """Body and content type of `/metrics`: OpenMetrics where `accept` asks for it, else the Prometheus text format."""
         encode, content_type = choose_encoder(accept)
@@ -256,7 +296,8 @@ _HEAD = """# Metrics
 
 Generated from the registry by `python -m server.telemetry.metrics > docs/metrics.md`; a test compares.
 `GET /metrics` answers in the Prometheus text format, or in OpenMetrics where the client accepts it. Times are in seconds.
-Counters of the engine go on over its restarts. Process metrics are there on Linux only.
+Counters of the engine go on over its restarts. Where a server has several engines, what is told about an engine has a further
+label, `engine`: its name. Process metrics are there on Linux only.
 
 | name | type | labels | what |
 |---|---|---|---|"""
@@ -265,9 +306,10 @@ Counters of the engine go on over its restarts. Process metrics are there on Lin
 def page() -> str:
     """The text of docs/metrics.md."""
     metrics = Metrics()
-    metrics._engine_pid = 1  # any process: the families are the same
-    metrics.phase_ended(Phase(name="load", seconds=1.0))
-    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
+    engine = metrics.engine("engine")
+    engine.attached(pid=1)  # any process: the families are the same
+    engine.phase_ended(Phase(name="load", seconds=1.0))
+    engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
     rows = [_row(family) for family in metrics.registry.collect()]
     buckets = ", ".join(f"{bound:g}" for bound in _FROM_1_MS)
     further = " and ".join(f"{bound:g}" for bound in _WHOLE_REQUEST[len(_FROM_1_MS) :])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import httpx
+import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -31,6 +32,7 @@ from server.api.endpoints import ENDPOINTS
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.engines import Engines
 from server.engines.health import HealthCheck
 from server.telemetry.metrics import Metrics
 from server.text.chat_template import ChatTemplate
@@ -66,7 +68,7 @@ class Playing:
 
 @dataclass
 class ScriptedProcess:
-    """What `EngineClient` takes for an engine process. `reply` says what a request is answered with, as tokens.
+    """What `EngineClient` takes for an engine process and the wire to it. `reply` says what a request is answered with, as tokens.
 
     The end is the model's (a final `END`) or `max_tokens`. `pace` is awaited before each step, so a test can hold time.
     """
@@ -87,7 +89,10 @@ class ScriptedProcess:
     def __post_init__(self):
         self.gate.set()
 
-    def unlink(self):
+    def listen(self, on_event, on_broken):
+        """Events are handed to the client where they arise."""
+
+    def once_connected(self, action):
         """There is no folder of sockets to remove."""
 
     def send(self, command):
@@ -172,15 +177,15 @@ class Server:
     ):
         self.settings = Settings(**settings)
         metrics = Metrics()
-        self.engine = EngineClient(self.settings, metrics)
+        self.engine = EngineClient("engine", self.settings, metrics)
         self.process = ScriptedProcess(text_reply(reply) if isinstance(reply, str) else reply)
         self.process.client = self.engine
         if ready:
             self.replace(self.process)
         self.context = ServerContext(
             settings=self.settings,
-            engine=self.engine,
-            health=HealthCheck(self.engine, self.settings.health_seconds),
+            engines=Engines([self.engine]),
+            health=HealthCheck(Engines([self.engine]), self.settings.health_seconds),
             drain=Drain(),
             metrics=metrics,
             tokenizer=byte_tokenizer(bos),
@@ -195,7 +200,7 @@ class Server:
     def replace(self, process):
         """Go on with this engine, which is ready."""
         process.client, self.process = self.engine, process
-        self.engine.attach(process)
+        self.engine.attach(process, process, on_broken=pytest.fail)
         self.engine.handle(ready_event())
 
     async def post(self, path, body, **kwargs):

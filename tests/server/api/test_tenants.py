@@ -38,7 +38,10 @@ class ScheduledProcess:
         self.requests: list[AddRequest] = []
         self.task = None
 
-    def unlink(self):
+    def listen(self, on_event, on_broken):
+        """Events are handed to the client where they arise."""
+
+    def once_connected(self, action):
         """There is no folder of sockets to remove."""
 
     def send(self, command):

@@ -23,7 +23,9 @@ from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.engines import Engines
 from server.engines.health import HealthCheck
+from server.engines.launch import Incarnation, launch
 from server.engines.process import EngineProcess
 from server.engines.restart import RestartPolicy
 from server.engines.supervisor import Supervisor
@@ -44,11 +46,11 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(resolve_model(None).path)
 
 
-def make_app(settings: Settings, client: EngineClient, metrics: Metrics, drain: Drain) -> FastAPI:
+def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drain) -> FastAPI:
     context = ServerContext(
         settings=settings,
-        engine=client,
-        health=HealthCheck(client, settings.health_seconds),
+        engines=engines,
+        health=HealthCheck(engines, settings.health_seconds),
         drain=drain,
         metrics=metrics,
         tokenizer=tokenizer(),
@@ -70,30 +72,38 @@ def arguments(*options: str) -> list[str]:
 
 
 class Rig:
-    """The parts of one test."""
+    """The parts of a server of one engine."""
 
-    def __init__(self, *options: str, hang_seconds: float, start_seconds: float, settings: Settings) -> None:
+    def __init__(
+        self,
+        *options: str,
+        hang_seconds: float,
+        start_seconds: float,
+        settings: Settings,
+        name: str = "engine",
+        metrics: Metrics | None = None,
+    ) -> None:
         os.environ["PYTHONPATH"] = str(ROOT)
         self.processes: list[EngineProcess] = []
-        self.events: list[object] = []
-        self.metrics = Metrics()
-        self.client = EngineClient(settings, self.metrics, self.events.append)
+        self.events: list[tuple[str, object]] = []
+        self.metrics = metrics or Metrics()
+        self.client = EngineClient(name, settings, self.metrics, lambda name, event: self.events.append((name, event)))
         self.drain = Drain()
         self.settings = settings
         self._arguments = arguments(*options)
         self.supervisor = Supervisor(
             self.client,
             self.launch,
-            self.metrics,
             start_seconds=start_seconds,
             hang_seconds=hang_seconds,
             policy=RestartPolicy(delays=(0.0,)),
             tick=0.02,
         )
 
-    def launch(self) -> EngineProcess:
-        self.processes.append(EngineProcess(self._arguments))
-        return self.processes[-1]
+    def launch(self) -> Incarnation:
+        incarnation = launch(self._arguments)
+        self.processes.append(incarnation.process)
+        return incarnation
 
     def request(self, first_id: int = 5, max_tokens: int = 3) -> AddRequest:
         sampling = SamplingParams(max_tokens=max_tokens)
@@ -104,7 +114,7 @@ class Rig:
         return self.client.submit(self.request(first_id, max_tokens), lifetime)
 
     def http(self) -> httpx.AsyncClient:
-        return http(make_app(self.settings, self.client, self.metrics, self.drain))
+        return http(make_app(self.settings, Engines([self.client]), self.metrics, self.drain))
 
     def sample(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
@@ -117,8 +127,11 @@ async def running(
     hang_seconds: float = 60.0,
     start_seconds: float = 60.0,
     settings: Settings | None = None,
+    **parts: Any,
 ) -> AsyncIterator[Rig]:
-    rig = Rig(*options, hang_seconds=hang_seconds, start_seconds=start_seconds, settings=settings or Settings())
+    """A rig that runs. `parts`: further arguments of `Rig`."""
+    settings = settings or Settings()
+    rig = Rig(*options, hang_seconds=hang_seconds, start_seconds=start_seconds, settings=settings, **parts)
     task = asyncio.create_task(rig.supervisor.run())
     try:
         await eventually(lambda: until(rig))

@@ -12,11 +12,15 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import zmq
 
+from engine.ipc.child import parent_gone
+from engine.ipc.codec import Codec
+from engine.ipc.failures import EXIT_MODEL
+from engine.ipc.sockets import connected
 from scheduler.types.messages import (
     COMMANDS,
+    EVENTS,
     AbortRequests,
     AddRequest,
     EngineStats,
@@ -34,7 +38,8 @@ from scheduler.types.messages import (
 DIE, HANG, HOLD, FAIL, GARBAGE = 1001, 1002, 1003, 1004, 1005
 TOKEN = 7
 
-DECODERS = {command.__name__: msgspec.msgpack.Decoder(command) for command in COMMANDS}
+COMMAND_CODEC, EVENT_CODEC = Codec(COMMANDS), Codec(EVENTS)
+EXIT_ORPHAN = 7
 PLAN = MemoryPlan(
     weights=2**20, kv_per_token=1024, block_size=32, blocks=64, activations=2**16, available=2**30,
     max_model_len=4096, context=2048, concurrent=1.0, arithmetic="scripted",
@@ -47,15 +52,13 @@ READY = Ready(
 class Peer:
     def __init__(self, commands: str, events: str) -> None:
         context = zmq.Context()
-        self.commands, self.events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-        self.commands.connect(commands)
-        self.events.connect(events)
+        self.commands, self.events = connected(context, zmq.PULL, commands), connected(context, zmq.PUSH, events)
         self.open: dict[str, AddRequest] = {}
         self.aborted: list[str] = []
         self.stats = EngineStats(blocks_total=64, blocks_free=64)
 
     def send(self, event: object) -> None:
-        self.events.send_multipart([type(event).__name__.encode(), msgspec.msgpack.encode(event)])
+        self.events.send_multipart(EVENT_CODEC.encode(event))
 
     def report(self, *outputs: Output) -> None:
         self.stats.running = len(self.open)
@@ -64,8 +67,7 @@ class Peer:
 
     def serve(self) -> None:
         while True:
-            name, body = self.commands.recv_multipart()
-            match DECODERS[name.decode()].decode(body):
+            match COMMAND_CODEC.decode(self.commands.recv_multipart()):
                 case Shutdown():
                     return
                 case AbortRequests(request_ids=ids):
@@ -118,8 +120,9 @@ def starts_so_far(counter: Path) -> int:
 
 
 def exit_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin: its lock, held by a daemon thread, aborts the interpreter's own exit
-    os._exit(3)
+    while not parent_gone(0):  # not sys.stdin: its lock, held by a daemon thread, aborts the interpreter's own exit
+        pass
+    os._exit(EXIT_ORPHAN)
 
 
 def main() -> int:
@@ -139,7 +142,7 @@ def main() -> int:
         return 9
     if start == "refuse" or (start == "fail" and 1 <= before <= int(number)):
         peer.send(Failed(error="no such weights"))
-        return 1
+        return EXIT_MODEL
     peer.send(PLAN)
     peer.send(Phase(name="load weights", seconds=0.25))
     peer.send(READY)

@@ -5,10 +5,10 @@ import time
 
 from configs.model.source import resolve_model
 from configs.settings import Settings
-from server.engines.process import EngineProcess
+from server.engines.launch import launch
 from server.listen import listen
 from server.run import configure_logging
-from server.serving import Serving
+from server.serving import ENGINE, Serving
 from tests.server.engines.harness import arguments
 
 
@@ -18,9 +18,9 @@ def main(start: str, *knobs: str) -> int:
     configure_logging(settings.log_level)
     listener = listen("127.0.0.1", 0)
     line = arguments("--start", start)
-    engine = EngineProcess(line)
-    print(f"engine {engine.pid} port {listener.getsockname()[1]}", flush=True)
-    return Serving(settings, resolve_model(None), listener, line, time.monotonic()).run(engine)
+    engine = launch(line)
+    print(f"engine {engine.process.pid} port {listener.getsockname()[1]}", flush=True)
+    return Serving(settings, resolve_model(None), listener, {ENGINE: line}, time.monotonic()).run({ENGINE: engine})
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def test_many_sequences_share_one_reader():
 def test_start_up_events_are_told_in_order():
     async def body():
         async with running() as rig:
-            assert [type(event) for event in rig.events] == [MemoryPlan, Phase, Ready]
+            assert [(name, type(event)) for name, event in rig.events] == [
+                ("engine", kind) for kind in (MemoryPlan, Phase, Ready)
+            ]
             assert rig.client.info == READY
             assert rig.client.phases == [Phase(name="load weights", seconds=0.25)]
 

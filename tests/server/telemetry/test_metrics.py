@@ -38,29 +38,31 @@ def test_names_are_prefixed_unique_and_carry_units():
 
 def test_engine_counters_go_on_over_restarts():
     metrics = Metrics()
+    engine = metrics.engine("engine")
     for generated in (5, 9):
-        metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=generated, running=2)))
-    metrics.engine_detached()
+        engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=generated, running=2)))
+    engine.detached()
     assert value(metrics, "headrace_generation_tokens_total") == 9
     assert value(metrics, "headrace_sequences_running") == 0
-    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=1)))
-    metrics.engine_detached()
-    metrics.engine_detached()
-    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=2)))
+    engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=1)))
+    engine.detached()
+    engine.detached()
+    engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(generation_tokens=2)))
     assert value(metrics, "headrace_generation_tokens_total") == 12
 
 
 def test_counters_of_a_tier_go_on_over_restarts_and_its_gauges_do_not():
     metrics = Metrics()
-    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats(loaded=3, blocks=7)})))
+    engine = metrics.engine("engine")
+    engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats(loaded=3, blocks=7)})))
     assert value(metrics, "headrace_kv_tier_blocks", tier="host") == 7
     assert value(metrics, "headrace_kv_tier_up", tier="host") == 1
-    metrics.engine_detached()
+    engine.detached()
     assert value(metrics, "headrace_kv_tier_loaded_blocks_total", tier="host") == 3
     assert value(metrics, "headrace_kv_tier_blocks", tier="host") == 0
     assert value(metrics, "headrace_kv_tier_up", tier="host") == 0
     stats = TierStats(loaded=2, load_copies=1)
-    metrics.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": stats})))
+    engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": stats})))
     assert value(metrics, "headrace_kv_tier_loaded_blocks_total", tier="host") == 5
     assert value(metrics, "headrace_kv_tier_copies_total", tier="host", direction="load") == 1
 
@@ -119,9 +121,11 @@ def test_one_lifetime_feeds_the_histograms():
 
 
 def test_every_latency_has_buckets_from_a_millisecond():
+    metrics = Metrics()
+    metrics.engine("engine")
     latencies = [
         family
-        for family in Metrics().registry.collect()
+        for family in metrics.registry.collect()
         if family.type == "histogram" and family.name.endswith("_seconds")
     ]
     assert len(latencies) == 6
@@ -139,7 +143,7 @@ def test_a_sequence_without_tokens_says_nothing_of_latency():
 
 def test_gaps_are_measured_between_arrivals():
     metrics = Metrics()
-    client = EngineClient(Settings(), metrics)
+    client = EngineClient("engine", Settings(), metrics)
     client.handle(Phase(name="import", seconds=1.0))
     client.handle(READY)
     request = AddRequest(request_id="a", prompt_ids=[1], sampling=SamplingParams(max_tokens=3))

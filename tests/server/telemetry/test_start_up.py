@@ -15,24 +15,39 @@ from server.telemetry.lifetime import Lifetime
 from tests.server.engines.scripted_engine import PLAN, READY
 
 
-def console(out, started=0.0):
-    return Console(out, url="http://127.0.0.1:8000", model="m", has_template=True, keyed=False, started=started)
+def console(out, started=0.0, engines=("engine",)):
+    return Console(
+        out, engines=engines, url="http://127.0.0.1:8000", model="m", has_template=True, keyed=False, started=started
+    )
 
 
 def test_the_plan_is_printed_before_anything_is_loaded_and_all_of_it_once():
     out = io.StringIO()
     told = console(out, time.monotonic())
-    told.on_event(PLAN)
+    told.on_event("engine", PLAN)
     assert "64 blocks of 32 tokens, 1.0 KiB a token" in out.getvalue()
     assert "2048 tokens (as much as the pool holds); 1.0 requests" in out.getvalue()
-    told.on_event(Phase(name="load weights", seconds=0.25))
+    told.on_event("engine", Phase(name="load weights", seconds=0.25))
     assert "load weights" not in out.getvalue()
-    told.on_event(READY)
+    told.on_event("engine", READY)
     first = out.getvalue()
     assert "load weights" in first and "total" in first and "http://127.0.0.1:8000" in first and "curl" in first
     for event in (PLAN, Phase(name="again", seconds=1.0), READY):  # a restarted engine
-        told.on_event(event)
+        told.on_event("engine", event)
     assert out.getvalue() == first
+
+
+def test_with_several_engines_each_part_bears_a_name_and_the_address_is_told_once():
+    out = io.StringIO()
+    told = console(out, engines=("a", "b"))
+    for name in ("a", "b"):
+        for event in (PLAN, Phase(name=f"load {name}", seconds=0.25), READY):
+            told.on_event(name, event)
+    text = out.getvalue()
+    assert text.index("Engine a\nArithmetic") < text.index("Engine a\nStart-up") < text.index("Engine b\nArithmetic")
+    assert text.index("Engine b\nStart-up") < text.index("load b")
+    assert text.count("headrace listens on") == 1
+    assert text.count("load a") == text.count("load b") == 1
 
 
 def test_the_plan_adds_up():

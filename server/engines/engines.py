@@ -1,0 +1,78 @@
+"""The engines of one server, by name. A request goes to one of them; today to the ready one with the least to do."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from scheduler.types.messages import AddRequest, Ready
+from server.engines.client import EngineClient
+from server.errors import Unavailable
+from server.stream.output_stream import OutputStream
+from server.telemetry.lifetime import Lifetime
+
+
+class Engines:
+    """Holds the clients; seen from the API it is one engine.
+
+    Args:
+        clients: one or more, each with a name of its own.
+    """
+
+    def __init__(self, clients: Sequence[EngineClient]) -> None:
+        if not clients:
+            raise ValueError("a server needs an engine")
+        self.by_name: Mapping[str, EngineClient] = MappingProxyType({client.name: client for client in clients})
+        if len(self.by_name) < len(clients):
+            raise ValueError(f"two engines have the same name: {', '.join(client.name for client in clients)}")
+        self._clients = tuple(clients)
+
+    def __iter__(self) -> Iterator[EngineClient]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any takes requests."""
+        return any(client.state == "ready" for client in self._clients)
+
+    @property
+    def info(self) -> Ready | None:
+        """What one of them said when it was ready, of those that are ready if there are any. All serve the same model."""
+        return next((client.info for client in self._by_load() if client.info is not None), None)
+
+    def submit(self, request: AddRequest, lifetime: Lifetime) -> OutputStream:
+        """Queue one sequence in one engine; the caller closes the stream. `request_id` must be new.
+
+        Raises:
+            QueueFull: `max_waiting` sequences wait already, in each engine.
+            Unavailable: no engine is ready.
+        """
+        return self._chosen().submit(request, lifetime)
+
+    def ensure_room(self, sequences: int) -> None:
+        """Refuse a request of this many sequences before any of them is submitted.
+
+        Raises:
+            QueueFull, Unavailable: as `submit`.
+        """
+        self._chosen().ensure_room(sequences)
+
+    def abort_all(self, reason: str) -> None:
+        """End everything open, for its readers and in the engines; `reason` is the error they read."""
+        for client in self._clients:
+            client.abort_all(reason)
+
+    def unavailable(self) -> Unavailable:
+        """Why no request is taken now, with Retry-After: what the engine says that may be ready first."""
+        hope = {"starting": 0, "stopped": 1, "dead": 2}
+        return min(self._clients, key=lambda client: hope.get(client.state, 0)).unavailable()
+
+    def _chosen(self) -> EngineClient:
+        if not self.ready:
+            raise self.unavailable()
+        return self._by_load()[0]
+
+    def _by_load(self) -> list[EngineClient]:
+        """Those that are ready first, among them those with the fewest open sequences."""
+        return sorted(self._clients, key=lambda client: (client.state != "ready", client.open_count))

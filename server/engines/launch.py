@@ -1,0 +1,30 @@
+"""What is made for each incarnation of an engine: its process, and the wire to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.engines.process import EngineProcess
+from server.engines.wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One life of an engine."""
+
+    process: EngineProcess
+    wire: Wire
+
+    def close(self) -> None:
+        """Kill the child if it still lives and give everything back. May be called again."""
+        self.wire.close()
+        self.process.close()
+
+
+def launch(arguments: Sequence[str]) -> Incarnation:
+    """Start an engine process and bind the sockets it will connect to.
+
+    Raises:
+        OSError: not even a process can be started.
+    """
+    process = EngineProcess(arguments)
+    return Incarnation(process, Wire(process.endpoints))

@@ -1,0 +1,102 @@
+"""The HTTP process's end of the wire to one incarnation of an engine: a socket each way, bound here."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import zmq
+
+from engine.ipc.codec import Codec, ProtocolError
+from engine.ipc.sockets import bound
+from scheduler.types.messages import COMMANDS, EVENTS, Command, Event
+from server.engines.process import Endpoints
+
+_log = logging.getLogger("headrace.engine")
+_RETRY_SECONDS = 0.005  # until a child that has not connected yet is tried again
+
+
+class Wire:
+    """Sends commands and receives events. All calls but the first belong to the event loop's thread.
+
+    Bound as soon as it is made, so that what the child sends before anybody listens is kept.
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._context = zmq.Context()
+        self._commands = bound(self._context, zmq.PUSH, endpoints.commands)
+        self._events = bound(self._context, zmq.PULL, endpoints.events)
+        self._command_codec, self._event_codec = Codec[Command](COMMANDS), Codec[Event](EVENTS)
+        self._outbox: deque[list[bytes]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None  # that listens
+        self._closed = False
+
+    def listen(self, on_event: Callable[[Event], None], on_broken: Callable[[str], None]) -> None:
+        """From now on hand every event to `on_event`, in the order they were sent.
+
+        Args:
+            on_event: called in the running loop.
+            on_broken: told why, where an event is none or `on_event` fails. What follows is still handed over.
+        """
+
+        def read() -> None:
+            try:
+                self._receive_all(on_event)
+            except ProtocolError as error:
+                on_broken(f"sent what is no event: {error}")
+            except (
+                Exception
+            ) as error:  # a defect of ours must not leave the socket unread for ever: that would be a hang
+                _log.exception("an event of the engine could not be handled")
+                on_broken(f"an event could not be handled ({type(error).__name__}: {error})")
+
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._descriptor, read)
+        read()  # the descriptor tells of changes only, and one may have passed before there was a reader
+
+    @property
+    def _descriptor(self) -> int:
+        return cast(int, self._events.getsockopt(zmq.FD))
+
+    def _receive_all(self, on_event: Callable[[Event], None]) -> None:
+        while not self._closed:
+            try:
+                frames = self._events.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            on_event(self._event_codec.decode(frames))
+
+    def send(self, command: Command) -> None:
+        """Queue a command; commands arrive in the order of the calls. Never blocks."""
+        self._outbox.append(self._command_codec.encode(command))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox and not self._closed:
+            try:
+                self._commands.send_multipart(self._outbox[0], zmq.NOBLOCK)
+            except zmq.Again:  # it has not connected yet
+                asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._flush)
+                return
+            self._outbox.popleft()
+
+    def once_connected(self, action: Callable[[], None]) -> None:
+        """Do this as soon as the child could be sent to, unless the wire is closed before."""
+        if self._closed:
+            return
+        if self._commands.poll(0, zmq.POLLOUT):
+            action()
+        else:
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.once_connected, action)
+
+    def close(self) -> None:
+        """Give the sockets back; nothing more is handed over. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._loop is not None:
+            self._loop.remove_reader(self._descriptor)
+        self._outbox.clear()
+        self._context.destroy(linger=0)
