@@ -35,7 +35,7 @@ def module_arguments(module: str, settings: Settings, source: ModelSource) -> li
     """The command line of a child that runs `module` with these settings. API keys stay out: a command line is public."""
     return [
         *(sys.executable, "-m", module),
-        *("--settings", settings.model_dump_json(exclude={"api_key"})),
+        *("--settings", settings.for_engine()),
         *("--source", msgspec.json.encode(source, enc_hook=str).decode()),
     ]
 

@@ -93,7 +93,10 @@ class ScriptedProcess:
         """Events are handed to the client where they arise."""
 
     def once_connected(self, action):
-        """There is no folder of sockets to remove."""
+        action()
+
+    def remove_endpoints(self):
+        """There are none."""
 
     def send(self, command):
         if isinstance(command, AddRequest):
