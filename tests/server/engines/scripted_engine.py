@@ -2,6 +2,7 @@
 
 What a request wants is its first prompt id: one of the constants below, else `max_tokens` tokens are sent, one a step.
 `--start` says what becomes of the start; `fail:N` fails the first N starts after the first one, counted in a file.
+`--gate`: it starts only once this file exists.
 """
 
 import argparse
@@ -131,11 +132,14 @@ def main() -> int:
     parser.add_argument("--events")
     parser.add_argument("--start", default="ok")
     parser.add_argument("--counter", type=Path)
+    parser.add_argument("--gate", type=Path)
     options = parser.parse_args()
     threading.Thread(target=exit_with_parent, daemon=True).start()
     peer = Peer(options.commands, options.events)
     start, _, number = options.start.partition(":")
     before = starts_so_far(options.counter) if options.counter else 0
+    while options.gate is not None and not options.gate.exists():
+        time.sleep(0.005)
     if start == "never":
         time.sleep(3600)
     if start == "crash":

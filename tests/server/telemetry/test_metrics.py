@@ -156,3 +156,46 @@ def test_gaps_are_measured_between_arrivals():
     assert value(metrics, "headrace_step_seconds_sum") == 0.75
     assert value(metrics, "headrace_step_tokens_count") == 3
     stream.close()
+
+
+def told(metrics: Metrics) -> set[str]:
+    text = metrics.render("")[0].decode()
+    return {
+        line.rpartition(" ")[0] for line in text.splitlines() if "_process_" not in line and not line.startswith("#")
+    }
+
+
+def fed(*names: str) -> Metrics:
+    metrics = Metrics()
+    for name in names:
+        engine = metrics.engine(name)
+        engine.phase_ended(Phase(name="load", seconds=1.0))
+        engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()}), step_tokens=1))
+        engine.ready(READY, 2.0)
+    return metrics
+
+
+def test_an_only_engines_series_bear_no_name_and_of_several_each_bears_its_own():
+    alone, several = told(fed("a")), told(fed("a", "b"))
+    assert not [series for series in alone if "engine=" in series]
+    of_server = alone & several
+    assert 'headrace_sequences_finished_total{reason="stop"}' in of_server
+    assert "headrace_steps_total" in alone - several
+    for name in ("a", "b"):
+        label = f'engine="{name}"'
+        bare = {series.replace(f"{{{label}}}", "").replace(f"{label},", "") for series in several if label in series}
+        assert bare == alone - of_server
+
+
+def test_each_family_is_declared_once_however_many_engines_there_are():
+    lines = fed("a", "b", "c").render("")[0].decode().splitlines()
+    types = [line for line in lines if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)) > 35
+
+
+def test_an_engine_that_restarts_leaves_the_others_counters_alone():
+    metrics = fed("a", "b")
+    metrics.engine("a").detached()
+    metrics.engine("a").restarted()
+    assert [value(metrics, "headrace_engine_up", engine=name) for name in ("a", "b")] == [0, 1]
+    assert [value(metrics, "headrace_engine_restarts_total", engine=name) for name in ("a", "b")] == [1, 0]

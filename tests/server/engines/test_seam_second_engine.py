@@ -1,0 +1,145 @@
+"""Seam 5: a second engine behind the client in one server, added here and nowhere else."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from configs.settings import Settings
+from server.drain import Drain
+from server.engines.client import EngineClient
+from server.engines.engines import Engines
+from server.errors import Unavailable
+from server.telemetry.metrics import Metrics
+from tests.server.engines.harness import eventually, http, make_app, run, running
+from tests.server.engines.scripted_engine import HOLD, READY
+
+NAMES = ("first", "second")
+
+
+@contextlib.asynccontextmanager
+async def two_engines(tmp_path):
+    """A server of two engines. The first becomes ready only while `gate` exists."""
+    gate, metrics = tmp_path / "gate", Metrics()
+    gate.touch()
+    async with (
+        running("--gate", str(gate), name="first", metrics=metrics) as first,
+        running(name="second", metrics=metrics) as second,
+    ):
+        engines = Engines([first.client, second.client])
+        async with http(make_app(Settings(), engines, metrics, Drain())) as client:
+            yield SimpleNamespace(
+                first=first, second=second, engines=engines, client=client, metrics=metrics, gate=gate
+            )
+
+
+def post(server, prompt, **body):
+    return server.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 3, **body})
+
+
+async def hold_one_each(server):
+    """A request that never ends in each engine; the tasks that wait for the answers, the first engine's first."""
+    tasks = []
+    for rig in (server.first, server.second):
+        tasks.append(asyncio.create_task(post(server, [HOLD])))
+        await eventually(lambda client=rig.client: client.stats.running == 1)
+    return tasks
+
+
+def test_requests_reach_both_and_one_dies_while_the_other_goes_on_serving(tmp_path):
+    async def body():
+        async with two_engines(tmp_path) as server:
+            on_first, on_second = await hold_one_each(server)
+            server.gate.unlink()
+            os.kill(server.first.processes[0].pid, signal.SIGKILL)
+            died = await on_first
+            assert (died.status_code, died.json()["error"]["code"]) == (503, "engine_died")
+            answer = await post(server, [5])  # while the first is down
+            assert answer.json()["usage"]["completion_tokens"] == 3
+            assert server.first.client.state == "starting" and not on_second.done()
+            await told_apart(server)
+            server.gate.touch()
+            await eventually(lambda: server.first.client.state == "ready")
+            assert len(server.first.processes) == 2 and len(server.second.processes) == 1
+            assert (await post(server, [5])).status_code == 200  # the second holds one, so this is the first's
+            assert server.metrics.registry.get_sample_value("headrace_steps_total", {"engine": "first"}) >= 3
+            on_second.cancel()
+            await asyncio.gather(on_second, return_exceptions=True)
+            await eventually(lambda: server.second.client.stats.running == 0)
+
+    run(body)
+
+
+async def told_apart(server):
+    """By name, in /health and /metrics, while the first is down."""
+    assert (await server.client.get("/ready")).status_code == 200
+    health = await server.client.get("/health")
+    assert health.status_code == 200
+    told = health.json()["engines"]
+    assert [told[name]["status"] for name in NAMES] == ["unhealthy", "healthy"]
+    assert "starting" in told["first"]["trouble"] and "SIGKILL" in told["first"]["trouble"]
+    assert told["second"]["trouble"] is None
+    lines = (await server.client.get("/metrics")).text.splitlines()
+    for line in (
+        'headrace_engine_up{engine="first"} 0.0',
+        'headrace_engine_up{engine="second"} 1.0',
+        'headrace_engine_restarts_total{engine="first"} 1.0',
+        'headrace_engine_restarts_total{engine="second"} 0.0',
+        'headrace_sequences_running{engine="second"} 1.0',
+        'headrace_kv_blocks{engine="first",state="free"} 0.0',
+        'headrace_kv_blocks{engine="second",state="free"} 64.0',
+    ):
+        assert line in lines
+    assert sum(line.startswith("# TYPE headrace_engine_up ") for line in lines) == 1
+    assert 'headrace_sequences_finished_total{reason="error"} 1.0' in lines  # of the server, not of an engine
+
+
+def test_a_server_none_of_whose_engines_is_ready_says_why_of_each(tmp_path):
+    async def body():
+        async with two_engines(tmp_path) as server:
+            for rig in (server.first, server.second):
+                await rig.supervisor.stop()
+            health = await server.client.get("/health")
+            assert health.status_code == 503
+            message = health.json()["error"]["message"]
+            assert "first: The server is shutting down." in message
+            assert "second: The server is shutting down." in message
+            assert (await server.client.get("/ready")).status_code == 503
+            assert (await post(server, [5])).status_code == 503
+
+    run(body)
+
+
+def clients(*states):
+    made = [EngineClient(f"engine-{number}", Settings(), Metrics()) for number in range(len(states))]
+    for client, state in zip(made, states, strict=True):
+        client.state = state
+    return made
+
+
+def test_names_are_each_engines_own():
+    with pytest.raises(ValueError, match="two engines have the same name: a, a"):
+        Engines([EngineClient("a", Settings(), Metrics()), EngineClient("a", Settings(), Metrics())])
+    with pytest.raises(ValueError, match="needs an engine"):
+        Engines([])
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [(("dead", "starting"), "starting"), (("dead", "stopped"), "shutting down"), (("dead", "dead"), "does not start")],
+)
+def test_of_engines_that_are_not_ready_the_one_that_may_be_first_answers(states, message):
+    with pytest.raises(Unavailable, match=message):
+        Engines(clients(*states)).ensure_room(1)
+
+
+def test_what_engines_say_of_the_model_is_taken_from_one_that_is_ready():
+    dead, ready = clients("dead", "starting")
+    engines = Engines([dead, ready])
+    assert engines.info is None and not engines.ready
+    ready.handle(READY)
+    assert engines.info == READY and engines.ready
+    assert engines.by_name["engine-1"] is ready
