@@ -13,6 +13,7 @@ from configs.settings import Settings
 from server.api.endpoints import ENDPOINTS
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.engines import Engines
 from server.telemetry.metrics import Metrics, server_version
 from tests.server.engines.harness import eventually, http, make_app, run, running
 from tests.server.engines.scripted_engine import DIE, FAIL, HANG, HOLD, TOKEN
@@ -25,7 +26,7 @@ KEYS = ["first-key", "second-key"]
 def idle_app(**settings) -> tuple[FastAPI, Metrics, Drain]:
     """An application whose engine is still starting."""
     typed, metrics, drain = Settings(**settings), Metrics(), Drain()
-    return make_app(typed, EngineClient(typed, metrics), metrics, drain), metrics, drain
+    return make_app(typed, Engines([EngineClient("engine", typed, metrics)]), metrics, drain), metrics, drain
 
 
 def every_route(routes):
