@@ -1,1 +1,1 @@
-"""Triton kernels: one operation a file, each beside its plain-torch reference. Importing the package alone needs no triton."""
+"""Triton kernels: one operation per file, each beside its plain-torch reference. Importing the package itself needs no Triton."""

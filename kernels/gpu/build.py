@@ -1,7 +1,7 @@
-"""`python -m kernels.gpu.build`: compile every kernel for GPUs that are not here, and say what each costs.
+"""`python -m kernels.gpu.build`: compiles every kernel for GPUs that need not be here, and says what resources each takes.
 
-Ahead-of-time compilation needs no GPU: Triton's compiler with an explicit target, and the `cuobjdump` of its own wheel for
-registers and stack. A kernel whose default configuration spills, or wants more shared memory than the chip has, fails the build.
+Ahead-of-time compilation needs no GPU, only Triton's compiler with an explicit target; the `cuobjdump` in its wheel tells
+registers and stack. A kernel whose default configuration spills, or needs more shared memory than the chip has, fails the build.
 """
 
 import argparse
@@ -23,17 +23,14 @@ from triton.compiler import ASTSource
 import kernels.gpu
 from kernels.gpu.runtime import INTERPRETED, Variant
 
-SHARED_LIMIT = {
-    80: 163 * 1024,
-    90: 227 * 1024,
-    100: 227 * 1024,
-}  # bytes a block, CUDA programming guide, table of limits
+# Bytes of shared memory per block of threads, by compute capability (CUDA programming guide, technical specifications).
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 NOT_KERNELS = {"build", "runtime"}
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What one variant became on one architecture: registers of a thread, bytes of spilled stack, bytes of shared memory."""
+    """What one variant takes on one architecture: registers per thread, bytes of spilled stack, bytes of shared memory."""
 
     module: str
     variant: str
@@ -44,7 +41,7 @@ class Built:
 
     @property
     def fits(self) -> bool:
-        """No spills, and the shared memory is there."""
+        """Whether nothing spills and the chip has that much shared memory."""
         return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
 
 
@@ -62,7 +59,7 @@ def build(module: str, variant: Variant, arch: int) -> Built:
     """Compile one variant for compute capability `arch` (80, 90, ..).
 
     Raises:
-        RuntimeError: Triton interprets in this process: kernels are then no compilable functions.
+        RuntimeError: Triton interprets in this process, so that kernels cannot be compiled.
     """
     if INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 is set: nothing can be compiled in this process")
@@ -78,7 +75,7 @@ def build(module: str, variant: Variant, arch: int) -> Built:
 
 
 def _not_specialized(kernel: Any) -> set[str]:
-    """Arguments of which the launcher assumes nothing, whatever they happen to be: they change from batch to batch."""
+    """Arguments about whose values the launcher assumes nothing, because they change from batch to batch."""
     return {
         parameter.name
         for parameter in kernel.params
@@ -101,12 +98,12 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
     registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
     if registers is None or stack is None:
-        raise RuntimeError(f"cuobjdump says something else than it used to: {text}")
+        raise RuntimeError(f"cuobjdump's output has an unknown form: {text}")
     return int(registers[1]), int(stack[1])
 
 
 def main() -> int:
-    """Print the table. 1 if a variant does not fit."""
+    """Print the table. Returns the exit code: 1 if a variant does not fit."""
     parser = argparse.ArgumentParser(prog="python -m kernels.gpu.build", description=__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--only", help="modules whose name contains this")

@@ -1,15 +1,15 @@
-"""8-bit floats made of integer operations: e4m3, 4 bits of exponent, 3 of mantissa, no infinities (arXiv 2209.05433, section 3).
+"""8-bit floats by integer operations: e4m3, 4 bits of exponent, 3 of mantissa, no infinities (arXiv 2209.05433, section 3).
 
-For all chips and for the interpreter alike: Triton converts to e4m3 only from compute capability 8.9 on, and its interpreter
-wrongly.
+The same for all chips and for the interpreter: Triton converts to e4m3 only from compute capability 8.9 on, and its interpreter
+converts wrongly.
 
-Quantizing is done in two steps, so that it can be done again with a bigger scale and give what the bigger scale would have
-given at once: (1) `shortened` rounds to 4 significant bits, to nearest even, whatever the exponent; (2) `encoded` takes such
-values divided by a power of two. Where e4m3 has normal numbers that is exact; below 2^-6 it cuts off towards zero. Cutting off to
-a grid and then to a coarser one is cutting off to the coarser one at once; rounding twice is not rounding once. Together both
-steps are what a conversion instruction does, but for values under 2^-6, which may be off by a whole 2^-9 instead of half of it.
+Quantizing takes two steps, so that it can be repeated with a larger scale and give what that scale would have given at once:
+(1) `shortened` rounds to 4 significant bits, to nearest even, whatever the exponent; (2) `encoded` takes such values divided by
+a power of two. That is exact for e4m3's normal numbers; below 2^-6 it truncates towards zero. Truncating to a grid and then to a
+coarser one is the same as truncating to the coarser one at once, whereas rounding twice is not rounding once. Together the two
+steps do what a conversion instruction does, except for values below 2^-6, which may be off by 2^-9 instead of half of that.
 
-Scales are powers of two: multiplying by one loses nothing, neither here nor in what reads the values.
+Scales are powers of two: multiplying by one loses nothing, neither here nor where the values are read.
 """
 
 import torch
@@ -22,7 +22,7 @@ LEAST_SCALE = 2.0**-67  # of a block of zeros; its inverse is finite
 
 @triton.jit
 def shortened(x):
-    """fp32 rounded to 4 significant bits, to nearest even. What is not finite stays as it is."""
+    """fp32 rounded to 4 significant bits, to nearest even. Values that are not finite stay as they are."""
     bits = x.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF
     return tl.where((bits & 0x7FFFFFFF) < 0x7F800000, rounded, bits).to(tl.float32, bitcast=True)
@@ -30,7 +30,7 @@ def shortened(x):
 
 @triton.jit
 def finite_size(x):
-    """Bits of |x| as int32, which order like the values; 0 where x is not finite."""
+    """The bits of |x| as int32, which sort like the values; 0 where x is not finite."""
     size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.where(size < 0x7F800000, size, 0)
 
@@ -50,7 +50,7 @@ def inverse_of(scale):
 
 @triton.jit
 def encoded(x):
-    """uint8 codes of `shortened` values times a power of two: cut off below 2^-6, at most 448, NaN if not finite."""
+    """uint8 codes of `shortened` values times a power of two: truncated below 2^-6, at most 448, NaN if not finite."""
     bits = x.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
     small = size < (121 << 23)
@@ -61,15 +61,14 @@ def encoded(x):
 
 @triton.jit
 def decoded(code):
-    """fp32 of uint8 codes."""
+    """The fp32 values of uint8 codes."""
     code = code.to(tl.int32)
     size = code & 0x7F
     normal = ((size << 20) + (120 << 23)).to(tl.float32, bitcast=True)
     value = tl.where(size < 8, size.to(tl.float32) * 0.001953125, normal)
     value = tl.where(size < 0x7F, value, float("nan"))
-    sign = (
-        code & 0x80
-    ) << 24  # put there and not negated: Triton 3.6 takes a value from 0 for that, which turns -0 into 0
+    # The sign bit is set, not the value negated: Triton 3.6 negates by subtracting from 0, which turns -0 into 0.
+    sign = (code & 0x80) << 24
     return (value.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
@@ -80,7 +79,7 @@ def reference_shortened(x: Tensor) -> Tensor:
 
 
 def reference_scale(values: Tensor) -> Tensor:
-    """What `scale_of` computes for the largest of the last two dimensions, in plain torch."""
+    """What `scale_of` computes for the largest value of the last two dimensions, in plain torch."""
     top = values.abs().where(values.isfinite(), 0).amax((-2, -1))
     scale = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - 8)
     return scale.where(top > 0, 0).clamp(min=LEAST_SCALE)

@@ -1,8 +1,8 @@
 """What all Triton kernels here share: whether they are interpreted, and how they are described to the ahead-of-time build.
 
-Triton's interpreter (`TRITON_INTERPRET=1`) runs a kernel's program on CPU tensors with numpy, which checks results without a GPU.
-It has no bf16 and no fp8 arithmetic: such values must be converted to fp32 as soon as they are loaded, and dots be done in fp32. A
-kernel takes `INTERPRETED: tl.constexpr` and passes what it loads through `operand`:
+Triton's interpreter (`TRITON_INTERPRET=1`) runs a kernel's program on CPU tensors with numpy, so that results can be checked
+without a GPU. It has no bf16 or fp8 arithmetic: such values must be converted to fp32 as soon as they are loaded, and dots
+computed in fp32. A kernel takes `INTERPRETED: tl.constexpr` and passes what it loads through `operand`:
 
     k = operand(tl.load(pointers, mask, 0.0), INTERPRETED)     # fp32 if interpreted, else as it is: tensor cores want 16 bits
     s = tl.dot(q, k)                                           # accumulates in fp32 either way
@@ -23,7 +23,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 @triton.jit
 def operand(x, INTERPRETED: tl.constexpr):
-    """`x` as `tl.dot` can take it here."""
+    """`x` in a type that `tl.dot` accepts: fp32 if interpreted, else unchanged."""
     if INTERPRETED:
         x = x.to(tl.float32)
     return x
@@ -34,14 +34,15 @@ class Variant:
     """One build of a kernel, for `python -m kernels.gpu.build`.
 
     Attributes:
-        name: of the variant: shape and type, as in `llama-8b bf16`.
+        name: shape and type, as in `llama-8b bf16`.
         kernel: the `@triton.jit` function.
-        signature: argument name to Triton type: `*bf16`, `*fp32`, `*i32`, `i32`, `i64`, `fp32`; the rest is in `constants`.
+        signature: argument name -> Triton type: `*bf16`, `*fp32`, `*i32`, `i32`, `i64`, `fp32`; the other arguments are in
+            `constants`.
         constants: values of `tl.constexpr` arguments (and of arguments specialised to a value, such as 1).
-        warps: of a program.
+        warps: per program.
         stages: of the software pipeline.
-        aligned: arguments known to be multiples of 16 (pointers and strides), as the launcher would find them at run time.
-        archs: compute capabilities whose configuration this is, as in `(80, 90)`; none = all.
+        aligned: arguments that are multiples of 16 (pointers and strides), as the launcher would find at run time.
+        archs: compute capabilities that this configuration is for, such as `(80, 90)`; empty for all.
     """
 
     name: str
@@ -55,6 +56,6 @@ class Variant:
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:
-    """`host` on `device`, without waiting for what the device is doing: through pinned memory, which torch keeps until the copy
-    is done. Not while a graph is captured in this thread: pinning may ask the driver for memory."""
+    """`host` on `device`, without waiting for the device: through pinned memory, which torch keeps until the copy is done.
+    Must not be called while this thread captures a graph: pinning may ask the driver for memory."""
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

@@ -11,7 +11,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of the model at `path`, a Hugging Face folder or a GGUF file (`ModelSource.path`).
 
     Raises:
-        TokenizerError: it is missing, unreadable or of an unknown kind; the message lists the known ones.
+        TokenizerError: it is missing, unreadable or of an unknown kind; the message lists the known kinds.
         ModelError: the GGUF file cannot be read.
     """
     return load_folder(path) if path.is_dir() else from_gguf_metadata(read_gguf_header(path).metadata)

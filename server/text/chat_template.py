@@ -1,7 +1,7 @@
-"""Prompts from conversations: the model's own Jinja template, in the sandbox and with the helpers transformers gives it.
+"""Prompts from conversations: the model's own Jinja template, in a sandbox and with the helpers that transformers gives it.
 
-What a message says is data to the template and is never evaluated as one. Special tokens inside a message are encoded as
-special tokens (see `Tokenizer`), as Hugging Face and vLLM do.
+The text of a message is data for the template and is never evaluated as a template itself. Special tokens inside a message are
+encoded as special tokens (`Tokenizer` says more), as Hugging Face and vLLM do.
 """
 
 import json
@@ -18,13 +18,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.text.tokenizer import Tokenizer
 
-MAX_RENDERED_CHARS = 32 * 2**20  # twice the largest default body: a template that multiplies its input is stopped
-# Private-use characters that no template writes. The final space shows whether the template keeps trailing space.
+MAX_RENDERED_CHARS = 32 * 2**20  # twice the largest default body: stops a template that multiplies its input
+# Private-use characters that no template writes. The final space shows whether the template keeps trailing spaces.
 _MARK, _MARK_SPACE = "\ue000\ue001\ue000", "\ue000\ue001\ue000 "
 
 
 class TemplateError(ValueError):
-    """The template refused the conversation, failed on it, or is not a valid template; the message is its own."""
+    """The template refused the conversation, failed on it, or is not valid; the message is the template's or Jinja's."""
 
 
 class _GenerationBlock(Extension):
@@ -33,7 +33,7 @@ class _GenerationBlock(Extension):
     tags = {"generation"}  # noqa: RUF012  (the base class declares it without ClassVar)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """The block's body in place of the block, in a scope of its own as a call block has."""
+        """The block's body in place of the block, in a scope of its own, like a call block's."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
@@ -60,10 +60,10 @@ class ChatTemplate:
         source: Jinja source.
         special_tokens: variables for the template, such as `bos_token`.
         now: the clock behind `strftime_now`.
-        max_chars: longest prompt in characters.
+        max_chars: the longest prompt, in characters.
 
     Raises:
-        TemplateError: the source is not a valid template; names the line.
+        TemplateError: the source is not a valid template; the message names the line.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
-        """The prompt of a conversation, to be encoded with `add_special_tokens=False`: it holds its own BOS.
+        """The prompt of a conversation, to be encoded with `add_special_tokens=False`: it contains its own BOS.
 
         Args:
             messages: JSON objects with `role` and `content`, oldest first.
             add_generation_prompt: end with the header of an assistant turn.
-            continue_final_message: end inside the last message, so that the answer goes on from it.
-            kwargs: further variables of the template (`chat_template_kwargs`).
+            continue_final_message: end inside the last message, so that the answer continues it.
+            kwargs: further variables for the template (`chat_template_kwargs`).
 
         Raises:
             TemplateError: the template refuses or fails, the prompt grows beyond `max_chars`, or the arguments clash.
@@ -150,7 +150,7 @@ def _marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _cut_at_mark(text: str) -> str:
-    """What stands before the mark; without trailing space where the template trims the message."""
+    """The text before the mark, without trailing spaces if the template trims the message."""
     at = text.rfind(_MARK)
     if at < 0:
         raise TemplateError("continue_final_message: the chat template leaves the final message out")

@@ -1,13 +1,13 @@
-"""Text from a stream of tokens. There is one hold-back: what could still begin a stop string or is no whole character yet.
+"""Text from a stream of tokens. The only text held back is what could still begin a stop string or is not yet a whole character.
 
-Everything is defined over characters, not over calls, so how the ids are cut into pushes never changes a result:
+Everything is defined over characters, not over calls, so how the ids are divided into pushes never changes a result:
 
-- A stop string counts when its last character arrives with token number `min_tokens` or a later one. The one that is complete
+- A stop string counts if its last character arrives with token number `min_tokens` or a later one. The one that is complete
   first ends the text; of several complete at the same character, the longest.
-- Text is released once no stop string can begin in it. Tokens are released together with their text: token `i` is
-  released when every character it adds to, also the one it shares with its neighbours, is released. Tokens without
-  text go with the token before them. Log-probability entries and token ids are to be sent by that count.
-- After a stop, the tokens whose text lies wholly behind the cut are never released; they still count as consumed.
+- Text is released once no stop string can begin in it. Tokens are released together with their text: token `i` is released
+  when every character it contributes to, including one shared with its neighbours, is released. Tokens without text go with
+  the token before them. Log-probability entries and token ids are sent by that count.
+- After a stop, tokens whose text lies entirely after the cut are never released; they still count as consumed.
 
 Per character the cost is one state step per stop string, amortized; no text is decoded or searched twice.
 """
@@ -19,7 +19,7 @@ from server.text.tokenizer import Tokenizer
 
 
 class _StopString:
-    """Recognizes one stop string, a character at a time (Knuth, Morris and Pratt 1977)."""
+    """Recognizes one stop string, one character at a time (Knuth, Morris and Pratt 1977)."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -51,15 +51,15 @@ class _StopString:
 class Detokenizer:
     """The text of one sequence, as its tokens arrive.
 
-    Leave out of `push` a token whose text the client must not see, such as a stop token that is not special.
+    Do not push a token whose text the client must not see, such as a stop token that is not special.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's.
         stop: stop strings, none empty.
-        min_tokens: stop strings that are complete before this many tokens are not honoured.
-        include_stop: cut behind the stop string, not before it.
-        skip_special_tokens: special tokens add no text.
-        continues: the text goes on from a prompt, so a SentencePiece vocabulary's first space is kept.
+        min_tokens: stop strings that are complete before this many tokens are ignored.
+        include_stop: cut after the stop string, not before it.
+        skip_special_tokens: whether special tokens add no text.
+        continues: the text continues a prompt, so a SentencePiece vocabulary's first space is kept.
             False for a text of its own: an echoed prompt, or a chat answer.
 
     Raises:
@@ -79,10 +79,10 @@ class Detokenizer:
         if "" in stop:
             raise ValueError("a stop string must not be empty")
         self.stopped: str | None = None  # the stop string that ended the text
-        self.consumed = 0  # tokens up to and with the one that ended the text
+        self.consumed = 0  # tokens up to and including the one that ended the text
         self.released = 0  # tokens whose text has been handed out
-        self.offsets: list[int] = []  # per consumed token: the character its text begins at
-        self._ends: list[int] = []  # per consumed token: characters to hand out before it is released
+        self.offsets: list[int] = []  # for each consumed token: the character at which its text begins
+        self._ends: list[int] = []  # for each consumed token: how many characters to hand out before it is released
         self._tokenizer = tokenizer
         self._stops = [_StopString(text) for text in dict.fromkeys(stop)]
         self._min_tokens = min_tokens
@@ -94,11 +94,11 @@ class Detokenizer:
         self._handed_out = 0  # characters
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that is final now. Empty, and nothing is consumed, once a stop string has ended the text."""
+        """The text that is now final. Once a stop string has ended the text, it is empty and nothing is consumed."""
         return "".join([self._push_one(token_id) for token_id in token_ids if self.stopped is None])
 
     def finish(self) -> str:
-        """The rest: held-back text, and U+FFFD for a character that was never completed. Call it once, last."""
+        """The rest: held-back text, and U+FFFD for a character that was never completed. Call once, at the end."""
         if self.stopped is not None:
             return ""
         text = self._absorb(self._utf8.decode(b"", final=True))
@@ -120,7 +120,7 @@ class Detokenizer:
         return self._absorb(text)
 
     def _absorb(self, text: str) -> str:
-        """Take new text in, look for a stop string, and hand out what is final."""
+        """Take in new text, look for a stop string, and hand out what is final."""
         if not self._stops:
             return self._hand_out(text)
         self._held += text

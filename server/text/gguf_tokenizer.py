@@ -1,8 +1,8 @@
 """A tokenizer from the metadata of a GGUF file (`tokenizer.ggml.*`): byte-level BPE (`gpt2`) and SentencePiece (`llama`).
 
-A GGUF file names the split of text into words (`tokenizer.ggml.pre`) instead of holding it. Each name here stands for the
-pre-tokenizer of that model family's published `tokenizer.json`; the ids are those of that file. An unknown name is
-refused: a wrong split gives ids that the model was not trained on, and answers that are silently worse.
+A GGUF file only names the way in which text is split into words (`tokenizer.ggml.pre`). Each name here stands for the
+pre-tokenizer of that model family's published `tokenizer.json`, and gives the same ids. An unknown name is refused: a wrong
+split gives ids that the model was not trained on, and answers that are silently worse.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,16 +43,16 @@ class _TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """How one family of byte-level vocabularies cuts text before merging."""
+    """How one family of byte-level vocabularies splits text before merging."""
 
     make: Callable[[], pre_tokenizers.PreTokenizer]
-    adds_bos: bool = False  # where the file does not say
-    ignore_merges: bool = False  # a word that is an entry is taken whole
+    adds_bos: bool = False  # if the file does not say
+    ignore_merges: bool = False  # a word that is itself an entry is taken whole
     nfc: bool = False
 
 
 def _regexes(*patterns: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
-    """Cut by each pattern in turn, then spell bytes."""
+    """Split by each pattern in turn, then spell bytes."""
 
     def make() -> pre_tokenizers.PreTokenizer:
         splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
@@ -105,7 +105,7 @@ class _Vocabulary:
         return value
 
     def optional(self, key: str, default: Any = None) -> Any:
-        """The value of `tokenizer.ggml.<key>`."""
+        """The value of `tokenizer.ggml.<key>`, or `default`."""
         value = self._metadata.get(f"tokenizer.ggml.{key}")
         return default if value is None else value
 
@@ -114,12 +114,12 @@ class _Vocabulary:
         return (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in types)
 
     def named(self, key: str) -> str | None:
-        """The token whose id stands under this key."""
+        """The token whose id is stored under this key; None if there is none."""
         token_id = self.optional(key)
         return self.tokens[token_id] if token_id is not None and 0 <= token_id < len(self.tokens) else None
 
     def listed_merges(self) -> list[tuple[str, str]] | None:
-        """The file's merges, best first. The separating space is never the first character: an entry may begin with one."""
+        """The file's merges, best first. Their parts may begin with a space, so the first character is never the separator."""
         merges = self.optional("merges")
         if merges is None:
             return None
@@ -130,15 +130,15 @@ class _Vocabulary:
         return pairs
 
     def implied_merges(self) -> list[tuple[str, str]]:
-        """The merges that rebuild a SentencePiece BPE vocabulary: every split of an entry into two, best score first.
+        """The merges that rebuild a SentencePiece BPE vocabulary: every split of an entry into two entries, best score first.
 
-        Equal scores: the longer left part first, then the longer right part, then the lower ids (transformers' order).
+        With equal scores the longer left part comes first, then the longer right part, then lower ids (transformers' order).
         """
         scores: Sequence[float] = self._required("scores")
         found = []
         for token, score, kind in zip(self.tokens, scores, self.types, strict=True):
             if kind in (_TokenType.CONTROL, _TokenType.BYTE, _TokenType.UNKNOWN):
-                continue  # never made from text
+                continue  # never produced from text
             for cut in range(1, len(token)):
                 left, right = token[:cut], token[cut:]
                 if left in self.ids and right in self.ids:
@@ -150,14 +150,14 @@ class _Vocabulary:
 def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file describes.
 
-    SentencePiece text is handled as transformers' LlamaTokenizer does: a space is put before the first word of a text, not
+    SentencePiece text is handled as by transformers' LlamaTokenizer: a space is put before the first word of a text, not
     after each special token.
 
     Args:
         metadata: the file's key-value pairs; arrays as sequences.
 
     Raises:
-        TokenizerError: a key is missing, or the model or the pre-tokenizer is not known; lists the known ones.
+        TokenizerError: a key is missing, or the model or pre-tokenizer is unknown; the message lists the known ones.
     """
     kind = metadata.get("tokenizer.ggml.model")
     build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(kind))
@@ -212,7 +212,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Backend, bool]:
 
 
 def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
-    """Match control tokens (special) and user-defined ones (plain text) whole, wherever they stand."""
+    """Match control tokens (special) and user-defined ones (plain text) whole, wherever they occur."""
     special = list(vocabulary.of_type(_TokenType.CONTROL))
     if vocabulary.optional("model") == "llama":
         special += vocabulary.of_type(_TokenType.UNKNOWN)

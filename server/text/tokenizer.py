@@ -1,9 +1,9 @@
 """Tokens from text and text from tokens: a thin layer over `tokenizers.Tokenizer` that knows the bytes of every token.
 
-Text is always decoded from bytes: the bytes of the tokens are joined and read as UTF-8, what is not UTF-8 becomes U+FFFD.
-For byte-level BPE that is what Hugging Face's decoder does. For SentencePiece vocabularies it is the same for valid UTF-8; where
-a run of byte tokens is broken, Hugging Face replaces the whole run, one U+FFFD a byte, and here only the broken bytes
-are replaced, because otherwise no character of a run could be streamed before the run ends.
+Text is always decoded from bytes: the bytes of the tokens are joined and read as UTF-8; whatever is not UTF-8 becomes U+FFFD.
+For byte-level BPE, Hugging Face's decoder does the same. For SentencePiece vocabularies the result is the same for valid UTF-8;
+in a broken run of byte tokens, Hugging Face replaces every byte with U+FFFD, but here only the broken bytes are replaced, because
+otherwise no character of a run could be streamed before the run ends.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-# One text at a time is encoded: a thread pool would bring nothing, and the library warns on stderr when a process that has
+# Texts are encoded one at a time, so a thread pool would gain nothing, and the library warns on stderr when a process that has
 # used its pool forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -24,13 +24,13 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 class TokenizerError(ValueError):
-    """The tokenizer cannot be loaded; the message names what was found, what is known and the fix."""
+    """The tokenizer cannot be loaded; the message says what was found, what is supported and how to fix it."""
 
 
 def byte_alphabet() -> dict[int, str]:
     """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019, GPT-2).
 
-    Printable Latin-1 bytes stand for themselves; the other 68 are shifted to U+0100 and up in order.
+    Printable Latin-1 bytes stand for themselves; the other 68 are mapped to U+0100 and up, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
@@ -51,7 +51,7 @@ class _ByteLevelPieces:
 
 
 class _SentencePieces:
-    """Vocabulary entries with U+2581 for a space and `<0x0A>` for a byte (Kudo & Richardson 2018)."""
+    """Vocabulary entries that write a space as U+2581 and a byte as `<0x0A>` (Kudo and Richardson 2018)."""
 
     def __init__(self, strips_first_space: bool, byte_fallback: bool) -> None:
         self.strips_first_space = strips_first_space
@@ -59,12 +59,12 @@ class _SentencePieces:
 
     def encode(self, piece: str, added: bool) -> bytes:
         """The bytes of an entry."""
-        del added  # Hugging Face's decoder treats added tokens alike
+        del added  # Hugging Face's decoder treats added tokens like all others
         return self._byte_tokens.get(piece) or piece.replace("\u2581", " ").encode()
 
 
 def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _SentencePieces:
-    """How a tokenizer.json's `decoder` spells bytes. Raises TokenizerError for one that is not byte-based."""
+    """How a tokenizer.json's `decoder` spells bytes. Raises TokenizerError for a decoder that is not byte-based."""
     steps: list[Mapping[str, Any]] = []
     if decoder is not None:
         steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
@@ -86,14 +86,14 @@ class Tokenizer:
     """One model's tokenizer. Immutable once made; `encode` and `decode` may be called from any thread.
 
     Special tokens written inside a text are encoded as special tokens, as Hugging Face and vLLM do: a user who writes
-    `<|im_end|>` ends the turn. Whoever needs the opposite must remove them from the text first.
+    `<|im_end|>` ends the turn. To prevent that, remove them from the text first.
 
-    `longest_token` is the bytes of the longest one: a text of more than `n` times that has more than `n` tokens, but where a
-    normalizer makes it shorter or an added token swallows spaces; that comes near the bound by intent only.
+    `longest_token` is the length of the longest token in bytes: a text of more than `n` times as many bytes has more than `n`
+    tokens, unless a normalizer shortens it or an added token swallows spaces; only texts made for it get past the bound so.
 
     Args:
-        backend: the tokenizer with its post-processor, truncation and padding off.
-        special_tokens: names that chat templates may use (`bos_token`, `eos_token`, ...) with their text.
+        backend: the tokenizer with its post-processor; truncation and padding are off.
+        special_tokens: names that chat templates may use (`bos_token`, `eos_token`, ...), with their text.
         chat_template: the model's own Jinja source, if it has one.
 
     Raises:
@@ -126,20 +126,20 @@ class Tokenizer:
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether a text that begins with these tokens loses the space that encoding put before its first word."""
+        """Whether decoding a text of its own drops the space that encoding put before its first word."""
         return self._pieces.strips_first_space
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. `add_special_tokens` adds what the model wants around a plain text, such as BOS.
+        """The token ids of `text`. `add_special_tokens` adds what the model wants around a plain text, such as BOS.
 
-        A rendered chat template already holds its BOS: encode it with `add_special_tokens=False`. The interpreter lock is
-        free meanwhile, so a thread can keep long texts (a million tokens take 1-3 s) off an event loop.
+        A rendered chat template already contains its BOS: encode it with `add_special_tokens=False`. The interpreter lock is
+        released meanwhile, so a thread can keep long texts (a million tokens take 1-3 s) off an event loop.
         """
-        # `encode` would hold the lock, and compute offsets that nobody asks for
+        # The library's `encode` would hold the lock, and compute offsets that nobody needs.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes this token adds to a text; the spelling of a special token; nothing for an id without an entry."""
+        """The bytes that this token adds to a text; for a special token its spelling; empty for an id without an entry."""
         known = self._token_bytes.get(token_id)
         if known is None:
             piece = self._backend.id_to_token(token_id) if token_id >= 0 else None
@@ -150,8 +150,8 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         r"""The token's own text for a log-probability entry.
 
-        A token that holds a part of a character has no text: it is named by its bytes, as OpenAI does
-        (`bytes:\xf0\x9f`), so that no two tokens of one `top_logprobs` share a name for want of a text.
+        A token that holds only part of a character has no text: it is named by its bytes, as OpenAI does
+        (`bytes:\xf0\x9f`), so that no two tokens in one `top_logprobs` share a name.
         """
         raw = self.token_bytes(token_id)
         try:
@@ -164,8 +164,8 @@ class Tokenizer:
 
         Args:
             ids: token ids.
-            skip_special_tokens: leave special tokens out.
-            continues: the text goes on from an earlier one, so a SentencePiece vocabulary's first space is kept.
+            skip_special_tokens: leave out special tokens.
+            continues: the text continues an earlier one, so a SentencePiece vocabulary's first space is kept.
         """
         skipped = self._special if skip_special_tokens else frozenset()
         raw = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
@@ -211,7 +211,7 @@ def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if the file does not exist."""
+    """The JSON object in a file; empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:

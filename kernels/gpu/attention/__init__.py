@@ -1,1 +1,1 @@
-"""Attention over paged keys and values: prompt chunks, decode, shared prefixes, and the joining of their parts."""
+"""Attention over paged keys and values: prompt chunks, decode, shared prefixes, and merging of partial results."""

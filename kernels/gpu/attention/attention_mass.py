@@ -1,12 +1,12 @@
-"""Attention mass: which share of its attention a sequence's newest row gives to each position of its keys.
+"""Attention mass: the share of its attention that a sequence's newest row gives to each position of its keys.
 
-mass[n] = mean over the query heads of a KV head of exp(score_n - log_sum): what eviction by attention ("heavy hitters", Zhang et
-al. 2023, arXiv 2306.14048, section 4) and its relatives rank positions by. It is a pass of its own after attention, whose
-log-sum-exp it takes: attention itself costs no more, and the pass reads the keys once more and no values. Nothing in the engine
+mass[n] = mean over the query heads of a KV head of exp(score_n - log_sum): by this, eviction by attention ("heavy hitters", Zhang
+et al. 2023, arXiv 2306.14048, section 4) and its relatives rank positions. It is a separate pass after attention, whose
+log-sum-exp it takes: attention itself costs no more, and the pass reads the keys once more but no values. Nothing in the engine
 calls it yet; compression of the KV cache will.
 
-One program takes one part of the positions for all query heads of a KV head. Floor: kv_length * kv_heads * (dim * bytes read + 4
-written) a sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 0.55 GB, 114 us at 4.8 TB/s), half of decode attention's.
+A program takes one part of the positions for all query heads of a KV head. Floor: kv_length * kv_heads * (dim * bytes read + 4
+written) per sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 0.55 GB, 114 us at 4.8 TB/s), half of decode attention's.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from kernels.gpu.attention.launch import LOG2E, Config, Pool, exponents, variant
 from kernels.gpu.attention.tile import as_operand, block_ids, scores
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
-PART = 256  # positions of a program
+PART = 256  # positions per program
 
 
 @triton.jit(
@@ -69,7 +69,7 @@ def _attention_mass(
         high = length
     else:
         row = tl.load(row_starts + sequence + 1).to(tl.int64) - 1
-        # Without rows there is no newest one, and no mass.
+        # A sequence without rows has no newest one, and no mass.
         high = tl.where(row >= tl.load(row_starts + sequence), length, 0)
     low = 0
     if window > 0:
@@ -79,7 +79,7 @@ def _attention_mass(
     mine = packed < GROUP
     head = kv_head * GROUP + packed
     dims = tl.arange(0, D_PAD)
-    asked = mine & (packed * 0 < high)  # not `high > 0`: the interpreter takes no mask made with a lone truth value
+    asked = mine & (packed * 0 < high)  # not `high > 0`: the interpreter takes no mask made with a scalar condition
     queries = tl.load(
         q + row * stride_q_row + (head * stride_q_head)[:, None] + dims[None, :],
         asked[:, None] & (dims < D)[None, :],
@@ -123,22 +123,24 @@ def attention_mass(
     """Write each sequence's mass into `mass` and return it.
 
     Args:
-        q: [rows, heads, dim] that attention was computed for; the last row of each sequence counts.
+        q: [rows, heads, dim], as attention was computed for; the last row of each sequence counts.
         log_sums: fp32 [rows, heads], contiguous, from that attention.
-        kv, kv_lengths, block_tables, scale, window, soft_cap, scales: as in that attention (`paged_attention`).
-        row_starts: the same; None: one row a sequence (`decode_attention`).
-        mass: fp32 [sequences, kv_heads, positions], positions contiguous: receives the shares, which add to 1 over a
-        sequence's keys
-            if `positions` is at least its length; 0 for what the row does not see, and for a sequence without rows.
+        kv, kv_lengths, block_tables, scale, window, soft_cap, scales: as for that attention (`paged_attention`).
+        row_starts: the same; None for one row per sequence (`decode_attention`).
+        mass: fp32 [sequences, kv_heads, positions], positions contiguous: receives the shares, which add up to 1 over a sequence's
+            keys if `positions` is at least its length; 0 for keys that the row does not see, and for a sequence without rows.
+
+    Returns:
+        `mass`.
 
     Raises:
-        ValueError: shapes or types do not belong together.
+        ValueError: shapes or types do not fit together.
     """
     pool = Pool.of(q, kv, scales, block_tables)
     heads, dim = q.shape[1:]
     kv_heads, sequences = kv.shape[2], len(kv_lengths)
     if mass.shape[:2] != (sequences, kv_heads) or mass.dtype != torch.float32 or mass.stride(-1) != 1:
-        raise ValueError(f"mass {tuple(mass.shape)} {mass.dtype}: fp32 [{sequences}, {kv_heads}, positions] is needed")
+        raise ValueError(f"mass {tuple(mass.shape)} {mass.dtype} must be fp32 [{sequences}, {kv_heads}, positions]")
     inner, outer = exponents(scale, soft_cap)
     positions = mass.shape[2]
     config = config_for(heads // kv_heads, dim, q.element_size())
@@ -171,7 +173,7 @@ def attention_mass(
 
 
 def config_for(group: int, dim: int, bytes_each: int, _chip: int = 0) -> Config:
-    """Choose by the model's shapes; all chips alike."""
+    """Choose by the model's shapes; the same for all chips."""
     return Config(max(triton.next_power_of_2(group), 16), 64 if dim <= 128 and bytes_each <= 2 else 32, 4, 3)
 
 

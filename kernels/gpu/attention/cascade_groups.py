@@ -1,14 +1,14 @@
 """Which sequences of a decode batch share leading blocks, and whether reading those once for all of them pays.
 
-Blocks are shared by id: sequences whose block tables begin alike hold the same keys there. Between neighbours of the batch, the
-number of equal leading blocks is a histogram; a group of neighbours is a run of its columns, and what it saves, (members - 1) *
+Blocks are shared by id: sequences whose block tables begin alike have the same keys there. The number of equal leading blocks
+between neighbours in the batch is a histogram; a group of neighbours is a run of its columns, and what it saves, (members - 1) *
 shared blocks, is the area of the rectangle under the run. So the best group is the largest rectangle, found in one pass with a
-stack; what lies left and right of it is searched in the same way. Sequences that share should therefore lie next to each other
+stack; what lies left and right of it is searched in the same way. Sequences that share should therefore be next to each other
 in the batch.
 
-One level of sharing (Juravsky et al. 2024, "Hydragen", section 3; Ye et al. 2024, "Cascade inference"): a group's members share
-one prefix, and what only some of them share beyond it is read by each. Cost: a few slice comparisons per neighbour, no device
-work.
+There is one level of sharing (Juravsky et al. 2024, "Hydragen", section 3; Ye et al. 2024, "Cascade inference"): a group's members
+share one prefix, and what only some of them share beyond it is read by each. Cost: a few slice comparisons per pair of
+neighbours, no device work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from kernels.gpu.runtime import sent
 
-# Fewer bytes saved in a layer are not worth the launches of prefix and merge: 7 us at 4.8 TB/s. Not confirmed on a GPU.
+# Saving fewer bytes per layer is not worth the launches of prefix and merge: 7 us at 4.8 TB/s. Not confirmed on a GPU.
 LEAST_SAVED = 32 << 20
-# The same where single tokens without groups would run as a CUDA graph. Groups cannot: their shapes change from step to step. A
+# The same if single tokens without groups would run as a CUDA graph. Groups cannot: their shapes change from step to step. A
 # step of 32 layers then launches some 400 kernels from Python, 20 us each, 8 ms in all: 38 GB at 4.8 TB/s. Not confirmed either.
 LEAST_SAVED_OVER_GRAPH = 1200 << 20
 FILLED = 132  # programs that fill the chip (H100, H200: 132 multiprocessors)
-SHORTEST_SPLIT = 512  # keys; a shorter one costs more in partial results than its parallelism brings
-TILE = 128  # query rows times query heads of a KV head that read a key together
+SHORTEST_SPLIT = 512  # keys; a shorter split costs more in partial results than its parallelism gains
+TILE = 128  # query rows times query heads per KV head that read a key together
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Neighbours in a batch, sequences `start` .. `stop` - 1, whose first `blocks` blocks are the same; 0: a gap between groups."""
+    """Neighbours in a batch, sequences `start` .. `stop` - 1, with the same first `blocks` blocks; 0 for a gap between groups."""
 
     start: int
     stop: int
@@ -51,14 +51,14 @@ def find_groups(
     block_bytes: int,
     least_saved: int = LEAST_SAVED,
 ) -> list[Group]:
-    """Groups that pay, ascending and disjoint; none where all is better read by each sequence for itself.
+    """The groups that pay, ascending and disjoint; empty if it is better for each sequence to read all its keys itself.
 
     Args:
         tables: block ids of each sequence.
-        lengths: keys of each, this step's included; the last one's block is never shared, since it is being written.
-        block_size: keys of a block.
-        block_bytes: of one block's keys and values in one layer.
-        least_saved: bytes a layer that the groups must save together.
+        lengths: keys of each, including this step's; the block of the last key is never shared, since it is being written.
+        block_size: keys per block.
+        block_bytes: bytes of one block's keys and values in one layer.
+        least_saved: bytes per layer that the groups must save together.
     """
     whole = [(length - 1) // block_size for length in lengths]
     shared = [
@@ -71,7 +71,7 @@ def find_groups(
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning of two tables of one length, by bisection: slices compare at C's speed."""
+    """Length of the common beginning of two equally long tables, by bisection: slices compare at the speed of C."""
     low, high = 0, len(one)
     if one == other:
         return high
@@ -85,7 +85,7 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _rectangles(heights: Sequence[int], start: int, stop: int) -> Iterator[Group]:
-    """The largest rectangle under `heights[start:stop]`, then those left and right of it, while there are any."""
+    """The largest rectangle under `heights[start:stop]`, then those left and right of it, as long as there are any."""
     pending = [(start, stop)]
     while pending:
         left, right = pending.pop()
@@ -97,7 +97,7 @@ def _rectangles(heights: Sequence[int], start: int, stop: int) -> Iterator[Group
 
 
 def _largest(heights: Sequence[int], start: int, stop: int) -> Group:
-    """Largest rectangle under the columns `start` .. `stop` - 1; column i stands between the sequences i and i + 1."""
+    """The largest rectangle under columns `start` .. `stop` - 1; column i lies between sequences i and i + 1."""
     best = Group(start, start + 1, 0)
     rising: list[tuple[int, int]] = []  # (first column, height) of runs still open, heights ascending
     for column in range(start, stop + 1):
@@ -114,18 +114,18 @@ def _largest(heights: Sequence[int], start: int, stop: int) -> Group:
 
 @dataclass(frozen=True, slots=True)
 class CascadeBatch:
-    """A decode batch split into shared prefixes and each sequence's own rest; built on the host once a step, for all layers.
+    """A decode batch split into shared prefixes and the rest of each sequence; built on the host once per step, for all layers.
 
     Attributes:
-        splits: into how many parts a prefix is cut at most.
-        longest: most sequences of a group or a gap.
+        splits: the largest number of parts that a prefix is cut into.
+        longest: the most sequences in a group or a gap.
         prefix_starts: int32 [splits * groups + 1], first row of each (split, group), gaps included, in `splits` copies of
             the batch.
         prefix_lengths: int32 [splits * groups], keys of each.
-        prefix_tables: int32 [splits * groups, most blocks of a split].
-        lengths: int32 [sequences], keys of each sequence's own rest, at least one.
+        prefix_tables: int32 [splits * groups, most blocks in a split].
+        lengths: int32 [sequences], keys in the rest of each sequence, at least one.
         tables: int32 [sequences, most blocks], of the rest.
-        longest_kv: most keys of a rest.
+        longest_kv: the most keys in a rest.
     """
 
     splits: int
@@ -149,7 +149,7 @@ class CascadeBatch:
         kv_heads: int,
         device: torch.device,
     ) -> "CascadeBatch":
-        """Lay out a batch with `groups` as `find_groups` gives them (at least one); one copy to the device."""
+        """Lay out a batch with `groups` as returned by `find_groups` (at least one); makes one copy to the device."""
         spans = list(_with_gaps(groups, len(tables)))
         cuts = [_cuts(span, block_size, heads, kv_heads) for span in spans]
         splits = max(len(cut) - 1 for cut in cuts)
@@ -180,7 +180,7 @@ class CascadeBatch:
 
 
 def _with_gaps(groups: Sequence[Group], sequences: int) -> Iterator[Group]:
-    """`groups`, and what lies between them as groups that share nothing."""
+    """`groups`, with the sequences between them as groups that share nothing."""
     end = 0
     for group in [*groups, Group(sequences, sequences, 0)]:
         if group.start > end:
@@ -191,7 +191,7 @@ def _with_gaps(groups: Sequence[Group], sequences: int) -> Iterator[Group]:
 
 
 def _cuts(group: Group, block_size: int, heads: int, kv_heads: int) -> list[int]:
-    """Borders of a prefix's parts, in blocks. As many as fill the chip, by the group alone."""
+    """Boundaries of a prefix's parts, in blocks; as many parts as fill the chip, which depends on the group alone."""
     if not group.blocks:
         return [0, 0]
     members = TILE // (heads // kv_heads)
@@ -202,7 +202,7 @@ def _cuts(group: Group, block_size: int, heads: int, kv_heads: int) -> list[int]
 
 
 def _send(tables: Sequence[Sequence[Sequence[int]]], device: torch.device) -> list[Tensor]:
-    """Each ragged table as int32 [rows, longest row], short rows filled with zeros; all in one copy."""
+    """Each ragged table as int32 [rows, longest row], short rows padded with zeros; all in one copy."""
     shapes = [(len(table), max(map(len, table))) for table in tables]
     flat = [
         value

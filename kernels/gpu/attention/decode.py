@@ -1,17 +1,16 @@
-"""Attention of one new row a sequence over its paged keys, the keys split among programs so that one long sequence
-fills the chip.
+"""Attention of one new row per sequence over its paged keys, which are split among programs so that one long sequence fills
+the chip.
 
-Flash-Decoding (Dao et al. 2023, "Flash-Decoding for long-context inference"): each part of a sequence's keys gives a
-partial output
-and its log-sum-exp, `merge_states` joins them. The query heads of a KV head are one tile, so a key is read once for all of them.
+Flash-Decoding (Dao et al. 2023, "Flash-Decoding for long-context inference"): each part of a sequence's keys gives a partial
+output and its log-sum-exp, and `merge_states` joins them. The query heads of a KV head are one tile, so a key is read once for
+all of them.
 
-How a sequence is split follows from its own length and the model's number of KV heads (`split_length`), never from
-the batch: a row's
-result is the same bits alone and in any batch. Programs for parts that a shorter sequence does not have write an
-empty state and end.
+How a sequence is split follows from its own length and the model's number of KV heads (`split_length`), never from the batch: a
+row's result has the same bits alone and in any batch. Programs for parts that a shorter sequence does not have write an empty
+state and end.
 
-Floor: 2 * kv_length * kv_heads * dim * bytes a sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 1.07 GB, 224 us at
-4.8 TB/s); partial states add 8 * heads * dim bytes a part, 3 % at 512 keys a part.
+Floor: 2 * kv_length * kv_heads * dim * bytes per sequence over bandwidth (Llama-3-8B bf16, 64 x 4096 keys: 1.07 GB, 224 us at
+4.8 TB/s); partial states add 8 * heads * dim bytes per part, 3 % at 512 keys per part.
 """
 
 from typing import Any
@@ -28,21 +27,21 @@ from kernels.gpu.attention.reference import reference_attention
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
-SHORTEST = 128  # keys of a part: fewer, and the partial states weigh more than 1/8 of the keys
+SHORTEST = 128  # keys per part: with fewer, the partial states weigh more than 1/8 of the keys
 _DOUBLINGS = 3  # of it, up to 1024: longer parts would leave the last programs of a long sequence alone on the chip
-PROGRAMS = 64  # that a sequence is split into (parts times KV heads) until parts are the longest
+PROGRAMS = 64  # most programs that a sequence is split into (parts times KV heads), until parts are the longest
 
 
 def config_for(group: int, dim: int, bytes_each: int, chip: int) -> Config:
     """Choose by the model's shapes and the chip, never by the batch.
 
     Args:
-        group: query heads a KV head.
+        group: query heads per KV head.
         dim: of a head.
-        bytes_each: of a query's element.
-        chip: its compute capability: 80, 90, ..
+        bytes_each: bytes per element of a query.
+        chip: compute capability: 80, 90, ..
     """
-    tile = max(triton.next_power_of_2(group), 16)  # the least rows that a dot takes
+    tile = max(triton.next_power_of_2(group), 16)  # a dot takes at least 16 rows
     if bytes_each > 2:
         return Config(tile, 16, warps=4, stages=2)  # for comparing, not for speed
     if dim > 128:
@@ -51,20 +50,20 @@ def config_for(group: int, dim: int, bytes_each: int, chip: int) -> Config:
 
 
 def split_length(keys: int, kv_heads: int) -> int:
-    """Keys of a part for a sequence whose row sees `keys`: the least of 128, 256, 512, 1024 that makes at most
-    `PROGRAMS` programs."""
+    """Keys per part for a sequence whose row sees `keys`: the smallest of 128, 256, 512, 1024 that makes at most `PROGRAMS`
+    programs, else 1024."""
     limit = _limit(kv_heads)
     return SHORTEST << sum(keys > limit << doubling for doubling in range(_DOUBLINGS))
 
 
 def most_parts(longest: int, kv_heads: int) -> int:
-    """Most parts that a sequence may have whose row sees up to `longest` keys."""
+    """The most parts that a sequence can have whose row sees up to `longest` keys."""
     borders = [border for doubling in range(_DOUBLINGS) if (border := _limit(kv_heads) << doubling) < longest]
     return max(-(-keys // split_length(keys, kv_heads)) for keys in (*borders, longest))
 
 
 def _limit(kv_heads: int) -> int:
-    """Keys up to which parts are the shortest."""
+    """The number of keys up to which parts are the shortest."""
     return SHORTEST * max(PROGRAMS // kv_heads, 1)
 
 
@@ -200,7 +199,7 @@ def decode_attention(
 ) -> Tensor:
     """Attend with each sequence's newest row to its keys, which are in the pool already, its own included.
 
-    Needs a workspace of 4 * parts * sequences * heads * (dim + 1) bytes, parts by `most_parts`; none if that is one part.
+    Needs a workspace of 4 * parts * sequences * heads * (dim + 1) bytes, with parts by `most_parts`; none for one part.
 
     Args:
         q: [sequences, heads, dim] fp16, bf16 or fp32.
@@ -208,22 +207,22 @@ def decode_attention(
         kv_lengths: int32 [sequences]; a sequence without keys (a padding row of a CUDA graph) gets zeros.
         block_tables: int32 [sequences, most blocks], entry i holds positions [i * block_size, (i + 1) * block_size).
         scale: factor on the scores.
-        longest_kv: longest of `kv_lengths` (or more); it bounds the grid and the workspace, no result depends on it. Programs past
-            the end of a sequence cost some 10 ns each: a captured graph wants a bound near its longest sequence.
-        window: newest positions that a row sees, its own included; 0 = all.
-        soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 = they stay.
-        scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value times its scale is meant.
+        longest_kv: the largest of `kv_lengths`, or more. It bounds the grid and the workspace; no result depends on it. Programs
+            past the end of a sequence cost some 10 ns each, so a captured graph wants a bound near its longest sequence.
+        window: how many of the newest positions a row sees, its own included; 0 for all.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
+        scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value stands for itself times its scale.
         mass: fp32 [sequences, kv_heads, positions]: receives the share of each position in the attention of each row
             (`attention_mass`, a launch of its own).
         log_sums: fp32 [sequences, heads], contiguous: receives the log-sum-exp of each row's scores (natural log).
         out: receives the result in its own type, [sequences, heads, dim], contiguous along dim.
-        config: shape of a program, for benchmarks; None = `config_for`'s.
+        config: shape of a program, for benchmarks; None for that of `config_for`.
 
     Returns:
         [sequences, heads, dim] in the type of `q`, or `out`.
 
     Raises:
-        ValueError: shapes or types do not belong together.
+        ValueError: shapes or types do not fit together.
     """
     pool = Pool.of(q, kv, scales, block_tables)
     sequences, heads, dim = q.shape
@@ -275,7 +274,7 @@ def decode_attention(
 def reference_decode_attention(
     q: Tensor, kv: Tensor, kv_lengths: Tensor, block_tables: Tensor, **options: float | Tensor | None
 ) -> Tensor:
-    """What `decode_attention` computes, in plain torch: `reference_attention` of one row a sequence."""
+    """What `decode_attention` computes, in plain torch: `reference_attention` with one row per sequence."""
     row_starts = torch.arange(len(q) + 1, dtype=torch.int32)
     return reference_attention(q, kv, row_starts, kv_lengths, block_tables, **options).out  # type: ignore[arg-type]
 

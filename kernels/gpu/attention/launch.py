@@ -1,4 +1,4 @@
-"""What the launchers of the attention kernels here share: the pool and its checks, shapes of programs, tables of builds."""
+"""What the launchers of the attention kernels here share: the pool and its checks, shapes of programs, lists of variants."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ LOG2E = math.log2(math.e)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Shape of a program: `tile` rows (query rows times query heads of a KV head, padded), `keys` at a time."""
+    """Shape of a program: `tile` rows (query rows times query heads per KV head, padded), `keys` at a time."""
 
     tile: int
     keys: int
@@ -25,7 +25,7 @@ class Config:
     stages: int
 
     def constants(self, group: int, dim: int, block_size: int) -> dict[str, int]:
-        """What every attention kernel takes at compile time: `group` query heads a KV head, of `dim`, over blocks of that size."""
+        """The compile-time arguments of every attention kernel, for `group` query heads of `dim` per KV head."""
         return {
             "GROUP": group,
             "D": dim,
@@ -50,10 +50,10 @@ class Pool:
 
     @classmethod
     def of(cls, q: Tensor, kv: Tensor, scales: Tensor | None, block_tables: Tensor) -> "Pool":
-        """Check that all belongs together.
+        """Check that the arguments fit together.
 
         Raises:
-            ValueError: it does not; the message names both sides.
+            ValueError: they do not; the message names both sides.
         """
         heads, dim = q.shape[1:]
         if kv.dim() != 5 or kv.shape[1] != 2 or kv.shape[4] != dim or heads % kv.shape[2]:
@@ -61,7 +61,7 @@ class Pool:
                 f"q {tuple(q.shape)} does not fit kv {tuple(kv.shape)} [blocks, 2, kv_heads, block_size, dim]"
             )
         if q.stride(2) != 1 or kv.stride(4) != 1 or block_tables.stride(-1) != 1:
-            raise ValueError("q and kv must be contiguous along dim, and each block table along itself")
+            raise ValueError("q and kv must be contiguous along dim, and the rows of block_tables contiguous")
         if kv.dtype == torch.float8_e4m3fn:
             if scales is None or scales.dim() != 3 or scales.dtype != torch.float32 or scales.stride(2) != 1:
                 raise ValueError("an fp8 pool needs scales: fp32 [blocks, 2, kv_heads], heads contiguous")
@@ -73,14 +73,14 @@ class Pool:
         return cls(kv, None)
 
     def strides(self, block_tables: Tensor) -> tuple[int, ...]:
-        """As the kernels take them: of block, side, head and token; block and side of the scales (0 without any); of a table."""
+        """As the kernels take them: of block, side, head and token; of block and side of the scales (0 if none); of a table."""
         scales = (0, 0) if self.scales is None else self.scales.stride()[:2]
         return (*self.kv.stride()[:4], *scales, block_tables.stride(0))
 
 
 @cache
 def capability(device: torch.device) -> int:
-    """Compute capability of a GPU, 80, 90, ..; where Triton interprets, 90."""
+    """Compute capability of a GPU, 80, 90, ..; 90 if Triton interprets."""
     if INTERPRETED:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -92,7 +92,7 @@ def _has_e4m3(kv: Tensor) -> bool:
 
 
 def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
-    """(inner, outer) of `attention_tile.scores`."""
+    """(inner, outer) of `tile.scores`."""
     return (2 * scale * LOG2E / soft_cap, soft_cap * LOG2E) if soft_cap else (scale * LOG2E, 0.0)
 
 
@@ -110,20 +110,20 @@ def variants(
     fp8: bool = False,
     **constants: int | bool,
 ) -> tuple[Variant, ...]:
-    """Builds of an attention kernel for Ampere and for Hopper: there, an fp8 pool is read as such.
+    """Variants of an attention kernel for Ampere and for Hopper, which reads an fp8 pool as such.
 
     Args:
         kernel: the `@triton.jit` function.
-        name: of the build.
-        group: query heads a KV head.
+        name: of the variant.
+        group: query heads per KV head.
         dim: of a head.
         dtype: of queries, and of keys and values unless `fp8`.
-        config_for: (group, dim, bytes of an element, compute capability) to the shape of a program.
-        pointers: types of those that are not the queries, the pool or its tables.
-        absent: optional pointers that this build does without.
+        config_for: (group, dim, bytes per element, compute capability) -> shape of a program.
+        pointers: types of the pointers other than the queries, the pool and its tables.
+        absent: optional pointers that are None in this variant.
         block_size: of the pool.
-        fp8: the pool holds 8-bit floats.
-        constants: beside those of the shapes.
+        fp8: whether the pool holds 8-bit floats.
+        constants: compile-time arguments beside those of the shapes.
     """
     absent += () if fp8 else ("scales",)
     types = {"q": dtype, "kv": dtype, "scales": "fp32"} | dict.fromkeys(("row_starts", "kv_lengths", "tables"), "i32")

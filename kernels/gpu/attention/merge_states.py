@@ -4,7 +4,7 @@ With o_i the softmax-weighted values of part i and l_i the log-sum-exp of its sc
 o_i (Dao et al. 2022, arXiv 2205.14135, section 3.1; Juravsky et al. 2024, arXiv 2402.05099, section 3.1). Parts may come from
 splits of one sequence, from a prefix shared by a group, or from another store.
 
-One program a (row, head), which takes the parts in order, a fixed number at once: parts added behind that are empty change no bit.
+One program per (row, head), which takes the parts in order, a fixed number at a time: empty parts at the end change no bit.
 
 Floor: rows * heads * (parts * (4 or 2 bytes * dim + 4) + dim * bytes) over bandwidth: 64 rows of 32 heads of 128, 8 parts fp32:
 8.7 MB, 2 us.
@@ -49,7 +49,7 @@ def _merge_states(
     for first in range(0, parts, PARTS):
         index = (first + tl.arange(0, PARTS)).to(tl.int64)
         part = tl.load(sums + index * stride_sum_part, index < parts, float("-inf"))
-        some = part > float("-inf")  # what an empty part holds may be anything, and is not read
+        some = part > float("-inf")  # the output of an empty part may be anything, and is not read
         value = tl.load(values + (index * stride_part)[:, None], some[:, None] & (dims < D)[None, :], 0.0)
         new_top = tl.maximum(top, tl.max(part, 0))
         weight = tl.exp(part - new_top)
@@ -65,7 +65,7 @@ def _merge_states(
 
 
 def config_for(dim: int) -> tuple[int, int]:
-    """(parts taken at once, warps): 32 KiB of fp32 in flight."""
+    """(parts taken at a time, warps): 32 KiB of fp32 in flight."""
     return max(8192 // triton.next_power_of_2(dim), 16), 4
 
 
@@ -77,18 +77,18 @@ def merge_states(
     Args:
         outputs: [parts, rows, heads, dim] in any float type, dim contiguous.
         log_sums: fp32 [parts, rows, heads], natural log; -inf: the part saw no key, and its output is not read.
-        out: receives the result in its own type, [rows, heads, dim], dim contiguous; else one like `outputs` is made.
+        out: receives the result in its own type, [rows, heads, dim], dim contiguous; by default a new tensor of `outputs`' type.
         log_sum: receives fp32 [rows, heads], contiguous.
 
     Returns:
         [rows, heads, dim] and fp32 [rows, heads]; 0 and -inf where all parts are empty.
 
     Raises:
-        ValueError: shapes or types do not belong together.
+        ValueError: shapes or types do not fit together.
     """
     parts, rows, heads, dim = outputs.shape
     if log_sums.shape != (parts, rows, heads) or log_sums.dtype != torch.float32:
-        raise ValueError(f"log_sums {tuple(log_sums.shape)} {log_sums.dtype}: fp32 {(parts, rows, heads)} is needed")
+        raise ValueError(f"log_sums {tuple(log_sums.shape)} {log_sums.dtype} must be fp32 {(parts, rows, heads)}")
     out = outputs.new_empty((rows, heads, dim)) if out is None else out
     log_sum = log_sums.new_empty((rows, heads)) if log_sum is None else log_sum
     if out.shape != (rows, heads, dim) or log_sum.shape != (rows, heads) or not log_sum.is_contiguous():

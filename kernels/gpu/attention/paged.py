@@ -1,21 +1,18 @@
 """Attention over a block-managed KV cache, for a ragged batch in one launch: prompt chunks of any length and single tokens mixed.
 
-Every query row attends causally to its sequence's keys, wherever their blocks lie. FlashAttention-2's tiling (Dao 2023, arXiv
-2307.08691, sections 3.1-3.2): a program holds one tile of rows and walks over the keys; only tiles on the diagonal,
-and on the left edge
-of a sliding window, are masked. The query heads that share a KV head are packed into one tile (row-major: row, head), so keys are
-read once for the group (Ainslie et al. 2023, arXiv 2305.13245).
+Every query row attends causally to its sequence's keys, wherever their blocks are. FlashAttention-2's tiling (Dao 2023, arXiv
+2307.08691, sections 3.1-3.2): a program holds one tile of rows and walks over the keys; only tiles on the diagonal and on the
+left edge of a sliding window are masked. The query heads that share a KV head are packed into one tile (row-major: row, head), so
+keys are read once for the group (Ainslie et al. 2023, arXiv 2305.13245).
 
     tile of rows -> first key seen | left edge, masked | every row sees every key | diagonal, masked |
 
-A launch has just as many tiles as the batch may need; each finds its sequence by counting tiles, so short sequences beside a long
-one cost nothing. Tiles with the most keys start first. The tile shape depends on the model's shapes alone, and tiles
-of keys begin at
-multiples of their size: a row's result does not depend on the batch, nor on how its prompt was cut.
+A launch has only as many tiles as the batch may need; each finds its sequence by counting tiles, so short sequences beside a long
+one cost nothing. Tiles with the most keys start first. The tile shape depends on the model's shapes alone, and tiles of keys
+begin at multiples of their size: a row's result depends neither on the batch nor on how its prompt was cut.
 
-Floor: 4 * rows * (keys seen on average) * heads * dim operations over the tensor cores' rate (1 x 16k causal, 32
-heads of 128: 2.2 TFLOP,
-2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
+Floor: 4 * rows * (keys seen on average) * heads * dim operations over the tensor cores' rate (1 x 16k causal, 32 heads of 128:
+2.2 TFLOP, 2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
 """
 
 from functools import partial
@@ -31,29 +28,29 @@ from kernels.gpu.attention.launch import Config, Pool, capability, exponents, va
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
-_COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at together when a tile finds its own
+_COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at in one go when a tile looks for its own
 
 
 def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: bool = False) -> Config:
     """Choose by the model's shapes and the chip, never by the batch.
 
-    From Hopper on, a dot reads its right side from shared memory; before, both sides pass through registers, and
-    tiles must be smaller.
+    From Hopper on, a dot reads its right-hand side from shared memory; before, both sides pass through registers, and tiles must
+    be smaller.
 
     Args:
-        group: query heads a KV head.
+        group: query heads per KV head.
         dim: of a head.
-        bytes_each: of a query's element.
+        bytes_each: bytes per element of a query.
         capability: of the chip: 80, 90, ..
-        fp8: the pool holds 8-bit floats, which take registers to turn into others.
+        fp8: whether the pool holds 8-bit floats, which take registers to convert.
 
     Raises:
         ValueError: the group does not fit a tile.
     """
     hopper = capability >= 90
-    # A loop's loads run ahead only from 5 stages on: the block table's load takes a level of the pipeline and what it points to
-    # another, so that with 3 each turn waits for its own keys. Chips before Hopper have less shared memory and keep 3. Turning
-    # 8-bit floats into others takes so many registers that only half as many keys at a time leave room for 5.
+    # A loop's loads run ahead only from 5 stages on: the block table's load takes one level of the pipeline and what it points to
+    # another, so that with 3 each iteration waits for its own keys. Chips before Hopper have less shared memory and keep 3.
+    # Converting 8-bit floats takes so many registers that only half as many keys at a time leave room for 5.
     stages = 5 if hopper else 3
     if bytes_each > 2:
         config = Config(32, 16, warps=8 if hopper else 4, stages=2)  # for comparing, not for speed
@@ -66,19 +63,18 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: b
     else:
         config = Config(64, 32, warps=8, stages=2)
     if group > config.tile:
-        raise ValueError(f"{group} query heads a KV head: at most {config.tile}")
+        raise ValueError(f"{group} query heads per KV head; at most {config.tile} are possible")
     return config
 
 
 @triton.jit
 def find_tile(wanted, row_starts, sequences, ROWS: tl.constexpr):
-    """(sequence, first row of the tile in it, rows of the sequence) of tile `wanted`; sequence == `sequences` beyond
-    the last tile.
+    """(sequence, first row of the tile in it, rows of the sequence) of tile `wanted`; past the last tile, sequence == `sequences`.
 
-    A sequence of n rows has ceil(n / ROWS) tiles, the last rows' tile first: it sees the most keys.
+    A sequence of n rows has ceil(n / ROWS) tiles. The tile of its last rows comes first, because it sees the most keys.
     """
     sequence = 0
-    before = 0  # tiles of all sequences ahead
+    before = 0  # tiles of all earlier sequences
     counted = 0
     for first in range(0, sequences, _COUNTED):
         index = first + tl.arange(0, _COUNTED)
@@ -101,8 +97,8 @@ def find_tile(wanted, row_starts, sequences, ROWS: tl.constexpr):
 def visible_keys(
     length, oldest, window, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
 ):
-    """(low, high, left, right) of a tile whose first row is at position `oldest`: its rows see keys [low, high); from `left` to
-    `right`, whole tiles of keys, all of its rows see all of them."""
+    """(low, high, left, right) for a tile whose first row is at position `oldest`. Its rows see keys within [low, high);
+    [left, right) are whole tiles of keys that every row sees in full."""
     newest = tl.minimum(oldest + ROWS, length) - 1
     low, high, left, right = 0, length, 0, length // BLOCK_N * BLOCK_N
     if CAUSAL:
@@ -248,35 +244,35 @@ def paged_attention(
     """Attend with every row to its sequence's keys, which are in the pool already, the rows' own included.
 
     Args:
-        q: [rows, heads, dim] fp16, bf16 or fp32; sequence after sequence. Rows past the last sequence are left alone.
+        q: [rows, heads, dim] fp16, bf16 or fp32; sequence after sequence. Rows past the last sequence are ignored.
         kv: [blocks, 2, kv_heads, block_size, dim] (keys, values) in the type of `q`, or float8_e4m3fn with `scales`.
         row_starts: int32 [sequences + 1], first row of each; a sequence may have none.
         kv_lengths: int32 [sequences], keys of each: row i of n is at position kv_length - n + i.
         block_tables: int32 [sequences, most blocks], entry i holds positions [i * block_size, (i + 1) * block_size).
         scale: factor on the scores.
-        longest: most rows of one sequence here (or more); it bounds the grid.
-        window: newest positions that a row sees, its own included; 0 = all.
-        soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 = they stay.
-        scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value times its scale is meant.
+        longest: the most rows of any sequence here, or more; it bounds the grid.
+        window: how many of the newest positions a row sees, its own included; 0 for all.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
+        scales: fp32 [blocks, 2, kv_heads]: a stored fp8 value stands for itself times its scale.
         mass: fp32 [sequences, kv_heads, positions]: receives the share of each position in the attention of each sequence's last
             row (`attention_mass`, a launch of its own).
-        causal: False: every row sees all keys of its sequence (a prefix that lies wholly before the rows); without a window.
-        log_sums: fp32 [rows, heads], contiguous: receives the log-sum-exp of each row's scores (natural log), -inf
-        if it saw none.
+        causal: if False, every row sees all keys of its sequence (a prefix that lies wholly before the rows); needs `window` 0.
+        log_sums: fp32 [rows, heads], contiguous: receives the log-sum-exp of each row's scores (natural log), -inf if the row
+            sees no key.
         out: receives the result, [rows, heads, dim], contiguous along dim.
-        config: shape of a program, for benchmarks; None = `config_for`'s.
+        config: shape of a program, for benchmarks; None for that of `config_for`.
 
     Returns:
         [rows, heads, dim] in the type of `q`, or `out`.
 
     Raises:
-        ValueError: shapes or types do not belong together.
+        ValueError: shapes or types do not fit together.
     """
     pool = Pool.of(q, kv, scales, block_tables)
     rows, heads, dim = q.shape
     kv_heads, sequences = pool.kv.shape[2], len(kv_lengths)
     if window and not causal:
-        raise ValueError(f"a window of {window} needs positions, which rows without causal order do not have")
+        raise ValueError(f"a window of {window} needs positions, but rows without causal order have none")
     if len(row_starts) != sequences + 1 or len(block_tables) != sequences:
         raise ValueError(
             f"{sequences} kv_lengths, {len(row_starts)} row_starts (one more) and {len(block_tables)} block tables"

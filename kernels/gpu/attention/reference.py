@@ -1,4 +1,4 @@
-"""What the attention kernels here compute, in plain torch by its definition: gather, score all pairs, hide, softmax, in fp64."""
+"""What the attention kernels here compute, in plain torch by definition: gather, score all pairs, mask, softmax, in fp64."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """A result.
+    """The result of `reference_attention`.
 
     Attributes:
         out: [rows, heads, dim] in the type of the queries.
-        log_sums: fp32 [rows, heads], log-sum-exp of each row's scores; -inf where it sees no key.
-        mass: fp32 [sequences, kv_heads, longest], share of each position in the attention of the sequence's last row, a mean over
-            the query heads of a KV head; 0 past the sequence's end.
+        log_sums: fp32 [rows, heads], log-sum-exp of each row's scores; -inf if the row sees no key.
+        mass: fp32 [sequences, kv_heads, longest], share of each position in the attention of the sequence's last row, averaged
+            over the query heads of a KV head; 0 past the sequence's end.
     """
 
     out: Tensor

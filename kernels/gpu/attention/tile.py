@@ -1,15 +1,12 @@
-"""The inner loop that the attention kernels here share: one tile of query rows over a range of one sequence's keys
-in paged blocks.
+"""The inner loop that the attention kernels here share: one tile of query rows over a range of one sequence's keys in paged blocks.
 
-Online softmax after FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1): for each tile of keys, the scores'
-running maximum `top`
-and sum `total` are brought up to date and the unnormalised output `acc` is rescaled; the division comes once, at the end.
-All scores are in units of log2, because exp2 is the instruction that the chip has. Tiles of keys are taken in
-ascending order from a
-start that depends on this sequence alone, and a tile's rows never mix: a row's result does not depend on its company.
+Online softmax after FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1): for each tile of keys, the running maximum `top`
+and sum `total` of the scores are updated and the unnormalised output `acc` is rescaled; the division comes once, at the end.
+All scores are in units of log2, because exp2 is the instruction that the chip has. Tiles of keys are taken in ascending order from
+a start that depends on this sequence alone, and a tile's rows never mix: a row's result does not depend on the other rows.
 
-Device functions only; `paged_attention`, `decode_attention` and `attention_mass` are the operations, `attention_launch` is what
-their launchers share.
+Device functions only; `paged_attention`, `decode_attention` and `attention_mass` are the operations, and `launch` is what their
+launchers share.
 """
 
 import math
@@ -18,7 +15,7 @@ import triton
 import triton.language as tl
 
 LN2: tl.constexpr = tl.constexpr(math.log(2.0))
-# Before any key: finite, so that a row which sees no key of a tile gets exp2(-inf - NOTHING) = 0 and never inf - inf.
+# The maximum before any key: finite, so that a row which sees no key of a tile gets exp2(-inf - NOTHING) = 0, never inf - inf.
 NOTHING: tl.constexpr = tl.constexpr(-1e30)
 
 
@@ -26,9 +23,8 @@ NOTHING: tl.constexpr = tl.constexpr(-1e30)
 def as_operand(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """Keys or values as `tl.dot` takes them beside queries of `dtype`; bytes are the bits of e4m3.
 
-    The bits of e4m3 moved into place are an fp16 2^8 times too small, subnormals included. That needs no fp8
-    instruction: Triton has
-    none for e4m3 below compute capability 8.9, and its interpreter computes fp8 wrongly.
+    The bits of e4m3 moved into place are an fp16 that is 2^8 times too small, subnormals included. That needs no fp8 instruction:
+    Triton has none for e4m3 below compute capability 8.9, and its interpreter computes fp8 wrongly.
     """
     if x.dtype == tl.uint8:
         bits = x.to(tl.uint16)
@@ -43,7 +39,7 @@ def as_operand(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def block_ids(table, keys, seen, BLOCK_SIZE: tl.constexpr):
-    """Block of each key: int64, since a block id times a block's stride passes 2^31."""
+    """The block of each key, as int64, because a block id times a block's stride may exceed 2^31."""
     return tl.load(table + keys // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
 
 
@@ -51,9 +47,8 @@ def block_ids(table, keys, seen, BLOCK_SIZE: tl.constexpr):
 def scores(q, k, k_scale, inner, outer, SCALED: tl.constexpr, SOFT_CAPPED: tl.constexpr):
     """q [M, D] times k [D, N], scaled and capped: fp32 [M, N] in units of log2.
 
-    Without a cap, `inner` is scale * log2(e). With one, cap * tanh(s / cap) = cap - 2 cap / (exp(2 s / cap) + 1),
-    which needs no tanh and
-    is right at both infinities: `outer` is cap * log2(e) and `inner` turns a product into the exponent of 2.
+    Without a cap, `inner` is scale * log2(e). With one, cap * tanh(s / cap) = cap - 2 cap / (exp(2 s / cap) + 1), which needs no
+    tanh and is right at both infinities: `outer` is cap * log2(e) and `inner` turns a product into the exponent of 2.
     """
     s = tl.dot(q, k, input_precision="ieee")
     if SCALED:
@@ -147,7 +142,7 @@ def sweep(
 
 @triton.jit
 def finish(acc, top, total):
-    """(output, its log-sum-exp in natural units) of what `sweep` gathered: 0 and -inf if that was no key."""
+    """(output, its log-sum-exp in natural units) of what `sweep` gathered: 0 and -inf if there was no key."""
     some = total > 0
     weight = tl.where(some, total, 1.0)
     return acc / weight[:, None], tl.where(some, (top + tl.log2(weight)) * LN2, float("-inf"))

@@ -1,1 +1,1 @@
-"""Keys and values into their blocks, and whole blocks from pool to pool."""
+"""Writes keys and values into their blocks, and copies whole blocks between pools."""

@@ -1,13 +1,13 @@
-"""Whole KV blocks between two pools: device to pinned host and back, host to host, device to device.
+"""Copies whole KV blocks between two pools: device to pinned host and back, host to host, device to device.
 
-A block is one contiguous range, so a block is one copy, and neighbours on both sides are one copy together (as FastSwitch joins
-them, arXiv 2411.18424). Between host and device each run of neighbours is one asynchronous copy, all on the copier's own stream:
-the copy engines move them while kernels compute. On one device a single launch of a Triton kernel moves all blocks, since
-copies one by one would pay a launch each and reach the bandwidth only for big blocks.
+A block is one contiguous range, so it takes one copy, and neighbours on both sides are copied together (as in FastSwitch, arXiv
+2411.18424). Between host and device, each run of neighbours is one asynchronous copy, all on the copier's own stream: the copy
+engines move them while kernels compute. Within a device, a single launch of a Triton kernel moves all blocks, since separate
+copies would each pay for a launch and reach full bandwidth only with large blocks.
 
-Floor: between host and device, bytes over what one large pinned copy reaches (about 55 GB/s on PCIe 5 x16): a Llama-3-8B block of
-32 tokens in bf16 is 4 MiB, 76 us, against some microseconds that issuing a copy takes. On a device, twice the bytes over memory
-bandwidth.
+Floor: between host and device, bytes over the rate of one large pinned copy (about 55 GB/s on PCIe 5 x16): a Llama-3-8B block of
+32 tokens in bf16 is 4 MiB, 76 us, against the few microseconds that issuing a copy takes. Within a device, twice the bytes over
+memory bandwidth.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 from kernels.gpu.runtime import Variant, sent
 from kernels.runs import joined
 
-WORDS = 4096  # of 4 bytes a program: 8 loads of 16 bytes in flight for each of 128 threads
+WORDS = 4096  # words of 4 bytes per program: 8 loads of 16 bytes in flight for each of 128 threads
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -40,7 +40,7 @@ def copy_blocks(source: Tensor, target: Tensor, moves: Tensor) -> None:
 
     Args:
         source: [blocks, ...] in any type, contiguous.
-        target: [other blocks, ...], like it.
+        target: [other blocks, ...], alike but for the number of blocks.
         moves: int64 [2, n], contiguous, on the same device. No block is a target twice, none both source and target of one pool.
     """
     count = moves.shape[1]
@@ -57,23 +57,23 @@ def reference_copy_blocks(source: Tensor, target: Tensor, moves: Tensor) -> None
 
 
 def _words(pool: Tensor) -> Tensor:
-    """[blocks, words] over the same memory, in words of 4 bytes where a block is a whole number of them, else bytes."""
+    """[blocks, words] over the same memory, in words of 4 bytes if a block is a whole number of them, else bytes."""
     flat = pool.view(len(pool), -1)
     return flat.view(torch.uint8 if flat.shape[1] * flat.element_size() % 4 else torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class CopyHandle:
-    """A copy under way. Until it is done its source blocks must keep their content and nobody may read its targets.
+    """A copy in progress. Until it is done, its source blocks must keep their content and nobody may read its targets.
 
     Attributes:
-        blocks: it moves.
-        copies: it takes, of each tensor: runs of neighbours, or 1 launch.
+        blocks: how many it moves.
+        copies: how many copies that takes per tensor: one per run of neighbours, or 1 launch.
     """
 
     blocks: int
     copies: int
-    _event: torch.cuda.Event | None  # None: done already
+    _event: torch.cuda.Event | None  # None if done already
 
     @property
     def done(self) -> bool:
@@ -81,12 +81,12 @@ class CopyHandle:
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Hold this thread until all blocks have arrived."""
+        """Block this thread until all blocks have arrived."""
         if self._event is not None:
             self._event.synchronize()
 
     def before(self, stream: torch.cuda.Stream) -> None:
-        """Whatever is given to `stream` from now on runs after the copy; this thread does not wait."""
+        """Make everything submitted to `stream` from now on run after the copy; this thread does not wait."""
         if self._event is not None:
             stream.wait_event(self._event)
 
@@ -94,16 +94,16 @@ class CopyHandle:
 class BlockCopier:
     """Moves blocks from one pool to another, on a stream of its own.
 
-    A pool may be several tensors (values and their scales): block i is row i of each. Two directions take two copiers, and then
-    run beside each other.
+    A pool may be several tensors (values and their scales): block i is row i of each. Two directions take two copiers, which can
+    then run at the same time.
 
     Args:
-        pairs: (source, target) tensors [blocks, ...], contiguous, alike but for the number of blocks. All sources on one device,
-            all targets on one device; on the host they must be pinned if the other side is a GPU.
+        pairs: (source, target) tensors [blocks, ...], contiguous, alike but for the number of blocks. All sources are on one
+            device and all targets on one device; tensors on the host must be pinned if the other side is a GPU.
 
     Attributes:
-        blocks: moved so far.
-        copies: made so far, of each tensor.
+        blocks: number of blocks moved so far.
+        copies: number of copies so far, per tensor.
 
     Raises:
         ValueError: the tensors are not such pools.
@@ -121,21 +121,21 @@ class BlockCopier:
 
     @property
     def blocks_per_copy(self) -> float:
-        """Mean so far: 1 when no neighbours met. 0 before the first copy."""
+        """The mean so far: 1 if no blocks were neighbours; 0 before the first copy."""
         return self.blocks / self.copies if self.copies else 0.0
 
     def copy(self, moves: Sequence[tuple[int, int]], *, after: Iterable[CopyHandle] = ()) -> CopyHandle:
-        """Start moving blocks; returns at once where a GPU takes part, else when done.
+        """Start moving blocks. Returns at once if a GPU takes part, else when done.
 
-        The copy begins after everything that the current stream of the GPU holds at this moment (the kernels that filled the source
-        or still read the target), and after the copies `after` (which filled host memory that this one reads, say).
+        The copy begins after everything that is now in the GPU's current stream (the kernels that filled the source or still read
+        the target), and after the copies `after` (for example, those that filled host memory that this one reads).
 
         Args:
-            moves: (source block, target block) of each, in any order.
-            after: handles of copies that come first.
+            moves: pairs of source block and target block, in any order.
+            after: handles of copies that must come first.
 
         Raises:
-            ValueError: a block is not one of its pool, a target twice, or source and target of one pool.
+            ValueError: a block is not in its pool, is a target twice, or is both source and target in one pool.
         """
         self._check_moves(moves)
         if self._stream is None:
@@ -153,7 +153,7 @@ class BlockCopier:
         return CopyHandle(len(moves), copies, event)
 
     def _run(self, moves: Sequence[tuple[int, int]]) -> int:
-        """Give all copies to the stream; how many."""
+        """Submit all copies to the stream. Returns how many there are."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             if self._stream is not None and self._from == self._to:
                 return self._launch(moves)
@@ -178,10 +178,10 @@ class BlockCopier:
             if used and not 0 <= min(used) <= max(used) < len(pool):
                 raise ValueError(f"{name} blocks {min(used)}..{max(used)} of a pool that has 0..{len(pool) - 1}")
         if len(targets) < len(moves):
-            raise ValueError("a block is a target twice: which content it would keep is undefined")
+            raise ValueError("a block is a target twice: it is undefined which content it would keep")
         if self._one_pool and (both := sources & targets):
             raise ValueError(
-                f"blocks {sorted(both)[:5]} are source and target of one pool: make two copies of it, one after the other"
+                f"blocks {sorted(both)[:5]} are both source and target in one pool: copy in two calls, one after the other"
             )
 
 

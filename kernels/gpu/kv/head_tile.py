@@ -1,7 +1,7 @@
-"""A tile of heads in two halves, as the rotary turn pairs them: what the kernels that write keys and values do to it.
+"""A tile of heads in two halves, as the rotary embedding pairs them: what the kernels that write keys and values do to it.
 
-Everywhere: `DIM` values a head, `HALF` is DIM / 2 rounded up to a power of two, a tile is two fp32 tensors [lines, HALF], the
-first half of each head and the second; what lies behind DIM / 2 is 0.
+Everywhere, a head has `DIM` values, `HALF` is DIM / 2 rounded up to a power of two, and a tile is two fp32 tensors [lines, HALF]
+with the first and the second half of each head; columns from DIM / 2 on are 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from kernels.gpu.runtime import Variant
 
 @triton.jit
 def load_halves(source, starts, valid, DIM: tl.constexpr, HALF: tl.constexpr):
-    """Both halves of the heads that begin at `source + starts`: fp32 [lines, HALF] each, 0 where not `valid` or behind DIM / 2."""
+    """Both halves of the heads that begin at `source + starts`: fp32 [lines, HALF] each, 0 if not `valid` and from DIM / 2 on."""
     columns = tl.arange(0, HALF)
     inside = valid[:, None] & (columns < DIM // 2)[None, :]
     at = source + starts[:, None] + columns[None, :]
@@ -24,7 +24,7 @@ def load_halves(source, starts, valid, DIM: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def store_halves(target, starts, valid, low, high, DIM: tl.constexpr, HALF: tl.constexpr):
-    """The opposite of `load_halves`, in the type that `target` points to."""
+    """The inverse of `load_halves`, in the type that `target` points to."""
     columns = tl.arange(0, HALF)
     inside = valid[:, None] & (columns < DIM // 2)[None, :]
     at = target + starts[:, None] + columns[None, :]
@@ -45,7 +45,7 @@ def norm_halves(low, high, weight, eps, DIM: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def turn_halves(low, high, cos, sin, positions, valid, DIM: tl.constexpr, HALF: tl.constexpr):
-    """Rotary turn of each line (or of all lines: `positions` and `valid` [1]) by the angles of its position."""
+    """Rotate each line by the angles of its position; `positions` and `valid` of shape [1] hold for all lines."""
     columns = tl.arange(0, HALF)
     inside = valid[:, None] & (columns < DIM // 2)[None, :]
     at = positions[:, None] * (DIM // 2) + columns[None, :]
@@ -66,12 +66,12 @@ _MODELS = (  # name, query heads, KV heads, dim, type, whether queries and keys 
 def variants(
     kernel: Any, config_for: Callable[[int, int], Mapping[str, int]], pointers: Mapping[str, str]
 ) -> tuple[Variant, ...]:
-    """Builds of a kernel that writes keys and values, for blocks of 32.
+    """Variants of a kernel that writes keys and values, for blocks of 32.
 
     Args:
         kernel: the `@triton.jit` function.
-        config_for: (kv_heads, dim) to the constants of its shape, `warps` among them.
-        pointers: types of those that only it has.
+        config_for: (kv_heads, dim) -> the constants of its shape, including `warps`.
+        pointers: types of the pointers that only this kernel has.
     """
     indices, numbers = dict.fromkeys(("positions", "slots"), "i64"), ("cos", "sin", "q_norm", "k_norm")
     strides = [name for name in kernel.arg_names if name.endswith("_stride")]

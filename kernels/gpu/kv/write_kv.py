@@ -1,14 +1,14 @@
-"""Between the projection and attention: QK norm where the model has one, rotary turn, scatter of keys and values into their blocks.
+"""Between projection and attention: QK norm if the model has one, rotary embedding, scatter of keys and values into their blocks.
 
-Norm: of each head over its own `dim`, before the turn (Dehghani et al., arXiv 2302.05442, section 2; per head as Qwen3 does it).
-Turn: pairs (d, d + dim / 2) by the angle of the row's position (Su et al., arXiv 2104.09864, section 3.4, in the half-split order
-of Hugging Face's llama). fp32 throughout, rounded once.
+Norm: of each head over its own `dim`, before the rotation (Dehghani et al., arXiv 2302.05442, section 2; per head as in Qwen3).
+Rotation: pairs (d, d + dim / 2) by the angle of the row's position (Su et al., arXiv 2104.09864, section 3.4, in the half-split
+order of Hugging Face's llama). fp32 throughout, rounded once.
 
-A program takes one row and a group of its heads, all queries, all keys or all values. A row's result depends on that row alone.
-A pool of 8-bit floats is filled by a second kernel (kernels/gpu/kv/write_kv_fp8.py), a block at a time, since scales are a block's.
+A program takes one row and a group of its heads: all queries, all keys or all values. A row's result depends on that row alone.
+A pool of 8-bit floats is filled by a second kernel (kernels/gpu/kv/write_kv_fp8.py), block by block, since scales are per block.
 
-Floor: rows * (heads + 2 kv_heads) * dim * bytes of the type * 2 (each read once, written once), plus 4 * dim bytes a row of
-angles, over memory bandwidth: Llama-3-8B bf16, 8192 rows: 201 MB + 4 MB, 51 us at 4 TB/s.
+Floor: rows * (heads + 2 kv_heads) * dim * bytes per value * 2 (each read once, written once), plus 4 * dim bytes of angles per row,
+over memory bandwidth: Llama-3-8B bf16, 8192 rows: 201 MB + 4 MB, 51 us at 4 TB/s.
 """
 
 import torch
@@ -76,7 +76,7 @@ def _write_kv(
 
 
 def config_for(kv_heads: int, dim: int) -> tuple[int, int, int]:
-    """(heads of a program, half of `dim` rounded up to a power of two, warps): about 8 values a thread."""
+    """(heads per program, half of `dim` rounded up to a power of two, warps): about 8 values per thread."""
     half = triton.next_power_of_2(dim // 2)
     group = min(triton.next_power_of_2(kv_heads), 8)
     return group, half, min(max(group * half // 128, 1), 4)
@@ -97,28 +97,29 @@ def write_kv(
     eps: float = 1e-6,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """Norm, turn, and store keys and values; give the queries.
+    """Normalize and rotate queries and keys, store keys and values, and return the queries.
 
     Args:
         qkv: [rows, (heads + 2 kv_heads) * dim] in any float type: queries, keys, values; columns contiguous.
-        kv: one layer's view of the pool, [blocks, 2, kv_heads, block_size, dim], dim contiguous; written at `slots`, nowhere else.
-        positions: int64 [rows], in their sequences; every one within `cos`, padding rows too.
-        slots: int64 [rows], block * block_size + offset; -1 writes nothing. No slot twice.
+        kv: one layer's view of the pool, [blocks, 2, kv_heads, block_size, dim], dim contiguous; written only at `slots`.
+        positions: int64 [rows], in their sequences; all must be within `cos`, those of padding rows too.
+        slots: int64 [rows], block * block_size + offset; -1 writes nothing. No slot may occur twice.
         cos: fp32 [positions, dim / 2], contiguous.
-        sin: likewise.
-        heads: of the queries.
-        kv_heads: of keys and values.
+        sin: the same.
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
         q_norm: [dim], weight of the queries' norm, or None for no norm; both or neither.
         k_norm: [dim], weight of the keys' norm.
         eps: of the norms.
-        scales: fp32 [blocks, 2, kv_heads] of a pool in float8_e4m3fn, written too: a stored value times its scale is meant. Then
-            rows of one block must lie side by side in the order of their offsets, as rows of a sequence do. None for other pools.
+        scales: fp32 [blocks, 2, kv_heads] of a pool in float8_e4m3fn, also written: a stored value stands for itself times its
+            scale. Rows of one block must then be adjacent, in the order of their offsets, as a sequence's rows are. None for
+            other pools.
 
     Returns:
         Queries [rows, heads, dim] in the type of `qkv`.
 
     Raises:
-        ValueError: shapes do not belong together.
+        ValueError: shapes or types do not fit together.
     """
     dim = kv.shape[-1]
     _check(qkv, kv, positions, slots, cos, sin, heads, kv_heads, q_norm, k_norm)
@@ -201,7 +202,7 @@ def _check(
 
 def _check_scales(kv: Tensor, scales: Tensor | None) -> None:
     if (scales is not None) != (kv.dtype == torch.float8_e4m3fn):
-        raise ValueError(f"scales must be given for a pool of float8_e4m3fn and for no other, this one is {kv.dtype}")
+        raise ValueError(f"scales must be given for a pool of float8_e4m3fn and for no other; this one is {kv.dtype}")
     if scales is not None and (scales.shape != kv.shape[:3] or scales.dtype != torch.float32):
         raise ValueError(f"scales {scales.dtype} {tuple(scales.shape)} must be fp32 {tuple(kv.shape[:3])}")
 
@@ -221,7 +222,7 @@ def reference_write_kv(
     eps: float = 1e-6,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """What `write_kv` computes, in plain torch; writes into `kv` too."""
+    """What `write_kv` computes, in plain torch; also writes into `kv`."""
     dim, block_size = kv.shape[-1], kv.shape[3]
     widths = [heads * dim, kv_heads * dim, kv_heads * dim]
     q, k, v = (part.float().reshape(len(qkv), part.shape[1] // dim, dim) for part in torch.split(qkv, widths, -1))

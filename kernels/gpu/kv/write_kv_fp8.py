@@ -1,25 +1,25 @@
-"""Keys and values into blocks of 8-bit floats (e4m3) with a scale for each block, head and side, while the blocks fill.
+"""Keys and values into blocks of 8-bit floats (e4m3) with one scale per block, head and side, while the blocks fill.
 
-The scale of a block that fills token by token has to be fixed before its values are known. What was weighed:
-- *By calibration, or 1*: needs data nobody has at load, and clips what exceeds it.
+The scale of a block that fills token by token has to be fixed before its values are known. The choices:
+- *By calibration, or 1*: needs data that nobody has when loading, and clips what exceeds it.
 - *By the block's first token, with room to spare*: a prompt's first token has values far smaller than the others' (attention sinks,
   Xiao et al., arXiv 2309.17453, section 3.1; their values: Guo et al., arXiv 2410.13835): the block that all heads read would clip.
 - *By the full block, in 16 bits until then*: a second pool for blocks being filled, and a second way to read in every kernel.
-- **Grow** (here): the scale follows the largest value so far. When a token exceeds it, the block's program writes the earlier
-  tokens again with the bigger scale. That is seldom: the largest value must double.
+- **Grow** (here): the scale follows the largest value so far. If a token exceeds it, the block's program rewrites the earlier
+  tokens with the larger scale. That is rare: the largest value must double.
 
-What makes growing sound is that scales are powers of two and that quantizing composes (kernels/gpu/e4m3.py): codes and scale of a
-block are the same function of its tokens' values whether these came one by one, as a prompt's chunks or all at once. Nothing
-ever clips, and writing again adds no error. So a full block has the same bytes after prefill, decode or recomputation of the same
-values, which is what content-addressed blocks need. Only tokens written and then taken back (rejected drafts) leave a trace: a
-scale larger than the rest needs. What a *row* reads does depend on how far its block was filled when it read: values under 2^-6 of
-the scale lose digits as the scale grows. So results with an 8-bit cache may differ with the cut of a prompt into chunks.
-Error: 2^-4 of the value, or 2^-9 of the scale where that is more; the scale is at most 2^-7 of the block's largest value.
+Growing is sound because scales are powers of two and quantizing composes (kernels/gpu/e4m3.py): the codes and the scale of a block
+are the same function of its tokens' values whether these came one by one, in chunks or all at once. Nothing ever clips, and
+rewriting adds no error. So a full block has the same bytes after prefill, decode or recomputation of the same values, as
+content-addressed blocks require. Only tokens that were written and then taken back (rejected drafts) leave a trace: a scale
+larger than the rest needs. But what a *row* reads depends on how full its block was when it read: values below 2^-6 of the scale
+lose digits as the scale grows. So results with an 8-bit cache may depend on how a prompt is cut into chunks.
+Error: 2^-4 of the value, or 2^-9 of the scale if that is more; the scale is at most 2^-7 of the block's largest value.
 
-One program a row, side and head; the first row of each block works, for all rows of this launch that the block takes, the others
-return. Hence: rows of one block lie side by side in the order of their offsets, as rows of a sequence do.
+One program per row, side and head; that of a block's first row in this launch works for all rows of the block, the others return.
+Hence the rows of a block must be adjacent, in the order of their offsets, as the rows of a sequence are.
 
-Floor: rows * 2 kv_heads * dim * (bytes of the type + 1), over memory bandwidth; Llama-3-8B bf16, 8192 rows: 50 MB, 13 us at 4 TB/s.
+Floor: rows * 2 kv_heads * dim * (bytes per value + 1) over memory bandwidth; Llama-3-8B bf16, 8192 rows: 50 MB, 13 us at 4 TB/s.
 """
 
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ def _fill_blocks(
             scale = tl.maximum(scale, old)
             if scale > old:
                 _rescale(base, first, old * inverse_of(scale), token_stride, DIM, LINES, HALF)
-        tl.debug_barrier()  # every thread has read the old scale before one of them writes the new
+        tl.debug_barrier()  # all threads must have read the old scale before one of them writes the new one
         tl.store(scale_at, scale)
         inverse = inverse_of(scale)
         at = theirs % BLOCK_SIZE * token_stride
@@ -115,7 +115,7 @@ def _fill_blocks(
 
 
 def config_for(block_size: int, dim: int) -> tuple[int, int, int]:
-    """(tokens of a program, half of `dim`, both rounded up to powers of two; warps): about 16 values a thread."""
+    """(tokens per program, half of `dim`, both rounded up to powers of two; warps): about 16 values per thread."""
     lines, half = triton.next_power_of_2(block_size), triton.next_power_of_2(dim // 2)
     return lines, half, min(max(lines * half // 256, 1), 8)
 
@@ -134,12 +134,11 @@ def write_kv_fp8(
     eps: float,
     scales: Tensor,
 ) -> None:
-    """The keys' and values' half of `kernels.gpu.kv.write_kv.write_kv` for a pool of 8-bit floats.
+    """The part of `write_kv` that stores keys and values, for a pool of 8-bit floats. Arguments not listed are those of `write_kv`.
 
     Args:
-        qkv: as there, like all others but:
-        kv: float8_e4m3fn.
-        slots: as there; rows of one block side by side, in the order of their offsets. A slot of offset 0 begins a block anew.
+        kv: as there, in float8_e4m3fn.
+        slots: as there; the rows of a block are adjacent, in the order of their offsets. A slot of offset 0 begins a block anew.
         scales: fp32 [blocks, 2, kv_heads], one layer's view: value = code * scale.
     """
     rows, dim, block_size = len(qkv), kv.shape[4], kv.shape[3]
@@ -171,7 +170,7 @@ def write_kv_fp8(
 
 
 def reference_fill(kv: Tensor, scales: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    """Store fp32 keys (normed and turned) and values, [rows, kv_heads, dim], as `write_kv_fp8` does; in plain torch."""
+    """Store fp32 keys (normalized and rotated) and values, [rows, kv_heads, dim], as `write_kv_fp8` does, in plain torch."""
     block_size = kv.shape[3]
     both = reference_shortened(torch.stack((keys, values)).transpose(1, 2))  # [2, kv_heads, rows, dim]
     for run in _runs(slots.tolist(), block_size):
@@ -187,7 +186,7 @@ def reference_fill(kv: Tensor, scales: Tensor, keys: Tensor, values: Tensor, slo
 
 
 def _runs(slots: list[int], block_size: int) -> Iterator[slice]:
-    """Rows side by side that share a block; rows without a slot are in none."""
+    """Runs of adjacent rows that share a block; rows without a slot are in none."""
     start = 0
     while start < len(slots):
         stop = start + 1

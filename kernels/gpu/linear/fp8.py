@@ -1,13 +1,13 @@
-"""y = x W^T in 8-bit floats (W8A8, e4m3): a scale for each output and for each row of x, the product by torch's scaled one.
+"""y = x W^T in 8-bit floats (W8A8, e4m3): one scale per output and per row of x; torch's scaled product computes it.
 
-Shapes: x fp16 or bf16 [rows, columns], W an `Fp8Matrix` [outputs, columns], y of x's type [rows, outputs]. Sums are the tensor
-cores' fp32, a result is rounded to bf16. Both scales are the largest finite magnitude / 448, so nothing saturates.
+Shapes: x fp16 or bf16 [rows, columns], W an `Fp8Matrix` [outputs, columns], y [rows, outputs] in x's type. The tensor cores sum in
+fp32, and the result is rounded to bf16. A scale is the largest finite magnitude / 448, so nothing saturates.
 
-Floor: few rows: outputs * columns bytes over the memory's bandwidth, half of 16-bit weights; many rows: twice the rate of 16-bit
-tensor cores. To quantize x is rows * columns * 3 bytes and one launch: 8 rows of 4096 take what a launch takes.
+Floor: for few rows, outputs * columns bytes over memory bandwidth, half that of 16-bit weights; for many rows, twice the rate of
+16-bit tensor cores. Quantizing x moves rows * columns * 3 bytes in one launch: 8 rows of 4096 take no longer than the launch.
 
-Source: FP8 formats, Micikevicius et al. 2022 (arXiv 2209.05433, section 3); scales by row of both factors as vector-wise
-quantization in LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339, section 3.1).
+Source: FP8 formats, Micikevicius et al. 2022 (arXiv 2209.05433, section 3); scales by row of both factors, as in the vector-wise
+quantization of LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339, section 3.1).
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from kernels.gpu.runtime import Variant
 
-LARGEST = 448.0  # of e4m3
-LEAST = 1e-30  # magnitude that a scale is made of: its inverse stays finite
-MULTIPLE = 16  # what torch's product wants both sizes of W to be
+LARGEST = 448.0  # the largest e4m3 value
+LEAST = 1e-30  # the smallest magnitude that a scale is made from, so that its inverse is finite
+MULTIPLE = 16  # torch's product needs both sizes of W to be multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Fp8Matrix:
 
     @classmethod
     def of(cls, weight: Tensor) -> "Fp8Matrix":
-        """Round a float [outputs, columns].
+        """Round a weight [outputs, columns] of any float type.
 
         Raises:
             ValueError: sizes that are not multiples of 16.
@@ -49,9 +49,9 @@ class Fp8Matrix:
 
 
 def refusal(device: torch.device) -> str | None:
-    """Why this device has no such product; None if it has."""
+    """Why this device has no such product; None if it has one."""
     if device.type == "cpu":
-        return None  # torch computes it there too, not for speed
+        return None  # torch computes it on a CPU too, though not fast
     if device.type != "cuda" or torch.version.hip is not None:
         return f"scaled e4m3 products are for NVIDIA GPUs, not {device}"
     major, minor = torch.cuda.get_device_capability(device)
@@ -62,8 +62,8 @@ def refusal(device: torch.device) -> str | None:
 
 @triton.jit
 def _codes(x):
-    """e4m3 bit patterns of fp32 within 448, rounded to nearest even, as torch does it; not finite: NaN. In integers: Triton itself
-    converts from compute capability 8.9 on only, and its interpreter wrongly."""
+    """e4m3 bit patterns of fp32 values within 448, rounded to nearest even, as torch does; NaN if not finite. With integers:
+    Triton itself converts only from compute capability 8.9 on, and its interpreter converts wrongly."""
     bits = x.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
     normal = (((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960).to(tl.int32)
@@ -76,7 +76,7 @@ def _codes(x):
 
 @triton.jit
 def _quantize_rows(x, values, scales, columns, x_stride, BLOCK: tl.constexpr, LEAST: tl.constexpr):
-    """A program a row, read twice: the second time from a cache."""
+    """One program per row, which it reads twice: the second time from a cache."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     peaks = tl.full((BLOCK,), LEAST, tl.float32)
@@ -86,9 +86,8 @@ def _quantize_rows(x, values, scales, columns, x_stride, BLOCK: tl.constexpr, LE
         peaks = tl.maximum(peaks, tl.where(size < float("inf"), size, 0.0))
     peak = tl.max(peaks, 0)
     most = tl.full((), 448.0, tl.float32)
-    tl.store(
-        scales + row, tl.div_rn(peak, most)
-    )  # exactly: a plain division is off by a bit on a GPU, and so would codes be
+    # Exact division: a plain one is off by a bit on a GPU, and so would the codes be.
+    tl.store(scales + row, tl.div_rn(peak, most))
     inverse = tl.div_rn(most, peak)
     for start in range(0, columns, BLOCK):
         inside = start + column < columns
@@ -97,13 +96,13 @@ def _quantize_rows(x, values, scales, columns, x_stride, BLOCK: tl.constexpr, LE
 
 
 def config_for(columns: int) -> tuple[int, int]:
-    """(columns at a time, warps)."""
+    """(columns at a time, warps) for rows of `columns` values."""
     block = min(triton.next_power_of_2(columns), 4096)
     return block, max(1, block // 512)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows, columns], rows contiguous, to float8_e4m3fn of that shape and fp32 scales [rows, 1]."""
+    """Quantize x [rows, columns], rows contiguous, to float8_e4m3fn of that shape and fp32 scales [rows, 1]."""
     rows, columns = x.shape
     codes = torch.empty((rows, columns), dtype=torch.uint8, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
@@ -114,7 +113,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
+    """What `quantize_rows` computes, in plain torch."""
     peak = x.float().abs().nan_to_num_(nan=0.0, posinf=0.0).amax(dim=1, keepdim=True).clamp_(min=LEAST)
     return (x.float() * (LARGEST / peak)).to(torch.float8_e4m3fn), peak / LARGEST
 
@@ -123,8 +122,8 @@ def fp8_linear(x: Tensor, matrix: Fp8Matrix, bias: Tensor | None = None) -> Tens
     """x [rows, columns] times W^T plus `bias` [outputs]: [rows, outputs] in x's type.
 
     Raises:
-        NotImplementedError: the device has no such product; the sentence says why (`refusal`).
-        ValueError: x is of another width, or its rows are not contiguous.
+        NotImplementedError: the device has no such product; the message says why (`refusal`).
+        ValueError: x has another width, or its rows are not contiguous.
     """
     reason = refusal(x.device)
     if reason:
@@ -148,7 +147,7 @@ def fp8_linear(x: Tensor, matrix: Fp8Matrix, bias: Tensor | None = None) -> Tens
 
 
 def reference_fp8_linear(x: Tensor, matrix: Fp8Matrix, bias: Tensor | None = None) -> Tensor:
-    """The same in plain torch: rounded factors multiplied in fp64, and not rounded to bf16."""
+    """What `fp8_linear` computes, in plain torch: rounded factors multiplied in fp64, and not rounded to bf16."""
     values, scales = reference_quantize_rows(x)
     product = (values.double() * scales.double()) @ (matrix.values.double() * matrix.scales.double()).t()
     return (product if bias is None else product + bias.double()).to(x.dtype)

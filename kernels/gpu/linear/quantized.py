@@ -1,16 +1,16 @@
 """y = x W^T for decode sizes, W in 4 or 8 bits (W4A16, W8A16): weights are read once, unpacked in registers, fed to tensor cores.
 
-Shapes: x fp16 or bf16 [rows, columns], W a `QuantizedMatrix` [outputs, columns], y of x's type [rows, outputs]. Sums in fp32.
+Shapes: x fp16 or bf16 [rows, columns], W a `QuantizedMatrix` [outputs, columns], y [rows, outputs] in x's type. Sums in fp32.
 
-Floor: `matrix.nbytes` over the memory's bandwidth (4096 x 14336 in 4 bits, groups of 128: 31.2 MB, 6.5 us at 4.8 TB/s), until
-2 * rows * outputs * columns over the tensor cores' rate passes it at some 70 rows. What a program must not be is bound by its own
-instructions: in those 6.5 us an H200 issues 3.3 of them for each 4-bit weight, and twice that for 8 bits. The loop has 2.4 (AWQ),
-3.4 (Q4_0), 5.0 (Q4_1), 4.1 (Q8_0), 2.6 (int8), counted in what the compiler makes for sm_90. Hence:
+Floor: `matrix.nbytes` over memory bandwidth (4096 x 14336 in 4 bits, groups of 128: 31.2 MB, 6.5 us at 4.8 TB/s), until
+2 * rows * outputs * columns over the tensor cores' rate passes it at some 70 rows. A program must not be bound by its own
+instructions: in those 6.5 us an H200 issues 3.3 of them per 4-bit weight, and twice that per 8-bit weight. The loop has 2.4 (AWQ),
+3.4 (Q4_0), 5.0 (Q4_1), 4.1 (Q8_0), 2.6 (int8), counted in the compiler's output for sm_90. Hence:
 
 - no integer is converted to float: it is or-ed into the mantissa of 128 (bf16) or 1024 (fp16), two at a time, and is then too
-  large by that much, which a subtraction in 16 bits takes off exactly, together with 8 or the zero point;
-- what a minimum leaves, scale * (q - 8) + middle, is a product of x with the middles (small numbers, in x's type): tensor cores
-  have room for twice the products, and to sum x over a group would take more instructions;
+  large by that much, which a 16-bit subtraction removes exactly, together with 8 or the zero point;
+- a minimum is turned into scale * (q - 8) + middle, and x is also multiplied with the middles (small numbers, in x's type):
+  tensor cores have room for twice the products, and summing x over a group would take more instructions;
 - scales multiply the fp32 sums of a group (16 rows: half as many products as weights), so that W itself is never rounded;
 - columns are split over programs by a rule of the shape and the chip alone; partial sums are added in the order of the columns.
 
@@ -28,22 +28,23 @@ from torch import Tensor
 from kernels.gpu.linear.quantized_matrix import TILE, Form, QuantizedMatrix, dequantize
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
-KERNEL_ROWS = 64  # beyond, dequantizing once for cuBLAS costs less than the product itself
+KERNEL_ROWS = 64  # with more, dequantizing once for cuBLAS costs less than the product itself
 _UNPACKED_BYTES = 64 << 20  # of 16-bit weights at a time: some 100 MB are enough to fill a chip with cuBLAS' tiles
 _ROWS_AT_ONCE = 512  # in the kernel: partial sums stay below 100 MB
-# By lanes: what a Hopper processor has registers (32) or shared memory (64) for at 16 rows. They hide each other's latency.
+# Programs per multiprocessor, by lanes: as many as Hopper has registers (32) or shared memory (64) for at 16 rows. They hide each
+# other's latency.
 _RESIDENT = {32: 4, 64: 3}
-_PROCESSORS = 132  # of a chip that is not here: where Triton interprets
+_PROCESSORS = 132  # assumed if Triton interprets and there is no chip
 _FORMS: dict[Form, int] = {"symmetric": 0, "zeros": 1, "minima": 2, "channel": 3}
 
 
 @triton.jit
 def _in_mantissa(words, SHIFT: tl.constexpr, MASK: tl.constexpr, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Bits `MASK` of int16 words shifted right, or-ed into 128 (bf16) or 1024 (fp16): that much more than the integer they are."""
+    """Bits `MASK` of int16 words shifted right, or-ed into 128 (bf16) or 1024 (fp16): the integer that they are, plus that."""
     if INTERPRETED:
         NUMBER: tl.constexpr = 15 if MASK == "0x000f000f" else (0x7F if MASK == "0x007f007f" else 0x80)
         bits = ((words >> SHIFT) & NUMBER) | (0x4300 if dtype == tl.bfloat16 else 0x6400)
-    else:  # the same on two words at once: left to itself the compiler takes them apart, 2.7 instructions a weight, not 0.9
+    else:  # the same on two words at once: left to itself, the compiler splits them, 2.7 instructions per weight instead of 0.9
         TEXT: tl.constexpr = "0" if SHIFT == 0 else ("4" if SHIFT == 4 else ("8" if SHIFT == 8 else "12"))
         MAGIC: tl.constexpr = "0x43004300" if dtype == tl.bfloat16 else "0x64006400"
         bits = tl.inline_asm_elementwise(
@@ -58,7 +59,7 @@ def _floats(words, PLANE: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr,
     """The integers of one plane of int16 words; 4-bit ones are 128 (bf16) or 1024 (fp16) too large."""
     if BITS == 4:
         floats = _in_mantissa(words, 4 * PLANE, "0x000f000f", dtype, INTERPRETED)
-    else:  # two's complement: 7 bits, less 128 times the eighth, which or-ed into 128 makes 256, into 1024 makes 1152
+    else:  # two's complement: 7 bits minus 128 times the eighth, which or-ed into 128 gives 256, into 1024 gives 1152
         low = _in_mantissa(words, 8 * PLANE, "0x007f007f", dtype, INTERPRETED)
         floats = low - _in_mantissa(words, 8 * PLANE, "0x00800080", dtype, INTERPRETED)
     return floats
@@ -71,7 +72,7 @@ def _product(
     TILE: tl.constexpr, WHOLE: tl.constexpr, PARTIAL: tl.constexpr, HAS_BIAS: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Rows `[BLOCK_ROWS * i, ..)` times output tile j over the columns of split k; i runs fastest, so that programs that read the
-    same weights run at once and all but one find them in the second cache level."""
+    same weights run together and all but one find them in the L2 cache."""
     PLANES: tl.constexpr = 16 // BITS
     dtype: tl.constexpr = tl.bfloat16 if x.dtype.element_ty == tl.bfloat16 else tl.float16
     OFFSET: tl.constexpr = 128.0 if dtype == tl.bfloat16 else 1024.0
@@ -126,7 +127,7 @@ def _unpack(
     words, scales, extras, out, outputs, columns, spans, groups,
     FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Span i of tile j, plane after plane: memory is the bound, so integers are converted as they are."""
+    """Span i of tile j, plane by plane. Memory is the bound, so integers are simply converted."""
     PLANES: tl.constexpr = 16 // BITS
     span, tile = tl.program_id(0), tl.program_id(1)
     lane, output = tl.arange(0, LANES), tl.arange(0, TILE)
@@ -163,17 +164,17 @@ def _add(partials, bias, out, outputs, size, SPLITS: tl.constexpr, HAS_BIAS: tl.
 
 
 def runs_in_kernel(rows: int) -> bool:
-    """Whether so many rows are multiplied here rather than by cuBLAS on dequantized tiles: weights unpacked for 64 rows at a
-    time still cost less than writing and reading them in 16 bits (4 to 8 times the bytes)."""
+    """Whether `rows` rows are multiplied here rather than by cuBLAS on dequantized tiles: unpacking the weights for every 64 rows
+    still costs less than writing and reading them in 16 bits (4 to 8 times the bytes)."""
     return rows <= KERNEL_ROWS
 
 
 def splits_for(tiles: int, spans: int, lanes: int, processors: int) -> int:
-    """Programs that share an output tile's columns: as many as the chip's `processors` hold at once, for a few more would take a
-    second round nearly empty; 4 spans or more for each. Never a function of the rows, which would make a row's sum depend on
-    its company."""
+    """How many programs share an output tile's columns: as many as the chip's `processors` hold at once, since a few more would
+    make a second, nearly empty round; each has at least 4 spans. Never a function of the rows, which would make a row's sum depend
+    on the other rows."""
     wanted = min(_RESIDENT[lanes] * processors // tiles, spans // 4)
-    return -(-spans // -(-spans // max(wanted, 1)))  # what is needed when all but the last are of equal length
+    return -(-spans // -(-spans // max(wanted, 1)))  # the number needed if all but the last have equal length
 
 
 def quantized_linear(
@@ -182,20 +183,20 @@ def quantized_linear(
     """x [rows, columns] times W^T plus `bias` [outputs]: [rows, outputs] in x's type.
 
     Args:
-        x: fp16 or bf16, rows contiguous; fp32 too where Triton interprets.
+        x: fp16 or bf16, rows contiguous; also fp32 if Triton interprets.
         matrix: packed weights.
         bias: any float type.
-        batch_invariant: a row's result is the same bit for bit however many rows there are: this kernel at any size.
+        batch_invariant: give a row the same bits however many rows there are, by using this kernel for any number of them.
 
     Raises:
-        ValueError: another type or width than the weights take.
+        ValueError: x has another type or width than the weights take.
     """
     if x.shape[1] != matrix.columns or x.stride(1) != 1:
         raise ValueError(
             f"x is {list(x.shape)} with strides {x.stride()}; the weights take contiguous rows of {matrix.columns}"
         )
     if x.dtype not in (torch.float16, torch.bfloat16) and not (INTERPRETED and x.dtype == torch.float32):
-        raise ValueError(f"activations are fp16 or bf16, not {x.dtype}")
+        raise ValueError(f"activations must be fp16 or bf16, not {x.dtype}")
     if runs_in_kernel(len(x)):
         return _launch(x, matrix, bias)
     if not batch_invariant:
@@ -204,7 +205,7 @@ def quantized_linear(
 
 
 def reference_quantized_linear(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
-    """The same in plain torch, in fp64, rounded once."""
+    """What `quantized_linear` computes, in plain torch: in fp64, rounded once."""
     product = x.double() @ dequantize(matrix).double().t()
     return (product if bias is None else product + bias.double()).to(x.dtype)
 
@@ -234,7 +235,7 @@ def _launch(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) -> Tensor:
 
 
 def config_for(rows: int) -> tuple[int, int, int]:
-    """(rows of a program, warps, stages). 16 rows is the least a tensor core takes; a row's arithmetic is the same with 32."""
+    """(rows per program, warps, stages). A tensor core takes at least 16 rows; a row's arithmetic is the same with 32."""
     return (16 if rows <= 16 else 32), 4, 4
 
 
@@ -244,7 +245,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _by_dequantizing(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) -> Tensor:
-    """Many rows: weights in x's type, some tiles at a time, through cuBLAS."""
+    """For many rows: weights dequantized to x's type, some tiles at a time, and multiplied by cuBLAS."""
     out = x.new_empty((len(x), matrix.outputs))
     step = max(1, _UNPACKED_BYTES // (2 * TILE * matrix.columns))
     for first in range(0, len(matrix.words), step):
@@ -259,8 +260,7 @@ def _by_dequantizing(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) ->
 
 
 def unpack(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
-    """What `kernels.gpu.linear.quantized_matrix.dequantize` computes, rounded to `dtype`: [outputs, columns], each byte
-    read once."""
+    """What `quantized_matrix.dequantize` computes, rounded to `dtype`: [outputs, columns]; each byte is read once."""
     out = torch.empty((matrix.outputs, matrix.columns), dtype=dtype, device=matrix.words.device)
     tiles, spans, _, lanes = matrix.words.shape
     _unpack[(spans, tiles)](
@@ -272,7 +272,7 @@ def unpack(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
 
 
 def _variant(name: str, kind: str, form: Form, bits: int, group: int, rows: int, partial: bool) -> Variant:
-    """A product of `rows` rows; `kind` is Triton's name of x's type."""
+    """A product of `rows` rows; `kind` is Triton's name for x's type."""
     block_rows, warps, stages = config_for(rows)
     pointers = {"x": f"*{kind}", "words": "*i16", "bias": f"*{kind}", "out": "*fp32" if partial else f"*{kind}"}
     pointers |= {"scales": "*fp32" if form == "channel" else "*fp16", "extras": "*fp16"}

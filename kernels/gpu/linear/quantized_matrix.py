@@ -5,10 +5,10 @@ words `[128, lane]`, so that a program streams through memory. A word holds one 
 2 of 8 bits. Plane p, lane r of span s is column `(s * planes + p) * lanes + r`, so a plane is a run of neighbouring columns, and
 unpacking it from a tile in registers moves nothing between threads: shift, mask, done.
 
-    lanes   32 where a group is 32 columns (a plane is a group), else 64
+    lanes   32 if a group is 32 columns (a plane is then a group), else 64
     span    planes * lanes columns: 64 or 128 (groups of 32), 128 or 256 (others)
 
-Columns are filled up to whole spans and outputs to whole tiles, with zero scales. Scales stand `[tile, group, 128]`.
+Columns are padded to whole spans and outputs to whole tiles, with zero scales. Scales are laid out as `[tile, group, 128]`.
 """
 
 from dataclasses import dataclass, replace
@@ -27,18 +27,18 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # nibble of an int32 that holds output 8 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedMatrix:
-    """A packed weight [outputs, columns]; what value an integer q stands for is said by `form`.
+    """A packed weight [outputs, columns]; `form` says what value an integer q stands for.
 
     Attributes:
         words: int16 [tiles, spans, 128, lanes].
-        scales: fp16 [tiles, groups, 128]; of form `channel` fp32 [tiles, 1, 128].
-        extras: fp16 shaped as `scales`: zeros (integers) or minima; None of the other forms.
+        scales: fp16 [tiles, groups, 128]; for form `channel` fp32 [tiles, 1, 128].
+        extras: fp16 in the shape of `scales`: zeros (integers) or minima; None for the other forms.
         form: `symmetric`: scale * (q - 8) with 4 bits, scale * q with 8. `zeros`: scale * (q - zero). `minima`: scale * q +
-            minimum. `channel`: one scale for an output, 8 bits.
+            minimum. `channel`: one scale per output, 8 bits.
         outputs: rows of the matrix.
-        columns: of it.
+        columns: of the matrix, without padding.
         bits: 4 (q from 0 to 15) or 8 (q from -128 to 127).
-        group: columns that share a scale: 32, 64 or 128; of form `channel` 0.
+        group: columns that share a scale: 32, 64 or 128; 0 for form `channel`.
     """
 
     words: Tensor
@@ -52,26 +52,26 @@ class QuantizedMatrix:
 
     @property
     def planes(self) -> int:
-        """Values in a word."""
+        """Values per word."""
         return 16 // self.bits
 
     @property
     def lanes(self) -> int:
-        """Columns of a plane."""
+        """Columns per plane."""
         return self.words.shape[3]
 
     @property
     def nbytes(self) -> int:
-        """What one product reads of it."""
+        """The bytes that one product reads."""
         return sum(part.nbytes for part in (self.words, self.scales, self.extras) if part is not None)
 
     def to(self, device: torch.device | str) -> "QuantizedMatrix":
-        """The same on another device."""
+        """The same matrix on another device."""
         extras = None if self.extras is None else self.extras.to(device)
         return replace(self, words=self.words.to(device), scales=self.scales.to(device), extras=extras)
 
     def tiles(self, first: int, last: int) -> "QuantizedMatrix":
-        """Outputs of tiles `[first, last)`; views."""
+        """The outputs of tiles `[first, last)`, as views."""
         span = slice(first, last)
         extras = None if self.extras is None else self.extras[span]
         outputs = min(last * TILE, self.outputs) - first * TILE
@@ -81,15 +81,15 @@ class QuantizedMatrix:
 def pack(
     quants: Tensor, scales: Tensor, extras: Tensor | None, *, form: Form, bits: int, group: int
 ) -> QuantizedMatrix:
-    """Integers and scales in plain order into tiles.
+    """Pack integers and scales in plain order into tiles.
 
     Args:
         quants: uint8 (4 bits) or int8 (8 bits) [outputs, columns].
-        scales: [outputs, groups]; of form `channel` [outputs, 1].
-        extras: [outputs, groups] for `zeros` and `minima`.
-        form: see `QuantizedMatrix`.
+        scales: [outputs, groups]; for form `channel` [outputs, 1].
+        extras: [outputs, groups] for `zeros` and `minima`, else None.
+        form: what a value stands for, as in `QuantizedMatrix`.
         bits: 4 or 8.
-        group: 32, 64 or 128; 0 of form `channel`.
+        group: 32, 64 or 128; 0 for form `channel`.
 
     Raises:
         ValueError: a combination that the kernel does not know, or columns that are not whole groups.
@@ -98,7 +98,7 @@ def pack(
     if bits not in (4, 8) or group not in ((0,) if form == "channel" else (32, 64, 128)):
         raise ValueError(f"no kernel for {bits} bits in groups of {group}; known: 4 or 8 bits, groups of 32, 64 or 128")
     if form == "channel" and bits != 8:
-        raise ValueError(f"one scale for an output goes with 8 bits, not {bits}")
+        raise ValueError(f"one scale per output goes with 8 bits, not {bits}")
     if form in ("zeros", "minima") and bits != 4:
         raise ValueError(f"form {form!r} goes with 4 bits, not {bits}")
     if (extras is not None) != (form in ("zeros", "minima")):
@@ -126,13 +126,13 @@ def pack(
 
 
 def packed_bytes(outputs: int, columns: int, bits: int, extras: bool) -> int:
-    """`nbytes` of a matrix in groups of 32, before it is there."""
+    """`nbytes` of a matrix in groups of 32, before it is packed."""
     wide = -(-columns // (512 // bits)) * (512 // bits)
     return -(-outputs // TILE) * TILE * (wide * bits // 8 + wide // 32 * (4 if extras else 2))
 
 
 def from_gguf(rows: Tensor, kind: GgufKind) -> QuantizedMatrix:
-    """GGUF groups of 32 as the file stores them: uint8 [outputs, groups * bytes of a group]. Nothing is rounded again."""
+    """GGUF groups of 32 as the file stores them: uint8 [outputs, groups * bytes per group]. Nothing is rounded again."""
     parts = [_from_gguf(some, kind) for some in torch.split(rows, _PACKED_AT_ONCE)]
     if len(parts) == 1:
         return parts[0]
@@ -188,7 +188,7 @@ def round_to_int8(weight: Tensor) -> QuantizedMatrix:
 
 
 def dequantize(matrix: QuantizedMatrix) -> Tensor:
-    """What `matrix` stands for: fp32 [outputs, columns], from its packed form."""
+    """The values of a packed matrix: fp32 [outputs, columns]."""
     tiles, spans, _, lanes = matrix.words.shape
     shifts = torch.arange(matrix.planes, device=matrix.words.device, dtype=torch.int32)[:, None] * matrix.bits
     words = matrix.words.transpose(1, 2)[:, :, :, None].to(torch.int32)
@@ -212,7 +212,7 @@ def _spread(values: Tensor | None, width: int) -> Tensor:
 
 
 def _tiled(values: Tensor, groups: int) -> Tensor:
-    """[outputs, groups] to [tiles, groups, 128], filled up with zeros."""
+    """[outputs, groups] to [tiles, groups, 128], padded with zeros."""
     padded = values.new_zeros((-(-len(values) // TILE) * TILE, groups))
     padded[: len(values), : values.shape[1]] = values
     return padded.view(-1, TILE, groups).transpose(1, 2).contiguous()

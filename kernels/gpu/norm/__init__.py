@@ -1,1 +1,1 @@
-"""What runs on rows between the products: norms, the gated activation, the embedding."""
+"""Operations on rows between the matrix products: norms, the gated activation, the embedding."""

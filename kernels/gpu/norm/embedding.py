@@ -1,9 +1,9 @@
 """Rows of the embedding table by token id.
 
-A program copies a piece of one row, bit for bit. `first` serves a table split over the vocabulary (Shoeybi et al., arXiv
-1909.08053, section 3): each device holds a range of ids and gives zeros for the others', so that a sum over devices is the whole.
+A program copies part of one row, bit for bit. `first` is for a table split over the vocabulary (Shoeybi et al., arXiv
+1909.08053, section 3): each device holds a range of ids and gives zeros for the others, so that the sum over devices is complete.
 
-Floor: rows * hidden * bytes of the type * 2 over memory bandwidth: Llama-3-8B bf16, 8192 rows: 134 MB, 34 us at 4 TB/s.
+Floor: rows * hidden * bytes per value * 2 over memory bandwidth: Llama-3-8B bf16, 8192 rows: 134 MB, 34 us at 4 TB/s.
 """
 
 import torch
@@ -19,25 +19,24 @@ def _embed(table, ids, out, first, vocabulary, row_stride, HIDDEN: tl.constexpr,
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < HIDDEN
-    line = (
-        tl.load(ids + row + tl.arange(0, 1)) - first
-    )  # one value as a vector: the interpreter spreads no scalar truth
+    # A vector of one value, because the interpreter does not broadcast a scalar condition.
+    line = tl.load(ids + row + tl.arange(0, 1)) - first
     held = inside & (line >= 0) & (line < vocabulary)
     values = tl.load(table + line * row_stride + columns, held, 0.0)
     tl.store(out + row * HIDDEN + columns, values, inside)
 
 
 def config_for(hidden: int) -> tuple[int, int]:
-    """(columns of a program, its warps): 8 values a thread."""
+    """(columns per program, warps): 8 values per thread."""
     return min(triton.next_power_of_2(hidden), 1024), 4
 
 
 def embed(table: Tensor, ids: Tensor, *, first: int = 0) -> Tensor:
-    """Look up rows: [vocabulary, hidden] by int64 [rows] to [rows, hidden].
+    """Look up rows of a table: [rows, hidden] in its type.
 
     Args:
-        table: columns contiguous, any float type.
-        ids: token ids. An id outside `[first, first + vocabulary)` gives a row of zeros.
+        table: [vocabulary, hidden] in any float type, columns contiguous.
+        ids: int64 [rows], token ids, contiguous. An id outside `[first, first + vocabulary)` gives a row of zeros.
         first: the id of the table's row 0.
 
     Raises:

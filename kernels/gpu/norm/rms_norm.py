@@ -1,13 +1,13 @@
-"""Root-mean-square norm, fused with the residual sum before it.
+"""Root-mean-square norm, fused with the residual addition before it.
 
 normed = y * rsqrt(mean(y^2) + eps) * weight with y = residual + x, or y = x (Zhang and Sennrich, arXiv 1910.07467, equation 4).
 
-One program a row, which stays in registers: each value is read once and written once. The sum is rounded to the model's type
-before it is normed, because that is what the next layers read; everything else is fp32, rounded once at the end. A row's
+One program per row, which stays in registers: each value is read once and written once. The sum is rounded to the model's type
+before it is normalized, because that is what the next layers read; everything else is fp32, rounded once at the end. A row's
 result depends on that row alone.
 
-Floor: rows * hidden * bytes of the type * 4 (x, residual, normed, sum; 2 without residual) over memory bandwidth, next to no
-arithmetic: Llama-3-8B bf16, 8192 rows: 268 MB, 67 us at 4 TB/s; a decode row of 32 KiB is one launch, nothing else.
+Floor: rows * hidden * bytes per value * 4 (x, residual, norm, sum; 2 without residual) over memory bandwidth, with next to no
+arithmetic: Llama-3-8B bf16, 8192 rows: 268 MB, 67 us at 4 TB/s; a decode row of 32 KiB costs a launch and nothing else.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.gpu.runtime import Variant
 
-WIDEST = 32768  # columns that still fit the registers of 16 warps
+WIDEST = 32768  # the most columns that fit the registers of 16 warps
 
 
 @triton.jit
@@ -49,13 +49,13 @@ def _rms_norm(
 
 
 def config_for(hidden: int) -> tuple[int, int]:
-    """(columns of a program, its warps) for rows of `hidden` values: about 16 values a thread.
+    """(columns per program, warps) for rows of `hidden` values: about 16 values per thread.
 
     Raises:
-        ValueError: rows are wider than registers hold.
+        ValueError: rows are wider than the registers hold.
     """
     if hidden > WIDEST:
-        raise ValueError(f"a row of {hidden} values does not fit one program: at most {WIDEST}")
+        raise ValueError(f"a row of {hidden} values does not fit one program, which holds {WIDEST}")
     block = triton.next_power_of_2(hidden)
     return block, min(max(block // 512, 1), 16)
 
@@ -67,13 +67,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
         x: [rows, hidden] in any float type, columns contiguous.
         weight: [hidden] in any float type.
         eps: added to the mean square.
-        residual: like `x`, or None: then the sum is `x` itself, not a copy.
+        residual: in the shape and type of `x`, or None: the sum is then `x` itself, not a copy.
 
     Returns:
         Two tensors [rows, hidden] in the type of `x`.
 
     Raises:
-        ValueError: shapes or types do not belong together, or `hidden` is above `WIDEST`.
+        ValueError: shapes or types do not fit together, or `hidden` is above `WIDEST`.
     """
     rows, hidden = x.shape
     block, warps = config_for(hidden)

@@ -1,8 +1,8 @@
-"""SwiGLU's product: silu(gate) * up of one matrix that holds both (Shazeer, arXiv 2002.05202, section 2).
+"""SwiGLU's product silu(gate) * up, of one matrix that holds both (Shazeer, arXiv 2002.05202, section 2).
 
-A program takes a piece of one row: reads gate and up once, computes in fp32, rounds once.
+A program takes part of one row: it reads gate and up once, computes in fp32 and rounds once.
 
-Floor: rows * inner * bytes of the type * 3 over memory bandwidth: Llama-3-8B bf16 (inner 14336), 8192 rows: 705 MB,
+Floor: rows * inner * bytes per value * 3 over memory bandwidth: Llama-3-8B bf16 (inner 14336), 8192 rows: 705 MB,
 176 us at 4 TB/s.
 """
 
@@ -28,15 +28,15 @@ def _silu_mul(gate_up, out, row_stride, INNER: tl.constexpr, BLOCK: tl.constexpr
 
 
 def config_for(inner: int) -> tuple[int, int]:
-    """(columns of a program, its warps): 8 values a thread, so that one decode row still spreads over the chip."""
+    """(columns per program, warps): 8 values per thread, so that even one decode row spreads over the chip."""
     return min(triton.next_power_of_2(inner), 1024), 4
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """[rows, 2 inner], gates before ups, to [rows, inner]; any float type, columns contiguous.
+    """silu(gate) * up: from [rows, 2 inner], gates before ups, to [rows, inner]; any float type, columns contiguous.
 
     Raises:
-        ValueError: the columns are odd in number or not contiguous.
+        ValueError: the number of columns is odd, or they are not contiguous.
     """
     rows, both = gate_up.shape
     if both % 2 or gate_up.stride(1) != 1:

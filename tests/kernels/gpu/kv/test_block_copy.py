@@ -120,7 +120,7 @@ def test_blocks_of_one_pool():
     copier = BlockCopier((blocks, blocks))
     copier.copy([(0, 4), (0, 5)])
     assert torch.equal(blocks[4:], before[[0, 0]]) and torch.equal(blocks[:4], before[:4])
-    with pytest.raises(ValueError, match="source and target of one pool"):
+    with pytest.raises(ValueError, match="source and target in one pool"):
         copier.copy([(0, 1), (1, 2)])
     assert torch.equal(blocks[:4], before[:4])
 
