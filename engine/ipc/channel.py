@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import zmq
 
 from engine.ipc.child import parent_gone
-from engine.ipc.codec import Codec, ProtocolError
+from engine.ipc.codec import MessageCodec, ProtocolError
 from engine.ipc.sockets import connected
 from scheduler.types.messages import COMMANDS, EVENTS, Command, Event
 
@@ -31,8 +31,8 @@ class Channel:
         self._context = zmq.Context()
         self._commands = connected(self._context, zmq.PULL, commands)
         self._events = connected(self._context, zmq.PUSH, events)
-        self._command_codec = Codec[Command](COMMANDS)
-        self._event_codec = Codec[Event](EVENTS)
+        self._command_codec = MessageCodec[Command](COMMANDS)
+        self._event_codec = MessageCodec[Event](EVENTS)
         self._parent = parent
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)

@@ -16,7 +16,7 @@ class ProtocolError(Exception):
     """A message lies outside the vocabulary of its wire."""
 
 
-class Codec(Generic[Message]):
+class MessageCodec(Generic[Message]):
     """Encodes and decodes the messages of one wire.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from engine.ipc.codec import Codec
+from engine.ipc.codec import MessageCodec
 from engine.ipc.sockets import bound, connected
 from scheduler.types.step import Step
 
@@ -54,7 +54,7 @@ class Stop:
 
 RankCommand = Submit | Record | Warmup | Stop
 
-_CODEC = Codec[RankCommand]((Submit, Record, Warmup, Stop))
+_CODEC = MessageCodec[RankCommand]((Submit, Record, Warmup, Stop))
 _LINGER_MS = 1000  # for ranks that have not fetched the last commands yet
 
 

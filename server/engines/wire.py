@@ -8,7 +8,7 @@ from typing import cast
 
 import zmq
 
-from engine.ipc.codec import Codec, ProtocolError
+from engine.ipc.codec import MessageCodec, ProtocolError
 from engine.ipc.sockets import bound
 from scheduler.types.messages import COMMANDS, EVENTS, Command, Event
 from server.engines.process import Endpoints
@@ -27,7 +27,7 @@ class Wire:
         self._context = zmq.Context()
         self._commands = bound(self._context, zmq.PUSH, endpoints.commands)
         self._events = bound(self._context, zmq.PULL, endpoints.events)
-        self._command_codec, self._event_codec = Codec[Command](COMMANDS), Codec[Event](EVENTS)
+        self._command_codec, self._event_codec = MessageCodec[Command](COMMANDS), MessageCodec[Event](EVENTS)
         self._outbox: deque[list[bytes]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # that listens
         self._closed = False

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.ipc.codec import Codec, ProtocolError
+from engine.ipc.codec import MessageCodec, ProtocolError
 from scheduler.types.messages import (
     COMMANDS,
     EVENTS,
@@ -24,7 +24,7 @@ from scheduler.types.messages import (
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
 
-COMMAND_CODEC, EVENT_CODEC = Codec(COMMANDS), Codec(EVENTS)
+COMMAND_CODEC, EVENT_CODEC = MessageCodec(COMMANDS), MessageCodec(EVENTS)
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=9)
 
 
@@ -90,4 +90,4 @@ def test_only_the_wires_own_messages_are_encoded():
 def test_two_messages_of_one_name_are_a_defect():
     other = type("Shutdown", (), {"__annotations__": {}})
     with pytest.raises(ValueError, match="same name"):
-        Codec([Shutdown, dataclass(other)])
+        MessageCodec([Shutdown, dataclass(other)])

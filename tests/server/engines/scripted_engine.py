@@ -16,7 +16,7 @@ from pathlib import Path
 import zmq
 
 from engine.ipc.child import parent_gone
-from engine.ipc.codec import Codec
+from engine.ipc.codec import MessageCodec
 from engine.ipc.failures import EXIT_MODEL
 from engine.ipc.sockets import connected
 from scheduler.types.messages import (
@@ -39,7 +39,7 @@ from scheduler.types.messages import (
 DIE, HANG, HOLD, FAIL, GARBAGE = 1001, 1002, 1003, 1004, 1005
 TOKEN = 7
 
-COMMAND_CODEC, EVENT_CODEC = Codec(COMMANDS), Codec(EVENTS)
+COMMAND_CODEC, EVENT_CODEC = MessageCodec(COMMANDS), MessageCodec(EVENTS)
 EXIT_ORPHAN = 7
 PLAN = MemoryPlan(
     weights=2**20, kv_per_token=1024, block_size=32, blocks=64, activations=2**16, available=2**30,
