@@ -53,7 +53,7 @@ class Served:
     graph_steps: int
 
 
-class Wire:
+class ScriptedRequests:
     """The engine's channel in this process: it has all requests at once and says stop after the last one's end."""
 
     def __init__(self, requests: list[AddRequest]) -> None:
@@ -117,7 +117,7 @@ class ServeBench:
             max_running=load.requests,
         )
         scheduler = Scheduler(limits, BlockPool(self._blocks, BLOCK, caching=True))
-        wire, replayed = Wire(requests), self._worker.replayed
+        wire, replayed = ScriptedRequests(requests), self._worker.replayed
         loop = EngineLoop(scheduler, self._worker, cast(Channel, wire))
         began = time.perf_counter()
         loop.run()
