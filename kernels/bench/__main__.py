@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run one device's benchmark."""
+    """Run one device's benchmark, or everything. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("device", nargs="?", choices=["cpu", "gpu"])
     parser.add_argument("--all", action="store_true", help="check and time everything that needs a GPU, in 8 minutes")
-    parser.add_argument("--threads", type=int, default=None, help="cpu: threads; all cores if absent")
+    parser.add_argument("--threads", type=int, default=None, help="cpu: number of threads [all cores]")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions; the median counts")
-    parser.add_argument("--json", type=Path, help="gpu: write the figures there, line by line as they come")
+    parser.add_argument("--json", type=Path, help="gpu: write the figures there, line by line")
     arguments = parser.parse_args()
     if arguments.all == (arguments.device is not None):
         parser.error("name a device, or give --all")

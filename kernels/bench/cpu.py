@@ -1,8 +1,8 @@
 """Every operation of a CPU step beside its floor, in the shapes of SmolLM2-135M (30 layers, 576 wide, Q4_1, Q8_0 head).
 
 A floor is the larger of bytes / bandwidth and operations / rate. Both rates are measured in the same run, by torch: reading
-an array far larger than the caches, int8 and fp32 matrix products. Weights of all layers are gone through, as in a step, so
-that they come from memory and not from a cache.
+an array far larger than the caches, and int8 and fp32 matrix products. The weights of all layers are used in turn, as in a step,
+so that they come from memory and not from a cache.
 """
 
 import os
@@ -22,12 +22,12 @@ from kernels.cpu.variants import choose
 LAYERS, HIDDEN, INNER, VOCAB = 30, 576, 1536, 49152
 HEADS, KV_HEADS, DIM, BLOCK = 9, 3, 64, 32
 QKV = (HEADS + 2 * KV_HEADS) * DIM
-SAMPLING = 32  # the head is computed for rows that sample, of which a prompt has one
+SAMPLING = 32  # rows; the head is computed only for rows that sample, of which a prompt has one
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What this machine gives: bytes and operations per second (a multiplication and an addition are two)."""
+    """This machine's rates: bytes and operations per second (a multiplication and an addition are two)."""
 
     read: float
     int8: float
@@ -46,12 +46,12 @@ class Row:
     rate: float
 
     def floor(self, rates: Rates) -> float:
-        """Seconds that the machine needs at least."""
+        """The least number of seconds that the machine needs."""
         return max(self.bytes / rates.read, self.operations / self.rate)
 
 
 def main(threads: int | None, rounds: int) -> int:
-    """Print the table. 1 if there are no kernels to measure."""
+    """Print the table. Returns the exit code: 1 if there are no kernels to measure."""
     kernels = choose()
     if kernels.library is None:
         print(kernels.reason)
@@ -60,7 +60,7 @@ def main(threads: int | None, rounds: int) -> int:
     torch.set_num_threads(threads)
     ops = NativeOps(kernels.library, threads)
     rates = measure_rates(rounds, native_bf16="bf16" in kernels.library.name)
-    torch.set_num_threads(1)  # torch's own threads spin for a while after their work, and the kernels want these cores
+    torch.set_num_threads(1)  # torch's own threads spin for a while after their work, and the kernels need the cores
     print(f"{kernels.reason}; {threads} threads")
     print(
         f"machine: reads {rates.read / 1e9:.1f} GB/s, int8 {rates.int8 / 1e9:.0f} GOP/s, fp32 {rates.fp32 / 1e9:.0f} GFLOP/s"
@@ -76,7 +76,7 @@ def main(threads: int | None, rounds: int) -> int:
 
 
 def measure_rates(rounds: int, *, native_bf16: bool) -> Rates:
-    """By torch. bf16 products, where the processor has them, go at twice the fp32 rate."""
+    """Measure the rates with torch. bf16 products, if the processor has them, run at twice the fp32 rate."""
     far = torch.ones(100_000_000)
     read = 4 * len(far) / median(far.sum, rounds)
     left, right = torch.ones(512, 2048), torch.ones(2048, 2048)
@@ -89,7 +89,7 @@ def measure_rates(rounds: int, *, native_bf16: bool) -> Rates:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The kernels, and what they are held against."""
+    """The kernels, and the rates that they are compared with."""
 
     ops: NativeOps
     rates: Rates
@@ -117,14 +117,16 @@ class Bench:
     def linear(self, name: str, weights: list[PackedMatrix], rows: int) -> Row:
         """One projection of every layer."""
         inputs = torch.randn(rows, weights[0].columns)
-        flush = torch.empty(32 * 2**20)  # 128 MiB: between two uses of a weight lie all other weights
+        flush = torch.empty(
+            32 * 2**20
+        )  # 128 MiB, in place of all the other weights that lie between two uses of a weight
         seconds = median(lambda: self.ops.linear(inputs, *weights), self.rounds, before=flush.zero_)
         size = sum(weight.records.nbytes for weight in weights)
         operations = 2 * rows * weights[0].outputs * weights[0].columns * len(weights)
         return Row(f"{name}, {rows} rows", seconds, size, operations, self.rates.int8)
 
     def attention(self, chunks: list[NativeChunk]) -> Row:
-        """Placing and attending, all layers. Every sequence has blocks of its own, in no order."""
+        """Placing keys and values and attending, in all layers. Every sequence has its own blocks, in random order."""
         need = [-(-(chunk.start + chunk.rows) // BLOCK) for chunk in chunks]
         order = torch.randperm(sum(need), generator=torch.Generator().manual_seed(0)).tolist()
         ends = list(accumulate(need))
@@ -146,7 +148,7 @@ class Bench:
 
 
 def random_matrix(outputs: int, columns: int, *, bits: int) -> PackedMatrix:
-    """Any bytes are valid quants and integer factors; scales are set to something small."""
+    """A random weight: any bytes are valid quants and integer factors; scales are set to small values."""
     records = torch.randint(0, 256, (outputs // 16, columns // 32, 320 if bits == 4 else 544), dtype=torch.uint8)
     if bits == 8:
         records[..., :32] = torch.full((16,), 0.01, dtype=torch.float16).view(torch.uint8)
@@ -154,7 +156,7 @@ def random_matrix(outputs: int, columns: int, *, bits: int) -> PackedMatrix:
 
 
 def median(work: Callable[[], object], rounds: int, before: Callable[[], object] | None = None) -> float:
-    """Seconds of `work`, after one run that is not counted."""
+    """The median time of `work` in seconds, after one run that is not counted."""
     work()
     taken = []
     for _ in range(rounds):

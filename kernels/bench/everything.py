@@ -1,7 +1,7 @@
-"""`python -m kernels.bench --all --json OUT`: checks and times everything that needs a GPU, in processes of their own.
+"""`python -m kernels.bench --all --json OUT`: checks and times everything that needs a GPU.
 
-A process for each part: what one leaves on the GPU is gone before the next begins, one that fails or is too slow costs itself
-only, and kernels need to know nothing of what is built upon them: a part is a command line.
+Each part is a process of its own: what it leaves on the GPU is gone before the next begins, and one that fails or is too slow
+costs only itself. And since a part is a command line, the kernels need not know what is built on them.
 """
 
 import json
@@ -24,14 +24,14 @@ TIMED_OUT, NOTHING_PASSED = 124, 5
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process: `arguments` of Python. It writes its figures to the path after `option`.
+    """One process: Python with `arguments`. It writes its figures to the path after `option`.
 
     Attributes:
-        name: under which its figures stand.
-        arguments: of Python.
-        seconds: it gets at most.
-        least: with less time left it is left out.
-        option: `--json`, or pytest's `--junit-xml`, whose counts are the figures then.
+        name: of the part, under which its figures are stored.
+        arguments: Python's.
+        seconds: the most that it gets.
+        least: seconds; the part is left out if less time than this is left.
+        option: `--json`, or pytest's `--junit-xml`, whose counts are then the figures.
     """
 
     name: str
@@ -41,12 +41,13 @@ class Part:
     option: str = "--json"
 
 
-# Of the project's settings one needs a plugin that a rented machine seldom has; and one file's missing package is not another's.
+# One of the project's pytest options needs a plugin that a rented machine seldom has. A package that one test file lacks must not
+# keep the others from running.
 PYTEST = (
     *("-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider"),
     *("--continue-on-collection-errors", "-o", "addopts=--import-mode=importlib -p no:asyncio"),
 )
-# In the order of what is missed most when time runs out.
+# The most important first, in case time runs out.
 PARTS = (
     Part("checks", PYTEST, 140.0, option="--junit-xml"),
     Part("kernels", ("-m", "kernels.bench", "gpu"), 120.0),
@@ -58,7 +59,7 @@ PARTS = (
 
 
 def run_all(out: Path | None, parts: tuple[Part, ...] = PARTS, seconds: float = SECONDS) -> int:
-    """Run the parts one after the other. Returns how many failed or were left out; `out` has what there is after each of them."""
+    """Run the parts one after another. Returns how many failed or were left out; `out` is rewritten after each."""
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "parts": {}}
     end = time.monotonic() + seconds
     for part in parts:
@@ -77,7 +78,7 @@ def run_all(out: Path | None, parts: tuple[Part, ...] = PARTS, seconds: float = 
 
 
 def _run(part: Part, seconds: float) -> dict[str, Any]:
-    """The part's exit code, time and figures. What it starts and the files it leaves go with it."""
+    """Run a part; its exit code, time and figures. The processes it started and the files it left are removed."""
     print(f"--- {part.name}: at most {seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "figures"
@@ -102,13 +103,13 @@ def _run(part: Part, seconds: float) -> dict[str, Any]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End all that is left of a part: a process it has started may hold the GPU's memory."""
+    """End all that is left of a part: a process that it started may hold GPU memory."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _counts(path: Path) -> dict[str, Any]:
-    """What pytest says of its tests: how many passed, were skipped and why, and what those said that did neither."""
+    """Pytest's result: how many tests passed, how many were skipped and why, and the messages of the others."""
     cases = list(ElementTree.parse(path).getroot().iter("testcase"))
     bad = {
         str(case.get("name")): str(said.get("message"))[:1000]
@@ -125,7 +126,7 @@ def _counts(path: Path) -> dict[str, Any]:
 
 
 def _compared(parts: dict[str, Any]) -> dict[str, float]:
-    """Our output tokens per second over the peer's, once both have made the same number of tokens in a warm round."""
+    """Our output tokens per second over the peer's, if both produced the same number of tokens in a warm round."""
     try:
         ours, theirs = (parts[name]["figures"]["serving"][-1] for name in ("serving", "peer"))
     except (KeyError, IndexError):

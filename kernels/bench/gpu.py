@@ -1,8 +1,8 @@
 """Every GPU kernel beside its floor, in the shapes of Llama 3 8B (32 query heads, 8 KV heads of 128, 4,096 wide, bf16).
 
-Bytes are held against a large device-to-device copy and operations against torch's fused attention on contiguous tensors, both
-measured in the same run (the copy at its beginning and at its end). FlashInfer's paged kernels are measured too where the package
-is installed. Two attention kernels are also measured with other pipelines than they choose.
+Bytes are compared with a large device-to-device copy and operations with torch's fused attention on contiguous tensors, both
+measured in the same run (the copy at its beginning and at its end). FlashInfer's paged kernels are measured as well if the package
+is installed. Two attention kernels are also measured with pipelines other than their own choice.
 """
 
 import json
@@ -27,7 +27,7 @@ from kernels.gpu.sampling.sample import RowSettings, Settings, sample
 
 
 def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines:
-    """Scattered blocks (Llama 3 8B's, 32 tokens in bf16) to pinned host memory and back: of one large pinned copy."""
+    """Scattered blocks (Llama 3 8B's, 32 tokens in bf16) to pinned host memory and back, relative to one large pinned copy."""
     pinned = timer.device.type == "cuda"
     pool = torch.empty(2 * blocks, block_bytes, dtype=torch.uint8, device=timer.device)
     host = torch.empty(2 * blocks, block_bytes, dtype=torch.uint8, pin_memory=pinned)
@@ -44,7 +44,7 @@ def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines
 def products(
     timer: Timer, bandwidth: float, *, columns: int = 4096, outputs: int = 14336, dtype: torch.dtype = torch.bfloat16
 ) -> Lines:
-    """Products of few rows with 4-bit weights: bytes of the weights by the time, of copy bandwidth."""
+    """Products of few rows with 4-bit weights: bytes of the weights per second, relative to copy bandwidth."""
     for kind, make in (("Q4_0", _random_q4), ("AWQ 128", _random_awq)):
         matrix = make(outputs, columns, timer.device)
         turns = [_cloned(matrix) for _ in range(copies(matrix.nbytes))]
@@ -65,7 +65,7 @@ def fp8_products(
     many: int = 2048,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Lines:
-    """Products with e4m3 weights: few rows by bytes, of copy bandwidth; many by operations, of the same in 16 bits."""
+    """Products with e4m3 weights: few rows by bytes, relative to copy bandwidth; many by operations, relative to 16 bits."""
     if refusal(timer.device):
         return
     weight = torch.randn(outputs, columns, device=timer.device, dtype=dtype)
@@ -85,7 +85,7 @@ def fp8_products(
 
 
 def sampling(timer: Timer, bandwidth: float, *, rows: int = 128, vocab: int = 128256) -> Lines:
-    """One token for each row of fp32 logits: bytes of one reading of the logits by the time, of copy bandwidth."""
+    """One token for each row of fp32 logits: bytes of one pass over the logits per second, relative to copy bandwidth."""
     kinds = {
         "greedy": RowSettings(temperature=0.0),
         "drawn": RowSettings(),
@@ -110,9 +110,8 @@ def _sampled(logits: list[torch.Tensor], settings: Settings, turn: int) -> torch
 
 def _swapped(copier: BlockCopier, moves: list[tuple[int, int]], _: int) -> None:
     handle = copier.copy(moves)
-    if (
-        torch.cuda.is_available()
-    ):  # what is timed on the current stream ends with the copy's, and the host waits for nothing
+    if torch.cuda.is_available():
+        # The current stream, which is timed, then ends no sooner than the copy's, and the host does not wait.
         handle.before(torch.cuda.current_stream())
 
 
@@ -125,7 +124,7 @@ def _multiplied(x: torch.Tensor, matrices: list[QuantizedMatrix], turn: int) -> 
 
 
 def _cloned(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    """All that a product reads, elsewhere."""
+    """A copy of all that a product reads, at other addresses."""
     extras = None if matrix.extras is None else matrix.extras.clone()
     return replace(matrix, words=matrix.words.clone(), scales=matrix.scales.clone(), extras=extras)
 
@@ -145,7 +144,7 @@ def _random_awq(outputs: int, columns: int, device: torch.device) -> QuantizedMa
 
 
 def cases(timer: Timer, bandwidth: float) -> list[Case]:
-    """All of the table; the pipelines of the kernels that have to choose one beside each other."""
+    """All cases of the table; for kernels that choose among pipelines, these beside each other."""
     attention = AttentionBench(timer, Shape(), bandwidth)
     return [
         ("decode attention, 64 x 4096", lambda: attention.decode(64, 4096, stages=(3, 5))),
@@ -162,7 +161,7 @@ def cases(timer: Timer, bandwidth: float) -> list[Case]:
 
 
 def main(rounds: int, out: Path | None) -> int:
-    """Print the table and write it as JSON. 1 where there is no GPU or a case failed."""
+    """Print the table and write it as JSON. Returns the exit code: 1 if there is no GPU or a case failed."""
     if not torch.cuda.is_available():
         print("no GPU: torch finds none")
         return 1
@@ -177,14 +176,14 @@ def report(
     device: str,
     copied: int = 2**30,
 ) -> int:
-    """Print the lines of cases and write them as JSON to `out`. 1 if one failed.
+    """Print the lines of cases and write them as JSON to `out`. Returns the exit code: 1 if a case failed.
 
     Args:
-        timer: what times them.
-        wanted: timer and bytes per second of a large copy to the cases.
-        out: rewritten after every line: what was measured is kept, whatever happens next.
-        device: its name.
-        copied: bytes of the copy.
+        timer: times the cases.
+        wanted: makes the cases from the timer and a large copy's bytes per second.
+        out: rewritten after every line, so that what was measured is kept whatever happens next.
+        device: the device's name.
+        copied: bytes of the large copy.
     """
     bandwidth = copy_bandwidth(timer, copied)
     about: dict[str, object] = {
@@ -209,7 +208,7 @@ def report(
 
 
 def _copies_again(timer: Timer, size: int, before: float) -> Lines:
-    """The bandwidth once more, of what it was at the beginning: whether the GPU has kept its clocks."""
+    """The bandwidth once more, relative to the beginning: whether the GPU has kept its clocks."""
     now = copy_bandwidth(timer, size)
     yield Result("copies at the end, of those at the beginning", 2 * size / now, now / 1e9, before / 1e9, "GB/s")
 

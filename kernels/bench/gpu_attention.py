@@ -1,6 +1,6 @@
-"""Attention kernels beside what the same GPU does otherwise: its copies, torch's fused attention, FlashInfer's paged kernels.
+"""Attention kernels beside what else the same GPU does: its copies, torch's fused attention, FlashInfer's paged kernels.
 
-torch has several fused kernels and no one order of preference: each that takes the shapes is measured by name, on contiguous
+torch has several fused kernels, none of which is always best: each that accepts the shapes is measured by name, on contiguous
 tensors, and the fastest counts.
 """
 
@@ -28,7 +28,7 @@ _WORKSPACE = 256 * 2**20  # bytes, for FlashInfer
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Attention of a model. The defaults are Llama 3 8B's."""
+    """The shape of a model's attention. The defaults are Llama 3 8B's."""
 
     heads: int = 32
     kv_heads: int = 8
@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of one token in one layer."""
+        """Bytes of one token's keys and values in one layer."""
         return 2 * self.kv_heads * self.dim * self.dtype.itemsize
 
 
@@ -59,14 +59,14 @@ class _Batch:
 
     @property
     def pages(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The block tables as FlashInfer takes them: where each sequence's begin, all of them, tokens in the last block."""
+        """The block tables as FlashInfer takes them: where each sequence's begins, all of them, tokens in each last block."""
         sequences, blocks = self.tables.shape
         starts = torch.arange(0, sequences * blocks + 1, blocks, dtype=torch.int32, device=self.tables.device)
         return starts, self.tables.flatten(), (self.lengths - 1) % BLOCK + 1
 
 
 class AttentionBench:
-    """Attention over scattered blocks, several layers' worth of them so that nothing is read twice from a cache."""
+    """Attention over scattered blocks, enough layers of them that nothing is read from a cache."""
 
     def __init__(self, timer: Timer, shape: Shape, bandwidth: float) -> None:
         self._timer = timer
@@ -75,12 +75,12 @@ class AttentionBench:
         self._scale = shape.dim**-0.5
 
     def decode(self, sequences: int, context: int, stages: tuple[int, ...] = ()) -> Lines:
-        """One new token a sequence at `context` keys: bytes of KV by the time, of copy bandwidth and of FlashInfer's.
+        """One new token per sequence at `context` keys: bytes of KV per second, relative to copy bandwidth and to FlashInfer.
 
         Args:
-            sequences: of the batch.
+            sequences: in the batch.
             context: keys of each.
-            stages: pipelines to measure too, beside the one that `config_for` chooses.
+            stages: pipelines to measure beside the one that `config_for` chooses.
         """
         size = sequences * context * self._shape.token_bytes
         layers = copies(size)
@@ -110,13 +110,13 @@ class AttentionBench:
             yield Result(f"{name}, of FlashInfer", ours, size / ours / 1e9, size / peer / 1e9, "GB/s")
 
     def prefill(self, sequences: int, rows: int, cached: int = 0, stages: tuple[int, ...] = ()) -> Lines:
-        """Chunks of `rows` after `cached` keys: operations by the time, of torch's fused attention and FlashInfer's.
+        """Chunks of `rows` after `cached` keys: operations per second, relative to torch's fused attention and to FlashInfer.
 
         Args:
-            sequences: of the batch.
+            sequences: in the batch.
             rows: of each.
             cached: keys of each before its rows.
-            stages: pipelines to measure too, beside the one that `config_for` chooses.
+            stages: pipelines to measure beside the one that `config_for` chooses.
         """
         pairs = sequences * rows * (cached + (rows + 1) / 2)  # visible keys over all rows
         teraflop = 4 * pairs * self._shape.heads * self._shape.dim / 1e12
@@ -164,17 +164,17 @@ class AttentionBench:
         return replace(chosen, stages=stages)
 
     def _fused(self, backend: str, sequences: int, rows: int, cached: int) -> float | str:
-        """Seconds of torch's scaled_dot_product_attention by one of its kernels, or why that refuses."""
+        """Seconds of torch's scaled_dot_product_attention by one of its kernels, or why that kernel refuses."""
         shape, context = self._shape, rows + cached
         queries = self._random(sequences, shape.heads, rows, shape.dim)
         keys, values = (self._random(sequences, shape.kv_heads, context, shape.dim) for _ in range(2))
         mask: torch.Tensor | None = None
-        if cached and backend == "cuDNN":  # torch has no other way to tell it that the rows are the newest
+        if cached and backend == "cuDNN":  # torch has no other way to say that the rows are the newest
             mask = torch.ones(rows, context, dtype=torch.bool, device=self._timer.device).tril(cached)
         elif cached:
             mask = causal_lower_right(rows, context)
         with warnings.catch_warnings(record=True) as said, sdpa_kernel(_FUSED[backend]):
-            warnings.simplefilter("always")  # they are where torch gives its reasons
+            warnings.simplefilter("always")  # torch gives its reasons as warnings
             try:
                 return self._timer.seconds(
                     lambda _: F.scaled_dot_product_attention(
@@ -185,7 +185,7 @@ class AttentionBench:
                 return " ".join(dict.fromkeys([str(error), *(str(warning.message) for warning in said)]))
 
     def _flashinfer_prefill(self, batch: _Batch) -> float | None:
-        """Seconds of FlashInfer's paged prefill on the same blocks; None where it is not installed."""
+        """Seconds of FlashInfer's paged prefill on the same blocks; None if it is not installed."""
         try:
             import flashinfer
         except ImportError:
@@ -198,7 +198,7 @@ class AttentionBench:
         return self._timer.seconds(lambda _: wrapper.run(batch.queries, pages))
 
     def _flashinfer_decode(self, batch: _Batch) -> float | None:
-        """Seconds of FlashInfer's paged decode on the same blocks; None where it is not installed."""
+        """Seconds of FlashInfer's paged decode on the same blocks; None if it is not installed."""
         try:
             import flashinfer
         except ImportError:
@@ -206,7 +206,10 @@ class AttentionBench:
         shape = self._shape
         layers = [batch.kv[:, layer].contiguous() for layer in range(batch.kv.shape[1])]
         taken = []
-        for tensor_cores in (False, True):  # which is faster depends on the query heads a KV head: the faster counts
+        for tensor_cores in (
+            False,
+            True,
+        ):  # which one is faster depends on the query heads per KV head; the faster counts
             wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
                 self._workspace(), "HND", use_tensor_cores=tensor_cores
             )
@@ -223,7 +226,7 @@ class AttentionBench:
         return torch.zeros(_WORKSPACE, dtype=torch.uint8, device=self._timer.device)
 
     def _batch(self, layers: int, sequences: int, rows: int, context: int) -> _Batch:
-        """Random tensors, and block tables that go through the pool in no order."""
+        """Random tensors, and block tables that use the pool in random order."""
         shape, device = self._shape, self._timer.device
         each = -(-context // BLOCK)
         order = torch.randperm(sequences * each, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Lines of a benchmark's table, and the cases that give them: one that fails costs itself only."""
+"""Lines of a benchmark's table, and the cases that give them: a case that fails costs only itself."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line: what was reached, of what, in `unit`; `ratio` is what the bars are about (1 is the floor or the peer)."""
+    """One line: what was reached, out of what, in `unit`; targets are set for `ratio` (1 is the floor or the peer)."""
 
     name: str
     seconds: float
@@ -19,13 +19,13 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """Share of what is possible, or of what the peer reaches."""
+        """The share of what is possible, or of what the peer reaches."""
         return self.reached / self.of
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A peer that does not do this, and why."""
+    """A peer that cannot do this, and why."""
 
     name: str
     skipped: str
@@ -33,7 +33,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A case that raised: lines that it gave before stand."""
+    """A case that raised; the lines that it gave before remain."""
 
     name: str
     error: str
@@ -44,15 +44,15 @@ Case = tuple[str, Callable[[], Lines]]
 
 
 def attempted(cases: Iterable[Case]) -> Iterator[Result | Skipped | Failed]:
-    """The lines of all cases in order; what a case leaves on a GPU is gone before the next."""
+    """The lines of all cases, in order; what a case leaves on a GPU is gone before the next begins."""
     for name, case in cases:
         failed = None
         try:
             yield from case()
         except Exception as error:
             failed = Failed(name, f"{type(error).__name__}: {error}")
-        if failed is not None:  # here, where the error no longer holds the case's tensors
+        if failed is not None:  # outside `except`, so that the error no longer holds the case's tensors
             yield failed
         if torch.cuda.is_available():
-            with suppress(RuntimeError):  # of a GPU that the case has left unusable: each of the others will say so
+            with suppress(RuntimeError):  # from a GPU that the case left unusable: each later case will say so itself
                 torch.cuda.empty_cache()

@@ -1,1 +1,1 @@
-"""CPU kernels in eager torch, one op one file, each with its plain reference. Callers import the submodules."""
+"""CPU kernels: in eager torch (`ops`, one operation per file) and in C++ (`csrc`), each with a plain reference."""

@@ -1,6 +1,6 @@
-"""Builds the C++ kernels: `python -m kernels.cpu.build`. Seconds the first time, nothing while the sources are the same.
+"""Builds the C++ kernels: `python -m kernels.cpu.build`. Takes seconds the first time, and no time while the sources are the same.
 
-The compiler is called directly: one source file and no dependencies need no build system, and nothing is left to install.
+The compiler is called directly: one source file without dependencies needs no build system, and so nothing has to be installed.
 """
 
 import argparse
@@ -21,11 +21,11 @@ def compiler() -> str | None:
 
 
 def build(variants: Iterable[Variant]) -> list[Variant]:
-    """Build what is not built yet, side by side, and remove builds of older sources.
+    """Build what is not built yet, in parallel, and remove builds of older sources.
 
     Raises:
         FileNotFoundError: there is no compiler.
-        subprocess.CalledProcessError: it failed; its words are in `stderr`.
+        subprocess.CalledProcessError: the compiler failed; its output is in `stderr`.
     """
     missing = [variant for variant in variants if not variant.library.is_file()]
     if not missing:
@@ -44,7 +44,7 @@ def build(variants: Iterable[Variant]) -> list[Variant]:
 
 
 def _compile(command: str, variant: Variant) -> None:
-    """To a name of its own first: another process never sees half a library."""
+    """Compile to a temporary name first, so that no other process sees half a library."""
     partial = variant.library.with_suffix(f".{os.getpid()}.partial")
     source = str(SOURCES / "interface.cpp")
     subprocess.run(
@@ -54,7 +54,7 @@ def _compile(command: str, variant: Variant) -> None:
 
 
 def main() -> int:
-    """Returns 0 also where nothing can be built: torch serves then, and that is said."""
+    """Build and report. Returns 0 even if nothing can be built: torch serves then, as is printed."""
     parser = argparse.ArgumentParser(prog="python -m kernels.cpu.build", description=__doc__)
     parser.add_argument("--all", action="store_true", help="every variant, for an image that runs on other machines")
     everything = parser.parse_args().all

@@ -1,7 +1,7 @@
 """The C++ kernels of `kernels/cpu/csrc/`, bound with ctypes: pointers in, pointers out, no Python while they run.
 
-ctypes and not a torch extension: the sources see no torch headers, so they compile in seconds, with any compiler, and the
-library works with every torch version. A call releases the GIL.
+With ctypes rather than a torch extension, the sources include no torch headers: they compile in seconds, with any compiler, and
+the library works with every torch version. A call releases the GIL.
 """
 
 import ctypes
@@ -85,7 +85,7 @@ class _Cache(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeLayer:
-    """One layer's weights. Norms and biases are fp32, contiguous; biases and q/k norms ([dim]) may be None."""
+    """One layer's weights. Norms and biases are contiguous fp32; biases and q/k norms ([dim]) may be None."""
 
     q: PackedMatrix
     k: PackedMatrix
@@ -105,7 +105,7 @@ class NativeLayer:
     gate_bias: Tensor | None = None
     up_bias: Tensor | None = None
     down_bias: Tensor | None = None
-    window: int = 0  # newest keys seen; 0 = all
+    window: int = 0  # how many of the newest keys a row sees; 0 for all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +126,9 @@ class NativeModel:
 
 @dataclass(frozen=True, slots=True)
 class NativeChunk:
-    """Rows of one sequence: positions `[start, start + rows)`, whose blocks are `table`.
+    """Rows of one sequence: positions `[start, start + rows)`; `table` has the sequence's block ids.
 
-    `wanted` of its last rows get a result from `NativeDecoder.forward`.
+    `NativeDecoder.forward` gives results for the last `wanted` rows.
     """
 
     rows: int
@@ -138,9 +138,9 @@ class NativeChunk:
 
 
 class NativeOps:
-    """One opened library and a team of threads to run it on.
+    """An open library and a team of threads to run it on.
 
-    Raises (from the constructor):
+    Raises:
         OSError: the library cannot be loaded.
     """
 
@@ -153,10 +153,9 @@ class NativeOps:
             self.library.headrace_team_free(self.team)
 
     def linear(self, rows: Tensor, *weights: PackedMatrix) -> Tensor:
-        """fp32 [rows, columns], contiguous, to fp32 [rows, outputs]: `rows @ weight.T`, the rows rounded to int8.
+        """fp32 [rows, columns], contiguous, to fp32 [rows, outputs]: `rows @ weight.T`, with the rows rounded to int8.
 
-        Several weights of one shape are gone through one after the other, as a step does with its layers; the last one's
-        result is returned.
+        Several weights of one shape are used one after another, as a step does with its layers; the last result is returned.
         """
         out = torch.empty(len(rows), weights[-1].outputs)
         matrices = (_Matrix * len(weights))(*map(_Matrix.of, weights))
@@ -177,15 +176,15 @@ class NativeOps:
         cos: Tensor,
         sin: Tensor,
     ) -> Tensor:
-        """Turn and store keys and values of each layer, then attend; the last one's result is returned.
+        """Rotate and store each layer's keys and values, then attend; the last layer's result is returned.
 
         Args:
-            qkv: fp32 [rows, (heads + 2 * kv_heads) * dim], contiguous; queries and keys are turned in place.
+            qkv: fp32 [rows, (heads + 2 * kv_heads) * dim], contiguous; queries and keys are rotated in place.
             chunks: as in `NativeDecoder.forward`; so is `storage`.
-            heads: of the queries.
-            layers: which ones of the pool, neighbours.
-            window: newest keys seen; 0 = all.
-            cos: fp32 [positions, dim / 2]; `sin` the same.
+            heads: number of query heads.
+            layers: consecutive layers of the pool.
+            window: how many of the newest keys a row sees; 0 for all.
+            cos: fp32 [positions, dim / 2]; `sin` is the same.
 
         Returns:
             fp32 [rows, heads * dim].
@@ -209,7 +208,7 @@ class NativeOps:
 
 
 class NativeDecoder:
-    """A model ready to run. One call at a time."""
+    """A model ready to run. Not safe for concurrent calls."""
 
     def __init__(self, ops: NativeOps, model: NativeModel) -> None:
         self._ops = ops
@@ -238,12 +237,12 @@ class NativeDecoder:
             self._ops.library.headrace_decoder_free(self._decoder)
 
     def forward(self, token_ids: Sequence[int], chunks: Sequence[NativeChunk], storage: Tensor) -> Tensor:
-        """Compute rows laid end to end, writing their keys and values into the pool.
+        """Compute the rows of all chunks, writing their keys and values into the pool.
 
         Args:
-            token_ids: of all rows.
-            chunks: which sequences and positions the rows are, in order.
-            storage: int32 [blocks, layers, kv_heads, 2, block_size * dim / 2], the pool (`csrc/attention.h`).
+            token_ids: of all rows, chunk after chunk.
+            chunks: the sequences and positions of the rows, in order.
+            storage: int32 [blocks, layers, kv_heads, 2, block_size * dim / 2], the pool (layout in `csrc/attention.h`).
 
         Returns:
             fp32 [wanted rows, hidden] after the final norm, in order; valid until the next call.
@@ -258,20 +257,20 @@ class NativeDecoder:
         return hidden[:wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: fp32 [n, hidden], contiguous, to fp32 [n, vocab], which are valid until the next call."""
+        """Logits: from fp32 [n, hidden], contiguous, to fp32 [n, vocab], valid until the next call."""
         self._scores = out = _at_least(self._scores, len(hidden))
         self._ops.library.headrace_logits(self._decoder, hidden.data_ptr(), len(hidden), out.data_ptr())
         return out[: len(hidden)]
 
 
 def _at_least(kept: Tensor, rows: int) -> Tensor:
-    """Memory kept from step to step: clearing fresh pages was 5 % of a batch of 32."""
+    """At least `rows` rows of memory, kept from step to step: clearing fresh pages took 5 % of a step with 32 rows."""
     return kept if len(kept) >= rows else torch.empty(rows, kept.shape[1])
 
 
 @contextmanager
 def _laid_out(token_ids: Sequence[int], chunks: Sequence[NativeChunk], rows: int) -> Iterator[_Step]:
-    """The step as the library reads it; its memory lives as long as the context."""
+    """The step as the library reads it; its memory lives as long as the `with` block."""
     if sum(chunk.rows for chunk in chunks) != rows:
         raise ValueError(f"chunks of {[chunk.rows for chunk in chunks]} rows do not make {rows}")
     tokens = array("q", token_ids)

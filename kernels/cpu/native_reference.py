@@ -19,22 +19,22 @@ def quantized(rows: Tensor) -> Tensor:
 
 
 def linear(rows: Tensor, weight: PackedMatrix) -> Tensor:
-    """fp32 [rows, outputs] of `quantized(rows) @ weight.T`, added up in fp64."""
+    """`quantized(rows) @ weight.T` as fp32 [rows, outputs], summed in fp64."""
     return (quantized(rows).double() @ unpack(weight).double().T).float()
 
 
 def attention(
     qkv: Tensor, chunks: Sequence[NativeChunk], storage: Tensor, *, heads: int, layer: int, window: int
 ) -> Tensor:
-    """Attention of rows already turned; the pool is written first, then read back through the block tables.
+    """Attention of rows already rotated; the pool is written first, then read back through the block tables.
 
     Args:
         qkv: fp32 [rows, (heads + 2 * kv_heads) * dim].
-        chunks: which sequences and positions the rows are.
+        chunks: the sequences and positions of the rows.
         storage: int32 [blocks, layers, kv_heads, 2, block_size * dim / 2].
-        heads: of the queries.
-        layer: which one of the pool.
-        window: newest keys seen; 0 = all.
+        heads: number of query heads.
+        layer: of the pool.
+        window: how many of the newest keys a row sees; 0 for all.
 
     Returns:
         fp32 [rows, heads * dim]. Queries are not rounded: the kernels round them, and the weights of attention, to bf16.

@@ -1,8 +1,8 @@
 """Weights as the int8 kernels read them: 4- and 8-bit groups of 32 columns, in tiles of 16 outputs.
 
-The layout is stated in `kernels/cpu/csrc/matmul.h`. GGUF's own quants are moved and never rounded again; fp32 weights are
-rounded to 8-bit groups (Q8_0's rule: scale = largest magnitude / 127). Scales and minima of 4-bit groups become integers in
-16 bits, as multiples of one step for each output: a group's sum is then finished in one integer product.
+The layout is described in `kernels/cpu/csrc/matmul.h`. GGUF's own quants are moved and never rounded again; fp32 weights are
+rounded to 8-bit groups (Q8_0's rule: scale = largest magnitude / 127). Scales and minima of 4-bit groups become 16-bit integers,
+multiples of one step per output: a group's sum is then completed by one integer product.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class PackedMatrix:
     """A weight [outputs, columns].
 
     Attributes:
-        records: uint8 [tiles, groups, record], record = 320 bytes with 4 bits and 544 with 8.
-        steps: fp32 [tiles, 16], what the integers of 4-bit groups are multiples of; unused with 8 bits.
-        outputs: rows of the matrix; rows of the last tile beyond them are zero.
+        records: uint8 [tiles, groups, record]; a record is 320 bytes for 4 bits and 544 for 8.
+        steps: fp32 [tiles, 16], the steps that the integers of 4-bit groups are multiples of; unused for 8 bits.
+        outputs: rows of the matrix; further rows of the last tile are zero.
         columns: a multiple of 32.
         bits: 4 or 8.
     """
@@ -41,8 +41,8 @@ def pack_gguf(rows: Tensor, kind: Kind) -> PackedMatrix:
     """Move GGUF groups into tiles.
 
     Args:
-        rows: uint8 [outputs, groups * bytes of a group], as stored in the file.
-        kind: how a group is stored: fp16 scale, for Q4_1 an fp16 minimum, then the quants.
+        rows: uint8 [outputs, groups * bytes per group], as stored in the file.
+        kind: how a group is stored: an fp16 scale, for Q4_1 an fp16 minimum, then the quants.
     """
     size = _GROUP_BYTES[kind]
     outputs, groups = rows.shape[0], rows.shape[1] // size
@@ -69,7 +69,7 @@ def pack_float(weight: Tensor) -> PackedMatrix:
 
 
 def unpack(matrix: PackedMatrix) -> Tensor:
-    """The fp32 [outputs, columns] that `matrix` stands for."""
+    """The values of a packed matrix: fp32 [outputs, columns]."""
     records = matrix.records
     tiles, groups, _ = records.shape
     if matrix.bits == 8:
@@ -97,7 +97,7 @@ def _factors(scale: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tiles(groups: Tensor) -> Tensor:
-    """[outputs, groups, bytes] as [tiles, 16, groups, bytes], the last tile filled up with zeros."""
+    """[outputs, groups, bytes] as [tiles, 16, groups, bytes], the last tile padded with zeros."""
     missing = -len(groups) % TILE
     if missing:
         groups = torch.cat((groups, groups.new_zeros(missing, *groups.shape[1:])))

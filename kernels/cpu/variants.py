@@ -1,4 +1,4 @@
-"""Which build of the C++ kernels this processor runs. No torch: decided before it is loaded."""
+"""Which build of the C++ kernels this processor runs. Imports no torch: the choice is made before torch is loaded."""
 
 import hashlib
 import platform
@@ -20,7 +20,7 @@ COMMON_FLAGS = (
         "-mf16c",
         "-fvisibility=hidden",
     ),
-    # GCC 12's own AVX-512 headers set off the first two; the third is about vectors in signatures, and all is inline.
+    # GCC 12's own AVX-512 headers trigger the first two; the third is about vectors in signatures, but everything is inline.
     *("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"),
 )
 
@@ -35,7 +35,7 @@ class Variant:
 
     @property
     def library(self) -> Path:
-        """Where the build of the sources as they are now lies, or would lie."""
+        """The path of the library built from the present sources, whether or not it exists."""
         return BUILDS / f"{self.name}-{_digest(self.flags)}.so"
 
 
@@ -43,7 +43,7 @@ _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 
 
 def _variant(name: str, *needs: str) -> Variant:
-    compiler = {"avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16"}  # where it spells a flag in its own way
+    compiler = {"avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16"}  # flags that the compiler spells differently
     flags = tuple(f"-m{compiler.get(flag, flag)}" for flag in needs)
     return Variant(name, frozenset((*needs, "fma", "f16c")), flags)
 
@@ -59,7 +59,7 @@ VARIANTS = (
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Features of this processor as Linux names them; empty elsewhere."""
+    """This processor's features by Linux's names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -68,7 +68,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def supported() -> list[Variant]:
-    """What this processor can run, best first."""
+    """The variants that this processor can run, best first."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
     return [variant for variant in VARIANTS if variant.needs <= cpu_flags()]
@@ -76,14 +76,14 @@ def supported() -> list[Variant]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The library to use, or None, and why, in words for the start-up log and `headrace doctor`."""
+    """The library to use, or None, and the reason, for the start-up log and `headrace doctor`."""
 
     library: Path | None
     reason: str
 
 
 def choose() -> Choice:
-    """The best build that is there and that this processor runs."""
+    """The best build that exists and that this processor can run."""
     able = supported()
     if not able:
         return Choice(None, f"the C++ kernels need Linux on x86-64 with AVX2; this is {platform.machine()}")
@@ -96,7 +96,7 @@ def choose() -> Choice:
 
 @cache
 def _digest(flags: tuple[str, ...]) -> str:
-    """Of sources and flags, so that a stale build is never loaded."""
+    """A digest of sources and flags, so that a stale build is never loaded."""
     digest = hashlib.blake2b(repr((COMMON_FLAGS, flags)).encode(), digest_size=8)
     for source in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp"))):
         digest.update(source.read_bytes())

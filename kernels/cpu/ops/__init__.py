@@ -1,1 +1,1 @@
-"""One operation a file in plain torch: the exact path, and the reference of the C++ kernels."""
+"""One operation per file in eager torch: the exact path, and the reference for the C++ kernels."""

@@ -1,21 +1,21 @@
-"""Attention over a block-managed KV cache that reads the blocks where they lie.
+"""Attention over a block-managed KV cache that reads the blocks in place.
 
 A slot is one token's place in the pool: `block * block_size + offset`. The pool's order `[block, token, layer, k/v, head,
-dim]` gives consecutive slots of one layer a constant stride, across block borders too. So a run of consecutive blocks is
-one strided view `[head, tokens, dim]`, and torch's flash attention reads it without a copy. A block table is a few such
-runs (the allocator hands out neighbours where it can); each run is attended to by itself and the partial results are
-merged by their log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1; for decode: Flash-Decoding, Dao 2023).
+dim]` gives consecutive slots of one layer a constant stride, even across blocks. So a run of consecutive blocks is one strided
+view `[head, tokens, dim]`, and torch's flash attention reads it without a copy. A block table is a few such runs (the
+allocator hands out neighbours if it can); each run is attended to separately and the partial results are merged by their
+log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1; for decode: Flash-Decoding, Dao 2023).
 
     keys of a sequence   0 ........ start ........... start + length
                          |- spans of the pool -|- the chunk's own rows, causal -|       a chunk of several tokens
                          |- spans of the pool -------------------------|                a single token
 
-Fragments of a scattered table would cost one call each. They are copied, at most `STAGED_TOKENS` at a time, into a
-tile that stays in cache and attended to together; long runs are never copied.
+Fragments of a scattered table would cost one call each. They are copied, at most `STAGED_TOKENS` at a time, into a tile that
+stays in cache, and attended to together; long runs are never copied.
 
-Measured (2 cores, 9/3 heads of 64, fp32; per layer): one row at context 4,000 takes 0.57 ms against 0.45 ms for keys that lie
-contiguous (floor: 6.1 MB at 14-20 GB/s, 0.31-0.44 ms); token-minor blocks, one flash item per block, take 1.1 ms. A chunk
-of 512 rows at context 4,000 runs at 135 GFLOP/s, batched matrix products over blocks at 54.
+Measured (2 cores, 9/3 heads of 64, fp32; per layer): one row at context 4,000 takes 0.57 ms, against 0.45 ms for contiguous keys
+(floor: 6.1 MB at 14-20 GB/s, 0.31-0.44 ms); token-minor blocks, one flash item per block, take 1.1 ms. A chunk of 512 rows at
+context 4,000 runs at 135 GFLOP/s, batched matrix products over blocks at 54.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HIDDEN = -1e30  # added to hidden scores: finite, so that a wholly hidden row gets weight 0 and not NaN
+HIDDEN = -1e30  # added to hidden scores: finite, so that a wholly hidden row gets weight 0 rather than NaN
 STAGED_TOKENS = 1024
 _SHORT = 128  # a shorter run is a fragment: its own call costs more than copying it
-_FEW = 2  # so many fragments are still cheaper as calls of their own
-_SPLIT = 1024  # one row over so many keys is split, so that all cores work even with few heads
+_FEW = 2  # up to this many fragments are cheaper as calls of their own
+_SPLIT = 1024  # a single row over this many keys is split, so that all cores work even with few heads
 _PARTS = 4
 
 
@@ -66,21 +66,21 @@ class Tile:
 def plan_tiles(
     *, first: int, start: int, length: int, block_table: Sequence[int], block_size: int, window: int | None
 ) -> list[Tile]:
-    """Plan the attention of one sequence's chunk. Done once a step, used by all layers of the same window.
+    """Plan the attention of one sequence's chunk. Done once per step, and used by all layers with the same window.
 
     Args:
         first: row of the chunk's first token in the step.
         start: position of that token in the sequence.
         length: tokens in the chunk.
         block_table: block ids; entry i holds positions `[i * block_size, (i + 1) * block_size)`.
-        window: newest tokens attended to, the token itself included; None = all.
+        window: how many of the newest tokens are attended to, the token itself included; None for all.
     """
     if length == 1:
         oldest = max(0, start + 1 - window) if window else 0
         pieces = _pieces(block_table, block_size, oldest, start + 1)
         return [Tile(first, 1, own=False, pieces=tuple(part for piece in pieces for part in _split(piece)))]
     tiles = []
-    # Rows that all see the tile's first key: then the tile's own part is plainly causal, with no window in it.
+    # Rows that all see the tile's first key, so that the tile's own part is simply causal, without a window.
     height = min(length, window) if window else length
     for row in range(0, length, height):
         rows = min(height, length - row)
@@ -119,13 +119,13 @@ def paged_attention(
 def paged_attention_reference(
     queries: Tensor, keys: Tensor, values: Tensor, *, start: int, slots: Tensor, window: int | None, scale: float
 ) -> Tensor:
-    """One sequence's attention by its definition: gather, score all pairs, hide, softmax, in fp64.
+    """One sequence's attention by definition: gather, score all pairs, mask, softmax, in fp64.
 
     Args:
         queries: [rows, kv_heads, group, dim].
         keys: [kv_heads, slots, dim]; values: the same.
         start: position of the first row in the sequence; the others follow.
-        slots: int64 [n], slot of each position of the sequence.
+        slots: int64 [n], the slot of each position of the sequence.
         window, scale: as in `plan_tiles` and `paged_attention`.
 
     Returns:
@@ -146,7 +146,7 @@ def paged_attention_reference(
 def _past(
     block_table: Sequence[int], block_size: int, start: int, rows: int, window: int | None
 ) -> list[Span | Fragments]:
-    """Keys before `start` that rows at `start ..` attend to: those all rows see, and with a window those some see."""
+    """Keys before `start` that rows at `start ..` attend to: those that all rows see and, with a window, those that some see."""
     if window is None:
         return _pieces(block_table, block_size, 0, start)
     oldest = max(0, start + 1 - window)
@@ -200,7 +200,7 @@ def _runs(block_table: Sequence[int], block_size: int, begin: int, end: int) -> 
 
 
 def _mask(positions: Tensor, windowed: tuple[int, int, int] | None) -> Tensor | None:
-    """Additive mask [rows, keys] that hides keys at `positions` which have left the window of a row."""
+    """Additive mask [rows, keys] that hides keys at `positions` that have left a row's window."""
     if windowed is None:
         return None
     start, rows, window = windowed
@@ -209,7 +209,7 @@ def _mask(positions: Tensor, windowed: tuple[int, int, int] | None) -> Tensor | 
 
 
 def _split(piece: Span | Fragments) -> list[Span | Fragments]:
-    """Cut a long span into `_PARTS` equal parts, attended to at once, and the few keys that are left over."""
+    """Cut a long span into `_PARTS` equal parts, attended to together, and the few keys that are left over."""
     if isinstance(piece, Fragments) or piece.length < _SPLIT:
         return [piece]
     length, left = divmod(piece.length, _PARTS)
