@@ -3,6 +3,7 @@
 A new endpoint is one file beside the others that makes one of these, and one line in `endpoints.py`.
 """
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -107,7 +108,7 @@ class Endpoint(ABC):
             self.path,
             respond,
             methods=[self.method],
-            name=self.path.strip("/") or "index",
+            name=re.sub(r"\W+", "_", self.shown_path.removeprefix("/v1")).strip("_") or "index",
             tags=[self.tag],
             summary=self.summary,
             responses={**errors(*self.errors), 200: {**answer, **content}},
@@ -146,9 +147,9 @@ class PostEndpoint(Endpoint, Generic[B, V]):
 
     Attributes:
         body: the type of the JSON object.
-        validate: what the body asks for, with every check that needs the model. Together with parsing it is all the work
-            of the request on the CPU, and is done in a thread where the body is long.
-        answer: runs what is valid and answers; what it awaits ends when the client leaves.
+        validate: makes what the body asks for, with every check that needs the model. It and the parsing are the work on
+            the CPU, and are done in a thread where the body is long.
+        answer: runs what is valid and answers. `server/api/answer.py` makes it for jobs that go to the engine.
         examples: bodies that are accepted, by name, as OpenAPI has them.
     """
 

@@ -4,6 +4,8 @@ Nulls count as absent, operators set some bounds, ignored fields are accepted, a
 that ask for nothing. References are resolved in place, so that a schema stands alone inside an OpenAPI operation.
 """
 
+import json
+from functools import cache
 from typing import Any
 
 from configs.settings import Settings
@@ -29,8 +31,14 @@ def request_body(model: type[Body], settings: Settings, examples: dict[str, Any]
     return {"requestBody": {"required": True, "content": content}}
 
 
+@cache
+def _generated(model: type[Body]) -> str:
+    """Pydantic's schema as JSON text: it takes long to make, and whoever reads it changes what it reads."""
+    return json.dumps(model.model_json_schema(mode="validation"))
+
+
 def _schema(model: type[Body]) -> Schema:
-    raw = model.model_json_schema(mode="validation")
+    raw: Schema = json.loads(_generated(model))
     definitions = raw.pop("$defs", {})
     raw.pop("description", None)
     for name, nested in model.NESTED.items():
