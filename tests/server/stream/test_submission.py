@@ -29,8 +29,11 @@ class Recording:
     def __init__(self, refuse_at: int | None = None):
         self.sent, self.refuse_at = [], refuse_at
 
-    def unlink(self):
-        pass
+    def listen(self, on_event, on_broken):
+        """There are no events."""
+
+    def remove_endpoints(self):
+        """There are none."""
 
     def send(self, command):
         if isinstance(command, AddRequest) and len(self.sent) == self.refuse_at:
