@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.load_planner import Wanted
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner, Wanted
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.prefill_split import Need, split_prefill

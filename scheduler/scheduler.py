@@ -14,8 +14,9 @@ from scheduler.admission import Admission
 from scheduler.fast_forward import all_running, leap, steady_steps
 from scheduler.integrity import check_requests
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.load_planner import Arrival
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import Arrival, TransferPlanner
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.policies.factory import make_policy
 from scheduler.preemption import Room, choose_victim
 from scheduler.token_budget import choose_decodes
@@ -482,7 +483,7 @@ class Scheduler:
         self.stats.blocks_used = self.pool.used
         self.stats.blocks_cached = self.pool.cached
         self.stats.blocks_free = self.pool.free
-        self.stats.tiers = {tier.value: stats for tier, stats in self._transfers.snapshot().items()}
+        self.stats.tiers = dict(self._transfers.snapshot())
         return self.stats
 
     def check_integrity(self) -> None:

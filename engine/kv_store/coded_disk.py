@@ -9,7 +9,7 @@ import numpy as np
 from engine.kv_store.codec import Bytes, Codec
 from engine.kv_store.codec_choice import CodecChoice
 from engine.kv_store.disk import DiskStore
-from engine.kv_store.store import Kept, Rows
+from engine.kv_store.store import BlockStore, Kept, Rows
 from scheduler.types.block_hash import BlockKey
 
 
@@ -25,7 +25,7 @@ class TimedCodec:
         self._decoded = [0.0, 0.0]  # raw bytes, seconds
 
     def encode(self, block: Bytes) -> bytes | memoryview:
-        """See `Codec`."""
+        """Code a block and note the time it took."""
         began = self._clock()
         data = self._codec.encode(block)
         with self._lock:
@@ -33,7 +33,7 @@ class TimedCodec:
         return data
 
     def decode(self, data: memoryview, out: Bytes) -> None:
-        """See `Codec`."""
+        """Fill `out` and note the time it took."""
         began = self._clock()
         self._codec.decode(data, out)
         with self._lock:
@@ -49,8 +49,8 @@ class TimedCodec:
         return coding + decoding
 
 
-class CodedDisk:
-    """A `BlockStore`: `DiskStore` and the choice of its codec. Blocks of either kind are read whatever the choice is now.
+class CodedDisk(BlockStore):
+    """A `DiskStore` and the choice of its codec. Blocks of either kind are read whatever the choice is now.
 
     Args:
         disk: the store; owned from now on. It must know `codec`.
@@ -58,6 +58,8 @@ class CodedDisk:
         threads: of the disk store, among which the codec's work is shared.
         clock: seconds.
     """
+
+    capabilities = DiskStore.capabilities
 
     def __init__(
         self, disk: DiskStore, codec: TimedCodec, threads: int, clock: Callable[[], float] = time.perf_counter
@@ -71,7 +73,7 @@ class CodedDisk:
         self._lock = threading.Lock()
 
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """See `BlockStore`."""
+        """Write these blocks; what it took weighs in the choice."""
         began = self._clock()
         sizes = self.disk.put(block_keys, rows)
         seconds = self._clock() - began
@@ -84,7 +86,7 @@ class CodedDisk:
         return sizes
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """See `BlockStore`."""
+        """Read these blocks; what it took weighs in the choice."""
         before, began = self.disk.bytes_read, self._clock()
         there = self.disk.get(block_keys, rows)
         seconds = self._clock() - began
@@ -94,19 +96,19 @@ class CodedDisk:
         return there
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """See `BlockStore`."""
+        """Forget these."""
         self.disk.drop(keys)
 
     def kept(self) -> Iterable[Kept]:
-        """See `BlockStore`."""
+        """What an earlier process left."""
         return self.disk.kept()
 
     def check_integrity(self) -> None:
-        """See `BlockStore`."""
+        """Compare the books of the disk."""
         self.disk.check_integrity()
 
     def close(self) -> None:
-        """See `BlockStore`."""
+        """Close the disk."""
         self.disk.close()
 
     def _try(self, block: Bytes) -> None:

@@ -32,7 +32,7 @@ from engine.kv_store.record import (
 )
 from engine.kv_store.scan import scan
 from engine.kv_store.slots import Place, Slots
-from engine.kv_store.store import Kept, Rows, StoreLost
+from engine.kv_store.store import BlockStore, Capabilities, Kept, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
 
 Outcome = TypeVar("Outcome")
@@ -54,8 +54,8 @@ class _Record(NamedTuple):
         return size_of(self.head.length)
 
 
-class DiskStore:
-    """A `BlockStore` in a folder. See there for the contract.
+class DiskStore(BlockStore):
+    """Blocks in a folder; `BlockStore` has the contract.
 
     A block is written with its head, in one request, to a free slot of a file; it enters the index when that has returned. Nothing
     is synced: after a crash or a loss of power, what did not reach the disk fails its checksum, at the next opening or at the first
@@ -87,6 +87,8 @@ class DiskStore:
         StoreRefused: another process holds the folder.
         StoreLost: the folder cannot be read or written.
     """
+
+    capabilities = Capabilities(survives=True)
 
     def __init__(
         self,
@@ -130,28 +132,28 @@ class DiskStore:
         return self._slots.taken
 
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """See `BlockStore`. 0 also where the limit leaves no room."""
+        """Write these blocks; 0 also where the limit leaves no room."""
         return self._each(self._put, block_keys, rows)
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """See `BlockStore`."""
+        """Read these blocks, each verified."""
         return self._each(self._get, block_keys, rows)
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """See `BlockStore`. The disk changes when the slot is used again: until then, another opening finds the content there."""
+        """Forget these. The disk changes when the slot is used again: until then, another opening finds the content there."""
         with self._lock:
             for key in keys:
                 if (record := self._index.pop(key, None)) is not None:
                     self._slots.free(record.place)
 
     def kept(self) -> list[Kept]:
-        """See `BlockStore`; the order is that of writing, which is what survives."""
+        """What an earlier process left, in the order of writing, which is what survives."""
         with self._lock:
             old = [record for record in self._index.values() if record.head.sequence < self._first]
         return [Kept(BlockKey(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]
 
     def check_integrity(self) -> None:
-        """See `BlockStore`."""
+        """Compare index, slots and the places that are busy."""
         with self._lock:
             self._slots.check()
             places = {record.place: record.size for record in self._index.values()}
@@ -163,7 +165,7 @@ class DiskStore:
             assert all(key == record.head.key for key, record in self._index.items()), "a content under another's key"
 
     def close(self) -> None:
-        """See `BlockStore`. May be called again; no call may be under way."""
+        """Give threads and files back. May be called again; no call may be under way."""
         self._lost = self._lost or "closed"
         self._threads.shutdown()
         self._folder.close()

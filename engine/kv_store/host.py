@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.kv_store.free_runs import FreeRuns
 from engine.kv_store.host_memory import pin, reserve, unpin
 from engine.kv_store.row_copy import RowCopy, RowPairs
-from engine.kv_store.store import Kept, Rows, StoreLost, StoreRefused
+from engine.kv_store.store import BlockStore, Capabilities, Lent, Rows, StoreLost, StoreRefused
 from scheduler.types.block_hash import BlockKey
 
 
@@ -25,20 +25,7 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Lent:
-    """Contents where they lie in the slab: to be read, and only inside the `with` that gave them.
-
-    Attributes:
-        block_keys: those of the asked for that are there, in their order.
-        rows: of the slab, one for each.
-    """
-
-    block_keys: list[BlockKey]
-    rows: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
+class Reservation:
     """Rows of the slab for contents to be written to, inside the `with` that gave them.
 
     Attributes:
@@ -53,8 +40,8 @@ class Room:
     arrived: list[bool]
 
 
-class HostStore:
-    """A `BlockStore` in memory. See there for the contract.
+class HostStore(BlockStore):
+    """Blocks in memory; `BlockStore` has the contract.
 
     The contents of one `put` get neighbouring slots in their order, as far as free slots have neighbours, so that device and slab
     exchange them in few copies (FastSwitch, arXiv 2411.18424, section 3.1), and that the disk reads and writes them in one piece.
@@ -79,6 +66,8 @@ class HostStore:
         StoreRefused: the memory cannot be had, or pinned without a GPU.
     """
 
+    capabilities = Capabilities(contiguous_rows=True, device_visible=True)
+
     def __init__(self, blocks: int, block_bytes: int, *, pinned: bool = False) -> None:
         self.blocks_copied = self.save_copies = self.load_copies = 0
         self._blocks = blocks
@@ -98,22 +87,23 @@ class HostStore:
         return self.save_copies + self.load_copies
 
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """Keep these blocks; returns the bytes each takes, 0 where it was not kept. See `BlockStore`."""
+        """Keep these blocks; returns the bytes each takes, 0 where it was not kept."""
         row_of: dict[bytes, int] = {}
         for block_key, row in zip(block_keys, rows.ids, strict=True):
             row_of.setdefault(block_key.hash, row)
-        with self.fill(block_keys) as room:
+        with self.fill(block_keys) as reserved:
             pairs = [
-                (row_of[block_key.hash], slot) for block_key, slot in zip(room.block_keys, room.rows.ids, strict=True)
+                (row_of[block_key.hash], slot)
+                for block_key, slot in zip(reserved.block_keys, reserved.rows.ids, strict=True)
             ]
             copies = self._copied(rows.pool, pairs, self._copy.to_slab)
-            room.arrived[:] = [True] * len(pairs)
+            reserved.arrived[:] = [True] * len(pairs)
         with self._lock:
             self.save_copies += copies
             return [self._block_bytes if self._entry(block_key) else 0 for block_key in block_keys]
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """Fill the rows; False where the content is not there. See `BlockStore`."""
+        """Fill the rows; False where the content is not there."""
         with self._lending(block_keys) as entries:
             pairs = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
             copies = self._copied(rows.pool, pairs, self._copy.from_slab)
@@ -123,33 +113,27 @@ class HostStore:
 
     @contextmanager
     def lend(self, block_keys: Sequence[BlockKey]) -> Iterator[Lent]:
-        """Those of these contents that are there, to be read where they lie: for a lower store to write without another copy.
-
-        What is dropped meanwhile is not there any more for others, but its bytes stay until the last `with` ends.
-
-        Raises:
-            StoreLost: as from `get`.
-        """
+        """Rows of the slab, for a lower store to write without another copy."""
         with self._lending(block_keys) as entries:
             there = [(block_key, entry.slot) for block_key, entry in zip(block_keys, entries, strict=True) if entry]
             yield Lent([block_key for block_key, _ in there], Rows(self._slab, [slot for _, slot in there]))
 
     @contextmanager
-    def fill(self, block_keys: Sequence[BlockKey]) -> Iterator[Room]:
-        """Room for those of these contents that are not there: for a lower store to read into, without another copy.
+    def fill(self, block_keys: Sequence[BlockKey]) -> Iterator[Reservation]:
+        """Slots for those of these contents that are not there: for a lower store to read into, without another copy.
 
         Raises:
             StoreLost: as from `put`.
         """
-        room = self._reserve(block_keys)
+        reserved = self._reserve(block_keys)
         try:
-            yield room
+            yield reserved
         except BaseException:
-            room.arrived[:] = [False] * len(room.block_keys)
+            reserved.arrived[:] = [False] * len(reserved.block_keys)
             raise
         finally:
             with self._lock:
-                self._publish(room)
+                self._publish(reserved)
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Forget these contents; unknown ones are ignored."""
@@ -159,10 +143,6 @@ class HostStore:
                 entry.dropped = True
             self._away.update(entry.slot for entry in entries if entry.lent)
             self._free.give(entry.slot for entry in entries if not entry.lent)
-
-    def kept(self) -> Iterable[Kept]:
-        """Nothing: memory does not outlive its process."""
-        return ()
 
     def check_integrity(self) -> None:
         """Raises: AssertionError: naming the first contradiction in the books."""
@@ -212,7 +192,7 @@ class HostStore:
         self._away.difference_update(freed)
         self._free.give(freed)
 
-    def _reserve(self, block_keys: Sequence[BlockKey]) -> Room:
+    def _reserve(self, block_keys: Sequence[BlockKey]) -> Reservation:
         with self._lock:
             self._check_open()
             absent: dict[bytes, BlockKey] = {}
@@ -221,16 +201,16 @@ class HostStore:
                     absent.setdefault(block_key.hash, block_key)
             slots = self._free.take(len(absent))
             self._away.update(slots)
-            return Room(list(absent.values())[: len(slots)], Rows(self._slab, slots), [False] * len(slots))
+            return Reservation(list(absent.values())[: len(slots)], Rows(self._slab, slots), [False] * len(slots))
 
-    def _publish(self, room: Room) -> None:
+    def _publish(self, reserved: Reservation) -> None:
         unused = []
-        for block_key, slot, arrived in zip(room.block_keys, room.rows.ids, room.arrived, strict=True):
+        for block_key, slot, arrived in zip(reserved.block_keys, reserved.rows.ids, reserved.arrived, strict=True):
             if arrived and block_key.hash not in self._entries:
                 self._entries[block_key.hash] = _Entry(slot, block_key.token_ids)
             else:
                 unused.append(slot)
-        self._away.difference_update(room.rows.ids)
+        self._away.difference_update(reserved.rows.ids)
         self._free.give(unused)
 
     def _entry(self, block_key: BlockKey) -> _Entry | None:

@@ -1,8 +1,13 @@
-"""From settings to tiers: which stores there are, their books, and the transfer worker between them."""
+"""From settings to tiers: which stores there are, their books, and the transfer worker between them.
+
+A further tier is one more entry in `_entries`: its name, how it is opened, and what speed it is taken to have before a load has
+been measured. Neither planner nor transfer worker knows a tier by name.
+"""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,12 +26,29 @@ from scheduler.kv.eviction import eviction_of
 from scheduler.kv.load_or_recompute import LoadOrRecompute
 from scheduler.kv.tier_index import TierIndex
 from scheduler.kv.transfer_planner import TransferPlanner
-from scheduler.types.messages import TierStats
-from scheduler.types.transfers import Tier
 
 log = logging.getLogger("headrace.engine")
 GIB = 2**30
 _DISK_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TierEntry:
+    """A tier that the settings ask for.
+
+    Attributes:
+        name: in flags, metrics and log lines.
+        capacity: bytes it may hold.
+        block_bytes: of one content there, at most.
+        bandwidth: bytes a second it is taken to give until a load has been measured; low for such a device.
+        open: opens the store; raises StoreRefused or StoreLost.
+    """
+
+    name: str
+    capacity: int
+    block_bytes: int
+    bandwidth: float
+    open: Callable[[], BlockStore]
 
 
 def open_tiers(
@@ -49,41 +71,71 @@ def open_tiers(
         wake: called when a transfer has ended.
 
     Raises:
-        ModelError: the folder is another server's, or the host's memory cannot be had.
+        ModelError: the folder is another server's, the host's memory cannot be had, or prefix caching is off.
     """
-    block_bytes, limit = rows.shape[1], int(settings.kv_disk_gib * GIB)
-    stores, indices = dict[Tier, BlockStore](), dict[Tier, TierIndex]()
-    lost = False
-    try:
-        if settings.kv_host_gib:
-            count = int(settings.kv_host_gib * GIB) // block_bytes
-            stores[Tier.HOST] = HostStore(count, block_bytes, pinned=rows.is_cuda)
-            indices[Tier.HOST] = _index(settings, Tier.HOST, count * block_bytes, block_bytes)
-        if settings.kv_disk_path is not None:
-            codec = TimedCodec(PlanesCodec(element_bytes), time.perf_counter)
-            disk = DiskStore(
-                Path(settings.kv_disk_path),
-                block_bytes=block_bytes,
-                fingerprint=fingerprint,
-                limit_bytes=limit,
-                codecs=[codec],
-                depth=_DISK_THREADS,
-            )
-            stores[Tier.DISK] = CodedDisk(disk, codec, _DISK_THREADS)
-            indices[Tier.DISK] = _index(settings, Tier.DISK, limit, size_of(block_bytes))
-            for block_key, size in disk.kept():
-                indices[Tier.DISK].seed(block_key, size)
-    except StoreRefused as error:
-        raise ModelError(str(error)) from error
-    except StoreLost as error:
-        log.warning("KV tier disk cannot be used, serving goes on without it: %s", error)
-        lost = True
-    estimate = LoadOrRecompute(block_bytes, pool.block_size, telling_tokens=pool.block_size)
-    tiers = TransferPlanner(pool, indices, estimate, settings.preemption)
-    if lost:
-        tiers.stats[Tier.DISK] = TierStats(up=False)
-    return tiers, TransferWorker(rows, stores, wake) if stores else None
+    entries = list(_entries(settings, rows, fingerprint, element_bytes))
+    if not pool.caching and entries:
+        raise ModelError(
+            "--kv-host-gib and --kv-disk-path keep KV by its content: they do nothing with --no-prefix-caching"
+        )
+    stores, lost = dict[str, BlockStore](), list[str]()
+    for entry in entries:
+        try:
+            stores[entry.name] = entry.open()
+        except StoreRefused as error:
+            raise ModelError(str(error)) from error
+        except StoreLost as error:
+            log.warning("KV tier %s cannot be used, serving goes on without it: %s", entry.name, error)
+            lost.append(entry.name)
+    indices = [_index(settings, entry) for entry in entries]
+    for index in indices:
+        if index.name in stores and stores[index.name].capabilities.survives:
+            for block_key, size in stores[index.name].kept():
+                index.seed(block_key, size)
+    bandwidth = {entry.name: entry.bandwidth for entry in entries}
+    estimate = LoadOrRecompute(rows.shape[1], pool.block_size, pool.block_size, bandwidth)
+    planner = TransferPlanner(pool, indices, estimate, settings.preemption)
+    for name in lost:
+        planner.tiers.lose(name)
+    return planner, TransferWorker(rows, stores, wake) if stores else None
 
 
-def _index(settings: Settings, tier: Tier, capacity: int, block_bytes: int) -> TierIndex:
-    return TierIndex(tier, capacity, block_bytes, eviction_of(settings.eviction, capacity // block_bytes))
+def _entries(settings: Settings, rows: Tensor, fingerprint: str, element_bytes: int) -> Iterator[TierEntry]:
+    """The tiers below the device, fastest first."""
+    block_bytes = rows.shape[1]
+    if settings.kv_host_gib:
+        blocks = int(settings.kv_host_gib * GIB) // block_bytes
+        yield TierEntry(
+            "host",
+            blocks * block_bytes,
+            block_bytes,
+            4e9,
+            lambda: HostStore(blocks, block_bytes, pinned=rows.is_cuda),
+        )
+    if settings.kv_disk_path is not None:
+        folder, limit = Path(settings.kv_disk_path), int(settings.kv_disk_gib * GIB)
+        yield TierEntry(
+            "disk",
+            limit,
+            size_of(block_bytes),
+            4e8,
+            lambda: _open_disk(folder, block_bytes, fingerprint, limit, element_bytes),
+        )
+
+
+def _open_disk(folder: Path, block_bytes: int, fingerprint: str, limit: int, element_bytes: int) -> CodedDisk:
+    codec = TimedCodec(PlanesCodec(element_bytes), time.perf_counter)
+    disk = DiskStore(
+        folder,
+        block_bytes=block_bytes,
+        fingerprint=fingerprint,
+        limit_bytes=limit,
+        codecs=[codec],
+        depth=_DISK_THREADS,
+    )
+    return CodedDisk(disk, codec, _DISK_THREADS)
+
+
+def _index(settings: Settings, tier: TierEntry) -> TierIndex:
+    policy = eviction_of(settings.eviction, tier.capacity // tier.block_bytes)
+    return TierIndex(tier.name, tier.capacity, tier.block_bytes, policy)

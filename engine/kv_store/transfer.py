@@ -12,17 +12,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from engine.kv_store.host import HostStore
-from engine.kv_store.store import BlockStore, Rows, StoreLost
+from engine.kv_store.store import BlockStore, Lent, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
-from scheduler.types.transfers import Tier, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 
 log = logging.getLogger("headrace.engine")
 
@@ -36,14 +35,14 @@ class TransferWorker:
 
     Args:
         pool: the device's blocks as bytes, uint8 [blocks, block bytes].
-        stores: of each tier below it.
+        stores: of each tier below it, by name.
         wake: called from any thread when a result is there.
     """
 
     def __init__(
         self,
         pool: Tensor,
-        stores: Mapping[Tier, BlockStore],
+        stores: Mapping[str, BlockStore],
         wake: Callable[[], None],
     ) -> None:
         self._pool = pool
@@ -61,7 +60,7 @@ class TransferWorker:
         """Begin these; what they drop is dropped before anything else is put there."""
         for transfer in transfers:
             self._stores[transfer.lower].drop(transfer.drops)
-            self._threads[transfer.lower, transfer.target is Tier.DEVICE].submit(self._run, transfer)
+            self._threads[transfer.lower, transfer.target == DEVICE].submit(self._run, transfer)
 
     def finished(self) -> list[TransferResult]:
         """Results since the last call, in the order of their ends."""
@@ -93,7 +92,7 @@ class TransferWorker:
                 "a transfer of %d blocks %s -> %s failed", len(transfer.block_keys), transfer.source, transfer.target
             )
             result.sizes = [0] * len(transfer.block_keys)
-        if transfer.target is Tier.DEVICE:  # what cannot be read is not asked for again
+        if transfer.target == DEVICE:  # what cannot be read is not asked for again
             result.gone = [
                 block_key.hash for block_key, size in zip(transfer.block_keys, result.sizes, strict=True) if not size
             ]
@@ -106,7 +105,7 @@ class TransferWorker:
 
         `result.seconds` is what somebody who waits for it would wait: rests between slices are in it.
         """
-        share = 0.0 if transfer.urgent else _REST_LOADING if transfer.target is Tier.DEVICE else _REST_SAVING
+        share = 0.0 if transfer.urgent else _REST_LOADING if transfer.target == DEVICE else _REST_SAVING
         began, rest = time.perf_counter(), 0.0
         for part in _slices(len(transfer.block_keys)):
             self._closing.wait(rest)
@@ -122,18 +121,17 @@ class TransferWorker:
         block_keys, blocks = transfer.block_keys[part], transfer.blocks[part]
         store = self._stores[transfer.lower]
         before = _copies(store, transfer)
-        if transfer.target is Tier.DEVICE:
+        if transfer.target == DEVICE:
             sizes = [int(arrived) for arrived in self._load(store, block_keys, blocks)]
-        elif transfer.source is Tier.DEVICE:
+        elif transfer.source == DEVICE:
             sizes = self._save(store, block_keys, blocks)
         else:
-            sizes = self._spill(store, block_keys)
+            sizes = self._spill(self._stores[transfer.source], store, block_keys)
         return sizes, _copies(store, transfer) - before
 
     def _load(self, store: BlockStore, block_keys: Sequence[BlockKey], blocks: Sequence[int]) -> list[bool]:
-        rows = Rows(self._pool, blocks)
-        if isinstance(store, HostStore) or self._pool.device.type == "cpu":
-            return store.get(block_keys, rows)
+        if self._sees_pool(store):
+            return store.get(block_keys, Rows(self._pool, blocks))
         staging = self._staging(len(block_keys))
         arrived = store.get(block_keys, Rows(staging, range(len(block_keys))))
         self._pool[torch.tensor(blocks, device=self._pool.device)] = staging.to(self._pool.device)
@@ -141,32 +139,42 @@ class TransferWorker:
         return arrived
 
     def _save(self, store: BlockStore, block_keys: Sequence[BlockKey], blocks: Sequence[int]) -> list[int]:
-        rows = Rows(self._pool, blocks)
-        if isinstance(store, HostStore) or self._pool.device.type == "cpu":
-            return store.put(block_keys, rows)
+        if self._sees_pool(store):
+            return store.put(block_keys, Rows(self._pool, blocks))
         staging = self._pool[torch.tensor(blocks, device=self._pool.device)].cpu()
         return store.put(block_keys, Rows(staging, range(len(block_keys))))
 
-    def _spill(self, store: BlockStore, block_keys: Sequence[BlockKey]) -> list[int]:
-        host = self._stores[Tier.HOST]
-        assert isinstance(host, HostStore)
+    def _spill(self, upper: BlockStore, lower: BlockStore, block_keys: Sequence[BlockKey]) -> list[int]:
         with ExitStack() as stack:
             try:
-                lent = stack.enter_context(host.lend(block_keys))
+                lent = stack.enter_context(self._lent(upper, block_keys))
             except StoreLost:  # its own transfers tell it; the lower tier is as good as before
                 return [0] * len(block_keys)
-            size_of = dict(zip(lent.block_keys, store.put(lent.block_keys, lent.rows), strict=True))
+            size_of = dict(zip(lent.block_keys, lower.put(lent.block_keys, lent.rows), strict=True))
         return [size_of.get(block_key, 0) for block_key in block_keys]
 
+    @contextmanager
+    def _lent(self, store: BlockStore, block_keys: Sequence[BlockKey]) -> Iterator[Lent]:
+        """Those of a store's contents that are there: where they lie, or read into memory of ours."""
+        if store.capabilities.contiguous_rows:
+            with store.lend(block_keys) as lent:
+                yield lent
+            return
+        staging = self._staging(len(block_keys))
+        arrived = store.get(block_keys, Rows(staging, range(len(block_keys))))
+        rows = [row for row, came in enumerate(arrived) if came]
+        yield Lent([block_keys[row] for row in rows], Rows(staging, rows))
+
+    def _sees_pool(self, store: BlockStore) -> bool:
+        return store.capabilities.device_visible or self._pool.device.type == "cpu"
+
     def _staging(self, blocks: int) -> Tensor:
-        return torch.empty((blocks, self._pool.shape[1]), dtype=torch.uint8, pin_memory=True)
+        return torch.empty((blocks, self._pool.shape[1]), dtype=torch.uint8, pin_memory=self._pool.is_cuda)
 
 
 def _copies(store: BlockStore, transfer: Transfer) -> int:
-    """Ranges of memory it has copied so far in the transfer's direction; a disk writes each block by itself."""
-    if not isinstance(store, HostStore):
-        return 0
-    return store.load_copies if transfer.target is Tier.DEVICE else store.save_copies
+    """Ranges of memory it has copied so far in the transfer's direction."""
+    return store.load_copies if transfer.target == DEVICE else store.save_copies
 
 
 def _slices(count: int) -> list[slice]:

@@ -7,38 +7,35 @@ smallest sum of the two times (CacheGen, section 5.3, decides for each chunk in 
 What belongs here: the estimate. Never: which contents are where, transfers.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
-from scheduler.types.transfers import Tier
-
-FIRST_GUESS = {
-    Tier.HOST: 4e9,
-    Tier.DISK: 4e8,
-}  # bytes a second, until a transfer has been seen; both are low for such devices
+_GUESS = 4e8  # bytes a second of a tier of which nothing is said: low for any that is worth having
 _MEMORY = 0.8  # of the past that each new measurement keeps
 _TELLING_BYTES = 2**20  # a smaller transfer measures latency, not bandwidth
-_HOPE = (
-    1.02  # how much faster a tier that does not pay is taken to be each time it is asked about: once, it is tried again
-)
+_HOPE = 1.02  # a tier that does not pay is taken to be this much faster each time it is asked about, until it is tried again
 
 
 class LoadOrRecompute:
-    """The estimate of one scheduler. Seconds are the worker's and the transfer worker's own.
+    """The estimate of one scheduler, for tiers of any names. Seconds are the workers' own.
 
     Args:
         block_bytes: of one block on the device.
         block_size: tokens of one block.
         telling_tokens: prompt tokens from which a step says how fast prompts are computed.
+        bandwidth: bytes a second that tiers are taken to give, by name, until a transfer has been seen.
     """
 
-    def __init__(self, block_bytes: int, block_size: int, telling_tokens: int) -> None:
+    def __init__(
+        self, block_bytes: int, block_size: int, telling_tokens: int, bandwidth: Mapping[str, float] | None = None
+    ) -> None:
         self._block_bytes = block_bytes
         self._block_size = block_size
         self._telling = telling_tokens
-        self._bandwidth: dict[Tier, float] = dict(FIRST_GUESS)
-        self._queued: dict[Tier, int] = dict.fromkeys(FIRST_GUESS, 0)
+        self._bandwidth: dict[str, float] = defaultdict(lambda: _GUESS, bandwidth or {})
+        self._queued: dict[str, int] = defaultdict(int)
         self._token_seconds: float | None = None
-        self._seen: set[Tier] = set()  # tiers that a load has been measured of; the others are given the chance to be
+        self._seen: set[str] = set()  # tiers that a load has been measured of; the others are given the chance to be
 
     # --- what was seen ---
 
@@ -49,11 +46,11 @@ class LoadOrRecompute:
             old = self._token_seconds
             self._token_seconds = price if old is None else _MEMORY * old + (1 - _MEMORY) * price
 
-    def queued(self, tier: Tier, blocks: int) -> None:
+    def queued(self, tier: str, blocks: int) -> None:
         """So many blocks (fewer, if negative) wait to be loaded from the tier."""
         self._queued[tier] += blocks * self._block_bytes
 
-    def saw_transfer(self, tier: Tier, blocks: int, seconds: float) -> None:
+    def saw_transfer(self, tier: str, blocks: int, seconds: float) -> None:
         """A load ended."""
         size = blocks * self._block_bytes
         if size >= _TELLING_BYTES and seconds > 0:
@@ -63,7 +60,7 @@ class LoadOrRecompute:
 
     # --- what follows ---
 
-    def block_seconds(self, tier: Tier) -> float:
+    def block_seconds(self, tier: str) -> float:
         """To load one block."""
         return self._block_bytes / self._bandwidth[tier]
 
@@ -71,28 +68,28 @@ class LoadOrRecompute:
         """To compute so many prompt tokens; None before any were seen."""
         return None if self._token_seconds is None else tokens * self._token_seconds
 
-    def pays(self, tier: Tier) -> bool:
+    def pays(self, tier: str) -> bool:
         """Whether a block is loaded sooner than computed, nothing else waiting: only then is it worth keeping there."""
         return self._sooner(tier, 1)
 
-    def swap_pays(self, tier: Tier) -> bool:
+    def swap_pays(self, tier: str) -> bool:
         """Whether blocks are written and read again sooner than computed."""
         return self._sooner(tier, 2)
 
-    def _sooner(self, tier: Tier, ways: int) -> bool:
+    def _sooner(self, tier: str, ways: int) -> bool:
         computed = self.recompute_seconds(self._block_size)
         if computed is None or tier not in self._seen or ways * self.block_seconds(tier) < computed:
             return True
         self._bandwidth[tier] *= _HOPE
         return False
 
-    def to_load(self, sources: Sequence[Tier]) -> int:
+    def to_load(self, sources: Sequence[str]) -> int:
         """How many leading blocks of a run to load, where block i lies in `sources[i]`; the others are computed."""
         per_block = self.recompute_seconds(self._block_size)
         if per_block is None or not self._seen.issuperset(sources):
             return len(sources)
         best, best_seconds = 0, len(sources) * per_block
-        loading: dict[Tier, float] = {}  # tiers load side by side; the last of them to finish is waited for
+        loading: dict[str, float] = {}  # tiers load side by side; the last of them to finish is waited for
         for count, tier in enumerate(sources, 1):
             waits = self._queued[tier] / self._bandwidth[tier]
             loading[tier] = loading.get(tier, waits) + self.block_seconds(tier)

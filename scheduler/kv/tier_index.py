@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.kv.eviction import Eviction
 from scheduler.types.block_hash import BlockKey
-from scheduler.types.transfers import Tier
 
 
 @dataclass(slots=True)
@@ -31,7 +30,7 @@ class TierIndex:
     """The books of one tier.
 
     Args:
-        tier: which.
+        name: of the tier: in metrics, log lines and transfers.
         capacity: bytes it may hold.
         block_bytes: at most, of one content.
         policy: who goes first; its own, not shared with another tier.
@@ -41,8 +40,8 @@ class TierIndex:
         evictions: contents that had to give place so far.
     """
 
-    def __init__(self, tier: Tier, capacity: int, block_bytes: int, policy: Eviction) -> None:
-        self.tier = tier
+    def __init__(self, name: str, capacity: int, block_bytes: int, policy: Eviction) -> None:
+        self.name = name
         self.capacity = capacity
         self.block_bytes = block_bytes
         self.used = 0
@@ -208,17 +207,17 @@ class TierIndex:
         expected = set(arriving)
         for key, entry in self._entries.items():
             if entry.readers != readers.pop(key, 0):
-                raise IntegrityError(f"{self.tier}: {key.hex()} counts {entry.readers} readers")
+                raise IntegrityError(f"{self.name}: {key.hex()} counts {entry.readers} readers")
             if entry.arrived == (key in expected):
-                raise IntegrityError(f"{self.tier}: {key.hex()} is (there, on its way) = {entry.arrived}")
+                raise IntegrityError(f"{self.name}: {key.hex()} is (there, on its way) = {entry.arrived}")
             if entry.evictable != (key in self._policy):
                 raise IntegrityError(
-                    f"{self.tier}: {key.hex()} may be evicted: {entry.evictable}, the policy disagrees"
+                    f"{self.name}: {key.hex()} may be evicted: {entry.evictable}, the policy disagrees"
                 )
         if readers or not expected <= self._entries.keys():
-            raise IntegrityError(f"{self.tier}: a transfer reads or brings what has no entry")
+            raise IntegrityError(f"{self.name}: a transfer reads or brings what has no entry")
         if self.used != sum(entry.size for entry in self._entries.values()) or self.used > self.capacity:
-            raise IntegrityError(f"{self.tier}: {self.used} bytes counted of {self.capacity}")
+            raise IntegrityError(f"{self.name}: {self.used} bytes counted of {self.capacity}")
         if self._evictable != sum(entry.size for entry in self._entries.values() if entry.evictable):
-            raise IntegrityError(f"{self.tier}: {self._evictable} evictable bytes counted")
+            raise IntegrityError(f"{self.name}: {self._evictable} evictable bytes counted")
         self._policy.check_integrity()

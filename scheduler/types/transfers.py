@@ -1,24 +1,17 @@
 """What crosses between scheduler and transfer worker: which blocks go from one tier to another, and what came of it.
 
-A tier is a place that keeps KV blocks by the name of their content (`scheduler.types.block_hash`). The device's blocks are
-those that steps read and write; the tiers below it hold copies. A transfer never changes content: it makes named contents
-resident elsewhere.
+A tier is a place that keeps KV blocks by the name of their content (`scheduler.types.block_hash`) and has a name itself. The
+device's blocks are those that steps read and write; the tiers below it hold copies. A transfer never changes content: it makes
+named contents resident elsewhere.
 
 What belongs here: plain data. Never: policy, bytes, I/O, time of a wall clock.
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from scheduler.types.block_hash import BlockKey
 
-
-class Tier(StrEnum):
-    """Where a block is kept, fastest first."""
-
-    DEVICE = "device"
-    HOST = "host"
-    DISK = "disk"
+DEVICE = "device"  # the name of the tier on top, the only one that is not a store
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,17 +23,22 @@ class Transfer:
     """
 
     transfer_id: int
-    source: Tier
-    target: Tier
+    source: str  # a tier's name, as `target`
+    target: str
     block_keys: list[BlockKey]
-    blocks: list[int]  # of the device, one for each block_key, if it is source or target; else empty
+    blocks: list[int]  # of the device, one for each content, if it is source or target; else empty
     drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the transfer begins
     urgent: bool = False  # somebody waits for it: without rests, whoever runs beside it
 
     @property
-    def lower(self) -> Tier:
+    def lower(self) -> str:
         """The tier that does the work: of a transfer that has the device on one side, the other one; else the target."""
-        return self.source if self.target is Tier.DEVICE else self.target
+        return self.source if self.target == DEVICE else self.target
+
+    @property
+    def hashes(self) -> list[bytes]:
+        """Of its contents."""
+        return [block_key.hash for block_key in self.block_keys]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +49,5 @@ class TransferResult:
     sizes: list[int]  # bytes that each content takes in the lower of the two tiers; 0: it did not arrive
     seconds: float = 0.0  # from the first byte to the last, waiting in the queue left out
     copies: int = 0  # ranges of memory or of a file that were copied: neighbours travel together
-    lost: Tier | None = None  # this tier failed as a whole and serves nothing from now on
-    gone: list[bytes] = field(
-        default_factory=list
-    )  # keys that the source turned out not to have (any more), or damaged
+    lost: str | None = None  # this tier failed as a whole and serves nothing from now on
+    gone: list[bytes] = field(default_factory=list)  # hashes of what the source does not have (any more), or damaged

@@ -22,7 +22,6 @@ from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.transfers import Tier
 from tests.scheduler.sim import SimWorker, expected
 
 BLOCKS, BLOCK = 32, 4
@@ -209,10 +208,8 @@ def test_blocks_move_between_tiers_beside_steps(tmp_path, depth):
     worker.kv = np.full((BLOCKS, BLOCK), -1, np.int64)
     memory = torch.from_numpy(worker.kv).view(torch.uint8)
     channel, pool, size = Channel(*client.endpoints), BlockPool(BLOCKS, BLOCK), memory.shape[1]
-    tiers = TransferPlanner(
-        pool, {Tier.HOST: TierIndex(Tier.HOST, 90 * size, size, eviction_of("lru", 90))}, preemption="swap"
-    )
-    transfer_worker = TransferWorker(memory, {Tier.HOST: HostStore(90, size)}, channel.wake)
+    tiers = TransferPlanner(pool, [TierIndex("host", 90 * size, size, eviction_of("lru", 90))], preemption="swap")
+    transfer_worker = TransferWorker(memory, {"host": HostStore(90, size)}, channel.wake)
     scheduler = Scheduler(CONFIG, pool, tiers)
     thread = threading.Thread(target=EngineLoop(scheduler, worker, channel, transfer_worker=transfer_worker).run)
     thread.start()

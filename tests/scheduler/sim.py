@@ -12,15 +12,16 @@ from zlib import crc32
 
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import Eviction, Lru
+from scheduler.kv.save_planner import Preemption
 from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import Preemption, TransferPlanner
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.scheduler import Scheduler
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
-from scheduler.types.transfers import Tier, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 
 VOCAB = 50
 EOS = 7
@@ -170,20 +171,20 @@ class SimTransferWorker:
     was being read. A load fills its blocks with rubbish first.
     """
 
-    def __init__(self, worker: SimWorker, stores: dict[Tier, SimStore], rng: Random) -> None:
+    def __init__(self, worker: SimWorker, stores: dict[str, SimStore], rng: Random) -> None:
         self.worker = worker
         self.stores = stores
         self.rng = rng
         self.under_way: list[tuple[Transfer, list[list[int | None]]]] = []
         self.speed = 0.5  # chance that a transfer under way has ended when its result is asked for
-        self.broken: set[Tier] = set()
+        self.broken: set[str] = set()
         self.loss = 0.0  # chance that a content is damaged when it is read
         self.refusal = 0.0  # that one is not kept
         self.blocks_loaded = 0
 
     def start(self, transfers: list[Transfer]) -> None:
         for transfer in transfers:
-            if transfer.target is Tier.DEVICE:
+            if transfer.target == DEVICE:
                 for block in transfer.blocks:
                     self.worker.kv[block] = [-1] * self.worker.block_size
             self.under_way.append((transfer, [list(self.worker.kv[block]) for block in transfer.blocks]))
@@ -191,7 +192,7 @@ class SimTransferWorker:
     def finished(self) -> list[TransferResult]:
         """Results of those that have ended; for each lower tier in the order they came."""
         results: list[TransferResult] = []
-        stuck = set[Tier]()
+        stuck = set[str]()
         for flight in list(self.under_way):
             if flight[0].lower in stuck or self.rng.random() > self.speed:
                 stuck.add(flight[0].lower)
@@ -221,7 +222,7 @@ class SimTransferWorker:
         before: list[list[int | None]],
         result: TransferResult,
     ) -> None:
-        if transfer.source is Tier.DEVICE:
+        if transfer.source == DEVICE:
             held = self.worker.kv[transfer.blocks[index]]
             assert held == before[index], "somebody wrote to a block while it was saved"
             held = held[: len(block_key.token_ids)]
@@ -235,7 +236,7 @@ class SimTransferWorker:
                 result.gone.append(block_key.hash)
                 return
             held = found
-        if transfer.target is Tier.DEVICE:
+        if transfer.target == DEVICE:
             block = self.worker.kv[transfer.blocks[index]]
             assert block == [-1] * len(block), "somebody wrote to a block while it was loaded"
             block[: len(held)] = held
@@ -261,7 +262,7 @@ class Engine:
         caching: bool = True,
         worker: Worker | None = None,
         eos: frozenset[int] = frozenset({EOS}),
-        tiers: dict[Tier, int]
+        tiers: dict[str, int]
         | Callable[[BlockPool, Worker], tuple[TransferPlanner, TransferWorker | None]]
         | None = None,
         preemption: Preemption = "swap",
@@ -283,7 +284,7 @@ class Engine:
             below, self.transfer_worker = tiers(pool, self.worker)
         else:
             sizes = tiers or {}
-            indices = {tier: TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in sizes.items()}
+            indices = [TierIndex(tier, size, 1, Eviction(Lru(), size)) for tier, size in sizes.items()]
             below = TransferPlanner(pool, indices, preemption=preemption)
             if isinstance(self.worker, SimWorker):
                 stores = {tier: SimStore(size) for tier, size in sizes.items()}

@@ -16,7 +16,6 @@ from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.opening import open_tiers
 from scheduler.kv.load_or_recompute import LoadOrRecompute
-from scheduler.types.transfers import Tier
 from tests.engine.cpu.test_fast_exact import build as build_fast
 from tests.engine.cpu.test_fast_exact import pytestmark as needs_kernels
 from tests.engine.test_token_exact import BLOCK, COUNT, generate, prompts
@@ -46,8 +45,8 @@ def tiered(make, *, estimate=None, codec=None, element_bytes=2, settings, **conf
             settings, pool, rows, fingerprint="test", element_bytes=element_bytes, wake=woken.set
         )
         if estimate is not None:
-            below._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)
-        coded = transfer_worker._stores.get(Tier.DISK)
+            below._loads._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)
+        coded = transfer_worker._stores.get("disk")
         if isinstance(coded, CodedDisk) and codec is not None:
             coded.disk.codec = codec
             coded._choice.decide = lambda: True
@@ -123,7 +122,7 @@ class TestFast:
         settings = Settings(kv_disk_path=str(tmp_path / "kv"))
         with tiered(build_fast, settings=settings, blocks=SMALL) as engine:
             assert generate(engine, prompts[:4], "a") == alone[:4]
-            engine.transfer_worker._stores[Tier.DISK].disk._lose("cannot be written", OSError(5, "Input/output error"))
+            engine.transfer_worker._stores["disk"].disk._lose("cannot be written", OSError(5, "Input/output error"))
             assert generate(engine, prompts, "b") == alone
             assert not tier(engine, "disk").up
         assert sum("serving goes on without it" in record.message for record in caplog.records) == 1

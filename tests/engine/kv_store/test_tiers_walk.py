@@ -19,7 +19,6 @@ from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tier_index import TierIndex
 from scheduler.kv.transfer_planner import TransferPlanner
-from scheduler.types.transfers import Tier
 from tests.engine.kv_store.disk_parts import Faulty, Shrink
 from tests.scheduler.sim import VOCAB, Engine, SimWorker
 from tests.scheduler.test_random_walk import PREFIXES
@@ -50,16 +49,16 @@ class Walk:
         kind = rng.choice(["host", "disk", "both", "both"])
         if kind != "disk":
             host = rng.choice([1, 3, 8, 30])
-            self.stores[Tier.HOST] = HostStore(host, size)
-            indices[Tier.HOST] = self.index(Tier.HOST, host, size)
+            self.stores["host"] = HostStore(host, size)
+            indices["host"] = self.index("host", host, size)
         if kind != "host":
             slots, slot = rng.choice([2, 8, 60]), size_of(size)
-            self.stores[Tier.DISK] = store = DiskStore(
+            self.stores["disk"] = store = DiskStore(
                 folder, block_bytes=size, fingerprint="walk", limit_bytes=slots * slot,
                 codecs=[Shrink()], filesystem=self.disk, depth=2,
             )  # fmt: skip
             store.codec = rng.choice([None, Shrink()])
-            indices[Tier.DISK] = self.index(Tier.DISK, slots, slot)
+            indices["disk"] = self.index("disk", slots, slot)
         self.transfer_worker = TransferWorker(worker.rows, self.stores, self.woken.set)
         self.engine = Engine(
             blocks=blocks,
@@ -68,7 +67,10 @@ class Walk:
             max_running=rng.randint(1, 6),
             max_preemptions=rng.randint(0, 3),
             scheduling=rng.choice(["priority", "fair"]),
-            tiers=lambda pool, _: (TransferPlanner(pool, indices, preemption="swap"), self.transfer_worker),
+            tiers=lambda pool, _: (
+                TransferPlanner(pool, list(indices.values()), preemption="swap"),
+                self.transfer_worker,
+            ),
             depth=rng.choice([1, 2]),
             seed=rng.randrange(2**16),
         )
@@ -148,10 +150,10 @@ class Walk:
 @pytest.fixture(scope="module")
 def total():
     """What all walks transferred."""
-    counts = {(tier, what): 0 for tier in Tier for what in ("loaded", "failed", "down")}
+    counts = {(tier, what): 0 for tier in ("host", "disk") for what in ("loaded", "failed", "down")}
     yield counts
-    assert counts[Tier.HOST, "loaded"] > 10 and counts[Tier.DISK, "loaded"] > 10
-    assert counts[Tier.DISK, "failed"] > 0 and counts[Tier.DISK, "down"] > 0
+    assert counts["host", "loaded"] > 10 and counts["disk", "loaded"] > 10
+    assert counts["disk", "failed"] > 0 and counts["disk", "down"] > 0
 
 
 @pytest.mark.parametrize("seeds", [range(begin, begin + 10) for begin in range(0, 60, 10)], ids=str)

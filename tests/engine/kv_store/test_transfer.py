@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from engine.kv_store.host import HostStore
-from engine.kv_store.store import StoreLost
+from engine.kv_store.store import BlockStore, StoreLost
 from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tier_index import TierIndex
 from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.types.block_hash import block_hash, root_hash
-from scheduler.types.transfers import Tier, Transfer
+from scheduler.types.transfers import DEVICE, Transfer
 
 SIZE = 64
 BLOCKS = 40
 
 
-class Refusing:
+class Refusing(BlockStore):
     """A disk that does as it is told: keep, keep nothing, or raise."""
 
     def __init__(self):
@@ -28,7 +28,6 @@ class Refusing:
         self.contents = {}
 
     def put(self, block_keys, rows):
-        """See `BlockStore`."""
         if self.outcome == "keeps":
             self.contents |= {
                 block_key.hash: rows.pool[row].clone() for block_key, row in zip(block_keys, rows.ids, strict=True)
@@ -39,12 +38,14 @@ class Refusing:
         raise StoreLost("full") if self.outcome == "is lost" else RuntimeError("a defect")
 
     def drop(self, keys):
-        """See `BlockStore`."""
         for key in keys:
             self.contents.pop(key, None)
 
+    def get(self, block_keys, rows):
+        return [False] * len(block_keys)
+
     def close(self):
-        """See `BlockStore`."""
+        self.contents.clear()
 
 
 class Rig:
@@ -56,11 +57,11 @@ class Rig:
         self.host, self.disk = HostStore(host_blocks, SIZE), Refusing()
         self.indices = {
             tier: TierIndex(tier, blocks * SIZE, SIZE, eviction_of("lru", blocks))
-            for tier, blocks in ((Tier.HOST, host_blocks), (Tier.DISK, 100))
+            for tier, blocks in (("host", host_blocks), ("disk", 100))
         }
-        self.tiers = TransferPlanner(self.pool, self.indices)
+        self.tiers = TransferPlanner(self.pool, list(self.indices.values()))
         self.woken = threading.Event()
-        self.transfer_worker = TransferWorker(self.rows, {Tier.HOST: self.host, Tier.DISK: self.disk}, self.woken.set)
+        self.transfer_worker = TransferWorker(self.rows, {"host": self.host, "disk": self.disk}, self.woken.set)
         self.keys = []
 
     def fill(self):
@@ -107,9 +108,9 @@ def test_what_the_disk_makes_of_a_spill_costs_the_host_nothing(rig, outcome):
     rigged.disk.outcome = outcome
     rigged.tiers.released(rigged.keys[:24])
     rigged.transfer()
-    held = {key for key in rigged.keys if rigged.indices[Tier.HOST].readable(key)}
+    held = {key for key in rigged.keys if rigged.indices["host"].readable(key)}
     assert held == set(rigged.host._entries) and len(held) == 16 - rigged.free_slots() == 16
-    assert rigged.tiers.snapshot()[Tier.DISK].up == (outcome != "is lost")
+    assert rigged.tiers.snapshot()["disk"].up == (outcome != "is lost")
     rigged.host.check_integrity()
 
 
@@ -124,12 +125,12 @@ def test_a_save_that_fails_half_way_leaves_nothing_behind(rig, monkeypatch):
         return put(block_keys, rows)
 
     monkeypatch.setattr(rigged.host, "put", second_fails)
-    rigged.tiers._save(Tier.HOST, rigged.keys)
+    rigged.tiers._saves._save(rigged.indices["host"], rigged.keys)
     rigged.transfer()
     assert calls == [32, 8]
-    rigged.tiers._save(Tier.HOST, rigged.keys[:1])  # drops go with the next transfer
+    rigged.tiers._saves._save(rigged.indices["host"], rigged.keys[:1])  # drops go with the next transfer
     rigged.transfer()
-    assert set(rigged.host._entries) == {rigged.keys[0]} and len(rigged.indices[Tier.HOST]) == 1
+    assert set(rigged.host._entries) == {rigged.keys[0]} and len(rigged.indices["host"]) == 1
 
 
 def test_a_host_that_is_lost_does_not_take_the_disk_with_it(rig):
@@ -144,14 +145,14 @@ def test_a_host_that_is_lost_does_not_take_the_disk_with_it(rig):
     rigged.tiers.released(rigged.keys[8:12])
     rigged.transfer()
     stats = rigged.tiers.snapshot()
-    assert not stats[Tier.HOST].up and stats[Tier.DISK].up
+    assert not stats["host"].up and stats["disk"].up
 
 
 def test_what_cannot_be_read_is_told_as_gone(rig):
     rigged = rig(16)
     block_keys = [rigged.pool.key_of(rigged.pool.holder(key)) for key in rigged.keys[:3]]
     rigged.transfer_worker.start(
-        [Transfer(transfer_id=7, source=Tier.HOST, target=Tier.DEVICE, block_keys=block_keys, blocks=[0, 1, 2])]
+        [Transfer(transfer_id=7, source="host", target=DEVICE, block_keys=block_keys, blocks=[0, 1, 2])]
     )
     assert rigged.woken.wait(30)
     [result] = rigged.transfer_worker.finished()

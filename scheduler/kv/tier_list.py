@@ -1,0 +1,122 @@
+"""The tiers below a device, fastest first, and what concerns all of them alike.
+
+How many there are and what they are called is the caller's: nothing here or in the planner knows a tier by its name. What is
+asked for is read from the first that has it. What is saved goes to the first, and from each to the next (`save_planner`).
+
+What belongs here: the tiers' order, calls that go to each of them, their counters. Never: transfers, blocks of the device.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from scheduler.kv.tier_index import TierIndex
+from scheduler.types.messages import TierStats
+from scheduler.types.transfers import DEVICE, Transfer, TransferResult
+
+
+class TierList:
+    """The books of the tiers that are still up, and counters of those that ever were.
+
+    Args:
+        tiers: fastest first.
+
+    Raises:
+        ValueError: two of one name, or one named like the device.
+    """
+
+    def __init__(self, tiers: Sequence[TierIndex]) -> None:
+        self.stats = {tier.name: TierStats() for tier in tiers}
+        self._tiers = {tier.name: tier for tier in tiers}
+        if len(self._tiers) < len(tiers) or DEVICE in self._tiers:
+            raise ValueError(f"tiers need names of their own, none of them {DEVICE!r}: {[tier.name for tier in tiers]}")
+
+    def __iter__(self) -> Iterator[TierIndex]:
+        return iter(self._tiers.values())
+
+    def __len__(self) -> int:
+        return len(self._tiers)
+
+    def get(self, name: str) -> TierIndex | None:
+        """The tier of this name; None if it is the device, or lost."""
+        return self._tiers.get(name)
+
+    @property
+    def first(self) -> TierIndex | None:
+        """The fastest, if there is any."""
+        return next(iter(self), None)
+
+    def below(self, name: str) -> TierIndex | None:
+        """The next slower one."""
+        names = list(self._tiers)
+        place = names.index(name) + 1 if name in self._tiers else len(names)
+        return self._tiers[names[place]] if place < len(names) else None
+
+    def holder(self, key: bytes) -> TierIndex | None:
+        """The fastest from which this content can be read now."""
+        return next((tier for tier in self if tier.readable(key)), None)
+
+    # --- for all of them ---
+
+    def asked(self, keys: Sequence[bytes]) -> None:
+        """A new request can use these contents, a prefix: eviction may learn from it."""
+        for tier in self:
+            tier.asked(keys)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """Keep these contents, a prefix, until then, here or yet to come."""
+        for tier in self:
+            tier.pin(keys, until)
+
+    def expire(self, now: float) -> None:
+        """End the pins whose time has come."""
+        for tier in self:
+            tier.expire(now)
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """These contents are in doubt: no tier serves them from now on."""
+        keys = list(keys)
+        for tier in self:
+            tier.forget(keys)
+
+    # --- results ---
+
+    def book(self, transfer: Transfer, result: TransferResult) -> None:
+        """Enter what a transfer brought into the books of both sides, and count it."""
+        source, target, stats = self.get(transfer.source), self.get(transfer.target), self.stats[transfer.lower]
+        arrived = sum(size > 0 for size in result.sizes)
+        if transfer.target == DEVICE:
+            stats.loaded += arrived
+            stats.load_copies += result.copies
+            stats.failed += len(transfer.block_keys) - arrived
+        else:
+            stats.saved += arrived
+            stats.save_copies += result.copies
+        if source is not None:
+            source.let_go(transfer.hashes)
+            source.forget(result.gone)
+        if target is not None:
+            target.arrived(transfer.hashes, result.sizes)
+
+    def lose(self, name: str) -> None:
+        """A tier failed as a whole: what is on its way there or back comes to nothing, by results of its own."""
+        self._tiers.pop(name, None)
+        self.stats[name].up = False
+
+    def snapshot(self) -> Mapping[str, TierStats]:
+        """The counters by the tier's name, with gauges brought up to date."""
+        for name, stats in self.stats.items():
+            tier = self.get(name)
+            stats.blocks, stats.bytes = (0, 0) if tier is None else (len(tier), tier.used)
+            stats.evicted = stats.evicted if tier is None else tier.evictions
+        return self.stats
+
+    def check_integrity(self, transfers: Sequence[Transfer]) -> None:
+        """Compare the books of each tier with the transfers in flight.
+
+        Raises:
+            IntegrityError: naming the first contradiction.
+        """
+        for tier in self:
+            tier.check_integrity(
+                reading=(key for each in transfers if each.source == tier.name for key in each.hashes),
+                arriving=(key for each in transfers if each.target == tier.name for key in each.hashes),
+            )

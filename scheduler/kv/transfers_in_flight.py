@@ -1,0 +1,120 @@
+"""The transfers that are planned or under way, and the device's blocks that are theirs meanwhile.
+
+What belongs here: which transfer has which blocks, and who waits for it. Never: why it was planned.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from scheduler.kv.tier_list import TierList
+from scheduler.types.block_hash import BlockKey
+from scheduler.types.transfers import DEVICE, Transfer
+
+
+@dataclass(slots=True)
+class ActiveTransfer:
+    """A transfer without a result yet."""
+
+    transfer: Transfer
+    held: list[int]  # device blocks that are the transfer's alone
+    yielded: bool = False  # a request gave these blocks up: others wait for them
+    request_id: str | None = None  # that waits for it
+
+
+class TransfersInFlight:
+    """Transfers of one device.
+
+    Args:
+        tiers: whose drops go with the next transfer that concerns them.
+    """
+
+    def __init__(self, tiers: TierList) -> None:
+        self._tiers = tiers
+        self._active: dict[int, ActiveTransfer] = {}
+        self._planned: list[Transfer] = []
+        self._next_id = 0
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def __iter__(self) -> Iterator[ActiveTransfer]:
+        return iter(self._active.values())
+
+    def __getitem__(self, transfer_id: int) -> ActiveTransfer:
+        return self._active[transfer_id]
+
+    def plan(
+        self,
+        source: str,
+        target: str,
+        block_keys: Sequence[BlockKey] = (),
+        blocks: Sequence[int] = (),
+        *,
+        held: bool = False,
+        urgent: bool = False,
+        request_id: str | None = None,
+    ) -> Transfer:
+        """A transfer that starts with the next step.
+
+        Args:
+            source: tier.
+            target: tier.
+            block_keys: contents.
+            blocks: of the device, one for each content, where it is on one side.
+            held: they are the transfer's, which gives them back at its end.
+            urgent: somebody waits for it.
+            request_id: who, if it is a load.
+        """
+        transfer = Transfer(
+            transfer_id=self._next_id,
+            source=source,
+            target=target,
+            block_keys=list(block_keys),
+            blocks=list(blocks),
+            urgent=urgent,
+        )
+        lower = self._tiers.get(transfer.lower)
+        if lower is not None:
+            transfer.drops = lower.take_drops()
+        self._next_id += 1
+        self._planned.append(transfer)
+        own = list(blocks) if held else []
+        self._active[transfer.transfer_id] = ActiveTransfer(transfer, own, held and urgent, request_id)
+        return transfer
+
+    def plan_drops(self) -> None:
+        """A transfer of nothing to each tier that has something to forget and no transfer to tell it with."""
+        for tier in self._tiers:
+            if tier.has_drops:
+                self.plan(DEVICE, tier.name)
+
+    def take(self) -> list[Transfer]:
+        """The transfers planned since the last call: they start with the step that is given them."""
+        planned, self._planned = self._planned, []
+        return planned
+
+    def end(self, transfer_id: int) -> ActiveTransfer:
+        """A result is in."""
+        return self._active.pop(transfer_id)
+
+    def disown(self, transfer_id: int) -> list[int]:
+        """Nobody waits for this load any more: its blocks are its own until it ends. Returns them."""
+        active = self._active[transfer_id]
+        active.request_id, active.held, active.yielded = None, list(active.transfer.blocks), True
+        return active.held
+
+    # --- what is where ---
+
+    @property
+    def yielded(self) -> bool:
+        """Whether blocks that somebody gave up will be available when their transfers have ended."""
+        return any(active.yielded for active in self)
+
+    @property
+    def held(self) -> list[list[int]]:
+        """Device blocks that transfers hold, a list for each transfer."""
+        return [active.held for active in self]
+
+    def to(self, tier: str) -> bool:
+        """Whether anything is on its way there."""
+        return any(active.transfer.target == tier for active in self)
