@@ -17,6 +17,7 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.load_planner import Arrival
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.factory import make_policy
 from scheduler.preemption import Room, choose_victim
 from scheduler.token_budget import choose_decodes
@@ -34,15 +35,24 @@ class RequestTooLong(ValueError):
 
 
 class Scheduler:
-    """Continuous batching by token budget over one `BlockPool`, and whatever tiers lie below it."""
+    """Continuous batching by token budget over one `BlockPool`, and whatever tiers lie below it.
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool, transfers: TransferPlanner | None = None) -> None:
+    Its policy is the one that `config.scheduling` names, unless another is given.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        transfers: TransferPlanner | None = None,
+        policy: SchedulingPolicy | None = None,
+    ) -> None:
         self.config = config
         self.pool = pool
         self.stats = EngineStats(blocks_total=pool.blocks)
         self._requests: dict[str, Request] = {}  # all that have not finished
         self._running: dict[str, Request] = {}
-        self._policy = make_policy(config)
+        self._policy = policy or make_policy(config)
         self._cache = PrefixCache(pool)
         self._waiting = self._policy.make_queue(config.prefix_lookahead, self._cache)
         self._transfers = transfers or TransferPlanner(pool)

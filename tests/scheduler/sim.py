@@ -15,6 +15,7 @@ from scheduler.kv.eviction import Eviction, Lru
 from scheduler.kv.save_planner import Preemption
 from scheduler.kv.tier_index import TierIndex
 from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.policies.base import SchedulingPolicy
 from scheduler.scheduler import Scheduler
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.config import SchedulerConfig
@@ -266,6 +267,7 @@ class Engine:
         | Callable[[BlockPool, Worker], tuple[TransferPlanner, TransferWorker | None]]
         | None = None,
         preemption: Preemption = "swap",
+        policy: SchedulingPolicy | None = None,
         seed: int = 0,
         depth: int = 1,
         **config: object,
@@ -289,7 +291,7 @@ class Engine:
             if isinstance(self.worker, SimWorker):
                 stores = {tier: SimStore(size) for tier, size in sizes.items()}
                 self.transfer_worker = SimTransferWorker(self.worker, stores, Random(seed))
-        self.scheduler = Scheduler(self.config, pool, below)
+        self.scheduler = Scheduler(self.config, pool, below, policy)
         self.planned: Step | None = None
         self.depth = depth  # steps that the worker may have at once
         self.flights: list[tuple[Step, Pending]] = []
