@@ -55,7 +55,6 @@ KNOWN_ARROWS = {
 KNOWN_TWICE = {"Failed", "Group", "Pool", "Room", "Settings", "Variant", "_Entry", "_Flight", "_Layer"}
 KNOWN_LONG_FILES = {
     "scheduler/scheduler.py",
-    "scheduler/kv/transfer_planner.py",
     "tests/scheduler/sim.py",
     "tests/scheduler/test_scheduler.py",
 }

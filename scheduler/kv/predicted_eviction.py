@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scheduler.kv.reuse_stats import Group, ReuseStats
+from scheduler.kv.reuse_stats import Cohort, ReuseStats
 
 _MARGIN = 1 / 64  # of the misses of the list
 _SLACK = 1 / 8  # of the store's size: what it may cost to learn
@@ -35,7 +35,7 @@ _USES = 3  # a content asked for so often, or more often, is of one kind
 class _Known:
     """What is remembered of a key, present or not."""
 
-    group: Group
+    group: Cohort
     asked: int  # how often
     continuations: int  # different contents that followed it
 
@@ -51,11 +51,11 @@ class Predicted:
         self.trusting = True  # whether predictions are followed
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # least recently asked for first
         self._list: OrderedDict[bytes, None] = OrderedDict()
-        self._here: dict[bytes, tuple[Group, int]] = {}  # to its group when added, and the number of keys added before
+        self._here: dict[bytes, tuple[Cohort, int]] = {}  # to its group when added, and the number of keys added before
         self._queues: dict[object, OrderedDict[bytes, None]] = {}  # by kind, first added first
         self._added = 0
         self._remembers = min(_KNOWN * capacity, capacity + _KNOWN_MORE)
-        self._going: Group | None = None  # where the last victim was from; its others go next unless something changes
+        self._going: Cohort | None = None  # where the last victim was from; its others go next unless something changes
 
     # --- what is here ---
 
@@ -99,10 +99,10 @@ class Predicted:
             return oldest
         return min(heads, key=lambda key: (self.reuse.worth(self._here[key][0]), self._here[key][1]))
 
-    def _groups(self, keys: Sequence[bytes]) -> list[Group]:
+    def _groups(self, keys: Sequence[bytes]) -> list[Cohort]:
         """The groups of these. Contents nobody has asked for yet (an answer) are of the kind of what precedes them."""
-        groups: list[Group] = []
-        fresh: Group | None = None
+        groups: list[Cohort] = []
+        fresh: Cohort | None = None
         before: bytes | None = None
         for key in keys:
             known = self._known.get(key)
@@ -130,9 +130,9 @@ class Predicted:
         known = self._return(keys)
         self.reuse.advance(len(keys))
         way = self._way(known, len(keys))
-        groups: dict[int, Group] = {}
+        groups: dict[int, Cohort] = {}
         for place, key in enumerate(keys):
-            record = known[place] if place < len(known) else _Known(Group((0, 1), 0), 0, int(place < len(keys) - 1))
+            record = known[place] if place < len(known) else _Known(Cohort((0, 1), 0), 0, int(place < len(keys) - 1))
             record.asked += 1
             uses = min(record.asked, _USES)
             if uses not in groups:
@@ -202,7 +202,7 @@ class Predicted:
             numbers = [self._here[key][1] for key in queue]
             assert numbers == sorted(numbers), "a queue is in the order of adding"
         assert len(self._list) <= self.capacity and len(self._known) <= self._remembers, "memory is bounded"
-        waiting: dict[Group, int] = {}
+        waiting: dict[Cohort, int] = {}
         for record in self._known.values():
             waiting[record.group] = waiting.get(record.group, 0) + 1
         assert all(group.waiting == count for group, count in waiting.items()), "a group counts its keys that wait"

@@ -19,7 +19,7 @@ _UPDATES = 8  # of the worths, while as many contents are asked for as the store
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class Cohort:
     """Contents of one kind that one request asked for."""
 
     kind: Hashable
@@ -39,7 +39,7 @@ class ReuseStats:
         self._edges = [0, *(max(step + 1, int(capacity / 16 * 2 ** (step / 2))) for step in range(_AGES - 1))]
         self._reached: dict[Hashable, list[float]] = {}
         self._reused: dict[Hashable, list[float]] = {}
-        self._ageing: list[deque[Group]] = [deque() for _ in range(_AGES)]
+        self._ageing: list[deque[Cohort]] = [deque() for _ in range(_AGES)]
         self._worths: dict[Hashable, list[float]] = {}
         self._default = [0.0] * _AGES
         self._period = max(64, capacity // _UPDATES)
@@ -59,29 +59,29 @@ class ReuseStats:
             self._next_update = self.now + self._period
             self._update()
 
-    def group(self, kind: Hashable) -> Group:
+    def group(self, kind: Hashable) -> Cohort:
         """A new group, with no contents yet, to which `on_join` adds."""
-        group = Group(kind, self.now)
+        group = Cohort(kind, self.now)
         if kind not in self._reached:
             self._reached[kind], self._reused[kind] = [0.0] * _AGES, [0.0] * _AGES
         self._ageing[0].append(group)
         return group
 
-    def on_join(self, group: Group, contents: int) -> None:
+    def on_join(self, group: Cohort, contents: int) -> None:
         """So many contents belong to the newly made group."""
         group.waiting += contents
         self._reached[group.kind][0] += contents
 
-    def on_reuse(self, group: Group, contents: int) -> None:
+    def on_reuse(self, group: Cohort, contents: int) -> None:
         """So many of its contents are asked for again."""
         group.waiting -= contents
         self._reused[group.kind][self._age(group)] += contents
 
-    def worth(self, group: Group) -> float:
+    def worth(self, group: Cohort) -> float:
         """Reuses per place and content asked for, of the contents of this group that still wait."""
         return self._worths.get(group.kind, self._default)[self._age(group)]
 
-    def _age(self, group: Group) -> int:
+    def _age(self, group: Cohort) -> int:
         return bisect_right(self._edges, self.now - group.born) - 1
 
     def _update(self) -> None:

@@ -14,7 +14,7 @@ from scheduler.types.block_hash import BlockKey
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Content:
     token_ids: tuple[int, ...]
     size: int
     arrived: bool = False
@@ -47,7 +47,7 @@ class TierIndex:
         self.used = 0
         self.evictions = 0
         self._policy = policy
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, _Content] = {}
         self._evictable = 0  # bytes
         self._drops: list[bytes] = []
 
@@ -102,7 +102,7 @@ class TierIndex:
             return False
         while self.used + size > self.capacity:
             self._evict()
-        self._entries[block_key.hash] = _Entry(block_key.token_ids, size)
+        self._entries[block_key.hash] = _Content(block_key.token_ids, size)
         self.used += size
         return True
 

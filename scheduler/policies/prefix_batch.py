@@ -34,7 +34,7 @@ Place = tuple[int, float, int]  # begun, the ratio negated, arrival: unique amon
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Group:
+class PrefixGroup:
     """Waiting requests that share a prefix: those that end with it, and groups that share more.
 
     Attributes:
@@ -56,7 +56,7 @@ class Group:
     decode: int = 0
     below: int = 0
     place: Place = (_NEVER, 0.0, 0)
-    groups: dict[bytes, "Group"] = field(default_factory=dict)
+    groups: dict[bytes, "PrefixGroup"] = field(default_factory=dict)
     line: list[tuple[*Place, "bytes | Request"]] = field(default_factory=list)
 
     def insert(self, place: Place, item: "bytes | Request") -> None:
@@ -94,7 +94,7 @@ class PrefixQueue(WaitingQueue):
     def __init__(self, cache: PrefixCache) -> None:
         super().__init__(_own_lane, 0)
         self._cache = cache
-        self._classes: dict[int, Group] = {}
+        self._classes: dict[int, PrefixGroup] = {}
         self._priorities: list[int] = []  # those of `_classes`, in order
         self._depths: dict[str, int] = {}  # of requests in the line, in blocks; they may gain tokens meanwhile
         self._taken = 0
@@ -111,7 +111,7 @@ class PrefixQueue(WaitingQueue):
         """Put a request into its group, or between groups if it is the first of its kind."""
         super().add(request)
         if request.priority not in self._classes:
-            self._classes[request.priority] = Group()
+            self._classes[request.priority] = PrefixGroup()
             insort(self._priorities, request.priority)
         keys = [] if request.started else self._cache.usable_hashes(request)
         self._depths[request.request_id] = len(keys)
@@ -142,7 +142,7 @@ class PrefixQueue(WaitingQueue):
 
     # --- the tree ---
 
-    def _path(self, request: Request, depth: int) -> list[Group]:
+    def _path(self, request: Request, depth: int) -> list[PrefixGroup]:
         """The groups of a request in the line, from its class inwards."""
         path, at = [self._classes[request.priority]], 0
         while at < depth:
@@ -150,14 +150,14 @@ class PrefixQueue(WaitingQueue):
             at += len(path[-1].keys)
         return path
 
-    def _grow_path(self, request: Request, keys: list[bytes]) -> list[Group]:
+    def _grow_path(self, request: Request, keys: list[bytes]) -> list[PrefixGroup]:
         """The groups a request is to be in, from its class inwards: the last may be new, or have been split off one."""
         path, at = [self._classes[request.priority]], 0
         while at < len(keys):
             outer = path[-1]
             inner = outer.groups.get(keys[at])
             if inner is None:
-                inner = outer.groups[keys[at]] = Group(keys=keys[at:], born=request.arrival)
+                inner = outer.groups[keys[at]] = PrefixGroup(keys=keys[at:], born=request.arrival)
             else:
                 pairs = zip(inner.keys, keys[at:], strict=False)
                 common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -167,9 +167,9 @@ class PrefixQueue(WaitingQueue):
             at += len(inner.keys)
         return path
 
-    def _split(self, outer: Group, inner: Group, common: int) -> Group:
+    def _split(self, outer: PrefixGroup, inner: PrefixGroup, common: int) -> PrefixGroup:
         """A group in the place of `inner`, of its first `common` blocks, with the rest of it inside."""
-        middle = Group(
+        middle = PrefixGroup(
             keys=inner.keys[:common],
             born=inner.born,
             begun=inner.begun,
@@ -185,7 +185,7 @@ class PrefixQueue(WaitingQueue):
         outer.groups[middle.keys[0]] = middle
         return middle
 
-    def _account(self, path: list[Group], request: Request, depth: int, sign: int) -> None:
+    def _account(self, path: list[PrefixGroup], request: Request, depth: int, sign: int) -> None:
         """The request has come (1) or gone (-1): bring sums and places up to date, from the innermost group outwards."""
         tokens = sign * self._own_tokens(request, depth)
         for outer, group in reversed(list(pairwise(path))):
@@ -202,12 +202,12 @@ class PrefixQueue(WaitingQueue):
         self._change(path[0], sign, sign * request.sampling.max_tokens, tokens)
 
     @staticmethod
-    def _change(group: Group, members: int, decode: int, tokens: int) -> None:
+    def _change(group: PrefixGroup, members: int, decode: int, tokens: int) -> None:
         group.members += members
         group.decode += decode
         group.below += tokens
 
-    def _cost(self, group: Group) -> int:
+    def _cost(self, group: PrefixGroup) -> int:
         """Prompt tokens to compute for all of it."""
         return len(group.keys) * self._cache.block_size + group.below if group.members else 0
 
@@ -220,7 +220,7 @@ class PrefixQueue(WaitingQueue):
             return 0, 0.0, request.arrival
         return _NEVER, -request.sampling.max_tokens / self._own_tokens(request, depth), request.arrival
 
-    def _place_of(self, group: Group) -> Place:
+    def _place_of(self, group: PrefixGroup) -> Place:
         return group.begun, -group.decode / self._cost(group), group.born
 
 
