@@ -52,7 +52,7 @@ KNOWN_ARROWS = {
     ("server.errors", "server.telemetry"),
     ("engine.tensor_parallel", "engine.cpu"),
 }
-KNOWN_TWICE = {"Failed", "Group", "Pool", "Room", "Settings", "Variant", "_Entry", "_Flight", "_Layer"}
+KNOWN_TWICE = {"Failed", "Pool", "Settings", "Variant", "_Layer"}
 KNOWN_LONG_FILES = {
     "scheduler/scheduler.py",
     "tests/scheduler/sim.py",
