@@ -15,7 +15,6 @@ from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
-from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
@@ -24,9 +23,10 @@ from engine.gpu.loader import GpuLoader, rank_device
 from engine.gpu.worker import GpuWorker, PendingStep
 from engine.ipc.child import add_arguments, parent_gone
 from engine.ipc.failures import EXIT_MODEL, exit_at_once
+from engine.models.registry import read_config
 from engine.tensor_parallel.commands import RankCommandReceiver, Record, Submit, Warmup
 from engine.tensor_parallel.group import command_endpoint, rendezvous
-from engine.tensor_parallel.shards import Joined
+from engine.tensor_parallel.process_group import TorchProcessGroup
 
 log = logging.getLogger("headrace.engine")
 
@@ -57,7 +57,9 @@ def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> N
     """
     commands = RankCommandReceiver(command_endpoint(folder, rank))
     device = rank_device(rank)
-    ranks = Joined(rank, settings.tensor_parallel, rendezvous(folder), device, timeout=settings.start_seconds)
+    ranks = TorchProcessGroup(
+        rank, settings.tensor_parallel, rendezvous(folder), device, timeout=settings.start_seconds
+    )
     config = read_config(source)
     loader = GpuLoader(settings, source, config, step_limits(settings, USUAL_STEP), device, ranks=ranks)
     follow(loader.load(loader.plan()), commands)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from configs.declaration import parse_weight
 from configs.model.config import ModelConfig
-from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.backend import Backend, Startup, generate
 from engine.device import choose_device
 from engine.fingerprint import kv_fingerprint
 from engine.ipc.channel import Channel
+from engine.models.registry import read_config
 from engine.worker import Worker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of

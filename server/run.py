@@ -13,10 +13,12 @@ from typing import NoReturn
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.child import module_arguments
-from server.engines.launch import launch
+from scheduler.types.messages import Event, Failed
+from server.engines.launch import Incarnation, launch
 from server.listen import ListenError, listen
 
 EXIT_FAILED = 1
+_HEADERS_SECONDS = 10.0  # a start of Python on a busy machine, and a file's header
 
 
 def run(settings: Settings, source: ModelSource) -> int:
@@ -37,16 +39,14 @@ def run(settings: Settings, source: ModelSource) -> int:
     arguments = module_arguments("engine", settings, source)
     engine = launch(arguments)
     try:
-        from configs.model.read import read_config
         from server.serving import ENGINE, Serving
         from server.text.chat_template import TemplateError
         from server.text.tokenizer import TokenizerError
 
         try:
-            read_config(source)  # an unknown architecture is to be said before an odd tokenizer
             serving = Serving(settings, source, listener, {ENGINE: arguments}, started)
         except (TokenizerError, TemplateError, ModelError) as error:
-            print(f"headrace: {error}", file=sys.stderr)
+            print(f"headrace: {_refusal(engine) or error}", file=sys.stderr)
             return EXIT_FAILED
         return serving.run({ENGINE: engine})
     except KeyboardInterrupt:
@@ -61,6 +61,20 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
     logging.getLogger("headrace.access").setLevel(logging.INFO)  # --access-log asks for it, whatever the level
+
+
+def _refusal(engine: Incarnation) -> str | None:
+    """Why the engine refuses the model, if it does on reading the headers, which it does first of all: that an architecture is not
+    implemented says more than that its tokenizer is odd."""
+    seen: list[Event] = []
+    until = time.monotonic() + _HEADERS_SECONDS
+    while not seen and time.monotonic() < until:
+        ended = engine.process.exit_code is not None
+        engine.wire.receive_waiting(seen.append)
+        if ended:
+            break
+        time.sleep(0.01)
+    return next((event.error for event in seen if isinstance(event, Failed)), None)
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

@@ -17,10 +17,10 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if ("-m", "gpu") in pairwise(sys.a
 import torch
 import transformers
 
-from configs.model.read import read_config
 from configs.model.source import ModelSource, resolve_model
 from engine.cpu.decoder import Decoder
-from engine.loading import load_weights
+from engine.cpu.weights import load_weights
+from engine.models.registry import read_config
 from server.text import load_tokenizer
 from server.text.tokenizer import Tokenizer
 from tests import tiny_models

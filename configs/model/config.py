@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from configs.model.source import ModelError
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-
 
 @dataclass(frozen=True, slots=True)
 class LinearScaling:
@@ -41,7 +39,7 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Shape and arithmetic of one decoder-only model.
+    """Shape of one decoder-only model; `architecture` names the family that says what is computed with it.
 
     Sizes count elements. `sliding_window` is the number of newest tokens, the token itself included, that layers with
     `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type; a
@@ -94,6 +92,11 @@ class ModelConfig:
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.heads // self.kv_heads
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the head is a matrix of its own and not the embedding."""
+        return not self.tie_word_embeddings
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -10,19 +10,17 @@ from configs.model.gguf_header import GgufHeader
 from configs.model.hf import yarn_magnitude
 from configs.model.source import ModelError
 
-_KNOWN = ("llama", "qwen2", "qwen3")
 _UNIT_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv")
 
 
-def config_from_gguf(header: GgufHeader) -> ModelConfig:
-    """Build a `ModelConfig` from a GGUF header.
+def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
+    """Build a `ModelConfig` of `architecture` from a GGUF header.
 
     Raises:
-        ModelError: an unknown architecture, a missing value, or a feature that is not implemented.
+        ModelError: a missing value, or a feature that is not implemented.
     """
     general = Fields(header.metadata, header.path.name)
-    name = _architecture(general, header.path.name)
-    fields = _fields_of(name, header)
+    fields = _fields_of(general.text("general.architecture"), header)
     _refuse_unimplemented(fields)
     layers, heads = fields.layers("block_count"), fields.integer("attention.head_count")
     hidden, max_position = fields.integer("embedding_length"), fields.integer("context_length")
@@ -33,7 +31,7 @@ def config_from_gguf(header: GgufHeader) -> ModelConfig:
     if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a model of its own?")
     return ModelConfig(
-        architecture=name,
+        architecture=architecture,
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         hidden_size=hidden,
         intermediate_size=fields.integer("feed_forward_length"),
@@ -58,21 +56,11 @@ def config_from_gguf(header: GgufHeader) -> ModelConfig:
     )
 
 
-def _architecture(general: Fields, file: str) -> str:
-    name = general.text("general.architecture", "unnamed")
-    if name not in _KNOWN:
-        raise ModelError(
-            f"{file}: the architecture {name!r} is not implemented; "
-            f"known: {', '.join(_KNOWN)} (Mistral files are `llama`)."
-        )
-    return name
-
-
-def _fields_of(architecture: str, header: GgufHeader) -> Fields:
+def _fields_of(name: str, header: GgufHeader) -> Fields:
     """The architecture's own metadata, without its name as a prefix."""
-    prefix = f"{architecture}."
+    prefix = f"{name}."
     own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
-    return Fields(own, f"{header.path.name} ({architecture})")
+    return Fields(own, f"{header.path.name} ({name})")
 
 
 def _refuse_unimplemented(fields: Fields) -> None:

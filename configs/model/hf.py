@@ -6,111 +6,37 @@ compute is refused here: a model must never run with a part of its arithmetic ig
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from configs.model.config import (
-    ARCHITECTURES,
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-)
+from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
 from configs.model.fields import Fields
 from configs.model.source import ModelError
 
 _WHERE = "config.json"
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-_DEFAULT_MAX_POSITION = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
-_DEFAULT_KV_HEADS = {"mistral": 8}
-_DEFAULT_HEAD_DIM = {"qwen3": 128}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-
-def config_from_hf(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
-    """Build a `ModelConfig` from the two JSON objects (`generation` may be empty).
-
-    Raises:
-        ModelError: an unknown architecture, a missing value, or a feature that is not implemented.
-    """
-    fields = Fields(raw, _WHERE)
-    architecture = _architecture(fields)
-    _refuse_unimplemented(fields)
-    layers, heads = fields.layers("num_hidden_layers"), fields.integer("num_attention_heads")
-    hidden = fields.integer("hidden_size")
-    max_position = fields.integer("max_position_embeddings", _DEFAULT_MAX_POSITION[architecture])
-    theta, scaling = _rope(fields, max_position)
-    window, sliding = _sliding(fields, architecture, layers)
-    bias = fields.flag("attention_bias", default=False) and architecture in ("llama", "qwen3")
-    # Files written by `save_pretrained` keep null where another key decides: the generation file wins as in generate().
-    eos = Fields(generation, "generation_config.json").tokens("eos_token_id") or fields.tokens("eos_token_id")
-    return ModelConfig(
-        architecture=architecture,
-        vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=fields.integer("intermediate_size"),
-        layers=layers,
-        heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", _DEFAULT_KV_HEADS.get(architecture, heads)),
-        head_dim=fields.integer("head_dim", _DEFAULT_HEAD_DIM.get(architecture, hidden // max(1, heads))),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        sliding_window=window,
-        sliding_layers=sliding,
-        qkv_bias=bias or architecture == "qwen2",
-        o_bias=bias,
-        mlp_bias=fields.flag("mlp_bias", default=False) and architecture == "llama",
-        qk_norm=architecture == "qwen3",
-        tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
-        max_position=max_position,
-        bos_token_id=fields.token("bos_token_id"),
-        eos_token_ids=eos,
-        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-    )
+Window = tuple[int | None, tuple[bool, ...]]  # newest tokens seen, and which layers see no more
 
 
-def _architecture(fields: Fields) -> str:
-    known = ", ".join(ARCHITECTURES)
-    architecture = fields.text("model_type", "unnamed")
-    if architecture not in ARCHITECTURES:
-        raise ModelError(f"{_WHERE}: the architecture {architecture!r} is not implemented; known: {known}.")
-    classes = fields.values.get("architectures")
-    if classes and _CLASSES[architecture] not in classes:
-        raise ModelError(f"{_WHERE}: {classes} is not a text generator; known: {', '.join(_CLASSES.values())}.")
-    return architecture
+def no_window(fields: Fields, layers: int) -> Window:
+    """Every layer sees all tokens, whatever the file says of windows."""
+    del fields
+    return None, (False,) * layers
 
 
-def _refuse_unimplemented(fields: Fields) -> None:
-    fields.must_be("hidden_act", "silu", "swish")
-    fields.must_be("partial_rotary_factor", 1, 1.0)
-    fields.must_be("is_encoder_decoder", False)
-    fields.must_be("add_cross_attention", False)
-    if quantization := fields.values.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelError(
-            f"{_WHERE}: quantized safetensors ({method}) are not implemented; "
-            "use the unquantized model or a GGUF file of it."
-        )
-
-
-def _sliding(fields: Fields, architecture: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """Window and which layers use it, by the rules of each transformers class."""
-    full = (None, (False,) * layers)
-    if architecture == "mistral":
-        raw = fields.values
-        if raw.get("sliding_window", 4096) is None:
-            return full
-        return fields.integer("sliding_window", 4096), (True,) * layers
-    if architecture == "llama" or not fields.flag("use_sliding_window", default=False):
-        return full
+def window_on_all_layers(fields: Fields, layers: int) -> Window:
+    """One window for all layers; 4096 unless the file says otherwise, none where it says null."""
     if fields.values.get("sliding_window", 4096) is None:
-        return full
+        return no_window(fields, layers)
+    return fields.integer("sliding_window", 4096), (True,) * layers
+
+
+def window_by_layer(fields: Fields, layers: int) -> Window:
+    """A window on the layers that `layer_types` names, else on those from `max_window_layers` on, and only if it is switched on."""
+    if not fields.flag("use_sliding_window", default=False) or fields.values.get("sliding_window", 4096) is None:
+        return no_window(fields, layers)
     types = fields.values.get("layer_types")
     if types is None:
         first = fields.integer("max_window_layers", 28)
@@ -120,6 +46,96 @@ def _sliding(fields: Fields, architecture: str, layers: int) -> tuple[int | None
     else:
         raise ModelError(f"{_WHERE}: layer_types may hold full_attention and sliding_attention, not {types!r}.")
     return (fields.integer("sliding_window", 4096) if any(sliding) else None), sliding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfRules:
+    """How the transformers class of one model family reads a `config.json`.
+
+    Attributes:
+        generator: its class that generates text, as `architectures` names it.
+        max_position: `max_position_embeddings` where it is left out.
+        kv_heads: `num_key_value_heads` where it is left out; None: one for each head.
+        head_dim: `head_dim` where it is left out; None: hidden size / heads.
+        hidden_act: what the activation may be called; the first one is meant where it is left out.
+        qkv_bias: fixed by the class, or the key of the flag.
+        o_bias: likewise.
+        mlp_bias: likewise.
+        qk_norm: whether the class norms queries and keys.
+        window: which layers have a sliding window.
+    """
+
+    generator: str
+    max_position: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: tuple[str, ...] = ("silu", "swish")
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    qk_norm: bool = False
+    window: Callable[[Fields, int], Window] = no_window
+
+
+def config_from_hf(raw: dict[str, Any], generation: dict[str, Any], architecture: str, rules: HfRules) -> ModelConfig:
+    """Build a `ModelConfig` from the two JSON objects (`generation` may be empty) by the rules of its family.
+
+    Raises:
+        ModelError: a missing value, or a feature that is not implemented.
+    """
+    fields = Fields(raw, _WHERE)
+    _refuse_unimplemented(fields, rules)
+    layers, heads = fields.layers("num_hidden_layers"), fields.integer("num_attention_heads")
+    hidden = fields.integer("hidden_size")
+    max_position = fields.integer("max_position_embeddings", rules.max_position)
+    theta, scaling = _rope(fields, max_position)
+    window, sliding = rules.window(fields, layers)
+    # Files written by `save_pretrained` keep null where another key decides: the generation file wins as in generate().
+    eos = Fields(generation, "generation_config.json").tokens("eos_token_id") or fields.tokens("eos_token_id")
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=fields.integer("intermediate_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", rules.kv_heads or heads),
+        head_dim=fields.integer("head_dim", rules.head_dim or hidden // max(1, heads)),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        sliding_window=window,
+        sliding_layers=sliding,
+        qkv_bias=_flag(fields, rules.qkv_bias),
+        o_bias=_flag(fields, rules.o_bias),
+        mlp_bias=_flag(fields, rules.mlp_bias),
+        qk_norm=rules.qk_norm,
+        tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+        max_position=max_position,
+        bos_token_id=fields.token("bos_token_id"),
+        eos_token_ids=eos,
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+    )
+
+
+def _flag(fields: Fields, rule: bool | str) -> bool:
+    return rule if isinstance(rule, bool) else fields.flag(rule, default=False)
+
+
+def _refuse_unimplemented(fields: Fields, rules: HfRules) -> None:
+    classes = fields.values.get("architectures")
+    if classes and rules.generator not in classes:
+        raise ModelError(f"{_WHERE}: {classes} is not a text generator; known: {rules.generator}.")
+    fields.must_be("hidden_act", *rules.hidden_act)
+    fields.must_be("partial_rotary_factor", 1, 1.0)
+    fields.must_be("is_encoder_decoder", False)
+    fields.must_be("add_cross_attention", False)
+    if quantization := fields.values.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise ModelError(
+            f"{_WHERE}: quantized safetensors ({method}) are not implemented; "
+            "use the unquantized model or a GGUF file of it."
+        )
 
 
 def _rope(fields: Fields, max_position: int) -> tuple[float, RopeScaling | None]:

@@ -18,7 +18,6 @@ import zstandard
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.batch import SequenceInput
@@ -26,12 +25,14 @@ from engine.cpu.decoder import Decoder
 from engine.cpu.formats import choose_arithmetic
 from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.model import ExactModel, FastModel, Model
+from engine.cpu.packed_weights import assemble_packed
+from engine.cpu.weights import load_weights
 from engine.kv_store.codec import Bytes, Codec, PlanesCodec
 from engine.kv_store.host import HostStore
 from engine.kv_store.host_memory import reserve
 from engine.kv_store.store import Rows
-from engine.loading import load, load_weights
-from engine.loading.packed import assemble_packed
+from engine.loading import load
+from engine.models.registry import read_config
 from scheduler.types.block_hash import BlockKey
 
 BLOCK = 32  # tokens

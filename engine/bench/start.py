@@ -23,7 +23,7 @@ from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
 from engine.ipc.channel import Channel
-from engine.loading.layout import expected_shapes
+from engine.models.layout import expected_shapes
 from engine.start import Starter
 from scheduler.types.messages import Phase
 

@@ -75,7 +75,8 @@ class CpuBackend:
         import torch
 
         from engine.cpu.model import ExactModel, FastModel
-        from engine.loading import load, load_weights
+        from engine.cpu.weights import load_weights
+        from engine.loading import load
 
         source, config, load_format = self._startup.source, self._startup.config, self._startup.settings.load_format
         if self.arithmetic.precision == "exact":
@@ -85,7 +86,7 @@ class CpuBackend:
             decoder = Decoder(config, load_weights(source, config, load_format))
             return ExactModel(decoder, KvPool(config, plan.blocks, plan.block_size))
         from engine.cpu.kv_pool import PackedKvPool
-        from engine.loading.packed import assemble_packed
+        from engine.cpu.packed_weights import assemble_packed
 
         return FastModel(
             config,

@@ -1,7 +1,10 @@
-"""The decoder: llama, mistral, qwen2 and qwen3 are one arithmetic with a few switches, all of them in `ModelConfig`.
+"""The exact decoder: the forward pass of every model family in fp32, by torch, on one process or on a group of them.
 
-What belongs here: the order of the operations of a forward pass. Never: how a weight is stored or read, which tokens run.
+What belongs here: the order of the operations of a forward pass. Never: how a weight is stored or read, which tokens run, what a
+family is called.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,24 +13,49 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch
 from engine.cpu.kv_pool import KvPool
-from engine.loading.weights import Weights
+from engine.cpu.weights import Weights
+from engine.models.family import Activation, Axis
+from engine.models.registry import family_of
 from engine.models.rope import Rope
+from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
+from engine.tensor_parallel.shards import Shard, split_config
+from kernels.cpu.ops.gelu_mul import gelu_mul, gelu_tanh_mul
 from kernels.cpu.ops.paged_attention import paged_attention
 from kernels.cpu.ops.rms_norm import rms_norm
 from kernels.cpu.ops.rope import rope_
 from kernels.cpu.ops.silu_mul import silu_mul
 from kernels.cpu.ops.write_kv import kv_write
 
+_GATED: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": silu_mul,
+    "gelu": gelu_mul,
+    "gelu_tanh": gelu_tanh_mul,
+}
+
 
 class Decoder:
-    """A loaded model. Stateless between calls: what a sequence has computed lives in the pool."""
+    """A loaded model. Stateless between calls: what a sequence has computed lives in the pool.
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self.config = config
+    All ranks of a group call `forward` with the same batch, each over its own pool, and get the same result; then `logits`.
+
+    Args:
+        config: of the whole model. `self.config` describes this rank's part: the pool must be made for that.
+        weights: this rank's shard.
+        group: who computes the model; None: this process alone.
+
+    Raises:
+        ValueError: the model cannot be split over so many ranks (`split_config`).
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, group: ProcessGroup | None = None) -> None:
+        self._group: ProcessGroup = group or SingleProcess()
+        self.config = split_config(config, self._group.size)
         self._weights = weights
+        self._words = Shard.of(config, self._group.rank, self._group.size).axes[Axis.VOCABULARY]
+        self._gated = _GATED[family_of(config).activation]
         self._rope = Rope(config, weights.rope_factors)
         self._scale = config.head_dim**-0.5
-        self._query_size = config.heads * config.head_dim
+        self._query_size = self.config.heads * config.head_dim
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: KvPool) -> Tensor:
@@ -36,21 +64,30 @@ class Decoder:
         Returns:
             fp32 [rows, hidden] after the final norm.
         """
-        eps = self.config.rms_norm_eps
+        eps, add_up = self.config.rms_norm_eps, self._group.sum
         turns = self._rope.rows(batch.positions)
-        hidden = F.embedding(batch.token_ids, self._weights.embedding)
+        hidden = self._embed(batch.token_ids)
         for index, layer in enumerate(self._weights.layers):
             qkv = F.linear(rms_norm(hidden, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
             self._place(qkv, layer.qk_norm, turns)
-            hidden += F.linear(self._attend(qkv, index, batch, pool), layer.o, layer.o_bias)
+            hidden += add_up(F.linear(self._attend(qkv, index, batch, pool), layer.o, layer.o_bias))
             gate_up = F.linear(rms_norm(hidden, layer.post_norm, eps), layer.gate_up, layer.gate_up_bias)
-            hidden += F.linear(silu_mul(gate_up), layer.down, layer.down_bias)
+            hidden += add_up(F.linear(self._gated(gate_up), layer.down, layer.down_bias))
         return rms_norm(hidden, self._weights.final_norm, eps)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens after each row: fp32 [n, hidden] from `forward` to fp32 [n, vocab]."""
-        return F.linear(hidden, self._weights.head)
+        """Scores of all tokens after each row: fp32 [n, hidden] from `forward` to fp32 [n, vocab], on every rank."""
+        return self._group.gather(F.linear(hidden, self._weights.head))[:, : self.config.vocab_size]
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        """int64 [rows] to [rows, hidden]. A row is on one rank, zero on the others: the sum is exact."""
+        if self._group.size == 1:
+            return F.embedding(token_ids, self._weights.embedding)
+        outside = (token_ids < self._words.start) | (token_ids >= self._words.stop)
+        here = (token_ids - self._words.start).masked_fill_(outside, 0)
+        found = F.embedding(here, self._weights.embedding)
+        return self._group.sum(found.masked_fill_(outside[:, None], 0.0))
 
     def _place(self, qkv: Tensor, qk_norm: Tensor | None, turns: tuple[Tensor, Tensor]) -> None:
         """Norm and turn queries and keys, in place, in one call each."""

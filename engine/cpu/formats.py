@@ -1,14 +1,17 @@
 """How this machine computes a model, chosen once at load. No torch: the memory plan needs it before torch is loaded."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
 from configs.settings import Settings
-from engine.loading import packed_bytes, weights_bytes
-from kernels.cpu.variants import choose
+from engine.loading.stored import stored_kinds
+from engine.models.layout import expected_shapes, weights_bytes
+from engine.models.registry import family_of
+from kernels.cpu.variants import ACTIVATIONS, choose
 
 _LANES = 16
 _MAX_DIM = 256
@@ -65,7 +68,13 @@ def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
 
 
 def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
-    """What the C++ kernels cannot divide evenly. All released models of the four architectures pass."""
+    """What the C++ kernels do not compute, or cannot divide evenly."""
+    activation = family_of(config).activation
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        return (
+            f"the C++ kernels know the activations {known}, not {activation}, which {config.architecture} models have"
+        )
     if settings.block_size % _LANES:
         return f"the C++ kernels need a --block-size that is a multiple of {_LANES}, not {settings.block_size}"
     widths = {
@@ -80,3 +89,14 @@ def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
     if config.head_dim > _MAX_DIM:
         return f"the C++ kernels need a head_dim of at most {_MAX_DIM}, not {config.head_dim}"
     return None
+
+
+def packed_bytes(source: ModelSource, config: ModelConfig, load_format: str) -> int:
+    """Memory of the weights as `engine.cpu.packed_weights` holds them, in bytes: 4-bit groups of a file as they are (20 bytes
+    for 32 weights), all other matrices in 8 bits (34 bytes), norms and biases in fp32."""
+    kinds = stored_kinds(source, config, load_format)
+    total = 0
+    for name, shape in expected_shapes(config).items():
+        group = 20 if kinds.get(name) in ("Q4_0", "Q4_1") else 34
+        total += prod(shape) * 4 if len(shape) == 1 else -(-shape[0] // 16) * 16 * shape[1] // 32 * group
+    return total

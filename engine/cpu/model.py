@@ -11,7 +11,8 @@ from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.formats import Arithmetic
 from engine.cpu.kv_pool import KvPool, PackedKvPool
-from engine.loading.packed import PackedWeights
+from engine.cpu.packed_weights import PackedWeights
+from engine.models.registry import family_of
 from engine.models.rope import Rope
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
 
@@ -101,6 +102,7 @@ class FastModel:
             kv_heads=config.kv_heads,
             dim=config.head_dim,
             eps=config.rms_norm_eps,
+            activation=family_of(config).activation,
             layers=weights.layers,
             embedding=weights.embedding,
             head=weights.head,

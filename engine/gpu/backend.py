@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from engine.gpu.loader import GpuLoader
     from engine.gpu.worker import GpuWorker
-    from engine.tensor_parallel.shards import Joined
+    from engine.tensor_parallel.process_group import TorchProcessGroup
 
 # A GPU needs thousands of tokens a step to be busy: 2048 rows of Llama 3 8B are 33 TFLOP, 50 ms at 700 TFLOP/s.
 USUAL_STEP = StepLimits(tokens=2048, sequences=256)
@@ -93,15 +93,15 @@ class GpuBackend:
         plan.arithmetic += f"; on {self.name}: {self._reason}"
         return plan
 
-    def _join(self, device: "torch.device") -> "Joined":
-        from engine.tensor_parallel.shards import Joined
+    def _join(self, device: "torch.device") -> "TorchProcessGroup":
+        from engine.tensor_parallel.process_group import TorchProcessGroup
 
         assert self._rank_group is not None
         settings = self._startup.settings
         with self._startup.phase("meet ranks"):
             os.environ.update(loopback())
             meeting = rendezvous(self._rank_group.folder)
-            return Joined(0, settings.tensor_parallel, meeting, device, timeout=settings.start_seconds)
+            return TorchProcessGroup(0, settings.tensor_parallel, meeting, device, timeout=settings.start_seconds)
 
     def load(self, plan: MemoryPlan) -> Worker:
         """Load the weights straight to the device."""

@@ -9,15 +9,14 @@ from typing import Literal
 import torch
 
 from configs.model.config import ModelConfig
-from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelError, ModelSource
-from engine.loading.gguf_names import hf_name
-from kernels.cpu.packing import Kind
+from engine.loading.stored import stored_kinds
+from engine.models.registry import family_of
 from kernels.gpu.linear.fp8 import refusal
 
 _BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned, too
 WeightForm = Literal["dense", "groups", "fp8"]
-_KINDS: dict[int, Kind] = {2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}  # by ggml's numbers
+ACTIVATIONS = ("silu",)  # of an MLP's gate, that there are kernels for
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,9 @@ def choose_gpu_arithmetic(
         load_format: as in the settings; `dummy` weights have no groups.
 
     Raises:
-        ModelError: fp8 weights on a chip without them; says which it needs.
+        ModelError: the kernels lack a variant of the model's family, or the chip lacks fp8 weights; says which.
     """
+    _refuse_variants(config)
     dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
     if device.type == "cpu":
         dtype = torch.float32  # interpreted, to look for faults: results can be held against the exact path's
@@ -90,16 +90,17 @@ def choose_gpu_arithmetic(
         if obstacle:
             raise ModelError(f"fp8 weights were asked for: {obstacle}.")
         form, reason = "fp8", "8-bit floats, as asked for"
-    elif weights == "auto" and stored_kinds(source, load_format):
+    elif weights == "auto" and stored_kinds(source, config, load_format):
         form, reason = "groups", "4- and 8-bit groups as the file has them"
     else:
         form, reason = "dense", name
     return GpuArithmetic(form, dtype, kv == "fp8", f"weights: {reason}; {'8-bit float' if kv == 'fp8' else name} KV")
 
 
-def stored_kinds(source: ModelSource, load_format: str) -> dict[str, Kind]:
-    """Matrices that a file keeps in groups the kernels can read, by their Hugging Face names; from its header."""
-    if source.kind != "gguf" or load_format == "dummy":
-        return {}
-    infos = read_gguf_header(source.path).tensors
-    return {hf_name(name): _KINDS[info.ggml_type] for name, info in infos.items() if info.ggml_type in _KINDS}
+def _refuse_variants(config: ModelConfig) -> None:
+    activation = family_of(config).activation
+    if activation not in ACTIVATIONS:
+        raise ModelError(
+            f"the GPU kernels know the activations {', '.join(ACTIVATIONS)}, not {activation}, which {config.architecture} "
+            "models have; use --device cpu."
+        )

@@ -190,11 +190,11 @@ class DecodeGraphs:
         try:
             replay = self._recorder.record(lambda: self._fill(bucket, (), None), self._work(bucket))
         except RuntimeError as error:  # a device that has failed says so again in the next step
-            if self._model.ranks.size > 1 and not isinstance(error, NotRecorded):
+            if self._model.group.size > 1 and not isinstance(error, NotRecorded):
                 raise
             log.warning("no CUDA graph for %d rows, %d keys, nor any further: %s", bucket.rows, bucket.keys, error)
         made = replay is not None
-        if not self._model.ranks.least(made) or replay is None:  # a graph pads its sums: all ranks have it or none
+        if not self._model.group.least(made) or replay is None:  # a graph pads its sums: all ranks have it or none
             self._plan.stop()
             return
         self._replays[bucket] = replay

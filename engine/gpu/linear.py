@@ -1,13 +1,11 @@
-"""Products with a layer's weights on a GPU: one small object for each way to hold a weight, all called alike.
-
-Weights in the model's type are `engine.tensor_parallel.shards.Linear`, through cuBLAS.
-"""
+"""Products with a layer's weights on a GPU: one small object for each way to hold a weight, all called alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear
@@ -29,6 +27,23 @@ class Product(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """The product."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A weight in the model's type, through cuBLAS."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, columns] to [rows, outputs]."""
+        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
 from engine.tensor_parallel.commands import RankCommand
-from engine.tensor_parallel.shards import Alone, Ranks, split_config
+from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
+from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
 from scheduler.types.messages import MemoryPlan
@@ -48,14 +49,14 @@ class GpuLoader:
         device: torch.device,
         *,
         arithmetic: GpuArithmetic | None = None,
-        ranks: Ranks | None = None,
+        ranks: ProcessGroup | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
         self._config = config
         self._limits = limits
         self._device = device
-        self._ranks: Ranks = ranks or Alone()
+        self._ranks: ProcessGroup = ranks or SingleProcess()
         try:
             self._part = split_config(config, self._ranks.size)
         except ValueError as error:
@@ -138,7 +139,7 @@ class GpuLoader:
             fp8=self.arithmetic.fp8_kv,
         )
         model = GpuModel(
-            self._config, weights, pool, context=plan.context, ranks=self._ranks, least_saved=self._least_saved()
+            self._config, weights, pool, context=plan.context, group=self._ranks, least_saved=self._least_saved()
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)

@@ -18,8 +18,10 @@ from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch, Sharing, would_cascade
 from engine.gpu.formats import block_parts
 from engine.gpu.weights import GpuLayer, GpuWeights
+from engine.models.family import Axis
 from engine.models.rope import Rope
-from engine.tensor_parallel.shards import Alone, Ranks, Share, split_config
+from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
+from engine.tensor_parallel.shards import Shard, split_config
 from kernels.gpu.attention.cascade import cascade_attention
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.paged import paged_attention
@@ -93,9 +95,9 @@ class GpuModel:
     Args:
         config: of the whole model.
         weights: this rank's share; they say where and in which type is computed.
-        pool: this rank's KV cache, on the same device: made for `split_config(config, ranks.size)`.
+        pool: this rank's KV cache, on the same device: made for `split_config(config, group.size)`.
         context: longest sequence, in tokens.
-        ranks: who computes the model.
+        group: who computes the model.
         least_saved: group single tokens that share a prefix where that saves so many bytes a layer
             (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step;
             None: never.
@@ -114,7 +116,7 @@ class GpuModel:
         pool: GpuKvPool,
         *,
         context: int,
-        ranks: Ranks | None = None,
+        group: ProcessGroup | None = None,
         least_saved: int | None = None,
     ) -> None:
         self.device = weights.embedding.device
@@ -123,11 +125,11 @@ class GpuModel:
                 f"the model is on {self.device}, this thread's device is cuda:{torch.cuda.current_device()}; "
                 "call torch.cuda.set_device first"
             )
-        self.ranks: Ranks = ranks or Alone()
-        self.config = split_config(config, self.ranks.size)
+        self.group: ProcessGroup = group or SingleProcess()
+        self.config = split_config(config, self.group.size)
         self.pool = pool
         self._weights = weights
-        self._first_id = Share.of(config, self.ranks.rank, self.ranks.size).vocabulary.start
+        self._first_id = Shard.of(config, self.group.rank, self.group.size).axes[Axis.VOCABULARY].start
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
         self._context = context
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
@@ -151,13 +153,13 @@ class GpuModel:
         """The device's part of `forward`: [results, hidden]. Waits for nothing there: it can be captured as a CUDA graph, of a
         batch without groups, whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
         eps, weights = self.config.rms_norm_eps, self._weights
-        residual = self.ranks.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
+        residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         change: Tensor | None = None
         for index, layer in enumerate(weights.layers):
             normed, residual = _norm(residual, change, layer.input_norm, eps)
-            mixed = self.ranks.sum(layer.o(self._attend(normed, index, layer, batch)))
+            mixed = self.group.sum(layer.o(self._attend(normed, index, layer, batch)))
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
-            change = self.ranks.sum(layer.down(silu_mul(layer.gate_up(normed))))
+            change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed))))
         if change is not None:
             residual = residual + change
         return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
@@ -165,7 +167,7 @@ class GpuModel:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: [n, hidden] to fp32 [n, vocab], on every rank."""
-        return self.ranks.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+        return self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
 
     @torch.inference_mode()
     def rehearse(self) -> None:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
-from engine.gpu.formats import GpuArithmetic, stored_kinds
-from engine.gpu.linear import Fp8, Grouped, Product, SideBySide
-from engine.loading.assemble import TensorReader
-from engine.loading.layout import EMBEDDING, FINAL_NORM, HEAD
-from engine.tensor_parallel.shards import Linear, Share
-from kernels.cpu.packing import Kind
+from engine.gpu.formats import GpuArithmetic
+from engine.gpu.linear import Fp8, Grouped, Linear, Product, SideBySide
+from engine.loading.reader import TensorReader
+from engine.loading.stored import GroupKind, stored_kinds
+from engine.models.family import PARTS
+from engine.models.registry import family_of
+from engine.tensor_parallel.shards import Shard
 from kernels.gpu.linear.fp8 import MULTIPLE, Fp8Matrix
 from kernels.gpu.linear.quantized_matrix import GROUP_BYTES, from_gguf, packed_bytes
 
@@ -66,12 +67,21 @@ class GpuWeights:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows and columns of one named matrix, and whether its bias is added here. Rows past its end are zeros."""
+    """Rows and columns of one matrix that a rank has, and the bias that it adds, if any. Rows past the matrix's end are zeros."""
 
-    name: str  # without `.weight`
+    name: str
     rows: range
     columns: range
-    bias: bool = False
+    bias: str | None = None
+    is_head: bool = False  # or the embedding
+
+    @classmethod
+    def of(cls, shard: Shard, role: str, layer: int | None = None) -> "_Part":
+        """The shard's part of the matrix of a role."""
+        family = family_of(shard.config)
+        weight, bias = (family.tensor(role, layer, part) for part in PARTS)
+        rows, columns = shard.ranges(weight)
+        return cls(weight.hf, rows, columns, bias.hf if shard.holds(bias) else None, is_head=layer is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +128,17 @@ class GpuAssembly:
         Raises:
             ValueError: the model cannot be shared by so many ranks (`split_config`).
         """
-        share = Share.of(config, self._rank, self._size)
+        shard = Shard.of(config, self._rank, self._size)
         shared = _Reading(reader, self._arithmetic, self._device)
-        embedding = shared.dense(
-            (_Part(EMBEDDING.removesuffix(".weight"), share.vocabulary, range(config.hidden_size)),)
-        )
+        embedding = shared.dense((_Part.of(shard, "embedding"),))
         with ThreadPoolExecutor(_READERS) as threads:
-            layers = list(threads.map(partial(_layer, shared, config, share), range(config.layers)))
-        head = _head(config, share)
+            layers = list(threads.map(partial(_layer, shared, shard), range(config.layers)))
+        head = _head(shard)
         tied = config.tie_word_embeddings and shared.form(head[0]) == "dense"
         weights = GpuWeights(
             embedding=embedding,
             layers=layers,
-            final_norm=shared.vector(FINAL_NORM),
+            final_norm=shared.vector(family_of(config).tensor("final_norm").hf),
             head=Linear(embedding) if tied else shared.product(head),
             rope_factors=reader.rope_factors,
         )
@@ -147,50 +155,41 @@ def weights_bytes(
     Raises:
         ValueError: as `engine.tensor_parallel.shards.split_config`.
     """
-    share, kinds = Share.of(config, 0, ranks), stored_kinds(source, load_format)
-    size = arithmetic.dtype.itemsize
-    total = len(share.vocabulary) * config.hidden_size * size
-    stacks = [stack for layer in range(config.layers) for stack in _stacks(layer, config, share).values()]
-    for run in (run for stack in stacks for run in _runs(stack, kinds.get, arithmetic)):
-        total += run.nbytes(arithmetic.dtype)
-    for run in _runs(_head(config, share), kinds.get, arithmetic):
+    shard, kinds = Shard.of(config, 0, ranks), stored_kinds(source, config, load_format)
+    embedding = _Run("dense", (_Part.of(shard, "embedding"),))
+    total = embedding.nbytes(arithmetic.dtype)
+    for stack in (stack for layer in range(config.layers) for stack in _stacks(shard, layer).values()):
+        total += sum(run.nbytes(arithmetic.dtype) for run in _runs(stack, kinds.get, arithmetic))
+    for run in _runs(_head(shard), kinds.get, arithmetic):
         total += 0 if run.form == "dense" and config.tie_word_embeddings else run.nbytes(arithmetic.dtype)
     return total
 
 
-def _stacks(layer: int, config: ModelConfig, share: Share) -> dict[str, list[_Part]]:
+def _stacks(shard: Shard, layer: int) -> dict[str, list[_Part]]:
     """What each product of a layer is made of."""
-    prefix = f"model.layers.{layer}."
-    attention, mlp, hidden = prefix + "self_attn.", prefix + "mlp.", range(config.hidden_size)
-    return {
-        "qkv": [
-            _Part(attention + name, rows, hidden, config.qkv_bias)
-            for name, rows in (("q_proj", share.queries), ("k_proj", share.keys), ("v_proj", share.keys))
-        ],
-        "o": [_Part(attention + "o_proj", hidden, share.queries, config.o_bias and share.first)],
-        "gate_up": [_Part(mlp + name, share.inner, hidden, config.mlp_bias) for name in ("gate_proj", "up_proj")],
-        "down": [_Part(mlp + "down_proj", hidden, share.inner, config.mlp_bias and share.first)],
-    }
+    roles = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
+    return {product: [_Part.of(shard, role, layer) for role in stacked] for product, stacked in roles.items()}
 
 
-def _head(config: ModelConfig, share: Share) -> list[_Part]:
-    name = EMBEDDING if config.tie_word_embeddings else HEAD
-    return [_Part(name.removesuffix(".weight"), share.vocabulary, range(config.hidden_size))]
+def _head(shard: Shard) -> list[_Part]:
+    return [_Part.of(shard, "embedding" if shard.config.tie_word_embeddings else "head")]
 
 
-def _runs(parts: Sequence[_Part], kind_of: Callable[[str], Kind | None], arithmetic: GpuArithmetic) -> Iterator[_Run]:
+def _runs(
+    parts: Sequence[_Part], kind_of: Callable[[str], GroupKind | None], arithmetic: GpuArithmetic
+) -> Iterator[_Run]:
     """`parts` grouped by how they are held: one product each."""
-    for form, run in groupby(parts, lambda part: _form(part, kind_of(part.name + ".weight"), arithmetic)):
+    for form, run in groupby(parts, lambda part: _form(part, kind_of(part.name), arithmetic)):
         stack = _Run(form, tuple(run))
         sizes = stack.shape
         yield _Run("dense", stack.parts) if form == "fp8" and any(size % MULTIPLE for size in sizes) else stack
 
 
-def _form(part: _Part, kind: Kind | None, arithmetic: GpuArithmetic) -> str:
+def _form(part: _Part, kind: GroupKind | None, arithmetic: GpuArithmetic) -> str:
     if arithmetic.weights == "groups" and kind and not (part.columns.start % _GROUP or part.columns.stop % _GROUP):
         return kind
-    is_head = part.name + ".weight" in (EMBEDDING, HEAD)  # rounding it is what costs fp8 models most of their quality
-    return "fp8" if arithmetic.weights == "fp8" and not is_head else "dense"
+    # Rounding the head is what costs fp8 models most of their quality.
+    return "fp8" if arithmetic.weights == "fp8" and not part.is_head else "dense"
 
 
 class _Reading:
@@ -209,12 +208,12 @@ class _Reading:
 
     def form(self, part: _Part) -> str:
         """How a part is held."""
-        stored = self._reader.stored(part.name + ".weight")
+        stored = self._reader.stored(part.name)
         return _form(part, stored and stored[0], self._arithmetic)
 
     def product(self, parts: Sequence[_Part]) -> Product:
         """Of the stacked parts."""
-        stored = {part.name + ".weight": self._reader.stored(part.name + ".weight") for part in parts}
+        stored = {part.name: self._reader.stored(part.name) for part in parts}
         kinds = {name: found[0] for name, found in stored.items() if found}
         products = [self._held(run, stored) for run in _runs(parts, kinds.get, self._arithmetic)]
         return products[0] if len(products) == 1 else SideBySide(products)
@@ -224,7 +223,7 @@ class _Reading:
         outputs, columns = _Run("dense", tuple(parts)).shape
         out = torch.empty((outputs, columns), dtype=self._arithmetic.dtype, device=self._device)
         for part, place in zip(parts, torch.split(out, [len(part.rows) for part in parts]), strict=True):
-            name = part.name + ".weight"
+            name = part.name
             if self._reader.shapes[name] == tuple(place.shape):
                 self._reader.read_into(name, place)
             else:
@@ -234,22 +233,25 @@ class _Reading:
                 place[len(mine) :] = 0
         return out
 
-    def _held(self, run: _Run, stored: dict[str, tuple[Kind, Tensor] | None]) -> Product:
-        bias = torch.cat([self._bias(part) for part in run.parts]) if run.parts[0].bias else None
+    def _held(self, run: _Run, stored: dict[str, tuple[GroupKind, Tensor] | None]) -> Product:
+        biases = [bias for part in run.parts if (bias := self._bias(part)) is not None]
+        bias = torch.cat(biases) if biases else None
         if run.form == "dense":
             return Linear(self.dense(run.parts), bias)
         if run.form == "fp8":
             return Fp8(Fp8Matrix.of(self.dense(run.parts)), bias)
-        found = [(part, stored[part.name + ".weight"]) for part in run.parts]
+        found = [(part, stored[part.name]) for part in run.parts]
         rows = [_bytes_of(part, *kept) for part, kept in found if kept is not None]
         kind = next(kept[0] for _, kept in found if kept is not None)
         return Grouped(from_gguf(torch.cat([some.to(self._device) for some in rows]), kind), bias)
 
-    def _bias(self, part: _Part) -> Tensor:
-        return self.vector(part.name + ".bias", self._arithmetic.dtype)[part.rows.start : part.rows.stop]
+    def _bias(self, part: _Part) -> Tensor | None:
+        if part.bias is None:
+            return None
+        return self.vector(part.bias, self._arithmetic.dtype)[part.rows.start : part.rows.stop]
 
 
-def _bytes_of(part: _Part, kind: Kind, rows: Tensor) -> Tensor:
+def _bytes_of(part: _Part, kind: GroupKind, rows: Tensor) -> Tensor:
     """The stored groups of a part, uint8 [outputs, bytes]; zeros past the end are groups of zeros."""
     size = GROUP_BYTES[kind]
     mine = rows[
@@ -259,15 +261,17 @@ def _bytes_of(part: _Part, kind: Kind, rows: Tensor) -> Tensor:
     return torch.cat((mine, mine.new_zeros((missing, mine.shape[1])))) if missing else mine
 
 
-def _layer(reading: _Reading, config: ModelConfig, share: Share, index: int) -> GpuLayer:
-    prefix = f"model.layers.{index}."
-    stacks = _stacks(index, config, share)
-    norms = {name: f"{prefix}self_attn.{name}.weight" for name in ("q_norm", "k_norm")}
+def _layer(reading: _Reading, shard: Shard, index: int) -> GpuLayer:
+    config, stacks = shard.config, _stacks(shard, index)
+
+    def norm(role: str) -> Tensor:
+        return reading.vector(family_of(config).tensor(role, index).hf)
+
     return GpuLayer(
-        input_norm=reading.vector(prefix + "input_layernorm.weight"),
-        post_norm=reading.vector(prefix + "post_attention_layernorm.weight"),
-        q_norm=reading.vector(norms["q_norm"]) if config.qk_norm else None,
-        k_norm=reading.vector(norms["k_norm"]) if config.qk_norm else None,
+        input_norm=norm("input_norm"),
+        post_norm=norm("post_norm"),
+        q_norm=norm("q_norm") if config.qk_norm else None,
+        k_norm=norm("k_norm") if config.qk_norm else None,
         qkv=reading.product(stacks["qkv"]),
         o=reading.product(stacks["o"]),
         gate_up=reading.product(stacks["gate_up"]),

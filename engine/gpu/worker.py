@@ -115,7 +115,7 @@ class GpuWorker:
         self._host_sampler = host_sampler
         self._graphs = graphs
         self._send = send or (lambda command: None)
-        self._alone = model.ranks.size == 1
+        self._alone = model.group.size == 1
         self._device = device = model.device
         self._members: dict[str, Member] = {}
         self._newest = torch.zeros(_FIRST_PLACES, dtype=torch.int64, device=device)

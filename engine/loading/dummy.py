@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.loading.assemble import Assemble, Loaded_co, in_fp32
-from engine.loading.layout import Shape, expected_shapes
+from engine.loading.reader import Assemble, Loaded_co, in_fp32
+from engine.models.family import Shape
+from engine.models.layout import expected_shapes, norm_names
 from kernels.cpu.packing import Kind
 
 _SPREAD = 0.02  # of transformers' own initialization: activations neither vanish nor overflow
@@ -23,6 +24,7 @@ class _Random:
 
     def __init__(self, config: ModelConfig) -> None:
         self.shapes: Mapping[str, Shape] = expected_shapes(config)
+        self._norms = norm_names(config)
         self._seeds = {name: seed for seed, name in enumerate(self.shapes)}
 
     rope_factors: Tensor | None = None
@@ -31,7 +33,7 @@ class _Random:
         return None
 
     def read_into(self, name: str, out: Tensor) -> None:
-        if name.endswith("norm.weight"):
+        if name in self._norms:
             out.fill_(1.0)
         else:
             with in_fp32(out) as values:

@@ -3,8 +3,9 @@
 Measured on the default model (134.5 M weights, Q4_1 and Q8_0, 2 cores): `gguf`'s own dequantization takes 0.65 s, the torch
 forms in `engine.loading.dequantize` 0.3 s (the floor, writing 538 MB of fresh pages, is 0.15 s).
 
-llama.cpp reorders the rows of q and k of the llama architecture so that the two halves of a rotary pair lie side by
-side; the decoder uses the half-split order, so they are put back. qwen2 and qwen3 are stored as they are.
+llama.cpp reorders the rows of q and k of some architectures so that the two halves of a rotary pair lie side by side
+(`Family.gguf_pairs_adjacent`); the decoder uses the half-split order, so they are put back. Weights of norms need nothing: its
+converter adds what a family's checkpoints leave out of them.
 """
 
 import mmap
@@ -18,10 +19,11 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from configs.model.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from configs.model.source import ModelError
-from engine.loading.assemble import Assemble, Loaded_co, in_fp32
 from engine.loading.dequantize import SUPPORTED, dequantize_into
-from engine.loading.gguf_names import hf_name
-from engine.loading.layout import Shape, check_shapes
+from engine.loading.reader import Assemble, Loaded_co, in_fp32
+from engine.models.family import Shape
+from engine.models.layout import check_shapes, gguf_names
+from engine.models.registry import family_of
 from kernels.cpu.packing import Kind
 
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -53,7 +55,9 @@ class _Gguf:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._path = header.path
         self._config = config
-        self._infos = {hf_name(name): info for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+        names = gguf_names(config)  # an unknown tensor keeps its own name and is refused with the shapes
+        self._infos = {names.get(name, name): info for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+        self._interleaved = _interleaved(config)
         self.shapes: Mapping[str, Shape] = {name: info.shape for name, info in self._infos.items()}
         self.rope_factors = self._rope_factors(header.tensors.get(_ROPE_FACTORS))
         for info in header.tensors.values():
@@ -69,7 +73,7 @@ class _Gguf:
 
     def whole(self, name: str) -> Tensor | None:
         info = self._infos[name]
-        if info.ggml_type != GGMLQuantizationType.F32 or self._interleaved_heads(name):
+        if info.ggml_type != GGMLQuantizationType.F32 or name in self._interleaved:
             return None
         return self._stored(info).view(torch.float32).view(info.shape)
 
@@ -77,18 +81,10 @@ class _Gguf:
         """The stored bytes, uint8 [rows, bytes of a row], rows in our order."""
         info = self._infos[name]
         stored = self._stored(info).view(info.shape[0], -1)
-        heads = self._interleaved_heads(name)
+        heads = self._interleaved.get(name)
         if not heads:
             return stored
         return stored.view(heads, -1, 2, stored.shape[-1]).transpose(1, 2).reshape(stored.shape)
-
-    def _interleaved_heads(self, name: str) -> int:
-        """Number of heads whose rows llama.cpp has reordered in this tensor; 0 if it has not."""
-        if self._config.architecture != "llama":
-            return 0
-        if ".q_proj." in name:
-            return self._config.heads
-        return self._config.kv_heads if ".k_proj." in name else 0
 
     def _rope_factors(self, info: TensorInfo | None) -> Tensor | None:
         if info is None:
@@ -123,3 +119,12 @@ class _Gguf:
         if info.offset + stored > len(self._data):
             raise ModelError(f"{self._path.name} is cut off within {info.name}; download it again.")
         return stored
+
+
+def _interleaved(config: ModelConfig) -> dict[str, int]:
+    """Tensors whose rows llama.cpp has reordered, and how many heads they have."""
+    family = family_of(config)
+    if not family.gguf_pairs_adjacent:
+        return {}
+    heads = {"q": config.heads, "k": config.kv_heads}
+    return {tensor.hf: heads[tensor.spec.role] for tensor in family.tensors(config) if tensor.spec.role in heads}

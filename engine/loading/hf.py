@@ -16,9 +16,11 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from configs.model.fields import read_json
 from configs.model.source import ModelError
-from engine.loading.assemble import Assemble, Loaded_co
-from engine.loading.layout import Shape, check_shapes
+from engine.loading.reader import Assemble, Loaded_co
 from engine.loading.staging import copy_through
+from engine.models.family import Shape
+from engine.models.layout import check_shapes, norm_names
+from engine.models.registry import family_of
 from kernels.cpu.packing import Kind
 
 _SINGLE = "model.safetensors"
@@ -34,7 +36,7 @@ def load_hf(folder: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) ->
         ModelError: files or tensors are missing, unexpected, damaged, or of another shape or type than described.
     """
     with ExitStack() as stack:
-        reader = _Safetensors(folder, stack)
+        reader = _Safetensors(folder, config, stack)
         check_shapes(str(folder), reader.shapes, config)
         return assemble(reader, config)
 
@@ -42,7 +44,9 @@ def load_hf(folder: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) ->
 class _Safetensors:
     """A `TensorReader` over the shards. Tensors keep their mapping alive after the files are closed."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, stack: ExitStack) -> None:
+        self._offset = family_of(config).norm_offset
+        self._norms = norm_names(config) if self._offset else frozenset()
         self.shapes: Mapping[str, Shape] = {}
         self._files: dict[str, Any] = {}
         self._types: dict[str, str] = {}
@@ -74,8 +78,12 @@ class _Safetensors:
             out.copy_(stored)
         else:
             copy_through(stored, out)
+        if name in self._norms:
+            out += self._offset
 
     def whole(self, name: str) -> Tensor | None:
+        if name in self._norms:
+            return None
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor if tensor.dtype == torch.float32 else None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.packing import PackedMatrix
+from kernels.cpu.variants import ACTIVATIONS
 
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
@@ -60,7 +61,7 @@ class _Turn(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = (
         ("heads", _Heads),
-        *((name, _int) for name in ("hidden", "intermediate", "layers")),
+        *((name, _int) for name in ("hidden", "intermediate", "layers", "activation")),
         ("eps", ctypes.c_float),
         ("layer", ctypes.POINTER(_Layer)),
         ("embedding", _Matrix),
@@ -110,7 +111,10 @@ class NativeLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeModel:
-    """A model's weights and shape. `cos` and `sin` are fp32 [positions, dim / 2]."""
+    """A model's weights, shape and variants (`activation` is one of `ACTIVATIONS`).
+
+    `cos` and `sin` are fp32 [positions, dim / 2].
+    """
 
     heads: int
     kv_heads: int
@@ -122,6 +126,7 @@ class NativeModel:
     final_norm: Tensor
     cos: Tensor
     sin: Tensor
+    activation: str = "silu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,7 @@ class NativeDecoder:
             hidden=self._hidden,
             intermediate=model.layers[0].gate.outputs,
             layers=len(model.layers),
+            activation=ACTIVATIONS[model.activation],
             eps=model.eps,
             layer=self._layers,
             embedding=_Matrix.of(model.embedding),

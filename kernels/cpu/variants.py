@@ -23,6 +23,7 @@ COMMON_FLAGS = (
     # GCC 12's own AVX-512 headers trigger the first two; the third is about vectors in signatures, but everything is inline.
     *("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"),
 )
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}  # of an MLP's gate, and their numbers in `csrc/simd.h`
 
 
 @dataclass(frozen=True, slots=True)

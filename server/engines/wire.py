@@ -42,7 +42,7 @@ class Wire:
 
         def read() -> None:
             try:
-                self._receive_all(on_event)
+                self.receive_waiting(on_event)
             except ProtocolError as error:
                 on_broken(f"sent what is no event: {error}")
             except (
@@ -59,7 +59,7 @@ class Wire:
     def _descriptor(self) -> int:
         return cast(int, self._events.getsockopt(zmq.FD))
 
-    def _receive_all(self, on_event: Callable[[Event], None]) -> None:
+    def receive_waiting(self, on_event: Callable[[Event], None]) -> None:
         while not self._closed:
             try:
                 frames = self._events.recv_multipart(zmq.NOBLOCK)

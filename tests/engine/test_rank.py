@@ -11,7 +11,7 @@ from engine.ipc.child import spawn
 from engine.ipc.failures import EXIT_MODEL
 from engine.ipc.private_folder import private_folder, remove_folder
 from engine.tensor_parallel.group import loopback, rank_arguments, rendezvous
-from engine.tensor_parallel.shards import Joined
+from engine.tensor_parallel.process_group import TorchProcessGroup
 from tests import tiny_models
 
 WAIT = 200  # seconds; the suite's own limit is a little longer
@@ -46,7 +46,7 @@ def test_a_rank_that_cannot_serve_the_model_says_why(rank, monkeypatch):
     process, folder, said = rank
     for name, value in loopback().items():
         monkeypatch.setenv(name, value)
-    ranks = Joined(0, 2, rendezvous(folder), torch.device("cpu"), timeout=WAIT)
+    ranks = TorchProcessGroup(0, 2, rendezvous(folder), torch.device("cpu"), timeout=WAIT)
     try:
         assert process.wait(WAIT) == EXIT_MODEL
         assert folder.exists(), "it is the first rank's to remove"

@@ -181,7 +181,7 @@ def test_the_cpus_plan_needs_no_torch(source):
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from configs.model.read import read_config
+from engine.models.registry import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.backend import Startup

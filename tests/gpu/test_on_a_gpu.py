@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B, random_weights
@@ -15,15 +14,17 @@ from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
+from engine.cpu.weights import load_weights
 from engine.device import choose_device, step_limits
 from engine.gpu.backend import USUAL_STEP, run_every_kernel
 from engine.gpu.formats import choose_gpu_arithmetic
-from engine.gpu.linear import Grouped
+from engine.gpu.linear import Grouped, Linear
 from engine.gpu.loader import GpuLoader
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
-from engine.loading import load, load_weights
-from engine.tensor_parallel.shards import Joined, Linear
+from engine.loading import load
+from engine.models.registry import read_config
+from engine.tensor_parallel.process_group import TorchProcessGroup
 from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
@@ -71,7 +72,7 @@ def test_graphs_and_steps_in_advance_change_no_token(folder):
 def test_graphs_hold_sums_over_nccl(folder, tmp_path):
     """With one GPU a group of one: the calls, their capture and their replay are what they are with more."""
     want = staggered(Logged(*gpu_worker(folder, 30, device=GPU), 30))
-    ranks = Joined(0, 1, f"file://{tmp_path}/meet", GPU)
+    ranks = TorchProcessGroup(0, 1, f"file://{tmp_path}/meet", GPU)
     try:
         engine = InAdvance(*gpu_worker(folder, 30, device=GPU, ranks=ranks), 30)
         assert staggered(engine) == want

@@ -1,4 +1,5 @@
-// A decoder's forward pass in one call: llama, mistral, qwen2 and qwen3, as engine/cpu/decoder.py states them in torch.
+// A decoder's forward pass in one call, as engine/cpu/decoder.py states it in torch. What model families differ in comes with the
+// model: norms and biases that are null where a family has none, windows, the activation of the gate.
 #pragma once
 
 #include "attention_step.h"
@@ -16,7 +17,7 @@ struct Layer {
 
 struct Model {
   Heads heads;
-  int64_t hidden, intermediate, layers;
+  int64_t hidden, intermediate, layers, activation;  // of the gate: an `Activation`
   float eps;
   const Layer* layer;
   Matrix embedding, head;
@@ -172,12 +173,17 @@ class Decoder {
     const int units = (int)(model_.intermediate / GROUP), segments = Tasks{layer.gate, rows, team_.size()}.segments();
     team_.each(units * segments, [&](int i) {
       const int64_t segment = i / units;
-      gated(layer, i % units, rows * segment / segments, rows * (segment + 1) / segments);
+      const int64_t begin = rows * segment / segments, end = rows * (segment + 1) / segments;
+      switch (model_.activation) {
+        case GELU_TANH: return gated<GELU_TANH>(layer, i % units, begin, end);
+        default: return gated<SILU>(layer, i % units, begin, end);
+      }
     });
     add_linear(hidden, layer.down, layer.down_bias, inner_, rows);
   }
 
-  // 32 columns of silu(gate) * up, quantized at once: they are one group of the next product's input.
+  // 32 columns of activation(gate) * up, quantized at once: they are one group of the next product's input.
+  template <Activation ACTIVATION>
   void gated(const Layer& layer, int unit, int64_t first_row, int64_t end) {
     const Matrix &gate = layer.gate, &up = layer.up;
     const int at = 2 * unit, skip = 2 * team_.size();
@@ -195,8 +201,8 @@ class Decoder {
         multiply(up.bits, tiles + 2, 2, some, count, keep(2));
       }
       for (int64_t r = 0; r < count; r++)
-        quantize(silu(out[r][0]) * out[r][2], silu(out[r][1]) * out[r][3], inner_.row(begin + r) + unit * GROUP,
-                 inner_.scale(begin + r) + unit);
+        quantize(activate<ACTIVATION>(out[r][0]) * out[r][2], activate<ACTIVATION>(out[r][1]) * out[r][3],
+                 inner_.row(begin + r) + unit * GROUP, inner_.scale(begin + r) + unit);
     }
   }
 

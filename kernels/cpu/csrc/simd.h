@@ -256,11 +256,22 @@ inline f32x16 coarse_exp2(f32x16 x) {
 
 constexpr float LOG2E = 1.44269504088896341f;
 
-// x / (1 + e^-x); e^-x is kept below 2^127, where the quotient is 0 to any digit that matters.
-inline f32x16 silu(f32x16 x) {
-  f32x16 power = x * splat(-LOG2E);
+// x / (1 + e^-z); e^-z is kept below 2^127, where the quotient is 0 to any digit that matters.
+inline f32x16 times_logistic(f32x16 x, f32x16 z) {
+  f32x16 power = z * splat(-LOG2E);
   power = select(power < splat(127.0f), power, splat(127.0f));
   return x / (splat(1.0f) + exp2(power));
+}
+
+// The numbers are those of `ACTIVATIONS` in kernels/cpu/variants.py.
+enum Activation : int64_t { SILU = 0, GELU_TANH = 1 };
+
+template <Activation ACTIVATION>
+inline f32x16 activate(f32x16 x) {
+  if constexpr (ACTIVATION == SILU) return times_logistic(x, x);
+  // x / 2 * (1 + tanh(y)) = x / (1 + e^-2y) with y = sqrt(2 / pi) * (x + 0.044715 x^3).
+  const f32x16 cubic = fma(x * x * x, splat(0.044715f), x);
+  return times_logistic(x, cubic * splat(1.59576912160573f));
 }
 
 }  // namespace headrace

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs.model.config import LinearScaling, Llama3Scaling, YarnScaling
-from configs.model.gguf import config_from_gguf
 from configs.model.gguf_header import GgufHeader, TensorInfo
-from configs.model.hf import config_from_hf
-from configs.model.read import read_config
 from configs.model.source import ModelError, ModelSource
+from engine.models.registry import read_config, read_gguf_config, read_hf_config
 from tests.tiny_models import TINY
 
 LLAMA = {
@@ -39,13 +37,13 @@ METADATA = {
 
 
 def hf(changes=None, generation=None, base=LLAMA):
-    return config_from_hf(base | (changes or {}), generation or {})
+    return read_hf_config(base | (changes or {}), generation or {})
 
 
 def of_gguf(changes=None, tensors=("output.weight",)):
     infos = {name: TensorInfo(name, (320, 64), 0, 0) for name in ("token_embd.weight", *tensors)}
     metadata = METADATA | (changes or {})
-    return config_from_gguf(GgufHeader(Path("m.gguf"), {k: v for k, v in metadata.items() if v is not None}, infos))
+    return read_gguf_config(GgufHeader(Path("m.gguf"), {k: v for k, v in metadata.items() if v is not None}, infos))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -128,7 +126,7 @@ def test_the_generation_file_decides_when_to_stop():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not implemented; known: llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gpt2"}, "'gpt2' is not implemented; known: llama, mistral, qwen2, qwen3."),
         ({"model_type": None}, "unnamed"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a text generator"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not implemented"),
@@ -214,7 +212,7 @@ def test_gguf_scalings_and_stops():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "gemma3"}, "'gemma3' is not implemented; known: llama, qwen2, qwen3"),
+        ({"general.architecture": "gemma3"}, "'gemma3' is not implemented; known: llama, qwen2, qwen3."),
         ({"general.architecture": None}, "unnamed"),
         ({"llama.expert_count": 8}, "expert_count=8"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count=8 is not implemented; supported: 16"),
@@ -235,4 +233,4 @@ def test_gguf_refuses_what_is_not_computed(changes, message):
 
 def test_a_gguf_without_an_embedding_is_refused():
     with pytest.raises(ModelError, match=r"token_embd\.weight"):
-        config_from_gguf(GgufHeader(Path("m.gguf"), METADATA, {}))
+        read_gguf_config(GgufHeader(Path("m.gguf"), METADATA, {}))

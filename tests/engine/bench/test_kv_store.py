@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
+from engine.cpu.weights import load_weights
 from engine.kv_store.codec import PlanesCodec
-from engine.loading import load_weights
+from engine.models.registry import read_config
 
 
 @pytest.mark.parametrize(("run", "runs"), [(1, 24), (8, 3), (10, 3), (24, 1), (99, 1)])

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.bench import start as start_bench
 from engine.bench.serve import Load, ServeBench
+from engine.models.registry import read_config
 from tests.engine.bench.test_steps import TINY
 
 

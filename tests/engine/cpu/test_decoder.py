@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
-from engine.loading import load_weights
+from engine.cpu.weights import load_weights
+from engine.models.registry import read_config
 from tests.tiny_models import TINY
 
 LENGTH = 75

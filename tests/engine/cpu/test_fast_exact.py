@@ -7,9 +7,9 @@ from configs.settings import Settings
 from engine.cpu.formats import choose_arithmetic
 from engine.cpu.kv_pool import PackedKvPool
 from engine.cpu.model import FastModel
+from engine.cpu.packed_weights import assemble_packed
 from engine.cpu.worker import CpuWorker
 from engine.loading import load
-from engine.loading.packed import assemble_packed
 from engine.sampling.sampler import Sampler
 from kernels.cpu.build import build as build_kernels
 from kernels.cpu.build import compiler

@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
-from engine.cpu.formats import choose_arithmetic
+from engine.cpu.formats import choose_arithmetic, packed_bytes
 from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.model import ExactModel, FastModel
-from engine.loading import load, load_weights, packed_bytes
-from engine.loading.packed import assemble_packed
+from engine.cpu.packed_weights import assemble_packed
+from engine.cpu.weights import load_weights
+from engine.loading import load
+from engine.models.registry import read_config
 from kernels.cpu import native_reference as reference
 from kernels.cpu.build import build, compiler
 from kernels.cpu.packing import pack_float, unpack

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.model.read import read_config
 from engine.cpu.kv_pool import KvPool
+from engine.models.registry import read_config
 
 MAPS = Path("/proc/self/maps")
 

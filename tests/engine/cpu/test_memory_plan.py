@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.model.read import read_config
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
 from engine.cpu.memory_plan import activation_bytes, available_bytes, plan_memory
-from engine.loading import weights_bytes
+from engine.models.layout import weights_bytes
+from engine.models.registry import read_config
 
 GIB = 2**30
 EXACT = Arithmetic("exact", "for the test")

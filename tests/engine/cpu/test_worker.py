@@ -5,14 +5,14 @@ import random
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.memory_plan import SCORED_ROWS
 from engine.cpu.model import ExactModel
+from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
-from engine.loading import load_weights
+from engine.models.registry import read_config
 from engine.sampling.sampler import Sampler
 from scheduler.types.messages import FinishReason
 from tests.scheduler.sim import Engine

@@ -4,14 +4,15 @@ import random
 
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import SequenceInput
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading import load
-from engine.tensor_parallel.shards import Alone, split_config
+from engine.models.registry import read_config
+from engine.tensor_parallel.process_group import SingleProcess
+from engine.tensor_parallel.shards import split_config
 
 BLOCKS, SIZE = 40, 16
 CPU = torch.device("cpu")
@@ -29,14 +30,14 @@ def gpu_weights(path, form="dense", rank=0, size=1):
 
 def gpu_model(path, form="dense", *, fp8_kv=False, blocks=BLOCKS, ranks=None, **options):
     """In fp32, over a pool of NaN: whatever is read must have been written."""
-    ranks = ranks or Alone()
+    ranks = ranks or SingleProcess()
     config = described(path)[1]
     pool = GpuKvPool(split_config(config, ranks.size), blocks, SIZE, CPU, torch.float32, fp8=fp8_kv)
     pool.storage.fill_(float("nan"))
     if pool.scales is not None:
         pool.scales.fill_(float("nan"))
     weights = gpu_weights(path, form, ranks.rank, ranks.size)
-    return GpuModel(config, weights, pool, context=512, ranks=ranks, **options)
+    return GpuModel(config, weights, pool, context=512, group=ranks, **options)
 
 
 def prompt(vocab, length, seed=0):

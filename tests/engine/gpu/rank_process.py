@@ -12,7 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 import torch
 
 from engine.cpu.batch import SequenceInput
-from engine.tensor_parallel.shards import Alone, Joined, Ranks
+from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess, TorchProcessGroup
 from tests.engine.gpu.cases import CPU, chunk, gpu_model
 
 TABLES = [[5, 0, 9], [3, 10, 1]]
@@ -20,7 +20,7 @@ PROMPTS = [[7, 31, 5, 300, 12, 44, 91, 6, 250, 3, 77, 18, 9, 40, 41, 42, 8], [64
 TOKENS = 6
 
 
-def results(path: str, form: str, ranks: Ranks) -> dict[str, object]:
+def results(path: str, form: str, ranks: ProcessGroup) -> dict[str, object]:
     """What one rank, or one process alone, computes."""
     model = gpu_model(path, form, blocks=12, ranks=ranks)
     ids, rows = PROMPTS[0], []
@@ -40,14 +40,14 @@ def results(path: str, form: str, ranks: Ranks) -> dict[str, object]:
 
 def alone(path: str, form: str) -> dict[str, object]:
     """The same in one process."""
-    return results(path, form, Alone())
+    return results(path, form, SingleProcess())
 
 
 def main() -> None:
     """Join, compute every model, save."""
     rank, size, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
-    ranks = Joined(rank, size, rendezvous, CPU, timeout=60)
+    ranks = TorchProcessGroup(rank, size, rendezvous, CPU, timeout=60)
     models = [argument.split("=") for argument in sys.argv[5:]]
     torch.save({Path(path).name: results(path, form, ranks) for form, path in models}, out)
     ranks.close()

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.device import StepLimits
 from engine.gpu.backend import run_every_kernel
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.loader import GpuLoader
+from engine.models.registry import read_config
 from engine.start import Starter
 from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, Phase
 from scheduler.types.sampling_params import SamplingParams

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
@@ -15,6 +14,7 @@ from engine.gpu import memory_plan
 from engine.gpu.backend import USUAL_STEP
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.memory_plan import graph_bytes, plan_gpu_memory, step_bytes
+from engine.models.registry import read_config
 
 GIB = 2**30
 BF16 = GpuArithmetic("dense", torch.bfloat16, reason="for the test")

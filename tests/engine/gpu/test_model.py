@@ -5,17 +5,18 @@ import random
 import pytest
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
+from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
-from engine.loading import load, load_weights
+from engine.loading import load
+from engine.models.registry import read_config
 from engine.sampling.sampler import Sampler
 from tests.scheduler.sim import Engine
 

@@ -10,11 +10,12 @@ from configs.model.source import ModelError
 from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
-from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic, stored_kinds
-from engine.gpu.linear import Fp8, Grouped, SideBySide
+from engine.cpu.weights import load_weights
+from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
+from engine.gpu.linear import Fp8, Grouped, Linear, SideBySide
 from engine.gpu.weights import GpuAssembly, weights_bytes
-from engine.loading import load, load_weights
-from engine.tensor_parallel.shards import Linear
+from engine.loading import load
+from engine.loading.stored import stored_kinds
 from kernels.gpu.linear import fp8
 from kernels.gpu.linear.quantized_matrix import dequantize
 from tests.engine.gpu.cases import CPU, chunk, described, gpu_model, gpu_weights, prompt
@@ -120,7 +121,7 @@ def test_the_choice_follows_the_file_and_what_is_asked(quantized, tiny_model, mo
     assert (plain.weights, plain.dtype, plain.fp8_kv) == ("dense", torch.bfloat16, True)
     assert choose_gpu_arithmetic(folder[0], replace(folder[1], dtype="float16"), gpu).dtype == torch.float16
     assert choose_gpu_arithmetic(*folder, CPU).dtype == torch.float32
-    assert "embed_tokens" in next(iter(stored_kinds(gguf[0], "auto")))
+    assert "embed_tokens" in next(iter(stored_kinds(*gguf, "auto")))
     monkeypatch.setattr("engine.gpu.formats.refusal", lambda device: "this GPU has none")
     with pytest.raises(ModelError, match="fp8 weights were asked for: this GPU has none"):
         choose_gpu_arithmetic(*folder, CPU, weights="fp8")

@@ -3,18 +3,19 @@
 import torch
 import transformers
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
+from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
-from engine.loading import load, load_weights
+from engine.loading import load
+from engine.models.registry import read_config
 from engine.sampling.sampler import Sampler
 from tests import tiny_models
 
@@ -50,7 +51,7 @@ def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU,
     pool = GpuKvPool(config, blocks, SIZE, device, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
-    model = GpuModel(config, weights, pool, context=CONTEXT, ranks=ranks)
+    model = GpuModel(config, weights, pool, context=CONTEXT, group=ranks)
     return config, GpuWorker.of(model, config.eos_token_ids, plan(max_running, CONTEXT), torch.float32)
 
 

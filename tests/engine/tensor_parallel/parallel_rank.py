@@ -1,7 +1,7 @@
 """One rank of a model split over processes: `python parallel_rank.py RANK SIZE RENDEZVOUS OUT FOLDER..`.
 
 For each model folder: logits of a prompt in chunks over scattered blocks, then greedy tokens of two sequences decoded together.
-Also what vocabulary parts and sums give on their own. Everything is saved to OUT, for the test to compare.
+Also what sums and gathers give on their own. Everything is saved to OUT, for the test to compare.
 """
 
 import sys
@@ -9,26 +9,25 @@ from pathlib import Path
 
 import torch
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
 from engine.cpu.batch import Batch, SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
-from engine.loading import load_weights
-from engine.tensor_parallel.decoder import ParallelDecoder
-from engine.tensor_parallel.shards import Joined, Ranks, VocabularyEmbedding, VocabularyHead
+from engine.cpu.weights import load_weights
+from engine.models.registry import read_config
+from engine.tensor_parallel.process_group import ProcessGroup, TorchProcessGroup
 
 BLOCK = 8
 TABLES = [[5, 0, 9, 2, 11], [3, 10, 1, 8, 6]]
 PROMPTS = [[7, 31, 5, 300, 12, 44, 91, 6, 250, 3, 77, 18, 9], [64, 8, 8, 133, 20]]
 TOKENS = 20
-VOCABULARY = 7  # odd: the last rank's part is filled up
 
 
-def load(folder: Path, ranks: Ranks) -> Decoder:
+def load(folder: Path, group: ProcessGroup) -> Decoder:
     source = resolve_model(str(folder))
     config = read_config(source)
-    return ParallelDecoder(config, load_weights(source, config, "auto"), ranks)
+    weights = load_weights(source, config, "auto", rank=group.rank, size=group.size)
+    return Decoder(config, weights, group)
 
 
 def prompt_logits(decoder: Decoder, chunk: int) -> torch.Tensor:
@@ -59,26 +58,20 @@ def greedy(decoder: Decoder) -> list[list[int]]:
     return known
 
 
-def vocabulary(ranks: Ranks) -> dict[str, torch.Tensor]:
-    """A table of 7 rows of which each rank has a part, as `split_weights` cuts it; and a sum whose order shows."""
-    table = torch.arange(VOCABULARY * 3.0).view(VOCABULARY, 3)
-    width = -(-VOCABULARY // ranks.size)
-    part = torch.zeros(width, 3)
-    mine = table[ranks.rank * width : (ranks.rank + 1) * width]
-    part[: len(mine)] = mine
+def exchanged(group: ProcessGroup) -> dict[str, torch.Tensor]:
+    """What the calls of a group give on their own: a sum whose order shows, among them."""
     return {
-        "embedded": VocabularyEmbedding(part, ranks)(torch.arange(VOCABULARY)),
-        "scores": VocabularyHead(part, VOCABULARY, ranks)(torch.eye(3)),
-        "least": torch.tensor(ranks.least(7 - ranks.rank)),
-        "sum": ranks.sum(torch.tensor([1e8, 1.0, -1e8, 0.5])[ranks.rank % 4].repeat(5)),
+        "least": torch.tensor(group.least(7 - group.rank)),
+        "sum": group.sum(torch.tensor([1e8, 1.0, -1e8, 0.5])[group.rank % 4].repeat(5)),
+        "gathered": group.gather(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * group.rank),
     }
 
 
-def computed(folders: list[Path], ranks: Ranks) -> dict[str, dict[str, object]]:
+def computed(folders: list[Path], group: ProcessGroup) -> dict[str, dict[str, object]]:
     """What this rank gets."""
-    results: dict[str, dict[str, object]] = {"": dict(vocabulary(ranks))}
+    results: dict[str, dict[str, object]] = {"": dict(exchanged(group))}
     for folder in folders:
-        decoder = load(folder, ranks)
+        decoder = load(folder, group)
         results[folder.name] = {
             "logits": [prompt_logits(decoder, chunk) for chunk in (5, 512)],
             "tokens": greedy(decoder),
@@ -90,9 +83,9 @@ def computed(folders: list[Path], ranks: Ranks) -> dict[str, dict[str, object]]:
 def main() -> None:
     rank, size, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
-    ranks = Joined(rank, size, rendezvous, torch.device("cpu"), timeout=60)
-    torch.save(computed([Path(folder) for folder in sys.argv[5:]], ranks), out)
-    ranks.close()
+    group = TorchProcessGroup(rank, size, rendezvous, torch.device("cpu"), timeout=60)
+    torch.save(computed([Path(folder) for folder in sys.argv[5:]], group), out)
+    group.close()
 
 
 if __name__ == "__main__":

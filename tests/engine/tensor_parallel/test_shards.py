@@ -1,147 +1,112 @@
-"""A model split over processes against the same model in one: real processes, gloo over the loopback device."""
+"""Which part of a model each rank has: together they have all of it, and nothing twice but what all need."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from configs.model.read import read_config
 from configs.model.source import resolve_model
-from engine.cpu.decoder import Decoder
-from engine.loading import load_weights
-from engine.tensor_parallel.shards import Alone, Joined, split_config, split_weights
-from tests.engine.tensor_parallel import parallel_rank
+from engine.cpu.weights import load_weights
+from engine.models.family import Axis
+from engine.models.registry import family_of, read_config
+from engine.tensor_parallel.shards import Shard, split_config
 from tests.tiny_models import TINY
 
-TOLERANCE = 1e-4
-TWO = [
-    "llama",
-    "llama-tied",
-    "llama-biased",
-    "llama-one-kv-head",
-    "mistral-sliding",
-    "qwen2",
-    "qwen2-sliding",
-    "qwen3",
-    "qwen3-biased",
-]
-FOUR = ["llama-biased", "llama-one-kv-head", "qwen3-biased"]  # 2 KV heads kept by two ranks each, or one by all
+
+@pytest.fixture(scope="module")
+def described(tiny_model):
+    """A recipe's source and description."""
+
+    def get(name):
+        source = resolve_model(str(tiny_model(name)[1]))
+        return source, read_config(source)
+
+    return get
 
 
-def run_ranks(folder, size, models):
-    """Each rank's results. Bounded: a rank waits 60 s for the others, the test for none longer than 120 s."""
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
-    outs = [folder / f"rank{rank}.pt" for rank in range(size)]
-    command = [sys.executable, "-W", "error", parallel_rank.__file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(size), f"file://{folder}/meet", out, *models], env=environment)
-        for rank, out in enumerate(outs)
-    ]
+@given(
+    heads=st.integers(1, 24),
+    kv_heads=st.integers(1, 24),
+    inner=st.integers(1, 64),
+    vocabulary=st.integers(1, 97),
+    size=st.integers(1, 12),
+    flags=st.tuples(*[st.booleans()] * 4),
+)
+def test_ranks_cover_every_tensor_of_any_model_that_can_be_split(
+    described, heads, kv_heads, inner, vocabulary, size, flags
+):
+    assume(heads % kv_heads == 0)
+    qkv_bias, o_bias, mlp_bias, qk_norm = flags
+    changes = {"heads": heads, "kv_heads": kv_heads, "intermediate_size": inner, "vocab_size": vocabulary}
+    biases = {"qkv_bias": qkv_bias, "o_bias": o_bias, "mlp_bias": mlp_bias, "qk_norm": qk_norm}
+    config = replace(described("llama")[1], **changes, **biases, bos_token_id=None, eos_token_ids=())
     try:
-        assert [process.wait(120) for process in processes] == [0] * size
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(out) for out in outs]
+        part = split_config(config, size)
+    except ValueError:
+        assert heads % size or inner % size or (kv_heads % size and size % kv_heads)
+        return
+    shards = [Shard.of(config, rank, size) for rank in range(size)]
+    for tensor in family_of(config).tensors(config):
+        holders = [shard for shard in shards if shard.holds(tensor)]
+        check_cover(tensor.shape(config), [shard.ranges(tensor) for shard in holders])
+        added_once = tensor.part == "bias" and tensor.spec.role in ("o", "down")
+        assert len(holders) == (1 if added_once else size)
+    for shard in shards:
+        assert len(shard.axes[Axis.QUERIES]) == part.heads * part.head_dim
+        assert len(shard.axes[Axis.KEYS]) == part.kv_heads * part.head_dim
+        assert len(shard.axes[Axis.INNER]) == part.intermediate_size
+        check_that_queries_have_their_keys(config, shard)
 
 
-@pytest.fixture(scope="module")
-def two(tiny_model, tmp_path_factory):
-    return run_ranks(tmp_path_factory.mktemp("two"), 2, [tiny_model(name)[1] for name in TWO])
+def check_cover(shape, parts):
+    """Each entry of the whole is in a part; past its end lies at most what fills the last parts up."""
+    for dimension, size in enumerate(shape):
+        found = {index for ranges in parts for index in ranges[dimension]}
+        assert found >= set(range(size))
+        assert len({len(ranges[dimension]) for ranges in parts}) == 1, "a collective call needs one shape on all ranks"
 
 
-@pytest.fixture(scope="module")
-def four(tiny_model, tmp_path_factory):
-    return run_ranks(tmp_path_factory.mktemp("four"), 4, [tiny_model(name)[1] for name in FOUR])
-
-
-def loaded(folder):
-    source = resolve_model(str(folder))
-    config = read_config(source)
-    return config, load_weights(source, config, "auto")
-
-
-def compare(ranks, folder):
-    decoder = Decoder(*loaded(folder))
-    expected = parallel_rank.prompt_logits(decoder, 512)
-    tokens = parallel_rank.greedy(decoder)
-    assert len(set(tokens[0][-parallel_rank.TOKENS :])) > 3, "a model that repeats itself would hide a fault"
-    for rank in ranks:
-        result = rank[folder.name]
-        for logits in result["logits"]:
-            torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
-        assert result["tokens"] == tokens
-    assert all(torch.equal(rank[folder.name]["logits"][0], ranks[0][folder.name]["logits"][0]) for rank in ranks)
-
-
-@pytest.mark.parametrize("name", TWO)
-def test_two_ranks_give_the_logits_and_tokens_of_one(two, tiny_model, name):
-    folder = tiny_model(name)[1]
-    compare(two, folder)
-    assert [rank[folder.name]["kv_heads"] for rank in two] == [1, 1]
-
-
-@pytest.mark.parametrize("name", FOUR)
-def test_four_ranks_that_share_kv_heads(four, tiny_model, name):
-    compare(four, tiny_model(name)[1])
-
-
-@pytest.mark.parametrize("size", ["two", "four"])
-def test_parts_of_a_vocabulary_that_does_not_divide(size, request):
-    table = torch.arange(parallel_rank.VOCABULARY * 3.0).view(-1, 3)
-    for rank in request.getfixturevalue(size):
-        assert torch.equal(rank[""]["embedded"], table)
-        assert torch.equal(rank[""]["scores"], table.t())
-
-
-def test_sums_of_four_are_in_the_order_of_the_ranks(four):
-    """1e8 + 1 - 1e8 + 0.5 in fp32 is 0.5 in this order, and 1.5, 1 or 0 in others."""
-    expected = torch.full((5,), ((torch.tensor(1e8) + 1.0) - 1e8 + 0.5).item())
-    assert expected[0] == 0.5
-    assert all(torch.equal(rank[""]["sum"], expected) for rank in four)
-
-
-@pytest.mark.parametrize(("size", "least"), [("two", 6), ("four", 4)])
-def test_all_ranks_know_the_least_number(size, least, request):
-    assert [rank[""]["least"].item() for rank in request.getfixturevalue(size)] == [least] * (8 - least)
-
-
-@pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "qwen3"])
-def test_alone_is_the_decoder_itself(tiny_model, name):
-    folder = tiny_model(name)[1]
-    decoder = parallel_rank.load(folder, Alone())
-    assert torch.equal(
-        parallel_rank.prompt_logits(decoder, 5), parallel_rank.prompt_logits(Decoder(*loaded(folder)), 5)
-    )
+def check_that_queries_have_their_keys(config, shard):
+    heads = {place // config.head_dim for place in shard.axes[Axis.QUERIES]}
+    needed = {head // config.group for head in heads}
+    assert needed == {place // config.head_dim for place in shard.axes[Axis.KEYS]}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_parts_are_the_whole_and_nothing_twice(tiny_model, name):
-    config, weights = loaded(tiny_model(name)[1])
-    parts = [split_weights(weights, config, rank, 2) for rank in range(2)]
-    assert torch.equal(torch.cat([part.embedding for part in parts]), weights.embedding)
-    assert all((part.head is part.embedding) == (weights.head is weights.embedding) for part in parts)
-    for index, layer in enumerate(weights.layers):
+def test_loaded_shards_are_the_whole_and_nothing_twice(described, name):
+    source, config = described(name)
+    whole = load_weights(source, config, "auto")
+    parts = [load_weights(source, config, "auto", rank=rank, size=2) for rank in range(2)]
+    assert torch.equal(torch.cat([part.embedding for part in parts]), whole.embedding)
+    assert all((part.head is part.embedding) == (whole.head is whole.embedding) for part in parts)
+    for index, layer in enumerate(whole.layers):
         shares = [part.layers[index] for part in parts]
         assert torch.equal(torch.cat([share.o for share in shares], 1), layer.o)
         assert torch.equal(torch.cat([share.down for share in shares], 1), layer.down)
         halves = [share.gate_up.chunk(2) for share in shares]
         assert torch.equal(torch.cat([half[which] for which in (0, 1) for half in halves]), layer.gate_up)
         assert [share.o_bias is None for share in shares] == [layer.o_bias is None, True]
+        assert all(torch.equal(share.input_norm, layer.input_norm) for share in shares)
     kept = sum(part.layers[0].qkv.numel() for part in parts)
     shared = config.kv_heads == 1
-    assert kept == weights.layers[0].qkv.numel() + shared * 2 * config.head_dim * config.hidden_size
+    assert kept == whole.layers[0].qkv.numel() + shared * 2 * config.head_dim * config.hidden_size
 
 
-def test_a_split_holds_no_memory_of_the_whole(tiny_model):
-    config, weights = loaded(tiny_model("llama")[1])
-    part = split_weights(weights, config, 1, 2)
+def test_a_vocabulary_that_does_not_divide_is_filled_up_with_zeros(described):
+    source, config = described("llama")
+    config = replace(config, vocab_size=321)
+    whole = load_weights(source, config, "dummy")
+    parts = [load_weights(source, config, "dummy", rank=rank, size=4) for rank in range(4)]
+    for name in ("embedding", "head"):
+        stacked = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(stacked[:321], getattr(whole, name))
+        assert len(stacked) == 324 and not stacked[321:].any()
+
+
+def test_a_shard_holds_no_memory_of_the_whole(described):
+    part = load_weights(*described("llama"), "auto", rank=1, size=2)
     for tensor in (part.embedding, part.head, part.layers[0].qkv, part.layers[0].o, part.layers[0].down):
         assert tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
@@ -155,8 +120,8 @@ def test_a_split_holds_no_memory_of_the_whole(tiny_model):
         ({"intermediate_size": 90}, 4, "intermediate_size of 90 .* over 4 .* over 1, 2$"),
     ],
 )
-def test_a_model_that_cannot_be_split_says_how_it_can(tiny_model, changes, size, named):
-    config = replace(read_config(resolve_model(str(tiny_model("llama")[1]))), **changes)
+def test_a_model_that_cannot_be_split_says_how_it_can(described, changes, size, named):
+    config = replace(described("llama")[1], **changes)
     with pytest.raises(ValueError, match=named):
         split_config(config, size)
 
@@ -164,8 +129,3 @@ def test_a_model_that_cannot_be_split_says_how_it_can(tiny_model, changes, size,
 def test_three_kv_heads_are_not_split_over_two(smollm2_source):
     with pytest.raises(ValueError, match=r"9 attention heads .* over 2 .* can be split over 1, 3$"):
         split_config(read_config(smollm2_source), 2)
-
-
-def test_a_rank_whose_company_does_not_come_gives_up(tmp_path):
-    with pytest.raises(ConnectionError, match="rank 1 of 2 waited 1 s"):
-        Joined(1, 2, f"file://{tmp_path}/nobody", torch.device("cpu"), timeout=1)

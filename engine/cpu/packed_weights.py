@@ -1,0 +1,79 @@
+"""The weights of the int8 kernels: 4- and 8-bit groups as the file has them, all else rounded to 8 bits."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from configs.model.config import ModelConfig
+from engine.loading.reader import TensorReader, read
+from engine.models.registry import family_of
+from kernels.cpu.native import NativeLayer
+from kernels.cpu.packing import PackedMatrix, pack_float, pack_gguf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedWeights:
+    """A whole model. `head` is `embedding` itself where the model ties them. Holds nothing of the file."""
+
+    embedding: PackedMatrix
+    layers: list[NativeLayer]
+    final_norm: Tensor
+    head: PackedMatrix
+    rope_factors: Tensor | None
+
+
+def assemble_packed(reader: TensorReader, config: ModelConfig) -> PackedWeights:
+    """Read all weights. One matrix at a time is in memory twice."""
+    family = family_of(config)
+    embedding = _matrix(reader, family.tensor("embedding").hf)
+    return PackedWeights(
+        embedding=embedding,
+        layers=[_layer(reader, config, index) for index in range(config.layers)],
+        final_norm=read(reader, family.tensor("final_norm").hf).clone(),
+        head=embedding if config.tie_word_embeddings else _matrix(reader, family.tensor("head").hf),
+        rope_factors=reader.rope_factors,
+    )
+
+
+def _layer(reader: TensorReader, config: ModelConfig, index: int) -> NativeLayer:
+    family = family_of(config)
+
+    def matrix(role: str) -> PackedMatrix:
+        return _matrix(reader, family.tensor(role, index).hf)
+
+    def norm(role: str) -> Tensor:
+        return read(reader, family.tensor(role, index).hf).clone()
+
+    def bias(role: str) -> Tensor | None:
+        tensor = family.tensor(role, index, "bias")
+        return read(reader, tensor.hf).clone() if tensor.present(config) else None
+
+    return NativeLayer(
+        q=matrix("q"),
+        k=matrix("k"),
+        v=matrix("v"),
+        o=matrix("o"),
+        gate=matrix("gate"),
+        up=matrix("up"),
+        down=matrix("down"),
+        input_norm=norm("input_norm"),
+        post_norm=norm("post_norm"),
+        q_norm=norm("q_norm") if config.qk_norm else None,
+        k_norm=norm("k_norm") if config.qk_norm else None,
+        q_bias=bias("q"),
+        k_bias=bias("k"),
+        v_bias=bias("v"),
+        o_bias=bias("o"),
+        gate_bias=bias("gate"),
+        up_bias=bias("up"),
+        down_bias=bias("down"),
+        window=(config.sliding_window or 0) if config.sliding_layers[index] else 0,
+    )
+
+
+def _matrix(reader: TensorReader, name: str) -> PackedMatrix:
+    stored = reader.stored(name)
+    if stored is not None:
+        kind, rows = stored
+        return pack_gguf(rows, kind)
+    return pack_float(read(reader, name))

@@ -1,0 +1,133 @@
+"""The weights of the exact decoder, whole or one rank's shard: fp32, projections fused, every value copied at most once."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from configs.model.config import ModelConfig
+from configs.model.source import ModelSource
+from engine.loading import load
+from engine.loading.reader import TensorReader, read
+from engine.models.family import Axis, Family, NamedTensor, Part
+from engine.models.registry import family_of
+from engine.tensor_parallel.shards import Shard
+
+_QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One layer, fp32. Matrices are [out, in]; q, k, v are stacked along rows in this order, then gate and up.
+
+    Sizes are those of one rank (`engine.tensor_parallel.shards.split_config`); `hidden` is whole everywhere. What o and down give
+    is this rank's part of a sum, and only the first rank has their biases.
+    """
+
+    input_norm: Tensor  # [hidden]
+    qkv: Tensor  # [(heads + 2 * kv_heads) * dim, hidden]
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None  # [heads + kv_heads, dim]: the queries' norm for each query head, then the keys'
+    o: Tensor  # [hidden, heads * dim]
+    o_bias: Tensor | None
+    post_norm: Tensor  # [hidden]
+    gate_up: Tensor  # [2 * intermediate, hidden]
+    gate_up_bias: Tensor | None
+    down: Tensor  # [hidden, intermediate]
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A model, or one rank's shard of it, in fp32. `head` is `embedding` itself where the model ties them."""
+
+    embedding: Tensor  # [vocab / ranks, hidden], rounded up and filled with zeros
+    layers: list[LayerWeights]
+    final_norm: Tensor  # [hidden]
+    head: Tensor  # [vocab / ranks, hidden], likewise
+    rope_factors: Tensor | None = None  # [dim / 2], see `engine.models.rope`
+
+
+def load_weights(
+    source: ModelSource, config: ModelConfig, load_format: str, *, rank: int = 0, size: int = 1
+) -> Weights:
+    """Load rank `rank`'s shard of a model that `size` ranks compute; raises as `engine.loading.load` and `Shard.of`."""
+    return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size)))
+
+
+def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard) -> Weights:
+    """Read a shard, layers side by side on all of torch's threads."""
+    family = family_of(config)
+    reading = _ShardReader(reader, config, family, shard)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        embedding = threads.submit(reading.part, family.tensor("embedding"))
+        layers = list(threads.map(reading.layer, range(config.layers)))
+        head = embedding if config.tie_word_embeddings else threads.submit(reading.part, family.tensor("head"))
+        return Weights(
+            embedding=embedding.result(),
+            layers=layers,
+            final_norm=reading.part(family.tensor("final_norm")),
+            head=head.result(),
+            rope_factors=reader.rope_factors,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardReader:
+    """A reader's tensors, cut down to one shard. Used from several threads."""
+
+    reader: TensorReader
+    config: ModelConfig
+    family: Family
+    shard: Shard
+
+    def layer(self, index: int) -> LayerWeights:
+        """All of one layer."""
+        return LayerWeights(
+            input_norm=self.part(self.family.tensor("input_norm", index)),
+            qkv=self._stacked(_QKV, index),
+            qkv_bias=self._stacked(_QKV, index, "bias") if self.config.qkv_bias else None,
+            qk_norm=self._qk_norm(index) if self.config.qk_norm else None,
+            o=self.part(self.family.tensor("o", index)),
+            o_bias=self._added_once("o", index),
+            post_norm=self.part(self.family.tensor("post_norm", index)),
+            gate_up=self._stacked(_GATE_UP, index),
+            gate_up_bias=self._stacked(_GATE_UP, index, "bias") if self.config.mlp_bias else None,
+            down=self.part(self.family.tensor("down", index)),
+            down_bias=self._added_once("down", index),
+        )
+
+    def part(self, tensor: NamedTensor) -> Tensor:
+        """This rank's part of a tensor: where it lies if that is all of it, else a copy that holds nothing of the rest."""
+        whole, ranges = read(self.reader, tensor.hf), self.shard.ranges(tensor)
+        if tuple(map(len, ranges)) == tuple(whole.shape):
+            return whole
+        mine = whole[tuple(slice(part.start, part.stop) for part in ranges)]
+        out = whole.new_zeros([len(part) for part in ranges])  # a vocabulary that does not divide is filled up
+        out[tuple(map(slice, mine.shape))] = mine
+        return out
+
+    def _stacked(self, roles: Sequence[str], index: int, part: Part = "weight") -> Tensor:
+        tensors = [self.family.tensor(role, index, part) for role in roles]
+        shapes = [[len(part) for part in self.shard.ranges(tensor)] for tensor in tensors]
+        out = torch.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        for tensor, place in zip(tensors, torch.split(out, [shape[0] for shape in shapes]), strict=True):
+            if self.reader.shapes[tensor.hf] == tuple(place.shape):
+                self.reader.read_into(tensor.hf, place)
+            else:
+                place.copy_(self.part(tensor))
+        return out
+
+    def _added_once(self, role: str, index: int) -> Tensor | None:
+        bias = self.family.tensor(role, index, "bias")
+        return self.part(bias) if self.shard.holds(bias) else None
+
+    def _qk_norm(self, index: int) -> Tensor:
+        """One weight row per head, so that queries and keys are normed in one call."""
+        here, dim = self.shard, self.config.head_dim
+        queries = self.part(self.family.tensor("q_norm", index)).expand(len(here.axes[Axis.QUERIES]) // dim, -1)
+        keys = self.part(self.family.tensor("k_norm", index)).expand(len(here.axes[Axis.KEYS]) // dim, -1)
+        return torch.cat((queries, keys))

@@ -1,0 +1,189 @@
+"""What a model family is: names and axes of its tensors, and the variants of its arithmetic. No torch.
+
+Everything else follows from it: shapes, bytes and shards from the axes, what a file must hold from the names, what a backend has
+to compute from the variants. A backend that lacks a variant says so before anything is loaded.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal
+
+from configs.model.config import ModelConfig
+from configs.model.hf import HfRules
+
+Shape = tuple[int, ...]
+Activation = Literal[
+    "silu", "gelu", "gelu_tanh"
+]  # of the gate; gelu by the error function, or its approximation by tanh
+Flag = Literal["qkv_bias", "o_bias", "mlp_bias", "qk_norm", "own_head"]  # of `ModelConfig`
+Part = Literal["weight", "bias"]
+PARTS: tuple[Part, ...] = ("weight", "bias")
+
+
+class Axis(Enum):
+    """What the entries along one dimension of a tensor belong to. All but the first two are split over ranks."""
+
+    HIDDEN = "hidden"
+    HEAD_DIM = "head_dim"
+    QUERIES = "queries"
+    KEYS = "keys"
+    INNER = "inner"
+    VOCABULARY = "vocabulary"
+
+    def size(self, config: ModelConfig) -> int:
+        """Entries in the whole model."""
+        sizes = {
+            Axis.HIDDEN: config.hidden_size,
+            Axis.HEAD_DIM: config.head_dim,
+            Axis.QUERIES: config.heads * config.head_dim,
+            Axis.KEYS: config.kv_heads * config.head_dim,
+            Axis.INNER: config.intermediate_size,
+            Axis.VOCABULARY: config.vocab_size,
+        }
+        return sizes[self]
+
+    @property
+    def split(self) -> bool:
+        """Whether ranks have a part of it each."""
+        return self not in (Axis.HIDDEN, Axis.HEAD_DIM)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One matrix [outputs, inputs] with its bias, or the weight of one norm.
+
+    Attributes:
+        role: what the decoders call it.
+        hf: its name in a Hugging Face checkpoint, without the layer's prefix and without `.weight`.
+        gguf: its name in a GGUF file, likewise.
+        axes: of its dimensions.
+        bias: the flag that says whether it has a bias; None: never.
+        only: the flag that says whether it is there at all; None: always.
+    """
+
+    role: str
+    hf: str
+    gguf: str
+    axes: tuple[Axis, ...]
+    bias: Flag | None = None
+    only: Flag | None = None
+
+    def shape(self, config: ModelConfig) -> Shape:
+        """Of the whole tensor."""
+        return tuple(axis.size(config) for axis in self.axes)
+
+    def present(self, config: ModelConfig, part: Part = "weight") -> bool:
+        """Whether a model of this description has it, or its bias."""
+        there = self.only is None or bool(getattr(config, self.only))
+        return there and (part == "weight" or (self.bias is not None and bool(getattr(config, self.bias))))
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is the weight of a norm."""
+        return len(self.axes) == 1
+
+
+ENDS = (
+    TensorSpec("embedding", "model.embed_tokens", "token_embd", (Axis.VOCABULARY, Axis.HIDDEN)),
+    TensorSpec("final_norm", "model.norm", "output_norm", (Axis.HIDDEN,)),
+    TensorSpec("head", "lm_head", "output", (Axis.VOCABULARY, Axis.HIDDEN), only="own_head"),
+)
+LAYER = (
+    TensorSpec("input_norm", "input_layernorm", "attn_norm", (Axis.HIDDEN,)),
+    TensorSpec("q", "self_attn.q_proj", "attn_q", (Axis.QUERIES, Axis.HIDDEN), bias="qkv_bias"),
+    TensorSpec("k", "self_attn.k_proj", "attn_k", (Axis.KEYS, Axis.HIDDEN), bias="qkv_bias"),
+    TensorSpec("v", "self_attn.v_proj", "attn_v", (Axis.KEYS, Axis.HIDDEN), bias="qkv_bias"),
+    TensorSpec("q_norm", "self_attn.q_norm", "attn_q_norm", (Axis.HEAD_DIM,), only="qk_norm"),
+    TensorSpec("k_norm", "self_attn.k_norm", "attn_k_norm", (Axis.HEAD_DIM,), only="qk_norm"),
+    TensorSpec("o", "self_attn.o_proj", "attn_output", (Axis.HIDDEN, Axis.QUERIES), bias="o_bias"),
+    TensorSpec("post_norm", "post_attention_layernorm", "ffn_norm", (Axis.HIDDEN,)),
+    TensorSpec("gate", "mlp.gate_proj", "ffn_gate", (Axis.INNER, Axis.HIDDEN), bias="mlp_bias"),
+    TensorSpec("up", "mlp.up_proj", "ffn_up", (Axis.INNER, Axis.HIDDEN), bias="mlp_bias"),
+    TensorSpec("down", "mlp.down_proj", "ffn_down", (Axis.HIDDEN, Axis.INNER), bias="mlp_bias"),
+)
+
+
+def renamed(specs: tuple[TensorSpec, ...], names: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """`specs` with other Hugging Face names for some roles.
+
+    Raises:
+        KeyError: a role that is not among them.
+    """
+    if unknown := names.keys() - {spec.role for spec in specs}:
+        raise KeyError(f"no such roles: {', '.join(sorted(unknown))}")
+    return tuple(replace(spec, hf=names.get(spec.role, spec.hf)) for spec in specs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One architecture: pre-norm decoder layers of attention and a gated MLP, with these names and variants.
+
+    Attributes:
+        name: what `ModelConfig.architecture` says.
+        hf: how its transformers class reads a `config.json`.
+        gguf: its name in GGUF files; None: llama.cpp has none for it.
+        gguf_pairs_adjacent: whether llama.cpp reorders the rows of q and k so that the halves of a rotary pair lie side by side.
+        activation: of the MLP's gate.
+        norm_offset: what Hugging Face checkpoints leave out of the weights of all norms (1 where they are stored as w - 1).
+        ends: tensors outside the layers.
+        layer: tensors of each layer.
+        hf_layer: prefix of a layer's names in Hugging Face checkpoints.
+        gguf_layer: prefix of a layer's names in GGUF files.
+    """
+
+    name: str
+    hf: HfRules
+    gguf: str | None = None
+    gguf_pairs_adjacent: bool = False
+    activation: Activation = "silu"
+    norm_offset: float = 0.0
+    ends: tuple[TensorSpec, ...] = ENDS
+    layer: tuple[TensorSpec, ...] = LAYER
+    hf_layer: str = "model.layers.{}."
+    gguf_layer: str = "blk.{}."
+
+    def tensors(self, config: ModelConfig) -> "Iterator[NamedTensor]":
+        """All tensors that a model of this description has. A tied head is none of its own."""
+        places: list[tuple[TensorSpec, int | None]] = [(spec, None) for spec in self.ends]
+        places += [(spec, index) for index in range(config.layers) for spec in self.layer]
+        for spec, layer in places:
+            for part in PARTS:
+                if spec.present(config, part):
+                    yield NamedTensor(self, spec, layer, part)
+
+    def tensor(self, role: str, layer: int | None = None, part: Part = "weight") -> "NamedTensor":
+        """The tensor of a role: of a layer, or of the model's ends."""
+        specs = self.ends if layer is None else self.layer
+        return NamedTensor(self, next(spec for spec in specs if spec.role == role), layer, part)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensor:
+    """One tensor of one model of a family; `layer` is None outside the layers."""
+
+    family: Family
+    spec: TensorSpec
+    layer: int | None
+    part: Part
+
+    @property
+    def hf(self) -> str:
+        """Its name in a Hugging Face checkpoint, by which it goes in the engine whatever file it comes from."""
+        prefix = "" if self.layer is None else self.family.hf_layer.format(self.layer)
+        return f"{prefix}{self.spec.hf}.{self.part}"
+
+    @property
+    def gguf(self) -> str:
+        """Its name in a GGUF file."""
+        prefix = "" if self.layer is None else self.family.gguf_layer.format(self.layer)
+        return f"{prefix}{self.spec.gguf}.{self.part}"
+
+    def shape(self, config: ModelConfig) -> Shape:
+        """Of the whole tensor."""
+        shape = self.spec.shape(config)
+        return shape if self.part == "weight" else shape[:1]
+
+    def present(self, config: ModelConfig) -> bool:
+        """Whether a model of this description has it."""
+        return self.spec.present(config, self.part)

@@ -1,0 +1,66 @@
+"""Which model families there are, and a model's description by the rules of its own. No torch, no tensor data."""
+
+import pkgutil
+from importlib import import_module
+
+from configs.model.config import ModelConfig
+from configs.model.fields import Fields, read_json
+from configs.model.gguf import config_from_gguf
+from configs.model.gguf_header import GgufHeader, read_gguf_header
+from configs.model.hf import config_from_hf
+from configs.model.source import ModelError, ModelSource
+from engine.models import families
+from engine.models.family import Family
+
+
+def known_families() -> dict[str, Family]:
+    """Every family by its name: what the modules of `engine.models.families` describe."""
+    names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    described: list[Family] = [import_module(f"{families.__name__}.{name}").FAMILY for name in names]
+    return {family.name: family for family in described}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family of a model.
+
+    Raises:
+        ModelError: there is none of that name.
+    """
+    known = known_families()
+    if config.architecture not in known:
+        raise _unknown("the model", config.architecture, known)
+    return known[config.architecture]
+
+
+def read_config(source: ModelSource) -> ModelConfig:
+    """Read the description of the model at `source`.
+
+    Raises:
+        ModelError: unreadable, an unknown architecture, or a feature that is not implemented.
+    """
+    if source.kind == "gguf":
+        return read_gguf_config(read_gguf_header(source.path))
+    generation = source.path / "generation_config.json"
+    return read_hf_config(read_json(source.path / "config.json"), read_json(generation) if generation.is_file() else {})
+
+
+def read_hf_config(raw: dict[str, object], generation: dict[str, object]) -> ModelConfig:
+    """Of a Hugging Face folder; raises as `read_config`."""
+    name, known = Fields(raw, "config.json").text("model_type", "unnamed"), known_families()
+    if name not in known:
+        raise _unknown("config.json", name, known)
+    return config_from_hf(raw, generation, name, known[name].hf)
+
+
+def read_gguf_config(header: GgufHeader) -> ModelConfig:
+    """Of a GGUF file; raises as `read_config`."""
+    file = header.path.name
+    name = Fields(header.metadata, file).text("general.architecture", "unnamed")
+    known = {family.gguf: family for family in known_families().values() if family.gguf is not None}
+    if name not in known:
+        raise _unknown(file, name, known)
+    return config_from_gguf(header, known[name].name)
+
+
+def _unknown(where: str, name: str, known: dict[str, Family]) -> ModelError:
+    return ModelError(f"{where}: the architecture {name!r} is not implemented; known: {', '.join(known)}.")

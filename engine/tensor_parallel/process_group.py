@@ -1,0 +1,143 @@
+"""The processes that compute one model together, seen from one of them. One process is a group, too.
+
+What belongs here: how tensors are exchanged. Never: which part of a tensor a rank has (`engine.tensor_parallel.shards`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Renamed in torch 2.13; the old name warns.
+_gather_into: Callable[[Tensor, Tensor], object] = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)
+
+
+class ProcessGroup(Protocol):
+    """The processes that compute one model, seen from one of them.
+
+    Contract: collective. All ranks make the same calls in the same order with the same shapes; a call returns when this rank may
+    use the result. On a GPU it is queued on the current stream.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Which this one is, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' x, the same bits on each; x, which must be contiguous, may be overwritten."""
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[n, columns] of each rank side by side: [n, size * columns], on each."""
+        ...
+
+    def least(self, number: int) -> int:
+        """The least of all ranks' numbers, on each; waits for them all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SingleProcess:
+    """A model in one process: nothing to exchange."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def least(self, number: int) -> int:
+        """The number itself."""
+        return number
+
+
+class TorchProcessGroup:
+    """Ranks over torch.distributed: NCCL between GPUs, gloo between CPUs.
+
+    Args:
+        rank: of this process.
+        size: of the group.
+        rendezvous: where they meet: `tcp://host:port` of rank 0, or `file:///path` that does not exist yet.
+        device: where it computes: decides the backend.
+        timeout: longest wait for the others, when joining and (gloo) in each call, in seconds.
+        ordered: add in the order of the ranks. Without it, with more than two ranks, the order depends on where in the batch a row
+            lies, and so does its last bit. Costs size / 2 times the bytes, which at decode sizes is not what takes time.
+
+    Raises:
+        ConnectionError: the others did not come.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        rendezvous: str,
+        device: torch.device,
+        *,
+        timeout: float = 600.0,
+        ordered: bool = True,
+    ) -> None:
+        self.rank, self.size = rank, size
+        self._gathers = ordered and size > 2
+        self._device = device
+        gpu = device.type == "cuda"
+        if device == torch.device("cuda"):  # without an index, which is what binds the group to a device
+            device = torch.device("cuda", torch.cuda.current_device())
+        try:
+            dist.init_process_group(
+                "nccl" if gpu else "gloo",
+                init_method=rendezvous,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout),
+                device_id=device if gpu else None,
+            )
+            self.least(0)  # else a rank with nothing to do could leave while another is still joining
+        except RuntimeError as error:  # torch has types of its own for some failures only
+            raise ConnectionError(f"rank {rank} of {size} waited {timeout:g} s at {rendezvous}: {error}") from error
+
+    def sum(self, x: Tensor) -> Tensor:
+        """By all-reduce, or by adding what all gathered."""
+        if self._gathers:
+            parts = self._all(x)
+            total = parts[0]
+            for part in parts[1:]:
+                total += part
+            return total
+        dist.all_reduce(x)
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """By all-gather, which lays ranks one after the other: a transposed copy puts them side by side."""
+        return self._all(x.contiguous()).transpose(0, 1).flatten(1)
+
+    def least(self, number: int) -> int:
+        """Through the device: a collective call, too."""
+        return int(self._all(torch.tensor([number], device=self._device)).min())
+
+    def close(self) -> None:
+        """Leave. The others' next call fails."""
+        dist.destroy_process_group()
+
+    def _all(self, x: Tensor) -> Tensor:
+        """[size, ...]: x of each rank."""
+        out = x.new_empty((self.size * len(x), *x.shape[1:]))
+        _gather_into(out, x)
+        return out.view(self.size, *x.shape)
