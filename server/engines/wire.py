@@ -60,6 +60,11 @@ class Wire:
         return cast(int, self._events.getsockopt(zmq.FD))
 
     def receive_waiting(self, on_event: Callable[[Event], None]) -> None:
+        """Hand the events that are there to `on_event`; waits for none.
+
+        Raises:
+            ProtocolError: what came is no event.
+        """
         while not self._closed:
             try:
                 frames = self._events.recv_multipart(zmq.NOBLOCK)
