@@ -27,7 +27,7 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 from server.engines.process import EngineProcess
-from server.engines.wire import Wire
+from server.engines.wire import EngineWire
 from server.errors import ApiError, EngineDied, QueueFull, Unavailable
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
@@ -67,7 +67,7 @@ class EngineClient:
         self._engine_metrics = metrics.engine(name)
         self._on_event = on_event
         self._process: EngineProcess | None = None
-        self._wire: Wire | None = None
+        self._wire: EngineWire | None = None
         self._streams: dict[str, OutputStream] = {}
         self._speed = Speed()
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
@@ -178,7 +178,7 @@ class EngineClient:
 
     # --- the supervisor's part ---
 
-    def attach(self, process: EngineProcess, wire: Wire, on_broken: Callable[[str], None]) -> None:
+    def attach(self, process: EngineProcess, wire: EngineWire, on_broken: Callable[[str], None]) -> None:
         """A new incarnation was started; the wire to it is this client's until `disconnect`.
 
         Args:

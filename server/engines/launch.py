@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engines.process import EngineProcess
-from server.engines.wire import Wire
+from server.engines.wire import EngineWire
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,7 @@ class Incarnation:
     """One life of an engine."""
 
     process: EngineProcess
-    wire: Wire
+    wire: EngineWire
 
     def close(self) -> None:
         """Kill the child if it still lives and give everything back. May be called again."""
@@ -27,4 +27,4 @@ def launch(arguments: Sequence[str]) -> Incarnation:
         OSError: not even a process can be started.
     """
     process = EngineProcess(arguments)
-    return Incarnation(process, Wire(process.endpoints))
+    return Incarnation(process, EngineWire(process.endpoints))

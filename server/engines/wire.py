@@ -17,7 +17,7 @@ _log = logging.getLogger("headrace.engine")
 _RETRY_SECONDS = 0.005  # until a child that has not connected yet is tried again
 
 
-class Wire:
+class EngineWire:
     """Sends commands and receives events. All calls but the first belong to the event loop's thread.
 
     Bound as soon as it is made, so that what the child sends before anybody listens is kept.
