@@ -32,6 +32,9 @@ class Recording:
     def listen(self, on_event, on_broken):
         """There are no events."""
 
+    def once_connected(self, action):
+        action()
+
     def remove_endpoints(self):
         """There are none."""
 
