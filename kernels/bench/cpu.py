@@ -117,9 +117,7 @@ class Bench:
     def linear(self, name: str, weights: list[PackedMatrix], rows: int) -> Row:
         """One projection of every layer."""
         inputs = torch.randn(rows, weights[0].columns)
-        flush = torch.empty(
-            32 * 2**20
-        )  # 128 MiB, in place of all the other weights that lie between two uses of a weight
+        flush = torch.empty(32 * 2**20)  # 128 MiB, for all the other weights used between two uses of a weight
         seconds = median(lambda: self.ops.linear(inputs, *weights), self.rounds, before=flush.zero_)
         size = sum(weight.records.nbytes for weight in weights)
         operations = 2 * rows * weights[0].outputs * weights[0].columns * len(weights)

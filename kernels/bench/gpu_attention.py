@@ -206,10 +206,7 @@ class AttentionBench:
         shape = self._shape
         layers = [batch.kv[:, layer].contiguous() for layer in range(batch.kv.shape[1])]
         taken = []
-        for tensor_cores in (
-            False,
-            True,
-        ):  # which one is faster depends on the query heads per KV head; the faster counts
+        for tensor_cores in (False, True):  # which is faster depends on the query heads per KV head; the faster counts
             wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
                 self._workspace(), "HND", use_tensor_cores=tensor_cores
             )

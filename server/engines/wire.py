@@ -45,9 +45,7 @@ class EngineWire:
                 self.receive_waiting(on_event)
             except ProtocolError as error:
                 on_broken(f"sent what is no event: {error}")
-            except (
-                Exception
-            ) as error:  # a defect of ours must not leave the socket unread for ever: that would be a hang
+            except Exception as error:  # a defect of ours must not leave the socket unread: that would be a hang
                 _log.exception("an event of the engine could not be handled")
                 on_broken(f"an event could not be handled ({type(error).__name__}: {error})")
 

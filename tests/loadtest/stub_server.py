@@ -24,21 +24,21 @@ TEMPLATE_TOKENS = 5  # what "the chat template" adds
 FAULTS = (
     "drop",  # the connection closes in the middle
     "cut",  # the stream ends early, as if it were whole
-    "stall",  # it says nothing more
+    "stall",  # it falls silent
     "double",  # an event is sent twice
     "lost",  # an event is not sent
-    "miscount",  # usage counts a token more
+    "miscount",  # usage counts one token too many
     "miscount-prompt",
     "sum",  # usage does not add up
     "finish",  # finish reason `stop` though the length ended it
     "no-finish",
     "no-usage",
-    "after-done",  # an event behind [DONE]
+    "after-done",  # an event after [DONE]
     "error",  # an error event
     "refuse",  # status 503
     "silent",  # the connection closes without an answer
     "garbage",  # not HTTP
-    "other-text",  # without streaming it says something else
+    "other-text",  # the unstreamed answer differs
 )
 options = argparse.Namespace(generated=0)  # answers so far, beside what the command line says
 

@@ -92,9 +92,8 @@ class SimWorker:
         self.last_step = -1
         self.fails = ""  # id of a request whose rows cannot be sampled
         self.given: deque[SimPending] = deque()
-        self.late: Callable[[], bool] = lambda: (
-            False
-        )  # whether a step is computed no sooner than its result is asked for
+        # Whether a step is computed no sooner than its result is asked for.
+        self.late: Callable[[], bool] = lambda: False
 
     def submit(self, step: Step) -> SimPending:
         pending = SimPending(self, step)

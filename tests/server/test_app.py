@@ -241,9 +241,8 @@ def test_while_the_engine_starts_live_answers_and_ready_tells_the_phase():
                 response = await client.get(path)
                 assert "starting" in check_error(response, 503, "unavailable")["message"]
                 assert int(response.headers["retry-after"]) >= 1
-            assert (
-                rig.sample("headrace_request_errors_total", code="unavailable") == 0
-            )  # probes were answered, no request
+            # Probes were answered, which are not requests.
+            assert rig.sample("headrace_request_errors_total", code="unavailable") == 0
             response = await client.post("/v1/completions", json={"prompt": [1]})
             check_error(response, 503, "unavailable")
             assert rig.sample("headrace_request_errors_total", code="unavailable") == 1

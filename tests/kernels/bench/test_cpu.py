@@ -1,4 +1,4 @@
-"""The benchmark's books: bytes, operations and floors. What it measures is time, and no test asserts that."""
+"""The benchmark's accounting: bytes, operations and floors. What it measures is time, which no test asserts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command that runs all: parts in processes, a budget of time, what failed beside what was measured."""
+"""The command that runs everything: parts in processes, a time budget, what failed beside what was measured."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_what_a_slow_part_has_started_and_written_goes_with_it(tmp_path):
     run_all(None, (Part("slow", ("-c", HOLDS, str(said)), 5.0),))
     pid, place = said.read_text().split()
     assert not Path(place).exists()
-    for _ in range(1000):  # a killed process is gone when the system comes to it
+    for _ in range(1000):  # a killed process is gone once the system gets to it
         if not alive(pid):
             return
         time.sleep(0.01)

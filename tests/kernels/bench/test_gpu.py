@@ -1,4 +1,4 @@
-"""The GPU benchmark's cases run, interpreted and tiny: what it would measure is there and counted right."""
+"""The GPU benchmark's cases run, interpreted and tiny: what it would measure is there and correctly counted."""
 
 import json
 import sys
@@ -62,7 +62,7 @@ def watched(monkeypatch, module):
 
 @pytest.mark.parametrize("cached", [0, 33])
 def test_prefill_beside_each_of_torchs_kernels(monkeypatch, cached):
-    """Here torch has one of its own, and none of cuDNN's, which says so and is left out."""
+    """On a CPU torch has a fused kernel of its own and none from cuDNN, which says so and is left out."""
     used = watched(monkeypatch, chunks)
     lines = list(AttentionBench(TIMER, SHAPE, 1e9).prefill(2, 20, cached, stages=(3, 5)))
     name = f"prefill attention, 2 x 20 on {cached}"
@@ -86,7 +86,7 @@ def test_the_faster_of_torchs_kernels_counts(monkeypatch):
 
 
 class Wrapper:
-    """FlashInfer's interface, as far as it is used: checks that plan and tensors belong together."""
+    """FlashInfer's interface, as far as it is used: checks that plan and tensors fit together."""
 
     def __init__(self, workspace, layout, use_tensor_cores=None):
         assert workspace.dtype == torch.uint8 and not workspace.any() and layout == "HND"

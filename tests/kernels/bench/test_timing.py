@@ -39,7 +39,7 @@ class Device:
         self.now = max(self.now, self.free)
 
     def run(self, seconds, launch=1e-6):
-        """The host launches what takes the device so long."""
+        """The host launches work that takes the device this long."""
         self.now += launch
         self.free = max(self.free, self.now) + seconds
 

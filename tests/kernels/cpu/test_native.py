@@ -29,7 +29,7 @@ def ops(request):
     variant = next(variant for variant in VARIANTS if variant.name == request.param)
     if variant not in supported():
         pytest.skip(f"this processor lacks {sorted(variant.needs)}")
-    build(supported())  # all at once, side by side
+    build(supported())  # in parallel
     return NativeOps(variant.library, 2)
 
 
@@ -115,7 +115,7 @@ def pool(blocks, layers, kv_heads, size, dim):
 
 
 def still(positions, dim):
-    """Rotary factors that turn nothing."""
+    """Rotary factors that rotate nothing."""
     return {"cos": torch.ones(positions, dim // 2), "sin": torch.zeros(positions, dim // 2)}
 
 

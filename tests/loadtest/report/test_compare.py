@@ -103,7 +103,7 @@ def test_asking_the_same_requests_sharpens_the_comparison(make):
 
 
 def test_runs_that_differ_among_themselves_make_a_difference_noise(make):
-    """A side that is 1, 1.4 times as slow from run to run is no evidence against one that is 1.2 times as slow."""
+    """A side that is 1 to 1.4 times as slow from run to run says nothing against one that is 1.2 times as slow."""
     restless = Side.of([make.drawn_run(1), make.drawn_run(1, slow=1.4)])
     steady = Side.of([make.drawn_run(1, slow=1.15), make.drawn_run(1, slow=1.15)])
     assert verdicts(steady, Side.of([make.drawn_run(1), make.drawn_run(1)]))["TPOT p50 (ms)"] == Verdict.BETTER

@@ -1,4 +1,4 @@
-"""Figures against numpy and against runs small enough to reckon by hand."""
+"""Figures against numpy, and against runs small enough to work out by hand."""
 
 from random import Random
 

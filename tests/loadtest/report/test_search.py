@@ -15,7 +15,7 @@ def server(capacity: float):
 
 
 def run(search: RateSearch, attainment) -> int:
-    """Drive a search to its end; how many measurements it took."""
+    """Drive a search to its end. Returns how many measurements it took."""
     for steps in range(1000):
         rate = search.next_rate
         if rate is None:

@@ -24,7 +24,7 @@ TRACE = Trace(
 
 
 class Queue:
-    """Servers with one place, each request taking so many seconds there; what they were asked."""
+    """Servers that serve one request at a time, each in the given seconds; keeps what they were asked."""
 
     def __init__(self, make, **seconds: float) -> None:
         self.make = make

@@ -13,7 +13,7 @@ from loadtest.workload.plan import Planned
 from scheduler.router import RoundRobin
 from scheduler.types.messages import EngineStats
 
-# What runs short is another thing in each: the step's tokens, slots, blocks.
+# In each of them something else runs short: the step's tokens, slots, blocks.
 SHAPES = {
     "tokens": {"kv_blocks": 700, "context": 4096},
     "slots": {"kv_blocks": 700, "context": 4096, "max_running": 8},

@@ -1,4 +1,4 @@
-"""Arrivals have the rates and shapes they say; plans take of a trace what was asked, the same each time."""
+"""Arrivals have the stated rates and shapes; plans take the wanted part of a trace, the same each time."""
 
 from dataclasses import replace
 from itertools import islice, pairwise, takewhile

@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 class Bytes:
-    """A token a byte, begun and ended by special ones: no word is one token."""
+    """One token per byte, between special ones: no word is one token."""
 
     async def ids(self, text):
         return [256, *text.encode(), 257]

@@ -1,4 +1,4 @@
-"""Every format is known by its first line and read as published; what is broken is reported by line."""
+"""Every format is recognised by its first line and read as published; broken rows are reported by line."""
 
 import json
 from pathlib import Path

@@ -32,12 +32,11 @@ class Case:
         self.q = torch.randn(rows, heads, self.dim, generator=generator).to(self.dtype)
         self.row_starts = torch.tensor([0, *(rows for rows, _ in self.lengths)]).cumsum(0).int()
         self.kv_lengths = torch.tensor([keys for _, keys in self.lengths], dtype=torch.int32)
-        layers = torch.full(
-            (blocks, 2, 2, kv_heads, self.block_size, self.dim), NAN
-        )  # of two layers the second is ours
+        # The second of two layers is ours.
+        layers = torch.full((blocks, 2, 2, kv_heads, self.block_size, self.dim), NAN)
         kv = layers[:, 1]
         ids = random.Random(self.seed).sample(range(blocks), blocks)
-        # Past its end, a table holds an id that no pool has: reading it would be reading foreign memory.
+        # Past its end, a table holds an id that no pool has: to use it would be to read foreign memory.
         self.block_tables = torch.full((len(self.lengths), most), 2**31 - 1, dtype=torch.int32)
         for index, (count, (_, keys)) in enumerate(zip(counts, self.lengths, strict=True)):
             for entry in range(count):
@@ -59,7 +58,7 @@ class Case:
         return (self.q, self.kv, self.row_starts, self.kv_lengths, self.block_tables)
 
     def decode(self):
-        """Arguments of the kernel for one row a sequence."""
+        """Arguments of the kernel for one row per sequence."""
         return (self.q, self.kv, self.kv_lengths, self.block_tables)
 
     def far(self, memory, stride):
@@ -79,7 +78,7 @@ class Case:
         return torch.full_like(self.q, NAN)
 
 
-# A unit of the type's last place: the interpreter cuts bf16 off where a GPU rounds.
+# One unit in the type's last place: the interpreter truncates to bf16 where a GPU rounds.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 2**-8}
 RELATIVE = {torch.float32: 0.0, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 

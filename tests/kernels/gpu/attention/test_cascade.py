@@ -97,7 +97,7 @@ def test_soft_cap():
 
 
 def test_more_rows_than_a_tile_holds():
-    """Eight heads a KV head: 4 rows of fp32 fill a tile, so 11 members are three."""
+    """Eight query heads per KV head: 4 rows of fp32 fill a tile, so 11 members take three."""
     case = Shared([(11, 32)], heads=(8, 1), seed=9)
     assert_close(case.cascade(), case.reference())
 

@@ -41,9 +41,8 @@ def test_the_block_being_written_is_not_shared():
 
 def test_only_what_pays():
     tables, lengths = batch([(4, 10), (2, 1)])
-    assert find_groups(tables, lengths, BLOCK_SIZE, 100, 3000) == [
-        Group(0, 4, 10)
-    ]  # 30 blocks; the other's one is too little
+    # The first group saves 30 blocks; the other's single one is too little.
+    assert find_groups(tables, lengths, BLOCK_SIZE, 100, 3000) == [Group(0, 4, 10)]
     assert find_groups(tables, lengths, BLOCK_SIZE, 100, 3200) == []
     assert find_groups([[1]], [5], BLOCK_SIZE, 100, 0) == []
     assert find_groups([], [], BLOCK_SIZE, 100, 0) == []

@@ -71,7 +71,7 @@ def test_fp8_pool(dtype):
 
 
 def test_parts_of_every_length():
-    """With 16 KV heads parts double behind 512, 1024 and 2048 keys."""
+    """With 16 KV heads, parts double after 512, 1024 and 2048 keys."""
     check(singles([600, 2100], heads=(16, 16), dim=8, block_size=32))
 
 

@@ -11,7 +11,7 @@ from kernels.gpu.attention.paged import config_for, paged_attention
 from kernels.gpu.attention.reference import reference_attention
 from tests.kernels.gpu.attention.cases import NO_RESERVE, Case, assert_close, compiles
 
-# (rows, keys): whole prompts, chunks behind a cache, single tokens, no rows, and both edges of the tiles.
+# (rows, keys): whole prompts, chunks after cached keys, single tokens, no rows, and both edges of the tiles.
 MIXED = [(1, 1), (33, 33), (1, 133), (5, 18), (0, 40), (17, 80), (65, 129), (1, 64), (12, 12)]
 
 
@@ -107,7 +107,7 @@ def test_more_sequences_than_are_counted_at_once():
 
 
 def test_rows_of_no_sequence_are_left_alone():
-    """Padding rows behind the last sequence, a strided query and a strided result."""
+    """Padding rows after the last sequence, a strided query and a strided result."""
     case = Case([(3, 20), (2, 2)])
     wide = torch.randn(9, 4, 48)
     wide[:5, :, 16:32] = case.q
@@ -155,7 +155,7 @@ def test_a_group_too_large_for_a_tile_is_refused():
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("dim", [64, 80, 128, 256])
 def test_loads_run_ahead_on_hopper(dim, fp8):
-    """With fewer stages each turn of the loop waits for its own keys; before Hopper more would not fit."""
+    """With fewer stages each iteration waits for its own keys; before Hopper, more would not fit."""
     assert config_for(2, dim, 2, 90, fp8=fp8).stages == 5
     assert config_for(2, dim, 2, 80, fp8=fp8).stages <= 3
 

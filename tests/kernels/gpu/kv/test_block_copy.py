@@ -19,7 +19,7 @@ def pool(blocks, *shape, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.uint8])
 @pytest.mark.parametrize("values", [1, 3, 16, WORDS - 1, WORDS, WORDS + 1, 4 * WORDS, 2 * WORDS + 2])
 def test_the_kernel_copies_every_byte(dtype, values):
-    """Blocks of every size around a program's share; in words of 4 bytes where they fit, else in bytes."""
+    """Blocks of every size around a program's share; in words of 4 bytes if they fit, else in bytes."""
     source, target = pool(6, values, dtype=dtype), torch.full((5, values), 7.0).to(dtype)
     expected = target.clone().view(torch.uint8)
     moves = torch.tensor([[5, 0, 2, 2], [1, 4, 0, 3]])

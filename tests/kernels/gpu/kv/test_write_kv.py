@@ -1,4 +1,4 @@
-"""Norm, turn and scatter against their definition; everything that must not be touched is NaN."""
+"""Norm, rotation and scatter against their definition; everything that must not be touched is NaN."""
 
 from dataclasses import dataclass, replace
 
@@ -123,7 +123,7 @@ def test_rows_with_a_stride_and_norms_of_the_models_type():
 
 
 def test_blocks_beyond_2_to_31_values():
-    """The pool is a view whose blocks lie 2^29 values apart, in pages that are never touched but for two."""
+    """The pool is a view whose blocks lie 2^29 values apart, in pages of which only two are ever touched."""
     stride = 2**29
     drawn = case(6, heads=2, kv_heads=1, dim=16, rows=2, dtype=torch.float16)
     storage = torch.empty(4 * stride + 512, dtype=torch.float16)  # reserved, not resident

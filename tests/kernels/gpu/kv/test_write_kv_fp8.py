@@ -1,4 +1,4 @@
-"""8-bit floats and the scales of blocks that fill: codes, growth, and that the way a block was filled leaves no trace."""
+"""8-bit floats and the scales of blocks as they fill: codes, growth, and that how a block was filled leaves no trace."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -161,7 +161,7 @@ def cut(rows, *ends):
         (16, cut(34)),
         (32, cut(33)),
         (32, cut(34, 1, 31, 32)),
-        (24, cut(30, 5)),  # no power of two
+        (24, cut(30, 5)),  # not a power of two
     ],
 )
 def test_codes_scales_and_queries(block_size, spans, heads, kv_heads, dim, dtype):
@@ -173,7 +173,7 @@ def test_codes_scales_and_queries(block_size, spans, heads, kv_heads, dim, dtype
 
 @pytest.mark.parametrize("spans", [cut(20), cut(20, 3, 4, 18)])
 def test_normed_keys(spans):
-    """The norm's last bit may fall to the other side of a rounding, so values are compared and not codes."""
+    """The norm's last bit may fall on the other side of a rounding, so values are compared rather than codes."""
     sequence = filled(3, 20, norms=True)
     (kv, scales, _), (codes, its, _) = sequence.write(write_kv, spans), sequence.write(reference_write_kv, spans)
     torch.testing.assert_close(scales, its, equal_nan=True)

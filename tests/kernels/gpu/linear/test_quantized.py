@@ -33,7 +33,7 @@ FORMATS = [
     ("channel", 8, 0),
 ]
 FORMAT = pytest.mark.parametrize(("form", "bits", "group"), FORMATS)
-# Of the largest result. The interpreter cuts bf16 off where a GPU rounds.
+# Relative to the largest result. The interpreter truncates to bf16 where a GPU rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 2**-7}
 
 
@@ -150,7 +150,7 @@ def test_bias_without_a_split():
 
 @pytest.mark.parametrize(("form", "bits", "group"), [("symmetric", 4, 32), ("zeros", 4, 128), ("channel", 8, 0)])
 def test_a_row_does_not_depend_on_the_others(form, bits, group, monkeypatch):
-    """Not with one tile of 16 or 32 rows, not with several tiles, and beyond the kernel's rows where that is asked for."""
+    """Not with one tile of 16 or 32 rows, not with several tiles, nor beyond the kernel's rows if that is asked for."""
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 64)
     matrix = packed(form, bits, group, 140, 2304)
     x = drawn(KERNEL_ROWS + 6, 2304, torch.float16)
@@ -178,7 +178,7 @@ def test_no_rows():
 @pytest.mark.parametrize("processors", [1, 20, 108, 132])
 @pytest.mark.parametrize("tiles", [1, 5, 32, 112, 224, 1000])
 def test_every_split_has_spans_and_all_run_at_once(tiles, processors, lanes):
-    """And as many as there is room for, but for what equal lengths and 4 spans or more for each cost."""
+    """And as many as there is room for, given that lengths are equal and each has at least 4 spans."""
     at_once = {32: 4, 64: 3}[lanes] * processors
     for spans in (1, 2, 7, 16, 32, 56, 112):
         splits = splits_for(tiles, spans, lanes, processors)
@@ -229,7 +229,7 @@ def test_other_activations_are_refused(x):
     [("w4 awq 128 bf16", 3), ("unpack awq 128 bf16", 1), ("w8 channel bf16", 3), ("w4 q4_0 bf16", 4)],
 )
 def test_builds_for_a_gpu_without_spills(name, programs):
-    """And so many of its programs, 128 threads each, run on one processor of an H200 at once."""
+    """And `programs` of them, of 128 threads each, run on one multiprocessor of an H200 at once."""
     code = (
         "from kernels.gpu.build import build\nfrom kernels.gpu.linear.quantized import VARIANTS\n"
         f"built = build('m', next(v for v in VARIANTS if v.name == {name!r}), 90)\n"

@@ -20,7 +20,7 @@ def test_rows_are_copied_bit_for_bit(dtype, hidden):
 
 @pytest.mark.parametrize("first", [0, 1, 20, 25])
 def test_a_part_of_the_vocabulary(first):
-    """Ids of other devices' parts are zeros, and their sum over the parts is the whole."""
+    """Ids of other devices' parts give zeros, so that the sum over the parts is the whole table's result."""
     table, ids = table_of(40, 24), torch.tensor([0, 1, 19, 20, 25, 39, 5])
     parts = [(0, first), (first, len(table))]
     found = [embed(table[start:stop], ids, first=start) for start, stop in parts if stop > start]

@@ -5,7 +5,7 @@ import torch
 
 from kernels.gpu.norm.rms_norm import WIDEST, reference_rms_norm, rms_norm
 
-# The interpreter cuts bf16 off where a GPU rounds: one unit in the last place.
+# The interpreter truncates to bf16 where a GPU rounds: one unit in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2**-7}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE)
 

@@ -327,9 +327,8 @@ def test_one_token_left_by_masks():
     assert sample(logits, settings(*rows)).tolist() == [BLOCK + 9] * 4
 
 
-@pytest.mark.filterwarnings(
-    "ignore:overflow encountered"
-)  # numpy says so where a GPU's arithmetic gives the infinity meant
+# numpy warns where a GPU's arithmetic silently gives the infinity that is meant.
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_extreme_logits_and_temperatures():
     logits = torch.tensor([[3e38, -3e38, 2.9e38, 0.0]]).repeat(4, 1)
     rows = [
