@@ -52,7 +52,7 @@ LAYERS = {
 KNOWN_ARROWS = {
     ("server.errors", "server.telemetry"),
 }
-KNOWN_TWICE = {"Failed", "Pool", "Settings", "Variant", "_Layer"}
+KNOWN_TWICE = {"Failed", "Pool", "Variant", "_Layer"}
 KNOWN_LONG_FILES = {
     "scheduler/scheduler.py",
     "tests/scheduler/sim.py",

@@ -24,6 +24,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.worker import GpuWorker
 from engine.ipc.channel import Channel
 from engine.loop import EngineLoop
+from engine.sampling.registry import standard_edits
 from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
@@ -70,7 +71,7 @@ class ScriptedRequests:
             yield Shutdown(reason="all requests have ended")
 
     def send(self, event: object) -> None:
-        """See `Channel`; counts."""
+        """Count the tokens and the ends of an event."""
         if isinstance(event, StepOutputs):
             self.tokens += sum(len(output.token_ids) for output in event.outputs)
             self._open -= sum(output.finish_reason is not None for output in event.outputs)
@@ -96,7 +97,7 @@ class ServeBench:
         pool = GpuKvPool(config, self._blocks, BLOCK, device, dtype)
         model = GpuModel(config, random_weights(config, device, dtype), pool, context=self._context)
         plan = GraphPlan(load.requests, self._context)
-        self._worker = GpuWorker.of(model, config.eos_token_ids, plan, dtype)
+        self._worker = GpuWorker.of(model, standard_edits(config.vocab_size, config.eos_token_ids), plan, dtype)
 
     def serve(self, name: str, count: int) -> Served:
         """Serve `count` requests of the load from an empty cache."""

@@ -66,10 +66,13 @@ class CpuBackend:
         with start.phase("import torch"):
             import_torch(start.settings.threads)
             from engine.cpu.worker import CpuWorker
-            from engine.sampling.sampler import Sampler
+            from engine.sampling.registry import standard_edits
+            from engine.sampling.sampler import CpuSampler
 
         with start.phase("load weights"):
-            return CpuWorker(self._model(plan), Sampler(start.config.vocab_size, start.config.eos_token_ids))
+            vocab = start.config.vocab_size
+            edits = standard_edits(vocab, start.config.eos_token_ids)
+            return CpuWorker(self._model(plan), CpuSampler(vocab, edits))
 
     def _model(self, plan: MemoryPlan) -> "Model":
         import torch

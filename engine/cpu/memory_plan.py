@@ -8,14 +8,13 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
-from engine.device import StepLimits, step_limits
+from engine.device import SCORED_ROWS, StepLimits, step_limits
 from scheduler.types.messages import MemoryPlan
 
 GIB = 2**30
 MAX_REQUESTS = 64  # a pool for more requests of the longest context than this is not taken unasked
 MIN_TOKENS = 16  # a pool that holds fewer serves nobody
 RUNTIME_BYTES = 400 * 2**20  # torch's libraries and the HTTP process, measured with the default model
-SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
 USUAL_STEP = StepLimits(tokens=128, sequences=64)  # a CPU takes seconds for the thousands of tokens that suit a GPU
 _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
 _SCORED_COPIES = 3  # logits, exponentials and comparisons: measured 2.1 times the logits

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from engine.cpu.batch import SequenceInput
-from engine.cpu.memory_plan import SCORED_ROWS
 from engine.cpu.model import Model
-from engine.sampling.sampler import Sampler
+from engine.sampling.prompt_logprobs import score_prompts, wanted
+from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
-from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult, TokenLogprobs
+from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class CpuWorker:
 
     depth = 1  # the CPU that would plan ahead is the device itself
 
-    def __init__(self, model: Model, sampler: Sampler) -> None:
+    def __init__(self, model: Model, sampler: CpuSampler) -> None:
         self._model = model
         self._sampler = sampler
         self._sequences: dict[str, Sequence] = {}
@@ -76,7 +76,7 @@ class CpuWorker:
         ]
         hidden = self._model.forward(inputs)
         results = [ChunkResult(request_id=chunk.request_id) for chunk in chunks]
-        score_prompts(hidden, chunks, sequences, results, model=self._model, sampler=self._sampler)
+        score_prompts(hidden, chunks, sequences, results, logits=self._model.logits, sampler=self._sampler)
         self._sample(hidden, chunks, sequences, results)
         return results
 
@@ -101,45 +101,3 @@ class CpuWorker:
                 continue
             sequences[place].tokens.append(token.token_id)
             result.token_id, result.logprobs = token.token_id, token.logprobs
-
-
-def score_prompts(
-    hidden: torch.Tensor,
-    chunks: list[Chunk],
-    sequences: list[Sequence],
-    results: list[ChunkResult],
-    *,
-    model: Model,
-    sampler: Sampler,
-) -> None:
-    """Fill in logprobs of prompt tokens where they are asked for. `hidden` are the rows `wanted` of each chunk."""
-    begin = 0
-    for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
-        if sequence.sampling.prompt_logprobs is not None:
-            try:
-                rows = hidden[begin : begin + chunk.length]
-                result.prompt_logprobs = _score(model, sampler, rows, chunk, sequence)
-            except ValueError as error:  # logits that are not finite: this request fails, its neighbours do not
-                result.error = str(error)
-        begin += wanted(chunk, sequence)
-
-
-def _score(
-    model: Model, sampler: Sampler, hidden: torch.Tensor, chunk: Chunk, sequence: Sequence
-) -> list[TokenLogprobs]:
-    """Logprobs of prompt tokens `start + 1 ..`: the row of a token scores the one after it."""
-    targets = sequence.tokens[: sequence.prompt_length][chunk.start + 1 : chunk.start + chunk.length + 1]
-    top = sequence.sampling.prompt_logprobs or 0
-    scored: list[TokenLogprobs] = []
-    for begin in range(0, len(targets), SCORED_ROWS):
-        part = targets[begin : begin + SCORED_ROWS]
-        logits = model.logits(hidden[begin : begin + len(part)])
-        scored += sampler.prompt_logprobs(logits, part, top)
-    return scored
-
-
-def wanted(chunk: Chunk, sequence: Sequence) -> int:
-    """Rows of a chunk whose results are needed."""
-    if sequence.sampling.prompt_logprobs is not None:
-        return chunk.length
-    return 1 if chunk.samples else 0

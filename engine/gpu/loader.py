@@ -16,6 +16,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
+from engine.sampling.registry import standard_edits
 from engine.tensor_parallel.commands import RankCommand
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import split_config
@@ -143,7 +144,8 @@ class GpuLoader:
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
-        return GpuWorker.of(model, self._config.eos_token_ids, graphs, self.arithmetic.dtype, send)
+        edits = standard_edits(self._config.vocab_size, self._config.eos_token_ids)
+        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send)
 
     def _least_saved(self) -> int | None:
         """Bytes that cascade attention must save a layer; None: it is off."""

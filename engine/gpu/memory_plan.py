@@ -6,8 +6,8 @@ Every part is counted, and only what is free is shared out: a GPU may have other
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.cpu.memory_plan import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
-from engine.device import StepLimits
+from engine.cpu.memory_plan import MIN_TOKENS, asked_blocks, covering, gib, longest_sequence
+from engine.device import SCORED_ROWS, StepLimits
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.weights import weights_bytes

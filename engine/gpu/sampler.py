@@ -4,11 +4,10 @@ Order and definitions are the host sampler's. Greedy rows give the same tokens; 
 other numbers, since the device uses the Gumbel-max trick where the host inverts: the same seed gives the same text on the same kind
 of device, in any batch, after preemption and after a restart, but another text on a CPU.
 
-A request with bad words needs tokens that may not have reached the host, and one that wants more log-probabilities than a kernel
-lists needs a sort: all tokens of such a request are drawn by the host sampler itself (`drawn_by_host`).
+A request that wants more log-probabilities than a kernel lists needs a sort: all its tokens are drawn by the host's sampler.
 """
 
-import collections.abc
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor
 
 from engine.gpu.events import AsyncCopy
-from engine.sampling.edits import IdArray, ValueArray, known_ids
+from engine.sampling.edits import Edit, IdArray, ValueArray
 from engine.sampling.sampler import ALL_MASKED, NOT_FINITE, Sampled
 from engine.sequence import Sequence
 from kernels.gpu.runtime import sent
 from kernels.gpu.sampling import sample as device
 from kernels.gpu.sampling.penalties import count_tokens
-from kernels.gpu.sampling.sample import RowSettings, Settings, sample
+from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
 from kernels.gpu.sampling.token_logprobs import MOST, token_logprobs
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
@@ -37,31 +36,33 @@ _NO_SLOT = -1
 class Member:
     """A sequence as the GPU's worker keeps it.
 
-    `place` is its entry in the table of newest tokens, `slot` its row of token counts (-1: it has none). `ahead` tokens have been
-    sampled that are not known to the host yet.
+    Attributes:
+        sequence: as far as the host knows it.
+        place: its entry in the table of newest tokens.
+        settings: what it asks of the kernels.
+        edits: those that concern it and add to its logits.
+        by_host: whether the host draws its tokens.
+        slot: its row of token counts; -1: it has none.
+        ahead: how many tokens have been sampled that the host does not know yet.
     """
 
     sequence: Sequence
     place: int
-    by_host: bool
     settings: RowSettings
+    edits: tuple[Edit, ...]
+    by_host: bool
     slot: int = _NO_SLOT
     ahead: int = 0
 
-    @classmethod
-    def of(cls, sequence: Sequence, place: int) -> "Member":
-        """Begin to keep `sequence`."""
-        return cls(sequence, place, drawn_by_host(sequence.sampling), _row_settings(sequence.sampling))
+    @property
+    def needs_host_tokens(self) -> bool:
+        """Whether its next token cannot be drawn before the host knows all others."""
+        return self.by_host or any(edit.needs_host_tokens for edit in self.edits)
 
     @property
     def length(self) -> int:
         """Tokens that exist, known to the host or not."""
         return len(self.sequence.tokens) + self.ahead
-
-
-def drawn_by_host(sampling: SamplingParams) -> bool:
-    """Whether the device's kernels lack what the request asks for."""
-    return bool(sampling.bad_words) or (sampling.logprobs or 0) > MOST
 
 
 def _row_settings(sampling: SamplingParams) -> RowSettings:
@@ -152,17 +153,30 @@ class Draw:
         return found
 
 
-class DeviceSampler:
-    """Draws one token a row on the device that holds the logits."""
+class GpuSampler:
+    """Draws one token a row on the device that holds the logits.
 
-    def __init__(self, vocab_size: int, eos_token_ids: collections.abc.Sequence[int], target: torch.device) -> None:
+    Args:
+        vocab_size: of the model.
+        edits: of the logits; those that the kernel does follow from a row's settings.
+        target: the device.
+    """
+
+    def __init__(self, vocab_size: int, edits: Iterable[Edit], target: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._eos_token_ids = tuple(eos_token_ids)
+        self._edits = tuple(edits)
         self._device = target
         self._counts = TokenCounts(vocab_size, target)
         self._members: list[Member] = []  # of the last draw
         self._lengths: list[int] = []
-        self._settings: Settings | None = None
+        self._settings: BatchSettings | None = None
+
+    def member(self, sequence: Sequence, place: int) -> Member:
+        """Begin to keep `sequence`; `place` is its entry in the table of newest tokens."""
+        sampling = sequence.sampling
+        edits = tuple(edit for edit in self._edits if not edit.in_kernel and edit.concerns(sampling))
+        by_host = (sampling.logprobs or 0) > MOST
+        return Member(sequence, place, _row_settings(sampling), edits, by_host)
 
     def sample(self, logits: Tensor, members: list[Member]) -> tuple[Tensor, Draw]:
         """Draw for each row of `logits` [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
@@ -172,10 +186,10 @@ class DeviceSampler:
         """
         settings = self._settings_of(members)
         described = [row for row, member in enumerate(members) if member.sequence.sampling.logprobs is not None]
-        edits = self._edits(members)
-        raw = logits.clone() if edits and described else logits
-        if edits:
-            rows, ids, values = (sent(torch.from_numpy(part), self._device) for part in edits)
+        added = _additions(members)
+        raw = logits.clone() if added and described else logits
+        if added:
+            rows, ids, values = (sent(torch.from_numpy(part), self._device) for part in added)
             logits.index_put_((rows, ids), values.to(logits.dtype), accumulate=True)
         tokens = sample(logits, settings, self._counts.table)
         if settings.penalized and self._counts.table is not None:
@@ -184,13 +198,15 @@ class DeviceSampler:
 
     def forget(self, member: Member) -> None:
         """Drop what is kept for a request."""
+        for edit in self._edits:
+            edit.forget(member.sequence.request_id)
         if member.slot != _NO_SLOT:
             self._counts.release(member.slot)
             member.slot = _NO_SLOT
         if member in self._members:
             self._members, self._settings = [], None
 
-    def _settings_of(self, members: list[Member]) -> Settings:
+    def _settings_of(self, members: list[Member]) -> BatchSettings:
         """Settings of the rows; those of the last draw, moved on by one token, where they are the same rows."""
         lengths = [member.length for member in members]
         if self._settings is not None and members == self._members and lengths == [n + 1 for n in self._lengths]:
@@ -205,31 +221,8 @@ class DeviceSampler:
             for member, length in zip(members, lengths, strict=True)
         ]
         self._members, self._lengths = list(members), lengths
-        self._settings = Settings.of(rows, self._device)
+        self._settings = BatchSettings.of(rows, self._device)
         return self._settings
-
-    def _edits(self, members: list[Member]) -> tuple[IdArray, IdArray, ValueArray] | None:
-        """(rows, ids, what to add): biases, and -inf for ends that must not come yet. None where there are none."""
-        rows: list[int] = []
-        ids: list[IdArray] = []
-        values: list[ValueArray] = []
-        for row, member in enumerate(members):
-            for some, added in self._edits_of(member):
-                rows += [row] * len(some)
-                ids.append(some)
-                values.append(added)
-        if not rows:
-            return None
-        return np.array(rows, dtype=np.int64), np.concatenate(ids), np.concatenate(values)
-
-    def _edits_of(self, member: Member) -> collections.abc.Iterator[tuple[IdArray, ValueArray]]:
-        sampling = member.sequence.sampling
-        if sampling.logit_bias:
-            ids = known_ids(sampling.logit_bias, self._vocab_size)
-            yield ids, np.array([sampling.logit_bias[int(token)] for token in ids], dtype=np.float32)
-        if member.length - member.sequence.prompt_length < sampling.min_tokens:
-            ends = known_ids((*self._eos_token_ids, *sampling.stop_token_ids), self._vocab_size)
-            yield ends, np.full(len(ends), -np.inf, dtype=np.float32)
 
     def _describe(self, raw: Tensor, tokens: Tensor, members: list[Member], described: list[int]) -> tuple[Tensor, ...]:
         """Log-probabilities of the rows that want them: of the token, its rank, the likeliest ids and theirs."""
@@ -241,3 +234,20 @@ class DeviceSampler:
             picked = sent(torch.tensor(described), self._device)
             raw, tokens = raw[picked], tokens[picked]
         return token_logprobs(raw, tokens, top)
+
+
+def _additions(members: list[Member]) -> tuple[IdArray, IdArray, ValueArray] | None:
+    """(row of each id, ids, what to add to their logits); None where there is nothing to add."""
+    rows: list[int] = []
+    ids: list[IdArray] = []
+    values: list[ValueArray] = []
+    for row, member in enumerate(members):
+        for edit in member.edits:
+            added = edit.additions(member.sequence, member.length)
+            if len(added.ids):
+                rows += [row] * len(added.ids)
+                ids.append(added.ids)
+                values.append(added.values)
+    if not rows:
+        return None
+    return np.array(rows, dtype=np.int64), np.concatenate(ids), np.concatenate(values)

@@ -1,4 +1,4 @@
-"""Runs steps on one GPU: the same sequences in, the same kind of results out, as `engine.cpu.worker.CpuWorker`.
+"""Runs steps on one GPU: the same sequences in, the same kind of results out, as on the CPU.
 
 A step is two halves. `submit` gives the device all its work and returns without waiting: ids in flight are taken from a table of
 newest tokens on the device, tokens are drawn there and written back into that table, and one small copy to the host begins.
@@ -11,22 +11,23 @@ What belongs here: the order of a step. Never: policy, text, kernels.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from engine.cpu.batch import SequenceInput
-from engine.cpu.worker import score_prompts, wanted
 from engine.gpu.events import DeviceEvent
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu.model import GpuModel
-from engine.gpu.sampler import DeviceSampler, Draw, Member
+from engine.gpu.sampler import Draw, GpuSampler, Member
 from engine.ipc.failures import DeviceLost
-from engine.sampling.sampler import Sampled, Sampler
-from engine.sequence import Sequence
+from engine.sampling.edits import Edit
+from engine.sampling.prompt_logprobs import score_prompts, wanted
+from engine.sampling.sampler import CpuSampler, Sampled
+from engine.sequence import Sequence as TokenSequence
 from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
 from kernels.gpu.runtime import sent
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
@@ -58,7 +59,7 @@ class PendingStep:
             member.ahead += 1
 
     def result(self) -> StepResult:
-        """See `engine.cpu.worker.Pending`; the same each time. Steps before it are waited for, too."""
+        """Wait for the step, and for those before it; the same each time."""
         with self._worker.losses_told():
             self._worker.finish_up_to(self)
         return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
@@ -90,12 +91,12 @@ class PendingStep:
 
 
 class GpuWorker:
-    """One GPU (or, where Triton interprets, CPU tensors), behind the protocol `engine.cpu.worker.Worker`.
+    """One GPU (or, where Triton interprets, CPU tensors), behind the protocol `engine.worker.Worker`.
 
     Args:
         model: with its pool.
         device_sampler: draws most rows.
-        host_sampler: draws what that one cannot, and scores prompts.
+        host_sampler: draws what the device's cannot, and scores prompts.
         graphs: runs decode steps.
         send: passes what the first of several ranks is about to do to the others, so that they do it, too.
     """
@@ -105,8 +106,8 @@ class GpuWorker:
     def __init__(
         self,
         model: GpuModel,
-        device_sampler: DeviceSampler,
-        host_sampler: Sampler,
+        device_sampler: GpuSampler,
+        host_sampler: CpuSampler,
         graphs: DecodeGraphs,
         send: Callable[[RankCommand], None] | None = None,
     ) -> None:
@@ -127,16 +128,16 @@ class GpuWorker:
     def of(
         cls,
         model: GpuModel,
-        eos_token_ids: Collection[int],
+        edits: Sequence[Edit],
         plan: GraphPlan,
         dtype: torch.dtype,
         send: Callable[[RankCommand], None] | None = None,
     ) -> "GpuWorker":
         """A worker on the model's device; on CPU tensors what would be graphs runs eagerly over the same buffers."""
-        eos, vocab = tuple(eos_token_ids), model.config.vocab_size
+        vocab = model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
         graphs = DecodeGraphs(model, plan, recorder, dtype)
-        return cls(model, DeviceSampler(vocab, eos, model.device), Sampler(vocab, eos), graphs, send)
+        return cls(model, GpuSampler(vocab, edits, model.device), CpuSampler(vocab, edits), graphs, send)
 
     @property
     def blocks(self) -> Tensor:
@@ -165,8 +166,8 @@ class GpuWorker:
     def submit(self, step: Step) -> PendingStep:
         """Give the device a step and return at once; see `Worker`.
 
-        It waits for the steps before only where a chunk that samples belongs to a request that the host draws for, and in itself
-        where such a chunk is in it or a prompt is scored.
+        It waits for the steps before it only where a chunk that samples belongs to a request that needs its tokens on the host
+        (`Member.needs_host_tokens`), and for its own work where the host draws or a prompt is scored.
         """
         with self.losses_told():
             self._send(Submit(step))
@@ -228,7 +229,9 @@ class GpuWorker:
             if not self._free:
                 self._free += range(len(self._newest), 2 * len(self._newest))
                 self._newest = torch.cat((self._newest, torch.zeros_like(self._newest)))
-            self._members[init.request_id] = Member.of(Sequence.from_init(init), self._free.pop())
+            self._members[init.request_id] = self._device_sampler.member(
+                TokenSequence.from_init(init), self._free.pop()
+            )
 
     def _retire(self, request_id: str) -> None:
         member = self._members.pop(request_id, None)
@@ -240,9 +243,6 @@ class GpuWorker:
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk], pending: PendingStep) -> None:
         members = [self._members[chunk.request_id] for chunk in chunks]
-        if any(chunk.samples and member.by_host for chunk, member in zip(chunks, members, strict=True)):
-            while self._pending:  # the host's sampler looks at all tokens
-                self._finish_oldest()
         inputs = [_input(chunk, member) for chunk, member in zip(chunks, members, strict=True)]
         hidden = self._graphs.forward(inputs, self._newest)
         results = pending.results
@@ -251,9 +251,12 @@ class GpuWorker:
             chunks,
             [member.sequence for member in members],
             results,
-            model=self._model,
+            logits=self._model.logits,
             sampler=self._host_sampler,
         )
+        if any(chunk.samples and member.needs_host_tokens for chunk, member in zip(chunks, members, strict=True)):
+            while self._pending:
+                self._finish_oldest()
         sampled = [place for place, chunk in enumerate(chunks) if chunk.samples and results[place].error is None]
         self._draw(hidden, inputs, members, sampled, pending)
 

@@ -1,1 +1,1 @@
-"""From one row of logits per sequence to one token each; `sampler.Sampler` is the way in."""
+"""From one row of logits per sequence to one token each; `sampler.CpuSampler` is the way in."""

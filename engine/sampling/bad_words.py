@@ -5,10 +5,9 @@ As in transformers' `NoBadWordsLogitsProcessor`, a bad word that began in the pr
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from engine.sampling.edits import IdArray, known_ids, mask
+from engine.sampling.edits import AddingEdit, Additions, known_ids, masked
 from engine.sequence import Sequence
+from scheduler.types.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +32,26 @@ class _Words:
         return [*self.single, *complete]
 
 
-class BadWords:
+class BadWords(AddingEdit):
     """Masks every token that would complete a bad word."""
+
+    needs_host_tokens = True
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._words: dict[str, _Words] = {}
 
-    def wants(self, sequence: Sequence) -> bool:
+    def concerns(self, sampling: SamplingParams) -> bool:
         """Whether the request sent bad words."""
-        return bool(sequence.sampling.bad_words)
+        return bool(sampling.bad_words)
 
-    def apply(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> None:
-        """Mask the forbidden tokens in `logits` [rows, vocabulary] in place."""
-        mask(logits, rows, [self._forbidden(sequence) for sequence in sequences])
+    def additions(self, sequence: Sequence, length: int) -> Additions:
+        """-inf for the tokens that would complete a word."""
+        words = self._words.get(sequence.request_id)
+        if words is None:
+            words = self._words[sequence.request_id] = _Words.of(sequence.sampling.bad_words)
+        return masked(known_ids(words.forbidden(sequence.tokens), self._vocab_size))
 
     def forget(self, request_id: str) -> None:
         """Drop the request's words."""
         self._words.pop(request_id, None)
-
-    def _forbidden(self, sequence: Sequence) -> IdArray:
-        words = self._words.get(sequence.request_id)
-        if words is None:
-            words = self._words[sequence.request_id] = _Words.of(sequence.sampling.bad_words)
-        return known_ids(words.forbidden(sequence.tokens), self._vocab_size)

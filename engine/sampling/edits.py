@@ -1,34 +1,94 @@
-"""What an edit of the logits is, and the one way in which edits add to them.
+"""What an edit of the logits is, on the host and on a device.
 
-An edit is a small object for one concern of `SamplingParams`. It touches only the rows of sequences that ask for it
-and, in them, only the tokens it is about. Masking *adds* -inf, so that a NaN or +inf beneath stays visible to the
-health check that follows.
+An edit is a small object for one concern of `SamplingParams` (its file stands beside this one, its line in
+`engine.sampling.registry`). It touches only the rows of requests that it concerns and, in them, only the tokens it is
+about. Most edits add to logits, and say what they add (`AddingEdit`): both kinds of sampler then do the same with it.
+Masking *adds* -inf, so that a NaN or +inf beneath stays visible to the health check that follows.
 """
 
-from collections.abc import Collection, Iterable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.sequence import Sequence
+from engine.sequence import Sequence as TokenSequence
+from scheduler.types.sampling_params import SamplingParams
 
 IdArray = npt.NDArray[np.int64]
 ValueArray = npt.NDArray[np.float32]
 
 
+class Additions(NamedTuple):
+    """What is added to one row of logits: `values` [n] to the tokens `ids` [n]. An id may come twice."""
+
+    ids: IdArray
+    values: ValueArray
+
+
+NOTHING = Additions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+
+
 class Edit(Protocol):
-    """One concern. It may keep state per request id, which `forget` drops; it never changes a sequence."""
+    """One concern. It may keep state per request id, which `forget` drops; it never changes a sequence.
 
-    def wants(self, sequence: Sequence) -> bool:
-        """Whether this sequence's next token needs the edit."""
+    Edits that a kernel does come after all others, on either device.
 
-    def apply(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> None:
-        """Change `logits` [all rows, vocabulary] fp32 in place; `sequences[i]` is the one of row `rows[i]`."""
+    Attributes:
+        needs_host_tokens: whether `additions` reads the sequence's sampled tokens. A worker with steps in flight, whose
+            newest tokens may be known on the device alone, waits for them before it asks.
+        in_kernel: whether the device's sampling kernel does this edit itself, from the request's settings and counts of
+            its tokens on the device: nothing is asked of `additions` then.
+    """
+
+    needs_host_tokens: bool
+    in_kernel: bool
+
+    def concerns(self, sampling: SamplingParams) -> bool:
+        """Whether a request with these settings may need the edit, at any of its tokens."""
+        ...
+
+    def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
+        """The host's form: change `logits` [all rows, vocabulary] fp32 in place; row `rows[i]` is of `sequences[i]`."""
+        ...
+
+    def additions(self, sequence: TokenSequence, length: int) -> Additions:
+        """The device's form: what to add for the token at position `length` of the sequence.
+
+        `sequence.tokens` may be shorter than `length`, unless `needs_host_tokens`.
+        """
+        ...
 
     def forget(self, request_id: str) -> None:
+        """Drop what is kept for the request, if anything."""
+        ...
+
+
+class AddingEdit(ABC):
+    """An edit that adds to logits. Subclasses say what, and both forms follow."""
+
+    needs_host_tokens: bool = False
+    in_kernel: bool = False
+
+    @abstractmethod
+    def concerns(self, sampling: SamplingParams) -> bool:
+        """Whether a request with these settings may need the edit, at any of its tokens."""
+
+    @abstractmethod
+    def additions(self, sequence: TokenSequence, length: int) -> Additions:
+        """What to add for the token at position `length` of the sequence."""
+
+    def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
+        """Add to `logits` [all rows, vocabulary] fp32 in place."""
+        added = [self.additions(sequence, len(sequence.tokens)) for sequence in sequences]
+        where = coordinates(rows, [ids for ids, _ in added], logits.device)
+        values = torch.from_numpy(np.concatenate([values for _, values in added])).to(logits.device)
+        logits.index_put_(where, values, accumulate=True)
+
+    def forget(self, request_id: str) -> None:  # noqa: B027  most keep nothing
         """Drop what is kept for the request, if anything."""
 
 
@@ -37,14 +97,13 @@ def known_ids(ids: Collection[int], vocab_size: int) -> IdArray:
     return np.fromiter((token for token in ids if 0 <= token < vocab_size), dtype=np.int64)
 
 
-def coordinates(rows: Iterable[int], ids: list[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
+def masked(ids: IdArray) -> Additions:
+    """-inf for each of `ids`."""
+    return Additions(ids, np.full(len(ids), -np.inf, dtype=np.float32))
+
+
+def coordinates(rows: Iterable[int], ids: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
     """Index pair (row of each id, ids) of the concatenated `ids`, one array for each row; both int64."""
     lengths = [len(array) for array in ids]
     row_of_id = np.repeat(np.fromiter(rows, dtype=np.int64), lengths)
     return torch.from_numpy(row_of_id).to(device), torch.from_numpy(np.concatenate(ids)).to(device)
-
-
-def mask(logits: Tensor, rows: list[int], ids: list[IdArray]) -> None:
-    """Add -inf to `ids[i]` of row `rows[i]`, in place. Duplicates are harmless."""
-    where = coordinates(rows, ids, logits.device)
-    logits.index_put_(where, logits.new_tensor(float("-inf")), accumulate=True)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling.edits import IdArray, ValueArray, coordinates
+from engine.sampling.edits import NOTHING, Additions, IdArray, ValueArray, coordinates
 from engine.sequence import Sequence
+from scheduler.types.sampling_params import SamplingParams
 
 
 class _TokenCounts:
@@ -51,17 +52,26 @@ class _TokenCounts:
 
 
 class Penalties:
-    """Applies the three penalties in one gather and one scatter over the rows that have any."""
+    """Applies the three penalties in one gather and one scatter over the rows that have any.
+
+    On a device the sampling kernel reads logits through them (`kernels.gpu.sampling.penalties`).
+    """
+
+    needs_host_tokens: bool = False
+    in_kernel: bool = True
 
     def __init__(self) -> None:
         self._counts: dict[str, _TokenCounts] = {}
 
-    def wants(self, sequence: Sequence) -> bool:
+    def concerns(self, sampling: SamplingParams) -> bool:
         """Whether any penalty is on."""
-        sampling = sequence.sampling
         return (
             sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
         )
+
+    def additions(self, sequence: Sequence, length: int) -> Additions:
+        """Nothing: the kernel does it all."""
+        return NOTHING
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> None:
         """Penalize `logits` [rows, vocabulary] in place."""

@@ -2,7 +2,7 @@
 
 The order is fixed, each concern an object or a function in its own file:
 1. log-probabilities, of the raw logits (`logprobs`);
-2. `logit_bias`, bad words, `min_tokens` (`bias`, `bad_words`, `min_tokens`);
+2. edits that add to logits: `logit_bias`, bad words, `min_tokens` (`registry` lists them);
 3. repetition penalty, then presence and frequency penalties (`penalties`);
 4. the largest logit: it is the answer of greedy rows and the health check of all of them;
 5. temperature, then min_p, then top_k, then top_p (`top_k_top_p`);
@@ -12,19 +12,14 @@ A concern looks only at the rows that ask for it: a batch of greedy rows costs o
 here is the order, and who takes part. Never: a concern's arithmetic.
 """
 
-import collections.abc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.sampling import draw, logprobs
-from engine.sampling.bad_words import BadWords
-from engine.sampling.bias import LogitBias
 from engine.sampling.edits import Edit
-from engine.sampling.min_tokens import MinTokens
-from engine.sampling.penalties import Penalties
 from engine.sampling.top_k_top_p import Limits, candidates, scaled, truncates
 from engine.sequence import Sequence
 from scheduler.types.step import TokenLogprobs
@@ -44,20 +39,17 @@ class Sampled:
     error: str | None = None
 
 
-class Sampler:
-    """Samples one token per row and keeps, per request, only what spares recounting (`forget` drops it).
+class CpuSampler:
+    """Samples one token per row, on the CPU or wherever the logits are.
+
+    It keeps, per request, only what spares recounting (`forget` drops it).
 
     Deterministic: the same logits, settings, seed and length of the sequence give the same token, in any batch.
     """
 
-    def __init__(self, vocab_size: int, eos_token_ids: collections.abc.Sequence[int]) -> None:
+    def __init__(self, vocab_size: int, edits: Iterable[Edit]) -> None:
         self._vocab_size = vocab_size
-        self._edits: tuple[Edit, ...] = (
-            LogitBias(vocab_size),
-            BadWords(vocab_size),
-            MinTokens(vocab_size, eos_token_ids),
-            Penalties(),
-        )
+        self._edits = sorted(edits, key=lambda edit: edit.in_kernel)  # the order that a device has
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
@@ -115,7 +107,7 @@ class Sampler:
         wanted = [
             (edit, rows)
             for edit in self._edits
-            if (rows := [row for row, sequence in enumerate(sequences) if edit.wants(sequence)])
+            if (rows := [row for row, sequence in enumerate(sequences) if edit.concerns(sequence.sampling)])
         ]
         described = any(sequence.sampling.logprobs is not None for sequence in sequences)
         raw = logits.clone() if wanted and described else logits

@@ -23,7 +23,7 @@ from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear, refusal
 from kernels.gpu.linear.quantized import quantized_linear
 from kernels.gpu.linear.quantized_matrix import QuantizedMatrix, from_gguf, pack
-from kernels.gpu.sampling.sample import RowSettings, Settings, sample
+from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
 
 
 def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines:
@@ -95,7 +95,7 @@ def sampling(timer: Timer, bandwidth: float, *, rows: int = 128, vocab: int = 12
     size = rows * vocab * 4
     turns = [3 * torch.randn(rows, vocab, device=timer.device) for _ in range(copies(size))]
     for name, kind in kinds.items():
-        settings = Settings.of([replace(kind, seed=row) for row in range(rows)], timer.device)
+        settings = BatchSettings.of([replace(kind, seed=row) for row in range(rows)], timer.device)
         seconds = timer.seconds(partial(_sampled, turns, settings))
         yield Result(f"sampling {name}, {rows} x {vocab}", seconds, size / seconds / 1e9, bandwidth / 1e9, "GB/s")
 
@@ -104,7 +104,7 @@ def _eight_bits(x: torch.Tensor, matrices: list[Fp8Matrix], turn: int) -> torch.
     return fp8_linear(x, matrices[turn % len(matrices)])
 
 
-def _sampled(logits: list[torch.Tensor], settings: Settings, turn: int) -> torch.Tensor:
+def _sampled(logits: list[torch.Tensor], settings: BatchSettings, turn: int) -> torch.Tensor:
     return sample(logits[turn % len(logits)], settings)
 
 

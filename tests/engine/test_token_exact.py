@@ -16,8 +16,8 @@ import torch
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.worker import CpuWorker
-from engine.sampling.sampler import Sampler
 from scheduler.types.step import Step, StepResult
+from tests.engine.samplers import cpu_sampler
 from tests.scheduler.sim import Engine
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
@@ -36,7 +36,7 @@ def prompts(smollm2_tokenizer):
 
 def build(decoder, *, blocks=512, **config):
     pool = KvPool(decoder.config, blocks, BLOCK)
-    worker = CpuWorker(ExactModel(decoder, pool), Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
+    worker = CpuWorker(ExactModel(decoder, pool), cpu_sampler(decoder.config.vocab_size, decoder.config.eos_token_ids))
     eos = frozenset(decoder.config.eos_token_ids)
     return Engine(blocks=blocks, block_size=BLOCK, worker=worker, eos=eos, context=min(8192, blocks * BLOCK), **config)
 
@@ -98,7 +98,7 @@ class Lanes:
     def __init__(self, decoder, count, blocks, **config):
         pool = KvPool(decoder.config, count * blocks, BLOCK)
         self.worker = CpuWorker(
-            ExactModel(decoder, pool), Sampler(decoder.config.vocab_size, decoder.config.eos_token_ids)
+            ExactModel(decoder, pool), cpu_sampler(decoder.config.vocab_size, decoder.config.eos_token_ids)
         )
         self.engines = [
             Engine(blocks=blocks, block_size=BLOCK, worker=self.worker, eos=frozenset(), **config) for _ in range(count)

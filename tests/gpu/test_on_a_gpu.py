@@ -28,8 +28,7 @@ from engine.tensor_parallel.process_group import TorchProcessGroup
 from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
-from kernels.gpu.sampling.sample import RowSettings, reference_sample, sample
-from kernels.gpu.sampling.sample import Settings as RowsSettings
+from kernels.gpu.sampling.sample import BatchSettings, RowSettings, reference_sample, sample
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, SequenceInit, Step
 from tests import tiny_models
@@ -116,8 +115,8 @@ def test_a_decode_step_is_given_without_waiting_for_the_device(folder):
 def test_the_compiled_sampler_draws_what_its_reference_draws(row):
     logits = 3 * torch.randn(16, 50_000, generator=torch.Generator().manual_seed(1))
     rows = [RowSettings(temperature=row.temperature, top_p=row.top_p, top_k=row.top_k, seed=seed) for seed in range(16)]
-    drawn = sample(logits.to(GPU), RowsSettings.of(rows, GPU)).cpu()
-    wanted = reference_sample(logits, RowsSettings.of(rows, torch.device("cpu")))
+    drawn = sample(logits.to(GPU), BatchSettings.of(rows, GPU)).cpu()
+    wanted = reference_sample(logits, BatchSettings.of(rows, torch.device("cpu")))
     assert (drawn == wanted).sum() >= 15  # fp32 against fp64: two scores may be that close
 
 

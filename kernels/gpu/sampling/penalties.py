@@ -20,7 +20,7 @@ from kernels.gpu.runtime import Variant
 
 COUNT_BLOCK = 256
 
-# Columns of a row's settings (`kernels.gpu.sampling.sample.Settings`): fp32 ones, and int64 ones.
+# Columns of a row's settings (`kernels.gpu.sampling.sample.BatchSettings`): fp32 ones, and int64 ones.
 TEMPERATURE = tl.constexpr(0)
 LOG_MIN_P = tl.constexpr(1)
 TOP_P = tl.constexpr(2)

@@ -86,8 +86,8 @@ def key_of(seed: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of all rows on the device, in the order of the columns in `kernels.gpu.sampling.penalties`.
+class BatchSettings:
+    """BatchSettings of all rows on the device, in the order of the columns in `kernels.gpu.sampling.penalties`.
 
     They hold for as many steps as the rows stay the same, but for the position: `advance` moves it on the device.
 
@@ -104,7 +104,7 @@ class Settings:
     penalized: bool
 
     @classmethod
-    def of(cls, rows: Sequence[RowSettings], device: torch.device) -> "Settings":
+    def of(cls, rows: Sequence[RowSettings], device: torch.device) -> "BatchSettings":
         """Collect `rows` and send them in two copies, from pinned memory where the device is not this one."""
         floats = [
             (
@@ -129,11 +129,11 @@ class Settings:
         """Move every row's position on by `tokens`, in place."""
         self.ints[:, 2] += tokens
 
-    def __getitem__(self, rows: slice) -> "Settings":
-        return Settings(self.floats[rows], self.ints[rows], self.limited, self.penalized)
+    def __getitem__(self, rows: slice) -> "BatchSettings":
+        return BatchSettings(self.floats[rows], self.ints[rows], self.limited, self.penalized)
 
 
-def sample(logits: Tensor, settings: Settings, counts: Tensor | None = None) -> Tensor:
+def sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None = None) -> Tensor:
     """One token for each row: int64 [rows], or an error code: `ALL_MASKED` (-1) or `NOT_FINITE` (-2).
 
     Args:
@@ -153,7 +153,7 @@ def sample(logits: Tensor, settings: Settings, counts: Tensor | None = None) -> 
     return tokens
 
 
-def _check(logits: Tensor, settings: Settings, counts: Tensor | None) -> None:
+def _check(logits: Tensor, settings: BatchSettings, counts: Tensor | None) -> None:
     if logits.ndim != 2 or logits.stride(1) != 1 or len(settings.floats) != len(logits):
         raise ValueError(
             f"logits {list(logits.shape)} with strides {logits.stride()} for settings of {len(settings.floats)} rows: "
@@ -163,7 +163,7 @@ def _check(logits: Tensor, settings: Settings, counts: Tensor | None) -> None:
         raise ValueError(f"a penalty is on: pass counts, contiguous int32 [slots, {logits.shape[1]}]")
 
 
-def _sample(logits: Tensor, settings: Settings, counts: Tensor | None, tokens: Tensor) -> None:
+def _sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None, tokens: Tensor) -> None:
     """Fill `tokens` for rows that are handled at once."""
     rows, vocab = logits.shape
     tiles = triton.cdiv(vocab, BLOCK)
@@ -203,7 +203,7 @@ def _sample(logits: Tensor, settings: Settings, counts: Tensor | None, tokens: T
     )  # fmt: skip
 
 
-def reference_sample(logits: Tensor, settings: Settings, counts: Tensor | None = None) -> Tensor:
+def reference_sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None = None) -> Tensor:
     """`sample` row by row, by sorting: the same noise, in fp64."""
     tokens = []
     for row, floats, ints in zip(logits, settings.floats.tolist(), settings.ints.tolist(), strict=True):

@@ -10,10 +10,10 @@ from engine.cpu.model import FastModel
 from engine.cpu.packed_weights import assemble_packed
 from engine.cpu.worker import CpuWorker
 from engine.loading import load
-from engine.sampling.sampler import Sampler
 from kernels.cpu.build import build as build_kernels
 from kernels.cpu.build import compiler
 from kernels.cpu.variants import supported
+from tests.engine.samplers import cpu_sampler
 from tests.engine.test_token_exact import BLOCK, COUNT, OUTPUT, generate, prompts
 from tests.scheduler.sim import Engine
 
@@ -33,7 +33,7 @@ def build(smollm2_source, smollm2_decoder):
     def make(*, blocks=512, **settings):
         pool = PackedKvPool(config, blocks, BLOCK)
         model = FastModel(config, weights, pool, arithmetic=arithmetic, context=8192, threads=2)
-        worker = CpuWorker(model, Sampler(config.vocab_size, config.eos_token_ids))
+        worker = CpuWorker(model, cpu_sampler(config.vocab_size, config.eos_token_ids))
         return Engine(
             blocks=blocks, block_size=BLOCK, worker=worker, eos=eos, context=min(8192, blocks * BLOCK), **settings
         )

@@ -11,6 +11,7 @@ from configs.settings import Settings
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
 from engine.cpu.memory_plan import activation_bytes, available_bytes, plan_memory
+from engine.device import SCORED_ROWS
 from engine.models.layout import weights_bytes
 from engine.models.registry import read_config
 
@@ -132,7 +133,7 @@ def test_activations_cover_a_prompt_that_is_scored(config):
         larger = activation_bytes(settings, replace(config, vocab_size=2 * config.vocab_size))
         return (larger - activation_bytes(settings, config)) / (4 * config.vocab_size)
 
-    assert logits_rows(1) >= 2.1 * memory_plan.SCORED_ROWS
+    assert logits_rows(1) >= 2.1 * SCORED_ROWS
     assert logits_rows(256) == 4 * 256
 
 

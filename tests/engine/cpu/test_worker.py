@@ -8,13 +8,13 @@ import torch
 from configs.model.source import resolve_model
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
-from engine.cpu.memory_plan import SCORED_ROWS
 from engine.cpu.model import ExactModel
 from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
+from engine.device import SCORED_ROWS
 from engine.models.registry import read_config
-from engine.sampling.sampler import Sampler
 from scheduler.types.messages import FinishReason
+from tests.engine.samplers import cpu_sampler
 from tests.scheduler.sim import Engine
 
 BLOCK = 8
@@ -40,7 +40,7 @@ def build(folder, *, blocks=128, **config):
     model = read_config(source)
     decoder = Decoder(model, load_weights(source, model, "auto"))
     worker = CpuWorker(
-        ExactModel(decoder, KvPool(model, blocks, BLOCK)), Sampler(model.vocab_size, model.eos_token_ids)
+        ExactModel(decoder, KvPool(model, blocks, BLOCK)), cpu_sampler(model.vocab_size, model.eos_token_ids)
     )
     return Scored(blocks=blocks, block_size=BLOCK, worker=worker, eos=frozenset(model.eos_token_ids), **config), decoder
 

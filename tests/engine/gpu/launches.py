@@ -23,7 +23,7 @@ from engine.gpu.weights import GpuAssembly
 from engine.loading.dummy import load_dummy
 from kernels.gpu.attention import decode, launch, paged
 from kernels.gpu.sampling.penalties import count_tokens
-from kernels.gpu.sampling.sample import RowSettings, Settings, sample
+from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
 from kernels.gpu.sampling.token_logprobs import token_logprobs
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def step(model: GpuModel, counts: torch.Tensor, chunks: list[tuple[int, int]], s
     logits = model.logits(model.forward(inputs))
     rows = len(chunks)
     for settings in (RowSettings(), RowSettings(top_k=5), RowSettings(presence=0.5)):
-        sample(logits, Settings.of([settings] * rows, CPU), counts)
+        sample(logits, BatchSettings.of([settings] * rows, CPU), counts)
     tokens = torch.zeros(2 * rows + 1, dtype=torch.int64)
     for some in (tokens[:rows], tokens[1 : rows + 1]):
         token_logprobs(logits, some, 5)

@@ -17,7 +17,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading import load
 from engine.models.registry import read_config
-from engine.sampling.sampler import Sampler
+from tests.engine.samplers import cpu_sampler
 from tests.scheduler.sim import Engine
 
 LENGTH, BLOCKS, SIZE = 36, 40, 16
@@ -98,7 +98,7 @@ def test_an_engine_generates_what_the_exact_path_generates(tiny_model):
 
     def generate(make):
         config, model = make(folder, 24)
-        worker = CpuWorker(model, Sampler(config.vocab_size, config.eos_token_ids))
+        worker = CpuWorker(model, cpu_sampler(config.vocab_size, config.eos_token_ids))
         engine = Engine(
             blocks=24,
             block_size=SIZE,

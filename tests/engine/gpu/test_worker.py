@@ -124,15 +124,16 @@ GREEDY_EDITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [Logged, InAdvance])
-def test_greedy_rows_with_edits_equal_the_host_samplers(folder, kind):
-    """All in one batch: those that the device draws and those that fall back to the host, for which steps before are waited for;
-    in advance therefore without them."""
-    waited_for = ("bad_words", "many logprobs") if kind is InAdvance else ()
+WAITED_FOR = ("bad_words", "many logprobs")  # the steps before theirs, which therefore are in flight without them only
+
+
+@pytest.mark.parametrize(("kind", "left_out"), [(Logged, ()), (InAdvance, ()), (InAdvance, WAITED_FOR)])
+def test_greedy_rows_with_edits_equal_the_host_samplers(folder, kind, left_out):
+    """All in one batch: those that the device draws and those that the host draws."""
 
     def generate(engine):
         for index, (name, sampling) in enumerate(GREEDY_EDITS.items()):
-            if name not in waited_for:
+            if name not in left_out:
                 engine.add(name, prompt(3, index), max_tokens=5, **({"ignore_eos": True} | sampling))
         engine.drain()
         return engine

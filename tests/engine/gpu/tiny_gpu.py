@@ -16,7 +16,8 @@ from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
 from engine.models.registry import read_config
-from engine.sampling.sampler import Sampler
+from engine.sampling.registry import standard_edits
+from engine.sampling.sampler import CpuSampler
 from tests import tiny_models
 
 SIZE, CONTEXT = 16, 64
@@ -45,18 +46,20 @@ def never_records(max_rows, context):
     return GraphPlan(max_rows, context, recording=False)
 
 
-def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None):
+def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None, edits=None):
     source = resolve_model(str(folder))
     config = read_config(source)
     pool = GpuKvPool(config, blocks, SIZE, device, torch.float32)
     pool.storage.fill_(float("nan"))  # whatever is read must have been written
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
     model = GpuModel(config, weights, pool, context=CONTEXT, group=ranks)
-    return config, GpuWorker.of(model, config.eos_token_ids, plan(max_running, CONTEXT), torch.float32)
+    edits = edits or standard_edits(config.vocab_size, config.eos_token_ids)
+    return config, GpuWorker.of(model, edits, plan(max_running, CONTEXT), torch.float32)
 
 
-def cpu_worker(folder, blocks):
+def cpu_worker(folder, blocks, edits=None):
     source = resolve_model(str(folder))
     config = read_config(source)
     model = ExactModel(Decoder(config, load_weights(source, config, "auto")), KvPool(config, blocks, SIZE))
-    return config, CpuWorker(model, Sampler(config.vocab_size, config.eos_token_ids))
+    edits = edits or standard_edits(config.vocab_size, config.eos_token_ids)
+    return config, CpuWorker(model, CpuSampler(config.vocab_size, edits))

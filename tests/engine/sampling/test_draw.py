@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 
 from engine.sampling.draw import invert, uniform
-from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 from scheduler.types.sampling_params import SamplingParams
+from tests.engine.samplers import cpu_sampler
 from tests.engine.sampling import oracle
 
 DRAWS = 10_000
@@ -38,7 +38,7 @@ def chi_square(drawn: list[int], probabilities: list[float]) -> float:
 
 def draws(row: list[float], asked: dict[str, Any], *, by_position: bool) -> list[int]:
     """`DRAWS` tokens from one row: each with its own seed, or 200 positions of each seed."""
-    sampler, block = Sampler(len(row), []), 1000
+    sampler, block = cpu_sampler(len(row), []), 1000
     tokens: list[int] = []
     for start in range(0, DRAWS, block):
         batch = [

@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,10 @@ from engine.sampling.bias import LogitBias
 from engine.sampling.edits import Edit
 from engine.sampling.min_tokens import MinTokens
 from engine.sampling.penalties import Penalties
+from engine.sampling.registry import standard_edits
+from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
+from kernels.gpu.sampling.penalties import reference_count_tokens, reference_penalized
 from scheduler.types.sampling_params import SamplingParams
 from tests.engine.sampling import oracle
 
@@ -30,15 +35,34 @@ def sequence(tokens: list[int], prompt_length: int, name: str = "a", **asked: An
     )
 
 
+def on_device(edit: Edit, seq: Sequence, row: torch.Tensor) -> torch.Tensor:
+    """The device's form: counts and settings for the kernel, or what is added, with no more tokens than it is promised."""
+    asked = seq.sampling
+    if edit.in_kernel:
+        counts = torch.zeros(1, VOCAB, dtype=torch.int32)
+        prompt, output = torch.tensor(seq.tokens[: seq.prompt_length]), torch.tensor(seq.tokens[seq.prompt_length :])
+        for tokens, out in ((prompt, False), (output, True)):
+            reference_count_tokens(counts, torch.zeros_like(tokens), tokens, output=out)
+        return reference_penalized(
+            row, counts[0], asked.repetition_penalty, asked.presence_penalty, asked.frequency_penalty
+        )
+    known = seq if edit.needs_host_tokens else replace(seq, tokens=seq.tokens[: seq.prompt_length])
+    ids, values = edit.additions(known, len(seq.tokens))
+    return row.index_put((torch.from_numpy(ids),), torch.from_numpy(values), accumulate=True)
+
+
 def check(edit: Edit, batch: list[Sequence], logits: torch.Tensor) -> None:
-    """Rows that want the edit become what the oracle says; the others stay as they were."""
-    rows = [i for i, seq in enumerate(batch) if edit.wants(seq)]
+    """Rows that the edit concerns become what the oracle says, in both forms; the others stay as they were."""
+    rows = [i for i, seq in enumerate(batch) if edit.concerns(seq.sampling)]
     after = logits.clone()
     if rows:
         edit.apply(after, rows, [batch[i] for i in rows])
     for i, seq in enumerate(batch):
         expected = oracle.edited(logits[i].tolist(), seq, EOS)
         np.testing.assert_allclose(after[i].numpy(), np.array(expected), rtol=1e-5, atol=1e-5)
+        if i in rows:
+            device = on_device(edit, seq, logits[i])
+            np.testing.assert_allclose(device.numpy(), np.array(expected), rtol=1e-5, atol=1e-5)
         assert i in rows or torch.equal(after[i], logits[i])
 
 
@@ -161,5 +185,30 @@ def test_ids_beyond_the_vocabulary_change_nothing() -> None:
 
 def test_min_tokens_ends_with_the_token_that_fulfils_it() -> None:
     edit = MinTokens(VOCAB, EOS)
-    assert edit.wants(sequence([1, 2, 2], 1, min_tokens=3))
-    assert not edit.wants(sequence([1, 2, 2, 2], 1, min_tokens=3))
+    assert edit.additions(sequence([1], 1, min_tokens=3), 3).ids.tolist() == EOS
+    assert not len(edit.additions(sequence([1], 1, min_tokens=3), 4).ids)
+
+
+def test_the_order_of_the_list_is_no_order_of_edits() -> None:
+    """Edits of the kernel come after all others, as on a device: a bias is penalized, wherever it stands in the list."""
+    seq = sequence(
+        [1, 1, 5], 1, logit_bias={1: 4.0, 5: -2.0}, frequency_penalty=1.0, repetition_penalty=2.0, min_tokens=9
+    )
+    logits = torch.linspace(-1.0, 1.0, VOCAB).unsqueeze(0)
+    expected = oracle.edited(logits[0].tolist(), seq, EOS)
+    for edits in permutations(standard_edits(VOCAB, EOS)):
+        after = logits.clone()
+        CpuSampler(VOCAB, edits).sample(after, [seq])
+        np.testing.assert_allclose(after[0].numpy(), np.array(expected), rtol=1e-6)
+
+
+def test_nothing_is_kept_of_a_request_that_is_forgotten() -> None:
+    """A request that comes again under the same id may ask for something else."""
+    for name in ("bias", "bad words"):
+        build, _ = EDITS[name]
+        edit = build()
+        first, other = ({"logit_bias": {2: 1.0}, "bad_words": ((2,),)}, {"logit_bias": {4: 1.0}, "bad_words": ((4,),)})
+        assert edit.additions(sequence([1], 1, **first), 1).ids.tolist() == [2]
+        edit.forget("a")
+        edit.forget("never seen")
+        assert edit.additions(sequence([1], 1, **other), 1).ids.tolist() == [4]

@@ -17,8 +17,8 @@ from kernels.gpu.sampling.penalties import count_tokens, reference_count_tokens
 from kernels.gpu.sampling.sample import (
     ALL_MASKED,
     NOT_FINITE,
+    BatchSettings,
     RowSettings,
-    Settings,
     key_of,
     reference_kept,
     reference_sample,
@@ -34,7 +34,7 @@ def drawn(rows, vocab, seed=0, scale=3.0):
 
 
 def settings(*rows):
-    return Settings.of(rows, CPU)
+    return BatchSettings.of(rows, CPU)
 
 
 def gumbel_noise(seed, positions, vocab):
