@@ -1,0 +1,89 @@
+"""What the list says of each endpoint is true: paths, examples, statuses, and the middleware's view of it."""
+
+import json
+import re
+
+import pytest
+
+from configs.settings import Settings
+from server.api.endpoint import GetEndpoint, PostEndpoint
+from server.api.endpoints import ENDPOINTS
+from server.api.parse import parse
+from server.schema.answers import ERRORS
+from server.schema.base import Body
+from tests.server.api.scripted import Server, run
+
+POSTS = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)]
+GETS = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, GetEndpoint)]
+BY_PATH = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+POSTED = pytest.mark.parametrize("endpoint", POSTS, ids=lambda endpoint: endpoint.path)
+
+
+def test_no_two_have_one_place():
+    places = [(endpoint.method, endpoint.shown_path) for endpoint in ENDPOINTS]
+    assert len(places) == len(set(places)) == len(POSTS) + len(GETS)
+
+
+@BY_PATH
+def test_each_says_what_it_is(endpoint):
+    assert endpoint.path.startswith("/") and endpoint.tag
+    assert re.fullmatch(r"[A-Z].*[^.\n]", endpoint.summary)
+    assert set(endpoint.errors) <= set(ERRORS)
+    assert (401 in endpoint.errors) == endpoint.needs_key
+    assert endpoint.answers is not None or endpoint.content
+
+
+@POSTED
+def test_examples_are_accepted_and_answered(endpoint):
+    assert endpoint.examples and issubclass(endpoint.body, Body)
+    for example in endpoint.examples.values():
+        parse(endpoint.body, json.dumps(example["value"]).encode(), "application/json", Settings())
+
+        async def ask(value=example["value"]):
+            return await Server().post(endpoint.path, value)
+
+        response = run(ask)
+        assert response.status_code == 200, response.text
+        assert endpoint.answers.model_validate_json(response.content)
+
+
+@POSTED
+@pytest.mark.parametrize(
+    ("content", "content_type", "words"),
+    [
+        (b"", "application/json", "not JSON"),
+        (b"[]", "application/json", "must be a JSON object"),
+        (b"\xff{}", "application/json", "not UTF-8"),
+        (b"{}", "text/plain", "Content-Type"),
+        (b"{}", "application/json; charset=latin-1", "charset"),
+    ],
+)
+def test_what_is_no_body_is_refused_everywhere(endpoint, content, content_type, words):
+    async def ask():
+        return await Server().client.post(endpoint.path, content=content, headers={"content-type": content_type})
+
+    response = run(ask)
+    assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+@POSTED
+def test_a_model_that_is_not_served_is_refused_everywhere(endpoint):
+    body = {**next(iter(endpoint.examples.values()))["value"], "model": "large"}
+    response = run(lambda: Server().post(endpoint.path, body))
+    assert response.status_code == 404 and response.json()["error"]["param"] == "model"
+    assert all(name in response.json()["error"]["message"] for name in ("large", "small", "org/small"))
+
+
+@pytest.mark.parametrize("endpoint", GETS, ids=lambda endpoint: endpoint.path)
+def test_what_is_asked_without_a_body_answers_as_declared(endpoint):
+    path = endpoint.shown_path.replace("{model}", "org/small")
+    response = run(lambda: Server().client.get(path))
+    assert response.status_code == 200
+    if endpoint.answers is not None:
+        assert endpoint.answers.model_validate_json(response.content)
+
+
+def test_operation_ids_are_unique_and_plain():
+    document = run(lambda: Server().client.get("/openapi.json")).json()
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"\w+", name) for name in ids)
