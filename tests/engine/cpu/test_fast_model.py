@@ -18,6 +18,7 @@ from engine.cpu.model import ExactModel, FastModel
 from engine.cpu.packed_weights import assemble_packed
 from engine.cpu.weights import load_weights
 from engine.loading import load
+from engine.models.families import llama
 from engine.models.registry import read_config
 from kernels.cpu import native_reference as reference
 from kernels.cpu.build import build, compiler
@@ -88,6 +89,30 @@ def test_logits_are_those_of_the_torch_decoder_with_the_same_roundings(tiny_mode
     error = (logits - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.mean() < 0.08
     assert torch.equal(model.logits(hidden(model, ids, table(1), 7)), logits)
+
+
+def test_the_activation_is_the_familys(tiny_model, monkeypatch):
+    """The C++ kernels compute what the torch decoder does, and not what they do for other families."""
+    source = resolve_model(str(tiny_model("llama")[1]))
+    config, other = fast(source)
+    ids = prompt(config.vocab_size)
+    silu = other.logits(hidden(other, ids, table(), LENGTH)).clone()
+    monkeypatch.setattr(llama, "FAMILY", replace(llama.FAMILY, activation="gelu_tanh"))
+    _, model = fast(source)
+    logits = model.logits(hidden(model, ids, table(), LENGTH)).clone()
+    monkeypatch.setattr("engine.cpu.decoder.F", SimpleNamespace(linear=rounding_linear, embedding=F.embedding))
+    exact = ExactModel(Decoder(config, rounded(load_weights(source, config, "auto"))), KvPool(config, BLOCKS, SIZE))
+    expected = exact.logits(hidden(exact, ids, table(), LENGTH))
+    assert ((logits - expected).norm(dim=1) / expected.norm(dim=1)).mean() < 0.08
+    assert ((silu - expected).norm(dim=1) / expected.norm(dim=1)).mean() > 0.16
+
+
+def test_an_activation_that_the_kernels_lack_is_computed_exactly(tiny_model, monkeypatch):
+    config = read_config(resolve_model(str(tiny_model("llama")[1])))
+    monkeypatch.setattr(llama, "FAMILY", replace(llama.FAMILY, activation="gelu"))
+    arithmetic = choose_arithmetic(Settings(block_size=SIZE), config)
+    assert arithmetic.precision == "exact"
+    assert "know the activations silu, gelu_tanh, not gelu, which llama models have" in arithmetic.reason
 
 
 @pytest.mark.parametrize(

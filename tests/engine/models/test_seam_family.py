@@ -1,4 +1,4 @@
-"""A model family is one file beside the others: here one with norms, an activation and tensor names of its own, put there by a test.
+"""A model family is one file beside the others: a test puts one there whose norms, activation and tensor names are its own.
 
 It is read, planned, loaded, computed and split as the built-in ones are, and held against a forward pass written out in torch.
 """

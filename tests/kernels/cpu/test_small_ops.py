@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.cpu.ops.gelu_mul import gelu_mul, gelu_mul_reference, gelu_tanh_mul, gelu_tanh_mul_reference
 from kernels.cpu.ops.rms_norm import rms_norm, rms_norm_reference
 from kernels.cpu.ops.rope import rope_, rope_reference
 from kernels.cpu.ops.silu_mul import silu_mul, silu_mul_reference
@@ -69,6 +70,19 @@ def test_rope_keeps_lengths():
 def test_silu_mul(count, width, seed, scale):
     gate_up = drawn(seed, count, 2 * width, scale=scale)
     close(silu_mul(gate_up), silu_mul_reference(gate_up))
+
+
+@given(rows, st.integers(1, 200), seeds, st.sampled_from([0.1, 3.0]))
+def test_gelu_mul(count, width, seed, scale):
+    gate_up = drawn(seed, count, 2 * width, scale=scale)
+    close(gelu_mul(gate_up), gelu_mul_reference(gate_up))
+    close(gelu_tanh_mul(gate_up), gelu_tanh_mul_reference(gate_up))
+
+
+def test_the_two_gelus_differ_where_they_should():
+    gate_up = torch.tensor([[-2.5, 1.0]])
+    difference = (gelu_mul(gate_up) - gelu_tanh_mul(gate_up)).abs().item()
+    assert 1e-4 < difference < 1e-3  # the approximation's error is largest around 2.5 from 0
 
 
 @given(rows, heads, dims, seeds)
