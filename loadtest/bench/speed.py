@@ -1,9 +1,9 @@
-"""How fast is a server, in a minute: decode alone and in company, prefill, and what a long prompt does to others.
+"""How fast a server is, in a minute: decode with one stream and with several, prefill, and what a long prompt does to others.
 
     python -m loadtest.bench --url http://127.0.0.1:8000
 
-Works against any OpenAI-compatible server that knows `ignore_eos`. Prompts are token ids drawn by seed, fresh in every
-case, so that no prefix is cached. Figures are for one machine at one moment: compare only what ran side by side.
+Works with any OpenAI-compatible server that knows `ignore_eos`. Prompts are token ids drawn by seed, new in every case, so that
+no prefix is cached. Figures are for one machine at one moment: compare only what ran side by side.
 """
 
 import argparse
@@ -47,20 +47,20 @@ class SpeedBench:
         self._random = random.Random(seed)
 
     def ids(self, count: int) -> list[int]:
-        """So many fresh token ids."""
+        """`count` new random token ids."""
         return [self._random.randrange(1000, 30000) for _ in range(count)]
 
     async def get(self, path: str) -> httpx.Response:
-        """What the server answers there."""
+        """The server's answer at `path`."""
         return await self._client.get(path)
 
     async def request(self, prompt: int | Sequence[int], output_tokens: int, into: Timed | None = None) -> Timed:
-        """Stream one completion, told `into` while it runs.
+        """Stream one completion; its times are recorded in `into` while it runs.
 
         Args:
-            prompt: ids, or how many fresh ones.
-            output_tokens: exactly.
-            into: where the times go.
+            prompt: token ids, or the number of new ones.
+            output_tokens: the exact length of the answer.
+            into: where the times go; by default a new `Timed`.
 
         Raises:
             httpx.HTTPStatusError: it is refused.
@@ -89,12 +89,12 @@ class SpeedBench:
         return timed
 
     async def decode(self, streams: int, prompt: int = 128, output: int = 64) -> str:
-        """Output tokens per second of all streams together, from the last first token on."""
+        """Output tokens per second over all streams, from the time when the last stream has its first token."""
         done = await asyncio.gather(*(self.request(prompt, output) for _ in range(streams)))
         begin = max(timed.tokens[0] for timed in done)
         end = min(timed.tokens[-1] for timed in done)
         counted = sum(begin < token <= end for timed in done for token in timed.tokens)
-        # A token that ends inside a character comes with the next one: events are a little fewer than tokens.
+        # A token that ends inside a character comes with the next one: there are slightly fewer events than tokens.
         tokens_per_event = streams * output / sum(len(timed.tokens) for timed in done)
         return f"{counted * tokens_per_event / (end - begin):8.1f} tok/s"
 
@@ -104,7 +104,7 @@ class SpeedBench:
         return f"{prompt / timed.ttft:8.1f} tok/s   (TTFT {timed.ttft:.2f} s)"
 
     async def interference(self, streams: int, prompt: int) -> str:
-        """The longest gap between tokens of decoding streams while a long prompt is computed."""
+        """The longest gap between tokens of decoding streams while a long prompt is being computed."""
         timed = [Timed() for _ in range(streams)]
         running = [asyncio.create_task(self.request(64, 4096, into)) for into in timed]
         try:
@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="Speed of a server, in a minute.")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server [%(default)s]")
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="its model's name [%(default)s]")
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="the model's name [%(default)s]")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the prompts; another seed is never cached [%(default)s]"
+        "--seed", type=int, default=0, help="of the prompts; those of a new seed are never cached [%(default)s]"
     )
     parser.add_argument("--rounds", type=int, default=1, help="how often to repeat [%(default)s]")
     options = parser.parse_args(arguments)

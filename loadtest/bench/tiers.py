@@ -1,4 +1,4 @@
-"""What KV tiers below the device are worth, and what they cost: each case beside the same server without them.
+"""What KV tiers below the device gain, and what they cost: each case beside the same server without them.
 
     python -m loadtest.bench.tiers                     # all cases, some five minutes with the embedded model on two cores
     python -m loadtest.bench.tiers --only host,chat --rounds 5
@@ -25,14 +25,14 @@ import httpx
 from loadtest.bench.speed import SpeedBench, Timed
 
 MODEL = "SmolLM2-135M-Instruct"
-NEW = 96  # tokens of a prompt behind the shared ones
+NEW = 96  # tokens of a prompt after the shared ones
 START_SECONDS = 120.0
 _URL = re.compile(r"listens on (http://\S+)")
 
 
 @asynccontextmanager
 async def serving(*flags: str, seed: int) -> AsyncIterator[SpeedBench]:
-    """A server with these flags, ready; ended when the context ends.
+    """A ready server with these flags; it ends with the context.
 
     Raises:
         RuntimeError: it does not start.
@@ -62,14 +62,14 @@ async def _url(process: "subprocess.Popen[str]", log: Path) -> str:
 
 
 async def tier_metrics(bench: SpeedBench) -> dict[str, float]:
-    """Samples of the tiers by name and labels."""
+    """The metrics of the tiers, by name and labels."""
     text = (await bench.get("/metrics")).text
     rows = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("headrace_kv_tier"))
     return {name.removeprefix("headrace_kv_tier_"): float(value) for name, value in rows}
 
 
 async def settled(bench: SpeedBench) -> None:
-    """Wait until nothing is saved any more."""
+    """Wait until nothing is being saved any more."""
     last = None
     while (now := (await tier_metrics(bench))) != last:
         last = now
@@ -77,7 +77,7 @@ async def settled(bench: SpeedBench) -> None:
 
 
 def per_copy(metrics: dict[str, float], tier: str) -> str:
-    """Blocks that travelled together, saved and loaded."""
+    """Blocks saved and loaded, and how many travelled in one copy on average."""
     words = []
     for done, direction in (("saved", "save"), ("loaded", "load")):
         blocks = metrics.get(f'{done}_blocks_total{{tier="{tier}"}}', 0.0)
@@ -92,11 +92,11 @@ class Cases:
     def __init__(self, rounds: int, seed: int, tokens: int, blocks: int) -> None:
         self.rounds = rounds
         self.seed = seed
-        self.tokens = tokens  # that prompts share
+        self.tokens = tokens  # shared by prompts
         self.pool = ("--kv-blocks", str(blocks))
 
     async def host(self) -> str:
-        """TTFT of a prompt whose prefix the pool had no room for: from the host, against computing it."""
+        """TTFT of a prompt whose prefix the pool had no room for: loaded from the host, against computed."""
         cold, warm = [], []
         async with serving(*self.pool, "--kv-host-gib", "1.5", seed=self.seed) as bench:
             for _ in range(self.rounds):
@@ -110,7 +110,7 @@ class Cases:
         return f"{_versus(cold, warm, 's')}; {moved}"
 
     async def disk(self) -> str:
-        """The same from disk after a restart, nothing of the folder in the page cache."""
+        """The same from disk after a restart, with nothing of the folder in the page cache."""
         cold, warm, prefixes = [], [], []
         with tempfile.TemporaryDirectory(dir=os.environ.get("TIER_BENCH_DIR")) as folder:
             flags = (*self.pool, "--kv-disk-path", folder)
@@ -127,7 +127,7 @@ class Cases:
         return f"{_versus(cold, warm, 's')}; {moved}"
 
     async def chat(self) -> str:
-        """64 conversations of 6 turns, 8 at a time, over a pool that holds 8: all time, without tiers against with the host's."""
+        """64 conversations of 6 turns, 8 at a time, over a pool that holds 8: total time without tiers against with the host's."""
         seconds: dict[str, list[float]] = {"without": [], "with": []}
         moved = ""
         for round_ in range(self.rounds):
@@ -140,7 +140,7 @@ class Cases:
         return f"{_versus(seconds['without'], seconds['with'], 's')}; {moved}"
 
     async def gaps(self) -> str:
-        """p99 of the gaps between tokens of 8 streams while 1 GiB is loaded, against the same requests found on the device."""
+        """p99 of the gaps between tokens of 8 streams while 1 GiB is loaded, against the same requests with KV on the device."""
         p99: dict[str, list[float]] = {"resident": [], "moved": []}
         moved = ""
         for round_ in range(self.rounds):
@@ -151,7 +151,7 @@ class Cases:
         return f"{_versus(p99['moved'], p99['resident'], 's')} (at most 1.3); {moved}"
 
     async def unique(self) -> str:
-        """Output of 32 prompts that nobody asks for again: without tiers against with both."""
+        """Time for 32 prompts that nobody repeats: with both tiers against without any."""
         seconds: dict[str, list[float]] = {"without": [], "with": []}
         with tempfile.TemporaryDirectory(dir=os.environ.get("TIER_BENCH_DIR")) as folder:
             tiers = ("--kv-host-gib", "0.3", "--kv-disk-path", folder, "--kv-disk-gib", "1")
@@ -164,10 +164,10 @@ class Cases:
                         began = time.perf_counter()
                         await _some_at_once(8, [partial(bench.request, 512, 64)] * 32)
                         seconds[name].append(time.perf_counter() - began)
-                        await settled(bench)  # what is still being saved would slow the other down
+                        await settled(bench)  # what is still being saved would slow down the other server
                 moved = await tier_metrics(tiered)
         saved = "; ".join(f"{tier}: {per_copy(moved, tier)}" for tier in ("host", "disk"))
-        # The first round touches fresh memory: it is once a block's place, not steady.
+        # The first round touches fresh memory, which happens once per block and is not the steady state.
         return f"{_versus(seconds['with'][1:], seconds['without'][1:], 's')} (at most 1.03); {saved}"
 
     async def _ask(self, bench: SpeedBench, prefix: Sequence[int]) -> Timed:
@@ -180,7 +180,7 @@ class Cases:
             async def turn(talk: list[int]) -> None:
                 talk += bench.ids(40)
                 await bench.request(talk, 16)
-                talk += bench.ids(16)  # stands for the answer: what was generated is not asked for again
+                talk += bench.ids(16)  # stands for the answer: what was generated is not sent again
 
             await _some_at_once(8, [partial(turn, talk) for talk in talks])
 
@@ -241,8 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(cases), help="cases, separated by commas [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="how often to repeat each [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of all prompts [%(default)s]")
-    parser.add_argument("--tokens", type=int, default=4000, help="of host, disk, gaps: shared by prompts [%(default)s]")
-    parser.add_argument("--kv-blocks", type=int, default=300, help="of host, disk: the pool [%(default)s]")
+    parser.add_argument(
+        "--tokens", type=int, default=4000, help="shared by prompts, in host, disk and gaps [%(default)s]"
+    )
+    parser.add_argument("--kv-blocks", type=int, default=300, help="of the pool, in host and disk [%(default)s]")
     options = parser.parse_args(arguments)
     asked = options.only.split(",")
     if unknown := set(asked) - set(cases):

@@ -12,7 +12,7 @@ token's noise depends on seed, position and token, and on nothing else: not on t
 A word r becomes v = (r + 1/2) / 2^32 and E = -log(1 - v), near zero by its series: the winner's E is about 1 / vocabulary,
 where 1 - v would have lost most of its digits. v is never zero: no token, however unlikely, wins by rounding.
 
-Cost: about 25 integer multiplications a token (4 tokens share a call) and 1 logarithm more than reading its logit.
+Cost: about 25 integer multiplications per token (4 tokens share a call) and 1 logarithm more than reading its logit.
 """
 
 import torch
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROUNDS = tl.constexpr(7)
-SMALL = tl.constexpr(1 / 32)  # below: the series, whose remainder is then under 1e-8 of its value
+SMALL = tl.constexpr(1 / 32)  # below it the series is used, whose remainder is then under 1e-8 of its value
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def _gumbel_of_words(words):
 
 @triton.jit
 def tile_gumbel(seed, position, start, BLOCK: tl.constexpr):
-    """Noise of tokens `start` .. `start + BLOCK` - 1, `start` a multiple of 4, fp32 [BLOCK]."""
+    """The noise of tokens `start` .. `start + BLOCK` - 1, with `start` a multiple of 4: fp32 [BLOCK]."""
     counter = start // 4 + tl.arange(0, BLOCK // 4)
     zero = counter * 0
     a, b, c, d = tl.philox(seed, counter, zero + position, zero, zero, ROUNDS)
@@ -44,7 +44,7 @@ def tile_gumbel(seed, position, start, BLOCK: tl.constexpr):
 
 @triton.jit
 def gumbel(seed, position, tokens):
-    """Noise of any `tokens` int32 [n], fp32 [n]."""
+    """The noise of any `tokens`, int32 [n]: fp32 [n]."""
     counter = tokens // 4
     zero = counter * 0
     a, b, c, d = tl.philox(seed, counter, zero + position, zero, zero, ROUNDS)
@@ -53,9 +53,9 @@ def gumbel(seed, position, tokens):
 
 
 def reference_words(seed: int, counters: Tensor) -> Tensor:
-    """Philox 4x32-7 by its definition (Salmon et al. 2011, section 3.3).
+    """Philox 4x32-7 by definition (Salmon et al. 2011, section 3.3).
 
-    `counters` int64 [n, 4] hold 32-bit values; returned are the words, int64 [n, 4].
+    `counters` int64 [n, 4] hold 32-bit values; returns the words, int64 [n, 4].
     """
     low = 0xFFFFFFFF
     a, b, c, d = counters.unbind(1)
@@ -74,7 +74,7 @@ def _product(factor: int, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_gumbel(seed: int, position: int, vocab: int) -> Tensor:
-    """Noise of every token, fp64 [vocab]."""
+    """The noise of every token: fp64 [vocab]."""
     counters = torch.zeros(-(-vocab // 4), 4, dtype=torch.int64)
     counters[:, 0] = torch.arange(len(counters))
     counters[:, 1] = position

@@ -15,9 +15,9 @@ Within a tile log-weights are relative to the tile's own peak: no overflow, what
 vocab], any float type; partials [rows, tiles]. A row's results depend on that row alone: tiles are a function of the
 vocabulary, sums are trees.
 
-Floor: rows * vocab * bytes of the type over bandwidth: 128 rows of 128256 in fp32, 66 MB, 14 us at 4.8 TB/s; 1/32 of that is
-written where rows are limited. Drawing adds about 40 instructions a token, near that time again on an H100: only rows that draw
-pay it.
+Floor: rows * vocab * bytes per value over bandwidth: 128 rows of 128256 in fp32, 66 MB, 14 us at 4.8 TB/s; 1/32 of that is
+written if rows are limited. Drawing adds about 40 instructions per token, nearly that time again on an H100: only rows that draw
+pay for it.
 """
 
 import triton
@@ -37,18 +37,18 @@ from kernels.gpu.sampling.penalties import (
     edited,
 )
 
-BLOCK = 4096  # tokens of a tile: 16 values a thread of 8 warps
-GROUP = 64  # tokens of a group: 2004 maxima for 128256, searched in registers
+BLOCK = 4096  # tokens per tile: 16 values per thread of 8 warps
+GROUP = 64  # tokens per group: 2004 maxima for 128256, searched in registers
 WARPS = 8
 
 ALL_MASKED = tl.constexpr(-1)
 NOT_FINITE = tl.constexpr(-2)
 PENDING = tl.constexpr(-3)
-TINIEST = tl.constexpr(1.1754943508222875e-38)  # below, a temperature is zero in fp32 arithmetic that flushes
+TINIEST = tl.constexpr(1.1754943508222875e-38)  # a lower temperature is zero in fp32 arithmetic that flushes subnormals
 NOWHERE = tl.constexpr(2**31 - 1)
 
-# Scratch of all rows in one piece, and rows of a longer batch: whether these are aligned changes with the number of rows, and
-# must not ask for another build of a kernel.
+# Scratch of all rows in one piece, and rows of a longer batch: whether these are aligned changes with the number of rows, which
+# must not cause another build of a kernel.
 UNALIGNED = (
     *("peaks", "peak_ids", "masses", "scores", "winners", "faults", "listed", "tokens", "floats", "ints"),
     *("row_peaks", "row_totals", "bounds"),
@@ -56,14 +56,14 @@ UNALIGNED = (
 
 
 def padded(tiles: int) -> int:
-    """Width in which a program takes one value of each of a row's `tiles`: at least a warp's, for below that Triton 3.6 spills."""
+    """The width at which a program takes one value of each of a row's `tiles`: at least a warp, below which Triton 3.6 spills."""
     width: int = triton.next_power_of_2(tiles)
     return max(width, 32)
 
 
 @triton.jit
 def is_limited(floats, ints, row, vocab):
-    """Whether top_k, top_p or min_p cuts the row."""
+    """Whether top_k, top_p or min_p limits the row."""
     top_k = tl.load(ints + row * INTS + TOP_K)
     top_p = tl.load(floats + row * FLOATS + TOP_P)
     log_min_p = tl.load(floats + row * FLOATS + LOG_MIN_P)
@@ -136,7 +136,7 @@ def scan_kernel(
 
 @triton.jit
 def _kth_largest(values, k):
-    """The k-th largest of `values` fp32 [n], or -inf where n is smaller than k. Bisects keys, at most 32 times."""
+    """The k-th largest of `values` fp32 [n], or -inf if n is smaller than k. Bisects keys, at most 32 times."""
     keys = ordered(values)
     low = ordered(float("-inf")).to(tl.int64) - 1  # at least k lie above it, if there are k
     high = tl.max(keys, 0).to(tl.int64)  # fewer than k lie above it
@@ -150,7 +150,7 @@ def _kth_largest(values, k):
 
 @triton.jit
 def _bound(floats, ints, group_peaks, row, peak, temperature, total, vocab, groups, GROUPS: tl.constexpr):
-    """A value that every token that may be drawn reaches."""
+    """A lower bound on the values of all tokens that may be drawn."""
     top_k = tl.load(ints + row * INTS + TOP_K)
     top_p = tl.load(floats + row * FLOATS + TOP_P)
     log_min_p = tl.load(floats + row * FLOATS + LOG_MIN_P)
@@ -204,7 +204,7 @@ def settle_kernel(
         token = token * 0 + ALL_MASKED
     elif temperature > 0.0:
         temperature = tl.maximum(temperature, TINIEST)
-        alive = tile_peaks > float("-inf")  # tiles without a token left nothing else
+        alive = tile_peaks > float("-inf")  # tiles without a token left no other results
         logs = tl.where(alive, (tile_peaks - peak) / temperature, float("-inf"))
         if is_limited(floats, ints, row, vocab):
             token = token * 0 + PENDING

@@ -1,14 +1,14 @@
 """Repetition, presence and frequency penalties, and the counts of each request's tokens that they read.
 
-With l the logit of a token, n how often it stands in the output: repetition (Keskar et al. 2019, "CTRL", section 4.1), for tokens
-of the prompt and the output, l / r where l > 0, else l * r; then, for tokens of the output, l - frequency * n - presence. The
-same as `engine/sampling/penalties.py`.
+With l the logit of a token and n its number of occurrences in the output: repetition (Keskar et al. 2019, "CTRL", section 4.1),
+for tokens of the prompt and the output, l / r where l > 0, else l * r; then, for tokens of the output,
+l - frequency * n - presence. The same as `engine/sampling/penalties.py`.
 
-Counts: one int32 [slots, vocab] for the engine's life, a request holds one slot: 2 * n, plus 1 where the token stands in the
+Counts: one int32 [slots, vocab] for the engine's life, in which a request holds one slot: 2 * n, plus 1 if the token occurs in the
 prompt; 131 MB for 256 slots of 128k tokens. The penalized logits are never written: kernels that read logits read them through
-`edited`, which adds 4 bytes a token for the count in rows with a penalty and nothing in the others.
+`edited`, which adds 4 bytes per token for the count in rows with a penalty and nothing in the others.
 
-`count_tokens` floor: 4 bytes read and written a token, one launch; integer atomics, whose result does not depend on their order.
+`count_tokens` floor: 4 bytes read and written per token, one launch; integer atomics, whose result does not depend on their order.
 """
 
 import torch
@@ -70,8 +70,8 @@ def _count(counts, slots, tokens, n, vocab, OUTPUT: tl.constexpr, BLOCK: tl.cons
 def count_tokens(counts: Tensor, slots: Tensor, tokens: Tensor, *, output: bool) -> None:
     """Count `tokens` int64 [n] in `slots` int64 [n] of `counts` int32 [slots, vocab], in place, without a host sync.
 
-    A negative slot (padding) or token (an error code of `sample`) counts nothing. `output`: whether they are part of the output,
-    else of the prompt. A slot is cleared for its next request by `counts[slot].zero_()`.
+    A negative slot (padding) or token (an error code of `sample`) counts nothing. `output`: whether the tokens are part of the
+    output rather than of the prompt. `counts[slot].zero_()` clears a slot for its next request.
     """
     n = len(tokens)
     if n:
@@ -81,14 +81,14 @@ def count_tokens(counts: Tensor, slots: Tensor, tokens: Tensor, *, output: bool)
 
 
 def reference_count_tokens(counts: Tensor, slots: Tensor, tokens: Tensor, *, output: bool) -> None:
-    """`count_tokens`, one by one."""
+    """What `count_tokens` does, one token at a time."""
     for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
         if slot >= 0 and 0 <= token < counts.shape[1]:
             counts[slot, token] = counts[slot, token] + 2 if output else counts[slot, token] | 1
 
 
 def reference_penalized(logits: Tensor, counts: Tensor, repetition: float, presence: float, frequency: float) -> Tensor:
-    """Penalties of one row: `logits` [vocab] and its slot of counts [vocab] to fp32 [vocab]."""
+    """One row with penalties: from `logits` [vocab] and its slot of counts [vocab] to fp32 [vocab]."""
     x, out = logits.float(), counts >> 1
     x = torch.where(counts > 0, torch.where(x > 0, x / repetition, x * repetition), x)
     return x - frequency * out - presence * (out > 0)

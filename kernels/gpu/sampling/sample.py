@@ -1,4 +1,4 @@
-"""From logits to one token a row, on the GPU, without a host sync, each row with settings of its own.
+"""From logits to one token per row, on the GPU, without a host sync, each row with its own settings.
 
 The order is that of `engine/sampling/sampler.py`:
 
@@ -10,12 +10,12 @@ The order is that of `engine/sampling/sampler.py`:
 `logit_bias`, bad words and `min_tokens` edit a few logits before (`engine/sampling`); log-probabilities are of the raw logits
 and have a kernel of their own (`kernels.gpu.sampling.token_logprobs`).
 
-The same seed and position draw the same token from the same logits in any batch. They are other tokens than the CPU sampler's,
-which inverts the distribution function; the distribution is the same.
+The same seed and position draw the same token from the same logits in any batch. The tokens differ from the CPU sampler's, which
+inverts the distribution function; the distribution is the same.
 
-Floor: one read of the logits, 2 or 4 bytes a token, where no row is limited, plus 4 bytes a token of penalized rows; limited
-rows read the tiles that hold candidates twice more. 128 rows of 128256 in fp32: 14 us at 4.8 TB/s a read. Launches: 2, or 5
-with limited rows. Scratch: next to nothing; with limited rows 8 bytes a token for at most `ROWS_AT_ONCE` rows.
+Floor: one read of the logits, 2 or 4 bytes per token, if no row is limited, plus 4 bytes per token of penalized rows; limited
+rows read the tiles that hold candidates twice more. 128 rows of 128256 in fp32: 14 us per read at 4.8 TB/s. Launches: 2, or 5
+with limited rows. Scratch: next to nothing; with limited rows 8 bytes per token for at most `ROWS_AT_ONCE` rows.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ from kernels.gpu.sampling.logits_scan import BLOCK, GROUP, WARPS
 from kernels.gpu.sampling.penalties import reference_penalized
 from kernels.gpu.sampling.top_k_top_p import CHUNK, choose_kernel, collect_kernel, count_kernel
 
-ALL_MASKED = int(logits_scan.ALL_MASKED.value)  # instead of a token: -1
-NOT_FINITE = int(logits_scan.NOT_FINITE.value)  # instead of a token: -2
+ALL_MASKED = int(logits_scan.ALL_MASKED.value)  # -1, in place of a token
+NOT_FINITE = int(logits_scan.NOT_FINITE.value)  # -2, in place of a token
 ROWS_AT_ONCE = 128  # bounds the scratch of limited rows: 131 MB at 128256 tokens
 
 
@@ -54,7 +54,7 @@ class RowSettings:
         frequency: penalty, 0 is off.
         seed: any integer.
         position: of the drawn token in its sequence.
-        slot: of the request in the token counts; read only where a penalty is on.
+        slot: of the request in the token counts; read only if a penalty is on.
     """
 
     temperature: float = 1.0
@@ -80,7 +80,7 @@ class RowSettings:
 
 
 def key_of(seed: int) -> int:
-    """The random key of a request: any integer to 64 bits, signed as a tensor holds them; neighbours become strangers."""
+    """The random key of a request: any integer to 64 bits, signed as tensors are; neighbouring seeds get unrelated keys."""
     digest = hashlib.blake2b(f"{seed:x}".encode(), digest_size=8, person=b"headrace").digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -89,12 +89,12 @@ def key_of(seed: int) -> int:
 class BatchSettings:
     """BatchSettings of all rows on the device, in the order of the columns in `kernels.gpu.sampling.penalties`.
 
-    They hold for as many steps as the rows stay the same, but for the position: `advance` moves it on the device.
+    They are valid for as many steps as the rows stay the same, except for the position, which `advance` moves on the device.
 
     Attributes:
         floats: fp32 [rows, 6]: temperature, log(min_p), top_p, repetition, presence, frequency.
         ints: int64 [rows, 4]: top_k, key, position, slot.
-        limited: whether any row is cut by top_k, top_p or min_p.
+        limited: whether any row is limited by top_k, top_p or min_p.
         penalized: whether any row has a penalty.
     """
 
@@ -105,7 +105,7 @@ class BatchSettings:
 
     @classmethod
     def of(cls, rows: Sequence[RowSettings], device: torch.device) -> "BatchSettings":
-        """Collect `rows` and send them in two copies, from pinned memory where the device is not this one."""
+        """Collect `rows` and send them in two copies, from pinned memory if the device is a GPU."""
         floats = [
             (
                 row.temperature,
@@ -139,7 +139,7 @@ def sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None = None
     Args:
         logits: [rows, vocab], any float type, columns contiguous; -inf marks masked tokens. Not changed.
         settings: of the same rows.
-        counts: int32 [slots, vocab] as `count_tokens` keeps them; needed where a row has a penalty.
+        counts: int32 [slots, vocab] as `count_tokens` keeps them; needed if a row has a penalty.
 
     Raises:
         ValueError: the shapes do not agree, or a penalty is asked for without counts.
@@ -164,7 +164,7 @@ def _check(logits: Tensor, settings: BatchSettings, counts: Tensor | None) -> No
 
 
 def _sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None, tokens: Tensor) -> None:
-    """Fill `tokens` for rows that are handled at once."""
+    """Fill `tokens` for rows that are handled together."""
     rows, vocab = logits.shape
     tiles = triton.cdiv(vocab, BLOCK)
     real, whole = partial(logits.new_empty, dtype=torch.float32), partial(logits.new_empty, dtype=torch.int32)
@@ -204,7 +204,7 @@ def _sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None, toke
 
 
 def reference_sample(logits: Tensor, settings: BatchSettings, counts: Tensor | None = None) -> Tensor:
-    """`sample` row by row, by sorting: the same noise, in fp64."""
+    """What `sample` computes, row by row, by sorting, with the same noise, in fp64."""
     tokens = []
     for row, floats, ints in zip(logits, settings.floats.tolist(), settings.ints.tolist(), strict=True):
         temperature, log_min_p, top_p, repetition, presence, frequency = floats
@@ -227,7 +227,7 @@ def reference_sample(logits: Tensor, settings: BatchSettings, counts: Tensor | N
 
 def reference_kept(x: Tensor, logs: Tensor, log_min_p: float, top_k: int, top_p: float) -> Tensor:
     """Which tokens of one row min_p, top_k and top_p leave, bool [vocab]; `logs` are its log-weights."""
-    order = x.sort(descending=True, stable=True).indices  # equals by id
+    order = x.sort(descending=True, stable=True).indices  # equal values by id
     order = order[(logs[order] >= log_min_p) & (x[order] > -math.inf)]
     if top_k > 0:
         order = order[:top_k]

@@ -1,10 +1,10 @@
-"""Log-probabilities of one given token a row, its rank, and of the `top` likeliest tokens, under the logits as they are.
+"""The log-probability and rank of one given token per row, and the `top` likeliest tokens, under the raw logits.
 
 The same as `engine/sampling/logprobs.py`: logprob = logit - log(sum(exp(logits))), rank = 1 + tokens that are strictly
 likelier; equally likely tokens are listed by id, lower first.
 
-`scan_kernel` (one program a tile of `BLOCK` tokens) leaves the tile's peak and mass, how many tokens beat the given one, and
-the tile's own `top` likeliest, taken one by one; `join_kernel` (one program a row) takes the row's likeliest from those.
+`scan_kernel` (one program per tile of `BLOCK` tokens) leaves the tile's peak and mass, how many tokens beat the given one, and
+the tile's own `top` likeliest, taken one by one; `join_kernel` (one program per row) takes the row's likeliest from those.
 Nothing is sorted.
 
 Shapes: logits [rows, vocab], any float type; tokens int64 [rows]. Floor: one read of the logits; 128 rows of 128256 in fp32, 66
@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels.gpu.runtime import Variant
 from kernels.gpu.sampling.logits_scan import BLOCK, NOWHERE, WARPS, padded
 
-MOST = 128  # of `top`: what a row's tiles list then still fits the registers of one program
+MOST = 128  # the largest `top`: what a row's tiles list then still fits the registers of one program
 # As in `kernels.gpu.sampling.logits_scan`.
 UNALIGNED = (
     *("tokens", "peaks", "masses", "likelier", "top_values", "top_ids"),
@@ -114,7 +114,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Te
     Args:
         logits: [rows, vocab], any float type, columns contiguous, no NaN; each row has a finite value.
         tokens: int64 [rows]. A negative one (an error code of `sample`) gets -inf and rank 0.
-        top: how many of the likeliest, 0 .. 128. Where fewer are above -inf, the last ids are -1 with -inf.
+        top: how many of the likeliest, 0 to 128. If fewer are above -inf, the last ids are -1 with -inf.
 
     Raises:
         ValueError: `top` is out of its range or more than the vocabulary.
@@ -142,7 +142,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Te
 
 
 def reference_token_logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`token_logprobs` in plain torch, for tokens that are not error codes."""
+    """What `token_logprobs` computes, in plain torch, for tokens that are not error codes."""
     every = logits.float().log_softmax(dim=-1)
     chosen = every.gather(1, tokens.unsqueeze(1))
     ranks = (logits > logits.gather(1, tokens.unsqueeze(1))).sum(dim=-1, dtype=torch.int32) + 1

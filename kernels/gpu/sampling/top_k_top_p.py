@@ -6,23 +6,23 @@ top_k, then top_p on what is left, renormalized (the fewest likeliest tokens who
 a prefix of the ranking by (value, lower id first), so a row's answer is a value, the border, and how many of the tokens equal
 to it stay.
 
-1. `count_kernel`, `collect_kernel` (one program a tile; tiles whose peak is under the bound are not read): the tokens that
-   reach the row's bound, and min_p, go to one dense list a row, ids ascending. Of a language model's rows that is tens to a few
-   thousand tokens.
-2. `choose_kernel` (one program a row) bisects the ordered integer keys of the listed fp32 values for the smallest border above
+1. `count_kernel`, `collect_kernel` (one program per tile; tiles whose peak is below the bound are not read): the tokens that
+   reach the row's bound, and min_p, go to one dense list per row, ids ascending. For a language model's rows, these are tens to
+   a few thousand tokens.
+2. `choose_kernel` (one program per row) bisects the ordered integer keys of the listed fp32 values for the smallest border above
    which fewer than k tokens lie, then for the smallest above which less than the wanted mass lies; it stops when a single token
    is left between its two pivots (two pivots as in the sampling kernels of FlashInfer, Ye et al. 2025; there they reject draws,
    here they close in on the exact border). Equal values are ranked by place in the list, which is by id. The last pass is the
-   Gumbel-max trick among the kept.
+   Gumbel-max trick among the kept tokens.
 
 Exactness: comparisons and counts are exact; masses are fp32 weights summed in fp64 (the whole row's, for top_p alone, as a sum
 of fp32 sums of tiles), so a token whose share of mass lies within about 1e-6 of top_p may fall to either side, but always to
 the same one.
 
 Shapes: listed values fp32 and ids int32 [rows, vocab], of which only the listed part is touched. Floor: one more read of the
-tiles that hold candidates (66 MB for 128 rows of 128256, 14 us at 4.8 TB/s, when every tile does; twice, for the count comes
+tiles that hold candidates (66 MB for 128 rows of 128256, 14 us at 4.8 TB/s, if every tile does; twice, because the count comes
 first), and about 15 to 25 passes over the list, which stays in the nearest cache; a list of everything (flat rows) costs 25
-times 0.5 MB a row.
+times 0.5 MB per row.
 """
 
 import triton
@@ -43,7 +43,7 @@ from kernels.gpu.sampling.logits_scan import (
 )
 from kernels.gpu.sampling.penalties import FLOATS, INTS, LOG_MIN_P, POSITION, SEED, TEMPERATURE, TOP_K, TOP_P, edited
 
-CHUNK = 2048  # listed tokens a pass takes at once
+CHUNK = 2048  # listed tokens that a pass takes at once
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def collect_kernel(
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """List one tile's tokens behind those of the tiles before it."""
+    """List one tile's tokens after those of earlier tiles."""
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     if (tl.load(tokens + row) == PENDING) & (tl.load(listed + row * tiles + tile) > 0):
@@ -134,7 +134,7 @@ def _above(values, n, peak, temperature, pivot, CHUNK: tl.constexpr):
 
 @triton.jit
 def _border(values, n, peak, temperature, floor, over_floor, limit, target, CHUNK: tl.constexpr):
-    """Border of the ranking: (key, tokens equal to it, tokens above it, mass above it).
+    """The border in the ranking: (key, tokens equal to it, tokens above it, mass above it).
 
     It is the smallest listed key above `floor` with fewer than `limit` tokens and less than `target` mass above it.
     `over_floor`: how many tokens lie above `floor`; at least one does.
@@ -152,7 +152,7 @@ def _border(values, n, peak, temperature, floor, over_floor, limit, target, CHUN
         low = tl.where(fits, low, middle)
         over_low = tl.where(fits, over_low, count)
     key = floor
-    for start in range(0, n, CHUNK):  # all tokens above `low` and not above `high` are equal: find their value
+    for start in range(0, n, CHUNK):  # all tokens above `low` and up to `high` are equal: find their value
         place = start + tl.arange(0, CHUNK)
         keys = ordered(tl.load(values + place, place < n, float("-inf")))
         key = tl.maximum(key, tl.max(tl.where(keys <= high.to(tl.int32), keys, floor), 0))
@@ -210,7 +210,7 @@ def choose_kernel(
         temperature = tl.maximum(tl.load(floats + row * FLOATS + TEMPERATURE), TINIEST)
         top_k = tl.load(ints + row * INTS + TOP_K)
         top_p = tl.load(floats + row * FLOATS + TOP_P)
-        nothing = ordered(peak * 0.0 + float("-inf"))  # no listed key is as small: everything is above this border
+        nothing = ordered(peak * 0.0 + float("-inf"))  # no listed key is that small: everything is above this border
         border, ties = nothing, n * 0
         floor = tl.maximum(ordered(tl.load(bounds + row)), nothing + 1) - 1
         over_floor = n
