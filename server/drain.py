@@ -1,4 +1,4 @@
-"""Whether new work is taken, and when the work that is open has ended."""
+"""Whether new work is taken, and when open work has ended."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ class Drain:
         self._idle.clear()
 
     def leave(self) -> None:
-        """It ended, however."""
+        """A request ended, in whatever way."""
         self._active -= 1
         if self._active == 0:
             self._idle.set()
@@ -28,7 +28,9 @@ class Drain:
         self.draining = True
 
     async def idle(self, seconds: float) -> bool:
-        """Wait until nothing is under way, at most so long; whether that was reached."""
+        """Wait until nothing is under way, for at most `seconds`; whether that came about."""
+        if self._idle.is_set():  # with no time to wait, `wait_for` would not look
+            return True
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:

@@ -139,7 +139,7 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
 def echo_text(prompt: TokenizedPrompt, skip_special_tokens: bool, tokenizer: Tokenizer) -> tuple[str, list[int]]:
     """The prompt as text, and the character each of its tokens begins at.
 
-    A text is echoed as the client wrote it; what tokenizing added in front has no characters of it.
+    A text is echoed as the client wrote it; tokens that tokenizing added in front have none of its characters.
     """
     decoded, offsets = _decoded(prompt, skip_special_tokens, tokenizer)
     if prompt.text is None or prompt.text == decoded:

@@ -1,4 +1,4 @@
-"""What endpoints work with: made once at start, passed by hand, replaced by nothing."""
+"""What endpoints work with: made once at start and handed to each of them; nothing of it is global."""
 
 from dataclasses import dataclass
 

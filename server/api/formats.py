@@ -122,7 +122,7 @@ def answer_body(generation: Generation, answer: AnswerFormat[Any], deltas: Itera
 
 
 def usage(generation: Generation) -> JsonObject:
-    """Tokens so far. A prompt counts once, however many choices go on from it; cached are those its first choice reused."""
+    """Tokens so far. A prompt counts once for all its choices; its cached tokens are those that its first choice reused."""
     first_choices = generation.choices[:: generation.job.body.n]
     prompt = sum(choice.lifetime.prompt_tokens for choice in first_choices)
     completion = sum(choice.lifetime.completion_tokens for choice in generation.choices)

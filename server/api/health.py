@@ -33,7 +33,7 @@ async def _health(call: Call) -> HealthAnswer:
     age = min(engine.last_token_seconds_ago for engine in useful)
     if len(engines) == 1:
         return HealthAnswer(status="healthy", last_token_seconds_ago=age)
-    told = {
+    reports = {
         name: EngineHealthAnswer(
             status="unhealthy" if engine.trouble else "healthy",
             trouble=engine.trouble,
@@ -41,7 +41,7 @@ async def _health(call: Call) -> HealthAnswer:
         )
         for name, engine in engines.items()
     }
-    return HealthAnswer(status="healthy", last_token_seconds_ago=age, engines=told)
+    return HealthAnswer(status="healthy", last_token_seconds_ago=age, engines=reports)
 
 
 def _troubles(engines: Mapping[str, EngineHealth]) -> str:

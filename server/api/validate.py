@@ -21,7 +21,7 @@ from server.schema.shown import shown
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt
 from server.text.tokenizer import Tokenizer
 
-# Below this the softmax is the arg-max but for exact ties, and logits / temperature leaves the range of fp32.
+# Below this the softmax is the arg-max except for exact ties, and logits / temperature leaves the range of fp32.
 GREEDY_BELOW = 1e-4
 
 S = TypeVar("S", bound=Sampling)
@@ -61,10 +61,10 @@ def prompt_of(given: str | list[int], add_special_tokens: bool, context: ServerC
 
 
 def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param: str) -> list[int]:
-    """The ids of a text, however many up to the bound on its bytes.
+    """The ids of a text, of any number that the bound on its bytes lets through.
 
     Raises:
-        ContextExceeded: the text has so many bytes that its tokens cannot fit the context; it was not tokenized.
+        ContextExceeded: the text is too long, in bytes, for its tokens to fit the context; it was not tokenized.
     """
     check_bytes(text, context, param)
     return context.tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -90,7 +90,7 @@ def check_bytes(text: str, context: ServerContext, param: str) -> None:
 
 
 def check_count(ids: list[int], context: ServerContext, param: str) -> None:
-    """As many ids as the context has room for, at most.
+    """No more ids than the context has room for.
 
     Raises:
         ContextExceeded: with the limit and the count.

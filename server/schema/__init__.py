@@ -1,1 +1,1 @@
-"""The JSON of each route: what a request may say, what an answer looks like, and what is refused by name."""
+"""The JSON of each endpoint: what a request may say, what an answer looks like, and what is refused by name."""

@@ -26,7 +26,7 @@ def body_schema(model: type[Body], settings: Settings) -> Schema:
 
 
 def request_body(model: type[Body], settings: Settings, examples: dict[str, Any]) -> Schema:
-    """FastAPI's `openapi_extra` for a route that takes this body."""
+    """FastAPI's `openapi_extra` for an endpoint that takes this body."""
     content = {"application/json": {"schema": body_schema(model, settings), "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}
 

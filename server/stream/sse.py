@@ -1,7 +1,7 @@
-"""Sending an answer while watching the client: a stream as server-sent events, or one JSON body. Who leaves is not computed for.
+"""Sending an answer while watching the client: a stream as server-sent events, or one JSON body.
 
-The response starts with the first output, so that whatever goes wrong before has its own HTTP status. Where that takes
-long, the stream starts with comments, which keep proxies from giving up.
+Nothing more is computed for a client that has left. The response starts with the first output, so that whatever goes wrong
+before it has its own HTTP status. Where that takes long, the stream starts with comments, which keep proxies from giving up.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _log = logging.getLogger("headrace.http")
 async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
     """The result of `work`, or None if the client leaves first; then the work is cancelled and has ended.
 
-    The request's body must have been read: `receive` has only the disconnect left to tell.
+    The request's body must have been read: only the disconnect is left for `receive` to report.
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
     try:
