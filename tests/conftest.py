@@ -33,6 +33,7 @@ if find_spec("hypothesis"):
 
     hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
     hypothesis.settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+    hypothesis.settings.register_profile("long", derandomize=False, deadline=None, print_blob=True, max_examples=1000)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 

@@ -345,6 +345,21 @@ def test_no_exception_is_stale():
     assert long_functions() >= KNOWN_LONG_FUNCTIONS
 
 
+def starts_processes(path: Path) -> bool:
+    """Whether a test has children that go on beside it, or sockets; a command that is run to its end is neither."""
+    modules = {name for _, name in imports(path)}
+    named = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    open_ones = ("zmq", "socket", "multiprocessing", "tests.e2e.server_process", "tests.loadtest.stub_server")
+    return "Popen" in named or any(f"{name}.".startswith(f"{known}.") for name in modules for known in open_ones)
+
+
+def test_tests_of_processes_and_sockets_are_marked():
+    found = {path for path in sources("tests") if path.name.startswith("test_") and starts_processes(path)}
+    marked = {path for path in sources("tests") if "pytestmark = pytest.mark.processes" in path.read_text()}
+    assert found and marked
+    assert not [str(path.relative_to(ROOT)) for path in found - marked], "make test-repeat would not run them"
+
+
 def is_settings(node: ast.expr) -> bool:
     """`settings`, `self.settings`, `services._settings` and the like."""
     name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")

@@ -14,6 +14,8 @@ from tokenizers.models import WordLevel
 from loadtest.client.sse_grammar import validate
 from tests.e2e.server_process import ServerProcess
 
+pytestmark = pytest.mark.processes
+
 PATIENCE = 120.0  # seconds a busy machine may take for one thing; no test waits that long on an idle one
 LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 

@@ -15,6 +15,8 @@ from tokenizers.models import BPE
 from tests import tiny_models
 from tests.e2e.server_process import ServerProcess
 
+pytestmark = pytest.mark.processes
+
 WORDS = 320
 SHAPE = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
 PREFIX = [5 + 3 * i for i in range(20)]

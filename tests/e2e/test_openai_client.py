@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+pytestmark = pytest.mark.processes
+
 MODEL = "SmolLM2-135M-Instruct"
 CHAT = [{"role": "user", "content": "Name three rivers."}]
 

@@ -8,6 +8,8 @@ from schemathesis.checks import not_a_server_error
 
 from tests.e2e.server_process import ServerProcess
 
+pytestmark = pytest.mark.processes
+
 # Generated bodies seldom carry a bound on the output, so the model's own is kept low: the tests are about the border.
 ARGUMENTS = ("--kv-blocks", "8", "--block-size", "16", "--max-step-tokens", "128", "--max-n", "4", "--max-prompts", "4")
 

@@ -9,6 +9,8 @@ from loadtest.bench.tiers import main as tier_bench
 from loadtest.bench.tiers import per_copy
 from tests.e2e.server_process import ServerProcess
 
+pytestmark = pytest.mark.processes
+
 PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest
 FLAGS = ("--kv-blocks", "40")
 

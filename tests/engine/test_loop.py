@@ -24,6 +24,8 @@ from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Sh
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim import SimWorker, expected
 
+pytestmark = pytest.mark.processes
+
 BLOCKS, BLOCK = 32, 4
 CONTEXT = BLOCKS * BLOCK
 WAIT_MS = 20_000

@@ -14,6 +14,8 @@ from engine.tensor_parallel.group import loopback, rank_arguments, rendezvous
 from engine.tensor_parallel.process_group import TorchProcessGroup
 from tests import tiny_models
 
+pytestmark = pytest.mark.processes
+
 WAIT = 200  # seconds; the suite's own limit is a little longer
 SETTINGS = Settings(tensor_parallel=2, device="cuda", kv_blocks=16, start_seconds=WAIT)
 

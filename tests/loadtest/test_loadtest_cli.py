@@ -15,6 +15,8 @@ from loadtest.workload import record
 from loadtest.workload.arrivals import Gamma
 from loadtest.workload.traces.read import read_trace
 
+pytestmark = pytest.mark.processes
+
 DATA = Path(__file__).parent / "data"
 STUB = Path(__file__).parent / "stub_server.py"
 BURSTGPT = str(DATA / "burstgpt_1.csv")

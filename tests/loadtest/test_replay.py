@@ -20,6 +20,8 @@ from loadtest.workload.traces import Trace, TraceRequest
 from loadtest.workload.traces.read import read_trace
 from loadtest.workload.vocabulary import PromptTokenizerError
 
+pytestmark = pytest.mark.processes
+
 DATA = Path(__file__).parent / "data"
 STUB = Path(__file__).parent / "stub_server.py"
 NEVER_LATE = 60.0  # a busy machine makes the client late, which is not what most of these tests are about

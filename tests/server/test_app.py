@@ -18,6 +18,8 @@ from server.telemetry.metrics import Metrics, server_version
 from tests.server.engines.harness import eventually, http, make_app, run, running
 from tests.server.engines.scripted_engine import DIE, FAIL, HANG, HOLD, TOKEN
 
+pytestmark = pytest.mark.processes
+
 OPEN_PATHS = {endpoint.path for endpoint in ENDPOINTS if not endpoint.needs_key}
 OPERATIONS = {endpoint.path for endpoint in ENDPOINTS if endpoint.while_draining}
 KEYS = ["first-key", "second-key"]

@@ -59,7 +59,10 @@ def test_each_matrix_stays_as_the_file_has_it(quantized, tiny_model):
     assert torch.equal(second.o.weight, model.layers[1].self_attn.o_proj.weight.half().float())
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("llama-tied", "llama-biased"))],
+)
 def test_groups_give_what_the_exact_path_gives_on_the_same_values(quantized, name):
     path = quantized[name]
     ids = prompt(320, 21)
@@ -70,7 +73,7 @@ def test_groups_give_what_the_exact_path_gives_on_the_same_values(quantized, nam
 
 
 @pytest.mark.usefixtures("row_scaled_products")
-@pytest.mark.parametrize("name", ["llama", "qwen3-biased"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("qwen3-biased", marks=pytest.mark.long)])
 def test_fp8_products_are_near(tiny_model, name):
     folder = tiny_model(name)[1]
     ids = prompt(320, 12)

@@ -62,7 +62,11 @@ def staggered(engine):
     return engine.outputs
 
 
-@pytest.mark.parametrize("kind", [Logged, InAdvance])
+# Served requests are planned in advance.
+EACH_KIND = pytest.mark.parametrize("kind", [pytest.param(Logged, marks=pytest.mark.long), InAdvance])
+
+
+@EACH_KIND
 def test_staggered_requests(folder, kind):
     want = staggered(Logged(*cpu_worker(folder, 30), 30))
     engine = kind(*gpu_worker(folder, 30), 30)
@@ -78,7 +82,7 @@ def test_without_graphs(folder):
     assert engine.worker._graphs.replayed == 0
 
 
-@pytest.mark.parametrize("kind", [Logged, InAdvance])
+@EACH_KIND
 def test_preempted_requests(folder, kind):
 
     def generate(engine):
@@ -127,7 +131,9 @@ GREEDY_EDITS = {
 WAITED_FOR = ("bad_words", "many logprobs")  # the steps before theirs, which therefore are in flight without them only
 
 
-@pytest.mark.parametrize(("kind", "left_out"), [(Logged, ()), (InAdvance, ()), (InAdvance, WAITED_FOR)])
+@pytest.mark.parametrize(
+    ("kind", "left_out"), [pytest.param(Logged, (), marks=pytest.mark.long), (InAdvance, ()), (InAdvance, WAITED_FOR)]
+)
 def test_greedy_rows_with_edits_equal_the_host_samplers(folder, kind, left_out):
     """All in one batch: those that the device draws and those that the host draws."""
 

@@ -14,6 +14,8 @@ from configs.settings import Settings
 from engine.ipc.child import add_arguments, module_arguments, parent_gone, spawn
 from engine.ipc.private_folder import private_folder, remove_folder
 
+pytestmark = pytest.mark.processes
+
 WAIT = 200
 
 # Other threads put files into the folder all the time, and end the process with another code when they cannot any more.

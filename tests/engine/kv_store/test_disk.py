@@ -29,6 +29,8 @@ from tests.engine.kv_store.disk_parts import (
     segments,
 )
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[3]
 
 

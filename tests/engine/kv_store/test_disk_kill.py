@@ -18,6 +18,8 @@ from engine.kv_store.disk import DiskStore
 from tests.engine.kv_store.disk_parts import Shrink, get, number_of, put
 from tests.engine.kv_store.disk_writer import NUMBERS, ROOM, SIZE
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[3]
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "5"))
 PIECES = (0, 4096, 20_000)  # bytes of a write; 0: a block at once

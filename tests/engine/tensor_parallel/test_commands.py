@@ -15,6 +15,8 @@ from engine.tensor_parallel.commands import (
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, SequenceInit, Step
 
+pytestmark = pytest.mark.processes
+
 SAMPLING = SamplingParams(
     max_tokens=9,
     temperature=0.5,

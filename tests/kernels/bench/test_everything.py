@@ -11,6 +11,8 @@ import pytest
 
 from kernels.bench.everything import PARTS, Part, run_all
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[3]
 WRITES = """
 import json, sys

@@ -16,6 +16,8 @@ from loadtest.workload.arrivals import Poisson
 from loadtest.workload.plan import LoadShape, make_plan
 from loadtest.workload.traces import Trace, TraceRequest
 
+pytestmark = pytest.mark.processes
+
 TRACE = Trace(
     name="made",
     format="headrace",

@@ -12,6 +12,8 @@ from server.errors import QueueFull, Unavailable
 from tests.server.engines.harness import eventually, read, run, running
 from tests.server.engines.scripted_engine import FAIL, HOLD, READY, TOKEN
 
+pytestmark = pytest.mark.processes
+
 
 def test_outputs_arrive_in_order_and_end_with_the_finish_reason():
     async def body():

@@ -18,6 +18,8 @@ import pytest
 from tests.server.engines.harness import ROOT
 from tests.server.engines.scripted_engine import HOLD
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).with_name("serve_scripted.py")
 
 

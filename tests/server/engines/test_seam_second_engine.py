@@ -17,6 +17,8 @@ from server.telemetry.metrics import Metrics
 from tests.server.engines.harness import eventually, http, make_app, run, running
 from tests.server.engines.scripted_engine import HOLD, READY
 
+pytestmark = pytest.mark.processes
+
 NAMES = ("first", "second")
 
 

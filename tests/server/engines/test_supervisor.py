@@ -14,6 +14,8 @@ from server.errors import EngineDied, Unavailable
 from tests.server.engines.harness import arguments, eventually, read, run, running
 from tests.server.engines.scripted_engine import DIE, EXIT_ORPHAN, GARBAGE, HANG, HOLD
 
+pytestmark = pytest.mark.processes
+
 
 async def outcome(stream):
     try:

@@ -14,6 +14,8 @@ from server.telemetry.console import Console, first_curl, phase_lines, plan_line
 from server.telemetry.lifetime import Lifetime
 from tests.server.engines.scripted_engine import PLAN, READY
 
+pytestmark = pytest.mark.processes
+
 
 def console(out, started=0.0, engines=("engine",)):
     return Console(
