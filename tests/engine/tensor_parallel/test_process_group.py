@@ -15,6 +15,8 @@ from engine.models.registry import read_config
 from engine.tensor_parallel.process_group import SingleProcess, TorchProcessGroup
 from tests.engine.tensor_parallel import parallel_rank
 
+pytestmark = pytest.mark.processes
+
 TOLERANCE = 1e-4
 TWO = [
     "llama",
