@@ -42,7 +42,7 @@ class Startup:
 class Backend(Protocol):
     """One model on one kind of device. `plan`, `load` and `warm_up` are called once each, in this order.
 
-    Attributes that say what was chosen (`name`, `kv_format`, `kv_element_bytes`) are valid after `plan`.
+    Attributes that say what was chosen (`name`, `kv_format`, `build`, `kv_element_bytes`) are valid after `plan`.
     """
 
     @property
@@ -58,6 +58,12 @@ class Backend(Protocol):
     @property
     def kv_format(self) -> str:
         """What keys and values are, in numbers and order: the same exactly where blocks are interchangeable."""
+        ...
+
+    @property
+    def build(self) -> str:
+        """What computes, as far as `kv_format` does not say it: the device, the code, and options that change how its sums are
+        rounded. The same after a restart on the same machine."""
         ...
 
     @property

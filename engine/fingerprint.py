@@ -1,16 +1,19 @@
-"""What names a model's KV: the same for the same files and arithmetic, on every machine and under every path.
+"""What names a model's KV, and what names all that computes its answers.
 
+The KV's name is the same for the same files and arithmetic, on every machine and under every path.
 Content addresses build on it, so neither a path nor a time may be in it. Hashing gigabytes would delay each start, so
 the tensors are sampled: training, merging and quantizing change numbers all over a file. An edit that spares the head
 and every sample goes unseen; that takes a tensor of less than 1/256 of a file that alone was changed.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+import kernels
 from configs.model.source import ModelSource
 from configs.settings import Settings
 
@@ -41,6 +44,50 @@ def kv_fingerprint(source: ModelSource, settings: Settings, arithmetic: KvFormat
         digest.update(_file_digest(path))
     weights = "random" if settings.load_format == "dummy" else "stored"
     return f"{digest.hexdigest()}|{weights}|{arithmetic.kv_format}"
+
+
+class Computes(KvFormat, Protocol):
+    """Whoever also knows what computes."""
+
+    @property
+    def build(self) -> str:
+        """The device and the code."""
+        ...
+
+
+def answer_fingerprint(source: ModelSource, settings: Settings, backend: Computes) -> str:
+    """Names all that an answer depends on beside its request: model, arithmetic, ranks, device, code. For people, too.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return f"{kv_fingerprint(source, settings, backend)}|{backend.build}"
+
+
+def build(device: str, packages: Sequence[str] = ("headrace", "torch", "triton")) -> str:
+    """Names the code that computes on `device`: versions of these packages, as far as they are installed, and our kernels.
+
+    `headrace` alone would not do: in a working copy the kernels change and its version does not.
+    """
+    versions = [f"{name} {found}" for name in packages if (found := _version(name))]
+    return ", ".join([device, *versions, f"kernels {_kernels()}"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _kernels() -> str:
+    """Of the sources: a library or a Triton kernel is built from them as they are."""
+    folder = Path(kernels.__file__).parent
+    digest = blake2b(digest_size=8)
+    for path in sorted(path for kind in ("py", "h", "cpp") for path in folder.rglob(f"*.{kind}")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _files(source: ModelSource) -> list[Path]:

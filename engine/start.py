@@ -19,7 +19,7 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.backend import Backend, Startup, generate
 from engine.device import choose_device
-from engine.fingerprint import kv_fingerprint
+from engine.fingerprint import answer_fingerprint, kv_fingerprint
 from engine.ipc.channel import Channel
 from engine.models.registry import read_config
 from engine.worker import Worker
@@ -134,6 +134,7 @@ class Starter:
             eos_token_ids=list(config.eos_token_ids),
             device=backend.name,
             version=version("headrace"),
+            computes=answer_fingerprint(self._source, self._settings, backend),
         )
         return self._loop(config, plan, backend, worker), ready
 

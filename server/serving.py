@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import signal
 import socket
@@ -25,7 +24,7 @@ from server.engines.launch import Incarnation, launch
 from server.engines.supervisor import Supervisor
 from server.listen import url_of
 from server.telemetry.console import Console
-from server.telemetry.metrics import Metrics, server_version
+from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
 from server.text.chat_template import load_chat_template
 
@@ -90,7 +89,6 @@ class Serving:
             tokenizer=tokenizer,
             template=template,
             model_names=names,
-            fingerprint=fingerprint(source, settings),
             created=int(time.time()),
         )
         app = create_app(context)
@@ -170,20 +168,3 @@ def web_config(app: object) -> uvicorn.Config:
         timeout_keep_alive=75,  # longer than the idle timeout of common proxies, so that they close first
         timeout_graceful_shutdown=int(_LAST_WRITES_SECONDS),
     )
-
-
-def fingerprint(source: ModelSource, settings: Settings) -> str:
-    """`system_fingerprint` of the answers: changes with the version, the model's files and what changes its arithmetic."""
-    stat = source.path.stat()
-    parts = (
-        server_version(),
-        source.path.name,
-        stat.st_size,
-        stat.st_mtime_ns,
-        settings.load_format,
-        settings.cpu_precision,
-        settings.device,
-        settings.gpu_weights,
-        settings.gpu_kv,
-    )
-    return "fp_" + hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()

@@ -7,6 +7,7 @@ from engine.backend import Startup, import_torch
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import USUAL_STEP, plan_memory
 from engine.device import StepLimits, step_limits
+from engine.fingerprint import build
 from engine.worker import Worker
 from scheduler.types.messages import MemoryPlan
 
@@ -45,6 +46,11 @@ class CpuBackend:
     def kv_format(self) -> str:
         """The arithmetic's."""
         return self.arithmetic.kv_format
+
+    @property
+    def build(self) -> str:
+        """The arithmetic and the code."""
+        return build(self.name)
 
     @property
     def kv_element_bytes(self) -> int:

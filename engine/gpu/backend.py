@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.backend import Startup, generate, import_torch
 from engine.device import StepLimits, step_limits
+from engine.fingerprint import build
 from engine.tensor_parallel.group import RankGroup, loopback, rendezvous
 from engine.worker import Worker
 from scheduler.types.messages import MemoryPlan
@@ -73,6 +74,12 @@ class GpuBackend:
     def kv_format(self) -> str:
         """The loader's."""
         return self.loader.kv_format
+
+    @property
+    def build(self) -> str:
+        """The GPUs, the code, and whether shared prefixes are read once, which adds up an attention's parts in another order."""
+        shared = self._startup.settings.gpu_shared_prefixes
+        return build(self.name) + (", shared prefixes" if shared else "")
 
     @property
     def kv_element_bytes(self) -> int:

@@ -98,6 +98,7 @@ class Ready:
     eos_token_ids: list[int]
     device: str
     version: str
+    computes: str  # names all that an answer depends on beside its request: model, arithmetic, device, code
 
 
 @dataclass(slots=True, kw_only=True)

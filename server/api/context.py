@@ -1,5 +1,6 @@
 """What endpoints work with: made once at start and handed to each of them; nothing of it is global."""
 
+import hashlib
 from dataclasses import dataclass
 
 from configs.settings import Settings
@@ -18,7 +19,7 @@ class ServerContext:
     """The server's parts as its endpoints see them.
 
     `model_names` are the names clients may use, the first of which answers carry when the request names none.
-    `fingerprint` changes when the model or the server's version does. `created` is in Unix seconds.
+    `created` is in Unix seconds.
     """
 
     settings: Settings
@@ -29,7 +30,6 @@ class ServerContext:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     model_names: tuple[str, ...]
-    fingerprint: str
     created: int
 
     def info(self) -> Ready:
@@ -41,6 +41,15 @@ class ServerContext:
         if self.engines.info is None:
             raise self.engines.unavailable()
         return self.engines.info
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint` of the answers: the same as long as the same request may be expected to have the same answer.
+
+        Raises:
+            Unavailable: no engine ever was ready, so nobody knows what will compute.
+        """
+        return "fp_" + hashlib.blake2b(self.info().computes.encode(), digest_size=6).hexdigest()
 
     def model_name(self, asked: str | None) -> str:
         """The name the answer carries.

@@ -21,7 +21,7 @@ MIN_PYTHON = (3, 11)
 GIB = 2**30
 # Both processes with the embedded model in fp32 took 1.1 GiB at their peak, with a pool of 150 MiB and eight prompts at once.
 COMFORTABLE_BYTES = 2 * GIB
-# Neither PyTorch nor kernels/ is imported here (nothing in server/ does): an own interpreter also shows whether they load.
+# Neither PyTorch nor kernels/ is imported here, as nowhere in server/: an interpreter of their own also shows whether they load.
 TORCH_PROBE = """
 import json, torch
 from kernels.cpu.variants import choose
@@ -36,6 +36,7 @@ print(json.dumps({
     "kernels_reason": kernels.reason,
 }))
 """
+_NO_GPU = "serving on a GPU (--device cuda); the CPU computes instead"
 CPU_FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -118,9 +119,7 @@ def torch_build() -> Iterator[Finding]:
         detail = f"{found['version']} is built without CUDA"
     else:
         detail = f"built for CUDA {found['cuda']}, sees {', '.join(found['devices']) or 'no device'}"
-    yield Finding(
-        "PyTorch CUDA", detail, "" if found["devices"] else "nothing yet: this version computes on the CPU only"
-    )
+    yield Finding("PyTorch CUDA", detail, "" if found["devices"] else _NO_GPU)
     lost = "" if found["kernels"] else "speed: prefill and batches several times slower, twice the KV memory"
     yield Finding("C++ kernels", found["kernels_reason"], lost)
 
@@ -161,16 +160,16 @@ def embedded_model() -> Finding:
     return Finding("embedded model", f"{path.name}, {path.stat().st_size / 2**20:.0f} MiB")
 
 
-def gpu() -> Finding:
-    """An NVIDIA GPU and Triton. Neither is used by this version, and the line says so."""
-    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+def gpu(loaded: Path = Path("/proc/driver/nvidia/version")) -> Finding:
+    """What serving on a GPU needs: NVIDIA's driver, and Triton, which compiles the kernels."""
+    driver = loaded.exists() or shutil.which("nvidia-smi") is not None
     try:
         triton = f"Triton {version('triton')}"
     except PackageNotFoundError:
         triton = "no Triton"
     detail = f"{'NVIDIA driver' if driver else 'no NVIDIA driver'}, {triton}"
     ready = driver and not triton.startswith("no")
-    return Finding("GPU", detail, "" if ready else "nothing yet: this version computes on the CPU only")
+    return Finding("GPU", detail, "" if ready else _NO_GPU)
 
 
 def compiler() -> Finding:

@@ -4,13 +4,18 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import pytest
+import torch
 
 from configs.model.source import ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
-from engine.fingerprint import kv_fingerprint
+from engine.fingerprint import answer_fingerprint, build, kv_fingerprint
+from engine.gpu.formats import GpuArithmetic
 
 MIB = 2**20
 
@@ -78,3 +83,60 @@ def test_a_folder_is_its_config_and_all_its_shards(tmp_path):
     assert len(names) == 4
     (tmp_path / "tokenizer.json").write_text("{}")
     assert named(source) in names
+
+
+@dataclass
+class Chosen:
+    """A backend after `plan`."""
+
+    kv_format: str
+    build: str
+
+
+def chosen(arithmetic, device=None, more=""):
+    return Chosen(arithmetic.kv_format, build(device or arithmetic.name) + more)
+
+
+def test_answers_bear_the_name_of_all_that_computes_them(model):
+    gpu = GpuArithmetic("dense", torch.bfloat16)
+    one, two = gpu.kv_format(1), gpu.kv_format(2)
+    backends = [
+        chosen(Arithmetic("exact", "as asked for")),
+        chosen(Arithmetic("fast", "the best there is", model.with_name("avx2-1.so"))),
+        chosen(Arithmetic("fast", "the best there is", model.with_name("avx512-1.so"))),
+        Chosen(one, build("H200")),
+        Chosen(one, build("L4")),
+        Chosen(two, build("2 x H200")),
+        Chosen(one, build("H200") + ", shared prefixes"),
+        Chosen(GpuArithmetic("fp8", torch.bfloat16).kv_format(1), build("H200")),
+    ]
+    names = [answer_fingerprint(gguf(model), Settings(), backend) for backend in backends]
+    assert len(set(names)) == len(names)
+    why = Arithmetic("exact", "fp32 by torch: no kernels are built")  # chosen by itself, it computes the same
+    assert answer_fingerprint(gguf(model), Settings(cpu_precision="exact"), chosen(why)) == names[0]
+    model.write_bytes(b"another model")
+    assert answer_fingerprint(gguf(model), Settings(), backends[0]) != names[0]
+
+
+def test_a_build_is_the_same_in_every_process_and_names_versions():
+    code = "from engine.fingerprint import build; print(build('cpu'))"
+    said = {
+        subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    }
+    assert said == {build("cpu") + "\n"}
+    assert f"torch {torch.__version__.partition('+')[0]}" in build("cpu")
+    assert "triton" not in build("cpu", ("headrace", "no-such-package"))
+
+
+def test_changed_kernels_are_another_build(tmp_path, monkeypatch):
+    import kernels
+
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
+    names = []
+    for text in ("1", "2", "1"):
+        (tmp_path / "kernel.cpp").write_text(text)
+        names.append(build("cpu"))
+    (tmp_path / "kernel.cpp").rename(tmp_path / "renamed.cpp")
+    names.append(build("cpu"))
+    assert names[0] == names[2] and len(set(names)) == 3

@@ -55,6 +55,7 @@ class ToyBackend:
     name = "toy chip"
     limits = StepLimits(tokens=8, sequences=3)
     kv_format = "toy"
+    build = "toy chip, no code"
     kv_element_bytes = 1
     folder = None
 

@@ -145,6 +145,15 @@ def test_doctor_fails_where_the_distribution_is_absent():
     assert "Serving is not possible" in doctor.report([finding])
 
 
+def test_doctor_says_that_a_gpu_serves_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
+    driver = tmp_path / "version"
+    assert "--device cuda" in doctor.gpu(driver).lost
+    assert "no NVIDIA driver" in doctor.gpu(driver).detail
+    driver.touch()
+    assert doctor.gpu(driver).lost == "" and not doctor.gpu(driver).fatal
+
+
 def test_doctor_says_what_is_lost_with_an_old_cpu_and_little_memory(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name\t: Old One\nflags\t\t: sse sse2\n")

@@ -168,7 +168,14 @@ def text_reply(text: str, end: bool = True) -> Callable[[AddRequest], Iterable[i
 def ready_event() -> Ready:
     """What an engine says that takes requests."""
     return Ready(
-        context=CONTEXT, vocab_size=258, block_size=32, blocks=8, eos_token_ids=[END], device="cpu", version="1"
+        context=CONTEXT,
+        vocab_size=258,
+        block_size=32,
+        blocks=8,
+        eos_token_ids=[END],
+        device="cpu",
+        version="1",
+        computes="a script",
     )
 
 
@@ -194,7 +201,6 @@ class Server:
             tokenizer=byte_tokenizer(bos),
             template=ChatTemplate(template) if template else None,
             model_names=("small", "org/small"),
-            fingerprint="fp_1",
             created=1_790_000_000,
         )
         self.app = create_app(self.context, endpoints)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 
 import httpx
@@ -12,7 +13,7 @@ from scheduler.types.step import TokenLogprobs
 from server.api import completions
 from server.schema.answers import ChatAnswer, CompletionAnswer, DetokenizeAnswer, ModelList, TokenizeAnswer
 from tests.server.api import scripted
-from tests.server.api.scripted import CONTEXT, END, START, Server, run
+from tests.server.api.scripted import CONTEXT, END, START, Server, ready_event, run
 
 USER = {"role": "user", "content": "hi"}
 ROUTES = {"/v1/completions": {"prompt": "abc"}, "/v1/chat/completions": {"messages": [USER]}}
@@ -180,7 +181,7 @@ def test_what_an_answer_says(path):
         "prompt_tokens_details": {"cached_tokens": prompt // 2},
     }
     assert answer["model"] == summary.model == "org/small"
-    assert answer["system_fingerprint"] == chunks[0]["system_fingerprint"] == "fp_1"
+    assert answer["system_fingerprint"] == chunks[0]["system_fingerprint"]
     assert answer["id"].startswith("chatcmpl-" if path == CHAT else "cmpl-")
     assert {"queue_ms", "prefill_ms", "decode_ms", "total_ms"} <= answer["timings"].keys()
 
@@ -429,3 +430,18 @@ def test_large_bodies_are_prepared_off_the_event_loop_with_the_same_refusals():
     assert long_prompt.json()["error"]["code"] == "context_length_exceeded"
     assert "nested" in broken.json()["error"]["message"]
     assert fine.status_code == 200
+
+
+def test_the_fingerprint_is_that_of_what_the_engine_says_computes():
+    async def body():
+        server = Server()
+        ready = ready_event()
+        seen = []
+        for computes in (ready.computes, "another model or device", ready.computes):  # the last: a restart
+            ready.computes = computes
+            server.engine.handle(ready)
+            seen.append((await server.post("/v1/completions", {"prompt": "a"})).json()["system_fingerprint"])
+        assert seen[0] == seen[2] != seen[1]
+        assert all(re.fullmatch("fp_[0-9a-f]{12}", name) for name in seen)
+
+    run(body)

@@ -56,7 +56,6 @@ def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drai
         tokenizer=tokenizer(),
         template=load_chat_template(tokenizer()),
         model_names=("scripted",),
-        fingerprint="fp_test",
         created=0,
     )
     return create_app(context)

@@ -46,7 +46,14 @@ PLAN = MemoryPlan(
     max_model_len=4096, context=2048, concurrent=1.0, arithmetic="scripted",
 )  # fmt: skip
 READY = Ready(
-    context=2048, vocab_size=5000, block_size=32, blocks=64, eos_token_ids=[2], device="scripted", version="0"
+    context=2048,
+    vocab_size=5000,
+    block_size=32,
+    blocks=64,
+    eos_token_ids=[2],
+    device="scripted",
+    version="0",
+    computes="a script",
 )
 
 
