@@ -17,7 +17,7 @@ from engine.device import StepLimits
 from engine.worker import Worker
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import Chunk, SequenceInit, Step
+from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,9 @@ def generate(worker: Worker, sampling: SamplingParams, prompt_length: int) -> No
     new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=sampling)
     for index in range(sampling.max_tokens):
         start, length = (prompt_length + index - 1, 1) if index else (0, prompt_length)
-        chunk = Chunk(request_id=name, start=start, length=length, block_table=[0], samples=True)
+        phase = ChunkPhase.DECODE if index else ChunkPhase.PREFILL
+        chunk = Chunk(request_id=name, start=start, length=length, block_table=[0], phase=phase, samples=1)
         retired = [name] if index == sampling.max_tokens - 1 else []
         result = worker.run(Step(step_id=-1, chunks=[chunk], new=[] if index else [new], retired=retired)).results[0]
-        if result.token_id is None:
+        if not result.token_ids:
             raise ModelError(f"the model gave no token while it was warmed up: {result.error}")

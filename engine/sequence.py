@@ -19,18 +19,25 @@ class Sequence:
     tokens: list[int]
     prompt_length: int
     sampling: SamplingParams
+    announced_length: (
+        int  # tokens that came with the announcement: the prompt, and the output of a request that is resumed
+    )
+    adapter: str = ""
 
     @classmethod
     def from_init(cls, init: SequenceInit) -> Self:
-        """Begin a sequence with a copy of the announced prompt."""
+        """Begin a sequence with a copy of the announced tokens."""
+        tokens = init.prompt_ids + init.generated_ids
         return cls(
             request_id=init.request_id,
-            tokens=list(init.prompt_ids),
+            tokens=tokens,
             prompt_length=len(init.prompt_ids),
             sampling=init.sampling,
+            announced_length=len(tokens),
+            adapter=init.adapter,
         )
 
     @property
     def output_length(self) -> int:
-        """How many tokens were sampled so far."""
+        """How many tokens were sampled so far, here or wherever the request ran before."""
         return len(self.tokens) - self.prompt_length

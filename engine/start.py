@@ -27,7 +27,7 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import MemoryPlan, Phase, Ready
+from scheduler.types.messages import MemoryPlan, Ready, StartPhase
 from scheduler.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Starter:
     def _phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._channel.send(Phase(name=name, seconds=time.perf_counter() - began))
+        self._channel.send(StartPhase(name=name, seconds=time.perf_counter() - began))
 
     def _run(self, work: Callable[[], object]) -> object:
         return self._thread.submit(work).result()
@@ -183,6 +183,7 @@ class Starter:
             ),
             pool,
             tiers,
+            open_steps=max(2, worker.depth),  # where the worker takes one, the next is planned meanwhile
         )
         return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)
 

@@ -10,9 +10,9 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.load_planner import Wanted
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.transfer_planner import TransferPlanner
-from scheduler.policies.base import SchedulingPolicy
+from scheduler.policies.base import Need, SchedulingPolicy
+from scheduler.token_budget import split_prefill
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.prefill_split import Need, split_prefill
 from scheduler.types.request import Request
 
 _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
@@ -54,7 +54,7 @@ class Admission:
         for request in islice(waiting, _SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
-            if self._cache.awaits_pending(request):
+            if self._waits(request):
                 continue
             hits = self._cache.hits(request)
             wanted = self._wanted(request, hits)
@@ -94,8 +94,12 @@ class Admission:
         return self._lacks(request, hits, alone=alone) - freed
 
     def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
-        """The first of the line that waits for nobody's content: the one that others may have to make room for."""
-        return next((each for each in islice(waiting, _SCAN) if not self._cache.awaits_pending(each)), None)
+        """The first of the line that waits for nothing but room: the one that others may have to make it for."""
+        return next((each for each in islice(waiting, _SCAN) if not self._waits(each)), None)
+
+    def _waits(self, request: Request) -> bool:
+        """For content that another one computes, or to know its own tokens: drafts of it are still being verified."""
+        return request.verifying or self._cache.awaits_pending(request)
 
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
         """Blocks beyond those the pool has and the watermark it leaves to those that run."""

@@ -1,104 +1,143 @@
 """Several decode steps in one go, for callers that know what the steps will bring: simulations.
 
 While nobody arrives, ends or lacks a block, every plan is the last one with each sequence a token further. `steady_steps`
-says for how many steps that is certain, `leap` makes of the books what so many rounds of `refresh`, `schedule` and `update`
+says for how many steps that is certain, `run` makes of the books what that many rounds of `refresh`, `schedule` and `update`
 would have made of them: same block ids, same published contents, same counters. A test compares the two field by field.
 
 What belongs here: that equivalence, and nothing that decides. A rule that enters `Scheduler.schedule` must be mirrored in
-`steady_steps` as a condition, so that where it could matter no leap is made.
+`steady_steps` as a condition, so that no step is skipped where it could matter.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
+from scheduler.chunks import ChunkBuilder
+from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.request_table import RequestTable
 from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
-from scheduler.types.step import Step
+from scheduler.types.step import Chunk, ChunkPhase, Step
 
 
-def steady_steps(planned: Step, running: list[Request], config: SchedulerConfig, pool: BlockPool) -> int:
-    """How many steps, `planned` the first of them, bring each running sequence one token and end none of them.
+class FastForward:
+    """Skips steps of one scheduler, whose parts it is given."""
 
-    Args:
-        planned: the plan for the next step; the results of all steps before it are in.
-        running: all of them, in the order of the plan; nobody else can be admitted.
-        config: of the scheduler.
-        pool: of the scheduler.
+    def __init__(
+        self,
+        *,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        table: RequestTable,
+        cache: PrefixCache,
+        transfers: TransferPlanner,
+        policy: SchedulingPolicy,
+        drafting: Drafting,
+        chunks: ChunkBuilder,
+        stats: EngineStats,
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._table = table
+        self._cache = cache
+        self._transfers = transfers
+        self._policy = policy
+        self._drafting = drafting
+        self._chunks = chunks
+        self._stats = stats
 
-    Returns:
-        At most the tokens of a block, so that each sequence fills and takes at most one; 0 where the plan is anything
-        but one decode of each running sequence.
-    """
-    if pool.available < len(running) or planned.new:
-        return 0
-    if len(running) > config.max_step_tokens - config.max_step_tokens // 8 - 1:  # some may have to take turns
-        return 0
-    steps, previous = pool.block_size, (-(2**63), -1)
-    for chunk, request in zip(planned.chunks, running, strict=True):
-        known, place = len(request.tokens), (request.priority, request.arrival)
-        if (
-            not chunk.samples
-            or chunk.length != 1
-            or request.in_flight != 1
-            or request.computed != known
-            or place < previous
-        ):
+    def steady_steps(self, planned: Step) -> int:
+        """How many steps, `planned` the first of them, bring each running sequence one token and end none of them.
+
+        Args:
+            planned: the plan for the next step; the results of all steps before it are in.
+
+        Returns:
+            At most the tokens of a block, so that each sequence fills and takes at most one; 0 where the plan is anything
+            but one decode of each running sequence.
+        """
+        running = self._all_running(planned)
+        if not running or planned.new or self._may_change(running):
             return 0
-        if request.times.first_token is None or request.sampling.stop_token_ids:
-            return 0
-        left = min(request.sampling.max_tokens - known + len(request.prompt_ids), config.context - known) - 1
-        steps = min(steps, left)
-        previous = place
-    return max(steps, 0)
+        steps, previous = self._pool.block_size, (-(2**63), -1)
+        for chunk, request in zip(planned.chunks, running, strict=True):
+            place = (request.priority, request.arrival)
+            if place < previous or not _is_steady(chunk, request):
+                return 0
+            known, output = len(request.tokens), len(request.tokens) - len(request.prompt_ids)
+            steps = min(steps, min(request.sampling.max_tokens - output, self._config.context - known) - 1)
+            previous = place
+        return max(steps, 0)
+
+    def run(self, planned: Step, steps: int, token_of: Callable[[str], int]) -> Step:
+        """Do that many rounds at once; returns the plan for the step after these, but for its `retired`.
+
+        Args:
+            planned: as in `steady_steps`; used up.
+            steps: from 1 to what `steady_steps` says.
+            token_of: the id that each of these steps samples for a request; no EOS.
+        """
+        running = self._all_running(planned)
+        known = [len(request.tokens) for request in running]
+        for request in running:
+            request.tokens += [token_of(request.request_id)] * steps
+            request.computed += steps
+            request.last_step = planned.step_id + steps
+        self._change_blocks(running, known, steps)
+        for chunk, request in zip(planned.chunks, running, strict=True):
+            chunk.start += steps
+            chunk.block_table = list(request.block_table)
+            self._chunks.count(request, request.computed - steps)
+        self._stats.steps += steps
+        self._stats.generation_tokens += steps * len(running)
+        return Step(step_id=planned.step_id + steps, chunks=planned.chunks)
+
+    def _may_change(self, running: list[Request]) -> bool:
+        """Whether a step could differ from the one before for what is not in its chunks."""
+        line, budget = self._table.waiting, self._config.max_step_tokens
+        takes_turns = len(running) > budget - budget // 8 - 1
+        could_admit = bool(line) and len(running) < self._config.max_running
+        return (
+            self._transfers.active
+            or self._drafting.active
+            or takes_turns
+            or could_admit
+            or self._pool.available < len(running)
+            or not self._policy.is_stable(line, self._table.running.values())
+        )
+
+    def _all_running(self, step: Step) -> list[Request]:
+        """The running requests in the order of the step's chunks; none unless each has exactly one."""
+        if len(step.chunks) != len(self._table.running):
+            return []
+        found = [self._table.running.get(chunk.request_id) for chunk in step.chunks]
+        return [request for request in found if request is not None] if None not in found else []
+
+    def _change_blocks(self, running: list[Request], known: list[int], steps: int) -> None:
+        """Take and publish blocks in the order in which the rounds would."""
+        published = self._chunks.published_by
+        published.clear()
+        for round_, fills, place in sorted(_block_events(running, known, steps, self._pool.block_size)):
+            request = running[place]
+            if not fills:
+                request.block_table += self._pool.allocate(1, request.block_table[-1])
+            elif self._cache.publish(request) and round_ == steps:
+                published.add(request.request_id)
 
 
-def all_running(step: Step, running: Mapping[str, Request]) -> list[Request]:
-    """The running requests in the order of the step's chunks; none unless each has exactly one."""
-    if len(step.chunks) != len(running):
-        return []
-    found = [running.get(chunk.request_id) for chunk in step.chunks]
-    return [request for request in found if request is not None] if None not in found else []
-
-
-def leap(
-    planned: Step,
-    steps: int,
-    *,
-    running: list[Request],
-    pool: BlockPool,
-    cache: PrefixCache,
-    token_of: Callable[[str], int],
-) -> tuple[Step, set[str]]:
-    """Do `steps` rounds at once.
-
-    Args:
-        planned: as in `steady_steps`; used up.
-        steps: from 1 to what `steady_steps` says.
-        running: as in `steady_steps`.
-        pool: changed.
-        cache: changed.
-        token_of: the id that each of these steps samples for a request; no EOS.
-
-    Returns:
-        The plan for the step after these, and the ids of requests that published a block in the last round.
-    """
-    known = [len(request.tokens) for request in running]
-    for request in running:
-        request.tokens += [token_of(request.request_id)] * steps
-        request.computed += steps
-        request.last_step = planned.step_id + steps
-    last = set[str]()
-    for round_, fills, place in sorted(_block_events(running, known, steps, pool.block_size)):
-        request = running[place]
-        if not fills:
-            request.block_table += pool.allocate(1, request.block_table[-1])
-        elif cache.publish(request) and round_ == steps:
-            last.add(request.request_id)
-    for chunk, request in zip(planned.chunks, running, strict=True):
-        chunk.start += steps
-        chunk.block_table = list(request.block_table)
-    return Step(step_id=planned.step_id + steps, chunks=planned.chunks), last
+def _is_steady(chunk: Chunk, request: Request) -> bool:
+    """Whether the chunk is a plain decode of a request that only `max_tokens` or the context will end."""
+    return (
+        chunk.phase is ChunkPhase.DECODE
+        and chunk.samples == 1
+        and request.in_flight == 1
+        and request.computed == len(request.tokens)
+        and request.times.first_token is not None
+        and not request.sampling.stop_token_ids
+    )
 
 
 def _block_events(

@@ -12,14 +12,25 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
     ("the table covers what is computed", lambda r, size: len(r.block_table) * size >= r.computed),
     ("computed never passes known", lambda r, _: 0 <= r.computed <= r.known),
     ("what was published was computed", lambda r, size: r.published * size <= r.computed),
-    ("at most two tokens are in flight", lambda r, _: 0 <= r.in_flight <= 2),
+    ("nothing is planned on drafts in flight", lambda r, _: not r.verifying or r.in_flight == 1),
 )
 
 
 def check_requests(
-    requests: Mapping[str, Request], running: Mapping[str, Request], waiting: Collection[Request], block_size: int
+    requests: Mapping[str, Request],
+    running: Mapping[str, Request],
+    waiting: Collection[Request],
+    block_size: int,
+    open_steps: int,
 ) -> None:
     """Compare each request with the rules, and its state with its place.
+
+    Args:
+        requests: all that have not finished.
+        running: those that have blocks.
+        waiting: the others.
+        block_size: tokens of a block.
+        open_steps: steps whose results may be out, each with one token of a request at most, accepted drafts left out.
 
     Raises:
         IntegrityError: naming the first contradiction.
@@ -28,6 +39,8 @@ def check_requests(
         for rule, holds in _RULES:
             if not holds(request, block_size):
                 raise IntegrityError(f"{rule}: not so for {request}")
+        if not 0 <= request.in_flight <= open_steps:
+            raise IntegrityError(f"each of {open_steps} open steps has a token in flight at most: not so for {request}")
         if (request.request_id in running) != (request.state is RequestState.RUNNING):
             raise IntegrityError(f"states match the line and the running set: not so for {request}")
     if len(requests) != len(running) + len(waiting):

@@ -1,10 +1,14 @@
-"""Whom to take the blocks from: when a running request needs one and none is left, and when a waiting one may push in."""
+"""Whom to take the blocks from, and how: when a running request needs one and none is left, and when a waiting one may push in."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from scheduler.admission import Admission
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
+from scheduler.request_table import RequestTable
+from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
 
 
@@ -29,27 +33,52 @@ def choose_victim(
     return min(open_to or [needy], key=reluctance)
 
 
-class Room:
-    """Whom a waiting request may push out, for one scheduler.
+class Preemption:
+    """Takes blocks from running requests of one scheduler.
 
     Args:
         slots: requests that may run at once.
-        pool: of the scheduler.
-        admission: knows what a request lacks.
+        pool: whose blocks they are.
+        cache: names what is saved.
+        transfers: save it.
+        table: of the requests.
+        admission: knows what a waiting request lacks.
         policy: knows who yields to whom.
+        stats: counted in.
     """
 
-    def __init__(self, slots: int, pool: BlockPool, admission: Admission, policy: SchedulingPolicy) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        pool: BlockPool,
+        cache: PrefixCache,
+        transfers: TransferPlanner,
+        table: RequestTable,
+        admission: Admission,
+        policy: SchedulingPolicy,
+        stats: EngineStats,
+    ) -> None:
         self._slots = slots
         self._pool = pool
+        self._cache = cache
+        self._transfers = transfers
+        self._table = table
         self._admission = admission
         self._policy = policy
+        self._stats = stats
 
-    def victims(self, newcomer: Request, running: Collection[Request]) -> list[Request]:
+    def victim_for(self, needy: Request) -> Request:
+        """The running request to preempt so that `needy`, which runs, gets a block. May be the needy one itself."""
+        running = self._table.running.values()
+        return choose_victim(running, needy, self._pool, self._admission.protected, self._policy)
+
+    def victims_of(self, newcomer: Request) -> list[Request]:
         """The running requests to preempt so that a waiting one comes in; none if it comes in anyway, or cannot.
 
         Least lost work within the lowest class goes first, and nobody gives way in vain.
         """
+        running = self._table.running.values()
         open_to = self._open_to(newcomer, running)
         fits = len(running) < self._slots and self._admission.lacks(newcomer, alone=not running) <= 0
         if not open_to or fits:
@@ -60,6 +89,24 @@ class Room:
             if self._admission.lacks(newcomer, chosen, alone=len(chosen) == len(running)) <= 0:
                 return self._needed(newcomer, chosen)
         return []
+
+    def preempt(self, request: Request) -> None:
+        """Back into the line, its blocks saved first where that pays."""
+        if self._transfers.swaps() and not request.loading:
+            self._swap_out(request)
+        self._table.put_back(request)
+        request.preemptions += 1
+        request.times.preemptions = request.preemptions
+        self._stats.preemptions += 1
+
+    def _swap_out(self, request: Request) -> None:
+        """Save what is computed: full blocks under their names, the last one under that of its part."""
+        self._transfers.ended(request)  # what was left of an earlier time
+        self._cache.publish(request)
+        keys, tail = request.block_hashes[: request.published], request.cut_tail(self._pool.block_size)
+        self._table.release(request)
+        self._transfers.swap_out(keys, tail)
+        self._stats.swapped_out += 1
 
     def _open_to(self, newcomer: Request, running: Iterable[Request]) -> list[Request]:
         """Those that yield to the newcomer, the first to go first."""

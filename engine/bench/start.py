@@ -25,7 +25,7 @@ from engine.bench.steps import LLAMA_3_8B
 from engine.ipc.channel import Channel
 from engine.models.layout import expected_shapes
 from engine.start import Starter
-from scheduler.types.messages import Phase
+from scheduler.types.messages import StartPhase
 
 _SHARD_TENSORS = 32
 _READ = 64 * 2**20
@@ -87,7 +87,7 @@ class _Printed:
     """The engine's channel: phases as lines of JSON."""
 
     def send(self, event: object) -> None:
-        if isinstance(event, Phase):
+        if isinstance(event, StartPhase):
             print(json.dumps([event.name, event.seconds]), flush=True)
 
     def wake(self) -> None:

@@ -1,6 +1,6 @@
 """What one forward pass computes: the chunks of a step laid end to end, and everything about them all layers share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ class SequenceInput:
     the positions before `start` is there already. `wanted` says of how many of its last tokens the result is wanted: one to
     sample, all to score a prompt, none in the middle of one; None means all. `newest`: the last id is taken from that row of
     the device's table of newest tokens, because the host may not know it yet; None: it is as `token_ids` has it.
+    `adapter` is the index of the LoRA adapter, 0: none.
     """
 
     token_ids: list[int]
@@ -26,6 +27,7 @@ class SequenceInput:
     block_table: list[int]
     wanted: int | None = None
     newest: int | None = None
+    adapter: int = 0
 
     @property
     def results(self) -> int:
@@ -43,6 +45,7 @@ class Batch:
         slots: int64 [rows], where each row's keys and values go in the pool.
         full: attention plan of layers that see all keys.
         sliding: attention plan of layers with the model's sliding window.
+        adapters: int64 [rows], index of each row's LoRA adapter, 0: none; None where no row has one.
     """
 
     token_ids: Tensor
@@ -50,6 +53,7 @@ class Batch:
     slots: Tensor
     full: list[Tile]
     sliding: list[Tile]
+    adapters: Tensor | None = None
 
     @classmethod
     def build(cls, sequences: Sequence[SequenceInput], pool: KvPool) -> "Batch":
@@ -76,7 +80,27 @@ class Batch:
             ids += sequence.token_ids
             positions += range(start, start + length)
             slots += _slots(sequence.block_table, pool.block_size, start, length)
-        return cls(torch.tensor(ids), torch.tensor(positions), torch.tensor(slots), full, sliding)
+        adapters = adapters_of(sequences)
+        return cls(
+            torch.tensor(ids),
+            torch.tensor(positions),
+            torch.tensor(slots),
+            full,
+            sliding,
+            torch.tensor(adapters) if adapters else None,
+        )
+
+
+def adapter_rows(names: Iterable[str]) -> dict[str, int]:
+    """The index of each LoRA adapter by its name, as `SequenceInput.adapter` has it; of no adapter: 0."""
+    return {name: index for index, name in enumerate(["", *names])}
+
+
+def adapters_of(sequences: Sequence[SequenceInput]) -> list[int]:
+    """The index of each row's adapter; nothing where no row has one."""
+    if not any(item.adapter for item in sequences):
+        return []
+    return [item.adapter for item in sequences for _ in item.token_ids]
 
 
 def _slots(block_table: list[int], block_size: int, start: int, length: int) -> list[int]:

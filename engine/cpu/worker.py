@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.cpu.batch import SequenceInput
+from engine.cpu.batch import SequenceInput, adapter_rows
 from engine.cpu.model import Model
 from engine.sampling.prompt_logprobs import score_prompts, wanted
+from engine.sampling.sampled_rows import first_rows
 from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
@@ -29,13 +30,20 @@ class Computed:
 
 
 class CpuWorker:
-    """The CPU device."""
+    """The CPU device.
+
+    Args:
+        model: with its pool.
+        sampler: draws the tokens.
+        adapters: names of the model's LoRA adapters; rows name them by their place, from 1.
+    """
 
     depth = 1  # the CPU that would plan ahead is the device itself
 
-    def __init__(self, model: Model, sampler: CpuSampler) -> None:
+    def __init__(self, model: Model, sampler: CpuSampler, adapters: Iterable[str] = ()) -> None:
         self._model = model
         self._sampler = sampler
+        self._adapters = adapter_rows(adapters)
         self._sequences: dict[str, Sequence] = {}
 
     @property
@@ -67,10 +75,11 @@ class CpuWorker:
         sequences = [self._sequences[chunk.request_id] for chunk in chunks]
         inputs = [
             SequenceInput(
-                token_ids=sequence.tokens[chunk.start : chunk.start + chunk.length],
+                token_ids=sequence.tokens[chunk.start : chunk.start + chunk.length] + chunk.draft_ids,
                 start=chunk.start,
                 block_table=chunk.block_table,
                 wanted=wanted(chunk, sequence),
+                adapter=self._adapters[sequence.adapter],
             )
             for chunk, sequence in zip(chunks, sequences, strict=True)
         ]
@@ -83,21 +92,13 @@ class CpuWorker:
     def _sample(
         self, hidden: torch.Tensor, chunks: list[Chunk], sequences: list[Sequence], results: list[ChunkResult]
     ) -> None:
-        """Sample after the last row of each chunk that asks for it; the head is computed for those rows only."""
-        rows, places, row = [], [], -1
-        for place, (chunk, sequence) in enumerate(zip(chunks, sequences, strict=True)):
-            row += wanted(chunk, sequence)
-            if chunk.samples and results[place].error is None:
-                rows.append(row)
-                places.append(place)
-        if not rows:
-            return
-        picked = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place in places])
-        for place, token in zip(places, sampled, strict=True):
-            result = results[place]
-            if token.error is not None:
-                result.error = token.error
-                continue
-            sequences[place].tokens.append(token.token_id)
-            result.token_id, result.logprobs = token.token_id, token.logprobs
+        """Sample after the rows of each chunk that asks for it; the head is computed for those rows only."""
+        rows = first_rows(chunks, sequences, results)
+        while rows:
+            picked = hidden if len(rows) == len(hidden) else hidden[[row.row for row in rows]]
+            sampled = self._sampler.sample(self._model.logits(picked), [sequences[row.place] for row in rows])
+            following = [
+                row.take(token, sequences[row.place], results[row.place])
+                for row, token in zip(rows, sampled, strict=True)
+            ]
+            rows = [row for row in following if row is not None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import SequenceInput
+from engine.cpu.batch import SequenceInput, adapters_of
 from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
 from kernels.gpu.runtime import sent
 
@@ -54,6 +54,7 @@ class GpuBatch:
         newest: int64 [2, n]: rows, and where in the table of newest tokens their ids stand (see `fill`).
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
+        adapters: int64 [rows], index of each row's LoRA adapter, 0: none; None where no row has one.
         cascade: the single tokens by the prefixes they share; None where each reads its own keys.
     """
 
@@ -69,6 +70,7 @@ class GpuBatch:
     longest: int
     longest_single: int
     cascade: CascadeBatch | None = None
+    adapters: Tensor | None = None
 
     @classmethod
     def build(
@@ -115,6 +117,7 @@ class GpuBatch:
                     *(end - 1 for end, item in zip(ends, laid, strict=True) if item.newest is not None),
                     *(item.newest for item in laid if item.newest is not None),
                 ],
+                adapters_of(laid),
             ],
             device,
         )
@@ -128,6 +131,7 @@ class GpuBatch:
             block_tables=parts[5].int().view(len(laid), most),
             results=parts[6],
             newest=parts[7].view(2, -1),
+            adapters=parts[8] if len(parts[8]) else None,
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
             cascade=_cascade(tables[:singles], spans[:singles], block_size, sharing, device),

@@ -156,7 +156,7 @@ class DecodeGraphs:
             inputs: chunks; see `engine.gpu.batch`.
             newest: int64 [entries], table of newest tokens.
         """
-        if any(len(item.token_ids) != 1 or item.results != 1 for item in inputs):
+        if any(len(item.token_ids) != 1 or item.results != 1 or item.adapter for item in inputs):
             return self._eagerly(inputs, newest)
         rows, keys = len(inputs), 1 + max(item.start for item in inputs)
         bucket = self._plan.recorded(rows, keys)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.cpu.batch import SequenceInput
+from engine.cpu.batch import SequenceInput, adapter_rows
 from engine.gpu.events import DeviceEvent
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
@@ -26,6 +26,7 @@ from engine.gpu.sampler import Draw, GpuSampler, Member
 from engine.ipc.failures import DeviceLost
 from engine.sampling.edits import Edit
 from engine.sampling.prompt_logprobs import score_prompts, wanted
+from engine.sampling.sampled_rows import SampledRow, first_rows
 from engine.sampling.sampler import CpuSampler, Sampled
 from engine.sequence import Sequence as TokenSequence
 from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
@@ -44,7 +45,7 @@ class PendingStep:
         self.results = results
         self._began = began
         self._seconds = 0.0
-        self._draws: list[tuple[list[int], list[Member], Draw | list[Sampled]]] = []
+        self._draws: list[tuple[list[SampledRow], list[Member], Draw | list[Sampled]]] = []
         self._end: DeviceEvent | None = None
         self.finished = False
 
@@ -52,9 +53,9 @@ class PendingStep:
         """All of it has been given to the device."""
         self._end = DeviceEvent(device)
 
-    def add(self, places: list[int], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
-        """Tokens of the results at `places` are to come from `drawn`."""
-        self._draws.append((places, members, drawn))
+    def add(self, rows: list[SampledRow], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
+        """The tokens after these rows, of these members, are to come from `drawn`."""
+        self._draws.append((rows, members, drawn))
         for member in members:
             member.ahead += 1
 
@@ -72,15 +73,9 @@ class PendingStep:
         for _, members, _ in self._draws:
             for member in members:
                 member.ahead -= 1
-        for places, members, drawn in self._draws:
-            sampled = drawn if isinstance(drawn, list) else drawn.wait(members)
-            for place, member, token in zip(places, members, sampled, strict=True):
-                result = self.results[place]
-                if token.error is not None:
-                    result.error = token.error
-                    continue
-                member.sequence.tokens.append(token.token_id)
-                result.token_id, result.logprobs = token.token_id, token.logprobs
+        for rows, members, drawn in self._draws:
+            for row, member, token in zip(rows, members, _sampled(drawn, members), strict=True):
+                row.take(token, member.sequence, self.results[row.place])
 
     def took(self, since: float) -> float:
         """Note how long it was the step that is computed: from `since`, when the one before ended, or its own beginning; returns
@@ -98,6 +93,7 @@ class GpuWorker:
         device_sampler: draws most rows.
         host_sampler: draws what the device's cannot, and scores prompts.
         graphs: runs decode steps.
+        adapters: names of the model's LoRA adapters; rows name them by their place, from 1.
         send: passes what the first of several ranks is about to do to the others, so that they do it, too.
     """
 
@@ -110,8 +106,11 @@ class GpuWorker:
         host_sampler: CpuSampler,
         graphs: DecodeGraphs,
         send: Callable[[RankCommand], None] | None = None,
+        *,
+        adapters: Iterable[str] = (),
     ) -> None:
         self._model = model
+        self._adapters = adapter_rows(adapters)
         self._device_sampler = device_sampler
         self._host_sampler = host_sampler
         self._graphs = graphs
@@ -243,7 +242,10 @@ class GpuWorker:
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk], pending: PendingStep) -> None:
         members = [self._members[chunk.request_id] for chunk in chunks]
-        inputs = [_input(chunk, member) for chunk, member in zip(chunks, members, strict=True)]
+        inputs = [
+            _input(chunk, member, self._adapters[member.sequence.adapter])
+            for chunk, member in zip(chunks, members, strict=True)
+        ]
         hidden = self._graphs.forward(inputs, self._newest)
         results = pending.results
         score_prompts(
@@ -257,31 +259,40 @@ class GpuWorker:
         if any(chunk.samples and member.needs_host_tokens for chunk, member in zip(chunks, members, strict=True)):
             while self._pending:
                 self._finish_oldest()
-        sampled = [place for place, chunk in enumerate(chunks) if chunk.samples and results[place].error is None]
-        self._draw(hidden, inputs, members, sampled, pending)
+        rows = first_rows(chunks, [member.sequence for member in members], results)
+        self._draw(hidden, [row for row in rows if not row.draft_ids], members, pending)
+        self._verify(hidden, [row for row in rows if row.draft_ids], members, results)
 
-    def _draw(
-        self,
-        hidden: Tensor,
-        inputs: list[SequenceInput],
-        members: list[Member],
-        places: list[int],
-        pending: PendingStep,
-    ) -> None:
-        """Sample after the last row of each of the chunks at `places`."""
-        ends = [0]
-        for item in inputs:
-            ends.append(ends[-1] + item.results)
+    def _draw(self, hidden: Tensor, rows: list[SampledRow], members: list[Member], pending: PendingStep) -> None:
+        """Sample after these rows, the only ones of their chunks. `members` are those of all chunks."""
         for by_host in (False, True):
-            some = [place for place in places if members[place].by_host == by_host]
-            if not some:
-                continue
-            rows = [ends[place + 1] - 1 for place in some]
-            picked = hidden if rows == list(range(len(hidden))) else hidden[self._sent(rows)]
-            drawing = [members[place] for place in some]
-            tokens, drawn = self._sample(self._model.logits(picked), drawing, by_host)
-            self._newest[self._sent([member.place for member in drawing])] = tokens
-            pending.add(some, drawing, drawn)
+            some = [row for row in rows if members[row.place].by_host == by_host]
+            if some:
+                drawing = [members[row.place] for row in some]
+                pending.add(some, drawing, self._sample_after(hidden, some, drawing))
+
+    def _verify(
+        self, hidden: Tensor, rows: list[SampledRow], members: list[Member], results: list[ChunkResult]
+    ) -> None:
+        """Sample after rows with drafts behind them, as far as these hold. The host compares, so it waits for each token."""
+        for by_host in (False, True):
+            some = [row for row in rows if members[row.place].by_host == by_host]
+            while some:
+                drawing = [members[row.place] for row in some]
+                sampled = _sampled(self._sample_after(hidden, some, drawing), drawing)
+                following = [
+                    row.take(token, member.sequence, results[row.place])
+                    for row, member, token in zip(some, drawing, sampled, strict=True)
+                ]
+                some = [row for row in following if row is not None]
+
+    def _sample_after(self, hidden: Tensor, rows: list[SampledRow], members: list[Member]) -> "Draw | list[Sampled]":
+        """One token after each row; `members` are those of the rows, all drawn for by the host or none."""
+        indices = [row.row for row in rows]
+        picked = hidden if indices == list(range(len(hidden))) else hidden[self._sent(indices)]
+        tokens, drawn = self._sample(self._model.logits(picked), members, members[0].by_host)
+        self._newest[self._sent([member.place for member in members])] = tokens
+        return drawn
 
     def _sample(self, logits: Tensor, members: list[Member], by_host: bool) -> tuple[Tensor, Draw | list[Sampled]]:
         if not by_host:
@@ -293,15 +304,21 @@ class GpuWorker:
         return sent(torch.tensor(values), self._device)
 
 
-def _input(chunk: Chunk, member: Member) -> SequenceInput:
-    """The chunk's tokens. An id that was sampled and is the newest is taken from the device, be it known here or not."""
+def _sampled(drawn: "Draw | list[Sampled]", members: list[Member]) -> list[Sampled]:
+    """What was drawn for these members, waited for."""
+    return drawn if isinstance(drawn, list) else drawn.wait(members)
+
+
+def _input(chunk: Chunk, member: Member, adapter: int) -> SequenceInput:
+    """The chunk's tokens. An id that was sampled here and is the newest is taken from the device, be it known here or not."""
     sequence, end = member.sequence, chunk.start + chunk.length
-    ids = sequence.tokens[chunk.start : end]
-    from_device = end == member.length > sequence.prompt_length
+    ids = sequence.tokens[chunk.start : end] + chunk.draft_ids
+    from_device = end == member.length > sequence.announced_length
     return SequenceInput(
         token_ids=ids + [0] * (chunk.length - len(ids)),
         start=chunk.start,
         block_table=chunk.block_table,
         wanted=wanted(chunk, sequence),
         newest=member.place if from_device else None,
+        adapter=adapter,
     )

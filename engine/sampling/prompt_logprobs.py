@@ -11,10 +11,8 @@ from scheduler.types.step import Chunk, ChunkResult, TokenLogprobs
 
 
 def wanted(chunk: Chunk, sequence: Sequence) -> int:
-    """Rows of a chunk whose results are needed."""
-    if sequence.sampling.prompt_logprobs is not None:
-        return chunk.length
-    return 1 if chunk.samples else 0
+    """How many of a chunk's last rows have results that are needed."""
+    return chunk.length if sequence.sampling.prompt_logprobs is not None else chunk.samples
 
 
 def score_prompts(

@@ -45,7 +45,7 @@ class Cluster:
         shape: the settings of each replica.
         router: chooses the replica of each request.
         replicas: how many.
-        leaps: see `Replica`.
+        fast_forward: see `Replica`.
         log: filled with the steps of all replicas, if given.
 
     Raises:
@@ -59,7 +59,7 @@ class Cluster:
         router: Router,
         replicas: int = 1,
         *,
-        leaps: bool = True,
+        fast_forward: bool = True,
         log: Log | None = None,
     ) -> None:
         blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
@@ -83,7 +83,7 @@ class Cluster:
                 BlockPool(blocks, shape.block_size, caching=shape.prefix_caching),
                 cost,
                 max_waiting=shape.max_waiting,
-                leaps=leaps,
+                fast_forward=fast_forward,
                 log=log,
             )
             for _ in range(replicas)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loadtest.simulate.specs import Costs, Hardware, ModelSpec, SpecError
-from scheduler.types.step import Step
+from scheduler.types.step import ChunkPhase, Step
 
 STEP_COSTS = ("step", "token", "sequence", "matrices", "attention")  # the order of `features`
 Features = tuple[float, float, float, float, float]
@@ -25,9 +25,9 @@ class Work:
         tokens: rows of the batch.
         sequences: chunks.
         samples: rows multiplied by the output head.
-        decode_keys: keys read by chunks of one token.
-        prefill_keys: keys read by longer chunks (each once per chunk).
-        prefill_pairs: pairs of query and key in longer chunks.
+        decode_keys: keys read by decodes of one token.
+        prefill_keys: keys read by other chunks (each once per chunk): prompts, and decodes that verify drafts.
+        prefill_pairs: pairs of query and key in these chunks.
         moved: bytes of KV by tier.
     """
 
@@ -47,7 +47,7 @@ def work_of(step: Step) -> Work:
         length, end = chunk.length, chunk.start + chunk.length
         work.tokens += length
         work.samples += chunk.samples
-        if length == 1:
+        if chunk.phase is ChunkPhase.DECODE and not chunk.draft_ids:
             work.decode_keys += end
         else:
             work.prefill_keys += end

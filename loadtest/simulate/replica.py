@@ -4,7 +4,7 @@
     while it runs    requests are added as they arrive
     step N ends      `update` absorbs its tokens; step N+1 begins
 
-A stretch of steps in which nothing can change is leapt over (`Scheduler.leap`); an arrival in its middle cuts it at the last
+A stretch of steps in which nothing can change is skipped (`Scheduler.fast_forward`); an arrival in its middle cuts it at the last
 step that has ended. What belongs here: that order and each request's record. Never: which replica, what a step costs.
 """
 
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
 from scheduler.kv.block_pool import BlockPool
-from scheduler.scheduler import RequestTooLong, Scheduler
+from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, Output, RequestTimes
 from scheduler.types.step import ChunkResult, Step, StepResult
+from scheduler.validation import RequestTooLong
 
-MIN_LEAP = 2  # steps; one is as well done plainly
+MIN_SKIPPED = 2  # steps; one is as well done plainly
 _NOTHING = ChunkResult(request_id="")  # of a chunk that samples nothing; the scheduler reads results by place
 Log = list[tuple[float, float, Features]]  # begin, end and cost features of every step
 
@@ -41,7 +42,7 @@ class Replica:
         pool: an empty pool of blocks.
         cost: how long steps take.
         max_waiting: once this many requests wait, further ones are answered 429.
-        leaps: whether stretches without a change are leapt over; the result is the same.
+        fast_forward: whether stretches without a change are skipped; the result is the same.
         log: filled with the steps, if given.
 
     Attributes:
@@ -56,7 +57,7 @@ class Replica:
         cost: CostModel,
         *,
         max_waiting: int = 1024,
-        leaps: bool = True,
+        fast_forward: bool = True,
         log: Log | None = None,
     ) -> None:
         self.scheduler = Scheduler(config, pool)
@@ -64,12 +65,12 @@ class Replica:
         self._cost = cost
         self._delivery = cost.costs.delivery
         self._max_waiting = max_waiting
-        self._leaps = leaps
+        self._fast_forward = fast_forward
         self._log = log
         self._open: dict[str, _Open] = {}
         self._step: Step | None = None  # running
         self._planned: Step | None = None
-        self._began = 0.0  # of the running step, or of the stretch that is being leapt
+        self._began = 0.0  # of the running step, or of the stretch that is being skipped
         self._ends: list[float] = []  # of the steps of that stretch
 
     @property
@@ -89,7 +90,7 @@ class Replica:
         except RequestTooLong as error:
             record.error, record.status, record.detail = ErrorClass.STATUS, 400, str(error)
             return
-        sampled = ChunkResult(request_id=message.request_id, token_id=token)
+        sampled = ChunkResult(request_id=message.request_id, token_ids=[token])
         self._open[message.request_id] = _Open(record, sampled, token)
         if self._step is None:
             self._begin(now)
@@ -99,10 +100,10 @@ class Replica:
         assert self.due is not None
         now = self.due
         if self._ends:
-            self._leap(len(self._ends))
+            self._skip(len(self._ends))
         else:
             self._finish_step(now)
-        if not (self._leaps and self._begin_stretch(now)):
+        if not (self._fast_forward and self._begin_stretch(now)):
             self._begin(now)
 
     # --- one step ---
@@ -161,7 +162,7 @@ class Replica:
         """Whether nothing but time passes until `due`, which is some steps away."""
         planned = self._planned
         steps = 0 if planned is None else self.scheduler.steady_steps(planned)
-        if planned is None or steps < MIN_LEAP:
+        if planned is None or steps < MIN_SKIPPED:
             return False
         work = work_of(planned)
         end, rows, ends = now, len(planned.chunks), self._ends
@@ -172,14 +173,14 @@ class Replica:
         self._began, self.due = now, end
         return True
 
-    def _leap(self, steps: int) -> None:
+    def _skip(self, steps: int) -> None:
         """The first `steps` of the stretch have ended."""
         planned, ends = self._planned, self._ends[:steps]
         assert planned is not None
         if self._log is not None:
             self._log_stretch(planned, ends)
         running = [self._open[chunk.request_id] for chunk in planned.chunks]
-        self._planned = self.scheduler.leap(planned, steps, lambda request_id: self._open[request_id].token)
+        self._planned = self.scheduler.fast_forward(planned, steps, lambda request_id: self._open[request_id].token)
         ticks = [(end + self._delivery, 1) for end in ends]
         for each in running:
             each.record.tokens += ticks
@@ -187,10 +188,10 @@ class Replica:
         self._began = ends[-1]
 
     def _cut(self, now: float) -> None:
-        """Leap to the last step that has ended by now, and let the next one run plainly."""
+        """Skip to the last step that has ended by now, and let the next one run plainly."""
         ended = bisect_right(self._ends, now)
         if ended:
-            self._leap(ended)
+            self._skip(ended)
         self._ends = []
         self._begin(self._began)
 

@@ -24,7 +24,7 @@ from scheduler.kv.transfers_in_flight import TransfersInFlight
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.messages import TierStats
 from scheduler.types.request import Request
-from scheduler.types.step import Step
+from scheduler.types.step import ChunkPhase, Step
 from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 
 
@@ -108,7 +108,7 @@ class TransferPlanner:
     def saw_step(self, step: Step, seconds: float) -> None:
         """A step ended: it may tell what a prompt token costs."""
         if self.active:
-            prompts = sum(chunk.length for chunk in step.chunks if chunk.length > 1)
+            prompts = sum(chunk.length for chunk in step.chunks if chunk.phase is ChunkPhase.PREFILL)
             self._estimate.saw_step(prompts, step.tokens, seconds)
 
     def ended(self, request: Request) -> None:

@@ -10,14 +10,22 @@ preempt.
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.policies.waiting_queue import WaitingQueue, Warm
-from scheduler.types.prefill_split import Need
 from scheduler.types.request import Request
 from scheduler.types.step import Step
 
-Rank = tuple[int, ...]  # less goes first; all of one order are of one length
+Rank = tuple[int, ...]  # less goes first; all of one policy are of one length
+
+
+class Need(NamedTuple):
+    """What one prompt could use."""
+
+    rank: Rank  # less goes first
+    arrival: int  # of the request, unique
+    remaining: int  # tokens still to compute
 
 
 class SchedulingPolicy:

@@ -32,7 +32,7 @@ from scheduler.policies.base import Rank, SchedulingPolicy
 from scheduler.policies.token_cost import TokenCost
 from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
-from scheduler.types.step import Step
+from scheduler.types.step import ChunkPhase, Step
 
 UNIT = 1_000_000  # of a counter: one prompt token of a tenant of weight 1; integers add up the same in any order
 MAX_TENANTS = 4096  # counters kept of tenants without an open request
@@ -97,7 +97,7 @@ class FairPolicy(SchedulingPolicy):
         self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(tenant, self._cost.decode)
 
     def on_step(self, step: Step, seconds: float) -> None:  # noqa: D102
-        decodes = sum(chunk.length == 1 for chunk in step.chunks)
+        decodes = sum(chunk.length for chunk in step.chunks if chunk.phase is ChunkPhase.DECODE)
         self._cost.observe(step.tokens - decodes, decodes, seconds)
 
     def _cost_of(self, tenant: str, of: float = 1.0) -> int:

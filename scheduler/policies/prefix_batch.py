@@ -192,14 +192,14 @@ class PrefixQueue(WaitingQueue):
             before = self._cost(group)
             if group.members:
                 outer.delete(group.place)
-            self._change(group, sign, sign * request.sampling.max_tokens, tokens)
+            self._change(group, sign, sign * request.to_generate, tokens)
             if group.members:
                 group.place = self._place_of(group)
                 outer.insert(group.place, group.keys[0])
             else:
                 del outer.groups[group.keys[0]]
             tokens = self._cost(group) - before
-        self._change(path[0], sign, sign * request.sampling.max_tokens, tokens)
+        self._change(path[0], sign, sign * request.to_generate, tokens)
 
     @staticmethod
     def _change(group: PrefixGroup, members: int, decode: int, tokens: int) -> None:
@@ -212,13 +212,13 @@ class PrefixQueue(WaitingQueue):
         return len(group.keys) * self._cache.block_size + group.below if group.members else 0
 
     def _own_tokens(self, request: Request, depth: int) -> int:
-        """Of the prompt, behind the blocks that others may share: one at least, which samples."""
-        return len(request.prompt_ids) - depth * self._cache.block_size
+        """Of what it brings, behind the blocks that others may share: one at least, which samples."""
+        return len(request.prompt_ids) + len(request.generated_ids) - depth * self._cache.block_size
 
     def _place(self, request: Request, depth: int) -> Place:
         if request.started:
             return 0, 0.0, request.arrival
-        return _NEVER, -request.sampling.max_tokens / self._own_tokens(request, depth), request.arrival
+        return _NEVER, -request.to_generate / self._own_tokens(request, depth), request.arrival
 
     def _place_of(self, group: PrefixGroup) -> Place:
         return group.begun, -group.decode / self._cost(group), group.born

@@ -19,15 +19,17 @@ class BlockKey(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-def root_hash(fingerprint: str, cache_salt: str = "") -> bytes:
+def root_hash(fingerprint: str, cache_salt: str = "", adapter: str = "") -> bytes:
     """The parent of a sequence's first block.
 
     Args:
-        fingerprint: model, adapter and KV format, as one string; equal only if KV is interchangeable.
+        fingerprint: model and KV format, as one string; equal only if KV is interchangeable.
         cache_salt: a tenant's secret; prefixes are shared only between equal salts.
+        adapter: name of the LoRA adapter; empty: none.
     """
     digest = blake2b(digest_size=HASH_BYTES, person=b"headrace-root")
-    for part in (fingerprint.encode(), cache_salt.encode("utf-8", "surrogatepass")):
+    parts = [fingerprint, cache_salt, adapter] if adapter else [fingerprint, cache_salt]
+    for part in (text.encode("utf-8", "surrogatepass") for text in parts):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()

@@ -18,4 +18,5 @@ class SchedulerConfig:
     scheduling: str = "priority"  # one of `scheduler.policies.factory.POLICIES`
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
+    adapters: frozenset[str] = frozenset()  # names of the LoRA adapters that the worker has
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; no use in `fcfs`

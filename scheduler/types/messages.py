@@ -43,6 +43,10 @@ class AddRequest:
     cache_salt: str = ""  # prefixes are shared only between equal salts
     pin_seconds: float = 0.0  # how long the prompt's blocks are to be kept, wherever there is another to evict
     tenant: str = ""  # who shares fairly with the others, where scheduling is fair
+    adapter: str = ""  # name of the LoRA adapter; prefixes are shared only between equal adapters
+    # Output that another engine has generated: the request goes on behind it. The tokens count as output (limits,
+    # penalties, usage) and are not sent again.
+    generated_ids: list[int] = field(default_factory=list)
     produces: OutputKind = OutputKind.TOKENS
 
 
@@ -80,7 +84,7 @@ class MemoryPlan:
 
 
 @dataclass(slots=True, kw_only=True)
-class Phase:
+class StartPhase:
     """One start-up phase that ended."""
 
     name: str
@@ -193,7 +197,7 @@ class StepOutputs:
 
 
 Command = AddRequest | AbortRequests | Shutdown
-Event = MemoryPlan | Phase | Ready | Failed | StepOutputs
+Event = MemoryPlan | StartPhase | Ready | Failed | StepOutputs
 
 COMMANDS = (AddRequest, AbortRequests, Shutdown)
-EVENTS = (MemoryPlan, Phase, Ready, Failed, StepOutputs)
+EVENTS = (MemoryPlan, StartPhase, Ready, Failed, StepOutputs)

@@ -46,9 +46,12 @@ class Request:
     root: bytes  # key that the first block's key builds on
     times: RequestTimes
     tenant: str = ""
+    adapter: str = ""
+    generated_ids: list[int] = field(default_factory=list)  # output that existed when the request came
     tokens: list[int] = field(init=False)  # prompt and known output
     state: RequestState = RequestState.WAITING
-    in_flight: int = 0  # tokens planned to be sampled and not yet known
+    in_flight: int = 0  # tokens that are certain to come of steps that were planned; accepted drafts are not among them
+    verifying: bool = False  # drafts are in flight: how many tokens come of it is open, so nothing is planned on them
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
@@ -61,13 +64,15 @@ class Request:
     announced: bool = False  # the worker knows the sequence
     awaits: bytes | None = None  # content another request is about to compute; admission waits for it
     prompt_logprobs_sent: int = 0
-    loading: bool = (
-        False  # blocks of its table are on their way from a lower tier; it has no chunk until they are there
-    )
+    loading: bool = False  # blocks of its table are on their way from a lower tier: no chunk before they are there
     swapped_tail: SwappedTail | None = None  # saved when it was preempted
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.prompt_ids)
+        self.tokens = self.prompt_ids + self.generated_ids
+        if self.generated_ids:
+            # Another engine has computed all but the newest token, and sent all there is to say of the prompt.
+            self.high_water = len(self.tokens) - 1
+            self.prompt_logprobs_sent = len(self.prompt_ids) - 1
 
     @property
     def known(self) -> int:
@@ -81,8 +86,13 @@ class Request:
 
     @property
     def output_tokens(self) -> int:
-        """Output tokens, in flight ones included."""
+        """Output tokens, those in flight included."""
         return self.known - len(self.prompt_ids)
+
+    @property
+    def to_generate(self) -> int:
+        """Tokens at most that were to come when the request came."""
+        return self.sampling.max_tokens - len(self.generated_ids)
 
     @property
     def prefilling(self) -> bool:
@@ -145,9 +155,9 @@ class Request:
         self.swapped_tail = SwappedTail(BlockKey(block_hash(parent, token_ids), token_ids), end)
         return self.swapped_tail.block_key, self.block_table.pop(self.published)
 
-    def stop_cause(self, token_id: int, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
-        """Whether the newest token ends the request. `tokens` includes it already."""
-        output = len(self.tokens) - len(self.prompt_ids)
+    def stop_cause(self, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
+        """Why the newest known token ends the request; None if it does not."""
+        token_id, output = self.tokens[-1], len(self.tokens) - len(self.prompt_ids)
         ends = (is_eos(token_id) and not self.sampling.ignore_eos) or token_id in self.sampling.stop_token_ids
         if ends and output >= self.sampling.min_tokens:
             return FinishReason.STOP

@@ -4,9 +4,17 @@ What belongs here: plain data that any worker needs, in this process or another.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.transfers import Transfer
+
+
+class ChunkPhase(StrEnum):
+    """What a chunk is for. Its length does not say: a prompt may end with one token, a decode may verify several."""
+
+    PREFILL = "prefill"  # tokens of a prompt, or of a sequence that is computed again after a preemption
+    DECODE = "decode"  # the newest token of a sequence, and the drafts behind it
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,6 +24,8 @@ class SequenceInit:
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
+    generated_ids: list[int] = field(default_factory=list)  # output that exists already: the request is resumed
+    adapter: str = ""  # name of the LoRA adapter; empty: the model as it is
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,13 +36,22 @@ class Chunk:
     the step is planned. `block_table[i]` holds tokens `[i * block_size, (i + 1) * block_size)`; KV of
     `[0, start)` is resident there, KV of the chunk is written there before any attention of the same layer.
     A sequence has at most one chunk in a step.
+
+    A token is sampled after each of the chunk's last `samples` positions: none in the middle of a prompt, one at the end
+    of it and in an ordinary decode. Drafts are guesses of the tokens that follow the newest one, which is known when they
+    are planned. They are the chunk's last tokens, and `samples` is one more than they are: each guess that equals the
+    token sampled before it is accepted, and the first that does not makes the rest void (speculative decoding: Leviathan
+    et al. 2023, "Fast inference from transformers via speculative decoding", in the form that compares the draws
+    themselves, so that the output is the one without drafts).
     """
 
     request_id: str
     start: int
     length: int
     block_table: list[int]
-    samples: bool  # the chunk reaches the newest token: sample the one after it
+    phase: ChunkPhase
+    samples: int = 0
+    draft_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,11 +82,14 @@ class TokenLogprobs:
 
 @dataclass(slots=True, kw_only=True)
 class ChunkResult:
-    """What one chunk brought. `token_id` is None where the chunk did not sample or the row failed."""
+    """What one chunk brought: from 1 to `Chunk.samples` tokens if it sampled and did not fail.
+
+    Tokens after the first are drafts that were accepted, but for the last one, which was sampled after them.
+    """
 
     request_id: str
-    token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one for each token, if asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # for positions start+1 .. within the prompt
     error: str | None = None  # this request alone failed
 

@@ -21,9 +21,9 @@ from scheduler.types.messages import (
     Failed,
     FinishReason,
     Output,
-    Phase,
     Ready,
     Shutdown,
+    StartPhase,
     StepOutputs,
 )
 from server.engines.process import EngineProcess
@@ -57,7 +57,7 @@ class EngineClient:
         self.state: State = "starting"
         self.info: Ready | None = None
         self.stats = EngineStats()
-        self.phases: list[Phase] = []
+        self.phases: list[StartPhase] = []
         self.failure: str | None = None  # why the last incarnation ended; None while one is ready
         self.last_words: str | None = None  # what the present incarnation said of its own failure
         self.last_token = -math.inf  # monotonic stamp of the newest token of any sequence
@@ -242,7 +242,7 @@ class EngineClient:
                 return
             case Ready():
                 self._become_ready(event)
-            case Phase():
+            case StartPhase():
                 self.phases.append(event)
                 self._engine_metrics.phase_ended(event)
             case Failed():

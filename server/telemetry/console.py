@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from scheduler.types.messages import Event, MemoryPlan, Phase, Ready
+from scheduler.types.messages import Event, MemoryPlan, Ready, StartPhase
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -18,7 +18,7 @@ class _Told:
 
     planned: bool = False
     ready: bool = False
-    phases: list[Phase] = field(default_factory=list)
+    phases: list[StartPhase] = field(default_factory=list)
 
 
 class Console:
@@ -58,7 +58,7 @@ class Console:
             case MemoryPlan() if not told.planned:
                 told.planned = True
                 self._print([*self._heading(engine), *plan_lines(event)])
-            case Phase() if not told.ready:
+            case StartPhase() if not told.ready:
                 told.phases.append(event)
             case Ready() if not told.ready:
                 first = not any(each.ready for each in self._told.values())
@@ -102,7 +102,7 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     return [f"Arithmetic  {plan.arithmetic}", "Memory plan", *lines, context]
 
 
-def phase_lines(phases: Sequence[Phase], total: float) -> list[str]:
+def phase_lines(phases: Sequence[StartPhase], total: float) -> list[str]:
     """The start-up phases with their sum's remainder, so that the table adds up to the wall time."""
     rows = [(phase.name, phase.seconds) for phase in phases]
     rows += [("everything else", max(0.0, total - sum(seconds for _, seconds in rows))), ("total", total)]

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from scheduler.types.messages import EngineStats, FinishReason, Phase, Ready, StepOutputs, TierStats
+from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
 from server.errors import ApiError
 from server.telemetry.lifetime import Lifetime
 
@@ -181,7 +181,7 @@ class EngineMetrics(Declared):
             self._step_seconds.observe(event.step_seconds)
             self._step_tokens.observe(event.step_tokens)
 
-    def phase_ended(self, phase: Phase) -> None:
+    def phase_ended(self, phase: StartPhase) -> None:
         """One start-up phase."""
         self._phases.labels(phase.name).set(phase.seconds)
 
@@ -308,7 +308,7 @@ def page() -> str:
     metrics = Metrics()
     engine = metrics.engine("engine")
     engine.attached(pid=1)  # any process: the families are the same
-    engine.phase_ended(Phase(name="load", seconds=1.0))
+    engine.phase_ended(StartPhase(name="load", seconds=1.0))
     engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
     rows = [_row(family) for family in metrics.registry.collect()]
     buckets = ", ".join(f"{bound:g}" for bound in _FROM_1_MS)

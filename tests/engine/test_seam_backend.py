@@ -13,7 +13,16 @@ from configs.settings import Settings
 from engine.device import StepLimits
 from engine.start import BACKENDS, Starter
 from engine.worker import Worker
-from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, Output, Phase, Ready, Shutdown, StepOutputs
+from scheduler.types.messages import (
+    AddRequest,
+    FinishReason,
+    MemoryPlan,
+    Output,
+    Ready,
+    Shutdown,
+    StartPhase,
+    StepOutputs,
+)
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult, StepResult
 from tests.tiny_models import TINY
@@ -45,7 +54,7 @@ class CountingWorker:
         self.chunks += step.chunks
         ends = [chunk.start + chunk.length for chunk in step.chunks]
         results = [
-            ChunkResult(request_id=chunk.request_id, token_id=end % 50 if chunk.samples else None)
+            ChunkResult(request_id=chunk.request_id, token_ids=[end % 50] if chunk.samples else [])
             for chunk, end in zip(step.chunks, ends, strict=True)
         ]
         return StepResult(step_id=step.step_id, results=results, seconds=0.0)
@@ -136,7 +145,7 @@ def test_a_backend_of_ones_own_serves_requests(source):
     assert tokens == [20, 21, 22, 23, 24]
     assert wire.outputs[-1].finish_reason is FinishReason.LENGTH
     assert max(chunk.length for chunk in backend.worker.chunks) == backend.limits.tokens
-    phases = [event.name for event in wire.events if isinstance(event, Phase)]
+    phases = [event.name for event in wire.events if isinstance(event, StartPhase)]
     assert phases == ["read headers", "draw the chip", "first token"]
     assert next(event for event in wire.events if isinstance(event, MemoryPlan)).arithmetic == "for the test"
 
@@ -149,7 +158,7 @@ def test_a_backend_is_found_by_the_kind_of_its_device(source, monkeypatch):
     _, ready = starter.start()
     starter.close()
     assert ready.device == "toy chip"
-    phases = [event.name for event in wire.events if isinstance(event, Phase)]
+    phases = [event.name for event in wire.events if isinstance(event, StartPhase)]
     assert phases[:2] == ["read headers", "choose device"]
     assert next(event for event in wire.events if isinstance(event, MemoryPlan)).arithmetic == "as --device cpu asks"
 
@@ -159,7 +168,7 @@ def test_a_worker_that_gives_no_token_is_refused_and_its_backend_closed(source):
         def run(self, step):
             result = super().run(step)
             for chunk in result.results:
-                chunk.token_id, chunk.error = None, "the chip is a drawing"
+                chunk.token_ids, chunk.error = [], "the chip is a drawing"
             return result
 
     class MuteBackend(ToyBackend):

@@ -30,7 +30,7 @@ from kernels.gpu.linear.quantized_matrix import dequantize, pack
 from kernels.gpu.runtime import INTERPRETED
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, reference_sample, sample
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import Chunk, SequenceInit, Step
+from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 from tests import tiny_models
 from tests.engine.gpu.test_worker import InAdvance, Logged, staggered
 from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, never_records, one_layer
@@ -93,7 +93,7 @@ def test_a_decode_step_is_given_without_waiting_for_the_device(folder):
 
     def chunks(start, length):
         return [
-            Chunk(request_id=name, start=start, length=length, block_table=[block], samples=True)
+            Chunk(request_id=name, start=start, length=length, block_table=[block], phase=ChunkPhase.PREFILL, samples=1)
             for block, name in enumerate(names)
         ]
 
@@ -105,7 +105,7 @@ def test_a_decode_step_is_given_without_waiting_for_the_device(folder):
         given = [worker.submit(Step(step_id=position, chunks=chunks(position, 1))) for position in (6, 7)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(result.token_id is not None for pending in given for result in pending.result().results)
+    assert all(result.token_ids for pending in given for result in pending.result().results)
     assert worker.replayed > 0
 
 

@@ -5,11 +5,12 @@ sharing, preemption, aborts), each sequence must come out as `expected` says.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 from zlib import crc32
 
+from scheduler.drafting import Drafter
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import Eviction, Lru
 from scheduler.kv.save_planner import Preemption
@@ -111,7 +112,7 @@ class SimWorker:
         self.last_step = step.step_id
         self.max_tokens_in_step = max(self.max_tokens_in_step, step.tokens)
         for new in step.new:
-            self.tokens[new.request_id] = list(new.prompt_ids)
+            self.tokens[new.request_id] = new.prompt_ids + new.generated_ids
             self.prompt_length[new.request_id] = len(new.prompt_ids)
             self.sampling[new.request_id] = new.sampling
         ids = [chunk.request_id for chunk in step.chunks]
@@ -125,7 +126,7 @@ class SimWorker:
         return StepResult(step_id=step.step_id, results=results)
 
     def _write(self, chunk: Chunk, written: set[tuple[int, int]]) -> None:
-        tokens = self.tokens[chunk.request_id]
+        tokens = self.tokens[chunk.request_id] + chunk.draft_ids
         assert chunk.start + chunk.length <= len(tokens), "no token is computed before it is known"
         for position in range(chunk.start, chunk.start + chunk.length):
             slot = (chunk.block_table[position // self.block_size], position % self.block_size)
@@ -135,10 +136,10 @@ class SimWorker:
 
     def _result(self, chunk: Chunk) -> ChunkResult:
         tokens = self.tokens[chunk.request_id]
-        end = chunk.start + chunk.length
+        end, computed = chunk.start + chunk.length, tokens + chunk.draft_ids
         for position in range(end):
             held = self.kv[chunk.block_table[position // self.block_size]][position % self.block_size]
-            assert held == prefix_hash(tokens[: position + 1]), f"{chunk.request_id} reads foreign KV at {position}"
+            assert held == prefix_hash(computed[: position + 1]), f"{chunk.request_id} reads foreign KV at {position}"
         result = ChunkResult(request_id=chunk.request_id)
         if chunk.request_id == self.fails:
             result.error = "injected"
@@ -150,10 +151,21 @@ class SimWorker:
                 for i in range(chunk.start + 1, stop)
             ]
         if chunk.samples:
-            assert end == len(tokens), "only the newest token's successor is sampled"
-            result.token_id = next_token(tokens)
-            tokens.append(result.token_id)
+            assert end == len(computed), "only successors of the newest token and of drafts are sampled"
+            assert chunk.samples == 1 + len(chunk.draft_ids)
+            self._sample(chunk, tokens, result)
         return result
+
+    def _sample(self, chunk: Chunk, tokens: list[int], result: ChunkResult) -> None:
+        """As long as the drafts say what is sampled."""
+        for draft in [*chunk.draft_ids, None]:
+            result.token_ids.append(next_token(tokens))
+            if self.sampling[chunk.request_id].logprobs is not None:
+                entry = TokenLogprobs(token_id=result.token_ids[-1], logprob=-float(len(tokens)), rank=1, top=[])
+                result.logprobs.append(entry)
+            tokens.append(result.token_ids[-1])
+            if tokens[-1] != draft:
+                break
 
 
 class SimStore:
@@ -269,6 +281,7 @@ class Engine:
         policy: SchedulingPolicy | None = None,
         seed: int = 0,
         depth: int = 1,
+        drafter: Drafter | None = None,
         **config: object,
     ) -> None:
         context = int(config.pop("context", blocks * block_size))  # type: ignore[call-overload]
@@ -290,7 +303,9 @@ class Engine:
             if isinstance(self.worker, SimWorker):
                 stores = {tier: SimStore(size) for tier, size in sizes.items()}
                 self.transfer_worker = SimTransferWorker(self.worker, stores, Random(seed))
-        self.scheduler = Scheduler(self.config, pool, below, policy)
+        self.scheduler = Scheduler(self.config, pool, below, policy, drafter=drafter, open_steps=max(2, depth))
+        self.drafts = drafter is not None
+        self.steps = 0
         self.planned: Step | None = None
         self.depth = depth  # steps that the worker may have at once
         self.flights: list[tuple[Step, Pending]] = []
@@ -314,6 +329,8 @@ class Engine:
         salt: str = "",
         tenant: str = "",
         pin_seconds: float = 0.0,
+        generated: Sequence[int] = (),
+        adapter: str = "",
         **sampling: object,
     ) -> None:
         params = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, **sampling})  # type: ignore[arg-type]
@@ -325,6 +342,8 @@ class Engine:
             cache_salt=salt,
             tenant=tenant,
             pin_seconds=pin_seconds,
+            generated_ids=list(generated),
+            adapter=adapter,
         )
         self.scheduler.add(message, self.now)
         self.requests[request_id] = message
@@ -359,6 +378,7 @@ class Engine:
         result = self.worker.run(step)
         self.absorb(self.scheduler.update(step, result, self.now))
         self.scheduler.check_integrity()
+        self.steps += 1
         self.after_step(step)
 
     def tick_ahead(self, meanwhile: Callable[[], None]) -> None:
@@ -376,6 +396,7 @@ class Engine:
         self.scheduler.check_integrity()
         if self.flights:
             self.start_moves(self.flights[0][0])
+        self.steps += 1
         self.after_step(step)
 
     def fill(self) -> bool:
@@ -402,7 +423,9 @@ class Engine:
         """Whether a running request has a token to compute, and neither waits for blocks on their way in or out."""
         if self.scheduler._transfers.holding:
             return False
-        return any(request.wants_step and not request.loading for request in self.scheduler._running.values())
+        running = self.scheduler._table.running.values()
+        waits = (request.loading or (self.drafts and request.in_flight) for request in running)
+        return any(request.wants_step and not wait for request, wait in zip(running, waits, strict=True))
 
     def absorb_moves(self) -> None:
         if self.transfer_worker is not None:
@@ -454,7 +477,7 @@ class Engine:
         """Every request that ran to its end has exactly the tokens it would have alone."""
         for request_id, message in self.requests.items():
             end = self.ends[request_id]
-            want = expected(message.prompt_ids, message.sampling, self.config.context)
+            want = expected(message.prompt_ids, message.sampling, self.config.context)[len(message.generated_ids) :]
             if end.finish_reason is FinishReason.ABORT:
                 assert self.outputs[request_id] == want[: len(self.outputs[request_id])]
                 continue

@@ -1,4 +1,4 @@
-"""A leap leaves the books exactly as the plain rounds do: two copies of one scheduler, compared field by field."""
+"""Skipping steps leaves the books exactly as the plain rounds do: two copies of one scheduler, compared field by field."""
 
 import copy
 import random
@@ -40,7 +40,7 @@ def rounds(scheduler: Scheduler, planned: Step | None, count: int) -> Step:
         step = scheduler.schedule(0.0) if planned is None else scheduler.refresh(planned, 0.0)
         planned = scheduler.schedule(0.0)
         results = [
-            ChunkResult(request_id=c.request_id, token_id=token_of(c.request_id) if c.samples else None)
+            ChunkResult(request_id=c.request_id, token_ids=[token_of(c.request_id)] if c.samples else [])
             for c in step.chunks
         ]
         scheduler.update(step, StepResult(step_id=step.step_id, results=results), 0.0)
@@ -58,12 +58,12 @@ def message(number: int, rng: random.Random) -> AddRequest:
 
 @pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
 @pytest.mark.parametrize("seed", range(16))
-def test_a_leap_is_as_many_rounds(seed, scheduling):
+def test_skipped_steps_are_as_many_rounds(seed, scheduling):
     rng = random.Random(seed)
     config = SchedulerConfig(
         context=100,
         eos_token_ids=frozenset(),
-        fingerprint="leap",
+        fingerprint="skip",
         max_step_tokens=rng.choice((12, 32, 64)),
         max_running=rng.choice((3, 8, 64)),
         scheduling=scheduling,
@@ -73,7 +73,7 @@ def test_a_leap_is_as_many_rounds(seed, scheduling):
     )
     scheduler = Scheduler(config, pool)
     planned: Step | None = None
-    number = leaps = 0
+    number = skips = 0
     for _ in range(80):
         while rng.random() < 0.2:
             scheduler.add(message(number, rng), 0.0)
@@ -84,21 +84,21 @@ def test_a_leap_is_as_many_rounds(seed, scheduling):
         planned = rounds(scheduler, planned, 1)
         limit = scheduler.steady_steps(planned)
         if limit:
-            leaps += 1
+            skips += 1
             count = rng.randint(1, limit)
             plain, plan = copy.deepcopy((scheduler, planned))
             plan = rounds(plain, plan, count)
-            planned = scheduler.leap(planned, count, token_of)
+            planned = scheduler.fast_forward(planned, count, token_of)
             assert books(planned) == books(plan)
             assert books(scheduler) == books(plain)
             scheduler.check_integrity()
-    assert leaps > 1 and number > 5
+    assert skips > 1 and number > 5
 
 
-def test_no_leap_where_a_plan_would_change():
+def test_nothing_is_skipped_where_a_plan_would_change():
     def at(waiting: int = 0, **config: int) -> int:
         scheduler = Scheduler(
-            SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="leap", **config), BlockPool(64, 4)
+            SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="skip", **config), BlockPool(64, 4)
         )
         for number in range(4 + waiting):
             sampling = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -110,9 +110,9 @@ def test_no_leap_where_a_plan_would_change():
     assert at(waiting=3, max_running=4, max_step_tokens=3) == 0, "decodes take turns"
 
 
-def test_no_leap_over_an_end_or_with_a_newcomer():
+def test_nothing_is_skipped_over_an_end_or_with_a_newcomer():
     scheduler = Scheduler(
-        SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="leap"), BlockPool(64, 32)
+        SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="skip"), BlockPool(64, 32)
     )
     sampling = SamplingParams(max_tokens=9, ignore_eos=True)
     scheduler.add(AddRequest(request_id="0", prompt_ids=[1, 2, 3], sampling=sampling), 0.0)

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from scheduler.kv.block_pool import BlockPool, IntegrityError, OutOfBlocks
-from scheduler.scheduler import RequestTooLong
+from scheduler.policies.base import Need
+from scheduler.token_budget import split_prefill
 from scheduler.types.block_hash import block_hash, root_hash
 from scheduler.types.messages import FinishReason
-from scheduler.types.prefill_split import Need, split_prefill
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult
+from scheduler.validation import RequestTooLong
 from tests.scheduler.sim import EOS, VOCAB, Engine, SimWorker, expected
 
 
@@ -341,7 +342,7 @@ def test_a_start_is_counted_once_however_often_it_is_repeated():
     engine.tick()
     engine.tick()
     before = replace(engine.scheduler.snapshot())
-    scheduled = engine.scheduler._running["goes on"].times.scheduled
+    scheduled = engine.scheduler._table.running["goes on"].times.scheduled
     engine.fail_step()
     engine.drain()
     engine.check_outputs()

@@ -11,7 +11,7 @@ from engine.gpu.formats import GpuArithmetic
 from engine.gpu.loader import GpuLoader
 from engine.models.registry import read_config
 from engine.start import Starter
-from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, Phase
+from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, StartPhase
 from scheduler.types.sampling_params import SamplingParams
 from tests.engine.gpu.tiny_gpu import CPU, one_layer
 
@@ -45,7 +45,7 @@ def test_an_engine_starts_on_it_and_generates(source):
     plan = next(event for event in recorder.events if isinstance(event, MemoryPlan))
     assert (plan.blocks, plan.context, ready.context, ready.device) == (6, 96, 96, "interpreted")
     assert "; on interpreted: CPU tensors" in plan.arithmetic
-    names = [event.name for event in recorder.events if isinstance(event, Phase)]
+    names = [event.name for event in recorder.events if isinstance(event, StartPhase)]
     assert names.index("import torch") < names.index("plan memory") < names.index("load weights")
     assert names[-1] == "compile kernels"
     scheduler, worker = loop._scheduler, loop._worker

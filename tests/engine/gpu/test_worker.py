@@ -11,7 +11,7 @@ from engine.gpu.graphs import NotRecorded
 from engine.ipc.failures import DeviceLost
 from scheduler.types.messages import FinishReason
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import Chunk, SequenceInit, Step
+from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 from tests.engine.gpu.tiny_gpu import CONTEXT, RecordsAtOnce, cpu_worker, gpu_worker, never_records, one_layer
 from tests.scheduler.sim import Engine
 
@@ -213,7 +213,7 @@ def test_padding_rows_write_into_nobodys_blocks(folder):
     touched = (~storage.isnan()).any(dim=5).any(dim=3).any(dim=2).any(dim=1)
     theirs = {
         (request.block_table[position // SIZE], position % SIZE)
-        for request in engine.scheduler._running.values()
+        for request in engine.scheduler._table.running.values()
         for position in range(len(request.tokens) - 1)
     }
     assert theirs == set(map(tuple, written.nonzero().tolist())) == set(map(tuple, touched.nonzero().tolist()))
@@ -289,7 +289,7 @@ def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, 
     monkeypatch.setattr("engine.gpu.worker.DeviceEvent", event)
     monkeypatch.setattr(worker._graphs, "forward", fails)
     new = SequenceInit(request_id="r", prompt_ids=[3], sampling=SamplingParams(max_tokens=1))
-    chunk = Chunk(request_id="r", start=0, length=1, block_table=[0], samples=True)
+    chunk = Chunk(request_id="r", start=0, length=1, block_table=[0], phase=ChunkPhase.PREFILL, samples=1)
     with pytest.raises(told, match="Triton Error") as caught:
         worker.run(Step(step_id=0, chunks=[chunk], new=[new]))
     assert type(caught.value) is told

@@ -13,7 +13,7 @@ from engine.tensor_parallel.commands import (
     Warmup,
 )
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import Chunk, SequenceInit, Step
+from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 
 pytestmark = pytest.mark.processes
 
@@ -28,7 +28,7 @@ SAMPLING = SamplingParams(
 )
 STEP = Step(
     step_id=4,
-    chunks=[Chunk(request_id="r", start=3, length=5, block_table=[7, 1], samples=True)],
+    chunks=[Chunk(request_id="r", start=3, length=5, block_table=[7, 1], phase=ChunkPhase.PREFILL, samples=1)],
     new=[SequenceInit(request_id="r", prompt_ids=[1, 2, 3], sampling=SAMPLING)],
     retired=["gone"],
 )

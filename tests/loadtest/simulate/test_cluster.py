@@ -1,4 +1,4 @@
-"""The real scheduler in simulated time: leaps change nothing, sharing is the trace's, times are the cost model's."""
+"""The real scheduler in simulated time: skipped stretches change nothing, sharing is the trace's, times are the cost model's."""
 
 import random
 from dataclasses import asdict
@@ -32,8 +32,10 @@ def traffic(seed: int, many: int, rate: float) -> list[Planned]:
     return found
 
 
-def simulate(requests: list[Planned], *, replicas: int = 1, leaps: bool = True, log: Log | None = None, **shape: int):
-    cluster = Cluster(cost(), ServerShape(**shape), RoundRobin(), replicas, leaps=leaps, log=log)  # type: ignore[arg-type]
+def simulate(
+    requests: list[Planned], *, replicas: int = 1, fast_forward: bool = True, log: Log | None = None, **shape: int
+):
+    cluster = Cluster(cost(), ServerShape(**shape), RoundRobin(), replicas, fast_forward=fast_forward, log=log)  # type: ignore[arg-type]
     records = cluster.run(requests)
     for replica in cluster.replicas:
         assert replica.scheduler.idle and not replica.open
@@ -43,22 +45,22 @@ def simulate(requests: list[Planned], *, replicas: int = 1, leaps: bool = True, 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("shape", [{}, {"max_running": 4}, {"kv_blocks": 70}, {"max_step_tokens": 48}])
-def test_leaps_change_nothing(seed, shape):
+def test_fast_forward_changes_nothing(seed, shape):
     requests = traffic(seed, 40, rate=20.0 * (seed + 1))
-    plain, leapt = Log(), Log()
-    records, stats = simulate(requests, replicas=2, leaps=False, log=plain, **shape)
-    again, stats_again = simulate(requests, replicas=2, log=leapt, **shape)
+    plain, skipped = Log(), Log()
+    records, stats = simulate(requests, replicas=2, fast_forward=False, log=plain, **shape)
+    again, stats_again = simulate(requests, replicas=2, log=skipped, **shape)
     assert [asdict(record) for record in again] == [asdict(record) for record in records]
     assert stats_again == stats
-    assert sorted(leapt) == sorted(plain)
+    assert sorted(skipped) == sorted(plain)
 
 
-def test_leaps_are_made():
+def test_stretches_are_skipped():
     calls = []
     cluster = Cluster(cost(), ServerShape(), RoundRobin())
     scheduler = cluster.replicas[0].scheduler
-    leap = scheduler.leap
-    scheduler.leap = lambda step, steps, token_of: calls.append(steps) or leap(step, steps, token_of)  # type: ignore
+    skip = scheduler.fast_forward
+    scheduler.fast_forward = lambda step, steps, token_of: calls.append(steps) or skip(step, steps, token_of)  # type: ignore
     cluster.run([planned(0, 0.0, 10, 500)])
     assert sum(calls) > 400 and len(calls) < 30
 

@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.simulate.cost import CostModel, Work, work_of
 from loadtest.simulate.specs import Costs, load_hardware, load_model
-from scheduler.types.step import Chunk, Step
+from scheduler.types.step import Chunk, ChunkPhase, Step
 
 PEAK = Costs(step=0, token=0, sequence=0, matrices=1, attention=1, request=0, delivery=0)
 
@@ -14,7 +14,8 @@ def model(**costs: float) -> CostModel:
 
 
 def chunk(start: int, length: int, samples: bool) -> Chunk:
-    return Chunk(request_id="", start=start, length=length, block_table=[], samples=samples)
+    phase = ChunkPhase.DECODE if length == 1 else ChunkPhase.PREFILL
+    return Chunk(request_id="", start=start, length=length, block_table=[], phase=phase, samples=samples)
 
 
 def test_the_work_of_a_step():

@@ -195,7 +195,7 @@ def test_contents_of_a_request_that_failed_are_served_by_no_tier():
     run(engine, "a", PROMPT)
     engine.add("b", PROMPT, max_tokens=9, ignore_eos=True)
     engine.tick()
-    request = engine.scheduler._requests["b"]
+    request = engine.scheduler._table.open["b"]
     keys = request.block_hashes[:5]
     index = engine.scheduler._transfers.tiers.get("host")
     assert all(index.readable(key) for key in keys)
@@ -226,7 +226,7 @@ def test_a_pinned_prompt_stays_while_others_go():
         run(engine, name, [30 + ord(name)] * 4 + [9] * 20)
     engine.add("e", PROMPT)
     engine.tick()
-    assert engine.scheduler._requests["e"].times.cached_tokens >= 4 * pinned
+    assert engine.scheduler._table.open["e"].times.cached_tokens >= 4 * pinned
     engine.drain()
     engine.now += 2000.0
     run(engine, "f", [1])
@@ -297,7 +297,7 @@ def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for()
     engine.add("high", [40] * 9, max_tokens=2, ignore_eos=True)
     for _ in range(4):
         engine.tick()
-    assert "high" in engine.ends or engine.scheduler._requests["high"].started
+    assert "high" in engine.ends or engine.scheduler._table.open["high"].started
     engine.transfer_worker.speed = 1.0
     engine.drain()
     engine.check_outputs()

@@ -14,7 +14,7 @@ def prompt(length, seed=0):
 
 
 def running(engine):
-    return set(engine.scheduler._running)
+    return set(engine.scheduler._table.running)
 
 
 def fill(engine, names, length=6, **more):
@@ -142,15 +142,19 @@ def test_an_urgent_request_waits_for_no_lower_class(requests, slots, scheduling)
     engine = Engine(blocks=14, max_running=slots, max_step_tokens=64, scheduling=scheduling, context=40)
 
     def check(step):
-        first = engine.scheduler._waiting.first()
+        first = engine.scheduler._table.waiting.first()
         if first is None or engine.scheduler._cache.awaits_pending(first) or engine.planned is None:
             return
-        lower = [r for r in engine.scheduler._running.values() if r.priority > first.priority and r.preemptions < 3]
+        lower = [
+            r for r in engine.scheduler._table.running.values() if r.priority > first.priority and r.preemptions < 3
+        ]
         if lower and first.arrival in planned_over:
-            lacks = engine.scheduler._admission.lacks(first, lower, alone=len(lower) == len(engine.scheduler._running))
+            lacks = engine.scheduler._prefills._admission.lacks(
+                first, lower, alone=len(lower) == len(engine.scheduler._table.running)
+            )
             assert lacks > 0
         planned_over.clear()
-        planned_over.update(r.arrival for r in engine.scheduler._waiting)
+        planned_over.update(r.arrival for r in engine.scheduler._table.waiting)
 
     planned_over = set[int]()
     engine.after_step = check

@@ -56,7 +56,7 @@ def backlog(engine, tenants, many, lengths):
 def largest_difference(engine, tenants, weights=None):
     """Of the service of any two tenants, at any time while all of them have requests waiting; in prompt tokens."""
     served, worst, weights = Served(engine), 0.0, weights or {}
-    while {r.tenant for r in engine.scheduler._waiting} == set(tenants):
+    while {r.tenant for r in engine.scheduler._table.waiting} == set(tenants):
         engine.tick()
         given_to = {tenant: served.served.get(tenant, 0) / weights.get(tenant, 1.0) for tenant in tenants}
         worst = max([worst, *(abs(given_to[a] - given_to[b]) for a, b in combinations(tenants, 2))])
@@ -102,7 +102,7 @@ def test_service_goes_by_weight(weight):
     engine = engine_of(max_running=2, tenant_weights={"heavy": weight})
     backlog(engine, ["heavy", "light"], 60, [(8, 5)])
     served = Served(engine)
-    while {r.tenant for r in engine.scheduler._waiting} == {"heavy", "light"}:
+    while {r.tenant for r in engine.scheduler._table.waiting} == {"heavy", "light"}:
         engine.tick()
     assert served.served["heavy"] / served.served["light"] == pytest.approx(weight, rel=0.1)
 
@@ -158,7 +158,7 @@ def until_decoding(engine, many):
     """Until so many decode that have just begun to."""
     for _ in range(200):
         engine.tick()
-        running = engine.scheduler._running.values()
+        running = engine.scheduler._table.running.values()
         if len(running) == many and all(r.decodes and len(r.tokens) < 20 for r in running):
             return
     raise AssertionError("it never comes to that")
@@ -172,7 +172,7 @@ def test_a_tenant_behind_takes_a_slot_of_one_ahead_and_keeps_it():
     until_decoding(engine, 3)
     engine.add("light", prompt(9, 99), max_tokens=12, ignore_eos=True, tenant="light")
     engine.tick()
-    assert "light" in engine.scheduler._running and len(engine.scheduler._running) == 3
+    assert "light" in engine.scheduler._table.running and len(engine.scheduler._table.running) == 3
     engine.drain()
     engine.check_outputs()
     assert engine.ends["light"].times.preemptions == 0

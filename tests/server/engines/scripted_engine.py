@@ -29,10 +29,10 @@ from scheduler.types.messages import (
     FinishReason,
     MemoryPlan,
     Output,
-    Phase,
     Ready,
     RequestTimes,
     Shutdown,
+    StartPhase,
     StepOutputs,
 )
 
@@ -155,7 +155,7 @@ def main() -> int:
         peer.send(Failed(error="no such weights"))
         return EXIT_MODEL
     peer.send(PLAN)
-    peer.send(Phase(name="load weights", seconds=0.25))
+    peer.send(StartPhase(name="load weights", seconds=0.25))
     peer.send(READY)
     peer.serve()
     return 0

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from configs.settings import Settings
-from scheduler.types.messages import FinishReason, MemoryPlan, Phase, Ready
+from scheduler.types.messages import FinishReason, MemoryPlan, Ready, StartPhase
 from server.engines.client import Speed
 from server.errors import QueueFull, Unavailable
 from tests.server.engines.harness import eventually, read, run, running
@@ -45,10 +45,10 @@ def test_start_up_events_are_told_in_order():
     async def body():
         async with running() as rig:
             assert [(name, type(event)) for name, event in rig.events] == [
-                ("engine", kind) for kind in (MemoryPlan, Phase, Ready)
+                ("engine", kind) for kind in (MemoryPlan, StartPhase, Ready)
             ]
             assert rig.client.info == READY
-            assert rig.client.phases == [Phase(name="load weights", seconds=0.25)]
+            assert rig.client.phases == [StartPhase(name="load weights", seconds=0.25)]
 
     run(body)
 

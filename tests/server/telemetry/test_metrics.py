@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from configs.settings import Settings
-from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, Phase, StepOutputs, TierStats
+from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, StartPhase, StepOutputs, TierStats
 from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
 from server.errors import EngineDied
@@ -144,7 +144,7 @@ def test_a_sequence_without_tokens_says_nothing_of_latency():
 def test_gaps_are_measured_between_arrivals():
     metrics = Metrics()
     client = EngineClient("engine", Settings(), metrics)
-    client.handle(Phase(name="import", seconds=1.0))
+    client.handle(StartPhase(name="import", seconds=1.0))
     client.handle(READY)
     request = AddRequest(request_id="a", prompt_ids=[1], sampling=SamplingParams(max_tokens=3))
     stream = client.submit(request, Lifetime(received=0.0))
@@ -169,7 +169,7 @@ def fed(*names: str) -> Metrics:
     metrics = Metrics()
     for name in names:
         engine = metrics.engine(name)
-        engine.phase_ended(Phase(name="load", seconds=1.0))
+        engine.phase_ended(StartPhase(name="load", seconds=1.0))
         engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()}), step_tokens=1))
         engine.ready(READY, 2.0)
     return metrics

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from scheduler.types.messages import FinishReason, MemoryPlan, Phase, RequestTimes
+from scheduler.types.messages import FinishReason, MemoryPlan, RequestTimes, StartPhase
 from server.listen import ListenError, listen, url_of
 from server.telemetry.console import Console, first_curl, phase_lines, plan_lines, size
 from server.telemetry.lifetime import Lifetime
@@ -29,12 +29,12 @@ def test_the_plan_is_printed_before_anything_is_loaded_and_all_of_it_once():
     told.on_event("engine", PLAN)
     assert "64 blocks of 32 tokens, 1.0 KiB a token" in out.getvalue()
     assert "2048 tokens (as much as the pool holds); 1.0 requests" in out.getvalue()
-    told.on_event("engine", Phase(name="load weights", seconds=0.25))
+    told.on_event("engine", StartPhase(name="load weights", seconds=0.25))
     assert "load weights" not in out.getvalue()
     told.on_event("engine", READY)
     first = out.getvalue()
     assert "load weights" in first and "total" in first and "http://127.0.0.1:8000" in first and "curl" in first
-    for event in (PLAN, Phase(name="again", seconds=1.0), READY):  # a restarted engine
+    for event in (PLAN, StartPhase(name="again", seconds=1.0), READY):  # a restarted engine
         told.on_event("engine", event)
     assert out.getvalue() == first
 
@@ -43,7 +43,7 @@ def test_with_several_engines_each_part_bears_a_name_and_the_address_is_told_onc
     out = io.StringIO()
     told = console(out, engines=("a", "b"))
     for name in ("a", "b"):
-        for event in (PLAN, Phase(name=f"load {name}", seconds=0.25), READY):
+        for event in (PLAN, StartPhase(name=f"load {name}", seconds=0.25), READY):
             told.on_event(name, event)
     text = out.getvalue()
     assert text.index("Engine a\nArithmetic") < text.index("Engine a\nStart-up") < text.index("Engine b\nArithmetic")
@@ -63,7 +63,7 @@ def test_the_plan_adds_up():
 
 
 def test_the_phases_add_up_to_the_total():
-    lines = phase_lines([Phase(name="import", seconds=1.25), Phase(name="load", seconds=0.5)], 2.0)
+    lines = phase_lines([StartPhase(name="import", seconds=1.25), StartPhase(name="load", seconds=0.5)], 2.0)
     seconds = [float(line.split()[-2]) for line in lines[1:]]
     assert seconds == [1.25, 0.5, 0.25, 2.0]
 

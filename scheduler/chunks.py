@@ -1,0 +1,93 @@
+"""Chunks: what becomes of the decision that a request gets so many tokens of a step.
+
+A plan counts on its steps: `computed` moves on at once, full blocks get their names, and a token that will be sampled is in
+flight. What belongs here: those books. Never: who gets how many tokens.
+"""
+
+from collections.abc import Sequence
+
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.types.messages import EngineStats
+from scheduler.types.request import Request
+from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
+
+
+class ChunkBuilder:
+    """Adds chunks to the steps of one scheduler.
+
+    Attributes:
+        published_by: ids of requests with a block that was published on the strength of the newest plan. Others may build on it
+            already, so its chunk is computed even if the request has ended.
+    """
+
+    def __init__(self, cache: PrefixCache, policy: SchedulingPolicy, stats: EngineStats) -> None:
+        self.published_by = set[str]()
+        self._cache = cache
+        self._policy = policy
+        self._stats = stats
+
+    def prefill(self, step: Step, request: Request, length: int) -> None:
+        """The request computes `length` tokens of its prompt, or of what is computed again; the last one samples."""
+        samples = int(request.computed + length == request.known and request.sampling.max_tokens > 0)
+        self._add(step, request, ChunkPhase.PREFILL, length, samples=samples)
+
+    def decode(self, step: Step, request: Request, draft_ids: Sequence[int] = ()) -> None:
+        """The request computes its newest token and the drafts behind it.
+
+        The KV of drafts is not counted as computed before they are accepted.
+        """
+        request.verifying = bool(draft_ids)
+        self._add(step, request, ChunkPhase.DECODE, 1, samples=1 + len(draft_ids), draft_ids=draft_ids)
+
+    def _add(
+        self,
+        step: Step,
+        request: Request,
+        phase: ChunkPhase,
+        length: int,
+        *,
+        samples: int,
+        draft_ids: Sequence[int] = (),
+    ) -> None:
+        if not request.announced:
+            request.announced = True
+            step.new.append(_init(request))
+        chunk = Chunk(
+            request_id=request.request_id,
+            start=request.computed,
+            length=length + len(draft_ids),
+            block_table=list(request.block_table),
+            phase=phase,
+            samples=samples,
+            draft_ids=list(draft_ids),
+        )
+        request.in_flight += samples > 0
+        request.last_step = step.step_id
+        self.advance(request, length)
+        if self._cache.publish(request):
+            self.published_by.add(request.request_id)
+        step.chunks.append(chunk)
+
+    def advance(self, request: Request, tokens: int) -> None:
+        """Count so many more tokens of the request as computed: some of them for the first time, the others again."""
+        request.computed += tokens
+        self.count(request, request.computed - tokens)
+
+    def count(self, request: Request, start: int) -> None:
+        """Charge for the tokens from `start` to `computed`."""
+        if request.high_water > start:
+            self._stats.recomputed_tokens += min(request.computed, request.high_water) - start
+        if request.computed > request.high_water:
+            self._policy.on_tokens(request, max(start, request.high_water), request.computed)
+            request.high_water = request.computed
+
+
+def _init(request: Request) -> SequenceInit:
+    return SequenceInit(
+        request_id=request.request_id,
+        prompt_ids=request.prompt_ids,
+        sampling=request.sampling,
+        generated_ids=request.generated_ids,
+        adapter=request.adapter,
+    )

@@ -1,0 +1,125 @@
+"""Decodes: which running requests compute their newest token in a step, and the blocks they grow into.
+
+What belongs here: one token for each of them, drafts behind it. Never: prompts, admission, who is pushed out for a newcomer.
+"""
+
+from scheduler.chunks import ChunkBuilder
+from scheduler.drafting import Drafting
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.preemption import Preemption
+from scheduler.request_table import RequestTable
+from scheduler.token_budget import choose_decodes, decode_room
+from scheduler.types.request import Request, RequestState
+from scheduler.types.step import Step
+
+
+class DecodePlanner:
+    """Plans the decodes of one scheduler.
+
+    Args:
+        budget: tokens of a step.
+        pool: gives the blocks.
+        table: of the requests.
+        transfers: know of blocks that are on their way.
+        policy: who goes first.
+        preemption: takes blocks from one for another.
+        drafting: proposes tokens to verify.
+        chunks: adds them to the step.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: int,
+        pool: BlockPool,
+        table: RequestTable,
+        transfers: TransferPlanner,
+        policy: SchedulingPolicy,
+        preemption: Preemption,
+        drafting: Drafting,
+        chunks: ChunkBuilder,
+    ) -> None:
+        self._budget = budget
+        self._pool = pool
+        self._table = table
+        self._transfers = transfers
+        self._policy = policy
+        self._preemption = preemption
+        self._drafting = drafting
+        self._chunks = chunks
+
+    def grow(self) -> tuple[list[Request], bool]:
+        """Give each decode the block its token needs, preempting where there is none.
+
+        Where all of them were preempted, others take their turn: each round ends with a decode that runs or with fewer
+        running requests, and the last one is never preempted (the pool holds the longest request). So a plan is empty
+        only while nothing that runs has a token to compute.
+
+        Returns:
+            Those that run, and whether anybody was preempted for it.
+        """
+        preempted = False
+        while decodes := self._chosen():
+            for request in decodes:
+                preempted |= self._grow_one(request)
+            running = [r for r in decodes if r.state is RequestState.RUNNING]
+            if running:
+                return [r for r in running if not self._lacks_block(r)], preempted
+        return [], preempted
+
+    def add(self, step: Step, decodes: list[Request]) -> None:
+        """A chunk for each; drafts share what the budget of decodes leaves."""
+        left = self._draft_room(step) - len(decodes) if self._drafting.active else 0
+        for request in decodes:
+            drafts = self._drafting.drafts(request, left)
+            left -= len(drafts)
+            self._chunks.decode(step, request, drafts)
+
+    def add_late(self, step: Step) -> None:
+        """Decodes that waited for results when the step was planned, as far as there are tokens and blocks left."""
+        if not self._drafting.active:
+            return
+        planned = {chunk.request_id for chunk in step.chunks}
+        late = [r for r in self._ready() if r.request_id not in planned][: max(0, self._budget - step.tokens)]
+        for request in late:
+            if self._lacks_block(request) and self._pool.available:
+                self._take_block(request)
+        self.add(step, [request for request in late if not self._lacks_block(request)])
+
+    def _draft_room(self, step: Step) -> int:
+        """Tokens that decodes and drafts may take of what the step has left."""
+        table = self._table
+        prompts = bool(table.waiting) or any(r.prefilling and r.wants_step for r in table.running.values())
+        return decode_room(self._budget, prompts=prompts) - step.tokens
+
+    def _ready(self) -> list[Request]:
+        return [r for r in self._table.running.values() if r.decodes and self._drafting.ready(r)]
+
+    def _chosen(self) -> list[Request]:
+        """As many as the step has room for beside the prompts."""
+        running, ready = self._table.running.values(), self._ready()
+        prompts = [r for r in running if not r.decodes] if len(ready) < len(running) else []
+        return choose_decodes(ready, prompts, len(self._table.waiting), self._budget, self._policy)
+
+    def _grow_one(self, request: Request) -> bool:
+        """Whether somebody had to be preempted for it."""
+        preempted = False
+        while request.state is RequestState.RUNNING and self._lacks_block(request):
+            if self._pool.available:
+                self._take_block(request)
+                continue
+            victim = self._preemption.victim_for(request)
+            if self._transfers.leaving or (victim is request and self._transfers.holding):
+                break  # blocks are on their way: there will be room without anybody else giving way
+            self._preemption.preempt(victim)
+            preempted = True
+        return preempted
+
+    def _lacks_block(self, request: Request) -> bool:
+        return request.computed + 1 > len(request.block_table) * self._pool.block_size
+
+    def _take_block(self, request: Request) -> None:
+        after = request.block_table[-1] if request.block_table else None
+        request.block_table += self._pool.allocate(1, after)

@@ -1,0 +1,100 @@
+"""Prompts: who comes in, and how the tokens that decodes leave of a step are shared.
+
+What belongs here: admitted requests and the chunks of prompts. Never: decodes, the conditions of admission.
+"""
+
+from collections.abc import Iterator
+
+from scheduler.admission import Admission
+from scheduler.chunks import ChunkBuilder
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.preemption import Preemption
+from scheduler.request_table import RequestTable
+from scheduler.token_budget import split_prefill
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.request import Request
+from scheduler.types.step import Step
+
+
+class PrefillPlanner:
+    """Plans the prompts of one scheduler.
+
+    Args:
+        config: of the scheduler.
+        table: of the requests.
+        cache: knows whose prefix is resident.
+        transfers: know of blocks that are on their way.
+        policy: who goes first.
+        admission: gives newcomers their blocks.
+        preemption: pushes others out for them.
+        chunks: adds them to the step.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: SchedulerConfig,
+        table: RequestTable,
+        cache: PrefixCache,
+        transfers: TransferPlanner,
+        policy: SchedulingPolicy,
+        admission: Admission,
+        preemption: Preemption,
+        chunks: ChunkBuilder,
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._cache = cache
+        self._transfers = transfers
+        self._policy = policy
+        self._admission = admission
+        self._preemption = preemption
+        self._chunks = chunks
+
+    def make_room(self, now: float) -> None:
+        """Let the first of the line in at the cost of running requests, as long as it may push them out.
+
+        No more than a step has tokens for: the others would hold blocks and compute nothing.
+        """
+        table, budget = self._table, self._config.max_step_tokens
+        while (
+            budget > 0
+            and not self._transfers.leaving
+            and not self._policy.is_stable(table.waiting, table.running.values())
+        ):
+            newcomer = self._admission.first_in_need(self._line())
+            if newcomer is None:
+                return
+            victims = self._preemption.victims_of(newcomer)
+            for victim in victims:
+                self._preemption.preempt(victim)
+            if not victims or not self._admission.admit([newcomer], [], len(table.running), budget):
+                return
+            table.start(newcomer, now)
+            budget -= newcomer.remaining
+
+    def add(self, step: Step, now: float, *, admit: bool) -> None:
+        """Share what the step has left among prompts that have no chunk in it yet, and those of newcomers."""
+        budget = self._config.max_step_tokens - step.tokens
+        if budget <= 0:
+            return
+        planned, running = {chunk.request_id for chunk in step.chunks}, self._table.running
+        prefills = [
+            r
+            for r in running.values()
+            if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
+        ]
+        if admit and self._table.waiting and len(running) < self._config.max_running:
+            admitted = self._admission.admit(self._line(), prefills, len(running), budget)
+            for request in admitted:
+                self._table.start(request, now)
+            prefills += [request for request in admitted if not request.loading]
+        shares = split_prefill((self._policy.need(request) for request in prefills), budget)
+        for request in prefills:
+            if request.arrival in shares:
+                self._chunks.prefill(step, request, shares[request.arrival])
+
+    def _line(self) -> Iterator[Request]:
+        return self._policy.in_turn(self._table.waiting, self._table.running.values(), self._cache.warm)

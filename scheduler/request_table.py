@@ -1,0 +1,113 @@
+"""Every request that has not finished, where it stands and what it holds.
+
+    add -> waiting -> start -> running -> finish
+              ^                   |
+              +---- put_back -----+
+
+What belongs here: those transitions, and giving blocks back. Never: which request makes one, what a step holds.
+"""
+
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.policies.waiting_queue import WaitingQueue
+from scheduler.types.messages import EngineStats, FinishReason, Output
+from scheduler.types.request import Request, RequestState
+
+
+class RequestTable:
+    """The requests of one scheduler.
+
+    Args:
+        pool: whose blocks the running requests hold.
+        cache: is told what they compute no more.
+        transfers: are told what may be saved and what is no longer waited for.
+        policy: is told who leaves the line and who has ended.
+        waiting: the line, empty.
+        stats: counted in.
+
+    Attributes:
+        open: all requests by id.
+        running: those that have blocks, in the order they started.
+        waiting: the others.
+        retired: ids that finished since the last plan: the worker may forget them.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: BlockPool,
+        cache: PrefixCache,
+        transfers: TransferPlanner,
+        policy: SchedulingPolicy,
+        waiting: WaitingQueue,
+        stats: EngineStats,
+    ) -> None:
+        self.open: dict[str, Request] = {}
+        self.running: dict[str, Request] = {}
+        self.waiting = waiting
+        self.retired: list[str] = []
+        self._pool = pool
+        self._cache = cache
+        self._transfers = transfers
+        self._policy = policy
+        self._stats = stats
+
+    def add(self, request: Request) -> None:
+        """A new request enters the line."""
+        self._policy.on_add(request, self.waiting)
+        self.open[request.request_id] = request
+        self.waiting.add(request)
+        self._stats.prompt_tokens += len(request.prompt_ids)
+
+    def start(self, request: Request, now: float) -> None:
+        """From waiting to running: it has been admitted, and has its blocks."""
+        self.waiting.take(request)
+        self._policy.on_dequeue(request)
+        request.state = RequestState.RUNNING
+        self.running[request.request_id] = request
+        if not request.started:
+            request.started = True
+            request.times.scheduled = now
+            request.times.cached_tokens = request.computed
+            self._transfers.asked(self._cache.asked(request))
+            self._stats.prefix_query_tokens += len(request.tokens)
+            self._stats.prefix_hit_tokens += request.computed
+
+    def put_back(self, request: Request) -> None:
+        """From running to waiting: its blocks go, its tokens stay."""
+        self.release(request)
+        request.state = RequestState.WAITING
+        self.waiting.add(request)
+
+    def finish(self, request: Request, reason: FinishReason, now: float) -> Output:
+        """From wherever it is to its end. Its blocks are free, the full ones stay cached. Returns its last output."""
+        if request.state is RequestState.WAITING:
+            self.waiting.remove(request)
+            self._policy.on_dequeue(request)
+        self._policy.on_finish(request)
+        keys = request.block_hashes[: request.published]
+        self.release(request)
+        self._transfers.released(keys)
+        self._transfers.ended(request)
+        request.state = RequestState.FINISHED
+        request.times.finished = now
+        del self.open[request.request_id]
+        if request.announced:
+            self.retired.append(request.request_id)
+        return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
+
+    def release(self, request: Request) -> None:
+        """Take its blocks; it runs no more. Those that are being filled stay with their transfers."""
+        self.running.pop(request.request_id, None)
+        self._cache.pending.drop(request.request_id)
+        filling = self._transfers.disown(request)
+        self._pool.release([block for block in request.block_table if block not in filling])
+        request.block_table = []
+        request.computed = request.published = 0
+
+    def take_retired(self) -> list[str]:
+        """Those that finished since the last call."""
+        retired, self.retired = self.retired, []
+        return retired

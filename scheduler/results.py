@@ -1,0 +1,122 @@
+"""What steps and transfers bring, booked: tokens become known, requests end, outputs are made.
+
+What belongs here: one result at a time. Never: plans.
+"""
+
+from scheduler.chunks import ChunkBuilder
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.load_planner import Arrival
+from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.request_table import RequestTable
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import EngineStats, FinishReason, Output
+from scheduler.types.request import Request, RequestState
+from scheduler.types.step import Chunk, ChunkResult
+
+
+class ResultProcessor:
+    """Absorbs the results of one scheduler's steps.
+
+    Args:
+        config: of the scheduler.
+        pool: forgets contents that are in doubt.
+        cache: names blocks that have become full of known tokens.
+        transfers: forget contents that are in doubt.
+        table: of the requests.
+        chunks: counts accepted drafts.
+        stats: counted in.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        cache: PrefixCache,
+        transfers: TransferPlanner,
+        table: RequestTable,
+        chunks: ChunkBuilder,
+        stats: EngineStats,
+    ) -> None:
+        self._context = config.context
+        self._is_eos = config.eos_token_ids.__contains__
+        self._pool = pool
+        self._cache = cache
+        self._transfers = transfers
+        self._table = table
+        self._chunks = chunks
+        self._stats = stats
+
+    def absorb(self, chunk: Chunk, result: ChunkResult, now: float) -> Output | None:
+        """What the chunk's request has to say; None if it is not here any more or has nothing new."""
+        request = self._table.open.get(chunk.request_id)
+        if request is None:
+            return None
+        self.landed(request, chunk)
+        if result.error is not None:
+            return self._fail(request, result.error, now)
+        output = Output(request_id=request.request_id)
+        if result.prompt_logprobs:
+            output.prompt_logprobs = request.send_logprobs(chunk.start, result.prompt_logprobs)
+        if result.token_ids:
+            reason = self._absorb_tokens(request, result, now, output)
+        else:
+            prompt_only = request.sampling.max_tokens == 0 and chunk.start + chunk.length >= len(request.prompt_ids)
+            reason = FinishReason.LENGTH if prompt_only else None
+        if reason is not None:
+            final = self._table.finish(request, reason, now)
+            output.finish_reason, output.times = reason, final.times
+        return output if output.token_ids or output.prompt_logprobs or reason else None
+
+    @staticmethod
+    def landed(request: Request, chunk: Chunk) -> None:
+        """The chunk is no longer in flight."""
+        request.in_flight -= chunk.samples > 0
+        if chunk.draft_ids:
+            request.verifying = False
+
+    def arrived(self, arrivals: list[Arrival]) -> None:
+        """Loads have ended."""
+        for request, whole in arrivals:
+            gained = request.computed - request.published * self._pool.block_size
+            self._cache.publish(request)
+            if not request.preemptions:
+                request.times.cached_tokens += gained
+                self._stats.prefix_hit_tokens += gained
+            if not whole:  # it starts again from what is there: blocks behind the gap may be others'
+                self._table.put_back(request)
+
+    def _fail(self, request: Request, error: str, now: float) -> Output:
+        """End the request. Its KV may be what failed it (a NaN spreads to all that follows), be it its own or a prefix it found."""
+        self._pool.forget(request.block_table, {block for held in self._transfers.held() for block in held})
+        self._transfers.forget(request.block_hashes[: len(request.block_table)])
+        output = self._table.finish(request, FinishReason.ERROR, now)
+        output.error = error
+        return output
+
+    def _absorb_tokens(self, request: Request, result: ChunkResult, now: float, output: Output) -> FinishReason | None:
+        """Take the tokens up to the one that ends the request, if one does."""
+        reason: FinishReason | None = None
+        for token_id in result.token_ids:
+            request.tokens.append(token_id)
+            output.token_ids.append(token_id)
+            reason = request.stop_cause(self._is_eos, self._context)
+            if reason is not None:
+                break
+        taken = len(output.token_ids)
+        output.logprobs = result.logprobs[:taken]
+        self._stats.generation_tokens += taken
+        if request.times.first_token is None:
+            request.times.first_token = now
+            output.times = request.times
+        if reason is FinishReason.STOP:
+            output.stop_token = request.tokens[-1]
+        if request.state is RequestState.RUNNING:
+            if taken > 1:  # all but the newest were drafts: the step has computed their KV
+                self._chunks.advance(request, taken - 1)
+            # The KV of the newest token is in the next step at the earliest. So the last one's block is never published,
+            # and an abort must not take out the chunk that a publication rests on.
+            if reason is None and self._cache.publish(request):
+                self._chunks.published_by.add(request.request_id)
+        return reason

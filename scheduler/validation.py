@@ -1,0 +1,46 @@
+"""What a request must be to be queued: each rule refuses with a sentence that has the numbers."""
+
+from scheduler.types.config import SchedulerConfig
+from scheduler.types.messages import AddRequest, OutputKind
+
+
+class RequestTooLong(ValueError):
+    """The request could never run: it needs more tokens than fit, even alone."""
+
+
+def check_request(message: AddRequest, config: SchedulerConfig) -> None:
+    """Whether a scheduler of this `config` can run it, alone.
+
+    Raises:
+        RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
+        ValueError: it has nothing to compute, an adapter that is not loaded, or a kind of output that no worker produces yet.
+    """
+    if message.produces is not OutputKind.TOKENS:
+        raise ValueError(f"this engine produces {OutputKind.TOKENS}, the request asks for {message.produces}")
+    prompt, output = len(message.prompt_ids), message.sampling.max_tokens
+    if prompt + output > config.context:
+        raise RequestTooLong(
+            f"prompt ({prompt} tokens) plus max_tokens ({output}) is {prompt + output}, "
+            f"the longest request that fits is {config.context}"
+        )
+    if not message.prompt_ids:
+        raise ValueError("the prompt has no tokens")
+    if message.adapter and message.adapter not in config.adapters:
+        known = ", ".join(sorted(config.adapters)) or "none"
+        raise ValueError(f"adapter {message.adapter!r} is not loaded (loaded: {known})")
+    _check_generated(message, config)
+
+
+def _check_generated(message: AddRequest, config: SchedulerConfig) -> None:
+    """A request is resumed only where something is left to generate."""
+    sampling, generated = message.sampling, message.generated_ids
+    if generated and len(generated) >= sampling.max_tokens:
+        raise ValueError(
+            f"generated_ids has {len(generated)} tokens and max_tokens is {sampling.max_tokens}: nothing is left to generate"
+        )
+    for count, token_id in enumerate(generated, 1):
+        ends = token_id in sampling.stop_token_ids or (token_id in config.eos_token_ids and not sampling.ignore_eos)
+        if ends and count >= sampling.min_tokens:
+            raise ValueError(
+                f"token {count} of generated_ids, {token_id}, ends the request: nothing is left to generate"
+            )

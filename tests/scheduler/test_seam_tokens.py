@@ -1,0 +1,148 @@
+"""Several tokens a step: a toy drafter, given to the real scheduler from here. Same tokens, fewer steps, whatever it guesses."""
+
+from random import Random
+
+import pytest
+
+from scheduler.types.messages import AddRequest
+from scheduler.types.sampling_params import SamplingParams
+from tests.scheduler.sim import VOCAB, Engine, expected, next_token
+
+
+class ToyDrafter:
+    """Knows what comes next, and is wrong with probability `error`."""
+
+    def __init__(self, most, error, seed=0):
+        self.most = most
+        self.error = error
+        self.rng = Random(seed)
+        self.calls = 0
+
+    def propose(self, request_id, token_ids, most):
+        self.calls += 1
+        tokens = list(token_ids)
+        for _ in range(self.most):  # may be more than can be used
+            wrong = self.rng.random() < self.error
+            tokens.append(self.rng.randrange(VOCAB) if wrong else next_token(tokens))
+        return tokens[len(token_ids) :]
+
+
+def serve(drafter, *, depth=1, blocks=40, seed=0, requests=7, **config):
+    rng = Random(seed)
+    engine = Engine(blocks=blocks, drafter=drafter, depth=depth, seed=seed, max_step_tokens=24, **config)
+    for index in range(requests):
+        prompt = rng.choices(range(VOCAB), k=rng.randint(1, 20))
+        engine.add(
+            f"r{index}",
+            prompt,
+            max_tokens=rng.randint(1, 30),
+            ignore_eos=rng.random() < 0.5,
+            logprobs=rng.choice([None, 0]),
+        )
+        for _ in range(rng.randint(0, 3)):
+            engine.tick()  # checks the books after each step
+    engine.drain()
+    engine.check_outputs()
+    assert engine.scheduler.pool.used == 0
+    return engine
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("error", [0.0, 0.3, 1.0])
+def test_drafts_change_nothing_but_the_number_of_steps(error, depth):
+    plain = serve(None, depth=depth)
+    drafter = ToyDrafter(4, error)
+    drafted = serve(drafter, depth=depth)
+    assert drafter.calls
+    assert drafted.outputs == plain.outputs
+    assert {name: end.finish_reason for name, end in drafted.ends.items()} == {
+        name: end.finish_reason for name, end in plain.ends.items()
+    }
+    if error < 0.5:
+        assert drafted.steps < plain.steps
+    assert drafted.scheduler.stats.generation_tokens == plain.scheduler.stats.generation_tokens
+
+
+@pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
+def test_requests_with_drafts_are_preempted_and_come_out_right(scheduling):
+    preemptions = 0
+    for seed in range(6):
+        engine = serve(
+            ToyDrafter(3, 0.3, seed), blocks=14, seed=seed, context=52, decode_watermark=0.0, scheduling=scheduling
+        )
+        preemptions += engine.scheduler.stats.preemptions
+    assert preemptions > 3
+
+
+def test_a_tenant_pays_for_the_tokens_it_gets_and_not_for_guesses():
+    def charged(drafter):
+        engine = Engine(blocks=40, drafter=drafter, scheduling="fair", decode_price=2.0)
+        engine.add("r", [1, 2, 3], tenant="a", max_tokens=20, ignore_eos=True)
+        engine.drain()
+        return engine.scheduler._policy.counters["a"]
+
+    plain = charged(None)
+    assert plain == charged(ToyDrafter(4, 1.0)) == charged(ToyDrafter(1, 0.5))
+
+
+def test_the_first_token_that_ends_a_request_ends_it_whatever_comes_behind():
+    engine = Engine(blocks=40, drafter=ToyDrafter(6, 0.0))
+    tokens = expected([1, 2, 3], SamplingParams(max_tokens=20, ignore_eos=True), 160)
+    stop = tokens[9]
+    engine.add("r", [1, 2, 3], max_tokens=20, ignore_eos=True, stop_token_ids=(stop,), logprobs=0)
+    engine.drain()
+    assert engine.outputs["r"] == tokens[: tokens.index(stop) + 1]
+    assert engine.ends["r"].stop_token == stop
+    assert not engine.scheduler.has_work
+
+
+def test_guesses_fit_the_budget_the_limits_and_the_free_blocks():
+    asked = []
+
+    class Curious(ToyDrafter):
+        def propose(self, request_id, token_ids, most):
+            asked.append((len(token_ids), most))
+            return super().propose(request_id, token_ids, most)
+
+    engine = Engine(blocks=4, drafter=Curious(50, 0.0), max_step_tokens=9, context=16)
+    engine.add("r", [1, 2, 3], max_tokens=13, ignore_eos=True)
+    chunks = []
+    engine.after_step = lambda step: chunks.extend(step.chunks)
+    engine.drain()
+    engine.check_outputs()
+    assert asked[0] == (4, 8), "nine tokens of a step, of which one is the newest"
+    assert all(known + most + 1 <= 16 for known, most in asked)
+    assert max(chunk.start + chunk.length for chunk in chunks) <= 16
+    assert all(chunk.samples == 1 + len(chunk.draft_ids) for chunk in chunks if chunk.draft_ids)
+
+
+def test_an_abort_while_guesses_are_verified_gives_everything_back():
+    engine = Engine(blocks=10, drafter=ToyDrafter(4, 0.5))
+    engine.add("a", [1] * 9, max_tokens=20, ignore_eos=True)
+    engine.add("b", [2] * 9, max_tokens=9, ignore_eos=True)
+    for _ in range(3):
+        engine.tick()
+    engine.tick(meanwhile=lambda: engine.abort("a"))
+    engine.drain()
+    engine.check_outputs()
+    assert engine.scheduler.pool.used == 0
+
+
+def test_a_failed_step_with_guesses_in_it_leaves_the_others_whole():
+    engine = Engine(blocks=30, drafter=ToyDrafter(4, 0.5), max_running=2)
+    for index in range(4):
+        engine.add(f"r{index}", [index + 1] * 5, max_tokens=12, ignore_eos=True)
+    for _ in range(3):
+        engine.tick()
+    engine.fail_step()
+    engine.drain()
+    engine.check_outputs()
+
+
+def test_nothing_is_skipped_where_drafts_are_verified():
+    engine = Engine(blocks=40, drafter=ToyDrafter(2, 0.0))
+    engine.scheduler.add(
+        AddRequest(request_id="r", prompt_ids=[1], sampling=SamplingParams(max_tokens=30, ignore_eos=True)), 0.0
+    )
+    step = engine.scheduler.schedule(0.0)
+    assert engine.scheduler.steady_steps(step) == 0
