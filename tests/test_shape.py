@@ -54,7 +54,6 @@ KNOWN_ARROWS = {
 }
 KNOWN_TWICE = {"Failed", "Pool", "Variant", "_Layer"}
 KNOWN_LONG_FILES = {
-    "scheduler/scheduler.py",
     "tests/scheduler/sim.py",
     "tests/scheduler/test_scheduler.py",
 }
