@@ -64,7 +64,7 @@ class ScriptedRequests:
         self.tokens = 0
 
     def receive(self) -> Iterator[Command]:
-        """See `Channel`."""
+        """Give all requests at once, and a stop after their ends."""
         waiting, self._waiting = self._waiting, []
         yield from waiting
         if not self._open:
@@ -77,11 +77,11 @@ class ScriptedRequests:
             self._open -= sum(output.finish_reason is not None for output in event.outputs)
 
     def wake(self) -> None:
-        """See `Channel`."""
+        """End a `wait`."""
         self._woken.release()
 
     def wait(self, seconds: float | None = None) -> None:
-        """See `Channel`."""
+        """Sleep until a `wake` while requests are open."""
         if self._open:
             self._woken.acquire(timeout=seconds)
 

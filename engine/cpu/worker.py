@@ -25,7 +25,7 @@ class Computed:
     brought: StepResult
 
     def result(self) -> StepResult:
-        """See `Pending`."""
+        """What the step brought."""
         return self.brought
 
 
@@ -48,16 +48,16 @@ class CpuWorker:
 
     @property
     def blocks(self) -> torch.Tensor:
-        """See `Worker`."""
+        """The KV blocks as bytes."""
         storage = self._model.pool.storage
         return storage.view(len(storage), -1).view(torch.uint8)
 
     def submit(self, step: Step) -> Computed:
-        """See `Worker`."""
+        """Compute the step at once."""
         return Computed(self.run(step))
 
     def run(self, step: Step) -> StepResult:
-        """See `Worker`."""
+        """Announce, compute, sample, and drop what has ended."""
         began = time.perf_counter()
         self._announce(step.new)
         results = self._compute(step.chunks) if step.chunks else []

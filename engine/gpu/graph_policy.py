@@ -1,6 +1,6 @@
 """Which shapes of a decode step get a CUDA graph, and which of them next. Plain data: no torch, no clock.
 
-A graph has a fixed shape: so many rows, and programs for sequences of so many keys. A step runs on the graph of the least shape
+A graph has a fixed shape: a number of rows, and programs for sequences of a number of keys. A step runs on the graph of the least shape
 (`Bucket`) that covers it, its other rows are padding. No graph is there at first: a bucket runs kernel by kernel until what that
 has cost the host exceeds what recording a graph costs, and the bucket that has cost most is recorded first. So a rule that knows
 nothing of the future spends at most twice what the best choice would have (the ski-rental bound: Karlin et al. 1988,
@@ -11,7 +11,7 @@ from engine.tensor_parallel.commands import Bucket
 
 KEYS = 8192  # shortest length that graphs tell apart: up to there Llama 3 8B's attention is one grid for any length
 KEYS_FACTOR = 4
-ROWS_FACTOR = 2  # a recorded shape of at most so many times the rows stands in for one that is not recorded yet
+ROWS_FACTOR = 2  # a recorded shape of at most this many times the rows stands in for one that is not recorded yet
 
 
 def row_steps(most: int) -> list[int]:
@@ -81,7 +81,7 @@ class GraphPlan:
         return best
 
     def ran_eagerly(self, rows: int, keys: int, seconds: float) -> None:
-        """A step ran without a graph and kept the host busy for so long."""
+        """Count a step that ran without a graph and kept the host busy for `seconds`."""
         bucket = self.bucket(rows, keys)
         self._spent[bucket] = self._spent.get(bucket, 0.0) + seconds
 
@@ -93,7 +93,7 @@ class GraphPlan:
         return bucket if bucket is not None and self._spent[bucket] > self._cost else None
 
     def was_recorded(self, bucket: Bucket, seconds: float) -> None:
-        """It has a graph now, which took so long."""
+        """Note that the bucket has a graph now, recorded in `seconds`."""
         self._recorded.add(bucket)
         self._spent.pop(bucket, None)
         self._cost = seconds

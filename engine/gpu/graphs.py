@@ -50,7 +50,7 @@ class EagerRecorder:
     """Where there are no graphs: the work itself."""
 
     def record(self, prepare: Work, work: Work) -> Work:
-        """See `Recorder`; runs the work once, as a GPU does."""
+        """Run the work once, as a GPU does, and give it back."""
         prepare()
         work()
         return work
@@ -69,7 +69,7 @@ class CudaRecorder:
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, prepare: Work, work: Work) -> Work:
-        """See `Recorder`. The run before the recording compiles kernels and lets libraries set themselves up."""
+        """Run the work, which compiles kernels and lets libraries set themselves up, then record it."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()

@@ -50,7 +50,7 @@ class PendingStep:
         self.finished = False
 
     def close(self, device: torch.device) -> None:
-        """All of it has been given to the device."""
+        """Note that the device has been given all of the step."""
         self._end = DeviceEvent(device)
 
     def add(self, rows: list[SampledRow], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
@@ -78,8 +78,7 @@ class PendingStep:
                 row.take(token, member.sequence, self.results[row.place])
 
     def took(self, since: float) -> float:
-        """Note how long it was the step that is computed: from `since`, when the one before ended, or its own beginning; returns
-        now."""
+        """Note how long the step was computed: from `since`, when the one before it ended, or from its own beginning. Returns now."""
         now = time.perf_counter()
         self._seconds = now - max(self._began, since)
         return now
@@ -140,16 +139,16 @@ class GpuWorker:
 
     @property
     def blocks(self) -> Tensor:
-        """See `Worker`. Scales of an fp8 pool are in it."""
+        """The KV blocks as bytes, the scales of an fp8 pool included."""
         return self._model.pool.memory
 
     def rehearse(self) -> None:
-        """See `GpuModel.rehearse`."""
+        """Compile every kernel of a forward pass, on all ranks."""
         self._send(Warmup())
         self._model.rehearse()
 
     def record(self, bucket: Bucket) -> None:
-        """See `DecodeGraphs.record`."""
+        """Record the graph of this shape, on all ranks."""
         self._send(Record(bucket))
         self._graphs.record(bucket)
 
@@ -159,7 +158,7 @@ class GpuWorker:
         return self._graphs.replayed
 
     def run(self, step: Step) -> StepResult:
-        """See `Worker`."""
+        """Compute one step, and wait for it."""
         return self.submit(step).result()
 
     def submit(self, step: Step) -> PendingStep:
@@ -195,7 +194,7 @@ class GpuWorker:
 
     @contextmanager
     def losses_told(self) -> Iterator[None]:
-        """Errors after which no step succeeds, as what they mean: those after which CUDA refuses all else, and of several ranks
+        """Recognize errors after which no step can succeed: those after which CUDA refuses everything else, and with several ranks
         every one, since the others go on without this one.
 
         Raises:
@@ -211,7 +210,7 @@ class GpuWorker:
             raise
 
     def _answers(self) -> bool:
-        """Whether the device still does as it is told; whoever launched a kernel has its own words for it when it does not."""
+        """Whether the device still works: the errors of a lost one differ with whoever launched the kernel."""
         try:
             DeviceEvent(self._device).wait()
         except RuntimeError:
