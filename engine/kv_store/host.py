@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.kv_store.free_runs import FreeRuns
 from engine.kv_store.host_memory import pin, reserve, unpin
 from engine.kv_store.row_copy import RowCopy, RowPairs
 from engine.kv_store.store import BlockStore, Capabilities, Lent, Rows, StoreLost, StoreRefused
+from scheduler.kv.free_extents import FreeExtents
 from scheduler.types.block_hash import BlockKey
 
 
@@ -77,7 +77,8 @@ class HostStore(BlockStore):
         self._copy = RowCopy(self._slab)
         self._lock = threading.Lock()
         self._entries: dict[bytes, _Entry] = {}
-        self._free = FreeRuns(blocks)
+        self._free = FreeExtents(blocks)
+        self._free.add(0, blocks)
         self._away: set[int] = set()
         self._lost = ""
 
@@ -142,14 +143,14 @@ class HostStore(BlockStore):
             for entry in entries:
                 entry.dropped = True
             self._away.update(entry.slot for entry in entries if entry.lent)
-            self._free.give(entry.slot for entry in entries if not entry.lent)
+            self._free.add_all(entry.slot for entry in entries if not entry.lent)
 
     def check_integrity(self) -> None:
         """Raises: AssertionError: naming the first contradiction in the books."""
         with self._lock:
-            self._free.check()
+            self._free.check_integrity()
             held = [entry.slot for entry in self._entries.values()]
-            slots = {*held, *self._away, *self._free.free()}
+            slots = {*held, *self._away, *self._free}
             counts = f"{len(held)} held, {len(self._away)} away, {len(self._free)} free"
             assert len(held) + len(self._away) + len(self._free) == self._blocks, f"{counts} of {self._blocks} slots"
             assert slots == set(range(self._blocks)), f"slots with two owners: {counts}"
@@ -190,7 +191,7 @@ class HostStore(BlockStore):
             if entry.dropped and not entry.lent:
                 freed.append(entry.slot)
         self._away.difference_update(freed)
-        self._free.give(freed)
+        self._free.add_all(freed)
 
     def _reserve(self, block_keys: Sequence[BlockKey]) -> Reservation:
         with self._lock:
@@ -199,7 +200,7 @@ class HostStore(BlockStore):
             for block_key in block_keys:
                 if block_key.hash not in self._entries:
                     absent.setdefault(block_key.hash, block_key)
-            slots = self._free.take(len(absent))
+            slots = self._free.take_any(len(absent))
             self._away.update(slots)
             return Reservation(list(absent.values())[: len(slots)], Rows(self._slab, slots), [False] * len(slots))
 
@@ -211,7 +212,7 @@ class HostStore(BlockStore):
             else:
                 unused.append(slot)
         self._away.difference_update(reserved.rows.ids)
-        self._free.give(unused)
+        self._free.add_all(unused)
 
     def _entry(self, block_key: BlockKey) -> _Entry | None:
         entry = self._entries.get(block_key.hash)

@@ -6,22 +6,20 @@ Contract. The pool hands out block *ids*; the memory behind them is the worker's
     used    `refs` sequences have it in their tables     never evicted
     cached  nobody refers to it, content kept by key     may be taken when the policy has given it up
 
-A cached block is first the policy's (`scheduler.kv.eviction`). What the policy gives up is *loose*: still found by its key until
-the block is taken. Where copies between tiers are to be few and long, some are always loose, so that blocks can be chosen
-that lie together (`scheduler.kv.free_blocks`).
+Which of the cached blocks is taken, and what is given up for it, is `UnusedBlocks`'.
 
 A sequence may write only to blocks it alone holds and that have no key: a block gets its key when it is full, and from
 then on nobody writes to it. `publish` may run when the step that fills the block has been *planned*: steps run in
 order, and within a layer all KV is written before any attention reads, so whoever finds the key reads in time.
 
-What belongs here: ownership, content addresses, eviction. Never: requests, policy, tensors, time.
+What belongs here: ownership, content addresses. Never: requests, policy, tensors, time.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler.kv.eviction import Eviction, eviction_of
-from scheduler.kv.free_blocks import FreeBlocks
+from scheduler.kv.unused_blocks import UnusedBlocks
 from scheduler.types.block_hash import BlockKey
 
 
@@ -48,9 +46,9 @@ class BlockPool:
         block_size: tokens in one block.
         caching: whether contents are kept and shared.
         eviction: which of the contents nobody uses goes first; the pool's own from now on. Least recently used if None.
-
-        choice: share of the unused blocks that is free or loose at any time. Blocks of a table then lie in longer runs, but
-            contents go less in the policy's order: pays where a lower tier still has them. 0: as the policy says.
+        choice: share of the unused blocks that is free at any time, some of them lazily evicted. Blocks of a table then lie in
+            longer runs, but contents go less in the policy's order: pays where a lower tier still has them. 0: as the policy
+            says.
 
     Attributes:
         evictions: contents that had to give place so far.
@@ -68,31 +66,28 @@ class BlockPool:
         self.blocks = blocks
         self.block_size = block_size
         self.caching = caching
-        self.choice = choice
         self.evictions = 0
         self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
         self._state = [_Block() for _ in range(blocks)]
-        self._vacant = FreeBlocks(blocks)
-        self._vacant.add(range(blocks))
-        self._loose = 0  # vacant blocks with content
         self._index: dict[bytes, int] = {}
+        self._unused = UnusedBlocks(blocks, self._index, self.eviction, choice)
 
     # --- counts ---
 
     @property
     def free(self) -> int:
         """Blocks without content or owner."""
-        return len(self._vacant) - self._loose
+        return self._unused.empty
 
     @property
     def cached(self) -> int:
         """Blocks without owner whose content may be reused."""
-        return len(self.eviction) + self._loose
+        return self._unused.cached
 
     @property
     def available(self) -> int:
         """Blocks that `allocate` can give now."""
-        return len(self._vacant) + len(self.eviction)
+        return len(self._unused)
 
     @property
     def used(self) -> int:
@@ -100,7 +95,7 @@ class BlockPool:
         return self.blocks - self.available
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """Blocks that hold this many tokens."""
         return -(-tokens // self.block_size)
 
     # --- taking and giving back ---
@@ -108,7 +103,7 @@ class BlockPool:
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """Take `count` empty blocks for one sequence, in as few runs of consecutive ids as can be (one strided read, one copy).
 
-        Behind them some blocks are kept free where there are enough, so that the sequence's growth extends the last run.
+        Some blocks behind them are reserved where there are enough, so that the sequence's growth extends the last run.
 
         Args:
             count: how many.
@@ -119,52 +114,23 @@ class BlockPool:
         """
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
-        evicted: list[int] = []
-        if count > 1 or after not in self._vacant.tails:  # else its room has the place
-            evicted = self._loosen(count) if self.choice else self._evict(count)
-        taken = self._vacant.take(count - len(evicted), after) + evicted
+        taken = self._unused.take(count, after)
         for block_id in taken:
             block = self._state[block_id]
             block.refs = 1
             if block.key is not None:
                 self._forget(block_id)
-                self._loose -= 1
+                self._unused.gave_up()
                 self.evictions += 1
         return taken
-
-    def _evict(self, count: int) -> list[int]:
-        """What `count` blocks lack of open ones, in the policy's order; what is pinned only in need."""
-        lacking = max(min(count - self._vacant.open, self.eviction.unpinned), count - len(self._vacant))
-        evicted = sorted(self._index[self.eviction.victim()] for _ in range(lacking))
-        self._loose += len(evicted)
-        return evicted
-
-    def _loosen(self, count: int) -> list[int]:
-        """Have the policy give up what it takes to choose `count` blocks and their room from; what is pinned only in need."""
-        spare = int(self.available * self.choice)
-        lacking = count + self._vacant.room + spare - self._vacant.open
-        if lacking < spare // 4:  # so that many are given up at once, and neighbours become one run in one go
-            lacking = 0
-        needed = max(min(lacking, self.eviction.unpinned), count - len(self._vacant))
-        if needed > 0:
-            self._vacant.add([self._index[self.eviction.victim()] for _ in range(needed)])
-            self._loose += needed
-        return []
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Add one owner to each of these blocks, which `match` has just returned."""
         for block_id in block_ids:
             block = self._state[block_id]
             if block.refs == 0 and block.key is not None:
-                self._pick_up(block_id, block.key)
+                self._unused.pick_up(block.key)
             block.refs += 1
-
-    def _pick_up(self, block_id: int, key: bytes) -> None:
-        if key in self.eviction:
-            self.eviction.remove(key)
-        else:
-            self._vacant.discard(block_id)
-            self._loose -= 1
 
     def release(self, block_ids: Sequence[int]) -> None:
         """Take one owner away from each block of a table, given in the table's order.
@@ -172,24 +138,17 @@ class BlockPool:
         Blocks with content stay cached; the tail is evicted before the head, because a prefix is worth more than what
         follows it.
         """
-        unused: list[bytes] = []
-        empty: list[int] = []
-        tails = self._vacant.tails
+        released: list[int] = []
         for block_id in block_ids:
             block = self._state[block_id]
             if block.refs <= 0:
                 raise IntegrityError(f"block {block_id} released more often than taken")
             block.refs -= 1
-            if block.refs:
-                continue
-            if block_id in tails:
-                self._vacant.close(block_id)
-            if block.key is None:
-                empty.append(block_id)
-            else:
-                unused.append(block.key)
-        self._vacant.add(empty)
-        self.eviction.add(*unused)
+            if not block.refs:
+                released.append(block_id)
+        hashes = [self._state[block_id].key for block_id in released]
+        empty = [block_id for block_id, key in zip(released, hashes, strict=True) if key is None]
+        self._unused.put_back(released, empty, [key for key in hashes if key is not None])
 
     # --- content ---
 
@@ -241,12 +200,8 @@ class BlockPool:
         self._index[key] = block_id
 
     def pin(self, keys: Sequence[bytes], until: float) -> int:
-        """As `Eviction.pin`; loose contents are the policy's again before."""
-        for key in keys:
-            block_id = self._index.get(key)
-            if block_id is not None and not self.in_use(block_id) and key not in self.eviction:
-                self._pick_up(block_id, key)
-                self.eviction.add(key)
+        """As `Eviction.pin`; contents that were lazily evicted are the policy's again before."""
+        self._unused.readmit(key for key in keys if key in self._index and not self.in_use(self._index[key]))
         return self.eviction.pin(keys, until)
 
     def in_use(self, block_id: int) -> bool:
@@ -269,9 +224,7 @@ class BlockPool:
 
     def drop_contents(self) -> None:
         """Forget every content: what the blocks hold is in doubt (a step failed). Owners keep their blocks."""
-        self._vacant.add([self._index[key] for key in self.eviction])
-        self.eviction.clear()
-        self._loose = 0
+        self._unused.drop_contents()
         for block_id in list(self._index.values()):
             self._forget(block_id)
 
@@ -295,31 +248,18 @@ class BlockPool:
                 raise IntegrityError(f"a block stands twice in one table: {list(table)}")
             for block_id in table:
                 refs[block_id] += 1
-        vacant = self._vacant_ids()
         for block_id, block in enumerate(self._state):
-            self._check_block(block_id, block, refs[block_id], block_id in vacant)
+            self._check_block(block_id, block, refs[block_id])
         if len(self._index) != sum(block.key is not None for block in self._state):
             raise IntegrityError("the index and the keys of the blocks differ")
-        if len(self.eviction) != sum(key in self.eviction for key in self._index):
-            raise IntegrityError("the policy knows contents that no block holds")
-        if self._loose != sum(self._state[block_id].key is not None for block_id in vacant):
-            raise IntegrityError(f"{self._loose} blocks are counted as loose")
-        self.eviction.check_integrity()
+        try:
+            self._unused.check_integrity({each: self._state[each].key for each in range(self.blocks) if not refs[each]})
+        except AssertionError as error:
+            raise IntegrityError(*error.args) from error
 
-    def _vacant_ids(self) -> set[int]:
-        ids = list(self._vacant)
-        if len(set(ids)) != len(ids) or len(ids) != len(self._vacant):
-            raise IntegrityError(f"{len(self._vacant)} blocks count as vacant: {sorted(ids)}")
-        if not all(self.in_use(tail) for tail in self._vacant.tails):
-            raise IntegrityError(f"room is kept behind blocks that nobody uses: {list(self._vacant.tails)}")
-        return set(ids)
-
-    def _check_block(self, block_id: int, block: _Block, refs: int, vacant: bool) -> None:
+    def _check_block(self, block_id: int, block: _Block, refs: int) -> None:
         if block.refs != refs:
             raise IntegrityError(f"block {block_id} counts {block.refs} owners, {refs} tables hold it")
-        states = (vacant, block.key is not None and block.key in self.eviction, refs > 0)
-        if sum(states) != 1:
-            raise IntegrityError(f"block {block_id} is (vacant, the policy's, used) = {states}")
         if block.key is None:
             if refs > 1:
                 raise IntegrityError(f"block {block_id} has no content and {refs} owners")

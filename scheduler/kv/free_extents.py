@@ -1,4 +1,4 @@
-"""Blocks that may be taken, as runs of consecutive ids, so that what is taken together lies together.
+"""What is free of a numbered row (blocks of a pool, slots of a store), in runs of consecutive ids: together taken, together lying.
 
 A run is as long as can be: two runs never touch. Runs are kept by the power of two below their length, which finds one that
 fits, or nearly the longest, without a look at all of them (after Masmano et al., "TLSF", ECRTS 2004, with one level).
@@ -6,7 +6,7 @@ fits, or nearly the longest, without a look at all of them (after Masmano et al.
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 
 _LOOKED_AT = 8  # runs of one class that are compared: bounds the time, and costs little of the fit
 
@@ -68,6 +68,27 @@ class FreeExtents:
             self._put(run, begin)
         if end < run_end:
             self._put(end, run_end)
+
+    def take_any(self, count: int) -> list[int]:
+        """`count` ids, or all that are here if they are fewer: run after run, each ascending, from few runs."""
+        taken: list[int] = []
+        while self._begins and len(taken) < count:
+            rest = count - len(taken)
+            begin = self.find(rest)
+            end = min(begin + rest, self._end_of[begin])
+            self.take(begin, end)
+            taken += range(begin, end)
+        return taken
+
+    def check_integrity(self) -> None:
+        """Compare the books with each other. Raises AssertionError naming the first contradiction."""
+        assert self._begins == sorted(self._end_of), "the begins of runs are not the runs'"
+        runs = [(begin, self._end_of[begin]) for begin in self._begins]
+        assert all(begin < end for begin, end in runs), "an empty run"
+        assert all(end < begin for (_, end), (begin, _) in pairwise(runs)), "runs overlap or touch"
+        assert self._count == sum(end - begin for begin, end in runs), f"{self._count} ids are counted"
+        classes = {begin: length for length, members in enumerate(self._classes) for begin in members}
+        assert classes == {begin: (end - begin).bit_length() for begin, end in runs}, "a run is in another's class"
 
     def end_of(self, block_id: int) -> int:
         """One past the last id of the run that has this id; the id itself if none has."""

@@ -116,7 +116,7 @@ TestPoolWalk = PoolWalk.TestCase
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_free_runs_are_the_set_they_stand_for(seed):
+def test_free_extents_are_the_set_they_stand_for(seed):
     rng, limit = random.Random(seed), 60
     runs, model = FreeExtents(limit), set(range(limit))
     runs.add(0, limit)
@@ -142,14 +142,14 @@ def test_free_runs_are_the_set_they_stand_for(seed):
 
 
 def test_two_growing_tables_keep_out_of_each_others_way():
-    vacant = FreeBlocks(160)
-    vacant.add(range(160))
-    one, other = vacant.take(5), vacant.take(5)
+    free = FreeBlocks(160)
+    free.add(range(160))
+    one, other = free.take(5), free.take(5)
     for _ in range(5):
-        one += vacant.take(1, one[-1])
-        other += vacant.take(1, other[-1])
-    assert one == list(range(10)) and other == list(range(13, 23)), "room of eight, until it is used up"
-    assert len(vacant.take(140)) == 140, "rooms are given up before anybody waits"
+        one += free.take(1, one[-1])
+        other += free.take(1, other[-1])
+    assert one == list(range(10)) and other == list(range(13, 23)), "a tail of eight, until it is used up"
+    assert len(free.take(140)) == 140, "reserved tails are given up before anybody waits"
 
 
 def test_what_is_given_up_is_found_until_it_is_taken():
@@ -174,7 +174,7 @@ def test_a_pin_reaches_what_was_given_up_already():
     for place, block in enumerate(table):
         pool.publish(block, key(place), [place])
     pool.release(table)
-    pool.release(pool.allocate(1))  # half of the others are loose now, the last of the table first
+    pool.release(pool.allocate(1))  # half of the others are lazily evicted now, the last of the table first
     tail = [key(place) for place in range(20, 26)]
     assert pool.pin(tail, until=5.0) == 6
     pool.allocate(26)
