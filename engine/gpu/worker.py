@@ -78,7 +78,7 @@ class PendingStep:
                 row.take(token, member.sequence, self.results[row.place])
 
     def took(self, since: float) -> float:
-        """Note how long the step was computed: from `since`, when the one before it ended, or from its own beginning. Returns now."""
+        """Note how long the step was computed: from `since`, the end of the one before, or from its own beginning. Returns now."""
         now = time.perf_counter()
         self._seconds = now - max(self._began, since)
         return now
