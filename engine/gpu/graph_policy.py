@@ -1,9 +1,9 @@
 """Which shapes of a decode step get a CUDA graph, and which of them next. Plain data: no torch, no clock.
 
 A graph has a fixed shape: a number of rows, and programs for sequences of up to a number of keys. A step runs on the graph of the
-least shape (`Bucket`) that covers it; its other rows are padding. No graph is there at first: a bucket runs kernel by kernel until what that
-has cost the host exceeds what recording a graph costs, and the bucket that has cost most is recorded first. So a rule that knows
-nothing of the future spends at most twice what the best choice would have (the ski-rental bound: Karlin et al. 1988,
+least shape (`Bucket`) that covers it; its other rows are padding. No graph is there at first: a bucket runs kernel by kernel until
+what that has cost the host exceeds what recording a graph costs, and the bucket that has cost most is recorded first. So a rule
+that knows nothing of the future spends at most twice what the best choice would have (the ski-rental bound: Karlin et al. 1988,
 "Competitive snoopy caching", section 3), and a start waits for one graph at most, that of a single row.
 """
 
