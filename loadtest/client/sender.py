@@ -93,7 +93,7 @@ class ClientHealth:
         }
 
     def doubts(self, bound: float) -> list[str]:
-        """Why the run must not be trusted: more than 1 % of the time the client was later than `bound` seconds."""
+        """Why the run must not be trusted: 1 % of the time or more the client was later than `bound` seconds."""
         found: list[str] = []
         for what, values in (("sent requests", self.lateness), ("came to read answers", self.lags)):
             late = quantile(values, 0.99)

@@ -132,7 +132,7 @@ def test_ranks_leave_together_and_leave_nothing(serve):
     assert not re.search("fatal|traceback|warning", "".join(server.output), re.IGNORECASE)
 
 
-@pytest.mark.parametrize("victim", ["rank", "engine"])
+@pytest.mark.parametrize("victim", ["rank", pytest.param("engine", marks=pytest.mark.long)])
 def test_ranks_end_together_and_a_new_engine_serves(serve, exact, victim):
     server = serve("--device", "cuda", "--tensor-parallel", "2")
     engine, others = server.engine, ranks(server)

@@ -8,7 +8,8 @@ import json
 import pytest
 import transformers
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and of what it loads
+# Warnings are those of the harness and of what it loads.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]
 
 CHOICES = [
     {"q": "The capital of France is", "a": ["Paris", "London", "Madrid"], "gold": 0},

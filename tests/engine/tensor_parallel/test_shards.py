@@ -14,8 +14,6 @@ from engine.models.registry import family_of, read_config
 from engine.tensor_parallel.shards import Shard, split_config
 from tests.tiny_models import TINY
 
-pytestmark = pytest.mark.processes
-
 
 @pytest.fixture(scope="module")
 def described(tiny_model):
