@@ -1,8 +1,8 @@
 """Contents that a running request is about to compute, so that others wait for them instead of computing them too.
 
 Eight requests with one long prefix arrive together: the first computes it, the others are admitted when it is resident.
-A promise never dead-locks: the one who made it is running and waits for nobody, and it is dropped when its maker is
-preempted or ends.
+This never dead-locks: whoever computes a pending prefix is running and waits for nobody, and what it has not computed is no
+longer pending when it is preempted or ends.
 """
 
 from collections.abc import Collection, Iterable
@@ -11,14 +11,14 @@ from scheduler.kv.block_pool import IntegrityError
 
 
 class PendingPrefixes:
-    """Which content keys are promised, and by whom."""
+    """Which contents are pending, and who computes them."""
 
     def __init__(self) -> None:
         self._maker: dict[bytes, str] = {}
         self._made: dict[str, list[bytes]] = {}
 
     def add(self, request_id: str, keys: Iterable[bytes]) -> None:
-        """A request starts to compute these contents. A key that is promised already stays its first maker's."""
+        """A request starts to compute these contents. One that is pending already stays its first request's."""
         fresh = [key for key in keys if key not in self._maker]
         self._made[request_id] = fresh
         for key in fresh:
@@ -39,11 +39,11 @@ class PendingPrefixes:
         return key in self._maker
 
     def check_integrity(self, running: Collection[str]) -> None:
-        """Every promise must have a running maker.
+        """Whoever computes a pending prefix must be running.
 
         Raises:
-            IntegrityError: naming the maker that is gone.
+            IntegrityError: naming the request that is gone.
         """
         for maker in self._maker.values():
             if maker not in running:
-                raise IntegrityError(f"a promise is held by {maker}, which does not run")
+                raise IntegrityError(f"a prefix is pending for {maker}, which does not run")

@@ -1,4 +1,4 @@
-"""Who goes first: in the waiting line, in what a step has to give, and who gives way to whom.
+"""Who goes first: in the waiting queue, in what a step has to give, and who gives way to whom.
 
 One `SchedulingPolicy` for each `SchedulerConfig.scheduling`. What belongs here: comparing requests. Never: blocks, budgets, when to
 preempt.

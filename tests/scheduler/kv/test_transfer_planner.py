@@ -303,7 +303,7 @@ def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for()
     engine.check_outputs()
 
 
-def test_steps_of_few_prompt_tokens_and_small_moves_tell_nothing():
+def test_steps_of_few_prompt_tokens_and_small_transfers_tell_nothing():
     found = LoadOrRecompute(2**10, 32, telling_tokens=32)
     found.saw_step(8, 8, 1.0)
     found.saw_step(40, 100, 1.0)
@@ -317,7 +317,7 @@ def test_swapping_pays_twice_the_way():
     assert found.pays("host") and not found.swap_pays("host")
 
 
-def test_the_mover_of_these_tests_notices_a_write_to_a_block_that_is_saved():
+def test_the_transfer_worker_of_these_tests_notices_a_write_to_a_block_that_is_saved():
     engine = Engine(blocks=9, tiers={"host": 40})
     engine.transfer_worker.speed = 0.0
     engine.add("a", PROMPT)
