@@ -54,24 +54,24 @@ class Lru:
         self._order: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, *keys: bytes) -> None:
-        """As `EvictionPolicy.add`."""
+        """Nobody uses these any more: the last of them goes first."""
         for key in reversed(keys):
             self._order[key] = None
 
     def remove(self, *keys: bytes) -> None:
-        """As `EvictionPolicy.remove`."""
+        """These are in use again, or gone."""
         for key in keys:
             del self._order[key]
 
     def victim(self) -> bytes:
-        """As `EvictionPolicy.victim`."""
+        """Take out the key whose content goes now."""
         return self._order.popitem(last=False)[0]
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
         """Nothing is learned from it: only use counts."""
 
     def clear(self) -> None:
-        """As `EvictionPolicy.clear`."""
+        """All keys are gone."""
         self._order.clear()
 
     def check_integrity(self) -> None:
@@ -110,7 +110,7 @@ class Eviction:
     # --- as an order ---
 
     def add(self, *keys: bytes) -> None:
-        """As `EvictionPolicy.add`."""
+        """Nobody uses these any more: the last of them goes first."""
         if self._until:
             for key in reversed(keys):
                 if key in self._until:
@@ -119,7 +119,7 @@ class Eviction:
         self._order.add(*keys)
 
     def remove(self, *keys: bytes) -> None:
-        """As `EvictionPolicy.remove`."""
+        """These are in use again, or gone."""
         if self._kept:
             for key in keys:
                 if key in self._kept:
@@ -130,13 +130,13 @@ class Eviction:
             self._order.remove(*keys)
 
     def victim(self) -> bytes:
-        """As `EvictionPolicy.victim`."""
+        """Take out the key whose content goes now."""
         if not len(self._order) and self._kept:
             return self._kept.popitem(last=False)[0]
         return self._order.victim()
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
-        """As `EvictionPolicy.asked`."""
+        """A new request can use these contents."""
         self._order.asked(keys, hits)
 
     def clear(self) -> None:
@@ -202,7 +202,7 @@ class Eviction:
     # --- observation ---
 
     def check_integrity(self) -> None:
-        """As `EvictionPolicy.check_integrity`."""
+        """Compare the books with each other."""
         self._order.check_integrity()
         assert len(self._until) <= self.pinned_limit, "pins keep to their share"
         assert self._kept.keys() <= self._until.keys(), "what is kept has a pin"

@@ -60,7 +60,7 @@ class Predicted:
     # --- what is here ---
 
     def add(self, *keys: bytes) -> None:
-        """As `EvictionPolicy.add`."""
+        """Nobody uses these any more: the last of them goes first."""
         groups = self._groups(keys)
         self._going = None
         for key, group in zip(reversed(keys), reversed(groups), strict=True):
@@ -69,13 +69,13 @@ class Predicted:
             self._added += 1
 
     def remove(self, *keys: bytes) -> None:
-        """As `EvictionPolicy.remove`."""
+        """These are in use again, or gone."""
         for key in keys:
             group, _ = self._here.pop(key)
             del self._queues[group.kind][key]
 
     def victim(self) -> bytes:
-        """As `EvictionPolicy.victim`."""
+        """Take out the key whose content goes now."""
         queue = self._queues.get(self._going.kind) if self._going else None
         key = next(iter(queue)) if queue else self._next()
         if self._here[key][0] is not self._going or not self.trusting:
@@ -85,7 +85,7 @@ class Predicted:
         return key
 
     def clear(self) -> None:
-        """As `EvictionPolicy.clear`."""
+        """All keys are gone."""
         self._going = None
         self._here.clear()
         self._queues.clear()
@@ -122,7 +122,7 @@ class Predicted:
     # --- what is learned ---
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
-        """As `EvictionPolicy.asked`."""
+        """A new request can use these contents."""
         if not keys:
             return
         self._going = None
@@ -193,7 +193,7 @@ class Predicted:
     # --- observation ---
 
     def check_integrity(self) -> None:
-        """As `EvictionPolicy.check_integrity`."""
+        """Compare the books with each other."""
         queued = {key: kind for kind, queue in self._queues.items() for key in queue}
         assert {key: group.kind for key, (group, _) in self._here.items()} == queued, (
             "a key is in the queue of its kind"
