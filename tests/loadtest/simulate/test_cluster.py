@@ -139,28 +139,3 @@ def test_prefix_aware_keeps_a_conversation_together():
 
     assert cached(PrefixAware(), 0.2) == 4 * 256 * (1 + 2 + 3)
     assert cached(RoundRobin(), 0.2) == 0
-
-
-class Busy:
-    def __init__(self, open_: int) -> None:
-        self.open = open_
-
-
-def test_a_prefix_is_left_where_its_replica_is_too_busy():
-    router, replicas = PrefixAware(block_size=4, slack=8), [Busy(1), Busy(0), Busy(5)]
-    prompt = list(range(16))
-    assert router.choose(prompt, replicas) == 1
-    replicas[1].open = 9
-    assert router.choose(prompt, replicas) == 1, "8 more than the least loaded"
-    replicas[1].open = 10
-    assert router.choose(prompt, replicas) == 0, "9 more"
-    replicas[1].open = 0
-    assert router.choose([*prompt, 99], replicas) == 0, "that is where the prefix is now"
-    assert router.choose([7, *prompt], replicas) == 1, "another prefix"
-
-
-def test_a_prefix_router_forgets_what_it_used_least_recently():
-    router, replicas = PrefixAware(block_size=4, capacity=3), [Busy(0)]
-    for token in range(5):
-        router.choose([token] * 8, replicas)
-    assert len(router._sent) == 3
