@@ -44,7 +44,7 @@ class Decoder:
         group: who computes the model; None: this process alone.
 
     Raises:
-        ValueError: the model cannot be split over so many ranks (`split_config`).
+        ValueError: the model cannot be split over that many ranks (`split_config`).
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, group: ProcessGroup | None = None) -> None:

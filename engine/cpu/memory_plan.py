@@ -1,4 +1,4 @@
-"""How much memory a server will take, from headers only: told before anything is loaded. No torch."""
+"""How much memory a server will take, known from headers alone, before anything is loaded. No torch."""
 
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def asked_blocks(blocks: int, fitting: int, least: int, block_bytes: int) -> int
 
 
 def covering(tokens: int, block_size: int) -> int:
-    """Blocks for so many tokens."""
+    """How many blocks hold that many tokens."""
     return -(-tokens // block_size)
 
 

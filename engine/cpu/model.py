@@ -55,7 +55,7 @@ class ExactModel:
         self._decoder = decoder
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """See `Model`."""
+        """All rows are computed to the end; those that are wanted are picked out."""
         hidden = self._decoder.forward(Batch.build(inputs, self.pool), self.pool)
         rows: list[int] = []
         end = 0
@@ -65,7 +65,7 @@ class ExactModel:
         return hidden if len(rows) == end else hidden[rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model`."""
+        """A product in fp32."""
         return self._decoder.logits(hidden)
 
 
@@ -113,11 +113,11 @@ class FastModel:
         self._decoder = NativeDecoder(NativeOps(arithmetic.library, threads), model)
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """See `Model`."""
+        """The last layer computes the rows that are wanted only."""
         token_ids = [token for item in inputs for token in item.token_ids]
         chunks = [NativeChunk(len(item.token_ids), item.start, item.block_table, item.results) for item in inputs]
         return self._decoder.forward(token_ids, chunks, self.pool.storage)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model`."""
+        """A product of int8 by the head's groups."""
         return self._decoder.logits(hidden)

@@ -56,11 +56,11 @@ class Grouped:
 
     @property
     def nbytes(self) -> int:
-        """See `Product`."""
+        """Memory it holds."""
         return self.matrix.nbytes + _nbytes(self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """[rows, columns] to [rows, outputs], unpacking on the way."""
         return quantized_linear(x, self.matrix, self.bias)
 
 
@@ -73,11 +73,11 @@ class Fp8:
 
     @property
     def nbytes(self) -> int:
-        """See `Product`."""
+        """Memory it holds."""
         return self.matrix.values.nbytes + self.matrix.scales.nbytes + _nbytes(self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """[rows, columns] to [rows, outputs]; x is rounded row by row."""
         return fp8_linear(x, self.matrix, self.bias)
 
 
@@ -89,11 +89,11 @@ class SideBySide:
 
     @property
     def nbytes(self) -> int:
-        """See `Product`."""
+        """Of all parts."""
         return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """[rows, columns] to [rows, outputs of all parts]."""
         return torch.cat([part(x) for part in self.parts], dim=1)
 
 

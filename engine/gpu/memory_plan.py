@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a server will take, from headers only: told before anything is loaded.
+"""How much of a GPU's memory a server will take, known from headers alone, before anything is loaded.
 
 Every part is counted, and only what is free is shared out: a GPU may have other users.
 """

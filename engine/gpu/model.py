@@ -98,7 +98,7 @@ class GpuModel:
         pool: this rank's KV cache, on the same device: made for `split_config(config, group.size)`.
         context: longest sequence, in tokens.
         group: who computes the model.
-        least_saved: group single tokens that share a prefix where that saves so many bytes a layer
+        least_saved: group single tokens that share a prefix where that saves at least that many bytes a layer
             (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step;
             None: never.
 

@@ -126,7 +126,7 @@ class GpuAssembly:
         """Read every tensor of the share.
 
         Raises:
-            ValueError: the model cannot be shared by so many ranks (`split_config`).
+            ValueError: the model cannot be split over that many ranks (`split_config`).
         """
         shard = Shard.of(config, self._rank, self._size)
         shared = _Reading(reader, self._arithmetic, self._device)

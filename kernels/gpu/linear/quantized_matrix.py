@@ -1,4 +1,4 @@
-"""4- and 8-bit weights in the order in which `kernels/gpu/linear/quantized.py` reads them, and the packers from known formats.
+"""4- and 8-bit weights in the order in which `kernels/gpu/linear/quantized.py` reads them, and the packers for it.
 
 A matrix [outputs, columns] is cut into tiles of 128 outputs and spans of columns. A tile's span is one contiguous range of int16
 words `[128, lane]`, so that a program streams through memory. A word holds one value of each of its planes: 4 of 4 bits or
@@ -22,7 +22,6 @@ Form = Literal["symmetric", "zeros", "minima", "channel"]
 GgufKind = Literal["Q4_0", "Q4_1", "Q8_0"]
 GROUP_BYTES: dict[GgufKind, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}  # of 32 values in a file
 _PACKED_AT_ONCE = 8192  # outputs: packing takes 8 times the memory of 8-bit weights, 32 times that of 4-bit ones
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # nibble of an int32 that holds output 8 i + n: AWQ's own interleaving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,33 +159,6 @@ def _from_gguf(rows: Tensor, kind: GgufKind) -> QuantizedMatrix:
     return pack(quants, scales, minima, form="minima", bits=4, group=32)
 
 
-def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> QuantizedMatrix:
-    """AWQ's checkpoint tensors (Lin et al. 2023, arXiv 2306.00978; the order is that of its `gemm` files).
-
-    Args:
-        qweight: int32 [columns, outputs / 8], 8 outputs a word.
-        qzeros: int32 [groups, outputs / 8], the same way.
-        scales: fp16 [groups, outputs].
-
-    Raises:
-        ValueError: groups that are not 32, 64 or 128 columns.
-    """
-    group = len(qweight) // len(scales)
-    return pack(_awq_nibbles(qweight), scales.t(), _awq_nibbles(qzeros), form="zeros", bits=4, group=group)
-
-
-def from_int8(weight: Tensor, scales: Tensor) -> QuantizedMatrix:
-    """int8 [outputs, columns] with one fp32 scale for each output [outputs] (LLM.int8(), Dettmers et al. 2022, section 2.1)."""
-    return pack(weight, scales[:, None], None, form="channel", bits=8, group=0)
-
-
-def round_to_int8(weight: Tensor) -> QuantizedMatrix:
-    """Round a float [outputs, columns] to int8, largest magnitude of each output / 127 as its scale."""
-    scales = weight.float().abs().amax(dim=1) / 127
-    inverse = torch.where(scales > 0, 1 / scales, 0.0)
-    return from_int8((weight.float() * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales)
-
-
 def dequantize(matrix: QuantizedMatrix) -> Tensor:
     """The values of a packed matrix: fp32 [outputs, columns]."""
     tiles, spans, _, lanes = matrix.words.shape
@@ -216,9 +188,3 @@ def _tiled(values: Tensor, groups: int) -> Tensor:
     padded = values.new_zeros((-(-len(values) // TILE) * TILE, groups))
     padded[: len(values), : values.shape[1]] = values
     return padded.view(-1, TILE, groups).transpose(1, 2).contiguous()
-
-
-def _awq_nibbles(words: Tensor) -> Tensor:
-    """int32 [n, outputs / 8] to uint8 [outputs, n]."""
-    shifts = torch.tensor(_AWQ_ORDER, device=words.device, dtype=torch.int32) * 4
-    return ((words[:, :, None] >> shifts) & 15).to(torch.uint8).flatten(1).t()

@@ -19,7 +19,7 @@ from kernels.gpu.linear.quantized import (
     splits_for,
     unpack,
 )
-from kernels.gpu.linear.quantized_matrix import dequantize, from_awq, from_gguf, from_int8, pack, round_to_int8
+from kernels.gpu.linear.quantized_matrix import dequantize, from_gguf, pack
 
 FORMATS = [
     ("symmetric", 4, 32),
@@ -95,28 +95,6 @@ def test_gguf_groups_are_what_gguf_says_they_are(kind):
     assert numpy.array_equal(dequantize(from_gguf(torch.from_numpy(stored), kind)).numpy(), expected)
 
 
-@pytest.mark.parametrize("group", [32, 64, 128])
-def test_awq_words_are_read_in_awqs_order(group):
-    """Nibble i of a word holds output 8 w + (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
-    q, scales, zeros, weights = plain("zeros", 4, group, 24, 256)
-
-    def words(values):
-        order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
-        nibbles = values.t().reshape(-1, 3, 8)[:, :, order].to(torch.int64)
-        return (nibbles << torch.arange(0, 32, 4)).sum(-1).to(torch.int32)
-
-    matrix = from_awq(words(q), words(zeros), scales.t().contiguous())
-    torch.testing.assert_close(dequantize(matrix), weights, atol=1e-6, rtol=0)
-
-
-def test_rounding_to_int8_is_within_half_a_step():
-    weights = torch.randn(5, 100, generator=generator(4))
-    weights[2] = 0
-    back = dequantize(round_to_int8(weights))
-    assert ((back - weights).abs() <= weights.abs().amax(1, keepdim=True) / 254 * 1.001).all()
-    assert torch.equal(back[2], torch.zeros(100))
-
-
 @FORMAT
 @pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 128, 128), (3, 129, 384), (17, 64, 1152), (33, 300, 256)])
 def test_product(form, bits, group, rows, outputs, columns):
@@ -136,8 +114,8 @@ def test_product_of_16_bit_activations_with_bias(form, bits, group, dtype):
 
 @pytest.mark.parametrize("columns", [1, 63, 100, 129])
 def test_int8_rows_of_any_length(columns):
-    weights = torch.randn(9, columns, generator=generator(6))
-    matrix = round_to_int8(weights)
+    q = torch.randint(-127, 128, (9, columns), generator=generator(6), dtype=torch.int8)
+    matrix = pack(q, torch.rand(9, 1, generator=generator(6)) / 100, None, form="channel", bits=8, group=0)
     x = drawn(2, columns)
     close(quantized_linear(x, matrix), reference_quantized_linear(x, matrix))
 
@@ -221,7 +199,7 @@ def test_what_no_kernel_knows_is_refused(change, named):
 @pytest.mark.parametrize("x", [torch.ones(2, 65), torch.ones(64, 2).t(), torch.ones(2, 64, dtype=torch.float64)])
 def test_other_activations_are_refused(x):
     with pytest.raises(ValueError, match=r"64|float64"):
-        quantized_linear(x, from_int8(torch.ones(8, 64, dtype=torch.int8), torch.ones(8)))
+        quantized_linear(x, packed("symmetric", 4, 32, 8, 64))
 
 
 @pytest.mark.parametrize(
