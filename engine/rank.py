@@ -43,7 +43,7 @@ def follow(worker: GpuWorker, commands: RankCommandReceiver) -> None:
             case Record(bucket=bucket):
                 worker.record(bucket)
             case Warmup():
-                worker.rehearse()
+                worker.warm_up()
             case _:
                 return
 

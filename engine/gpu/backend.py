@@ -137,6 +137,6 @@ def run_every_kernel(worker: "GpuWorker") -> None:
     Raises:
         ModelError: the model gave no token.
     """
-    worker.rehearse()
+    worker.warm_up()
     for asked in _WARM_SETTINGS:
         generate(worker, SamplingParams(max_tokens=2, **asked), _WARM_PROMPT)  # type: ignore[arg-type]

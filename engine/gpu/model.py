@@ -170,7 +170,7 @@ class GpuModel:
         return self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
 
     @torch.inference_mode()
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Have Triton build every kernel that a step may ask for, with rows that write nowhere: the first long context or the
         first big batch would otherwise hold all streams up for seconds."""
         for singles, chunk, keys in ((1, 0, 1), (17, 0, self._context), (0, 2, 1), (0, KERNEL_ROWS + 1, 1)):

@@ -142,10 +142,10 @@ class GpuWorker:
         """The KV blocks as bytes, the scales of an fp8 pool included."""
         return self._model.pool.memory
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Compile every kernel of a forward pass, on all ranks."""
         self._send(Warmup())
-        self._model.rehearse()
+        self._model.warm_up()
 
     def record(self, bucket: Bucket) -> None:
         """Record the graph of this shape, on all ranks."""

@@ -100,7 +100,7 @@ def main() -> None:
         )
         counts = torch.zeros(300, CONFIG.vocab_size, dtype=torch.int32)
         before = len(asked)
-        model.rehearse()
+        model.warm_up()
         step(model, counts, [(1, 60)], 0)  # what is sampled
         print("warm", len(asked) - before)
         before = len(asked)
