@@ -32,6 +32,7 @@ from kernels.gpu.sampling.sample import BatchSettings, RowSettings, reference_sa
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 from tests import tiny_models
+from tests.engine.gpu import test_seam_replay
 from tests.engine.gpu.test_worker import InAdvance, Logged, staggered
 from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, never_records, one_layer
 
@@ -68,6 +69,21 @@ def test_graphs_and_steps_in_advance_change_no_token(folder):
         assert engine.worker.replayed > 0
 
 
+def test_guesses_and_resumed_requests_change_no_token(folder):
+    """Verified by another kernel than decodes; the tokens that are asked for are too far apart for its other roundings."""
+
+    def engine(**options):
+        return InAdvance(*gpu_worker(folder, test_seam_replay.BLOCKS, device=GPU), test_seam_replay.BLOCKS, **options)
+
+    asked = dict.fromkeys(("a", "b"), test_seam_replay.COUNTED)
+    want = test_seam_replay.serve(engine(), asked).outputs
+    oracle = test_seam_replay.Oracle(want)
+    assert test_seam_replay.serve(engine(drafter=oracle), asked).outputs == want
+    assert oracle.proposed > 0
+    resumed = test_seam_replay.serve(engine(), asked, {"a": want["a"][:4], "b": want["b"][:1]})
+    assert resumed.outputs == {"a": want["a"][4:], "b": want["b"][1:]}
+
+
 def test_graphs_hold_sums_over_nccl(folder, tmp_path):
     """With one GPU a group of one: the calls, their capture and their replay are what they are with more."""
     want = staggered(Logged(*gpu_worker(folder, 30, device=GPU), 30))
@@ -91,13 +107,13 @@ def test_a_decode_step_is_given_without_waiting_for_the_device(folder):
         for name, each in zip(names, sampling, strict=True)
     ]
 
-    def chunks(start, length):
+    def chunks(start, length, phase=ChunkPhase.DECODE):
         return [
-            Chunk(request_id=name, start=start, length=length, block_table=[block], phase=ChunkPhase.PREFILL, samples=1)
+            Chunk(request_id=name, start=start, length=length, block_table=[block], phase=phase, samples=1)
             for block, name in enumerate(names)
         ]
 
-    worker.run(Step(step_id=0, chunks=chunks(0, 3), new=new))
+    worker.run(Step(step_id=0, chunks=chunks(0, 3, ChunkPhase.PREFILL), new=new))
     for position in range(3, 6):
         worker.run(Step(step_id=position, chunks=chunks(position, 1)))
     try:
