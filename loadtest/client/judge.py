@@ -3,17 +3,17 @@
 Runs after the load, so that reading costs the measurement nothing.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtest.client.event_stream import StreamEvent, events_of
 from loadtest.client.sse_grammar import GrammarError, Kind, StreamValidator
-from loadtest.client.streams import StreamedAnswer, StreamReader, events_of
+from loadtest.client.streams import StreamedAnswer, StreamReader, error_message, json_value
 from loadtest.report.records import ErrorClass, RequestRecord
 
 _SHOWN = 300  # characters shown of an error's body
-_LEFT = {ErrorClass.TIMEOUT, ErrorClass.CLIENT}  # the client left: what would have followed is unknown
+_MOST = 1 << 53  # a count beyond this is none, and would not survive a report's arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,16 @@ def judge(record: RequestRecord, raw: Raw, expected: Expected) -> StreamedAnswer
         return None
     reader = StreamReader(usage_asked=True)
     events = list(events_of(raw.body, raw.times, raw.ends))
-    for at, event in events:
-        reader.feed(at, event)
-    cut = record.error in _LEFT
-    answer = reader.finish(cut=cut)
-    if expected.own_grammar:
-        answer.violations = _grammar([event for _, event in events], expected.kind, cut=cut)
+    for event in events:
+        if event.data is not None:
+            reader.feed(event.at, event.data)
+    answer = reader.finish()
     if record.error is None and answer.error is not None:
         record.error, record.detail = ErrorClass.STREAM, answer.error
     if record.error is None and answer.done is None:
         record.error, record.detail = ErrorClass.STREAM, "the stream ends without [DONE]"
+    if expected.own_grammar:
+        answer.violations = _grammar(events, expected.kind, broken_off=answer.done is None and answer.error is None)
     if answer.done is not None and record.finished is not None:
         record.finished = min(record.finished, answer.done)
     _fill(record, answer)
@@ -75,21 +75,20 @@ def judge(record: RequestRecord, raw: Raw, expected: Expected) -> StreamedAnswer
 
 def _problem(body: bytes) -> str:
     """The message of an error's body, on one line."""
-    try:
-        error = json.loads(body)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        text = body.decode(errors="replace")
+    answer = json_value(body)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    text = body.decode(errors="replace") if error is None else error_message(error)
     return " ".join(text[:_SHOWN].split())
 
 
-def _grammar(events: Sequence[bytes], kind: Kind, *, cut: bool) -> list[str]:
-    """The first rule of docs/sse.md that is broken, if any. A stream cut off by the client need not have an end."""
+def _grammar(events: Sequence[StreamEvent], kind: Kind, *, broken_off: bool) -> list[str]:
+    """The first rule of docs/sse.md that is broken, if any. That a stream broke off is counted once: as the request's error."""
     validator = StreamValidator(kind=kind, include_usage=True)
     try:
         for event in events:
-            validator.feed(event)
-        if not cut:
+            if event.whole or not broken_off:
+                validator.feed(event.raw)
+        if not broken_off:
             validator.finish()
     except GrammarError as error:
         return [error.rule]
@@ -104,9 +103,7 @@ def _fill(record: RequestRecord, answer: StreamedAnswer) -> None:
     record.output_tokens = _count(usage.get("completion_tokens"))
     record.cached_tokens = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
     if answer.timings is not None:
-        record.timings = {
-            name: float(value) for name, value in answer.timings.items() if isinstance(value, int | float)
-        }
+        record.timings = {name: float(value) for name, value in answer.timings.items() if _is_time(value)}
     record.tokens = list(zip([at for at, _, _ in answer.texts], _shares(answer, record.output_tokens), strict=True))
 
 
@@ -121,23 +118,28 @@ def _shares(answer: StreamedAnswer, total: int | None) -> list[int]:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
 
 
 def miscounts(answer: StreamedAnswer, expected: Expected) -> list[str]:
-    """Where the usage, the stream and the request disagree, a sentence for each."""
+    """Where the usage, the stream and the request disagree, a sentence for each, besides the answer's own violations."""
     found: list[str] = []
     usage = answer.usage or {}
     prompt, output = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     total = _count(usage.get("total_tokens"))
-    if answer.usage is not None and (prompt is None or output is None or total != prompt + output):
+    told = expected.own_grammar and answer.violations  # the grammar's first broken rule may be this one
+    if answer.usage is not None and not told and (prompt is None or output is None or total != prompt + output):
         found.append("usage does not add up")
     if prompt is not None and expected.prompt_tokens is not None and prompt != expected.prompt_tokens:
         found.append(f"usage counts {prompt} prompt tokens; the prompt has {expected.prompt_tokens}")
     if output is not None:
         found += _output_miscounts(answer, output, expected)
     reason = answer.finish_reason
-    if expected.only_length and reason != "length":
+    if expected.only_length and reason not in (None, "length"):  # that there is none is told already
         found.append(f"finish reason {reason!r}; with ignore_eos it is 'length'")
     return found
 

@@ -156,7 +156,9 @@ class StreamValidator:
     def _parse(self, payload: str) -> dict[str, Any]:
         try:
             value = json.loads(payload, parse_constant=lambda name: self._fail(f"{name} is not JSON"))
-        except json.JSONDecodeError as error:
+        except GrammarError:
+            raise
+        except (ValueError, RecursionError) as error:  # an integer too long or a nesting too deep to be read counts too
             self._fail(f"data is JSON or [DONE]: {error}")
         if not isinstance(value, dict):
             self._fail("data is a JSON object")
@@ -303,7 +305,9 @@ class StreamValidator:
 
     def _finish(self, choice: dict[str, Any], known: ChoiceSummary) -> None:
         reason = choice["finish_reason"]
-        self._check(reason in _FINISH_REASONS, f"finish_reason is one of {sorted(_FINISH_REASONS)}")
+        self._check(
+            isinstance(reason, str) and reason in _FINISH_REASONS, f"finish_reason is one of {sorted(_FINISH_REASONS)}"
+        )
         self._check(not _carries(choice), "the finish chunk has no logprobs and no token ids")
         known.finish_reason = reason
 

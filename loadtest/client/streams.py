@@ -6,10 +6,12 @@ choice and no text after it, usage if it was asked for.
 """
 
 import json
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+_TEXTS = ("reasoning_content", "reasoning", "content")
+_KINDS: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
 
 
 @dataclass(slots=True)
@@ -38,22 +40,6 @@ class StreamedAnswer:
         return "".join(text for _, text, _ in self.texts)
 
 
-def events_of(body: bytes, times: Sequence[float], ends: Sequence[int]) -> Iterator[tuple[float, bytes]]:
-    """When the last byte of each event came, and the event with its blank line; bytes that no blank line ends come last.
-
-    Args:
-        body: everything received.
-        times, ends: when the body's pieces came, and the offsets where they end.
-    """
-    separator = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
-    start = 0
-    while start < len(body):
-        found = body.find(separator, start)
-        end = found + len(separator) if found >= 0 else len(body)
-        yield times[min(bisect_left(ends, end), len(times) - 1)], body[start:end]
-        start = end
-
-
 class StreamReader:
     """Takes the events of one stream in order."""
 
@@ -62,12 +48,10 @@ class StreamReader:
         self._usage_asked = usage_asked
         self._id: str | None = None
 
-    def feed(self, at: float, event: bytes) -> None:
-        """Take one event, which came at `at`; broken rules are noted in the answer."""
-        data = _data(event)
-        if data is None:
-            if event.strip() and not event.startswith((b":", b"event:", b"id:", b"retry:")):
-                self._break(f"neither data nor a comment: {event[:40]!r}")
+    def feed(self, at: float, data: bytes) -> None:
+        """Take the data of one event, which came at `at`; broken rules are noted in the answer. Empty data says nothing."""
+        data = data.strip()
+        if not data:
             return
         if self.answer.done is not None:
             self._break("an event after [DONE]")
@@ -76,12 +60,10 @@ class StreamReader:
         else:
             self._chunk(at, data)
 
-    def finish(self, *, cut: bool = False) -> StreamedAnswer:
-        """The stream has ended: what it said. `cut`: the client left, so nothing can be required of the end."""
+    def finish(self) -> StreamedAnswer:
+        """The stream has ended: what it said. Nothing is required of the end of a stream without `[DONE]`, which is no answer."""
         answer = self.answer
-        if answer.error is None and not cut:
-            if answer.done is None:
-                self._break("the stream ends without [DONE]")
+        if answer.error is None and answer.done is not None:
             if answer.finish_reason is None:
                 self._break("no finish reason")
             if self._usage_asked and answer.usage is None:
@@ -89,40 +71,45 @@ class StreamReader:
         return answer
 
     def _chunk(self, at: float, data: bytes) -> None:
-        try:
-            chunk = json.loads(data)
-        except ValueError:
-            chunk = None
+        chunk = json_value(data)
         if not isinstance(chunk, dict):
             self._break(f"not a JSON object: {data[:40]!r}")
             return
         answer = self.answer
-        if chunk.get("error"):
-            answer.error = str(chunk["error"].get("message") if isinstance(chunk["error"], dict) else chunk["error"])
+        if chunk.get("error") is not None:
+            answer.error = error_message(chunk["error"])
             return
         self._same_id(chunk.get("id"))
-        answer.fingerprint = answer.fingerprint or chunk.get("system_fingerprint")
-        if isinstance(chunk.get("timings"), dict):
-            answer.timings = chunk["timings"]
-        if isinstance(chunk.get("usage"), dict):
-            answer.usage = chunk["usage"]
-        for choice in chunk.get("choices") or ():
-            self._choice(at, choice)
+        answer.fingerprint = answer.fingerprint or self._field(chunk, "system_fingerprint", str)
+        answer.timings = self._field(chunk, "timings", dict) or answer.timings
+        answer.usage = self._field(chunk, "usage", dict) or answer.usage
+        for choice in self._field(chunk, "choices", list) or ():
+            if isinstance(choice, dict):
+                self._choice(at, choice)
+            else:
+                self._break("a choice is not an object")
 
-    def _choice(self, at: float, choice: Any) -> None:
-        if not isinstance(choice, dict):
-            self._break("a choice is not an object")
-            return
-        text, ids = text_of(choice.get("delta") or {}) or str(choice.get("text") or ""), choice.get("token_ids")
+    def _choice(self, at: float, choice: dict[str, Any]) -> None:
+        delta, ids = self._field(choice, "delta", dict) or {}, self._field(choice, "token_ids", list)
+        told = [self._field(delta, name, str) for name in _TEXTS] + [self._field(choice, "text", str)]
+        text = "".join(filter(None, told))
         if text or ids:
             if self.answer.finish_reason is not None:
                 self._break("text after the finish reason")
-            self.answer.texts.append((at, text, len(ids) if isinstance(ids, list) else None))
-        reason = choice.get("finish_reason")
+            self.answer.texts.append((at, text, None if ids is None else len(ids)))
+        reason = self._field(choice, "finish_reason", str)
         if reason is not None:
             if self.answer.finish_reason is not None:
                 self._break("a second finish reason")
-            self.answer.finish_reason = str(reason)
+            self.answer.finish_reason = reason
+
+    def _field(self, owner: dict[str, Any], name: str, kind: type[T]) -> T | None:
+        """A field that is null, absent, or of this kind; None and a broken rule if it is anything else."""
+        value = owner.get(name)
+        if value is None or isinstance(value, kind):
+            return value
+        self._break(f"`{name}` is not {_KINDS[kind]}")
+        return None
 
     def _same_id(self, id: str | None) -> None:
         if self._id is None:
@@ -135,21 +122,34 @@ class StreamReader:
             self.answer.violations.append(rule)
 
 
-def text_of(message: dict[str, Any]) -> str:
-    """The text of a chat message or delta, its reasoning included."""
-    return "".join(str(message.get(name) or "") for name in ("reasoning_content", "reasoning", "content"))
+def json_value(data: bytes) -> Any:
+    """The JSON value in `data`; None if it is not JSON in UTF-8, or is nested too deep to be read."""
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
 
 
-def whole_answer(body: dict[str, Any]) -> StreamedAnswer:
-    """An answer that was not streamed, in the same form."""
-    (choice,) = body["choices"]
-    text = str(choice.get("text") or "") or text_of(choice.get("message") or {})
-    return StreamedAnswer(texts=[(0.0, text, None)], finish_reason=choice.get("finish_reason"), usage=body.get("usage"))
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
-def _data(event: bytes) -> bytes | None:
-    """The event's data, its lines joined; None if it has none."""
-    if event.startswith(b"data: ") and event.find(b"\n") >= len(event) - 2:  # the usual event of one line
-        return event[6:].strip()
-    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
+def error_message(error: Any) -> str:
+    """What an error says: its `message`, or all of it."""
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else json.dumps(error)
+
+
+def whole_answer(body: Any) -> StreamedAnswer:
+    """An answer that was not streamed, in the same form. Raises ValueError if it is not one choice with a text."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise ValueError("the answer is not an object with one choice")
+    choice, usage, message = choices[0], body.get("usage"), choices[0].get("message") or {}
+    if not isinstance(message, dict) or not isinstance(usage, dict | None):
+        raise ValueError("message and usage are objects")
+    told = [choice.get("text"), *(message.get(name) for name in _TEXTS)]
+    if not all(isinstance(text, str | None) for text in told):
+        raise ValueError("the answer's text is not a text")
+    text = "".join(filter(None, told))
+    return StreamedAnswer(texts=[(0.0, text, None)], finish_reason=choice.get("finish_reason"), usage=usage)

@@ -68,7 +68,7 @@ class FileTokenizer:
     """Reads a `tokenizer.json`. Raises PromptTokenizerError if that fails."""
 
     def __init__(self, path: str | Path) -> None:
-        from tokenizers import PromptTokenizer as Fast
+        from tokenizers import Tokenizer as Fast
 
         try:
             self._fast = Fast.from_file(str(path))
