@@ -1,6 +1,6 @@
 """Every knob of the server, declared once: type, bounds, default, help. Flags, variables, YAML and docs derive from it.
 
-A knob belongs here when an operator may set it. What a *request* may set stands in `server/schema`; what one knob means for
+A knob belongs here if an operator may set it. What a *request* may set stands in `server/schema`; what one knob means for
 another, in `configs/settings.py`.
 """
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-# What a field's `json_schema_extra` says: the section it stands in, the device that reads it, whether it is shown.
+# What a field's `json_schema_extra` says: the section to which it belongs, the device that reads it, whether it is shown.
 MODEL: JsonDict = {"section": "model"}
 KV_CACHE: JsonDict = {"section": "KV cache"}
 SCHEDULER: JsonDict = {"section": "scheduler"}
@@ -23,7 +23,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def parse_weight(text: str) -> tuple[str, float]:
-    """A tenant and its weight, of `NAME=WEIGHT`; the name may hold further equals signs.
+    """A tenant and its weight from `NAME=WEIGHT`; the name may contain equals signs too.
 
     Raises:
         ValueError: the text is not such a pair, or the weight is not from 0.01 to 100.
@@ -96,8 +96,8 @@ class Declaration(BaseModel):
     )
     tensor_parallel: PositiveInt = Field(
         1,
-        description="GPUs that compute one model together, each with its part of the heads, the inner width and the vocabulary, "
-        "in a process of its own.",
+        description="GPUs that compute one model together, each in a process of its own with its part of the heads, the inner "
+        "width and the vocabulary.",
         json_schema_extra=MODEL | GPU,
     )
     cuda_graphs: bool = Field(
@@ -107,8 +107,8 @@ class Declaration(BaseModel):
     )
     gpu_shared_prefixes: bool = Field(
         False,
-        description="Cascade attention: attend to a prefix that running requests share once for all of them where that saves "
-        "time. The last bits of a result then depend on the requests beside it.",
+        description="Cascade attention: attend to a prefix that running requests share once for all of them, where that saves "
+        "time. The last bits of a result then depend on the other requests in the batch.",
         json_schema_extra=MODEL | GPU,
     )
     threads: PositiveInt | None = Field(
@@ -119,20 +119,20 @@ class Declaration(BaseModel):
         32, description="Tokens in one KV block.", json_schema_extra=KV_CACHE
     )
     kv_blocks: PositiveInt | None = Field(
-        None, description="KV blocks in the pool; from free memory if absent.", json_schema_extra=KV_CACHE
+        None, description="KV blocks in the pool; as many as fit into memory if absent.", json_schema_extra=KV_CACHE
     )
     kv_memory_fraction: float = Field(
         0.4,
         gt=0,
         le=0.9,
-        description="Share of the memory left after the weights that the pool may take if kv_blocks is absent.",
+        description="Share of the memory left after the weights that the pool may take; ignored if kv_blocks is set.",
         json_schema_extra=KV_CACHE | CPU,
     )
     gpu_memory_fraction: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="The same on a GPU, of what is free there and left after weights, activations and graphs.",
+        description="The same on a GPU: share of the free memory left after weights, activations and graphs.",
         json_schema_extra=KV_CACHE | GPU,
     )
     prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prefixes.", json_schema_extra=KV_CACHE)
@@ -147,17 +147,19 @@ class Declaration(BaseModel):
         description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time.",
         json_schema_extra=KV_CACHE,
     )
-    kv_disk_gib: float = Field(8.0, gt=0, description="Bytes the folder may take, in GiB.", json_schema_extra=KV_CACHE)
+    kv_disk_gib: float = Field(
+        8.0, gt=0, description="How much the folder may take, in GiB.", json_schema_extra=KV_CACHE
+    )
     eviction: Literal["lru", "predicted"] = Field(
         "lru",
-        description="Which cached KV gives way when room is needed: `lru`, what was used longest ago; `predicted`, what by "
-        "what was seen so far will hardly be asked for again.",
+        description="Which cached KV is evicted when room is needed: `lru`, the least recently used; `predicted`, what is least "
+        "likely to be asked for again, judging by the requests seen so far.",
         json_schema_extra=KV_CACHE,
     )
     preemption: Literal["auto", "swap", "recompute"] = Field(
         "auto",
         description="A preempted request's KV is saved to the tiers below and loaded again (`swap`), computed again "
-        "(`recompute`), or whichever is sooner by measured speeds. Without tiers it is computed again.",
+        "(`recompute`), or whichever is faster at measured speeds (`auto`). Without tiers it is computed again.",
         json_schema_extra=KV_CACHE,
     )
 
@@ -199,22 +201,22 @@ class Declaration(BaseModel):
     )
     scheduling: Literal["fcfs", "priority", "fair", "throughput"] = Field(
         "priority",
-        description="Who goes first: who came first (`fcfs`), a lower `priority` (which also takes the place of running requests "
-        "of a higher number), priority and then the tenant that has had least (`fair`), or priority and then one shared prefix "
-        "after the other, for offline batches (`throughput`); see scheduling.md.",
+        description="Which requests go first. `fcfs`: the earliest. `priority`: those with a lower `priority`, which also preempt "
+        "running requests of a higher number. `fair`: by priority, then by the tenant that was served least. `throughput`: by "
+        "priority, then one shared prefix after another, for offline batches. See scheduling.md.",
         json_schema_extra=SCHEDULER,
     )
     tenant_weights: list[Weight] = Field(
         default_factory=list,
-        description="With `fair`: shares of tenants, each NAME=WEIGHT with a weight from 0.01 to 100, 1 if not named. A tenant is "
-        "a key, by its name in key_names, or where no keys are asked for a request's `user`.",
+        description="With `fair`: shares of tenants, each NAME=WEIGHT with a weight from 0.01 to 100; 1 for those not named. A "
+        "tenant is an API key, by its name in key_names, or a request's `user` where no keys are required.",
         json_schema_extra=SCHEDULER,
     )
     decode_price: float | None = Field(
         None,
         gt=0,
         le=1000,
-        description="With `fair`: what a generated token counts in prompt tokens; measured from the steps if absent.",
+        description="With `fair`: cost of a generated token, in prompt tokens; measured from the steps if absent.",
         json_schema_extra=SCHEDULER,
     )
 
@@ -229,18 +231,18 @@ class Declaration(BaseModel):
     )
     key_names: list[Text] = Field(
         default_factory=list,
-        description="Names of the tenants that the keys of api_key stand for, in their order; keys of one name are one "
-        "tenant. `key1`, `key2`.. if empty.",
+        description="Names of the tenants for the keys of api_key, in the same order; keys with the same name are one tenant. "
+        "`key1`, `key2`, ... if empty.",
         json_schema_extra=HTTP,
     )
     isolate_keys: bool = Field(
         False,
-        description="Requests of different keys share no cached prefixes; each key is a salt of its own.",
+        description="Requests with different keys share no cached prefixes: each key adds a salt of its own.",
         json_schema_extra=HTTP,
     )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         "refuse",
-        description="Request fields nobody knows: answer 400, or ignore them with a warning header.",
+        description="Unknown request fields: answer 400, or ignore them with a warning header.",
         json_schema_extra=HTTP,
     )
     max_body_bytes: int = Field(
@@ -259,12 +261,12 @@ class Declaration(BaseModel):
     )
     max_bad_words: PositiveInt = Field(128, description="Most entries of `bad_words`.", json_schema_extra=HTTP)
     drain_seconds: float = Field(
-        30.0, ge=0, description="How long open requests may go on after SIGTERM.", json_schema_extra=HTTP
+        30.0, ge=0, description="How long open requests may continue after SIGTERM.", json_schema_extra=HTTP
     )
     health_seconds: float = Field(
         20.0,
         gt=0,
-        description="/health is good if a token was produced within this time, else one is produced now.",
+        description="/health is healthy if a token was produced within this time, or if one can be produced now.",
         json_schema_extra=HTTP,
     )
     start_seconds: float = Field(

@@ -81,9 +81,9 @@ class Knob:
         return f" of at least {lower}" if lower else f" of at most {upper}"
 
     def parse(self, text: str) -> Any:
-        """The value that a flag or a variable spells; text that spells none is returned as is: `Settings` refuses it.
+        """The value that a flag or a variable spells; text that spells none is returned as it is, for `Settings` to refuse.
 
-        A list is separated by commas, an optional value is unset by an empty text.
+        The items of a list are separated by commas; an empty text unsets an optional value.
         """
         if self.many:
             return [item.strip() for item in text.split(",") if item.strip()]
@@ -99,7 +99,7 @@ def knobs() -> dict[str, Knob]:
 
 
 def sections() -> dict[str, list[str]]:
-    """The names of the knobs by the section that they stand in, both in the order of the declaration."""
+    """The names of the knobs by section, both in the order of the declaration."""
     grouped: dict[str, list[str]] = {}
     for name, knob in knobs().items():
         grouped.setdefault(knob.section, []).append(name)

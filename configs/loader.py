@@ -1,8 +1,8 @@
 """Settings from their four sources: flag > environment > YAML file > default, each value with its origin.
 
-    load(flags, environ, file) -> Loaded(settings, origins)
+    load(flags, environ, file) -> LoadedSettings(settings, origins)
 
-Every problem of every source is found before anything is reported, so that one start tells the operator all of them.
+Every problem of every source is found before anything is reported, so that one start shows the operator all of them.
 """
 
 import difflib
@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Valid settings, and for each field's name where its value is from: `flag --port`, `default`, ..."""
+    """Valid settings, and where each field's value came from, by name: `flag --port`, `default`, ..."""
 
     settings: Settings
     origins: dict[str, str]
@@ -41,9 +41,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None 
     """Merge the sources and validate the result.
 
     Args:
-        flags: values from the command line by field name, absent where the flag was not given; texts are parsed here.
-        environ: the environment; only `HEADRACE_*` is looked at.
-        file: a YAML file or the name of a preset; `HEADRACE_CONFIG` if None; neither means no file.
+        flags: values from the command line by field name, without those that were not given; texts are parsed here.
+        environ: the environment; only `HEADRACE_*` is read.
+        file: a YAML file or the name of a preset; if None, the one in `HEADRACE_CONFIG`, if any.
 
     Raises:
         ConfigError: an unknown key or variable, an unreadable file, a value that the declaration refuses.
@@ -84,7 +84,7 @@ def render(loaded: LoadedSettings) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean X?` if something is near, else nothing."""
+    """` Did you mean X?` if a known name is near, else nothing."""
     match = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {match[0]}?" if match else ""
 
@@ -110,7 +110,7 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        problems.append(f"{path}: must hold `knob: value` lines, it holds a {type(content).__name__}")
+        problems.append(f"{path}: must hold `knob: value` lines, but holds a {type(content).__name__}")
         return {}
     known: dict[str, Any] = {}
     for key, value in content.items():
@@ -162,7 +162,7 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str], problems: list
 
 
 def _idle(name: str, value: Any, origins: Mapping[str, str]) -> bool:
-    """A line of a file that repeats the default asks for nothing: a printed configuration is such a file."""
+    """Whether this comes from a file that only repeats the default, as a printed configuration does: it asks for nothing."""
     return origins[name].startswith("file ") and bool(value == knobs()[name].default)
 
 

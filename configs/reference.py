@@ -16,7 +16,7 @@ Every knob is declared once, in `configs/declaration.py`, and can be set in four
 4. the default below.
 
 `headrace serve --print-config` prints every value with its origin. A value that is refused, an unknown key and an
-unknown `HEADRACE_` variable stop the start, each with one line that names the knob, where the value came from and what
+unknown `HEADRACE_` variable stop the start, each with one line that names the knob, where its value came from and what
 is accepted.
 
 In a variable the items of a list are separated by commas, and an empty text unsets what has no default; as a flag a
@@ -24,7 +24,7 @@ list takes several values (`--served-model-name A B`) and may be repeated. A fla
 `--access-log`, `--no-access-log`. Keys given as flags can be read by every user of the machine in its process list:
 prefer the variable or a file for `api_key`.
 
-A few files come with headrace and can be named without a path: `--config small` is `configs/presets/small.yaml`, for a machine
+A few presets come with headrace and can be named without a path: `--config small` is `configs/presets/small.yaml`, for a machine
 with little memory."""
 
 

@@ -1,7 +1,7 @@
 """The settings of one server: the declared knobs, and what one of them means for another.
 
-A knob that nothing would read is refused here where the settings themselves say so, and named in a warning where only the
-machine decides (`Settings.unread_on`). No other file compares one knob with another.
+A knob that nothing would read is refused here if the settings alone show it, and named in a warning if it depends on the
+machine (`Settings.unread_on`). No other file compares one knob with another.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ Kind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Settings of which one makes the other meaningless. `text` names them all and says what to change."""
+    """Settings of which one makes another meaningless. `text` names them all and says what to change."""
 
     names: tuple[str, ...]
     text: str
 
 
 class ContradictionError(ValueError):
-    """Settings that contradict each other, with all that was found; the text has a line for each."""
+    """Settings that contradict each other. `found` has all contradictions, the text a line for each."""
 
     def __init__(self, found: list[Contradiction]) -> None:
         super().__init__("\n".join(contradiction.text for contradiction in found))
@@ -46,39 +46,43 @@ class Settings(Declaration):
         return self
 
     def asks_for(self, name: str) -> bool:
-        """Whether somebody set this knob, and to something that has to be done: `false`, 0, `auto` and none ask for nothing."""
+        """Whether this knob was set, and to something that has an effect: `false`, 0, `auto` and none ask for nothing."""
         value = getattr(self, name)
         nothing = not value or value == "auto" or (name == "tensor_parallel" and value == 1)
         return name in self.model_fields_set and not nothing
 
     def unread_on(self, kind: Kind) -> list[str]:
-        """Sentences about knobs that are set and that an engine on such a device does not read. For a warning at its start."""
+        """Sentences about knobs that are set but that an engine on such a device does not read, for a warning at its start."""
         sentences = []
         for name in read_by("cuda" if kind == "cpu" else "cpu"):
             if self.asks_for(name):
                 sentences.append(
-                    f"{name} is set, and device {self.device} turned out to be {kind}, which does not read it"
+                    f"{name} is set, but device {self.device} turned out to be {kind}, which does not read it"
                 )
         for name in ("kv_memory_fraction", "gpu_memory_fraction"):
             if name in read_by(kind) and self.asks_for(name) and self.kv_blocks is not None:
-                sentences.append(f"{name} is set, and kv_blocks {self.kv_blocks} already says how large the KV pool is")
+                sentences.append(f"{name} is set, but kv_blocks {self.kv_blocks} already says how large the KV pool is")
         return sentences
 
     @property
     def tenants(self) -> list[str]:
-        """The owner of each key of `api_key`, in their order."""
+        """The owner of each key of `api_key`, in the same order."""
         return self.key_names or [f"key{number + 1}" for number in range(len(self.api_key))]
 
     def for_engine(self) -> str:
-        """As JSON for an engine's command line, which is public: the keys stay out, and with them what is said about keys. What
-        nobody set stays unset."""
+        """As JSON for an engine's command line, which is public: without the keys, and without what is said about keys.
+
+        What was not set stays unset.
+        """
         return self.model_dump_json(exclude_unset=True, exclude=_ABOUT_KEYS)
 
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """`names` do nothing unless `met`, which `partner` decides. `because` completes "NAME is set, and ..."; `fix` is what to do
-    other than leaving it out."""
+    """`names` have no effect unless `met`, which depends on `partner`.
+
+    `because` completes "NAME is set, but ..."; `fix` is what to do instead of leaving it out.
+    """
 
     names: tuple[str, ...]
     partner: str
@@ -88,7 +92,7 @@ class _Need:
 
 
 def read_by(kind: Kind) -> tuple[str, ...]:
-    """Names of the knobs that only such a device reads."""
+    """Names of the knobs that only this kind of device reads."""
     extras = {name: info.json_schema_extra for name, info in Settings.model_fields.items()}
     return tuple(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("read_by") == kind)
 
@@ -120,21 +124,21 @@ _NEEDS = (
         ("scheduling",),
         "prefix_caching",
         lambda self: self.prefix_caching or self.scheduling != "throughput",
-        "scheduling throughput orders requests by shared prefixes, of which none is kept with prefix_caching off",
+        "throughput orders requests by shared prefixes, and with prefix_caching off none are kept",
         "set prefix_caching",
     ),
     _Need(
         ("preemption",),
         "kv_host_gib",
         lambda self: self.preemption != "swap" or any(map(self.asks_for, _TIERS)),
-        "preemption swap saves KV to a tier, of which there is none",
+        "swap saves KV to a tier, and there is none",
         "set kv_host_gib or kv_disk_path",
     ),
     _Need(
         _TIERS,
         "tensor_parallel",
         lambda self: self.tensor_parallel == 1,
-        "a tier keeps whole blocks, of which each GPU has a part with tensor_parallel",
+        "a tier keeps whole blocks, and with tensor_parallel each GPU holds only a part of each",
         "set tensor_parallel 1",
     ),
     _Need(
@@ -148,7 +152,7 @@ _NEEDS = (
         ("isolate_keys", "key_names"),
         "api_key",
         lambda self: bool(self.api_key),
-        "api_key has no keys that it could speak of",
+        "api_key is empty, so there are no keys to which it could apply",
         "set api_key",
     ),
 )
@@ -158,7 +162,7 @@ def _unread(settings: Settings) -> Iterator[Contradiction]:
     for need in _NEEDS:
         for name in need.names:
             if settings.asks_for(name) and not need.met(settings):
-                text = f"{name} is set, and {need.because}: {need.fix}, or leave {name} out"
+                text = f"{name} is set, but {need.because}: {need.fix}, or leave {name} out"
                 yield Contradiction((name, need.partner), text)
 
 
@@ -171,5 +175,5 @@ def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:
     known = settings.tenants
     for tenant, _ in map(parse_weight, settings.tenant_weights):
         if known and tenant not in known:
-            text = f"tenant_weights names {tenant!r}, and the keys of api_key belong to {', '.join(known)}"
+            text = f"tenant_weights names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"
             yield Contradiction(("tenant_weights", "api_key"), text)

@@ -16,7 +16,7 @@ from server.telemetry.metrics import server_version
 
 
 def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS) -> FastAPI:
-    """The application over parts that are made and run by whoever calls this.
+    """The application on top of parts that the caller makes and runs.
 
     The engines' supervisors and the web server are not started here. Endpoints find the request's `Exchange` at
     `request.state.exchange` and its `Tenant` at `request.state.tenant`.

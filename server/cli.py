@@ -1,9 +1,9 @@
 """The `headrace` command: subcommands, each of which gets its own arguments and returns an exit code.
 
-The server's own stand in a table here. Any distribution adds others by entry points of the group `headrace.commands`, whose
-names are the commands' and which lead to `run(arguments) -> exit code`; the first line of its docstring is the summary.
-Nothing heavy is imported before it is known to be needed: `headrace --help` answers at once, and `serve` reaches the
-start of the engine process, the slow part of a start, before the HTTP stack is imported.
+The server's own are in a table here. Any distribution can add others by entry points of the group `headrace.commands`: the
+name is the command's, the object is `run(arguments) -> exit code`, and the first line of its docstring is the summary.
+Nothing heavy is imported before it is known to be needed: `headrace --help` answers at once, and `serve` starts the engine
+process, the slow part of a start, before it imports the HTTP stack.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
-EXIT_USAGE = 2  # what argparse and most shells use for "you called it wrongly"
+EXIT_USAGE = 2  # what argparse and most shells use for wrong usage
 PLUGINS = "headrace.commands"
 
 
@@ -43,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plugins() -> dict[str, Command]:
-    """The commands of installed distributions, by name. They cannot take the place of the server's own."""
+    """The commands of installed distributions, by name. They cannot replace the server's own."""
     return {entry.name: plugin(entry) for entry in entry_points(group=PLUGINS) if entry.name not in COMMANDS}
 
 
 def plugin(entry: EntryPoint) -> Command:
-    """The command behind an entry point; where a module is missing, one that says which, and how to get it."""
+    """The command behind an entry point; if a module is missing, one that says which and how to get it."""
 
     def run(arguments: Sequence[str]) -> int:
         try:
@@ -93,7 +93,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """`headrace doctor`: what is here, and what is lost without what is not."""
+    """`headrace doctor`: what is installed, and what is lost without the rest."""
     from server.telemetry.doctor import examine, report
 
     parser = argparse.ArgumentParser(prog="headrace doctor", description=doctor.__doc__, allow_abbrev=False)
@@ -104,7 +104,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 
 def serve_parser() -> argparse.ArgumentParser:
-    """One flag for each knob. Flags only collect text: `configs.loader` parses and refuses, whatever the source."""
+    """One flag for each knob. Flags only collect text: `configs.loader` parses and refuses values, whatever their source."""
     from configs.knob import knobs, sections
 
     parser = argparse.ArgumentParser(
@@ -145,7 +145,7 @@ def _unknown_argument(unknown: Sequence[str], parser: argparse.ArgumentParser) -
 
 
 def _requirement(entry: EntryPoint) -> str:
-    """What pip is to install for this command: its distribution, with the extra of the command's name if there is one."""
+    """What pip has to install for this command: its distribution, with the extra of the command's name if there is one."""
     if entry.dist is None:
         return entry.module
     extras = entry.dist.metadata.get_all("Provides-Extra") or []
@@ -168,7 +168,7 @@ def _complain(prog: str, problem: str) -> int:
 
 COMMANDS = {
     "serve": Command("Serve a model over HTTP", serve),
-    "doctor": Command("What is installed, and what is lost without what is not", doctor),
+    "doctor": Command("Report what is installed, and what is lost without the rest", doctor),
 }
 
 

@@ -28,7 +28,7 @@ class Drain:
         self.draining = True
 
     async def idle(self, seconds: float) -> bool:
-        """Wait until nothing is under way, for at most `seconds`; whether that came about."""
+        """Wait until nothing is under way, for at most `seconds`; whether that happened."""
         if self._idle.is_set():  # with no time to wait, `wait_for` would not look
             return True
         try:

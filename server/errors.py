@@ -4,7 +4,7 @@ One class for each cause; the code is stable and doubles as a metric label.
 
     ApiError
     ├── InvalidRequest           400  a field is wrong: names the field, the limit and the value
-    │   ├── UnknownField         400  nobody knows this field; names the nearest known one
+    │   ├── UnknownField         400  not a known field; names the nearest known one
     │   ├── UnsupportedField     400  in OpenAI's schema, not served here yet
     │   └── ContextExceeded      400  prompt plus output is longer than what fits
     ├── Unauthorized             401  no key, or a wrong one
@@ -19,7 +19,7 @@ One class for each cause; the code is stable and doubles as a metric label.
         └── EngineDied           503  while this request was open
 
 The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present. Every code that a client
-is told is noted on its exchange.
+gets is recorded on its exchange.
 """
 
 import json
@@ -147,7 +147,7 @@ class EngineDied(Unavailable):
 
 
 def error_response(error: ApiError, scope: Scope, status: int | None = None) -> Response:
-    """The answer for an error. ASCII JSON: a message may quote what has no UTF-8."""
+    """The answer for an error. The JSON is ASCII: a message may quote what cannot be encoded as UTF-8."""
     exchange: Exchange | None = scope.get("state", {}).get("exchange")
     if exchange is not None:
         exchange.error_code = error.code
@@ -155,7 +155,7 @@ def error_response(error: ApiError, scope: Scope, status: int | None = None) -> 
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer the errors that endpoints and routing raise. Unforeseen exceptions are the `ErrorBoundary`'s."""
+    """Answer the errors that endpoints and routing raise. Unforeseen exceptions are left to the `ErrorBoundary`."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
 

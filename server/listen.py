@@ -1,4 +1,4 @@
-"""The listening socket, bound before anything slow happens: a port in use is known at once, `/live` answers early."""
+"""The listening socket, bound before anything slow happens: a port in use is noticed at once, and `/live` answers early."""
 
 import socket
 
@@ -8,7 +8,7 @@ class ListenError(Exception):
 
 
 def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
-    """A socket that listens on the first address `host` stands for; port 0 picks a free one.
+    """A socket that listens on the first address that `host` resolves to; port 0 picks a free one.
 
     Raises:
         ListenError: the port is in use or not allowed, or the host is unknown.
@@ -34,7 +34,7 @@ def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a client on this machine reaches it. A wildcard address is shown as localhost."""
+    """The URL at which a client on this machine reaches it. A wildcard address is shown as localhost."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "localhost"

@@ -1,7 +1,7 @@
 """Pure ASGI middleware, outermost first: exchange and access log, keys, drain gate, body size.
 
-What an endpoint wants of them is said by the endpoint; they are given sets of paths. An unknown path is like most: it asks
-for a key and is refused while the server drains.
+Each endpoint says what it needs of them; they are given sets of paths. An unknown path is treated like most: it needs a key
+and is refused while the server drains.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _access_log = logging.getLogger("headrace.access")
 class ExchangeMiddleware:
     """Gives every request its `Exchange` and its `x-request-id` (the client's own if it is short and plain).
 
-    At the end, however it comes, the error code is counted and the line for the access log written. The "not now" of
+    At the end, whatever ended the request, the error code is counted and the access log's line is written. The "not now" of
     `probes` is not counted: polls would drown the errors of requests.
     """
 
@@ -73,8 +73,8 @@ class ExchangeMiddleware:
 def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
     """One line about one request, as `key=value` pairs; never a word of a prompt or an answer.
 
-    `status=-`: the client left before the answer began. Tokens are summed over the sequences of the request, stamps
-    are those of its first one.
+    `status=-`: the client left before the answer began. Times are in milliseconds and those of the request's first
+    sequence; tokens are summed over its sequences.
     """
     lifetimes = exchange.lifetimes
     pairs: dict[str, object] = {
@@ -136,7 +136,7 @@ class AuthMiddleware:
 
 
 class DrainMiddleware:
-    """Counts requests under way, and answers 503 to new ones once the server drains; `always` are served and not counted."""
+    """Counts requests under way, and answers 503 to new ones once the server drains. Paths in `always` are exempt from both."""
 
     def __init__(self, app: ASGIApp, drain: Drain, retry_after: int, always: Set[str]) -> None:
         self._app = app
@@ -162,7 +162,7 @@ class DrainMiddleware:
 
 
 class BodySizeMiddleware:
-    """Refuses a body over the limit: by its Content-Length before it is read, else as soon as too much has arrived."""
+    """Refuses a body larger than the limit: by its Content-Length before it is read, else as soon as too much has arrived."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -194,7 +194,7 @@ class BodySizeMiddleware:
         async def held(message: Message) -> None:
             nonlocal started
             if overflow and not started:
-                return  # what a handler made of the broken body; the refusal below is the answer
+                return  # a handler's answer to the truncated body; the refusal below replaces it
             started = True
             await send(message)
 

@@ -15,37 +15,37 @@ from server.schema.sampling import Sampling
 
 HEADER = """# The API
 
-<!-- Written by `python -m server.reference` from server/api, server/schema and server/errors.py; a test compares. -->"""
+<!-- Written by `python -m server.reference` from server/api, server/schema and server/errors.py; a test compares the two. -->"""
 
 PROSE = """## Rules
 
 - A body is one JSON object in UTF-8, `Content-Type: application/json` or none. Refused with a 400: a name given twice,
   NaN and Infinity, integers beyond 64 bits, lone surrogates, the NUL character, more than 64 levels of nesting.
-- `null` counts as absent. Types are strict: `"1"` and `1.0` are no integers.
-- What a request says is honoured or refused with a 4xx that names the field, the limit and the value. An unknown field
-  is refused with the nearest known name; with `--unknown-fields ignore` it is dropped and the answer has a `Warning` header.
+- `null` counts as absent. Types are strict: `"1"` and `1.0` are not integers.
+- What a request says is honoured, or refused with a 4xx that names the field, the limit and the value. The refusal of an
+  unknown field names the nearest known one; with `--unknown-fields ignore` it is dropped and the answer has a `Warning` header.
 - `model` may be absent: one model is served. A name that is not served is a 404.
 - Prompt and output must fit the context together, or the request is refused with both numbers. A text of more bytes than
   the context times the model's longest token is refused before it is tokenized, by /tokenize too, and /detokenize takes
   as many ids as the context.
-- Without `max_tokens` a completion has at most 16 tokens, a chat answer what is left of the context.
+- Without `max_tokens` a completion has at most 16 tokens, a chat answer as many as are left in the context.
 - `temperature` below 0.0001 is greedy, like 0.
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
-  from it, so a request says the same each time.
+  from it, so the same request gives the same text each time.
 - A message's text parts are joined as they are. Role `developer` is given to the chat template as `system`.
 - A client that leaves ends its request, streamed or not.
 
 ## Answers
 
 The stream is described in docs/sse.md; the answer without `stream` is the stream added up. A stream begins with its
-first output, so a failure before that has its own status; after 10 seconds without one it begins with comments, and a
-failure is then its last event. Beyond OpenAI's answer:
+first output, so a failure before that has a status of its own. After 10 seconds without output it begins with comments, and
+a failure is then its last event. Beyond OpenAI's answer:
 
 - `timings`: `queue_ms`, `prefill_ms`, `decode_ms`, `total_ms` and speeds of the choice that finished last.
 - `stop_reason` of a choice: the stop string or the id from `stop_token_ids` that ended it, else null.
-- `logprobs`, of the model's raw distribution, have one entry for each token, that of the end token included. A token of
-  a part of a character is named by its bytes: `bytes:\\xf0\\x9f`. With `echo` the prompt's tokens come first, and the
-  first of all has null.
+- `logprobs`, of the model's raw distribution, have one entry for each token, the end token included. A token that holds
+  only part of a character is named by its bytes: `bytes:\\xf0\\x9f`. With `echo` the prompt's tokens come first, and the
+  very first has null.
 - `prompt_logprobs` of a choice: null, then for each further prompt token an object of token id to `logprob`, `rank`,
   `decoded_token`. `return_token_ids`: `prompt_token_ids` and `token_ids` of a choice.
 - `usage.prompt_tokens_details.cached_tokens`: prompt tokens whose KV was reused. With several choices of one prompt, the
@@ -66,11 +66,11 @@ def _routes(endpoints: Sequence[Endpoint]) -> str:
         for endpoint in endpoints
     ]
     rows.append("| `GET /openapi.json` | This API's schema | yes |")
-    return "| endpoint | what it does | asks for an API key |\n| --- | --- | --- |\n" + "\n".join(rows)
+    return "| endpoint | what it does | needs an API key |\n| --- | --- | --- |\n" + "\n".join(rows)
 
 
 def _bodies(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[Body], str]]:
-    """Every body with the place it stands in, the objects inside it after it. A body of several places has the first."""
+    """Every body with the place where it stands, then the objects inside them. One with several places has the first."""
     seen: set[type[Body]] = set()
     outer = [(endpoint.body, endpoint.path) for endpoint in endpoints if isinstance(endpoint, PostEndpoint)]
     inner = [pair for body, _ in outer for pair in _nested(body, "")]
@@ -90,7 +90,7 @@ def _nested(model: type[Body], prefix: str) -> Iterator[tuple[type[Body], str]]:
 
 
 def _sections(bodies: dict[type[Body], str]) -> Iterator[tuple[type[Body], str]]:
-    """What generates has its shared fields in a section of their own."""
+    """The bodies in order; the fields that all generating endpoints share get a section of their own."""
     if any(issubclass(model, Sampling) for model in bodies):
         yield Sampling, "Fields of every endpoint that generates"
     for model, place in bodies.items():
@@ -164,7 +164,7 @@ def _default(setting: str) -> Any:
 def _ignored(bodies: dict[type[Body], str]) -> str:
     rows = [f"| {where} | {_names(model.IGNORED)} |" for model, where in bodies.items() if model.IGNORED]
     return (
-        "## Accepted without effect\n\nThey cannot change the output; their values are not looked at.\n\n"
+        "## Accepted without effect\n\nThey cannot change the output; their values are not checked.\n\n"
         "| where | fields |\n| --- | --- |\n" + "\n".join(rows)
     )
 
@@ -179,7 +179,7 @@ def _unsupported(bodies: dict[type[Body], str]) -> str:
             if neutral:
                 accepted = ", ".join(f"`{json.dumps(value)}`" for value in neutral)
                 rows.append(f"| {where} | `{name}` | {accepted} |")
-    note = "`best_of` is served where it equals `n`. Role `tool` is refused with the tools."
+    note = "`best_of` is served where it equals `n`. Role `tool` is refused, as tools are."
     return (
         "## Known, not served\n\nRefused with `unsupported_field`, except for the values that ask for nothing.\n\n"
         "| where | fields | accepted |\n| --- | --- | --- |\n" + "\n".join(rows) + f"\n\n{note}"
@@ -196,14 +196,14 @@ def _errors() -> str:
         for error in sorted(_leaves(ApiError), key=lambda error: (error.status, error.code))
     )
     return (
-        '## Errors\n\nEvery error is `{"error": {"message", "type", "param", "code"}}`, all four always there; `param` is the '
+        '## Errors\n\nEvery error is `{"error": {"message", "type", "param", "code"}}`, all four always present; `param` is the '
         "path of the field, such as `messages[0].content`.\n\n"
         f"| status | code | type | cause |\n| --- | --- | --- | --- |\n{rows}"
     )
 
 
 def _leaves(error: type[ApiError]) -> list[type[ApiError]]:
-    """All errors but the base, whose code is that of `InternalError`."""
+    """All errors except the base, whose code is that of `InternalError`."""
     return [child for direct in error.__subclasses__() for child in (direct, *_leaves(direct))]
 
 

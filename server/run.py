@@ -18,15 +18,15 @@ from server.engines.launch import Incarnation, launch
 from server.listen import ListenError, listen
 
 EXIT_FAILED = 1
-_HEADERS_SECONDS = 10.0  # a start of Python on a busy machine, and a file's header
+_HEADERS_SECONDS = 10.0  # for Python to start on a busy machine and to read a file's header
 
 
 def run(settings: Settings, source: ModelSource) -> int:
     """Serve until a signal or a fatal failure.
 
     Returns:
-        0 after a drain, 1 if the address cannot be listened on, the tokenizer cannot be read or the engine does not
-        start (or not again). A second signal ends the process at once with 128 + its number.
+        0 after a drain; 1 if the address cannot be listened on, the tokenizer cannot be read, or the engine does not
+        start (or restart). A second signal ends the process at once with 128 + its number.
     """
     started = time.monotonic()
     configure_logging(settings.log_level)
@@ -64,8 +64,10 @@ def configure_logging(level: str) -> None:
 
 
 def _refusal(engine: Incarnation) -> str | None:
-    """Why the engine refuses the model, if it does on reading the headers, which it does first of all: that an architecture is not
-    implemented says more than that its tokenizer is odd."""
+    """Why the engine refuses the model, if it does so on reading the headers, which it reads before anything else.
+
+    That an architecture is not implemented says more than that its tokenizer is odd.
+    """
     seen: list[Event] = []
     until = time.monotonic() + _HEADERS_SECONDS
     while not seen and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""The running server: makes the parts, runs the web server and a supervisor for each engine, ends all in good order."""
+"""The running server: makes the parts, runs the web server and a supervisor for each engine, and ends them in good order."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ from server.text.chat_template import load_chat_template
 ENGINE = "engine"  # the name of a server's only engine
 SHUTDOWN_REASON = "the server is shutting down"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LAST_WRITES_SECONDS = 3.0  # for answers that were just ended to reach their clients
+_LAST_WRITES_SECONDS = 3.0  # for answers that have just been ended to reach their clients
 
 
 class WebServer(uvicorn.Server):
@@ -47,11 +47,11 @@ class Serving:
     """One server's parts.
 
     Args:
-        settings: of the server.
+        settings: the server's.
         source: the model's files.
-        listener: where it is served.
-        engines: the command line of each engine, but for its endpoints, by the engine's name.
-        started: when the process was, in `time.monotonic()` seconds.
+        listener: the socket to serve on.
+        engines: the command line of each engine, without its endpoints, by the engine's name.
+        started: when the process started, in `time.monotonic()` seconds.
 
     Raises:
         TokenizerError, TemplateError, ModelError: the model's text side is broken.
@@ -95,14 +95,14 @@ class Serving:
         self._web = WebServer(web_config(app))
 
     def run(self, first: Mapping[str, Incarnation]) -> int:
-        """Serve, with `first` as the first incarnations of the engines it names; the exit code of the process."""
+        """Serve, with `first` as the first incarnations of the engines it names. Returns the exit code of the process."""
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run(first))
 
     async def _run(self, first: Mapping[str, Incarnation]) -> int:
-        """Until a signal, or until the web server or all engines have ended by themselves."""
+        """Serve until a signal, or until the web server or all engines have ended by themselves."""
         supervisors = {client.name: self._supervisor(client) for client in self._engines}
         signalled = self._handle_signals(supervisors.values())
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]

@@ -1,4 +1,4 @@
-"""What the decoder needs to know of a model, whatever file said it. Read from headers only: no torch, no tensor data."""
+"""What a decoder needs to know about a model, whatever file says it. Read from headers only: no torch, no tensor data."""
 
 from dataclasses import dataclass
 
@@ -95,7 +95,7 @@ class ModelConfig:
 
     @property
     def own_head(self) -> bool:
-        """Whether the head is a matrix of its own and not the embedding."""
+        """Whether the output head is a matrix of its own rather than the embedding."""
         return not self.tie_word_embeddings
 
     @property

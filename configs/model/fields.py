@@ -6,14 +6,14 @@ from typing import Any
 
 from configs.model.source import ModelError
 
-MAX_LAYERS = 4096  # more than any model has; a damaged header must not make us list millions
+MAX_LAYERS = 4096  # more than any model has; a damaged header must not make a list of millions
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file at `path`.
 
     Raises:
-        ModelError: unreadable or no object.
+        ModelError: the file is unreadable or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ _UNIT_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_s
 
 
 def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
-    """Build a `ModelConfig` of `architecture` from a GGUF header.
+    """Build the `ModelConfig` of a model of this `architecture` from a GGUF header.
 
     Raises:
         ModelError: a missing value, or a feature that is not implemented.
@@ -29,7 +29,7 @@ def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
     fields.must_be("rope.dimension_count", head_dim)
     window = fields.integer("attention.sliding_window", 0) or None
     if "token_embd.weight" not in header.tensors:
-        raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a model of its own?")
+        raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a complete model?")
     return ModelConfig(
         architecture=architecture,
         vocab_size=header.tensors["token_embd.weight"].shape[0],

@@ -62,7 +62,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """Read metadata and tensor infos of the GGUF file at `path`.
 
     Raises:
-        ModelError: no GGUF file, a version or byte order we do not read, truncated, or contradictory.
+        ModelError: the file is not GGUF, of a version or byte order that is not read, truncated, or contradictory.
     """
     try:
         with path.open("rb") as file:
@@ -96,7 +96,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
 
 
 def _place(cursor: "_Cursor", infos: list[TensorInfo], metadata: dict[str, Any]) -> dict[str, TensorInfo]:
-    """Make offsets absolute: they count from the first multiple of the alignment behind the header."""
+    """Make offsets absolute: they count from the first multiple of the alignment after the header."""
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise cursor.damaged(f"general.alignment is {alignment!r}, not a power of two")
@@ -106,7 +106,7 @@ def _place(cursor: "_Cursor", infos: list[TensorInfo], metadata: dict[str, Any])
         if info.name in tensors:
             raise cursor.damaged(f"tensor {info.name} is listed twice")
         if start + info.offset >= cursor.size:
-            raise cursor.damaged(f"tensor {info.name} lies behind the end of the file")
+            raise cursor.damaged(f"tensor {info.name} lies beyond the end of the file")
         tensors[info.name] = TensorInfo(info.name, info.shape, info.ggml_type, start + info.offset)
     return tensors
 

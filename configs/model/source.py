@@ -76,7 +76,7 @@ def _folder(path: Path, name: str) -> ModelSource:
         return ModelSource(path=path, kind="hf", name=name)
     ggufs = sorted(path.glob("*.gguf"))
     hint = f"; it holds GGUF files, name one of them: {ggufs[0]}" if ggufs else ""
-    raise ModelError(f"{path} has no config.json, so it is no Hugging Face model folder{hint}.")
+    raise ModelError(f"{path} has no config.json, so it is not a Hugging Face model folder{hint}.")
 
 
 def _download(name: str) -> Path:

@@ -1,6 +1,6 @@
 """How a job is answered, one path for each kind of result: text as a stream or as one JSON object, vectors and scores as JSON.
 
-Each path takes its endpoint's form, and ends what it submitted when the client leaves.
+Each path is given its endpoint's form, and ends what it submitted when the client leaves.
 """
 
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
 
 S = TypeVar("S", bound=Sampling)
 
-# What an endpoint whose jobs go to the engine says of itself: its errors, and the other content type of text.
+# What an endpoint whose jobs go to the engine declares: its errors, and the second content type of text.
 ERRORS = (400, 401, 404, 413, 429, 500, 503)
 STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`; see docs/sse.md."}}}
 
@@ -31,7 +31,7 @@ STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "Wit
 def text_answer(
     form: Callable[[TextJob[S], Tokenizer], AnswerFormat[S]],
 ) -> Callable[[TextJob[S], Call], Awaitable[Response]]:
-    """The `answer` of an endpoint whose jobs are text, spelled as `form` does it."""
+    """The `answer` of an endpoint whose jobs are text, written in the shape that `form` makes."""
 
     async def answer(job: TextJob[S], call: Call) -> Response:
         context = call.context

@@ -21,7 +21,12 @@ from server.text.tokenizer import Tokenizer
 
 
 def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> TextJob[ChatRequest]:
-    """The job of a chat request. Raises as `completion_job`."""
+    """The job of a chat request.
+
+    Raises:
+        InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
+        Unavailable: no engine was ever ready.
+    """
     model = context.model_name(body.model)
     check_shared(body, context)
     if body.top_logprobs is not None and not body.logprobs:
@@ -71,7 +76,7 @@ def render(
 
 
 def _for_template(message: Message) -> dict[str, Any]:
-    # Templates of the architectures that are served know no developer; it is OpenAI's newer name of the system.
+    # Templates of the served architectures do not know "developer", OpenAI's newer name for the system role.
     role = "system" if message.role == "developer" else message.role
     named = {} if message.name is None else {"name": message.name}
     return {"role": role, "content": message.content, **named}

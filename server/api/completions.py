@@ -35,7 +35,7 @@ def completion_job(
 
     Raises:
         InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
-        Unavailable: the engine never was ready.
+        Unavailable: no engine was ever ready.
     """
     model = context.model_name(body.model)
     if body.best_of not in (None, body.n):
@@ -137,9 +137,9 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
 
 
 def echo_text(prompt: TokenizedPrompt, skip_special_tokens: bool, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """The prompt as text, and the character each of its tokens begins at.
+    """The prompt as text, and the character at which each of its tokens begins.
 
-    A text is echoed as the client wrote it; tokens that tokenizing added in front have none of its characters.
+    A text is echoed as the client wrote it; tokens that tokenizing put in front have none of its characters.
     """
     decoded, offsets = _decoded(prompt, skip_special_tokens, tokenizer)
     if prompt.text is None or prompt.text == decoded:

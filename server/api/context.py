@@ -1,4 +1,4 @@
-"""What endpoints work with: made once at start and handed to each of them; nothing of it is global."""
+"""What endpoints work with: made once at start-up and handed to each of them; none of it is global."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from server.text.tokenizer import Tokenizer
 class ServerContext:
     """The server's parts as its endpoints see them.
 
-    `model_names` are the names clients may use, the first of which answers carry when the request names none.
+    `model_names` are the names clients may use; answers carry the first when the request names none.
     `created` is in Unix seconds.
     """
 
@@ -33,10 +33,10 @@ class ServerContext:
     created: int
 
     def info(self) -> Ready:
-        """What an engine said when it was ready.
+        """What an engine said when it became ready.
 
         Raises:
-            Unavailable: none ever was.
+            Unavailable: no engine was ever ready.
         """
         if self.engines.info is None:
             raise self.engines.unavailable()
@@ -44,10 +44,10 @@ class ServerContext:
 
     @property
     def fingerprint(self) -> str:
-        """`system_fingerprint` of the answers: the same as long as the same request may be expected to have the same answer.
+        """`system_fingerprint` of the answers: it stays the same as long as a request can be expected to get the same answer.
 
         Raises:
-            Unavailable: no engine ever was ready, so nobody knows what will compute.
+            Unavailable: no engine was ever ready, so what will compute is not known.
         """
         return "fp_" + hashlib.blake2b(self.info().computes.encode(), digest_size=6).hexdigest()
 
@@ -55,7 +55,7 @@ class ServerContext:
         """The name the answer carries.
 
         Raises:
-            ModelNotFound: `asked` is none of the served names.
+            ModelNotFound: `asked` is not one of the served names.
         """
         if asked is None:
             return self.model_names[0]

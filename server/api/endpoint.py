@@ -1,4 +1,4 @@
-"""What an endpoint is: everything that the router, the middleware, OpenAPI and docs/api.md need to know of it.
+"""What an endpoint is: everything that the router, the middleware, OpenAPI and docs/api.md need to know about it.
 
 A new endpoint is one file beside the others that makes one of these, and one line in `endpoints.py`.
 """
@@ -37,7 +37,7 @@ class Call:
 
     @property
     def exchange(self) -> Exchange:
-        """What is noted of the request for metrics and the access log."""
+        """What is recorded of the request for metrics and the access log."""
         exchange: Exchange = self.request.state.exchange
         return exchange
 
@@ -54,14 +54,14 @@ class Endpoint(ABC):
 
     Attributes:
         path: as FastAPI writes it; `{name:path}` may hold slashes.
-        tag: the group that it is listed in.
+        tag: the group in which it is listed.
         summary: one line, for OpenAPI and docs/api.md.
         answers: the JSON of a 200, or None where it is not JSON.
-        errors: statuses that the endpoint may answer with beside 200.
-        content: further content types of a 200, as OpenAPI has them.
-        needs_key: whether an API key is asked for, where the server has keys.
-        while_draining: whether it is answered while the server drains, and not waited for.
-        probe: whether a 503 is its ordinary answer ("not now"), which counts as no error.
+        errors: statuses other than 200 that the endpoint may answer with.
+        content: further content types of a 200, in OpenAPI's form.
+        needs_key: whether an API key is required, where the server has keys.
+        while_draining: whether it is still answered while the server drains, which does not wait for it.
+        probe: whether a 503 is an ordinary answer ("not now"), which does not count as an error.
     """
 
     method: ClassVar[str]
@@ -81,12 +81,12 @@ class Endpoint(ABC):
 
         Raises:
             ApiError: the request is refused, or it ended before the answer began.
-            starlette.requests.ClientDisconnect: the client left while it sent the body.
+            starlette.requests.ClientDisconnect: the client left while sending the body.
         """
 
     @abstractmethod
     def openapi(self, settings: Settings) -> dict[str, Any]:
-        """What FastAPI does not find out by itself about the request, as OpenAPI has it."""
+        """What FastAPI cannot find out about the request by itself, in OpenAPI's form."""
 
     @property
     def shown_path(self) -> str:
@@ -94,7 +94,7 @@ class Endpoint(ABC):
         return self.path.replace(":path}", "}")
 
     def add_to(self, router: APIRouter, context: ServerContext) -> None:
-        """Serve it.
+        """Add its route to `router`.
 
         The request is read by hand: declared parameters would publish FastAPI's own 422, which is never sent.
         """
@@ -124,7 +124,7 @@ class GetEndpoint(Endpoint):
 
     Attributes:
         answer: the answer's JSON, or a response of another kind.
-        parameters: those in the path, as OpenAPI has them.
+        parameters: those in the path, in OpenAPI's form.
     """
 
     method: ClassVar[str] = "GET"
@@ -132,7 +132,7 @@ class GetEndpoint(Endpoint):
     parameters: Sequence[Mapping[str, Any]] = ()
 
     async def respond(self, request: Request, context: ServerContext) -> Response:
-        """Answer; there is nothing to make valid."""
+        """Answer at once; there is no body to validate."""
         answer = await self.answer(Call(request, context))
         return answer if isinstance(answer, Response) else json_response(answer)
 
@@ -147,10 +147,10 @@ class PostEndpoint(Endpoint, Generic[B, V]):
 
     Attributes:
         body: the type of the JSON object.
-        validate: makes what the body asks for, with every check that needs the model. It and the parsing are the work on
-            the CPU, and are done in a thread where the body is long.
+        validate: makes what the body asks for, with every check that needs the model. This and the parsing are work for
+            the CPU, and run in a thread if the body is long.
         answer: runs what is valid and answers. `server/api/answer.py` makes it for jobs that go to the engine.
-        examples: bodies that are accepted, by name, as OpenAPI has them.
+        examples: accepted bodies by name, in OpenAPI's form.
     """
 
     method: ClassVar[str] = "POST"

@@ -1,6 +1,6 @@
 """Text answers from deltas: the chunks of a stream, and the one JSON object, which is the same deltas added up.
 
-The grammar of a stream stands in `docs/sse.md`. What belongs here: shapes of JSON. Never: waiting, sending.
+The grammar of a stream is in `docs/sse.md`. What belongs here: shapes of JSON. Never: waiting, sending.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AnswerFormat(ABC, Generic[S]):
-    """How one endpoint spells a choice. Subclasses stand with their endpoints and say what differs between them."""
+    """How one endpoint writes a choice. Subclasses stand beside their endpoints and define what differs."""
 
     chunk_object: ClassVar[str]
     answer_object: ClassVar[str]
@@ -35,7 +35,7 @@ class AnswerFormat(ABC, Generic[S]):
 
     @abstractmethod
     def content(self, delta: Delta) -> Iterator[JsonObject]:
-        """The chunks that bring what the delta gained, without its end."""
+        """The chunks for what the delta gained, without its end."""
 
     @abstractmethod
     def finish(self, delta: Delta) -> JsonObject:
@@ -46,7 +46,7 @@ class AnswerFormat(ABC, Generic[S]):
         """A choice of the non-streamed answer."""
 
     def extras(self, delta: Delta) -> JsonObject:
-        """What the first chunk of a choice, whichever that is, or the whole choice says about its prompt."""
+        """What the first chunk of a choice, or the whole choice, says about its prompt."""
         body = self.job.body
         extras: JsonObject = {}
         if body.return_token_ids:
@@ -65,7 +65,7 @@ class AnswerFormat(ABC, Generic[S]):
 
 
 class ChunkWriter:
-    """The events of one stream. The part of a chunk that never changes is encoded once."""
+    """The events of one stream. The part that is the same in every chunk is encoded once."""
 
     def __init__(self, generation: Generation, answer: AnswerFormat[Any], fingerprint: str) -> None:
         job, options = generation.job, generation.job.body.stream_options
@@ -122,7 +122,7 @@ def answer_body(generation: Generation, answer: AnswerFormat[Any], deltas: Itera
 
 
 def usage(generation: Generation) -> JsonObject:
-    """Tokens so far. A prompt counts once for all its choices; its cached tokens are those that its first choice reused."""
+    """Tokens so far. A prompt counts once for all its choices, with the cached tokens that its first choice reused."""
     first_choices = generation.choices[:: generation.job.body.n]
     prompt = sum(choice.lifetime.prompt_tokens for choice in first_choices)
     completion = sum(choice.lifetime.completion_tokens for choice in generation.choices)

@@ -1,4 +1,4 @@
-"""The small endpoints an operator looks at: `/live`, `/ready`, `/health`, `/metrics`, `/version` and `/`."""
+"""The small endpoints for operators: `/live`, `/ready`, `/health`, `/metrics`, `/version` and `/`."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -69,7 +69,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/live",
         tag="operations",
-        summary="The process answers; nothing more",
+        summary="Whether the process answers; says nothing about the engine",
         answer=_live,
         answers=StatusAnswer,
         needs_key=False,
@@ -79,7 +79,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/ready",
         tag="operations",
-        summary="New requests are taken: 200, else 503 with the start-up phase or the reason",
+        summary="Whether new requests are taken: 200, else 503 with the start-up phase or the reason",
         answer=_ready,
         answers=StatusAnswer,
         errors=(503,),
@@ -90,7 +90,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/health",
         tag="operations",
-        summary="A token was produced lately, or one is produced now: 200, else 503 with the reason",
+        summary="Whether a token was produced lately or can be produced now: 200, else 503 with the reason",
         answer=_health,
         answers=HealthAnswer,
         errors=(401, 503),
@@ -100,7 +100,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/metrics",
         tag="operations",
-        summary="Prometheus text format, or OpenMetrics where it is accepted; see docs/metrics.md",
+        summary="Prometheus text format, or OpenMetrics if the client accepts it; see docs/metrics.md",
         answer=_metrics,
         content={"text/plain": {"schema": {"type": "string"}}},
         errors=(401,),
@@ -118,7 +118,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/",
         tag="operations",
-        summary="Where to look further",
+        summary="Where to look next",
         answer=_index,
         answers=IndexAnswer,
         errors=(401,),

@@ -7,7 +7,7 @@ from typing import Any
 from scheduler.types.step import TokenLogprobs
 from server.text.tokenizer import Tokenizer
 
-LEAST = -9999.0  # JSON has no -Infinity; OpenAI sends this for a token that cannot come
+LEAST = -9999.0  # JSON has no -Infinity; OpenAI sends this for an impossible token
 
 
 def completion_lists(
@@ -15,8 +15,8 @@ def completion_lists(
 ) -> dict[str, Any]:
     """`/v1/completions`: four lists of equal length. An entry of None is the first prompt token's.
 
-    `top_logprobs` holds the `most` likeliest tokens and the token itself. Where two tokens have one name the likelier
-    stands for both, for the object cannot say more.
+    `top_logprobs` holds the `most` likeliest tokens and the token itself. Where two tokens have the same text, the likelier
+    one stands for both: an object cannot hold a key twice.
     """
     tops: list[dict[str, float] | None] = []
     for entry in entries:
@@ -46,7 +46,7 @@ def chat_entries(entries: Sequence[TokenLogprobs], most: int, tokenizer: Tokeniz
 
 
 def prompt_objects(entries: Sequence[TokenLogprobs], most: int, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs`: for each prompt token null (the first) or an object of token ids, the token's own included."""
+    """`prompt_logprobs`: null for the first prompt token, then an object by token id each, the token's own included."""
     objects: list[dict[str, Any] | None] = [None]
     for entry in entries:
         ranked = [(token, logprob, rank) for rank, (token, logprob) in enumerate(entry.top[:most], start=1)]
@@ -60,7 +60,7 @@ def prompt_objects(entries: Sequence[TokenLogprobs], most: int, tokenizer: Token
 
 
 def finite(logprob: float) -> float:
-    """The value as JSON can say it: -Infinity, and a NaN that should not be, are `LEAST`."""
+    """The value as JSON can express it: -Infinity, and a NaN that should not occur, become `LEAST`."""
     return max(logprob, LEAST) if math.isfinite(logprob) else LEAST
 
 

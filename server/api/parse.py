@@ -1,8 +1,8 @@
-"""Body bytes to a typed request, or one `InvalidRequest` that names the trouble.
+"""Body bytes to a typed request, or one `InvalidRequest` that names what is wrong.
 
 In order: content type, UTF-8, JSON, what JSON allows but no request needs (duplicate names, NaN, huge numbers, deep
-nesting, lone surrogates, NUL), nulls out, fields that are not served, types and bounds, operator limits. Nothing after
-this module sees a value of the wrong type.
+nesting, lone surrogates, NUL), dropping nulls, fields that are not served, types and bounds, operator limits. Nothing
+after this module sees a value of the wrong type.
 """
 
 import difflib
@@ -28,14 +28,14 @@ T = TypeVar("T", bound=Body)
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[T]):
-    """A request of known fields and right types, and the fields that were dropped (`unknown_fields=ignore`)."""
+    """A request with known fields of the right types, and the fields that were dropped (`unknown_fields=ignore`)."""
 
     request: T
     ignored: list[str]
 
     @property
     def headers(self) -> dict[str, str]:
-        """The warning that answers carry where fields were ignored."""
+        """The warning that the answer carries if fields were ignored."""
         if not self.ignored:
             return {}
         names = ", ".join(json.dumps(name[:64])[1:-1] for name in self.ignored[:16])  # ASCII without control characters
@@ -43,7 +43,7 @@ class Parsed(Generic[T]):
 
 
 def parse(model: type[T], body: bytes, content_type: str | None, settings: Settings) -> Parsed[T]:
-    """The request that the body holds.
+    """The request in the body.
 
     Raises:
         InvalidRequest: anything is wrong with it; `param` is the path of the field at fault.
@@ -64,7 +64,7 @@ def check_content_type(value: str | None) -> None:
     """Accept JSON in UTF-8, or no declaration at all.
 
     Raises:
-        InvalidRequest: another type or charset; a form is what `curl -d` sends without a header.
+        InvalidRequest: another type or charset, such as the form that `curl -d` declares unless told otherwise.
     """
     if value is None:
         return
@@ -104,7 +104,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def _clean(value: Any, path: str, depth: int) -> Any:
     """The value with nulls dropped from objects.
 
-    Only the nulls of objects go: one in an array has a place, and is refused by whoever reads the array.
+    Only the nulls of objects are dropped: one in an array has a position, and is refused by whoever reads the array.
     """
     if isinstance(value, str):
         return _clean_text(value, path)
@@ -149,7 +149,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        # Which of the two was meant is a guess, and parsers differ in it.
+        # Which of the two was meant would be a guess, and parsers differ in it.
         raise InvalidRequest(f'The name "{_printable(twice)}" is given twice in one object', param=_printable(twice))
     return fields
 
@@ -168,14 +168,14 @@ def _float(digits: str) -> float:
 
 
 def _constant(name: str) -> NoReturn:
-    raise InvalidRequest(f"The body is not JSON: {name} is no JSON number")
+    raise InvalidRequest(f"The body is not JSON: {name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_constant)
 
 
 def _served(model: type[Body], fields: dict[str, Any], path: str, ignored: list[str] | None) -> dict[str, Any]:
-    """The fields that `model` serves; the others are dropped where that changes nothing, else refused by name.
+    """The fields that `model` serves. The others are dropped if that changes nothing, else refused by name.
 
     `ignored` collects unknown fields; None refuses them.
     """
@@ -218,7 +218,7 @@ def _unknown(model: type[Body], name: str, path: str) -> UnknownField:
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
-    """The first of pydantic's errors as ours."""
+    """The first of pydantic's errors, as one of ours."""
     first = error.errors(include_url=False)[0]
     path = ""
     for part in first["loc"]:
@@ -271,5 +271,5 @@ def _join(path: str, name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """A client's own name, short and safe to send back: paths are made before the name itself was checked."""
+    """A name the client chose, short and safe to send back: paths are made before the name itself is checked."""
     return name[:64].encode("ascii", "backslashreplace").decode().replace("\0", "\\0")

@@ -1,6 +1,6 @@
 """Who sends a request, as far as the engine needs to know: the tenant it counts for, and who may share its cached prefixes.
 
-A tenant is known by the API key that was sent; where no keys are asked for, anybody may say who it is (`user`).
+A tenant is known by the API key that was sent; where no keys are required, anybody may say who they are (`user`).
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,19 @@ class Tenant:
 
     Attributes:
         name: None where the request's `user` says it.
-        salt: put before the request's own `cache_salt`. Of one length for all keys, so no two tenants can make equal salts.
+        salt: put before the request's own `cache_salt`. It has the same length for all keys, so that no two tenants can
+            make equal salts.
     """
 
     name: str | None = None
     salt: str = ""
 
     def name_for(self, user: str) -> str:
-        """Whose share a request of this `user` uses."""
+        """Whose share a request with this `user` uses."""
         return user if self.name is None else self.name
 
     def salted(self, cache_salt: str) -> str:
-        """The salt of a request that gave this one itself."""
+        """The full salt of a request that gave this `cache_salt`."""
         return self.salt + cache_salt
 
 
@@ -43,5 +44,5 @@ def tenants_of(settings: Settings) -> Mapping[str, Tenant]:
 
 
 def _salt(key: str) -> str:
-    """Made from the key: nobody can guess it, and it outlives changes of names and order."""
+    """Made from the key alone: nobody can guess it, and it survives changes of names and of their order."""
     return blake2b(key.encode(), digest_size=16, person=b"headrace-caller").hexdigest() + ":"

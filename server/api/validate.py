@@ -1,6 +1,6 @@
 """From a parsed body to *valid* sequences: ids inside the vocabulary, lengths inside the context, every default filled in.
 
-What belongs here: checks that need the model. What a body may say on its own stands in `server/schema`.
+What belongs here: checks that need the model. What can be checked by the body alone stands in `server/schema`.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from server.schema.shown import shown
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt
 from server.text.tokenizer import Tokenizer
 
-# Below this the softmax is the arg-max except for exact ties, and logits / temperature leaves the range of fp32.
+# Below this the softmax is the arg-max, exact ties aside, and logits / temperature leaves the range of fp32.
 GREEDY_BELOW = 1e-4
 
 S = TypeVar("S", bound=Sampling)
 
 
 def check_ids(ids: Iterable[int], context: ServerContext, param: str) -> None:
-    """Every id is one of the model's.
+    """Refuse ids that are not in the model's vocabulary.
 
     Raises:
-        InvalidRequest: one is not; names it and the largest id.
+        InvalidRequest: names the first of them and the largest id.
     """
     size = context.info().vocab_size
     for i, token in enumerate(ids):
@@ -46,7 +46,7 @@ def prompt_of(given: str | list[int], add_special_tokens: bool, context: ServerC
 
     Raises:
         ContextExceeded: it is too long; with the limit and the size.
-        InvalidRequest: it is empty, or holds an id that is none of the model's.
+        InvalidRequest: it is empty, or holds an id outside the model's vocabulary.
     """
     if isinstance(given, str):
         ids = text_ids(given, add_special_tokens, context, param)
@@ -61,17 +61,17 @@ def prompt_of(given: str | list[int], add_special_tokens: bool, context: ServerC
 
 
 def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param: str) -> list[int]:
-    """The ids of a text, of any number that the bound on its bytes lets through.
+    """The ids of a text, however many the bound on its bytes lets through.
 
     Raises:
-        ContextExceeded: the text is too long, in bytes, for its tokens to fit the context; it was not tokenized.
+        ContextExceeded: the text has too many bytes for its tokens to fit the context; it was not tokenized.
     """
     check_bytes(text, context, param)
     return context.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def check_bytes(text: str, context: ServerContext, param: str) -> None:
-    """A text of no more bytes than tokens of the context's length could spell.
+    """Refuse a text of more bytes than a context full of the longest tokens could spell.
 
     Raises:
         ContextExceeded: with the limit and the size.
@@ -90,7 +90,7 @@ def check_bytes(text: str, context: ServerContext, param: str) -> None:
 
 
 def check_count(ids: list[int], context: ServerContext, param: str) -> None:
-    """No more ids than the context has room for.
+    """Refuse more ids than the context has room for.
 
     Raises:
         ContextExceeded: with the limit and the count.
@@ -103,7 +103,7 @@ def check_count(ids: list[int], context: ServerContext, param: str) -> None:
 
 
 def _check_known(ids: list[int], context: ServerContext, param: str) -> None:
-    """A text has only tokens the model has; some models come with a tokenizer that knows more, such as an added `[PAD]`."""
+    """Refuse tokens that the model does not have: some tokenizers know more than their model, such as an added `[PAD]`."""
     size = context.info().vocab_size
     if max(ids, default=0) >= size:
         token = next(token for token in ids if token >= size)
@@ -115,7 +115,7 @@ def _check_known(ids: list[int], context: ServerContext, param: str) -> None:
 
 
 def check_sequences(prompts: int, n: int, context: ServerContext) -> None:
-    """No more choices than an operator's bounds allow.
+    """Refuse more choices than an operator's bounds allow.
 
     Raises:
         InvalidRequest: with the limit and the two numbers.
@@ -126,7 +126,7 @@ def check_sequences(prompts: int, n: int, context: ServerContext) -> None:
 
 
 def check_shared(body: Sampling, context: ServerContext) -> None:
-    """Fields of every endpoint that generates, as far as they depend on each other or on the server's settings.
+    """Check the fields of every endpoint that generates, as far as they depend on each other or on the server's settings.
 
     Raises:
         InvalidRequest, UnsupportedField: with the field and the value.
@@ -160,8 +160,8 @@ def _check_pin(body: Sampling, context: ServerContext) -> None:
 def _check_priority(body: Sampling, context: ServerContext) -> None:
     if body.priority and context.settings.scheduling == "fcfs":
         raise UnsupportedField(
-            f"`priority` must be 0 where requests are served as they come (scheduling is fcfs), got {body.priority}; start "
-            "with --scheduling priority, fair or throughput",
+            f"`priority` must be 0 where requests are served in order of arrival (scheduling is fcfs), got {body.priority}; "
+            "start with --scheduling priority, fair or throughput",
             param="priority",
         )
 
@@ -173,13 +173,13 @@ def with_room(
     common: SamplingParams,
     context: ServerContext,
 ) -> list[SamplingParams]:
-    """The settings of each prompt, with `max_tokens` such that prompt and output fit the context.
+    """The settings of each prompt, with a `max_tokens` for which prompt and output fit the context.
 
-    Where none was asked for it is `default` (None: no bound) or what is left, whichever is less.
+    If the request `asked` for none, it is `default` (None: no bound) or what is left of the context, whichever is less.
 
     Raises:
         ContextExceeded: prompt and output do not fit together; with both numbers.
-        InvalidRequest: `min_tokens` exceeds it.
+        InvalidRequest: `min_tokens` exceeds `max_tokens`.
     """
     limit = context.info().context
     settings: list[SamplingParams] = []
@@ -201,7 +201,11 @@ def with_room(
 
 
 def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
-    """What all sequences of the request share; `max_tokens` and `seed` are set for each."""
+    """What all sequences of the request share; `max_tokens` and `seed` are set for each of them later.
+
+    Raises:
+        InvalidRequest: a token id outside the vocabulary, or a bad word without tokens.
+    """
     check_ids(body.stop_token_ids, context, "stop_token_ids")
     size = context.info().vocab_size
     for token in body.logit_bias:
@@ -226,7 +230,7 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
 
 
 def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """Each word's tokens, at the beginning of a text and after a space."""
+    """Each word's tokens, both at the beginning of a text and after a space."""
     found: dict[tuple[int, ...], None] = {}
     for i, word in enumerate(words):
         for text in (word, f" {word.lstrip()}"):
@@ -246,7 +250,7 @@ def text_job(
     *,
     continues: bool,
 ) -> TextJob[S]:
-    """The job of these prompts, `n` choices each; its id begins with `prefix`."""
+    """The job for these prompts, with `n` choices each; its id begins with `prefix`."""
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:
@@ -267,9 +271,9 @@ def text_job(
 
 
 def choice_seed(seed: int | None, choice: int) -> int:
-    """The seed of one choice: drawn where the client gave none, else the client's for the first and derived from it for the others.
+    """The seed of one choice: drawn if the client gave none, else the client's for the first and derived from it for the others.
 
-    The prompt's place in a list does not count, so a prompt's text is the same alone and in a list.
+    The prompt's position in a list does not count, so a prompt's text is the same alone and in a list.
     """
     if seed is None:
         return secrets.randbits(63)

@@ -1,1 +1,1 @@
-"""The engines behind the server: their clients, processes and supervisor."""
+"""The engines behind the server: their clients, processes, wires and supervisors."""

@@ -42,8 +42,8 @@ class EngineClient:
     """One for the life of the server, over all incarnations of the engine. All calls belong to the event loop's thread.
 
     `name` tells the engine from the server's others. `state` is "starting" until the engine is ready and again while it is
-    restarted, "dead" once restarting was given up, "stopped" after `stop`. `info` stays what the last incarnation said while
-    the next one starts.
+    restarted, "dead" once restarting has been given up, "stopped" after `stopped`. While an incarnation starts, `info` is still
+    what the one before said.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class EngineClient:
         """Queue one sequence; the caller closes the stream. `request_id` must be new.
 
         Raises:
-            QueueFull: `max_waiting` sequences wait already.
+            QueueFull: `max_waiting` sequences are waiting already.
             Unavailable: the engine is not ready.
         """
         self.ensure_room(1)
         return self._open(request, lifetime, self._sequence_ended)
 
     def probe(self, request: AddRequest) -> OutputStream:
-        """The same past the queue's bound and outside the request metrics, for `/health`.
+        """`submit` without the queue's bound and outside the request metrics, for `/health`.
 
         Raises:
             Unavailable: the engine is not ready.
@@ -112,7 +112,7 @@ class EngineClient:
         self._ensure_ready()
         limit = self._settings.max_waiting
         excess = self.waiting + sequences - limit
-        # A request of more sequences than the bound must have a chance: it enters an empty queue.
+        # A request of more sequences than the bound must have a chance: it may enter an empty queue.
         if excess <= 0 or (self.waiting == 0 and sequences > limit):
             return
         retry = self._speed.seconds_for(excess, time.monotonic())
@@ -123,7 +123,7 @@ class EngineClient:
 
     @property
     def waiting(self) -> int:
-        """Open sequences that do not run. What was submitted since the engine's last report counts as waiting."""
+        """Open sequences that are not running. What was submitted since the engine's last report counts as waiting."""
         return max(0, len(self._streams) - self.stats.running)
 
     @property
@@ -132,7 +132,7 @@ class EngineClient:
         return len(self._streams)
 
     def abort(self, request_ids: Iterable[str], reason: str = "aborted") -> None:
-        """End these for their readers (finish reason "abort", `reason` as the error) and in the engine. Others are ignored."""
+        """End these for their readers (finish reason "abort", error `reason`) and in the engine. Ids not open are ignored."""
         known = [request_id for request_id in request_ids if request_id in self._streams]
         for request_id in known:
             stream = self._streams.pop(request_id)
@@ -172,19 +172,21 @@ class EngineClient:
 
     def _sequence_ended(self, stream: OutputStream) -> None:
         self._forget(stream)
-        if stream.lifetime.reason is not FinishReason.ERROR:  # many at once, when an engine dies, are no speed
+        if (
+            stream.lifetime.reason is not FinishReason.ERROR
+        ):  # many that end at once when an engine dies say nothing about speed
             self._speed.ended(time.monotonic())
         self._metrics.sequence_ended(stream.lifetime)
 
     # --- the supervisor's part ---
 
     def attach(self, process: EngineProcess, wire: EngineWire, on_broken: Callable[[str], None]) -> None:
-        """A new incarnation was started; the wire to it is this client's until `disconnect`.
+        """A new incarnation was started; the wire to it belongs to this client until `disconnect`.
 
         Args:
-            process: the incarnation.
-            wire: to it.
-            on_broken: told why, when the incarnation cannot be understood.
+            process: the incarnation's process.
+            wire: the wire to it.
+            on_broken: called with the reason when the incarnation's events cannot be handled.
         """
         self._process, self._wire = process, wire
         self.state = "starting"
@@ -200,7 +202,7 @@ class EngineClient:
         self._send(Shutdown(reason="the server stops"))
 
     def disconnect(self) -> None:
-        """Hear and say no more."""
+        """Close the wire: nothing more is received or sent."""
         if self._wire is not None:
             self._wire.close()
         self._process = self._wire = None
@@ -224,7 +226,7 @@ class EngineClient:
         self.state = "dead"
 
     def stopped(self) -> None:
-        """The server stops: no further request is taken."""
+        """The server is stopping: no further request is taken, and open ones fail."""
         self.state = "stopped"
         self._fail_all(self.unavailable())
 
@@ -281,7 +283,7 @@ class EngineClient:
 
 
 class Speed:
-    """How fast sequences end, over the last ones; time is passed in. Time without open sequences does not count."""
+    """How fast sequences end, measured over the latest ones. Time is passed in; time without open sequences does not count."""
 
     def __init__(self, window: int = 64) -> None:
         self._gaps: deque[float] = deque(maxlen=window)  # seconds of work before each end

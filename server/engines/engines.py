@@ -1,4 +1,4 @@
-"""The engines of one server, by name. A request goes to one of them; today to the ready one with the least to do."""
+"""The engines of one server, by name. A request goes to one of them: to the ready one with the fewest open sequences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from server.telemetry.lifetime import Lifetime
 
 
 class Engines:
-    """Holds the clients; seen from the API it is one engine.
+    """Holds the clients; to the API they look like one engine.
 
     Args:
         clients: one or more, each with a name of its own.
@@ -33,19 +33,19 @@ class Engines:
 
     @property
     def ready(self) -> bool:
-        """Whether any takes requests."""
+        """Whether any engine takes requests."""
         return any(client.state == "ready" for client in self._clients)
 
     @property
     def info(self) -> Ready | None:
-        """What one of them said when it was ready, of those that are ready if there are any. All serve the same model."""
+        """What one of them said when it became ready: a ready one if there is any. All serve the same model."""
         return next((client.info for client in self._by_load() if client.info is not None), None)
 
     def submit(self, request: AddRequest, lifetime: Lifetime) -> OutputStream:
         """Queue one sequence in one engine; the caller closes the stream. `request_id` must be new.
 
         Raises:
-            QueueFull: `max_waiting` sequences wait already, in each engine.
+            QueueFull: `max_waiting` sequences are waiting already, in each engine.
             Unavailable: no engine is ready.
         """
         return self._chosen().submit(request, lifetime)
@@ -64,7 +64,7 @@ class Engines:
             client.abort_all(reason)
 
     def unavailable(self) -> Unavailable:
-        """Why no request is taken now, with Retry-After: what the engine says that may be ready first."""
+        """Why no request is taken now, with Retry-After, as the engine says that may be ready first."""
         hope = {"starting": 0, "stopped": 1, "dead": 2}
         return min(self._clients, key=lambda client: hope.get(client.state, 0)).unavailable()
 
@@ -74,5 +74,5 @@ class Engines:
         return self._by_load()[0]
 
     def _by_load(self) -> list[EngineClient]:
-        """Those that are ready first, among them those with the fewest open sequences."""
+        """All clients, ready ones first, then by their number of open sequences."""
         return sorted(self._clients, key=lambda client: (client.state != "ready", client.open_count))

@@ -1,4 +1,4 @@
-"""Are the engines of use? A token that came lately says so, or one that is generated for the question."""
+"""Are the engines working? A token that came lately shows it, or one that is generated to find out."""
 
 import asyncio
 import contextlib
@@ -18,28 +18,28 @@ _PROBE_PRIORITY = -(2**31)  # before everything that waits
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """How one engine is. `last_token_seconds_ago` is infinite before its first token."""
+    """The health of one engine. `last_token_seconds_ago` is infinite before its first token."""
 
-    trouble: str | None  # why it is of no use now, or None
+    trouble: str | None  # why it cannot be used now, or None
     last_token_seconds_ago: float
 
 
 class HealthCheck:
-    """Of all engines of a server, each by itself."""
+    """The health of all engines of a server, each checked on its own."""
 
     def __init__(self, engines: Engines, seconds: float) -> None:
         self._checks = {client.name: EngineCheck(client, seconds) for client in engines}
 
     async def look(self) -> dict[str, EngineHealth]:
-        """By the engines' names; all are asked at the same time."""
+        """The engines' health, by name; all are checked at the same time."""
         found = await asyncio.gather(*(check.look() for check in self._checks.values()))
         return dict(zip(self._checks, found, strict=True))
 
 
 class EngineCheck:
-    """Healthy means that a token was produced within `seconds`, or that one is produced now.
+    """Healthy means that a token was produced within `seconds`, or that one can be produced now.
 
-    The latter is a real generation of one token. One is under way at a time, however many ask.
+    The latter is a real generation of one token. Only one is under way at a time, however many ask.
     """
 
     def __init__(self, engine: EngineClient, seconds: float) -> None:
@@ -50,7 +50,7 @@ class EngineCheck:
         self._probe: asyncio.Task[str | None] | None = None
 
     async def look(self) -> EngineHealth:
-        """How the engine is now."""
+        """The engine's health now."""
         trouble = await self._trouble()
         return EngineHealth(trouble, round(time.monotonic() - self._engine.last_token, 3))
 

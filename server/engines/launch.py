@@ -15,7 +15,7 @@ class Incarnation:
     wire: EngineWire
 
     def close(self) -> None:
-        """Kill the child if it still lives and give everything back. May be called again."""
+        """Kill the child if it is still alive, and release everything. May be called again."""
         self.wire.close()
         self.process.close()
 
@@ -24,7 +24,7 @@ def launch(arguments: Sequence[str]) -> Incarnation:
     """Start an engine process and bind the sockets it will connect to.
 
     Raises:
-        OSError: not even a process can be started.
+        OSError: the process cannot be started.
     """
     process = EngineProcess(arguments)
     return Incarnation(process, EngineWire(process.endpoints))

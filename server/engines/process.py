@@ -1,6 +1,6 @@
-"""One incarnation of an engine: the child process and its private folder. Knows no request and no socket.
+"""One incarnation of an engine: the child process and its private folder. Knows nothing of requests and sockets.
 
-The endpoints lie in a folder of this incarnation alone, so that nothing a dead engine left is ever read.
+The endpoints are in a folder of this incarnation alone, so that nothing a dead engine left behind is ever read.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from engine.ipc.private_folder import private_folder, remove_folder
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """ZeroMQ addresses of an engine's wires, one each way."""
+    """ZeroMQ addresses of the wire to an engine, one each way."""
 
     commands: str
     events: str
@@ -42,11 +42,11 @@ class EngineProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it lives; negative: killed by that signal."""
+        """None while it is alive; negative: killed by that signal."""
         return self._child.poll()
 
     def watch(self, on_exit: Callable[[], None]) -> None:
-        """Call `on_exit` in the running loop as soon as the child has ended. A thread waits: no polling, any platform."""
+        """Call `on_exit` in the running loop as soon as the child has ended. A thread waits: no polling, on any platform."""
         loop = asyncio.get_running_loop()
 
         def wait() -> None:
@@ -57,11 +57,11 @@ class EngineProcess:
         threading.Thread(target=wait, name="engine-exit", daemon=True).start()
 
     def remove_endpoints(self) -> None:
-        """Once both sides are connected nobody needs their names: from then on even kill -9 leaves nothing behind."""
+        """Remove the folder: once both sides are connected nobody needs the names, and even kill -9 leaves nothing behind."""
         remove_folder(self.folder)
 
     async def exited(self, seconds: float) -> bool:
-        """Wait for its end, at most `seconds`; whether it has ended."""
+        """Wait for its end, for at most `seconds`; whether it has ended."""
         await asyncio.to_thread(self._wait, seconds)
         return self.exit_code is not None
 
@@ -70,12 +70,12 @@ class EngineProcess:
             self._child.wait(seconds)
 
     def kill(self) -> None:
-        """End it at once, if it still lives. `close` is still to be called."""
+        """End it at once, if it is still alive. `close` still has to be called."""
         if self.exit_code is None:
             self._child.kill()
 
     def close(self) -> None:
-        """Kill the child if it still lives and give everything back. May be called again."""
+        """Kill the child if it is still alive, and release everything. May be called again."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""When a dead engine is started again, and when that is given up."""
+"""When a dead engine is started again, and when to give up."""
 
 from collections import deque
 
@@ -10,8 +10,8 @@ WINDOW_SECONDS = 600.0
 class RestartPolicy:
     """Counts deaths within a window; time is passed in.
 
-    A start that fails tells more than a death in service: whatever broke it, memory or a missing file, is likely still
-    there. So failed starts are given up on; deaths after `Ready` only wait longer each time.
+    A start that fails says more than a death in service: whatever broke it, little memory or a missing file, is likely to
+    last. So repeated failed starts end the attempts; after deaths in service only the wait becomes longer.
     """
 
     def __init__(self, max_failed_starts: int = MAX_FAILED_STARTS, delays: tuple[float, ...] = RESTART_DELAYS) -> None:

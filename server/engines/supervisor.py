@@ -1,4 +1,4 @@
-"""Keeps an engine running: start, watch, notice death or silence, start again, give up in the end."""
+"""Keeps an engine running: starts it, watches it, notices death or silence, starts it again, gives up in the end."""
 
 import asyncio
 import contextlib
@@ -14,17 +14,16 @@ from server.engines.restart import RestartPolicy
 
 _log = logging.getLogger("headrace.engine")
 _LAST_OUTPUTS_SECONDS = 0.1  # what a dead engine had sent may still be on its way through the socket
-_LAST_WORDS_SECONDS = (
-    5.0  # the longest wait for its own account of why it failed, where its exit code says that there is one
-)
+# The longest wait for the engine's own account of why it failed, if its exit code says that there is one.
+_LAST_WORDS_SECONDS = 5.0
 STOP_GRACE_SECONDS = 5.0
 _EXIT = "exit"
 
 
 class Supervisor:
-    """Runs one incarnation after the other and tells the client what comes of them. One log line a death.
+    """Runs one incarnation after the other and tells the client what happens to them. One log line for each death.
 
-    `hang_seconds`: an engine that has open sequences and is silent for longer is killed. Only time in which this process
+    `hang_seconds`: an engine that has open sequences and is silent for longer is killed. Only time during which this process
     itself was awake counts, so that an engine is not killed because both were suspended.
     """
 
@@ -49,10 +48,10 @@ class Supervisor:
         self._stop = asyncio.Event()
 
     async def run(self, first: Incarnation | None = None) -> None:
-        """Until `stop`, or until restarting is given up (the client's state says which).
+        """Run until `stop`, or until restarting is given up (the client's state says which).
 
-        `first`: the incarnation that was started before anything else. An engine that cannot even start once is not
-        started again: the cause (a missing file, too little memory) is for the operator.
+        `first`: an incarnation that was started beforehand. An engine that has never become ready is not started again: the
+        cause (a missing file, too little memory) is for the operator to remove.
         """
         ever_ready, incarnation = False, first
         while not self._stop.is_set():
@@ -79,7 +78,7 @@ class Supervisor:
             await asyncio.wait_for(self._stop.wait(), delay)
 
     async def _live(self, incarnation: Incarnation) -> tuple[str, bool]:
-        """One incarnation from start to end; the cause of its end, and whether it had become ready."""
+        """Run one incarnation from start to end; the cause of its end, and whether it had become ready."""
         process = self._process = incarnation.process
         self._ended = ended = asyncio.get_running_loop().create_future()
         try:
@@ -98,7 +97,7 @@ class Supervisor:
         return cause, self._client.state == "ready"
 
     async def _last_words(self, process: EngineProcess) -> None:
-        """Let what it had sent arrive."""
+        """Wait for what it had sent to arrive."""
         seconds = _LAST_WORDS_SECONDS if process.exit_code == EXIT_MODEL else _LAST_OUTPUTS_SECONDS
         deadline = time.monotonic() + seconds
         while self._client.last_words is None and time.monotonic() < deadline:
@@ -125,7 +124,7 @@ class Supervisor:
                 return f"said nothing for {self._hang_seconds:g} s (hang_seconds) while sequences were open"
 
     async def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
-        """Ask the engine to exit, kill it if it does not within `grace` seconds; `run` returns soon after."""
+        """Ask the engine to exit, and kill it if it does not within `grace` seconds; `run` returns soon after."""
         self._stop.set()
         was_ready = self._client.state == "ready"
         self._client.stopped()

@@ -20,7 +20,7 @@ _RETRY_SECONDS = 0.005  # until a child that has not connected yet is tried agai
 class EngineWire:
     """Sends commands and receives events. All calls but the first belong to the event loop's thread.
 
-    Bound as soon as it is made, so that what the child sends before anybody listens is kept.
+    The sockets are bound as soon as it is made, so that what the child sends before anybody listens is kept.
     """
 
     def __init__(self, endpoints: Endpoints) -> None:
@@ -29,39 +29,40 @@ class EngineWire:
         self._events = bound(self._context, zmq.PULL, endpoints.events)
         self._command_codec, self._event_codec = MessageCodec[Command](COMMANDS), MessageCodec[Event](EVENTS)
         self._outbox: deque[list[bytes]] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None  # that listens
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that listens
         self._closed = False
 
     def listen(self, on_event: Callable[[Event], None], on_broken: Callable[[str], None]) -> None:
-        """From now on hand every event to `on_event`, in the order they were sent.
+        """From now on hand every event to `on_event`, in the order in which they were sent.
 
         Args:
             on_event: called in the running loop.
-            on_broken: told why, where an event is none or `on_event` fails. What follows is still handed over.
+            on_broken: called with the reason when a message is not an event or `on_event` fails. Later events are still
+                handed over.
         """
 
         def read() -> None:
             try:
                 self.receive_waiting(on_event)
             except ProtocolError as error:
-                on_broken(f"sent what is no event: {error}")
+                on_broken(f"sent a message that is not an event: {error}")
             except Exception as error:  # a defect of ours must not leave the socket unread: that would be a hang
                 _log.exception("an event of the engine could not be handled")
                 on_broken(f"an event could not be handled ({type(error).__name__}: {error})")
 
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._descriptor, read)
-        read()  # the descriptor tells of changes only, and one may have passed before there was a reader
+        read()  # the descriptor only signals changes, and one may have happened before there was a reader
 
     @property
     def _descriptor(self) -> int:
         return cast(int, self._events.getsockopt(zmq.FD))
 
     def receive_waiting(self, on_event: Callable[[Event], None]) -> None:
-        """Hand the events that are there to `on_event`; waits for none.
+        """Hand the events that have arrived to `on_event`, without waiting for more.
 
         Raises:
-            ProtocolError: what came is no event.
+            ProtocolError: a message is not an event.
         """
         while not self._closed:
             try:
@@ -86,7 +87,7 @@ class EngineWire:
             self._outbox.popleft()
 
     def once_connected(self, action: Callable[[], None]) -> None:
-        """Do this as soon as the child could be sent to, unless the wire is closed before."""
+        """Call `action` as soon as the child can be sent to, unless the wire is closed before."""
         if self._closed:
             return
         if self._commands.poll(0, zmq.POLLOUT):
@@ -95,7 +96,7 @@ class EngineWire:
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.once_connected, action)
 
     def close(self) -> None:
-        """Give the sockets back; nothing more is handed over. May be called again."""
+        """Release the sockets; nothing more is handed over. May be called again."""
         if self._closed:
             return
         self._closed = True

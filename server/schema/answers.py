@@ -1,4 +1,4 @@
-"""The JSON of answers. Generated text is written from templates for speed, and a test holds it against these."""
+"""The JSON of answers. Generated text is written from templates for speed; a test holds what is written against these."""
 
 from typing import Any, Literal
 
@@ -8,13 +8,13 @@ FinishReason = Literal["stop", "length"]
 
 
 class AnswerBody(BaseModel):
-    """Base: what an answer holds is declared here, all of it."""
+    """Base: an answer holds what its class declares, and nothing else."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class ErrorDetail(AnswerBody):
-    """What went wrong. All four fields are always there."""
+    """What went wrong. All four fields are always present."""
 
     message: str
     type: str
@@ -23,7 +23,7 @@ class ErrorDetail(AnswerBody):
 
 
 class ErrorAnswer(AnswerBody):
-    """Every answer of a status of 400 and up."""
+    """Every answer with a status of 400 or above."""
 
     error: ErrorDetail
 
@@ -35,7 +35,7 @@ class PromptDetails(AnswerBody):
 
 
 class Usage(AnswerBody):
-    """Tokens of the request."""
+    """Token counts of the request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -55,7 +55,7 @@ class Timings(AnswerBody):
 
 
 class PromptLogprob(AnswerBody):
-    """One candidate at one place of the prompt."""
+    """One candidate at one position of the prompt."""
 
     logprob: float
     rank: int
@@ -63,7 +63,7 @@ class PromptLogprob(AnswerBody):
 
 
 class AnswerChoice(AnswerBody):
-    """What choices of all endpoints that generate have in common."""
+    """What the choices of all endpoints that generate have in common."""
 
     index: int
     finish_reason: FinishReason
@@ -128,7 +128,7 @@ class ChatChoice(AnswerChoice):
 
 
 class Generated(AnswerBody):
-    """What they answer beside the choices."""
+    """What endpoints that generate answer besides the choices."""
 
     id: str
     created: int = Field(description="Unix seconds.")
@@ -160,7 +160,7 @@ class ModelCard(AnswerBody):
     created: int = Field(description="Unix seconds at which the server started.")
     owned_by: Literal["headrace"] = "headrace"
     max_model_len: int | None = Field(
-        description="Longest prompt and output in tokens; null until the engine is ready."
+        description="Longest prompt plus output, in tokens; null until the engine is ready."
     )
 
 
@@ -215,7 +215,7 @@ class VersionAnswer(AnswerBody):
 
 
 class IndexAnswer(AnswerBody):
-    """Where to look further."""
+    """Where to look next."""
 
     name: str
     version: str
@@ -226,7 +226,7 @@ class IndexAnswer(AnswerBody):
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {
         "model": ErrorAnswer,
-        "description": "Something in the request is wrong; names the field, the limit, the value.",
+        "description": "Something in the request is wrong; the message names the field, the limit and the value.",
     },
     401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
     404: {"model": ErrorAnswer, "description": "No such model."},

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
-# A client that sends these has said nothing: no field below may carry information through them.
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT32_MAX = 2**31 - 1  # counts and token ids; the model's own bounds are checked where the model is known
 
@@ -13,17 +12,17 @@ INT32_MAX = 2**31 - 1  # counts and token ids; the model's own bounds are checke
 class Body(BaseModel):
     """A JSON object of a request. Every field declared here is honoured; the tables name all others that are known.
 
-    Types are strict (`"1"` is no number), nulls are gone before a body gets here, and whatever is in neither the fields
-    nor the tables is unknown.
+    Types are strict (`"1"` is not a number), nulls are dropped before a body gets here, and a field that is neither declared
+    nor in a table is unknown.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
     # Accepted without effect: they cannot change the output.
     IGNORED: ClassVar[frozenset[str]] = frozenset()
-    # Known but not served; the values are those that ask for nothing and are therefore accepted.
+    # Known but not served; the values listed ask for nothing and are therefore accepted.
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    # Fields that hold such objects themselves, or arrays of them.
+    # Fields that hold an object of this kind, or an array of them.
     NESTED: ClassVar[dict[str, "type[Body]"]] = {}
 
     @classmethod

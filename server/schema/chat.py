@@ -12,7 +12,7 @@ Role = Literal["system", "developer", "user", "assistant"]
 
 
 class ContentPart(Body):
-    """One part of a message's content. Only its tables are used; `fields.check_content` reads the text."""
+    """One part of a message's content. Only the tables are used; `fields.check_content` reads the text."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control"})
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = dict.fromkeys(
@@ -40,7 +40,7 @@ class Message(Body):
     role: Role
     content: Content = Field(description="Text, or text parts, which are joined.")
     name: str | None = Field(
-        None, description="Who speaks; handed to the chat template, and most templates do not show it to the model."
+        None, description="Who speaks; handed to the chat template, though most templates do not show it to the model."
     )
 
 
@@ -73,9 +73,11 @@ class ChatRequest(Sampling):
     logprobs: bool = Field(False, description="Logprobs of the message's tokens.")
     top_logprobs: Count | None = Field(None, description="Alternatives for each token. Only with `logprobs`.")
     add_generation_prompt: bool | None = Field(
-        None, description="Extension: open the assistant's turn. True, unless `continue_final_message`."
+        None, description="Extension: open the assistant's turn. True unless `continue_final_message` is set."
     )
-    continue_final_message: bool = Field(False, description="Extension: go on with the last message, do not close it.")
+    continue_final_message: bool = Field(
+        False, description="Extension: continue the last message instead of closing it."
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Extension: further variables for the chat template."
     )

@@ -16,7 +16,7 @@ class CompletionRequest(Sampling):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.UNSUPPORTED, "suffix": ("",)}
 
     prompt: Prompt = Field(description="A string, strings, token ids, or arrays of token ids.")
-    echo: bool = Field(False, description="The text begins with the prompt.")
+    echo: bool = Field(False, description="Begin the text with the prompt.")
     logprobs: Count | None = Field(None, description="Logprobs of the tokens, with this many alternatives each.")
     best_of: Count | None = Field(None, description="Served only where it equals `n`.")
     add_special_tokens: bool = Field(True, description="Extension: begin a text prompt as the model's tokenizer does.")

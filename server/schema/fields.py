@@ -36,7 +36,7 @@ def check_prompt(value: Any) -> Prompts:
 
 
 def check_ids(ids: Any, path: str = "") -> list[int]:
-    """A non-empty array of token ids; whether they are in the vocabulary is checked where the vocabulary is known."""
+    """A non-empty array of token ids. Whether they are in the vocabulary is checked where the vocabulary is known."""
     if not isinstance(ids, list):
         raise wrong(f"must be an array of token ids, got {shown(ids)}", path)
     if not ids:
@@ -65,7 +65,7 @@ def check_stop(value: Any) -> list[str]:
 
 
 def check_logit_bias(value: Any) -> dict[int, float]:
-    """An object of token ids (as JSON keys are: strings) to biases of -100 to 100."""
+    """An object of token ids (strings, as JSON keys are) to biases from -100 to 100."""
     if not isinstance(value, dict):
         raise wrong(f"must be an object of token ids to numbers, got {shown(value)}")
     biases: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""Bounds an operator may set, each with the field it bounds: one table for the check and for the published schema."""
+"""Bounds an operator may set, each with the field it bounds: one table serves the check and the published schema."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,7 @@ LIMITS = (
 
 
 def check_limits(request: Body, settings: Settings) -> None:
-    """Refuse what is over an operator's bound.
+    """Refuse what exceeds an operator's bound.
 
     Raises:
         InvalidRequest: with the field, the limit and the value.

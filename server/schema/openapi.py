@@ -1,7 +1,7 @@
-"""The published JSON schema of a request body: pydantic's, plus what happens around pydantic.
+"""The published JSON schema of a request body: pydantic's, plus what is checked outside pydantic.
 
 Nulls count as absent, operators set some bounds, ignored fields are accepted, and unserved fields take only the values
-that ask for nothing. References are resolved in place, so that a schema stands alone inside an OpenAPI operation.
+that ask for nothing. References are resolved in place, so that a schema can stand alone inside an OpenAPI operation.
 """
 
 import json
@@ -33,7 +33,7 @@ def request_body(model: type[Body], settings: Settings, examples: dict[str, Any]
 
 @cache
 def _generated(model: type[Body]) -> str:
-    """Pydantic's schema as JSON text: it takes long to make, and whoever reads it changes what it reads."""
+    """Pydantic's schema as JSON text: it is slow to make, and callers modify what they parse from it."""
     return json.dumps(model.model_json_schema(mode="validation"))
 
 
@@ -90,7 +90,7 @@ def _inline(node: Any, definitions: Schema) -> Any:
 
 
 def _bound(field: Schema, limit: Limit, most: int) -> None:
-    """Add the operator's bound to every branch of the field that it applies to."""
+    """Add the operator's bound to every branch of the field to which it applies."""
     for branch in field.get("anyOf", [field]):
         kind = branch.get("type")
         one_prompt = limit.field == "prompt" and branch.get("items", {}).get("type") == "integer"

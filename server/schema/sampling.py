@@ -12,7 +12,7 @@ Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 class StreamOptions(Body):
-    """What a stream reports beside its text."""
+    """What a stream reports besides its text."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
 
@@ -47,7 +47,9 @@ class Sampling(Body):
     model: str | None = Field(None, description="One of the served names; the served model if absent.")
     max_tokens: Count | None = Field(None, description="Most tokens to generate. 0 only computes the prompt.")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that sum up to this.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens whose probabilities sum up to this."
+    )
     n: int = Field(1, ge=1, description="Choices for each prompt.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
@@ -55,19 +57,21 @@ class Sampling(Body):
     seed: Int64 | None = Field(None, description="The same seed gives the same text, whatever else runs.")
     presence_penalty: Penalty = Field(0.0, description="Subtracted once from every token that was generated.")
     frequency_penalty: Penalty = Field(0.0, description="Subtracted from a token for each time it was generated.")
-    logit_bias: LogitBias = Field(default_factory=dict, description="Token ids to what is added to their logits.")
+    logit_bias: LogitBias = Field(
+        default_factory=dict, description="Token ids mapped to what is added to their logits."
+    )
 
     top_k: int = Field(
         0, ge=-1, le=INT32_MAX, description="Extension: sample from the k likeliest tokens; 0 and -1 are off."
     )
     min_p: float = Field(
-        0.0, ge=0, le=1, description="Extension: least probability, relative to the likeliest token's."
+        0.0, ge=0, le=1, description="Extension: lowest probability, relative to the likeliest token's."
     )
     repetition_penalty: float = Field(
         1.0, ge=0.1, le=10, description="Extension: divides the logits of tokens in the prompt or the text; 1 is off."
     )
     min_tokens: Count = Field(0, description="Extension: no end before this many tokens.")
-    ignore_eos: bool = Field(False, description="Extension: go on after the model's end token.")
+    ignore_eos: bool = Field(False, description="Extension: continue past the model's end token.")
     stop_token_ids: list[Count] = Field(default_factory=list, description="Extension: tokens that end the text.")
     bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")
@@ -75,27 +79,29 @@ class Sampling(Body):
     user: str = Field(
         "",
         max_length=512,
-        description="Whose request it is. With `--scheduling fair` each user has its share, unless the server asks for keys: "
-        "then the key counts.",
+        description="On whose behalf the request is made. With `--scheduling fair` each user has a share; where the server asks "
+        "for keys, the key counts instead.",
     )
     priority: int = Field(
         0,
         ge=-(2**31),
         le=INT32_MAX,
-        description="Extension: lower runs first, and in the place of running requests of higher numbers. Not with "
+        description="Extension: lower numbers run first, and preempt running requests of higher numbers. Not with "
         "`--scheduling fcfs`.",
     )
     cache_salt: str = Field(
-        "", max_length=256, description="Extension: cached prefixes are shared only between requests of equal salt."
+        "",
+        max_length=256,
+        description="Extension: cached prefixes are shared only between requests with the same salt.",
     )
     cache_pin_seconds: float = Field(
         0.0,
         ge=0,
         le=86400,
-        description="Extension: keep the prompt's cached KV for so long, as far as a quarter of the cache allows; what is not "
-        "pinned gives way first.",
+        description="Extension: keep the prompt's cached KV for this long, up to a quarter of the cache; what is not pinned is "
+        "evicted first.",
     )
     prompt_logprobs: Count | None = Field(
         None, description="Extension: logprobs of the prompt's tokens, with this many alternatives each."
     )
-    return_token_ids: bool = Field(False, description="Extension: the answer holds the token ids too.")
+    return_token_ids: bool = Field(False, description="Extension: the answer also holds the token ids.")

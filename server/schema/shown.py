@@ -1,4 +1,4 @@
-"""A request's value as an error message quotes it."""
+"""A value from a request as an error message quotes it."""
 
 import json
 from typing import Any

@@ -20,9 +20,9 @@ class TokenizeRequest(Body):
     add_special_tokens: bool | None = Field(
         None, description="Begin as the model's tokenizer does. True for `prompt`, false for `messages`."
     )
-    return_token_strs: bool = Field(False, description="The answer holds each token's text too.")
+    return_token_strs: bool = Field(False, description="The answer also holds each token's text.")
     add_generation_prompt: bool | None = Field(
-        None, description="Open the assistant's turn. True, unless `continue_final_message`."
+        None, description="Open the assistant's turn. True unless `continue_final_message` is set."
     )
     continue_final_message: bool = Field(False, description="Leave the last message open.")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Variables for the chat template.")

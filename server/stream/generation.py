@@ -21,8 +21,8 @@ from server.text.tokenizer import Tokenizer
 class Delta:
     """What a choice gained. Deltas of one choice add up (`joined`) to its whole.
 
-    `token_ids`, `offsets` and, if asked for, `logprobs` run in parallel; they come with their text, so they may lag behind
-    the engine. `offsets` count characters from the beginning of the generated text. `prompt_logprobs` come complete
+    `token_ids`, `offsets` and, if asked for, `logprobs` are parallel lists; they come with their text, so they may lag
+    behind the engine. `offsets` count characters from the beginning of the generated text. `prompt_logprobs` come complete
     with the first delta.
     """
 
@@ -59,7 +59,7 @@ def scored_tokens(deltas: Iterable[Delta]) -> int:
 
 
 class TextChoice:
-    """One sequence on its way to the client: detokenizes, finds stop strings, holds back what is not final."""
+    """One sequence on its way to the client: detokenizes it, finds stop strings, and holds back what is not final."""
 
     def __init__(self, sequence: SequenceRequest, job: TextJob[Any], tokenizer: Tokenizer, lifetime: Lifetime) -> None:
         body = job.body
@@ -84,11 +84,11 @@ class TextChoice:
         self._first = True
 
     def absorb(self, output: Output) -> Delta | None:
-        """The delta of one output; None where there is nothing to tell.
+        """The delta of one output; None if there is nothing to report.
 
         Raises:
-            GenerationFailed: the engine failed this sequence.
-            Unavailable: the server ended it, because it shuts down.
+            GenerationFailed: the engine failed on this sequence.
+            Unavailable: the server ended it, because it is shutting down.
         """
         raise_failure(output)
         self._prompt_logprobs += output.prompt_logprobs
@@ -104,7 +104,7 @@ class TextChoice:
         self._characters += len(text)
         delta = Delta(index=self.sequence.index, text=text, first=self._first)
         if self._detokenizer.stopped is not None:
-            # Tokens behind the stop string were computed but are no part of the answer.
+            # Tokens after the stop string were computed but are not part of the answer.
             self.lifetime.completion_tokens -= len(output.token_ids) - (self._detokenizer.consumed - before)
             self._end(delta, FinishReason.STOP, self._detokenizer.stopped)
         elif output.finish_reason is not None:
@@ -119,7 +119,7 @@ class TextChoice:
         delta.finish_reason, delta.stop_reason = reason, stop_reason
 
     def _release(self, delta: Delta, whole: bool) -> None:
-        """Move tokens whose text is out to the delta; all of them at an end by a token that adds no text."""
+        """Move tokens whose text is out to the delta; all of them if the end is a token that adds no text."""
         count = len(self._held_ids) if whole else self._detokenizer.released - self._released
         offsets = self._detokenizer.offsets[self._released : self._released + count]
         self._released += count
@@ -136,7 +136,7 @@ class TextChoice:
 
 
 class Generation:
-    """All choices of one text job, from submission to the last delta. Close it, whatever happens."""
+    """All choices of one text job, from submission to the last delta. It must be closed, whatever happens."""
 
     def __init__(self, job: TextJob[Any], engine: Engine, tokenizer: Tokenizer, exchange: Exchange) -> None:
         """Submit all sequences, or none.
@@ -155,14 +155,14 @@ class Generation:
             raise
 
     def close(self) -> None:
-        """End what still runs; the engine aborts it and frees its blocks."""
+        """End what is still running; the engine aborts it and frees its blocks."""
         self._submission.close()
 
     async def steps(self) -> AsyncGenerator[list[Delta], None]:
-        """The deltas of all choices, those of one engine step together. Ends when all choices have.
+        """The deltas of all choices, those of one engine step together. Ends when all choices have ended.
 
         Raises:
-            GenerationFailed, EngineDied, Unavailable: the request ends here; nothing of it goes on.
+            GenerationFailed, EngineDied, Unavailable: the whole request ends here, with all its choices.
         """
         if len(self.choices) == 1:
             async for output in self._streams[0]:
@@ -185,7 +185,7 @@ class Generation:
 def _advance(choice: TextChoice, stream: SequenceStream, output: Output) -> Delta | None:
     delta = choice.absorb(output)
     if choice.finished:
-        stream.close()  # after a stop string the engine computes what nobody sees
+        stream.close()  # after a stop string the engine would compute what nobody sees
     return delta
 
 
@@ -199,7 +199,7 @@ class _Merge:
         self._arrived = asyncio.Event()
 
     async def pump(self, choice: TextChoice, stream: SequenceStream) -> None:
-        """Feed from one choice until it ends."""
+        """Collect the deltas of one choice until it ends."""
         try:
             async for output in stream:
                 delta = _advance(choice, stream, output)

@@ -15,7 +15,7 @@ S = TypeVar("S", bound=Sampling)
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """What a sequence starts from; `text` is the client's own, None where it sent ids. `param` is its path."""
+    """What a sequence starts from. `text` is the client's own, None if it sent ids; `param` is the field's path."""
 
     ids: list[int]
     text: str | None
@@ -36,7 +36,7 @@ class Job:
     """A valid request: nothing about it can be refused any more, except for lack of room in the queue.
 
     Attributes:
-        id: of the answer; the engine's id of a sequence is this, a hyphen and its index.
+        id: the answer's; the engine's id of a sequence is this, a hyphen and the sequence's index.
         created: Unix seconds.
         model: the name that the answer carries.
         sequences: in the order of the answer.
@@ -52,8 +52,8 @@ class Job:
 class TextJob(Job, Generic[S]):
     """A job whose sequences produce text.
 
-    Choices of one prompt stand together: choice `j` of prompt `i` is sequence `i * n + j`. `continues`: the text goes on
-    where the prompt ends, so a space at its beginning belongs to it.
+    Choices of one prompt are adjacent: choice `j` of prompt `i` is sequence `i * n + j`. `continues`: the text continues the
+    prompt's, so a space at its beginning is kept.
     """
 
     body: S

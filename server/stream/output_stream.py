@@ -1,6 +1,6 @@
-"""The open sequences of the HTTP process: one `OutputStream` each, fed by the engine client's only reader.
+"""The open sequences of the HTTP process: one `OutputStream` each, fed by the engine client.
 
-A deque and a future instead of an `asyncio.Queue`: one wake-up a step, no lock, nothing created while outputs wait.
+A deque and a future instead of an `asyncio.Queue`: one wake-up per step, no lock, and nothing is created while outputs wait.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from server.telemetry.lifetime import Lifetime
 
 
 class OutputStream:
-    """What the engine brings for one sequence, in order; an `AsyncIterator[Output]`.
+    """What the engine produces for one sequence, in order; an `AsyncIterator[Output]` for one reader.
 
-    Ends after the `Output` that has a `finish_reason`. Raises `EngineDied` where the engine ends first. One reader.
-    Whoever opened it closes it (`async with contextlib.aclosing(stream)`): closing or cancelling the iteration before
-    the end aborts the sequence in the engine. `lifetime` is up to date for what has been read so far; the reader may
-    still correct it after the final output, until it closes or asks for more.
+    Ends after the `Output` that has a `finish_reason`. Raises `EngineDied` if the engine ends first. Whoever opened it
+    closes it (`async with contextlib.aclosing(stream)`): closing it or cancelling the iteration before the end aborts the
+    sequence in the engine. `lifetime` is up to date for what has been read so far; the reader may still correct it after
+    the final output, until it closes the stream or asks for more.
     """
 
     def __init__(self, request_id: str, lifetime: Lifetime, on_end: Callable[["OutputStream"], None]) -> None:
@@ -74,12 +74,12 @@ class OutputStream:
         self._on_end(self)
 
     def push(self, output: Output) -> None:
-        """Feed one output; the client's part."""
+        """Feed one output; called by the engine client."""
         self._outputs.append(output)
         self._wake()
 
     def fail(self, error: ApiError) -> None:
-        """End with an error, after what has arrived; the client's part."""
+        """End with an error, after what has arrived; called by the engine client."""
         self._error = error
         self._wake()
 
@@ -88,7 +88,7 @@ class OutputStream:
             self._waiter.set_result(None)
 
     def close(self) -> None:
-        """End now, unless it has ended. What was not read is dropped."""
+        """End now, unless it has ended already. What was not read is dropped."""
         self._outputs.clear()
         self._end(self._last or FinishReason.ABORT)
         self._wake()

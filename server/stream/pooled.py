@@ -1,4 +1,4 @@
-"""From the engine's outputs to vectors or scores: one result for each sequence of a job, complete with its end."""
+"""From the engine's outputs to vectors or scores: one result for each sequence of a job, complete when the sequence ends."""
 
 from scheduler.types.messages import OutputKind, Pooled
 from server.errors import GenerationFailed
@@ -9,8 +9,8 @@ async def pooled(submission: Submission) -> list[Pooled]:
     """What each sequence produced, in the job's order. All run at once; whoever submitted them closes them.
 
     Raises:
-        GenerationFailed: the engine failed on one, or ended it without a result of the kind that was asked for.
-        EngineDied, Unavailable: the engine or the server ended one.
+        GenerationFailed: the engine failed on one of them, or ended it without a result of the kind that was asked for.
+        EngineDied, Unavailable: the engine died, or the server ended one of them.
     """
     kinds = [sequence.request.produces for sequence in submission.job.sequences]
     return [await _result(stream, kind) for stream, kind in zip(submission.streams, kinds, strict=True)]

@@ -1,7 +1,7 @@
 """Sending an answer while watching the client: a stream as server-sent events, or one JSON body.
 
 Nothing more is computed for a client that has left. The response starts with the first output, so that whatever goes wrong
-before it has its own HTTP status. Where that takes long, the stream starts with comments, which keep proxies from giving up.
+before it has its own HTTP status. If that takes long, the stream starts with comments, which keep proxies from giving up.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _log = logging.getLogger("headrace.http")
 
 
 async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
-    """The result of `work`, or None if the client leaves first; then the work is cancelled and has ended.
+    """The result of `work`, or None if the client leaves first; the work has then been cancelled and has ended.
 
     The request's body must have been read: only the disconnect is left for `receive` to report.
     """
@@ -70,10 +70,10 @@ class EventStream(Response):
         self._first: asyncio.Task[list[Delta] | None] | None = None
 
     async def start(self, receive: Receive) -> bool:
-        """Wait for the first output, or a keep-alive's time; False if the client has left.
+        """Wait for the first output, or until a keep-alive is due; False if the client has left.
 
         Raises:
-            ApiError: the request ended before it brought anything.
+            ApiError: the request ended before it produced anything.
         """
         self._first = asyncio.create_task(_next(self._steps))
         gone = asyncio.create_task(_disconnect(receive))
@@ -90,7 +90,7 @@ class EventStream(Response):
         return started
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; the client's leaving ends it."""
+        """Send the stream; it ends when the client leaves."""
         try:
             await unless_disconnected(self._send(send), receive)
         finally:
@@ -109,7 +109,7 @@ class EventStream(Response):
                 async for data in events:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except OSError:  # what a server may raise where the client has left
+        except OSError:  # what a server may raise if the client has left
             _log.debug("the client of %s left", self._generation.job.id)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
@@ -133,7 +133,7 @@ class EventStream(Response):
         )
 
     async def _all_steps(self) -> AsyncGenerator[list[Delta], None]:
-        """The generation's steps; empty ones where only a keep-alive is due."""
+        """The generation's steps; an empty one whenever only a keep-alive is due."""
         first = self._first
         assert first is not None, "await start() before sending"
         while not first.done():
@@ -156,7 +156,7 @@ async def _disconnect(receive: Receive) -> None:
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel, and wait until they have ended; what they raised was not asked for."""
+    """Cancel these and wait until they have ended; what they raise is ignored."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

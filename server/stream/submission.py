@@ -1,4 +1,4 @@
-"""The sequences of one job in the engine, whatever they produce: submitted all or none, and closed together."""
+"""The sequences of one job in the engine, whatever they produce: all are submitted or none, and they are closed together."""
 
 from typing import Protocol, Self
 
@@ -16,7 +16,7 @@ class SequenceStream(Protocol):
     async def __anext__(self) -> Output: ...
 
     def close(self) -> None:
-        """End now; what still runs in the engine is aborted."""
+        """End now; what is still running in the engine is aborted."""
 
 
 class Engine(Protocol):
@@ -30,12 +30,12 @@ class Engine(Protocol):
 
 
 class Submission:
-    """The open sequences of one job. Close it, whatever happens.
+    """The open sequences of one job. It must be closed, whatever happens.
 
     Attributes:
         job: what was submitted.
         streams: the outputs of each sequence, in the job's order.
-        lifetimes: theirs.
+        lifetimes: the lifetime of each sequence, in the same order.
     """
 
     def __init__(self, job: Job, engine: Engine, exchange: Exchange) -> None:
@@ -58,13 +58,13 @@ class Submission:
             raise
 
     def close(self) -> None:
-        """End what still runs; the engine aborts it and frees its blocks."""
+        """End what is still running; the engine aborts it and frees its blocks."""
         for stream in self.streams:
             stream.close()
 
 
 def raise_failure(output: Output) -> None:
-    """Nothing, unless the engine or the server ended the sequence before it was done.
+    """Raise if the engine or the server ended the sequence before it was complete.
 
     Raises:
         GenerationFailed: the engine failed on it.
@@ -74,4 +74,4 @@ def raise_failure(output: Output) -> None:
         raise GenerationFailed(f"The engine failed on this request: {output.error or 'no cause given'}")
     if output.finish_reason is FinishReason.ABORT:
         cause = output.error or "the server ended it"
-        raise Unavailable(f"The request was ended before it was done: {cause}", headers={"Retry-After": "5"})
+        raise Unavailable(f"The request was ended before it was complete: {cause}", headers={"Retry-After": "5"})

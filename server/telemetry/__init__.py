@@ -1,1 +1,1 @@
-"""What is told of the server: one lifetime per request, metrics, the operator's console, `headrace doctor`."""
+"""What the server reports about itself: one lifetime per sequence, metrics, the operator's console, `headrace doctor`."""

@@ -1,4 +1,4 @@
-"""What the operator reads at start-up: the memory plan before anything is loaded, the phases, the address, a first curl."""
+"""What the operator reads at start-up: the memory plan before anything is loaded, the phases, the address, a curl to try."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 @dataclass(slots=True)
 class _Told:
-    """How far one engine's start-up has been told."""
+    """How much of one engine's start-up has been printed, and the phases still to print."""
 
     planned: bool = False
     ready: bool = False
@@ -22,16 +22,16 @@ class _Told:
 
 
 class Console:
-    """Prints each part once for each engine, as its event arrives; a restarted engine is the log's business, and so is a failure.
+    """Prints each part once for each engine, as its event arrives. Restarts and failures are left to the log.
 
     Args:
-        out: where to.
-        engines: names of the server's engines. They are printed only where there are several.
-        url: of the server.
+        out: the stream to print to.
+        engines: names of the server's engines. They are printed only if there are several.
+        url: the server's address.
         model: the name that requests use.
-        has_template: whether it can chat.
+        has_template: whether the model can chat.
         keyed: whether requests need an API key.
-        started: when the server's process was, in `time.monotonic()` seconds.
+        started: when the server's process started, in `time.monotonic()` seconds.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Console:
         self._told = {name: _Told() for name in engines}
 
     def on_event(self, engine: str, event: Event) -> None:
-        """One event of the engine of this name."""
+        """Print what this event of the named engine completes."""
         told = self._told[engine]
         match event:
             case MemoryPlan() if not told.planned:
@@ -77,7 +77,7 @@ class Console:
 
 
 def size(count: int) -> str:
-    """Bytes for people: `45.0 KiB`."""
+    """A number of bytes in a form for people: `45.0 KiB`."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
@@ -103,7 +103,7 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
 
 
 def phase_lines(phases: Sequence[StartPhase], total: float) -> list[str]:
-    """The start-up phases with their sum's remainder, so that the table adds up to the wall time."""
+    """The start-up phases in seconds, with what they leave of `total`, so that the table adds up to the wall time."""
     rows = [(phase.name, phase.seconds) for phase in phases]
     rows += [("everything else", max(0.0, total - sum(seconds for _, seconds in rows))), ("total", total)]
     width = max(len(name) for name, _ in rows)
@@ -111,7 +111,7 @@ def phase_lines(phases: Sequence[StartPhase], total: float) -> list[str]:
 
 
 def first_curl(url: str, model: str, *, has_template: bool, keyed: bool) -> str:
-    """A request to try. With keys the shell variable that holds one is named, never the key."""
+    """A request to try. If keys are needed, it names a shell variable that holds one, never the key itself."""
     body: dict[str, object] = {"model": model}
     if has_template:
         path, body["messages"] = "chat/completions", [{"role": "user", "content": "Name three rivers."}]

@@ -1,4 +1,4 @@
-"""`headrace doctor`: what this machine has for serving, and in one line each what is lost without what it lacks."""
+"""`headrace doctor`: what this machine offers for serving, and what is lost for each thing that it lacks."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from configs.model.source import ModelError, resolve_model
 
 MIN_PYTHON = (3, 11)
 GIB = 2**30
-# Both processes with the embedded model in fp32 took 1.1 GiB at their peak, with a pool of 150 MiB and eight prompts at once.
+# With the embedded model in fp32, a pool of 150 MiB and eight prompts at once, both processes together peaked at 1.1 GiB.
 COMFORTABLE_BYTES = 2 * GIB
-# Neither PyTorch nor kernels/ is imported here, as nowhere in server/: an interpreter of their own also shows whether they load.
+# server/ imports neither PyTorch nor kernels/. A separate interpreter does, which also shows whether they load.
 TORCH_PROBE = """
 import json, torch
 from kernels.cpu.variants import choose
@@ -50,7 +50,7 @@ CPU_FEATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `lost` says what is lost; `fatal` that serving is then impossible."""
+    """One line of the report. `lost` says what is lost, if anything; `fatal` that serving is impossible without it."""
 
     subject: str
     detail: str
@@ -87,9 +87,9 @@ def python() -> Finding:
 
 
 def packages(distribution: str = "headrace") -> Iterator[Finding]:
-    """What the distribution's metadata requires, without its extras; every one is needed to serve.
+    """What the distribution's metadata requires, without its extras; every one of them is needed to serve.
 
-    Requirements that are for another platform (an environment marker) are passed over when they are absent.
+    A requirement with an environment marker may be for another platform, and is passed over if it is absent.
     """
     try:
         requirements = [line for line in requires(distribution) or [] if "extra ==" not in line]
@@ -141,7 +141,7 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
 
 
 def memory(available: int | None = None, total: int | None = None) -> Finding:
-    """Memory in bytes; as the system reports it where not given."""
+    """Available and total memory, in bytes; as the system reports them unless given."""
     now = psutil.virtual_memory()
     available = now.available if available is None else available
     total = now.total if total is None else total
@@ -152,7 +152,7 @@ def memory(available: int | None = None, total: int | None = None) -> Finding:
 
 
 def embedded_model() -> Finding:
-    """The weights that `headrace serve` serves without a MODEL."""
+    """The model that `headrace serve` serves without a MODEL."""
     try:
         path = resolve_model(None).path
     except ModelError as error:
@@ -161,7 +161,7 @@ def embedded_model() -> Finding:
 
 
 def gpu(loaded: Path = Path("/proc/driver/nvidia/version")) -> Finding:
-    """What serving on a GPU needs: NVIDIA's driver, and Triton, which compiles the kernels."""
+    """What serving on a GPU needs: NVIDIA's driver and Triton, which compiles the kernels."""
     driver = loaded.exists() or shutil.which("nvidia-smi") is not None
     try:
         triton = f"Triton {version('triton')}"

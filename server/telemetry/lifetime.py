@@ -1,4 +1,4 @@
-"""One `Lifetime` a sequence: the stamps of its way through the server, and the only source of what is told about it.
+"""One `Lifetime` per sequence: timestamps of its way through the server, and the only source of what is reported about it.
 
 Metrics, the access log, `usage` and `timings` all read it; nothing else measures a request.
 """
@@ -10,12 +10,12 @@ from scheduler.types.messages import FinishReason, RequestTimes
 
 @dataclass(slots=True, kw_only=True)
 class Lifetime:
-    """Stamps are `time.monotonic()` seconds, None until they happen.
+    """Timestamps are `time.monotonic()` seconds, None until they happen.
 
     `queued` and `scheduled` are the engine's, the others are taken in the HTTP process: `first_token` and `last_token`
-    when a token arrives here, whether or not the client reads fast. `completion_tokens` counts the tokens handed to
-    the reader of the stream, so that a stop string leaves the same count whatever the engine had computed ahead.
-    `reason` is set once: who ends a sequence on purpose (a stop string) sets it before closing the stream.
+    when a token arrives here, however fast the client reads. `completion_tokens` counts the tokens handed to the reader
+    of the stream, so that a stop string leaves the same count whatever the engine had computed ahead. `reason` is set
+    once: whoever ends a sequence on purpose (a stop string) sets it before closing the stream.
     """
 
     received: float
@@ -32,12 +32,12 @@ class Lifetime:
     reason: FinishReason | None = None
 
     def absorb(self, times: RequestTimes) -> None:
-        """Take over the engine's part."""
+        """Take over the engine's timestamps and counts."""
         self.queued, self.scheduled = times.queued, times.scheduled
         self.cached_tokens, self.preemptions = times.cached_tokens, times.preemptions
 
     def token_arrived(self, now: float) -> float | None:
-        """Stamp tokens that arrived now; seconds since the ones before, None for the first."""
+        """Record that tokens arrived now; seconds since the ones before, None for the first."""
         previous, self.last_token = self.last_token, now
         if previous is None:
             self.first_token = now
@@ -45,14 +45,14 @@ class Lifetime:
         return now - previous
 
     def end(self, reason: FinishReason, now: float) -> None:
-        """Stamp the end. The first reason stays."""
+        """Record the end. The first reason stays."""
         if self.finished is None:
             self.finished = now
         if self.reason is None:
             self.reason = reason
 
     def waits(self) -> dict[str, float]:
-        """Two parts of `queue_ms` for the access log, in milliseconds; what they leave is the way to the engine.
+        """Two parts of `queue_ms` for the access log, in milliseconds; the rest is the way to the engine.
 
         `validation_ms`: reading, checking and tokenizing the request. `waiting_ms`: in the engine's queue.
         """
@@ -88,13 +88,13 @@ def _ms(start: float | None, end: float | None) -> float:
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """One HTTP request and the sequences it opened. The outermost middleware makes it: `request.state.exchange`."""
+    """One HTTP request and the sequences it opened. Made by the outermost middleware, found at `request.state.exchange`."""
 
     request_id: str
     received: float
-    validated: float | None = None  # when nothing could be refused any more but for room in the queue
+    validated: float | None = None  # from then on it can only be refused for lack of room in the queue
     lifetimes: list[Lifetime] = field(default_factory=list)
-    error_code: str | None = None  # code of the `ApiError` the client was told, in the answer or within the stream
+    error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
 
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""

@@ -1,7 +1,7 @@
-"""Every metric of the server, declared once each. Names carry their unit and never change silently.
+"""Every metric of the server, each declared once. Names carry their unit and never change silently.
 
-`python -m server.telemetry.metrics > docs/metrics.md` writes the page; a test compares. What is told here about one sequence
-comes from its `Lifetime`, what is told about the engine from its messages.
+`python -m server.telemetry.metrics > docs/metrics.md` writes the page; a test compares the two. What is reported about a
+sequence comes from its `Lifetime`, what is reported about an engine from its messages.
 """
 
 import platform
@@ -25,7 +25,7 @@ _TOKENS = tuple(float(2**power) for power in range(0, 18))
 
 
 def server_version() -> str:
-    """The installed distribution's version; "unknown" where it is not installed."""
+    """The installed distribution's version, or "unknown" if it is not installed."""
     try:
         return version("headrace")
     except PackageNotFoundError:
@@ -33,7 +33,7 @@ def server_version() -> str:
 
 
 def error_codes(base: type[ApiError]) -> set[str]:
-    """The codes of the table in `server.errors`."""
+    """The codes of this error and of all errors derived from it."""
     return {base.code}.union(*(error_codes(child) for child in base.__subclasses__()))
 
 
@@ -48,10 +48,10 @@ class EngineMetric:
     label: tuple[str, str] | None = None
 
 
-_BLOCKS = ("headrace_kv_blocks", "KV blocks of the pool by state; the sum is the pool")
+_BLOCKS = ("headrace_kv_blocks", "KV blocks of the pool by state; they sum up to the pool.")
 ENGINE_METRICS = (
-    EngineMetric("running", "headrace_sequences_running", "Sequences that run.", counter=False),
-    EngineMetric("waiting", "headrace_sequences_waiting", "Sequences that wait in the engine.", counter=False),
+    EngineMetric("running", "headrace_sequences_running", "Sequences running.", counter=False),
+    EngineMetric("waiting", "headrace_sequences_waiting", "Sequences waiting in the engine.", counter=False),
     EngineMetric(
         "blocks_total", "headrace_kv_pool_blocks", "KV blocks of the pool, whatever their state.", counter=False
     ),
@@ -60,7 +60,7 @@ ENGINE_METRICS = (
     EngineMetric("blocks_free", *_BLOCKS, counter=False, label=("state", "free")),
     EngineMetric("prefix_query_tokens", "headrace_prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
     EngineMetric("prefix_hit_tokens", "headrace_prefix_hit_tokens", "Prompt tokens found in the prefix cache."),
-    EngineMetric("prompt_tokens", "headrace_prompt_tokens", "Prompt tokens taken in."),
+    EngineMetric("prompt_tokens", "headrace_prompt_tokens", "Prompt tokens received."),
     EngineMetric("generation_tokens", "headrace_generation_tokens", "Tokens generated."),
     EngineMetric("preemptions", "headrace_preemptions", "Times a running sequence gave up its blocks."),
     EngineMetric("swapped_out", "headrace_preemptions_swapped", "Preemptions whose KV was saved to a lower tier."),
@@ -71,36 +71,38 @@ ENGINE_METRICS = (
 )
 
 
-_COPIES = ("headrace_kv_tier_copies", "Ranges copied to and from a tier; neighbouring blocks travel in one")
+_COPIES = ("headrace_kv_tier_copies", "Ranges copied to and from a tier; adjacent blocks are copied as one range.")
 TIER_METRICS = (  # fields of `TierStats`, each with the tier as a label
-    EngineMetric("up", "headrace_kv_tier_up", "1, or 0 where the tier failed and is not used any more.", counter=False),
-    EngineMetric("blocks", "headrace_kv_tier_blocks", "KV blocks a tier below the device keeps.", counter=False),
-    EngineMetric("bytes", "headrace_kv_tier_bytes", "Bytes they take there.", counter=False),
+    EngineMetric("up", "headrace_kv_tier_up", "1, or 0 once the tier has failed and is no longer used.", counter=False),
+    EngineMetric("blocks", "headrace_kv_tier_blocks", "KV blocks kept in a tier below the device.", counter=False),
+    EngineMetric("bytes", "headrace_kv_tier_bytes", "Bytes that a tier's KV blocks take.", counter=False),
     EngineMetric("loaded", "headrace_kv_tier_loaded_blocks", "KV blocks loaded from a tier instead of computed."),
     EngineMetric("saved", "headrace_kv_tier_saved_blocks", "KV blocks copied to a tier."),
     EngineMetric(
-        "spared", "headrace_kv_tier_spared_blocks", "KV blocks not copied, as a valid copy was there already."
+        "spared", "headrace_kv_tier_spared_blocks", "KV blocks not copied because the tier already had a valid copy."
     ),
     EngineMetric("load_copies", *_COPIES, label=("direction", "load")),
     EngineMetric("save_copies", *_COPIES, label=("direction", "save")),
     EngineMetric(
         "failed", "headrace_kv_tier_failed_blocks", "KV blocks that were damaged or gone when they were loaded."
     ),
-    EngineMetric("evicted", "headrace_kv_tier_evicted_blocks", "KV blocks that gave place to others."),
+    EngineMetric(
+        "evicted", "headrace_kv_tier_evicted_blocks", "KV blocks evicted from a tier to make room for others."
+    ),
 )
 
 Family = GaugeMetricFamily | CounterMetricFamily
 
 
 class EngineCollector(Collector):
-    """`EngineStats` as metrics. A restarted engine counts from zero again; what is shown goes on from where it was."""
+    """`EngineStats` as metrics. A restarted engine counts from zero again; the metrics continue from where they were."""
 
     def __init__(self) -> None:
         self.stats = EngineStats()
         self._before = EngineStats()  # the sum over the incarnations that ended
 
     def engine_ended(self) -> None:
-        """Keep the counters of the incarnation that ended, forget its gauges."""
+        """Keep the counters of the incarnation that ended, and drop its gauges."""
         for tier, stats in self.stats.tiers.items():
             _add_counters(self._before.tiers.setdefault(tier, TierStats(up=False)), stats, TIER_METRICS)
         _add_counters(self._before, self.stats, ENGINE_METRICS)
@@ -127,7 +129,7 @@ def _add_counters(total: object, ended: object, metrics: Iterable[EngineMetric])
 def _sample(
     families: dict[str, Family], metric: EngineMetric, now: object, before: object, labels: dict[str, str]
 ) -> None:
-    """Add one value to its family. A gauge is as it is now: what ended has left none of it."""
+    """Add one value to its family. A gauge shows the present incarnation only: nothing is left of those that ended."""
     labels = labels | dict([metric.label] if metric.label else [])
     if metric.name not in families:
         kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
@@ -154,7 +156,7 @@ class Declared:
 
 
 class EngineMetrics(Declared):
-    """What is told about one engine, and the events that feed it. Its registry knows nothing of the server's other engines."""
+    """The metrics of one engine, and the events that feed them. Its registry knows nothing of the server's other engines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,8 +167,10 @@ class EngineMetrics(Declared):
         self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
         self._restarts = self._counter("engine_restarts", "Times a dead engine was started again.")
         self._up = self._gauge("engine_up", "1 while the engine is ready, else 0.")
-        self._start = self._gauge("engine_start_seconds", "From the start of the engine process until it was ready.")
-        self._phases = self._gauge("startup_phase_seconds", "Start-up phases of the engine's last start.", "phase")
+        self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
+        self._phases = self._gauge(
+            "startup_phase_seconds", "Duration of each phase of the engine's last start.", "phase"
+        )
         self._build = Info("headrace_build", "What runs: version, Python, device.", registry=self.registry)
         self._built("")
         ProcessCollector("headrace_engine", pid=lambda: self._pid or "none", registry=self.registry)
@@ -208,13 +212,13 @@ class EngineMetrics(Declared):
 
 
 class EnginesCollector(Collector):
-    """The metrics of all engines. The series of a server's only engine bear no name; those of several have a label `engine`."""
+    """The metrics of all engines. If there are several, their series have a label `engine`; those of an only engine have none."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, EngineMetrics] = {}
 
     def collect(self) -> Iterable[Metric]:
-        """The families, each once, whoever of the engines has samples in it."""
+        """The families, each once, with the samples of all engines."""
         if len(self.by_name) == 1:
             yield from next(iter(self.by_name.values())).registry.collect()
             return
@@ -243,17 +247,19 @@ class Metrics(Declared):
 
     def _declare_requests(self) -> None:
         self._finished = self._counter("sequences_finished", "Sequences that ended, by reason.", "reason")
-        self._errors = self._counter("request_errors", "HTTP requests answered with an error, by its code.", "code")
+        self._errors = self._counter("request_errors", "HTTP requests answered with an error, by error code.", "code")
         self._queue = self._histogram("queue_time_seconds", "From received to first scheduled.")
         self._ttft = self._histogram("time_to_first_token_seconds", "From received to the first token.")
-        self._gap = self._histogram("inter_token_latency_seconds", "Between two tokens of one sequence as they arrive.")
+        self._gap = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of one sequence, as they arrive."
+        )
         self._tpot = self._histogram(
-            "time_per_output_token_seconds", "Mean over one sequence, the first token left out."
+            "time_per_output_token_seconds", "Mean over one sequence, without the first token."
         )
         self._whole = self._histogram("request_seconds", "From received to the end of the sequence.", _WHOLE_REQUEST)
         self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens of one sequence.", _TOKENS)
         self._completion = self._histogram("request_generation_tokens", "Tokens generated for one sequence.", _TOKENS)
-        for reason in FinishReason:  # a series that is there from the start can be rated from the start
+        for reason in FinishReason:  # a series that exists from the start has a rate from the start
             self._finished.labels(reason.value)
         for code in error_codes(ApiError):
             self._errors.labels(code)
@@ -281,7 +287,7 @@ class Metrics(Declared):
             self._gap.observe(gap)
 
     def request_failed(self, code: str) -> None:
-        """A client was told an error, in the answer or within a stream."""
+        """A client got an error, in the answer or within a stream."""
         self._errors.labels(code).inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
@@ -294,10 +300,10 @@ class Metrics(Declared):
 
 _HEAD = """# Metrics
 
-Generated from the registry by `python -m server.telemetry.metrics > docs/metrics.md`; a test compares.
-`GET /metrics` answers in the Prometheus text format, or in OpenMetrics where the client accepts it. Times are in seconds.
-Counters of the engine go on over its restarts. Where a server has several engines, what is told about an engine has a further
-label, `engine`: its name. Process metrics are there on Linux only.
+Generated from the registry by `python -m server.telemetry.metrics > docs/metrics.md`; a test compares the two.
+`GET /metrics` answers in the Prometheus text format, or in OpenMetrics if the client accepts it. Times are in seconds.
+The counters of an engine continue across its restarts. If a server has several engines, their metrics have one more label,
+`engine`: the engine's name. Process metrics exist on Linux only.
 
 | name | type | labels | what |
 |---|---|---|---|"""

@@ -2,7 +2,7 @@
 
 A GGUF file only names the way in which text is split into words (`tokenizer.ggml.pre`). Each name here stands for the
 pre-tokenizer of that model family's published `tokenizer.json`, and gives the same ids. An unknown name is refused: a wrong
-split gives ids that the model was not trained on, and answers that are silently worse.
+split gives ids on which the model was not trained, and answers that are silently worse.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

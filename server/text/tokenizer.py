@@ -30,7 +30,7 @@ class TokenizerError(ValueError):
 def byte_alphabet() -> dict[int, str]:
     """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019, GPT-2).
 
-    Printable Latin-1 bytes stand for themselves; the other 68 are mapped to U+0100 and up, in order.
+    Printable Latin-1 bytes stand for themselves; the other 68 are mapped to U+0100 onwards, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
@@ -89,7 +89,7 @@ class Tokenizer:
     `<|im_end|>` ends the turn. To prevent that, remove them from the text first.
 
     `longest_token` is the length of the longest token in bytes: a text of more than `n` times as many bytes has more than `n`
-    tokens, unless a normalizer shortens it or an added token swallows spaces; only texts made for it get past the bound so.
+    tokens, unless a normalizer shortens it or an added token swallows spaces; only texts made for that purpose do so.
 
     Args:
         backend: the tokenizer with its post-processor; truncation and padding are off.

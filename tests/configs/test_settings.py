@@ -145,7 +145,7 @@ def test_a_knob_of_the_other_device_is_named_in_a_warning_where_the_machine_deci
     settings = Settings(**{name: value})
     assert settings.unread_on(own) == []
     (sentence,) = settings.unread_on(other)
-    assert sentence == f"{name} is set, and device auto turned out to be {other}, which does not read it"
+    assert sentence == f"{name} is set, but device auto turned out to be {other}, which does not read it"
 
 
 def test_the_declaration_says_which_device_reads_a_knob():
@@ -157,7 +157,7 @@ def test_the_declaration_says_which_device_reads_a_knob():
 def test_a_share_of_memory_that_a_number_of_blocks_replaces_is_named_in_a_warning(kind, name):
     for device in ("auto", kind):
         settings = Settings(device=device, kv_blocks=64, **{name: 0.25})
-        assert settings.unread_on(kind) == [f"{name} is set, and kv_blocks 64 already says how large the KV pool is"]
+        assert settings.unread_on(kind) == [f"{name} is set, but kv_blocks 64 already says how large the KV pool is"]
         assert Settings(device=device, **{name: 0.25}).unread_on(kind) == []
         assert Settings(device=device, kv_blocks=64).unread_on(kind) == []
 
