@@ -1,1 +1,1 @@
-"""Does: loads models, runs steps, samples, moves blocks; the worker and its process."""
+"""Loads models, runs steps, samples, and copies KV blocks between tiers: the workers and the engine's process."""

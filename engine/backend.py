@@ -47,7 +47,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """Of device and arithmetic, for people."""
+        """Device and arithmetic in words."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class Backend(Protocol):
 
     @property
     def kv_format(self) -> str:
-        """What keys and values are, in numbers and order: the same exactly where blocks are interchangeable."""
+        """How keys and values are stored (number format, layout): equal exactly where blocks are interchangeable."""
         ...
 
     @property
@@ -68,12 +68,12 @@ class Backend(Protocol):
 
     @property
     def kv_element_bytes(self) -> int:
-        """Of one number of a key or value."""
+        """Bytes of one number of a key or value."""
         ...
 
     @property
     def folder(self) -> Path | None:
-        """A folder to remove where `close` cannot be called; None: there is none."""
+        """A folder to remove where `close` cannot be called, or None."""
         ...
 
     def plan(self) -> MemoryPlan:
@@ -112,15 +112,15 @@ def import_torch(threads: int | None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    # Threads are not tied to cores: measured on two of them, one stream lost 6 % and 8 streams won 4 %, within the machine's
-    # drift. The HTTP process needs a core now and then, and the system knows better which.
+    # Threads are not pinned to cores: with pinning, one stream lost 6 % and 8 streams gained 4 % on two cores, within the
+    # machine's drift. The HTTP process needs a core now and then, and the system knows better which.
     torch.set_num_threads(threads or torch.get_num_threads())
 
 
 def generate(worker: Worker, sampling: SamplingParams, prompt_length: int) -> None:
-    """Generate `sampling.max_tokens` tokens after a prompt of `prompt_length`, in block 0, which holds nothing yet.
+    """Generate `sampling.max_tokens` tokens after a prompt of `prompt_length` tokens, in block 0, which holds nothing yet.
 
-    It shows that the whole path works, and warms it.
+    This shows that the whole path works, and warms it up.
 
     Raises:
         ModelError: the model gave no token.

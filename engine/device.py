@@ -16,7 +16,7 @@ SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`reason` says in words why, for the start-up log."""
+    """The kind of device that computes; `reason` says why, for the start-up log."""
 
     kind: Literal["cpu", "cuda"]
     reason: str
@@ -32,7 +32,7 @@ def choose_device(settings: Settings) -> Device:
         return Device("cpu", "as --device cpu asks")
     if settings.device == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
         return Device(
-            "cuda", "CPU tensors, since TRITON_INTERPRET=1 has Triton interpret its kernels: slow, to look for faults"
+            "cuda", "CPU tensors, since TRITON_INTERPRET=1 has Triton interpret its kernels: slow, for debugging"
         )
     _keep_builds()
     obstacle = _no_driver() or _unusable(settings.tensor_parallel)
@@ -46,13 +46,13 @@ def choose_device(settings: Settings) -> Device:
 
 
 def _keep_builds() -> None:
-    """Compiled kernels stay where caches of this user stay, unless the variable says where: compiling them takes a minute."""
+    """Keep compiled kernels among this user's caches, unless the variable says where: compiling them takes a minute."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TRITON_CACHE_DIR", str(root / "headrace" / "triton"))
 
 
 def _no_driver() -> str | None:
-    """A look that takes microseconds where there is no GPU: importing torch takes a second."""
+    """Why there is no driver, or None. Takes microseconds where there is no GPU; importing torch takes a second."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -61,7 +61,7 @@ def _no_driver() -> str | None:
 
 
 def _unusable(wanted: int) -> str | None:
-    """Why torch or the kernels cannot use as many GPUs; None if they can."""
+    """Why torch or the kernels cannot use `wanted` GPUs; None if they can."""
     import torch
 
     if not torch.cuda.is_available():
@@ -90,5 +90,5 @@ class StepLimits(NamedTuple):
 
 
 def step_limits(settings: Settings, usual: StepLimits) -> StepLimits:
-    """What the settings say, and what is `usual` on the device where they say nothing."""
+    """The limits in the settings; `usual` for the device where they say nothing."""
     return StepLimits(settings.max_step_tokens or usual.tokens, settings.max_running or usual.sequences)

@@ -1,9 +1,9 @@
-"""What names a model's KV, and what names all that computes its answers.
+"""Two names: one of a model's KV, one of everything that computes its answers.
 
-The KV's name is the same for the same files and arithmetic, on every machine and under every path.
-Content addresses build on it, so neither a path nor a time may be in it. Hashing gigabytes would delay each start, so
-the tensors are sampled: training, merging and quantizing change numbers all over a file. An edit that spares the head
-and every sample goes unseen; that takes a tensor of less than 1/256 of a file that alone was changed.
+The KV's name is the same for the same files and arithmetic, on every machine and under every path. Content addresses build on it,
+so it may contain neither a path nor a time. Hashing gigabytes would delay each start, so the tensors are sampled: training, merging
+and quantizing change numbers all over a file. An edit that misses the head and every sample goes unseen; each stretch that it
+changes is then shorter than 1/256 of the file, or than a page.
 """
 
 import os
@@ -18,16 +18,16 @@ from configs.model.source import ModelSource
 from configs.settings import Settings
 
 _HEAD = 2**20  # bytes: names, types and shapes of the tensors, and in a GGUF file the hyperparameters
-_SAMPLES = 256  # a file, evenly spaced
+_SAMPLES = 256  # per file, evenly spaced
 _SAMPLE = 4096  # bytes, one page
 
 
 class KvFormat(Protocol):
-    """Whoever knows what keys and values are, in numbers and order."""
+    """Anything that knows how keys and values are stored."""
 
     @property
     def kv_format(self) -> str:
-        """The same exactly where blocks are interchangeable."""
+        """Equal exactly where blocks are interchangeable."""
         ...
 
 
@@ -46,8 +46,8 @@ def kv_fingerprint(source: ModelSource, settings: Settings, arithmetic: KvFormat
     return f"{digest.hexdigest()}|{weights}|{arithmetic.kv_format}"
 
 
-class Computes(KvFormat, Protocol):
-    """Whoever also knows what computes."""
+class FormatAndBuild(KvFormat, Protocol):
+    """Anything that also knows what computes; a backend."""
 
     @property
     def build(self) -> str:
@@ -55,8 +55,8 @@ class Computes(KvFormat, Protocol):
         ...
 
 
-def answer_fingerprint(source: ModelSource, settings: Settings, backend: Computes) -> str:
-    """Names all that an answer depends on beside its request: model, arithmetic, ranks, device, code. For people, too.
+def answer_fingerprint(source: ModelSource, settings: Settings, backend: FormatAndBuild) -> str:
+    """Names all that an answer depends on besides its request: model, arithmetic, ranks, device, code. Readable by people, too.
 
     Raises:
         OSError: a file cannot be read.
@@ -65,9 +65,9 @@ def answer_fingerprint(source: ModelSource, settings: Settings, backend: Compute
 
 
 def build(device: str, packages: Sequence[str] = ("headrace", "torch", "triton")) -> str:
-    """Names the code that computes on `device`: versions of these packages, as far as they are installed, and our kernels.
+    """Names the code that computes on `device`: the versions of those `packages` that are installed, and our kernels.
 
-    `headrace` alone would not do: in a working copy the kernels change and its version does not.
+    The version of `headrace` alone would not do: in a working copy the kernels change and it does not.
     """
     versions = [f"{name} {found}" for name in packages if (found := _version(name))]
     return ", ".join([device, *versions, f"kernels {_kernels()}"])
@@ -81,7 +81,7 @@ def _version(package: str) -> str | None:
 
 
 def _kernels() -> str:
-    """Of the sources: a library or a Triton kernel is built from them as they are."""
+    """A digest of the kernels' sources: libraries and Triton kernels are built from them as they are."""
     folder = Path(kernels.__file__).parent
     digest = blake2b(digest_size=8)
     for path in sorted(path for kind in ("py", "h", "cpp") for path in folder.rglob(f"*.{kind}")):
@@ -91,7 +91,7 @@ def _kernels() -> str:
 
 
 def _files(source: ModelSource) -> list[Path]:
-    """Files that the KV depends on; a tokenizer turns text into ids and changes nothing about the KV of ids."""
+    """The files that the KV depends on; a tokenizer turns text into ids and does not change the KV of ids."""
     if source.kind == "gguf":
         return [source.path]
     return [source.path / "config.json", *sorted(source.path.glob("*.safetensors"))]

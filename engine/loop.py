@@ -1,12 +1,12 @@
 """The engine's loop: schedule -> submit -> update.
 
-The worker computes in a thread of its own (torch releases the interpreter's lock); meanwhile this thread takes commands in and
+The worker computes in a thread of its own (torch releases the interpreter's lock); meanwhile this thread takes in commands and
 plans. A worker that takes one step at a time gets step N+1 when N's results are in: it was planned while N ran and is brought up
-to date first (`Scheduler.refresh`), so that nothing is computed for those who have ended and newcomers need not wait. A worker
-that takes two gets N+1 while N runs, as it is: the device never waits for the host, at the price of one row for each request that
-N ends, and of up to one step more before a newcomer's first.
+to date first (`Scheduler.refresh`), so that nothing is computed for requests that have ended and new ones need not wait. A worker
+that takes two gets N+1 while N runs, as planned: the device never waits for the host, at the cost of one row for each request that
+N ends, and of up to one more step before a new request's first.
 
-Transfers of a step start when the steps before it have ended: blocks that they copy or fill belong to no step that still runs.
+Transfers of a step start when the steps before it have ended: the blocks that they copy or fill belong to no step that still runs.
 
 What belongs here: the order of those calls, and turning results into events. Never: policy, tensors.
 """
@@ -43,11 +43,11 @@ class _Flight:
 
     @property
     def refused(self) -> bool:
-        """Whether the worker has raised when it was handed over: then there is no use in building on it."""
+        """Whether the worker raised when it was handed the step: then there is no point in building on it."""
         return self.submitted.done() and self.submitted.exception() is not None
 
     def result(self) -> StepResult:
-        """See `Pending`; in the worker's thread."""
+        """Wait for the step; to be called in the worker's thread. Raises what `Pending.result` does."""
         return self.submitted.result().result()
 
 
@@ -105,7 +105,7 @@ class EngineLoop:
                 self._transfer_worker.close()
 
     def _rest(self) -> None:
-        """Nothing to do: check the books, tell the final figures, sleep until a command comes."""
+        """Nothing to do: check the books, send the final figures, sleep until a command comes."""
         self._scheduler.stats.integrity_checks += 1
         try:
             self._scheduler.check_integrity()
@@ -131,7 +131,7 @@ class EngineLoop:
                 self._planned = step  # what they bring will say what can run
                 self._land()
             else:
-                self._wait_for_moves(step)
+                self._wait_for_transfer(step)
         self._planned = None
 
     @property
@@ -155,7 +155,7 @@ class EngineLoop:
         if self._transfer_worker is not None:
             self._transfer_worker.start(step.transfers)
 
-    def _wait_for_moves(self, step: Step) -> None:
+    def _wait_for_transfer(self, step: Step) -> None:
         """Nothing can run before a transfer ends."""
         self._start_transfers(step)
         if not self._scheduler.transferring:
@@ -191,7 +191,7 @@ class EngineLoop:
         self._emit(outputs, step.tokens, result.seconds)
 
     def _fail(self, step: Step, cause: str, now: float) -> None:
-        """The steps behind it were built on what it was to bring: they are let run out, and fail with it."""
+        """Fail a step, and those behind it, which were built on what it was to bring; they run to their ends first."""
         later = list(self._flights)
         self._flights.clear()
         futures = [self._thread.submit(flight.result) for flight in later]

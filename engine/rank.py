@@ -1,6 +1,6 @@
 """`python -m engine.rank`: a rank worker, one of the processes that compute a model together, started by the first of them.
 
-It brings its shard up as the first rank does, call by call, and then does what that one says, until it says stop or is gone.
+It brings its shard up as the first rank does, call by call, and then runs that one's commands until it says stop or is gone.
 
 Exit codes: 0 told to stop, or the first rank is gone; 3 the model cannot be served (the reason is logged); 1 a defect, or the
 group broke.
@@ -32,7 +32,7 @@ log = logging.getLogger("headrace.engine")
 
 
 def follow(worker: GpuWorker, commands: RankCommandReceiver) -> None:
-    """Obey until told to stop. Results are waited for as the first rank does, and dropped: it has the same."""
+    """Run commands until told to stop. Results are waited for as the first rank does, and dropped: it has the same."""
     submitted: deque[PendingStep] = deque()
     while True:
         match commands.receive():
@@ -66,7 +66,8 @@ def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> N
 
 
 def end_with_the_first(folder: Path) -> None:
-    """Its death closes our stdin. The main thread may be waiting for it on the device then, where no exception comes through."""
+    """Exit when the first rank dies, which closes our stdin. The main thread may be waiting for it on the device then, where no
+    exception reaches it."""
     while not parent_gone(sys.stdin.fileno()):
         pass
     exit_at_once(0, folder)

@@ -11,17 +11,21 @@ from scheduler.types.step import SequenceInit
 class Sequence:
     """Owned by the worker, which appends each token it samples; everyone else only reads.
 
-    `tokens` is the prompt followed by the sampled tokens and is only ever appended to. Preemption does not touch it:
-    what is computed again is KV, never tokens.
+    Attributes:
+        request_id: of its request.
+        tokens: the prompt followed by the sampled tokens, only ever appended to. Preemption does not touch them: what is
+            computed again is KV, never tokens.
+        prompt_length: how many of them are the prompt.
+        sampling: what the request asks of the sampler.
+        announced_length: tokens that came with the announcement: the prompt, and the output so far of a resumed request.
+        adapter: name of its LoRA adapter; empty: none.
     """
 
     request_id: str
     tokens: list[int]
     prompt_length: int
     sampling: SamplingParams
-    announced_length: (
-        int  # tokens that came with the announcement: the prompt, and the output of a request that is resumed
-    )
+    announced_length: int
     adapter: str = ""
 
     @classmethod
@@ -39,5 +43,5 @@ class Sequence:
 
     @property
     def output_length(self) -> int:
-        """How many tokens were sampled so far, here or wherever the request ran before."""
+        """How many tokens have been sampled so far, here or wherever the request ran before."""
         return len(self.tokens) - self.prompt_length

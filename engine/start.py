@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.engine")
 
-# Of the pool, that may be given up early so that blocks can be taken in runs: copies to and from a tier then are fewer, and what
-# is given up lies in the tier. Without one it would have to be computed again (figures in docs/kv-tiers.md).
+# How much of the pool may be given up early so that blocks can be taken in runs: that makes copies to and from a tier fewer, and
+# what is given up is in the tier. Without one it would have to be computed again (figures in docs/kv-tiers.md).
 _CHOICE = 1 / 8
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
@@ -91,7 +91,7 @@ class Starter:
         self._channel = channel
         self._choose = choose
         self._backend: Backend | None = None
-        # The worker computes in this thread and no other: what libraries set up for a thread is warm when the first request comes.
+        # The worker computes in this thread only: what libraries set up for each thread is warm when the first request comes.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Starter:
         return None if self._backend is None else self._backend.folder
 
     def start(self) -> "tuple[EngineLoop, Ready]":
-        """Do all phases. Returns the loop, ready to run, and the event that says so.
+        """Run all phases. Returns the loop, ready to run, and the event that says so.
 
         Raises:
             ModelError: the model cannot be served, or memory or files are refused; the sentence says why and what to do.
@@ -209,7 +209,7 @@ def explained(model: str) -> Iterator[None]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch has no type of its own for the CPU's: `RuntimeError: ... DefaultCPUAllocator: can't allocate memory ...`."""
+    """torch has no exception type for the CPU's: `RuntimeError: ... DefaultCPUAllocator: can't allocate memory ...`."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

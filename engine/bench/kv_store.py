@@ -1,8 +1,8 @@
 """`python -m engine.bench.kv_store`: copies between device and host, and the codec on keys and values of the embedded model.
 
-Copies: blocks of a pool to the host store and back, where neighbours of the pool are neighbours in the store as far as the store's
-fragments let them be. Codec: one thread, over text that the model writes itself, so that no file of text has to be brought along;
-on MT-bench prompts the ratios are the same within 0.002.
+Copies: blocks of a pool to the host store and back; neighbours in the pool are neighbours in the store as far as its fragments
+allow. Codec: one thread, over text that the model itself writes, so that no file of text is needed; on MT-bench prompts the ratios
+are the same within 0.002.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SEQUENCES = 8
 
 @dataclass(frozen=True, slots=True)
 class CopyRate:
-    """One way of lying in the device's pool and in the store: bytes per second out and back, blocks a copy."""
+    """For one layout of pool and store: bytes per second out and back, and blocks per copy."""
 
     out: float
     back: float
@@ -67,16 +67,16 @@ class PlainZstd:
         self._decompressor = zstandard.ZstdDecompressor()
 
     def encode(self, block: Bytes) -> bytes:
-        """See `Codec`; for one thread."""
+        """Compress the block as it is; for one thread."""
         return self._compressor.compress(block.data)
 
     def decode(self, data: memoryview, out: Bytes) -> None:
-        """See `Codec`; for one thread."""
+        """Decompress into `out`; for one thread."""
         out[:] = np.frombuffer(self._decompressor.decompress(data), np.uint8)
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
-    """The fastest of so many calls: others use the machine too."""
+    """The time of the fastest of `rounds` calls: others use the machine, too."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -86,10 +86,10 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def codec_rate(codec: Codec, blocks: Sequence[Bytes], rounds: int) -> CodecRate:
-    """Encode and decode all blocks, uint8 [n] each.
+    """Encode and decode all blocks, uint8 [n] each; of `rounds` times the fastest counts.
 
     Raises:
-        ValueError: a block did not come back as it was.
+        ValueError: a block was changed on the way.
     """
     raw = sum(block.nbytes for block in blocks)
     encoded = [memoryview(codec.encode(block)) for block in blocks]
@@ -97,7 +97,7 @@ def codec_rate(codec: Codec, blocks: Sequence[Bytes], rounds: int) -> CodecRate:
     for block, data in zip(blocks, encoded, strict=True):
         codec.decode(data, out)
         if not np.array_equal(block, out):
-            raise ValueError(f"{codec.name} did not give a block back as it was")
+            raise ValueError(f"{codec.name} changed a block")
 
     def decode_all() -> None:
         for data in encoded:
@@ -115,22 +115,22 @@ def ids_in_runs(count: int, run: int, chosen: random.Random) -> list[int]:
 
 
 def copy_rate(pool: Tensor, run: int, *, fragments: int, rounds: int) -> CopyRate:
-    """Half of the pool's blocks to a store and back.
+    """Copy half of the pool's blocks to a store and back.
 
     Args:
         pool: uint8 [blocks, block bytes], on the host or a GPU.
-        run: blocks that are neighbours in the pool.
-        fragments: slots between the ones that others use in the store, which is then twice as large; 0: it is empty.
-        rounds: of which the fastest counts.
+        run: how many copied blocks are neighbours in the pool.
+        fragments: length of the store's used and free stretches, in slots; the store is then twice as large. 0: it is empty.
+        rounds: how often; the fastest counts.
     """
     count = len(pool) // 2
     store = HostStore(2 * count if fragments else count, pool.shape[1], pinned=pool.is_cuda)
     if fragments:
-        others = [_label(-1 - index) for index in range(2 * count)]
+        others = [_block_key(-1 - index) for index in range(2 * count)]
         store.put(others, Rows(pool, [0] * len(others)))
         store.drop(block_key.hash for slot, block_key in enumerate(others) if slot // fragments % 2)
     block_keys, rows = (
-        [_label(index) for index in range(count)],
+        [_block_key(index) for index in range(count)],
         Rows(pool, ids_in_runs(len(pool), run, random.Random(0))[:count]),
     )
     store.put(block_keys, rows)  # pages of the slab are committed
@@ -148,12 +148,12 @@ def copy_rate(pool: Tensor, run: int, *, fragments: int, rounds: int) -> CopyRat
     return rate
 
 
-def _label(number: int) -> BlockKey:
+def _block_key(number: int) -> BlockKey:
     return BlockKey(number.to_bytes(8, "big", signed=True), ())
 
 
 class OwnText:
-    """What a model writes, and its keys and values in the blocks of its pool."""
+    """Text that a model writes, with its keys and values in the blocks of the model's pool."""
 
     def __init__(self, config: ModelConfig, tokens: int) -> None:
         self._config = config
@@ -163,7 +163,7 @@ class OwnText:
         self._tokens = tokens
 
     def write(self, model: Model) -> None:
-        """Sample, at temperature 1, a token of each sequence at a time."""
+        """Sample one token of each sequence at a time, at temperature 1."""
         chosen = torch.Generator().manual_seed(0)
         for start in range(self._tokens):
             inputs = [
@@ -176,15 +176,15 @@ class OwnText:
                 ids.append(token)
 
     def read(self, model: Model) -> None:
-        """Compute what is written, for the keys and values alone."""
+        """Compute the text that is written already, for its keys and values."""
         for ids, table in zip(self.ids, self._tables, strict=True):
             model.forward([SequenceInput(token_ids=ids[: self._tokens], start=0, block_table=table, wanted=1)])
 
 
 def real_blocks(tokens: int, threads: int) -> Iterator[tuple[str, int, list[Bytes]]]:
-    """Of the embedded model, for each pool: what its numbers are, their size in bytes, some full blocks.
+    """For each kind of pool of the embedded model: the type of its numbers, their size in bytes, some full blocks.
 
-    Without the C++ kernels' library there is one pool, and the text is written in fp32.
+    Without the C++ kernels' library there is one kind, and the text is written in fp32.
     """
     torch.set_num_threads(threads)
     source = resolve_model(None)
@@ -208,7 +208,7 @@ def _some(storage: Tensor) -> list[Bytes]:
 
 
 def print_copies(pool: Tensor, rounds: int) -> None:
-    """All ways of lying in pool and store."""
+    """Measure and print all layouts of pool and store."""
     print(f"copies of blocks of {pool.shape[1]} bytes, {pool.device}; GB/s")
     for run in (len(pool), 32, 8, 1):
         for fragments in (0, 32, 4):
@@ -223,8 +223,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engine.bench.kv_store", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the pool of the copies is")
     parser.add_argument("--mib", type=int, default=512, help="size of that pool")
-    parser.add_argument("--block-bytes", type=int, default=737280, help="of a block; SmolLM2's in bf16 if absent")
-    parser.add_argument("--tokens", type=int, default=256, help="of each of 8 texts that the codec is measured on")
+    parser.add_argument("--block-bytes", type=int, default=737280, help="size of a block (default: SmolLM2's in bf16)")
+    parser.add_argument(
+        "--tokens", type=int, default=256, help="length of each of the 8 texts that the codec is measured on"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="repetitions; the fastest counts")
     arguments = parser.parse_args()
     blocks = arguments.mib * 2**20 // arguments.block_bytes

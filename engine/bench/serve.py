@@ -1,7 +1,7 @@
 """`python -m engine.bench.serve`: output tokens per second of the whole engine, from requests to tokens, on this GPU.
 
-The real loop, scheduler and worker over Llama 3 8B's shape with random weights; requests are all there at the start and share
-nothing. What it is held against is measured by `tests/peers/transformers_serving.py`, with the same numbers.
+The real loop, scheduler and worker over Llama 3 8B's shape with random weights; all requests are there at the start and share
+nothing. `tests/peers/transformers_serving.py` measures the peer that it is compared with, with the same numbers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from scheduler.types.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked of the engine, and what a step may hold."""
+    """What is asked of the engine (lengths in tokens), and how many tokens a step may hold."""
 
     requests: int = 256
     prompt: int = 512
@@ -44,7 +44,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How it went."""
+    """What one load took."""
 
     name: str
     seconds: float
@@ -55,23 +55,23 @@ class Served:
 
 
 class ScriptedRequests:
-    """The engine's channel in this process: it has all requests at once and says stop after the last one's end."""
+    """The engine's channel in this process: it gives all requests at once and stops the engine when the last has ended."""
 
     def __init__(self, requests: list[AddRequest]) -> None:
         self._waiting = list(requests)
         self._open = len(requests)
-        self._woken = threading.Semaphore(1)  # the requests that wait; it counts, so that no wake is lost
+        self._woken = threading.Semaphore(1)  # 1 for the waiting requests; it counts, so that no wake is lost
         self.tokens = 0
 
     def receive(self) -> Iterator[Command]:
-        """Give all requests at once, and a stop after their ends."""
+        """Give all requests at once, and `Shutdown` when all have ended."""
         waiting, self._waiting = self._waiting, []
         yield from waiting
         if not self._open:
             yield Shutdown(reason="all requests have ended")
 
     def send(self, event: object) -> None:
-        """Count the tokens and the ends of an event."""
+        """Count the tokens in an event, and the requests that it ends."""
         if isinstance(event, StepOutputs):
             self.tokens += sum(len(output.token_ids) for output in event.outputs)
             self._open -= sum(output.finish_reason is not None for output in event.outputs)
@@ -87,7 +87,7 @@ class ScriptedRequests:
 
 
 class ServeBench:
-    """A worker over random weights, to serve one load after the other."""
+    """A worker over random weights, which serves one load after the other."""
 
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, load: Load) -> None:
         self._config = config
@@ -134,8 +134,8 @@ class ServeBench:
 
 
 def main() -> int:
-    """Serve twice, for the first time pays for kernels and graphs, and print both. 1 where tokens are missing or
-    there is no GPU."""
+    """Serve twice, since the first time pays for kernels and graphs, and print both. Returns 1 if tokens are missing or there is no
+    GPU."""
     parser = argparse.ArgumentParser(prog="python -m engine.bench.serve", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """`python -m engine.bench.start`: from a fresh process to the first token of an 8B model whose weights are on the local disk.
 
-A checkpoint of random weights is written once; its pages are dropped from the cache before each reading (the system may keep some).
-The floor is reading the files; the difference is what the engine adds.
+A checkpoint of random weights is written once; before each reading its pages are dropped from the cache (the system may keep some).
+Reading the files is the floor; the difference is what the engine adds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _READ = 64 * 2**20
 
 
 def write_checkpoint(config: ModelConfig, folder: Path, device: torch.device) -> int:
-    """A Hugging Face folder of random bf16 weights in shards. Returns its size in bytes."""
+    """Write a Hugging Face folder of random bf16 weights, in shards. Returns their size in bytes."""
     described = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -65,7 +65,7 @@ def write_checkpoint(config: ModelConfig, folder: Path, device: torch.device) ->
 
 
 def drop_cache(folder: Path) -> None:
-    """Ask the system to forget the files' pages, which it does for clean ones."""
+    """Ask the system to drop the files' pages from its cache, which it does for clean ones."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -73,7 +73,7 @@ def drop_cache(folder: Path) -> None:
 
 
 def read_seconds(folder: Path) -> float:
-    """Reading every file once, in order, into one buffer."""
+    """Seconds to read every file once, one after the other, into one buffer."""
     buffer = bytearray(_READ)
     began = time.perf_counter()
     for path in folder.glob("*.safetensors"):
@@ -84,7 +84,7 @@ def read_seconds(folder: Path) -> float:
 
 
 class _Printed:
-    """The engine's channel: phases as lines of JSON."""
+    """Stands in for the engine's channel: prints phases as lines of JSON."""
 
     def send(self, event: object) -> None:
         if isinstance(event, StartPhase):
@@ -95,14 +95,14 @@ class _Printed:
 
 
 def start(folder: Path, device: str) -> None:
-    """What the measured process does: start an engine and end."""
+    """What the measured process does: it starts an engine and ends."""
     settings = Settings.model_validate({"device": device})
     Starter(settings, resolve_model(str(folder)), cast(Channel, _Printed())).start()
     print(json.dumps(["ready", 0.0]), flush=True)
 
 
 def measure(folder: Path, name: str, device: str = "cuda") -> dict[str, Any]:
-    """One start in a fresh process: seconds to its first token (None: it never came) and to its end, and of each phase."""
+    """One start in a fresh process: seconds to its first token (None: it never came), to its end, and of each phase; exit code."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "engine.bench.start", "--start", str(folder), "--device", device]
     phases: dict[str, float] = {}
@@ -117,7 +117,7 @@ def measure(folder: Path, name: str, device: str = "cuda") -> dict[str, Any]:
 
 
 def failed(line: dict[str, Any]) -> bool:
-    """Whether a start, as `measure` tells of it, was none."""
+    """Whether a start failed, by what `measure` returned."""
     return line["rc"] != 0 or line["first_token"] is None or "ready" not in line["phases"]
 
 
@@ -132,7 +132,7 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[tuple[str, float]]:
 
 
 def main() -> int:
-    """Write a checkpoint, start twice on it: with kernels to compile, and with compiled ones. 1 where a start fails or
+    """Write a checkpoint and start on it twice: with kernels to compile, and with compiled ones. Returns 1 if a start fails or
     there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m engine.bench.start", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")

@@ -1,8 +1,8 @@
-"""`python -m engine.bench.steps`: whole steps of a model of random weights on this GPU, beside the time their bytes take.
+"""`python -m engine.bench.steps`: whole steps of a model with random weights on this GPU, beside the time that their bytes take.
 
 A decode step reads every weight and every sequence's keys and values once: (weights + KV) / bandwidth is its floor. The bandwidth
-is that of a large device-to-device copy, measured in the same run. Decode steps run on a CUDA graph, as the worker's do; beside
-that stands the same step launched kernel by kernel, the host's time included.
+is that of a large device-to-device copy, measured in the same run. Decode steps run on a CUDA graph, as the worker's do; the same
+step launched kernel by kernel, the host's time included, is printed beside it.
 """
 
 import argparse
@@ -63,10 +63,10 @@ class StepTime:
         sequences: in the step.
         rows: of each sequence.
         context: keys of each sequence.
-        seconds: on the device; of single tokens, on a CUDA graph.
-        floor: seconds in which the device can read what the step reads.
+        seconds: on the device; for single tokens, on a CUDA graph.
+        floor: seconds that reading what the step reads takes at the measured bandwidth.
         bucket: the graph's shape.
-        eager: seconds of single tokens without a graph, from one step to the next.
+        eager: seconds from one step to the next without a graph; for single tokens.
     """
 
     name: str
@@ -80,7 +80,7 @@ class StepTime:
 
 
 def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> GpuWeights:
-    """Weights that keep activations of order one, made where they are used."""
+    """Weights that keep activations near one in size, made on the device."""
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=device, dtype=dtype).mul_(columns**-0.5)
@@ -108,7 +108,7 @@ def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype
 
 
 class StepBench:
-    """A model and a pool for `tokens` tokens, and the steps of up to `sequences` sequences to time on them."""
+    """Times steps of up to `sequences` sequences on a model with a pool for `tokens` tokens; `bandwidth` in bytes per second."""
 
     def __init__(
         self,
@@ -137,10 +137,10 @@ class StepBench:
         self._newest = torch.zeros(1, dtype=torch.int64, device=timer.device)
 
     def decode(self, sequences: int, context: int) -> StepTime:
-        """One token a sequence, logits included.
+        """One token per sequence, logits included.
 
         Raises:
-            RuntimeError: its graph could not be recorded.
+            RuntimeError: the step's graph could not be recorded.
         """
         inputs, floor = self._step(sequences, 1, context)
         bucket = self._plan.bucket(sequences, context)
@@ -158,7 +158,7 @@ class StepBench:
         return StepTime(f"prefill {rows}", 1, rows, rows, seconds, floor)
 
     def _step(self, sequences: int, rows: int, context: int) -> tuple[list[SequenceInput], float]:
-        """A step over blocks in no order, and its floor in seconds."""
+        """A step over blocks in random order, and its floor in seconds."""
         blocks = -(-context // BLOCK)
         order = torch.randperm(len(self._pool.storage), generator=torch.Generator().manual_seed(0)).tolist()
         inputs = [
@@ -174,7 +174,7 @@ class StepBench:
         return inputs, size / self._bandwidth
 
     def _wall(self, work: Callable[[], object]) -> float:
-        """Seconds from one call to the next, the host's included; one call before is not counted."""
+        """Seconds from one call to the next, the host's time included; a first call is not counted."""
         work()
         self._wait()
         began = time.perf_counter()
@@ -197,7 +197,7 @@ def steps(bench: StepBench) -> Iterator[StepTime]:
 
 
 def main() -> int:
-    """Print the table. 1 where there is no GPU."""
+    """Print the table. Returns 1 if there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m engine.bench.steps", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A GPU needs thousands of tokens a step to be busy: 2048 rows of Llama 3 8B are 33 TFLOP, 50 ms at 700 TFLOP/s.
 USUAL_STEP = StepLimits(tokens=2048, sequences=256)
 _WARM_PROMPT = 3
-# Each kind of step runs kernels of its own: they are compiled here and not under a request.
+# Each kind of step runs kernels of its own: they are compiled here and not while a request waits.
 _WARM_SETTINGS: tuple[dict[str, float], ...] = (
     {},
     {"top_p": 0.9},
@@ -37,8 +37,8 @@ _WARM_SETTINGS: tuple[dict[str, float], ...] = (
 class GpuBackend:
     """Serves a model on one GPU, or split over several.
 
-    The plan comes after torch, which alone knows what is free on a GPU. Other ranks are started first: they import and load while
-    this process does.
+    Torch is imported before the plan, since only it knows what is free on a GPU. Other ranks are started first: they import and
+    load while this process does.
 
     Args:
         startup: what to start from.
@@ -61,13 +61,13 @@ class GpuBackend:
 
     @property
     def loader(self) -> "GpuLoader":
-        """The first rank's, as `plan` has made it."""
+        """The first rank's loader, which `plan` made."""
         assert self._loader is not None, "plan first"
         return self._loader
 
     @property
     def name(self) -> str:
-        """Of the GPUs."""
+        """Name and number of the GPUs."""
         return self.loader.name
 
     @property
@@ -77,7 +77,7 @@ class GpuBackend:
 
     @property
     def build(self) -> str:
-        """The GPUs, the code, and whether shared prefixes are read once, which adds up an attention's parts in another order."""
+        """The GPUs, the code, and whether shared prefixes are read once, which changes the order in which attention adds up."""
         shared = self._startup.settings.gpu_shared_prefixes
         return build(self.name) + (", shared prefixes" if shared else "")
 
@@ -87,7 +87,7 @@ class GpuBackend:
         return self.loader.kv_element_bytes
 
     def plan(self) -> MemoryPlan:
-        """Import torch, meet the other ranks, and share out what is free on the GPU that has least."""
+        """Import torch, meet the other ranks, and share out what is free on the GPU with the least."""
         start = self._startup
         with start.phase("import torch"):
             import_torch(start.settings.threads)
@@ -117,7 +117,7 @@ class GpuBackend:
         return self._worker
 
     def warm_up(self) -> None:
-        """Compile all kernels; interpreted, nothing is compiled."""
+        """Compile all kernels; where Triton interprets them, there is nothing to compile."""
         assert self._worker is not None, "load first"
         worker = self._worker
         with self._startup.phase("compile kernels"):
@@ -131,8 +131,8 @@ class GpuBackend:
 
 
 def run_every_kernel(worker: "GpuWorker") -> None:
-    """Run a forward pass in all its shapes, then every kind of step once. One sequence is enough: no build depends on how many
-    there are.
+    """Run a forward pass in all its shapes, then every kind of step once. One sequence is enough: no kernel is built for a number
+    of sequences.
 
     Raises:
         ModelError: the model gave no token.

@@ -16,13 +16,13 @@ from kernels.gpu.runtime import sent
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """When single tokens of sequences that share leading blocks are worth attending to as a group.
+    """When it pays to attend to single tokens of sequences that share leading blocks as a group.
 
     Attributes:
         heads: query heads of this rank.
         kv_heads: KV heads of this rank.
-        block_bytes: of one block in one layer.
-        least_saved: bytes a layer that the groups of a step must save together (`kernels.gpu.attention.cascade_groups`).
+        block_bytes: bytes of one block in one layer.
+        least_saved: bytes per layer that the groups of a step must save together (`kernels.gpu.attention.cascade_groups`).
     """
 
     heads: int
@@ -38,9 +38,9 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class GpuBatch:
-    """A step's rows. Sequences with a single row lie first: they are attended to by another kernel than chunks, whatever
-    else is in the step, so that a row's result does not depend on its company (`cascade` is the exception, and has to be asked
-    for). Built on the host, sent in one copy, two with groups.
+    """A step's rows. Sequences with a single row come first: another kernel than that of chunks attends to them, whatever else is
+    in the step, so that a row's result does not depend on the other rows (`cascade` is the exception, and has to be asked for).
+    Built on the host, sent in one copy; in two with groups.
 
     Attributes:
         singles: sequences (and rows) that are a single token.
@@ -49,9 +49,9 @@ class GpuBatch:
         slots: int64 [rows], block * block_size + offset: where its key and value go.
         row_starts: int32 [sequences - singles + 1], first row of each chunk, counted from the first chunk's.
         kv_lengths: int32 [sequences], keys of each, this step's included.
-        block_tables: int32 [sequences, most blocks].
+        block_tables: int32 [sequences, blocks of the longest]; zeros fill shorter ones up.
         results: int64 [results], rows whose hidden state is wanted, in the order of the sequences as they were given.
-        newest: int64 [2, n]: rows, and where in the table of newest tokens their ids stand (see `fill`).
+        newest: int64 [2, n]: rows, and the entries of the table of newest tokens that hold their ids (for `fill`).
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
         adapters: int64 [rows], index of each row's LoRA adapter, 0: none; None where no row has one.
@@ -85,8 +85,8 @@ class GpuBatch:
         Args:
             sequences: in any order.
             block_size: of the pool.
-            device: that computes.
-            sharing: look for groups that pay; None: do not, and a row's result never depends on its company.
+            device: where it computes.
+            sharing: look for groups that pay; None: do not, and a row's result never depends on the other rows.
         """
         order = _order(sequences, sharing is not None)
         laid = [sequences[index] for index in order]
@@ -140,7 +140,7 @@ class GpuBatch:
     @classmethod
     def of_padding(cls, singles: int, chunk: int, keys: int, block_size: int, device: torch.device) -> "GpuBatch":
         """Rows that write nowhere: `singles` single tokens without keys, laid out as if they had up to `keys`, and one chunk of
-        `chunk` rows (or none) that reads what block 0 holds."""
+        `chunk` rows (none if 0) that reads what block 0 holds."""
         rows, sequences = singles + chunk, singles + (chunk > 0)
         whole = partial(torch.zeros, dtype=torch.int32, device=device)
         lengths = whole(sequences)
@@ -160,7 +160,7 @@ class GpuBatch:
         )
 
     def fill(self, newest: Tensor) -> None:
-        """Take ids that the host may not know yet from the table of newest tokens, int64 [entries], on the device."""
+        """Fill in ids that the host may not know yet, from the table of newest tokens, int64 [entries], on the device."""
         if self.newest.numel():
             self.token_ids[self.newest[0]] = newest[self.newest[1]]
 
@@ -173,7 +173,7 @@ def would_cascade(sequences: Sequence[SequenceInput], block_size: int, sharing: 
 
 
 def _order(sequences: Sequence[SequenceInput], sharing: bool) -> list[int]:
-    """Single tokens first; those whose tables begin alike are neighbours where groups are looked for."""
+    """Single tokens first; where groups are looked for, those whose tables begin alike are neighbours."""
 
     def key(index: int) -> tuple[bool, list[int]]:
         item = sequences[index]

@@ -14,7 +14,7 @@ class DeviceEvent:
             self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Wait until the device has reached it.
+        """Wait until the device has reached this point.
 
         Raises:
             RuntimeError: the device has failed.
@@ -24,7 +24,7 @@ class DeviceEvent:
 
 
 class AsyncCopy:
-    """A copy of a tensor to the host, made by the device after the work it was given before."""
+    """A copy of a tensor to the host, which the device makes after the work it was given before."""
 
     def __init__(self, source: Tensor) -> None:
         self._host = source

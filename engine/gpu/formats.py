@@ -1,6 +1,6 @@
-"""How a GPU computes a model, chosen once before it is loaded: in which form its weights stay, in which its keys and values.
+"""How a GPU computes a model, chosen once before it is loaded: the form of its weights, and that of its keys and values.
 
-What each form costs a decode step is the bytes it reads; what it costs in accuracy is said beside it.
+What a form costs a decode step is the bytes it reads; what it costs in accuracy is said beside it.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from engine.loading.stored import stored_kinds
 from engine.models.registry import family_of
 from kernels.gpu.linear.fp8 import refusal
 
-_BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned, too
+_BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned as well
 WeightForm = Literal["dense", "groups", "fp8"]
-ACTIVATIONS = ("silu",)  # of an MLP's gate, that there are kernels for
+ACTIVATIONS = ("silu",)  # of an MLP's gate; those with kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class GpuArithmetic:
     """Types of everything that stays on the device.
 
     Attributes:
-        weights: `dense`: in `dtype`. `groups`: 4- and 8-bit groups as the file has them, other matrices in `dtype`: a quarter to
-            half of the bytes, nothing is rounded again. `fp8`: rounded to 8-bit floats, and activations with them; embedding and
-            head stay in `dtype`.
-        dtype: of activations, and of weights and cache where nothing else is said: bf16, fp16, or fp32 to compare.
-        fp8_kv: keys and values in 8-bit floats with a scale for each block and head: half of the bytes, 2^-4 of a value lost.
+        weights: `dense`: in `dtype`. `groups`: 4- and 8-bit groups as in the file, other matrices in `dtype`: a quarter to half of
+            the bytes, and nothing is rounded again. `fp8`: rounded to 8-bit floats, and activations with them; embedding and head
+            stay in `dtype`.
+        dtype: of activations, and of weights and cache where nothing else is said: bf16, fp16, or fp32 for comparisons.
+        fp8_kv: keys and values in 8-bit floats with a scale for each block and head: half of the bytes, up to 2^-4 of a value lost.
         reason: in words, for the start-up log.
     """
 
@@ -38,8 +38,8 @@ class GpuArithmetic:
     reason: str = ""
 
     def kv_format(self, ranks: int = 1) -> str:
-        """What a block of keys and values is, for its fingerprint: blocks of different formats are not interchangeable. Weights
-        count because products round differently, ranks because each keeps its heads only."""
+        """Names the format of a block, for its fingerprint: blocks of different formats are not interchangeable. Weights are part
+        of it because products round differently, ranks because each keeps only its own heads."""
         name = str(self.dtype).removeprefix("torch.")
         blocks = "float8_e4m3 with scales" if self.fp8_kv else name
         return f"gpu {name}, {self.weights} weights, {blocks} blocks" + (f" on {ranks} ranks" if ranks > 1 else "")
@@ -50,7 +50,7 @@ class GpuArithmetic:
 
 
 def block_parts(config: ModelConfig, block_size: int, dtype: torch.dtype, *, fp8: bool) -> tuple[int, int]:
-    """(bytes of keys and values, bytes of scales and what fills the block up) of one block in all layers."""
+    """(bytes of keys and values, bytes of scales and padding) of one block in all layers."""
     sides = config.layers * 2 * config.kv_heads
     values = sides * block_size * config.head_dim
     return (values, 4 * sides + -(values + 4 * sides) % _BLOCK_MULTIPLE) if fp8 else (values * dtype.itemsize, 0)
@@ -65,15 +65,15 @@ def choose_gpu_arithmetic(
     kv: Literal["auto", "fp8"] = "auto",
     load_format: str = "auto",
 ) -> GpuArithmetic:
-    """Resolve what is asked for against the model and the chip.
+    """The arithmetic that the settings ask for, on this model and chip.
 
     Args:
         source: the model's files.
         config: their description.
-        device: that will compute.
-        weights: `auto` keeps groups that the file has, which loses nothing, and everything else in 16 bits. The others say what
-            they do; `fp8` is lossy and therefore never chosen unasked.
-        kv: `auto` is the model's type; `fp8` is lossy, likewise.
+        device: where it will compute.
+        weights: `auto` keeps groups that the file has, which loses nothing, and everything else in 16 bits. `dense` and `fp8` are
+            forms of `GpuArithmetic.weights`; `fp8` is lossy and therefore never chosen unasked.
+        kv: `auto` is the model's type; `fp8` is lossy and never chosen unasked either.
         load_format: as in the settings; `dummy` weights have no groups.
 
     Raises:
@@ -82,7 +82,7 @@ def choose_gpu_arithmetic(
     _refuse_variants(config)
     dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
     if device.type == "cpu":
-        dtype = torch.float32  # interpreted, to look for faults: results can be held against the exact path's
+        dtype = torch.float32  # interpreted, for debugging: results can be compared with the exact path's
     name = str(dtype).removeprefix("torch.")
     form: WeightForm
     if weights == "fp8":

@@ -1,17 +1,19 @@
-"""Which shapes of a decode step get a CUDA graph, and which of them next. Plain data: no torch, no clock.
+"""Which shapes of a decode step get a CUDA graph, and which is next. Plain data: no torch, no clock.
 
-A graph has a fixed shape: a number of rows, and programs for sequences of up to a number of keys. A step runs on the graph of the
-least shape (`Bucket`) that covers it; its other rows are padding. No graph is there at first: a bucket runs kernel by kernel until
-what that has cost the host exceeds what recording a graph costs, and the bucket that has cost most is recorded first. So a rule
-that knows nothing of the future spends at most twice what the best choice would have (the ski-rental bound: Karlin et al. 1988,
-"Competitive snoopy caching", section 3), and a start waits for one graph at most, that of a single row.
+A graph has a fixed shape: a number of rows, and the largest number of keys that a sequence may have. A step runs on the graph of
+the smallest shape (`Bucket`) that covers it; its other rows are padding. There are no graphs at first: a bucket runs kernel by
+kernel until that has cost the host more than recording a graph does, and the bucket that has cost most is recorded first. A rule
+that knows nothing of the future thus spends at most twice what the best choice would have (the ski-rental bound: Karlin et al.
+1988, "Competitive snoopy caching", section 3), and a start waits for one recording at most, that of a single row.
 """
 
 from engine.tensor_parallel.commands import Bucket
 
-KEYS = 8192  # shortest length that graphs tell apart: up to there Llama 3 8B's attention is one grid for any length
+KEYS = (
+    8192  # shortest length with graphs of its own: up to there Llama 3 8B's attention has the same grid at any length
+)
 KEYS_FACTOR = 4
-ROWS_FACTOR = 2  # a recorded shape of at most this many times the rows stands in for one that is not recorded yet
+ROWS_FACTOR = 2  # a recorded shape with at most this many times the rows stands in for one that is not recorded yet
 
 
 def row_steps(most: int) -> list[int]:
@@ -39,7 +41,7 @@ class GraphPlan:
     Args:
         max_rows: most sequences in a step.
         context: most keys of a sequence.
-        recording: False: name nothing to record, every step runs eagerly.
+        recording: False: never name anything to record; every step runs eagerly.
     """
 
     def __init__(self, max_rows: int, context: int, *, recording: bool = True) -> None:
@@ -52,7 +54,7 @@ class GraphPlan:
 
     @property
     def largest(self) -> Bucket:
-        """Covers every step."""
+        """The bucket that covers every step."""
         return Bucket(self._rows[-1], self._keys[-1])
 
     @property
@@ -61,7 +63,7 @@ class GraphPlan:
         return len(self._rows) * len(self._keys)
 
     def bucket(self, rows: int, keys: int) -> Bucket:
-        """The least that covers a step.
+        """The smallest bucket that covers a step.
 
         Raises:
             ValueError: none does.
@@ -93,11 +95,11 @@ class GraphPlan:
         return bucket if bucket is not None and self._spent[bucket] > self._cost else None
 
     def was_recorded(self, bucket: Bucket, seconds: float) -> None:
-        """Note that the bucket has a graph now, recorded in `seconds`."""
+        """Note that the bucket has a graph, which took `seconds` to record."""
         self._recorded.add(bucket)
         self._spent.pop(bucket, None)
         self._cost = seconds
 
     def stop(self) -> None:
-        """No more graphs (memory is short, say): what has none stays eager."""
+        """Record no more graphs (memory is short, say): shapes without one keep running eagerly."""
         self._recording = False

@@ -1,11 +1,11 @@
-"""Decode steps as CUDA graphs: one launch for a step that is a token of each sequence, over buffers that stay where they are.
+"""Decode steps as CUDA graphs: one launch for a step of one token per sequence, over buffers that stay where they are.
 
 The host writes a step's inputs into one piece of pinned memory, one copy brings them into the buffers, and the graph of the
-least recorded shape runs over them. Rows beyond the step's are padding: their slot is -1, so that they write nowhere, and they have
-no keys. A graph holds the forward pass up to the final norm; logits and sampling, whose shape depends on what requests ask for,
-follow it as single launches.
+smallest recorded shape runs over them. Rows beyond the step's are padding: their slot is -1, so that they write nowhere, and they
+have no keys. A graph holds the forward pass up to the final norm; logits and sampling, whose shapes depend on what requests ask
+for, follow it as single launches.
 
-What records and replays is behind `Recorder`: on CPU tensors the same buffers are run over eagerly, which is how it is tested.
+Recording and replaying are behind `Recorder`: on CPU tensors the work runs eagerly over the same buffers, as tests do.
 """
 
 import gc
@@ -37,29 +37,29 @@ class Recorder(Protocol):
     """Turns work on a device into something that does it again cheaply."""
 
     def record(self, prepare: Work, work: Work) -> Work:
-        """What does `work` again, over the same memory. `prepare` makes it harmless to run `work` while recording.
+        """Run `work` once; returns what runs it again over the same memory. `prepare` makes that first run harmless.
 
         Raises:
-            NotRecorded: what it says.
+            NotRecorded: the work was done, but cannot be repeated this way.
             RuntimeError: the work itself failed.
         """
         ...
 
 
 class EagerRecorder:
-    """Where there are no graphs: the work itself."""
+    """Without graphs: the work itself is run again."""
 
     def record(self, prepare: Work, work: Work) -> Work:
-        """Run the work once, as a GPU does, and give it back."""
+        """Run the work once, as a GPU does, and return it."""
         prepare()
         work()
         return work
 
 
 class CudaRecorder:
-    """CUDA graphs, recorded on a stream of its own, in one pool of memory that they share: they run one after the other.
+    """CUDA graphs, recorded on a stream of their own. They share one pool of memory, since they run one after the other.
 
-    Graphs stay until the process ends: torch clears the workspaces of a stream when a graph that was recorded there goes, and the
+    Graphs stay until the process ends: torch clears a stream's workspaces when a graph that was recorded there is freed, and the
     other graphs still use them.
     """
 
@@ -85,9 +85,9 @@ class CudaRecorder:
         return replay
 
     def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> None:
-        """torch.cuda.graph would first wait for the device and collect garbage, in the middle of serving."""
+        """Record without `torch.cuda.graph`, which would wait for the device and collect garbage in the middle of serving."""
         collecting = gc.isenabled()
-        gc.disable()  # a tensor freed by the collector while the stream is recorded would be recorded, too
+        gc.disable()  # if the collector freed a tensor while the stream is recorded, that would be recorded, too
         try:
             graph.capture_begin(self._pool, "thread_local")
             try:
@@ -102,7 +102,7 @@ class CudaRecorder:
 
 
 class _Layout:
-    """Where the inputs of a bucket lie in a piece of memory: int64 rows first, then int32 ones.
+    """Where the inputs of a bucket are in a piece of memory: int64 rows first, then int32 ones.
 
     Args:
         bucket: its shape.
@@ -116,8 +116,8 @@ class _Layout:
         self.nbytes = self._wide + 4 * self.rows * (1 + self.width)
 
     def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of uint8 `memory`: int64 [4, rows] (ids, positions, slots, places of newest tokens), int32 [rows] key counts,
-        int32 [rows, width] block tables."""
+        """Views of uint8 `memory`: int64 [4, rows] (ids, positions, slots, entries of the table of newest tokens), int32 [rows]
+        key counts, int32 [rows, width] block tables."""
         narrow = memory[self._wide : self.nbytes].view(torch.int32)
         return (
             memory[: self._wide].view(torch.int64).view(4, self.rows),
@@ -130,10 +130,10 @@ class DecodeGraphs:
     """Runs decode steps on graphs where there are some, and records them.
 
     Args:
-        model: it computes.
+        model: computes the steps.
         plan: chooses shapes.
-        recorder: of the device that the model is on.
-        dtype: of its hidden states.
+        recorder: for the device that the model is on.
+        dtype: of the model's hidden states.
     """
 
     def __init__(self, model: GpuModel, plan: GraphPlan, recorder: Recorder, dtype: torch.dtype) -> None:
@@ -150,10 +150,10 @@ class DecodeGraphs:
         self.replayed = 0  # steps that ran on a graph
 
     def forward(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
-        """What the model computes of a step: [results, hidden], valid until the next call.
+        """A step's hidden states: [results, hidden] in the model's type, valid until the next call.
 
         Args:
-            inputs: chunks; see `engine.gpu.batch`.
+            inputs: the step's chunks.
             newest: int64 [entries], table of newest tokens.
         """
         if any(len(item.token_ids) != 1 or item.results != 1 or item.adapter for item in inputs):
@@ -165,7 +165,7 @@ class DecodeGraphs:
             hidden = self._eagerly(inputs, newest)
             self._plan.ran_eagerly(rows, keys, time.perf_counter() - began)
             return hidden
-        if self._model.would_cascade(inputs):  # whose shapes no graph has
+        if self._model.would_cascade(inputs):  # no graph has its shapes
             return self._eagerly(inputs, newest)
         self._fill(bucket, inputs, newest)
         self._replays[bucket]()
@@ -173,17 +173,17 @@ class DecodeGraphs:
         return self._hidden[:rows]
 
     def missed(self) -> Bucket | None:
-        """The shape that has cost most without a graph, if that is worth one."""
+        """The shape that has cost most without a graph, if it is worth one."""
         return self._plan.next()
 
     def record(self, bucket: Bucket) -> None:
-        """Record a graph: to be called while the device is busy with a step, by all ranks.
+        """Record a graph; to be called by all ranks, while the device is busy with a step.
 
-        Once that fails none is recorded any more: a capture that broke off may leave torch's allocator in the middle of it. Memory
-        is planned for all graphs, so this is no usual end.
+        Once one fails, no more are recorded: a capture that broke off may leave torch's allocator in the middle of it. Memory is
+        planned for all graphs, so this should not happen.
 
         Raises:
-            RuntimeError: of several ranks, the work itself failed: the others are waiting in it.
+            RuntimeError: with several ranks, the work itself failed: the others are waiting in it.
         """
         began = time.perf_counter()
         replay: Work | None = None
@@ -192,9 +192,10 @@ class DecodeGraphs:
         except RuntimeError as error:  # a device that has failed says so again in the next step
             if self._model.group.size > 1 and not isinstance(error, NotRecorded):
                 raise
-            log.warning("no CUDA graph for %d rows, %d keys, nor any further: %s", bucket.rows, bucket.keys, error)
+            log.warning("no CUDA graph for %d rows, %d keys, and no further ones: %s", bucket.rows, bucket.keys, error)
         made = replay is not None
-        if not self._model.group.least(made) or replay is None:  # a graph pads its sums: all ranks have it or none
+        # A graph's sums over ranks include padding, so all ranks have it or none does.
+        if not self._model.group.least(made) or replay is None:
             self._plan.stop()
             return
         self._replays[bucket] = replay

@@ -1,4 +1,4 @@
-"""Products with a layer's weights on a GPU: one small object for each way to hold a weight, all called alike."""
+"""Products with a layer's weights on a GPU: one small object for each way to hold a weight, all called the same way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from kernels.gpu.linear.quantized_matrix import QuantizedMatrix
 class Product(Protocol):
     """x W^T + b, however W is held.
 
-    Contract: [rows, columns] with contiguous columns to a new [rows, outputs] in x's type. Waits for nothing on the device.
+    Contract: takes [rows, columns] with contiguous columns, gives a new [rows, outputs] in x's type. Never waits for the device.
     """
 
     @property
@@ -48,8 +48,8 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """A weight in the 4- or 8-bit groups its file has, unpacked on the way (`kernels.gpu.linear.quantized`). More rows than the
-    kernel is for go through cuBLAS on unpacked tiles: their last bits differ from the kernel's."""
+    """A weight in the 4- or 8-bit groups its file has, unpacked on the way (`kernels.gpu.linear.quantized`). More rows than
+    the kernel is meant for go through cuBLAS on unpacked tiles: their last bits differ from the kernel's."""
 
     matrix: QuantizedMatrix
     bias: Tensor | None = None

@@ -34,8 +34,8 @@ class GpuLoader:
         config: their description.
         limits: of a step.
         device: the GPU; CPU tensors where Triton interprets.
-        arithmetic: as it is to be, instead of what the settings ask for.
-        ranks: who computes the model, each with a loader of its own: they make the same calls.
+        arithmetic: to use instead of what the settings ask for.
+        ranks: the processes that compute the model, each with a loader of its own: they make the same calls.
 
     Raises:
         ModelError: the settings ask for what the chip lacks, for what does not go together, or for a split that cannot be made.
@@ -73,17 +73,17 @@ class GpuLoader:
 
     @property
     def kv_format(self) -> str:
-        """What keys and values are: the same exactly where blocks are interchangeable."""
+        """The format of keys and values: equal exactly where blocks are interchangeable."""
         return self.arithmetic.kv_format(self._ranks.size)
 
     @property
     def kv_element_bytes(self) -> int:
-        """Of one number of a key or value."""
+        """Bytes of one number of a key or value."""
         return 1 if self.arithmetic.fp8_kv else self.arithmetic.dtype.itemsize
 
     @property
     def name(self) -> str:
-        """Of the device, for people."""
+        """The device in words, with the number of ranks."""
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "interpreted"
         return name if self._ranks.size == 1 else f"{self._ranks.size} x {name}"
 
@@ -93,10 +93,10 @@ class GpuLoader:
         return self._device.type == "cuda"
 
     def plan(self, free: int | None = None) -> MemoryPlan:
-        """Share out `free` bytes, or what the device says is free now: of several ranks the least.
+        """Share out `free` bytes, by default what the device says is free now; with several ranks, the least of theirs.
 
         Raises:
-            ModelError: see `plan_gpu_memory`.
+            ModelError: the model or what is asked for does not fit (`plan_gpu_memory`).
         """
         if free is None:
             free = self._free_bytes()
@@ -120,7 +120,7 @@ class GpuLoader:
 
         Args:
             plan: the same on all ranks.
-            send: `GpuWorker`'s; for the first rank.
+            send: passed on to `GpuWorker`; for the first rank.
 
         Raises:
             ModelError: the files cannot be loaded.
@@ -130,7 +130,7 @@ class GpuLoader:
         assembly = GpuAssembly(self.arithmetic, self._device, self._ranks.rank, self._ranks.size)
         weights = load(self._source, self._config, self._settings.load_format, assembly)
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # the pool needs in one piece what loading took for a moment
+            torch.cuda.empty_cache()  # the pool needs in one piece what loading took in passing
         pool = GpuKvPool(
             self._part,
             plan.blocks,
@@ -148,7 +148,7 @@ class GpuLoader:
         return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send)
 
     def _least_saved(self) -> int | None:
-        """Bytes that cascade attention must save a layer; None: it is off."""
+        """Bytes per layer that cascade attention must save; None: it is off."""
         if not self._settings.gpu_shared_prefixes:
             return None
         return LEAST_SAVED_OVER_GRAPH if self._settings.cuda_graphs else LEAST_SAVED

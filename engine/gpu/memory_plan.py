@@ -32,7 +32,7 @@ def plan_gpu_memory(
     free: int,
     ranks: int = 1,
 ) -> MemoryPlan:
-    """Share out `free` bytes of a device, of each of `ranks` alike. `activations` of the plan holds graphs and runtime, too.
+    """Share out `free` bytes of a device; each of `ranks` devices gets the same plan. Its `activations` include graphs and runtime.
 
     Raises:
         ModelError: the weights or the pool asked for do not fit, or a longer context is asked for than the model has.
@@ -68,8 +68,8 @@ def plan_gpu_memory(
 
 
 def step_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context: int) -> int:
-    """The most that one eager step holds beside weights and pool, in bytes: a layer's rows, partial states of attention, logits
-    to sample or to score, and the counts of penalties."""
+    """The most that one eager step holds besides weights and pool, in bytes: a layer's rows, partial states of attention, logits
+    to sample or to score, and the token counts of penalties."""
     rows = limits.tokens * _row_bytes(config, itemsize)
     each = 3 * 4 + itemsize + 4  # logits as they are, in fp32 and once more for logprobs beside edits; counts of tokens
     sampled = limits.sequences * each + min(limits.sequences, ROWS_AT_ONCE) * 8
@@ -85,13 +85,13 @@ def graph_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context:
 
 
 def _row_bytes(config: ModelConfig, itemsize: int) -> int:
-    """Of one token in a layer: residual, normed, change and sum; projections; gate and up, their product."""
+    """Bytes of one token in a layer: residual, normed, change and sum; projections; gate and up, their product."""
     heads = 2 * config.heads + 2 * config.kv_heads
     return itemsize * (4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size)
 
 
 def _states_bytes(config: ModelConfig, limits: StepLimits, context: int) -> int:
-    """Partial states of decode attention, fp32, where every sequence is as long as it may be."""
+    """Partial states of decode attention, fp32, in bytes, when every sequence has its greatest length."""
     parts = most_parts(context, config.kv_heads)
     return 0 if parts == 1 else 4 * parts * limits.sequences * config.heads * (config.head_dim + 1)
 

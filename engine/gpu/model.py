@@ -44,9 +44,9 @@ class GpuKvPool:
         fp8: store 8-bit floats (e4m3) instead, with a scale for each block, layer, side and head.
 
     Attributes:
-        memory: uint8 [blocks, bytes]: a block, scales included, is one row and nothing else. What moves blocks moves rows of it.
+        memory: uint8 [blocks, bytes]: a block, scales included, is one row and nothing else. Copying blocks copies rows of it.
         storage: view of it, [blocks, layers, 2, kv_heads, block_size, dim] in the model's type or float8_e4m3fn.
-        scales: fp32 [blocks, layers, 2, kv_heads] of an fp8 pool, likewise a view, else None.
+        scales: fp32 [blocks, layers, 2, kv_heads] of an fp8 pool, also a view; else None.
         layers: views of `storage`, one a layer: [blocks, 2, kv_heads, block_size, dim].
         layer_scales: views of `scales`, or None for each layer.
     """
@@ -77,7 +77,7 @@ class GpuKvPool:
 
     @property
     def block_bytes(self) -> int:
-        """Of one block, in all layers."""
+        """Bytes of one block in all layers."""
         return self.memory.shape[1]
 
 
@@ -88,25 +88,25 @@ class _Turns:
 
 
 class GpuModel:
-    """A model, or one rank's share of it, on one GPU, behind the same interface as the CPU's (`engine.cpu.model.Model`).
+    """A model, or one rank's shard of it, on one GPU, behind the same interface as the CPU's (`engine.cpu.model.Model`).
 
     All ranks call the same methods with the same sequences, each over its own pool, and get the same results.
 
     Args:
         config: of the whole model.
-        weights: this rank's share; they say where and in which type is computed.
+        weights: this rank's shard; their device and type are those of the computation.
         pool: this rank's KV cache, on the same device: made for `split_config(config, group.size)`.
         context: longest sequence, in tokens.
-        group: who computes the model.
-        least_saved: group single tokens that share a prefix where that saves at least that many bytes a layer
-            (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on who else is in the step;
+        group: the processes that compute the model; None: this one alone.
+        least_saved: group single tokens that share a prefix where that saves at least that many bytes per layer
+            (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on what else is in the step;
             None: never.
 
     Attributes:
-        config: of this rank.
+        config: this rank's part of the description.
 
     Raises:
-        ValueError: the device is not this thread's current one, where Triton would launch.
+        ValueError: the device is not this thread's current one, where Triton would launch its kernels.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class GpuModel:
 
     @torch.inference_mode()
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """Compute the chunks: [results, hidden] in the model's type after the final norm."""
+        """Compute the chunks. Returns [results, hidden] in the model's type, after the final norm."""
         return self.compute(self.lay_out(inputs))
 
     def lay_out(self, inputs: Sequence[SequenceInput]) -> GpuBatch:
-        """The host's part of `forward`: the batch, on its way to the device."""
+        """The host's part of `forward`: builds the batch and sends it to the device."""
         return GpuBatch.build(inputs, self.pool.block_size, self.device, self._sharing)
 
     def would_cascade(self, inputs: Sequence[SequenceInput]) -> bool:
@@ -150,8 +150,8 @@ class GpuModel:
 
     @torch.inference_mode()
     def compute(self, batch: GpuBatch) -> Tensor:
-        """The device's part of `forward`: [results, hidden]. Waits for nothing there: it can be captured as a CUDA graph, of a
-        batch without groups, whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
+        """The device's part of `forward`: [results, hidden]. It never waits for the device, so it can be captured as a CUDA graph,
+        for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
         eps, weights = self.config.rms_norm_eps, self._weights
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         change: Tensor | None = None
@@ -166,13 +166,13 @@ class GpuModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: [n, hidden] to fp32 [n, vocab], on every rank."""
+        """Scores of all tokens: from [n, hidden] to fp32 [n, vocab], on every rank."""
         return self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Have Triton build every kernel that a step may ask for, with rows that write nowhere: the first long context or the
-        first big batch would otherwise hold all streams up for seconds."""
+        """Have Triton build every kernel that a step may need, with rows that write nowhere: otherwise the first long context or
+        the first big batch would hold up all streams for seconds."""
         for singles, chunk, keys in ((1, 0, 1), (17, 0, self._context), (0, 2, 1), (0, KERNEL_ROWS + 1, 1)):
             self.logits(self.compute(GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)))
 

@@ -1,10 +1,10 @@
 """Sampling on the GPU: what `engine/sampling/sampler.py` does, by the kernels in `kernels/gpu/sampling/sample.py`, without waiting.
 
 Order and definitions are the host sampler's. Greedy rows give the same tokens; rows that draw follow the same distribution with
-other numbers, since the device uses the Gumbel-max trick where the host inverts: the same seed gives the same text on the same kind
-of device, in any batch, after preemption and after a restart, but another text on a CPU.
+other random numbers, since the device uses the Gumbel-max trick where the host inverts the distribution. So the same seed gives the
+same text on the same kind of device, in any batch, after preemption and after a restart, but a different one on a CPU.
 
-A request that wants more log-probabilities than a kernel lists needs a sort: all its tokens are drawn by the host's sampler.
+A request that wants more log-probabilities than the kernel lists needs a sort: the host's sampler draws all its tokens.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
 
 _ERRORS = {device.ALL_MASKED: ALL_MASKED, device.NOT_FINITE: NOT_FINITE}
-_WIDTHS = (0, 5, 20, MOST)  # likeliest tokens that are listed: each number is a build of its kernel
+_WIDTHS = (0, 5, 20, MOST)  # numbers of likeliest tokens that a kernel lists, each by a build of its own
 _FIRST_SLOTS = 16
 _NO_SLOT = -1
 
@@ -40,7 +40,7 @@ class Member:
         sequence: as far as the host knows it.
         place: its entry in the table of newest tokens.
         settings: what it asks of the kernels.
-        edits: those that concern it and add to its logits.
+        edits: those that apply to it and add to its logits.
         by_host: whether the host draws its tokens.
         slot: its row of token counts; -1: it has none.
         ahead: how many tokens have been sampled that the host does not know yet.
@@ -61,7 +61,7 @@ class Member:
 
     @property
     def length(self) -> int:
-        """Tokens that exist, known to the host or not."""
+        """How many tokens it has, known to the host or not."""
         return len(self.sequence.tokens) + self.ahead
 
 
@@ -80,7 +80,7 @@ def _row_settings(sampling: SamplingParams) -> RowSettings:
 
 
 class TokenCounts:
-    """Counts of the tokens of requests with penalties, int32 [slots, vocab] on the device; grows as they come."""
+    """Token counts of the requests with penalties, int32 [slots, vocab] on the device; grows with their number."""
 
     def __init__(self, vocab_size: int, target: torch.device) -> None:
         self._vocab_size = vocab_size
@@ -89,7 +89,7 @@ class TokenCounts:
         self.table: Tensor | None = None
 
     def slot_of(self, sequence: Sequence) -> int:
-        """A slot that holds the counts of the sequence as far as the host knows it."""
+        """A slot, with the counts of the sequence as far as the host knows it."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
@@ -104,7 +104,7 @@ class TokenCounts:
         return slot
 
     def release(self, slot: int) -> None:
-        """The slot's request has ended."""
+        """Free the slot of a request that has ended."""
         self._free.append(slot)
 
     def _grow(self) -> None:
@@ -115,7 +115,7 @@ class TokenCounts:
 
 
 class Draw:
-    """The outcome of one step: tokens on the device, and on their way to the host in one copy."""
+    """The outcome of one step: tokens and log-probabilities, on their way to the host in one copy."""
 
     def __init__(self, tokens: Tensor, described: list[int], lists: tuple[Tensor, ...]) -> None:
         self._count = len(tokens)
@@ -124,7 +124,7 @@ class Draw:
         self._copy = AsyncCopy(torch.cat(parts) if lists else parts[0])
 
     def wait(self, members: list[Member]) -> list[Sampled]:
-        """What each row brought; `members` are those of the rows."""
+        """Wait for what each row brought; `members` are those of the rows."""
         values = self._copy.wait().numpy()
         described = self._logprobs(values, members)
         return [
@@ -154,11 +154,11 @@ class Draw:
 
 
 class GpuSampler:
-    """Draws one token a row on the device that holds the logits.
+    """Draws one token per row on the device that holds the logits.
 
     Args:
         vocab_size: of the model.
-        edits: of the logits; those that the kernel does follow from a row's settings.
+        edits: of the logits; the kernel makes some of them itself, from a row's settings.
         target: the device.
     """
 
@@ -172,14 +172,14 @@ class GpuSampler:
         self._settings: BatchSettings | None = None
 
     def member(self, sequence: Sequence, place: int) -> Member:
-        """Begin to keep `sequence`; `place` is its entry in the table of newest tokens."""
+        """Start keeping `sequence`; `place` is its entry in the table of newest tokens."""
         sampling = sequence.sampling
         edits = tuple(edit for edit in self._edits if not edit.in_kernel and edit.concerns(sampling))
         by_host = (sampling.logprobs or 0) > MOST
         return Member(sequence, place, _row_settings(sampling), edits, by_host)
 
     def sample(self, logits: Tensor, members: list[Member]) -> tuple[Tensor, Draw]:
-        """Draw for each row of `logits` [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
+        """Draw for each row of `logits`, fp32 [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
 
         Returns:
             int64 [rows] on the device (an error is a negative number), and the same on its way to the host.
@@ -207,7 +207,7 @@ class GpuSampler:
             self._members, self._settings = [], None
 
     def _settings_of(self, members: list[Member]) -> BatchSettings:
-        """Settings of the rows; those of the last draw, moved on by one token, where they are the same rows."""
+        """The rows' settings: if the rows are those of the last draw, its settings moved on by one token."""
         lengths = [member.length for member in members]
         if self._settings is not None and members == self._members and lengths == [n + 1 for n in self._lengths]:
             self._settings.advance()
@@ -225,7 +225,7 @@ class GpuSampler:
         return self._settings
 
     def _describe(self, raw: Tensor, tokens: Tensor, members: list[Member], described: list[int]) -> tuple[Tensor, ...]:
-        """Log-probabilities of the rows that want them: of the token, its rank, the likeliest ids and theirs."""
+        """For the rows that want them: the token's log-probability, its rank, the likeliest ids and their log-probabilities."""
         if not described:
             return ()
         most = max(members[row].sequence.sampling.logprobs or 0 for row in described)

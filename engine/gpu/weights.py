@@ -1,6 +1,6 @@
-"""From named tensors to one rank's weights on its GPU, and what they will take there, known from headers alone.
+"""From named tensors to one rank's weights on its GPU, and the memory they will take there, known from headers alone.
 
-Matrices go from the file to the device one by one in the form they stay in; no whole model is ever in the host's memory.
+Matrices go from the file to the device one by one, in the form they stay in; the host's memory never holds a whole model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ _READERS = 4  # layers read at once: enough to keep a disk and the link to the d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuLayer:
-    """One layer's share, ready to call; norms fp32."""
+    """One rank's shard of a layer, ready to call; norms are fp32."""
 
     input_norm: Tensor
     qkv: Product
@@ -43,19 +43,19 @@ class GpuLayer:
 
     @property
     def products(self) -> tuple[Product, ...]:
-        """In the order they run."""
+        """The products, in the order they run."""
         return self.qkv, self.o, self.gate_up, self.down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuWeights:
-    """One rank's share of a model on its device."""
+    """One rank's shard of a model on its device."""
 
     embedding: Tensor  # [vocabulary of this rank, hidden] in the model's type
     layers: list[GpuLayer]
     final_norm: Tensor
     head: Product
-    rope_factors: Tensor | None = None  # see `engine.models.rope`
+    rope_factors: Tensor | None = None  # fp32 [dim / 2], for `engine.models.rope.Rope`
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +67,7 @@ class GpuWeights:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows and columns of one matrix that a rank has, and the bias that it adds, if any. Rows past the matrix's end are zeros."""
+    """The rows and columns of one matrix that a rank has, and the bias that it adds, if any. Rows past its end are zeros."""
 
     name: str
     rows: range
@@ -77,7 +77,7 @@ class _Part:
 
     @classmethod
     def of(cls, shard: Shard, role: str, layer: int | None = None) -> "_Part":
-        """The shard's part of the matrix of a role."""
+        """The shard's part of the matrix with this role."""
         family = family_of(shard.config)
         weight, bias = (family.tensor(role, layer, part) for part in PARTS)
         rows, columns = shard.ranges(weight)
@@ -86,7 +86,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Neighbouring parts that are held alike, stacked; `form` is a kind of groups, `dense` or `fp8`."""
+    """Neighbouring parts that are held the same way, stacked; `form` is a kind of groups, `dense` or `fp8`."""
 
     form: str
     parts: tuple[_Part, ...]
@@ -97,7 +97,7 @@ class _Run:
         return sum(len(part.rows) for part in self.parts), len(self.parts[0].columns)
 
     def nbytes(self, dtype: torch.dtype) -> int:
-        """What it takes on the device, in bytes."""
+        """Bytes on the device."""
         outputs, columns = self.shape
         biases = outputs * dtype.itemsize if self.parts[0].bias else 0
         if self.form == "dense":
@@ -111,10 +111,10 @@ class GpuAssembly:
     """Makes one rank's weights (`engine.loading.load` calls it).
 
     Args:
-        arithmetic: the form they take.
+        arithmetic: says in which form.
         device: where they go.
-        rank: whose share.
-        size: of the group that shares the model.
+        rank: whose shard.
+        size: of the group that computes the model.
     """
 
     def __init__(self, arithmetic: GpuArithmetic, device: torch.device, rank: int = 0, size: int = 1) -> None:
@@ -123,10 +123,10 @@ class GpuAssembly:
         self._rank, self._size = rank, size
 
     def __call__(self, reader: TensorReader, config: ModelConfig) -> GpuWeights:
-        """Read every tensor of the share.
+        """Read every tensor of the shard.
 
         Raises:
-            ValueError: the model cannot be split over that many ranks (`split_config`).
+            ValueError: the model cannot be split over `size` ranks (`split_config`).
         """
         shard = Shard.of(config, self._rank, self._size)
         shared = _Reading(reader, self._arithmetic, self._device)
@@ -143,14 +143,14 @@ class GpuAssembly:
             rope_factors=reader.rope_factors,
         )
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # of what packing needed: the pool wants it
+            torch.cuda.empty_cache()  # gives back what packing needed: the pool wants it
         return weights
 
 
 def weights_bytes(
     source: ModelSource, config: ModelConfig, arithmetic: GpuArithmetic, *, load_format: str = "auto", ranks: int = 1
 ) -> int:
-    """Device memory of the largest share (the first rank's, which has all biases), in bytes, before anything is loaded.
+    """Device memory of the largest shard (the first rank's, which has all biases), in bytes, before anything is loaded.
 
     Raises:
         ValueError: as `engine.tensor_parallel.shards.split_config`.
@@ -178,7 +178,7 @@ def _head(shard: Shard) -> list[_Part]:
 def _runs(
     parts: Sequence[_Part], kind_of: Callable[[str], GroupKind | None], arithmetic: GpuArithmetic
 ) -> Iterator[_Run]:
-    """`parts` grouped by how they are held: one product each."""
+    """`parts` grouped by how they are held; each group is one product."""
     for form, run in groupby(parts, lambda part: _form(part, kind_of(part.name), arithmetic)):
         stack = _Run(form, tuple(run))
         sizes = stack.shape
@@ -193,7 +193,7 @@ def _form(part: _Part, kind: GroupKind | None, arithmetic: GpuArithmetic) -> str
 
 
 class _Reading:
-    """Tensors of one reader, on their way to the device. Used from several threads."""
+    """Brings tensors of one reader to the device. Used from several threads."""
 
     def __init__(self, reader: TensorReader, arithmetic: GpuArithmetic, device: torch.device) -> None:
         self._reader = reader
@@ -212,7 +212,7 @@ class _Reading:
         return _form(part, stored and stored[0], self._arithmetic)
 
     def product(self, parts: Sequence[_Part]) -> Product:
-        """Of the stacked parts."""
+        """The product with the stacked parts."""
         stored = {part.name: self._reader.stored(part.name) for part in parts}
         kinds = {name: found[0] for name, found in stored.items() if found}
         products = [self._held(run, stored) for run in _runs(parts, kinds.get, self._arithmetic)]
@@ -252,7 +252,7 @@ class _Reading:
 
 
 def _bytes_of(part: _Part, kind: GroupKind, rows: Tensor) -> Tensor:
-    """The stored groups of a part, uint8 [outputs, bytes]; zeros past the end are groups of zeros."""
+    """The stored groups of a part, uint8 [outputs, bytes]; rows past the matrix's end are groups of zeros."""
     size = GROUP_BYTES[kind]
     mine = rows[
         part.rows.start : part.rows.stop, part.columns.start // _GROUP * size : part.columns.stop // _GROUP * size

@@ -4,7 +4,7 @@ A step is two halves. `submit` gives the device all its work and returns without
 newest tokens on the device, tokens are drawn there and written back into that table, and one small copy to the host begins.
 `PendingStep.result` waits for that copy. So step N+1 may be submitted before N's result is asked for; `run` is both in a row.
 
-While the device is busy, `result` uses the time to record the CUDA graph that is missed most (`engine.gpu.graphs`).
+While the device is busy, `result` uses the time to record the CUDA graph that would have saved most (`engine.gpu.graphs`).
 
 What belongs here: the order of a step. Never: policy, text, kernels.
 """
@@ -50,23 +50,23 @@ class PendingStep:
         self.finished = False
 
     def close(self, device: torch.device) -> None:
-        """Note that the device has been given all of the step."""
+        """Note that the whole step has been given to the device."""
         self._end = DeviceEvent(device)
 
     def add(self, rows: list[SampledRow], members: list[Member], drawn: "Draw | list[Sampled]") -> None:
-        """The tokens after these rows, of these members, are to come from `drawn`."""
+        """Note that the tokens after these rows, of these members, will come from `drawn`."""
         self._draws.append((rows, members, drawn))
         for member in members:
             member.ahead += 1
 
     def result(self) -> StepResult:
-        """Wait for the step, and for those before it; the same each time."""
-        with self._worker.losses_told():
+        """Wait for the step, and for those before it. Another call returns the same."""
+        with self._worker.recognizing_losses():
             self._worker.finish_up_to(self)
         return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
 
     def finish(self) -> None:
-        """Wait for it, samples or not, and take in the tokens; steps are finished in order."""
+        """Wait for the device, and append the tokens to their sequences; steps are finished in order."""
         self.finished = True
         if self._end is not None:
             self._end.wait()
@@ -78,7 +78,8 @@ class PendingStep:
                 row.take(token, member.sequence, self.results[row.place])
 
     def took(self, since: float) -> float:
-        """Note how long the step was computed: from `since`, the end of the one before, or from its own beginning. Returns now."""
+        """Note how long the step took: from `since`, the end of the one before, or from its own start, if that was later. Returns
+        now, in seconds as of `time.perf_counter`."""
         now = time.perf_counter()
         self._seconds = now - max(self._began, since)
         return now
@@ -93,7 +94,7 @@ class GpuWorker:
         host_sampler: draws what the device's cannot, and scores prompts.
         graphs: runs decode steps.
         adapters: names of the model's LoRA adapters; rows name them by their place, from 1.
-        send: passes what the first of several ranks is about to do to the others, so that they do it, too.
+        send: of the first of several ranks: tells the others what it is about to do, so that they do it, too.
     """
 
     depth = 2  # the next step waits on the device, not on the host
@@ -131,7 +132,7 @@ class GpuWorker:
         dtype: torch.dtype,
         send: Callable[[RankCommand], None] | None = None,
     ) -> "GpuWorker":
-        """A worker on the model's device; on CPU tensors what would be graphs runs eagerly over the same buffers."""
+        """A worker on the model's device; on CPU tensors, what would be graphs runs eagerly over the same buffers."""
         vocab = model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
         graphs = DecodeGraphs(model, plan, recorder, dtype)
@@ -162,12 +163,12 @@ class GpuWorker:
         return self.submit(step).result()
 
     def submit(self, step: Step) -> PendingStep:
-        """Give the device a step and return at once; see `Worker`.
+        """Give the device a step, and return without waiting for it.
 
-        It waits for the steps before it only where a chunk that samples belongs to a request that needs its tokens on the host
-        (`Member.needs_host_tokens`), and for its own work where the host draws or a prompt is scored.
+        Exceptions: it waits for the steps before it if a chunk that samples belongs to a request that needs its tokens on the host
+        (`Member.needs_host_tokens`), and for its own work if the host draws or a prompt is scored.
         """
-        with self.losses_told():
+        with self.recognizing_losses():
             self._send(Submit(step))
             return self._submit(step)
 
@@ -185,7 +186,7 @@ class GpuWorker:
         return pending
 
     def finish_up_to(self, pending: PendingStep) -> None:
-        """Finish the steps up to this one, which `PendingStep.result` asks for."""
+        """Finish the steps up to this one, for `PendingStep.result`."""
         bucket = None if pending.finished else self._graphs.missed()
         if bucket is not None:
             self.record(bucket)
@@ -193,9 +194,9 @@ class GpuWorker:
             self._finish_oldest()
 
     @contextmanager
-    def losses_told(self) -> Iterator[None]:
+    def recognizing_losses(self) -> Iterator[None]:
         """Recognize errors after which no step can succeed: those after which CUDA refuses everything else, and with several ranks
-        every one, since the others go on without this one.
+        every error, since the others go on without this one.
 
         Raises:
             DeviceLost: instead of them.
@@ -210,7 +211,7 @@ class GpuWorker:
             raise
 
     def _answers(self) -> bool:
-        """Whether the device still works: the errors of a lost one differ with whoever launched the kernel."""
+        """Whether the device still works: the errors of a lost one differ with what launched the kernel."""
         try:
             DeviceEvent(self._device).wait()
         except RuntimeError:
@@ -273,7 +274,7 @@ class GpuWorker:
     def _verify(
         self, hidden: Tensor, rows: list[SampledRow], members: list[Member], results: list[ChunkResult]
     ) -> None:
-        """Sample after rows with drafts behind them, as far as these hold. The host compares, so it waits for each token."""
+        """Sample after rows with drafts behind them, while the drafts hold. The host compares, so it waits for each token."""
         for by_host in (False, True):
             some = [row for row in rows if members[row.place].by_host == by_host]
             while some:
@@ -286,7 +287,7 @@ class GpuWorker:
                 some = [row for row in following if row is not None]
 
     def _sample_after(self, hidden: Tensor, rows: list[SampledRow], members: list[Member]) -> "Draw | list[Sampled]":
-        """One token after each row; `members` are those of the rows, all drawn for by the host or none."""
+        """One token after each row; `members` are those of the rows. The host draws for all of them, or for none."""
         indices = [row.row for row in rows]
         picked = hidden if indices == list(range(len(hidden))) else hidden[self._sent(indices)]
         tokens, drawn = self._sample(self._model.logits(picked), members, members[0].by_host)
@@ -304,12 +305,12 @@ class GpuWorker:
 
 
 def _sampled(drawn: "Draw | list[Sampled]", members: list[Member]) -> list[Sampled]:
-    """What was drawn for these members, waited for."""
+    """Wait for what was drawn for these members."""
     return drawn if isinstance(drawn, list) else drawn.wait(members)
 
 
 def _input(chunk: Chunk, member: Member, adapter: int) -> SequenceInput:
-    """The chunk's tokens. An id that was sampled here and is the newest is taken from the device, be it known here or not."""
+    """The chunk's tokens. The newest id, if it was sampled here, is taken from the device, whether the host knows it or not."""
     sequence, end = member.sequence, chunk.start + chunk.length
     ids = sequence.tokens[chunk.start : end] + chunk.draft_ids
     from_device = end == member.length > sequence.announced_length

@@ -51,5 +51,5 @@ def _source(text: str) -> ModelSource:
 
 
 def parent_gone(stdin: int) -> bool:
-    """Whether the parent has ended; waits until `stdin` can be read, which is only then, unless somebody types."""
+    """Whether the parent has ended. Blocks until `stdin` can be read: when the parent ends, or when somebody types."""
     return not os.read(stdin, 4096)

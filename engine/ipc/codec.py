@@ -38,7 +38,7 @@ class MessageCodec(Generic[Message]):
         """
         name = self._names.get(type(message))
         if name is None:
-            raise ProtocolError(f"{type(message).__name__} is no message of this wire")
+            raise ProtocolError(f"{type(message).__name__} is not a message of this wire")
         return [name, self._encoder.encode(message)]
 
     def decode(self, frames: Sequence[bytes]) -> Message:
@@ -52,7 +52,7 @@ class MessageCodec(Generic[Message]):
         name, body = frames
         decoder = self._decoders.get(name)
         if decoder is None:
-            raise ProtocolError(f"{name[:_SHOWN]!r} is no message of this wire")
+            raise ProtocolError(f"{name[:_SHOWN]!r} is not a message of this wire")
         try:
             message: Message = decoder.decode(body)
         except msgspec.DecodeError as error:

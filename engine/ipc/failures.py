@@ -15,15 +15,15 @@ _exiting = threading.Lock()
 
 
 class DeviceLost(RuntimeError):
-    """The device does not compute any more for this process; a new process may get it back."""
+    """The device no longer computes for this process; a new process may get it back."""
 
 
 def exit_at_once(code: int, folder: Path | None = None) -> NoReturn:
-    """End this process without cleaning up: to free what a lost device holds, or to leave a group of ranks one by one, would wait
+    """End this process without cleaning up: freeing what a lost device holds, or leaving a group of ranks one by one, would wait
     for ever.
 
-    The first thread that calls this decides on the exit code; any other stays here until the process is gone. What else fails
-    meanwhile, for want of the folder say, is not logged.
+    The first thread that calls this decides the exit code; any other stays here until the process is gone. Whatever else fails
+    meanwhile, say because the folder is gone, is not logged.
 
     Args:
         code: exit code.

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_LONGEST = 80  # a Unix socket path may take 107 bytes
+_LONGEST = 80  # bytes of the folder's parent: the path of a Unix socket in it may take 107
 
 
 def private_folder(prefix: str) -> Path:
@@ -15,10 +15,10 @@ def private_folder(prefix: str) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove it with all that is in it, though other threads and processes may still be about to put files there.
+    """Remove a folder with everything in it, although other threads and processes may still be about to put files there.
 
-    It is moved aside first, in one step: from then on nobody finds it to put anything in, and of several that remove it at the
-    same time one does. A folder that is gone already is no error.
+    It is moved aside first, in one step: from then on nobody finds it to put anything in, and if several remove it at the same
+    time, one of them does. A folder that is gone already is not an error.
     """
     aside = folder.with_name(f"{folder.name}.removed")
     try:

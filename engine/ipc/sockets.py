@@ -1,4 +1,4 @@
-"""ZeroMQ sockets of our wires. None has a high-water mark: a message must never be dropped, and how many can be under way is
+"""ZeroMQ sockets of our wires. None has a high-water mark: a message must never be dropped, and how many can be on their way is
 bounded elsewhere (the queue by `max_waiting`, a request by its `max_tokens`, ranks by the steps in flight)."""
 
 import zmq
@@ -12,7 +12,7 @@ def bound(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -
 
 
 def connected(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
-    """A socket of this kind with its peer at `endpoint`. What it sends before the peer is there is kept for it."""
+    """A socket of this kind whose peer is at `endpoint`. What it sends before the peer is there is kept for it."""
     socket = _unlimited(context, kind)
     socket.connect(endpoint)
     return socket

@@ -19,12 +19,12 @@ tokens of MT-bench prompts, 24 blocks:
 
 zstd's own level 1 looks for repetitions that are not there. With a hash table of 64 entries and matches of at least 7 bytes it
 hardly looks and goes straight to Huffman codes of 128 KiB at a time: twice as fast, and a better ratio. The lower planes do not
-compress, and zstd sees that fast; they are its frames for the checksums, and because planes of zeros or of fewer bits do compress.
+compress, and zstd sees that fast; they are zstd frames for the checksums, and because planes of zeros or of fewer bits do compress.
 
-Left out, as measured: turning the sign out of the exponent's byte (0.001 of the ratio); frames of 16 KiB, a layer of a block (the
-same ratio, a quarter slower); differences along tokens (entropy of the top byte 2.7 against 2.9 bits for keys, but 3.3 against
-3.0 for values); exponents relative to their channel's largest (2.4 and 2.6 bits of 2.8 and 2.9, 0.03 of the ratio: not worth a
-codec that has to know where in a block a channel lies).
+Left out after measuring: rotating the sign out of the exponent's byte (0.001 of the ratio); frames of 16 KiB, a layer of a block
+(the same ratio, a quarter slower); differences along tokens (entropy of the top byte 2.7 instead of 2.9 bits for keys, but 3.3
+instead of 3.0 for values); exponents relative to their channel's largest (2.4 and 2.6 bits instead of 2.8 and 2.9, 0.03 of the
+ratio: not worth a codec that has to know where in a block a channel lies).
 
 CacheGen (Liu et al. 2023, arXiv 2310.07240) codes quantized differences arithmetically; such lossy levels fit behind `Codec`.
 """
@@ -40,7 +40,7 @@ import zstandard
 
 Bytes = npt.NDArray[np.uint8]
 
-# What a number of so many bytes is cut into, lowest first: type of a part, and how many bits of the number lie below it.
+# Planes by the bytes of a number, lowest first: the type of a part, and how many bits of the number lie below it.
 _PLANES: dict[int, tuple[tuple[str, int], ...]] = {
     1: (("u1", 0),),
     2: (("u1", 0), ("u1", 8)),
@@ -49,23 +49,24 @@ _PLANES: dict[int, tuple[tuple[str, int], ...]] = {
 
 
 class Codec(Protocol):
-    """A reversible way of writing a block. May be called from several threads at once, and releases the interpreter while it works.
+    """A way of writing a block that can be undone. May be called from several threads at once; releases the interpreter's lock
+    while it works.
 
-    A lossy codec's `name` (its level included) must be part of the key of every block that went through it, so that no request that
-    asked for exact results is served such a block. A lossless one's name is part of the format of what it wrote, no more.
+    A lossy codec's `name` (including its level) must be part of the key of every block that went through it, so that no request
+    that asked for exact results is served such a block. A lossless one's name is only part of the format of what it wrote.
 
     Attributes:
-        name: says the exact format: equal names decode each other's bytes.
+        name: of the exact format: codecs with the same name decode each other's bytes.
     """
 
     name: str
 
     def encode(self, block: Bytes) -> bytes | memoryview:
-        """Code a block: uint8 [n], contiguous. The result may be longer than the block."""
+        """Encode a block: uint8 [n], contiguous. The result may be longer than the block."""
         ...
 
     def decode(self, data: memoryview, out: Bytes) -> None:
-        """Fill `out`, uint8 [n], contiguous, n as it was given to `encode`.
+        """Fill `out`, uint8 [n], contiguous; n is that of the block given to `encode`.
 
         Raises:
             ValueError: `data` is not what `encode` made of n bytes; `out` is undefined.
@@ -76,8 +77,8 @@ class Codec(Protocol):
 class PlanesCodec:
     """Lossless: numbers of `element_bytes` bytes, one zstd frame with a checksum for each plane of their bytes.
 
-    Layout, little-endian: for each plane the length of its frame, uint32; then the frames, lowest plane first. A block that is no
-    whole number of elements is filled up with zeros.
+    Layout, little-endian: for each plane the length of its frame, uint32; then the frames, lowest plane first. A block that is not
+    a whole number of elements is filled up with zeros.
 
     Args:
         element_bytes: 1 (fp8), 2 (bf16, fp16) or 4 (fp32).
@@ -96,14 +97,18 @@ class PlanesCodec:
         self._local = threading.local()
 
     def encode(self, block: Bytes) -> bytes:
-        """Code a block of less than 4 GiB: uint8 [n], contiguous."""
+        """Encode a block of less than 4 GiB: uint8 [n], contiguous."""
         elements = self._filled_up(block)
         compress = self._tools().compressor.compress
         frames = [compress((elements >> below).astype(kind).data) for kind, below in self._planes]
         return b"".join((self._lengths.pack(*map(len, frames)), *frames))
 
     def decode(self, data: memoryview, out: Bytes) -> None:
-        """Fill `out`; raises ValueError as the contract says."""
+        """Fill `out`, uint8 [n], contiguous.
+
+        Raises:
+            ValueError: `data` is damaged, or not what `encode` made of n bytes; `out` is undefined.
+        """
         whole = out.nbytes % self._element.itemsize == 0
         elements = out.view(self._element) if whole else np.empty_like(self._filled_up(out))
         planes = self._decoded_planes(data.cast("B"), elements.size)
@@ -133,14 +138,15 @@ class PlanesCodec:
 
     def _decompressed(self, frame: memoryview, size: int) -> bytes:
         try:
-            if (told := zstandard.frame_content_size(frame)) != size:  # asked first: memory is taken as it says
-                raise ValueError(f"a plane of {self.name} has {told} bytes instead of {size}")
+            found = zstandard.frame_content_size(frame)
+            if found != size:  # before decompressing, which takes as much memory as the frame says
+                raise ValueError(f"a plane of {self.name} has {found} bytes instead of {size}")
             return self._tools().decompressor.decompress(frame, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ValueError(f"damaged {self.name}: {error}") from error
 
     def _tools(self) -> "_Tools":
-        """This thread's."""
+        """This thread's own."""
         tools: _Tools | None = getattr(self._local, "tools", None)
         if tools is None:
             tools = self._local.tools = _Tools()

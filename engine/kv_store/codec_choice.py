@@ -1,14 +1,14 @@
-"""Whether coding its blocks pays for a store: the store's bandwidth against the codec's ratio and speed, all as they were seen."""
+"""Whether encoding its blocks pays for a store: the store's bandwidth against the codec's ratio and speed, all as measured."""
 
 
 class Rate:
-    """How much of something comes out of a unit of something else, what was seen last counting most: bytes out of a second.
+    """A ratio of two sums, such as bytes per second, in which the latest samples count most.
 
     Both sums decay alike, so that a small sample moves the rate less than a large one does.
 
     Args:
-        guess: the rate before anything was seen; the first sample replaces it.
-        keep: how much of the sums is left when a sample arrives.
+        guess: the rate before the first sample, which replaces it.
+        keep: the fraction of the sums that is left when a sample arrives.
     """
 
     def __init__(self, guess: float | None = None, *, keep: float = 0.9) -> None:
@@ -19,11 +19,11 @@ class Rate:
 
     @property
     def value(self) -> float | None:
-        """None: nothing seen and nothing guessed."""
+        """The rate; None: there is neither a sample nor a guess."""
         return self._out / self._of if self._of > 0 else self._guess
 
     def saw(self, out: float, of: float) -> None:
-        """A sample. One that came out of nothing, or with nothing, says nothing."""
+        """Add a sample: `out` came of `of`. It is ignored if either is zero."""
         if out > 0 and of > 0:
             self._out = self._out * self._keep + out
             self._of = self._of * self._keep + of
@@ -32,17 +32,17 @@ class Rate:
 def seconds_saved(
     raw_bytes: float, *, ratio: float, write: float, read: float, encode: float, decode: float, reads: float = 1.0
 ) -> float:
-    """Time that coding saves over a block's life in a store: written once, read `reads` times. Negative: what it costs.
+    """Seconds that encoding saves over a block's life in a store: written once, read `reads` times. Negative: what it costs.
 
-    Coding and I/O of a block come one after the other, and are priced so; a caller that overlaps them saves more.
+    Coding and I/O of a block come one after the other, and are counted that way; a caller that overlaps them saves more.
 
     Args:
-        raw_bytes: of the block.
-        ratio: encoded bytes over raw ones.
-        write: bytes per second that the store takes, coded or not.
-        read: bytes per second that it gives back.
+        raw_bytes: size of the block.
+        ratio: encoded bytes over raw bytes.
+        write: bytes per second that the store takes, encoded or not.
+        read: bytes per second that the store gives back.
         encode: raw bytes per second that the codec takes.
-        decode: raw bytes per second that it gives back.
+        decode: raw bytes per second that the codec gives back.
         reads: how often a kept block is read, on average.
     """
     saved = (1 - ratio) * (1 / write + reads / read)
@@ -51,16 +51,16 @@ def seconds_saved(
 
 
 class CodecChoice:
-    """Decides between a codec and none for one store. No clock inside: callers tell what took how long. For one thread.
+    """Decides between a codec and none for one store. It has no clock: callers say what took how long. For one thread.
 
     Args:
-        ratio, encode, decode: of the codec, before it was seen at work here. `engine.kv_store.codec` has figures.
-        reads: how often a kept block is read. 1 favours the reads, which requests wait for, over the writes, which nobody waits
-            for and which are more than one to a read.
-        margin: the choice changes when the other one is better by this share of its time, so that it does not flicker.
+        ratio, encode, decode: what is assumed of the codec until it has been measured here (figures in `engine.kv_store.codec`).
+        reads: how often a kept block is read. 1 favours reads, which requests wait for, over writes, which nobody waits for and of
+            which there are more than one per read.
+        margin: the choice changes when the other one is better by this fraction of the time, so that it does not flicker.
 
     Attributes:
-        on: the choice as it stands. Off until the store's bandwidth in both directions has been seen.
+        on: the current choice. Off until the store's bandwidth in both directions has been measured.
     """
 
     def __init__(
@@ -79,24 +79,24 @@ class CodecChoice:
         self._write, self._read = Rate(), Rate()
 
     def wrote(self, stored_bytes: int, seconds: float) -> None:
-        """The store took so many bytes, encoded or not, in so much time without the encoding."""
+        """The store wrote `stored_bytes`, encoded or not, in `seconds`, encoding excluded."""
         self._write.saw(stored_bytes, seconds)
 
     def read(self, stored_bytes: int, seconds: float) -> None:
-        """The store gave so many bytes, encoded or not, in so much time without the decoding."""
+        """The store read `stored_bytes`, encoded or not, in `seconds`, decoding excluded."""
         self._read.saw(stored_bytes, seconds)
 
     def encoded(self, raw_bytes: int, encoded_bytes: int, seconds: float) -> None:
-        """The codec made these of those."""
+        """The codec turned `raw_bytes` into `encoded_bytes` in `seconds`."""
         self._encode.saw(raw_bytes, seconds)
         self._ratio.saw(encoded_bytes, raw_bytes)
 
     def decoded(self, raw_bytes: int, seconds: float) -> None:
-        """The codec gave so many bytes back."""
+        """The codec gave back `raw_bytes` in `seconds`."""
         self._decode.saw(raw_bytes, seconds)
 
     def decide(self) -> bool:
-        """Weigh what was seen so far; sets `on` and returns it."""
+        """Weigh what has been measured so far; sets `on` and returns it."""
         ratio, encode, decode = self._ratio.value, self._encode.value, self._decode.value
         write, read = self._write.value, self._read.value
         if ratio and encode and decode and write and read:

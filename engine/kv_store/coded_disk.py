@@ -1,4 +1,4 @@
-"""The disk with its codec turned on and off by what is measured: coding pays where the disk is slower than coding saves."""
+"""The disk with its codec turned on and off by measurement: coding pays if it saves more disk time than it takes."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from scheduler.types.block_hash import BlockKey
 
 
 class TimedCodec:
-    """A codec that tells how long it took. For several threads; times are the sum over them."""
+    """A codec that notes how long it took. For several threads; times are summed over them."""
 
     def __init__(self, codec: Codec, clock: Callable[[], float]) -> None:
         self.name = codec.name
@@ -25,7 +25,7 @@ class TimedCodec:
         self._decoded = [0.0, 0.0]  # raw bytes, seconds
 
     def encode(self, block: Bytes) -> bytes | memoryview:
-        """Code a block and note the time it took."""
+        """Encode a block and note the time it took."""
         began = self._clock()
         data = self._codec.encode(block)
         with self._lock:
@@ -40,7 +40,7 @@ class TimedCodec:
             _add(self._decoded, out.nbytes, self._clock() - began)
 
     def tell(self, choice: CodecChoice) -> float:
-        """Tell what was seen since the last call; returns the seconds spent."""
+        """Pass on what was measured since the last call; returns the seconds spent coding."""
         with self._lock:
             (raw, encoded, coding), (decoded, decoding) = self._coded, self._decoded
             self._coded, self._decoded = [0.0, 0.0, 0.0], [0.0, 0.0]
@@ -50,13 +50,13 @@ class TimedCodec:
 
 
 class CodedDisk(BlockStore):
-    """A `DiskStore` and the choice of its codec. Blocks of either kind are read whatever the choice is now.
+    """A `DiskStore` and the choice of its codec. Blocks of both kinds can be read, whatever the choice is now.
 
     Args:
-        disk: the store; owned from now on. It must know `codec`.
+        disk: the store; closed with this one. It must know `codec`.
         codec: that new blocks may go through.
         threads: of the disk store, among which the codec's work is shared.
-        clock: seconds.
+        clock: seconds, monotonic.
     """
 
     capabilities = DiskStore.capabilities
@@ -73,7 +73,7 @@ class CodedDisk(BlockStore):
         self._lock = threading.Lock()
 
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """Write these blocks; what it took weighs in the choice."""
+        """Write these blocks; the time it took informs the choice of codec."""
         began = self._clock()
         sizes = self.disk.put(block_keys, rows)
         seconds = self._clock() - began
@@ -86,7 +86,7 @@ class CodedDisk(BlockStore):
         return sizes
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """Read these blocks; what it took weighs in the choice."""
+        """Read these blocks; the time it took informs the choice of codec."""
         before, began = self.disk.bytes_read, self._clock()
         there = self.disk.get(block_keys, rows)
         seconds = self._clock() - began
@@ -96,7 +96,7 @@ class CodedDisk(BlockStore):
         return there
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """Forget these."""
+        """Forget these contents."""
         self.disk.drop(keys)
 
     def kept(self) -> Iterable[Kept]:
@@ -112,12 +112,12 @@ class CodedDisk(BlockStore):
         self.disk.close()
 
     def _try(self, block: Bytes) -> None:
-        """Code a block only to learn from it: how a codec that is off comes to be known."""
+        """Encode and decode a block only to measure it: otherwise nothing would be known of a codec that is off."""
         self._codec.decode(memoryview(self._codec.encode(block)), np.empty_like(block))
         self._codec.tell(self._choice)
 
     def _without_codec(self, seconds: float) -> float:
-        """What the disk alone took of this time: the codec's share is spread over the threads."""
+        """How much of this time the disk alone took: the codec's part of it is spread over the threads."""
         return max(seconds / 10, seconds - self._codec.tell(self._choice) / self._threads)
 
     def _decide(self) -> None:

@@ -37,10 +37,10 @@ from scheduler.types.block_hash import BlockKey
 
 Outcome = TypeVar("Outcome")
 
-_DEPTH = 4  # requests at once: most of the disk's rate (figures in `filesystem`), and few threads
-_SEGMENT_BYTES = 2**28  # of a file at least
-_SEGMENTS = 64  # files, about: each keeps a descriptor
-_GIVE_BACK = 8  # slots whose pages a single put may give back: a lower limit is reached step by step, 0.25 ms each
+_DEPTH = 4  # requests at once: most of the disk's rate (figures in `filesystem`) with few threads
+_SEGMENT_BYTES = 2**28  # of a file, at least
+_SEGMENTS = 64  # files, about: each takes a descriptor
+_GIVE_BACK = 8  # slots whose pages a single put may give back, 0.25 ms each: a lowered limit is reached step by step
 
 
 class _Record(NamedTuple):
@@ -55,7 +55,7 @@ class _Record(NamedTuple):
 
 
 class DiskStore(BlockStore):
-    """Blocks in a folder; `BlockStore` has the contract.
+    """Blocks in a folder, under the contract of `BlockStore`.
 
     A block is written with its head, in one request, to a free slot of a file; it enters the index when that has returned. Nothing
     is synced: after a crash or a loss of power, what did not reach the disk fails its checksum, at the next opening or at the first
@@ -64,21 +64,22 @@ class DiskStore(BlockStore):
     Every `get` compares key, token ids, the whole head and the checksum of the bytes. Damaged contents are forgotten and counted;
     a slot that the disk cannot read is not used again. The first failing write loses the store.
 
-    Memory past what the caller passes: a slot for each request under way, and some 600 bytes for each block kept.
+    Memory besides what the caller passes: a slot for each request under way, and some 600 bytes for each block kept.
 
     Args:
         folder: created if missing. Held by one process at a time; other models' and other formats' blocks in it are left alone
             until they stand in the way of the limit, then those used longest ago go first.
-        block_bytes: of a block.
+        block_bytes: bytes of a block.
         fingerprint: of model and KV format (`engine.fingerprint`).
-        limit_bytes: on the disk. What an earlier process left beyond it is dropped, oldest first; a `put` beyond it keeps nothing.
+        limit_bytes: bytes on the disk. What an earlier process left beyond it is dropped, oldest first; a `put` beyond it keeps
+            nothing.
         codecs: those whose blocks can be read; blocks of others are forgotten.
         filesystem: the seam for tests.
-        depth: blocks that are read or written at once, for all calls of several blocks together; those of one come on top.
+        depth: blocks that are read or written at once by all calls for several blocks together; calls for one block come on top.
 
     Attributes:
-        codec: what new blocks are encoded with; None: they are written as they are, and so are those that it makes no shorter.
-            May be set at any time, from any thread.
+        codec: encodes new blocks; None: they are written as they are. Blocks that it does not make shorter are, too. May be set at
+            any time, from any thread.
         damaged: contents forgotten because their bytes had changed or could not be read.
         bytes_written: heads and padding included.
         bytes_read: likewise.
@@ -128,32 +129,36 @@ class DiskStore(BlockStore):
 
     @property
     def taken(self) -> int:
-        """Bytes on the disk of the contents kept and of those on their way."""
+        """Bytes on the disk of the contents kept and of those being written."""
         return self._slots.taken
 
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """Write these blocks; 0 also where the limit leaves no room."""
+        """Write these blocks. Returns the bytes that each takes; 0 also where the limit leaves no room."""
         return self._each(self._put, block_keys, rows)
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """Read these blocks, each verified."""
+        """Read these blocks and verify each."""
         return self._each(self._get, block_keys, rows)
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """Forget these. The disk changes when the slot is used again: until then, another opening finds the content there."""
+        """Forget these. The disk changes only when a slot is used again: until then, another opening finds the content."""
         with self._lock:
             for key in keys:
                 if (record := self._index.pop(key, None)) is not None:
                     self._slots.free(record.place)
 
     def kept(self) -> list[Kept]:
-        """What an earlier process left, in the order of writing, which is what survives."""
+        """What an earlier process left, in the order it was written: the order of use does not survive."""
         with self._lock:
             old = [record for record in self._index.values() if record.head.sequence < self._first]
         return [Kept(BlockKey(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]
 
     def check_integrity(self) -> None:
-        """Compare index, slots and the places that are busy."""
+        """Compare the index, the slots and the places that are busy.
+
+        Raises:
+            AssertionError: naming the first contradiction.
+        """
         with self._lock:
             self._slots.check()
             places = {record.place: record.size for record in self._index.values()}
@@ -165,7 +170,7 @@ class DiskStore(BlockStore):
             assert all(key == record.head.key for key, record in self._index.items()), "a content under another's key"
 
     def close(self) -> None:
-        """Give threads and files back. May be called again; no call may be under way."""
+        """Give back threads and files. May be called again; no other call may be under way."""
         self._lost = self._lost or "closed"
         self._threads.shutdown()
         self._folder.close()
@@ -219,7 +224,7 @@ class DiskStore(BlockStore):
         return whole
 
     def _forget(self, record: _Record, *, readable: bool) -> None:
-        """A damaged content goes, from the disk too, lest the next opening finds its head and believes it."""
+        """Forget a damaged content, on the disk too, lest the next opening find its head and believe it."""
         with self._lock:
             if self._index.get(record.head.key) is not record:
                 return  # dropped meanwhile, against the contract: the slot may be another's by now
@@ -227,7 +232,7 @@ class DiskStore(BlockStore):
             self._busy.add(record.place)
             self.damaged += 1
         if readable:
-            with self._buffer() as buffer, suppress(OSError):  # if it stays, it is found damaged again
+            with self._buffer() as buffer, suppress(OSError):  # if the head stays, the content is found damaged again
                 buffer[:PAGE] = bytes(PAGE)
                 file = self._folder.file(record.place.segment)
                 self._filesystem.write_all(file, [buffer[:PAGE]], record.place.slot * self._slot_bytes)
@@ -236,7 +241,7 @@ class DiskStore(BlockStore):
             (self._slots.free if readable else self._slots.retire)(record.place)
 
     def _encoded(self, row: Bytes) -> tuple[memoryview, str]:
-        """A block's bytes as they go to the disk, and the name of the codec that made them so."""
+        """A block's bytes as they go to the disk, and the name of the codec that encoded them; empty: none did."""
         if (codec := self.codec) is not None:
             data = memoryview(codec.encode(row)).cast("B")
             if whole_pages(len(data)) < whole_pages(self._block_bytes):
@@ -245,7 +250,7 @@ class DiskStore(BlockStore):
         return row.data, ""
 
     def _write(self, head: Head, data: memoryview) -> Place | None:
-        """Write a block to a free slot; None if there is no room. The slot is busy from then on."""
+        """Write a block to a free slot, which stays busy; None if there is no room."""
         size = size_of(head.length)
         with self._buffer() as buffer:
             write_head(head, buffer[:PAGE])
@@ -276,7 +281,7 @@ class DiskStore(BlockStore):
             return self._index.setdefault(record.head.key, record).size
 
     def _read(self, record: _Record, row: Bytes) -> bool:
-        """Fill the row; whether all of it is what was written."""
+        """Fill the row. Returns whether all of it is what was written."""
         head, out = record.head, row.data
         file = self._folder.file(record.place.segment)
         with self._buffer() as buffer:
@@ -303,7 +308,7 @@ class DiskStore(BlockStore):
 
     @contextmanager
     def _buffer(self) -> Iterator[memoryview]:
-        """Memory for a slot, on pages of its own."""
+        """Page-aligned memory for one slot."""
         try:
             buffer = self._buffers.pop()
         except IndexError:
@@ -324,7 +329,7 @@ class DiskStore(BlockStore):
     # The disk as a whole
 
     def _read_folder(self) -> None:
-        """Fill index and books from what is there, within the limit."""
+        """Fill the index and the books from what is there, within the limit."""
         found = list(scan(self._folder, self._filesystem, self._slot_bytes, self._threads))
         good = [_Record(head, place) for place, head, _ in found if head is not None and self._fits(head)]
         wanted = {record.place.segment for record in good}
@@ -334,7 +339,7 @@ class DiskStore(BlockStore):
         for place, _, readable in found:
             if place.segment in wanted:
                 self._slots.add(place, sizes.get(place, self._slot_bytes))
-                if place not in sizes:  # nobody knows how many of its pages were written: taken for all
+                if place not in sizes:  # how many of its pages were written is unknown: all of them are counted
                     (self._slots.free if readable else self._slots.retire)(place)
         for record in sorted(good, key=lambda record: record.head.sequence):
             if (older := self._index.pop(record.head.key, None)) is not None:
@@ -346,7 +351,7 @@ class DiskStore(BlockStore):
             self._slots.free(self._index.pop(key).place)
 
     def _fits(self, head: Head) -> bool:
-        """Whether a whole head can be one of ours."""
+        """Whether an undamaged head can be one of ours."""
         if head.codec:
             return head.codec in self._codecs and size_of(head.length) <= self._slot_bytes
         return head.length == self._block_bytes
@@ -369,7 +374,7 @@ class DiskStore(BlockStore):
                 return
 
     def _hollow(self, place: Place, size: int) -> bool:
-        """Give back the pages of a free slot; whether this system can."""
+        """Give back the pages of a free slot. Returns whether this system can."""
         file = self._folder.file(place.segment)
         self._punches = self._filesystem.punch(file, place.slot * self._slot_bytes, size)
         with self._lock:
@@ -379,5 +384,5 @@ class DiskStore(BlockStore):
 
 
 def _in_pages(data: memoryview) -> bool:
-    """Whether these are whole pages of memory, so that direct access needs no copy."""
+    """Whether this is whole, aligned pages of memory, so that direct access needs no copy."""
     return len(data) % PAGE == 0 and np.frombuffer(data, np.uint8).ctypes.data % PAGE == 0

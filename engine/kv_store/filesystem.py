@@ -1,4 +1,4 @@
-"""The calls by which the disk store reaches its files, and the seam through which tests make them fail.
+"""The calls through which the disk store reaches its files, and the seam where tests make them fail.
 
 What belongs here: system calls, and what differs between systems and file systems. Never: formats, books, policy.
 """
@@ -21,11 +21,11 @@ _FOLDER_MODE = 0o700
 class Filesystem:
     """The system's own files.
 
-    Files are opened past the page cache (O_DIRECT) where the file system takes that. Requests whose offset, length and memory are
-    whole pages then travel without a copy; others are carried out too, but end direct access for their file.
+    Files bypass the page cache (O_DIRECT) where the file system allows it. Requests whose offset, length and memory are whole pages
+    then travel without a copy; others work too, but end direct access for their file.
 
-    Why direct, for blocks of 720 KiB through the store (ext4 on a virtual disk, 2 cores, both busy; medians of 7, alternating; MB/s
-    with a cold page cache, writes until they are on the disk, seconds of processor time for a GB of the former):
+    Why direct access, for blocks of 720 KiB through the store (ext4 on a virtual disk, 2 cores, both busy; medians of 7,
+    alternating; MB/s with a cold page cache, writes until they are on the disk; seconds of processor time per GB):
 
         requests at once                        1       2       4       8    seconds per GB
         read, direct                          824     940    1352    1624              0.20
@@ -35,24 +35,25 @@ class Filesystem:
         write to new slots, direct            657     422     657    1050              0.32
         write to new slots, page cache        183     612     599     639              0.43
 
-    A second read through the page cache brings 1,400 MB/s here (4,000 with idle cores): memory that the host tier uses better, and
-    that the model's own pages are not pushed out of. Rows off page boundaries cost direct access a copy: 852 instead of 1352.
+    A second read through the page cache gives 1,400 MB/s here (4,000 with idle cores), but the host tier makes better use of that
+    memory, and the cache would push out the model's own pages. Rows off page boundaries cost direct access a copy: 852 instead of
+    1352.
 
     Raises (every method): OSError.
     """
 
     def make_folder(self, path: Path) -> None:
-        """Create the folder and those above it, readable by nobody else; one that is there stays as it is."""
+        """Create the folder and those above it, readable by nobody else; existing ones stay as they are."""
         path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
 
     def claim_folder(self, path: Path) -> None:
-        """Create the folder or take it over: nobody else may read it, and its time is now. Needs its owner's rights."""
+        """Create the folder or take it over: nobody else may read it, and its time is set to now. Needs its owner's rights."""
         self.make_folder(path)
         path.chmod(_FOLDER_MODE)
         os.utime(path)
 
     def lock(self, path: Path) -> int:
-        """The descriptor of a file that this process alone holds until it is closed, however the process ends.
+        """The descriptor of a file that only this process holds, until it is closed or the process ends in whatever way.
 
         Raises:
             BlockingIOError: somebody else holds it.
@@ -68,17 +69,17 @@ class Filesystem:
         return file
 
     def holder(self, path: Path) -> str:
-        """The process id that the holder of a lock wrote into it, as text; empty if it cannot be told."""
+        """The process id that the holder of a lock wrote into it, as text; empty if it cannot be read."""
         with suppress(OSError, ValueError):
             return str(int(path.read_text()))
         return ""
 
     def names(self, folder: Path) -> list[str]:
-        """Of what the folder holds."""
+        """The names of what the folder holds."""
         return os.listdir(folder)
 
     def open(self, path: Path) -> int:
-        """For reading and writing; created if missing, never through a symbolic link."""
+        """Open a file for reading and writing; it is created if missing. Never follows a symbolic link."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(path, flags | _DIRECT, _FILE_MODE)
@@ -96,7 +97,7 @@ class Filesystem:
         return os.fstat(file).st_size
 
     def read(self, file: int, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill the buffers, one after the other. Returns the bytes read: fewer than asked for at the file's end."""
+        """Fill the buffers one after the other. Returns the bytes read, fewer than asked for at the file's end."""
         try:
             return os.preadv(file, buffers, offset)
         except OSError as error:
@@ -106,7 +107,7 @@ class Filesystem:
         return os.preadv(file, buffers, offset)
 
     def write(self, file: int, buffers: Sequence[memoryview], offset: int) -> int:
-        """Write the buffers, one after the other. Returns the bytes written, which may be fewer than given."""
+        """Write the buffers one after the other. Returns the bytes written, which may be fewer than given."""
         try:
             return os.pwritev(file, buffers, offset)
         except OSError as error:
@@ -129,7 +130,7 @@ class Filesystem:
                 rest[0] = rest[0][written:]
 
     def punch(self, file: int, offset: int, length: int) -> bool:
-        """Give a range's pages back to the disk, if that can be done here; it then reads as zeros."""
+        """Give a range's pages back to the disk; it then reads as zeros. Returns whether that can be done here."""
         fallocate = _fallocate()
         if fallocate is None:
             return False
@@ -149,14 +150,14 @@ class Filesystem:
         return path.stat().st_mtime
 
     def disk_bytes(self, path: Path) -> int:
-        """What the file takes on the disk, holes left out."""
+        """The bytes that the file takes on the disk, without holes."""
         return path.stat(follow_symlinks=False).st_blocks * 512  # POSIX counts blocks of 512, whatever the disk's are
 
 
 def _end_direct_access(file: int) -> None:
-    """EINVAL may mean that direct access wants another alignment, or is refused after all: worth another try without it.
+    """EINVAL may mean that direct access needs another alignment, or is refused after all: worth another try without it.
 
-    Worth it also where the file is not open for direct access: another thread may have had the same error a moment ago.
+    Also if the file is not open for direct access: another thread may have had the same error a moment ago.
     """
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags & ~_DIRECT)

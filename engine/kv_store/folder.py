@@ -1,4 +1,4 @@
-"""The folder of a disk store: one process at a time, one subfolder for each model and format, numbered files of slots in it."""
+"""The folder of a disk store: held by one process at a time, with a subfolder of numbered files for each model and format."""
 
 import re
 from hashlib import blake2b
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engine.kv_store.filesystem import Filesystem
 from engine.kv_store.store import StoreRefused
 
-FORMAT = 1  # of the subfolder's files; another one is another subfolder
+FORMAT = 1  # of the subfolder's files; another format has another subfolder
 _LOCK = "headrace.lock"
 _SUBFOLDER = re.compile(r"kv-[0-9a-f]{32}")
 _SEGMENT = re.compile(r"(\d{6,9})\.blocks")
@@ -24,14 +24,17 @@ class Other(NamedTuple):
 class Folder:
     """Files of slots, opened as they are needed.
 
-    Only names of our own making are ever read, written or removed: the operator's own files may lie beside them.
+    Only files with names of our own making are ever read, written or removed: the operator's own files may lie beside them.
 
     Attributes:
         others: subfolders of other models and formats, the one used longest ago first.
+
+    Raises:
+        StoreRefused: another process holds the folder.
+        OSError: the system says no.
     """
 
     def __init__(self, path: Path, fingerprint: str, block_bytes: int, filesystem: Filesystem) -> None:
-        """Raises: StoreRefused: another process holds the folder. OSError: the system says no."""
         self._filesystem = filesystem
         self._files: dict[int, int] = {}
         name = blake2b(f"{FORMAT}|{block_bytes}|{fingerprint}".encode(), digest_size=16).hexdigest()

@@ -16,7 +16,7 @@ from scheduler.types.block_hash import BlockKey
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A content that is there; or that was dropped while lent, and keeps its slot until that ends."""
+    """A content that is there, or that was dropped while lent and keeps its slot until the loan ends."""
 
     slot: int
     token_ids: tuple[int, ...]
@@ -26,13 +26,12 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Rows of the slab for contents to be written to, inside the `with` that gave them.
+    """Rows of the slab to write contents to, inside the `with` that gave them.
 
     Attributes:
-        block_keys: those of the asked for that are not there yet and for which there is room, in their order, each once.
+        block_keys: of the contents asked for, those that are not there yet and that there is room for, in order, each once.
         rows: of the slab, one for each.
-        arrived: to be set for each of them whose row was filled. At the end of the `with` these are there; if it is left by an
-            exception, none is.
+        arrived: to be set for each one whose row was filled. Those are there when the `with` ends; none is if an exception ends it.
     """
 
     block_keys: list[BlockKey]
@@ -41,29 +40,29 @@ class Reservation:
 
 
 class HostStore(BlockStore):
-    """Blocks in memory; `BlockStore` has the contract.
+    """Blocks in memory, under the contract of `BlockStore`.
 
-    The contents of one `put` get neighbouring slots in their order, as far as free slots have neighbours, so that device and slab
-    exchange them in few copies (FastSwitch, arXiv 2411.18424, section 3.1), and that the disk reads and writes them in one piece.
+    The contents of one `put` get neighbouring slots in order, as far as free slots have neighbours, so that device and slab
+    exchange them in few copies (FastSwitch, arXiv 2411.18424, section 3.1).
 
     A slot is free, or holds a content that is there, or is away: being written, or dropped while somebody reads it. The lock guards
     these books and is never held while bytes are copied: a content enters the books when its bytes have arrived, and what is
-    being read is counted as lent, which keeps its slot from being used again, whoever drops it meanwhile.
+    being read is counted as lent, which keeps its slot from being reused even if it is dropped meanwhile.
 
     `put` keeps no block for which no slot is free; that happens only while dropped ones are still being read.
 
     Args:
         blocks: slots, at least 1.
-        block_bytes: of a block, at least 1.
-        pinned: take the memory now and pin it, for a GPU's copy engines. Else it is taken as slots are first written.
+        block_bytes: bytes of a block, at least 1.
+        pinned: take the memory now and pin it, for a GPU's copy engines. Otherwise it is taken as slots are first written.
 
     Attributes:
-        blocks_copied: by `put` and `get`, so far.
-        save_copies: ranges of memory that `put` copied.
-        load_copies: the same of `get`.
+        blocks_copied: blocks that `put` and `get` have copied so far.
+        save_copies: ranges of memory that `put` has copied.
+        load_copies: the same for `get`.
 
     Raises:
-        StoreRefused: the memory cannot be had, or pinned without a GPU.
+        StoreRefused: the memory is not to be had, or cannot be pinned.
     """
 
     capabilities = Capabilities(contiguous_rows=True, device_visible=True)
@@ -84,11 +83,11 @@ class HostStore(BlockStore):
 
     @property
     def copies(self) -> int:
-        """Both ways: `blocks_copied / copies` blocks a copy."""
+        """Copies both ways: each carried `blocks_copied / copies` blocks on average."""
         return self.save_copies + self.load_copies
 
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """Keep these blocks; returns the bytes each takes, 0 where it was not kept."""
+        """Copy these blocks into the slab; returns the bytes that each takes, 0 if it was not kept."""
         row_of: dict[bytes, int] = {}
         for block_key, row in zip(block_keys, rows.ids, strict=True):
             row_of.setdefault(block_key.hash, row)
@@ -104,7 +103,7 @@ class HostStore(BlockStore):
             return [self._block_bytes if self._entry(block_key) else 0 for block_key in block_keys]
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """Fill the rows; False where the content is not there."""
+        """Copy these contents out of the slab; False where one is not there."""
         with self._lending(block_keys) as entries:
             pairs = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
             copies = self._copied(rows.pool, pairs, self._copy.from_slab)
@@ -121,7 +120,7 @@ class HostStore(BlockStore):
 
     @contextmanager
     def fill(self, block_keys: Sequence[BlockKey]) -> Iterator[Reservation]:
-        """Slots for those of these contents that are not there: for a lower store to read into, without another copy.
+        """Slots for those of these contents that are not there yet, to be written without another copy.
 
         Raises:
             StoreLost: as from `put`.
@@ -146,7 +145,11 @@ class HostStore(BlockStore):
             self._free.add_all(entry.slot for entry in entries if not entry.lent)
 
     def check_integrity(self) -> None:
-        """Raises: AssertionError: naming the first contradiction in the books."""
+        """Compare the books with each other.
+
+        Raises:
+            AssertionError: naming the first contradiction.
+        """
         with self._lock:
             self._free.check_integrity()
             held = [entry.slot for entry in self._entries.values()]
@@ -157,7 +160,7 @@ class HostStore(BlockStore):
             assert not any(entry.dropped for entry in self._entries.values()), "a dropped content is there"
 
     def close(self) -> None:
-        """Give the memory back, what is lent as soon as it is no more; but pinned memory at once, so end all calls before.
+        """Give the memory back: what is lent as soon as the loan ends, but pinned memory at once, so end all calls first.
 
         Later calls raise StoreLost.
         """
@@ -171,7 +174,7 @@ class HostStore(BlockStore):
 
     @contextmanager
     def _lending(self, block_keys: Sequence[BlockKey]) -> Iterator[list[_Entry | None]]:
-        """The entries of those that are there; their slots keep their bytes meanwhile."""
+        """The entries of these contents, None where one is not there; their slots keep their bytes meanwhile."""
         with self._lock:
             self._check_open()
             entries = [self._entry(block_key) for block_key in block_keys]
@@ -219,7 +222,7 @@ class HostStore(BlockStore):
         return entry if entry and entry.token_ids == block_key.token_ids else None
 
     def _copied(self, pool: Tensor, pairs: RowPairs, copy: Callable[[Tensor, RowPairs], int]) -> int:
-        """Copy these and count them; returns the copies it took. What a GPU reports spoils all later copies too."""
+        """Copy these and count them; returns the copies it took. After an error of the GPU all later copies would fail, too."""
         try:
             copies = copy(pool, pairs)
         except RuntimeError as error:

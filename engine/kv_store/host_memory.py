@@ -9,12 +9,12 @@ import torch
 def reserve(size: int) -> torch.Tensor:
     """Fresh zeroed pages, uint8 [size], page-aligned, given back with the last view of them.
 
-    Huge pages where the system has them: a layer's keys lie a page apart, and huge pages spare address translations (measured on
-    a virtual machine: 2 % of a row's attention at context 4,000). The mapping is private: of shared ones most systems make no
-    huge pages, whatever is advised.
+    Huge pages where the system has them: a layer's keys lie a page apart, and huge pages save address translations (measured on
+    a virtual machine: 2 % of a row's attention at context 4,000). The mapping is private: most systems back no shared mapping with
+    huge pages, whatever they are advised.
 
     Raises:
-        OSError: the system does not promise that much memory.
+        OSError: the system refuses that much memory.
     """
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -28,7 +28,7 @@ def pin(pages: torch.Tensor) -> None:
     which would waste up to half of a large slab.
 
     Raises:
-        RuntimeError: no GPU, or more than the system lets be pinned.
+        RuntimeError: there is no GPU, or the system does not let that much be pinned.
     """
     if not torch.cuda.is_available():
         raise RuntimeError("only a GPU's driver can pin memory, and torch finds none")

@@ -1,7 +1,7 @@
 """From settings to tiers: which stores there are, their books, and the transfer worker between them.
 
-A further tier is one more entry in `_entries`: its name, how it is opened, and what speed it is taken to have before a load has
-been measured. Neither planner nor transfer worker knows a tier by name.
+Another tier is one more entry in `_entries`: its name, how it is opened, and the speed it is assumed to have until a load has been
+measured. Neither the planner nor the transfer worker knows a tier by name.
 """
 
 import logging
@@ -39,8 +39,8 @@ class TierEntry:
     Attributes:
         name: in flags, metrics and log lines.
         capacity: bytes it may hold.
-        block_bytes: of one content there, at most.
-        bandwidth: bytes a second it is taken to give until a load has been measured; low for such a device.
+        block_bytes: bytes of one content there, at most.
+        bandwidth: bytes per second that it is assumed to give until a load has been measured; a low figure for such a device.
         open: opens the store; raises StoreRefused or StoreLost.
     """
 
@@ -60,18 +60,18 @@ def open_tiers(
     element_bytes: int,
     wake: Callable[[], None],
 ) -> tuple[TransferPlanner, TransferWorker | None]:
-    """Open what the settings ask for.
+    """Open the stores that the settings ask for.
 
     Args:
         settings: sizes, folder, policies.
         pool: the device's books.
         rows: the device's blocks as bytes, uint8 [blocks, block bytes].
         fingerprint: of model and KV format.
-        element_bytes: of a key's or value's number, for the codec.
+        element_bytes: bytes of one number of a key or value, for the codec.
         wake: called when a transfer has ended.
 
     Raises:
-        ModelError: the folder is another server's, the host's memory cannot be had, or prefix caching is off.
+        ModelError: another server holds the folder, the host's memory is not to be had, or prefix caching is off.
     """
     entries = list(_entries(settings, rows, fingerprint, element_bytes))
     if not pool.caching and entries:

@@ -1,7 +1,7 @@
 """A block on disk: a head that names it, in a page of its own, then its bytes in whole pages.
 
-The head, little endian, carries a checksum of itself and one of the bytes that follow: a block written half, or changed by
-the disk, is told from a whole one by its content alone. So nothing has to be written in any order, and nothing to be synced.
+The head, little-endian, carries a checksum of itself and one of the bytes that follow: a half-written block, or one changed by
+the disk, is recognized by its content alone. So nothing has to be written in a particular order, and nothing has to be synced.
 """
 
 import struct
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import xxhash
 
-PAGE = 4096  # bytes: what direct access is aligned to, on every disk in use
+PAGE = 4096  # bytes: the alignment of direct access, on every disk in use
 _MAGIC = b"headrKV1"
 _PREFIX = struct.Struct("<8sQ")  # magic, checksum of all that follows
 _FIXED = struct.Struct("<QQQ24sHH")  # sequence, length, checksum, codec, bytes of the key, bytes of the ids
@@ -22,8 +22,8 @@ class Head(NamedTuple):
     Attributes:
         key: of the content.
         ids: its token ids, packed (`pack_ids`): a tenth of the memory that a tuple takes.
-        sequence: grows with every block written, through all processes that wrote to this folder.
-        length: bytes that follow the head's page, padding left out.
+        sequence: grows with every block written, across all processes that have written to this folder.
+        length: bytes that follow the head's page, without padding.
         checksum: xxh3 of those bytes.
         codec: the name of what encoded them; empty: they are the block itself.
     """
@@ -42,7 +42,7 @@ def whole_pages(length: int) -> int:
 
 
 def size_of(length: int) -> int:
-    """Bytes on disk of a block that is stored in `length`."""
+    """Bytes on disk of a block that is stored as `length` bytes."""
     return PAGE + whole_pages(length)
 
 
@@ -52,7 +52,7 @@ def checksum(data: "bytes | memoryview") -> int:
 
 
 def pack_ids(token_ids: Sequence[int]) -> bytes:
-    """Token ids as uint32, little endian."""
+    """Token ids as uint32, little-endian."""
     return struct.pack(f"<{len(token_ids)}I", *token_ids)
 
 
@@ -65,7 +65,7 @@ def write_head(head: Head, page: memoryview) -> None:
     """Fill a page.
 
     Raises:
-        ValueError: the key and the ids do not fit into one.
+        ValueError: the key and the ids do not fit into one page, or the codec's name is too long.
     """
     codec = head.codec.encode()
     fixed = _FIXED.pack(head.sequence, head.length, head.checksum, codec, len(head.key), len(head.ids))
@@ -77,7 +77,7 @@ def write_head(head: Head, page: memoryview) -> None:
 
 
 def read_head(page: memoryview) -> Head | None:
-    """What `write_head` wrote; None if this is not, or no longer, such a page."""
+    """The head that `write_head` wrote; None if the page holds none, or a damaged one."""
     magic, expected = _PREFIX.unpack_from(page)
     sequence, length, of_bytes, codec, key_bytes, id_bytes = _FIXED.unpack_from(page, _PREFIX.size)
     start = _PREFIX.size + _FIXED.size

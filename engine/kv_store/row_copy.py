@@ -18,8 +18,8 @@ RowPairs = Sequence[tuple[int, int]]  # (source row, target row)
 class RowCopy:
     """Copies between `slab`, uint8 [rows, row bytes] on the host, and pools of such rows. Safe for threads.
 
-    On the host by numpy, which lets other threads run meanwhile and starts none of its own (torch would start a team of threads
-    for a large copy, beside the one that computes the step). From and to a GPU by its copy engines; the slab has to be pinned.
+    On the host numpy copies: it lets other threads run meanwhile and starts none of its own (torch would start a team of threads
+    for a large copy, beside those that compute the step). From and to a GPU its copy engines do; the slab has to be pinned.
     """
 
     def __init__(self, slab: Tensor) -> None:
@@ -28,7 +28,7 @@ class RowCopy:
         self._lock = threading.Lock()
 
     def to_slab(self, pool: Tensor, pairs: RowPairs) -> int:
-        """Copy rows of `pool` to rows of the slab; returns the number of copies when all have arrived.
+        """Copy rows of `pool` to rows of the slab, and wait for them; returns the number of copies.
 
         Raises:
             ValueError: the pool's rows are not the slab's, or there is no such row.
@@ -38,7 +38,7 @@ class RowCopy:
         return self._link(pool).to_slab(pairs) if pool.is_cuda else _copy(pool, self._slab, pairs)
 
     def from_slab(self, pool: Tensor, pairs: RowPairs) -> int:
-        """The other way; the same."""
+        """Copy rows of the slab to rows of `pool`, in the same way."""
         self._check(pool, [target for _, target in pairs])
         return self._link(pool).from_slab(pairs) if pool.is_cuda else _copy(self._slab, pool, pairs)
 
@@ -75,11 +75,11 @@ class GpuLink:
         self._lock = threading.Lock()  # over handing copies to a stream, not over waiting for them
 
     def to_slab(self, pairs: RowPairs) -> int:
-        """Pool to slab; returns the number of copies."""
+        """Copy from pool to slab; returns the number of copies."""
         return self._copied(self._to_slab, pairs)
 
     def from_slab(self, pairs: RowPairs) -> int:
-        """Slab to pool; likewise."""
+        """Copy from slab to pool; returns the number of copies."""
         return self._copied(self._from_slab, pairs)
 
     def _copied(self, copier: "BlockCopier", pairs: RowPairs) -> int:

@@ -25,7 +25,7 @@ class Rows:
 
     Attributes:
         pool: uint8 [n, block bytes], contiguous; in host memory, or a GPU's for a store that is `device_visible`.
-        ids: one row for each block, in the order of the keys they go with. Neighbours may be copied together.
+        ids: one row for each block, in the order of its keys. Neighbours may be copied together.
     """
 
     pool: Tensor
@@ -34,10 +34,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """Contents where they lie in a store: to be read, and only inside the `with` that gave them.
+    """Contents where a store holds them: to be read only, and only inside the `with` that gave them.
 
     Attributes:
-        block_keys: those of the asked for that are there, in their order.
+        block_keys: of the contents asked for, those that are there, in the order asked.
         rows: one for each.
     """
 
@@ -46,20 +46,20 @@ class Lent:
 
 
 class Kept(NamedTuple):
-    """A content that a store held when it was opened."""
+    """A content that a store held when it was opened; `size` is the bytes it takes there."""
 
     block_key: BlockKey
-    size: int  # bytes it takes there
+    size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a store can do beyond keeping blocks. Whoever uses one asks for these, never for its class.
+    """What a store can do beyond keeping blocks. Code that uses a store asks for these, never for its class.
 
     Attributes:
         contiguous_rows: its blocks are rows of one range of host memory, which `lend` gives out without a copy.
-        device_visible: `put` and `get` take rows of a GPU's pool. Of the others such rows are copied through host memory.
-        shared: other processes put, get and drop at the same time: contents come and go without a word of ours.
+        device_visible: `put` and `get` take rows of a GPU's pool. For other stores such rows are copied through host memory.
+        shared: other processes put, get and drop at the same time: contents come and go without our doing.
         survives: what it keeps is there for the next process, which finds it in `kept`.
     """
 
@@ -72,19 +72,19 @@ class Capabilities:
 class BlockStore(ABC):
     """A place that keeps copies of KV blocks.
 
-    Contract. The store owns its memory and decides where in it a block lies; the caller owns the rows it passes and keeps them as
-    they are until the call returns. The *scheduler* decides what is kept: a store never evicts, it is told to `drop`, and it is
-    never given more than its size. A content is there from the return of `put` until `drop` (or until `get` finds it damaged);
+    Contract. The store owns its memory and decides where in it a block lies; the caller owns the rows it passes and leaves them
+    unchanged until the call returns. The *scheduler* decides what is kept: a store never evicts, it is only asked to `drop`, and it
+    is never given more than its size. A content is there from the return of `put` until `drop` (or until `get` finds it damaged);
     it is never served half-written or damaged. Calls may come from several threads at once; for one content, `put` and `drop`
-    come alone, and reads may overlap. No method but `get` and `put` takes long.
+    never overlap another call, and reads may overlap each other. No method but `get` and `put` takes long.
 
     Raises (from `put` and `get`):
         StoreLost: nothing it holds can be trusted or reached any more; all later calls raise it too.
 
     Attributes:
         capabilities: what it can do beyond that.
-        save_copies: ranges of memory that `put` copied so far, neighbours together; 0 if each block goes by itself.
-        load_copies: the same of `get`.
+        save_copies: ranges of memory that `put` has copied so far, neighbours together; 0 if each block goes by itself.
+        load_copies: the same for `get`.
     """
 
     capabilities = Capabilities()
@@ -93,20 +93,20 @@ class BlockStore(ABC):
 
     @abstractmethod
     def put(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[int]:
-        """Keep these blocks. Returns the bytes each takes; 0 where it was not kept. One that is there already is kept as it is."""
+        """Keep these blocks. Returns the bytes that each takes; 0 if it was not kept. One that is there already stays as it is."""
 
     @abstractmethod
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:
-        """Fill the rows. False where the content is not there (any more); such a row's bytes are undefined."""
+        """Fill the rows. Returns False where the content is not there (any more); such a row's bytes are undefined."""
 
     @abstractmethod
     def drop(self, keys: Iterable[bytes]) -> None:
         """Forget the contents of these hashes; unknown ones are ignored."""
 
     def lend(self, block_keys: Sequence[BlockKey]) -> AbstractContextManager[Lent]:
-        """Those of these contents that are there, to be read where they lie. Of stores with `contiguous_rows`.
+        """Those of these contents that are there, to be read in place. For stores with `contiguous_rows`.
 
-        What is dropped meanwhile is not there any more for others, but its bytes stay until the last `with` ends.
+        A content that is dropped meanwhile is gone for everyone else, but its bytes stay until the last `with` ends.
 
         Raises:
             StoreLost: as from `get`.
@@ -115,11 +115,11 @@ class BlockStore(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not say that it has contiguous rows")
 
     def kept(self) -> Iterable[Kept]:
-        """What was there at opening, least recently used first: nothing, unless the store `survives`."""
+        """What was there when the store was opened, least recently used first: nothing, unless the store `survives`."""
         return ()
 
     def check_integrity(self) -> None:  # noqa: B027 - a store may have a single book
-        """Compare the books with each other.
+        """Compare the store's books with each other.
 
         Raises:
             AssertionError: naming the first contradiction.
@@ -127,4 +127,4 @@ class BlockStore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give memory, files and threads back. What is durable stays."""
+        """Give back memory, files and threads. What is durable stays."""

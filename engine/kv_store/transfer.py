@@ -1,8 +1,8 @@
 """Carries blocks between the device and the tiers below it, beside the steps.
 
-The engine's loop hands over a step's transfers when the step starts and collects results whenever some are there; in between a
-transfer is in the hands of one of these threads. For each tier what comes goes one after the other, and what goes down likewise,
-so that a request's load never waits behind copies that nobody is in a hurry for.
+The engine's loop hands over a step's transfers when the step starts and collects results when there are some; in between, one of
+these threads carries the transfer out. Each tier has one thread for each direction, so that a request's load never waits behind
+copies that nobody is in a hurry for.
 
 What belongs here: the order of transfers, their timing, what a failure means. Never: what is transferred and why, how a store
 keeps it.
@@ -25,9 +25,9 @@ from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 
 log = logging.getLogger("headrace.engine")
 
-_SLICE = 32  # blocks that are copied in one go; then the steps get the memory and the cores for a while
-_REST_SAVING = 3.0  # times as long as a slice took: saving takes at most a quarter of one core from the steps
-_REST_LOADING = 1.0  # somebody waits for it: half a core
+_SLICE = 32  # blocks that are copied in one go; then the steps get memory and cores to themselves for a while
+_REST_SAVING = 3.0  # times a slice's processor time: saving takes at most a quarter of one core from the steps
+_REST_LOADING = 1.0  # somebody is waiting for it: half a core
 
 
 class TransferWorker:
@@ -35,8 +35,8 @@ class TransferWorker:
 
     Args:
         pool: the device's blocks as bytes, uint8 [blocks, block bytes].
-        stores: of each tier below it, by name.
-        wake: called from any thread when a result is there.
+        stores: the tiers below it, by name.
+        wake: called from any thread when there is a result.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class TransferWorker:
         }
 
     def start(self, transfers: Sequence[Transfer]) -> None:
-        """Begin these; what they drop is dropped before anything else is put there."""
+        """Start these. What they drop is dropped at once, before anything is put in its place."""
         for transfer in transfers:
             self._stores[transfer.lower].drop(transfer.drops)
             self._threads[transfer.lower, transfer.target == DEVICE].submit(self._run, transfer)
 
     def finished(self) -> list[TransferResult]:
-        """Results since the last call, in the order of their ends."""
+        """The results since the last call, in the order in which the transfers ended."""
         results: list[TransferResult] = []
         while self._finished:
             results.append(self._finished.popleft())
         return results
 
     def close(self) -> None:
-        """Wait for what is under way, let go of the rest, close the stores."""
+        """Wait for what is under way, cancel the rest, close the stores."""
         self._closing.set()
         for thread in self._threads.values():
             thread.shutdown(cancel_futures=True)
@@ -101,23 +101,23 @@ class TransferWorker:
         self._closing.wait(rest)
 
     def _carry(self, transfer: Transfer, result: TransferResult) -> float:
-        """Slice by slice, with rests between them. Returns the rest that is due after the last.
+        """Carry it out slice by slice, with rests in between. Returns the rest that is due after the last, in seconds.
 
-        `result.seconds` is what somebody who waits for it would wait: rests between slices are in it.
+        `result.seconds` is the time that a waiting request waits: rests between slices are part of it.
         """
-        share = 0.0 if transfer.urgent else _REST_LOADING if transfer.target == DEVICE else _REST_SAVING
+        ratio = 0.0 if transfer.urgent else _REST_LOADING if transfer.target == DEVICE else _REST_SAVING
         began, rest = time.perf_counter(), 0.0
         for part in _slices(len(transfer.block_keys)):
             self._closing.wait(rest)
-            busy = time.thread_time()  # a disk's waiting holds nobody up
+            busy = time.thread_time()  # waiting for a disk holds nobody up
             result.sizes[part], copies = self._carry_slice(transfer, part)
-            rest = share * (time.thread_time() - busy)
+            rest = ratio * (time.thread_time() - busy)
             result.copies += copies
             result.seconds = time.perf_counter() - began
         return rest
 
     def _carry_slice(self, transfer: Transfer, part: slice) -> tuple[list[int], int]:
-        """Sizes, and ranges copied."""
+        """The bytes that each block takes (0: it was not carried), and the number of ranges copied."""
         block_keys, blocks = transfer.block_keys[part], transfer.blocks[part]
         store = self._stores[transfer.lower]
         before = _copies(store, transfer)
@@ -135,7 +135,8 @@ class TransferWorker:
         staging = self._staging(len(block_keys))
         arrived = store.get(block_keys, Rows(staging, range(len(block_keys))))
         self._pool[torch.tensor(blocks, device=self._pool.device)] = staging.to(self._pool.device)
-        torch.cuda.current_stream(self._pool.device).synchronize()  # the device's own would break a graph's capture off
+        # Not torch.cuda.synchronize: waiting for the whole device would break off the capture of a graph.
+        torch.cuda.current_stream(self._pool.device).synchronize()
         return arrived
 
     def _save(self, store: BlockStore, block_keys: Sequence[BlockKey], blocks: Sequence[int]) -> list[int]:
@@ -148,14 +149,14 @@ class TransferWorker:
         with ExitStack() as stack:
             try:
                 lent = stack.enter_context(self._lent(upper, block_keys))
-            except StoreLost:  # its own transfers tell it; the lower tier is as good as before
+            except StoreLost:  # its own transfers will report it; the lower tier is as good as before
                 return [0] * len(block_keys)
             size_of = dict(zip(lent.block_keys, lower.put(lent.block_keys, lent.rows), strict=True))
         return [size_of.get(block_key, 0) for block_key in block_keys]
 
     @contextmanager
     def _lent(self, store: BlockStore, block_keys: Sequence[BlockKey]) -> Iterator[Lent]:
-        """Those of a store's contents that are there: where they lie, or read into memory of ours."""
+        """Those of these contents that the store has: in place, or read into memory of our own."""
         if store.capabilities.contiguous_rows:
             with store.lend(block_keys) as lent:
                 yield lent
@@ -173,7 +174,7 @@ class TransferWorker:
 
 
 def _copies(store: BlockStore, transfer: Transfer) -> int:
-    """Ranges of memory it has copied so far in the transfer's direction."""
+    """Ranges of memory that the store has copied so far in the transfer's direction."""
     return store.load_copies if transfer.target == DEVICE else store.save_copies
 
 

@@ -12,7 +12,7 @@ from scheduler.types.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """One request's words: those of one token, and the longer ones by their last token but one."""
+    """One request's words: those of one token, and the longer ones by their second-to-last token."""
 
     single: tuple[int, ...]
     longer: dict[int, list[tuple[int, ...]]]

@@ -6,10 +6,10 @@ comes from a keyed hash in counter mode (Salmon et al. 2011, "Parallel random nu
 3), BLAKE2b, which takes seeds of any size and sign.
 
 Inversion (Devroye 1986, "Non-Uniform Random Variate Generation", section III.2.1) takes the first token, in the order
-of ids, whose cumulated weight passes u * total. The Gumbel-max trick needs a random number for every token of the
+of ids, whose cumulative weight exceeds u * total. The Gumbel-max trick needs a random number for every token of the
 vocabulary; inversion needs one, and in double precision its tail is exact to 1e-16. Tokens without weight add exactly
-zero to the sum: the outcome is the same whether they are present or were cut away before, as long as the candidates
-stand in the order of their ids.
+zero to the sum: the outcome is the same whether they are present or have been cut away, as long as the candidates are
+in the order of their ids.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def uniform(seed: int, position: int) -> float:
 def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Column drawn in each row, int64 [rows].
 
-    `weights` [rows, n] fp32: not negative, not normalized, at least one above zero in each row. `uniforms` [rows]
+    `weights` [rows, n] fp32: not negative, need not add up to one, at least one above zero in each row. `uniforms` [rows]
     fp64 in [0, 1). A column of weight zero is never drawn: u * total < total holds in rounded double arithmetic too,
     because u <= 1 - 2**-53, and the first sum above the target is one that its own weight has raised.
     """

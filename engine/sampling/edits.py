@@ -1,9 +1,9 @@
 """What an edit of the logits is, on the host and on a device.
 
-An edit is a small object for one concern of `SamplingParams` (its file stands beside this one, its line in
+An edit is a small object for one concern of `SamplingParams` (its file is beside this one, its line in
 `engine.sampling.registry`). It touches only the rows of requests that it concerns and, in them, only the tokens it is
-about. Most edits add to logits, and say what they add (`AddingEdit`): both kinds of sampler then do the same with it.
-Masking *adds* -inf, so that a NaN or +inf beneath stays visible to the health check that follows.
+about. Most edits add to logits and say what they add (`AddingEdit`): both kinds of sampler then do the same with it.
+Masking *adds* -inf, so that a NaN or +inf underneath stays visible to the health check that follows.
 """
 
 from abc import ABC, abstractmethod
@@ -35,13 +35,13 @@ NOTHING = Additions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 class Edit(Protocol):
     """One concern. It may keep state per request id, which `forget` drops; it never changes a sequence.
 
-    Edits that a kernel does come after all others, on either device.
+    Edits that a kernel makes come after all others, on either device.
 
     Attributes:
         needs_host_tokens: whether `additions` reads the sequence's sampled tokens. A worker with steps in flight, whose
-            newest tokens may be known on the device alone, waits for them before it asks.
-        in_kernel: whether the device's sampling kernel does this edit itself, from the request's settings and counts of
-            its tokens on the device: nothing is asked of `additions` then.
+            newest tokens may be known only on the device, waits for them before it asks.
+        in_kernel: whether the device's sampling kernel makes this edit itself, from the request's settings and the counts of
+            its tokens on the device: `additions` is not called then.
     """
 
     needs_host_tokens: bool
@@ -52,7 +52,7 @@ class Edit(Protocol):
         ...
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
-        """The host's form: change `logits` [all rows, vocabulary] fp32 in place; row `rows[i]` is of `sequences[i]`."""
+        """The host's form: change `logits` [all rows, vocabulary] fp32 in place; row `rows[i]` belongs to `sequences[i]`."""
         ...
 
     def additions(self, sequence: TokenSequence, length: int) -> Additions:
@@ -88,7 +88,7 @@ class AddingEdit(ABC):
         values = torch.from_numpy(np.concatenate([values for _, values in added])).to(logits.device)
         logits.index_put_(where, values, accumulate=True)
 
-    def forget(self, request_id: str) -> None:  # noqa: B027  most keep nothing
+    def forget(self, request_id: str) -> None:  # noqa: B027 - most keep nothing
         """Drop what is kept for the request, if anything."""
 
 

@@ -1,4 +1,4 @@
-"""`min_tokens`: no EOS and no stop token until that many tokens are out."""
+"""`min_tokens`: no EOS and no stop token until the output has that many tokens."""
 
 from collections.abc import Collection
 
@@ -22,7 +22,7 @@ class MinTokens(AddingEdit):
         return sampling.min_tokens > 0
 
     def additions(self, sequence: Sequence, length: int) -> Additions:
-        """-inf for the ends, while the output is too short."""
+        """-inf for the tokens that would end it, while the output is too short."""
         if length - sequence.prompt_length >= sequence.sampling.min_tokens:
             return NOTHING
         return masked(known_ids((*self._eos_token_ids, *sequence.sampling.stop_token_ids), self._vocab_size))

@@ -1,6 +1,6 @@
 """Repetition, presence and frequency penalties, on the tokens that a sequence holds and on no others.
 
-Definitions, with l the logit of a token and n how often it stands in the output: repetition (Keskar et al. 2019,
+Definitions, with l the logit of a token and n the number of times it is in the output: repetition (Keskar et al. 2019,
 "CTRL", section 4.1; as in transformers' `RepetitionPenaltyLogitsProcessor`), for tokens of the prompt and the output:
 l / r where l > 0, else l * r. Then presence and frequency (OpenAI API reference, "Frequency and presence penalties"),
 for tokens of the output: l - frequency * n - presence * [n > 0].
@@ -16,7 +16,7 @@ from scheduler.types.sampling_params import SamplingParams
 
 
 class _TokenCounts:
-    """The distinct tokens of one sequence and how often each was put out, brought up to date by what was appended."""
+    """The distinct tokens of one sequence and how often each is in its output; kept up to date with what is appended."""
 
     def __init__(self, sequence: Sequence) -> None:
         self._tokens = sequence.tokens
@@ -29,11 +29,11 @@ class _TokenCounts:
         self._output: ValueArray = np.zeros(self._size + 64, dtype=np.float32)
 
     def describes(self, sequence: Sequence) -> bool:
-        """False once the id names another list of tokens, or one cut behind what was counted: count afresh then."""
+        """False if the id now names another list of tokens, or one shorter than what was counted: then count afresh."""
         return self._tokens is sequence.tokens and self._counted <= len(sequence.tokens)
 
     def catch_up(self) -> tuple[IdArray, ValueArray]:
-        """(distinct ids, times each stands in the output): views, valid until the next call."""
+        """(distinct ids, how often each is in the output): views, valid until the next call."""
         for token in self._tokens[self._counted :]:
             slot = self._slot_of(token)  # first: it may replace the arrays
             self._output[slot] += 1
@@ -74,7 +74,7 @@ class Penalties:
         return NOTHING
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> None:
-        """Penalize `logits` [rows, vocabulary] in place."""
+        """Penalize rows of `logits` [all rows, vocabulary] fp32 in place."""
         counts = [self._counts_of(sequence).catch_up() for sequence in sequences]
         ids = [array for array, _ in counts]
         output = torch.from_numpy(np.concatenate([array for _, array in counts])).to(logits.device)

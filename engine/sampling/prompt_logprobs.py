@@ -11,7 +11,7 @@ from scheduler.types.step import Chunk, ChunkResult, TokenLogprobs
 
 
 def wanted(chunk: Chunk, sequence: Sequence) -> int:
-    """How many of a chunk's last rows have results that are needed."""
+    """How many of a chunk's last rows need their hidden states returned."""
     return chunk.length if sequence.sampling.prompt_logprobs is not None else chunk.samples
 
 
@@ -29,10 +29,10 @@ def score_prompts(
     Args:
         hidden: the rows `wanted` of each chunk, [rows, hidden].
         chunks: of the step.
-        sequences: of each chunk.
-        results: of each chunk; they receive the log-probabilities, or an error.
-        logits: the model's head, [rows, hidden] to fp32 [rows, vocabulary].
-        sampler: scores.
+        sequences: one for each chunk.
+        results: one for each chunk; they receive the log-probabilities, or an error.
+        logits: the model's head, from [rows, hidden] to fp32 [rows, vocabulary].
+        sampler: computes the log-probabilities.
     """
     begin = 0
     for chunk, sequence, result in zip(chunks, sequences, results, strict=True):

@@ -1,8 +1,8 @@
-"""After which rows of a forward pass a step samples, and how its tokens are booked.
+"""The rows of a forward pass that a step samples after, and what becomes of the tokens.
 
 A chunk samples after its last `Chunk.samples` rows, in turn: the second row counts only if the token sampled after the first is
-the draft that stands there, and so on. Each token is drawn at its own position with all tokens before it known, so a sequence
-comes out as it would without drafts, greedy or not, with penalties or without.
+the draft in it, and so on. Each token is drawn at its own position with all tokens before it known, so a sequence comes out as it
+would without drafts, greedy or not, with penalties or without.
 """
 
 import collections.abc
@@ -19,9 +19,9 @@ class SampledRow:
     """A row that a token is sampled after.
 
     Attributes:
-        place: of its chunk in the step.
-        row: of the step's results, [rows wanted, hidden].
-        draft_ids: guesses of the tokens after it; each stands in the row behind the one before.
+        place: index of its chunk in the step.
+        row: its index in the step's results, [rows wanted, hidden].
+        draft_ids: guesses at the tokens after it, one in each of the rows that follow.
     """
 
     place: int
@@ -29,7 +29,7 @@ class SampledRow:
     draft_ids: collections.abc.Sequence[int] = ()
 
     def take(self, token: Sampled, sequence: Sequence, result: ChunkResult) -> "SampledRow | None":
-        """Append what was sampled here, or note the error. Returns the next row if the token is the one guessed."""
+        """Append what was sampled here, or note the error. Returns the next row if the token is the guessed one."""
         if token.error is not None:
             result.error = token.error
             return None
@@ -47,7 +47,7 @@ def first_rows(
     sequences: collections.abc.Sequence[Sequence],
     results: collections.abc.Sequence[ChunkResult],
 ) -> list[SampledRow]:
-    """The row of each chunk after which its first token is sampled; none of chunks that do not sample or have failed."""
+    """The row of each chunk after which its first token is sampled; chunks that do not sample or have failed have none."""
     rows, end = [], 0
     for place, (chunk, sequence, result) in enumerate(zip(chunks, sequences, results, strict=True)):
         end += wanted(chunk, sequence)

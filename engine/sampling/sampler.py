@@ -42,9 +42,13 @@ class Sampled:
 class CpuSampler:
     """Samples one token per row, on the CPU or wherever the logits are.
 
-    It keeps, per request, only what spares recounting (`forget` drops it).
+    For each request it keeps only what saves counting its tokens again (`forget` drops it).
 
     Deterministic: the same logits, settings, seed and length of the sequence give the same token, in any batch.
+
+    Args:
+        vocab_size: of the model.
+        edits: of the logits; those that a device's kernel makes come last, as there.
     """
 
     def __init__(self, vocab_size: int, edits: Iterable[Edit]) -> None:
@@ -55,8 +59,10 @@ class CpuSampler:
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         """The next token of each sequence, in their order; `logits` [rows, vocabulary] fp32 may be modified.
 
-        A row that cannot be sampled (logits not finite, every token masked) brings an `error` for itself alone.
-        Raises ValueError if the shape or the type of `logits` is another.
+        A row that cannot be sampled (logits not finite, every token masked) has an `error`; the others are not affected.
+
+        Raises:
+            ValueError: `logits` have another shape or type.
         """
         self._check(logits, len(sequences))
         if not sequences:
@@ -80,7 +86,8 @@ class CpuSampler:
     def prompt_logprobs(self, logits: Tensor, target_ids: list[int], top: int) -> list[TokenLogprobs]:
         """For row i of `logits` [rows, vocabulary] fp32: `target_ids[i]`, which follows, and the `top` likeliest.
 
-        Raises ValueError if the shape is another, or if a row is not finite: then the request has to fail.
+        Raises:
+            ValueError: `logits` have another shape or type, or a row is not finite: then the request has to fail.
         """
         self._check(logits, len(target_ids))
         if not target_ids:
@@ -91,7 +98,7 @@ class CpuSampler:
         return logprobs.describe(logits, target_ids, top)
 
     def forget(self, request_id: str) -> None:
-        """Drop what is kept for a request. Unknown ids are fine; a request that goes on is counted anew."""
+        """Drop what is kept for a request. Unknown ids are ignored; if the request goes on, its tokens are counted anew."""
         for edit in self._edits:
             edit.forget(request_id)
 
@@ -134,14 +141,14 @@ def _blocks(drawn: list[int], sequences: list[Sequence]) -> Iterator[list[int]]:
 
 
 def _pick(tensor: Tensor, rows: list[int]) -> Tensor:
-    """`tensor[rows]` for ascending, distinct rows; a view, not a copy, where they follow each other."""
+    """`tensor[rows]` for ascending, distinct rows; a view, not a copy, if they are consecutive."""
     if rows[-1] - rows[0] + 1 == len(rows):
         return tensor[rows[0] : rows[-1] + 1]
     return tensor[torch.tensor(rows, device=tensor.device)]
 
 
 def _draw(logits: Tensor, peak: Tensor, sequences: list[Sequence]) -> Tensor:
-    """Token id drawn for each row of a block, int64 [rows]; `logits` [rows, vocabulary] are left as they are."""
+    """The token id drawn for each row of a block, int64 [rows]; `logits` [rows, vocabulary] are left as they are."""
     numbers = [draw.uniform(sequence.sampling.seed, len(sequence.tokens)) for sequence in sequences]
     uniforms = torch.tensor(numbers, dtype=torch.float64).to(logits.device)
     limits = Limits.of([sequence.sampling for sequence in sequences], logits.shape[1], logits.device)

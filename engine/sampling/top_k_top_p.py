@@ -6,9 +6,9 @@ left, renormalized (Holtzman et al. 2020, section 3.1: the fewest likeliest toke
 one). Equal logits are ranked by token id, lower first, so that exactly k tokens stay and the choice depends on
 nothing else.
 
-In that ranking each of the three keeps a prefix, so a row needs only the top of its ranking: take the largest n
-logits, see whether the prefix surely ends inside, else take more. The full sort is the last rung, reached where a nucleus
-spans a third of the vocabulary (high temperatures).
+In that ranking each of the three keeps a prefix, so a row needs only the top of its ranking: take the largest n logits,
+check that the prefix ends inside them for certain, otherwise take more. The full sort is the last rung, reached where a
+nucleus spans a third of the vocabulary (high temperatures).
 """
 
 from dataclasses import dataclass
@@ -75,9 +75,9 @@ def scaled(logits: Tensor, peak: Tensor, temperature: Tensor) -> Tensor:
 
 
 def rungs(vocab_size: int, first: int = FIRST_RUNG) -> list[int]:
-    """How many of the likeliest tokens to look at, try after try; the last is all of them."""
+    """How many of the likeliest tokens to look at in each try; the last is all of them."""
     sizes = []
-    while first * 2 <= vocab_size:  # a rung nearer to the end than that would hardly be cheaper than the whole
+    while first * 2 <= vocab_size:  # a rung of more than half the vocabulary would hardly be cheaper than all of it
         sizes.append(first)
         first *= RUNG_FACTOR
     return [*sizes, vocab_size]
@@ -118,7 +118,7 @@ def candidates(
 class _Ranking(NamedTuple):
     """The largest logits of each row, largest first: values fp32 and ids int64 [rows, n].
 
-    The first `known` [rows] of them are certain; where the last value has equals, others of these may be outside.
+    The first `known` [rows] of them are certain; where others equal the last value, some of those may be outside.
     """
 
     values: Tensor
@@ -137,7 +137,7 @@ class _Ranking(NamedTuple):
         return cls(values, ids, known)
 
     def best_ids(self, kept: Tensor) -> Tensor:
-        """Ids whose first `kept[row]` in each row are the best: equal logits at that border go by ascending id."""
+        """Ids reordered so that the first `kept[row]` of each row are the best: equal logits at that border go by ascending id."""
         border = torch.stack([kept - 1, kept.clamp(max=self.values.shape[1] - 1)], dim=1)
         inside, outside = self.values.gather(1, border).unbind(1)
         if not bool(((inside == outside) & (kept < self.values.shape[1])).any()):
@@ -148,7 +148,7 @@ class _Ranking(NamedTuple):
 
 
 def _totals(logits: Tensor, peak: Tensor, limits: Limits) -> Tensor:
-    """Mass of the whole row, fp64 [rows], where top_p alone is on; elsewhere NaN, for the mass of less is asked."""
+    """Mass of the whole row, fp64 [rows], where only top_p is on; elsewhere NaN: top_p is then of the mass that is left."""
     alone = (limits.top_k == logits.shape[1]) & limits.log_min_p.isneginf()
     totals = torch.full_like(peak, float("nan"), dtype=torch.float64)
     rows = alone.nonzero().squeeze(1)

@@ -1,6 +1,6 @@
-"""Rank commands: what the first rank tells the other ranks to do along with it, and the sockets for it.
+"""Rank commands: what the first rank has the other ranks do along with it, and the sockets for them.
 
-Ranks compute every step together: the same calls in the same order. Only the first rank sees what decides on a call (the
+Ranks compute every step together: the same calls in the same order. Only the first rank sees what a call depends on (the
 scheduler's plans, the time that recording a graph has cost), so it says what it is about to do.
 
 What belongs here: those messages, in order. Never: tensors, which go between the ranks' devices.
@@ -91,7 +91,7 @@ class RankCommandReceiver:
         """Wait for the next command.
 
         Raises:
-            ProtocolError: what came is no rank command.
+            ProtocolError: what came is not a rank command.
         """
         return _CODEC.decode(self._socket.recv_multipart())
 

@@ -1,12 +1,12 @@
 """The rank group as the first rank sees it: it starts the others, sends them commands, and does not outlive them.
 
 One process a GPU. The first is the engine; it starts the rest (`engine.rank`), which meet it through a file in a private folder.
-Ranks that have lost one of them can only wait for it, on the device, where nothing ends the wait: so when one ends, all end, and
+When a rank is lost, the others can only wait for it, on the device, where nothing ends the wait: so when one ends, all end, and
 the server starts a new engine.
 
-The folder is the first rank's. It is removed once, by whoever knows that the group is over: the first rank after the others have
-ended, or when one of them is lost; another rank only when the first is gone or this rank itself has failed. It is moved aside
-before anything in it is (`remove_folder`), so a rank that is still on its way in finds no folder: it never meets in a new file.
+The folder is the first rank's. It is removed once, by whichever rank knows that the group has ended: the first, after the others
+have ended or when one of them is lost; another rank only when the first is gone or it has itself failed. The folder is moved aside
+before its contents are deleted (`remove_folder`), so a rank that is still joining finds no folder, and never meets in a new file.
 """
 
 import logging
@@ -57,11 +57,11 @@ class RankGroup:
         if code == EXIT_MODEL:  # this rank is about to fail on the same model, and can tell the server why
             time.sleep(_REASON_SECONDS)
         if not self._stopping:
-            log.critical("rank %d ended with exit code %d: so does this engine", rank, code)
+            log.critical("rank %d ended with exit code %d: this engine ends too", rank, code)
             exit_at_once(EXIT_LOST, self.folder)  # the main thread may be waiting for that rank, for ever
 
     def send(self, command: RankCommand) -> None:
-        """Have all other ranks do this after what they were sent before."""
+        """Queue a command for all other ranks; does not wait."""
         self._commands.send(command)
 
     def close(self) -> None:

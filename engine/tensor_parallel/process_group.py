@@ -1,4 +1,4 @@
-"""The processes that compute one model together, seen from one of them. One process is a group, too.
+"""The processes that compute one model together, seen from one of them. A single process is a group, too.
 
 What belongs here: how tensors are exchanged. Never: which part of a tensor a rank has (`engine.tensor_parallel.shards`).
 """
@@ -27,12 +27,12 @@ class ProcessGroup(Protocol):
 
     @property
     def rank(self) -> int:
-        """Which this one is, from 0."""
+        """The number of this process, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """How many processes there are."""
         ...
 
     def sum(self, x: Tensor) -> Tensor:
@@ -40,11 +40,11 @@ class ProcessGroup(Protocol):
         ...
 
     def gather(self, x: Tensor) -> Tensor:
-        """[n, columns] of each rank side by side: [n, size * columns], on each."""
+        """Every rank's [n, columns] side by side: [n, size * columns], on each rank."""
         ...
 
     def least(self, number: int) -> int:
-        """The least of all ranks' numbers, on each; waits for them all."""
+        """The least of all ranks' numbers, on each rank; waits for them all."""
         ...
 
 
@@ -74,11 +74,11 @@ class TorchProcessGroup:
     Args:
         rank: of this process.
         size: of the group.
-        rendezvous: where they meet: `tcp://host:port` of rank 0, or `file:///path` that does not exist yet.
-        device: where it computes: decides the backend.
+        rendezvous: where they meet: `tcp://host:port` of rank 0, or `file:///path` of a file that does not exist yet.
+        device: where this rank computes; decides the backend.
         timeout: longest wait for the others, when joining and (gloo) in each call, in seconds.
         ordered: add in the order of the ranks. Without it, with more than two ranks, the order depends on where in the batch a row
-            lies, and so does its last bit. Costs size / 2 times the bytes, which at decode sizes is not what takes time.
+            lies, and so does its last bit. Costs size / 2 times the bytes, which is not what takes time at decode sizes.
 
     Raises:
         ConnectionError: the others did not come.
@@ -114,7 +114,7 @@ class TorchProcessGroup:
             raise ConnectionError(f"rank {rank} of {size} waited {timeout:g} s at {rendezvous}: {error}") from error
 
     def sum(self, x: Tensor) -> Tensor:
-        """By all-reduce, or by adding what all gathered."""
+        """By all-reduce, or by gathering all parts and adding them in the order of the ranks."""
         if self._gathers:
             parts = self._all(x)
             total = parts[0]
@@ -125,15 +125,15 @@ class TorchProcessGroup:
         return x
 
     def gather(self, x: Tensor) -> Tensor:
-        """By all-gather, which lays ranks one after the other: a transposed copy puts them side by side."""
+        """By all-gather, which lays the ranks one after the other; a transposed copy puts them side by side."""
         return self._all(x.contiguous()).transpose(0, 1).flatten(1)
 
     def least(self, number: int) -> int:
-        """Through the device: a collective call, too."""
+        """By a gather on the device."""
         return int(self._all(torch.tensor([number], device=self._device)).min())
 
     def close(self) -> None:
-        """Leave. The others' next call fails."""
+        """Leave the group. The others' next call fails."""
         dist.destroy_process_group()
 
     def _all(self, x: Tensor) -> Tensor:

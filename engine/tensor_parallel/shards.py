@@ -2,15 +2,15 @@
 
 Column, then row, as in Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053, section 3): each rank has some heads, with the rows of
 q, k and v that make them and the columns of o that read them, and a part of the MLP's inner width, with its rows of gate and up
-and its columns of down. What o and down give is then a part of a sum, added over the ranks: twice a layer. Embedding and head
-are split by vocabulary: one sum at the start, one gather of logits at the end. Norms and the residual are everywhere.
+and its columns of down. What o and down give is then part of a sum, added up over the ranks: twice a layer. Embedding and head
+are split by vocabulary: one sum at the start, one gather of logits at the end. Every rank has all norms and the residual.
 
-A rank of two layers' model, size 2:
+One rank of two:
 
     embedding[vocab / 2] -sum-> hidden -> qkv[rows / 2] -> its heads, its KV -> o[columns / 2] -sum-> + hidden
         -> gate_up[rows / 2] -> down[columns / 2] -sum-> + hidden -> ... -> head[vocab / 2] -gather-> logits
 
-KV heads are split where every rank gets one or more, else each is kept by as many ranks as need it.
+KV heads are split where every rank gets one or more; otherwise each is kept by as many ranks as need it.
 
 Which part of which tensor a rank has follows from the axes that the model's family gives it (`engine.models.family`), however
 it is stored. No torch: memory is planned with it.
@@ -29,8 +29,8 @@ class Shard:
 
     Attributes:
         config: of the whole model.
-        axes: the entries of each axis, as ranges of the whole one. Of the vocabulary every rank has as many, so the last one's may
-            lie past the end.
+        axes: the entries of each axis, as ranges of the whole one. All ranks have equally long ranges of the vocabulary, so the
+            last rank's may run past its end.
         first: whether this is the rank that adds what may be added only once: the biases of o and down.
     """
 
@@ -61,14 +61,14 @@ class Shard:
         return tuple(self.axes[axis] for axis in axes)
 
     def holds(self, tensor: NamedTensor) -> bool:
-        """Whether this rank has a part of it: of all that the model has but biases that are another rank's to add."""
+        """Whether this rank has a part of a tensor: of all that the model has, except biases that the first rank adds."""
         summed = tensor.part == "bias" and tensor.spec.axes[1].split
         return tensor.present(self.config) and (self.first or not summed)
 
 
 def split_config(config: ModelConfig, size: int) -> ModelConfig:
-    """The model as one of `size` ranks sees it: its heads, its KV heads, its part of the inner width. The KV cache of a rank, its
-    plans and its attention need no other description. `vocab_size` stays the whole model's.
+    """The model as one of `size` ranks sees it: its heads, its KV heads, its part of the inner width. A rank's KV cache, memory
+    plan and attention need no other description. `vocab_size` stays the whole model's.
 
     Raises:
         ValueError: the heads or the inner width cannot be split evenly; the sentence says which sizes can.
@@ -85,7 +85,7 @@ def split_config(config: ModelConfig, size: int) -> ModelConfig:
 
 
 def _obstacle(config: ModelConfig, size: int) -> str | None:
-    """Why `size` ranks cannot share the model."""
+    """Why the model cannot be split over `size` ranks; None if it can."""
     if size < 1 or config.heads % size:
         return f"{config.heads} attention heads cannot be split over {size} ranks evenly"
     if config.kv_heads % size and size % config.kv_heads:

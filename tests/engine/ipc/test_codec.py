@@ -55,8 +55,8 @@ def test_a_message_is_its_name_and_a_msgpack_map():
         ([], "two frames, not 0"),
         ([b"Shutdown"], "two frames, not 1"),
         ([b"Shutdown", b"\x80", b""], "two frames, not 3"),
-        ([b"StepOutputs", b"\x80"], "b'StepOutputs' is no message of this wire"),
-        ([b"\xff" * 1000, b""], r"\\xff' is no message"),
+        ([b"StepOutputs", b"\x80"], "b'StepOutputs' is not a message of this wire"),
+        ([b"\xff" * 1000, b""], r"\\xff' is not a message"),
         ([b"Shutdown", b""], "the body of Shutdown does not fit"),
         ([b"Shutdown", b"\x81\xa6reason\x01"], r"Expected `str`, got `int`"),
         ([b"AbortRequests", b"\x80"], "missing required field `request_ids`"),
@@ -83,7 +83,7 @@ def test_only_the_wires_own_messages_are_encoded():
         pass
 
     for codec, message in ((COMMAND_CODEC, Other()), (EVENT_CODEC, Shutdown())):
-        with pytest.raises(ProtocolError, match=f"{type(message).__name__} is no message"):
+        with pytest.raises(ProtocolError, match=f"{type(message).__name__} is not a message"):
             codec.encode(message)
 
 
