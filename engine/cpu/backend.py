@@ -1,4 +1,4 @@
-"""The CPU as a backend. The plan needs no torch, so that it is told before torch is imported."""
+"""The CPU as a backend. The plan needs no torch, so that it is reported before torch is imported."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ class CpuBackend:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """As `plan` has chosen it."""
+        """The arithmetic, which `plan` chose."""
         assert self._arithmetic is not None, "plan first"
         return self._arithmetic
 
@@ -107,7 +107,7 @@ class CpuBackend:
         )
 
     def warm_up(self) -> None:
-        """Nothing: the first token has warmed all there is."""
+        """Nothing: the first token has warmed up all there is."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing: the backend holds nothing."""

@@ -1,4 +1,4 @@
-"""What one forward pass computes: the chunks of a step laid end to end, and everything about them all layers share."""
+"""What one forward pass computes: the chunks of a step laid end to end, and all that the layers share about them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,17 @@ from kernels.cpu.ops.paged_attention import Tile, plan_tiles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceInput:
-    """One sequence's chunk: ids of tokens `[start, start + len(token_ids))`, at least one.
+    """One sequence's chunk. KV of the positions before it is there already.
 
-    `block_table[i]` is the block of positions `[i * block_size, (i + 1) * block_size)`, up to the chunk's last token. KV of
-    the positions before `start` is there already. `wanted` says of how many of its last tokens the result is wanted: one to
-    sample, all to score a prompt, none in the middle of one; None means all. `newest`: the last id is taken from that row of
-    the device's table of newest tokens, because the host may not know it yet; None: it is as `token_ids` has it.
-    `adapter` is the index of the LoRA adapter, 0: none.
+    Attributes:
+        token_ids: ids of tokens `[start, start + len(token_ids))`, at least one.
+        start: position of the first.
+        block_table: block i holds positions `[i * block_size, (i + 1) * block_size)`, up to the chunk's last token.
+        wanted: how many of the last tokens have a result that is wanted: one to sample, all to score a prompt, none in the middle
+            of one; None: all.
+        newest: the last id is taken from this entry of the device's table of newest tokens, since the host may not know it yet;
+            None: it is in `token_ids`.
+        adapter: index of the LoRA adapter; 0: none.
     """
 
     token_ids: list[int]
@@ -31,13 +35,13 @@ class SequenceInput:
 
     @property
     def results(self) -> int:
-        """Rows of the result: `wanted`, resolved."""
+        """How many rows of the result are this chunk's."""
         return len(self.token_ids) if self.wanted is None else self.wanted
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A step's rows. Built once a step; layers only read it.
+    """A step's rows. Built once per step; layers only read it.
 
     Attributes:
         token_ids: int64 [rows].
@@ -92,12 +96,12 @@ class Batch:
 
 
 def adapter_rows(names: Iterable[str]) -> dict[str, int]:
-    """The index of each LoRA adapter by its name, as `SequenceInput.adapter` has it; of no adapter: 0."""
+    """The index of each LoRA adapter by its name, for `SequenceInput.adapter`; the empty name, no adapter, has 0."""
     return {name: index for index, name in enumerate(["", *names])}
 
 
 def adapters_of(sequences: Sequence[SequenceInput]) -> list[int]:
-    """The index of each row's adapter; nothing where no row has one."""
+    """The index of each row's adapter; empty if no row has one."""
     if not any(item.adapter for item in sequences):
         return []
     return [item.adapter for item in sequences for _ in item.token_ids]

@@ -41,10 +41,10 @@ class Decoder:
     Args:
         config: of the whole model. `self.config` describes this rank's part: the pool must be made for that.
         weights: this rank's shard.
-        group: who computes the model; None: this process alone.
+        group: the processes that compute the model; None: this one alone.
 
     Raises:
-        ValueError: the model cannot be split over that many ranks (`split_config`).
+        ValueError: the model cannot be split over the group's ranks (`split_config`).
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, group: ProcessGroup | None = None) -> None:
@@ -90,7 +90,7 @@ class Decoder:
         return self._group.sum(found.masked_fill_(outside[:, None], 0.0))
 
     def _place(self, qkv: Tensor, qk_norm: Tensor | None, turns: tuple[Tensor, Tensor]) -> None:
-        """Norm and turn queries and keys, in place, in one call each."""
+        """Norm and rotate queries and keys in place, both in one call."""
         config = self.config
         heads = qkv.view(len(qkv), -1, config.head_dim)[:, : config.heads + config.kv_heads]
         if qk_norm is not None:

@@ -31,18 +31,18 @@ class Arithmetic:
 
     @property
     def name(self) -> str:
-        """Of device and arithmetic, for people."""
+        """Device and arithmetic in words."""
         return f"cpu, {self.precision}"
 
     @property
     def kv_format(self) -> str:
-        """What keys and values are, in numbers and order: blocks of different formats are not interchangeable. The variants of
-        the library round differently, so each is a format of its own."""
+        """How keys and values are stored: blocks of different formats are not interchangeable. The library's variants round
+        differently, so each is a format of its own."""
         return f"bf16 {self.library.name}" if self.library else "fp32"
 
     @property
     def kv_element_bytes(self) -> int:
-        """Of one number of a key or value."""
+        """Bytes of one number of a key or value."""
         return 2 if self.library else 4
 
     def weights_bytes(self, settings: Settings, source: ModelSource, config: ModelConfig) -> int:
@@ -55,7 +55,7 @@ class Arithmetic:
 
 
 def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
-    """What `--cpu-precision` asks for, where the machine and the model can do it; else fp32 by torch, and why."""
+    """What `--cpu-precision` asks for, if machine and model allow it; otherwise fp32 by torch, and why."""
     if settings.cpu_precision == "exact":
         return Arithmetic("exact", "fp32 by torch, as --cpu-precision exact asks")
     obstacle = _obstacle(settings, config)
@@ -68,7 +68,7 @@ def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
 
 
 def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
-    """What the C++ kernels do not compute, or cannot divide evenly."""
+    """What keeps the C++ kernels from computing this model, in words; None: nothing."""
     activation = family_of(config).activation
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -92,8 +92,8 @@ def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
 
 
 def packed_bytes(source: ModelSource, config: ModelConfig, load_format: str) -> int:
-    """Memory of the weights as `engine.cpu.packed_weights` holds them, in bytes: 4-bit groups of a file as they are (20 bytes
-    for 32 weights), all other matrices in 8 bits (34 bytes), norms and biases in fp32."""
+    """Memory of the weights as `engine.cpu.packed_weights` holds them, in bytes: a file's 4-bit groups (20 bytes for 32 weights),
+    all other matrices in 8 bits (34 bytes for 32 weights), norms and biases in fp32."""
     kinds = stored_kinds(source, config, load_format)
     total = 0
     for name, shape in expected_shapes(config).items():

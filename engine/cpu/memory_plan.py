@@ -12,8 +12,8 @@ from engine.device import SCORED_ROWS, StepLimits, step_limits
 from scheduler.types.messages import MemoryPlan
 
 GIB = 2**30
-MAX_REQUESTS = 64  # a pool for more requests of the longest context than this is not taken unasked
-MIN_TOKENS = 16  # a pool that holds fewer serves nobody
+MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this
+MIN_TOKENS = 16  # a pool that holds fewer is of no use
 RUNTIME_BYTES = 400 * 2**20  # torch's libraries and the HTTP process, measured with the default model
 USUAL_STEP = StepLimits(tokens=128, sequences=64)  # a CPU takes seconds for the thousands of tokens that suit a GPU
 _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
@@ -57,7 +57,7 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, ar
 
 
 def activation_bytes(settings: Settings, config: ModelConfig) -> int:
-    """The most that one step holds beside weights and pool, in bytes: a layer's rows, and logits to sample or to score."""
+    """The most that one step holds besides weights and pool, in bytes: a layer's rows, and logits to sample or to score."""
     heads = config.heads + 2 * config.kv_heads
     row = 4 * config.hidden_size + 3 * heads * config.head_dim + 3 * config.intermediate_size
     limits = step_limits(settings, USUAL_STEP)
@@ -67,11 +67,11 @@ def activation_bytes(settings: Settings, config: ModelConfig) -> int:
 
 def available_bytes() -> int:
     """Memory a process can still take without swapping, in bytes; in a container, what its control group leaves."""
-    return min([psutil.virtual_memory().available, *_cgroup_rooms(_CGROUPS, _MEMBERSHIP)])
+    return min([psutil.virtual_memory().available, *_free_in_cgroups(_CGROUPS, _MEMBERSHIP)])
 
 
 def longest_sequence(settings: Settings, config: ModelConfig) -> int:
-    """Tokens a sequence may have.
+    """How many tokens a sequence may have.
 
     Raises:
         ModelError: more are asked for than the model is made for.
@@ -117,28 +117,28 @@ def asked_blocks(blocks: int, fitting: int, least: int, block_bytes: int) -> int
 
 
 def covering(tokens: int, block_size: int) -> int:
-    """How many blocks hold that many tokens."""
+    """How many blocks hold `tokens` tokens."""
     return -(-tokens // block_size)
 
 
-def _cgroup_rooms(root: Path, membership: Path) -> list[int]:
-    """What each control group (version 2) above this process leaves, in bytes. Empty where nothing limits."""
+def _free_in_cgroups(root: Path, membership: Path) -> list[int]:
+    """What each control group (version 2) above this process leaves, in bytes. Empty if none has a limit."""
     try:
         lines = membership.read_text(encoding="ascii").splitlines()
     except OSError:
         return []
     paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
     folder = root / paths[0] if paths else root
-    rooms = []
+    found = []
     while folder == root or root in folder.parents:
-        room = _cgroup_room(folder)
-        rooms += [] if room is None else [room]
+        free = _free_in_cgroup(folder)
+        found += [] if free is None else [free]
         folder = folder.parent
-    return rooms
+    return found
 
 
-def _cgroup_room(folder: Path) -> int | None:
-    """Limit less use, not counting file pages that are dropped on demand."""
+def _free_in_cgroup(folder: Path) -> int | None:
+    """Limit minus use, in bytes, not counting file pages that are dropped on demand; None: no limit."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))
@@ -151,5 +151,5 @@ def _cgroup_room(folder: Path) -> int | None:
 
 
 def gib(size: int) -> str:
-    """Bytes for people."""
+    """A number of bytes, for people to read."""
     return f"{size / GIB:.2f} GiB"

@@ -1,4 +1,4 @@
-"""A loaded model over its KV pool: the two kinds of CPU arithmetic behind one interface."""
+"""A loaded model over its KV pool: both kinds of CPU arithmetic behind one interface."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,11 +18,11 @@ from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOp
 
 
 class Pool(Protocol):
-    """Where KV lies: `storage` is [blocks, ...] in any type, contiguous, so that a block is one range."""
+    """Where KV lies."""
 
     @property
     def storage(self) -> Tensor:
-        """All blocks."""
+        """All blocks: [blocks, ...] in any type, contiguous, so that a block is one range."""
         ...
 
 
@@ -30,7 +30,7 @@ class Model(Protocol):
     """What a worker needs of a model.
 
     Contract: one call at a time; what a method returns is valid until its next call. `forward` writes keys and values of the
-    rows it computes into the blocks their sequences name, and reads those of earlier positions there.
+    rows it computes into the blocks that their sequences name, and reads those of earlier positions there.
     """
 
     @property
@@ -39,11 +39,11 @@ class Model(Protocol):
         ...
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """Compute the chunks: fp32 [results, hidden] after the final norm, those that are wanted laid end to end."""
+        """Compute the chunks. Returns fp32 [results, hidden] after the final norm: the wanted rows, laid end to end."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: fp32 [n, hidden], contiguous, to fp32 [n, vocab]."""
+        """Scores of all tokens: from fp32 [n, hidden], contiguous, to fp32 [n, vocab]."""
         ...
 
 
@@ -55,7 +55,7 @@ class ExactModel:
         self._decoder = decoder
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """All rows are computed to the end; those that are wanted are picked out."""
+        """Compute all rows to the end, and pick out the wanted ones."""
         hidden = self._decoder.forward(Batch.build(inputs, self.pool), self.pool)
         rows: list[int] = []
         end = 0
@@ -65,7 +65,7 @@ class ExactModel:
         return hidden if len(rows) == end else hidden[rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """A product in fp32."""
+        """The product with the head, in fp32."""
         return self._decoder.logits(hidden)
 
 
@@ -80,7 +80,10 @@ class FastModel:
         pool: its KV cache.
         arithmetic: names the library.
         context: longest sequence, in tokens.
-        threads: that compute.
+        threads: how many compute.
+
+    Raises:
+        ValueError: `arithmetic` has no library.
     """
 
     def __init__(
@@ -113,11 +116,11 @@ class FastModel:
         self._decoder = NativeDecoder(NativeOps(arithmetic.library, threads), model)
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """The last layer computes the rows that are wanted only."""
+        """Compute the chunks; the last layer computes only the wanted rows."""
         token_ids = [token for item in inputs for token in item.token_ids]
         chunks = [NativeChunk(len(item.token_ids), item.start, item.block_table, item.results) for item in inputs]
         return self._decoder.forward(token_ids, chunks, self.pool.storage)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """A product of int8 by the head's groups."""
+        """The product with the head's groups, in int8."""
         return self._decoder.logits(hidden)

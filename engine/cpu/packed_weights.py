@@ -1,4 +1,4 @@
-"""The weights of the int8 kernels: 4- and 8-bit groups as the file has them, all else rounded to 8 bits."""
+"""The weights of the int8 kernels: 4- and 8-bit groups as in the file, all other matrices rounded to 8 bits."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from kernels.cpu.packing import PackedMatrix, pack_float, pack_gguf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """A whole model. `head` is `embedding` itself where the model ties them. Holds nothing of the file."""
+    """A whole model. `head` is `embedding` itself if the model ties them. Keeps no part of the file open."""
 
     embedding: PackedMatrix
     layers: list[NativeLayer]
@@ -23,7 +23,7 @@ class PackedWeights:
 
 
 def assemble_packed(reader: TensorReader, config: ModelConfig) -> PackedWeights:
-    """Read all weights. One matrix at a time is in memory twice."""
+    """Read all weights; only one matrix at a time is in memory twice."""
     family = family_of(config)
     embedding = _matrix(reader, family.tensor("embedding").hf)
     return PackedWeights(

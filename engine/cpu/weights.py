@@ -42,24 +42,29 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A model, or one rank's shard of it, in fp32. `head` is `embedding` itself where the model ties them."""
+    """A model, or one rank's shard of it, in fp32. `head` is `embedding` itself if the model ties them."""
 
-    embedding: Tensor  # [vocab / ranks, hidden], rounded up and filled with zeros
+    embedding: Tensor  # [vocab / ranks, hidden], rounded up and padded with zeros
     layers: list[LayerWeights]
     final_norm: Tensor  # [hidden]
     head: Tensor  # [vocab / ranks, hidden], likewise
-    rope_factors: Tensor | None = None  # [dim / 2], see `engine.models.rope`
+    rope_factors: Tensor | None = None  # fp32 [dim / 2], for `engine.models.rope.Rope`
 
 
 def load_weights(
     source: ModelSource, config: ModelConfig, load_format: str, *, rank: int = 0, size: int = 1
 ) -> Weights:
-    """Load rank `rank`'s shard of a model that `size` ranks compute; raises as `engine.loading.load` and `Shard.of`."""
+    """Load rank `rank`'s shard of a model that `size` ranks compute.
+
+    Raises:
+        ModelError: the files do not fit the description or the format.
+        ValueError: the model cannot be split over `size` ranks.
+    """
     return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size)))
 
 
 def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard) -> Weights:
-    """Read a shard, layers side by side on all of torch's threads."""
+    """Read a shard; the layers are read in parallel, on as many threads as torch has."""
     family = family_of(config)
     reading = _ShardReader(reader, config, family, shard)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -85,7 +90,7 @@ class _ShardReader:
     shard: Shard
 
     def layer(self, index: int) -> LayerWeights:
-        """All of one layer."""
+        """The weights of one layer."""
         return LayerWeights(
             input_norm=self.part(self.family.tensor("input_norm", index)),
             qkv=self._stacked(_QKV, index),
@@ -101,12 +106,12 @@ class _ShardReader:
         )
 
     def part(self, tensor: NamedTensor) -> Tensor:
-        """This rank's part of a tensor: where it lies if that is all of it, else a copy that holds nothing of the rest."""
+        """This rank's part of a tensor: in place if that is all of it, otherwise a copy that does not hold on to the rest."""
         whole, ranges = read(self.reader, tensor.hf), self.shard.ranges(tensor)
         if tuple(map(len, ranges)) == tuple(whole.shape):
             return whole
         mine = whole[tuple(slice(part.start, part.stop) for part in ranges)]
-        out = whole.new_zeros([len(part) for part in ranges])  # a vocabulary that does not divide is filled up
+        out = whole.new_zeros([len(part) for part in ranges])  # a vocabulary that does not divide evenly is padded
         out[tuple(map(slice, mine.shape))] = mine
         return out
 

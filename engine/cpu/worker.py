@@ -20,7 +20,7 @@ from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepRes
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A step that was computed while it was handed over."""
+    """A step that was computed when it was submitted."""
 
     brought: StepResult
 
@@ -35,7 +35,7 @@ class CpuWorker:
     Args:
         model: with its pool.
         sampler: draws the tokens.
-        adapters: names of the model's LoRA adapters; rows name them by their place, from 1.
+        adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
     """
 
     depth = 1  # the CPU that would plan ahead is the device itself
@@ -92,7 +92,7 @@ class CpuWorker:
     def _sample(
         self, hidden: torch.Tensor, chunks: list[Chunk], sequences: list[Sequence], results: list[ChunkResult]
     ) -> None:
-        """Sample after the rows of each chunk that asks for it; the head is computed for those rows only."""
+        """Sample after the rows of the chunks that ask for it; the head is computed for those rows only."""
         rows = first_rows(chunks, sequences, results)
         while rows:
             picked = hidden if len(rows) == len(hidden) else hidden[[row.row for row in rows]]

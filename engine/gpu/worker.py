@@ -93,7 +93,7 @@ class GpuWorker:
         device_sampler: draws most rows.
         host_sampler: draws what the device's cannot, and scores prompts.
         graphs: runs decode steps.
-        adapters: names of the model's LoRA adapters; rows name them by their place, from 1.
+        adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
         send: of the first of several ranks: tells the others what it is about to do, so that they do it, too.
     """
 

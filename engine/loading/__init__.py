@@ -1,4 +1,4 @@
-"""Readers of weights, one for each format of files."""
+"""Readers of weights, one for each file format."""
 
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ def load(source: ModelSource, config: ModelConfig, load_format: str, assemble: "
 
     Args:
         source: the files.
-        config: their description (`read_config`).
+        config: their description (`engine.models.registry.read_config`).
         load_format: `auto`, `safetensors`, `gguf`, or `dummy` (no weights are read).
+        assemble: makes the weights from a reader of tensors.
 
     Raises:
         ModelError: the files do not fit the description or the format.

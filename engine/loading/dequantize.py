@@ -1,7 +1,7 @@
 """GGUF storage types to fp32.
 
-F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are done by torch straight into their place, bit for bit what `gguf.quants` computes
-(a test compares them); the K types go through `gguf.quants` itself.
+Torch does F32, F16, BF16, Q8_0, Q4_0 and Q4_1 straight into their place, bit for bit what `gguf.quants` computes (a test
+compares them); the K types go through `gguf.quants` itself.
 """
 
 import torch
@@ -23,7 +23,7 @@ _AT_ONCE = 8192  # blocks: 1 MB of results, so that intermediates stay in cache
 
 
 def dequantize_into(stored: Tensor, kind: GGMLQuantizationType, out: Tensor) -> None:
-    """Fill `out` (fp32, contiguous) with the values of `stored` (uint8 [bytes], contiguous), kept as `kind`."""
+    """Fill `out` (fp32, contiguous) with the values of `stored` (uint8 [bytes], contiguous), which is of type `kind`."""
     if kind in _PLAIN:
         out.view(-1).copy_(stored.view(_PLAIN[kind]))
     elif kind in _K_TYPES:
@@ -37,7 +37,7 @@ def dequantize_into(stored: Tensor, kind: GGMLQuantizationType, out: Tensor) -> 
 def _blocks_of_32(blocks: Tensor, kind: GGMLQuantizationType, out: Tensor) -> None:
     """`blocks` is uint8 [n, bytes]: fp16 scale (and, for Q4_1, fp16 minimum), then the quants. `out` is fp32 [n, 32].
 
-    Of the 4-bit types, byte i holds value i in its low and value i + 16 in its high half.
+    In the 4-bit types, byte i holds value i in its low half and value i + 16 in its high half.
     """
     scale = _half(blocks[:, :2])
     if kind == GGMLQuantizationType.Q8_0:

@@ -11,16 +11,16 @@ from engine.models.family import Shape
 from engine.models.layout import expected_shapes, norm_names
 from kernels.cpu.packing import Kind
 
-_SPREAD = 0.02  # of transformers' own initialization: activations neither vanish nor overflow
+_SPREAD = 0.02  # as in transformers' own initialization: activations neither vanish nor overflow
 
 
 def load_dummy(config: ModelConfig, assemble: Assemble[Loaded_co]) -> Loaded_co:
-    """What `assemble` makes of weights drawn from a normal distribution, the same ones for the same description."""
+    """What `assemble` makes of weights drawn from a normal distribution; the same description gives the same ones."""
     return assemble(_Random(config), config)
 
 
 class _Random:
-    """A `TensorReader` whose tensors depend on their names only, not on the order of reading."""
+    """A `TensorReader` whose tensors depend only on their names, not on the order of reading."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.shapes: Mapping[str, Shape] = expected_shapes(config)

@@ -3,9 +3,9 @@
 Measured on the default model (134.5 M weights, Q4_1 and Q8_0, 2 cores): `gguf`'s own dequantization takes 0.65 s, the torch
 forms in `engine.loading.dequantize` 0.3 s (the floor, writing 538 MB of fresh pages, is 0.15 s).
 
-llama.cpp reorders the rows of q and k of some architectures so that the two halves of a rotary pair lie side by side
-(`Family.gguf_pairs_adjacent`); the decoder uses the half-split order, so they are put back. Weights of norms need nothing: its
-converter adds what a family's checkpoints leave out of them.
+llama.cpp reorders the rows of q and k of some architectures so that the two halves of a rotary pair are side by side
+(`Family.gguf_pairs_adjacent`); the decoder uses the half-split order, so they are put back. Weights of norms need no change:
+llama.cpp's converter adds what a family's checkpoints leave out of them.
 """
 
 import mmap
@@ -51,7 +51,7 @@ class _Gguf:
 
     def __init__(self, header: GgufHeader, config: ModelConfig) -> None:
         with header.path.open("rb") as file:
-            # A private, writable mapping: torch refuses to be quiet about read-only memory. Nothing writes to it.
+            # A private, writable mapping, since torch warns about read-only memory. Nothing writes to it.
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._path = header.path
         self._config = config
@@ -102,7 +102,11 @@ class _Gguf:
         return torch.frombuffer(self._data, dtype=torch.uint8, count=self._stored_bytes(info), offset=info.offset)
 
     def _stored_bytes(self, info: TensorInfo) -> int:
-        """Size in the file, in bytes; refuses what cannot be read."""
+        """Size in the file, in bytes.
+
+        Raises:
+            ModelError: the type is not implemented, or the file is cut off.
+        """
         names = {kind.value: kind.name for kind in GGMLQuantizationType}
         if info.ggml_type not in SUPPORTED:
             kind = names.get(info.ggml_type, f"type {info.ggml_type}")
@@ -122,7 +126,7 @@ class _Gguf:
 
 
 def _interleaved(config: ModelConfig) -> dict[str, int]:
-    """Tensors whose rows llama.cpp has reordered, and how many heads they have."""
+    """The tensors whose rows llama.cpp has reordered, with their numbers of heads."""
     family = family_of(config)
     if not family.gguf_pairs_adjacent:
         return {}

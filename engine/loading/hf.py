@@ -1,7 +1,7 @@
 """Weights of a Hugging Face folder: safetensors, one file or shards, memory-mapped.
 
-fp32 matrices that the decoder uses as they are stay in the mapping, so that the page cache is their only copy; fused or
-half-precision ones are converted into fresh memory while the source pages can be dropped at any time.
+fp32 matrices that the decoder uses as they are stay in the mapping, so that the page cache holds their only copy; fused or
+half-precision ones are converted into fresh memory, and their source pages can be dropped at any time.
 """
 
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ class _Safetensors:
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"cannot read {path}: {error}; download it again.") from error
-            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 if name.endswith(_DERIVED):
                     continue
                 part = file.get_slice(name)
@@ -89,7 +89,7 @@ class _Safetensors:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Files that hold tensors; the index, where there is one, says which."""
+    """The files that hold tensors; if there is an index, it says which."""
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():

@@ -1,4 +1,4 @@
-"""What a file of weights is to whoever makes a model of it: tensors by their names, read one by one."""
+"""How a file of weights looks to the code that makes a model of it: tensors by their names, read one by one."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +17,17 @@ class TensorReader(Protocol):
 
     Contract: `shapes` is known before any data is read. `read_into` and `whole` may be called from several threads. What
     `whole` returns is never written to and stays valid for ever.
+
+    Attributes:
+        shapes: of all tensors.
+        rope_factors: fp32 [dim / 2], for `engine.models.rope.Rope`; None: the file has none.
     """
 
     shapes: Mapping[str, Shape]
-    rope_factors: Tensor | None  # see `engine.models.rope`
+    rope_factors: Tensor | None
 
     def stored(self, name: str) -> tuple[Kind, Tensor] | None:
-        """The matrix as groups of 32 columns, uint8 [rows, bytes], and how they are stored; None if it is stored otherwise."""
+        """How a matrix's groups of 32 columns are stored, and the groups, uint8 [rows, bytes]; None: it has no such groups."""
         ...
 
     def read_into(self, name: str, out: Tensor) -> None:
@@ -31,7 +35,7 @@ class TensorReader(Protocol):
         ...
 
     def whole(self, name: str) -> Tensor | None:
-        """The tensor where it lies, if it is fp32 already, else None."""
+        """The tensor in place if it is fp32 already, otherwise None."""
         ...
 
 
@@ -39,15 +43,15 @@ Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 
 class Assemble(Protocol[Loaded_co]):
-    """Makes a model's weights, in the form one kind of arithmetic wants, of its tensors."""
+    """Makes a model's weights from its tensors, in the form that one kind of arithmetic wants."""
 
     def __call__(self, reader: TensorReader, config: ModelConfig) -> Loaded_co:
-        """Read every tensor the model has."""
+        """Read every tensor of the model."""
         ...
 
 
 def read(reader: TensorReader, name: str) -> Tensor:
-    """One tensor in fp32: where it lies, or else a copy."""
+    """One tensor in fp32: in place if possible, otherwise a copy."""
     whole = reader.whole(name)
     if whole is not None:
         return whole
@@ -58,7 +62,7 @@ def read(reader: TensorReader, name: str) -> Tensor:
 
 @contextmanager
 def in_fp32(out: Tensor) -> Iterator[Tensor]:
-    """`out` itself where it is fp32 on this machine's memory, else a buffer that is copied to it at the end."""
+    """`out` itself if it is fp32 in this machine's memory, otherwise a buffer that is copied to it at the end."""
     if out.dtype == torch.float32 and out.device.type == "cpu":
         yield out
         return

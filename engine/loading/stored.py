@@ -12,7 +12,7 @@ _KINDS: dict[int, GroupKind] = {2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}  # by ggml's nu
 
 
 def stored_kinds(source: ModelSource, config: ModelConfig, load_format: str) -> dict[str, GroupKind]:
-    """Matrices that are stored in groups the kernels can read, by their Hugging Face names, and how.
+    """How matrices are stored, by their Hugging Face names: those in groups that the kernels can read.
 
     Args:
         source: the model's files.

@@ -13,7 +13,7 @@ from configs.model.config import ModelConfig
 from configs.model.hf import HfRules
 
 Shape = tuple[int, ...]
-# Of the gate; gelu is by the error function, gelu_tanh its approximation by tanh.
+# Of an MLP's gate; gelu uses the error function, gelu_tanh approximates it by tanh.
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Flag = Literal["qkv_bias", "o_bias", "mlp_bias", "qk_norm", "own_head"]  # of `ModelConfig`
 Part = Literal["weight", "bias"]
@@ -31,7 +31,7 @@ class Axis(Enum):
     VOCABULARY = "vocabulary"
 
     def size(self, config: ModelConfig) -> int:
-        """Entries in the whole model."""
+        """How many entries the whole model has along this axis."""
         sizes = {
             Axis.HIDDEN: config.hidden_size,
             Axis.HEAD_DIM: config.head_dim,
@@ -44,7 +44,7 @@ class Axis(Enum):
 
     @property
     def split(self) -> bool:
-        """Whether ranks have a part of it each."""
+        """Whether each rank has only a part of it."""
         return self not in (Axis.HIDDEN, Axis.HEAD_DIM)
 
 
@@ -55,10 +55,10 @@ class TensorSpec:
     Attributes:
         role: what the decoders call it.
         hf: its name in a Hugging Face checkpoint, without the layer's prefix and without `.weight`.
-        gguf: its name in a GGUF file, likewise.
+        gguf: its name in a GGUF file, without the same.
         axes: of its dimensions.
-        bias: the flag that says whether it has a bias; None: never.
-        only: the flag that says whether it is there at all; None: always.
+        bias: the flag that says whether it has a bias; None: it never has.
+        only: the flag that says whether it is there at all; None: it always is.
     """
 
     role: str
@@ -69,7 +69,7 @@ class TensorSpec:
     only: Flag | None = None
 
     def shape(self, config: ModelConfig) -> Shape:
-        """Of the whole tensor."""
+        """Shape of the whole tensor."""
         return tuple(axis.size(config) for axis in self.axes)
 
     def present(self, config: ModelConfig, part: Part = "weight") -> bool:
@@ -107,7 +107,7 @@ def renamed(specs: tuple[TensorSpec, ...], names: Mapping[str, str]) -> tuple[Te
     """`specs` with other Hugging Face names for some roles.
 
     Raises:
-        KeyError: a role that is not among them.
+        KeyError: none of them has that role.
     """
     if unknown := names.keys() - {spec.role for spec in specs}:
         raise KeyError(f"no such roles: {', '.join(sorted(unknown))}")
@@ -122,9 +122,9 @@ class Family:
         name: what `ModelConfig.architecture` says.
         hf: how its transformers class reads a `config.json`.
         gguf: its name in GGUF files; None: llama.cpp has none for it.
-        gguf_pairs_adjacent: whether llama.cpp reorders the rows of q and k so that the halves of a rotary pair lie side by side.
+        gguf_pairs_adjacent: whether llama.cpp reorders the rows of q and k so that the halves of a rotary pair are side by side.
         activation: of the MLP's gate.
-        norm_offset: what Hugging Face checkpoints leave out of the weights of all norms (1 where they are stored as w - 1).
+        norm_offset: what to add to the weights of all norms in Hugging Face checkpoints (1 if they are stored as w - 1).
         ends: tensors outside the layers.
         layer: tensors of each layer.
         hf_layer: prefix of a layer's names in Hugging Face checkpoints.
@@ -143,7 +143,7 @@ class Family:
     gguf_layer: str = "blk.{}."
 
     def tensors(self, config: ModelConfig) -> "Iterator[NamedTensor]":
-        """All tensors that a model of this description has. A tied head is none of its own."""
+        """All tensors that a model of this description has. A tied head is not a tensor of its own."""
         places: list[tuple[TensorSpec, int | None]] = [(spec, None) for spec in self.ends]
         places += [(spec, index) for index in range(config.layers) for spec in self.layer]
         for spec, layer in places:
@@ -152,7 +152,7 @@ class Family:
                     yield NamedTensor(self, spec, layer, part)
 
     def tensor(self, role: str, layer: int | None = None, part: Part = "weight") -> "NamedTensor":
-        """The tensor of a role: of a layer, or of the model's ends."""
+        """The tensor with this role: of a layer, or outside the layers if `layer` is None."""
         specs = self.ends if layer is None else self.layer
         return NamedTensor(self, next(spec for spec in specs if spec.role == role), layer, part)
 
@@ -168,7 +168,7 @@ class NamedTensor:
 
     @property
     def hf(self) -> str:
-        """Its name in a Hugging Face checkpoint, by which it goes in the engine whatever file it comes from."""
+        """Its name in a Hugging Face checkpoint, which the engine uses whatever file it comes from."""
         prefix = "" if self.layer is None else self.family.hf_layer.format(self.layer)
         return f"{prefix}{self.spec.hf}.{self.part}"
 
@@ -179,7 +179,7 @@ class NamedTensor:
         return f"{prefix}{self.spec.gguf}.{self.part}"
 
     def shape(self, config: ModelConfig) -> Shape:
-        """Of the whole tensor."""
+        """Shape of the whole tensor."""
         shape = self.spec.shape(config)
         return shape if self.part == "weight" else shape[:1]
 

@@ -10,12 +10,12 @@ from engine.models.registry import family_of
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """All tensors the model must have. A tied head is not one of its own."""
+    """All tensors that the model must have. A tied head is not one of them."""
     return {tensor.hf: tensor.shape(config) for tensor in family_of(config).tensors(config)}
 
 
 def gguf_names(config: ModelConfig) -> dict[str, str]:
-    """GGUF names of those tensors to their Hugging Face names; a head is among them even if the model ties it."""
+    """Hugging Face names of those tensors by their GGUF names; the head is among them even if the model ties it."""
     family = family_of(config)
     names = {tensor.gguf: tensor.hf for tensor in family.tensors(config)}
     head = family.tensor("head")
@@ -23,17 +23,17 @@ def gguf_names(config: ModelConfig) -> dict[str, str]:
 
 
 def norm_names(config: ModelConfig) -> frozenset[str]:
-    """The weights of norms among them."""
+    """Names of those tensors that are weights of norms."""
     return frozenset(tensor.hf for tensor in family_of(config).tensors(config) if tensor.spec.is_norm)
 
 
 def weights_bytes(config: ModelConfig) -> int:
-    """Memory of the weights in fp32, in bytes, a tied head counted once."""
+    """Memory of the weights in fp32, in bytes; a tied head counts once."""
     return 4 * sum(prod(shape) for shape in expected_shapes(config).values())
 
 
 def check_shapes(where: str, found: Mapping[str, Shape], config: ModelConfig) -> None:
-    """Compare what a file holds with what its description promises.
+    """Compare the tensors in a file with its description.
 
     Raises:
         ModelError: tensors are missing, unexpected or of another shape; names the first few.

@@ -1,4 +1,4 @@
-"""Which model families there are, and a model's description by the rules of its own. No torch, no tensor data."""
+"""Which model families there are, and a model's description by the rules of its family. No torch, no tensor data."""
 
 import pkgutil
 from importlib import import_module
@@ -24,7 +24,7 @@ def family_of(config: ModelConfig) -> Family:
     """The family of a model.
 
     Raises:
-        ModelError: there is none of that name.
+        ModelError: there is none with that name.
     """
     known = known_families()
     if config.architecture not in known:
@@ -45,7 +45,7 @@ def read_config(source: ModelSource) -> ModelConfig:
 
 
 def read_hf_config(raw: dict[str, object], generation: dict[str, object]) -> ModelConfig:
-    """Of a Hugging Face folder; raises as `read_config`."""
+    """The description in the JSON files of a Hugging Face folder; raises what `read_config` does."""
     name, known = Fields(raw, "config.json").text("model_type", "unnamed"), known_families()
     if name not in known:
         raise _unknown("config.json", name, known)
@@ -53,7 +53,7 @@ def read_hf_config(raw: dict[str, object], generation: dict[str, object]) -> Mod
 
 
 def read_gguf_config(header: GgufHeader) -> ModelConfig:
-    """Of a GGUF file; raises as `read_config`."""
+    """The description in the header of a GGUF file; raises what `read_config` does."""
     file = header.path.name
     name = Fields(header.metadata, file).text("general.architecture", "unnamed")
     known = {family.gguf: family for family in known_families().values() if family.gguf is not None}

@@ -14,6 +14,10 @@ class Rope:
     Args:
         config: gives base, head size and scaling.
         factors: fp32 [head_dim / 2], divisors of the frequencies from a GGUF file (Llama 3.1 and later), or None.
+
+    Attributes:
+        frequencies: fp32 [head_dim / 2], radians per position, after scaling.
+        magnitude: factor on cosines and sines; 1 except with YaRN.
     """
 
     def __init__(self, config: ModelConfig, factors: Tensor | None = None) -> None:
@@ -48,7 +52,7 @@ def _scaled(frequencies: Tensor, theta: float, scaling: RopeScaling | None) -> T
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Keep wavelengths that fit often into the original context, divide those that do not, blend between."""
+    """Keep frequencies whose wavelengths fit often into the original context, divide those that do not, blend in between."""
     turns = scaling.original_max_position * frequencies / (2 * math.pi)  # full turns within the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -56,7 +60,7 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, theta: float, scaling: YarnScaling) -> Tensor:
-    """NTK by parts (arXiv 2309.00071, section 3.2): fast dimensions are kept, slow ones interpolated, a ramp between."""
+    """NTK by parts (arXiv 2309.00071, section 3.2): fast dimensions are kept, slow ones interpolated, with a ramp in between."""
     dim = 2 * len(frequencies)
 
     def dimension(turns: float) -> float:

@@ -1,1 +1,1 @@
-"""One module a family, each with its description as `FAMILY`. A module put here is a family: nothing else lists them."""
+"""One module per family, with its description as `FAMILY`. A module put here is found: nothing else lists them."""

@@ -1,4 +1,4 @@
-"""Qwen3 (Yang et al. 2025, arXiv 2505.09388), its dense models: queries and keys are normed head by head."""
+"""Qwen3 (Yang et al. 2025, arXiv 2505.09388), dense models: queries and keys are normed head by head."""
 
 from configs.model.hf import HfRules, window_by_layer
 from engine.models.family import Family
