@@ -1,4 +1,4 @@
-"""The name of a model's KV: of content alone, and of all that changes the numbers."""
+"""The name of a model's KV: it depends on content alone, and on all that changes the numbers."""
 
 import json
 import os

@@ -33,7 +33,7 @@ CONFIG = SchedulerConfig(context=CONTEXT, eos_token_ids=frozenset({7}), fingerpr
 
 
 class GatedWorker(SimWorker):
-    """Computes a step when it is let; raises instead for a step with the request named `doomed`, or `lost`.
+    """Computes a step when it is allowed to; raises instead for a step with the request named `doomed`, or `lost`.
 
     With a depth of 2 that happens when the result is asked for, and for `refused` when the step is handed over.
     """
@@ -167,13 +167,13 @@ def test_a_failed_step_ends_its_own_requests_only(engine):
 
 
 def test_the_worker_forgets_whoever_has_ended(engine):
-    """Also where the last one's end is seen while a step runs that counts on its going on."""
+    """Also if the last one's end is seen while a step runs that was planned with it."""
     client, worker, _ = engine
     for i in range(5):
         first = want([1 + i] * 9)[0]
         client.add(f"r{i}", [1 + i] * 9, stop_token_ids=(first,))
         client.until_ended(f"r{i}")
-    for _ in range(1000):  # what it is told comes after what the client is told
+    for _ in range(1000):  # the worker hears of it after the client does
         if not worker.tokens:
             break
         time.sleep(0.01)
@@ -205,7 +205,7 @@ def test_a_step_that_is_refused_fails_and_the_one_before_it_does_not(engine):
 
 
 def test_blocks_move_between_tiers_beside_steps(tmp_path, depth):
-    """The worker computes as late as it may, and notices who changes a block that it reads, or reads what it has not written."""
+    """The worker computes as late as it is allowed to, and notices blocks that are changed or unwritten when it reads."""
     client, worker = Client(tmp_path), GatedWorker(depth)
     worker.kv = np.full((BLOCKS, BLOCK), -1, np.int64)
     memory = torch.from_numpy(worker.kv).view(torch.uint8)

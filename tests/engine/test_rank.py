@@ -1,4 +1,4 @@
-"""One of several ranks as a process: how it ends, and that whoever waits for it learns why."""
+"""One of several ranks as a process: how it ends, and that whatever waits for it learns why."""
 
 import time
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def rank(model, tmp_path):
-    """Start rank 1; (process, the ranks' folder, the file with what it logs)."""
+    """Start rank 1; returns (process, the ranks' folder, the file that it logs to)."""
     folder = private_folder("headrace-ranks-")
     said = tmp_path / "said"
     # A shell that becomes the rank: `spawn` leaves stderr as it is.

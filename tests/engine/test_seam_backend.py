@@ -37,7 +37,7 @@ class CountingPending:
 
 
 class CountingWorker:
-    """Every token is the position it stands at, modulo 50; two steps may be open."""
+    """Every token is its own position, modulo 50; two steps may be open."""
 
     depth = 2
 
@@ -95,7 +95,7 @@ class ToyBackend:
 
 
 class Wire:
-    """The engine's channel, in this process: it has one request, and says stop when that has ended."""
+    """The engine's channel, in this process: it gives one request, and stops the engine when that has ended."""
 
     def __init__(self, request):
         self.waiting = [request]
@@ -186,7 +186,7 @@ def test_a_worker_that_gives_no_token_is_refused_and_its_backend_closed(source):
 
 
 def test_the_cpus_plan_needs_no_torch(source):
-    """A start tells its plan a second sooner than torch can be imported."""
+    """A start reports its plan a second before torch could be imported."""
     code = f"""
 import sys
 from contextlib import nullcontext

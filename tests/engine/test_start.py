@@ -13,11 +13,11 @@ from engine.start import Starter
 from scheduler.types.messages import Failed
 from tests.tiny_models import TINY
 
-BEYOND_ADDRESSES = 2**49  # bytes; no allocator can promise this much, however generous the system
+BEYOND_ADDRESSES = 2**49  # bytes; no allocator can give this much, however generous the system
 
 
 class Recorder:
-    """The engine's end of the wire, kept."""
+    """Stands in for the engine's channel: keeps what is sent."""
 
     def __init__(self):
         self.events = []
@@ -34,7 +34,7 @@ class Recorder:
 
 @pytest.fixture
 def failure(tmp_path, monkeypatch):
-    """How the start of a dummy model fails that is made with `changes` and served with settings."""
+    """How the start of a dummy model, made with `changes` and served with settings, fails."""
 
     def start(changes, **settings):
         monkeypatch.setattr(memory_plan, "available_bytes", lambda: 2**62)

@@ -106,7 +106,7 @@ class Lanes:
         self.blocks = blocks
 
     def tick(self):
-        """One step of every engine that has work. Returns the lengths of its chunks."""
+        """Run one step of every engine that has work. Returns the lengths of its chunks."""
         steps = [(engine, engine.next_step()) for engine in self.engines]
         merged = Step(step_id=steps[0][1].step_id, chunks=[])
         for lane, (engine, step) in enumerate(steps):

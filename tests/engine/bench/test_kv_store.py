@@ -1,4 +1,4 @@
-"""The benchmark's books. What it measures is time, and no test asserts that."""
+"""The benchmark's bookkeeping. What it measures is time, and no test asserts on that."""
 
 import random
 from itertools import pairwise
@@ -53,7 +53,7 @@ def test_a_codec_that_loses_something_is_found():
 
 
 def test_text_is_written_token_by_token_and_read_again(tiny_model):
-    """The same keys and values, whether a token at a time or all at once, and no block without any."""
+    """The same keys and values come of one token at a time as of all at once, and no block stays empty."""
     source = resolve_model(str(tiny_model("llama")[1]))
     config = read_config(source)
     decoder, text = Decoder(config, load_weights(source, config, "auto")), OwnText(config, 64)

@@ -1,4 +1,4 @@
-"""The step benchmark on a tiny model, interpreted: its floors are the bytes a step reads."""
+"""The step benchmark on a tiny model, interpreted: its floors are the bytes that a step reads."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_steps_are_timed_against_the_bytes_they_read():
 
 
 def test_the_graphs_step_is_the_one_without(monkeypatch):
-    """Over keys and values that are no zeros: what is timed gives the same logits either way."""
+    """Over keys and values that are not zeros: what is timed gives the same logits either way."""
     found = []
     bench = StepBench(TINY, Timer(torch.device("cpu"), rounds=1), torch.float32, 256, bandwidth=1.0, sequences=3)
     logits = bench._model.logits

@@ -38,7 +38,7 @@ def scattered_table(blocks, seed=0):
 
 
 def run_chunks(decoder, pool, ids, table, chunk):
-    """Logits of every position, computed `chunk` tokens a step."""
+    """Logits of every position, computed `chunk` tokens per step."""
     rows = []
     for start in range(0, len(ids), chunk):
         part = SequenceInput(token_ids=ids[start : start + chunk], start=start, block_table=table)
@@ -58,7 +58,7 @@ def test_logits_equal_transformers_for_every_chunk_size(tiny_model, name, chunk)
 
 
 def test_the_tiny_models_tell_tokens_apart(tiny_model):
-    """Logits of random weights must not be so flat that any answer would pass."""
+    """The logits of random weights must not be so flat that any answer would pass."""
     for name in TINY:
         model, _ = tiny_model(name)
         logits = expected(model, prompt(model.config.vocab_size))

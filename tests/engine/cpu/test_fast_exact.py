@@ -1,5 +1,5 @@
-"""`--cpu-precision fast` is exact about one thing: its own answer. Greedy output is the same, token by token, alone, in any batch,
-for any chunk size, warm or cold, after any preemption. (How close it is to fp32: `tests/engine/cpu/test_fast_model.py`.)"""
+"""`--cpu-precision fast` is exact in one respect: its answers are reproducible. Greedy output is the same, token by token, alone,
+in any batch, for any chunk size, warm or cold, after any preemption. (How close it is to fp32: `test_fast_model.py`.)"""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_staggered_arrival(build, prompts, alone):
 
 @pytest.mark.parametrize("chunk", [1, 7, 512])
 def test_chunks(build, prompts, alone, chunk):
-    some = prompts[:16] if chunk == 1 else prompts  # without the long ones: a row at a time takes a while
+    some = prompts[:16] if chunk == 1 else prompts  # without the long ones: one row at a time takes a while
     assert generate(build(max_step_tokens=chunk), some) == alone[: len(some)]
 
 

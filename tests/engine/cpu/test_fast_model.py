@@ -1,4 +1,4 @@
-"""`--cpu-precision fast`: close to transformers for every architecture, and the same bits however work is cut."""
+"""`--cpu-precision fast`: close to transformers for every architecture, and the same bits however the work is cut."""
 
 import random
 from dataclasses import replace
@@ -78,7 +78,7 @@ def rounding_linear(rows, weight, bias=None):
 
 @pytest.mark.parametrize("name", TINY)
 def test_logits_are_those_of_the_torch_decoder_with_the_same_roundings(tiny_model, monkeypatch, name):
-    """What is left is bf16 in the cache, which random weights amplify to 1-5 %."""
+    """What remains is the rounding of the bf16 cache, which random weights amplify to 1-5 %."""
     source = resolve_model(str(tiny_model(name)[1]))
     config, model = fast(source)
     ids = prompt(config.vocab_size)
@@ -124,7 +124,7 @@ def test_an_activation_that_the_kernels_lack_is_computed_exactly(tiny_model, mon
     ],
 )
 def test_each_switch_shows_in_the_logits(tiny_model, name, switch):
-    """So that the bound above would catch one that is left out."""
+    """So that the bound above would catch a missing one."""
     source = resolve_model(str(tiny_model(name)[1]))
 
     def without(reader, config):
@@ -140,7 +140,7 @@ def test_each_switch_shows_in_the_logits(tiny_model, name, switch):
 
 @pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3"])
 def test_wanted_rows_are_those_rows_of_the_whole(tiny_model, name):
-    """The last layer computes them alone; keys and values it writes for all."""
+    """The last layer computes only them, but writes keys and values for all rows."""
     _, folder = tiny_model(name)
     config, model = fast(resolve_model(str(folder)))
     lengths, wanted = [40, 23, 1, 30], [1, 0, 1, 5]
@@ -192,7 +192,7 @@ def test_a_row_is_the_same_bits_in_any_company(tiny_model, name):
 
 
 def test_the_embedded_model_agrees_with_exact(smollm2_source, smollm2_decoder, smollm2_tokenizer):
-    """Here a short text; `python -m engine.quality` measures a long one."""
+    """A short text here; `python -m loadtest.quality` measures a long one."""
     from engine.cpu.kv_pool import KvPool
     from engine.cpu.model import ExactModel
 

@@ -1,4 +1,4 @@
-"""The memory behind the pool."""
+"""The memory behind the KV pools."""
 
 from pathlib import Path
 

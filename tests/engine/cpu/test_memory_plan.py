@@ -26,7 +26,7 @@ def config(smollm2_source):
 
 @pytest.fixture
 def plan(monkeypatch, smollm2_source, config):
-    """The plan for settings on a machine with so many GiB available."""
+    """The plan for settings on a machine with `gib` GiB available."""
 
     def make(gib, *, model=config, **settings):
         monkeypatch.setattr(memory_plan, "available_bytes", lambda: int(gib * GIB))
@@ -126,7 +126,7 @@ def test_activations_grow_with_the_step(config):
 
 
 def test_activations_cover_a_prompt_that_is_scored(config):
-    """Where few requests run, the rows of logits of a scored prompt are more than those that are sampled."""
+    """With few running requests, a scored prompt has more rows of logits than sampling has."""
 
     def logits_rows(running):
         settings = Settings(max_running=running)
@@ -150,7 +150,7 @@ def group(folder: Path, limit: str, used: int, file_pages: int = 0) -> None:
 
 
 def test_control_groups_limit_what_is_available(tmp_path):
-    """The process's own group and every one above it count; file pages are not in the way."""
+    """The process's own group counts and every one above it; file pages that can be dropped do not."""
     membership = tmp_path / "cgroup"
     membership.write_text("0::/outer/inner\n")
     root = tmp_path / "fs"

@@ -31,7 +31,7 @@ ASKED = {
 
 
 class Logged(Engine):
-    """Keeps the log-probabilities, too."""
+    """Keeps log-probabilities, too."""
 
     def __init__(self, **config):
         super().__init__(**config)
@@ -44,7 +44,7 @@ class Logged(Engine):
 
 
 class Oracle:
-    """Proposes what an earlier run brought, with a mistake at every third place."""
+    """Proposes what an earlier run produced, with a mistake in every third place."""
 
     def __init__(self, tokens):
         self.tokens = tokens

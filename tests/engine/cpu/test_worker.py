@@ -84,7 +84,7 @@ def test_greedy_output_of_tiny_models_equals_transformers(tiny_model, name):
 
 @pytest.mark.parametrize("ending", ["eos", "abort"])
 def test_a_next_turn_after_a_full_block_equals_transformers(tiny_model, ending):
-    """The first turn ends with the token that fills its last block, whose KV nothing needs any more, until turn two."""
+    """The first turn ends with the token that fills its last block, whose KV nothing needs until turn two."""
     model, folder = tiny_model("llama")
     engine, _ = build(folder)
     start = prompt(19)
@@ -154,7 +154,7 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(tiny_model, scored):
 
 
 def test_a_prefix_is_computed_anew_after_its_logits_were_not_finite(tiny_model):
-    """A fault that passes must not live on in the prefix cache."""
+    """A passing fault must not live on in the prefix cache."""
     _, folder = tiny_model("llama")
     engine, decoder = build(folder)
     ids = prompt(3 * BLOCK + 1)

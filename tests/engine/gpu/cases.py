@@ -1,4 +1,4 @@
-"""Models on the GPU's path, interpreted on CPU tensors, and sequences for them."""
+"""Models on the GPU's path, interpreted on CPU tensors, and inputs for them."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Which builds of which kernels steps ask for: `python launches.py [compile]`, on CPU tensors, with no GPU and nothing interpreted.
+"""Which builds of which kernels steps ask for: `python launches.py [compile]`, on CPU tensors, no GPU, nothing interpreted.
 
 Triton's own launcher sorts the arguments; only what would come after it, compiling and running, is left out (with `compile`, only
 running). Prints the builds of warm-up steps, then those that other steps would still add.
@@ -36,7 +36,7 @@ CONFIG = ModelConfig(
 
 
 class Driver:
-    """Of a GPU that is not here."""
+    """The properties of a GPU that is not here."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -49,7 +49,7 @@ class Driver:
 
 
 def prepare(compiles: bool) -> list[str]:
-    """Nothing is launched from here on; the list grows with each build that is asked for."""
+    """From here on nothing is launched; the list grows with each build that is asked for."""
     asked: list[str] = []
     driver.set_active(Driver())
     run, build = JITFunction.run, JITFunction._do_compile
@@ -71,7 +71,7 @@ def prepare(compiles: bool) -> list[str]:
 
 
 def step(model: GpuModel, counts: torch.Tensor, chunks: list[tuple[int, int]], seed: int) -> None:
-    """One step of (rows, keys) sequences and everything that is sampled after it."""
+    """One step of sequences given as (rows, keys), with everything that is sampled after it."""
     rng = random.Random(seed)
     inputs = [
         SequenceInput(

@@ -1,4 +1,4 @@
-"""One rank of a GPU model split over processes: `python gpu_rank.py RANK SIZE RENDEZVOUS OUT FOLDER..`, kernels interpreted.
+"""One rank of a GPU model split over processes: `python rank_process.py RANK SIZE RENDEZVOUS OUT FOLDER..`, kernels interpreted.
 
 For each model: logits of a prompt in two chunks over scattered blocks, then greedy tokens of two sequences decoded together.
 """
@@ -21,7 +21,7 @@ TOKENS = 6
 
 
 def results(path: str, form: str, ranks: ProcessGroup) -> dict[str, object]:
-    """What one rank, or one process alone, computes."""
+    """What one rank, or a process on its own, computes."""
     model = gpu_model(path, form, blocks=12, ranks=ranks)
     ids, rows = PROMPTS[0], []
     for start, stop in ((0, 12), (12, len(ids))):
@@ -39,12 +39,12 @@ def results(path: str, form: str, ranks: ProcessGroup) -> dict[str, object]:
 
 
 def alone(path: str, form: str) -> dict[str, object]:
-    """The same in one process."""
+    """The same, in one process."""
     return results(path, form, SingleProcess())
 
 
 def main() -> None:
-    """Join, compute every model, save."""
+    """Join the group, compute every model, save."""
     rank, size, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
     ranks = TorchProcessGroup(rank, size, rendezvous, CPU, timeout=60)

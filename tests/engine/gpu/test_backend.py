@@ -22,7 +22,7 @@ def source(tmp_path_factory):
 
 
 class Recorder:
-    """The engine's end of the wire, kept."""
+    """Stands in for the engine's channel: keeps what is sent."""
 
     def __init__(self):
         self.events = []
@@ -34,7 +34,7 @@ class Recorder:
         pass
 
 
-# The pool is not cleared: numpy warns of what unused slots hold, where a GPU computes it and drops it.
+# The pool is not cleared: numpy warns about what unused slots hold, where a GPU computes with it and drops the result.
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_an_engine_starts_on_it_and_generates(source):
     """The start's own path, interpreted: weights, pool, first token, every kind of step, then a request."""
@@ -49,7 +49,7 @@ def test_an_engine_starts_on_it_and_generates(source):
     assert names.index("import torch") < names.index("plan memory") < names.index("load weights")
     assert names[-1] == "compile kernels"
     scheduler, worker = loop._scheduler, loop._worker
-    run_every_kernel(worker)  # which a start leaves out where nothing is compiled
+    run_every_kernel(worker)  # which a start leaves out if nothing is compiled
     scheduler.add(AddRequest(request_id="r", prompt_ids=[3, 4], sampling=SamplingParams(max_tokens=2)), 0.0)
     ends = []
     while not scheduler.idle:

@@ -11,7 +11,7 @@ SCRIPT = Path(cases.__file__).with_name("launches.py")
 
 
 def test_builds_do_not_depend_on_the_batch():
-    """In a process of its own, that does not interpret: Triton's launcher, compiler left out."""
+    """In a process of its own that does not interpret: Triton's launcher without the compiler."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(SCRIPT.parents[3])}
     command = [sys.executable, "-W", "ignore", SCRIPT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)

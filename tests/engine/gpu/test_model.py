@@ -64,7 +64,7 @@ def test_logits_equal_transformers(tiny_model, name):
 
 @pytest.mark.parametrize("name", ["mistral-sliding"])
 def test_single_tokens_and_chunks_in_one_step(tiny_model, name):
-    """Given in any order; results come back in that order, those that are wanted only."""
+    """Given in any order; the wanted results come back in that order."""
     model, folder = tiny_model(name)
     config, ours = gpu(folder)
     lengths = [33, 18, 40]

@@ -1,4 +1,4 @@
-"""What a GPU model may be asked for beside its arithmetic: an fp8 cache, and shared prefixes read once."""
+"""What a GPU model can be asked for besides its arithmetic: an fp8 cache, and shared prefixes read once."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ LENGTHS = [33, 40, 36, 17, 35]  # the first three share two blocks, the last one
 
 
 def decoding(model, count=5):
-    """Sequences at their last token; what came before is made up, and the same in every pool."""
+    """Sequences at their last token; the KV before it is made up, the same in every pool."""
     used = sorted({block for table in TABLES[:count] for block in table})
     values = torch.randn(len(used), *model.pool.storage.shape[1:], generator=torch.Generator().manual_seed(0))
     model.pool.storage[used] = values.to(model.pool.storage.dtype)
@@ -26,7 +26,7 @@ def decoding(model, count=5):
     ]
 
 
-# Of the other, two of three layers have a window: their rows are not grouped.
+# In the other model two of three layers have a window: their rows are not grouped.
 @pytest.mark.parametrize("name", ["llama", "qwen2-sliding"])
 def test_shared_prefixes_change_no_more_than_the_order_of_sums(tiny_model, name):
     folder = tiny_model(name)[1]
@@ -39,7 +39,7 @@ def test_shared_prefixes_change_no_more_than_the_order_of_sums(tiny_model, name)
         batches.append(model.lay_out([prompt_beside, *(steps[index] for index in order)]))
     assert batches[0].cascade is None
     assert batches[1].cascade is not None
-    assert sorted(batches[1].cascade.lengths.tolist()) == [1, 4, 8, 17, 35]  # what each reads for itself
+    assert sorted(batches[1].cascade.lengths.tolist()) == [1, 4, 8, 17, 35]  # what each one reads by itself
     plain, cascade = (
         model.logits(model.compute(batch)) for model, batch in zip((apart, together), batches, strict=True)
     )
@@ -107,7 +107,7 @@ def test_groups_read_an_fp8_cache(tiny_model):
 
 
 def test_a_row_is_the_same_bit_for_bit_in_any_company(tiny_model):
-    """Products aside, which are torch's: queries go through attention alone, or beside others that share their blocks."""
+    """Apart from products, which are torch's: queries go through attention alone, or beside others that share their blocks."""
     model = gpu_model(tiny_model("llama")[1])
     steps = decoding(model)
     rows = torch.randn(len(steps), 4, 16, generator=torch.Generator().manual_seed(0))

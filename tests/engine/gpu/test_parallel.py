@@ -15,7 +15,7 @@ from tests.tiny_models import Tiny
 
 pytestmark = pytest.mark.processes
 
-# Two KV heads split, biases, norms, a tied head; and one KV head kept by both, in 8-bit groups (a rank's head is one group).
+# Two KV heads split, biases, norms, a tied head; and one KV head kept by both ranks, in 8-bit groups (a rank's head is one group).
 SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128}
 WITH_NORMS = {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True}
 MODELS = {

@@ -1,4 +1,4 @@
-"""Weights on their way to a GPU: what stays in which form, what that takes, and that the model computes with it."""
+"""Weights on their way to a GPU: which stay in which form, what that takes, and that the model computes with them."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ from tests.engine.loading.test_loading import write_gguf
 
 
 def mixed(name):
-    """As quantizers mix them: v and down in more bits, one layer's o in a type that has no kernel."""
+    """Mixed as quantizers do: v and down in more bits, one layer's o in a type without a kernel."""
     if "embed_tokens" in name or "v_proj" in name:
         return Kind.Q8_0
     if "layers.1.self_attn.o_proj" in name:
@@ -83,14 +83,14 @@ def test_fp8_products_are_near(tiny_model, name):
     logits = model.logits(model.forward([chunk(ids, 0, 12, [3])]))
     expected = exact(folder, ids)
     error = (logits - expected).norm() / expected.norm()
-    assert 1e-3 < error < 0.3  # random weights blow up what rounding to 4 bits loses; anything wrong is above 1
+    assert 1e-3 < error < 0.3  # random weights amplify what rounding to 4 bits loses; any real mistake is above 1
 
 
 @pytest.mark.parametrize("form", ["dense", "groups", "fp8"])
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory_is_known_before_anything_is_loaded(quantized, tiny_model, form, ranks, dtype):
-    """Of the first rank, to the byte."""
+    """The first rank's bytes are predicted exactly."""
     for path in (*quantized.values(), tiny_model("qwen3-biased")[1]):
         source, config = described(path)
         arithmetic = GpuArithmetic(form, dtype)

@@ -44,14 +44,14 @@ class Logged(Engine):
 
 
 class InAdvance(Logged):
-    """Gives the worker step N+1 before it asks for what N brought, so that the device never waits."""
+    """Gives the worker step N+1 before asking for the result of N, so that the device never waits."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, depth=2, **options)
 
 
 def staggered(engine):
-    """Requests that come while others run, share a prefix, have prompts longer than a step."""
+    """Requests that come while others run, that share a prefix, that have prompts longer than a step."""
     shared = prompt(17)
     for index, length in enumerate((1, 8)):
         engine.add(f"r{index}", shared + prompt(length, seed=length), max_tokens=6, ignore_eos=True)
@@ -100,7 +100,7 @@ def test_preempted_requests(folder, kind):
 
 
 def test_an_end_that_is_seen_late_costs_a_row_and_no_token(folder):
-    """With step N+1 given in advance a request that ends in N has a row too many, which nobody sees."""
+    """With step N+1 given in advance, a request that ends in N has a row too many, which nobody sees."""
     engine = Logged(*cpu_worker(folder, 20), 20)
     engine.add("probe", prompt(9), max_tokens=6, ignore_eos=True)
     engine.drain()
@@ -128,14 +128,14 @@ GREEDY_EDITS = {
 }  # fmt: skip
 
 
-WAITED_FOR = ("bad_words", "many logprobs")  # the steps before theirs, which therefore are in flight without them only
+WAITED_FOR = ("bad_words", "many logprobs")  # the steps before theirs, which therefore are in flight only without them
 
 
 @pytest.mark.parametrize(
     ("kind", "left_out"), [pytest.param(Logged, (), marks=pytest.mark.long), (InAdvance, ()), (InAdvance, WAITED_FOR)]
 )
 def test_greedy_rows_with_edits_equal_the_host_samplers(folder, kind, left_out):
-    """All in one batch: those that the device draws and those that the host draws."""
+    """All in one batch: requests that the device draws for, and those that the host draws for."""
 
     def generate(engine):
         for index, (name, sampling) in enumerate(GREEDY_EDITS.items()):
@@ -191,7 +191,7 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(folder):
     engine.add("bad", [*ids[:8], poison], max_tokens=5, ignore_eos=True)
     engine.add("masked", ids[:2], max_tokens=5, logit_bias=dict.fromkeys(range(320), float("-inf")))
     engine.add("good", ids[:3], max_tokens=3, ignore_eos=True, logit_bias={poison: -100.0})
-    with np.errstate(all="ignore"):  # numpy says so where a GPU gives the infinity meant
+    with np.errstate(all="ignore"):  # numpy warns where a GPU gives the intended infinity
         engine.drain()
     assert engine.ends["bad"].finish_reason is engine.ends["masked"].finish_reason is FinishReason.ERROR
     assert "not finite" in engine.ends["bad"].error
@@ -200,7 +200,7 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(folder):
 
 
 def test_padding_rows_write_into_nobodys_blocks(folder):
-    """Three sequences on a graph of four rows, over a pool of NaN: only their tokens' places are written, and not by others."""
+    """Three sequences on a graph of four rows, over a pool of NaN: only the places of their tokens are written."""
     engines = [Logged(*cpu_worker(folder, 30), 30), Logged(*gpu_worker(folder, 30), 30)]
     for engine in engines:
         for index in range(3):
@@ -280,7 +280,7 @@ class Broken:
     ("event", "told"), [(Broken, DeviceLost), (DeviceEvent, RuntimeError)], ids=["the device fails", "a step fails"]
 )
 def test_a_device_that_fails_is_told_from_a_step_that_does(folder, monkeypatch, event, told):
-    """Whoever launches a kernel has its own words for a device that is lost: it is asked."""
+    """Each launcher has its own words for a lost device, so the device itself is asked."""
 
     def fails(*_):
         raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")

@@ -1,4 +1,4 @@
-"""A worker for the GPU over a tiny model, on CPU tensors: Triton interprets, graphs are run over eagerly."""
+"""A GPU worker over a tiny model, on CPU tensors: Triton interprets, and what would be graphs runs eagerly."""
 
 import torch
 import transformers
@@ -26,7 +26,7 @@ ONE_LAYER = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2
 
 
 def one_layer(folder):
-    """A model as small as interpreted kernels want it."""
+    """A model small enough for interpreted kernels."""
     config = tiny_models.Tiny("Llama", ONE_LAYER).config()
     model = transformers.LlamaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 
 WAIT = 200
 
-# Other threads put files into the folder all the time, and end the process with another code when they cannot any more.
+# Other threads keep putting files into the folder, and end the process with another code when they no longer can.
 BUSY = """
 import sys, threading
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_the_parents_end_is_seen_and_what_it_writes_is_not():
 
 
 def test_a_child_ends_with_its_parent_however_that_ends():
-    """The parent kills itself; its child, which waits for that, then says so on the pipe that both have from us."""
+    """The parent kills itself; its child, which waits for that, then says so on the pipe that both got from us."""
     child = "import sys; from engine.ipc.child import parent_gone; print('up', flush=True); print(parent_gone(0), flush=True)"
     parent = (
         "import os, signal, sys; from engine.ipc.child import spawn\n"

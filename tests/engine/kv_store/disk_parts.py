@@ -16,7 +16,7 @@ from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import Rows
 from scheduler.types.block_hash import BlockKey
 
-SIZE = 2 * PAGE  # of a block, where a test does not ask for another
+SIZE = 2 * PAGE  # bytes of a block, unless a test asks for another size
 SLOT = size_of(SIZE)
 
 
@@ -29,13 +29,13 @@ def number_of(name: BlockKey) -> int:
 
 
 def content(number: int, size: int) -> np.ndarray:
-    """uint8 [size]: every third block's can be coded shorter, the others' cannot."""
+    """uint8 [size]: every third block can be encoded shorter, the others cannot."""
     bytes_ = np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8)
     return bytes_ & 3 if number % 3 == 0 else bytes_
 
 
 def rows(blocks: int, size: int, *, aligned: bool = True) -> Rows:
-    """Rows of zeros; on pages of their own if asked for and if the size allows it."""
+    """Rows of zeros; on pages of their own if that is asked for and the size allows it."""
     memory = np.zeros(blocks * size + 8192, np.uint8)
     start = -memory.ctypes.data % 4096 + (0 if aligned else 64)
     return Rows(torch.from_numpy(memory[start : start + blocks * size].reshape(blocks, size)), range(blocks))
@@ -49,7 +49,7 @@ def put(store: DiskStore, numbers: Sequence[int], size: int) -> list[int]:
 
 
 def get(store: DiskStore, numbers: Sequence[int], size: int) -> list[bool]:
-    """What came; nothing may come that is not the block's content."""
+    """Which blocks came; whatever comes must be the block's content."""
     target = rows(len(numbers), size)
     came = store.get([block_key(number) for number in numbers], target)
     for row, number in enumerate(numbers):
@@ -77,14 +77,14 @@ class Shrink:
 
 @dataclass
 class Faulty(Filesystem):
-    """Fails, or does less than it was asked for, when a queue says so: each request takes the next entry, None is no fault.
+    """Fails, or does less than it was asked to, when a queue says so: each request takes the next entry; None is no fault.
 
     Attributes:
         read_faults: an errno, or the bytes of a short read as a negative number.
         write_faults: the same.
-        refuse: errno of each call by its method's name.
+        refuse: errno of each call, by its method's name.
         delay: seconds that a request takes; half as long if it fails.
-        under_way: requests that have begun and not ended, by their offset.
+        under_way: requests that have begun and not ended yet, by offset.
     """
 
     read_faults: list[int | None] = field(default_factory=list)

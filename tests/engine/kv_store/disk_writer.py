@@ -1,7 +1,7 @@
 """Writes blocks until it is killed: the victim of `test_disk_kill.py`.
 
 Importing torch takes longer than a round, so one process forks the writers: a line on stdin starts one (folder, seed, bytes of a
-write, whether to code), its process id goes to stdout once it has written some blocks, and a second line when it is dead.
+write, whether to encode), its process id goes to stdout once it has written some blocks, and a second line when it is dead.
 """
 
 import os

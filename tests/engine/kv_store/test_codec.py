@@ -1,4 +1,4 @@
-"""The lossless codec: every block comes back as it was, and nothing else is ever taken for one."""
+"""The lossless codec: every block comes back unchanged, and nothing else is ever taken for one."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -53,7 +53,7 @@ def test_off_until_the_store_is_known():
     ("bandwidth", "on"), [(100 * MB, True), (250 * MB, True), (500 * MB, False), (5000 * MB, False)]
 )
 def test_it_pays_for_slow_stores(bandwidth, on):
-    """0.3 x 2 / bandwidth saved against 1 / 700 MB/s + 1 / 1900 MB/s spent: even at 307 MB/s, less the margin."""
+    """0.3 x 2 / bandwidth saved against 1 / 700 MB/s + 1 / 1900 MB/s spent: they are equal at 307 MB/s, less the margin."""
     assert choice_at(bandwidth).decide() is on
 
 

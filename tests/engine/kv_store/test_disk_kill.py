@@ -27,7 +27,7 @@ PIECES = (0, 4096, 20_000)  # bytes of a write; 0: a block at once
 
 @pytest.fixture
 def writers() -> Iterator[subprocess.Popen[str]]:
-    """See `disk_writer`."""
+    """Runs `disk_writer`, which forks the writers."""
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "tests.engine.kv_store.disk_writer"],
         stdin=subprocess.PIPE,

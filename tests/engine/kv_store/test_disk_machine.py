@@ -16,7 +16,7 @@ from engine.kv_store.store import StoreLost
 from tests.engine.kv_store.disk_parts import Faulty, Shrink, block_key, get, number_of, put
 
 NUMBERS = st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True)
-ROOM = 7  # raw blocks; coded ones leave room for more
+ROOM = 7  # raw blocks; encoded ones leave space for more
 FILES = 3  # slots of a file
 
 
@@ -50,7 +50,7 @@ class DiskMachine(RuleBasedStateMachine):
                 limit_bytes=ROOM * size_of(self.size),
                 codecs=[Shrink()],
                 filesystem=self.filesystem,
-                depth=1,  # which block a fault hits follows from the draw
+                depth=1,  # the draw decides which block a fault hits
             )
         finally:
             disk._SEGMENT_BYTES = segment_bytes

@@ -43,7 +43,7 @@ def put(store, *numbers):
 
 
 def get(store, *numbers):
-    """Which are there; those that are, are checked."""
+    """Which of them are there; their bytes are checked."""
     pool = pool_of([], len(numbers))
     found = store.get([block_key(number) for number in numbers], Rows(pool, range(len(numbers))))
     for number, row, there in zip(numbers, pool[: len(numbers)], found, strict=True):
@@ -113,7 +113,7 @@ def test_neighbours_are_one_copy(store):
 
 
 class AgainstDict(RuleBasedStateMachine):
-    """Random calls, against a set of what must be there, with contents lent in between."""
+    """Random calls against a set of what must be there, with contents lent meanwhile."""
 
     def __init__(self):
         super().__init__()

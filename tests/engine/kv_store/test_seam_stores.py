@@ -1,6 +1,6 @@
 """A tier is one more entry in a list: a store that only this file knows, below, between and above those of the project.
 
-What would be a machine beside this one is a dictionary here. It has nothing but the verbs of `BlockStore` and says what it can do.
+A dictionary plays the part of a machine beside this one. It has only the methods of `BlockStore` and says what it can do.
 """
 
 import threading

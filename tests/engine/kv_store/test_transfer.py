@@ -1,4 +1,4 @@
-"""What goes wrong below the device: books of the scheduler and contents of the stores agree afterwards."""
+"""What goes wrong below the device: afterwards the scheduler's books and the contents of the stores agree."""
 
 import threading
 
@@ -21,7 +21,7 @@ BLOCKS = 40
 
 
 class Refusing(BlockStore):
-    """A disk that does as it is told: keep, keep nothing, or raise."""
+    """A disk that does what the test asks: keep, keep nothing, or raise."""
 
     def __init__(self):
         self.outcome = "keeps"

@@ -189,7 +189,7 @@ def reordered(rows, heads):
 
 
 def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None):
-    """The model as llama.cpp's converter lays it out; matrices as `kind` (or what it says of a name), the rest in fp32."""
+    """The model as llama.cpp's converter lays it out; matrices as `kind` (or as it says for a name), the rest in fp32."""
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch)
@@ -277,7 +277,7 @@ def test_the_supported_types_are_those_of_the_docs():
 @pytest.mark.parametrize("kind", sorted(SUPPORTED))
 @pytest.mark.parametrize("blocks", [1, 37, 20_000])
 def test_dequantizing_is_bit_for_bit_the_gguf_packages(kind, blocks):
-    """Every type on random bytes with sane scales, in amounts below and above what is done at once."""
+    """Every type on random bytes with sane scales, in amounts below and above what is converted at once."""
     kind = Kind(kind)
     size, stored_size = gguf.GGML_QUANT_SIZES[kind]
     if size == 256:

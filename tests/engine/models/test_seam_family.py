@@ -1,6 +1,6 @@
 """A model family is one file beside the others: a test puts one there whose norms, activation and tensor names are its own.
 
-It is read, planned, loaded, computed and split as the built-in ones are, and held against a forward pass written out in torch.
+It is read, planned, loaded, computed and split as the built-in ones are, and compared with a forward pass written out in torch.
 """
 
 import json
@@ -56,7 +56,7 @@ BLOCK = 8
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """Put the family there, and a model of it; (source, description, tensors by their names in the file)."""
+    """Add the family and write a model of it; returns (source, description, tensors by their names in the file)."""
     (tmp_path / "families").mkdir()
     (tmp_path / "families" / "toy.py").write_text(TOY)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
@@ -73,7 +73,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def drawn():
-    """Random tensors; those of norms are stored less one."""
+    """Random tensors; those of norms are stored as w - 1."""
     queries, keys = HEADS * DIM, KV_HEADS * DIM
     shapes = {"words": (WORDS, HIDDEN), "last_norm": (HIDDEN,), "scores": (WORDS, HIDDEN)}
     for layer in range(LAYERS):
@@ -121,7 +121,7 @@ def reference(tensors, ids):
 
 
 def logits(decoder, chunk):
-    """Of the prompt, `chunk` tokens a step over scattered blocks."""
+    """Logits of the prompt, `chunk` tokens per step over scattered blocks."""
     pool = KvPool(decoder.config, len(TABLE), BLOCK)
     rows = []
     for start in range(0, len(PROMPT), chunk):

@@ -88,7 +88,7 @@ def next_token(row: list[float], sampling: SamplingParams, position: int) -> tup
 
 
 def logprob_and_rank(row: list[float], token: int) -> tuple[float, int]:
-    """From raw logits."""
+    """The same from raw logits."""
     peak = max(row)
     normalizer = peak + math.log(sum(math.exp(value - peak) for value in row))
     return row[token] - normalizer, 1 + sum(value > row[token] for value in row)

@@ -36,7 +36,7 @@ def sequence(tokens: list[int], prompt_length: int, name: str = "a", **asked: An
 
 
 def on_device(edit: Edit, seq: Sequence, row: torch.Tensor) -> torch.Tensor:
-    """The device's form: counts and settings for the kernel, or what is added, with no more tokens than it is promised."""
+    """The device's form: counts and settings for the kernel, or what is added, with no more tokens than the contract gives it."""
     asked = seq.sampling
     if edit.in_kernel:
         counts = torch.zeros(1, VOCAB, dtype=torch.int32)
@@ -52,7 +52,7 @@ def on_device(edit: Edit, seq: Sequence, row: torch.Tensor) -> torch.Tensor:
 
 
 def check(edit: Edit, batch: list[Sequence], logits: torch.Tensor) -> None:
-    """Rows that the edit concerns become what the oracle says, in both forms; the others stay as they were."""
+    """Rows that the edit concerns become what the oracle says, in both forms; the others do not change."""
     rows = [i for i, seq in enumerate(batch) if edit.concerns(seq.sampling)]
     after = logits.clone()
     if rows:
@@ -190,7 +190,7 @@ def test_min_tokens_ends_with_the_token_that_fulfils_it() -> None:
 
 
 def test_the_order_of_the_list_is_no_order_of_edits() -> None:
-    """Edits of the kernel come after all others, as on a device: a bias is penalized, wherever it stands in the list."""
+    """Edits of the kernel come after all others, as on a device: a bias is penalized, wherever it is in the list."""
     seq = sequence(
         [1, 1, 5], 1, logit_bias={1: 4.0, 5: -2.0}, frequency_penalty=1.0, repetition_penalty=2.0, min_tokens=9
     )

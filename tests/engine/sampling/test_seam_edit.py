@@ -14,7 +14,7 @@ BLOCKS = 30
 
 
 class OddStaysOdd(AddingEdit):
-    """After an odd token no even one, whatever the request says."""
+    """No even token after an odd one, whatever the request says."""
 
     needs_host_tokens = True
 

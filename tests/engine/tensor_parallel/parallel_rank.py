@@ -31,7 +31,7 @@ def load(folder: Path, group: ProcessGroup) -> Decoder:
 
 
 def prompt_logits(decoder: Decoder, chunk: int) -> torch.Tensor:
-    """Of every position of the first prompt, `chunk` tokens a step."""
+    """Logits of every position of the first prompt, `chunk` tokens per step."""
     pool = KvPool(decoder.config, 12, BLOCK)
     rows = []
     for start in range(0, len(PROMPTS[0]), chunk):
@@ -41,7 +41,7 @@ def prompt_logits(decoder: Decoder, chunk: int) -> torch.Tensor:
 
 
 def greedy(decoder: Decoder) -> list[list[int]]:
-    """Both prompts in one step, then a token of each a step."""
+    """Both prompts in one step, then one token of each per step."""
     pool = KvPool(decoder.config, 12, BLOCK)
     known = [list(prompt) for prompt in PROMPTS]
     done = [0, 0]
@@ -59,7 +59,7 @@ def greedy(decoder: Decoder) -> list[list[int]]:
 
 
 def exchanged(group: ProcessGroup) -> dict[str, torch.Tensor]:
-    """What the calls of a group give on their own: a sum whose order shows, among them."""
+    """What the calls of a group give on their own, among them a sum that shows its order."""
     return {
         "least": torch.tensor(group.least(7 - group.rank)),
         "sum": group.sum(torch.tensor([1e8, 1.0, -1e8, 0.5])[group.rank % 4].repeat(5)),

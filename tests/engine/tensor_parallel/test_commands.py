@@ -50,7 +50,7 @@ def test_every_rank_gets_every_command_as_it_was(tmp_path):
 
 def test_what_is_no_command_is_not_sent(tmp_path):
     sender = RankCommandSender([f"ipc://{tmp_path}/1"])
-    with pytest.raises(ProtocolError, match="Bucket is no message"):
+    with pytest.raises(ProtocolError, match="Bucket is not a message"):
         sender.send(Bucket(1, 2))
     sender.close()
 

@@ -1,4 +1,4 @@
-"""Which part of a model each rank has: together they have all of it, and nothing twice but what all need."""
+"""Which part of a model each rank has: together they have all of it, and nothing twice except what all need."""
 
 from dataclasses import replace
 
@@ -61,7 +61,7 @@ def test_ranks_cover_every_tensor_of_any_model_that_can_be_split(
 
 
 def check_cover(shape, parts):
-    """Each entry of the whole is in a part; past its end lies at most what fills the last parts up."""
+    """Each entry of the whole is in a part; past its end there is at most the padding of the last parts."""
     for dimension, size in enumerate(shape):
         found = {index for ranges in parts for index in ranges[dimension]}
         assert found >= set(range(size))
