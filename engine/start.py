@@ -183,7 +183,7 @@ class Starter:
             ),
             pool,
             tiers,
-            open_steps=max(2, worker.depth),  # where the worker takes one, the next is planned meanwhile
+            worker_depth=worker.depth,
         )
         return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)
 

@@ -50,7 +50,7 @@ class Scheduler:
         transfers: to and from the tiers below it; None: there are none.
         policy: who goes first; None: the one that `config.scheduling` names.
         drafter: proposes tokens that steps verify; None: each decode brings one token.
-        open_steps: steps that may be planned and whose results are not in.
+        worker_depth: steps that the worker takes at once. While it has one only, the next is planned: then one more is open.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Scheduler:
         policy: SchedulingPolicy | None = None,
         *,
         drafter: Drafter | None = None,
-        open_steps: int = 2,
+        worker_depth: int = 1,
     ) -> None:
         self.config = config
         self.pool = pool
         self.stats = stats = EngineStats(blocks_total=pool.blocks)
-        self._open_steps = open_steps
+        self._open_steps = worker_depth + (worker_depth == 1)
         self._policy = policy = policy or make_policy(config)
         self._cache = cache = PrefixCache(pool)
         self._transfers = transfers = transfers or TransferPlanner(pool)

@@ -53,10 +53,7 @@ KNOWN_ARROWS = {
     ("server.errors", "server.telemetry"),
 }
 KNOWN_TWICE = {"Failed", "Pool", "Variant", "_Layer"}
-KNOWN_LONG_FILES = {
-    "tests/scheduler/sim.py",
-    "tests/scheduler/test_scheduler.py",
-}
+KNOWN_LONG_FILES: set[str] = set()
 KNOWN_LONG_FUNCTIONS = {"engine/gpu/batch.py build"}
 # These import every module of a package, found by walking it.
 KNOWN_UNFOLLOWED = {"kernels.gpu.build", "engine.models.registry"}

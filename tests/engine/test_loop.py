@@ -22,7 +22,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
 from scheduler.types.sampling_params import SamplingParams
-from tests.scheduler.sim import SimWorker, expected
+from tests.scheduler.sim_worker import SimWorker, expected
 
 pytestmark = pytest.mark.processes
 

@@ -1,4 +1,5 @@
-"""Random arrivals, aborts, shared prefixes and tiny pools, with every book checked after every step."""
+"""Random arrivals, aborts, shared prefixes, adapters, drafts, tiny pools, and requests that go on on another engine: every book is
+checked after every step, and each request has the tokens that it would have alone."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -6,7 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.validation import RequestTooLong
-from tests.scheduler.sim import VOCAB, Engine
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB
+from tests.scheduler.test_seam_tokens import ToyDrafter
 
 PREFIXES = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3, 4, 9, 9, 9, 9], [5, 5, 5, 5, 5, 5, 5, 5, 5], []]
 
@@ -24,20 +27,31 @@ class SchedulerWalk(RuleBasedStateMachine):
         scheduling=st.sampled_from(["fcfs", "priority", "fair", "fair", "throughput", "throughput"]),
         lookahead=st.sampled_from([0, 2, 32]),
         depth=st.sampled_from([1, 2]),
+        drafts=st.sampled_from([0, 0, 1, 4]),
+        error=st.sampled_from([0.0, 0.3, 0.8]),
     )
-    def start(self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead, depth):
-        self.engine = Engine(
-            blocks=blocks,
-            caching=caching,
-            max_step_tokens=budget,
-            max_running=running,
-            max_preemptions=preemptions,
-            decode_watermark=watermark,
-            scheduling=scheduling,
-            prefix_lookahead=lookahead,
-            tenant_weights={"a": 2.5},
-            depth=depth,
-        )
+    def start(
+        self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead, depth, drafts, error
+    ):
+        def engine(depth, drafter):
+            return Engine(
+                blocks=blocks,
+                caching=caching,
+                max_step_tokens=budget,
+                max_running=running,
+                max_preemptions=preemptions,
+                decode_watermark=watermark,
+                scheduling=scheduling,
+                prefix_lookahead=lookahead,
+                tenant_weights={"a": 2.5},
+                adapters=frozenset({"law", "verse"}),
+                depth=depth,
+                drafter=drafter,
+            )
+
+        self.engine = engine(depth, ToyDrafter(drafts, error) if drafts else None)
+        self.second = engine(3 - depth, ToyDrafter(2, 0.3))  # resumes what the first began
+        self.engines = (self.engine, self.second)
         self.count = 0
 
     @rule(
@@ -50,8 +64,9 @@ class SchedulerWalk(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "tenant"]),
         tenant=st.sampled_from(["", "a", "b"]),
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
+        adapter=st.sampled_from(["", "", "", "law", "verse"]),
     )
-    def add(self, prefix, tail, max_tokens, min_tokens, ignore_eos, priority, salt, tenant, prompt_logprobs):
+    def add(self, prefix, tail, max_tokens, min_tokens, ignore_eos, priority, salt, tenant, prompt_logprobs, adapter):
         prompt = prefix + tail or [1]
         request_id = f"r{self.count}"
         self.count += 1
@@ -67,6 +82,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 min_tokens=min_tokens,
                 ignore_eos=ignore_eos,
                 prompt_logprobs=prompt_logprobs,
+                adapter=adapter,
             )
 
         if len(prompt) + max_tokens > self.engine.config.context:
@@ -86,6 +102,16 @@ class SchedulerWalk(RuleBasedStateMachine):
             self.engine.add(f"r{self.count}", prompt, max_tokens=4, ignore_eos=True)
             self.count += 1
 
+    @rule(which=st.integers(0, 40), lost=st.integers(0, 6))
+    def goes_on_elsewhere(self, which, lost):
+        """Its engine is gone, and with it the last tokens that it has computed: another one is told those that were delivered."""
+        request = self.engine.requests.get(f"r{which % max(1, self.count)}")
+        if request is None or request.request_id in self.engine.ends:
+            return
+        self.engine.abort(request.request_id)
+        said = self.engine.outputs[request.request_id]
+        self.second.resume(request, said[: max(0, len(said) - lost)])
+
     @rule(which=st.integers(0, 40))
     def abort_during_a_step(self, which):
         self.engine.tick(meanwhile=lambda: self.engine.abort(f"r{which % max(1, self.count)}"))
@@ -97,7 +123,8 @@ class SchedulerWalk(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 8))
     def run_steps(self, steps):
         for _ in range(steps):
-            self.engine.tick()
+            for engine in self.engines:
+                engine.tick()
 
     @rule()
     def step_fails(self):
@@ -107,17 +134,18 @@ class SchedulerWalk(RuleBasedStateMachine):
     @invariant()
     def books_agree(self):
         if hasattr(self, "engine"):
-            self.engine.scheduler.check_integrity()
-            assert self.engine.worker.max_tokens_in_step <= self.engine.config.max_step_tokens
+            for engine in self.engines:
+                engine.scheduler.check_integrity()
+                assert engine.worker.max_tokens_in_step <= engine.config.max_step_tokens
 
     def teardown(self):
-        if hasattr(self, "engine"):
-            self.engine.drain()
-            self.engine.check_outputs()
-            assert self.engine.scheduler.pool.used == 0
-            bound = self.engine.config.max_preemptions
-            assert all(end.times.preemptions <= bound for end in self.engine.ends.values())
-            assert self.engine.scheduler.snapshot().running == self.engine.scheduler.snapshot().waiting == 0
+        for engine in getattr(self, "engines", ()):
+            engine.drain()
+            engine.check_outputs()
+            assert engine.scheduler.pool.used == 0
+            bound = engine.config.max_preemptions
+            assert all(end.times.preemptions <= bound for end in engine.ends.values())
+            assert engine.scheduler.snapshot().running == engine.scheduler.snapshot().waiting == 0
 
 
 SchedulerWalk.TestCase.settings = settings(

@@ -4,7 +4,8 @@ import pytest
 
 from scheduler.types.messages import AddRequest, FinishReason
 from scheduler.types.sampling_params import SamplingParams
-from tests.scheduler.sim import EOS, Engine, expected
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import EOS, expected
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 

@@ -6,7 +6,8 @@ import pytest
 
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
-from tests.scheduler.sim import VOCAB, Engine, expected, next_token
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB, expected, next_token
 
 
 class ToyDrafter:

@@ -23,7 +23,8 @@ from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.types.block_hash import BlockKey, block_hash, root_hash
 from scheduler.types.transfers import DEVICE, Transfer
 from tests.engine.kv_store.test_tiers_walk import RowsWorker
-from tests.scheduler.sim import VOCAB, Engine
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_random_walk import PREFIXES
 
 SIZE = 64

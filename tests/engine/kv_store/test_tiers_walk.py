@@ -1,6 +1,6 @@
 """The scheduler's random walk over the real stores and the real transfer worker: every read is checked against what it must hold.
 
-KV is a hash of the prefix it stands for (`tests/scheduler/sim.py`), here in rows of memory, so that the host's slab, the disk's
+KV is a hash of the prefix it stands for (`tests/scheduler/sim_worker.py`), here in rows of memory, so that the host store, disk
 slots and their threads carry it. Disks are slow, short, failing and full as the walk goes on; transfers are aborted under way.
 """
 
@@ -20,7 +20,8 @@ from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tier_index import TierIndex
 from scheduler.kv.transfer_planner import TransferPlanner
 from tests.engine.kv_store.disk_parts import Faulty, Shrink
-from tests.scheduler.sim import VOCAB, Engine, SimWorker
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB, SimWorker
 from tests.scheduler.test_random_walk import PREFIXES
 
 BLOCK = 4  # tokens, of 8 bytes each

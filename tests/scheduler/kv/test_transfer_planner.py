@@ -7,7 +7,8 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from scheduler.kv.load_or_recompute import LoadOrRecompute
 from scheduler.types.transfers import DEVICE
-from tests.scheduler.sim import Engine, SimTransferWorker
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import SimTransferWorker
 from tests.scheduler.test_random_walk import SchedulerWalk
 
 PROMPT = list(range(1, 25))  # six blocks of four

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scheduler.sim import VOCAB, Engine
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB
 
 
 def prompt(length, seed=0):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from scheduler.policies.fair import MAX_TENANTS, UNIT
 from scheduler.policies.token_cost import DEFAULT, LEAST, MOST, TokenCost
-from tests.scheduler.sim import VOCAB, Engine
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB
 
 OUTPUT = 10
 PROMPT = 16

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
 from scheduler.policies.base import SchedulingPolicy
-from tests.scheduler.sim import VOCAB, Engine
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_random_walk import SchedulerWalk
 
 

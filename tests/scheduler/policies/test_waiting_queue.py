@@ -7,7 +7,8 @@ from scheduler.policies.waiting_queue import MAX_PASSES, WaitingQueue
 from scheduler.types.messages import RequestTimes
 from scheduler.types.request import Request
 from scheduler.types.sampling_params import SamplingParams
-from tests.scheduler.sim import VOCAB, Engine
+from tests.scheduler.sim import Engine
+from tests.scheduler.sim_worker import VOCAB
 
 
 def request(arrival, priority=0):

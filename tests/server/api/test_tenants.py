@@ -16,7 +16,7 @@ from server.api.completions import completion_job
 from server.api.tenants import ANYBODY, tenants_of
 from server.errors import UnsupportedField
 from server.schema.completions import CompletionRequest
-from tests.scheduler.sim import SimWorker
+from tests.scheduler.sim_worker import SimWorker
 from tests.server.api.scripted import CONTEXT, Server, run
 
 COMPLETIONS = "/v1/completions"
