@@ -14,10 +14,11 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from server.text.template_sandbox import TemplateSandbox, TooMuch
 from server.text.tokenizer import Tokenizer
 
+MAX_SOURCE_CHARS = 2**20  # the longest in public use has 50,000
 MAX_RENDERED_CHARS = 32 * 2**20  # twice the largest default body: stops a template that multiplies its input
 # Private-use characters that no template writes. The final space shows whether the template keeps trailing spaces.
 _MARK, _MARK_SPACE = "\ue000\ue001\ue000", "\ue000\ue001\ue000 "
@@ -74,16 +75,19 @@ class ChatTemplate:
         now: Callable[[], datetime] = datetime.now,
         max_chars: int = MAX_RENDERED_CHARS,
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
+        if len(source) > MAX_SOURCE_CHARS:
+            raise TemplateError(f"chat template: it has {len(source)} characters, more than {MAX_SOURCE_CHARS}")
+        environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+        environment.meter(environment.filters, "tojson", _to_json)
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda format: now().strftime(format)
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"chat template, line {error.lineno}: {error.message}") from error
+        except Exception as error:  # nested too deeply for Jinja's parser or for Python's, a number of too many digits
+            raise TemplateError(f"chat template: it cannot be compiled: {type(error).__name__}: {error}") from error
+        self._environment = environment
         self._special_tokens = dict(special_tokens or {})
         self._max_chars = max_chars
 
@@ -121,7 +125,7 @@ class ChatTemplate:
         pieces: list[str] = []
         size = 0
         try:
-            for piece in self._template.generate(variables):
+            for piece in self._environment.rendering(self._template.generate(variables), variables):
                 pieces.append(piece)
                 size += len(piece)
                 if size > self._max_chars:
@@ -130,6 +134,8 @@ class ChatTemplate:
             raise
         except jinja2.TemplateError as error:
             raise TemplateError(error.message or type(error).__name__) from error
+        except TooMuch as error:
+            raise TemplateError(f"the chat template is refused: {error}") from error
         except Exception as error:  # a template is foreign code and may fail in any way on an odd message
             raise TemplateError(f"the chat template failed: {type(error).__name__}: {error}") from error
         return "".join(pieces)
