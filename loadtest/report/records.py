@@ -117,7 +117,7 @@ class LoadRun:
         plan: trace, format, speed, window, arrivals, seed, limits: all that is needed to repeat the run.
         objectives: by class; `default` for classes without one.
         invalid: why the run must not be trusted (the client could not keep up); empty if it may be.
-        problems: rows of the trace that were left out, as `line N: reason`.
+        problems: rows of the trace that were left out, as `FILE, line N: reason`.
         scraped: the target's counters before and after (`/metrics`), if it has any.
         client: how the client itself did: `lateness_p50`, `lateness_p99`, `lateness_max`, `loop_lag_p99`, `loop_lag_max` in
             seconds, `cpu_share` of one processor, `connections` it opened, `most_running` requests at once.

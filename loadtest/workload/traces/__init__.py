@@ -37,7 +37,7 @@ class Trace:
     Attributes:
         tick: the resolution of its stamps in seconds (1 for whole seconds), inside which arrivals may be spread.
         timed: false if the format has no times; every arrival is then 0.
-        problems: the rows left out, each as `line N: reason`.
+        problems: the rows left out, each as `FILE, line N: reason`.
     """
 
     name: str

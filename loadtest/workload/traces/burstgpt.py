@@ -4,12 +4,22 @@ Stamps are whole seconds of local time and need not begin at 0. A row without re
 length to replay, so it is left out and reported.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loadtest.workload.traces import TraceRequest
-from loadtest.workload.traces.problems import BrokenRow, Problems, TraceError, numbered, seconds, tokens
+from loadtest.workload.traces.problems import (
+    BrokenRow,
+    Problems,
+    TraceError,
+    cells,
+    number,
+    numbered,
+    seconds,
+    session_of,
+    shown,
+    tokens,
+)
 
 NAME = "burstgpt"
 TICK = 1.0
@@ -19,7 +29,11 @@ _REQUIRED = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total t
 
 def sniff(first: str) -> bool:
     """Whether the file's first line is this format's."""
-    return first.startswith("Timestamp,") and set(_REQUIRED) <= set(first.split(","))
+    try:
+        columns = cells(first)
+    except BrokenRow:
+        return False
+    return columns[:1] == ["Timestamp"] and set(_REQUIRED) <= set(columns)
 
 
 def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
@@ -27,28 +41,28 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
     lines = numbered(path)
     _, header = next(lines, (0, ""))
     if not sniff(header):
-        raise TraceError(f"{path} does not begin with the columns {', '.join(_REQUIRED)}")
-    columns = header.split(",")
-    for number, line in lines:
+        raise TraceError(f"{path}, line 1: {shown(header)} does not begin with the columns {', '.join(_REQUIRED)}")
+    columns = cells(header)
+    for line, text in lines:
         try:
-            request = _request(number, next(csv.reader([line])), columns)
+            request = _request(line, cells(text), columns)
         except BrokenRow as error:
-            problems.broken(number, str(error))
+            problems.broken(line, str(error))
             continue
         if request is None:
-            problems.left_out(number, "a failed request: no response tokens")
+            problems.left_out(line, "a failed request: no response tokens")
         else:
             yield request
 
 
-def _request(number: int, cells: Sequence[str], columns: Sequence[str]) -> TraceRequest | None:
-    if len(cells) != len(columns):
-        raise BrokenRow(f"{len(cells)} columns instead of {len(columns)}")
-    row = dict(zip(columns, cells, strict=True))
-    arrival = seconds(row["Timestamp"], "Timestamp")
-    prompt = tokens(row["Request tokens"], "Request tokens", least=0)
-    output = tokens(row["Response tokens"], "Response tokens", least=0)
-    total = tokens(row["Total tokens"], "Total tokens", least=0)
+def _request(line: int, values: Sequence[str], columns: Sequence[str]) -> TraceRequest | None:
+    if len(values) != len(columns):
+        raise BrokenRow(f"{shown(','.join(values))} has {len(values)} columns instead of {len(columns)}")
+    row = dict(zip(columns, values, strict=True))
+    arrival = seconds(number(row["Timestamp"], "Timestamp"), "Timestamp")
+    prompt, output, total = (
+        tokens(number(row[name], name), name, least=0) for name in ("Request tokens", "Response tokens", "Total tokens")
+    )
     if total != prompt + output:
         raise BrokenRow(f"Total tokens is {total}, and Request tokens + Response tokens is {prompt + output}")
     if output == 0:
@@ -56,10 +70,10 @@ def _request(number: int, cells: Sequence[str], columns: Sequence[str]) -> Trace
     if prompt == 0:
         raise BrokenRow("Request tokens is 0 though there is a response")
     return TraceRequest(
-        line=number,
+        line=line,
         arrival=arrival,
         prompt_tokens=prompt,
         output_tokens=output,
         klass=row["Model"] or "default",
-        session=row.get("Session ID") or None,
+        session=session_of(row.get("Session ID"), "Session ID"),
     )

@@ -6,7 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.workload.traces import TraceRequest
-from loadtest.workload.traces.problems import BrokenRow, Problems, TraceError, field_of, numbered, seconds, tokens
+from loadtest.workload.traces.problems import (
+    BrokenRow,
+    Problems,
+    TraceError,
+    block_ids,
+    field_of,
+    json_object,
+    numbered,
+    seconds,
+    shown,
+    text_of,
+    tokens,
+)
 
 NAME = "headrace"
 VERSION = "headrace.trace/1"
@@ -21,25 +33,24 @@ def sniff(first: str) -> bool:
 
 def tick(path: Path) -> float:
     """The header's `tick`, in seconds. Raises TraceError unless it is a header of this version."""
-    _, first = next(numbered(path))
+    line, first = next(numbered(path), (1, ""))
     try:
-        header = json.loads(first)
+        header = json_object(first)
         if header.get("format") != VERSION:
-            raise BrokenRow(f"it is {header.get('format')!r}; this version reads {VERSION!r}")
+            raise BrokenRow(f"format is {shown(header.get('format'))}; this version reads {VERSION!r}")
         return seconds(header.get("tick", 0), "tick")
-    except ValueError as error:
-        raise TraceError(f"the header of {path}: {error}") from None
+    except BrokenRow as error:
+        raise TraceError(f"{path}, line {line}, the header: {error}") from None
 
 
 def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
     """Its requests, by their `at`."""
     lines = numbered(path)
-    next(lines)
+    next(lines, None)
     for number, line in lines:
         try:
-            row = json.loads(line)
-            yield _request(number, row)
-        except (ValueError, BrokenRow) as error:
+            yield _request(number, json_object(line))
+        except BrokenRow as error:
             problems.broken(number, str(error))
 
 
@@ -66,35 +77,33 @@ def _row(request: TraceRequest) -> dict[str, Any]:
     return row
 
 
-def _request(number: int, row: Any) -> TraceRequest:
-    if not isinstance(row, dict):
-        raise BrokenRow("not a JSON object")
-    unknown = sorted(row.keys() - _KEYS)
+def _request(number: int, row: dict[str, Any]) -> TraceRequest:
+    unknown = {name: value for name, value in row.items() if name not in _KEYS}
     if unknown:
-        raise BrokenRow(f"unknown fields {', '.join(unknown)}")
-    prompt, session = row.get("prompt"), row.get("session")
-    if not isinstance(prompt, str | None) or not isinstance(session, str | None):
-        raise BrokenRow("prompt and session must be texts")
+        raise BrokenRow(f"unknown fields {', '.join(f'{name} ({shown(unknown[name])})' for name in sorted(unknown))}")
+    prompt = text_of(row, "prompt")
+    if prompt is not None and row.get("prompt_tokens") is not None:
+        raise BrokenRow(f"prompt_tokens is {shown(row['prompt_tokens'])} beside a prompt, which is counted")
     count = 0 if prompt is not None else tokens(field_of(row, "prompt_tokens"), "prompt_tokens")
     return TraceRequest(
         line=number,
         arrival=seconds(field_of(row, "at"), "at"),
         prompt_tokens=count,
         output_tokens=tokens(field_of(row, "output_tokens"), "output_tokens"),
-        klass=str(row.get("class") or "default"),
-        session=session,
+        klass=text_of(row, "class") or "default",
+        session=text_of(row, "session"),
         prompt=prompt,
         **_sharing(row, count),
     )
 
 
 def _sharing(row: dict[str, Any], count: int) -> dict[str, Any]:
-    blocks = row.get("blocks")
+    blocks, size = row.get("blocks"), row.get("block_tokens")
     if blocks is None:
+        if size is not None:
+            raise BrokenRow(f"block_tokens is {shown(size)} without blocks")
         return {}
+    if not count:
+        raise BrokenRow(f"blocks is {shown(blocks)} beside a prompt, whose text says what is shared")
     size = tokens(field_of(row, "block_tokens"), "block_tokens")
-    if not isinstance(blocks, list) or not all(isinstance(block, int) for block in blocks):
-        raise BrokenRow("blocks is not a list of whole numbers")
-    if len(blocks) != -(-count // size):
-        raise BrokenRow(f"{len(blocks)} blocks; {count} tokens are {-(-count // size)} blocks of {size}")
-    return {"blocks": tuple(blocks), "block_tokens": size}
+    return {"blocks": block_ids(blocks, "blocks", count, size), "block_tokens": size}

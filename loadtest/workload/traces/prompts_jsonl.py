@@ -4,14 +4,13 @@ There are no times, so arrivals must be drawn. An answer's length is the optiona
 `DEFAULT_OUTPUT_TOKENS`. The turns of a row are a session: each request's prompt is all turns so far. `category` becomes the class.
 """
 
-import json
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from loadtest.workload.traces import TraceRequest
-from loadtest.workload.traces.problems import BrokenRow, Problems, numbered, tokens
+from loadtest.workload.traces.problems import BrokenRow, Problems, json_object, numbered, shown, text_of, tokens
 
 NAME = "prompts"
 TICK = 0.0
@@ -23,8 +22,8 @@ _TEXTS = ("prompt", "question", "text", "instruction")
 def sniff(first: str) -> bool:
     """Whether the file's first line is this format's."""
     try:
-        return bool(_turns(json.loads(first)))
-    except (ValueError, BrokenRow):
+        return bool(_turns(json_object(first)))
+    except BrokenRow:
         return False
 
 
@@ -32,12 +31,12 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
     """Its requests, all at time 0."""
     for number, line in numbered(path):
         try:
-            row = json.loads(line)
-            turns = _turns(row)
-            length = row.get("output_tokens", row.get("max_tokens", DEFAULT_OUTPUT_TOKENS))
-            output = tokens(length, "output_tokens")
-        except (ValueError, BrokenRow) as error:
-            problems.broken(number, f"no prompt: {error}")
+            row = json_object(line)
+            turns, klass = _turns(row), text_of(row, "category") or "default"
+            name = "max_tokens" if row.get("output_tokens") is None else "output_tokens"
+            output = DEFAULT_OUTPUT_TOKENS if row.get(name) is None else tokens(row[name], name)
+        except BrokenRow as error:
+            problems.broken(number, str(error))
             continue
         for prompt in accumulate(turns, lambda history, turn: f"{history}\n\n{turn}"):
             yield TraceRequest(
@@ -45,16 +44,19 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
                 arrival=0.0,
                 prompt_tokens=0,
                 output_tokens=output,
-                klass=str(row.get("category") or "default"),
+                klass=klass,
                 session=f"line {number}" if len(turns) > 1 else None,
                 prompt=prompt,
             )
 
 
-def _turns(row: Any) -> list[str]:
-    if not isinstance(row, dict):
-        raise BrokenRow("not a JSON object")
-    turns = row.get("turns") or [row[name] for name in _TEXTS if row.get(name)][:1]
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-        raise BrokenRow(f"none of {', '.join(_TEXTS)} is a text, and turns is not a list of texts")
+def _turns(row: dict[str, Any]) -> list[str]:
+    name = next((name for name in ("turns", *_TEXTS) if row.get(name)), None)
+    if name is None:
+        raise BrokenRow(f"no prompt: turns, {', '.join(_TEXTS)} are missing or empty")
+    turns = row[name] if name == "turns" else [row[name]]
+    if not isinstance(turns, list) or not all(isinstance(turn, str) and turn for turn in turns):
+        raise BrokenRow(
+            f"no prompt: {name} is {shown(row[name])}, not a {'list of texts' if name == 'turns' else 'text'}"
+        )
     return turns

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.workload.traces import TraceRequest
-from loadtest.workload.traces.problems import BrokenRow, Problems, TraceError, numbered
+from loadtest.workload.traces.problems import (
+    BrokenRow,
+    Problems,
+    TraceError,
+    field_of,
+    json_object,
+    numbered,
+    session_of,
+    shown,
+)
 
 NAME = "sharegpt"
 TICK = 0.0
@@ -35,47 +44,45 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
 
 
 def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        array = file.read(64).lstrip().startswith("[")
-    if array:
+    if next((line for _, line in numbered(path)), "").lstrip().startswith("["):
         try:
             yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TraceError(f"{path} begins like a JSON array but is not one: {error}") from None
         return
     for number, line in numbered(path):
         try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            problems.broken(number, f"not JSON: {error}")
+            yield number, json_object(line)
+        except BrokenRow as error:
+            problems.broken(number, str(error))
 
 
 def _requests(number: int, row: Any) -> list[TraceRequest]:
-    turns = row.get("conversations") if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        raise BrokenRow(f"{shown(row)} is not a JSON object")
+    turns = field_of(row, "conversations")
     if not isinstance(turns, list):
-        raise BrokenRow("no conversations")
-    found: list[TraceRequest] = []
-    history: list[str] = []
-    for turn, answer in zip(turns, [*turns[1:], None], strict=True):
-        speaker, said = _turn(turn)
-        history.append(said)
-        if speaker in _HUMAN and answer is not None and _turn(answer)[0] in _MACHINE:
-            found.append(
-                TraceRequest(
-                    line=number,
-                    arrival=0.0,
-                    prompt_tokens=0,
-                    output_tokens=max(1, round(len(_turn(answer)[1]) / CHARACTERS_PER_TOKEN)),
-                    session=str(row.get("id") or f"line {number}"),
-                    prompt="\n\n".join(history),
-                )
-            )
+        raise BrokenRow(f"conversations is {shown(turns)}, not a list")
+    said = [_turn(turn, place) for place, turn in enumerate(turns)]
+    session = session_of(row.get("id"), "id") or f"line {number}"
+    found = [
+        TraceRequest(
+            line=number,
+            arrival=0.0,
+            prompt_tokens=0,
+            output_tokens=max(1, round(len(said[place + 1][1]) / CHARACTERS_PER_TOKEN)),
+            session=session,
+            prompt="\n\n".join(text for _, text in said[: place + 1]),
+        )
+        for place, (speaker, _) in enumerate(said[:-1])
+        if speaker in _HUMAN and said[place + 1][0] in _MACHINE
+    ]
     if not found:
-        raise BrokenRow("no human turn with an answer")
+        raise BrokenRow(f"no human turn with an answer: conversations is {shown(turns)}")
     return found
 
 
-def _turn(turn: Any) -> tuple[str, str]:
+def _turn(turn: Any, place: int) -> tuple[str, str]:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or not isinstance(turn.get("from"), str):
-        raise BrokenRow("a turn has no `from` and `value`")
+        raise BrokenRow(f"conversations[{place}] is {shown(turn)}, without the texts `from` and `value`")
     return turn["from"], turn["value"]

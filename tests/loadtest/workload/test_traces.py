@@ -45,7 +45,7 @@ def test_burstgpt_counts_from_its_first_request_and_leaves_failed_ones_out():
     )
     assert trace.requests[1].arrival == 45 - 5
     assert trace.requests[2].klass == "GPT-4"
-    assert trace.problems == ["line 22: a failed request: no response tokens"]
+    assert trace.problems == ["burstgpt_1.csv, line 22: a failed request: no response tokens"]
 
 
 def test_burstgpt_with_sessions():
@@ -87,7 +87,9 @@ def test_sharegpt(tmp_path, lines):
         ("Hi", 3, "a"),
         ("Hi\n\nHello there\n\nBye", 10, "a"),
     ]
-    assert trace.problems == ["line 2: no human turn with an answer"]
+    assert trace.problems == [
+        'trace, line 2: no human turn with an answer: conversations is [{"from": "gpt", "value": "first"}]'
+    ]
 
 
 def test_own_format_comes_back_as_written(tmp_path):
@@ -126,12 +128,12 @@ GOOD = {
         ("mooncake", '{"timestamp": 0, "input_length": 513, "output_length": 5, "hash_ids": [0]}', "are 2 blocks"),
         ("mooncake", '{"timestamp": 0, "output_length": 5, "hash_ids": [0]}', "input_length is missing"),
         ("mooncake", '{"timestamp": 0,', "not JSON"),
-        ("headrace", '{"at": 1, "prompt_tokens": 4, "output_tokens": 2, "tokens": 3}', "unknown fields tokens"),
+        ("headrace", '{"at": 1, "prompt_tokens": 4, "output_tokens": 2, "tokens": 3}', "unknown fields tokens (3)"),
         ("headrace", '{"at": 1, "output_tokens": 2}', "prompt_tokens is missing"),
         (
             "headrace",
             '{"at": 1, "prompt_tokens": 4, "output_tokens": 2, "blocks": [1, 2], "block_tokens": 4}',
-            "1 blocks",
+            "blocks has 2 ids; 4 tokens are 1 blocks of 4",
         ),
         ("headrace", "[]", "not a JSON object"),
         ("prompts", '{"answer": "a"}', "no prompt"),
@@ -143,9 +145,10 @@ def test_a_broken_row_is_reported_by_line_and_stops_a_strict_reader(tmp_path, fo
     trace = read_trace(path)
     assert trace.format == format and len(trace.requests) == 1
     (problem,) = trace.problems
-    assert problem.startswith(f"line {line}: ") and reason in problem
-    with pytest.raises(TraceError, match=f"line {line}: "):
+    assert problem.startswith(f"trace, line {line}: ") and reason in problem
+    with pytest.raises(TraceError) as refused:
         read_trace(path, strict=True)
+    assert str(refused.value) == problem
 
 
 def test_stamps_need_not_begin_at_0_nor_be_in_order(tmp_path):
