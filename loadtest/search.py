@@ -71,7 +71,7 @@ class RateSearch:
             )
         if not 0 < self.goal <= 1:
             raise ValueError(f"the goal must be a share above 0 and at most 1, not {self.goal}")
-        if self.precision <= 0:
+        if not self.precision > 0:
             raise ValueError(f"the precision must be above 0, not {self.precision}")
         if self.repeats < 1 or self.repeats % 2 == 0:
             raise ValueError(f"the number of repeats must be odd, so that there is a majority, not {self.repeats}")
@@ -88,7 +88,9 @@ class RateSearch:
             return min(2 * self._good, self.highest) if self._good < self.highest else None
         if self._good is None:
             return max(self._bad / 2, self.lowest) if self._bad > self.lowest else None
-        return sqrt(self._good * self._bad) if self._bad / self._good > 1 + self.precision else None
+        between = sqrt(self._good) * sqrt(self._bad)  # the product itself might overflow
+        apart = self._bad / self._good > 1 + self.precision and self._good < between < self._bad
+        return between if apart else None
 
     def absorb(self, attainment: float | None) -> None:
         """Take the attainment measured at `next_rate`; None if the client could not drive that rate.

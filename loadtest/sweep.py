@@ -72,7 +72,7 @@ class Sweep:
         title = f"{name} at {rate:.4g}/s ({before + 1})"
         run = self.replay(name, replace(self.planned(rate, before), label=title))
         if self.folder is not None:
-            run.write(self.folder / f"{name}-{rate:.4g}-{before + 1}.json")
+            run.write(self.folder / f"{name}-{rate:.9g}-{before + 1}.json")
         if any("interrupted" in reason for reason in run.invalid):
             raise KeyboardInterrupt
         if run.invalid:

@@ -143,6 +143,12 @@ class Connection(asyncio.Protocol):
         keep = self._parser.should_keep_alive()
         if self._exchange is None:
             return
+        if (
+            100 <= self._parser.get_status_code() < 200
+        ):  # `100 Continue`, `103 Early Hints`: the answer is still to come
+            self._exchange.headers = self._exchange.status = None
+            self._framed = False
+            return
         self._end(None, None)
         if keep:
             self.idle_since = self._now

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import httpx
 
+from loadtest.client.streams import whole_answer
 from loadtest.workload.vocabulary import (
     FileTokenizer,
     PromptTokenizer,
@@ -137,15 +138,18 @@ async def _model(target: Target, client: httpx.AsyncClient) -> tuple[str, str, i
     url = f"{target.base_url.rstrip('/')}/models"
     try:
         answer = await client.get(url)
-        listed = answer.json()["data"]
+        listed = {entry["id"]: entry for entry in answer.json()["data"]}
     except httpx.HTTPError as error:
         raise TargetError(f"{url} cannot be reached: {error or type(error).__name__}") from None
     except (ValueError, KeyError, TypeError):
         raise TargetError(f"{url} lists no models: status {answer.status_code}, {answer.text[:100]}") from None
-    for entry in listed:
-        if target.model in (None, entry["id"]):
-            return entry["id"], str(entry.get("owned_by") or "unknown"), entry.get("max_model_len")
-    raise TargetError(f"no model {target.model!r} there; it has {', '.join(entry['id'] for entry in listed) or 'none'}")
+    name = next(iter(listed), None) if target.model is None else target.model
+    if name not in listed:
+        raise TargetError(f"no model {target.model!r} there; it has {', '.join(map(str, listed)) or 'none'}")
+    entry = listed[name]
+    context = entry.get("max_model_len")
+    told = isinstance(context, int) and not isinstance(context, bool) and context > 0
+    return str(name), str(entry.get("owned_by") or "unknown"), context if told else None
 
 
 async def _vocabulary(
@@ -177,7 +181,7 @@ async def _probed(target: Target, client: httpx.AsyncClient, known: Known) -> Kn
         except httpx.HTTPError as error:
             raise TargetError(f"{target.url}: {error or type(error).__name__}") from None
         if answer.status_code == 200:
-            return _learned(target, attempt, answer.json())
+            return _learned(target, attempt, answer)
         if answer.status_code not in (400, 422):
             break
     raise TargetError(
@@ -185,19 +189,24 @@ async def _probed(target: Target, client: httpx.AsyncClient, known: Known) -> Kn
     )
 
 
-def _learned(target: Target, known: Known, answer: dict[str, Any]) -> Known:
+def _learned(target: Target, known: Known, answer: httpx.Response) -> Known:
     """Whether it really returns ids, and how many tokens a prompt has besides its words."""
     if target.ignore_eos and not known.ignore_eos:
         raise TargetError("the target refuses ignore_eos, which was asked for")
-    told = bool(answer["choices"]) and "token_ids" in answer["choices"][0]
+    try:
+        body = answer.json()
+        whole = whole_answer(body)
+    except ValueError as error:
+        raise TargetError(f"{target.url} gives no answer as OpenAI does: {error}: {answer.text[:200]}") from None
+    told = "token_ids" in body["choices"][0]
     vocabulary = known.vocabulary
-    prompt = (answer.get("usage") or {}).get("prompt_tokens")
+    prompt = (whole.usage or {}).get("prompt_tokens")
     from_server = target.tokenizer is None and target.endpoint == "completions"
-    if prompt is not None and vocabulary.exact and not from_server:
+    if isinstance(prompt, int) and vocabulary.exact and not from_server:
         words = sum(count for _, count in vocabulary.words[:_PROBE_WORDS])
         if prompt <= words:
             raise PromptTokenizerError(
-                f"a prompt of {words} tokens counts {prompt} there: {target.tokenizer} is another model's"
+                f"a prompt of {words} tokens counts {prompt} there: {target.tokenizer or 'its /tokenize'} is another model's"
             )
         vocabulary = replace(vocabulary, base=prompt - words)
     return replace(known, token_ids=known.token_ids and told, vocabulary=vocabulary)

@@ -33,7 +33,7 @@ class Point:
 def verdict(name: str, found: SearchResult) -> str:
     """The outcome in a sentence."""
     if found.rate is None:
-        return f"{name}: no rate is sustained, down to {figure(found.above or 0)} requests/s"
+        return f"{name}: no rate is sustained, down to {figure(found.above or 0)} requests/s ({ENDS[found.end]})"
     above = "" if found.above is None else f", not {figure(found.above)}"
     return f"{name}: {figure(found.rate)} requests/s are sustained{above} ({ENDS[found.end]})"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf, nextafter
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ SERVER_TIMINGS = {"queue_ms": "queue", "prefill_ms": "prefill", "decode_ms": "de
 class Columns:
     """The records of a run by column. Times and durations are in seconds; NaN if something did not happen.
 
-    All but the last five have shape [requests], in the order of `Run.records`.
+    All but the last five have shape [requests], in the order of `LoadRun.records`.
 
     Attributes:
         klass: its class.
@@ -111,16 +112,16 @@ def needed(record: RequestRecord, objective: Objective | None) -> float | None:
     if objective is None:
         return None
     if not record.ok or record.violations:
-        return float("inf")
+        return inf
     pairs = ((objective.ttft, record.ttft), (objective.tpot, record.tpot), (objective.e2e, record.e2e))
     return max((ratio(value, bound) for bound, value in pairs if bound is not None and value is not None), default=0.0)
 
 
 def ratio(value: float, bound: float) -> float:
-    """`value / bound`; nothing above 0 meets a bound of 0."""
+    """`value / bound`; above 1 exactly where `value` is above `bound`, and nothing above 0 meets a bound of 0."""
     if bound == 0:
-        return float("inf") if value > 0 else 0.0
-    return value / bound
+        return inf if value > 0 else 0.0
+    return value / bound if value <= bound else max(value / bound, nextafter(1, inf))
 
 
 def output_tokens(record: RequestRecord) -> int:

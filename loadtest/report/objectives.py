@@ -12,7 +12,10 @@ def parse_objectives(text: str) -> dict[str, Objective]:
     found: dict[str, Objective] = {}
     for part in filter(None, text.split(";")):
         klass, colon, bounds = part.rpartition(":")
-        found[klass if colon else "default"] = _objective(bounds)
+        name = klass.strip() if colon else "default"
+        if not name or name in found:
+            raise ValueError(f"{part!r} names no class, or one twice: chat:ttft=1s;batch:e2e=60s")
+        found[name] = _objective(bounds)
     return found
 
 

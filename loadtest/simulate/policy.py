@@ -37,8 +37,9 @@ class PolicyOutcome:
     def __str__(self) -> str:
         cells = [f"{self.setting:>16}"]
         for spread, factor in ((self.ttft, 1.0), (self.itl, 1e3), (self.tpot, 1e3)):
-            for value in (spread.p50, spread.p99) if spread else ():
-                cells.append(f"{value * factor:>9.3f}" if factor == 1.0 else f"{value * factor:>9.1f}")
+            places = 3 if factor == 1.0 else 1
+            values = (spread.p50, spread.p99) if spread else (None, None)
+            cells += [f"{'-':>9}" if value is None else f"{value * factor:>9.{places}f}" for value in values]
         cells.append(f"{self.output_rate:>9.0f}")
         cells.append(f"{self.attainment:>9.1%}" if self.attainment is not None else f"{'-':>9}")
         return "".join(cells)

@@ -14,6 +14,8 @@ import yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "presets"
 _T = TypeVar("_T")
+# Numbers that may be 0, beside the fitted constants: what a single device does not have.
+_MAY_BE_ZERO = frozenset(("link_bytes_per_second", "link_seconds"))
 
 
 class SpecError(ValueError):
@@ -174,7 +176,15 @@ def _build(kind: type[_T], content: Mapping[str, Any], where: str) -> _T:
     missing = [name for name, each in known.items() if name not in content and each.default is MISSING]
     if missing:
         raise SpecError(f"{where}: {missing[0]} is missing")
-    return kind(**{name: _value(known[name].type, value, f"{where}: {name}") for name, value in content.items()})
+    built = kind(**{name: _value(known[name].type, value, f"{where}: {name}") for name, value in content.items()})
+    for name in () if kind is Costs else known.keys() - _MAY_BE_ZERO:
+        value = getattr(built, name)
+        for each in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(each, float) and (each == 0 or (name == "memory_share" and each > 1)):
+                raise SpecError(
+                    f"{where}: {name}: {'a share of at most 1' if each else 'more than 0'} is expected, not {each:g}"
+                )
+    return built
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -197,7 +207,7 @@ def _number(kind: Any, value: Any, where: str) -> float | int:
     """A number that is not negative. YAML reads `3e9` as text, so text that spells a number is accepted."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
         raise SpecError(f"{where}: a number of at least 0 is expected, not {value!r}")

@@ -33,6 +33,11 @@ def _positive(owner: Any, *names: str) -> None:
             raise ArrivalError(f"{name} of {type(owner).__name__.lower()} arrivals must be positive and finite")
 
 
+def _not_negative(owner: Any, name: str) -> None:
+    if not 0 <= getattr(owner, name) < float("inf"):
+        raise ArrivalError(f"{name} of {type(owner).__name__.lower()} arrivals must be finite and at least 0")
+
+
 @dataclass(frozen=True, slots=True)
 class Poisson:
     """Independent arrivals: exponential gaps, `rate` per second."""
@@ -63,6 +68,8 @@ class Gamma:
 
     def __post_init__(self) -> None:
         _positive(self, "rate", "cv")
+        if not 1e-3 <= self.cv <= 1e3:
+            raise ArrivalError(f"cv of gamma arrivals must be from 0.001 to 1000, not {self.cv:g}")
 
     def times(self, rng: Random) -> Iterator[float]:
         """Gamma gaps, summed."""
@@ -89,8 +96,7 @@ class OnOff:
 
     def __post_init__(self) -> None:
         _positive(self, "high", "on", "off")
-        if self.low < 0:
-            raise ArrivalError("low of onoff arrivals is at least 0")
+        _not_negative(self, "low")
 
     def times(self, rng: Random) -> Iterator[float]:
         """Poisson arrivals while a state lasts; how long it lasts is exponential."""
@@ -118,8 +124,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         _positive(self, "end", "over")
-        if self.start < 0:
-            raise ArrivalError("start of ramp arrivals is at least 0")
+        _not_negative(self, "start")
 
     def times(self, rng: Random) -> Iterator[float]:
         """Arrivals at unit rate, mapped through the inverse of the rate's integral."""
@@ -129,10 +134,8 @@ class Ramp:
             passed += rng.expovariate(1)
             if passed >= reached:
                 yield self.over + (passed - reached) / self.end
-            elif slope == 0:
-                yield passed / self.start
-            else:
-                yield (max(0.0, self.start**2 + 2 * slope * passed) ** 0.5 - self.start) / slope
+            else:  # the root of slope / 2 t^2 + start t = passed, in the form that bears a slope near or at 0
+                yield 2 * passed / (self.start + max(0.0, self.start**2 + 2 * slope * passed) ** 0.5)
 
     def with_rate(self, rate: float) -> "Ramp":
         """Always raises ArrivalError."""
@@ -148,8 +151,8 @@ class RateSteps:
 
     def __post_init__(self) -> None:
         _positive(self, "each")
-        if not self.rates or min(self.rates) < 0 or self.rates[-1] == 0:
-            raise ArrivalError("step arrivals need rates of at least 0, the last above 0")
+        if not self.rates or not all(0 <= rate < float("inf") for rate in self.rates) or self.rates[-1] == 0:
+            raise ArrivalError("step arrivals need finite rates of at least 0, the last above 0")
 
     def times(self, rng: Random) -> Iterator[float]:
         """Exponential gaps at each rate in turn."""
@@ -172,8 +175,9 @@ class Closed:
     think: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.users < 1 or self.users != int(self.users) or self.think < 0:
-            raise ArrivalError("closed arrivals need a whole number of users, at least 1, and think of at least 0")
+        _not_negative(self, "think")
+        if not 1 <= self.users < float("inf") or self.users != int(self.users):
+            raise ArrivalError(f"closed arrivals need a whole number of users, at least 1, not {self.users}")
 
 
 Arrivals: TypeAlias = Poisson | Gamma | OnOff | Ramp | RateSteps | Closed

@@ -49,7 +49,7 @@ class ServerTokenizer:
             except (httpx.HTTPError, ValueError, AttributeError) as error:
                 problem = str(error)
                 continue
-            if found and all(isinstance(token, int) for token in found):
+            if found and isinstance(found, list) and all(isinstance(token, int) for token in found):
                 self._asks = [ask]
                 return list(found)
             problem = f"status {answer.status_code}: {answer.text[:100]}"
@@ -116,9 +116,9 @@ class Vocabulary:
 
     @classmethod
     def estimated(cls, characters_per_token: float) -> "Vocabulary":
-        """Lengths estimated without a tokenizer. Raises ValueError unless the argument is positive."""
-        if characters_per_token <= 0:
-            raise ValueError("characters per token must be positive")
+        """Lengths estimated without a tokenizer. Raises ValueError unless the argument is positive and finite."""
+        if not 0 < characters_per_token < float("inf"):
+            raise ValueError("characters per token must be positive and finite")
         mean = sum(len(word) + 1 for word in WORDS) / len(WORDS)
         return cls(
             tuple((f" {word}", 1) for word in WORDS), 1, exact=False, words_per_token=characters_per_token / mean
