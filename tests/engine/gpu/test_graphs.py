@@ -1,0 +1,240 @@
+"""Graphs over the buffers of decode steps, with a model whose answer shows everything that it was given."""
+
+import gc
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.cpu.batch import SequenceInput
+from engine.gpu.batch import GpuBatch
+from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder, NotRecorded, _Layout
+from engine.tensor_parallel.commands import Bucket
+from tests.engine.gpu.cases import CPU, SIZE
+
+MOST, CONTEXT = 8, 64
+NEWEST = torch.arange(100, 120)
+
+
+@dataclass
+class Ranks:
+    """A group of `size` ranks, of which the others say `others` when asked whether they have recorded."""
+
+    size: int = 1
+    others: int = 1
+
+    def least(self, number):
+        return min(int(number), self.others)
+
+
+@dataclass
+class Echo:
+    """A "model" whose hidden state of a row is what it reads for it: id, position, slot, keys, a checksum of its blocks."""
+
+    group: Ranks = field(default_factory=Ranks)
+    cascades: bool = False
+    device: torch.device = CPU
+    computed: list = field(default_factory=list)  # rows of each batch
+    pool = SimpleNamespace(block_size=SIZE)
+    config = SimpleNamespace(hidden_size=5)
+
+    def lay_out(self, inputs):
+        return GpuBatch.build(inputs, SIZE, CPU)
+
+    def would_cascade(self, inputs):
+        return self.cascades
+
+    def compute(self, batch):
+        self.computed.append(len(batch.token_ids))
+        rows = [batch.token_ids, batch.positions, batch.slots]
+        if batch.singles == len(batch.token_ids):
+            used = torch.arange(batch.block_tables.shape[1]) * SIZE < batch.kv_lengths[:, None]
+            weights = torch.arange(1, batch.block_tables.shape[1] + 1)
+            rows += [batch.kv_lengths, (batch.block_tables * used * weights).sum(1)]
+        else:
+            rows += [torch.zeros(len(batch.token_ids))] * 2
+        return torch.stack([part.float() for part in rows], 1)[batch.results]
+
+
+def graphs_of(model, recorder=None):
+    return DecodeGraphs(model, GraphPlan(MOST, CONTEXT), recorder or EagerRecorder(), torch.float32)
+
+
+def token(start=0, table=(3,), **changes):
+    return SequenceInput(**{"token_ids": [7], "start": start, "block_table": list(table), "wanted": 1, **changes})
+
+
+@st.composite
+def decodes(draw):
+    start = draw(st.integers(0, CONTEXT - 1))
+    return token(
+        start,
+        draw(st.lists(st.integers(0, 50), min_size=start // SIZE + 1, max_size=CONTEXT // SIZE)),
+        token_ids=[draw(st.integers(0, 99))],
+        newest=draw(st.sampled_from([None, 0, 19])),
+    )
+
+
+@given(st.lists(st.lists(decodes(), min_size=1, max_size=MOST), min_size=1, max_size=3))
+def test_a_replayed_step_reads_what_an_eager_one_reads(steps):
+    model = Echo()
+    graphs = graphs_of(model)
+    for rows in (2, 8):
+        graphs.record(Bucket(rows, CONTEXT))
+    for inputs in steps:
+        hidden = graphs.forward(inputs, NEWEST).clone()
+        batch = model.lay_out(inputs)
+        batch.fill(NEWEST)
+        torch.testing.assert_close(hidden, model.compute(batch), atol=0, rtol=0)
+    assert graphs.replayed == len(steps)  # 3 rows too: 8 are twice those of their own bucket, 4
+
+
+def test_rows_beyond_the_steps_are_padding_whatever_ran_before():
+    model = Echo()
+    graphs = graphs_of(model)
+    graphs.record(Bucket(4, CONTEXT))
+    graphs.forward([token(40, (1, 2, 3)) for _ in range(4)], NEWEST)
+    graphs.forward([token(5), token(6)], NEWEST)
+    padding = graphs._hidden[2:4]
+    assert padding[:, 2].tolist() == [-1, -1]  # slots
+    assert padding[:, 3].tolist() == [0, 0]  # keys
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        token(token_ids=[1, 2], wanted=1),
+        token(wanted=0),
+        token(adapter=1),
+    ],
+    ids=["several tokens", "no result", "adapter"],
+)
+def test_steps_that_no_graph_has_run_eagerly_and_are_not_counted(odd):
+    model = Echo()
+    graphs = graphs_of(model)
+    graphs.record(Bucket(2, CONTEXT))
+    del model.computed[:]
+    graphs.forward([token(), odd], NEWEST)
+    assert graphs.replayed == 0
+    assert model.computed == [1 + len(odd.token_ids)]
+    assert graphs.missed() is None
+
+
+def test_a_step_that_cascades_runs_eagerly_and_its_bucket_is_not_blamed():
+    model = Echo(cascades=True)
+    graphs = graphs_of(model)
+    graphs.record(Bucket(2, CONTEXT))
+    graphs.forward([token(), token()], NEWEST)
+    assert (graphs.replayed, graphs.missed()) == (0, None)
+
+
+def test_a_bucket_that_costs_is_missed_until_it_is_recorded():
+    graphs = graphs_of(Echo())
+    assert graphs.missed() is None
+    graphs.forward([token(), token()], NEWEST)
+    assert graphs.missed() == Bucket(2, CONTEXT)
+    graphs.record(Bucket(2, CONTEXT))
+    assert graphs.missed() is None
+    graphs.forward([token(), token()], NEWEST)
+    assert graphs.replayed == 1
+
+
+class Fails:
+    """Does the work and then fails to record it, or fails in the work."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def record(self, prepare, work):
+        raise self.error
+
+
+def test_after_a_failed_recording_there_are_no_others(caplog):
+    graphs = graphs_of(Echo(), Fails(RuntimeError("out of memory")))
+    graphs.record(Bucket(2, CONTEXT))
+    assert "no CUDA graph for 2 rows, 64 keys, and no further ones: out of memory" in caplog.text
+    for _ in range(3):
+        graphs.forward([token()], NEWEST)
+    assert (graphs.missed(), graphs.replayed) == (None, 0)
+
+
+def test_of_several_ranks_one_that_could_not_record_keeps_all_from_it(caplog):
+    graphs = graphs_of(Echo(Ranks(size=2)), Fails(NotRecorded("busy")))
+    graphs.record(Bucket(2, CONTEXT))
+    assert "busy" in caplog.text
+    lagging = graphs_of(Echo(Ranks(size=2, others=0)))
+    lagging.record(Bucket(2, CONTEXT))
+    for each in (graphs, lagging):
+        each.forward([token()], NEWEST)
+        assert (each.missed(), each.replayed) == (None, 0)
+
+
+def test_of_several_ranks_one_whose_work_fails_cannot_go_on():
+    graphs = graphs_of(Echo(Ranks(size=2)), Fails(RuntimeError("device lost")))
+    with pytest.raises(RuntimeError, match="device lost"):
+        graphs.record(Bucket(2, CONTEXT))
+
+
+@given(st.integers(1, 300), st.integers(1, 5000))
+def test_a_buckets_inputs_lie_in_one_piece_without_overlap(rows, keys):
+    layout = _Layout(Bucket(rows, keys), SIZE)
+    memory = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    wide, lengths, tables = layout.split(memory)
+    assert (wide.shape, lengths.shape, tables.shape) == ((4, rows), (rows,), (rows, -(-keys // SIZE)))
+    for number, part in enumerate((wide, lengths, tables), 1):
+        part.fill_(number)
+    assert (wide == 1).all() and (lengths == 2).all() and (tables == 3).all()
+    assert sum(part.nbytes for part in (wide, lengths, tables)) == layout.nbytes
+    smaller = _Layout(Bucket(max(1, rows - 1), keys), SIZE)
+    assert smaller.nbytes <= layout.nbytes  # the largest bucket's memory serves them all
+
+
+class Capture:
+    """Stands in for a CUDA graph: notes what is done while it records."""
+
+    def __init__(self, fails=False):
+        self.calls, self.fails = [], fails
+
+    def capture_begin(self, pool, mode):
+        self.calls.append(("begin", mode, gc.isenabled()))
+
+    def capture_end(self):
+        self.calls.append(("end",))
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_no_garbage_is_collected_while_a_graph_records(collecting):
+    recorder = object.__new__(CudaRecorder)
+    recorder._pool = None
+    capture, ran = Capture(), []
+    was = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        recorder._capture(capture, lambda: ran.append(gc.isenabled()))
+        assert gc.isenabled() == collecting
+        with pytest.raises(NotRecorded, match="not permitted"):
+            recorder._capture(Capture(fails=True), lambda: None)
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert capture.calls == [("begin", "thread_local", False), ("end",)]
+    assert ran == [False]
+
+
+def test_a_work_that_fails_while_it_is_recorded_still_ends_the_recording():
+    recorder = object.__new__(CudaRecorder)
+    recorder._pool = None
+    capture = Capture()
+
+    def work():
+        raise RuntimeError("allocates")
+
+    with pytest.raises(NotRecorded, match="allocates"):
+        recorder._capture(capture, work)
+    assert capture.calls[-1] == ("end",)
