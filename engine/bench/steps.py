@@ -19,9 +19,9 @@ from configs.model.config import ModelConfig
 from engine.cpu.batch import SequenceInput
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
-from engine.gpu.linear import Linear
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuLayer, GpuWeights
+from engine.linear import Linear
 from engine.tensor_parallel.commands import Bucket
 from kernels.bench.timing import Timer, copy_bandwidth
 

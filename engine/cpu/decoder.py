@@ -64,15 +64,15 @@ class Decoder:
         Returns:
             fp32 [rows, hidden] after the final norm.
         """
-        eps, add_up = self.config.rms_norm_eps, self._group.sum
+        eps, add_up, adapters = self.config.rms_norm_eps, self._group.sum, batch.adapters
         turns = self._rope.rows(batch.positions)
         hidden = self._embed(batch.token_ids)
         for index, layer in enumerate(self._weights.layers):
-            qkv = F.linear(rms_norm(hidden, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+            qkv = layer.qkv(rms_norm(hidden, layer.input_norm, eps), adapters)
             self._place(qkv, layer.qk_norm, turns)
-            hidden += add_up(F.linear(self._attend(qkv, index, batch, pool), layer.o, layer.o_bias))
-            gate_up = F.linear(rms_norm(hidden, layer.post_norm, eps), layer.gate_up, layer.gate_up_bias)
-            hidden += add_up(F.linear(self._gated(gate_up), layer.down, layer.down_bias))
+            hidden += add_up(layer.o(self._attend(qkv, index, batch, pool), adapters))
+            gate_up = layer.gate_up(rms_norm(hidden, layer.post_norm, eps), adapters)
+            hidden += add_up(layer.down(self._gated(gate_up), adapters))
         return rms_norm(hidden, self._weights.final_norm, eps)
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
+from engine.linear import Linear, Product
 from engine.loading import load
 from engine.loading.reader import TensorReader, read
 from engine.models.family import Axis, Family, NamedTensor, Part
@@ -21,23 +22,19 @@ _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One layer, fp32. Matrices are [out, in]; q, k, v are stacked along rows in this order, then gate and up.
+    """One layer, fp32. Products' sizes are [out, in]; q, k, v are stacked along outputs in this order, then gate and up.
 
     Sizes are those of one rank (`engine.tensor_parallel.shards.split_config`); `hidden` is whole everywhere. What o and down give
     is this rank's part of a sum, and only the first rank has their biases.
     """
 
     input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [(heads + 2 * kv_heads) * dim, hidden]
-    qkv_bias: Tensor | None
+    qkv: Product  # [(heads + 2 * kv_heads) * dim, hidden]
     qk_norm: Tensor | None  # [heads + kv_heads, dim]: the queries' norm for each query head, then the keys'
-    o: Tensor  # [hidden, heads * dim]
-    o_bias: Tensor | None
+    o: Product  # [hidden, heads * dim]
     post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 * intermediate, hidden]
-    gate_up_bias: Tensor | None
-    down: Tensor  # [hidden, intermediate]
-    down_bias: Tensor | None
+    gate_up: Product  # [2 * intermediate, hidden]
+    down: Product  # [hidden, intermediate]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +90,12 @@ class _ShardReader:
         """The weights of one layer."""
         return LayerWeights(
             input_norm=self.part(self.family.tensor("input_norm", index)),
-            qkv=self._stacked(_QKV, index),
-            qkv_bias=self._stacked(_QKV, index, "bias") if self.config.qkv_bias else None,
+            qkv=self._linear(_QKV, index, biased=self.config.qkv_bias),
             qk_norm=self._qk_norm(index) if self.config.qk_norm else None,
-            o=self.part(self.family.tensor("o", index)),
-            o_bias=self._added_once("o", index),
+            o=self._summed("o", index),
             post_norm=self.part(self.family.tensor("post_norm", index)),
-            gate_up=self._stacked(_GATE_UP, index),
-            gate_up_bias=self._stacked(_GATE_UP, index, "bias") if self.config.mlp_bias else None,
-            down=self.part(self.family.tensor("down", index)),
-            down_bias=self._added_once("down", index),
+            gate_up=self._linear(_GATE_UP, index, biased=self.config.mlp_bias),
+            down=self._summed("down", index),
         )
 
     def part(self, tensor: NamedTensor) -> Tensor:
@@ -126,9 +119,15 @@ class _ShardReader:
                 place.copy_(self.part(tensor))
         return out
 
-    def _added_once(self, role: str, index: int) -> Tensor | None:
+    def _linear(self, roles: Sequence[str], index: int, *, biased: bool) -> Linear:
+        """Matrices stacked along their outputs."""
+        return Linear(self._stacked(roles, index), self._stacked(roles, index, "bias") if biased else None)
+
+    def _summed(self, role: str, index: int) -> Linear:
+        """A matrix whose results are summed over the ranks; one of them has the bias."""
         bias = self.family.tensor(role, index, "bias")
-        return self.part(bias) if self.shard.holds(bias) else None
+        held = self.part(bias) if self.shard.holds(bias) else None
+        return Linear(self.part(self.family.tensor(role, index)), held)
 
     def _qk_norm(self, index: int) -> Tensor:
         """One weight row per head, so that queries and keys are normed in one call."""

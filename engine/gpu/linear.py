@@ -1,49 +1,15 @@
-"""Products with a layer's weights on a GPU: one small object for each way to hold a weight, all called the same way."""
+"""Products with weights as only a GPU holds them: one small object for each way, all called the same way (`engine.linear`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from engine.linear import Product
 from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear
 from kernels.gpu.linear.quantized import quantized_linear
 from kernels.gpu.linear.quantized_matrix import QuantizedMatrix
-
-
-class Product(Protocol):
-    """x W^T + b, however W is held.
-
-    Contract: takes [rows, columns] with contiguous columns, gives a new [rows, outputs] in x's type. Never waits for the device.
-    """
-
-    @property
-    def nbytes(self) -> int:
-        """Device memory it holds, which is also what one call reads of it."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The product."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A weight in the model's type, through cuBLAS."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Memory it holds."""
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, columns] to [rows, outputs]."""
-        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +25,7 @@ class Grouped:
         """Memory it holds."""
         return self.matrix.nbytes + _nbytes(self.bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapters: Tensor | None = None) -> Tensor:
         """[rows, columns] to [rows, outputs], unpacking on the way."""
         return quantized_linear(x, self.matrix, self.bias)
 
@@ -76,7 +42,7 @@ class Fp8:
         """Memory it holds."""
         return self.matrix.values.nbytes + self.matrix.scales.nbytes + _nbytes(self.bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapters: Tensor | None = None) -> Tensor:
         """[rows, columns] to [rows, outputs]; x is rounded row by row."""
         return fp8_linear(x, self.matrix, self.bias)
 
@@ -92,9 +58,9 @@ class SideBySide:
         """Of all parts."""
         return sum(part.nbytes for part in self.parts)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapters: Tensor | None = None) -> Tensor:
         """[rows, columns] to [rows, outputs of all parts]."""
-        return torch.cat([part(x) for part in self.parts], dim=1)
+        return torch.cat([part(x, adapters) for part in self.parts], dim=1)
 
 
 def _nbytes(bias: Tensor | None) -> int:

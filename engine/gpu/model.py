@@ -152,14 +152,14 @@ class GpuModel:
     def compute(self, batch: GpuBatch) -> Tensor:
         """The device's part of `forward`: [results, hidden]. It never waits for the device, so it can be captured as a CUDA graph,
         for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
-        eps, weights = self.config.rms_norm_eps, self._weights
+        eps, weights, adapters = self.config.rms_norm_eps, self._weights, batch.adapters
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         change: Tensor | None = None
         for index, layer in enumerate(weights.layers):
             normed, residual = _norm(residual, change, layer.input_norm, eps)
-            mixed = self.group.sum(layer.o(self._attend(normed, index, layer, batch)))
+            mixed = self.group.sum(layer.o(self._attend(normed, index, layer, batch), adapters))
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
-            change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed))))
+            change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed, adapters)), adapters))
         if change is not None:
             residual = residual + change
         return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
@@ -180,7 +180,7 @@ class GpuModel:
         """Attention of one layer up to its last projection: [rows, heads * dim]."""
         config = self.config
         queries = write_kv(
-            layer.qkv(normed),
+            layer.qkv(normed, batch.adapters),
             self.pool.layers[index],
             batch.positions,
             batch.slots,

@@ -15,7 +15,8 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
 from engine.gpu.formats import GpuArithmetic
-from engine.gpu.linear import Fp8, Grouped, Linear, Product, SideBySide
+from engine.gpu.linear import Fp8, Grouped, SideBySide
+from engine.linear import Linear, Product
 from engine.loading.reader import TensorReader
 from engine.loading.stored import GroupKind, stored_kinds
 from engine.models.family import PARTS

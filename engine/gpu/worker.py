@@ -131,12 +131,16 @@ class GpuWorker:
         plan: GraphPlan,
         dtype: torch.dtype,
         send: Callable[[RankCommand], None] | None = None,
+        *,
+        adapters: Iterable[str] = (),
     ) -> "GpuWorker":
         """A worker on the model's device; on CPU tensors, what would be graphs runs eagerly over the same buffers."""
         vocab = model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
         graphs = DecodeGraphs(model, plan, recorder, dtype)
-        return cls(model, GpuSampler(vocab, edits, model.device), CpuSampler(vocab, edits), graphs, send)
+        return cls(
+            model, GpuSampler(vocab, edits, model.device), CpuSampler(vocab, edits), graphs, send, adapters=adapters
+        )
 
     @property
     def blocks(self) -> Tensor:

@@ -18,10 +18,11 @@ from engine.cpu.weights import load_weights
 from engine.device import choose_device, step_limits
 from engine.gpu.backend import USUAL_STEP, run_every_kernel
 from engine.gpu.formats import choose_gpu_arithmetic
-from engine.gpu.linear import Grouped, Linear
+from engine.gpu.linear import Grouped
 from engine.gpu.loader import GpuLoader
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
+from engine.linear import Linear
 from engine.loading import load
 from engine.models.registry import read_config
 from engine.tensor_parallel.process_group import TorchProcessGroup

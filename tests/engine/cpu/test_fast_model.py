@@ -17,6 +17,7 @@ from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.model import ExactModel, FastModel
 from engine.cpu.packed_weights import assemble_packed
 from engine.cpu.weights import load_weights
+from engine.linear import Linear
 from engine.loading import load
 from engine.models.families import llama
 from engine.models.registry import read_config
@@ -60,11 +61,24 @@ def hidden(model, ids, blocks, chunk):
     return torch.cat(parts)
 
 
+class RoundingLinear(Linear):
+    """A product whose rows are rounded as the kernels round them."""
+
+    def __call__(self, x, adapters=None):
+        return rounding_linear(x, self.weight, self.bias)
+
+
 def rounded(weights):
     """`weights` as the kernels hold them: every matrix in 8-bit groups."""
-    matrices = ("qkv", "o", "gate_up", "down")
     layers = [
-        replace(layer, **{name: unpack(pack_float(getattr(layer, name))) for name in matrices})
+        replace(
+            layer,
+            **{
+                name: RoundingLinear(unpack(pack_float(product.weight)), product.bias)
+                for name in ("qkv", "o", "gate_up", "down")
+                for product in [getattr(layer, name)]
+            },
+        )
         for layer in weights.layers
     ]
     tables = {name: unpack(pack_float(getattr(weights, name))) for name in ("embedding", "head")}
@@ -89,6 +103,12 @@ def test_logits_are_those_of_the_torch_decoder_with_the_same_roundings(tiny_mode
     error = (logits - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.mean() < 0.08
     assert torch.equal(model.logits(hidden(model, ids, table(1), 7)), logits)
+
+
+def test_a_row_with_an_adapter_is_refused(tiny_model):
+    _, model = fast(resolve_model(str(tiny_model("llama")[1])))
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        model.forward([SequenceInput(token_ids=[5], start=0, block_table=[0], adapter=1)])
 
 
 def test_the_activation_is_the_familys(tiny_model, monkeypatch):

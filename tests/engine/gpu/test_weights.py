@@ -12,8 +12,9 @@ from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import load_weights
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
-from engine.gpu.linear import Fp8, Grouped, Linear, SideBySide
+from engine.gpu.linear import Fp8, Grouped, SideBySide
 from engine.gpu.weights import GpuAssembly, weights_bytes
+from engine.linear import Linear
 from engine.loading import load
 from engine.loading.stored import stored_kinds
 from kernels.gpu.linear import fp8

@@ -61,7 +61,7 @@ def test_half_precision_is_widened_exactly(tiny_model, tmp_path, dtype):
     tiny_models.save(tiny_models.build("llama").to(dtype), tmp_path)
     config, weights = loaded(tmp_path)
     stored = model.model.layers[1].mlp.down_proj.weight
-    assert torch.equal(weights.layers[1].down, stored.to(dtype).float())
+    assert torch.equal(weights.layers[1].down.weight, stored.to(dtype).float())
     assert config.dtype == str(dtype).removeprefix("torch.")
 
 
@@ -71,8 +71,8 @@ def test_projections_are_stacked_and_a_tied_head_is_shared(tiny_model):
     layer, theirs = weights.layers[2], model.model.layers[2]
     attention = theirs.self_attn
     stacked = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    assert torch.equal(layer.qkv, stacked)
-    assert torch.equal(layer.gate_up, torch.cat([theirs.mlp.gate_proj.weight, theirs.mlp.up_proj.weight]))
+    assert torch.equal(layer.qkv.weight, stacked)
+    assert torch.equal(layer.gate_up.weight, torch.cat([theirs.mlp.gate_proj.weight, theirs.mlp.up_proj.weight]))
     assert weights.head.data_ptr() == weights.embedding.data_ptr()
     assert config.tie_word_embeddings
 
@@ -83,7 +83,7 @@ def test_fp32_matrices_stay_in_the_mapped_file(tiny_model):
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     mapped = [line.split()[0] for line in maps if str(folder) in line]
     ranges = [tuple(int(end, 16) for end in span.split("-")) for span in mapped]
-    for tensor in (weights.embedding, weights.head, weights.layers[0].o, weights.layers[0].down):
+    for tensor in (weights.embedding, weights.head, weights.layers[0].o.weight, weights.layers[0].down.weight):
         assert any(low <= tensor.data_ptr() < high for low, high in ranges)
 
 
@@ -304,9 +304,9 @@ def test_k_quants_load_from_a_file(tmp_path):
     model, shapes, kinds = k_model(tmp_path)
     config, weights = loaded(model)
     assert weights_bytes(config) == 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-    assert torch.equal(weights.layers[0].down, kinds["blk.0.ffn_down.weight"])
-    assert torch.equal(weights.layers[0].o, kinds["blk.0.attn_output.weight"])
-    assert torch.equal(weights.layers[0].gate_up[:256], kinds["blk.0.ffn_gate.weight"])
+    assert torch.equal(weights.layers[0].down.weight, kinds["blk.0.ffn_down.weight"])
+    assert torch.equal(weights.layers[0].o.weight, kinds["blk.0.attn_output.weight"])
+    assert torch.equal(weights.layers[0].gate_up.weight[:256], kinds["blk.0.ffn_gate.weight"])
 
 
 def k_model(folder):
@@ -385,8 +385,8 @@ def test_random_weights_are_the_same_each_time_and_not_all_alike(tiny_model):
     _, folder = tiny_model("qwen2")
     config, weights = loaded(folder, "dummy")
     _, again = loaded(folder, "dummy")
-    assert torch.equal(weights.layers[1].qkv, again.layers[1].qkv)
-    assert not torch.equal(weights.layers[0].qkv, weights.layers[1].qkv)
+    assert torch.equal(weights.layers[1].qkv.weight, again.layers[1].qkv.weight)
+    assert not torch.equal(weights.layers[0].qkv.weight, weights.layers[1].qkv.weight)
     assert logits(config, weights).std() > 0
 
 

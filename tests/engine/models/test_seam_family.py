@@ -176,7 +176,7 @@ def test_two_ranks_compute_it(toy):
 
     def rank(number):
         weights = load_weights(source, config, "auto", rank=number, size=2)
-        assert weights.layers[0].o.shape == (HIDDEN, HEADS * DIM // 2)
+        assert weights.layers[0].o.weight.shape == (HIDDEN, HEADS * DIM // 2)
         return logits(Decoder(config, weights, ThreadGroup(number, parts, barrier)), 7)
 
     with ThreadPoolExecutor(2) as threads:

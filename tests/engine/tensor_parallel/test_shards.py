@@ -83,15 +83,15 @@ def test_loaded_shards_are_the_whole_and_nothing_twice(described, name):
     assert all((part.head is part.embedding) == (whole.head is whole.embedding) for part in parts)
     for index, layer in enumerate(whole.layers):
         shares = [part.layers[index] for part in parts]
-        assert torch.equal(torch.cat([share.o for share in shares], 1), layer.o)
-        assert torch.equal(torch.cat([share.down for share in shares], 1), layer.down)
-        halves = [share.gate_up.chunk(2) for share in shares]
-        assert torch.equal(torch.cat([half[which] for which in (0, 1) for half in halves]), layer.gate_up)
-        assert [share.o_bias is None for share in shares] == [layer.o_bias is None, True]
+        assert torch.equal(torch.cat([share.o.weight for share in shares], 1), layer.o.weight)
+        assert torch.equal(torch.cat([share.down.weight for share in shares], 1), layer.down.weight)
+        halves = [share.gate_up.weight.chunk(2) for share in shares]
+        assert torch.equal(torch.cat([half[which] for which in (0, 1) for half in halves]), layer.gate_up.weight)
+        assert [share.o.bias is None for share in shares] == [layer.o.bias is None, True]
         assert all(torch.equal(share.input_norm, layer.input_norm) for share in shares)
-    kept = sum(part.layers[0].qkv.numel() for part in parts)
+    kept = sum(part.layers[0].qkv.weight.numel() for part in parts)
     shared = config.kv_heads == 1
-    assert kept == whole.layers[0].qkv.numel() + shared * 2 * config.head_dim * config.hidden_size
+    assert kept == whole.layers[0].qkv.weight.numel() + shared * 2 * config.head_dim * config.hidden_size
 
 
 def test_a_vocabulary_that_does_not_divide_is_filled_up_with_zeros(described):
@@ -107,7 +107,13 @@ def test_a_vocabulary_that_does_not_divide_is_filled_up_with_zeros(described):
 
 def test_a_shard_holds_no_memory_of_the_whole(described):
     part = load_weights(*described("llama"), "auto", rank=1, size=2)
-    for tensor in (part.embedding, part.head, part.layers[0].qkv, part.layers[0].o, part.layers[0].down):
+    for tensor in (
+        part.embedding,
+        part.head,
+        part.layers[0].qkv.weight,
+        part.layers[0].o.weight,
+        part.layers[0].down.weight,
+    ):
         assert tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
