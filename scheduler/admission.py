@@ -1,6 +1,6 @@
 """Who leaves the waiting line: a request is admitted with the blocks of its whole prompt, or not at all.
 
-What belongs here: conditions of admission, and how much is reserved. Never: who must give blocks up, what a step holds.
+What belongs here: conditions of admission, and how much is reserved. Never: who has to give up blocks, what a step holds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time w
 
 
 class Admission:
-    """Decides for one scheduler, and gives the admitted their blocks."""
+    """Decides for one scheduler who is admitted, and gives the admitted requests their blocks."""
 
     def __init__(
         self,
@@ -38,15 +38,16 @@ class Admission:
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
     ) -> list[Request]:
-        """Requests of the line that would get tokens in this step, in their order, with their blocks.
+        """Requests of the line that would get tokens in this step, in their order, with their blocks taken.
 
-        One that waits for content another computes is passed over, and so is a long one whose share would be nothing:
-        both are served by what runs now. One that lacks blocks is not passed: those behind it must not eat its room.
+        One that waits for content that another is computing is passed over, and so is a long one whose share would be
+        nothing: both gain by what is running now. One that lacks blocks is not passed: those behind it must not use up its
+        room.
 
         Args:
-            waiting: the line; left as it is.
+            waiting: the line; not changed.
             prefills: running requests that share the budget.
-            running: how many requests run.
+            running: number of running requests.
             budget: tokens of the step for prompts.
         """
         admitted: list[Request] = []
@@ -72,16 +73,16 @@ class Admission:
         return admitted
 
     def protected(self, request: Request) -> bool:
-        """Whether the request was preempted so often that it keeps, from its next start, what it may ever need."""
+        """Whether the request was preempted so often that, from its next start, it keeps all blocks that it may ever need."""
         return request.preemptions >= self._config.max_preemptions
 
     def lacks(self, request: Request, without: Iterable[Request] = (), *, alone: bool = False) -> int:
-        """Blocks that are missing for the request to be admitted, at most 0 if it fits.
+        """Blocks that the request lacks to be admitted, 0 or less if it fits.
 
         Args:
-            request: waits.
-            without: running requests that are taken to have given their blocks back.
-            alone: nobody else would run.
+            request: a waiting one.
+            without: running requests that are assumed to have given their blocks back.
+            alone: whether no other request would run.
         """
         hits = self._cache.hits(request)
         hits += [item.block for item in self._wanted(request, hits) if item.block is not None]
@@ -94,26 +95,26 @@ class Admission:
         return self._lacks(request, hits, alone=alone) - freed
 
     def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
-        """The first of the line that waits for nothing but room: the one that others may have to make it for."""
+        """The first of the line that waits for nothing but room: the one for which others may have to make room."""
         return next((each for each in islice(waiting, _SCAN) if not self._waits(each)), None)
 
     def _waits(self, request: Request) -> bool:
-        """For content that another one computes, or to know its own tokens: drafts of it are still being verified."""
+        """Whether it waits for content that another one is computing, or for its own drafts to be verified."""
         return request.verifying or self._cache.awaits_pending(request)
 
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
-        """Blocks beyond those the pool has and the watermark it leaves to those that run."""
+        """Blocks needed beyond what the pool has, less the watermark that is left to running requests."""
         needed = self._pool.blocks_for(self._reservation(request)) - len(hits)
         idle_hits = sum(not self._pool.in_use(block_id) for block_id in hits)
         watermark = 0 if alone else max(1, int(self._config.decode_watermark * self._pool.blocks))
         return needed + watermark - (self._pool.available - idle_hits)
 
     def _reservation(self, request: Request) -> int:
-        """Tokens whose blocks are taken at admission: those that exist; after many preemptions, all that can come."""
+        """Tokens whose blocks are taken at admission: those that exist, or after many preemptions all that can ever exist."""
         return request.longest() if self.protected(request) else len(request.tokens)
 
     def _wanted(self, request: Request, hits: list[int]) -> list[Wanted]:
-        """What is loaded from lower tiers behind the hits."""
+        """What is loaded from lower tiers after the hits."""
         if not self._transfers.active:
             return []
         return self._transfers.beyond(request, self._cache.usable_hashes(request), len(hits))

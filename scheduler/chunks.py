@@ -1,7 +1,7 @@
-"""Chunks: what becomes of the decision that a request gets so many tokens of a step.
+"""Chunks: what follows once it is decided how many tokens of a step a request gets.
 
-A plan counts on its steps: `computed` moves on at once, full blocks get their names, and a token that will be sampled is in
-flight. What belongs here: those books. Never: who gets how many tokens.
+A plan counts on its steps: `computed` advances at once, full blocks get their keys, and a token that will be sampled is in
+flight. What belongs here: this bookkeeping. Never: who gets how many tokens.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ class ChunkBuilder:
     """Adds chunks to the steps of one scheduler.
 
     Attributes:
-        published_by: ids of requests with a block that was published on the strength of the newest plan. Others may build on it
-            already, so its chunk is computed even if the request has ended.
+        published_by: ids of requests with a block that was published on the strength of the newest plan. Others may already
+            build on it, so its chunk is computed even if the request has ended.
     """
 
     def __init__(self, cache: PrefixCache, policy: SchedulingPolicy, stats: EngineStats) -> None:
@@ -28,14 +28,14 @@ class ChunkBuilder:
         self._stats = stats
 
     def prefill(self, step: Step, request: Request, length: int) -> None:
-        """The request computes `length` tokens of its prompt, or of what is computed again; the last one samples."""
+        """The request computes `length` tokens of its prompt or of a recomputation; the last one samples."""
         samples = int(request.computed + length == request.known and request.sampling.max_tokens > 0)
         self._add(step, request, ChunkPhase.PREFILL, length, samples=samples)
 
     def decode(self, step: Step, request: Request, draft_ids: Sequence[int] = ()) -> None:
-        """The request computes its newest token and the drafts behind it.
+        """The request computes its newest token and the drafts after it.
 
-        The KV of drafts is not counted as computed before they are accepted.
+        The KV of drafts does not count as computed until they are accepted.
         """
         request.verifying = bool(draft_ids)
         self._add(step, request, ChunkPhase.DECODE, 1, samples=1 + len(draft_ids), draft_ids=draft_ids)
@@ -70,12 +70,12 @@ class ChunkBuilder:
         step.chunks.append(chunk)
 
     def advance(self, request: Request, tokens: int) -> None:
-        """Count so many more tokens of the request as computed: some of them for the first time, the others again."""
+        """Count `tokens` more tokens of the request as computed, some perhaps for the first time, the others again."""
         request.computed += tokens
         self.count(request, request.computed - tokens)
 
     def count(self, request: Request, start: int) -> None:
-        """Charge for the tokens from `start` to `computed`."""
+        """Charge the request for its tokens from `start` to `computed`."""
         if request.high_water > start:
             self._stats.recomputed_tokens += min(request.computed, request.high_water) - start
         if request.computed > request.high_water:

@@ -1,6 +1,6 @@
 """Decodes: which running requests compute their newest token in a step, and the blocks they grow into.
 
-What belongs here: one token for each of them, drafts behind it. Never: prompts, admission, who is pushed out for a newcomer.
+What belongs here: one token for each of them, and drafts after it. Never: prompts, admission, who is preempted for a newcomer.
 """
 
 from scheduler.chunks import ChunkBuilder
@@ -20,13 +20,13 @@ class DecodePlanner:
 
     Args:
         budget: tokens of a step.
-        pool: gives the blocks.
-        table: of the requests.
-        transfers: know of blocks that are on their way.
-        policy: who goes first.
-        preemption: takes blocks from one for another.
+        pool: provides the blocks.
+        table: the requests.
+        transfers: knows of blocks that are on their way.
+        policy: decides who goes first.
+        preemption: takes blocks from one request for another.
         drafting: proposes tokens to verify.
-        chunks: adds them to the step.
+        chunks: adds chunks to the step.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class DecodePlanner:
         self._chunks = chunks
 
     def grow(self) -> tuple[list[Request], bool]:
-        """Give each decode the block its token needs, preempting where there is none.
+        """Give each decode the block its token needs, preempting if there is none.
 
-        Where all of them were preempted, others take their turn: each round ends with a decode that runs or with fewer
+        If all of them were preempted, others take their turn: each round ends with a decode that runs or with fewer
         running requests, and the last one is never preempted (the pool holds the longest request). So a plan is empty
-        only while nothing that runs has a token to compute.
+        only while no running request has a token to compute.
 
         Returns:
-            Those that run, and whether anybody was preempted for it.
+            The decodes that have their block, and whether any request was preempted for one.
         """
         preempted = False
         while decodes := self._chosen():
@@ -70,7 +70,7 @@ class DecodePlanner:
         return [], preempted
 
     def add(self, step: Step, decodes: list[Request]) -> None:
-        """A chunk for each; drafts share what the budget of decodes leaves."""
+        """Add a chunk for each; drafts share what is left of the budget for decodes."""
         left = self._draft_room(step) - len(decodes) if self._drafting.active else 0
         for request in decodes:
             drafts = self._drafting.drafts(request, left)
@@ -78,7 +78,7 @@ class DecodePlanner:
             self._chunks.decode(step, request, drafts)
 
     def add_late(self, step: Step) -> None:
-        """Decodes that waited for results when the step was planned, as far as there are tokens and blocks left."""
+        """Add decodes that waited for results when the step was planned, as far as there are tokens and blocks left."""
         if not self._drafting.active:
             return
         planned = {chunk.request_id for chunk in step.chunks}
@@ -98,13 +98,13 @@ class DecodePlanner:
         return [r for r in self._table.running.values() if r.decodes and self._drafting.ready(r)]
 
     def _chosen(self) -> list[Request]:
-        """As many as the step has room for beside the prompts."""
+        """The decodes of the step: as many as it has room for beside the prompts."""
         running, ready = self._table.running.values(), self._ready()
         prompts = [r for r in running if not r.decodes] if len(ready) < len(running) else []
         return choose_decodes(ready, prompts, len(self._table.waiting), self._budget, self._policy)
 
     def _grow_one(self, request: Request) -> bool:
-        """Whether somebody had to be preempted for it."""
+        """Give it a block if it lacks one; whether a request had to be preempted for that."""
         preempted = False
         while request.state is RequestState.RUNNING and self._lacks_block(request):
             if self._pool.available:
@@ -112,7 +112,7 @@ class DecodePlanner:
                 continue
             victim = self._preemption.victim_for(request)
             if self._transfers.leaving or (victim is request and self._transfers.holding):
-                break  # blocks are on their way: there will be room without anybody else giving way
+                break  # blocks are about to come back: there will be room without preempting anybody else
             self._preemption.preempt(victim)
             preempted = True
         return preempted

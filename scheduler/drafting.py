@@ -1,7 +1,7 @@
 """Drafts: guesses of the tokens that follow a sequence's newest one, which a step verifies all at once.
 
-Who guesses is behind `Drafter`: the scheduler is given one, or none. What belongs here: how many guesses a request has use and
-room for. Never: how they are made, who decodes.
+Who guesses is hidden behind `Drafter`: the scheduler is given one, or none. What belongs here: how many guesses a request can
+use and has room for. Never: how they are made, who decodes.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,28 @@ from scheduler.types.request import Request
 
 
 class Drafter(Protocol):
-    """Proposes tokens. It may be wrong: the output is the same, only later."""
+    """Proposes tokens. It may be wrong: the output stays the same and only takes longer."""
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
         """Guess what comes next.
 
         Args:
-            request_id: of the sequence.
-            token_ids: all of its tokens; left as they are.
-            most: guesses that can be used, at least 1; those beyond are dropped.
+            request_id: the sequence's.
+            token_ids: all of its tokens; not to be changed.
+            most: how many guesses can be used, at least 1; further ones are dropped.
         """
         ...
 
 
 class Drafting:
-    """Proposals for one scheduler, cut to what a request may still generate and to the blocks there are.
+    """Proposals for one scheduler, limited to what a request may still generate and to the blocks there are.
 
-    Without a drafter it has no opinion. With one, a decode waits until all results of its sequence are in, because a guess
-    continues known tokens.
+    Without a drafter nothing is held back. With one, a decode waits until all results of its sequence are in, because a
+    guess continues known tokens.
 
     Args:
-        drafter: guesses; None: nobody does.
-        pool: of the scheduler.
+        drafter: makes the guesses; None: there are none.
+        pool: the scheduler's.
         context: longest request, in tokens.
     """
 
@@ -44,7 +44,7 @@ class Drafting:
 
     @property
     def active(self) -> bool:
-        """Whether anybody guesses."""
+        """Whether there is a drafter."""
         return self._drafter is not None
 
     def ready(self, request: Request) -> bool:
@@ -52,13 +52,13 @@ class Drafting:
         return self._drafter is None or not request.in_flight
 
     def drafts(self, request: Request, budget: int) -> Sequence[int]:
-        """At most `budget` guesses for a request that decodes; its table has blocks for them.
+        """At most `budget` guesses for a request that decodes; its table gets the blocks for them.
 
-        No block is taken from anybody for the sake of a guess.
+        No request is preempted for the sake of a guess.
         """
         if self._drafter is None:
             return ()
-        # One token comes without drafts, so they must leave room for it in each limit.
+        # One token is sampled even without drafts, so they must leave room for it in each limit.
         left = min(request.sampling.max_tokens - request.output_tokens, self._context - request.known) - 1
         room = (len(request.block_table) + self._pool.available) * self._pool.block_size - request.computed - 1
         most = min(budget, left, room)

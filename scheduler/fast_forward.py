@@ -1,11 +1,11 @@
 """Several decode steps in one go, for callers that know what the steps will bring: simulations.
 
-While nobody arrives, ends or lacks a block, every plan is the last one with each sequence a token further. `steady_steps`
-says for how many steps that is certain, `run` makes of the books what that many rounds of `refresh`, `schedule` and `update`
-would have made of them: same block ids, same published contents, same counters. A test compares the two field by field.
+While no request arrives, ends or lacks a block, every plan is the last one with each sequence one token further. `steady_steps`
+says for how many steps that is certain; `run` brings the books to the state in which that many rounds of `refresh`, `schedule`
+and `update` would leave them: same block ids, same published contents, same counters. A test compares the two field by field.
 
-What belongs here: that equivalence, and nothing that decides. A rule that enters `Scheduler.schedule` must be mirrored in
-`steady_steps` as a condition, so that no step is skipped where it could matter.
+What belongs here: that equivalence, and nothing that decides. A rule that is added to `Scheduler.schedule` must be mirrored
+in `steady_steps` as a condition, so that no step is skipped in which it could matter.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,14 +50,14 @@ class FastForward:
         self._stats = stats
 
     def steady_steps(self, planned: Step) -> int:
-        """How many steps, `planned` the first of them, bring each running sequence one token and end none of them.
+        """The number of steps, beginning with `planned`, that bring each running sequence one token and end none of them.
 
         Args:
             planned: the plan for the next step; the results of all steps before it are in.
 
         Returns:
-            At most the tokens of a block, so that each sequence fills and takes at most one; 0 where the plan is anything
-            but one decode of each running sequence.
+            At most the tokens of a block, so that each sequence fills and takes at most one block; 0 if the plan is
+            anything but one decode of each running sequence.
         """
         running = self._all_running(planned)
         if not running or planned.new or self._may_change(running):
@@ -73,12 +73,12 @@ class FastForward:
         return max(steps, 0)
 
     def run(self, planned: Step, steps: int, token_of: Callable[[str], int]) -> Step:
-        """Do that many rounds at once; returns the plan for the step after these, but for its `retired`.
+        """Do `steps` rounds at once; returns the plan for the step after them, without its `retired`.
 
         Args:
-            planned: as in `steady_steps`; used up.
+            planned: as in `steady_steps`; not to be used afterwards.
             steps: from 1 to what `steady_steps` says.
-            token_of: the id that each of these steps samples for a request; no EOS.
+            token_of: the token id that each of these steps samples for a request; not EOS.
         """
         running = self._all_running(planned)
         known = [len(request.tokens) for request in running]
@@ -96,7 +96,7 @@ class FastForward:
         return Step(step_id=planned.step_id + steps, chunks=planned.chunks)
 
     def _may_change(self, running: list[Request]) -> bool:
-        """Whether a step could differ from the one before for what is not in its chunks."""
+        """Whether a step could differ from the one before for reasons that its chunks do not show."""
         line, budget = self._table.waiting, self._config.max_step_tokens
         takes_turns = len(running) > budget - budget // 8 - 1
         could_admit = bool(line) and len(running) < self._config.max_running
@@ -110,7 +110,7 @@ class FastForward:
         )
 
     def _all_running(self, step: Step) -> list[Request]:
-        """The running requests in the order of the step's chunks; none unless each has exactly one."""
+        """The running requests in the order of the step's chunks; none unless each has exactly one chunk."""
         if len(step.chunks) != len(self._table.running):
             return []
         found = [self._table.running.get(chunk.request_id) for chunk in step.chunks]
@@ -143,9 +143,9 @@ def _is_steady(chunk: Chunk, request: Request) -> bool:
 def _block_events(
     running: list[Request], known: list[int], steps: int, block_size: int
 ) -> Iterator[tuple[int, bool, int]]:
-    """(round, whether a block is filled rather than taken, place of the request).
+    """(round, whether a block is filled rather than taken, index of the request).
 
-    In one round the blocks that the plan needs are taken first, then those that the results fill are published.
+    In one round, the blocks that the plan needs are taken first, then those that the results fill are published.
     """
     for place, (request, tokens) in enumerate(zip(running, known, strict=True)):
         takes = len(request.block_table) * block_size - tokens + 1  # the round whose plan lacks a block

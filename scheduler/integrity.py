@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.types.request import Request, RequestState
 
-_Rule = Callable[[Request, int], bool]  # of a request and the tokens a block holds
+_Rule = Callable[[Request, int], bool]  # of a request and the block size in tokens
 _RULES: tuple[tuple[str, _Rule], ...] = (
     ("waiting requests hold nothing", lambda r, _: r.state is not RequestState.WAITING or not r.block_table),
     ("finished requests are not kept", lambda r, _: r.state is not RequestState.FINISHED),
@@ -23,14 +23,15 @@ def check_requests(
     block_size: int,
     open_steps: int,
 ) -> None:
-    """Compare each request with the rules, and its state with its place.
+    """Check each request against the rules, and its state against where it stands.
 
     Args:
         requests: all that have not finished.
         running: those that have blocks.
         waiting: the others.
         block_size: tokens of a block.
-        open_steps: steps whose results may be out, each with one token of a request at most, accepted drafts left out.
+        open_steps: steps whose results may be outstanding, each with at most one token of a request, not counting accepted
+            drafts.
 
     Raises:
         IntegrityError: naming the first contradiction.

@@ -1,4 +1,4 @@
-"""Whom to take the blocks from, and how: when a running request needs one and none is left, and when a waiting one may push in."""
+"""Which requests lose their blocks, and how: when a running one needs a block and none is left, or a waiting one may push in."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,14 +19,14 @@ def choose_victim(
     protected: Callable[[Request], bool],
     policy: SchedulingPolicy,
 ) -> Request:
-    """The running request to preempt: who gives way by the order, then least lost work, then the youngest.
+    """The running request to preempt: the first to give way by the policy, then the least lost work, then the youngest.
 
-    May be the needy one itself. Those that are `protected` hold all they can need and are left alone.
+    It may be the needy one itself. Those that are `protected` hold all they can need and are left alone.
     """
     open_to = [request for request in running if not protected(request) and request.block_table]
 
     def reluctance(request: Request) -> tuple[int, ...]:
-        # One that loads gives its blocks back only when they have come.
+        # One that is loading gives its blocks back only when the loads have ended.
         place = request.loading, lost_work(request, pool), -request.arrival
         return *(-part for part in policy.gives_way(request, needy)), *place
 
@@ -37,14 +37,14 @@ class Preemption:
     """Takes blocks from running requests of one scheduler.
 
     Args:
-        slots: requests that may run at once.
-        pool: whose blocks they are.
-        cache: names what is saved.
-        transfers: save it.
-        table: of the requests.
+        slots: number of requests that may run at once.
+        pool: the pool of the blocks.
+        cache: gives keys to what is saved.
+        transfers: saves it.
+        table: the requests.
         admission: knows what a waiting request lacks.
         policy: knows who yields to whom.
-        stats: counted in.
+        stats: the counters to update.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Preemption:
         self._stats = stats
 
     def victim_for(self, needy: Request) -> Request:
-        """The running request to preempt so that `needy`, which runs, gets a block. May be the needy one itself."""
+        """The running request to preempt so that `needy`, a running one, gets a block. It may be the needy one itself."""
         running = self._table.running.values()
         return choose_victim(running, needy, self._pool, self._admission.protected, self._policy)
 
     def victims_of(self, newcomer: Request) -> list[Request]:
-        """The running requests to preempt so that a waiting one comes in; none if it comes in anyway, or cannot.
+        """The running requests to preempt so that a waiting one comes in; none if it comes in anyway or cannot come in.
 
-        Least lost work within the lowest class goes first, and nobody gives way in vain.
+        The lowest class goes first, within it the least lost work, and no request gives way in vain.
         """
         running = self._table.running.values()
         open_to = self._open_to(newcomer, running)
@@ -91,7 +91,7 @@ class Preemption:
         return []
 
     def preempt(self, request: Request) -> None:
-        """Back into the line, its blocks saved first where that pays."""
+        """Put the request back into the line, its blocks saved first if that pays."""
         if self._transfers.swaps() and not request.loading:
             self._swap_out(request)
         self._table.put_back(request)
@@ -100,8 +100,8 @@ class Preemption:
         self._stats.preemptions += 1
 
     def _swap_out(self, request: Request) -> None:
-        """Save what is computed: full blocks under their names, the last one under that of its part."""
-        self._transfers.ended(request)  # what was left of an earlier time
+        """Save what is computed: full blocks under their keys, the last one under the key of its part."""
+        self._transfers.ended(request)  # the copy of its tail that an earlier preemption left
         self._cache.publish(request)
         keys, tail = request.block_hashes[: request.published], request.cut_tail(self._pool.block_size)
         self._table.release(request)
@@ -109,7 +109,7 @@ class Preemption:
         self._stats.swapped_out += 1
 
     def _open_to(self, newcomer: Request, running: Iterable[Request]) -> list[Request]:
-        """Those that yield to the newcomer, the first to go first."""
+        """The running requests that yield to the newcomer, in the order in which they go."""
         losses: list[tuple[tuple[int, ...], Request]] = []
         for request in running:
             if not self._policy.yields(request, newcomer, 0) or self._admission.protected(request):
@@ -121,7 +121,7 @@ class Preemption:
         return [request for _, request in sorted(losses, key=lambda pair: pair[0])]
 
     def _needed(self, newcomer: Request, victims: Sequence[Request]) -> list[Request]:
-        """Less those that a later, larger victim made superfluous. One stays: the newcomer may lack a slot."""
+        """The victims without those that a later, larger one made superfluous. One stays: the newcomer may lack a slot."""
         needed = list(victims)
         for victim in victims[:-1]:
             others = [request for request in needed if request is not victim]
@@ -131,6 +131,6 @@ class Preemption:
 
 
 def lost_work(request: Request, pool: BlockPool) -> int:
-    """Computed tokens that nobody else keeps resident."""
+    """Computed tokens that no other request keeps resident."""
     kept = sum(pool.shared(block_id) for block_id in request.block_table)
     return max(0, request.computed - kept * pool.block_size)

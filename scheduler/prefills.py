@@ -1,4 +1,4 @@
-"""Prompts: who comes in, and how the tokens that decodes leave of a step are shared.
+"""Prompts: who comes in, and how the tokens of a step that decodes leave are shared.
 
 What belongs here: admitted requests and the chunks of prompts. Never: decodes, the conditions of admission.
 """
@@ -22,14 +22,14 @@ class PrefillPlanner:
     """Plans the prompts of one scheduler.
 
     Args:
-        config: of the scheduler.
-        table: of the requests.
+        config: the scheduler's.
+        table: the requests.
         cache: knows whose prefix is resident.
-        transfers: know of blocks that are on their way.
-        policy: who goes first.
+        transfers: knows of blocks that are on their way.
+        policy: decides who goes first.
         admission: gives newcomers their blocks.
-        preemption: pushes others out for them.
-        chunks: adds them to the step.
+        preemption: takes blocks from others for them.
+        chunks: adds chunks to the step.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class PrefillPlanner:
         self._chunks = chunks
 
     def make_room(self, now: float) -> None:
-        """Let the first of the line in at the cost of running requests, as long as it may push them out.
+        """Let the first of the line in at the cost of running requests, as long as it may preempt them.
 
-        No more than a step has tokens for: the others would hold blocks and compute nothing.
+        No more come in than a step has tokens for: the others would hold blocks and compute nothing.
         """
         table, budget = self._table, self._config.max_step_tokens
         while (
@@ -76,7 +76,7 @@ class PrefillPlanner:
             budget -= newcomer.remaining
 
     def add(self, step: Step, now: float, *, admit: bool) -> None:
-        """Share what the step has left among prompts that have no chunk in it yet, and those of newcomers."""
+        """Share the step's remaining tokens among prompts that have no chunk in it yet, those of newcomers included."""
         budget = self._config.max_step_tokens - step.tokens
         if budget <= 0:
             return

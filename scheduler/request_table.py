@@ -1,10 +1,10 @@
-"""Every request that has not finished, where it stands and what it holds.
+"""Every request that has not finished: where it stands and what it holds.
 
     add -> waiting -> start -> running -> finish
               ^                   |
               +---- put_back -----+
 
-What belongs here: those transitions, and giving blocks back. Never: which request makes one, what a step holds.
+What belongs here: these transitions, and giving blocks back. Never: which request makes one, what a step holds.
 """
 
 from scheduler.kv.block_pool import BlockPool
@@ -20,18 +20,18 @@ class RequestTable:
     """The requests of one scheduler.
 
     Args:
-        pool: whose blocks the running requests hold.
-        cache: is told what they compute no more.
-        transfers: are told what may be saved and what is no longer waited for.
-        policy: is told who leaves the line and who has ended.
+        pool: the pool of the blocks that running requests hold.
+        cache: learns what they no longer compute.
+        transfers: learns what may be saved and what is no longer waited for.
+        policy: learns who leaves the line and who has ended.
         waiting: the line, empty.
-        stats: counted in.
+        stats: the counters to update.
 
     Attributes:
         open: all requests by id.
-        running: those that have blocks, in the order they started.
+        running: those that have blocks, in the order in which they started.
         waiting: the others.
-        retired: ids that finished since the last plan: the worker may forget them.
+        retired: ids of requests that finished since the last plan: the worker may forget them.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RequestTable:
         self._stats.prompt_tokens += len(request.prompt_ids)
 
     def start(self, request: Request, now: float) -> None:
-        """From waiting to running: it has been admitted, and has its blocks."""
+        """From waiting to running: it has been admitted and has its blocks."""
         self.waiting.take(request)
         self._policy.on_dequeue(request)
         request.state = RequestState.RUNNING
@@ -76,13 +76,13 @@ class RequestTable:
             self._stats.prefix_hit_tokens += request.computed
 
     def put_back(self, request: Request) -> None:
-        """From running to waiting: its blocks go, its tokens stay."""
+        """From running to waiting: it gives up its blocks and keeps its tokens."""
         self.release(request)
         request.state = RequestState.WAITING
         self.waiting.add(request)
 
     def finish(self, request: Request, reason: FinishReason, now: float) -> Output:
-        """From wherever it is to its end. Its blocks are free, the full ones stay cached. Returns its last output."""
+        """From wherever it is to its end. Its blocks are released, the full ones stay cached. Returns its last output."""
         if request.state is RequestState.WAITING:
             self.waiting.remove(request)
             self._policy.on_dequeue(request)
@@ -99,7 +99,7 @@ class RequestTable:
         return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
 
     def release(self, request: Request) -> None:
-        """Take its blocks; it runs no more. Those that are being filled stay with their transfers."""
+        """Take its blocks away; it no longer runs. Blocks that are being filled stay with their transfers."""
         self.running.pop(request.request_id, None)
         self._cache.pending.drop(request.request_id)
         filling = self._transfers.disown(request)
@@ -108,6 +108,6 @@ class RequestTable:
         request.computed = request.published = 0
 
     def take_retired(self) -> list[str]:
-        """Those that finished since the last call."""
+        """The ids of requests that finished since the last call."""
         retired, self.retired = self.retired, []
         return retired

@@ -1,4 +1,4 @@
-"""What steps and transfers bring, booked: tokens become known, requests end, outputs are made.
+"""Absorbs the results of steps and transfers: tokens become known, requests end, outputs are made.
 
 What belongs here: one result at a time. Never: plans.
 """
@@ -19,13 +19,13 @@ class ResultProcessor:
     """Absorbs the results of one scheduler's steps.
 
     Args:
-        config: of the scheduler.
+        config: the scheduler's.
         pool: forgets contents that are in doubt.
-        cache: names blocks that have become full of known tokens.
-        transfers: forget contents that are in doubt.
-        table: of the requests.
+        cache: gives keys to blocks that have become full of known tokens.
+        transfers: forgets contents that are in doubt.
+        table: the requests.
         chunks: counts accepted drafts.
-        stats: counted in.
+        stats: the counters to update.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ResultProcessor:
         self._stats = stats
 
     def absorb(self, chunk: Chunk, result: ChunkResult, now: float) -> Output | None:
-        """What the chunk's request has to say; None if it is not here any more or has nothing new."""
+        """The output of the chunk's request; None if the request has ended or there is nothing new."""
         request = self._table.open.get(chunk.request_id)
         if request is None:
             return None
@@ -84,11 +84,11 @@ class ResultProcessor:
             if not request.preemptions:
                 request.times.cached_tokens += gained
                 self._stats.prefix_hit_tokens += gained
-            if not whole:  # it starts again from what is there: blocks behind the gap may be others'
+            if not whole:  # it starts again from what is there: blocks after the gap may be shared with others
                 self._table.put_back(request)
 
     def _fail(self, request: Request, error: str, now: float) -> Output:
-        """End the request. Its KV may be what failed it (a NaN spreads to all that follows), be it its own or a prefix it found."""
+        """End the request. The cause may be in its KV, computed or found (a NaN spreads to all that follows): forget it."""
         self._pool.forget(request.block_table, {block for held in self._transfers.held() for block in held})
         self._transfers.forget(request.block_hashes[: len(request.block_table)])
         output = self._table.finish(request, FinishReason.ERROR, now)
@@ -115,8 +115,8 @@ class ResultProcessor:
         if request.state is RequestState.RUNNING:
             if taken > 1:  # all but the newest were drafts: the step has computed their KV
                 self._chunks.advance(request, taken - 1)
-            # The KV of the newest token is in the next step at the earliest. So the last one's block is never published,
-            # and an abort must not take out the chunk that a publication rests on.
+            # The KV of the newest token is computed in the next step at the earliest. So the block of a request's last token
+            # is never published, and an abort must not remove the chunk on which a publication relies.
             if reason is None and self._cache.publish(request):
                 self._chunks.published_by.add(request.request_id)
         return reason

@@ -1,4 +1,4 @@
-"""Which replica gets a request. A router sees what a real one could: prompts, and how many requests it has open where.
+"""Which replica gets a request. A router sees prompts, and how many requests it has open at each replica.
 
 It knows no output length, no queue inside a replica and no block pool; what a replica has cached it must remember itself.
 """
@@ -24,7 +24,7 @@ class Router(Protocol):
     """Chooses for each request once, in the order of arrival."""
 
     def choose(self, prompt_ids: list[int], replicas: Sequence[Loaded]) -> int:
-        """The index of the replica that gets it."""
+        """The index of the replica that gets the request."""
         ...
 
 
@@ -46,10 +46,10 @@ class LeastLoaded:
 
 
 class PrefixAware:
-    """Where the longest prefix went before, unless that replica is much busier than the least loaded one.
+    """The replica to which the longest known prefix went before, unless it is much busier than the least loaded one.
 
-    Remembers for each prefix block where it was last sent, forgetting the least recently used. The chain of keys is the block
-    pool's own, so what it remembers is what a pool can hold.
+    Remembers for each prefix block where it was last sent, and forgets the least recently used. The blocks are hashed as in a
+    block pool, so that what it remembers is what a pool can hold.
 
     Args:
         block_size: tokens of a remembered block.

@@ -1,18 +1,18 @@
 """The scheduler: makes Steps, absorbs their results.
 
-What belongs here: the order in which its parts do their work, and the messages' way in. Never: torch, I/O, a clock (callers pass
-`now`), text, HTTP, device memory. A new feature is a small object beside these, not an `if` in `schedule`.
+What belongs here: the order in which its parts do their work, and the entry of messages. Never: torch, I/O, a clock (callers
+pass `now`), text, HTTP, device memory. A new feature is a small object beside these, not an `if` in `schedule`.
 
-    RequestTable      every request, and its way from waiting to running to its end
-    PrefillPlanner    who comes in, and which prompts share what a step has left
-    DecodePlanner     who computes its newest token, the blocks for it, and the drafts behind it
+    RequestTable      every request, on its way from waiting to running to its end
+    PrefillPlanner    who comes in, and how prompts share what a step has left
+    DecodePlanner     who computes its newest token, the blocks for it, and the drafts after it
     Preemption        who gives blocks back
     ChunkBuilder      chunks, and what a plan counts on
-    ResultProcessor   tokens, errors and loads that have come
+    ResultProcessor   tokens, errors and loads that have arrived
     FastForward       many equal steps at once
 
-Step N+1 is planned while step N runs, so a plan counts on results that are not there yet: a token *in flight*. What the
-results change afterwards (a request has ended) is taken out again by `refresh`, before the step starts.
+Step N+1 is planned while step N runs, so a plan counts on results that do not exist yet: a token *in flight*. What the results
+change afterwards (a request has ended) is corrected by `refresh`, before the step starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,15 +42,15 @@ from scheduler.validation import check_request
 
 
 class Scheduler:
-    """Continuous batching by token budget over one `BlockPool`, and whatever tiers lie below it.
+    """Continuous batching by token budget over one `BlockPool` and whatever tiers lie below it.
 
     Args:
-        config: fixed for its life.
-        pool: of the device.
-        transfers: to and from the tiers below it; None: there are none.
-        policy: who goes first; None: the one that `config.scheduling` names.
+        config: fixed for the scheduler's life.
+        pool: the device's.
+        transfers: plans transfers to and from the tiers below; None: there are no tiers.
+        policy: decides who goes first; None: the policy that `config.scheduling` names.
         drafter: proposes tokens that steps verify; None: each decode brings one token.
-        worker_depth: steps that the worker takes at once. While it has one only, the next is planned: then one more is open.
+        worker_depth: steps that the worker takes at once. If it is one, the next is planned meanwhile, so that two are open.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Scheduler:
     # --- requests come and go ---
 
     def add(self, message: AddRequest, now: float) -> None:
-        """Queue a request. One with `generated_ids` goes on behind them.
+        """Queue a request. One with `generated_ids` continues after them.
 
         Raises:
             RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
@@ -165,7 +165,7 @@ class Scheduler:
             self._transfers.pin(self._cache.pin(request, until), until)
 
     def abort(self, request_id: str, now: float) -> Output | None:
-        """End a request at once; its blocks are free, the full ones stay cached. None if it is not here (any more)."""
+        """End a request at once; its blocks are released, the full ones stay cached. None if it is unknown or has ended."""
         request = self._table.open.get(request_id)
         return None if request is None else self._table.finish(request, FinishReason.ABORT, now)
 
@@ -176,7 +176,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether there is neither work nor news for the worker, nor anything to transfer."""
+        """Whether there is no work, no news for the worker and nothing to transfer."""
         return not self._table.open and not self._table.retired and not self._transfers.busy
 
     @property
@@ -187,10 +187,10 @@ class Scheduler:
     # --- plan ---
 
     def schedule(self, now: float) -> Step:
-        """Plan the next step. It has no chunks when nothing can run before results arrive.
+        """Plan the next step. It has no chunks if nothing can run before results arrive.
 
-        Room is made for those who may push in. Decodes go first (one token each, and drafts), prompts share what is left,
-        and new requests are admitted to that share.
+        First, room is made for requests that may preempt others. Decodes go first (one token each, and drafts), prompts share
+        what is left, and new requests are admitted to that share.
         """
         step = Step(step_id=self._next_step, chunks=[])
         self._next_step += 1
@@ -210,13 +210,13 @@ class Scheduler:
     def refresh(self, step: Step, now: float) -> Step:
         """Bring a planned step up to date just before it runs.
 
-        Chunks whose request has ended are taken out; requests that arrived after the plan was made get what is left of
-        the budget, so that they need not wait for a whole step; a plan that became empty is made anew.
+        Chunks whose request has ended are removed; requests that arrived after the plan was made get what is left of the
+        budget, so that they need not wait for a whole step; a plan that became empty is made anew.
         """
         running = self._table.running
         step.chunks = [chunk for chunk in step.chunks if self._still_runs(chunk)]
         if step.chunks:
-            # The chunk of an ended request writes to blocks nobody holds any more: none is given away before it ran.
+            # The chunk of an ended request writes to blocks that are no longer held: none is given away before it has run.
             orphaned = any(chunk.request_id not in running for chunk in step.chunks)
             if not orphaned:
                 self._decodes.add_late(step)
@@ -230,18 +230,18 @@ class Scheduler:
         return fresh
 
     def put_off(self, step: Step) -> None:
-        """The step has nothing to compute and is not run. Those it was to announce have ended; its other news comes again."""
+        """The step has nothing to compute and is not run. Sequences it would announce have ended; others are retired later."""
         unborn = {new.request_id for new in step.new}
         self._table.retired[:0] = [name for name in step.retired if name not in unborn]
 
     def _still_runs(self, chunk: Chunk) -> bool:
-        """A chunk whose block others may already build on stays: it costs a little and keeps the promise."""
+        """Whether a chunk stays. One on whose block others may already build does, even if its request has ended."""
         return chunk.request_id in self._table.running or chunk.request_id in self._chunks.published_by
 
     # --- results ---
 
     def update(self, step: Step, result: StepResult, now: float) -> list[Output]:
-        """Absorb what a step brought. Results of requests that have ended meanwhile are dropped."""
+        """Absorb the results of a step. Those of requests that have ended meanwhile are dropped."""
         self.stats.steps += 1
         self._policy.on_step(step, result.seconds)
         self._transfers.saw_step(step, result.seconds)
@@ -250,11 +250,11 @@ class Scheduler:
         return [output for output in outputs if output is not None]
 
     def absorb_transfer(self, result: TransferResult) -> None:
-        """Absorb what a transfer brought. May be called at any time after the step that carried it has started."""
+        """Absorb the result of a transfer. May be called at any time after the step that carried it has started."""
         self._results.arrived(self._transfers.absorb(result))
 
     def fail(self, steps: Sequence[Step], planned: Step | None, error: str, now: float) -> list[Output]:
-        """Whole steps failed, the first by itself, the others with it: their requests end with an error, the rest is computed anew.
+        """Whole steps failed, the later ones because of the first: their requests end with an error, the rest is computed anew.
 
         Which KV they wrote is unknown, so no content may be reused, and a step that was planned on top of them must not run.
         """
@@ -277,7 +277,7 @@ class Scheduler:
         return outputs
 
     def _retract_announcements(self, *steps: Step) -> None:
-        """What steps that did not run were to tell the worker is told again."""
+        """Announce and retire again what steps that did not run would have announced and retired."""
         for step in steps:
             self._table.retired += step.retired
             for new in step.new:
@@ -287,16 +287,16 @@ class Scheduler:
     # --- simulation ---
 
     def steady_steps(self, planned: Step) -> int:
-        """How many steps can be skipped from here, between `update` and `refresh`; see `scheduler.fast_forward`."""
+        """Number of steps that can be skipped from here, between `update` and `refresh` (`scheduler.fast_forward`)."""
         return self._fast_forward.steady_steps(planned)
 
     def fast_forward(self, planned: Step, steps: int, token_of: Callable[[str], int]) -> Step:
-        """What that many rounds of `refresh(planned)`, `schedule` and `update` do; returns the plan for the next step.
+        """Do what `steps` rounds of `refresh(planned)`, `schedule` and `update` would do; returns the plan for the next step.
 
         Args:
-            planned: the plan for the step after the last whose results are in.
-            steps: at most `steady_steps(planned)`.
-            token_of: what the steps sample for a request.
+            planned: the plan for the step after the last one whose results are in.
+            steps: at least 1, at most `steady_steps(planned)`.
+            token_of: the token id that the steps sample for a request.
         """
         after = self._fast_forward.run(planned, steps, token_of)
         retired = self._table.take_retired()
@@ -321,7 +321,7 @@ class Scheduler:
         """Compare all books with each other.
 
         Raises:
-            IntegrityError: naming the first contradiction.
+            IntegrityError: names the first contradiction.
         """
         table = self._table
         held = self._transfers.held()

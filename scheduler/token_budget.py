@@ -1,12 +1,12 @@
 """How the tokens of a step are shared: decodes first, then prompts.
 
-Decodes. Prompts that wait or are being computed keep an eighth of the budget, so that decodes alone never starve them. Where
-not all decodes fit, those go first that the policy puts first, then those that waited longest. Decodes that the policy holds
+Decodes. An eighth of the budget is kept for prompts that wait or are being computed, so that decodes never starve them. If not
+all decodes fit, those that the policy puts first go first, then those that have waited longest. Decodes that the policy holds
 back (`SchedulingPolicy.held`) run on what the prompts before them leave.
 
-Prompts. Half of what is left goes to the oldest, so that no prompt starves; the other half to the shortest remaining first, so
-that a short prompt passes a long one; what is left over goes on down the same line. Prompts of equal length therefore run first
-come first served, which gives the lowest mean TTFT. Chunking a prompt beside decodes is Dynamic SplitFuse (DeepSpeed-FastGen,
+Prompts. Half of what is left goes to the oldest, so that no prompt starves; the other half goes to the shortest remaining one,
+so that a short prompt passes a long one, and what is left over to the next shortest. Prompts of equal length therefore run first
+come, first served, which gives the lowest mean TTFT. Chunking a prompt beside decodes is Dynamic SplitFuse (DeepSpeed-FastGen,
 section 3).
 """
 
@@ -19,14 +19,14 @@ from scheduler.types.request import Request
 def choose_decodes(
     ready: list[Request], prompts: Collection[Request], waiting: int, budget: int, policy: SchedulingPolicy
 ) -> list[Request]:
-    """The decodes of a step, oldest of the lowest class first.
+    """The decodes of a step, by priority and then by arrival.
 
     Args:
-        ready: running requests that lack only their newest token.
-        prompts: running requests that lack more, or wait for their last token.
-        waiting: requests that do not run.
+        ready: running requests that only have to compute their newest token.
+        prompts: running requests that have to compute more, or wait for their last token.
+        waiting: number of requests that do not run.
         budget: tokens of the step.
-        policy: who goes first.
+        policy: decides who goes first.
     """
     held, before = policy.held(ready, [r for r in prompts if r.prefilling and r.wants_step and not r.loading])
     room = decode_room(budget, prompts=bool(prompts or waiting))
@@ -39,14 +39,14 @@ def choose_decodes(
 
 
 def decode_room(budget: int, *, prompts: bool) -> int:
-    """Tokens of a step that decodes may take. All of them, unless there are prompts to compute or requests that wait."""
+    """Tokens of a step that decodes may take: all of them, unless there are prompts to compute or requests that wait."""
     return budget - min(budget - 1, max(1, budget // 8)) if prompts else budget
 
 
 def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
-    """Tokens for each prompt, by its `arrival`; those that get none are left out. The sum is at most `budget`.
+    """Tokens for each prompt, by its `arrival`; prompts that get none are left out. The sum is at most `budget`.
 
-    Rank goes first: a prompt gets nothing while one of a lesser rank could still use the tokens.
+    Rank goes first: a prompt gets nothing while one of a lower rank could still use the tokens.
     """
     classes: dict[tuple[int, ...], list[Need]] = {}
     for need in needs:

@@ -1,4 +1,4 @@
-"""What a request must be to be queued: each rule refuses with a sentence that has the numbers."""
+"""What a request must satisfy to be queued: each rule refuses with a sentence that has the numbers."""
 
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, OutputKind
@@ -9,7 +9,7 @@ class RequestTooLong(ValueError):
 
 
 def check_request(message: AddRequest, config: SchedulerConfig) -> None:
-    """Whether a scheduler of this `config` can run it, alone.
+    """Refuse a request that a scheduler of this `config` could not run even alone.
 
     Raises:
         RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
@@ -32,7 +32,7 @@ def check_request(message: AddRequest, config: SchedulerConfig) -> None:
 
 
 def _check_generated(message: AddRequest, config: SchedulerConfig) -> None:
-    """A request is resumed only where something is left to generate."""
+    """Refuse to resume a request that has nothing left to generate."""
     sampling, generated = message.sampling, message.generated_ids
     if generated and len(generated) >= sampling.max_tokens:
         raise ValueError(

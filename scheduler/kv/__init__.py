@@ -1,1 +1,1 @@
-"""Where every KV block lives: the device's pool, the prefix cache, eviction, and the tiers below."""
+"""Where every KV block is: the device's pool, the prefix cache, eviction, and the tiers below."""

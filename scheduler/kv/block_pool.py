@@ -4,13 +4,13 @@ Contract. The pool hands out block *ids*; the memory behind them is the worker's
 
     free    nobody refers to it, no content              may be taken
     used    `refs` sequences have it in their tables     never evicted
-    cached  nobody refers to it, content kept by key     may be taken when the policy has given it up
+    cached  nobody refers to it, content kept by key     may be taken once the policy has given it up
 
-Which of the cached blocks is taken, and what is given up for it, is `UnusedBlocks`'.
+Which of the cached blocks is taken, and what is given up for it, is decided by `UnusedBlocks`.
 
-A sequence may write only to blocks it alone holds and that have no key: a block gets its key when it is full, and from
-then on nobody writes to it. `publish` may run when the step that fills the block has been *planned*: steps run in
-order, and within a layer all KV is written before any attention reads, so whoever finds the key reads in time.
+A sequence may write only to blocks that it alone holds and that have no key: a block gets its key when it is full, and from
+then on nobody writes to it. `publish` may run as soon as the step that fills the block has been *planned*: steps run in
+order, and within a layer all KV is written before any attention reads it, so whoever finds the key reads in time.
 
 What belongs here: ownership, content addresses. Never: requests, policy, tensors, time.
 """
@@ -28,7 +28,7 @@ class OutOfBlocks(Exception):
 
 
 class IntegrityError(AssertionError):
-    """The pool's or the scheduler's books contradict each other: a defect, never a user's fault."""
+    """The books of the pool or the scheduler contradict each other: a defect, never a user's fault."""
 
 
 @dataclass(slots=True)
@@ -42,16 +42,16 @@ class BlockPool:
     """The blocks of one device.
 
     Args:
-        blocks: how many there are; ids are `0 .. blocks - 1`.
+        blocks: number of blocks; ids are `0 .. blocks - 1`.
         block_size: tokens in one block.
         caching: whether contents are kept and shared.
-        eviction: which of the contents nobody uses goes first; the pool's own from now on. Least recently used if None.
-        choice: share of the unused blocks that is free at any time, some of them lazily evicted. Blocks of a table then lie in
-            longer runs, but contents go less in the policy's order: pays where a lower tier still has them. 0: as the policy
-            says.
+        eviction: decides which unused content goes first; belongs to the pool from now on. Least recently used if None.
+        choice: share of the unused blocks that is kept free, some of them lazily evicted. Blocks of a table then lie in longer
+            runs, but contents are evicted less strictly in the policy's order: this pays if a lower tier still has them. 0:
+            only as the policy says.
 
     Attributes:
-        evictions: contents that had to give place so far.
+        evictions: contents evicted so far.
     """
 
     def __init__(
@@ -76,41 +76,41 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks without content or owner."""
+        """Number of blocks without content or owner."""
         return self._unused.empty
 
     @property
     def cached(self) -> int:
-        """Blocks without owner whose content may be reused."""
+        """Number of blocks without an owner whose content may be reused."""
         return self._unused.cached
 
     @property
     def available(self) -> int:
-        """Blocks that `allocate` can give now."""
+        """Number of blocks that `allocate` can give now."""
         return len(self._unused)
 
     @property
     def used(self) -> int:
-        """Blocks that at least one sequence refers to."""
+        """Number of blocks that at least one sequence refers to."""
         return self.blocks - self.available
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold this many tokens."""
+        """Number of blocks that hold this many tokens."""
         return -(-tokens // self.block_size)
 
     # --- taking and giving back ---
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
-        """Take `count` empty blocks for one sequence, in as few runs of consecutive ids as can be (one strided read, one copy).
+        """Take `count` empty blocks for one sequence, in as few runs of consecutive ids as possible (one strided read, one copy).
 
-        Some blocks behind them are reserved where there are enough, so that the sequence's growth extends the last run.
+        If there are enough, some blocks after them are reserved, so that the sequence's growth extends the last run.
 
         Args:
-            count: how many.
-            after: the last block of the sequence's table; its neighbours are taken if free.
+            count: number of blocks.
+            after: the last block of the sequence's table; the blocks after it are taken if free.
 
         Raises:
-            OutOfBlocks: fewer are available; nothing was taken.
+            OutOfBlocks: fewer are available; none was taken.
         """
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
@@ -125,7 +125,7 @@ class BlockPool:
         return taken
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add one owner to each of these blocks, which `match` has just returned."""
+        """Add an owner to each of these blocks, which `match` has just returned."""
         for block_id in block_ids:
             block = self._state[block_id]
             if block.refs == 0 and block.key is not None:
@@ -133,10 +133,13 @@ class BlockPool:
             block.refs += 1
 
     def release(self, block_ids: Sequence[int]) -> None:
-        """Take one owner away from each block of a table, given in the table's order.
+        """Remove an owner from each block of a table, given in the table's order.
 
         Blocks with content stay cached; the tail is evicted before the head, because a prefix is worth more than what
         follows it.
+
+        Raises:
+            IntegrityError: a block has no owner.
         """
         released: list[int] = []
         for block_id in block_ids:
@@ -157,7 +160,7 @@ class BlockPool:
 
         Args:
             keys: keys of the sequence's leading full blocks.
-            tokens: the sequence's ids; compared with what the blocks hold, so that a hash collision is a miss.
+            tokens: the sequence's token ids; compared with what the blocks hold, so that a hash collision is a miss.
         """
         found: list[int] = []
         for index, key in enumerate(keys):
@@ -175,22 +178,26 @@ class BlockPool:
         return key in self._index
 
     def holder(self, key: bytes) -> int | None:
-        """The block that holds the content of this name."""
+        """The block that holds the content with this key, if any."""
         return self._index.get(key)
 
     def key_of(self, block_id: int) -> BlockKey:
-        """The whole name of what a published block holds.
+        """The full key of what a published block holds, token ids included.
 
         Raises:
-            IntegrityError: the block has no name.
+            IntegrityError: the block has no key.
         """
         block = self._state[block_id]
         if block.key is None:
-            raise IntegrityError(f"block {block_id} has no name")
+            raise IntegrityError(f"block {block_id} has no key")
         return BlockKey(block.key, block.tokens)
 
     def publish(self, block_id: int, key: bytes, tokens: Sequence[int]) -> None:
-        """Name the content of a full block that one sequence holds. The first block of a content wins; others stay private."""
+        """Give a full block that one sequence holds its key. The first block with a content wins; others stay private.
+
+        Raises:
+            IntegrityError: the block has a key already, or not exactly one owner.
+        """
         if not self.caching or key in self._index:
             return
         block = self._state[block_id]
@@ -200,7 +207,7 @@ class BlockPool:
         self._index[key] = block_id
 
     def pin(self, keys: Sequence[bytes], until: float) -> int:
-        """As `Eviction.pin`; contents that were lazily evicted are the policy's again before."""
+        """`Eviction.pin`, after handing lazily evicted contents back to the policy."""
         self._unused.readmit(key for key in keys if key in self._index and not self.in_use(self._index[key]))
         return self.eviction.pin(keys, until)
 
@@ -215,8 +222,8 @@ class BlockPool:
     def forget(self, block_ids: Iterable[int], copied: Collection[int] = ()) -> None:
         """Make the contents of these used blocks unfindable, as they are in doubt. Owners keep their blocks.
 
-        A block that another sequence reads as well keeps its name: if its content is bad, the last reader to fail
-        takes it away. One of the owners of those that are being `copied` is no reader.
+        A block that another sequence reads as well keeps its key: if its content is bad, the last reader to fail removes
+        it. Of the owners of a block that is being `copied`, one is not a reader.
         """
         for block_id in block_ids:
             if self._state[block_id].refs <= 1 + (block_id in copied):
@@ -240,12 +247,12 @@ class BlockPool:
         """Compare the books with the block tables of all sequences.
 
         Raises:
-            IntegrityError: naming the first contradiction.
+            IntegrityError: names the first contradiction.
         """
         refs = [0] * self.blocks
         for table in tables:
             if len(set(table)) != len(table):
-                raise IntegrityError(f"a block stands twice in one table: {list(table)}")
+                raise IntegrityError(f"a block appears twice in one table: {list(table)}")
             for block_id in table:
                 refs[block_id] += 1
         for block_id, block in enumerate(self._state):

@@ -1,12 +1,12 @@
-"""Which kept content goes first when room is needed: one small interface, the same for every tier.
+"""Which cached content is evicted first when room is needed: one small interface, the same for every tier.
 
 Contract. A policy knows the *keys* of contents that nobody uses now and that may be evicted; the store that owns it knows
-where they lie and how large they are. A content is of use only while all that precede it in its prefix are there, so where
-several keys are given at once, in the order of the prefix, the last of them goes first. Keys in use are unknown to the policy:
+where they lie and how large they are. A content is useful only while everything before it in its prefix is there, so if
+several keys are given at once, in the order of the prefix, the last of them goes first. The policy does not know keys in use:
 `remove` them when they come into use, `add` them when their last user has gone. Every call is deterministic and costs
-O(log n) a key or less. Time is the caller's, in seconds, and only pins need it.
+at most O(log n) per key. Time is the caller's, in seconds, and only pins need it.
 
-What belongs here: the order of eviction, and pins. What is learned from requests lies in `scheduler.kv.predicted_eviction`.
+What belongs here: the order of eviction, and pins. What is learned from requests is in `scheduler.kv.predicted_eviction`.
 Never: blocks, bytes, tiers, a clock.
 """
 
@@ -19,10 +19,10 @@ from scheduler.kv.predicted_eviction import Predicted
 
 
 class EvictionPolicy(Protocol):
-    """Who goes first. One owner, which calls it from one thread."""
+    """Which content is evicted first. It has one owner, which calls it from one thread."""
 
     def add(self, *keys: bytes) -> None:
-        """Nobody uses these any more: they may be evicted, the last of them first. None of them is here yet."""
+        """These are no longer used and may be evicted, the last of them first. None of them is here yet."""
 
     def remove(self, *keys: bytes) -> None:
         """These are in use again, or gone. Raises KeyError if one is not here."""
@@ -31,13 +31,13 @@ class EvictionPolicy(Protocol):
         """Take out the key whose content is evicted now. Raises KeyError if there is none."""
 
     def asked(self, keys: Sequence[bytes], hits: int) -> None:
-        """A new request can use these contents, of which the first `hits` were found. Once a request."""
+        """A new request can use these contents, of which the first `hits` were found. Called once per request."""
 
     def clear(self) -> None:
         """All keys are gone."""
 
     def check_integrity(self) -> None:
-        """Compare its books with each other. Raises AssertionError naming the first contradiction."""
+        """Compare its books with each other. Raises AssertionError that names the first contradiction."""
 
     def __len__(self) -> int: ...
 
@@ -88,23 +88,23 @@ class Lru:
 
 
 class Eviction:
-    """An order with pins before it: what stores use, with the calls of `EvictionPolicy` and three more.
+    """An eviction policy with pins: what stores use, with the calls of `EvictionPolicy` and three more.
 
-    A pinned content is evicted only when no other is left. Pins end by themselves, and at most a share of the capacity can be
-    pinned, so that those without pins are not starved. They outlive the content: what is computed again is pinned again.
+    A pinned content is evicted only when no other is left. Pins expire, and only a share of the capacity can be pinned, so
+    that contents without pins are not starved. A pin outlives its content: if that is computed again, it is pinned again.
 
     Args:
-        order: of those without a pin; owned from now on.
-        capacity: contents that the store holds.
-        pinned_share: of the capacity, that may be pinned.
+        order: the policy for contents without a pin; belongs to this object from now on.
+        capacity: number of contents that the store holds.
+        pinned_share: share of the capacity that may be pinned.
     """
 
     def __init__(self, order: EvictionPolicy, capacity: int, pinned_share: float = 0.25) -> None:
         self.pinned_limit = int(capacity * pinned_share)
         self._order = order
         self._until: dict[bytes, float] = {}
-        self._ends: list[tuple[float, int, bytes]] = []  # a heap; entries whose time is no longer the pin's are void
-        self._told = 0  # pins so far: those of one call end in their order
+        self._ends: list[tuple[float, int, bytes]] = []  # a heap; an entry whose time is no longer the pin's is stale
+        self._told = 0  # pins so far, so that those of one call expire in their order
         self._kept: OrderedDict[bytes, None] = OrderedDict()  # pinned, here and unused: least recently used first
 
     # --- as an order ---
@@ -153,14 +153,14 @@ class Eviction:
 
     @property
     def pinned(self) -> int:
-        """Keys with a pin, be their contents here or not."""
+        """Keys with a pin, whether their contents are here or not."""
         return len(self._until)
 
     def pin(self, keys: Sequence[bytes], until: float) -> int:
-        """Keep a prefix, present or yet to come, until this time. A pin that lasts longer already stays as it is.
+        """Keep a prefix, present or yet to come, until this time. A pin that already lasts longer stays as it is.
 
         Returns:
-            How many of the keys are pinned now, from the first on: fewer than asked for where the limit is reached.
+            How many of the keys are pinned now, counted from the first: fewer than given if the limit is reached.
         """
         pinned = 0
         for key in keys:
@@ -175,13 +175,13 @@ class Eviction:
             if key in self._order:
                 self._order.remove(key)
                 self._kept[key] = None
-        # A conversation that is pinned anew with each turn leaves void entries.
+        # A conversation that is pinned anew with each turn leaves stale entries.
         if len(self._ends) > 2 * self.pinned_limit:
             self._ends = sorted(entry for entry in self._ends if self._until.get(entry[2]) == entry[0])
         return pinned
 
     def unpin(self, keys: Sequence[bytes]) -> None:
-        """Take the pins of these keys back. Their contents are then as if used just now; keys without a pin are passed over."""
+        """Remove the pins of these keys. Their contents then count as just used; keys without a pin are ignored."""
         self._order.add(*(key for key in keys if self._until.pop(key, None) is not None and self._drop_kept(key)))
 
     def expire(self, now: float) -> None:
@@ -222,9 +222,9 @@ class Eviction:
 
 
 def eviction_of(name: str, capacity: int) -> Eviction:
-    """The policy that the option `--eviction` names, for a store of so many contents. Raises ValueError for another name."""
+    """The policy that `--eviction` names, for a store of `capacity` contents. Raises ValueError for any other name."""
     if name == "lru":
         return Eviction(Lru(), capacity)
     if name == "predicted":
         return Eviction(Predicted(capacity), capacity)
-    raise ValueError(f"eviction {name!r} is none of lru, predicted")
+    raise ValueError(f"eviction must be lru or predicted, got {name!r}")

@@ -1,18 +1,18 @@
-"""What is free of a numbered row (blocks of a pool, slots of a store), in runs of consecutive ids: together taken, together lying.
+"""Which ids of a numbered row (blocks of a pool, slots of a store) are free, in runs of consecutive ids, to be taken together.
 
-A run is as long as can be: two runs never touch. Runs are kept by the power of two below their length, which finds one that
-fits, or nearly the longest, without a look at all of them (after Masmano et al., "TLSF", ECRTS 2004, with one level).
+A run is as long as possible: two runs never touch. Runs are grouped by the power of two below their length, so that one that
+fits, or nearly the longest, is found without looking at all of them (after Masmano et al., "TLSF", ECRTS 2004, with one level).
 """
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 
-_LOOKED_AT = 8  # runs of one class that are compared: bounds the time, and costs little of the fit
+_LOOKED_AT = 8  # runs of one class that are compared: bounds the time at little cost to the fit
 
 
 class FreeExtents:
-    """A set of ids below `limit`. What a call costs grows with the logarithm of the number of runs."""
+    """A set of ids below `limit`. The cost of a call grows with the logarithm of the number of runs."""
 
     def __init__(self, limit: int) -> None:
         self._end_of: dict[int, int] = {}  # one past the last id of the run that begins there
@@ -31,7 +31,7 @@ class FreeExtents:
             yield from range(begin, self._end_of[begin])
 
     def add(self, begin: int, end: int) -> None:
-        """Add the ids from `begin` to before `end`, none of which is here."""
+        """Add the ids from `begin` up to but not including `end`, none of which is here."""
         if begin >= end:
             return
         self._count += end - begin
@@ -57,10 +57,10 @@ class FreeExtents:
         self.add(begin, end)
 
     def take(self, begin: int, end: int) -> None:
-        """Take out the ids from `begin` to before `end`, all of one run. Raises KeyError if they are not here."""
+        """Take out the ids from `begin` up to but not including `end`. Raises KeyError unless one run has them all."""
         run = self._run_of(begin)
         if run is None or self._end_of[run] < end:
-            raise KeyError(f"{begin} to {end} is no part of a run")
+            raise KeyError(f"{begin} to {end} is not part of a run")
         run_end = self._end_of[run]
         self._drop(run)
         self._count -= end - begin
@@ -70,7 +70,7 @@ class FreeExtents:
             self._put(end, run_end)
 
     def take_any(self, count: int) -> list[int]:
-        """`count` ids, or all that are here if they are fewer: run after run, each ascending, from few runs."""
+        """`count` ids, or all if there are fewer: from few runs, one run after the other, each ascending."""
         taken: list[int] = []
         while self._begins and len(taken) < count:
             rest = count - len(taken)
@@ -81,8 +81,8 @@ class FreeExtents:
         return taken
 
     def check_integrity(self) -> None:
-        """Compare the books with each other. Raises AssertionError naming the first contradiction."""
-        assert self._begins == sorted(self._end_of), "the begins of runs are not the runs'"
+        """Compare the books with each other. Raises AssertionError that names the first contradiction."""
+        assert self._begins == sorted(self._end_of), "the list of beginnings and the runs differ"
         runs = [(begin, self._end_of[begin]) for begin in self._begins]
         assert all(begin < end for begin, end in runs), "an empty run"
         assert all(end < begin for (_, end), (begin, _) in pairwise(runs)), "runs overlap or touch"
@@ -91,14 +91,15 @@ class FreeExtents:
         assert classes == {begin: (end - begin).bit_length() for begin, end in runs}, "a run is in another's class"
 
     def end_of(self, block_id: int) -> int:
-        """One past the last id of the run that has this id; the id itself if none has."""
+        """One past the last id of the run that contains this id; the id itself if no run does."""
         run = self._run_of(block_id)
         return block_id if run is None else self._end_of[run]
 
     def find(self, length: int) -> int:
-        """The begin of a run of at least this length, rather a short one; of one nearly the longest if there is none.
+        """The first id of a run of at least this length, preferably a short one; of nearly the longest if there is none.
 
-        Raises KeyError if the set is empty.
+        Raises:
+            KeyError: the set is empty.
         """
         for runs in islice(self._classes, length.bit_length(), None):
             fits = [run for run in islice(runs, _LOOKED_AT) if self._end_of[run] - run >= length]

@@ -1,8 +1,8 @@
-"""Whether KV that lies in a lower tier is loaded or computed anew: what measured bandwidth and measured speed say.
+"""Whether KV in a lower tier is loaded or computed again, judging by measured bandwidth and measured speed.
 
-Both are means over what was seen lately, so that a slow disk, a busy one or a fast processor change the answer by themselves. A
-prefix is needed from its beginning, so what is loaded is its first part and what is computed the rest; where to cut is the
-smallest sum of the two times (CacheGen, section 5.3, decides for each chunk in the same way; arXiv 2310.07240).
+Both are means over recent measurements, so that a slow disk, a busy one or a fast processor change the answer by themselves. A
+prefix is needed from its beginning, so its first part is loaded and the rest is computed; the cut is where the sum of the two
+times is smallest (CacheGen, section 5.3, decides for each chunk in the same way; arXiv 2310.07240).
 
 What belongs here: the estimate. Never: which contents are where, transfers.
 """
@@ -10,20 +10,20 @@ What belongs here: the estimate. Never: which contents are where, transfers.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-_GUESS = 4e8  # bytes a second of a tier of which nothing is said: low for any that is worth having
-_MEMORY = 0.8  # of the past that each new measurement keeps
+_GUESS = 4e8  # bytes per second of a tier about which nothing is known: low for any that is worth having
+_MEMORY = 0.8  # weight of the past beside a new measurement
 _TELLING_BYTES = 2**20  # a smaller transfer measures latency, not bandwidth
-_HOPE = 1.02  # a tier that does not pay is taken to be this much faster each time it is asked about, until it is tried again
+_HOPE = 1.02  # a tier that does not pay is assumed to be this much faster with each question, until it is tried again
 
 
 class LoadOrRecompute:
-    """The estimate of one scheduler, for tiers of any names. Seconds are the workers' own.
+    """The estimate of one scheduler, for tiers of any names. Times are in seconds, as the workers measure them.
 
     Args:
-        block_bytes: of one block on the device.
+        block_bytes: size of one block on the device.
         block_size: tokens of one block.
-        telling_tokens: prompt tokens from which a step says how fast prompts are computed.
-        bandwidth: bytes a second that tiers are taken to give, by name, until a transfer has been seen.
+        telling_tokens: least prompt tokens of a step that shows how fast prompts are computed.
+        bandwidth: assumed bytes per second of each tier, by name, until a transfer has been measured.
     """
 
     def __init__(
@@ -35,19 +35,19 @@ class LoadOrRecompute:
         self._bandwidth: dict[str, float] = defaultdict(lambda: _GUESS, bandwidth or {})
         self._queued: dict[str, int] = defaultdict(int)
         self._token_seconds: float | None = None
-        self._seen: set[str] = set()  # tiers that a load has been measured of; the others are given the chance to be
+        self._seen: set[str] = set()  # tiers of which a load has been measured; the others are given a chance
 
     # --- what was seen ---
 
     def saw_step(self, prompt_tokens: int, tokens: int, seconds: float) -> None:
-        """A step ended. It tells the price of a prompt token if prompts were most of it."""
+        """A step ended. It shows the cost of a prompt token if most of it was prompts."""
         if prompt_tokens >= self._telling and 2 * prompt_tokens > tokens and seconds > 0:
             price = seconds / tokens
             old = self._token_seconds
             self._token_seconds = price if old is None else _MEMORY * old + (1 - _MEMORY) * price
 
     def queued(self, tier: str, blocks: int) -> None:
-        """So many blocks (fewer, if negative) wait to be loaded from the tier."""
+        """`blocks` more blocks (fewer, if negative) wait to be loaded from the tier."""
         self._queued[tier] += blocks * self._block_bytes
 
     def saw_transfer(self, tier: str, blocks: int, seconds: float) -> None:
@@ -61,19 +61,19 @@ class LoadOrRecompute:
     # --- what follows ---
 
     def block_seconds(self, tier: str) -> float:
-        """To load one block."""
+        """Seconds to load one block."""
         return self._block_bytes / self._bandwidth[tier]
 
     def recompute_seconds(self, tokens: int) -> float | None:
-        """To compute so many prompt tokens; None before any were seen."""
+        """Seconds to compute `tokens` prompt tokens; None before any were measured."""
         return None if self._token_seconds is None else tokens * self._token_seconds
 
     def pays(self, tier: str) -> bool:
-        """Whether a block is loaded sooner than computed, nothing else waiting: only then is it worth keeping there."""
+        """Whether loading a block is faster than computing it, with nothing queued: only then is it worth keeping there."""
         return self._sooner(tier, 1)
 
     def swap_pays(self, tier: str) -> bool:
-        """Whether blocks are written and read again sooner than computed."""
+        """Whether writing blocks and reading them again is faster than computing them."""
         return self._sooner(tier, 2)
 
     def _sooner(self, tier: str, ways: int) -> bool:
@@ -84,7 +84,7 @@ class LoadOrRecompute:
         return False
 
     def to_load(self, sources: Sequence[str]) -> int:
-        """How many leading blocks of a run to load, where block i lies in `sources[i]`; the others are computed."""
+        """How many leading blocks of a run to load, if block i is in the tier `sources[i]`; the others are computed."""
         per_block = self.recompute_seconds(self._block_size)
         if per_block is None or not self._seen.issuperset(sources):
             return len(sources)

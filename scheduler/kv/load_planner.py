@@ -1,7 +1,7 @@
 """What a waiting request loads from the tiers below the device, and which loads it still waits for.
 
-A request that loads holds the blocks for it, has no chunk until all of them have come or failed, and goes on from as far as they
-came without a gap.
+A request that is loading holds the blocks for it, has no chunk until all of them have arrived or failed, and continues from the
+end of those that arrived without a gap.
 
 What belongs here: loads. Never: what is saved, which request is admitted.
 """
@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A request whose loads have ended. Its `computed` says how far they brought it; not `whole`: something was lost on the way."""
+    """A request whose loads have ended. Its `computed` says how far they brought it; unless `whole`, something was lost."""
 
     request: Request
     whole: bool
@@ -37,12 +37,12 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class _Load:
-    """A request's loads: of each block from the first missing one whether it is there yet."""
+    """A request's loads: for each block from the first missing one, whether it is there yet."""
 
     request: Request
     ends: list[int]
     here: list[bool]
-    places: dict[int, list[int]] = field(default_factory=dict)  # of each transfer under way: which blocks it brings
+    places: dict[int, list[int]] = field(default_factory=dict)  # for each transfer under way: indices of its blocks
 
     @property
     def computed(self) -> int | None:
@@ -64,10 +64,10 @@ class LoadPlanner:
         self._loads: dict[str, _Load] = {}
 
     def beyond(self, request: Request, keys: Sequence[bytes], hits: int) -> list[Wanted]:
-        """What to load behind the request's first `hits` blocks, as far as loading is sooner than computing.
+        """What to load after the request's first `hits` blocks, as far as loading is faster than computing.
 
         Args:
-            request: waits.
+            request: a waiting one.
             keys: hashes of its blocks that may be reused.
             hits: how many of them are on the device.
         """
@@ -104,10 +104,10 @@ class LoadPlanner:
         """Start to load; the request has no chunk until all of it is there or has failed.
 
         Args:
-            request: has just been admitted.
-            wanted: as `beyond` said.
-            blocks: of the request's table, one for each; those of a content on the device are shared already.
-            alone: nobody else runs, who could be held up.
+            request: the one that has just been admitted.
+            wanted: what `beyond` returned.
+            blocks: blocks of the request's table, one for each; those whose content is on the device are shared already.
+            alone: whether no other request runs that could be held up.
         """
         load = _Load(request, [item.end for item in wanted], [item.tier is None for item in wanted])
         for tier in self._tiers:
@@ -125,7 +125,7 @@ class LoadPlanner:
         request.loading = True
 
     def disown(self, request: Request) -> set[int]:
-        """The request gives its blocks back: those that are being filled stay with their transfers. Returns these."""
+        """The request gives its blocks back. Returns those that are being filled, which stay with their transfers."""
         if not request.loading:
             return set()
         request.loading = False
@@ -147,7 +147,7 @@ class LoadPlanner:
         return [Arrival(load.request, all(load.here))]
 
     def forget_tail(self, request: Request) -> None:
-        """A partly filled block is nobody else's prefix: once it is back, or its request has ended, its copy is useless."""
+        """Drop the copy of a partly filled block, no other's prefix: useless once it is loaded or its request has ended."""
         if request.swapped_tail is not None:
             self._tiers.forget([request.swapped_tail.block_key.hash])
             request.swapped_tail = None
@@ -156,7 +156,7 @@ class LoadPlanner:
         """Compare the loads with the transfers in flight.
 
         Raises:
-            IntegrityError: naming the first contradiction.
+            IntegrityError: names the first contradiction.
         """
         waited_for = {each.transfer.transfer_id: each.request_id for each in self._in_flight if each.request_id}
         loading = {transfer_id: name for name, load in self._loads.items() for transfer_id in load.places}

@@ -1,8 +1,8 @@
 """Contents that a running request is about to compute, so that others wait for them instead of computing them too.
 
-Eight requests with one long prefix arrive together: the first computes it, the others are admitted when it is resident.
-This never dead-locks: whoever computes a pending prefix is running and waits for nobody, and what it has not computed is no
-longer pending when it is preempted or ends.
+If eight requests with one long prefix arrive together, the first computes it and the others are admitted when it is resident.
+This never deadlocks: whoever computes a pending prefix is running and waits for nobody, and when it is preempted or ends, what
+it has not computed is no longer pending.
 """
 
 from collections.abc import Collection, Iterable
@@ -18,7 +18,7 @@ class PendingPrefixes:
         self._made: dict[str, list[bytes]] = {}
 
     def add(self, request_id: str, keys: Iterable[bytes]) -> None:
-        """A request starts to compute these contents. One that is pending already stays its first request's."""
+        """A request starts to compute these contents. One that is pending already stays with the request that was first."""
         fresh = [key for key in keys if key not in self._maker]
         self._made[request_id] = fresh
         for key in fresh:
@@ -29,20 +29,20 @@ class PendingPrefixes:
         self._maker.pop(key, None)
 
     def drop(self, request_id: str) -> None:
-        """The request computes no more."""
+        """The request no longer computes anything."""
         for key in self._made.pop(request_id, ()):
             if self._maker.get(key) == request_id:
                 del self._maker[key]
 
     def holds(self, key: bytes) -> bool:
-        """Whether somebody is about to compute this content."""
+        """Whether a request is about to compute this content."""
         return key in self._maker
 
     def check_integrity(self, running: Collection[str]) -> None:
         """Whoever computes a pending prefix must be running.
 
         Raises:
-            IntegrityError: naming the request that is gone.
+            IntegrityError: names the request that does not run.
         """
         for maker in self._maker.values():
             if maker not in running:

@@ -1,20 +1,20 @@
-"""Eviction by prediction: what will hardly be asked for again goes first.
+"""Eviction by prediction: what is least likely to be asked for again goes first.
 
-After Antoniadis et al., "Paging with Succinct Predictions" (ICML 2023): a prediction says no more of a content than whether it
-may be discarded, contents so marked are evicted before others, and a bound holds however wrong the predictions are. Here they
-are learned as requests come, and from nothing else: a content is of a *kind*, and a kind's history says what it is worth to keep
-it at its age (`scheduler.kv.reuse_stats`). What is worth less than the least recently used content is marked so.
+After Antoniadis et al., "Paging with Succinct Predictions" (ICML 2023): a prediction only says of a content whether it may be
+discarded, contents marked in this way are evicted before others, and a bound holds however wrong the predictions are. Here they
+are learned from the requests alone, as they come: a content is of a *kind*, and the kind's history says what it is worth to keep
+it at its age (`scheduler.kv.reuse_stats`). What is worth less than the least recently used content is marked.
 
-Kind of a content: how the request that asked for it last went on from what was known (nothing known, or a prefix that many share;
-the very end of what an earlier request had, as the next turn of a chat does; somewhere in between, as an edited prompt does), and
+The kind of a content is how the request that last asked for it continued what was known (nothing known, or a prefix that many
+share; the very end of an earlier request, as the next turn of a chat does; somewhere in between, as an edited prompt does), and
 how often the content was asked for.
 
 The bound: a list of keys, as long as the store, is kept as "least recently used" would keep the store. While the misses counted
-here exceed the list's by more than `_MARGIN` of them and `_SLACK` of the store's size, eviction is that of the list: the oldest
-goes first, so that what the list does not have leaves before what it has. From then on each further miss is a miss of the list,
-or brings back something that the list has: at most the store's size of those before both hold the same.
+here exceed the list's by more than `_MARGIN` of them and `_SLACK` of the store's size, eviction follows the list: the oldest
+goes first, so that what the list does not have leaves before what it has. From then on each further miss is a miss of the list
+too, or brings back something that the list has, which happens at most as often as the store has places before both hold the same.
 
-What belongs here: kinds, order, bound. Never: time of a clock, blocks, tiers.
+What belongs here: kinds, their order, the bound. Never: clock time, blocks, tiers.
 """
 
 from collections import OrderedDict
@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from scheduler.kv.reuse_stats import Cohort, ReuseStats
 
 _MARGIN = 1 / 64  # of the misses of the list
-_SLACK = 1 / 8  # of the store's size: what it may cost to learn
+_SLACK = 1 / 8  # of the store's size: what learning may cost
 _KNOWN = 8  # keys remembered, in multiples of the store's size: as long as ages are told apart
-_KNOWN_MORE = 1 << 18  # and never so many more than the store holds: some 60 MB
+_KNOWN_MORE = 1 << 18  # at most this many keys more than the store holds: about 60 MB
 _MANY = 3  # continuations that make a prefix one that many share
-_USES = 3  # a content asked for so often, or more often, is of one kind
+_USES = 3  # contents asked for this often or more often are of one kind
 
 
 @dataclass(slots=True, eq=False)
@@ -41,21 +41,21 @@ class _Known:
 
 
 class Predicted:
-    """An `EvictionPolicy` for a store of so many contents."""
+    """An `EvictionPolicy` for a store of `capacity` contents."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.reuse = ReuseStats(capacity)
-        self.misses = 0  # contents asked for and not found, of a prefix; here
-        self.lru_misses = 0  # and in the list
+        self.misses = 0  # contents asked for and not found here
+        self.lru_misses = 0  # contents asked for that the list does not have
         self.trusting = True  # whether predictions are followed
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # least recently asked for first
         self._list: OrderedDict[bytes, None] = OrderedDict()
-        self._here: dict[bytes, tuple[Cohort, int]] = {}  # to its group when added, and the number of keys added before
+        self._here: dict[bytes, tuple[Cohort, int]] = {}  # its group when it was added, and how many were added before
         self._queues: dict[object, OrderedDict[bytes, None]] = {}  # by kind, first added first
         self._added = 0
         self._remembers = min(_KNOWN * capacity, capacity + _KNOWN_MORE)
-        self._going: Cohort | None = None  # where the last victim was from; its others go next unless something changes
+        self._going: Cohort | None = None  # the last victim's group; the rest of it goes next unless something changes
 
     # --- what is here ---
 
@@ -100,7 +100,7 @@ class Predicted:
         return min(heads, key=lambda key: (self.reuse.worth(self._here[key][0]), self._here[key][1]))
 
     def _groups(self, keys: Sequence[bytes]) -> list[Cohort]:
-        """The groups of these. Contents nobody has asked for yet (an answer) are of the kind of what precedes them."""
+        """The groups of these. Contents that nobody has asked for yet (an answer) are of the kind of what precedes them."""
         groups: list[Cohort] = []
         fresh: Cohort | None = None
         before: bytes | None = None
@@ -154,7 +154,7 @@ class Predicted:
 
     @staticmethod
     def _way(known: list[_Known], asked: int) -> int:
-        """0: from nothing, or from what many share; 1: from the end of an earlier request; 2: from its middle."""
+        """How a request continues: 0 from nothing, or what many share; 1 from an earlier one's end; 2 from its middle."""
         if not known:
             return 0
         last = known[-1]
@@ -165,7 +165,7 @@ class Predicted:
 
     def _remember(self, key: bytes, record: _Known) -> None:
         before = self._known.get(key, record)
-        if before is not record:  # known, behind something that was forgotten: as good as forgotten itself
+        if before is not record:  # known, but after something that was forgotten: as good as forgotten itself
             before.group.waiting -= 1
         self._known[key] = record
         self._known.move_to_end(key)
@@ -181,7 +181,7 @@ class Predicted:
         self.lru_misses += len(keys) - listed
         for key in reversed(keys):
             self._note(key)
-        margin = _MARGIN if self.trusting else _MARGIN / 2  # trust comes back later than it goes
+        margin = _MARGIN if self.trusting else _MARGIN / 2  # trust returns later than it is lost
         self.trusting = self.misses <= self.lru_misses * (1 + margin) + self.capacity * _SLACK
 
     def _note(self, key: bytes) -> None:
@@ -214,7 +214,7 @@ class Predicted:
         return key in self._here
 
     def __iter__(self) -> Iterator[bytes]:
-        """Worths as they are now."""
+        """The keys in the order in which they would be evicted with the present worths."""
         by_age = sorted(self._here, key=lambda key: self._here[key][1])
         if not self.trusting:
             return iter(by_age)

@@ -1,6 +1,6 @@
 """Prefix sharing from a request's point of view: what it finds, what it waits for, what it leaves for others.
 
-Contents lie in the pool's blocks; `PendingPrefixes` knows those that a running request is about to compute. What belongs here:
+Contents are in the pool's blocks; `PendingPrefixes` knows those that a running request is about to compute. What belongs here:
 which content a request may use or offer. Never: who runs, how many blocks are left.
 """
 
@@ -10,7 +10,7 @@ from scheduler.types.request import Request
 
 
 class PrefixCache:
-    """Reads and names contents of one `BlockPool`; does nothing where that pool keeps none."""
+    """Finds and publishes contents of one `BlockPool`; does nothing if the pool keeps none."""
 
     def __init__(self, pool: BlockPool) -> None:
         self.block_size = pool.block_size
@@ -18,16 +18,16 @@ class PrefixCache:
         self.pending = PendingPrefixes()
 
     def hits(self, request: Request) -> list[int]:
-        """Resident blocks of the request's prefix; `BlockPool.match` says for how long. Takes nothing."""
+        """Resident blocks of the request's prefix, valid until anything is allocated. Takes none of them."""
         return self._pool.match(self.usable_hashes(request), request.tokens)
 
     def warm(self, request: Request) -> bool:
-        """Whether half of the request's prompt, or more, is resident: one look into the index."""
+        """Whether at least half of the request's prompt is resident: one look into the index."""
         keys = self.usable_hashes(request)
         return bool(keys) and self._pool.resident(keys[(len(keys) - 1) // 2])
 
     def awaits_pending(self, request: Request) -> bool:
-        """Whether the first block the request lacks is about to be computed by another one."""
+        """Whether another request is about to compute the first block that this one lacks."""
         if request.awaits is not None and self.pending.holds(request.awaits):
             return True
         missing = next((key for key in self.usable_hashes(request) if not self._pool.resident(key)), None)
@@ -40,9 +40,9 @@ class PrefixCache:
             self.pending.add(request.request_id, request.block_hashes[hits:])
 
     def publish(self, request: Request) -> bool:
-        """Name the blocks that are full of known tokens with planned KV. Whether there was any."""
+        """Publish the blocks that are full of known tokens with planned KV; whether there were any."""
         size = self._pool.block_size
-        end = (request.published + 1) * size  # of the first block that has no name yet
+        end = (request.published + 1) * size  # of the first block that has no key yet
         if request.computed < end or len(request.tokens) < end or not self._pool.caching:
             return False
         full = min(request.computed, len(request.tokens)) // size
@@ -55,13 +55,13 @@ class PrefixCache:
         return True
 
     def asked(self, request: Request) -> list[bytes]:
-        """Tell eviction what the request, just admitted, can use and what was there. Returns the keys."""
+        """Tell the eviction policy what the request, just admitted, can use and what was there. Returns the keys."""
         keys = self.usable_hashes(request)
         self._pool.eviction.asked(keys, request.computed // self._pool.block_size)
         return keys
 
     def pin(self, request: Request, until: float) -> list[bytes]:
-        """Keep the full blocks of its prompt until then, as far as pins go. Returns their keys."""
+        """Pin the full blocks of its prompt until then, as far as the limit allows. Returns their keys."""
         if not self._pool.caching:
             return []
         request.extend_hashes(self._pool.block_size)
@@ -69,7 +69,7 @@ class PrefixCache:
         return request.block_hashes
 
     def usable_hashes(self, request: Request) -> list[bytes]:
-        """Keys of the blocks that may be shared. The last token is always computed: its logits are needed."""
+        """Keys of the request's blocks that may be shared. The last token is always computed: its logits are needed."""
         if not self._pool.caching or not request.reads_cache:
             return []
         request.extend_hashes(self._pool.block_size)

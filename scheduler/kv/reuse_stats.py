@@ -1,9 +1,9 @@
 """How soon contents of a kind are asked for again, learned from those that were and those that were not.
 
-Age is counted in contents asked for, in classes a factor of the root of two apart. For each kind and age: how many reached it
-unasked, and how many were asked for before the next. From the two follows what a place is worth that keeps such a content: the
-most returns per place and time that keeping it for some while can bring (the index of Gittins, 1979, for a job that pays when it
-ends). Kinds without history are worth what all of them together are.
+Age is counted in contents asked for, in classes a factor of the square root of two apart. For each kind and age it is known how
+many reached that age without being asked for, and how many were asked for before the next. From the two follows what it is worth
+to keep such a content: the most reuses per place and time that keeping it for a while can bring (the index of Gittins, 1979, for
+a job that pays when it ends). Kinds without history are worth what all of them together are.
 
 What belongs here: counts and what follows from them. Never: keys, an order.
 """
@@ -14,7 +14,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 _AGES = 16
-_PRIOR = 16.0  # contents: what a kind's own history weighs as much as that of all kinds
+_PRIOR = 16.0  # contents in a kind's own history at which it weighs as much as the history of all kinds
 _UPDATES = 8  # of the worths, while as many contents are asked for as the store holds
 
 
@@ -31,7 +31,7 @@ class ReuseStats:
     """Statistics of one store.
 
     Args:
-        capacity: contents that it holds. Ages are told apart from a sixteenth of it to eight times as much.
+        capacity: contents that it holds. Ages are distinguished from a sixteenth of it to eight times as much.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -46,7 +46,7 @@ class ReuseStats:
         self._next_update = self._period
 
     def advance(self, contents: int) -> None:
-        """So many contents are asked for: time goes on."""
+        """`contents` contents are asked for: time advances by as much."""
         self.now += contents
         for age in range(_AGES - 1):
             queue = self._ageing[age]
@@ -68,17 +68,17 @@ class ReuseStats:
         return group
 
     def on_join(self, group: Cohort, contents: int) -> None:
-        """So many contents belong to the newly made group."""
+        """`contents` contents join the newly made group."""
         group.waiting += contents
         self._reached[group.kind][0] += contents
 
     def on_reuse(self, group: Cohort, contents: int) -> None:
-        """So many of its contents are asked for again."""
+        """`contents` contents of the group are asked for again."""
         group.waiting -= contents
         self._reused[group.kind][self._age(group)] += contents
 
     def worth(self, group: Cohort) -> float:
-        """Reuses per place and content asked for, of the contents of this group that still wait."""
+        """Expected reuses per place and content asked for, of this group's contents that have not been asked for again."""
         return self._worths.get(group.kind, self._default)[self._age(group)]
 
     def _age(self, group: Cohort) -> int:
@@ -97,7 +97,7 @@ class ReuseStats:
             self._worths[kind] = self._indices([min(1.0, (r + _PRIOR * e) / (n + _PRIOR)) for r, n, e in pairs])
 
     def _indices(self, chances: list[float]) -> list[float]:
-        """Worth by age, of contents that are asked for with these chances at each age they reach."""
+        """Worth by age of contents that are asked for with these probabilities at each age they reach."""
         widths = [end - begin for begin, end in zip(self._edges, self._edges[1:], strict=False)]
         worths = []
         for age in range(_AGES):
@@ -106,7 +106,7 @@ class ReuseStats:
                 gain += waits * chance
                 cost += waits * width * (1 - chance / 2)
                 waits *= 1 - chance
-                if cost > 0:  # ages of a tiny store may be of no width at all
+                if cost > 0:  # ages of a tiny store may have no width at all
                     best = max(best, gain / cost)
             worths.append(best)
         return worths

@@ -1,10 +1,10 @@
 """What is saved below the device: blocks of requests that ended, of those that were preempted, and copies of copies.
 
-    save     device -> first tier     of a block that was released, when there is time; held like a reader until it is copied
-    swap     device -> first tier     of what a preempted request computed, all of it and now
-    spill    each tier -> the next    of what has arrived there, so that it is not lost with a tier that is smaller or volatile
+    save     device -> first tier     a block that was released, when there is time; it is held as by a reader until copied
+    swap     device -> first tier     what a preempted request has computed, all of it and at once
+    spill    each tier -> the next    what has arrived there, so that it is not lost with a tier that is smaller or volatile
 
-A save may be planned only before any chunk of the same step: its content then is what steps before it have written.
+A save may be planned only before any chunk of the same step: its content is then what earlier steps have written.
 
 What belongs here: saves. Never: what is loaded, who is preempted.
 """
@@ -24,9 +24,9 @@ from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 
 Preemption = Literal["auto", "swap", "recompute"]
 
-_IN_FLIGHT = 64  # blocks that may be saved at once, swapping left out: nobody can use them meanwhile
+_IN_FLIGHT = 64  # blocks that may be saved at once, not counting swaps: they cannot be used meanwhile
 _POOL_SHARE = 8  # at most one block in this many is being saved
-_SPILL_BLOCKS = 16  # of one spill; a tier receives one spill at a time, so that a load finds it free
+_SPILL_BLOCKS = 16  # of one spill; a tier receives one spill at a time, so that loads seldom wait for it
 
 Hashes = OrderedDict[bytes, None]  # a set that keeps its order
 
@@ -35,12 +35,12 @@ class SavePlanner:
     """Saves of one device.
 
     Args:
-        pool: of the device.
-        tiers: below it.
-        in_flight: gets the transfers.
-        estimate: says whether a copy is ever loaded sooner than computed.
-        preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` does
-            where that is sooner.
+        pool: the device's.
+        tiers: those below the device.
+        in_flight: takes the planned transfers.
+        estimate: says whether loading a copy is ever faster than computing it.
+        preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` saves
+            them if that is faster.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SavePlanner:
 
     @property
     def busy(self) -> bool:
-        """Whether something waits to be saved."""
+        """Whether anything waits to be saved."""
         return bool(self._to_save) or any(self._to_spill.values())
 
     def released(self, keys: Iterable[bytes]) -> None:
@@ -83,14 +83,14 @@ class SavePlanner:
         return self._preemption == "swap" or self._estimate.swap_pays(tier.name)
 
     def swap_out(self, keys: Sequence[bytes], tail: tuple[BlockKey, int] | None) -> None:
-        """Save what a preempted request has just released, all of it and now.
+        """Save what a preempted request has just released, all of it and at once.
 
         Args:
             keys: hashes of its full blocks.
-            tail: content and block of its last, partly filled one. The block is the transfer's from now on.
+            tail: key and block of its last, partly filled one. The block belongs to the transfer from now on.
 
         Raises:
-            ValueError: there is no tier; `swaps` says so.
+            ValueError: there is no tier; ask `swaps` first.
         """
         tier = self._tiers.first
         if tier is None:
@@ -98,7 +98,7 @@ class SavePlanner:
         self._save(tier, keys, tail, urgent=True)
 
     def plan(self) -> None:
-        """Save some of what waits for it. To be called before the step has any chunk."""
+        """Plan saves for some of what waits. To be called before the step has any chunk."""
         tier = self._tiers.first
         if tier is None:
             self._to_save.clear()
@@ -136,7 +136,7 @@ class SavePlanner:
     # --- from tier to tier ---
 
     def on_arrival(self, transfer: Transfer, result: TransferResult) -> None:
-        """What has arrived in a tier goes on to the next, the partly filled blocks of preempted requests left out."""
+        """What has arrived in a tier goes on to the next, except partly filled blocks of preempted requests."""
         tier = self._tiers.below(transfer.target)
         if tier is None or not self._estimate.pays(tier.name):
             return
@@ -149,7 +149,7 @@ class SavePlanner:
         tiers = list(self._tiers)
         fed = {lower.name for _, lower in pairwise(tiers)}
         for name, waiting in self._to_spill.items():
-            if name not in fed:  # lost, or what was above it is
+            if name not in fed:  # this tier was lost, or all tiers above it
                 waiting.clear()
         for upper, lower in pairwise(tiers):
             waiting = self._to_spill[lower.name]

@@ -1,6 +1,6 @@
-"""What one tier below the device keeps, by name: who is there, who is on the way, who must give place.
+"""What one tier below the device keeps, by key: what is there, what is on its way, what is evicted.
 
-The tier itself (`engine.kv_store`) only does as it is told; the books are here, so that a plan knows without asking what can be
+The tier itself (`engine.kv_store`) only does what it is told; the books are here, so that a plan knows without asking what can be
 loaded. An entry is *arriving* from the moment its transfer is planned until the result is in, *held* while a transfer reads it, and
 may be evicted at any other time.
 """
@@ -30,14 +30,14 @@ class TierIndex:
     """The books of one tier.
 
     Args:
-        name: of the tier: in metrics, log lines and transfers.
+        name: the tier's, in metrics, log lines and transfers.
         capacity: bytes it may hold.
-        block_bytes: at most, of one content.
-        policy: who goes first; its own, not shared with another tier.
+        block_bytes: most bytes of one content.
+        policy: decides which content is evicted first; not shared with another tier.
 
     Attributes:
         used: bytes taken, those of contents on their way included.
-        evictions: contents that had to give place so far.
+        evictions: contents evicted so far.
     """
 
     def __init__(self, name: str, capacity: int, block_bytes: int, policy: Eviction) -> None:
@@ -59,37 +59,37 @@ class TierIndex:
         return self.key_of(block_key.hash) == block_key
 
     def readable(self, key: bytes) -> bool:
-        """Whether a content of this name can be read now; `finds` looks at the token ids as well."""
+        """Whether a content with this hash can be read now; `finds` compares the token ids as well."""
         entry = self._entries.get(key)
         return entry is not None and entry.arrived and not entry.doomed
 
     def key_of(self, key: bytes) -> BlockKey | None:
-        """The whole name of a content that can be read now."""
+        """The full key of a content that can be read now; None if it cannot."""
         return BlockKey(key, self._entries[key].token_ids) if self.readable(key) else None
 
     def knows(self, key: bytes) -> bool:
         """Whether the content is there or on its way."""
         return key in self._entries
 
-    # --- what eviction goes by ---
+    # --- what the eviction policy learns ---
 
     def asked(self, keys: Sequence[bytes]) -> None:
-        """A new request can use these contents, a prefix."""
+        """A new request can use these contents, which form a prefix."""
         found = next((place for place, key in enumerate(keys) if not self.readable(key)), len(keys))
         self._policy.asked(keys, found)
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
-        """As `Eviction.pin`."""
+        """Keep these contents until then, in seconds of the caller's clock, as far as the limit on pins allows."""
         self._policy.pin(keys, until)
 
     def expire(self, now: float) -> None:
-        """As `Eviction.expire`."""
+        """End the pins whose time has come."""
         self._policy.expire(now)
 
     # --- contents come ---
 
     def seed(self, block_key: BlockKey, size: int) -> None:
-        """A content that was there before this process; given least recently used first. Where there is no room it is dropped."""
+        """Enter a content that was there before this process; least recently used first. It is dropped if there is no room."""
         if self.reserve(block_key):
             self.arrived([block_key.hash], [size])
         elif block_key.hash not in self._entries:
@@ -107,18 +107,18 @@ class TierIndex:
         return True
 
     def arrived(self, keys: Sequence[bytes], sizes: Sequence[int]) -> None:
-        """These contents, a prefix's in its order, are there and take so many bytes; 0: it did not arrive."""
+        """These contents, in the order of their prefix, are there and take `sizes` bytes; 0: the content did not arrive."""
         for key, size in zip(keys, sizes, strict=True):
             entry = self._entries[key]
             self.used += size - entry.size
             entry.size, entry.arrived = size, size > 0
             if not size:
                 self._remove(key)
-                self._drops.append(key)  # a part of it may lie there all the same
+                self._drops.append(key)  # a part of it may be there all the same
         self._settle([key for key, size in zip(keys, sizes, strict=True) if size])
 
     def touch(self, keys: Sequence[bytes]) -> None:
-        """These contents, a prefix, were used elsewhere: they are not the oldest any more."""
+        """These contents, which form a prefix, were used elsewhere: they are no longer the oldest."""
         unused = [key for key in keys if key in self._entries and self._entries[key].evictable]
         self._policy.remove(*unused)
         self._policy.add(*unused)
@@ -126,7 +126,7 @@ class TierIndex:
     # --- contents are read ---
 
     def hold(self, keys: Sequence[bytes]) -> None:
-        """A transfer begins to read these, which `finds` has just found."""
+        """A transfer begins to read these contents, which can be read now."""
         for key in keys:
             entry = self._entries[key]
             if entry.evictable:
@@ -157,12 +157,12 @@ class TierIndex:
                 self._drops.append(key)
 
     def take_drops(self) -> list[bytes]:
-        """Keys the tier has to forget before anything else is put there; told once."""
+        """Keys that the tier has to forget before anything else is put there; each is returned once."""
         drops, self._drops = self._drops, []
         return drops
 
     def drop_again(self, keys: Iterable[bytes]) -> None:
-        """These were taken by a transfer that never started; contents that have come back since are kept."""
+        """Return drops that a transfer took but never carried out; contents that have come back since are kept."""
         self._drops += [key for key in keys if key not in self._entries]
 
     @property
@@ -178,7 +178,7 @@ class TierIndex:
         self.evictions += 1
 
     def _settle(self, keys: Sequence[bytes]) -> None:
-        """After a change of state: of these entries, those that nobody uses are up for eviction, doomed ones go."""
+        """After a change of state: of these entries, doomed ones go and others that nobody uses may be evicted."""
         for key in keys:
             entry = self._entries[key]
             if entry.doomed and entry.arrived and not entry.readers:
@@ -199,7 +199,7 @@ class TierIndex:
             arriving: keys on their way here.
 
         Raises:
-            IntegrityError: naming the first contradiction.
+            IntegrityError: names the first contradiction.
         """
         readers: dict[bytes, int] = {}
         for key in reading:

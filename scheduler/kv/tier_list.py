@@ -1,7 +1,7 @@
 """The tiers below a device, fastest first, and what concerns all of them alike.
 
-How many there are and what they are called is the caller's: nothing here or in the planner knows a tier by its name. What is
-asked for is read from the first that has it. What is saved goes to the first, and from each to the next (`save_planner`).
+How many there are and what they are called is up to the caller: neither this nor the planner knows a tier by its name. What is
+asked for is read from the first tier that has it. What is saved goes to the first, and from each to the next (`save_planner`).
 
 What belongs here: the tiers' order, calls that go to each of them, their counters. Never: transfers, blocks of the device.
 """
@@ -14,13 +14,13 @@ from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 
 
 class TierList:
-    """The books of the tiers that are still up, and counters of those that ever were.
+    """The books of the tiers that are still up, and the counters of all that ever were.
 
     Args:
         tiers: fastest first.
 
     Raises:
-        ValueError: two of one name, or one named like the device.
+        ValueError: two tiers have the same name, or one is named like the device.
     """
 
     def __init__(self, tiers: Sequence[TierIndex]) -> None:
@@ -45,24 +45,24 @@ class TierList:
         return next(iter(self), None)
 
     def below(self, name: str) -> TierIndex | None:
-        """The next slower one."""
+        """The next slower tier; None if this is the last, or lost."""
         names = list(self._tiers)
         place = names.index(name) + 1 if name in self._tiers else len(names)
         return self._tiers[names[place]] if place < len(names) else None
 
     def holder(self, key: bytes) -> TierIndex | None:
-        """The fastest from which this content can be read now."""
+        """The fastest tier from which this content can be read now."""
         return next((tier for tier in self if tier.readable(key)), None)
 
     # --- for all of them ---
 
     def asked(self, keys: Sequence[bytes]) -> None:
-        """A new request can use these contents, a prefix: eviction may learn from it."""
+        """A new request can use these contents, which form a prefix: eviction may learn from that."""
         for tier in self:
             tier.asked(keys)
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
-        """Keep these contents, a prefix, until then, here or yet to come."""
+        """Keep these contents, which form a prefix, until then, whether they are here or yet to come."""
         for tier in self:
             tier.pin(keys, until)
 
@@ -80,7 +80,7 @@ class TierList:
     # --- results ---
 
     def book(self, transfer: Transfer, result: TransferResult) -> None:
-        """Enter what a transfer brought into the books of both sides, and count it."""
+        """Enter the result of a transfer into the books of both sides, and count it."""
         source, target, stats = self.get(transfer.source), self.get(transfer.target), self.stats[transfer.lower]
         arrived = sum(size > 0 for size in result.sizes)
         if transfer.target == DEVICE:
@@ -97,12 +97,12 @@ class TierList:
             target.arrived(transfer.hashes, result.sizes)
 
     def lose(self, name: str) -> None:
-        """A tier failed as a whole: what is on its way there or back comes to nothing, by results of its own."""
+        """A tier failed as a whole. Transfers to and from it will fail too, each by a result of its own."""
         self._tiers.pop(name, None)
         self.stats[name].up = False
 
     def snapshot(self) -> Mapping[str, TierStats]:
-        """The counters by the tier's name, with gauges brought up to date."""
+        """The counters by the tiers' names, with gauges brought up to date."""
         for name, stats in self.stats.items():
             tier = self.get(name)
             stats.blocks, stats.bytes = (0, 0) if tier is None else (len(tier), tier.used)
@@ -113,7 +113,7 @@ class TierList:
         """Compare the books of each tier with the transfers in flight.
 
         Raises:
-            IntegrityError: naming the first contradiction.
+            IntegrityError: names the first contradiction.
         """
         for tier in self:
             tier.check_integrity(

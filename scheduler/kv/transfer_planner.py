@@ -1,15 +1,15 @@
 """KV below the device, from the scheduler's side: one object that the scheduler asks.
 
-One operation serves prefix reuse, swapping, and life after a restart: *make these contents resident there*. A plan collects
-transfers, the step that starts next carries them (`Step.transfers`), the transfer worker does them beside the computation, and
-`absorb` books what came of it. Until then a transfer's blocks are its own.
+One operation serves prefix reuse, swapping, and reuse after a restart: *make these contents resident there*. A plan collects
+transfers, the next step to start carries them (`Step.transfers`), the transfer worker does them beside the computation, and
+`absorb` takes in the results. Until then a transfer's blocks are its own.
 
     load_planner           which contents a waiting request loads, and what it still waits for
     save_planner           what is saved, swapped out, and copied from tier to tier
-    transfers_in_flight    the transfers without a result, and the blocks that are theirs
+    transfers_in_flight    the transfers without a result, and the blocks that they hold
     tier_list              the tiers, fastest first, with their books (`tier_index`)
 
-What belongs here: who is told what, in which order. Never: bytes, I/O, which request runs, the name of a tier.
+What belongs here: which part learns what, and in which order. Never: bytes, I/O, which request runs, the name of a tier.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,14 +32,14 @@ class TransferPlanner:
     """All transfers of one device. Without any tier below it, it plans nothing and costs nothing.
 
     Args:
-        pool: of the device.
+        pool: the device's.
         tiers: the books of each tier, fastest first.
-        estimate: says whether transferring pays.
-        preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` does
-            where that is sooner.
+        estimate: says whether a transfer pays.
+        preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` saves
+            them if that is faster.
 
     Raises:
-        ValueError: two tiers of one name.
+        ValueError: two tiers have the same name.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TransferPlanner:
 
     @property
     def leaving(self) -> bool:
-        """Whether blocks that somebody gave up will be available when their transfers have ended."""
+        """Whether blocks that a request gave up will be available when their transfers have ended."""
         return self._in_flight.yielded
 
     @property
@@ -88,17 +88,17 @@ class TransferPlanner:
         return self._in_flight.held
 
     def snapshot(self) -> Mapping[str, TierStats]:
-        """The counters of each tier by its name, with gauges brought up to date."""
+        """The counters by the tiers' names, with gauges brought up to date."""
         return self.tiers.snapshot()
 
-    # --- what the scheduler tells ---
+    # --- what the scheduler reports ---
 
     def asked(self, keys: Sequence[bytes]) -> None:
-        """A new request can use these contents, a prefix: eviction may learn from it."""
+        """A new request can use these contents, which form a prefix: eviction may learn from that."""
         self.tiers.asked(keys)
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
-        """Keep these contents, a prefix, until then, here or yet to come."""
+        """Keep these contents, which form a prefix, until then, whether they are here or yet to come."""
         self.tiers.pin(keys, until)
 
     def expire(self, now: float) -> None:
@@ -106,13 +106,13 @@ class TransferPlanner:
         self.tiers.expire(now)
 
     def saw_step(self, step: Step, seconds: float) -> None:
-        """A step ended: it may tell what a prompt token costs."""
+        """A step ended: it may show what a prompt token costs."""
         if self.active:
             prompts = sum(chunk.length for chunk in step.chunks if chunk.phase is ChunkPhase.PREFILL)
             self._estimate.saw_step(prompts, step.tokens, seconds)
 
     def ended(self, request: Request) -> None:
-        """The request is finished: what only it could use goes."""
+        """The request has ended: drop what only it could use."""
         self._loads.forget_tail(request)
 
     def forget(self, keys: Iterable[bytes]) -> None:
@@ -122,15 +122,15 @@ class TransferPlanner:
     # --- loads ---
 
     def beyond(self, request: Request, keys: Sequence[bytes], hits: int) -> list[Wanted]:
-        """What to load behind the request's first `hits` blocks: as `LoadPlanner.beyond`."""
+        """What to load after the request's first `hits` blocks, as far as loading is faster than computing."""
         return self._loads.beyond(request, keys, hits)
 
     def load(self, request: Request, wanted: Sequence[Wanted], blocks: Sequence[int], *, alone: bool) -> None:
-        """Start to load: as `LoadPlanner.start`."""
+        """Start to load what `beyond` returned into these blocks; `alone`: no other request runs that could be held up."""
         self._loads.start(request, wanted, blocks, alone=alone)
 
     def disown(self, request: Request) -> set[int]:
-        """The request gives its blocks back: those that are being filled stay with their transfers. Returns these."""
+        """The request gives its blocks back. Returns those that are being filled, which stay with their transfers."""
         return self._loads.disown(request)
 
     # --- saves ---
@@ -144,35 +144,39 @@ class TransferPlanner:
         return self._saves.swaps()
 
     def swap_out(self, keys: Sequence[bytes], tail: tuple[BlockKey, int] | None) -> None:
-        """Save what a preempted request has just released: as `SavePlanner.swap_out`."""
+        """Save what a preempted request has just released: full blocks by their hashes, and a partly filled last block.
+
+        Raises:
+            ValueError: there is no tier; ask `swaps` first.
+        """
         self._saves.swap_out(keys, tail)
 
     def plan_saves(self) -> None:
-        """Save some of what waits for it. To be called before the step has any chunk."""
+        """Plan saves for some of what waits. To be called before the step has any chunk."""
         self._saves.plan()
         self._in_flight.plan_drops()
 
     # --- transfers start and end ---
 
     def take(self) -> list[Transfer]:
-        """The transfers planned since the last call: they start with the step that is given them."""
+        """The transfers planned since the last call, for the step with which they start."""
         return self._in_flight.take()
 
     def cancel(self, transfers: Iterable[Transfer]) -> list[Arrival]:
-        """Transfers that were planned and never started; as `absorb`."""
+        """Take back transfers that were planned and never started. Returns the requests that need no longer wait."""
         arrivals: list[Arrival] = []
         transfers = list(transfers)
         for transfer in transfers:
             sizes = [0] * len(transfer.block_keys)
             arrivals += self.absorb(TransferResult(transfer_id=transfer.transfer_id, sizes=sizes))
-        for transfer in transfers:  # what one of them brings another may have dropped
+        for transfer in transfers:  # only now: another of these transfers may have reserved what this one was to drop
             lower = self.tiers.get(transfer.lower)
             if lower is not None:
                 lower.drop_again(transfer.drops)
         return arrivals
 
     def absorb(self, result: TransferResult) -> list[Arrival]:
-        """Book what a transfer brought. Returns the requests that need wait no longer."""
+        """Enter the result of a transfer. Returns the requests that need no longer wait."""
         active = self._in_flight.end(result.transfer_id)
         transfer = active.transfer
         if transfer.target == DEVICE:
@@ -191,7 +195,7 @@ class TransferPlanner:
         """Compare the books of all tiers and the loads with the transfers in flight.
 
         Raises:
-            IntegrityError: naming the first contradiction.
+            IntegrityError: names the first contradiction.
         """
         self.tiers.check_integrity([active.transfer for active in self._in_flight])
         self._loads.check_integrity()

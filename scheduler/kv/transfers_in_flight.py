@@ -1,6 +1,6 @@
-"""The transfers that are planned or under way, and the device's blocks that are theirs meanwhile.
+"""The transfers that are planned or under way, and the device's blocks that they hold meanwhile.
 
-What belongs here: which transfer has which blocks, and who waits for it. Never: why it was planned.
+What belongs here: which transfer has which blocks, and which request waits for it. Never: why it was planned.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ class ActiveTransfer:
     transfer: Transfer
     held: list[int]  # device blocks that are the transfer's alone
     yielded: bool = False  # a request gave these blocks up: others wait for them
-    request_id: str | None = None  # that waits for it
+    request_id: str | None = None  # the request that waits for it
 
 
 class TransfersInFlight:
     """Transfers of one device.
 
     Args:
-        tiers: whose drops go with the next transfer that concerns them.
+        tiers: those whose drops go with the next transfer that concerns them.
     """
 
     def __init__(self, tiers: TierList) -> None:
@@ -54,16 +54,16 @@ class TransfersInFlight:
         urgent: bool = False,
         request_id: str | None = None,
     ) -> Transfer:
-        """A transfer that starts with the next step.
+        """Plan a transfer that starts with the next step.
 
         Args:
-            source: tier.
-            target: tier.
-            block_keys: contents.
-            blocks: of the device, one for each content, where it is on one side.
-            held: they are the transfer's, which gives them back at its end.
-            urgent: somebody waits for it.
-            request_id: who, if it is a load.
+            source: name of the tier it reads.
+            target: name of the tier it writes.
+            block_keys: keys of the contents.
+            blocks: blocks of the device, one for each content, if the device is on one side.
+            held: whether the blocks belong to the transfer, which gives them back at its end.
+            urgent: whether a request waits for it.
+            request_id: that request, if it is a load.
         """
         transfer = Transfer(
             transfer_id=self._next_id,
@@ -83,22 +83,22 @@ class TransfersInFlight:
         return transfer
 
     def plan_drops(self) -> None:
-        """A transfer of nothing to each tier that has something to forget and no transfer to tell it with."""
+        """Plan an empty transfer to each tier that has something to forget and gets no other transfer."""
         for tier in self._tiers:
             if tier.has_drops:
                 self.plan(DEVICE, tier.name)
 
     def take(self) -> list[Transfer]:
-        """The transfers planned since the last call: they start with the step that is given them."""
+        """The transfers planned since the last call, for the step with which they start."""
         planned, self._planned = self._planned, []
         return planned
 
     def end(self, transfer_id: int) -> ActiveTransfer:
-        """A result is in."""
+        """The transfer's result is in. Returns what is known of it."""
         return self._active.pop(transfer_id)
 
     def disown(self, transfer_id: int) -> list[int]:
-        """Nobody waits for this load any more: its blocks are its own until it ends. Returns them."""
+        """No request waits for this load any more: its blocks belong to it until it ends. Returns them."""
         active = self._active[transfer_id]
         active.request_id, active.held, active.yielded = None, list(active.transfer.blocks), True
         return active.held
@@ -107,7 +107,7 @@ class TransfersInFlight:
 
     @property
     def yielded(self) -> bool:
-        """Whether blocks that somebody gave up will be available when their transfers have ended."""
+        """Whether blocks that a request gave up will be available when their transfers have ended."""
         return any(active.yielded for active in self)
 
     @property
@@ -116,5 +116,5 @@ class TransfersInFlight:
         return [active.held for active in self]
 
     def to(self, tier: str) -> bool:
-        """Whether anything is on its way there."""
+        """Whether anything is on its way to this tier."""
         return any(active.transfer.target == tier for active in self)

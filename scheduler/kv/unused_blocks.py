@@ -1,10 +1,10 @@
 """The blocks of a pool that nobody refers to: empty ones, those whose content is kept, and what is given up to take a block.
 
-A content that nobody uses is first the eviction policy's (`scheduler.kv.eviction`). What the policy gives up is *lazily evicted*:
-its block is free, and still found by its key until it is taken. Where copies between tiers are to be few and long, some blocks are
-evicted so ahead of need, so that blocks can be chosen that lie together (`scheduler.kv.free_blocks`).
+An unused content first belongs to the eviction policy (`scheduler.kv.eviction`). What the policy gives up is *lazily evicted*: its
+block is free, but still found by its key until it is taken. If copies between tiers should be few and long, some blocks are evicted
+in this way ahead of need, so that adjacent blocks can be chosen (`scheduler.kv.free_blocks`).
 
-What belongs here: which content goes for a new one. Never: owners, token ids, requests.
+What belongs here: which content makes room for a new one. Never: owners, token ids, requests.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +17,10 @@ class UnusedBlocks:
     """Unused blocks of one pool, all empty and free at first.
 
     Args:
-        blocks: of the pool, used ones included.
-        holders: the pool's index: the block of each content, used ones included. Read here, changed by the pool.
-        eviction: knows the contents that nobody uses and that have not been given up.
-        choice: share of the unused blocks that is free at any time.
+        blocks: number of blocks in the pool, used ones included.
+        holders: the pool's index: the block of each content, used ones included. Only read here; the pool changes it.
+        eviction: knows the unused contents that have not been given up.
+        choice: share of the unused blocks that is kept free.
     """
 
     def __init__(self, blocks: int, holders: Mapping[bytes, int], eviction: Eviction, choice: float) -> None:
@@ -47,11 +47,11 @@ class UnusedBlocks:
     # --- blocks go ---
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """Take `count` blocks, of which there must be as many. The pool forgets their contents, and says `gave_up` of each.
+        """Take `count` blocks; there must be that many. The pool forgets their contents and calls `gave_up` for each.
 
         Args:
-            count: how many.
-            after: the last block of the sequence's table; its neighbours are taken if free.
+            count: number of blocks.
+            after: the last block of the sequence's table; the blocks after it are taken if free.
         """
         evicted: list[int] = []
         if count > 1 or after not in self._free.tail_owners:  # else its reserved tail has the block
@@ -66,17 +66,17 @@ class UnusedBlocks:
         self._lazy -= 1
 
     def _evict(self, count: int) -> list[int]:
-        """What `count` blocks lack of open ones, in the policy's order; what is pinned only in need."""
+        """Evict as many blocks as `count` exceeds the open ones, in the policy's order; pinned contents only if need be."""
         lacking = max(min(count - self._free.open, self.eviction.unpinned), count - len(self._free))
         evicted = sorted(self._holders[self.eviction.victim()] for _ in range(lacking))
         self._lazy += len(evicted)
         return evicted
 
     def _evict_ahead(self, count: int) -> None:
-        """Have the policy give up enough to choose `count` blocks and their tail from; what is pinned only in need."""
+        """Evict enough to choose `count` blocks and their tail from; pinned contents only if there is no other way."""
         spare = int(len(self) * self._choice)
         lacking = count + self._free.next_tail + spare - self._free.open
-        if lacking < spare // 4:  # so that many are given up at once, and neighbours become one run in one go
+        if lacking < spare // 4:  # so that many are given up at once, and adjacent ones become one run
             lacking = 0
         needed = max(min(lacking, self.eviction.unpinned), count - len(self._free))
         if needed > 0:
@@ -84,7 +84,7 @@ class UnusedBlocks:
             self._lazy += needed
 
     def pick_up(self, key: bytes) -> None:
-        """This content is used again."""
+        """This content is in use again."""
         if key in self.eviction:
             self.eviction.remove(key)
         else:
@@ -109,14 +109,14 @@ class UnusedBlocks:
         self.eviction.add(*keys)
 
     def readmit(self, keys: Iterable[bytes]) -> None:
-        """Of these contents, which nobody uses, those that were lazily evicted are the policy's again."""
+        """Hand those of these unused contents that were lazily evicted back to the policy."""
         for key in keys:
             if key not in self.eviction:
                 self.pick_up(key)
                 self.eviction.add(key)
 
     def drop_contents(self) -> None:
-        """All contents are about to be forgotten: their blocks are empty."""
+        """All contents are about to be forgotten: their blocks become empty."""
         self._free.add([self._holders[key] for key in self.eviction])
         self.eviction.clear()
         self._lazy = 0
@@ -127,10 +127,10 @@ class UnusedBlocks:
         """Compare the books with the pool's.
 
         Args:
-            unused: all blocks that no table has, with the hashes of their contents.
+            unused: all blocks that are in no table, with the hashes of their contents.
 
         Raises:
-            AssertionError: naming the first contradiction.
+            AssertionError: names the first contradiction.
         """
         self._free.check_integrity()
         self.eviction.check_integrity()

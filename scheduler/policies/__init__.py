@@ -1,1 +1,1 @@
-"""Who goes first: one scheduling policy a file, and the waiting queue they order."""
+"""Who goes first: one scheduling policy per file, and the waiting queue that they sort."""

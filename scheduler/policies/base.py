@@ -1,11 +1,11 @@
-"""Who goes first: in the waiting queue, in what a step has to give, and who gives way to whom.
+"""Who goes first: in the waiting queue and for the tokens of a step, and who gives way to whom.
 
 One `SchedulingPolicy` for each `SchedulerConfig.scheduling`. What belongs here: comparing requests. Never: blocks, budgets, when to
 preempt.
 
     fcfs        arrival alone; requests have no priorities
     priority    a lower `priority` first, by arrival within one
-    fair        priority first, then the tenant that has had least (`scheduler.policies.fair`), by arrival within one tenant
+    fair        priority first, then the tenant that was served least (`scheduler.policies.fair`), by arrival within one tenant
     throughput  priority first, then prefix by prefix, those with most to generate first (`scheduler.policies.prefix_batch`)
 """
 
@@ -17,19 +17,19 @@ from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
 from scheduler.types.step import Step
 
-Rank = tuple[int, ...]  # less goes first; all of one policy are of one length
+Rank = tuple[int, ...]  # the lower goes first; all ranks of a policy have the same length
 
 
 class Need(NamedTuple):
     """What one prompt could use."""
 
-    rank: Rank  # less goes first
-    arrival: int  # of the request, unique
+    rank: Rank  # the lower goes first
+    arrival: int  # the request's, unique
     remaining: int  # tokens still to compute
 
 
 class SchedulingPolicy:
-    """By priority, then by arrival: `priority`. It is `fcfs` too, where nobody has a priority but the server's own probe.
+    """By priority, then by arrival: `priority`. It is also `fcfs`, where only the server's own probe has a priority.
 
     Args:
         groups: whether requests with a resident prefix may pass others in the line.
@@ -39,11 +39,11 @@ class SchedulingPolicy:
         self.groups = groups
 
     def make_queue(self, lookahead: int, cache: PrefixCache) -> WaitingQueue:
-        """An empty waiting line for one scheduler, in which so many may pass each other for the sake of a resident prefix."""
+        """An empty waiting line for one scheduler. The first `lookahead` of a lane may pass each other for a resident prefix."""
         return WaitingQueue(self.lane, lookahead if self.groups else 0)
 
     def lane(self, request: Request) -> str:
-        """The part of the waiting line the request stands in; within a lane, priority and arrival decide."""
+        """The lane of the waiting line in which the request stands; within it, priority and arrival decide."""
         return ""
 
     def on_add(self, request: Request, waiting: WaitingQueue) -> None:
@@ -53,43 +53,43 @@ class SchedulingPolicy:
         """The request has ended."""
 
     def on_dequeue(self, request: Request) -> None:
-        """The request leaves the line: it runs, or it ended there."""
+        """The request leaves the line: it starts to run, or it ended there."""
 
     def on_tokens(self, request: Request, begin: int, end: int) -> None:
         """Tokens `[begin, end)` of the request are planned, for the first time."""
 
     def on_step(self, step: Step, seconds: float) -> None:
-        """The step took so long; 0 if nobody measured."""
+        """The step took `seconds`; 0 if that was not measured."""
 
     def in_turn(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
-        """The line from the first to the last. What the caller admits must have its blocks before the next is asked for."""
+        """The line from first to last. A request that the caller admits must have its blocks before the next is asked for."""
         return waiting.in_turn("", warm)
 
     def rank(self, request: Request) -> Rank:
-        """Of a running request, for its share of a step."""
+        """The rank of a running request for its share of a step."""
         return (request.priority,)
 
     def need(self, request: Request, computed: int | None = None) -> Need:
-        """What the request could use of a step's prompt tokens, as it stands or with so many `computed`."""
+        """What the request could use of a step's prompt tokens, as it is or if `computed` tokens were computed."""
         done = request.computed if computed is None else computed
         return Need(self.rank(request), request.arrival, request.known - done)
 
     def held(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
-        """The `order` of decodes that run only on what some of these prompts leave, and the tokens these still need."""
+        """The `arrival`s of decodes that run only on what some of these prompts leave, and the tokens these prompts still need."""
         return set(), 0
 
     def yields(self, running: Request, newcomer: Request, lost: int) -> bool:
         """Whether `running` may lose its blocks, and `lost` computed tokens, so that a waiting `newcomer` comes in.
 
-        Equals never do: what one gains the other loses, and the lost work is paid by all.
+        Equals never do: what one gains the other loses, and all pay for the lost work.
         """
         return running.priority > newcomer.priority
 
     def gives_way(self, request: Request, needy: Request) -> Rank:
-        """How soon a running request is preempted for one that needs a block to go on: the greatest first."""
+        """How soon a running request is preempted for one that needs a block to continue: the highest first."""
         return (request.priority,)
 
     def is_stable(self, waiting: WaitingQueue, running: Collection[Request]) -> bool:
-        """Whether nobody of the line can push a running one out, now or while all that run decode."""
+        """Whether no waiting request can push out a running one, now or while all running ones decode."""
         first = waiting.first()
         return first is None or all(request.priority <= first.priority for request in running)

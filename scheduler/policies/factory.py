@@ -1,4 +1,4 @@
-"""The orders by the name an operator chooses them by."""
+"""The scheduling policies, by the names that operators use."""
 
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.fair import FairPolicy
@@ -7,15 +7,15 @@ from scheduler.policies.token_cost import TokenCost
 from scheduler.types.config import SchedulerConfig
 
 POLICIES = ("fcfs", "priority", "fair", "throughput")
-_CREDIT_CONTEXTS = 2  # a light tenant's burst that is served ahead of others: two of the longest prompts
-_MARGIN_STEPS = 2  # differences below what two full steps of prompt tokens give are noise
+_CREDIT_CONTEXTS = 2  # a light tenant's burst that is served before others: two of the longest prompts
+_MARGIN_STEPS = 2  # differences of less than two full steps of prompt tokens are noise
 
 
 def make_policy(config: SchedulerConfig) -> SchedulingPolicy:
-    """The order of a scheduler.
+    """The scheduling policy that the configuration names.
 
     Raises:
-        ValueError: the configuration names none of `POLICIES`.
+        ValueError: it is not one of `POLICIES`.
     """
     match config.scheduling:
         case "fcfs":

@@ -1,21 +1,22 @@
 """Fair share per tenant: virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models", OSDI'24).
 
 Each tenant has a counter of the service it was given, in prompt tokens, divided by its weight. The waiting tenant
-with the smallest counter goes first. Nothing is kept idle for anybody: who waits alone gets everything (work-conserving).
+with the smallest counter goes first. Nothing is kept idle for anybody: a tenant that waits alone gets everything
+(work-conserving).
 
 As in the paper (algorithm 2)
-    lift      a tenant that had nobody waiting starts at the least counter of those that wait, or at that of the last one
-              that left the line: time spent away gives no claim
-    price     a prompt token counts 1, a generated one `decode_price`
+    lift      a tenant that had no request waiting starts at the smallest counter of those that wait, or at that of the last
+              one that left the line: time spent away gives no claim
+    cost      a prompt token counts 1, a generated one `decode_price`
 
 Beyond it
-    credit    the lift ends `credit` below. A tenant that takes less than its share is therefore *behind*, and its next
+    credit    the lift ends `credit` below that. A tenant that takes less than its share is therefore *behind*, and its next
               requests are served before those of others until the credit is used up. Without it a light tenant would share
-              every step half and half with an aggressor, and wait for twice as long at the best.
-    pledges   prompts come in chunks, so what an admitted prompt will cost counts in the line at once, and for shares of a
-              step when it is computed
-    decodes   of tenants ahead run on what the prompts of tenants behind leave of a step
-    room      a tenant behind preempts one ahead, where the difference exceeds `margin` and what the victim loses
+              every step half and half with an aggressor, and wait at least twice as long.
+    pledges   prompts are computed in chunks, so what an admitted prompt will cost counts in the line at once, and for shares
+              of a step when it is computed
+    decodes   those of tenants ahead run on what the prompts of tenants behind leave of a step
+    room      a tenant behind preempts one ahead if the difference exceeds `margin` and what the victim loses
 
 Prompt tokens found in the cache cost nothing (no step computes them), and neither do tokens computed again after a
 preemption (that was the server's choice). So a difference between two counters is useful work, every preemption for room
@@ -34,7 +35,7 @@ from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
 from scheduler.types.step import ChunkPhase, Step
 
-UNIT = 1_000_000  # of a counter: one prompt token of a tenant of weight 1; integers add up the same in any order
+UNIT = 1_000_000  # counts one prompt token of a tenant of weight 1; integers add up to the same sum in any order
 MAX_TENANTS = 4096  # counters kept of tenants without an open request
 
 
@@ -42,10 +43,10 @@ class FairPolicy(SchedulingPolicy):
     """Priority, then the tenant's counter, then arrival.
 
     Args:
-        cost: of a generated token.
-        credit: in prompt tokens; see above. It adds to the paper's bound on the difference between two busy tenants.
-        margin: in prompt tokens; smaller differences hold back and preempt nobody.
-        weights: of tenants by name; 1 if absent. Twice the weight is twice the share.
+        cost: the cost of a generated token.
+        credit: in prompt tokens; adds to the paper's bound on the difference between two busy tenants.
+        margin: in prompt tokens; for smaller differences nobody is held back or preempted.
+        weights: weights of tenants by name; 1 if absent. Twice the weight is twice the share.
     """
 
     def __init__(self, cost: TokenCost, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
@@ -56,8 +57,8 @@ class FairPolicy(SchedulingPolicy):
         self._margin = margin * UNIT
         self._weights = dict(weights)
         self._open = Counter[str]()
-        self._pledged = Counter[str]()  # of requests that run, as of the newest look at them
-        self._floor = 0  # where the lift leads to, less the credit
+        self._pledged = Counter[str]()  # by running requests, as of the latest look at them
+        self._floor = 0  # to which a newcomer is lifted, before the credit is subtracted
         self._last = 0  # counter of the tenant that left the line last
 
     # --- counting ---
@@ -69,7 +70,7 @@ class FairPolicy(SchedulingPolicy):
         tenant = request.tenant
         heads = waiting.heads()
         if tenant not in heads:
-            # Never down: else each newcomer, a credit below the last one, would pull the next one further down.
+            # The floor never falls: else each newcomer, a credit below the last one, would pull the next one further down.
             self._floor = max(self._floor, min((self.counters[other] for other in heads), default=self._last))
             least = self._floor - self._credit
             self.counters[tenant] = max(self.counters.get(tenant, least), least)
@@ -83,7 +84,7 @@ class FairPolicy(SchedulingPolicy):
                 self._forget()
 
     def _forget(self) -> None:
-        """Drop those who are gone and owe least: a lift gives them back all but `credit`."""
+        """Drop the tenants that are gone and were served least: a lift gives them back all but `credit`."""
         gone = sorted((self.counters[tenant], tenant) for tenant in self.counters.keys() - self._open.keys())
         for _, tenant in gone[:-MAX_TENANTS]:
             del self.counters[tenant]
@@ -101,13 +102,13 @@ class FairPolicy(SchedulingPolicy):
         self._cost.observe(step.tokens - decodes, decodes, seconds)
 
     def _cost_of(self, tenant: str, of: float = 1.0) -> int:
-        """Of one token."""
+        """The cost of one token, in units of the tenant's counter."""
         return round(of * UNIT / self._weights.get(tenant, 1.0))
 
     # --- comparing ---
 
     def in_turn(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
-        """Merges the lanes: always the next request of the tenant that has least, pledges included."""
+        """Merges the lanes: the next request is always one of the tenant that has least, pledges included."""
         pledged = self._pledged = Counter[str]()
         for request in running:
             self._pledge(pledged, request)
@@ -117,7 +118,7 @@ class FairPolicy(SchedulingPolicy):
         lanes: dict[str, Iterator[Request]] = {}
         while heap:
             *_, tenant = heapq.heappop(heap)
-            if tenant not in lanes:  # lanes far from their turn are not looked into
+            if tenant not in lanes:  # lanes far from their turn are not examined
                 lanes[tenant] = waiting.in_turn(tenant, warm)
                 heads[tenant] = next(lanes[tenant])
             request = heads[tenant]
@@ -134,7 +135,7 @@ class FairPolicy(SchedulingPolicy):
         return request.priority, counter, request.arrival, request.tenant
 
     def _pledge(self, pledged: Counter[str], request: Request) -> None:
-        """What its prompt will still cost."""
+        """Add what the request's prompt will still cost."""
         left = len(request.prompt_ids) - max(request.computed, request.high_water)
         if left > 0:
             pledged[request.tenant] += left * self._cost_of(request.tenant)
@@ -154,7 +155,7 @@ class FairPolicy(SchedulingPolicy):
         return ahead, tokens
 
     def yields(self, running: Request, newcomer: Request, lost: int) -> bool:
-        """A lower class does; within one, a tenant ahead by more than the margin, the newcomer's pledges and what it loses."""
+        """A lower class yields; within one, a tenant that is ahead by more than margin, newcomer's pledges and lost work."""
         if running.priority != newcomer.priority:
             return running.priority > newcomer.priority
         has = self.counters[newcomer.tenant] + self._pledged[newcomer.tenant]
@@ -166,5 +167,5 @@ class FairPolicy(SchedulingPolicy):
         return request.priority, int(ahead)
 
     def is_stable(self, waiting: WaitingQueue, running: Collection[Request]) -> bool:
-        """Counters change with every step, so only where they decide nothing."""
+        """Counters change with every step, so only while they decide nothing."""
         return not waiting or (len(self._open) == 1 and super().is_stable(waiting, running))

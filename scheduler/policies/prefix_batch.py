@@ -1,20 +1,20 @@
 """For offline batches: a prefix is computed once and used up while it is resident, and the longest decodes begin first.
 
-After BatchLLM (Zheng et al. 2024, arXiv 2412.03594): prefixes are found over the whole line, and requests that are mostly
-decoding go first. The prompts form a tree of their blocks' keys, and the line is that tree from the left to the right. So
-whoever shares a prefix stands together, at every depth: a system prompt that all have in common does not hide the documents
-below it. (The paper sorts one batch once and sizes steps by memory; here the line is kept in order as it changes, and steps
-are sized as in every other order.)
+After BatchLLM (Zheng et al. 2024, arXiv 2412.03594): prefixes are found over the whole line, and requests that mostly decode
+go first. The prompts form a tree of their blocks' keys, and the line is that tree from left to right. So requests that share a
+prefix stand together, at every depth: a system prompt that all have in common does not hide the documents below it. (The paper
+sorts one batch once and sizes steps by memory; here the line is kept sorted as it changes, and steps are sized as with every
+other policy.)
 
     priority    a class is a tree of its own; the lowest number goes first
-    started     who ran before and was put back goes first in its class, by arrival: its work may still be resident
-    begun       of groups, those of which somebody came in go before the others, in the order they were begun: a group is
-                finished before the next. This is where the line differs from a list sorted once: requests may still arrive
+    started     requests that ran before and were put back go first in their class, by arrival: their work may still be resident
+    begun       groups of which a request has come in go before the others, in the order in which they were begun: a group is
+                finished before the next. Here the line differs from a list that is sorted once: requests may still arrive
     ratio       then the one with more tokens to generate (`max_tokens`) for each prompt token to compute, where a shared
                 prefix counts once: its decodes fill up the steps that compute the prompts of those behind it
-    arrival     of what formed the group
+    arrival     of the request that formed the group
 
-An arrival and a departure change the groups above the request and nothing else. What belongs here: places in the line.
+An arrival or a departure changes the groups above the request and nothing else. What belongs here: places in the line.
 Never: what is resident, what fits, who gives way (by priority alone, as in `priority`).
 """
 
@@ -38,14 +38,14 @@ class PrefixGroup:
     """Waiting requests that share a prefix: those that end with it, and groups that share more.
 
     Attributes:
-        keys: of the blocks it shares beyond the group above; empty for the whole of a class.
-        born: arrival order of the request that formed it.
-        begun: when the first of it came in, counted in admissions; `_NEVER` before.
-        members: requests below, at any depth.
-        decode: tokens they may generate.
-        below: prompt tokens they have beyond the prefix, each shared one counted once.
-        place: by which the group above lists it.
-        groups: that share more, by their first key.
+        keys: keys of the blocks that it shares beyond the group above; empty for the whole of a class.
+        born: `arrival` of the request that formed it.
+        begun: when its first request came in, counted in admissions; `_NEVER` before.
+        members: number of requests below, at any depth.
+        decode: tokens that they may generate.
+        below: prompt tokens that they have beyond the prefix, each shared one counted once.
+        place: its place in the line of the group above.
+        groups: groups that share more, by their first key.
         line: places of requests and (by their first key) groups, in order.
     """
 
@@ -60,15 +60,15 @@ class PrefixGroup:
     line: list[tuple[*Place, "bytes | Request"]] = field(default_factory=list)
 
     def insert(self, place: Place, item: "bytes | Request") -> None:
-        """List an item."""
+        """Put an item in its place in the line."""
         insort(self.line, (*place, item))
 
     def delete(self, place: Place) -> None:
-        """Take an item off the list."""
-        del self.line[bisect_left(self.line, place)]  # a tuple sorts just behind its beginning
+        """Take the item with this place out of the line."""
+        del self.line[bisect_left(self.line, place)]  # a tuple sorts right after its own prefix
 
     def walk(self) -> Iterator[Request]:
-        """All members in order. Without recursion: prompts that extend each other nest as deep as they have blocks."""
+        """All members in order. Without recursion: prompts that extend each other nest as deeply as they have blocks."""
         ways = [(self, iter(self.line))]
         while ways:
             group, items = ways[-1]
@@ -83,12 +83,12 @@ class PrefixGroup:
 
 
 class PrefixQueue(WaitingQueue):
-    """A waiting line in the order above. It must not change between two requests of one `in_turn`.
+    """A waiting line sorted as above. It must not change between two requests of one `in_turn`.
 
     An `add`, `remove` or `take` costs a binary search for each group above the request.
 
     Args:
-        cache: says which blocks a request may share.
+        cache: knows which blocks a request may share.
     """
 
     def __init__(self, cache: PrefixCache) -> None:
@@ -108,7 +108,7 @@ class PrefixQueue(WaitingQueue):
             yield from self._classes[priority].walk()
 
     def add(self, request: Request) -> None:
-        """Put a request into its group, or between groups if it is the first of its kind."""
+        """Put a request into its group, which may be a new one."""
         super().add(request)
         if request.priority not in self._classes:
             self._classes[request.priority] = PrefixGroup()
@@ -120,7 +120,7 @@ class PrefixQueue(WaitingQueue):
         self._account(path, request, len(keys), 1)
 
     def remove(self, request: Request) -> None:
-        """Take a request out, and the groups that are empty without it."""
+        """Take out a request and the groups that are empty without it."""
         self._leave(request, _NEVER)
 
     def take(self, request: Request) -> None:
@@ -151,7 +151,7 @@ class PrefixQueue(WaitingQueue):
         return path
 
     def _grow_path(self, request: Request, keys: list[bytes]) -> list[PrefixGroup]:
-        """The groups a request is to be in, from its class inwards: the last may be new, or have been split off one."""
+        """The groups that a request is to be in, from its class inwards: the last may be new, or split off another."""
         path, at = [self._classes[request.priority]], 0
         while at < len(keys):
             outer = path[-1]
@@ -168,7 +168,7 @@ class PrefixQueue(WaitingQueue):
         return path
 
     def _split(self, outer: PrefixGroup, inner: PrefixGroup, common: int) -> PrefixGroup:
-        """A group in the place of `inner`, of its first `common` blocks, with the rest of it inside."""
+        """A group of the first `common` blocks of `inner`, in its place and with the rest of it inside."""
         middle = PrefixGroup(
             keys=inner.keys[:common],
             born=inner.born,
@@ -208,11 +208,11 @@ class PrefixQueue(WaitingQueue):
         group.below += tokens
 
     def _cost(self, group: PrefixGroup) -> int:
-        """Prompt tokens to compute for all of it."""
+        """Prompt tokens to compute for the whole group."""
         return len(group.keys) * self._cache.block_size + group.below if group.members else 0
 
     def _own_tokens(self, request: Request, depth: int) -> int:
-        """Of what it brings, behind the blocks that others may share: one at least, which samples."""
+        """The request's tokens after the blocks that others may share: at least one, which samples."""
         return len(request.prompt_ids) + len(request.generated_ids) - depth * self._cache.block_size
 
     def _place(self, request: Request, depth: int) -> Place:
@@ -225,15 +225,15 @@ class PrefixQueue(WaitingQueue):
 
 
 class PrefixBatchPolicy(SchedulingPolicy):
-    """By priority, then by groups of one prefix, decode-heavy ones first: no promise of latency, to anybody."""
+    """By priority, then by groups of one prefix, decode-heavy ones first. It guarantees no latency to anybody."""
 
     def make_queue(self, lookahead: int, cache: PrefixCache) -> WaitingQueue:
-        """A `PrefixQueue`; it needs no look ahead."""
+        """A `PrefixQueue`, which needs no lookahead."""
         return PrefixQueue(cache)
 
 
 def _own_lane(request: Request) -> str:
-    """Every request alone: the base keeps who waits, the tree where."""
+    """A lane for each request: the base class keeps who waits, the tree where."""
     return request.request_id
 
 

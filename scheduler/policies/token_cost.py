@@ -3,21 +3,21 @@
 A prompt token shares its step's products with many others; a token of a decoding sequence has a row of its own, its own
 sampling, and its share of reading the weights. The ratio depends on the device and on the batch (3.3 to 5.9 by the fitted costs
 of two CPU cores with the embedded model; more on an accelerator, where prompts ride along while the weights are read), so it is
-measured: over recent steps, seconds = a * prompt tokens + b * decodes in the least squares, and the price is b / a. What a
-step takes whatever is in it is thereby borne by its tokens.
+measured: seconds = a * prompt tokens + b * decodes is fitted to recent steps by least squares, and the cost is b / a. A step's
+fixed time is thereby distributed over its tokens.
 """
 
-DEFAULT = 2.0  # until enough was seen; the paper's w_q / w_p
-LEAST, MOST = 1.0, 8.0  # a measured price is kept within; noise must not turn the order around
-_MEMORY = 0.998  # weight of a step relative to the next one: some 500 steps count
-_ENOUGH = 64.0  # steps, so weighted, before the measured price is used
+DEFAULT = 2.0  # until enough steps were measured; the paper's w_q / w_p
+LEAST, MOST = 1.0, 8.0  # bounds of a measured cost: noise must not reverse who goes first
+_MEMORY = 0.998  # weight of a step relative to the next one: about 500 steps count
+_ENOUGH = 64.0  # steps, weighted in this way, before the measured cost is used
 
 
 class TokenCost:
-    """Of one token of each kind; a prompt token's is 1.
+    """The cost of a generated token, where a prompt token costs 1.
 
     Args:
-        decode: a generated token's; measured if None.
+        decode: the cost if it is given; measured if None.
     """
 
     def __init__(self, decode: float | None = None) -> None:
@@ -27,10 +27,10 @@ class TokenCost:
         self._pp = self._pd = self._dd = self._ps = self._ds = 0.0  # sums of products: prompt, decodes, seconds
 
     def observe(self, prompt: int, decodes: int, seconds: float) -> None:
-        """A step of so many prompt tokens and single tokens took `seconds`; 0 seconds: not measured."""
+        """A step of `prompt` prompt tokens and `decodes` generated ones took `seconds`; 0 if that was not measured."""
         if not self._measures or seconds <= 0 or not prompt + decodes:
             return
-        # Long steps must not outweigh the others: each is divided by its tokens, so that all have the same weight.
+        # Long steps must not outweigh the others: each is divided by its tokens, so that all weigh the same.
         tokens = prompt + decodes
         p, d, s = prompt / tokens, decodes / tokens, seconds / tokens
         self._steps = self._steps * _MEMORY + 1
@@ -44,7 +44,7 @@ class TokenCost:
 
     def _solve(self) -> None:
         spread = self._pp * self._dd - self._pd * self._pd
-        if spread <= 1e-3 * self._steps:  # steps of one kind alone tell nothing of the other
+        if spread <= 1e-3 * self._steps:  # steps of one kind alone say nothing about the other
             return
         prompt = self._ps * self._dd - self._ds * self._pd
         decode = self._ds * self._pp - self._ps * self._pd

@@ -1,8 +1,8 @@
-"""The waiting line: lanes, each ordered by priority, first come first served within one. A preempted request keeps its place.
+"""The waiting line: lanes, each sorted by priority and then by arrival. A preempted request keeps its place.
 
-Requests whose prefix is resident go together: within one priority the first `lookahead` of a lane are looked at, and those
-that find at least half of their prompt computed pass the others. A request that was passed `MAX_PASSES` times is passed
-no more, so nobody starves. (Global prefix sharing is BatchLLM's, section 4; online, a look ahead is what can be had of it.)
+Requests whose prefix is resident go together: within one priority the first `lookahead` of a lane are examined, and those
+that find at least half of their prompt computed pass the others. A request that was passed `MAX_PASSES` times is no longer
+passed, so nobody starves. (Global prefix sharing is from BatchLLM, section 4; online, a lookahead is what can be had of it.)
 
 What belongs here: places in the line. Never: which lane is next, what fits.
 """
@@ -27,7 +27,7 @@ class WaitingQueue:
 
     Args:
         lane_of: the lane of a request; it must not change while it waits.
-        lookahead: how many of a lane may pass each other for the sake of a resident prefix; 0: none.
+        lookahead: how many requests of a lane may pass each other for the sake of a resident prefix; 0: none.
     """
 
     def __init__(self, lane_of: Callable[[Request], str], lookahead: int) -> None:
@@ -47,15 +47,15 @@ class WaitingQueue:
         return chain.from_iterable(self._lanes.values())
 
     def heads(self) -> dict[str, Request]:
-        """The first of each lane in which somebody waits."""
+        """The first request of each lane that is not empty."""
         return {lane: requests[0] for lane, requests in self._lanes.items()}
 
     def first(self) -> Request | None:
-        """The first of all, if anybody waits."""
+        """The first request of all, if any waits."""
         return min((requests[0] for requests in self._lanes.values()), key=_place, default=None)
 
     def add(self, request: Request) -> None:
-        """Put a request where its priority and its arrival belong."""
+        """Put a request in its place by priority and arrival."""
         insort(self._lanes.setdefault(self._lane_of(request), []), request, key=_place)
         self._count += 1
 
@@ -68,7 +68,7 @@ class WaitingQueue:
         self._count -= 1
 
     def take(self, request: Request) -> None:
-        """`remove` a request that comes in: those it leaves behind were passed."""
+        """`remove` a request that comes in; those before it have been passed."""
         for other in self._lanes[self._lane_of(request)]:
             if other is request:
                 break
@@ -77,14 +77,14 @@ class WaitingQueue:
         self.remove(request)
 
     def in_turn(self, lane: str, warm: Warm) -> Iterator[Request]:
-        """The requests of a lane in the order they are to be tried; the line may change meanwhile."""
+        """The requests of a lane in the order in which they are to be tried; the line may change meanwhile."""
         requests = list(self._lanes.get(lane, ()))
         yield from together(islice(requests, self._lookahead), warm)
         yield from islice(requests, self._lookahead, None)
 
 
 def together(requests: Iterable[Request], warm: Warm) -> Iterator[Request]:
-    """The requests, those that are warm before the others as far as priority and patience allow."""
+    """The requests, warm ones before the others as far as priority and `MAX_PASSES` allow."""
     behind: list[Request] = []
     for request in requests:
         if behind and behind[0].priority != request.priority:

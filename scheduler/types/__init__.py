@@ -1,1 +1,1 @@
-"""Plain data: messages, steps, requests, transfers, names of blocks. Who else imports of the scheduler imports this."""
+"""Plain data: messages, steps, requests, transfers, keys of blocks. Other packages import only this from the scheduler."""

@@ -1,7 +1,7 @@
 """Content addresses of full KV blocks.
 
-A key names what a block holds: everything that the KV of its tokens depends on. So the same key is valid in every store
-and on every machine, and two requests may share a block exactly when their keys are equal.
+A key stands for everything on which the KV in a block depends. So the same key is valid in every store and on every machine,
+and two requests may share a block exactly if their keys are equal.
 """
 
 from array import array
@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-HASH_BYTES = 16  # 2^64 blocks before a chance collision; the pool compares the token ids as well
+HASH_BYTES = 16  # a chance collision takes about 2^64 blocks; the pool compares the token ids as well
 
 
 class BlockKey(NamedTuple):
-    """What names a block's content. `hash` is valid in every tier and on every machine; equal hashes of other ids are a miss."""
+    """The name of a block's content. `hash` is valid in every tier and on every machine; equal with other ids, it is a miss."""
 
     hash: bytes
     token_ids: tuple[int, ...]
 
 
 def root_hash(fingerprint: str, cache_salt: str = "", adapter: str = "") -> bytes:
-    """The parent of a sequence's first block.
+    """The parent hash of a sequence's first block.
 
     Args:
         fingerprint: model and KV format, as one string; equal only if KV is interchangeable.
@@ -36,5 +36,5 @@ def root_hash(fingerprint: str, cache_salt: str = "", adapter: str = "") -> byte
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The key of a full block that holds `token_ids` after the prefix that `parent` names."""
+    """The hash of a block that holds `token_ids` after the prefix with the hash `parent`."""
     return blake2b(array("I", token_ids).tobytes(), digest_size=HASH_BYTES, key=parent).digest()

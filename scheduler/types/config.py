@@ -1,4 +1,4 @@
-"""What the scheduler must know of the model and the operator's wishes."""
+"""What the scheduler must know about the model and the operator's wishes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,4 +19,4 @@ class SchedulerConfig:
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
     adapters: frozenset[str] = frozenset()  # names of the LoRA adapters that the worker has
-    prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; no use in `fcfs`
+    prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`

@@ -34,17 +34,17 @@ class OutputKind(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class AddRequest:
-    """Queue one sequence. `n` choices or several prompts are as many requests, sharing their prefix blocks."""
+    """Queue one sequence. Each of `n` choices, and each of several prompts, is one; they share prefix blocks."""
 
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # prefixes are shared only between equal salts
-    pin_seconds: float = 0.0  # how long the prompt's blocks are to be kept, wherever there is another to evict
-    tenant: str = ""  # who shares fairly with the others, where scheduling is fair
+    pin_seconds: float = 0.0  # how long the prompt's blocks are kept while there are others to evict
+    tenant: str = ""  # on whose account it runs, if scheduling is fair
     adapter: str = ""  # name of the LoRA adapter; prefixes are shared only between equal adapters
-    # Output that another engine has generated: the request goes on behind it. The tokens count as output (limits,
+    # Output that another engine has generated: the request continues after it. The tokens count as output (limits,
     # penalties, usage) and are not sent again.
     generated_ids: list[int] = field(default_factory=list)
     produces: OutputKind = OutputKind.TOKENS
@@ -52,14 +52,14 @@ class AddRequest:
 
 @dataclass(slots=True, kw_only=True)
 class AbortRequests:
-    """Stop these and free their blocks at once. Unknown or finished ids are ignored (the finish may cross this)."""
+    """Stop these and free their blocks at once. Unknown or finished ids are ignored (the end may cross this message)."""
 
     request_ids: list[str]
 
 
 @dataclass(slots=True, kw_only=True)
 class Shutdown:
-    """Exit after the current step. The HTTP process has drained or given up on what is open."""
+    """Exit after the current step. The HTTP process has drained, or has given up on what is open."""
 
     reason: str = ""
 
@@ -69,7 +69,7 @@ class Shutdown:
 
 @dataclass(slots=True, kw_only=True)
 class MemoryPlan:
-    """What will be taken, computed from headers before anything is loaded. Sizes in bytes."""
+    """The memory that will be taken, computed from headers before anything is loaded. Sizes are in bytes."""
 
     weights: int
     kv_per_token: int
@@ -102,12 +102,12 @@ class Ready:
     eos_token_ids: list[int]
     device: str
     version: str
-    computes: str  # names all that an answer depends on beside its request: model, arithmetic, device, code
+    computes: str  # everything besides the request on which an answer depends: model, arithmetic, device, code
 
 
 @dataclass(slots=True, kw_only=True)
 class Failed:
-    """The engine cannot start (or go on) and exits: a sentence that names the cause and the fix."""
+    """The engine cannot start (or continue) and exits: a sentence that names the cause and the fix."""
 
     error: str
 
@@ -134,13 +134,13 @@ class Pooled:
 
 @dataclass(slots=True, kw_only=True)
 class Output:
-    """What one step brought for one request. The last one, and only that, has `finish_reason`."""
+    """What one step produced for one request. The last output, and only that, has a `finish_reason`."""
 
     request_id: str
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token, when asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # appended as chunks are computed
-    pooled: Pooled | None = None  # in the last one, where the request produces another kind than tokens
+    pooled: Pooled | None = None  # in the last one, if the request produces another kind than tokens
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # the EOS or stop token that ended it; it is the last of `token_ids`
     error: str | None = None
@@ -151,15 +151,15 @@ class Output:
 class TierStats:
     """One tier below the device: gauges as they are and counters since the engine started."""
 
-    up: bool = True  # False: it failed, and the server goes on without it
-    blocks: int = 0  # contents it keeps, those on their way included
+    up: bool = True  # False: it failed, and the server continues without it
+    blocks: int = 0  # contents that it keeps, those on their way included
     bytes: int = 0
     loaded: int = 0  # blocks
-    load_copies: int = 0  # ranges that were copied: neighbouring blocks travel together
+    load_copies: int = 0  # ranges that were copied; adjacent blocks are copied as one
     saved: int = 0
     save_copies: int = 0
-    spared: int = 0  # blocks that needed no saving: a valid copy was there
-    failed: int = 0  # blocks that were to be loaded and were damaged or gone
+    spared: int = 0  # blocks that need not be saved: a valid copy was there
+    failed: int = 0  # blocks that were damaged or gone when they were loaded
     evicted: int = 0
 
 
@@ -188,7 +188,7 @@ class EngineStats:
 
 @dataclass(slots=True, kw_only=True)
 class StepOutputs:
-    """Everything one step brought, one message a step. Sent without outputs when only the stats changed."""
+    """Everything that one step produced, one message per step. Sent without outputs if only the stats have changed."""
 
     outputs: list[Output]
     stats: EngineStats

@@ -1,7 +1,7 @@
 """One sequence on its way through the engine: a state machine with two counters.
 
 There is no prefill phase and no decode phase. `computed` (tokens whose KV is resident or planned) catches up with `known`
-(tokens that exist or are being sampled); chunked prefill, prefix hits and recomputation after a preemption are all that.
+(tokens that exist or are being sampled); chunked prefill, prefix hits and recomputation after a preemption are all just that.
 
     tokens        |------ prompt ------|-- output --|· in flight ·|
     computed      |=================>..............................|      may be anywhere up to `known`
@@ -28,7 +28,7 @@ class RequestState(Enum):
 
 
 class SwappedTail(NamedTuple):
-    """The copy of a partly filled last block: its name is made of the tokens that were computed, so nothing else can match it."""
+    """The copy of a partly filled last block. Its key is made of the tokens that were computed, so nothing else can match it."""
 
     block_key: BlockKey
     end: int  # tokens computed when it was made
@@ -43,34 +43,34 @@ class Request:
     sampling: SamplingParams
     priority: int
     arrival: int  # how many came before it: the tie-break everywhere
-    root: bytes  # key that the first block's key builds on
+    root: bytes  # the hash on which the first block's hash builds
     times: RequestTimes
     tenant: str = ""
     adapter: str = ""
-    generated_ids: list[int] = field(default_factory=list)  # output that existed when the request came
+    generated_ids: list[int] = field(default_factory=list)  # output that existed when the request arrived
     tokens: list[int] = field(init=False)  # prompt and known output
     state: RequestState = RequestState.WAITING
-    in_flight: int = 0  # tokens that are certain to come of steps that were planned; accepted drafts are not among them
-    verifying: bool = False  # drafts are in flight: how many tokens come of it is open, so nothing is planned on them
+    in_flight: int = 0  # tokens that planned steps are certain to produce; accepted drafts are not among them
+    verifying: bool = False  # drafts are in flight: how many tokens will result is open, so nothing is planned on them
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
     published: int = 0  # leading blocks of the table that were offered to the content index
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
-    passed: int = 0  # times another one that stood behind it in the waiting line came in before it
+    passed: int = 0  # how often a request behind it in the waiting line came in before it
     last_step: int = -1  # the step that last had a chunk of this request
-    started: bool = False  # admitted at least once: what is told and counted of a start is told and counted once
+    started: bool = False  # admitted at least once: what a start reports and counts is reported and counted once
     announced: bool = False  # the worker knows the sequence
     awaits: bytes | None = None  # content another request is about to compute; admission waits for it
     prompt_logprobs_sent: int = 0
-    loading: bool = False  # blocks of its table are on their way from a lower tier: no chunk before they are there
+    loading: bool = False  # blocks of its table are on their way from a lower tier: no chunk until they are there
     swapped_tail: SwappedTail | None = None  # saved when it was preempted
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt_ids + self.generated_ids
         if self.generated_ids:
-            # Another engine has computed all but the newest token, and sent all there is to say of the prompt.
+            # Another engine has computed all but the newest token, and has sent the prompt's log-probabilities.
             self.high_water = len(self.tokens) - 1
             self.prompt_logprobs_sent = len(self.prompt_ids) - 1
 
@@ -91,7 +91,7 @@ class Request:
 
     @property
     def to_generate(self) -> int:
-        """Tokens at most that were to come when the request came."""
+        """Most tokens that were still to be generated when the request arrived."""
         return self.sampling.max_tokens - len(self.generated_ids)
 
     @property
@@ -101,50 +101,50 @@ class Request:
 
     @property
     def wants_step(self) -> bool:
-        """Whether there is something to compute: not once the last token allowed is in flight (its KV is never needed)."""
+        """Whether there is something to compute. Not once the last allowed token is in flight: its KV is never needed."""
         prompt_open = self.computed < len(self.prompt_ids)
         return self.remaining > 0 and (prompt_open or self.output_tokens < self.sampling.max_tokens)
 
     @property
     def decodes(self) -> bool:
-        """Whether exactly its newest token is to be computed: `wants_step` and not `prefilling`, in one look.
+        """Whether exactly its newest token is to be computed: `wants_step` and not `prefilling`, evaluated together.
 
-        Asked of every running request in every plan.
+        Every plan asks this of every running request.
         """
         known, prompt = len(self.tokens) + self.in_flight, len(self.prompt_ids)
         return known - self.computed == 1 and self.computed >= prompt and known - prompt < self.sampling.max_tokens
 
     @property
     def reads_cache(self) -> bool:
-        """Prompt logprobs need the logits of every prompt position, so such a prompt is computed whole."""
+        """Whether it may use cached KV. Not if prompt logprobs are still to be sent: they need the logits of every position."""
         return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
 
     def longest(self) -> int:
-        """Tokens at most when finished, of which the last needs no KV."""
+        """Most tokens when finished; the last of them needs no KV."""
         return len(self.prompt_ids) + self.sampling.max_tokens
 
     def send_logprobs(self, start: int, entries: list[TokenLogprobs]) -> list[TokenLogprobs]:
         """Those of a chunk's entries that were not sent before: after a preemption the same positions come again.
 
         Args:
-            start: of the chunk; the entries begin with position `start + 1`.
-            entries: of its prompt tokens.
+            start: the chunk's; the entries begin with position `start + 1`.
+            entries: those of the chunk's prompt tokens.
         """
         fresh = entries[max(0, self.prompt_logprobs_sent - start) :]
         self.prompt_logprobs_sent += len(fresh)
         return fresh
 
     def extend_hashes(self, block_size: int) -> None:
-        """Compute the keys of blocks that have become full of known tokens."""
+        """Compute the hashes of blocks that have become full of known tokens."""
         for index in range(len(self.block_hashes), len(self.tokens) // block_size):
             parent = self.block_hashes[-1] if self.block_hashes else self.root
             self.block_hashes.append(block_hash(parent, self.tokens[index * block_size : (index + 1) * block_size]))
 
     def cut_tail(self, block_size: int) -> tuple[BlockKey, int] | None:
-        """Take the partly filled last block out of the table, remembered as `swapped_tail`. Full blocks are published.
+        """Take the partly filled last block out of the table and remember it as `swapped_tail`. Full blocks are published.
 
         Returns:
-            Its name and the block; None if there is none.
+            Its key and the block's id; None if there is none.
         """
         begin, end = self.published * block_size, self.computed
         if not begin < end <= len(self.tokens) or end - begin >= block_size:

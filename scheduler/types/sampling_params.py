@@ -11,7 +11,7 @@ class SamplingParams:
     """
 
     max_tokens: int  # >= 0; 0 only computes the prompt (echo)
-    min_tokens: int = 0  # EOS and stop tokens are masked until this many are out
+    min_tokens: int = 0  # EOS and stop tokens are masked until this many are generated
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
@@ -21,8 +21,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # 1 = off; counts prompt and output tokens, as transformers does
     logit_bias: dict[int, float] = field(default_factory=dict)
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
-    seed: int = 0  # always set: the HTTP layer draws one where the client sent none
-    stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS ids
+    seed: int = 0  # always set: the HTTP layer draws one if the client sent none
+    stop_token_ids: tuple[int, ...] = ()  # besides the model's own EOS ids
     ignore_eos: bool = False
     logprobs: int | None = None  # None = none; n = the sampled token's and the n likeliest
     prompt_logprobs: int | None = None  # the same for every prompt token but the first

@@ -14,7 +14,7 @@ class ChunkPhase(StrEnum):
     """What a chunk is for. Its length does not say: a prompt may end with one token, a decode may verify several."""
 
     PREFILL = "prefill"  # tokens of a prompt, or of a sequence that is computed again after a preemption
-    DECODE = "decode"  # the newest token of a sequence, and the drafts behind it
+    DECODE = "decode"  # the newest token of a sequence, and the drafts after it
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,10 +37,10 @@ class Chunk:
     `[0, start)` is resident there, KV of the chunk is written there before any attention of the same layer.
     A sequence has at most one chunk in a step.
 
-    A token is sampled after each of the chunk's last `samples` positions: none in the middle of a prompt, one at the end
-    of it and in an ordinary decode. Drafts are guesses of the tokens that follow the newest one, which is known when they
-    are planned. They are the chunk's last tokens, and `samples` is one more than they are: each guess that equals the
-    token sampled before it is accepted, and the first that does not makes the rest void (speculative decoding: Leviathan
+    A token is sampled after each of the chunk's last `samples` positions: none in the middle of a prompt, one at its end
+    and in an ordinary decode. Drafts are guesses of the tokens that follow the newest one, which is known when they are
+    planned. They are the chunk's last tokens, and `samples` is one more than their number: each guess that equals the
+    token sampled in its place is accepted, and the first that does not discards the rest (speculative decoding: Leviathan
     et al. 2023, "Fast inference from transformers via speculative decoding", in the form that compares the draws
     themselves, so that the output is the one without drafts).
     """
@@ -82,9 +82,9 @@ class TokenLogprobs:
 
 @dataclass(slots=True, kw_only=True)
 class ChunkResult:
-    """What one chunk brought: from 1 to `Chunk.samples` tokens if it sampled and did not fail.
+    """What one chunk produced: from 1 to `Chunk.samples` tokens if it sampled and did not fail.
 
-    Tokens after the first are drafts that were accepted, but for the last one, which was sampled after them.
+    All tokens but the last are accepted drafts; the last was sampled after them.
     """
 
     request_id: str

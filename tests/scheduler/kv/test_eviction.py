@@ -174,7 +174,7 @@ class TestPins:
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="'fifo' is none of lru, predicted"):
+    with pytest.raises(ValueError, match="must be lru or predicted, got 'fifo'"):
         eviction_of("fifo", 8)
 
 
