@@ -105,7 +105,7 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path}: no such file, and no preset of that name; presets: {presets}")
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
+        problems.append(f"{path}: cannot be read as YAML: {_without_content(error)}")
         return {}
     if content is None:
         return {}
@@ -120,6 +120,15 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
         many = knobs()[key].many
         known[key] = [value] if many and isinstance(value, str) else value
     return known
+
+
+def _without_content(error: Exception) -> str:
+    """What is wrong and where, without what YAML's message quotes of the file: it may hold keys."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
+    problem = re.sub(r"'.*'|\".*\"", "..", getattr(error, "problem", None) or type(error).__name__)
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, Any]:

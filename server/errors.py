@@ -24,6 +24,7 @@ gets is recorded on its exchange.
 
 import json
 import logging
+import re
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -141,6 +142,25 @@ class EngineDied(Unavailable):
     """The engine process ended while the request was open."""
 
     code = "engine_died"
+
+
+# --- texts of other origin ---
+
+_ADDRESS = re.compile(r"(?: at)? ?\b0x[0-9a-fA-F]{3,}")
+_PATH = re.compile(r"""(?<![\w.:/])(?:[A-Za-z]:)?/(?:[^\s/'"<>:;,()]+/)+(?=[^\s/'"<>:;,()])""")
+_CODE = re.compile(r"\b(?:server|scheduler|engine|kernels|configs|torch|triton|jinja2)(?:\.\w+)+")
+_LONGEST = 400  # characters
+
+
+def for_clients(text: str) -> str:
+    """What an exception or another process said, as a client may read it: one line without addresses, without folders (a file keeps
+    its name), without modules (a name in one keeps its last part), and of a traceback the last line. The log has it in full."""
+    before, _, traceback = text.partition("Traceback (most recent call last)")
+    lines = [*before.split("\n"), *traceback.strip().split("\n")[-1:]]
+    told = _PATH.sub("", " ".join(" ".join(lines).split()).replace("file://", ""))
+    told = _ADDRESS.sub("", told)
+    told = _CODE.sub(lambda name: name[0].rpartition(".")[2], told)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
 
 
 # --- rendering -----------------------------------------------------------------------------------------------------

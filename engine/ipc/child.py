@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from configs.knob import knobs
 from configs.model.source import ModelSource
 from configs.settings import Settings
 
 
 def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
-    """Start a child.
+    """Start a child, which does not inherit the variables that hold secrets of the server.
 
     It has a session of its own: Ctrl-C reaches the first process of a server only, which then decides what becomes of open
     requests.
@@ -26,8 +27,10 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         arguments: command line, the program first.
         environment: added to this process's.
     """
+    secrets = {knob.variable for knob in knobs().values() if knob.secret}
+    inherited = {name: value for name, value in os.environ.items() if name not in secrets}
     return subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, env=os.environ | (environment or {}), start_new_session=True
+        arguments, stdin=subprocess.PIPE, env={**inherited, **(environment or {})}, start_new_session=True
     )
 
 

@@ -55,6 +55,6 @@ class MessageCodec(Generic[Message]):
             raise ProtocolError(f"{name[:_SHOWN]!r} is not a message of this wire")
         try:
             message: Message = decoder.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
             raise ProtocolError(f"the body of {name.decode()} does not fit: {error}") from error
         return message

@@ -11,7 +11,7 @@ from server.api.formats import AnswerFormat, JsonObject
 from server.api.logprobs import chat_entries
 from server.api.tenants import ANYBODY, Tenant
 from server.api.validate import check_shared, prompt_of, sampling_of, text_job, with_room
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, for_clients
 from server.schema.answers import ChatAnswer
 from server.schema.chat import ChatRequest, Message
 from server.stream.generation import Delta
@@ -72,7 +72,9 @@ def render(
             **kwargs,
         )
     except TemplateError as error:
-        raise InvalidRequest(f"The chat template refuses `messages`: {error}", param="messages") from None
+        raise InvalidRequest(
+            f"The chat template refuses `messages`: {for_clients(str(error))}", param="messages"
+        ) from None
 
 
 def _for_template(message: Message) -> dict[str, Any]:

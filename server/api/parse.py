@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -95,6 +95,8 @@ def decode_object(body: bytes) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels") from None
+    if isinstance(value, _NoNumber):
+        raise InvalidRequest(_about("", value.predicate))
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, got {shown(value)}")
     cleaned: dict[str, Any] = _clean(value, "", MAX_DEPTH)
@@ -122,6 +124,8 @@ def _clean(value: Any, path: str, depth: int) -> Any:
         if set(map(type, value)) == {int} and min(value) >= INT64_MIN and max(value) <= INT64_MAX:
             return value  # token ids: no call for each
         return [_clean(item, f"{path}[{i}]", depth - 1) for i, item in enumerate(value)]
+    if isinstance(value, _NoNumber):
+        raise InvalidRequest(_about(path, value.predicate), param=path or None)
     if isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
         raise InvalidRequest(_about(path, f"must fit 64 bits, got {_short_int(value)}"), param=path or None)
     return value
@@ -154,21 +158,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _int(digits: str) -> int:
+@dataclass(frozen=True, slots=True)
+class _NoNumber:
+    """In place of a number that no field can hold, until its path is known. `predicate` completes "`field` ..."."""
+
+    predicate: str
+
+
+def _int(digits: str) -> int | _NoNumber:
     if len(digits) > MAX_DIGITS:
-        raise InvalidRequest(f"A number must have at most {MAX_DIGITS} digits, got {len(digits)}")
+        return _NoNumber(f"must have at most {MAX_DIGITS} digits, got {len(digits)}")
     return int(digits)
 
 
-def _float(digits: str) -> float:
+def _float(digits: str) -> float | _NoNumber:
     value = float(digits)
     if value in (float("inf"), float("-inf")):
-        raise InvalidRequest(f"The number {digits[:30]} is too large for a 64-bit float")
+        return _NoNumber(f"must be a number; {digits[:30]} is too large for a 64-bit float")
     return value
 
 
-def _constant(name: str) -> NoReturn:
-    raise InvalidRequest(f"The body is not JSON: {name} is not a JSON number")
+def _constant(name: str) -> _NoNumber:
+    return _NoNumber(f"must be JSON, in which {name} is no number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_constant)

@@ -28,7 +28,7 @@ from scheduler.types.messages import (
 )
 from server.engines.process import EngineProcess
 from server.engines.wire import EngineWire
-from server.errors import ApiError, EngineDied, QueueFull, Unavailable
+from server.errors import ApiError, EngineDied, QueueFull, Unavailable, for_clients
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
@@ -146,7 +146,9 @@ class EngineClient:
     def unavailable(self) -> Unavailable:
         """Why no request is taken now, with Retry-After; for callers that look at `state` themselves."""
         if self.state == "dead":
-            return Unavailable(f"The engine does not start: {self.failure}", headers={"Retry-After": "60"})
+            return Unavailable(
+                f"The engine does not start: {for_clients(str(self.failure))}", headers={"Retry-After": "60"}
+            )
         if self.state == "stopped":
             return Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
         done = f" ({self.phases[-1].name} done)" if self.phases else ""

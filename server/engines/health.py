@@ -10,7 +10,7 @@ from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.errors import Unavailable
+from server.errors import Unavailable, for_clients
 
 _PROBE_SECONDS = 10.0  # at most; less where `health_seconds` is less
 _PROBE_PRIORITY = -(2**31)  # before everything that waits
@@ -57,7 +57,9 @@ class EngineCheck:
     async def _trouble(self) -> str | None:
         if self._engine.state != "ready":
             cause = self._engine.failure
-            return self._engine.unavailable().message + (f" The last engine ended: {cause}." if cause else "")
+            return self._engine.unavailable().message + (
+                f" The last engine ended: {for_clients(cause)}." if cause else ""
+            )
         if time.monotonic() - self._engine.last_token <= self._seconds:
             return None
         if self._probe is None or self._probe.done():
@@ -79,7 +81,7 @@ class EngineCheck:
             return f"The engine produced no token within {self._timeout:g} s."
         except Unavailable as error:
             return error.message
-        return f"The engine failed to produce a token: {cause or 'it gave no cause'}"
+        return f"The engine failed to produce a token: {for_clients(cause or 'it gave no cause')}"
 
     def _request(self) -> AddRequest:
         info = self._engine.info

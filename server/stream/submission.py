@@ -3,7 +3,7 @@
 from typing import Protocol, Self
 
 from scheduler.types.messages import AddRequest, FinishReason, Output
-from server.errors import GenerationFailed, Unavailable
+from server.errors import GenerationFailed, Unavailable, for_clients
 from server.stream.job import Job
 from server.telemetry.lifetime import Exchange, Lifetime
 
@@ -71,7 +71,7 @@ def raise_failure(output: Output) -> None:
         Unavailable: it was aborted.
     """
     if output.finish_reason is FinishReason.ERROR:
-        raise GenerationFailed(f"The engine failed on this request: {output.error or 'no cause given'}")
+        raise GenerationFailed(f"The engine failed on this request: {for_clients(output.error or 'no cause given')}")
     if output.finish_reason is FinishReason.ABORT:
-        cause = output.error or "the server ended it"
+        cause = for_clients(output.error or "the server ended it")
         raise Unavailable(f"The request was ended before it was complete: {cause}", headers={"Retry-After": "5"})
