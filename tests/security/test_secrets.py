@@ -39,11 +39,7 @@ def secret_in(text: str) -> list[str]:
 @pytest.mark.parametrize("way", WAYS)
 def test_print_config_masks_keys(tmp_path, way):
     flags, variables = WAYS[way](tmp_path)
-    named = (
-        dict(itertools.batched(flags, 2))
-        if hasattr(itertools, "batched")
-        else dict(zip(flags[::2], flags[1::2], strict=True))
-    )
+    named = dict(zip(flags[::2], flags[1::2], strict=True))
     loaded = load({"api_key": [named["--api-key"]]} if "--api-key" in named else {}, variables, named.get("--config"))
     assert loaded.settings.api_key and secret_in(render(loaded)) == []
     assert "api_key" in render(loaded)
