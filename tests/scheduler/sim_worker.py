@@ -146,7 +146,7 @@ class SimWorker:
 
 
 class SimStore:
-    """One tier: contents by key, at most so many."""
+    """One tier: contents by key, up to a number of them."""
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks

@@ -156,7 +156,7 @@ def aggressor(engine, many=20, output=20):
 
 
 def until_decoding(engine, many):
-    """Until so many decode that have just begun to."""
+    """Run until that many decode that have just begun to."""
     for _ in range(200):
         engine.tick()
         running = engine.scheduler._table.running.values()

@@ -246,7 +246,7 @@ def test_the_line_is_what_its_definition_says(seed):
 
 
 def batch(engine, *, groups, each, prefix, seed=0):
-    """Shuffled: every prompt is a prefix of so many tokens and three of its own."""
+    """Shuffled: every prompt is a shared prefix of that many tokens and three of its own."""
     rng = random.Random(seed)
     names = [(group, member) for group in range(groups) for member in range(each)]
     rng.shuffle(names)

@@ -80,7 +80,9 @@ class ScriptedProcess:
     requests: list[AddRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     playing: dict[str, Playing] = field(default_factory=dict)
-    fail: dict[int, Output] = field(default_factory=dict)  # after so many tokens: this, in place of the next
+    fail: dict[int, Output] = field(
+        default_factory=dict
+    )  # by number of tokens: sent after that many, in place of the next
     steps: int = 0
     client: EngineClient | None = None
     task: asyncio.Task | None = None

@@ -90,7 +90,7 @@ def test_a_connection_that_breaks_while_it_is_written_to():
 
 
 def failing(after, reason=FinishReason.ERROR, error="out of luck", **fields):
-    """The response where the engine ends the first sequence after so many tokens."""
+    """The response if the engine ends the first sequence after this many tokens."""
 
     async def ask():
         server = Server("abcdef")

@@ -120,7 +120,7 @@ def test_tokens_are_released_with_their_text(smollm, ids, stop):
 
 
 @given(ids=ids_lists, stop=st.text("ab e\n", min_size=1, max_size=4))
-@example(ids=[184, 111], stop="a")  # ED A1, the begin of a surrogate
+@example(ids=[184, 111], stop="a")  # ED A1, the beginning of a surrogate
 @settings(max_examples=300, deadline=None)
 def test_no_more_is_held_back_than_must_be(smollm, ids, stop):
     detokenizer = Detokenizer(smollm, stop=[stop])
