@@ -25,7 +25,7 @@ gets is recorded on its exchange.
 import json
 import logging
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -33,9 +33,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.telemetry.lifetime import Exchange
-
 _log = logging.getLogger("headrace.server")
+
+
+class _Recorded(Protocol):
+    """Where the code of an answered error is noted: the exchange of the request."""
+
+    error_code: str | None
 
 
 class ApiError(Exception):
@@ -168,7 +172,7 @@ def for_clients(text: str) -> str:
 
 def error_response(error: ApiError, scope: Scope, status: int | None = None) -> Response:
     """The answer for an error. The JSON is ASCII: a message may quote what cannot be encoded as UTF-8."""
-    exchange: Exchange | None = scope.get("state", {}).get("exchange")
+    exchange: _Recorded | None = scope.get("state", {}).get("exchange")
     if exchange is not None:
         exchange.error_code = error.code
     return Response(json.dumps(error.body()), status or error.status, error.headers, media_type="application/json")

@@ -83,7 +83,7 @@ class Batch:
                 sliding += plan(window=pool.sliding_window)
             ids += sequence.token_ids
             positions += range(start, start + length)
-            slots += _slots(sequence.block_table, pool.block_size, start, length)
+            slots += slots_of(sequence.block_table, pool.block_size, range(start, start + length))
         adapters = adapters_of(sequences)
         return cls(
             torch.tensor(ids),
@@ -107,8 +107,6 @@ def adapters_of(sequences: Sequence[SequenceInput]) -> list[int]:
     return [item.adapter for item in sequences for _ in item.token_ids]
 
 
-def _slots(block_table: list[int], block_size: int, start: int, length: int) -> list[int]:
-    return [
-        block_table[position // block_size] * block_size + position % block_size
-        for position in range(start, start + length)
-    ]
+def slots_of(block_table: list[int], block_size: int, positions: range) -> list[int]:
+    """Where keys and values of these positions go: block * block_size + offset."""
+    return [block_table[position // block_size] * block_size + position % block_size for position in positions]

@@ -17,7 +17,7 @@ from engine.models.rope import Rope
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
 
 
-class Pool(Protocol):
+class BlockStorage(Protocol):
     """Where KV lies."""
 
     @property
@@ -34,7 +34,7 @@ class Model(Protocol):
     """
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> BlockStorage:
         """Its KV cache."""
         ...
 

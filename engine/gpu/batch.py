@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import SequenceInput, adapters_of
+from engine.cpu.batch import SequenceInput, adapters_of, slots_of
 from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
 from kernels.gpu.runtime import sent
 
@@ -100,11 +100,7 @@ class GpuBatch:
             [
                 [token for item in laid for token in item.token_ids],
                 [position for span in spans for position in span],
-                [
-                    table[position // block_size] * block_size + position % block_size
-                    for table, span in zip(tables, spans, strict=True)
-                    for position in span
-                ],
+                [slot for table, span in zip(tables, spans, strict=True) for slot in slots_of(table, block_size, span)],
                 [0, *(end - singles for end in ends[singles:])],
                 [span.stop for span in spans],
                 [block for table in tables for block in table + [0] * (most - len(table))],

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import triton
 
 from kernels.bench.gpu_attention import AttentionBench, Shape
-from kernels.bench.lines import Case, Failed, Lines, Result, Skipped, attempted
+from kernels.bench.lines import Case, FailedCase, Lines, Result, Skipped, attempted
 from kernels.bench.timing import Timer, copies, copy_bandwidth
 from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear, refusal
@@ -200,7 +200,7 @@ def report(
     last: Case = ("copies at the end", lambda: _copies_again(timer, copied, bandwidth))
     for line in attempted([*wanted(timer, bandwidth), last]):
         lines.append(_entry(line))
-        failed += isinstance(line, Failed)
+        failed += isinstance(line, FailedCase)
         print(_printed(line), flush=True)
         if out is not None:
             out.write_text(json.dumps(about | {"results": lines}, indent=1))
@@ -213,13 +213,13 @@ def _copies_again(timer: Timer, size: int, before: float) -> Lines:
     yield Result("copies at the end, of those at the beginning", 2 * size / now, now / 1e9, before / 1e9, "GB/s")
 
 
-def _entry(line: Result | Skipped | Failed) -> dict[str, object]:
+def _entry(line: Result | Skipped | FailedCase) -> dict[str, object]:
     return asdict(line) | ({"ratio": line.ratio} if isinstance(line, Result) else {})
 
 
-def _printed(line: Result | Skipped | Failed) -> str:
+def _printed(line: Result | Skipped | FailedCase) -> str:
     if isinstance(line, Skipped):
         return f"{line.name:64} skipped: {line.skipped}"
-    if isinstance(line, Failed):
+    if isinstance(line, FailedCase):
         return f"{line.name:64} failed: {line.error}"
     return f"{line.name:64}{1e3 * line.seconds:9.3f}{line.reached:10.1f}{line.of:10.1f}  {line.unit:8}{line.ratio:6.2f}"

@@ -32,7 +32,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedCase:
     """A case that raised; the lines that it gave before remain."""
 
     name: str
@@ -43,14 +43,14 @@ Lines = Iterator[Result | Skipped]
 Case = tuple[str, Callable[[], Lines]]
 
 
-def attempted(cases: Iterable[Case]) -> Iterator[Result | Skipped | Failed]:
+def attempted(cases: Iterable[Case]) -> Iterator[Result | Skipped | FailedCase]:
     """The lines of all cases, in order; what a case leaves on a GPU is gone before the next begins."""
     for name, case in cases:
         failed = None
         try:
             yield from case()
         except Exception as error:
-            failed = Failed(name, f"{type(error).__name__}: {error}")
+            failed = FailedCase(name, f"{type(error).__name__}: {error}")
         if failed is not None:  # outside `except`, so that the error no longer holds the case's tensors
             yield failed
         if torch.cuda.is_available():

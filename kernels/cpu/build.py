@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from kernels.cpu.variants import BUILDS, COMMON_FLAGS, SOURCES, VARIANTS, Variant, supported
+from kernels.cpu.variants import BUILDS, COMMON_FLAGS, SOURCES, VARIANTS, InstructionSet, supported
 
 
 def compiler() -> str | None:
@@ -20,7 +20,7 @@ def compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def build(variants: Iterable[Variant]) -> list[Variant]:
+def build(variants: Iterable[InstructionSet]) -> list[InstructionSet]:
     """Build what is not built yet, in parallel, and remove builds of older sources.
 
     Raises:
@@ -43,7 +43,7 @@ def build(variants: Iterable[Variant]) -> list[Variant]:
     return missing
 
 
-def _compile(command: str, variant: Variant) -> None:
+def _compile(command: str, variant: InstructionSet) -> None:
     """Compile to a temporary name first, so that no other process sees half a library."""
     partial = variant.library.with_suffix(f".{os.getpid()}.partial")
     source = str(SOURCES / "interface.cpp")

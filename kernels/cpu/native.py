@@ -36,7 +36,7 @@ _VECTORS = (
 )
 
 
-class _Layer(ctypes.Structure):
+class _LayerStruct(ctypes.Structure):
     _fields_ = (
         *((name, _Matrix) for name in _MATRICES),
         *((name, _pointer) for name in _VECTORS),
@@ -63,7 +63,7 @@ class _Model(ctypes.Structure):
         ("heads", _Heads),
         *((name, _int) for name in ("hidden", "intermediate", "layers", "activation")),
         ("eps", ctypes.c_float),
-        ("layer", ctypes.POINTER(_Layer)),
+        ("layer", ctypes.POINTER(_LayerStruct)),
         ("embedding", _Matrix),
         ("head", _Matrix),
         ("final_norm", _pointer),
@@ -220,7 +220,7 @@ class NativeDecoder:
         self._model = model  # keeps the memory alive that the structures point to
         self._hidden = model.embedding.columns
         self._outputs = model.head.outputs
-        self._layers = (_Layer * len(model.layers))(*map(_layer, model.layers))
+        self._layers = (_LayerStruct * len(model.layers))(*map(_layer, model.layers))
         described = _Model(
             heads=_Heads(model.heads, model.kv_heads, model.dim),
             hidden=self._hidden,
@@ -295,11 +295,11 @@ def _cache(storage: Tensor, dim: int) -> _Cache:
     return _Cache(storage.data_ptr(), half_block * 2 // dim, layers, kv_heads, dim)
 
 
-def _layer(layer: NativeLayer) -> _Layer:
+def _layer(layer: NativeLayer) -> _LayerStruct:
     matrices = {name: _Matrix.of(getattr(layer, name)) for name in _MATRICES}
     vectors = {name: getattr(layer, name) for name in _VECTORS}
     pointers = {name: None if vector is None else vector.data_ptr() for name, vector in vectors.items()}
-    return _Layer(**matrices, **pointers, window=layer.window)
+    return _LayerStruct(**matrices, **pointers, window=layer.window)
 
 
 def _open(library: Path) -> ctypes.CDLL:

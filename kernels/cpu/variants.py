@@ -27,7 +27,7 @@ ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}  # of an MLP's gate, and their numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class InstructionSet:
     """One instruction set. `needs` are flags of /proc/cpuinfo, `flags` the compiler's."""
 
     name: str
@@ -43,10 +43,10 @@ class Variant:
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 
 
-def _variant(name: str, *needs: str) -> Variant:
+def _variant(name: str, *needs: str) -> InstructionSet:
     compiler = {"avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16"}  # flags that the compiler spells differently
     flags = tuple(f"-m{compiler.get(flag, flag)}" for flag in needs)
-    return Variant(name, frozenset((*needs, "fma", "f16c")), flags)
+    return InstructionSet(name, frozenset((*needs, "fma", "f16c")), flags)
 
 
 # Best first.
@@ -68,7 +68,7 @@ def cpu_flags() -> frozenset[str]:
     return next((frozenset(line.split()[2:]) for line in lines if line.startswith("flags")), frozenset())
 
 
-def supported() -> list[Variant]:
+def supported() -> list[InstructionSet]:
     """The variants that this processor can run, best first."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
