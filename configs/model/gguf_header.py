@@ -23,6 +23,10 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_ITEMS = (
+    2**23
+)  # of all arrays; a vocabulary of 260,000 tokens has a million. As Python's objects they take 30 times as much
+_SHOWN = 80  # characters of a name that an error repeats
 _MAX_NESTING = 4  # arrays of arrays; no known file has any
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -86,6 +90,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     cursor.require(metadata_count, 8 + 4 + 1, "metadata entries")
     for _ in range(metadata_count):
         key = cursor.string()
+        if key in metadata:
+            raise cursor.damaged(f"the metadata key {key[:_SHOWN]} is listed twice")
         metadata[key] = cursor.value(cursor.u32())
     parts = metadata.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
@@ -104,7 +110,7 @@ def _place(cursor: "_Cursor", infos: list[TensorInfo], metadata: dict[str, Any])
     tensors: dict[str, TensorInfo] = {}
     for info in infos:
         if info.name in tensors:
-            raise cursor.damaged(f"tensor {info.name} is listed twice")
+            raise cursor.damaged(f"tensor {info.name[:_SHOWN]} is listed twice")
         if start + info.offset >= cursor.size:
             raise cursor.damaged(f"tensor {info.name} lies beyond the end of the file")
         tensors[info.name] = TensorInfo(info.name, info.shape, info.ggml_type, start + info.offset)
@@ -120,6 +126,7 @@ class _Cursor:
         self.position = position
         self.size = len(data)
         self._depth = 0
+        self._items = 0
 
     def damaged(self, what: str) -> ModelError:
         return ModelError(f"{self._path} is damaged: {what}; download it again.")
@@ -155,10 +162,10 @@ class _Cursor:
         name = self.string()
         dimensions = self.u32()
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise self.damaged(f"tensor {name} has {dimensions} dimensions")
+            raise self.damaged(f"tensor {name[:_SHOWN]} has {dimensions} dimensions")
         shape = tuple(self.u64() for _ in range(dimensions))[::-1]
         if 0 in shape:
-            raise self.damaged(f"tensor {name} is empty")
+            raise self.damaged(f"tensor {name[:_SHOWN]} is empty: its shape is {shape}")
         return TensorInfo(name=name, shape=shape, ggml_type=self.u32(), offset=self.u64())
 
     def _unpack(self, layout: struct.Struct) -> Any:
@@ -171,20 +178,27 @@ class _Cursor:
         kind, count = self.u32(), self.u64()
         if kind in _SCALARS:
             layout = "<%d" + _SCALARS[kind]
-            self.require(count, struct.calcsize(layout % 1), "values")
+            self._require_items(count, struct.calcsize(layout % 1), "values")
             values = list(struct.unpack_from(layout % count, self._data, self.position))
             self.position += struct.calcsize(layout % count)
             return values
         if kind == _STRING:
-            self.require(count, 8, "strings")
+            self._require_items(count, 8, "strings")
             return self._strings(count)
         self._depth += 1
         if kind != _ARRAY or self._depth > _MAX_NESTING:
             raise self.damaged(f"unknown array type {kind} at byte {self.position}")
-        self.require(count, 12, "arrays")
+        self._require_items(count, 12, "arrays")
         nested = [self._array() for _ in range(count)]
         self._depth -= 1
         return nested
+
+    def _require_items(self, count: int, bytes_each: int, what: str) -> None:
+        """`require` for the entries of an array, of which there are not too many in the whole file either."""
+        self.require(count, bytes_each, what)
+        self._items += count
+        if self._items > _MAX_ITEMS:
+            raise self.damaged(f"{count} {what} at byte {self.position} make more than {_MAX_ITEMS} entries of arrays")
 
     def _strings(self, count: int) -> list[str]:
         # The hot loop of the file (vocabulary and merges): locals instead of methods make it four times as fast.

@@ -124,6 +124,8 @@ def _flag(fields: Fields, rule: bool | str) -> bool:
 
 def _refuse_unimplemented(fields: Fields, rules: HfRules) -> None:
     classes = fields.values.get("architectures")
+    if classes and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ModelError(f"{_WHERE}: architectures is {classes!r}, not a list of names.")
     if classes and rules.generator not in classes:
         raise ModelError(f"{_WHERE}: {classes} is not a text generator; known: {rules.generator}.")
     fields.must_be("hidden_act", *rules.hidden_act)

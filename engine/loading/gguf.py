@@ -9,7 +9,7 @@ llama.cpp's converter adds what a family's checkpoints leave out of them.
 """
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -60,8 +60,7 @@ class _Gguf:
         self._interleaved = _interleaved(config)
         self.shapes: Mapping[str, Shape] = {name: info.shape for name, info in self._infos.items()}
         self.rope_factors = self._rope_factors(header.tensors.get(_ROPE_FACTORS))
-        for info in header.tensors.values():
-            self._stored_bytes(info)
+        self._refuse_overlaps(header.tensors.values())
 
     def stored(self, name: str) -> tuple[Kind, Tensor] | None:
         kind = _GROUPED.get(GGMLQuantizationType(self._infos[name].ggml_type))
@@ -100,6 +99,15 @@ class _Gguf:
 
     def _stored(self, info: TensorInfo) -> Tensor:
         return torch.frombuffer(self._data, dtype=torch.uint8, count=self._stored_bytes(info), offset=info.offset)
+
+    def _refuse_overlaps(self, infos: Iterable[TensorInfo]) -> None:
+        end, before = 0, ""
+        for info in sorted(infos, key=lambda info: info.offset):
+            if info.offset < end:
+                raise ModelError(
+                    f"{self._path.name} is damaged: {info.name} begins at byte {info.offset}, within {before}, which ends at {end}."
+                )
+            end, before = info.offset + self._stored_bytes(info), info.name
 
     def _stored_bytes(self, info: TensorInfo) -> int:
         """Size in the file, in bytes.

@@ -5,6 +5,7 @@ pre-tokenizer of that model family's published `tokenizer.json`, and gives the s
 split gives ids on which the model was not trained, and answers that are silently worse.
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -87,6 +88,24 @@ _SPLITS = {
 }
 
 
+# What each key of `tokenizer.ggml` holds: a type, or a list of one. A file may say anything.
+_KINDS: Mapping[str, type | list[type]] = {
+    "tokens": [str],
+    "token_type": [int],
+    "scores": [float],
+    "merges": [str],
+    **dict.fromkeys(("model", "pre"), str),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"), int),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
+}
+
+
+def _is(value: object, kind: type | list[type]) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list | tuple) and set(map(type, value)) <= set(kind)
+    return type(value) is kind
+
+
 class _Vocabulary:
     """The metadata keys that make a vocabulary, checked for presence and shape."""
 
@@ -107,6 +126,10 @@ class _Vocabulary:
     def optional(self, key: str, default: Any = None) -> Any:
         """The value of `tokenizer.ggml.<key>`, or `default`."""
         value = self._metadata.get(f"tokenizer.ggml.{key}")
+        kind = _KINDS.get(key)
+        if value is not None and kind is not None and not _is(value, kind):
+            wanted = f"a list of {kind[0].__name__}" if isinstance(kind, list) else f"of type {kind.__name__}"
+            raise TokenizerError(f"the GGUF file's tokenizer.ggml.{key} is {reprlib.repr(value)}, not {wanted}")
         return default if value is None else value
 
     def of_type(self, *types: int) -> Iterator[str]:
@@ -162,7 +185,9 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(kind))
     if build is None:
-        raise TokenizerError(f"tokenizer model {kind!r} of the GGUF file is not known; known are gpt2, llama")
+        raise TokenizerError(
+            f"tokenizer model {reprlib.repr(kind)} of the GGUF file is not known; known are gpt2, llama"
+        )
     vocabulary = _Vocabulary(metadata)
     try:
         backend, adds_bos = build(vocabulary)
@@ -177,7 +202,10 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     adds_eos = vocabulary.optional("add_eos_token", False)
     surround(backend, special["bos_token"] if adds_bos else None, special["eos_token"] if adds_eos else None)
     named = {name: token for name, token in special.items() if token is not None}
-    return Tokenizer(backend, named, metadata.get("tokenizer.chat_template"))
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"the GGUF file's tokenizer.chat_template is {reprlib.repr(template)}, not of type str")
+    return Tokenizer(backend, named, template)
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[Backend, bool]:

@@ -8,6 +8,7 @@ otherwise no character of a run could be streamed before the run ends.
 
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -191,7 +192,13 @@ def load_folder(folder: Path) -> Tokenizer:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
     config = _read_json(folder / "tokenizer_config.json")
     special = _named_tokens(_read_json(folder / "special_tokens_map.json")) | _named_tokens(config)
-    _add_missing(backend, config, special.values())
+    try:
+        _add_missing(backend, config, special.values())
+        template = _folder_template(folder, config)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # any key may hold anything
+        raise TokenizerError(
+            f"{folder / 'tokenizer_config.json'} is damaged: {type(error).__name__}: {reprlib.repr(str(error))}"
+        ) from error
     backend.no_truncation()
     backend.no_padding()
     if isinstance(config.get("add_bos_token"), bool) or isinstance(config.get("add_eos_token"), bool):
@@ -200,7 +207,7 @@ def load_folder(folder: Path) -> Tokenizer:
             special.get("bos_token") if config.get("add_bos_token") else None,
             special.get("eos_token") if config.get("add_eos_token") else None,
         )
-    return Tokenizer(backend, special, _folder_template(folder, config))
+    return Tokenizer(backend, special, template)
 
 
 def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
@@ -216,7 +223,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise TokenizerError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} is not a JSON object")
