@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.model.source import resolve_model
-from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs
+from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs, print_copies, seconds
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
@@ -63,3 +63,26 @@ def test_text_is_written_token_by_token_and_read_again(tiny_model):
     text.read(ExactModel(decoder, pools[1]))
     torch.testing.assert_close(pools[0].storage, pools[1].storage, rtol=1e-4, atol=1e-5)
     assert (pools[0].storage.flatten(2).abs().sum(2) > 0).all()
+
+
+def test_every_layout_of_pool_and_store_is_printed(capsys):
+    print_copies(torch.zeros(128, 64, dtype=torch.uint8), rounds=1)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "copies of blocks of 64 bytes, cpu; GB/s"
+    assert len(lines) == 12 and len(set(lines)) == 12
+    assert sum("empty store" in line for line in lines) == 4
+    assert all(float(line.split()[-1]) >= 1 for line in lines), "blocks a copy"
+
+
+def test_the_fastest_of_all_rounds_counts():
+    calls = []
+    assert seconds(lambda: calls.append(1), 5) >= 0
+    assert len(calls) == 5
+
+
+def test_what_is_copied_comes_back_as_it_went():
+    pool = torch.arange(16, dtype=torch.uint8)[:, None].repeat(1, 8)
+    before = pool.clone()
+    for run, fragments in ((16, 0), (1, 2)):
+        copy_rate(pool, run, fragments=fragments, rounds=2)
+        assert torch.equal(pool, before)
