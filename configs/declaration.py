@@ -245,6 +245,25 @@ class Declaration(BaseModel):
         description="Unknown request fields: answer 400, or ignore them with a warning header.",
         json_schema_extra=HTTP,
     )
+    allowed_hosts: list[Text] = Field(
+        default_factory=list,
+        description="Names that clients may use for this server in the Host header, beside those of loopback; `*` = any. Without "
+        "keys on a loopback address, and wherever names are given, all others are refused (DNS rebinding).",
+        json_schema_extra=HTTP,
+    )
+    cors_origins: list[Text] = Field(
+        default_factory=list,
+        description="Origins (`https://chat.example`) whose web pages may use this server, beside its own; `*` = all. Requests of "
+        "any other page are refused.",
+        json_schema_extra=HTTP,
+    )
+    max_connections: int = Field(
+        4096,
+        ge=2,
+        description="Connections that may be open; one address may have half of them. Beyond, the one that waits longest for its "
+        "client's request gives way; where none does, the new one is answered 503.",
+        json_schema_extra=HTTP,
+    )
     max_body_bytes: int = Field(
         16 * 2**20, ge=1024, description="Largest request body in bytes; more is a 413.", json_schema_extra=HTTP
     )

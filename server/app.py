@@ -5,13 +5,16 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
+from configs.settings import Settings
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint
 from server.api.endpoints import ENDPOINTS, build_router
 from server.api.tenants import tenants_of
 from server.errors import ErrorBoundary, install_handlers
-from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware
+from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware, HeadMiddleware
+from server.origin import OriginMiddleware
 from server.telemetry.metrics import server_version
 
 
@@ -36,6 +39,9 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
                 access_log=settings.access_log,
                 probes={endpoint.path for endpoint in endpoints if endpoint.probe},
             ),
+            Middleware(OriginMiddleware, settings=settings),
+            *_cors(settings),
+            Middleware(HeadMiddleware),
             Middleware(
                 AuthMiddleware,
                 tenants=tenants_of(settings),
@@ -54,3 +60,11 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
     install_handlers(app)
     app.include_router(build_router(endpoints, context))
     return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """What lets pages of the allowed origins ask, and read what they are answered."""
+    if not settings.cors_origins:
+        return []
+    origins = [origin.rstrip("/") for origin in settings.cors_origins]
+    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])]

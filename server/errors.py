@@ -8,14 +8,20 @@ One class for each cause; the code is stable and doubles as a metric label.
     │   ├── UnsupportedField     400  in OpenAI's schema, not served here yet
     │   └── ContextExceeded      400  prompt plus output is longer than what fits
     ├── Unauthorized             401  no key, or a wrong one
+    ├── ForbiddenHost            403  the server is not served under this name
+    ├── ForbiddenOrigin          403  a page of another origin
     ├── NotFound                 404  no such route
     ├── ModelNotFound            404  no such model
     ├── MethodNotAllowed         405
+    ├── MalformedRequest         400  the bytes are no HTTP request, or could be read in two ways
+    ├── RequestTimeout           408  the client was too slow in sending the request
     ├── BodyTooLarge             413
+    ├── HeadTooLarge             431
     ├── QueueFull                429  with Retry-After from measured speed
     ├── InternalError            500  a defect of ours
     │   └── GenerationFailed     500  the engine failed this request
     └── Unavailable              503  starting, draining, or the engine died; with Retry-After
+        ├── TooManyConnections   503  in all, or from this address
         └── EngineDied           503  while this request was open
 
 The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present. Every code that a client
@@ -96,6 +102,18 @@ class Unauthorized(ApiError):
     status, type, code = 401, "authentication_error", "invalid_api_key"
 
 
+class ForbiddenHost(ApiError):
+    """The Host of the request is no name of this server."""
+
+    status, type, code = 403, "invalid_request_error", "forbidden_host"
+
+
+class ForbiddenOrigin(ApiError):
+    """The request is from a web page of another origin, and CORS does not allow it."""
+
+    status, type, code = 403, "invalid_request_error", "forbidden_origin"
+
+
 class NotFound(ApiError):
     """No such route."""
 
@@ -120,6 +138,24 @@ class BodyTooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
 
 
+class MalformedRequest(ApiError):
+    """The bytes are no HTTP request, or one that could be read in two ways."""
+
+    status, type, code = 400, "invalid_request_error", "malformed_http"
+
+
+class RequestTimeout(ApiError):
+    """The client was too slow in sending the head or the body."""
+
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class HeadTooLarge(ApiError):
+    """The head is over a limit: in bytes, in headers, or in the length of a line."""
+
+    status, type, code = 431, "invalid_request_error", "head_too_large"
+
+
 class QueueFull(ApiError):
     """As many sequences wait as `max_waiting` allows."""
 
@@ -140,6 +176,12 @@ class Unavailable(ApiError):
     """The server cannot take requests now."""
 
     status, type, code = 503, "service_unavailable_error", "unavailable"
+
+
+class TooManyConnections(Unavailable):
+    """As many connections are open as there may be, in all or from one address."""
+
+    code = "too_many_connections"
 
 
 class EngineDied(Unavailable):

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware, outermost first: exchange and access log, keys, drain gate, body size.
+"""Pure ASGI middleware, outermost first: exchange and access log, HEAD, keys, drain gate, body size.
 
 Each endpoint says what it needs of them; they are given sets of paths. An unknown path is treated like most: it needs a key
 and is refused while the server drains.
@@ -100,6 +100,24 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
     if exchange.error_code is not None:
         pairs["error"] = exchange.error_code
     return " ".join(f"{key}={value}" for key, value in pairs.items())
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET, but for the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, bodiless)
 
 
 class AuthMiddleware:

@@ -22,6 +22,11 @@ from server.engines.engines import Engines
 from server.engines.health import HealthCheck
 from server.engines.launch import Incarnation, launch
 from server.engines.supervisor import Supervisor
+from server.errors import Unavailable
+from server.http.connection import protocol_factory
+from server.http.connections import Connections
+from server.http.descriptors import connection_limit
+from server.http.limits import HttpLimits
 from server.listen import url_of
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
@@ -31,7 +36,7 @@ from server.text.chat_template import load_chat_template
 ENGINE = "engine"  # the name of a server's only engine
 SHUTDOWN_REASON = "the server is shutting down"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LAST_WRITES_SECONDS = 3.0  # for answers that have just been ended to reach their clients
+_LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
 
 class WebServer(uvicorn.Server):
@@ -92,7 +97,9 @@ class Serving:
             created=int(time.time()),
         )
         app = create_app(context)
-        self._web = WebServer(web_config(app))
+        limits = HttpLimits(connections=connection_limit(settings))
+        self._connections = Connections(limits, on_refusal=metrics.request_failed)
+        self._web = WebServer(web_config(app, self._connections))
 
     def run(self, first: Mapping[str, Incarnation]) -> int:
         """Serve, with `first` as the first incarnations of the engines it names. Returns the exit code of the process."""
@@ -147,24 +154,27 @@ class Serving:
         return signalled
 
     async def _end_requests(self) -> None:
-        """Let open requests finish for `drain_seconds`, then end the rest with a reason."""
-        if await self._drain.idle(self._settings.drain_seconds):
+        """Let open requests finish for `drain_seconds`, of which the last moment is for ending the rest with a reason."""
+        seconds = self._settings.drain_seconds
+        last = min(_LAST_WRITES_SECONDS, seconds / 10)
+        if await self._drain.idle(seconds - last):
             return
         self._engines.abort_all(SHUTDOWN_REASON)
-        await self._drain.idle(_LAST_WRITES_SECONDS)
+        self._connections.end_receiving(Unavailable(f"The request was not sent in time: {SHUTDOWN_REASON}."))
+        if not await self._drain.idle(last):
+            self._connections.cut()
 
 
-def web_config(app: object) -> uvicorn.Config:
+def web_config(app: object, connections: Connections) -> uvicorn.Config:
     """The web server's settings: its own logs, signals and lifespan protocol stay out of the way."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's ASGI types and starlette's name the same thing
-        http="httptools",
+        http=protocol_factory(connections),  # type: ignore[arg-type]  # it is called, and nothing else
         loop="uvloop",
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_keep_alive=75,  # longer than the idle timeout of common proxies, so that they close first
-        timeout_graceful_shutdown=int(_LAST_WRITES_SECONDS),
+        timeout_graceful_shutdown=1,
     )

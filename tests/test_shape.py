@@ -36,7 +36,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 LAYERS = {
-    "server": ("schema", "text", "telemetry", "stream", "engines", "api"),
+    "server": ("http", "schema", "text", "telemetry", "stream", "engines", "api"),
     "scheduler": ("types", "kv", "policies"),
     "engine": ("ipc", "models", "loading", "kv_store", "sampling", "tensor_parallel", "cpu", "gpu", "bench"),
     "engine.models": ("families",),

@@ -206,7 +206,7 @@ class Server:
             created=1_790_000_000,
         )
         self.app = create_app(self.context, endpoints)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://headrace")
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
 
     def replace(self, process):
         """Go on with this engine, which is ready."""

@@ -63,7 +63,7 @@ def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drai
 
 def http(app: FastAPI) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 def arguments(*options: str) -> list[str]:

@@ -200,3 +200,21 @@ def test_nothing_heavy_is_imported_before_the_engine_is_started():
     code = "import sys, server.run; print([m for m in ('fastapi', 'uvicorn', 'tokenizers', 'torch', 'httpx') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /x HTTP/1.1\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"],
+)
+def test_what_is_never_sent_does_not_hold_the_server_past_its_promise(tmp_path, sent):
+    """The default promise for clients' deadlines is longer than this server's drain."""
+    with served(tmp_path, "ok", "drain_seconds=1") as server:
+        server.until("/ready", 200)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+            client.sendall(sent)
+            server.until("/live", 200)
+            server.signal()
+            answer = client.recv(65536)
+            assert (b" 503 " in answer and b"shutting down" in answer) if sent.startswith(b"POST") else answer == b""
+        assert server.ended() == 0
+        assert server.process.stderr.read() == ""

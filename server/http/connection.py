@@ -1,0 +1,379 @@
+"""One connection: requests one after the other, each read, handed to the application and answered before the next is looked at.
+
+It takes the place of uvicorn's own: the one over httptools has no limits and stops reading at an `Upgrade`, the one over h11 takes
+lines that end with LF alone and costs more for each token. What a streamed token costs here is one format and one write.
+"""
+
+import asyncio
+import fcntl
+import struct
+import termios
+from collections.abc import Callable
+from typing import Any, cast
+
+from starlette.types import ASGIApp, Scope
+from uvicorn.config import Config
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
+
+from server.errors import ApiError, HeadTooLarge, MalformedRequest, RequestTimeout
+from server.http.answer import error_bytes
+from server.http.body import BodyReader, body_reader
+from server.http.connections import Connections
+from server.http.cycle import RequestCycle
+from server.http.head import MAX_HEAD_BYTES, HeadReader, RequestHead
+
+_NEVER = float("inf")
+_PROBE_SECONDS = (0.25, 5.0)  # the first probe of a client that has stopped sending, and the longest time between two
+
+
+class HttpConnection(asyncio.Protocol):
+    """Made by uvicorn's server for every connection.
+
+    Args:
+        config: of uvicorn's server; holds the application.
+        server_state: uvicorn's books of connections and tasks, and the headers of every answer.
+        app_state: what the application keeps in `request.state`.
+        connections: our books.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        connections: Connections,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.address = ""
+        self.write_paused = False
+        self._app = cast(ASGIApp, config.loaded_app)
+        self._root_path = config.root_path
+        self._app_state = app_state
+        self._server = server_state
+        self._books = connections
+        self._limits = connections.limits
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
+        self._ends: dict[str, Any] = {}
+        self._buffer = bytearray()
+        self._head = HeadReader()
+        self._body: BodyReader | None = None  # of the request whose body is on its way
+        self._cycle: RequestCycle | None = None
+        self._writable = asyncio.Event()
+        self._reading = True
+        self._half_closed = False  # the client sends no more, and may still read
+        self._lingering = False  # answered, and closed but for what the client still sends
+        self._linger_left = 0
+        self._closed = False
+        self._deadline = _NEVER
+        self._received = 0  # bytes of the present body, since the clock of its deadline was started
+        self._written, self._taken, self._moved = 0, 0, 0.0
+        self._probe: asyncio.TimerHandle | None = None
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Those of every answer."""
+        return self._server.default_headers
+
+    # --- the transport's part ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        self._transport = cast(asyncio.Transport, transport)
+        client = get_remote_addr(self._transport)
+        self.address = client[0] if client else ""
+        self._ends = {"client": client, "server": get_local_addr(self._transport)}
+        self._writable.set()
+        self._moved = self._loop.time()
+        error = self._books.admit(self)
+        if error is not None:
+            self.give_way(error)
+            return
+        self._server.connections.add(self)  # type: ignore[arg-type]  # it knows uvicorn's own protocols only
+        self._expect(self._limits.head_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request, or of what nobody wants to hear."""
+        if self._closed:
+            return
+        if self._lingering:
+            self._linger_left -= len(data)
+            if self._linger_left < 0:
+                self.cut()
+            return
+        if self._cycle is None and not self._buffer:
+            self._expect(self._limits.head_seconds)
+        self._buffer += data
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. That it has left is one reading of it; that it waits for its answer is another (RFC 9112, 9.6),
+        and only writing to it tells. True keeps the connection open."""
+        if self._cycle is None and not self._lingering:
+            self._go_on()
+        if self._closed or self._lingering or self._cycle is None or self._body is not None:
+            return False
+        self._half_closed = True
+        self._probe_after(_PROBE_SECONDS[0])
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed, by whichever side."""
+        self._close_books()
+        self._server.connections.discard(self)
+        if self._cycle is not None:
+            self._cycle.disconnect()
+        self._writable.set()
+        self._buffer.clear()
+
+    def pause_writing(self) -> None:
+        """The client does not take what is written."""
+        self.write_paused = True
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.write_paused = False
+        self._writable.set()
+
+    # --- requests ---
+
+    def _go_on(self) -> None:
+        """Read on in the buffer; refuse what stands there if it is no request."""
+        try:
+            self._advance()
+        except (MalformedRequest, HeadTooLarge) as error:
+            self._refuse(error)
+        if self._half_closed and self._cycle is None and not self._lingering and not self._closed:
+            self._close()
+
+    def _advance(self) -> None:
+        """Go on with what is in the buffer, until more bytes are needed or an answer is under way."""
+        while self._buffer and not self._lingering and not self._closed:
+            if self._body is not None and self._cycle is not None:
+                self._advance_body(self._cycle, self._body)
+            elif self._cycle is None:
+                head = self._head.take(self._buffer)
+                if head is None:
+                    return
+                self._begin(head)
+            else:  # the next request comes before the answer: it waits in the buffer, and more of it with the client
+                if len(self._buffer) > MAX_HEAD_BYTES:
+                    self._pause_reading()
+                return
+
+    def _begin(self, head: RequestHead) -> None:
+        self._cycle = cycle = RequestCycle(self._scope(head), self, head.keep_alive, head.expects_continue)
+        reader = body_reader(head.length)
+        if reader.done:
+            self._body_ended(cycle)
+        else:
+            self._body = reader
+            self._expect(self._limits.body_seconds)
+        task = self._loop.create_task(cycle.run(self._app))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def _advance_body(self, cycle: RequestCycle, reader: BodyReader) -> None:
+        data = reader.take(self._buffer)
+        self._received += len(data)
+        enough = cycle.feed(data) if data else False
+        if reader.done:
+            self._body_ended(cycle)
+        elif enough:
+            self._deadline = _NEVER  # it is not the client that is slow now
+            self._pause_reading()
+
+    def _body_ended(self, cycle: RequestCycle) -> None:
+        self._body = None
+        self._deadline = _NEVER
+        self._books.works(self)
+        cycle.end_body()
+
+    def _scope(self, head: RequestHead) -> Scope:
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "scheme": "http",
+            "root_path": self._root_path,
+            "method": head.method,
+            "path": self._root_path + head.path,
+            "raw_path": self._root_path.encode("ascii") + head.raw_path,
+            "query_string": head.query,
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+            **self._ends,
+        }
+
+    # --- what a cycle asks for ---
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._written += len(data)
+        self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken enough of what was written, or has left."""
+        await self._writable.wait()
+
+    def resume_reading(self) -> None:
+        """The application, or the next request, wants more."""
+        if not self._reading and not self._closed:
+            self._reading = True
+            self._transport.resume_reading()
+            if self._body is not None:
+                self._expect(self._limits.body_seconds)
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def answered(self) -> None:
+        """The answer is complete: go on with the next request, or close."""
+        cycle, self._cycle = self._cycle, None
+        self._server.total_requests += 1
+        if self._closed or cycle is None:
+            return
+        if not cycle.keep_alive:
+            self._linger() if self._body is not None or self._buffer else self._close()
+            return
+        self._books.waits(self)
+        self.resume_reading()
+        self._expect(self._limits.head_seconds if self._buffer else self._limits.idle_seconds)
+        if self._buffer:
+            self._loop.call_soon(self._next)
+        elif self._half_closed:
+            self._close()
+
+    def _next(self) -> None:
+        if self._cycle is None and not self._closed:
+            self._go_on()
+
+    # --- ends ---
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with an error of the connection's own, and close; without a word where an answer has begun already."""
+        if self._cycle is None:
+            self.write(error_bytes(error, self.default_headers))
+            self._linger()
+        elif self._cycle.started:
+            self.cut()
+            return
+        else:
+            self._cycle.answer_error(error)
+        self._books.on_refusal(error.code)
+
+    def _linger(self) -> None:
+        """Send no more, and listen a while: closing while the client sends would reset the connection, and the answer with it."""
+        self._buffer.clear()
+        self._body = None
+        if self._half_closed or self._transport.is_closing():
+            self._close()
+            return
+        self._lingering = True
+        self._linger_left = self._limits.linger_bytes
+        self._books.waits(self)
+        self._expect(self._limits.linger_seconds)
+        self._transport.write_eof()
+        self.resume_reading()
+
+    def _close(self) -> None:
+        """Close once everything is written."""
+        self._close_books()
+        self._transport.close()
+
+    def cut(self) -> None:
+        """Close at once."""
+        self._close_books()
+        self._transport.abort()
+
+    def _close_books(self) -> None:
+        self._closed = True
+        self._deadline = _NEVER
+        if self._probe is not None:
+            self._probe.cancel()
+        self._books.remove(self)
+
+    def give_way(self, error: ApiError) -> None:
+        """Close, with the reason: the place is another's."""
+        self._books.on_refusal(error.code)
+        if not self._lingering and (self._cycle is None or not self._cycle.started):
+            self._transport.write(error_bytes(error, self.default_headers))
+        if self._cycle is not None:
+            self._cycle.disconnect()
+        self._close()
+
+    def end_receiving(self, error: ApiError) -> None:
+        """Refuse the request whose body is still on its way, if one is."""
+        if self._body is not None:
+            self._refuse(error)
+
+    def shutdown(self) -> None:
+        """uvicorn's: the server stops."""
+        if self._cycle is None:
+            self._close()
+        else:
+            self._cycle.keep_alive = False
+
+    # --- time ---
+
+    def _expect(self, seconds: float) -> None:
+        """The client has this long for what comes next."""
+        self._received = 0
+        self._deadline = self._loop.time() + seconds
+
+    def check(self, now: float) -> None:
+        """End, if the client was too slow in sending or does not take what is written."""
+        self._check_taken(now)
+        if self._closed or now < self._deadline + self._received / self._limits.body_rate:
+            return
+        if self._lingering:
+            self.cut()
+        elif self._body is not None:
+            self._refuse(RequestTimeout("The body of the request did not come in time."))
+        elif self._buffer:
+            self._refuse(RequestTimeout("The head of the request did not come in time."))
+        else:
+            self._close()
+
+    def _check_taken(self, now: float) -> None:
+        if self._taken == self._written:
+            self._moved = now
+            return
+        taken = self._written - self._transport.get_write_buffer_size() - self._unacknowledged()
+        if taken != self._taken:
+            self._taken, self._moved = taken, now
+        elif now - self._moved > self._limits.stall_seconds:
+            self._books.on_refusal("client_stalled")
+            self.cut()
+
+    def _unacknowledged(self) -> int:
+        """Bytes that the system has taken over and the client's has not."""
+        try:
+            answer = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
+        except OSError:  # a system that does not say
+            return 0
+        return int(struct.unpack("i", answer)[0])
+
+    def _probe_after(self, seconds: float) -> None:
+        def probe() -> None:
+            if self._cycle is not None and not self._closed:
+                self._cycle.probe()
+                self._probe_after(min(2 * seconds, _PROBE_SECONDS[1]))
+
+        self._probe = self._loop.call_later(seconds, probe)
+
+
+def protocol_factory(connections: Connections) -> Callable[..., HttpConnection]:
+    """What uvicorn makes its connections with."""
+
+    def make(**parts: Any) -> HttpConnection:
+        return HttpConnection(**parts, connections=connections)
+
+    return make

@@ -1,0 +1,174 @@
+"""What takes too long and what comes too often: deadlines of heads, bodies and idle connections, and how many there may be."""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+
+import pytest
+
+from server.http.connections import Connections
+from server.http.limits import HttpLimits
+from tests.server.engines.harness import eventually, run
+from tests.server.http.real_server import HOST, QUICK, answers, get, served, statuses
+
+pytestmark = pytest.mark.processes
+
+# --- deadlines ---
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"", []), (b"GET", [408]), (b"GET /x HTTP/1.1\r\nHost: he", [408]), (b"\r\n", []),
+        (b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n", [408]),
+        (b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\nhalf", [408]),
+        (b"POST /x HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha", [408]),
+        (b"GET /x HTTP/1.1\r\nHost: here\r\n\r\n", [200]), (b"GET /x HTTP/1.1\r\nHost: here\r\n\r\nGET", [200, 408]),
+    ],
+)  # fmt: skip
+def test_what_does_not_come_in_time_ends_the_connection(sent, expected):
+    async def check(server, echo):
+        assert statuses(await server.ask(sent)) == expected
+        await eventually(lambda: len(server.connections) == 0)
+        assert server.refusals == ["request_timeout"] * (408 in expected)
+
+    served(check, QUICK)
+
+
+@pytest.mark.parametrize(
+    "start", [b"GET /x HTTP/1.1\r\n", b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 999\r\n\r\n"]
+)
+def test_a_client_that_drips_ends_too(start):
+    """Each byte in time is not in time: the clock is the request's, not the byte's."""
+
+    async def check(server, echo):
+        reader, writer = await server.open()
+        writer.write(start)
+        answer = asyncio.create_task(reader.read())
+        while not answer.done():
+            with contextlib.suppress(ConnectionError):
+                writer.write(b"a")
+                await writer.drain()
+            await asyncio.sleep(0.02)
+        assert statuses(answer.result()) == [408]
+        writer.close()
+
+    served(check, QUICK)
+
+
+def test_a_body_that_keeps_the_pace_has_all_the_time_it_needs():
+    async def check(server, echo):
+        reader, writer = await server.open()
+        writer.write(b"POST /x HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 40000\r\n\r\n")
+        for _ in range(40):  # 0.8 s in all, and more a second than `body_rate`
+            writer.write(b"a" * 1000)
+            await asyncio.sleep(0.02)
+        assert statuses(await reader.read()) == [200]
+        writer.close()
+
+    served(check, replace(QUICK, body_rate=10_000))
+
+
+def test_waiting_for_an_answer_is_no_idleness():
+    async def check(server, echo):
+        asking = asyncio.create_task(server.ask(get("/hold")))
+        await asyncio.sleep(1)
+        echo.gate.set()
+        assert statuses(await asking) == [200]
+
+    served(check, QUICK)
+
+
+# --- how many ---
+
+
+def test_clients_that_say_nothing_shut_nobody_out(caplog):
+    async def check(server, echo):
+        silent = [await server.open() for _ in range(12)]
+        assert statuses(await server.ask(get())) == [200]
+        assert len(server.connections) <= 4
+        for _, writer in silent:
+            writer.close()
+
+    served(check, HttpLimits(connections=8))
+    lines = [record.getMessage() for record in caplog.records if record.name == "headrace.http"]
+    assert lines[0] == "127.0.0.1 has 4 connections open, which is the limit of one address"
+    assert len(lines) <= 4  # one a change, not one a connection
+
+
+def test_where_all_wait_for_answers_a_new_client_is_told_so(caplog):
+    async def check(server, echo):
+        asking = [asyncio.create_task(server.ask(get("/hold"))) for _ in range(2)]
+        await eventually(lambda: len(echo.requests) == 2)
+        ((status, headers, body),) = answers(await server.ask(b""))
+        assert status == 503 and "retry-after" in headers and b"too_many_connections" in body
+        echo.gate.set()
+        assert [statuses(answer) for answer in await asyncio.gather(*asking)] == [[200], [200]]
+        assert statuses(await server.ask(get())) == [200]
+
+    served(check, HttpLimits(connections=4))
+
+
+class Book:
+    """A connection, as far as the books know it."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.gone = address, False
+
+    def give_way(self, error) -> None:
+        self.gone = True
+
+    def check(self, now) -> None:
+        pass
+
+    def end_receiving(self, error) -> None:
+        pass
+
+    def cut(self) -> None:
+        self.gone = True
+
+
+def test_who_has_waited_longest_gives_way_and_who_waits_for_an_answer_never(caplog):
+    async def body():
+        books = Connections(HttpLimits(connections=4, tick_seconds=0.01))
+        first, second, third, fourth = (Book(address) for address in "aabb")
+        assert [books.admit(each) for each in (first, second, third, fourth)] == [None] * 4
+        books.works(first)
+        fifth, last = Book("c"), Book("d")
+        assert books.admit(fifth) is None  # all are too many; the second has waited longest
+        assert [each.gone for each in (first, second, third, fourth)] == [False, True, False, False]
+        assert books.admit(Book("b")) is None  # too many of b: one of b goes
+        assert third.gone and not fourth.gone
+        books.works(fifth)
+        books.works(fourth)
+        books.admit(last)
+        books.works(last)
+        assert len(books) == 4 and books.admit(Book("e")) is not None
+        for each in (first, fourth, fifth, last):
+            books.remove(each)
+            books.remove(each)
+        assert len(books) == 0
+        books.cut()
+        await eventually(lambda: sum("again" in line for line in caplog.messages) == 2)
+
+    with caplog.at_level(logging.WARNING):
+        run(body)
+    assert sum("which is the limit" in line for line in caplog.messages) == 2
+
+
+def test_a_broken_connection_does_not_stop_the_clock_of_others(caplog):
+    class Broken(Book):
+        def check(self, now):
+            raise RuntimeError("broken")
+
+    async def body():
+        books = Connections(replace(QUICK, tick_seconds=0.001))
+        broken = Broken("a")
+        books.admit(broken)
+        await eventually(lambda: broken.gone)
+        books.remove(broken)
+        await asyncio.sleep(0.01)
+
+    run(body)
+    assert "is broken" in caplog.text
