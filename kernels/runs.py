@@ -13,10 +13,10 @@ class Run:
     count: int
 
 
-def joined(moves: Iterable[tuple[int, int]]) -> list[Run]:
-    """The fewest runs that make these moves (source block, target block), ordered by source."""
+def joined(pairs: Iterable[tuple[int, int]]) -> list[Run]:
+    """The fewest runs that copy these pairs (source block, target block), ordered by source."""
     runs: list[Run] = []
-    for source, target in sorted(moves, key=lambda move: (move[1] - move[0], move)):  # a run has one distance
+    for source, target in sorted(pairs, key=lambda pair: (pair[1] - pair[0], pair)):  # a run has one distance
         last = runs[-1] if runs else None
         if last and (source, target) == (last.source + last.count, last.target + last.count):
             runs[-1] = Run(last.source, last.target, last.count + 1)

@@ -1,4 +1,4 @@
-"""Who leaves the waiting line: a request is admitted with the blocks of its whole prompt, or not at all.
+"""Who leaves the waiting queue: a request is admitted with the blocks of its whole prompt, or not at all.
 
 What belongs here: conditions of admission, and how much is reserved. Never: who has to give up blocks, what a step holds.
 """
@@ -38,14 +38,14 @@ class Admission:
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
     ) -> list[Request]:
-        """Requests of the line that would get tokens in this step, in their order, with their blocks taken.
+        """Requests of the queue that would get tokens in this step, in their order, with their blocks taken.
 
         One that waits for content that another is computing is passed over, and so is a long one whose share would be
         nothing: both gain by what is running now. One that lacks blocks is not passed: those behind it must not use up its
         room.
 
         Args:
-            waiting: the line; not changed.
+            waiting: the queue; not changed.
             prefills: running requests that share the budget.
             running: number of running requests.
             budget: tokens of the step for prompts.
@@ -95,7 +95,7 @@ class Admission:
         return self._lacks(request, hits, alone=alone) - freed
 
     def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
-        """The first of the line that waits for nothing but room: the one for which others may have to make room."""
+        """The first of the queue that waits for nothing but room: the one for which others may have to make room."""
         return next((each for each in islice(waiting, _SCAN) if not self._waits(each)), None)
 
     def _waits(self, request: Request) -> bool:

@@ -43,6 +43,6 @@ def check_requests(
         if not 0 <= request.in_flight <= open_steps:
             raise IntegrityError(f"each of {open_steps} open steps has a token in flight at most: not so for {request}")
         if (request.request_id in running) != (request.state is RequestState.RUNNING):
-            raise IntegrityError(f"states match the line and the running set: not so for {request}")
+            raise IntegrityError(f"states match the queue and the running set: not so for {request}")
     if len(requests) != len(running) + len(waiting):
         raise IntegrityError("a request is neither running nor waiting")

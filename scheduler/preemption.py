@@ -28,7 +28,7 @@ def choose_victim(
     def reluctance(request: Request) -> tuple[int, ...]:
         # One that is loading gives its blocks back only when the loads have ended.
         place = request.loading, lost_work(request, pool), -request.arrival
-        return *(-part for part in policy.gives_way(request, needy)), *place
+        return *(-part for part in policy.preemption_rank(request, needy)), *place
 
     return min(open_to or [needy], key=reluctance)
 
@@ -43,7 +43,7 @@ class Preemption:
         transfers: saves it.
         table: the requests.
         admission: knows what a waiting request lacks.
-        policy: knows who yields to whom.
+        policy: knows who may be preempted for whom.
         stats: the counters to update.
     """
 
@@ -91,7 +91,7 @@ class Preemption:
         return []
 
     def preempt(self, request: Request) -> None:
-        """Put the request back into the line, its blocks saved first if that pays."""
+        """Put the request back into the queue, its blocks saved first if that pays."""
         if self._transfers.swaps() and not request.loading:
             self._swap_out(request)
         self._table.put_back(request)
@@ -109,13 +109,13 @@ class Preemption:
         self._stats.swapped_out += 1
 
     def _open_to(self, newcomer: Request, running: Iterable[Request]) -> list[Request]:
-        """The running requests that yield to the newcomer, in the order in which they go."""
+        """The running requests that may be preempted for the newcomer, the first to go first."""
         losses: list[tuple[tuple[int, ...], Request]] = []
         for request in running:
-            if not self._policy.yields(request, newcomer, 0) or self._admission.protected(request):
+            if not self._policy.is_preemptible(request, newcomer, 0) or self._admission.protected(request):
                 continue
             lost = lost_work(request, self._pool)
-            if self._policy.yields(request, newcomer, lost):
+            if self._policy.is_preemptible(request, newcomer, lost):
                 reluctance = *(-part for part in self._policy.rank(request)), lost, -request.arrival
                 losses.append((reluctance, request))
         return [request for _, request in sorted(losses, key=lambda pair: pair[0])]

@@ -54,7 +54,7 @@ class PrefillPlanner:
         self._chunks = chunks
 
     def make_room(self, now: float) -> None:
-        """Let the first of the line in at the cost of running requests, as long as it may preempt them.
+        """Let the first of the queue in at the cost of running requests, as long as it may preempt them.
 
         No more come in than a step has tokens for: the others would hold blocks and compute nothing.
         """
@@ -97,4 +97,4 @@ class PrefillPlanner:
                 self._chunks.prefill(step, request, shares[request.arrival])
 
     def _line(self) -> Iterator[Request]:
-        return self._policy.in_turn(self._table.waiting, self._table.running.values(), self._cache.warm)
+        return self._policy.admission_order(self._table.waiting, self._table.running.values(), self._cache.warm)

@@ -23,8 +23,8 @@ class RequestTable:
         pool: the pool of the blocks that running requests hold.
         cache: learns what they no longer compute.
         transfers: learns what may be saved and what is no longer waited for.
-        policy: learns who leaves the line and who has ended.
-        waiting: the line, empty.
+        policy: learns who leaves the queue and who has ended.
+        waiting: the queue, empty.
         stats: the counters to update.
 
     Attributes:
@@ -55,7 +55,7 @@ class RequestTable:
         self._stats = stats
 
     def add(self, request: Request) -> None:
-        """A new request enters the line."""
+        """A new request enters the queue."""
         self._policy.on_add(request, self.waiting)
         self.open[request.request_id] = request
         self.waiting.add(request)

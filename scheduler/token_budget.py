@@ -2,7 +2,7 @@
 
 Decodes. An eighth of the budget is kept for prompts that wait or are being computed, so that decodes never starve them. If not
 all decodes fit, those that the policy puts first go first, then those that have waited longest. Decodes that the policy holds
-back (`SchedulingPolicy.held`) run on what the prompts before them leave.
+back (`SchedulingPolicy.deferred`) run on what the prompts before them leave.
 
 Prompts. Half of what is left goes to the oldest, so that no prompt starves; the other half goes to the shortest remaining one,
 so that a short prompt passes a long one, and what is left over to the next shortest. Prompts of equal length therefore run first
@@ -28,12 +28,12 @@ def choose_decodes(
         budget: tokens of the step.
         policy: decides who goes first.
     """
-    held, before = policy.held(ready, [r for r in prompts if r.prefilling and r.wants_step and not r.loading])
+    deferred, before = policy.deferred(ready, [r for r in prompts if r.prefilling and r.wants_step and not r.loading])
     room = decode_room(budget, prompts=bool(prompts or waiting))
-    room_held = max(0, min(room, budget - before) - (len(ready) - len(held)))
-    if len(ready) > room or len(held) > room_held:
+    room_deferred = max(0, min(room, budget - before) - (len(ready) - len(deferred)))
+    if len(ready) > room or len(deferred) > room_deferred:
         ready = sorted(ready, key=lambda r: (policy.rank(r), r.last_step, r.arrival))
-        late = {r.arrival for r in [r for r in ready if r.arrival in held][room_held:]}
+        late = {r.arrival for r in [r for r in ready if r.arrival in deferred][room_deferred:]}
         ready = [r for r in ready if r.arrival not in late][:room]
     return sorted(ready, key=lambda r: (r.priority, r.arrival))
 

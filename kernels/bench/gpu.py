@@ -35,8 +35,8 @@ def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines
     size = blocks * block_bytes
     for name, source, target in (("out", pool, host), ("in", host, pool)):
         one = BlockCopier((source, target))
-        moves = [(order[index], order[-1 - index]) for index in range(blocks)]
-        seconds = timer.seconds(partial(_swapped, one, moves))
+        pairs = [(order[index], order[-1 - index]) for index in range(blocks)]
+        seconds = timer.seconds(partial(_swapped, one, pairs))
         peak = timer.seconds(partial(_copied, target[:blocks], source[:blocks]))
         yield Result(f"swap {name}, {blocks} blocks", seconds, size / seconds / 1e9, size / peak / 1e9, "GB/s")
 
@@ -108,8 +108,8 @@ def _sampled(logits: list[torch.Tensor], settings: BatchSettings, turn: int) -> 
     return sample(logits[turn % len(logits)], settings)
 
 
-def _swapped(copier: BlockCopier, moves: list[tuple[int, int]], _: int) -> None:
-    handle = copier.copy(moves)
+def _swapped(copier: BlockCopier, pairs: list[tuple[int, int]], _: int) -> None:
+    handle = copier.copy(pairs)
     if torch.cuda.is_available():
         # The current stream, which is timed, then ends no sooner than the copy's, and the host does not wait.
         handle.before(torch.cuda.current_stream())

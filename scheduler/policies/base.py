@@ -32,28 +32,28 @@ class SchedulingPolicy:
     """By priority, then by arrival: `priority`. It is also `fcfs`, where only the server's own probe has a priority.
 
     Args:
-        groups: whether requests with a resident prefix may pass others in the line.
+        groups: whether requests with a resident prefix may pass others in the queue.
     """
 
     def __init__(self, *, groups: bool = True) -> None:
         self.groups = groups
 
     def make_queue(self, lookahead: int, cache: PrefixCache) -> WaitingQueue:
-        """An empty waiting line for one scheduler. The first `lookahead` of a lane may pass each other for a resident prefix."""
+        """An empty waiting queue for one scheduler. The first `lookahead` of a lane may pass each other for a resident prefix."""
         return WaitingQueue(self.lane, lookahead if self.groups else 0)
 
     def lane(self, request: Request) -> str:
-        """The lane of the waiting line in which the request stands; within it, priority and arrival decide."""
+        """The lane of the waiting queue in which the request stands; within it, priority and arrival decide."""
         return ""
 
     def on_add(self, request: Request, waiting: WaitingQueue) -> None:
-        """A new request is about to enter the line."""
+        """A new request is about to enter the queue."""
 
     def on_finish(self, request: Request) -> None:
         """The request has ended."""
 
     def on_dequeue(self, request: Request) -> None:
-        """The request leaves the line: it starts to run, or it ended there."""
+        """The request leaves the queue: it starts to run, or it ended there."""
 
     def on_tokens(self, request: Request, begin: int, end: int) -> None:
         """Tokens `[begin, end)` of the request are planned, for the first time."""
@@ -61,9 +61,9 @@ class SchedulingPolicy:
     def on_step(self, step: Step, seconds: float) -> None:
         """The step took `seconds`; 0 if that was not measured."""
 
-    def in_turn(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
-        """The line from first to last. A request that the caller admits must have its blocks before the next is asked for."""
-        return waiting.in_turn("", warm)
+    def admission_order(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
+        """The queue from first to last. A request that the caller admits must have its blocks before the next is asked for."""
+        return waiting.admission_order("", warm)
 
     def rank(self, request: Request) -> Rank:
         """The rank of a running request for its share of a step."""
@@ -74,18 +74,18 @@ class SchedulingPolicy:
         done = request.computed if computed is None else computed
         return Need(self.rank(request), request.arrival, request.known - done)
 
-    def held(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
+    def deferred(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
         """The `arrival`s of decodes that run only on what some of these prompts leave, and the tokens these prompts still need."""
         return set(), 0
 
-    def yields(self, running: Request, newcomer: Request, lost: int) -> bool:
-        """Whether `running` may lose its blocks, and `lost` computed tokens, so that a waiting `newcomer` comes in.
+    def is_preemptible(self, running: Request, newcomer: Request, lost: int) -> bool:
+        """Whether `running` may be preempted, at the cost of `lost` computed tokens, so that a waiting `newcomer` comes in.
 
-        Equals never do: what one gains the other loses, and all pay for the lost work.
+        Equals never are: what one gains the other loses, and all pay for the lost work.
         """
         return running.priority > newcomer.priority
 
-    def gives_way(self, request: Request, needy: Request) -> Rank:
+    def preemption_rank(self, request: Request, needy: Request) -> Rank:
         """How soon a running request is preempted for one that needs a block to continue: the highest first."""
         return (request.priority,)
 

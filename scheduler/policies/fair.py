@@ -6,14 +6,14 @@ with the smallest counter goes first. Nothing is kept idle for anybody: a tenant
 
 As in the paper (algorithm 2)
     lift      a tenant that had no request waiting starts at the smallest counter of those that wait, or at that of the last
-              one that left the line: time spent away gives no claim
+              one that left the queue: time spent away gives no claim
     cost      a prompt token counts 1, a generated one `decode_price`
 
 Beyond it
     credit    the lift ends `credit` below that. A tenant that takes less than its share is therefore *behind*, and its next
               requests are served before those of others until the credit is used up. Without it a light tenant would share
               every step half and half with an aggressor, and wait at least twice as long.
-    pledges   prompts are computed in chunks, so what an admitted prompt will cost counts in the line at once, and for shares
+    pledges   prompts are computed in chunks, so what an admitted prompt will cost counts in the queue at once, and for shares
               of a step when it is computed
     decodes   those of tenants ahead run on what the prompts of tenants behind leave of a step
     room      a tenant behind preempts one ahead if the difference exceeds `margin` and what the victim loses
@@ -59,7 +59,7 @@ class FairPolicy(SchedulingPolicy):
         self._open = Counter[str]()
         self._pledged = Counter[str]()  # by running requests, as of the latest look at them
         self._floor = 0  # to which a newcomer is lifted, before the credit is subtracted
-        self._last = 0  # counter of the tenant that left the line last
+        self._last = 0  # counter of the tenant that left the queue last
 
     # --- counting ---
 
@@ -107,7 +107,7 @@ class FairPolicy(SchedulingPolicy):
 
     # --- comparing ---
 
-    def in_turn(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
+    def admission_order(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
         """Merges the lanes: the next request is always one of the tenant that has least, pledges included."""
         pledged = self._pledged = Counter[str]()
         for request in running:
@@ -119,7 +119,7 @@ class FairPolicy(SchedulingPolicy):
         while heap:
             *_, tenant = heapq.heappop(heap)
             if tenant not in lanes:  # lanes far from their turn are not examined
-                lanes[tenant] = waiting.in_turn(tenant, warm)
+                lanes[tenant] = waiting.admission_order(tenant, warm)
                 heads[tenant] = next(lanes[tenant])
             request = heads[tenant]
             yield request
@@ -143,7 +143,7 @@ class FairPolicy(SchedulingPolicy):
     def rank(self, request: Request) -> Rank:  # noqa: D102
         return request.priority, self.counters[request.tenant]
 
-    def held(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
+    def deferred(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:
         """Decodes of tenants ahead of one with a prompt to compute, by more than the margin."""
         ahead = set[int]()
         tokens = 0
@@ -154,14 +154,14 @@ class FairPolicy(SchedulingPolicy):
             tokens += prompt.remaining if after else 0
         return ahead, tokens
 
-    def yields(self, running: Request, newcomer: Request, lost: int) -> bool:
-        """A lower class yields; within one, a tenant that is ahead by more than margin, newcomer's pledges and lost work."""
+    def is_preemptible(self, running: Request, newcomer: Request, lost: int) -> bool:
+        """Those of a lower class are; within one, a tenant that is ahead by more than margin, newcomer's pledges and lost work."""
         if running.priority != newcomer.priority:
             return running.priority > newcomer.priority
         has = self.counters[newcomer.tenant] + self._pledged[newcomer.tenant]
         return has + self._margin + lost * self._cost_of(running.tenant) < self.counters[running.tenant]
 
-    def gives_way(self, request: Request, needy: Request) -> Rank:
+    def preemption_rank(self, request: Request, needy: Request) -> Rank:
         """A lower class first, then tenants ahead of the needy one's by more than the margin."""
         ahead = self.counters[request.tenant] > self.counters[needy.tenant] + self._margin
         return request.priority, int(ahead)

@@ -1,20 +1,20 @@
 """For offline batches: a prefix is computed once and used up while it is resident, and the longest decodes begin first.
 
 After BatchLLM (Zheng et al. 2024, arXiv 2412.03594): prefixes are found over the whole line, and requests that mostly decode
-go first. The prompts form a tree of their blocks' keys, and the line is that tree from left to right. So requests that share a
+go first. The prompts form a tree of their blocks' keys, and the queue is that tree from left to right. So requests that share a
 prefix stand together, at every depth: a system prompt that all have in common does not hide the documents below it. (The paper
-sorts one batch once and sizes steps by memory; here the line is kept sorted as it changes, and steps are sized as with every
+sorts one batch once and sizes steps by memory; here the queue is kept sorted as it changes, and steps are sized as with every
 other policy.)
 
     priority    a class is a tree of its own; the lowest number goes first
     started     requests that ran before and were put back go first in their class, by arrival: their work may still be resident
     begun       groups of which a request has come in go before the others, in the order in which they were begun: a group is
-                finished before the next. Here the line differs from a list that is sorted once: requests may still arrive
+                finished before the next. Here the queue differs from a list that is sorted once: requests may still arrive
     ratio       then the one with more tokens to generate (`max_tokens`) for each prompt token to compute, where a shared
                 prefix counts once: its decodes fill up the steps that compute the prompts of those behind it
     arrival     of the request that formed the group
 
-An arrival or a departure changes the groups above the request and nothing else. What belongs here: places in the line.
+An arrival or a departure changes the groups above the request and nothing else. What belongs here: places in the queue.
 Never: what is resident, what fits, who gives way (by priority alone, as in `priority`).
 """
 
@@ -44,7 +44,7 @@ class PrefixGroup:
         members: number of requests below, at any depth.
         decode: tokens that they may generate.
         below: prompt tokens that they have beyond the prefix, each shared one counted once.
-        place: its place in the line of the group above.
+        place: its place in the order of the group above.
         groups: groups that share more, by their first key.
         line: places of requests and (by their first key) groups, in order.
     """
@@ -60,11 +60,11 @@ class PrefixGroup:
     line: list[tuple[*Place, "bytes | Request"]] = field(default_factory=list)
 
     def insert(self, place: Place, item: "bytes | Request") -> None:
-        """Put an item in its place in the line."""
+        """Put an item in its place."""
         insort(self.line, (*place, item))
 
     def delete(self, place: Place) -> None:
-        """Take the item with this place out of the line."""
+        """Take out the item with this place."""
         del self.line[bisect_left(self.line, place)]  # a tuple sorts right after its own prefix
 
     def walk(self) -> Iterator[Request]:
@@ -83,7 +83,7 @@ class PrefixGroup:
 
 
 class PrefixQueue(WaitingQueue):
-    """A waiting line sorted as above. It must not change between two requests of one `in_turn`.
+    """A waiting queue sorted as above. It must not change between two requests of one `admission_order`.
 
     An `add`, `remove` or `take` costs a binary search for each group above the request.
 
@@ -96,13 +96,13 @@ class PrefixQueue(WaitingQueue):
         self._cache = cache
         self._classes: dict[int, PrefixGroup] = {}
         self._priorities: list[int] = []  # those of `_classes`, in order
-        self._depths: dict[str, int] = {}  # of requests in the line, in blocks; they may gain tokens meanwhile
+        self._depths: dict[str, int] = {}  # of requests in the queue, in blocks; they may gain tokens meanwhile
         self._taken = 0
 
     def first(self) -> Request | None:  # noqa: D102 - as the base has it
-        return next(self.in_turn("", _anything), None)
+        return next(self.admission_order("", _anything), None)
 
-    def in_turn(self, lane: str, warm: Warm) -> Iterator[Request]:
+    def admission_order(self, lane: str, warm: Warm) -> Iterator[Request]:
         """The whole line; neither argument matters."""
         for priority in self._priorities:
             yield from self._classes[priority].walk()
@@ -143,7 +143,7 @@ class PrefixQueue(WaitingQueue):
     # --- the tree ---
 
     def _path(self, request: Request, depth: int) -> list[PrefixGroup]:
-        """The groups of a request in the line, from its class inwards."""
+        """The groups of a request in the queue, from its class inwards."""
         path, at = [self._classes[request.priority]], 0
         while at < depth:
             path.append(path[-1].groups[request.block_hashes[at]])

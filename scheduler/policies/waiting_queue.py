@@ -1,10 +1,10 @@
-"""The waiting line: lanes, each sorted by priority and then by arrival. A preempted request keeps its place.
+"""The waiting queue: lanes, each sorted by priority and then by arrival. A preempted request keeps its place.
 
 Requests whose prefix is resident go together: within one priority the first `lookahead` of a lane are examined, and those
 that find at least half of their prompt computed pass the others. A request that was passed `MAX_PASSES` times is no longer
 passed, so nobody starves. (Global prefix sharing is from BatchLLM, section 4; online, a lookahead is what can be had of it.)
 
-What belongs here: places in the line. Never: which lane is next, what fits.
+What belongs here: places in the queue. Never: which lane is next, what fits.
 """
 
 from bisect import insort
@@ -76,8 +76,8 @@ class WaitingQueue:
                 other.passed += 1
         self.remove(request)
 
-    def in_turn(self, lane: str, warm: Warm) -> Iterator[Request]:
-        """The requests of a lane in the order in which they are to be tried; the line may change meanwhile."""
+    def admission_order(self, lane: str, warm: Warm) -> Iterator[Request]:
+        """The requests of a lane in the order in which they are to be tried; the queue may change meanwhile."""
         requests = list(self._lanes.get(lane, ()))
         yield from together(islice(requests, self._lookahead), warm)
         yield from islice(requests, self._lookahead, None)

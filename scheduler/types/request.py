@@ -58,7 +58,7 @@ class Request:
     published: int = 0  # leading blocks of the table that were offered to the content index
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
-    passed: int = 0  # how often a request behind it in the waiting line came in before it
+    passed: int = 0  # how often a request behind it in the waiting queue came in before it
     last_step: int = -1  # the step that last had a chunk of this request
     started: bool = False  # admitted at least once: what a start reports and counts is reported and counted once
     announced: bool = False  # the worker knows the sequence

@@ -72,7 +72,7 @@ def test_a_resumed_request_finds_the_blocks_that_its_first_run_left():
 
 
 @pytest.mark.parametrize("scheduling", ["priority", "throughput"])
-def test_the_line_takes_requests_with_more_output_than_prompt(scheduling):
+def test_the_queue_takes_requests_with_more_output_than_prompt(scheduling):
     engine = Engine(blocks=40, max_running=1, scheduling=scheduling)
     tokens = expected([1], SamplingParams(max_tokens=30, ignore_eos=True), 160)
     engine.add("runs", PROMPT, max_tokens=5)

@@ -41,7 +41,7 @@ def test_the_oldest_of_the_first_rank_gets_half_or_all_it_needs(needs, budget):
 
 
 @given(needs=prompts(), budget=BUDGETS, shift=st.randoms())
-def test_the_line_in_which_prompts_are_given_does_not_matter(needs, budget, shift):
+def test_the_order_in_which_prompts_are_given_does_not_matter(needs, budget, shift):
     shuffled = list(needs)
     shift.shuffle(shuffled)
     assert split_prefill(shuffled, budget) == split_prefill(needs, budget)
@@ -97,7 +97,7 @@ def test_the_lowest_class_and_then_those_that_waited_longest_decode(drawn, budge
 class HoldsBack(SchedulingPolicy):
     """Decodes of odd arrival run only on what the prompts before them leave."""
 
-    def held(self, ready, prompts):
+    def deferred(self, ready, prompts):
         """Odd ones, and all that these prompts need."""
         return {r.arrival for r in ready if r.arrival % 2}, sum(prompt.remaining for prompt in prompts)
 

@@ -26,34 +26,34 @@ WORDS = 4096  # words of 4 bytes per program: 8 loads of 16 bytes in flight for 
 
 
 @triton.jit(do_not_specialize=["count"])
-def _copy_blocks(source, target, moves, count, chunks, words, WORDS: tl.constexpr):
-    move = tl.program_id(0) // chunks
+def _copy_blocks(source, target, pairs, count, chunks, words, WORDS: tl.constexpr):
+    pair = tl.program_id(0) // chunks
     column = tl.program_id(0) % chunks * WORDS + tl.arange(0, WORDS)
     inside = column < words
-    from_block, to_block = tl.load(moves + move), tl.load(moves + count + move)  # int64, and so are the offsets
+    from_block, to_block = tl.load(pairs + pair), tl.load(pairs + count + pair)  # int64, and so are the offsets
     values = tl.load(source + from_block * words + column, inside)
     tl.store(target + to_block * words + column, values, inside)
 
 
-def copy_blocks(source: Tensor, target: Tensor, moves: Tensor) -> None:
-    """Copy blocks `moves[0]` of `source` onto blocks `moves[1]` of `target`, all in one launch on the current stream.
+def copy_blocks(source: Tensor, target: Tensor, pairs: Tensor) -> None:
+    """Copy blocks `pairs[0]` of `source` onto blocks `pairs[1]` of `target`, all in one launch on the current stream.
 
     Args:
         source: [blocks, ...] in any type, contiguous.
         target: [other blocks, ...], alike but for the number of blocks.
-        moves: int64 [2, n], contiguous, on the same device. No block is a target twice, none both source and target of one pool.
+        pairs: int64 [2, n], contiguous, on the same device. No block is a target twice, none both source and target of one pool.
     """
-    count = moves.shape[1]
+    count = pairs.shape[1]
     source, target = _words(source), _words(target)
     words = source.shape[1]
     chunks = triton.cdiv(words, WORDS)
     if count and words:
-        _copy_blocks[(count * chunks,)](source, target, moves, count, chunks, words, WORDS=WORDS, num_warps=4)
+        _copy_blocks[(count * chunks,)](source, target, pairs, count, chunks, words, WORDS=WORDS, num_warps=4)
 
 
-def reference_copy_blocks(source: Tensor, target: Tensor, moves: Tensor) -> None:
+def reference_copy_blocks(source: Tensor, target: Tensor, pairs: Tensor) -> None:
     """What `copy_blocks` does, in plain torch."""
-    target[moves[1]] = source[moves[0]]
+    target[pairs[1]] = source[pairs[0]]
 
 
 def _words(pool: Tensor) -> Tensor:
@@ -124,60 +124,60 @@ class BlockCopier:
         """The mean so far: 1 if no blocks were neighbours; 0 before the first copy."""
         return self.blocks / self.copies if self.copies else 0.0
 
-    def copy(self, moves: Sequence[tuple[int, int]], *, after: Iterable[CopyHandle] = ()) -> CopyHandle:
+    def copy(self, pairs: Sequence[tuple[int, int]], *, after: Iterable[CopyHandle] = ()) -> CopyHandle:
         """Start moving blocks. Returns at once if a GPU takes part, else when done.
 
         The copy begins after everything that is now in the GPU's current stream (the kernels that filled the source or still read
         the target), and after the copies `after` (for example, those that filled host memory that this one reads).
 
         Args:
-            moves: pairs of source block and target block, in any order.
+            pairs: source block and target block each, in any order.
             after: handles of copies that must come first.
 
         Raises:
             ValueError: a block is not in its pool, is a target twice, or is both source and target in one pool.
         """
-        self._check_moves(moves)
+        self._check(pairs)
         if self._stream is None:
-            copies = self._run(moves)
+            copies = self._run(pairs)
             event = None
         else:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
             for handle in after:
                 handle.before(self._stream)
-            copies = self._run(moves)
+            copies = self._run(pairs)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
-        self.blocks += len(moves)
+        self.blocks += len(pairs)
         self.copies += copies
-        return CopyHandle(len(moves), copies, event)
+        return CopyHandle(len(pairs), copies, event)
 
-    def _run(self, moves: Sequence[tuple[int, int]]) -> int:
+    def _run(self, pairs: Sequence[tuple[int, int]]) -> int:
         """Submit all copies to the stream. Returns how many there are."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             if self._stream is not None and self._from == self._to:
-                return self._launch(moves)
-            runs = joined(moves)
+                return self._launch(pairs)
+            runs = joined(pairs)
             for source, target in self._pairs:
                 for run in runs:
                     there = target[run.target : run.target + run.count]
                     there.copy_(source[run.source : run.source + run.count], non_blocking=True)
             return len(runs)
 
-    def _launch(self, moves: Sequence[tuple[int, int]]) -> int:
-        if not moves:
+    def _launch(self, pairs: Sequence[tuple[int, int]]) -> int:
+        if not pairs:
             return 0
-        index = sent(torch.tensor(moves, dtype=torch.int64).t().contiguous(), self._to)
+        index = sent(torch.tensor(pairs, dtype=torch.int64).t().contiguous(), self._to)
         for source, target in self._pairs:
             copy_blocks(source, target, index)
         return 1
 
-    def _check_moves(self, moves: Sequence[tuple[int, int]]) -> None:
-        sources, targets = {source for source, _ in moves}, {target for _, target in moves}
+    def _check(self, pairs: Sequence[tuple[int, int]]) -> None:
+        sources, targets = {source for source, _ in pairs}, {target for _, target in pairs}
         for name, used, pool in (("source", sources, self._pairs[0][0]), ("target", targets, self._pairs[0][1])):
             if used and not 0 <= min(used) <= max(used) < len(pool):
                 raise ValueError(f"{name} blocks {min(used)}..{max(used)} of a pool that has 0..{len(pool) - 1}")
-        if len(targets) < len(moves):
+        if len(targets) < len(pairs):
             raise ValueError("a block is a target twice: it is undefined which content it would keep")
         if self._one_pool and (both := sources & targets):
             raise ValueError(
@@ -210,10 +210,10 @@ def _variant(name: str, words: str, aligned: tuple[str, ...]) -> Variant:
     return Variant(
         name,
         _copy_blocks,
-        {"source": words, "target": words, "moves": "*i64"} | dict.fromkeys(("count", "chunks", "words"), "i32"),
+        {"source": words, "target": words, "pairs": "*i64"} | dict.fromkeys(("count", "chunks", "words"), "i32"),
         {"WORDS": WORDS},
         warps=4,
-        aligned=("source", "target", "moves", *aligned),
+        aligned=("source", "target", "pairs", *aligned),
     )
 
 

@@ -45,7 +45,7 @@ def fill(line, *prompts, **more):
 
 
 def arrivals(line):
-    return [each.arrival for each in line.in_turn("", lambda _: False)]
+    return [each.arrival for each in line.admission_order("", lambda _: False)]
 
 
 # --- places ---
@@ -231,7 +231,7 @@ class LineWalk:
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32))
-def test_the_line_is_what_its_definition_says(seed):
+def test_the_queue_is_what_its_definition_says(seed):
     walk = LineWalk(random.Random(seed))
     for _ in range(80):
         walk.act()
@@ -321,5 +321,5 @@ def test_a_look_at_the_first_touches_few_of_many():
 
     fill(line, *([number % 300, number % 300, 400, number % 7, number] for number in range(3000)))
     line._classes[0].groups = Counted(line._classes[0].groups)
-    assert len(list(islice(line.in_turn("", lambda _: False), 64))) == 64
+    assert len(list(islice(line.admission_order("", lambda _: False), 64))) == 64
     assert opened <= 7

@@ -32,16 +32,16 @@ class ShortestFirst(SchedulingPolicy):
     def on_tokens(self, request, begin, end):
         self.tokens += end - begin
 
-    def in_turn(self, waiting, running, warm):
+    def admission_order(self, waiting, running, warm):
         return iter(sorted(waiting, key=lambda request: (work(request), request.arrival)))
 
     def rank(self, request):
         return (work(request),)
 
-    def yields(self, running, newcomer, lost):
+    def is_preemptible(self, running, newcomer, lost):
         return work(running) > 2 * work(newcomer) + lost
 
-    def gives_way(self, request, needy):
+    def preemption_rank(self, request, needy):
         return (work(request),)
 
     def is_stable(self, waiting, running):

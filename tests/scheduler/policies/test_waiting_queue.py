@@ -39,7 +39,7 @@ def test_nobody_is_passed_more_often_than_the_bound(arrivals, lookahead, rng):
             came_after[arrival] = 0
             arrival += 1
         waiting = list(line)
-        first = next(line.in_turn("", lambda _: rng.random() < 0.5), None)
+        first = next(line.admission_order("", lambda _: rng.random() < 0.5), None)
         if first is None:
             continue
         assert first.priority == min(r.priority for r in waiting), "no class is passed"
@@ -54,7 +54,7 @@ def test_each_is_tried_once():
     line = WaitingQueue(lambda _: "", 3)
     for arrival in range(6):
         line.add(request(arrival, priority=arrival // 4))
-    tried = [r.arrival for r in line.in_turn("", lambda r: r.arrival in (2, 3))]
+    tried = [r.arrival for r in line.admission_order("", lambda r: r.arrival in (2, 3))]
     assert tried == [2, 0, 1, 3, 4, 5], "the third is within the look ahead, the fourth is not"
 
 
