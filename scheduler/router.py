@@ -1,18 +1,38 @@
 """Which replica gets a request. A router sees prompts, and how many requests it has open at each replica.
 
-It knows no output length, no queue inside a replica and no block pool; what a replica has cached it must remember itself.
+It knows no output length, no queue inside a replica and no block pool; what a replica has cached it must remember itself. Replicas
+have roles: a request is sent to one that takes the phase it is in, its prompt or its decodes.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from itertools import count
 from typing import Protocol
 
 from scheduler.types.block_hash import block_hash, root_hash
+from scheduler.types.step import ChunkPhase
 
 
-class Loaded(Protocol):
+class Role(StrEnum):
+    """Which phases of a request a replica takes."""
+
+    MIXED = "mixed"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+    def takes(self, phase: ChunkPhase) -> bool:
+        """Whether a request in this phase may be sent there."""
+        return self is Role.MIXED or self.value == phase.value
+
+
+class ReplicaView(Protocol):
     """What a router sees of a replica."""
+
+    @property
+    def role(self) -> Role:
+        """Which phases it takes."""
+        ...
 
     @property
     def open(self) -> int:
@@ -21,10 +41,14 @@ class Loaded(Protocol):
 
 
 class Router(Protocol):
-    """Chooses for each request once, in the order of arrival."""
+    """Chooses for each request once a phase, in the order of arrival."""
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[Loaded]) -> int:
-        """The index of the replica that gets the request."""
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+        """The index of the replica that gets the request.
+
+        Raises:
+            ValueError: no replica takes the phase.
+        """
         ...
 
 
@@ -34,15 +58,16 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turn = count()
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[Loaded]) -> int:  # noqa: D102 - the protocol's
-        return next(self._turn) % len(replicas)
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:  # noqa: D102 - the protocol's
+        able = _able(replicas, phase)
+        return able[next(self._turn) % len(able)]
 
 
 class LeastLoaded:
     """The fewest open requests; the first of several."""
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[Loaded]) -> int:  # noqa: D102 - the protocol's
-        return _least(replicas)
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:  # noqa: D102 - the protocol's
+        return _least_loaded(replicas, _able(replicas, phase))
 
 
 class PrefixAware:
@@ -61,15 +86,16 @@ class PrefixAware:
         self._block_size = block_size
         self._capacity = capacity
         self._slack = slack
-        self._sent: OrderedDict[bytes, int] = OrderedDict()
+        self._sent: OrderedDict[tuple[ChunkPhase, bytes], int] = OrderedDict()
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[Loaded]) -> int:  # noqa: D102 - the protocol's
-        keys = self._keys(prompt_ids)
-        least = _least(replicas)
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:  # noqa: D102 - the protocol's
+        keys = [(phase, key) for key in self._keys(prompt_ids)]
+        able = _able(replicas, phase)
+        least = _least_loaded(replicas, able)
         chosen = least
         for key in reversed(keys):
             if (found := self._sent.get(key)) is not None:
-                if replicas[found].open <= replicas[least].open + self._slack:
+                if found in able and replicas[found].open <= replicas[least].open + self._slack:
                     chosen = found
                 break
         for key in keys:
@@ -86,9 +112,18 @@ class PrefixAware:
         return keys[1:]
 
 
-def _least(replicas: Sequence[Loaded]) -> int:
-    loads = [replica.open for replica in replicas]
-    return loads.index(min(loads))
+def _able(replicas: Sequence[ReplicaView], phase: ChunkPhase) -> list[int]:
+    """The indices of those that take the phase, at least one."""
+    able = [index for index, replica in enumerate(replicas) if replica.role.takes(phase)]
+    if not able:
+        roles = ", ".join(sorted({replica.role for replica in replicas})) or "none"
+        raise ValueError(f"no replica takes the phase {phase.value!r} (roles: {roles})")
+    return able
+
+
+def _least_loaded(replicas: Sequence[ReplicaView], able: Sequence[int]) -> int:
+    """Of the `able`, the index of the one with the fewest open requests, the first of several."""
+    return min(able, key=lambda index: replicas[index].open)
 
 
 ROUTERS: dict[str, Callable[[], Router]] = {

@@ -18,6 +18,7 @@ from scheduler.router import Router
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats
 from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import ChunkPhase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,7 @@ class Cluster:
         )
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
-        chosen = self._router.choose(prompt, self.replicas)
+        chosen = self._router.choose(prompt, self.replicas, ChunkPhase.PREFILL)
         replica = self.replicas[chosen]
         before = replica.due
         replica.submit(message, token, record, now)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
 from scheduler.kv.block_pool import BlockPool
+from scheduler.router import Role
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, Output, RequestTimes
@@ -72,6 +73,11 @@ class Replica:
         self._planned: Step | None = None
         self._began = 0.0  # of the running step, or of the stretch that is being skipped
         self._ends: list[float] = []  # of the steps of that stretch
+
+    @property
+    def role(self) -> Role:
+        """Every simulated scheduler computes prompts and decodes."""
+        return Role.MIXED
 
     @property
     def open(self) -> int:
