@@ -9,7 +9,7 @@ from scheduler.kv.load_or_recompute import LoadOrRecompute
 from scheduler.types.transfers import DEVICE
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import SimTransferWorker
-from tests.scheduler.test_random_walk import SchedulerWalk
+from tests.scheduler.test_random_walk import ADAPTERS, SchedulerWalk
 
 PROMPT = list(range(1, 25))  # six blocks of four
 
@@ -41,6 +41,7 @@ class TieredWalk(SchedulerWalk):
             scheduling=scheduling,
             seed=seed,
             depth=depth,
+            adapters=ADAPTERS,
         )
         self.engine.transfer_worker.loss, self.engine.transfer_worker.refusal = loss, refusal
         self.count = 0

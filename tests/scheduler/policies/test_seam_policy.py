@@ -7,7 +7,7 @@ from hypothesis.stateful import initialize
 from scheduler.policies.base import SchedulingPolicy
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
-from tests.scheduler.test_random_walk import SchedulerWalk
+from tests.scheduler.test_random_walk import ADAPTERS, SchedulerWalk
 
 
 def work(request):
@@ -100,6 +100,7 @@ class ShortestFirstWalk(SchedulerWalk):
             max_preemptions=preemptions,
             policy=ShortestFirst(),
             depth=depth,
+            adapters=ADAPTERS,
         )
         self.count = 0
 
