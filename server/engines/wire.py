@@ -31,21 +31,19 @@ class EngineWire:
         self._outbox: deque[list[bytes]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that listens
         self._closed = False
+        self._has_dropped = False
 
     def listen(self, on_event: Callable[[Event], None], on_broken: Callable[[str], None]) -> None:
         """From now on hand every event to `on_event`, in the order in which they were sent.
 
         Args:
             on_event: called in the running loop.
-            on_broken: called with the reason when a message is not an event or `on_event` fails. Later events are still
-                handed over.
+            on_broken: called with the reason when `on_event` fails. Later events are still handed over.
         """
 
         def read() -> None:
             try:
                 self.receive_waiting(on_event)
-            except ProtocolError as error:
-                on_broken(f"sent a message that is not an event: {error}")
             except Exception as error:  # a defect of ours must not leave the socket unread: that would be a hang
                 _log.exception("an event of the engine could not be handled")
                 on_broken(f"an event could not be handled ({type(error).__name__}: {error})")
@@ -59,17 +57,21 @@ class EngineWire:
         return cast(int, self._events.getsockopt(zmq.FD))
 
     def receive_waiting(self, on_event: Callable[[Event], None]) -> None:
-        """Hand the events that have arrived to `on_event`, without waiting for more.
-
-        Raises:
-            ProtocolError: a message is not an event.
-        """
+        """Hand the events that have arrived to `on_event`, without waiting for more. What is no event is dropped: whoever sent it,
+        the engine need not end for it. The log has one line about it, however much there is."""
         while not self._closed:
             try:
                 frames = self._events.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            on_event(self._event_codec.decode(frames))
+            try:
+                event = self._event_codec.decode(frames)
+            except ProtocolError as error:
+                if not self._has_dropped:
+                    _log.error("dropped what is no event of an engine, and will drop more without a word: %s", error)
+                self._has_dropped = True
+                continue
+            on_event(event)
 
     def send(self, command: Command) -> None:
         """Queue a command; commands arrive in the order of the calls. Never blocks."""

@@ -1,5 +1,6 @@
 """The one codec: every message of every wire comes back as it was, and nothing else is let through."""
 
+import contextlib
 from dataclasses import dataclass
 
 import msgspec
@@ -91,3 +92,23 @@ def test_two_messages_of_one_name_are_a_defect():
     other = type("Shutdown", (), {"__annotations__": {}})
     with pytest.raises(ValueError, match="same name"):
         MessageCodec([Shutdown, dataclass(other)])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xa1\xff",
+        b"\x91" * 100_000,
+        b"\xdd\xff\xff\xff\xff",
+        b"\x81\xa5error\xa1\xff",
+        b"",
+        b"\xc1",
+        b"\xcf" + b"\xff" * 8,
+    ],
+)
+@pytest.mark.parametrize("types", [COMMANDS, EVENTS], ids=["commands", "events"])
+def test_no_bytes_do_anything_but_fit_or_not(body, types):
+    codec = MessageCodec(types)
+    for kind in types:
+        with contextlib.suppress(ProtocolError):
+            assert isinstance(codec.decode([kind.__name__.encode(), body]), kind)

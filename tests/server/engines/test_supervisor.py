@@ -6,7 +6,9 @@ import os
 import signal
 
 import pytest
+import zmq
 
+from engine.ipc.sockets import connected
 from scheduler.types.messages import FinishReason
 from server.engines.process import EngineProcess
 from server.engines.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
@@ -88,15 +90,39 @@ def test_a_silent_engine_without_work_is_left_alone():
     run(body)
 
 
-def test_a_protocol_error_restarts_the_engine(caplog):
+def test_what_is_no_event_is_dropped_with_one_line(caplog):
     async def body():
         async with running() as rig:
-            with pytest.raises(EngineDied):
-                await read(rig.submit(GARBAGE))
-            await eventually(lambda: rig.client.state == "ready")
+            streams = [rig.submit(GARBAGE) for _ in range(3)]
+            assert len(await read(rig.submit())) == 3
+            assert len(rig.processes) == 1 and rig.client.state == "ready"
+            for stream in streams:
+                stream.close()
 
     run(body)
-    assert "Nonsense" in caplog.text
+    assert caplog.text.count("Nonsense") == 1
+
+
+@pytest.mark.parametrize(
+    "frames", [[b"garbage"], [b"Ready", b"\xff"], [b"Failed", b"\x81\xa5error\xa1\xff"], [b"", b"", b""]]
+)
+def test_garbage_during_the_first_start_is_dropped_too(frames, tmp_path, caplog):
+    gate = tmp_path / "gate"
+
+    async def body():
+        async with running("--gate", str(gate), until=lambda rig: bool(rig.processes)) as rig:
+            context = zmq.Context()
+            stranger = connected(context, zmq.PUSH, rig.processes[0].endpoints.events)
+            for _ in range(3):
+                stranger.send_multipart(frames)
+            await eventually(lambda: "dropped" in caplog.text)
+            gate.touch()
+            await eventually(lambda: rig.client.state == "ready")
+            assert len(await read(rig.submit())) == 3 and len(rig.processes) == 1
+            context.destroy(linger=0)
+
+    run(body)
+    assert caplog.text.count("dropped") == 1
 
 
 @pytest.mark.parametrize(
