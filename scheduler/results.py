@@ -5,7 +5,7 @@ What belongs here: one result at a time. Never: plans.
 
 from scheduler.chunks import ChunkBuilder
 from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.load_planner import Arrival
+from scheduler.kv.load_planner import FinishedLoad
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.request_table import RequestTable
@@ -76,7 +76,7 @@ class ResultProcessor:
         if chunk.draft_ids:
             request.verifying = False
 
-    def arrived(self, arrivals: list[Arrival]) -> None:
+    def arrived(self, arrivals: list[FinishedLoad]) -> None:
         """Loads have ended."""
         for request, whole in arrivals:
             gained = request.computed - request.published * self._pool.block_size

@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
     end: int  # tokens computed once it and all before it are there
 
 
-class Arrival(NamedTuple):
+class FinishedLoad(NamedTuple):
     """A request whose loads have ended. Its `computed` says how far they brought it; unless `whole`, something was lost."""
 
     request: Request
@@ -132,7 +132,7 @@ class LoadPlanner:
         transfers = self._loads.pop(request.request_id).places
         return {block for transfer_id in transfers for block in self._in_flight.disown(transfer_id)}
 
-    def arrive(self, request_id: str, result: TransferResult) -> list[Arrival]:
+    def arrive(self, request_id: str, result: TransferResult) -> list[FinishedLoad]:
         """One of a request's loads has ended. Returns the request if it was the last."""
         load = self._loads[request_id]
         for place, size in zip(load.places.pop(result.transfer_id), result.sizes, strict=True):
@@ -144,7 +144,7 @@ class LoadPlanner:
         self.forget_tail(load.request)
         if load.computed is not None:
             load.request.computed = load.computed
-        return [Arrival(load.request, all(load.here))]
+        return [FinishedLoad(load.request, all(load.here))]
 
     def forget_tail(self, request: Request) -> None:
         """Drop the copy of a partly filled block, no other's prefix: useless once it is loaded or its request has ended."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.load_or_recompute import LoadOrRecompute
-from scheduler.kv.load_planner import Arrival, LoadPlanner, Wanted
+from scheduler.kv.load_planner import FinishedLoad, LoadPlanner, Wanted
 from scheduler.kv.save_planner import Preemption, SavePlanner
 from scheduler.kv.tier_index import TierIndex
 from scheduler.kv.tier_list import TierList
@@ -162,9 +162,9 @@ class TransferPlanner:
         """The transfers planned since the last call, for the step with which they start."""
         return self._in_flight.take()
 
-    def cancel(self, transfers: Iterable[Transfer]) -> list[Arrival]:
+    def cancel(self, transfers: Iterable[Transfer]) -> list[FinishedLoad]:
         """Take back transfers that were planned and never started. Returns the requests that need no longer wait."""
-        arrivals: list[Arrival] = []
+        arrivals: list[FinishedLoad] = []
         transfers = list(transfers)
         for transfer in transfers:
             sizes = [0] * len(transfer.block_keys)
@@ -175,7 +175,7 @@ class TransferPlanner:
                 lower.drop_again(transfer.drops)
         return arrivals
 
-    def absorb(self, result: TransferResult) -> list[Arrival]:
+    def absorb(self, result: TransferResult) -> list[FinishedLoad]:
         """Enter the result of a transfer. Returns the requests that need no longer wait."""
         active = self._in_flight.end(result.transfer_id)
         transfer = active.transfer
