@@ -21,7 +21,7 @@ from server.schema.answers import AnswerBody, errors
 from server.schema.base import Body
 from server.schema.openapi import request_body
 from server.telemetry.lifetime import Exchange
-from server.to_thread import INLINE_BYTES, to_thread_if_larger
+from server.to_thread import by_size
 
 B = TypeVar("B", bound=Body)
 V = TypeVar("V")
@@ -162,15 +162,19 @@ class PostEndpoint(Endpoint, Generic[B, V]):
     async def respond(self, request: Request, context: ServerContext) -> Response:
         """Parse, validate, answer."""
         call = Call(request, context)
-        content = await request.body()
-
-        def valid() -> tuple[V, Parsed[B]]:
-            parsed = parse(self.body, content, request.headers.get("content-type"), context.settings)
-            return self.validate(parsed.request, context, call.tenant), parsed
-
-        result, parsed = await to_thread_if_larger(len(content), INLINE_BYTES, valid)
+        result, parsed = await self._read(call)
         call.exchange.validated = time.monotonic()
         return await self.answer(result, Call(request, context, parsed.headers))
+
+    async def _read(self, call: Call) -> tuple[V, Parsed[B]]:
+        """What the body asks for. The body itself, which may be long, is not kept while that is computed."""
+        content = b"".join([part async for part in call.request.stream()])
+
+        def valid() -> tuple[V, Parsed[B]]:
+            parsed = parse(self.body, content, call.request.headers.get("content-type"), call.context.settings)
+            return self.validate(parsed.request, call.context, call.tenant), parsed
+
+        return await by_size(len(content), valid)
 
     def openapi(self, settings: Settings) -> dict[str, Any]:
         """The body's schema and examples."""

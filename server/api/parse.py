@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.settings import Settings
+from server.api.json_bounds import check_bounds
 from server.errors import InvalidRequest, UnknownField, UnsupportedField
 from server.schema.base import INT64_MAX, INT64_MIN, Body
 from server.schema.limits import check_limits
@@ -83,6 +84,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequest: it is not such an object.
     """
+    check_bounds(body)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from server.text.tokenizer import Tokenizer
 
 # Below this the softmax is the arg-max, exact ties aside, and logits / temperature leaves the range of fp32.
 GREEDY_BELOW = 1e-4
+MAX_PROMPT_SCORES = 2 * 2**20  # log-probabilities of prompts in one answer
 
 S = TypeVar("S", bound=Sampling)
 
@@ -241,6 +242,24 @@ def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...],
     return tuple(found)
 
 
+def check_prompt_scores(prompts: Sequence[tuple[TokenizedPrompt, SamplingParams]], n: int) -> None:
+    """No more log-probabilities of prompts than one answer may hold: each is some hundred bytes of it.
+
+    Raises:
+        InvalidRequest: with the limit and the number.
+    """
+    count = n * sum(
+        len(prompt.ids) * (settings.prompt_logprobs + 1)
+        for prompt, settings in prompts
+        if settings.prompt_logprobs is not None
+    )
+    if count > MAX_PROMPT_SCORES:
+        raise InvalidRequest(
+            f"`prompt_logprobs` + 1, times the prompts' tokens, times `n`, must be at most {MAX_PROMPT_SCORES}, got {count}",
+            param="prompt_logprobs",
+        )
+
+
 def text_job(
     prefix: str,
     model: str,
@@ -251,6 +270,8 @@ def text_job(
     continues: bool,
 ) -> TextJob[S]:
     """The job for these prompts, with `n` choices each; its id begins with `prefix`."""
+    prompts = list(prompts)
+    check_prompt_scores(prompts, body.n)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:

@@ -102,6 +102,8 @@ class Sampling(Body):
         "evicted first.",
     )
     prompt_logprobs: Count | None = Field(
-        None, description="Extension: logprobs of the prompt's tokens, with this many alternatives each."
+        None,
+        description="Extension: logprobs of the prompt's tokens, with this many alternatives each; at most 2,097,152 in "
+        "one answer, over all prompts and choices.",
     )
     return_token_ids: bool = Field(False, description="Extension: the answer also holds the token ids.")
