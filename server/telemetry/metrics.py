@@ -4,6 +4,7 @@
 sequence comes from its `Lifetime`, what is reported about an engine from its messages.
 """
 
+import functools
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _WHOLE_REQUEST = (*_FROM_1_MS, 600.0, 1800.0)  # an answer may take longer than 
 _TOKENS = tuple(float(2**power) for power in range(0, 18))
 
 
+@functools.cache  # it stands in a file, which there may be no descriptor for later
 def server_version() -> str:
     """The installed distribution's version, or "unknown" if it is not installed."""
     try:

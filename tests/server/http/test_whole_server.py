@@ -1,0 +1,109 @@
+"""The application behind real connections, over a scripted engine: what clients do wrong ends in the engine, too."""
+
+import asyncio
+import json
+import socket
+import sys
+from dataclasses import replace
+
+import pytest
+
+from server.engines.engines import Engines
+from tests.server.engines.harness import eventually, make_app, run, running
+from tests.server.engines.scripted_engine import HOLD
+from tests.server.http import real_server
+from tests.server.http.real_server import QUICK, answers, get
+
+pytestmark = pytest.mark.processes
+
+
+def post(path: str, body: object, *lines: bytes, version: str = "1.1") -> bytes:
+    content = json.dumps(body).encode()
+    head = b"".join(line + b"\r\n" for line in (*lines, b"Content-Length: %d" % len(content)))
+    return f"POST {path} HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n".encode() + head + b"\r\n" + content
+
+
+def served(check, limits=None):
+    async def body():
+        async with running() as rig:
+            app = make_app(rig.settings, Engines([rig.client]), rig.metrics, rig.drain)
+            async with real_server.running(app, limits) as server:
+                await asyncio.wait_for(check(server, rig), 60)
+
+    run(body)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("upgrade", [[], [b"Connection: Upgrade", b"Upgrade: h2c"]], ids=["plain", "upgrade"])
+@pytest.mark.parametrize("eof", [False, True])
+def test_every_kind_of_client_gets_the_same_answer(version, stream, upgrade, eof):
+    async def check(server, rig):
+        body = {"prompt": [5, 6], "max_tokens": 4, "stream": stream}
+        data = await server.ask(post("/v1/completions", body, *upgrade, version=version), eof=eof)
+        status, headers, content = [each for each in answers(data) if each[0] != 100][-1]
+        assert status == 200 and ("transfer-encoding" in headers) == (stream and version == "1.1")
+        if stream:
+            assert content.endswith(b"data: [DONE]\n\n") and content.startswith(b"data: {")
+        else:
+            assert json.loads(content)["usage"]["completion_tokens"] == 4
+
+    served(check)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_sequences_in_the_engine(stream):
+    async def check(server, rig):
+        _, writer = await server.open()
+        writer.write(post("/v1/completions", {"prompt": [HOLD], "max_tokens": 4, "stream": stream}))
+        await eventually(lambda: rig.client.open_count == 1)
+        writer.close()
+        await eventually(lambda: rig.client.open_count == 0 and len(server.connections) == 0)
+
+    served(check)
+
+
+def test_a_body_over_the_limit_is_answered_413_to_a_client_that_sends_it_all_first():
+    def client(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 33554432\r\n\r\n")
+            for _ in range(32):
+                connection.sendall(b" " * 2**20)
+            return connection.recv(65536)
+
+    async def check(server, rig):
+        ((status, headers, body),) = answers(await asyncio.to_thread(client, server.port))
+        assert status == 413 and headers["connection"] == "close" and b"33554432" in body
+
+    served(check)
+
+
+def test_nothing_opens_a_file_while_requests_are_served():
+    """At the limit on descriptors it would fail, and with it a request that needs none."""
+    opened: list[object] = []
+    counting = False
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if counting and event == "open":
+            opened.append(arguments[0])
+
+    sys.addaudithook(audit)
+
+    async def check(server, rig):
+        nonlocal counting
+        counting = True
+        try:
+            for stream in (False, True):
+                for path, body in (
+                    ("/v1/completions", {"prompt": "a b", "max_tokens": 3}),
+                    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}),
+                ):
+                    await server.ask(post(path, body | {"stream": stream}))
+            for path in ("/live", "/ready", "/v1/models", "/version", "/nowhere"):
+                await server.ask(get(path).replace(b"Host: here", b"Host: localhost"))
+            await server.ask(b"garbage\r\n\r\n")
+        finally:
+            counting = False
+
+    served(check, replace(QUICK, head_seconds=20))
+    assert opened == []
