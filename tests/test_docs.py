@@ -101,12 +101,10 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def spine() -> list[tuple[int, str, str]]:
-    """Number, file and name of each line in the two tables of a completion's life."""
-    lines = re.findall(
-        r"^\| (\d+) \| `([^`]+)` \| `([^`]+)` \|", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    return [(int(number), file, name) for number, file, name in lines]
+def spine() -> list[tuple[str, str, str]]:
+    """Number, file and name of each line in the two tables of a completion's life; a number with a letter is called by its file."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    return re.findall(r"^\| (\d+[a-z]?) \| `([^`]+)` \| `([^`]+)` \|", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -166,14 +164,23 @@ def test_a_path_that_is_gone_is_found(word, path, there):
 
 def test_the_spine_is_short_and_each_file_has_one_number():
     lines = spine()
-    numbers = {number: file for number, file, _ in lines}
-    assert [*numbers] == list(range(1, len(numbers) + 1)) and len(numbers) <= MAX_SPINE
-    assert {(number, file) for number, file, _ in lines} == set(numbers.items())
-    assert len(set(numbers.values())) == len(numbers)
-    assert set(numbers.values()) <= {str(path) for path in files()}
-    back = [number for number, _, _ in lines][lines.index(next(line for line in lines if line[0] == 16)) + 1 :]
-    doors = [number for number in back if number <= 16]
-    assert doors == [12, 13, 11, 10, 9, 6, 1], "home through the same doors"
+    named_by = {number: file for number, file, _ in lines}
+    assert {(number, file) for number, file, _ in lines} == set(named_by.items())
+    assert len(set(named_by.values())) == len(named_by) and set(named_by.values()) <= {str(path) for path in files()}
+    hands = [int(number) for number in named_by if number.isdigit()]
+    assert hands == list(range(1, len(hands) + 1)) and len(hands) <= MAX_SPINE
+
+
+def test_the_token_comes_home_through_the_same_doors():
+    hands = [int(number) for number, _, _ in spine() if number.isdigit()]
+    farthest = hands.index(14)
+    assert [number for number in hands[farthest + 1 :] if number < 14] == [12, 13, 11, 10, 9, 6, 3, 2, 1]
+
+
+def test_what_is_called_on_the_way_stands_below_its_caller():
+    lines = [number for number, _, _ in spine()]
+    called = [at for at, number in enumerate(lines) if not number.isdigit()]
+    assert called and all(lines[at - 1].rstrip("ab") == lines[at][:-1] for at in called)
 
 
 def test_the_tree_has_every_folder():
