@@ -58,7 +58,8 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turn = count()
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:  # noqa: D102 - the protocol's
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+        """The next in turn of those that take the phase."""
         able = _able(replicas, phase)
         return able[next(self._turn) % len(able)]
 
@@ -66,7 +67,8 @@ class RoundRobin:
 class LeastLoaded:
     """The fewest open requests; the first of several."""
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:  # noqa: D102 - the protocol's
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+        """The least loaded of those that take the phase."""
         return _least_loaded(replicas, _able(replicas, phase))
 
 
@@ -88,7 +90,8 @@ class PrefixAware:
         self._slack = slack
         self._sent: OrderedDict[tuple[ChunkPhase, bytes], int] = OrderedDict()
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:  # noqa: D102 - the protocol's
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+        """The replica of the longest prefix remembered, or the least loaded; remembers the prompt's blocks as sent there."""
         keys = [(phase, key) for key in self._keys(prompt_ids)]
         able = _able(replicas, phase)
         least = _least_loaded(replicas, able)

@@ -94,7 +94,7 @@ class GpuWorker:
         host_sampler: draws what the device's cannot, and scores prompts.
         graphs: runs decode steps.
         adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
-        send: of the first of several ranks: tells the others what it is about to do, so that they do it, too.
+        send: of the first of several ranks: tells the others what it is about to do, so that they do it too.
     """
 
     depth = 2  # the next step waits on the device, not on the host

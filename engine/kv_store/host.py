@@ -62,7 +62,7 @@ class HostStore(BlockStore):
         load_copies: the same for `get`.
 
     Raises:
-        StoreRefused: the memory is not to be had, or cannot be pinned.
+        StoreRefused: the memory cannot be allocated, or cannot be pinned.
     """
 
     capabilities = Capabilities(contiguous_rows=True, device_visible=True)

@@ -71,7 +71,7 @@ def open_tiers(
         wake: called when a transfer has ended.
 
     Raises:
-        ModelError: another server holds the folder, the host's memory is not to be had, or prefix caching is off.
+        ModelError: another server holds the folder, the host's memory cannot be allocated, or prefix caching is off.
     """
     entries = list(_entries(settings, rows, fingerprint, element_bytes))
     if not pool.caching and entries:

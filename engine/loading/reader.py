@@ -16,7 +16,7 @@ class TensorReader(Protocol):
     """A model's tensors by their Hugging Face names. The weights of norms are complete: a family's `norm_offset` is in them.
 
     Contract: `shapes` is known before any data is read. `read_into` and `whole` may be called from several threads. What
-    `whole` returns is never written to and stays valid for ever.
+    `whole` returns is never written to and stays valid forever.
 
     Attributes:
         shapes: of all tensors.

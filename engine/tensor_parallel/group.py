@@ -58,7 +58,7 @@ class RankGroup:
             time.sleep(_REASON_SECONDS)
         if not self._stopping:
             log.critical("rank %d ended with exit code %d: this engine ends too", rank, code)
-            exit_at_once(EXIT_LOST, self.folder)  # the main thread may be waiting for that rank, for ever
+            exit_at_once(EXIT_LOST, self.folder)  # the main thread may be waiting for that rank, forever
 
     def send(self, command: RankCommand) -> None:
         """Queue a command for all other ranks; does not wait."""

@@ -236,7 +236,7 @@ class ConnectionPool:
             exchange.end(clock(), ErrorClass.CONNECT, f"no connection within {self._timeout:g} s")
         except OSError as error:
             exchange.end(clock(), ErrorClass.CONNECT, str(error))
-        except Exception as error:  # a mistake of ours must not leave a request open for ever
+        except Exception as error:  # a mistake of ours must not leave a request open forever
             exchange.end(clock(), ErrorClass.CLIENT, repr(error))
         else:
             self.opened += 1

@@ -63,10 +63,12 @@ class FairPolicy(SchedulingPolicy):
 
     # --- counting ---
 
-    def lane(self, request: Request) -> str:  # noqa: D102 - the base says it all, as below
+    def lane(self, request: Request) -> str:
+        """The tenant's: one lane each."""
         return request.tenant
 
-    def on_add(self, request: Request, waiting: WaitingQueue) -> None:  # noqa: D102
+    def on_add(self, request: Request, waiting: WaitingQueue) -> None:
+        """Count the request as its tenant's; a tenant without waiting ones is lifted to the floor, less the credit."""
         tenant = request.tenant
         heads = waiting.heads()
         if tenant not in heads:
@@ -76,7 +78,8 @@ class FairPolicy(SchedulingPolicy):
             self.counters[tenant] = max(self.counters.get(tenant, least), least)
         self._open[tenant] += 1
 
-    def on_finish(self, request: Request) -> None:  # noqa: D102
+    def on_finish(self, request: Request) -> None:
+        """Count it off; tenants without open requests are forgotten once there are too many."""
         self._open[request.tenant] -= 1
         if not self._open[request.tenant]:
             del self._open[request.tenant]
@@ -89,15 +92,18 @@ class FairPolicy(SchedulingPolicy):
         for _, tenant in gone[:-MAX_TENANTS]:
             del self.counters[tenant]
 
-    def on_dequeue(self, request: Request) -> None:  # noqa: D102
+    def on_dequeue(self, request: Request) -> None:
+        """Keep the tenant's counter: newcomers to an empty queue are lifted to it."""
         self._last = self.counters[request.tenant]
 
-    def on_tokens(self, request: Request, begin: int, end: int) -> None:  # noqa: D102
+    def on_tokens(self, request: Request, begin: int, end: int) -> None:
+        """Charge the tenant, by its weight: a prompt's tokens at 1, generated ones at the cost of a decode."""
         prompt, tenant = len(request.prompt_ids), request.tenant
         self.counters[tenant] += max(0, min(end, prompt) - begin) * self._cost_of(tenant)
         self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(tenant, self._cost.decode)
 
-    def on_step(self, step: Step, seconds: float) -> None:  # noqa: D102
+    def on_step(self, step: Step, seconds: float) -> None:
+        """Refine the cost of a decode."""
         decodes = sum(chunk.length for chunk in step.chunks if chunk.phase is ChunkPhase.DECODE)
         self._cost.observe(step.tokens - decodes, decodes, seconds)
 
@@ -140,7 +146,8 @@ class FairPolicy(SchedulingPolicy):
         if left > 0:
             pledged[request.tenant] += left * self._cost_of(request.tenant)
 
-    def rank(self, request: Request) -> Rank:  # noqa: D102
+    def rank(self, request: Request) -> Rank:
+        """By priority, then the tenant that was served least."""
         return request.priority, self.counters[request.tenant]
 
     def deferred(self, ready: Collection[Request], prompts: Iterable[Request]) -> tuple[set[int], int]:

@@ -99,7 +99,8 @@ class PrefixQueue(WaitingQueue):
         self._depths: dict[str, int] = {}  # of requests in the queue, in blocks; they may gain tokens meanwhile
         self._taken = 0
 
-    def first(self) -> Request | None:  # noqa: D102 - as the base has it
+    def first(self) -> Request | None:
+        """The head of the topmost group, as no lane orders the queue."""
         return next(self.admission_order("", _anything), None)
 
     def admission_order(self, lane: str, warm: Warm) -> Iterator[Request]:

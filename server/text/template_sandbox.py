@@ -1,7 +1,7 @@
 """A Jinja environment for templates that nobody vouches for: what one rendering may do is bounded in work and in memory.
 
 Jinja's own sandbox keeps a template away from Python's internals, and from nothing else: `'a' * 10**10` takes all memory,
-two nested loops take for ever, `[x, x]` in a loop makes a text of 2^n characters. Here every rendering has an allowance. A
+two nested loops take forever, `[x, x]` in a loop makes a text of 2^n characters. Here every rendering has an allowance. A
 character that is made, compared or written costs a unit, a step (an operation, an iteration, a call) 64, an entry of a list
 that is read 128; what grows by more than its inputs (a product, a width, a join) is paid for before it is made. The count
 depends on the template and the conversation alone, never on the machine.

@@ -1,5 +1,5 @@
-"""Random arrivals, aborts, shared prefixes, adapters, drafts, tiny pools, and requests that go on on another engine: every book is
-checked after every step, and each request has the tokens that it would have alone."""
+"""Random arrivals, aborts, shared prefixes, adapters, drafts, tiny pools, and requests that continue on another engine: every
+book is checked after every step, and each request has the tokens that it would have alone."""
 
 import pytest
 from hypothesis import HealthCheck, settings

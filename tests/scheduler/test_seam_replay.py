@@ -1,4 +1,4 @@
-"""Replay: a request that was cut anywhere on one engine goes on on another one by `add`, and nobody can tell from its tokens."""
+"""Replay: a request that was cut anywhere on one engine continues on another one by `add`, and nobody can tell from its tokens."""
 
 import pytest
 

@@ -82,7 +82,7 @@ def test_no_wake_is_lost_before_the_wait():
     for _ in range(3):
         wire.wake()
     for _ in range(3):
-        wire.wait()  # would wait for ever without them
+        wire.wait()  # would wait forever without them
     wire.wait(0.01)
 
 

@@ -111,7 +111,7 @@ def test_a_wake_from_another_thread_ends_a_wait_and_is_used_up(channel):
 def test_a_wake_before_the_wait_is_not_lost(channel):
     channel.wake()
     ready = threading.Event()
-    thread = threading.Thread(target=lambda: (channel.wait(), ready.set()))  # would wait for ever
+    thread = threading.Thread(target=lambda: (channel.wait(), ready.set()))  # would wait forever
     thread.start()
     assert ready.wait(WAIT)
     thread.join()

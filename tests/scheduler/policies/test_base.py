@@ -1,4 +1,4 @@
-"""Who pushes out whom: a higher class a lower one, where it lacks a slot or blocks, never in vain, and never for ever."""
+"""Who pushes out whom: a higher class a lower one, where it lacks a slot or blocks, never in vain, and never forever."""
 
 import random
 

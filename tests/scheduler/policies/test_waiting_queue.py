@@ -1,4 +1,4 @@
-"""Requests with a resident prefix go together, and nobody is passed over for ever."""
+"""Requests with a resident prefix go together, and nobody is passed over forever."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

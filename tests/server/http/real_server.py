@@ -23,7 +23,7 @@ HOST = b"Host: here\r\n"
 
 @dataclass
 class Echo:
-    """Answers with what it was asked; `/hold` waits for the gate, `/stream` sends events for ever, `/early` reads no body."""
+    """Answers with what it was asked; `/hold` waits for the gate, `/stream` sends events forever, `/early` reads no body."""
 
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     left: int = 0  # requests whose clients left

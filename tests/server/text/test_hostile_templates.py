@@ -1,4 +1,4 @@
-"""Templates that nobody vouches for: none reaches Python's internals, takes the memory, or goes on for ever."""
+"""Templates that nobody vouches for: none reaches Python's internals, takes the memory, or goes on forever."""
 
 import json
 import resource
