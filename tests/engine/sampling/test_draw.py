@@ -46,6 +46,7 @@ def draws(row: list[float], asked: dict[str, Any], *, by_position: bool) -> list
                 request_id=str(i),
                 tokens=[0] * (1 + i % 200 if by_position else 1),
                 prompt_length=1,
+                announced_length=1,
                 sampling=SamplingParams(max_tokens=1, seed=i // 200 if by_position else i, **asked),
             )
             for i in range(start, start + block)

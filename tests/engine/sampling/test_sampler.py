@@ -22,7 +22,13 @@ ROUNDING = 1e-5
 
 def sequence(tokens: list[int], prompt_length: int = 1, name: str = "a", **asked: Any) -> Sequence:
     sampling = SamplingParams(**{"max_tokens": 100, **asked})
-    return Sequence(request_id=name, tokens=tokens, prompt_length=prompt_length, sampling=sampling)
+    return Sequence(
+        request_id=name,
+        tokens=tokens,
+        prompt_length=prompt_length,
+        sampling=sampling,
+        announced_length=prompt_length,
+    )
 
 
 def random_settings(rng: np.random.Generator) -> dict[str, Any]:

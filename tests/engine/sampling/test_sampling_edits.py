@@ -31,6 +31,7 @@ def sequence(tokens: list[int], prompt_length: int, name: str = "a", **asked: An
         request_id=name,
         tokens=tokens,
         prompt_length=prompt_length,
+        announced_length=prompt_length,
         sampling=SamplingParams(**{"max_tokens": 100, **asked}),
     )
 
