@@ -117,7 +117,7 @@ class Admission:
         """What is loaded from lower tiers after the hits."""
         if not self._transfers.active:
             return []
-        return self._transfers.beyond(request, self._cache.usable_hashes(request), len(hits))
+        return self._transfers.loadable_after(request, self._cache.usable_hashes(request), len(hits))
 
     def _take_blocks(self, request: Request, hits: list[int], wanted: list[Wanted], *, alone: bool) -> None:
         shared = hits + [item.block for item in wanted if item.block is not None]

@@ -111,7 +111,7 @@ class DecodePlanner:
                 self._take_block(request)
                 continue
             victim = self._preemption.victim_for(request)
-            if self._transfers.leaving or (victim is request and self._transfers.holding):
+            if self._transfers.frees_soon or (victim is request and self._transfers.holds_blocks):
                 break  # blocks are about to come back: there will be room without preempting anybody else
             self._preemption.preempt(victim)
             preempted = True

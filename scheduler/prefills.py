@@ -61,7 +61,7 @@ class PrefillPlanner:
         table, budget = self._table, self._config.max_step_tokens
         while (
             budget > 0
-            and not self._transfers.leaving
+            and not self._transfers.frees_soon
             and not self._policy.is_stable(table.waiting, table.running.values())
         ):
             newcomer = self._admission.first_in_need(self._line())

@@ -71,7 +71,7 @@ class RequestTable:
             request.started = True
             request.times.scheduled = now
             request.times.cached_tokens = request.computed
-            self._transfers.asked(self._cache.asked(request))
+            self._transfers.on_lookup(self._cache.on_lookup(request))
             self._stats.prefix_query_tokens += len(request.tokens)
             self._stats.prefix_hit_tokens += request.computed
 
@@ -102,7 +102,7 @@ class RequestTable:
         """Take its blocks away; it no longer runs. Blocks that are being filled stay with their transfers."""
         self.running.pop(request.request_id, None)
         self._cache.pending.drop(request.request_id)
-        filling = self._transfers.disown(request)
+        filling = self._transfers.detach(request)
         self._pool.release([block for block in request.block_table if block not in filling])
         request.block_table = []
         request.computed = request.published = 0

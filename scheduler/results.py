@@ -53,7 +53,7 @@ class ResultProcessor:
         request = self._table.open.get(chunk.request_id)
         if request is None:
             return None
-        self.landed(request, chunk)
+        self.on_chunk_done(request, chunk)
         if result.error is not None:
             return self._fail(request, result.error, now)
         output = Output(request_id=request.request_id)
@@ -70,13 +70,13 @@ class ResultProcessor:
         return output if output.token_ids or output.prompt_logprobs or reason else None
 
     @staticmethod
-    def landed(request: Request, chunk: Chunk) -> None:
+    def on_chunk_done(request: Request, chunk: Chunk) -> None:
         """The chunk is no longer in flight."""
         request.in_flight -= chunk.samples > 0
         if chunk.draft_ids:
             request.verifying = False
 
-    def arrived(self, arrivals: list[FinishedLoad]) -> None:
+    def on_loads_done(self, arrivals: list[FinishedLoad]) -> None:
         """Loads have ended."""
         for request, whole in arrivals:
             gained = request.computed - request.published * self._pool.block_size

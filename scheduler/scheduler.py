@@ -231,8 +231,8 @@ class Scheduler:
 
     def put_off(self, step: Step) -> None:
         """The step has nothing to compute and is not run. Sequences it would announce have ended; others are retired later."""
-        unborn = {new.request_id for new in step.new}
-        self._table.retired[:0] = [name for name in step.retired if name not in unborn]
+        never_sent = {new.request_id for new in step.new}
+        self._table.retired[:0] = [name for name in step.retired if name not in never_sent]
 
     def _still_runs(self, chunk: Chunk) -> bool:
         """Whether a chunk stays. One on whose block others may already build does, even if its request has ended."""
@@ -244,14 +244,14 @@ class Scheduler:
         """Absorb the results of a step. Those of requests that have ended meanwhile are dropped."""
         self.stats.steps += 1
         self._policy.on_step(step, result.seconds)
-        self._transfers.saw_step(step, result.seconds)
+        self._transfers.on_step(step, result.seconds)
         results = zip(step.chunks, result.results, strict=True)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]
         return [output for output in outputs if output is not None]
 
     def absorb_transfer(self, result: TransferResult) -> None:
         """Absorb the result of a transfer. May be called at any time after the step that carried it has started."""
-        self._results.arrived(self._transfers.absorb(result))
+        self._results.on_loads_done(self._transfers.absorb(result))
 
     def fail(self, steps: Sequence[Step], planned: Step | None, error: str, now: float) -> list[Output]:
         """Whole steps failed, the later ones because of the first: their requests end with an error, the rest is computed anew.
@@ -267,10 +267,10 @@ class Scheduler:
                 outputs.append(output)
         for chunk in planned.chunks if planned else []:
             if chunk.request_id in table.open:
-                self._results.landed(table.open[chunk.request_id], chunk)
+                self._results.on_chunk_done(table.open[chunk.request_id], chunk)
         unstarted = [*steps[1:], *([planned] if planned else [])]
         self._retract_announcements(steps[0], *unstarted)
-        self._results.arrived(self._transfers.cancel([each for step in unstarted for each in step.transfers]))
+        self._results.on_loads_done(self._transfers.cancel([each for step in unstarted for each in step.transfers]))
         for request in list(table.running.values()):
             table.put_back(request)
         self.pool.drop_contents()

@@ -96,7 +96,7 @@ def open_tiers(
     estimate = LoadOrRecompute(rows.shape[1], pool.block_size, pool.block_size, bandwidth)
     planner = TransferPlanner(pool, indices, estimate, settings.preemption)
     for name in lost:
-        planner.tiers.lose(name)
+        planner.tiers.mark_lost(name)
     return planner, TransferWorker(rows, stores, wake) if stores else None
 
 

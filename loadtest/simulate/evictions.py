@@ -100,7 +100,7 @@ def hit_rate(asked: Asked, pool: BlockPool, seen: Callable[[int, int], None] = l
     for blocks in asked:
         keys = [block.to_bytes(16, "little") for block in blocks]
         hits = pool.match(keys, blocks)
-        pool.eviction.asked(keys, len(hits))
+        pool.eviction.on_lookup(keys, len(hits))
         pool.share(hits)
         table = hits + pool.allocate(len(keys) - len(hits), hits[-1] if hits else None)
         for place in range(len(hits), len(keys)):

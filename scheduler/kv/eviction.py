@@ -30,7 +30,7 @@ class EvictionPolicy(Protocol):
     def victim(self) -> bytes:
         """Take out the key whose content is evicted now. Raises KeyError if there is none."""
 
-    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+    def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents, of which the first `hits` were found. Called once per request."""
 
     def clear(self) -> None:
@@ -67,7 +67,7 @@ class Lru:
         """Take out the key whose content goes now."""
         return self._order.popitem(last=False)[0]
 
-    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+    def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """Nothing is learned from it: only use counts."""
 
     def clear(self) -> None:
@@ -135,9 +135,9 @@ class Eviction:
             return self._kept.popitem(last=False)[0]
         return self._order.victim()
 
-    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+    def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents."""
-        self._order.asked(keys, hits)
+        self._order.on_lookup(keys, hits)
 
     def clear(self) -> None:
         """All keys are gone; pins stay."""

@@ -39,18 +39,18 @@ class LoadOrRecompute:
 
     # --- what was seen ---
 
-    def saw_step(self, prompt_tokens: int, tokens: int, seconds: float) -> None:
+    def on_step(self, prompt_tokens: int, tokens: int, seconds: float) -> None:
         """A step ended. It shows the cost of a prompt token if most of it was prompts."""
         if prompt_tokens >= self._telling and 2 * prompt_tokens > tokens and seconds > 0:
-            price = seconds / tokens
+            cost = seconds / tokens
             old = self._token_seconds
-            self._token_seconds = price if old is None else _MEMORY * old + (1 - _MEMORY) * price
+            self._token_seconds = cost if old is None else _MEMORY * old + (1 - _MEMORY) * cost
 
     def queued(self, tier: str, blocks: int) -> None:
         """`blocks` more blocks (fewer, if negative) wait to be loaded from the tier."""
         self._queued[tier] += blocks * self._block_bytes
 
-    def saw_transfer(self, tier: str, blocks: int, seconds: float) -> None:
+    def on_transfer(self, tier: str, blocks: int, seconds: float) -> None:
         """A load ended."""
         size = blocks * self._block_bytes
         if size >= _TELLING_BYTES and seconds > 0:

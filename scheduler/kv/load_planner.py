@@ -63,7 +63,7 @@ class LoadPlanner:
         self._estimate = estimate
         self._loads: dict[str, _Load] = {}
 
-    def beyond(self, request: Request, keys: Sequence[bytes], hits: int) -> list[Wanted]:
+    def loadable_after(self, request: Request, keys: Sequence[bytes], hits: int) -> list[Wanted]:
         """What to load after the request's first `hits` blocks, as far as loading is faster than computing.
 
         Args:
@@ -105,7 +105,7 @@ class LoadPlanner:
 
         Args:
             request: the one that has just been admitted.
-            wanted: what `beyond` returned.
+            wanted: what `loadable_after` returned.
             blocks: blocks of the request's table, one for each; those whose content is on the device are shared already.
             alone: whether no other request runs that could be held up.
         """
@@ -124,13 +124,13 @@ class LoadPlanner:
         self._loads[request.request_id] = load
         request.loading = True
 
-    def disown(self, request: Request) -> set[int]:
+    def detach(self, request: Request) -> set[int]:
         """The request gives its blocks back. Returns those that are being filled, which stay with their transfers."""
         if not request.loading:
             return set()
         request.loading = False
         transfers = self._loads.pop(request.request_id).places
-        return {block for transfer_id in transfers for block in self._in_flight.disown(transfer_id)}
+        return {block for transfer_id in transfers for block in self._in_flight.detach(transfer_id)}
 
     def arrive(self, request_id: str, result: TransferResult) -> list[FinishedLoad]:
         """One of a request's loads has ended. Returns the request if it was the last."""

@@ -36,7 +36,7 @@ class _Known:
     """What is remembered of a key, present or not."""
 
     group: Cohort
-    asked: int  # how often
+    lookups: int  # how often
     continuations: int  # different contents that followed it
 
 
@@ -121,7 +121,7 @@ class Predicted:
 
     # --- what is learned ---
 
-    def asked(self, keys: Sequence[bytes], hits: int) -> None:
+    def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents."""
         if not keys:
             return
@@ -133,8 +133,8 @@ class Predicted:
         groups: dict[int, Cohort] = {}
         for place, key in enumerate(keys):
             record = known[place] if place < len(known) else _Known(Cohort((0, 1), 0), 0, int(place < len(keys) - 1))
-            record.asked += 1
-            uses = min(record.asked, _USES)
+            record.lookups += 1
+            uses = min(record.lookups, _USES)
             if uses not in groups:
                 groups[uses] = self.reuse.group((way, uses))
             record.group = groups[uses]

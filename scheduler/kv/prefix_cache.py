@@ -54,10 +54,10 @@ class PrefixCache:
         request.published = full
         return True
 
-    def asked(self, request: Request) -> list[bytes]:
+    def on_lookup(self, request: Request) -> list[bytes]:
         """Tell the eviction policy what the request, just admitted, can use and what was there. Returns the keys."""
         keys = self.usable_hashes(request)
-        self._pool.eviction.asked(keys, request.computed // self._pool.block_size)
+        self._pool.eviction.on_lookup(keys, request.computed // self._pool.block_size)
         return keys
 
     def pin(self, request: Request, until: float) -> list[bytes]:

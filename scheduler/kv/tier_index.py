@@ -73,10 +73,10 @@ class TierIndex:
 
     # --- what the eviction policy learns ---
 
-    def asked(self, keys: Sequence[bytes]) -> None:
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
         """A new request can use these contents, which form a prefix."""
         found = next((place for place, key in enumerate(keys) if not self.readable(key)), len(keys))
-        self._policy.asked(keys, found)
+        self._policy.on_lookup(keys, found)
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
         """Keep these contents until then, in seconds of the caller's clock, as far as the limit on pins allows."""
@@ -134,8 +134,8 @@ class TierIndex:
                 self._evictable -= entry.size
             entry.readers += 1
 
-    def let_go(self, keys: Sequence[bytes]) -> None:
-        """The transfer has ended."""
+    def release(self, keys: Sequence[bytes]) -> None:
+        """The transfer that reads these contents has ended."""
         for key in keys:
             self._entries[key].readers -= 1
         self._settle(keys)

@@ -56,10 +56,10 @@ class TierList:
 
     # --- for all of them ---
 
-    def asked(self, keys: Sequence[bytes]) -> None:
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
         """A new request can use these contents, which form a prefix: eviction may learn from that."""
         for tier in self:
-            tier.asked(keys)
+            tier.on_lookup(keys)
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
         """Keep these contents, which form a prefix, until then, whether they are here or yet to come."""
@@ -79,7 +79,7 @@ class TierList:
 
     # --- results ---
 
-    def book(self, transfer: Transfer, result: TransferResult) -> None:
+    def record(self, transfer: Transfer, result: TransferResult) -> None:
         """Enter the result of a transfer into the books of both sides, and count it."""
         source, target, stats = self.get(transfer.source), self.get(transfer.target), self.stats[transfer.lower]
         arrived = sum(size > 0 for size in result.sizes)
@@ -91,12 +91,12 @@ class TierList:
             stats.saved += arrived
             stats.save_copies += result.copies
         if source is not None:
-            source.let_go(transfer.hashes)
+            source.release(transfer.hashes)
             source.forget(result.gone)
         if target is not None:
             target.arrived(transfer.hashes, result.sizes)
 
-    def lose(self, name: str) -> None:
+    def mark_lost(self, name: str) -> None:
         """A tier failed as a whole. Transfers to and from it will fail too, each by a result of its own."""
         self._tiers.pop(name, None)
         self.stats[name].up = False

@@ -69,12 +69,12 @@ class TransferPlanner:
         return self.in_flight or self._saves.busy or any(tier.has_drops for tier in self.tiers)
 
     @property
-    def leaving(self) -> bool:
+    def frees_soon(self) -> bool:
         """Whether blocks that a request gave up will be available when their transfers have ended."""
         return self._in_flight.yielded
 
     @property
-    def holding(self) -> bool:
+    def holds_blocks(self) -> bool:
         """Whether any transfer has blocks of its own, for whatever reason."""
         return any(self._in_flight.held)
 
@@ -93,9 +93,9 @@ class TransferPlanner:
 
     # --- what the scheduler reports ---
 
-    def asked(self, keys: Sequence[bytes]) -> None:
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
         """A new request can use these contents, which form a prefix: eviction may learn from that."""
-        self.tiers.asked(keys)
+        self.tiers.on_lookup(keys)
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
         """Keep these contents, which form a prefix, until then, whether they are here or yet to come."""
@@ -105,11 +105,11 @@ class TransferPlanner:
         """End the pins whose time has come."""
         self.tiers.expire(now)
 
-    def saw_step(self, step: Step, seconds: float) -> None:
+    def on_step(self, step: Step, seconds: float) -> None:
         """A step ended: it may show what a prompt token costs."""
         if self.active:
             prompts = sum(chunk.length for chunk in step.chunks if chunk.phase is ChunkPhase.PREFILL)
-            self._estimate.saw_step(prompts, step.tokens, seconds)
+            self._estimate.on_step(prompts, step.tokens, seconds)
 
     def ended(self, request: Request) -> None:
         """The request has ended: drop what only it could use."""
@@ -121,17 +121,17 @@ class TransferPlanner:
 
     # --- loads ---
 
-    def beyond(self, request: Request, keys: Sequence[bytes], hits: int) -> list[Wanted]:
+    def loadable_after(self, request: Request, keys: Sequence[bytes], hits: int) -> list[Wanted]:
         """What to load after the request's first `hits` blocks, as far as loading is faster than computing."""
-        return self._loads.beyond(request, keys, hits)
+        return self._loads.loadable_after(request, keys, hits)
 
     def load(self, request: Request, wanted: Sequence[Wanted], blocks: Sequence[int], *, alone: bool) -> None:
-        """Start to load what `beyond` returned into these blocks; `alone`: no other request runs that could be held up."""
+        """Start to load what `loadable_after` returned into these blocks; `alone`: no other request runs that could be held up."""
         self._loads.start(request, wanted, blocks, alone=alone)
 
-    def disown(self, request: Request) -> set[int]:
+    def detach(self, request: Request) -> set[int]:
         """The request gives its blocks back. Returns those that are being filled, which stay with their transfers."""
-        return self._loads.disown(request)
+        return self._loads.detach(request)
 
     # --- saves ---
 
@@ -181,11 +181,11 @@ class TransferPlanner:
         transfer = active.transfer
         if transfer.target == DEVICE:
             self._estimate.queued(transfer.source, -len(transfer.block_keys))
-            self._estimate.saw_transfer(transfer.source, sum(size > 0 for size in result.sizes), result.seconds)
-        self.tiers.book(transfer, result)
+            self._estimate.on_transfer(transfer.source, sum(size > 0 for size in result.sizes), result.seconds)
+        self.tiers.record(transfer, result)
         self._saves.on_arrival(transfer, result)
         if result.lost is not None:
-            self.tiers.lose(result.lost)
+            self.tiers.mark_lost(result.lost)
         self._pool.release(active.held)
         return [] if active.request_id is None else self._loads.arrive(active.request_id, result)
 

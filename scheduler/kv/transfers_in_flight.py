@@ -97,7 +97,7 @@ class TransfersInFlight:
         """The transfer's result is in. Returns what is known of it."""
         return self._active.pop(transfer_id)
 
-    def disown(self, transfer_id: int) -> list[int]:
+    def detach(self, transfer_id: int) -> list[int]:
         """No request waits for this load any more: its blocks belong to it until it ends. Returns them."""
         active = self._active[transfer_id]
         active.request_id, active.held, active.yielded = None, list(active.transfer.blocks), True

@@ -165,7 +165,7 @@ def test_a_tier_that_is_lost_takes_no_other_with_it(stack, lost):
     tiers = stack()
     tiers.planner.released([key.hash for key in tiers.keys[:8]])
     tiers.settle()
-    tiers.planner.tiers.lose(lost)
+    tiers.planner.tiers.mark_lost(lost)
     tiers.planner.released([key.hash for key in tiers.keys[8:]])
     tiers.settle()
     saved = {name: stats.saved for name, stats in tiers.planner.snapshot().items()}

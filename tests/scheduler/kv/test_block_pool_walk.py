@@ -49,7 +49,7 @@ class PoolWalk(RuleBasedStateMachine):
         idle = sum(not self.pool.in_use(block) for block in hits)
         if length - len(hits) > self.pool.available - idle:
             return
-        self.pool.eviction.asked(keys, len(hits))
+        self.pool.eviction.on_lookup(keys, len(hits))
         self.pool.share(hits)
         table = hits + self.pool.allocate(length - len(hits), hits[-1] if hits else None)
         self.publish(table, contents, len(hits))

@@ -44,7 +44,7 @@ class EvictionWalk(RuleBasedStateMachine):
         if any(each in chain for chain in self.used.values() for each in wanted):
             return
         hits = next((i for i, each in enumerate(wanted) if each not in self.unused), length)
-        self.policy.asked(wanted, hits)
+        self.policy.on_lookup(wanted, hits)
         here = [each for each in wanted if each in self.unused]
         self.policy.remove(*here)
         self.unused = [each for each in self.unused if each not in here]
@@ -183,7 +183,7 @@ def serve(policy, chains, capacity):
     here, misses = set(), 0
     for chain in chains:
         hits = next((i for i, each in enumerate(chain) if each not in here), len(chain))
-        policy.asked(chain, hits)
+        policy.on_lookup(chain, hits)
         misses += len(chain) - hits
         found = [each for each in chain if each in here]
         policy.remove(*found)
@@ -277,7 +277,7 @@ class TestPredicted:
     def test_memory_is_bounded_however_much_is_asked_for(self):
         policy = Predicted(10)
         for number in range(2000):
-            policy.asked(keys(3 * number, 3 * number + 1), 0)
+            policy.on_lookup(keys(3 * number, 3 * number + 1), 0)
             policy.add(*keys(3 * number, 3 * number + 1, 3 * number + 2))
             while len(policy) > 10:
                 policy.victim()
@@ -303,5 +303,5 @@ def test_what_is_known_behind_something_that_is_not_is_counted_once():
     order = Predicted(4)
     order.add(b"end")
     for keys in ([b"begin", b"end"], [b"another", b"end"]):
-        order.asked(keys, 0)
+        order.on_lookup(keys, 0)
         order.check_integrity()

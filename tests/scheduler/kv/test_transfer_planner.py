@@ -242,8 +242,8 @@ def estimate(*, bandwidth: float, token_seconds: float, tier: str = "host") -> L
     """Of blocks of 2 MiB that hold 32 tokens, having seen these speeds."""
     found = LoadOrRecompute(2**21, 32, telling_tokens=32)
     for _ in range(60):
-        found.saw_transfer(tier, 10, 10 * 2**21 / bandwidth)
-        found.saw_step(64, 64, 64 * token_seconds)
+        found.on_transfer(tier, 10, 10 * 2**21 / bandwidth)
+        found.on_step(64, 64, 64 * token_seconds)
     return found
 
 
@@ -259,7 +259,7 @@ def test_before_a_prompt_was_computed_everything_is_loaded():
 def test_a_part_is_loaded_where_the_rest_lies_in_a_tier_that_is_slower_than_computing():
     found = estimate(bandwidth=4e9, token_seconds=1e-4)
     for _ in range(60):
-        found.saw_transfer("disk", 10, 10.0)
+        found.on_transfer("disk", 10, 10.0)
     assert found.to_load(["host"] * 4 + ["disk"] * 4) == 4
     assert found.pays("host") and not found.pays("disk")
 
@@ -282,9 +282,9 @@ def test_a_tier_that_was_busy_once_is_tried_again():
 def test_a_tier_that_was_never_loaded_from_gets_its_chance():
     found = LoadOrRecompute(2**21, 32, telling_tokens=32)
     for _ in range(60):
-        found.saw_step(64, 64, 64e-9)
+        found.on_step(64, 64, 64e-9)
     assert found.pays("disk") and found.to_load(["disk"] * 4) == 4
-    found.saw_transfer("disk", 10, 1.0)
+    found.on_transfer("disk", 10, 1.0)
     assert not found.pays("disk") and found.to_load(["disk"] * 4) == 0
 
 
@@ -295,7 +295,7 @@ def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for()
         engine.add(f"low{i}", [i + 1] * 9, max_tokens=12, priority=1, ignore_eos=True)
     for _ in range(30):
         engine.tick()
-    assert engine.transfer_worker.under_way and not engine.scheduler._transfers.leaving
+    assert engine.transfer_worker.under_way and not engine.scheduler._transfers.frees_soon
     engine.add("high", [40] * 9, max_tokens=2, ignore_eos=True)
     for _ in range(4):
         engine.tick()
@@ -307,9 +307,9 @@ def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for()
 
 def test_steps_of_few_prompt_tokens_and_small_transfers_tell_nothing():
     found = LoadOrRecompute(2**10, 32, telling_tokens=32)
-    found.saw_step(8, 8, 1.0)
-    found.saw_step(40, 100, 1.0)
-    found.saw_transfer("host", 3, 100.0)
+    found.on_step(8, 8, 1.0)
+    found.on_step(40, 100, 1.0)
+    found.on_transfer("host", 3, 100.0)
     assert found.recompute_seconds(1) is None
     assert found.block_seconds("host") < 1e-5
 
