@@ -12,6 +12,8 @@ from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
 from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 
+_NO_DRAFTS: list[int] = []  # of all chunks without drafts; never changed
+
 
 class ChunkBuilder:
     """Adds chunks to the steps of one scheduler.
@@ -30,7 +32,7 @@ class ChunkBuilder:
     def prefill(self, step: Step, request: Request, length: int) -> None:
         """The request computes `length` tokens of its prompt or of a recomputation; the last one samples."""
         samples = int(request.computed + length == request.known and request.sampling.max_tokens > 0)
-        self._add(step, request, ChunkPhase.PREFILL, length, samples=samples)
+        self._add(step, request, ChunkPhase.PREFILL, length, samples, _NO_DRAFTS)
 
     def decode(self, step: Step, request: Request, draft_ids: Sequence[int] = ()) -> None:
         """The request computes its newest token and the drafts after it.
@@ -38,36 +40,35 @@ class ChunkBuilder:
         The KV of drafts does not count as computed until they are accepted.
         """
         request.verifying = bool(draft_ids)
-        self._add(step, request, ChunkPhase.DECODE, 1, samples=1 + len(draft_ids), draft_ids=draft_ids)
+        drafts = list(draft_ids) if draft_ids else _NO_DRAFTS
+        self._add(step, request, ChunkPhase.DECODE, 1, 1 + len(drafts), drafts)
 
     def _add(
-        self,
-        step: Step,
-        request: Request,
-        phase: ChunkPhase,
-        length: int,
-        *,
-        samples: int,
-        draft_ids: Sequence[int] = (),
+        self, step: Step, request: Request, phase: ChunkPhase, length: int, samples: int, draft_ids: list[int]
     ) -> None:
+        # Runs once for each row of each step: arguments are positional, and `advance` is written out.
         if not request.announced:
             request.announced = True
             step.new.append(_init(request))
-        chunk = Chunk(
-            request_id=request.request_id,
-            start=request.computed,
-            length=length + len(draft_ids),
-            block_table=list(request.block_table),
-            phase=phase,
-            samples=samples,
-            draft_ids=list(draft_ids),
+        start = request.computed
+        step.chunks.append(
+            Chunk(
+                request_id=request.request_id,
+                start=start,
+                length=length + len(draft_ids),
+                block_table=request.block_table.copy(),
+                phase=phase,
+                samples=samples,
+                draft_ids=draft_ids,
+            )
         )
-        request.in_flight += samples > 0
+        if samples:
+            request.in_flight += 1
         request.last_step = step.step_id
-        self.advance(request, length)
+        request.computed = start + length
+        self.count(request, start)
         if self._cache.publish(request):
             self.published_by.add(request.request_id)
-        step.chunks.append(chunk)
 
     def advance(self, request: Request, tokens: int) -> None:
         """Count `tokens` more tokens of the request as computed, some perhaps for the first time, the others again."""
@@ -76,11 +77,12 @@ class ChunkBuilder:
 
     def count(self, request: Request, start: int) -> None:
         """Charge the request for its tokens from `start` to `computed`."""
-        if request.high_water > start:
-            self._stats.recomputed_tokens += min(request.computed, request.high_water) - start
-        if request.computed > request.high_water:
-            self._policy.on_tokens(request, max(start, request.high_water), request.computed)
-            request.high_water = request.computed
+        computed, high_water = request.computed, request.high_water
+        if high_water > start:
+            self._stats.recomputed_tokens += min(computed, high_water) - start
+        if computed > high_water:
+            self._policy.on_tokens(request, max(start, high_water), computed)
+            request.high_water = computed
 
 
 def _init(request: Request) -> SequenceInit:

@@ -63,7 +63,8 @@ class DecodePlanner:
         preempted = False
         while decodes := self._chosen():
             for request in decodes:
-                preempted |= self._grow_one(request)
+                if self._lacks_block(request):
+                    preempted |= self._grow_one(request)
             running = [r for r in decodes if r.state is RequestState.RUNNING]
             if running:
                 return [r for r in running if not self._lacks_block(r)], preempted
@@ -71,7 +72,11 @@ class DecodePlanner:
 
     def add(self, step: Step, decodes: list[Request]) -> None:
         """Add a chunk for each; drafts share what is left of the budget for decodes."""
-        left = self._draft_room(step) - len(decodes) if self._drafting.active else 0
+        if not self._drafting.active:
+            for request in decodes:
+                self._chunks.decode(step, request)
+            return
+        left = self._draft_room(step) - len(decodes)
         for request in decodes:
             drafts = self._drafting.drafts(request, left)
             left -= len(drafts)
@@ -95,7 +100,8 @@ class DecodePlanner:
         return decode_room(self._budget, prompts=prompts) - step.tokens
 
     def _ready(self) -> list[Request]:
-        return [r for r in self._table.running.values() if r.decodes and self._drafting.ready(r)]
+        decodes = [r for r in self._table.running.values() if r.decodes]
+        return [r for r in decodes if self._drafting.ready(r)] if self._drafting.active else decodes
 
     def _chosen(self) -> list[Request]:
         """The decodes of the step: as many as it has room for beside the prompts."""
@@ -104,7 +110,7 @@ class DecodePlanner:
         return choose_decodes(ready, prompts, len(self._table.waiting), self._budget, self._policy)
 
     def _grow_one(self, request: Request) -> bool:
-        """Give it a block if it lacks one; whether a request had to be preempted for that."""
+        """Give a request that lacks a block one; whether a request had to be preempted for that."""
         preempted = False
         while request.state is RequestState.RUNNING and self._lacks_block(request):
             if self._pool.available:

@@ -8,7 +8,7 @@ A request that wants more log-probabilities than the kernel lists needs a sort: 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Member:
         settings: what it asks of the kernels.
         edits: those that apply to it and add to its logits.
         by_host: whether the host draws its tokens.
+        needs_host_tokens: whether its next token cannot be drawn before the host knows all others.
         slot: its row of token counts; -1: it has none.
         ahead: how many tokens have been sampled that the host does not know yet.
     """
@@ -53,11 +54,10 @@ class Member:
     by_host: bool
     slot: int = _NO_SLOT
     ahead: int = 0
+    needs_host_tokens: bool = field(init=False)
 
-    @property
-    def needs_host_tokens(self) -> bool:
-        """Whether its next token cannot be drawn before the host knows all others."""
-        return self.by_host or any(edit.needs_host_tokens for edit in self.edits)
+    def __post_init__(self) -> None:
+        self.needs_host_tokens = self.by_host or any(edit.needs_host_tokens for edit in self.edits)
 
     @property
     def length(self) -> int:
@@ -167,7 +167,7 @@ class GpuSampler:
         self._edits = tuple(edits)
         self._device = target
         self._counts = TokenCounts(vocab_size, target)
-        self._members: list[Member] = []  # of the last draw
+        self._members: list[Member] = []  # of the last draw without drafts
         self._lengths: list[int] = []
         self._settings: BatchSettings | None = None
 
@@ -178,13 +178,18 @@ class GpuSampler:
         by_host = (sampling.logprobs or 0) > MOST
         return Member(sequence, place, _row_settings(sampling), edits, by_host)
 
-    def sample(self, logits: Tensor, members: list[Member]) -> tuple[Tensor, Draw]:
+    def sample(self, logits: Tensor, members: list[Member], *, verifying: bool = False) -> tuple[Tensor, Draw]:
         """Draw for each row of `logits`, fp32 [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
+
+        Args:
+            logits: of the rows.
+            members: those of the rows.
+            verifying: drafts follow the rows; the members of the last draw without drafts stay those to expect next.
 
         Returns:
             int64 [rows] on the device (an error is a negative number), and the same on its way to the host.
         """
-        settings = self._settings_of(members)
+        settings = self._settings_anew(members) if verifying else self._settings_of(members)
         described = [row for row, member in enumerate(members) if member.sequence.sampling.logprobs is not None]
         added = _additions(members)
         raw = logits.clone() if added and described else logits
@@ -213,16 +218,16 @@ class GpuSampler:
             self._settings.advance()
             self._lengths = lengths
             return self._settings
+        self._members, self._lengths = list(members), lengths
+        self._settings = self._settings_anew(members)
+        return self._settings
+
+    def _settings_anew(self, members: list[Member]) -> BatchSettings:
         for member in members:
             if member.settings.penalized and member.slot == _NO_SLOT:
                 member.slot = self._counts.slot_of(member.sequence)
-        rows = [
-            replace(member.settings, position=length, slot=member.slot)
-            for member, length in zip(members, lengths, strict=True)
-        ]
-        self._members, self._lengths = list(members), lengths
-        self._settings = BatchSettings.of(rows, self._device)
-        return self._settings
+        rows = [replace(member.settings, position=member.length, slot=member.slot) for member in members]
+        return BatchSettings.of(rows, self._device)
 
     def _describe(self, raw: Tensor, tokens: Tensor, members: list[Member], described: list[int]) -> tuple[Tensor, ...]:
         """For the rows that want them: the token's log-probability, its rank, the likeliest ids and their log-probabilities."""

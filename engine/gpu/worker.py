@@ -264,8 +264,10 @@ class GpuWorker:
             while self._pending:
                 self._finish_oldest()
         rows = first_rows(chunks, [member.sequence for member in members], results)
-        self._draw(hidden, [row for row in rows if not row.draft_ids], members, pending)
-        self._verify(hidden, [row for row in rows if row.draft_ids], members, results)
+        guessed = [row for row in rows if row.draft_ids]
+        self._draw(hidden, [row for row in rows if not row.draft_ids] if guessed else rows, members, pending)
+        if guessed:
+            self._verify(hidden, guessed, members, results)
 
     def _draw(self, hidden: Tensor, rows: list[SampledRow], members: list[Member], pending: PendingStep) -> None:
         """Sample after these rows, the only ones of their chunks. `members` are those of all chunks."""
@@ -283,24 +285,28 @@ class GpuWorker:
             some = [row for row in rows if members[row.place].by_host == by_host]
             while some:
                 drawing = [members[row.place] for row in some]
-                sampled = _sampled(self._sample_after(hidden, some, drawing), drawing)
+                sampled = _sampled(self._sample_after(hidden, some, drawing, verifying=True), drawing)
                 following = [
                     row.take(token, member.sequence, results[row.place])
                     for row, member, token in zip(some, drawing, sampled, strict=True)
                 ]
                 some = [row for row in following if row is not None]
 
-    def _sample_after(self, hidden: Tensor, rows: list[SampledRow], members: list[Member]) -> "Draw | list[Sampled]":
+    def _sample_after(
+        self, hidden: Tensor, rows: list[SampledRow], members: list[Member], *, verifying: bool = False
+    ) -> "Draw | list[Sampled]":
         """One token after each row; `members` are those of the rows. The host draws for all of them, or for none."""
         indices = [row.row for row in rows]
         picked = hidden if indices == list(range(len(hidden))) else hidden[self._sent(indices)]
-        tokens, drawn = self._sample(self._model.logits(picked), members, members[0].by_host)
+        tokens, drawn = self._sample(self._model.logits(picked), members, verifying=verifying)
         self._newest[self._sent([member.place for member in members])] = tokens
         return drawn
 
-    def _sample(self, logits: Tensor, members: list[Member], by_host: bool) -> tuple[Tensor, Draw | list[Sampled]]:
-        if not by_host:
-            return self._device_sampler.sample(logits, members)
+    def _sample(
+        self, logits: Tensor, members: list[Member], *, verifying: bool
+    ) -> tuple[Tensor, Draw | list[Sampled]]:
+        if not members[0].by_host:
+            return self._device_sampler.sample(logits, members, verifying=verifying)
         sampled = self._host_sampler.sample(logits, [member.sequence for member in members])
         return self._sent([token.token_id for token in sampled]), sampled
 

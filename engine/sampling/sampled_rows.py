@@ -6,7 +6,7 @@ would without drafts, greedy or not, with penalties or without.
 """
 
 import collections.abc
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.sampling.prompt_logprobs import wanted
 from engine.sampling.sampler import Sampled
@@ -14,8 +14,7 @@ from engine.sequence import Sequence
 from scheduler.types.step import Chunk, ChunkResult
 
 
-@dataclass(frozen=True, slots=True)
-class SampledRow:
+class SampledRow(NamedTuple):
     """A row that a token is sampled after.
 
     Attributes:
@@ -48,9 +47,10 @@ def first_rows(
     results: collections.abc.Sequence[ChunkResult],
 ) -> list[SampledRow]:
     """The row of each chunk after which its first token is sampled; chunks that do not sample or have failed have none."""
-    rows, end = [], 0
-    for place, (chunk, sequence, result) in enumerate(zip(chunks, sequences, results, strict=True)):
+    rows, end, place = [], 0, 0
+    for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
         end += wanted(chunk, sequence)
         if chunk.samples and result.error is None:
             rows.append(SampledRow(place, end - chunk.samples, chunk.draft_ids))
+        place += 1
     return rows
