@@ -32,7 +32,7 @@ class ChunkBuilder:
     def prefill(self, step: Step, request: Request, length: int) -> None:
         """The request computes `length` tokens of its prompt or of a recomputation; the last one samples."""
         samples = int(request.computed + length == request.known and request.sampling.max_tokens > 0)
-        self._add(step, request, ChunkPhase.PREFILL, length, samples, _NO_DRAFTS)
+        self._add(step, request, ChunkPhase.PREFILL, length, samples)
 
     def decode(self, step: Step, request: Request, draft_ids: Sequence[int] = ()) -> None:
         """The request computes its newest token and the drafts after it.
@@ -40,28 +40,28 @@ class ChunkBuilder:
         The KV of drafts does not count as computed until they are accepted.
         """
         request.verifying = bool(draft_ids)
-        drafts = list(draft_ids) if draft_ids else _NO_DRAFTS
-        self._add(step, request, ChunkPhase.DECODE, 1, 1 + len(drafts), drafts)
+        chunk = self._add(step, request, ChunkPhase.DECODE, 1, 1)
+        if draft_ids:
+            chunk.draft_ids = list(draft_ids)
+            chunk.length += len(draft_ids)
+            chunk.samples += len(draft_ids)
 
-    def _add(
-        self, step: Step, request: Request, phase: ChunkPhase, length: int, samples: int, draft_ids: list[int]
-    ) -> None:
+    def _add(self, step: Step, request: Request, phase: ChunkPhase, length: int, samples: int) -> Chunk:
         # Runs once for each row of each step: arguments are positional, and `advance` is written out.
         if not request.announced:
             request.announced = True
             step.new.append(_init(request))
         start = request.computed
-        step.chunks.append(
-            Chunk(
-                request_id=request.request_id,
-                start=start,
-                length=length + len(draft_ids),
-                block_table=request.block_table.copy(),
-                phase=phase,
-                samples=samples,
-                draft_ids=draft_ids,
-            )
+        chunk = Chunk(
+            request_id=request.request_id,
+            start=start,
+            length=length,
+            block_table=request.block_table.copy(),
+            phase=phase,
+            samples=samples,
+            draft_ids=_NO_DRAFTS,
         )
+        step.chunks.append(chunk)
         if samples:
             request.in_flight += 1
         request.last_step = step.step_id
@@ -69,6 +69,7 @@ class ChunkBuilder:
         self.count(request, start)
         if self._cache.publish(request):
             self.published_by.add(request.request_id)
+        return chunk
 
     def advance(self, request: Request, tokens: int) -> None:
         """Count `tokens` more tokens of the request as computed, some perhaps for the first time, the others again."""

@@ -17,6 +17,7 @@ from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.request_table import RequestTable
+from scheduler.token_budget import decode_room
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
@@ -98,7 +99,7 @@ class FastForward:
     def _may_change(self, running: list[Request]) -> bool:
         """Whether a step could differ from the one before for reasons that its chunks do not show."""
         line, budget = self._table.waiting, self._config.max_step_tokens
-        takes_turns = len(running) > budget - budget // 8 - 1
+        takes_turns = len(running) > decode_room(budget, prompts=True)
         could_admit = bool(line) and len(running) < self._config.max_running
         return (
             self._transfers.active

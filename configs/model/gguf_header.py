@@ -23,9 +23,8 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-_MAX_ITEMS = (
-    2**23
-)  # of all arrays; a vocabulary of 260,000 tokens has a million. As Python's objects they take 30 times as much
+# Of all arrays: a vocabulary of 260,000 tokens has a million. As Python's objects they take 30 times as much.
+_MAX_ITEMS = 2**23
 _SHOWN = 80  # characters of a name that an error repeats
 _MAX_NESTING = 4  # arrays of arrays; no known file has any
 

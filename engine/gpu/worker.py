@@ -302,9 +302,7 @@ class GpuWorker:
         self._newest[self._sent([member.place for member in members])] = tokens
         return drawn
 
-    def _sample(
-        self, logits: Tensor, members: list[Member], *, verifying: bool
-    ) -> tuple[Tensor, Draw | list[Sampled]]:
+    def _sample(self, logits: Tensor, members: list[Member], *, verifying: bool) -> tuple[Tensor, Draw | list[Sampled]]:
         if not members[0].by_host:
             return self._device_sampler.sample(logits, members, verifying=verifying)
         sampled = self._host_sampler.sample(logits, [member.sequence for member in members])

@@ -56,7 +56,12 @@ def read_gguf_config(header: GgufHeader) -> ModelConfig:
     """The description in the header of a GGUF file; raises what `read_config` does."""
     file = header.path.name
     name = Fields(header.metadata, file).text("general.architecture", "unnamed")
-    known = {family.gguf: family for family in known_families().values() if family.gguf is not None}
+    known = dict[str, Family]()
+    for family in known_families().values():
+        if family.gguf is not None and known.setdefault(family.gguf, family) is not family:
+            raise ValueError(
+                f"two families are named {family.gguf!r} in GGUF: {known[family.gguf].name}, {family.name}"
+            )
     if name not in known:
         raise _unknown(file, name, known)
     return config_from_gguf(header, known[name].name)

@@ -47,10 +47,9 @@ def first_rows(
     results: collections.abc.Sequence[ChunkResult],
 ) -> list[SampledRow]:
     """The row of each chunk after which its first token is sampled; chunks that do not sample or have failed have none."""
-    rows, end, place = [], 0, 0
-    for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
+    rows, end = [], 0
+    for place, (chunk, sequence, result) in enumerate(zip(chunks, sequences, results, strict=True)):
         end += wanted(chunk, sequence)
         if chunk.samples and result.error is None:
             rows.append(SampledRow(place, end - chunk.samples, chunk.draft_ids))
-        place += 1
     return rows

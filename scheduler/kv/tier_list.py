@@ -86,7 +86,7 @@ class TierList:
         if transfer.target == DEVICE:
             stats.loaded += arrived
             stats.load_copies += result.copies
-            stats.failed += len(transfer.block_keys) - arrived
+            stats.failed += len(result.gone)  # a cancelled load has none: what it asked for is still there
         else:
             stats.saved += arrived
             stats.save_copies += result.copies

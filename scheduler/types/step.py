@@ -42,7 +42,7 @@ class Chunk:
     planned. They are the chunk's last tokens, and `samples` is one more than their number: each guess that equals the
     token sampled in its place is accepted, and the first that does not discards the rest (speculative decoding: Leviathan
     et al. 2023, "Fast inference from transformers via speculative decoding", in the form that compares the draws
-    themselves, so that the output is the one without drafts).
+    themselves, so that the output is the one without drafts: token for token on the CPU, up to rounding on a GPU).
     """
 
     request_id: str

@@ -23,7 +23,6 @@ from torch import Tensor
 from kernels.gpu.attention.attention_mass import attention_mass
 from kernels.gpu.attention.launch import Config, Pool, capability, exponents, variants
 from kernels.gpu.attention.merge_states import merge_states
-from kernels.gpu.attention.reference import reference_attention
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
@@ -269,14 +268,6 @@ def decode_attention(
         where = (None, kv_lengths, block_tables, mass)
         attention_mass(q, log_sums, kv, *where, scale=scale, window=window, soft_cap=soft_cap, scales=scales)
     return out
-
-
-def reference_decode_attention(
-    q: Tensor, kv: Tensor, kv_lengths: Tensor, block_tables: Tensor, **options: float | Tensor | None
-) -> Tensor:
-    """What `decode_attention` computes, in plain torch: `reference_attention` with one row per sequence."""
-    row_starts = torch.arange(len(q) + 1, dtype=torch.int32)
-    return reference_attention(q, kv, row_starts, kv_lengths, block_tables, **options).out  # type: ignore[arg-type]
 
 
 def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: Any) -> tuple[Variant, ...]:
