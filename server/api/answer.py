@@ -34,10 +34,12 @@ def text_answer(
     """The `answer` of an endpoint whose jobs are text, written in the shape that `form` makes."""
 
     async def answer(job: TextJob[S], call: Call) -> Response:
-        context = call.context
-        generation = Generation(job, context.engines, context.tokenizer, call.exchange)
-        written = form(job, context.tokenizer)
-        return await (_streamed if job.body.stream else _whole)(generation, written, call)
+        tokenizer = call.context.tokenizer
+        written = form(job, tokenizer)
+        engine = call.context.engines.choose()
+        fingerprint = engine.fingerprint
+        generation = Generation(job, engine, tokenizer, call.exchange)
+        return await (_streamed if job.body.stream else _whole)(generation, written, fingerprint, call)
 
     return answer
 
@@ -46,7 +48,7 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
     """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence."""
 
     async def answer(job: Job, call: Call) -> Response:
-        submission = Submission(job, call.context.engines, call.exchange)
+        submission = Submission(job, call.context.engines.choose(), call.exchange)
         try:
             results = await unless_disconnected(pooled(submission), call.request.receive)
         finally:
@@ -56,13 +58,17 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
     return answer
 
 
-async def _streamed(generation: Generation, form: AnswerFormat[Any], call: Call) -> Response:
-    writer = ChunkWriter(generation, form, call.context.fingerprint)
-    stream = EventStream(generation, writer, call.exchange, call.headers)
-    return stream if await stream.start(call.request.receive) else _client_left()
+async def _streamed(generation: Generation, form: AnswerFormat[Any], fingerprint: str, call: Call) -> Response:
+    try:
+        writer = ChunkWriter(generation, form, fingerprint)
+        stream = EventStream(generation, writer, call.exchange, call.headers)
+        return stream if await stream.start(call.request.receive) else _client_left()
+    except BaseException:  # until the stream has started, nobody else ends what was submitted
+        generation.close()
+        raise
 
 
-async def _whole(generation: Generation, form: AnswerFormat[Any], call: Call) -> Response:
+async def _whole(generation: Generation, form: AnswerFormat[Any], fingerprint: str, call: Call) -> Response:
     try:
         deltas = await unless_disconnected(_collect(generation), call.request.receive)
     finally:
@@ -72,7 +78,7 @@ async def _whole(generation: Generation, form: AnswerFormat[Any], call: Call) ->
     content = await to_thread_if_larger(
         scored_tokens(deltas),
         INLINE_SCORED_TOKENS,
-        lambda: answer_body(generation, form, deltas, call.context.fingerprint),
+        lambda: answer_body(generation, form, deltas, fingerprint),
     )
     return Response(content, media_type="application/json", headers=call.headers)
 

@@ -1,6 +1,5 @@
 """What endpoints work with: made once at start-up and handed to each of them; none of it is global."""
 
-import hashlib
 from dataclasses import dataclass
 
 from configs.settings import Settings
@@ -41,15 +40,6 @@ class ServerContext:
         if self.engines.info is None:
             raise self.engines.unavailable()
         return self.engines.info
-
-    @property
-    def fingerprint(self) -> str:
-        """`system_fingerprint` of the answers: it stays the same as long as a request can be expected to get the same answer.
-
-        Raises:
-            Unavailable: no engine was ever ready, so what will compute is not known.
-        """
-        return "fp_" + hashlib.blake2b(self.info().computes.encode(), digest_size=6).hexdigest()
 
     def model_name(self, asked: str | None) -> str:
         """The name the answer carries.

@@ -4,6 +4,7 @@ What belongs here: the wire to the engine, dispatch of events to open sequences,
 Never: HTTP, text, what a request means. How a dead engine comes back stands in `server/engines/supervisor.py`.
 """
 
+import hashlib
 import logging
 import math
 import time
@@ -75,17 +76,16 @@ class EngineClient:
     # --- requests ---
 
     def submit(self, request: AddRequest, lifetime: Lifetime) -> OutputStream:
-        """Queue one sequence; the caller closes the stream. `request_id` must be new.
+        """Queue one sequence of a job that `ensure_room` has let in; the caller closes the stream. `request_id` must be new.
 
         Raises:
-            QueueFull: `max_waiting` sequences are waiting already.
             Unavailable: the engine is not ready.
         """
-        self.ensure_room(1)
+        self._ensure_ready()
         return self._open(request, lifetime, self._sequence_ended)
 
     def probe(self, request: AddRequest) -> OutputStream:
-        """`submit` without the queue's bound and outside the request metrics, for `/health`.
+        """`submit` outside the request metrics, for `/health`.
 
         Raises:
             Unavailable: the engine is not ready.
@@ -104,15 +104,16 @@ class EngineClient:
         return stream
 
     def ensure_room(self, sequences: int) -> None:
-        """Refuse a request of this many sequences before any of them is submitted.
+        """Refuse a job of this many sequences before any of them is submitted.
 
         Raises:
-            QueueFull, Unavailable: as `submit`.
+            QueueFull: `max_waiting` sequences wait already, or would with these.
+            Unavailable: the engine is not ready.
         """
         self._ensure_ready()
         limit = self._settings.max_waiting
         excess = self.waiting + sequences - limit
-        # A request of more sequences than the bound must have a chance: it may enter an empty queue.
+        # A job of more sequences than the bound must have a chance: it may enter an empty queue.
         if excess <= 0 or (self.waiting == 0 and sequences > limit):
             return
         retry = self._speed.seconds_for(excess, time.monotonic())
@@ -120,6 +121,17 @@ class EngineClient:
             f"The queue is full: {self.waiting} sequences wait, max_waiting is {limit} and this request needs {sequences}.",
             headers={"Retry-After": str(retry)},
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint` of this engine's answers: the same as long as a request can be expected to get the same answer.
+
+        Raises:
+            Unavailable: it was never ready, so what will compute is not known.
+        """
+        if self.info is None:
+            raise self.unavailable()
+        return "fp_" + hashlib.blake2b(self.info.computes.encode(), digest_size=6).hexdigest()
 
     @property
     def waiting(self) -> int:
@@ -174,9 +186,8 @@ class EngineClient:
 
     def _sequence_ended(self, stream: OutputStream) -> None:
         self._forget(stream)
-        if (
-            stream.lifetime.reason is not FinishReason.ERROR
-        ):  # many that end at once when an engine dies say nothing about speed
+        # Many that end at once when an engine dies say nothing about speed.
+        if stream.lifetime.reason is not FinishReason.ERROR:
             self._speed.ended(time.monotonic())
         self._metrics.sequence_ended(stream.lifetime)
 

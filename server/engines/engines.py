@@ -1,17 +1,15 @@
-"""The engines of one server, by name. A request goes to one of them: to the ready one with the fewest open sequences."""
+"""The engines of one server, by name. A job goes to one of them: to the ready one with the fewest open sequences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from scheduler.types.messages import AddRequest, Ready
+from scheduler.types.messages import Ready
 from server.engines.client import EngineClient
 from server.errors import Unavailable
-from server.stream.output_stream import OutputStream
-from server.telemetry.lifetime import Lifetime
 
 
 class Engines:
-    """Holds the clients; to the API they look like one engine.
+    """Holds the clients, and chooses one for each job.
 
     Args:
         clients: one or more, each with a name of its own.
@@ -41,22 +39,15 @@ class Engines:
         """What one of them said when it became ready: a ready one if there is any. All serve the same model."""
         return next((client.info for client in self._by_load() if client.info is not None), None)
 
-    def submit(self, request: AddRequest, lifetime: Lifetime) -> OutputStream:
-        """Queue one sequence in one engine; the caller closes the stream. `request_id` must be new.
+    def choose(self) -> EngineClient:
+        """The engine for one job. All its sequences go there, so that they share their prompt's blocks.
 
         Raises:
-            QueueFull: `max_waiting` sequences are waiting already, in each engine.
             Unavailable: no engine is ready.
         """
-        return self._chosen().submit(request, lifetime)
-
-    def ensure_room(self, sequences: int) -> None:
-        """Refuse a request of this many sequences before any of them is submitted.
-
-        Raises:
-            QueueFull, Unavailable: as `submit`.
-        """
-        self._chosen().ensure_room(sequences)
+        if not self.ready:
+            raise self.unavailable()
+        return self._by_load()[0]
 
     def abort_all(self, reason: str) -> None:
         """End everything open, for its readers and in the engines; `reason` is the error they read."""
@@ -67,11 +58,6 @@ class Engines:
         """Why no request is taken now, with Retry-After, as the engine says that may be ready first."""
         hope = {"starting": 0, "stopped": 1, "dead": 2}
         return min(self._clients, key=lambda client: hope.get(client.state, 0)).unavailable()
-
-    def _chosen(self) -> EngineClient:
-        if not self.ready:
-            raise self.unavailable()
-        return self._by_load()[0]
 
     def _by_load(self) -> list[EngineClient]:
         """All clients, ready ones first, then by their number of open sequences."""

@@ -24,7 +24,11 @@ def launch(arguments: Sequence[str]) -> Incarnation:
     """Start an engine process and bind the sockets it will connect to.
 
     Raises:
-        OSError: the process cannot be started.
+        OSError: the process cannot be started, or a socket not bound; nothing is left behind.
     """
     process = EngineProcess(arguments)
-    return Incarnation(process, EngineWire(process.endpoints))
+    try:
+        return Incarnation(process, EngineWire(process.endpoints))
+    except BaseException:
+        process.close()
+        raise

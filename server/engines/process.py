@@ -28,11 +28,20 @@ class EngineProcess:
     """Starts `arguments` with `--commands` and `--events` at once; the rest of the server may be imported meanwhile."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         self.started = time.monotonic()
         self.folder = private_folder("headrace-")
         self.endpoints = Endpoints(*(f"ipc://{self.folder}/{name}" for name in ("commands", "events")))
         wires = ["--commands", self.endpoints.commands, "--events", self.endpoints.events]
-        self._child = spawn([*arguments, *wires])
+        try:
+            self._child = spawn([*arguments, *wires])
+        except BaseException:
+            remove_folder(self.folder)
+            raise
         self._closed = False
 
     @property

@@ -24,9 +24,18 @@ class EngineWire:
     """
 
     def __init__(self, endpoints: Endpoints) -> None:
+        """Bind both sockets.
+
+        Raises:
+            OSError: one of them cannot be bound.
+        """
         self._context = zmq.Context()
-        self._commands = bound(self._context, zmq.PUSH, endpoints.commands)
-        self._events = bound(self._context, zmq.PULL, endpoints.events)
+        try:
+            self._commands = bound(self._context, zmq.PUSH, endpoints.commands)
+            self._events = bound(self._context, zmq.PULL, endpoints.events)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise OSError(error.errno, f"cannot bind {endpoints}: {error.strerror}") from error
         self._command_codec, self._event_codec = MessageCodec[Command](COMMANDS), MessageCodec[Event](EVENTS)
         self._outbox: deque[list[bytes]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that listens

@@ -26,7 +26,7 @@ class Engine(Protocol):
         """Raise `QueueFull` or `Unavailable` unless this number of sequences would be taken now."""
 
     def submit(self, request: AddRequest, lifetime: Lifetime) -> SequenceStream:
-        """Queue one sequence. Raises as `ensure_room`."""
+        """Queue one sequence of those that `ensure_room` has let in. Raises `Unavailable`."""
 
 
 class Submission:

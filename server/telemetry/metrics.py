@@ -214,7 +214,7 @@ class EngineMetrics(Declared):
 
 
 class EnginesCollector(Collector):
-    """The metrics of all engines. If there are several, their series have a label `engine`; those of an only engine have none."""
+    """The metrics of all engines. Where there are several, their series have a label `engine`; a single engine's have none."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, EngineMetrics] = {}

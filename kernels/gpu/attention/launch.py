@@ -38,7 +38,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One layer of the KV pool as the kernels take it.
+    """One layer of the KV pool, in the form that the kernels expect.
 
     Attributes:
         kv: [blocks, 2, kv_heads, block_size, dim]; fp8 as bytes where the chip or the interpreter has no e4m3.
@@ -73,7 +73,10 @@ class Pool:
         return cls(kv, None)
 
     def strides(self, block_tables: Tensor) -> tuple[int, ...]:
-        """As the kernels take them: of block, side, head and token; of block and side of the scales (0 if none); of a table."""
+        """Strides in elements, in the order of the kernels' arguments.
+
+        Of block, side, head and token; of block and side of the scales (0 if there are none); of a row of the block tables.
+        """
         scales = (0, 0) if self.scales is None else self.scales.stride()[:2]
         return (*self.kv.stride()[:4], *scales, block_tables.stride(0))
 

@@ -21,7 +21,7 @@ NOTHING: tl.constexpr = tl.constexpr(-1e30)
 
 @triton.jit
 def as_operand(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Keys or values as `tl.dot` takes them beside queries of `dtype`; bytes are the bits of e4m3.
+    """Keys or values in a dtype that `tl.dot` accepts beside queries of `dtype`; bytes are the bits of e4m3.
 
     The bits of e4m3 moved into place are an fp16 that is 2^8 times too small, subnormals included. That needs no fp8 instruction:
     Triton has none for e4m3 below compute capability 8.9, and its interpreter computes fp8 wrongly.

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from configs.settings import Settings
+from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.errors import Unavailable
 from server.telemetry.metrics import Metrics
+from tests.server.api.scripted import Server, ready_event
 from tests.server.engines.harness import eventually, http, make_app, run, running
 from tests.server.engines.scripted_engine import HOLD, READY
 
@@ -115,6 +118,41 @@ def test_a_server_none_of_whose_engines_is_ready_says_why_of_each(tmp_path):
     run(body)
 
 
+def test_all_sequences_of_a_job_go_to_one_engine(tmp_path):
+    async def body():
+        async with two_engines(tmp_path) as server:
+            held = asyncio.create_task(post(server, [HOLD], n=3))
+            await eventually(lambda: server.first.client.stats.running == 3)
+            assert server.second.client.open_count == 0
+            answer = await post(server, [[5], [6], [7]])
+            assert answer.json()["usage"]["completion_tokens"] == 9
+            assert server.metrics.registry.get_sample_value("headrace_steps_total", {"engine": "second"}) >= 9
+            held.cancel()
+            await asyncio.gather(held, return_exceptions=True)
+
+    run(body)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_names_what_computes_in_the_engine_that_gave_it(stream):
+    async def body():
+        first, second = Server("ab"), Server("cd")
+        second.engine.name = "second"
+        ready = ready_event()
+        ready.computes = "another script"
+        second.engine.handle(ready)
+        names = [server.engine.fingerprint for server in (first, second)]
+        assert names[0] != names[1]
+        context = replace(first.context, engines=Engines([first.engine, second.engine]))
+        async with http(create_app(context)) as client:
+            request = {"prompt": "a", "stream": stream}
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=request) for _ in names))
+        assert [len(server.process.requests) for server in (first, second)] == [1, 1]
+        assert [[name in answer.text for name in names] for answer in answers] == [[True, False], [False, True]]
+
+    run(body)
+
+
 def clients(*states):
     made = [EngineClient(f"engine-{number}", Settings(), Metrics()) for number in range(len(states))]
     for client, state in zip(made, states, strict=True):
@@ -135,7 +173,7 @@ def test_names_are_each_engines_own():
 )
 def test_of_engines_that_are_not_ready_the_one_that_may_be_first_answers(states, message):
     with pytest.raises(Unavailable, match=message):
-        Engines(clients(*states)).ensure_room(1)
+        Engines(clients(*states)).choose()
 
 
 def test_what_engines_say_of_the_model_is_taken_from_one_that_is_ready():

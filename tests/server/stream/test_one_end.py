@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from loadtest.client.sse_grammar import validate_body
 from scheduler.types.messages import FinishReason, Output
+from server.api import formats
+from server.stream import sse
 from server.stream.sse import CLIENT_GONE
 from tests.server.api.scripted import Server, run
 
@@ -101,3 +103,23 @@ def test_a_request_ends_once(path, stream, usage, n, length, per_step, kind, at)
     assert total(metrics, "headrace_request_errors_total") == (ended in CODES.values())
     if ended in CODES.values():
         assert f'headrace_request_errors_total{{code="{ended}"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "place", ["AnswerFormat.__init__", "ChunkWriter.__init__", "EventStream.__init__", "EventStream.start"]
+)
+def test_a_failure_before_the_stream_has_started_leaves_nothing_in_the_engine(path, place, monkeypatch):
+    def fails(*arguments):
+        raise ZeroDivisionError(place)
+
+    async def body():
+        server = Server("Hello")
+        owner, method = place.split(".")
+        monkeypatch.setattr({"EventStream": sse}.get(owner, formats).__dict__[owner], method, fails)
+        answer = await server.post(path, {**PATHS[path], "stream": True, "n": 2})
+        assert answer.status_code == 500
+        assert server.engine.open_count == 0
+        assert sorted(server.process.aborted) == sorted(request.request_id for request in server.process.requests)
+
+    run(body)

@@ -89,6 +89,18 @@ def test_a_full_queue_refuses_before_anything_is_sent():
     first.close()
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_job_of_more_sequences_than_the_queue_holds_enters_an_empty_one_whole(limit):
+    process = Recording()
+    client = engine(process, max_waiting=limit)
+    submission = Submission(job(5), client, exchange())
+    assert client.open_count == len(process.sent) == 5
+    with pytest.raises(QueueFull, match=f"5 sequences wait, max_waiting is {limit} and this request needs 5"):
+        Submission(job(5, "k"), client, exchange())
+    assert client.open_count == len(process.sent) == 5
+    submission.close()
+
+
 def test_an_engine_that_is_not_ready_refuses():
     client = Server(ready=False).engine
     with pytest.raises(Unavailable, match="starting") as caught:
