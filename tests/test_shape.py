@@ -167,6 +167,11 @@ def test_packages_of_a_folder_import_those_below_them(folder):
     assert not upward
 
 
+def test_the_backends_know_nothing_of_each_other():
+    inside = arrows_inside("engine", module_arrows(sources(*PACKAGES)))
+    assert "engine.cpu" not in inside["engine.gpu"] and "engine.gpu" not in inside["engine.cpu"]
+
+
 def test_the_table_of_layers_has_every_folder_with_packages():
     parents = {path.parents[1].relative_to(ROOT) for path in sources(*PACKAGES) if path.name == "__init__.py"}
     assert {".".join(parent.parts) for parent in parents if parent.parts} == set(LAYERS)

@@ -20,7 +20,6 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from configs.model.source import resolve_model
 from configs.settings import Settings
-from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.formats import choose_arithmetic
 from engine.cpu.kv_pool import KvPool, PackedKvPool
@@ -33,6 +32,7 @@ from engine.kv_store.host_memory import reserve
 from engine.kv_store.store import Rows
 from engine.loading import load
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from scheduler.types.block_hash import BlockKey
 
 BLOCK = 32  # tokens

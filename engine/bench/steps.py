@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import SequenceInput
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuLayer, GpuWeights
 from engine.linear import Linear
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.commands import Bucket
 from kernels.bench.timing import Timer, copy_bandwidth
 

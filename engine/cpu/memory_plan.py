@@ -1,25 +1,18 @@
 """How much memory a server will take, known from headers alone, before anything is loaded. No torch."""
 
-from pathlib import Path
-
-import psutil
-
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.device import SCORED_ROWS, StepLimits, step_limits
+from engine.memory import GIB, MIN_TOKENS, asked_blocks, available_bytes, covering, gib, longest_sequence
 from scheduler.types.messages import MemoryPlan
 
-GIB = 2**30
 MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this
-MIN_TOKENS = 16  # a pool that holds fewer is of no use
 RUNTIME_BYTES = 400 * 2**20  # torch's libraries and the HTTP process, measured with the default model
 USUAL_STEP = StepLimits(tokens=128, sequences=64)  # a CPU takes seconds for the thousands of tokens that suit a GPU
 _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
 _SCORED_COPIES = 3  # logits, exponentials and comparisons: measured 2.1 times the logits
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, arithmetic: Arithmetic) -> MemoryPlan:
@@ -65,26 +58,6 @@ def activation_bytes(settings: Settings, config: ModelConfig) -> int:
     return 4 * (limits.tokens * row + logits * config.vocab_size)
 
 
-def available_bytes() -> int:
-    """Memory a process can still take without swapping, in bytes; in a container, what its control group leaves."""
-    return min([psutil.virtual_memory().available, *_free_in_cgroups(_CGROUPS, _MEMBERSHIP)])
-
-
-def longest_sequence(settings: Settings, config: ModelConfig) -> int:
-    """How many tokens a sequence may have.
-
-    Raises:
-        ModelError: more are asked for than the model is made for.
-    """
-    asked = settings.max_model_len or config.max_position
-    if asked > config.max_position:
-        raise ModelError(
-            f"--max-model-len {asked} is more than the {config.max_position} tokens the model is made for; "
-            "leave the flag out or lower it."
-        )
-    return asked
-
-
 def _blocks(settings: Settings, block_bytes: int, longest: int, free: int) -> int:
     fitting, least = free // block_bytes, covering(MIN_TOKENS, settings.block_size)
     if settings.kv_blocks is not None:
@@ -98,58 +71,3 @@ def _blocks(settings: Settings, block_bytes: int, longest: int, free: int) -> in
             "free memory or take a smaller model."
         )
     return blocks
-
-
-def asked_blocks(blocks: int, fitting: int, least: int, block_bytes: int) -> int:
-    """The number of blocks that the operator asks for.
-
-    Raises:
-        ModelError: they do not fit, or hold next to nothing.
-    """
-    if blocks > fitting:
-        raise ModelError(
-            f"--kv-blocks {blocks} takes {gib(blocks * block_bytes)} and {gib(fitting * block_bytes)} are left for the "
-            f"KV cache; at most {fitting} blocks fit."
-        )
-    if blocks < least:
-        raise ModelError(f"--kv-blocks {blocks} holds fewer than {MIN_TOKENS} tokens; at least {least} are needed.")
-    return blocks
-
-
-def covering(tokens: int, block_size: int) -> int:
-    """How many blocks hold `tokens` tokens."""
-    return -(-tokens // block_size)
-
-
-def _free_in_cgroups(root: Path, membership: Path) -> list[int]:
-    """What each control group (version 2) above this process leaves, in bytes. Empty if none has a limit."""
-    try:
-        lines = membership.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
-    paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
-    folder = root / paths[0] if paths else root
-    found = []
-    while folder == root or root in folder.parents:
-        free = _free_in_cgroup(folder)
-        found += [] if free is None else [free]
-        folder = folder.parent
-    return found
-
-
-def _free_in_cgroup(folder: Path) -> int | None:
-    """Limit minus use, in bytes, not counting file pages that are dropped on demand; None: no limit."""
-    try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return None
-    if limit == "max":
-        return None
-    return max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
-
-
-def gib(size: int) -> str:
-    """A number of bytes, for people to read."""
-    return f"{size / GIB:.2f} GiB"

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import Batch, SequenceInput
+from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.formats import Arithmetic
 from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.packed_weights import PackedWeights
 from engine.models.registry import family_of
 from engine.models.rope import Rope
+from engine.sequence_input import SequenceInput
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.cpu.batch import SequenceInput, adapter_rows
 from engine.cpu.model import Model
 from engine.sampling.prompt_logprobs import score_prompts, wanted
 from engine.sampling.sampled_rows import first_rows
 from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
+from engine.sequence_input import SequenceInput, adapter_rows
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import SequenceInput, adapters_of, slots_of
+from engine.sequence_input import SequenceInput, adapters_of, slots_of
 from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
 from kernels.gpu.runtime import sent
 

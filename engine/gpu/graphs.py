@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.model import GpuModel
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.commands import Bucket
 
 log = logging.getLogger("headrace.engine")

@@ -7,7 +7,6 @@ import torch
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.cpu.memory_plan import available_bytes
 from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
 from engine.gpu.graph_policy import GraphPlan
@@ -16,6 +15,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
+from engine.memory import available_bytes
 from engine.sampling.registry import standard_edits
 from engine.tensor_parallel.commands import RankCommand
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess

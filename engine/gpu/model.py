@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch, Sharing, would_cascade
 from engine.gpu.formats import block_parts
 from engine.gpu.weights import GpuLayer, GpuWeights
 from engine.models.family import Axis
 from engine.models.rope import Rope
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import Shard, split_config
 from kernels.gpu.attention.cascade import cascade_attention

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.cpu.batch import SequenceInput, adapter_rows
 from engine.gpu.events import DeviceEvent
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
@@ -29,6 +28,7 @@ from engine.sampling.prompt_logprobs import score_prompts, wanted
 from engine.sampling.sampled_rows import SampledRow, first_rows
 from engine.sampling.sampler import CpuSampler, Sampled
 from engine.sequence import Sequence as TokenSequence
+from engine.sequence_input import SequenceInput, adapter_rows
 from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
 from kernels.gpu.runtime import sent
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult

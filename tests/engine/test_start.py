@@ -66,7 +66,7 @@ def test_a_file_that_is_gone_when_it_is_read_is_told_in_a_sentence(failure, monk
     def gone(*_args):
         open("/nonexistent/model.gguf", "rb")  # noqa: SIM115
 
-    monkeypatch.setattr("engine.loading.load", gone)
+    monkeypatch.setattr("engine.loading.dummy.load_dummy", gone)
     assert "cannot load" in (error := failure({}, kv_blocks=8))
     assert "/nonexistent/model.gguf" in error
 
@@ -88,6 +88,6 @@ def test_a_defect_keeps_its_traceback(failure, monkeypatch, defect):
     def broken(*_args):
         raise defect
 
-    monkeypatch.setattr("engine.loading.load", broken)
+    monkeypatch.setattr("engine.loading.dummy.load_dummy", broken)
     with pytest.raises(type(defect)):
         failure({}, kv_blocks=8)

@@ -10,7 +10,6 @@ import transformers
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B, random_weights
-from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
@@ -25,6 +24,7 @@ from engine.gpu.weights import GpuAssembly
 from engine.linear import Linear
 from engine.loading import load
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import TorchProcessGroup
 from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.quantized_matrix import dequantize, pack

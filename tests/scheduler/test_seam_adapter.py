@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.cpu.batch import SequenceInput, adapter_rows, adapters_of
+from engine.sequence_input import SequenceInput, adapter_rows, adapters_of
 from scheduler.types.block_hash import root_hash
 from tests.scheduler.sim import Engine
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from configs.model.source import resolve_model
-from engine.cpu.batch import Batch, SequenceInput
+from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import load_weights
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from tests.tiny_models import TINY
 
 LENGTH = 75

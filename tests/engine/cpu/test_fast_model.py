@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from configs.model.source import resolve_model
 from configs.settings import Settings
-from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.formats import choose_arithmetic, packed_bytes
 from engine.cpu.kv_pool import KvPool, PackedKvPool
@@ -21,6 +20,7 @@ from engine.linear import Linear
 from engine.loading import load
 from engine.models.families import llama
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from kernels.cpu import native_reference as reference
 from kernels.cpu.build import build, compiler
 from kernels.cpu.packing import pack_float, unpack

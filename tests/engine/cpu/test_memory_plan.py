@@ -8,10 +8,12 @@ import pytest
 
 from configs.model.source import ModelError
 from configs.settings import Settings
+from engine import memory
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
-from engine.cpu.memory_plan import activation_bytes, available_bytes, plan_memory
+from engine.cpu.memory_plan import activation_bytes, plan_memory
 from engine.device import SCORED_ROWS
+from engine.memory import available_bytes
 from engine.models.layout import weights_bytes
 from engine.models.registry import read_config
 
@@ -156,15 +158,15 @@ def test_control_groups_limit_what_is_available(tmp_path):
     root = tmp_path / "fs"
     group(root / "outer", "1000", 400, 100)
     group(root / "outer" / "inner", "max", 300)
-    assert memory_plan._free_in_cgroups(root, membership) == [700]
+    assert memory._free_in_cgroups(root, membership) == [700]
     group(root / "outer" / "inner", "500", 300)
-    assert min(memory_plan._free_in_cgroups(root, membership)) == 200
+    assert min(memory._free_in_cgroups(root, membership)) == 200
     group(root / "outer" / "inner", "500", 900)
-    assert min(memory_plan._free_in_cgroups(root, membership)) == 0
+    assert min(memory._free_in_cgroups(root, membership)) == 0
 
 
 def test_without_control_groups_nothing_limits(tmp_path):
-    assert memory_plan._free_in_cgroups(tmp_path, tmp_path / "none") == []
+    assert memory._free_in_cgroups(tmp_path, tmp_path / "none") == []
     membership = tmp_path / "cgroup"
     membership.write_text("12:cpu:/x\n")
-    assert memory_plan._free_in_cgroups(tmp_path, membership) == []
+    assert memory._free_in_cgroups(tmp_path, membership) == []

@@ -5,12 +5,12 @@ import random
 import torch
 
 from configs.model.source import resolve_model
-from engine.cpu.batch import SequenceInput
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading import load
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import SingleProcess
 from engine.tensor_parallel.shards import split_config
 

@@ -16,11 +16,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from configs.model.config import ModelConfig
-from engine.cpu.batch import SequenceInput
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading.dummy import load_dummy
+from engine.sequence_input import SequenceInput
 from kernels.gpu.attention import decode, launch, paged
 from kernels.gpu.sampling.penalties import count_tokens
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample

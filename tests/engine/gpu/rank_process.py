@@ -11,7 +11,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 import torch
 
-from engine.cpu.batch import SequenceInput
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess, TorchProcessGroup
 from tests.engine.gpu.cases import CPU, chunk, gpu_model
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch, Sharing, would_cascade
+from engine.sequence_input import SequenceInput
 from tests.engine.gpu.cases import CPU, SIZE
 
 SHARING = Sharing(heads=4, kv_heads=2, block_bytes=100, least_saved=200)

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cpu.batch import SequenceInput
 from engine.gpu.batch import GpuBatch
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder, NotRecorded, _Layout
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.commands import Bucket
 from tests.engine.gpu.cases import CPU, SIZE
 

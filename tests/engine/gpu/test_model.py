@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from configs.model.source import resolve_model
-from engine.cpu.batch import SequenceInput
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
@@ -17,6 +16,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading import load
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from tests.engine.samplers import cpu_sampler
 from tests.scheduler.sim import Engine
 

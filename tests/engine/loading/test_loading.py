@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, resolve_model
-from engine.cpu.batch import Batch, SequenceInput
+from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import load_weights
 from engine.loading.dequantize import SUPPORTED, dequantize_into
 from engine.models.layout import expected_shapes, weights_bytes
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from tests import tiny_models
 
 

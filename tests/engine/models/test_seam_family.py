@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from configs.model.source import ModelError, resolve_model
 from configs.settings import Settings
-from engine.cpu.batch import Batch, SequenceInput
+from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.formats import choose_arithmetic
 from engine.cpu.kv_pool import KvPool
@@ -25,6 +25,7 @@ from engine.cpu.weights import load_weights
 from engine.gpu.formats import choose_gpu_arithmetic
 from engine.models import families
 from engine.models.registry import known_families, read_config
+from engine.sequence_input import SequenceInput
 
 TOY = """
 from configs.model.hf import HfRules

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from configs.model.source import resolve_model
-from engine.cpu.batch import Batch, SequenceInput
+from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import load_weights
 from engine.models.registry import read_config
+from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import ProcessGroup, TorchProcessGroup
 
 BLOCK = 8
