@@ -1,9 +1,9 @@
 """One of several ranks as a process: how it ends, and that whatever waits for it learns why."""
 
+import sys
 import time
 
 import pytest
-import torch
 
 from configs.model.source import resolve_model
 from configs.settings import Settings
@@ -11,7 +11,6 @@ from engine.ipc.child import spawn
 from engine.ipc.failures import EXIT_MODEL
 from engine.ipc.private_folder import private_folder, remove_folder
 from engine.tensor_parallel.group import loopback, rank_arguments, rendezvous
-from engine.tensor_parallel.process_group import TorchProcessGroup
 from tests import tiny_models
 
 pytestmark = pytest.mark.processes
@@ -44,16 +43,25 @@ def rank(model, tmp_path):
     remove_folder(folder)
 
 
-def test_a_rank_that_cannot_serve_the_model_says_why(rank, monkeypatch):
+JOIN = """
+import sys, torch
+from engine.tensor_parallel.process_group import TorchProcessGroup
+TorchProcessGroup(0, 2, sys.argv[1], torch.device("cpu"), timeout=float(sys.argv[2]))
+sys.stdin.read()
+"""
+
+
+def test_a_rank_that_cannot_serve_the_model_says_why(rank):
+    """The first rank is a process that can be ended: the other may leave before the two have met, and nobody comes then."""
     process, folder, said = rank
-    for name, value in loopback().items():
-        monkeypatch.setenv(name, value)
-    ranks = TorchProcessGroup(0, 2, rendezvous(folder), torch.device("cpu"), timeout=WAIT)
+    first = spawn([sys.executable, "-c", JOIN, rendezvous(folder), str(WAIT)], loopback())
     try:
         assert process.wait(WAIT) == EXIT_MODEL
         assert folder.exists(), "it is the first rank's to remove"
     finally:
-        ranks.close()
+        first.kill()
+        first.wait()
+        first.stdin.close()
     assert "--tensor-parallel 2: 3 attention heads cannot be split over 2 ranks evenly" in said.read_text()
     assert "Fatal" not in said.read_text()
 
