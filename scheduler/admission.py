@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.load_planner import Wanted
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.load_planner import Wanted
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import Need, SchedulingPolicy
 from scheduler.token_budget import split_prefill
 from scheduler.types.config import SchedulerConfig

@@ -6,7 +6,7 @@ What belongs here: one token for each of them, and drafts after it. Never: promp
 from scheduler.chunks import ChunkBuilder
 from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.preemption import Preemption
 from scheduler.request_table import RequestTable

@@ -14,7 +14,7 @@ from scheduler.chunks import ChunkBuilder
 from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.request_table import RequestTable
 from scheduler.token_budget import decode_room

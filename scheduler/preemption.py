@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from scheduler.admission import Admission
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.request_table import RequestTable
 from scheduler.types.messages import EngineStats

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from scheduler.admission import Admission
 from scheduler.chunks import ChunkBuilder
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.preemption import Preemption
 from scheduler.request_table import RequestTable

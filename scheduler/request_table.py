@@ -9,7 +9,7 @@ What belongs here: these transitions, and giving blocks back. Never: which reque
 
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.waiting_queue import WaitingQueue
 from scheduler.types.messages import EngineStats, FinishReason, Output

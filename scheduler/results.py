@@ -5,9 +5,9 @@ What belongs here: one result at a time. Never: plans.
 
 from scheduler.chunks import ChunkBuilder
 from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.load_planner import FinishedLoad
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.load_planner import FinishedLoad
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.request_table import RequestTable
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import EngineStats, FinishReason, Output

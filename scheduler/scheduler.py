@@ -25,7 +25,7 @@ from scheduler.fast_forward import FastForward
 from scheduler.integrity import check_requests
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.factory import make_policy
 from scheduler.preemption import Preemption

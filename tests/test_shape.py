@@ -38,6 +38,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 LAYERS = {
     "server": ("http", "schema", "text", "telemetry", "stream", "engines", "api"),
     "scheduler": ("types", "kv", "policies"),
+    "scheduler.kv": ("tiers",),
     "engine": ("ipc", "models", "loading", "kv_store", "sampling", "tensor_parallel", "cpu", "gpu", "bench"),
     "engine.models": ("families",),
     "kernels": ("cpu", "gpu", "bench"),

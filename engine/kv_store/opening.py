@@ -23,9 +23,9 @@ from engine.kv_store.store import BlockStore, StoreLost, StoreRefused
 from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
-from scheduler.kv.load_or_recompute import LoadOrRecompute
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 
 log = logging.getLogger("headrace.engine")
 GIB = 2**30

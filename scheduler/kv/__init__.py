@@ -1,1 +1,1 @@
-"""Where every KV block is: the device's pool, the prefix cache, eviction, and the tiers below."""
+"""Where every KV block is: the device's pool, its prefix cache and eviction; `tiers`: what lies below the device."""

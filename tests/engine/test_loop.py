@@ -16,8 +16,8 @@ from engine.kv_store.transfer import TransferWorker
 from engine.loop import EngineLoop
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs

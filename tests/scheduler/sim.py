@@ -8,9 +8,9 @@ from typing import Protocol
 from scheduler.drafting import Drafter
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import Eviction, Lru
-from scheduler.kv.save_planner import Preemption
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.save_planner import Preemption
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig

@@ -17,9 +17,9 @@ from engine.kv_store.store import BlockStore, Capabilities, Kept, StoreLost
 from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.tier_list import TierList
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.tier_list import TierList
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.types.block_hash import BlockKey, block_hash, root_hash
 from scheduler.types.transfers import DEVICE, Transfer
 from tests.engine.kv_store.test_tiers_walk import RowsWorker

@@ -15,7 +15,7 @@ from configs.settings import Settings
 from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.opening import open_tiers
-from scheduler.kv.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from tests.engine.cpu.test_fast_exact import build as build_fast
 from tests.engine.cpu.test_fast_exact import pytestmark as needs_kernels
 from tests.engine.test_token_exact import BLOCK, COUNT, generate, prompts

@@ -17,8 +17,8 @@ from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
 from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.eviction import eviction_of
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from tests.engine.kv_store.disk_parts import Faulty, Shrink
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB, SimWorker

@@ -11,8 +11,8 @@ from engine.kv_store.store import BlockStore, StoreLost
 from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.transfer_planner import TransferPlanner
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.types.block_hash import block_hash, root_hash
 from scheduler.types.transfers import DEVICE, Transfer
 

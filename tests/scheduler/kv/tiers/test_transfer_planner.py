@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from scheduler.kv.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from scheduler.types.transfers import DEVICE
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import SimTransferWorker

@@ -15,10 +15,10 @@ from itertools import pairwise
 from typing import Literal
 
 from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.load_or_recompute import LoadOrRecompute
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.tier_list import TierList
-from scheduler.kv.transfers_in_flight import TransfersInFlight
+from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.tier_list import TierList
+from scheduler.kv.tiers.transfers_in_flight import TransfersInFlight
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 

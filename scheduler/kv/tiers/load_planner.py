@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scheduler.kv.block_pool import BlockPool, IntegrityError
-from scheduler.kv.load_or_recompute import LoadOrRecompute
-from scheduler.kv.tier_list import TierList
-from scheduler.kv.transfers_in_flight import TransfersInFlight
+from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.tier_list import TierList
+from scheduler.kv.tiers.transfers_in_flight import TransfersInFlight
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.request import Request
 from scheduler.types.transfers import DEVICE, TransferResult

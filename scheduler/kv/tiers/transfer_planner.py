@@ -15,12 +15,12 @@ What belongs here: which part learns what, and in which order. Never: bytes, I/O
 from collections.abc import Iterable, Mapping, Sequence
 
 from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.load_or_recompute import LoadOrRecompute
-from scheduler.kv.load_planner import FinishedLoad, LoadPlanner, Wanted
-from scheduler.kv.save_planner import Preemption, SavePlanner
-from scheduler.kv.tier_index import TierIndex
-from scheduler.kv.tier_list import TierList
-from scheduler.kv.transfers_in_flight import TransfersInFlight
+from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.load_planner import FinishedLoad, LoadPlanner, Wanted
+from scheduler.kv.tiers.save_planner import Preemption, SavePlanner
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.tier_list import TierList
+from scheduler.kv.tiers.transfers_in_flight import TransfersInFlight
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.messages import TierStats
 from scheduler.types.request import Request

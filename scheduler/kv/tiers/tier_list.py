@@ -8,7 +8,7 @@ What belongs here: the tiers' order, calls that go to each of them, their counte
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from scheduler.kv.tier_index import TierIndex
+from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.types.messages import TierStats
 from scheduler.types.transfers import DEVICE, Transfer, TransferResult
 

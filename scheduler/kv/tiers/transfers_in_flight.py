@@ -6,7 +6,7 @@ What belongs here: which transfer has which blocks, and which request waits for 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scheduler.kv.tier_list import TierList
+from scheduler.kv.tiers.tier_list import TierList
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.transfers import DEVICE, Transfer
 
