@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from server.api.answer import ERRORS, STREAM, text_answer
+from server.api.answers.answer import ERRORS, STREAM, text_answer
+from server.api.answers.formats import AnswerFormat, JsonObject
+from server.api.answers.logprobs import chat_entries
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
-from server.api.formats import AnswerFormat, JsonObject
-from server.api.logprobs import chat_entries
+from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_job, with_room
 from server.api.tenants import ANYBODY, Tenant
-from server.api.validate import check_shared, prompt_of, sampling_of, text_job, with_room
 from server.errors import InvalidRequest, for_clients
 from server.schema.answers import ChatAnswer
 from server.schema.chat import ChatRequest, Message

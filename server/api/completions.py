@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from server.api.answer import ERRORS, STREAM, text_answer
+from server.api.answers.answer import ERRORS, STREAM, text_answer
+from server.api.answers.formats import AnswerFormat, JsonObject
+from server.api.answers.logprobs import completion_lists
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
-from server.api.formats import AnswerFormat, JsonObject
-from server.api.logprobs import completion_lists
-from server.api.tenants import ANYBODY, Tenant
-from server.api.validate import (
+from server.api.requests.validate import (
     check_bytes,
     check_count,
     check_sequences,
@@ -19,6 +18,7 @@ from server.api.validate import (
     text_job,
     with_room,
 )
+from server.api.tenants import ANYBODY, Tenant
 from server.errors import UnsupportedField
 from server.schema.answers import CompletionAnswer
 from server.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest

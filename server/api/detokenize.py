@@ -4,8 +4,8 @@ from starlette.responses import Response
 
 from server.api.context import ServerContext
 from server.api.endpoint import Call, PostEndpoint, json_response
+from server.api.requests.validate import check_count, check_ids
 from server.api.tenants import ANYBODY, Tenant
-from server.api.validate import check_count, check_ids
 from server.schema.answers import DetokenizeAnswer
 from server.schema.tokens import DetokenizeRequest
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from configs.settings import Settings
 from server.api.context import ServerContext
-from server.api.parse import Parsed, parse
+from server.api.requests.parse import Parsed, parse
 from server.api.tenants import Tenant
 from server.schema.answers import AnswerBody, errors
 from server.schema.base import Body
@@ -149,7 +149,7 @@ class PostEndpoint(Endpoint, Generic[B, V]):
         body: the type of the JSON object.
         validate: makes what the body asks for, with every check that needs the model. This and the parsing are work for
             the CPU, and run in a thread if the body is long.
-        answer: runs what is valid and answers. `server/api/answer.py` makes it for jobs that go to the engine.
+        answer: runs what is valid and answers. `server/api/answers/answer.py` makes it for jobs that go to the engine.
         examples: accepted bodies by name, in OpenAPI's form.
     """
 

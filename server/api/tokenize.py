@@ -5,8 +5,8 @@ from starlette.responses import Response
 from server.api.chat import render
 from server.api.context import ServerContext
 from server.api.endpoint import Call, PostEndpoint
+from server.api.requests.validate import text_ids
 from server.api.tenants import ANYBODY, Tenant
-from server.api.validate import text_ids
 from server.schema.answers import TokenizeAnswer
 from server.schema.tokens import TokenizeRequest
 

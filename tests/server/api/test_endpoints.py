@@ -8,7 +8,7 @@ import pytest
 from configs.settings import Settings
 from server.api.endpoint import GetEndpoint, PostEndpoint
 from server.api.endpoints import ENDPOINTS
-from server.api.parse import parse
+from server.api.requests.parse import parse
 from server.schema.answers import ERRORS
 from server.schema.base import Body
 from tests.server.api.scripted import Server, run

@@ -21,10 +21,10 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 from scheduler.types.sampling_params import SamplingParams
-from server.api.answer import ERRORS, pooled_answer
+from server.api.answers.answer import ERRORS, pooled_answer
 from server.api.endpoint import PostEndpoint
 from server.api.endpoints import ENDPOINTS
-from server.api.validate import check_ids
+from server.api.requests.validate import check_ids
 from server.schema.answers import AnswerBody
 from server.schema.base import Body
 from server.schema.fields import TokenIds

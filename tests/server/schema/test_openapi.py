@@ -14,13 +14,13 @@ from configs.settings import Settings
 from server import reference
 from server.api.endpoint import PostEndpoint
 from server.api.endpoints import ENDPOINTS
-from server.api.parse import parse
+from server.api.requests.parse import parse
 from server.errors import ApiError
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.openapi import body_schema
+from tests.server.api.requests.test_parse import REFUSED
 from tests.server.api.scripted import Server, run
-from tests.server.api.test_parse import REFUSED
 
 ROOT = Path(__file__).parents[3]
 MODELS = {endpoint.path: endpoint.body for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loadtest.client.sse_grammar import validate_body
 from scheduler.types.messages import FinishReason, Output
-from server.api import formats
+from server.api.answers import formats
 from server.stream import sse
 from server.stream.sse import CLIENT_GONE
 from tests.server.api.scripted import Server, run

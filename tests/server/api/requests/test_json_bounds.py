@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.types.sampling_params import SamplingParams
-from server.api import validate
-from server.api.json_bounds import COUNTED_BYTES, MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, check_bounds
-from server.api.parse import decode_object
+from server.api.requests import validate
+from server.api.requests.json_bounds import COUNTED_BYTES, MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, check_bounds
+from server.api.requests.parse import decode_object
 from server.errors import InvalidRequest
 from server.stream.job import TokenizedPrompt
 from server.to_thread import ALONE_BYTES, by_size
@@ -30,7 +30,7 @@ from tests.server.api.scripted import Server, run
     ],
 )  # fmt: skip
 def test_too_much_is_refused_before_it_is_parsed(body, kind, monkeypatch):
-    monkeypatch.setattr("server.api.parse._DECODER", None)  # it is not asked
+    monkeypatch.setattr("server.api.requests.parse._DECODER", None)  # it is not asked
     with pytest.raises(InvalidRequest, match=kind):
         decode_object(body)
 

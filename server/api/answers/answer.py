@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 
 from scheduler.types.messages import Pooled
+from server.api.answers.formats import AnswerFormat, ChunkWriter, answer_body
 from server.api.endpoint import Call, json_response
-from server.api.formats import AnswerFormat, ChunkWriter, answer_body
 from server.schema.answers import AnswerBody
 from server.schema.sampling import Sampling
 from server.stream.generation import Delta, Generation, scored_tokens

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.settings import Settings
-from server.api.json_bounds import check_bounds
+from server.api.requests.json_bounds import check_bounds
 from server.errors import InvalidRequest, UnknownField, UnsupportedField
 from server.schema.base import INT64_MAX, INT64_MIN, Body
 from server.schema.limits import check_limits

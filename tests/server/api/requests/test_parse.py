@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from configs.settings import Settings
-from server.api.parse import MAX_DEPTH, parse
+from server.api.requests.parse import MAX_DEPTH, parse
 from server.errors import InvalidRequest, UnknownField, UnsupportedField
 from server.schema.chat import ChatRequest, ContentPart, Message
 from server.schema.completions import CompletionRequest

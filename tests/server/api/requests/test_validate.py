@@ -5,8 +5,8 @@ import pytest
 from server.api.chat import chat_job
 from server.api.completions import completion_job
 from server.api.detokenize import detokenized
+from server.api.requests.validate import choice_seed
 from server.api.tokenize import tokenized
-from server.api.validate import choice_seed
 from server.errors import ContextExceeded, InvalidRequest, ModelNotFound, Unavailable, UnsupportedField
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest

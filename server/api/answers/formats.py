@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from server.api.logprobs import prompt_objects
+from server.api.answers.logprobs import prompt_objects
 from server.schema.sampling import Sampling
 from server.stream.generation import Delta, Generation, TextChoice
 from server.stream.job import TextJob, TokenizedPrompt

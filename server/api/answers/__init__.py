@@ -1,0 +1,1 @@
+"""From a job to its answer, streamed or whole, and the shapes of JSON that several endpoints write."""
