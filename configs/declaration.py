@@ -68,7 +68,13 @@ class Declaration(BaseModel):
     )
     max_model_len: PositiveInt | None = Field(
         None,
-        description="Longest prompt plus output, in tokens; the model's own limit if absent.",
+        description="Longest prompt plus output, in tokens; the model's own limit if absent: `max_position_embeddings`, times the "
+        "factor of linear scaling, or what YaRN stretches it to if that is more.",
+        json_schema_extra=MODEL,
+    )
+    allow_long_max_model_len: bool = Field(
+        False,
+        description="Accept a max_model_len that is more than the model's own limit, with a warning.",
         json_schema_extra=MODEL,
     )
     cpu_precision: Literal["exact", "fast"] = Field(

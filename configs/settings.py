@@ -107,6 +107,13 @@ _NEEDS = (
         read_by("cpu"), "device", lambda self: self.device != "cuda", "device cuda does not read it", "set device cpu"
     ),
     _Need(
+        ("allow_long_max_model_len",),
+        "max_model_len",
+        lambda self: self.max_model_len is not None,
+        "without max_model_len no more than the model's own limit is asked for",
+        "set max_model_len",
+    ),
+    _Need(
         ("kv_disk_gib",),
         "kv_disk_path",
         lambda self: self.kv_disk_path is not None,

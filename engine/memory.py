@@ -1,5 +1,6 @@
 """What the memory plans of all devices ask: what is free here, how long a sequence may be, how many blocks that takes. No torch."""
 
+import logging
 from pathlib import Path
 
 import psutil
@@ -7,6 +8,8 @@ import psutil
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError
 from configs.settings import Settings
+
+log = logging.getLogger("headrace.engine")
 
 GIB = 2**30
 MIN_TOKENS = 16  # a pool that holds fewer is of no use
@@ -23,14 +26,16 @@ def longest_sequence(settings: Settings, config: ModelConfig) -> int:
     """How many tokens a sequence may have.
 
     Raises:
-        ModelError: more are asked for than the model is made for.
+        ModelError: more are asked for than the model is made for, and the settings do not allow that.
     """
-    asked = settings.max_model_len or config.max_position
-    if asked > config.max_position:
-        raise ModelError(
-            f"--max-model-len {asked} is more than the {config.max_position} tokens the model is made for; "
-            "leave the flag out or lower it."
-        )
+    made_for = config.max_model_len
+    asked = settings.max_model_len or made_for
+    if asked <= made_for:
+        return asked
+    beyond = f"--max-model-len {asked} is more than the {made_for} tokens the model is made for"
+    if not settings.allow_long_max_model_len:
+        raise ModelError(f"{beyond}; leave the flag out, lower it, or set --allow-long-max-model-len.")
+    log.warning("%s: what it answers past that length may be worthless", beyond)
     return asked
 
 

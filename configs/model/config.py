@@ -76,6 +76,7 @@ class ModelConfig:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}; it must be at least 1.")
         if not self.rope_theta > 1:
             raise ModelError(f"the model's rope_theta is {self.rope_theta}; it must be greater than 1.")
+        self._check_rope_scaling()
         if self.heads % self.kv_heads:
             raise ModelError(f"{self.heads} attention heads cannot share {self.kv_heads} KV heads evenly.")
         if self.head_dim % 2:
@@ -87,6 +88,33 @@ class ModelConfig:
         for token in (self.bos_token_id, *self.eos_token_ids):
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ModelError(f"special token {token} is outside the vocabulary of {self.vocab_size}.")
+
+    def _check_rope_scaling(self) -> None:
+        scaling = self.rope_scaling
+        if scaling is None:
+            return
+        if not scaling.factor > 0:
+            raise ModelError(f"the model's rotary factor is {scaling.factor}; it must be greater than 0.")
+        if not isinstance(scaling, LinearScaling) and scaling.original_max_position < 1:
+            raise ModelError(
+                f"the model's original_max_position_embeddings is {scaling.original_max_position}; it must be at least 1."
+            )
+        if isinstance(scaling, Llama3Scaling) and not scaling.low_freq_factor < scaling.high_freq_factor:
+            raise ModelError(
+                f"the model's low_freq_factor {scaling.low_freq_factor} must be less than its high_freq_factor "
+                f"{scaling.high_freq_factor}."
+            )
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence that the model is made for, in tokens, derived as vLLM does: `max_position` counts before linear
+        scaling stretches it, YaRN says what it stretches, and Llama 3's is stretched already."""
+        scaling = self.rope_scaling
+        if isinstance(scaling, LinearScaling):
+            return max(self.max_position, int(scaling.factor * self.max_position))
+        if isinstance(scaling, YarnScaling):
+            return max(self.max_position, int(scaling.factor * scaling.original_max_position))
+        return self.max_position
 
     @property
     def group(self) -> int:

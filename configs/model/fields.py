@@ -87,6 +87,10 @@ class Fields:
                 f"supported: {', '.join(repr(item) for item in accepted) or 'leaving it out'}."
             )
 
+    def refusal(self, why: str) -> ModelError:
+        """An error about this description, for the caller to raise."""
+        return ModelError(f"{self._where}: {why}.")
+
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is None:

@@ -7,7 +7,7 @@ loader reads; the rest of the arithmetic follows from metadata and from which te
 from configs.model.config import LinearScaling, ModelConfig, RopeScaling, YarnScaling
 from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader
-from configs.model.hf import yarn_magnitude
+from configs.model.hf_rope import yarn_magnitude
 from configs.model.source import ModelError
 
 _UNIT_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv")
@@ -82,23 +82,35 @@ def _eos(general: Fields) -> tuple[int, ...]:
 
 
 def _rope_scaling(fields: Fields, max_position: int) -> RopeScaling | None:
-    kind = fields.text("rope.scaling.type", "none")
-    factor = fields.number("rope.scaling.factor", fields.number("rope.scale_linear", 0.0)) or 1.0
-    if kind == "none":
-        fields.must_be("rope.scale_linear", 0.0, 1.0)
-        return None
-    if kind == "linear":
-        return LinearScaling(factor)
+    """As llama.cpp reads it: a factor without a type is `linear`, and 0 is no factor."""
+    kind = fields.text("rope.scaling.type", "linear")
+    factor = _one_of(fields, "rope.scaling.factor", "rope.scale_linear")
+    magnitude = _one_of(fields, "rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor")
+    if kind in ("none", "linear"):
+        if magnitude != 1 or (kind == "none" and factor != 1):
+            raise fields.refusal(
+                f"rope.scaling.type is {kind!r}, which has no use for a factor of {factor} and an attn_factor of {magnitude}"
+            )
+        return None if factor == 1 else LinearScaling(factor)
     if kind != "yarn":
         fields.must_be("rope.scaling.type", "none", "linear", "yarn")
     fields.must_be("rope.scaling.yarn_ext_factor", 1.0, -1.0)
     fields.must_be("rope.scaling.yarn_log_multiplier", 0.0)
-    scale = fields.number("rope.scaling.yarn_attn_factor", fields.number("rope.scaling.attn_factor", 1.0))
     return YarnScaling(
         factor=factor,
         original_max_position=fields.integer("rope.scaling.original_context_length", max_position),
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
-        attention_factor=scale * yarn_magnitude(factor),
+        attention_factor=magnitude * yarn_magnitude(factor),
         truncate=True,
     )
+
+
+def _one_of(fields: Fields, *keys: str) -> float:
+    """The factor that a file gives under one of these names or under all; 1 where it is absent or 0."""
+    given = {key: factor for key in keys if (factor := fields.number(key, 0.0))}
+    if len(set(given.values())) > 1:
+        raise fields.refusal(
+            " and ".join(f"{key}={factor}" for key, factor in given.items()) + " contradict each other"
+        )
+    return next(iter(given.values()), 1.0)

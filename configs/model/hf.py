@@ -1,21 +1,19 @@
 """`config.json` and `generation_config.json` of a Hugging Face folder, read into a `ModelConfig`.
 
-Both forms of the rotary settings are read: `rope_theta` with `rope_scaling`, and `rope_parameters` (transformers 5).
 Keys left out take the defaults of the transformers classes, because older checkpoints rely on them. What we do not
 compute is refused here: a model must never run with a part of its arithmetic ignored.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.config import ModelConfig
 from configs.model.fields import Fields
+from configs.model.hf_rope import read_rope
 from configs.model.source import ModelError
 
 _WHERE = "config.json"
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 Window = tuple[int | None, tuple[bool, ...]]  # newest tokens seen, and which layers see no more
 
@@ -88,7 +86,7 @@ def config_from_hf(raw: dict[str, Any], generation: dict[str, Any], architecture
     layers, heads = fields.layers("num_hidden_layers"), fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     max_position = fields.integer("max_position_embeddings", rules.max_position)
-    theta, scaling = _rope(fields, max_position)
+    theta, scaling = read_rope(fields, max_position)
     window, sliding = rules.window(fields, layers)
     # Files written by `save_pretrained` keep null where another key decides: the generation file wins as in generate().
     eos = Fields(generation, "generation_config.json").tokens("eos_token_id") or fields.tokens("eos_token_id")
@@ -138,43 +136,3 @@ def _refuse_unimplemented(fields: Fields, rules: HfRules) -> None:
             f"{_WHERE}: quantized safetensors ({method}) are not implemented; "
             "use the unquantized model or a GGUF file of it."
         )
-
-
-def _rope(fields: Fields, max_position: int) -> tuple[float, RopeScaling | None]:
-    raw = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
-    if not isinstance(raw, dict) or any(isinstance(value, dict) for value in raw.values()):
-        raise ModelError(f"{_WHERE}: rotary settings per layer type are not implemented.")
-    rope = Fields(raw, f"{_WHERE} rope settings")
-    rope.must_be("partial_rotary_factor", 1, 1.0)
-    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind not in _ROPE_TYPES:
-        raise ModelError(f"{_WHERE}: rope type {kind!r} is not implemented; known: {', '.join(_ROPE_TYPES)}.")
-    original = rope.integer("original_max_position_embeddings", max_position)
-    if kind == "linear":
-        return theta, LinearScaling(rope.number("factor"))
-    if kind == "llama3":
-        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-        return theta, Llama3Scaling(rope.number("factor"), low, high, original)
-    return theta, (_yarn(rope, original, max_position) if kind == "yarn" else None)
-
-
-def _yarn(rope: Fields, original: int, max_position: int) -> YarnScaling:
-    factor = rope.number("factor", max_position / original)
-    mscale, mscale_all = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
-    default = yarn_magnitude(factor)
-    if mscale and mscale_all:
-        default = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
-    return YarnScaling(
-        factor=factor,
-        original_max_position=original,
-        beta_fast=rope.number("beta_fast", 32.0) or 32.0,
-        beta_slow=rope.number("beta_slow", 1.0) or 1.0,
-        attention_factor=rope.number("attention_factor", default),
-        truncate=rope.flag("truncate", default=True),
-    )
-
-
-def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's correction of the attention temperature, applied to cos and sin (arXiv 2309.00071, section 3.4)."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -17,6 +17,7 @@ OTHER = {int: 2048, float: 0.25, str: "other", bool: True}
 
 # What else has to be set for a knob to be read at all.
 PARTNERS = {
+    "allow_long_max_model_len": {"max_model_len": 2048},
     "kv_disk_gib": {"kv_disk_path": "kv"},
     "tenant_weights": {"scheduling": "fair"},
     "decode_price": {"scheduling": "fair"},

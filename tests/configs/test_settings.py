@@ -44,6 +44,7 @@ PAIRS = [
             ({"tenant_weights": ["ann=2"]}, {"decode_price": 2.0}), ("fcfs", "priority", "throughput")
         )
     ),
+    ({"allow_long_max_model_len": True}, {"max_model_len": None}, {"max_model_len": 9}),
     ({"isolate_keys": True}, {"api_key": []}, KEYS),
     ({"key_names": ["a", "b"]}, {"api_key": []}, KEYS),
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.model.config import LinearScaling
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine import memory
@@ -87,6 +88,15 @@ def test_the_context_is_no_longer_than_asked_for(plan):
     assert made.concurrent == pytest.approx(made.blocks / 32)
 
 
+def test_a_longer_context_than_the_models_is_allowed_by_a_flag_and_warned_of(plan, config, caplog):
+    stretched = replace(config, rope_scaling=LinearScaling(2.0))
+    assert plan(8, model=stretched).max_model_len == plan(8, model=stretched, max_model_len=16384).context == 16384
+    assert not caplog.records
+    made = plan(8, max_model_len=9000, allow_long_max_model_len=True)
+    assert (made.max_model_len, made.context) == (9000, 9000)
+    assert "--max-model-len 9000 is more than the 8192 tokens the model is made for" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("gib", "settings", "message"),
     [
@@ -97,7 +107,11 @@ def test_the_context_is_no_longer_than_asked_for(plan):
             r"--kv-blocks 100000 takes 137\.\d+ GiB and \d\.\d+ GiB are left.*at most \d+ blocks",
         ),
         (4, {"kv_blocks": 1, "block_size": 8}, r"--kv-blocks 1 holds fewer than 16 tokens; at least 2"),
-        (4, {"max_model_len": 9000}, r"--max-model-len 9000 is more than the 8192 tokens"),
+        (
+            4,
+            {"max_model_len": 9000},
+            r"--max-model-len 9000 is more than the 8192 tokens.*set --allow-long-max-model-len",
+        ),
     ],
 )
 def test_refuses_with_both_numbers(plan, gib, settings, message):

@@ -1,0 +1,94 @@
+"""Rotary settings of a `config.json`, in both forms: `rope_theta` with `rope_scaling`, and `rope_parameters` (transformers 5).
+
+A file that several tools have written may hold them twice, in both forms or in two spellings of one key. Where the copies agree
+they are read as transformers does; where they do not, nobody can know which is meant, and a refusal names the keys.
+"""
+
+import math
+from typing import Any
+
+from configs.model.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from configs.model.fields import Fields
+from configs.model.source import ModelError
+
+_WHERE = "config.json"
+_FORMS = ("rope_parameters", "rope_scaling")
+_TYPES = ("default", "linear", "llama3", "yarn")
+_THETA = 10000.0  # where a file gives none
+
+Rotation = tuple[float, RopeScaling | None]  # base of the frequencies, and what is done to them
+
+
+def read_rope(fields: Fields, max_position: int) -> Rotation:
+    """The rotary settings of a file whose `max_position_embeddings` is `max_position`.
+
+    Raises:
+        ModelError: settings that contradict each other, that are not implemented, or that lack a value.
+    """
+    given = {form: fields.values[form] for form in _FORMS if fields.values.get(form)}
+    found = {form: _rotation(fields, form, raw, max_position) for form, raw in given.items()}
+    if len(set(found.values())) > 1:
+        raise _contradiction(given)
+    return next(iter(found.values()), (fields.number("rope_theta", _THETA), None))
+
+
+def _rotation(fields: Fields, form: str, raw: Any, max_position: int) -> Rotation:
+    if not isinstance(raw, dict):
+        raise ModelError(f"{_WHERE}: {form} is {raw!r}, not an object.")
+    if any(isinstance(value, dict) for value in raw.values()):
+        raise ModelError(f"{_WHERE}: {form} has settings per layer type, which are not implemented.")
+    rope = Fields(raw, f"{_WHERE} {form}")
+    rope.must_be("partial_rotary_factor", 1, 1.0)
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        _agree({f"{form}.{key}": raw.get(key), key: fields.values.get(key)})
+    _agree({f"{form}.{key}": raw.get(key) for key in ("rope_type", "type")})
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    if kind not in _TYPES:
+        raise ModelError(f"{_WHERE}: {form}: the type {kind!r} is not implemented; known: {', '.join(_TYPES)}.")
+    return rope.number("rope_theta", fields.number("rope_theta", _THETA)), _scaling(kind, rope, fields, max_position)
+
+
+def _agree(values: dict[str, Any]) -> None:
+    """Refuse different values of one setting, given by their keys; null is no value."""
+    given = {key: value for key, value in values.items() if value is not None}
+    if any(value != other for value in given.values() for other in given.values()):
+        raise _contradiction(given)
+
+
+def _contradiction(given: dict[str, Any]) -> ModelError:
+    said = " and ".join(f"{key}={value!r}" for key, value in given.items())
+    return ModelError(f"{_WHERE}: {said} contradict each other; remove what is not meant.")
+
+
+def _scaling(kind: str, rope: Fields, fields: Fields, max_position: int) -> RopeScaling | None:
+    original = rope.integer(
+        "original_max_position_embeddings", fields.integer("original_max_position_embeddings", max_position)
+    )
+    if kind == "linear":
+        return LinearScaling(rope.number("factor"))
+    if kind == "llama3":
+        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        return Llama3Scaling(rope.number("factor"), low, high, original)
+    return _yarn(rope, original, max_position) if kind == "yarn" else None
+
+
+def _yarn(rope: Fields, original: int, max_position: int) -> YarnScaling:
+    factor = rope.number("factor", max_position / max(1, original))
+    mscale, mscale_all = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    default = yarn_magnitude(factor)
+    if mscale and mscale_all:
+        default = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
+    return YarnScaling(
+        factor=factor,
+        original_max_position=original,
+        beta_fast=rope.number("beta_fast", 32.0) or 32.0,
+        beta_slow=rope.number("beta_slow", 1.0) or 1.0,
+        attention_factor=rope.number("attention_factor", default),
+        truncate="truncate" not in rope.values
+        or rope.flag("truncate", default=False),  # null is false, as in transformers
+    )
+
+
+def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's correction of the attention temperature, applied to cos and sin (arXiv 2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
