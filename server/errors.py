@@ -16,6 +16,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── MalformedRequest         400  the bytes are no HTTP request, or could be read in two ways
     ├── RequestTimeout           408  the client was too slow in sending the request
     ├── BodyTooLarge             413
+    ├── UnsupportedMediaType     415  no JSON in UTF-8, or a content coding that is not served
     ├── HeadTooLarge             431
     ├── QueueFull                429  with Retry-After from measured speed
     ├── InternalError            500  a defect of ours
@@ -136,6 +137,12 @@ class BodyTooLarge(ApiError):
     """The body is larger than `max_body_bytes`."""
 
     status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    """The body's type, charset or content coding is not served."""
+
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
 class MalformedRequest(ApiError):

@@ -21,6 +21,8 @@ PROSE = """## Rules
 
 - A body is one JSON object in UTF-8, `Content-Type: application/json` or none. Refused with a 400: a name given twice,
   NaN and Infinity, integers beyond 64 bits, lone surrogates, the NUL character, more than 64 levels of nesting.
+- A body may be compressed: `Content-Encoding` `gzip`, `deflate` or `zstd`. What it decodes to counts for `--max-body-bytes`.
+  Another coding, type or charset is a 415.
 - `null` counts as absent. Types are strict: `"1"` and `1.0` are not integers.
 - What a request says is honoured, or refused with a 4xx that names the field, the limit and the value. The refusal of an
   unknown field names the nearest known one; with `--unknown-fields ignore` it is dropped and the answer has a `Warning` header.

@@ -34,6 +34,6 @@ ENDPOINT = PostEndpoint(
     validate=detokenized,
     answer=_answer,
     answers=DetokenizeAnswer,
-    errors=(400, 401, 404, 413, 503),
+    errors=(400, 401, 404, 413, 415, 503),
     examples={"ids": {"value": {"tokens": [1, 2]}}},
 )

@@ -3,6 +3,7 @@
 A new endpoint is one file beside the others that makes one of these, and one line in `endpoints.py`.
 """
 
+import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from starlette.responses import Response
 
 from configs.settings import Settings
 from server.api.context import ServerContext
+from server.api.requests.content_encoding import codings_of, decoded, decoded_size
 from server.api.requests.parse import Parsed, parse
 from server.api.tenants import Tenant
 from server.schema.answers import AnswerBody, errors
@@ -168,13 +170,16 @@ class PostEndpoint(Endpoint, Generic[B, V]):
 
     async def _read(self, call: Call) -> tuple[V, Parsed[B]]:
         """What the body asks for. The body itself, which may be long, is not kept while that is computed."""
+        headers, settings = call.request.headers, call.context.settings
+        codings, limit = codings_of(headers.getlist("content-encoding")), settings.max_body_bytes
         content = b"".join([part async for part in call.request.stream()])
+        size = await asyncio.to_thread(decoded_size, content, codings, limit) if codings else len(content)
 
         def valid() -> tuple[V, Parsed[B]]:
-            parsed = parse(self.body, content, call.request.headers.get("content-type"), call.context.settings)
+            parsed = parse(self.body, decoded(content, codings, limit), headers.get("content-type"), settings)
             return self.validate(parsed.request, call.context, call.tenant), parsed
 
-        return await by_size(len(content), valid)
+        return await by_size(size, valid)
 
     def openapi(self, settings: Settings) -> dict[str, Any]:
         """The body's schema and examples."""

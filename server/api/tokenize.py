@@ -49,6 +49,6 @@ ENDPOINT = PostEndpoint(
     validate=tokenized,
     answer=_answer,
     answers=TokenizeAnswer,
-    errors=(400, 401, 404, 413, 503),
+    errors=(400, 401, 404, 413, 415, 503),
     examples={"text": {"value": {"prompt": "Hello"}}},
 )

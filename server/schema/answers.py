@@ -231,6 +231,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
     404: {"model": ErrorAnswer, "description": "No such model."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
+    415: {"model": ErrorAnswer, "description": "The body is no JSON in UTF-8, or its content coding is not served."},
     429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when to come back."},
     500: {"model": ErrorAnswer, "description": "The server or the engine failed on this request."},
     503: {"model": ErrorAnswer, "description": "Starting, draining, or the engine died; with Retry-After."},

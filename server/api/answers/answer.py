@@ -24,7 +24,7 @@ from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
 S = TypeVar("S", bound=Sampling)
 
 # What an endpoint whose jobs go to the engine declares: its errors, and the second content type of text.
-ERRORS = (400, 401, 404, 413, 429, 500, 503)
+ERRORS = (400, 401, 404, 413, 415, 429, 500, 503)
 STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`; see docs/sse.md."}}}
 
 

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from configs.settings import Settings
 from server.api.requests.json_bounds import check_bounds
-from server.errors import InvalidRequest, UnknownField, UnsupportedField
+from server.errors import InvalidRequest, UnknownField, UnsupportedField, UnsupportedMediaType
 from server.schema.base import INT64_MAX, INT64_MIN, Body
 from server.schema.limits import check_limits
 from server.schema.shown import shown
@@ -48,6 +48,7 @@ def parse(model: type[T], body: bytes, content_type: str | None, settings: Setti
 
     Raises:
         InvalidRequest: anything is wrong with it; `param` is the path of the field at fault.
+        UnsupportedMediaType: it is declared to be something else.
     """
     check_content_type(content_type)
     fields = decode_object(body)
@@ -65,17 +66,17 @@ def check_content_type(value: str | None) -> None:
     """Accept JSON in UTF-8, or no declaration at all.
 
     Raises:
-        InvalidRequest: another type or charset, such as the form that `curl -d` declares unless told otherwise.
+        UnsupportedMediaType: another type or charset, such as the form that `curl -d` declares unless told otherwise.
     """
     if value is None:
         return
     media, *parameters = (part.strip().lower() for part in value.split(";"))
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
-        raise InvalidRequest(f"The header Content-Type must be application/json, got {shown(media)}")
+        raise UnsupportedMediaType(f"The header Content-Type must be application/json, got {shown(media)}")
     for parameter in parameters:
         name, _, charset = parameter.partition("=")
         if name.strip() == "charset" and charset.strip(' "') not in ("utf-8", "utf8", "us-ascii"):
-            raise InvalidRequest(f"The charset of the body must be utf-8, got {shown(charset)}")
+            raise UnsupportedMediaType(f"The charset of the body must be utf-8, got {shown(charset)}")
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -86,7 +87,9 @@ def decode_object(body: bytes) -> dict[str, Any]:
     """
     check_bounds(body)
     try:
-        text = body.decode("utf-8")
+        text = body.decode("utf-8").removeprefix(
+            "\ufeff"
+        )  # a mark at the beginning says nothing in UTF-8, and some write it
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not UTF-8: byte {error.start} is invalid") from None
     try:

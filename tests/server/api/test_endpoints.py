@@ -49,21 +49,21 @@ def test_examples_are_accepted_and_answered(endpoint):
 
 @POSTED
 @pytest.mark.parametrize(
-    ("content", "content_type", "words"),
+    ("content", "content_type", "status", "words"),
     [
-        (b"", "application/json", "not JSON"),
-        (b"[]", "application/json", "must be a JSON object"),
-        (b"\xff{}", "application/json", "not UTF-8"),
-        (b"{}", "text/plain", "Content-Type"),
-        (b"{}", "application/json; charset=latin-1", "charset"),
+        (b"", "application/json", 400, "not JSON"),
+        (b"[]", "application/json", 400, "must be a JSON object"),
+        (b"\xff{}", "application/json", 400, "not UTF-8"),
+        (b"{}", "text/plain", 415, "Content-Type"),
+        (b"{}", "application/json; charset=latin-1", 415, "charset"),
     ],
 )
-def test_what_is_no_body_is_refused_everywhere(endpoint, content, content_type, words):
+def test_what_is_no_body_is_refused_everywhere(endpoint, content, content_type, status, words):
     async def ask():
         return await Server().client.post(endpoint.path, content=content, headers={"content-type": content_type})
 
     response = run(ask)
-    assert response.status_code == 400 and words in response.json()["error"]["message"]
+    assert response.status_code == status and words in response.json()["error"]["message"]
 
 
 @POSTED

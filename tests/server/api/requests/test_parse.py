@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.settings import Settings
 from server.api.requests.parse import MAX_DEPTH, parse
-from server.errors import InvalidRequest, UnknownField, UnsupportedField
+from server.errors import InvalidRequest, UnknownField, UnsupportedField, UnsupportedMediaType
 from server.schema.chat import ChatRequest, ContentPart, Message
 from server.schema.completions import CompletionRequest
 from server.schema.sampling import StreamOptions
@@ -279,7 +279,9 @@ def test_tables_and_fields_do_not_overlap():
         (b"{", "not JSON"),
         (b"{'a': 1}", "not JSON"),
         (b'{"prompt": "a"} x', "not JSON"),
-        (b'\xef\xbb\xbf{"prompt": "a"}', "not JSON"),
+        (b"\xef\xbb\xbf", "not JSON"),
+        (b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "a"}', "not JSON"),
+        (b"\xff\xfe{\x00}\x00", "not UTF-8: byte 0"),
         (b"\xff\xfe", "not UTF-8: byte 0"),
         (b"[]", "a JSON object, got an array of 0"),
         (b'"a"', 'a JSON object, got "a"'),
@@ -311,6 +313,11 @@ def test_bodies_that_are_no_request(body, words):
     error = refusal(CompletionRequest, body)
     assert words in error.message
     json.dumps(error.body(), ensure_ascii=False).encode()
+
+
+def test_a_byte_order_mark_is_dropped():
+    assert parsed(CompletionRequest, b'\xef\xbb\xbf{"prompt": "\xef\xbb\xbfa"}').request.prompt == ["\ufeffa"]
+    assert "byte 16 is" in refusal(CompletionRequest, b'\xef\xbb\xbf{"prompt": "a\xff"}').message
 
 
 def test_a_pair_of_surrogates_is_a_character():
@@ -345,12 +352,15 @@ def test_content_types_that_are_json(content_type):
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
 def test_content_types_that_are_not(content_type):
-    assert "application/json" in refusal(CompletionRequest, {"prompt": "a"}, content_type=content_type).message
+    with pytest.raises(UnsupportedMediaType, match="application/json"):
+        parsed(CompletionRequest, {"prompt": "a"}, content_type=content_type)
 
 
-def test_other_charsets():
-    error = refusal(CompletionRequest, {"prompt": "a"}, content_type="application/json; charset=latin-1")
-    assert "utf-8" in error.message and "latin-1" in error.message
+@pytest.mark.parametrize("charset", ["latin-1", '"UTF-16"', "utf-7", ""])
+def test_other_charsets(charset):
+    with pytest.raises(UnsupportedMediaType, match="must be utf-8, got") as caught:
+        parsed(CompletionRequest, {"prompt": "a"}, content_type=f"application/json; x=1; Charset={charset}")
+    assert charset.strip('"').lower() in caught.value.message
 
 
 def test_tokenize_takes_one_source():
