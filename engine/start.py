@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from configs.declaration import parse_weight
 from configs.model.config import ModelConfig
+from configs.model.ends import describe_ends
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.backend import Backend, Startup, generate
@@ -132,6 +133,7 @@ class Starter:
             block_size=plan.block_size,
             blocks=plan.blocks,
             eos_token_ids=list(config.eos_token_ids),
+            ends=describe_ends(config.ends),
             device=backend.name,
             version=version("headrace"),
             computes=answer_fingerprint(self._source, self._settings, backend),

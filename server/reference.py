@@ -31,6 +31,10 @@ PROSE = """## Rules
   the context times the model's longest token is refused before it is tokenized, by /tokenize too, and /detokenize takes
   as many ids as the context.
 - Without `max_tokens` a completion has at most 16 tokens, a chat answer as many as are left in the context.
+- An answer ends at every end token that any file of the model names: `eos_token_id` of `generation_config.json` and of
+  `config.json`, the tokenizer's `eos_token`, the keys of a GGUF file, and the known spellings of an end of turn
+  (`<|im_end|>`, `<|eot_id|>`, ...) that are control tokens of its vocabulary. The line "End tokens" at start-up lists them with
+  what names each. `ignore_eos` and `min_tokens` concern all of them.
 - `temperature` below 0.0001 is greedy, like 0.
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
   from it, so the same request gives the same text each time.

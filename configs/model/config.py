@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from configs.model.ends import EndToken
 from configs.model.source import ModelError
 
 
@@ -66,7 +67,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     max_position: int
     bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    ends: tuple[EndToken, ...]
     dtype: str
 
     def __post_init__(self) -> None:
@@ -115,6 +116,11 @@ class ModelConfig:
         if isinstance(scaling, YarnScaling):
             return max(self.max_position, int(scaling.factor * scaling.original_max_position))
         return self.max_position
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All tokens that end an answer, those that end a turn included."""
+        return tuple(end.token_id for end in self.ends)
 
     @property
     def group(self) -> int:

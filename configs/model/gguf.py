@@ -5,6 +5,7 @@ loader reads; the rest of the arithmetic follows from metadata and from which te
 """
 
 from configs.model.config import LinearScaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.ends import gguf_ends
 from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader
 from configs.model.hf_rope import yarn_magnitude
@@ -30,9 +31,10 @@ def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
     window = fields.integer("attention.sliding_window", 0) or None
     if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a complete model?")
+    vocab_size = header.tensors["token_embd.weight"].shape[0]
     return ModelConfig(
         architecture=architecture,
-        vocab_size=header.tensors["token_embd.weight"].shape[0],
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=fields.integer("feed_forward_length"),
         layers=layers,
@@ -51,7 +53,7 @@ def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
         tie_word_embeddings="output.weight" not in header.tensors,
         max_position=max_position,
         bos_token_id=general.token("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=_eos(general),
+        ends=gguf_ends(header.metadata, header.path.name, vocab_size),
         dtype="gguf",
     )
 
@@ -73,12 +75,6 @@ def _refuse_unimplemented(fields: Fields) -> None:
     fields.must_be("final_logit_softcapping", 0.0)
     # llama.cpp describes windows on some layers by a pattern; no architecture we know writes one.
     fields.must_be("attention.sliding_window_pattern")
-
-
-def _eos(general: Fields) -> tuple[int, ...]:
-    """End of sequence and end of turn: chat models of the Llama 3 family end their answers with the latter."""
-    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-    return tuple(dict.fromkeys(token for key in keys if (token := general.token(key)) is not None))
 
 
 def _rope_scaling(fields: Fields, max_position: int) -> RopeScaling | None:

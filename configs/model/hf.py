@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.model.config import ModelConfig
+from configs.model.ends import TokenNames
 from configs.model.fields import Fields
 from configs.model.hf_rope import read_rope
 from configs.model.source import ModelError
 
-_WHERE = "config.json"
+_WHERE, _GENERATION = "config.json", "generation_config.json"
 
 Window = tuple[int | None, tuple[bool, ...]]  # newest tokens seen, and which layers see no more
 
@@ -75,8 +76,12 @@ class HfRules:
     window: Callable[[Fields, int], Window] = no_window
 
 
-def config_from_hf(raw: dict[str, Any], generation: dict[str, Any], architecture: str, rules: HfRules) -> ModelConfig:
+def config_from_hf(
+    raw: dict[str, Any], generation: dict[str, Any], names: TokenNames, architecture: str, rules: HfRules
+) -> ModelConfig:
     """Build a `ModelConfig` from the two JSON objects (`generation` may be empty) by the rules of its family.
+
+    `names` is what the folder's tokenizer says of its tokens.
 
     Raises:
         ModelError: a missing value, or a feature that is not implemented.
@@ -88,11 +93,11 @@ def config_from_hf(raw: dict[str, Any], generation: dict[str, Any], architecture
     max_position = fields.integer("max_position_embeddings", rules.max_position)
     theta, scaling = read_rope(fields, max_position)
     window, sliding = rules.window(fields, layers)
-    # Files written by `save_pretrained` keep null where another key decides: the generation file wins as in generate().
-    eos = Fields(generation, "generation_config.json").tokens("eos_token_id") or fields.tokens("eos_token_id")
+    vocab_size = fields.integer("vocab_size")
+    eos = ((_GENERATION, Fields(generation, _GENERATION)), (_WHERE, fields))
     return ModelConfig(
         architecture=architecture,
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
         layers=layers,
@@ -111,7 +116,7 @@ def config_from_hf(raw: dict[str, Any], generation: dict[str, Any], architecture
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
         max_position=max_position,
         bos_token_id=fields.token("bos_token_id"),
-        eos_token_ids=eos,
+        ends=names.end_tokens([(file, values.tokens("eos_token_id")) for file, values in eos], vocab_size),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
     )
 

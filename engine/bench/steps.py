@@ -49,7 +49,7 @@ LLAMA_3_8B = ModelConfig(
     tie_word_embeddings=False,
     max_position=8192,
     bos_token_id=None,
-    eos_token_ids=(),
+    ends=(),
     dtype="bfloat16",
 )
 

@@ -4,6 +4,7 @@ import pkgutil
 from importlib import import_module
 
 from configs.model.config import ModelConfig
+from configs.model.ends import TokenNames, read_token_names
 from configs.model.fields import Fields, read_json
 from configs.model.gguf import config_from_gguf
 from configs.model.gguf_header import GgufHeader, read_gguf_header
@@ -41,15 +42,19 @@ def read_config(source: ModelSource) -> ModelConfig:
     if source.kind == "gguf":
         return read_gguf_config(read_gguf_header(source.path))
     generation = source.path / "generation_config.json"
-    return read_hf_config(read_json(source.path / "config.json"), read_json(generation) if generation.is_file() else {})
+    return read_hf_config(
+        read_json(source.path / "config.json"),
+        read_json(generation) if generation.is_file() else {},
+        read_token_names(source.path),
+    )
 
 
-def read_hf_config(raw: dict[str, object], generation: dict[str, object]) -> ModelConfig:
+def read_hf_config(raw: dict[str, object], generation: dict[str, object], names: TokenNames) -> ModelConfig:
     """The description in the JSON files of a Hugging Face folder; raises what `read_config` does."""
     name, known = Fields(raw, "config.json").text("model_type", "unnamed"), known_families()
     if name not in known:
         raise _unknown("config.json", name, known)
-    return config_from_hf(raw, generation, name, known[name].hf)
+    return config_from_hf(raw, generation, names, name, known[name].hf)
 
 
 def read_gguf_config(header: GgufHeader) -> ModelConfig:

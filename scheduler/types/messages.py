@@ -99,7 +99,8 @@ class Ready:
     vocab_size: int
     block_size: int
     blocks: int
-    eos_token_ids: list[int]
+    eos_token_ids: list[int]  # all that end an answer
+    ends: str  # the same for people: each with its spelling, and with what says so
     device: str
     version: str
     computes: str  # everything besides the request on which an answer depends: model, arithmetic, device, code

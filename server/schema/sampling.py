@@ -71,7 +71,7 @@ class Sampling(Body):
         1.0, ge=0.1, le=10, description="Extension: divides the logits of tokens in the prompt or the text; 1 is off."
     )
     min_tokens: Count = Field(0, description="Extension: no end before this many tokens.")
-    ignore_eos: bool = Field(False, description="Extension: continue past the model's end token.")
+    ignore_eos: bool = Field(False, description="Extension: continue past the model's end tokens.")
     stop_token_ids: list[Count] = Field(default_factory=list, description="Extension: tokens that end the text.")
     bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")

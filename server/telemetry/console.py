@@ -63,7 +63,8 @@ class Console:
             case Ready() if not told.ready:
                 first = not any(each.ready for each in self._told.values())
                 told.ready = True
-                self._print([*self._heading(engine), *phase_lines(told.phases, time.monotonic() - self._started)])
+                lines = phase_lines(told.phases, time.monotonic() - self._started)
+                self._print([*self._heading(engine), *lines, f"End tokens  {event.ends}"])
                 if first:
                     self._print([f"headrace listens on {self._url} ({event.device}). Try:", "", f"  {self._curl}"])
             case _:

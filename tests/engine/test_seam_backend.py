@@ -150,6 +150,32 @@ def test_a_backend_of_ones_own_serves_requests(source):
     assert next(event for event in wire.events if isinstance(event, MemoryPlan)).arithmetic == "for the test"
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected", "reason"),
+    [
+        ({}, [20, 21, 22], FinishReason.STOP),
+        ({"min_tokens": 4}, [20, 21, 22, 23, 24], FinishReason.STOP),
+        ({"min_tokens": 6}, [*range(20, 29)], FinishReason.LENGTH),
+        ({"ignore_eos": True}, [*range(20, 29)], FinishReason.LENGTH),
+    ],
+    ids=str,
+)
+def test_every_end_that_a_folder_names_ends_an_answer(source, asked, expected, reason):
+    added = [{"id": 22, "content": "<|im_end|>", "special": True}, {"id": 24, "content": "</s>", "special": False}]
+    (source.path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (source.path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    sampling = SamplingParams(max_tokens=9, **asked)
+    wire = Wire(AddRequest(request_id="r", prompt_ids=[7] * 20, sampling=sampling))
+    starter = Starter(Settings(), source, wire, choose=ToyBackend)
+    loop, ready = starter.start()
+    loop.run()
+    starter.close()
+    assert ready.eos_token_ids == [2, 24, 22]
+    assert ready.ends == "2 (config.json); 24 </s> (tokenizer_config.json); 22 <|im_end|> (its spelling)"
+    assert [token for output in wire.outputs for token in output.token_ids] == expected
+    assert wire.outputs[-1].finish_reason is reason
+
+
 def test_a_backend_is_found_by_the_kind_of_its_device(source, monkeypatch):
     monkeypatch.setitem(BACKENDS, "cpu", ToyBackend)
     wire = Wire(AddRequest(request_id="r", prompt_ids=[7], sampling=SamplingParams(max_tokens=1)))

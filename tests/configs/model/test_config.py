@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.model.config import LinearScaling, Llama3Scaling, YarnScaling
+from configs.model.ends import TokenNames
 from configs.model.gguf_header import GgufHeader, TensorInfo
 from configs.model.source import ModelError, ModelSource
 from engine.models.registry import read_config, read_gguf_config, read_hf_config
@@ -37,7 +38,7 @@ METADATA = {
 
 
 def hf(changes=None, generation=None, base=LLAMA):
-    return read_hf_config(base | (changes or {}), generation or {})
+    return read_hf_config(base | (changes or {}), generation or {}, TokenNames())
 
 
 def of_gguf(changes=None, tensors=("output.weight",)):
@@ -117,8 +118,9 @@ def test_rotary_scalings():
     assert yarn == YarnScaling(4.0, 64, 32.0, 1.0, pytest.approx(1.1386294), True)
 
 
-def test_the_generation_file_decides_when_to_stop():
-    assert hf({"eos_token_id": 2}, {"eos_token_id": [5, 6, 5]}).eos_token_ids == (5, 6)
+def test_both_files_say_when_to_stop():
+    assert hf({"eos_token_id": 2}, {"eos_token_id": [5, 6, 5]}).eos_token_ids == (5, 6, 2)
+    assert hf({"eos_token_id": [2, 6]}, {"eos_token_id": 6}).eos_token_ids == (6, 2)
     assert hf({"eos_token_id": 2}, {"eos_token_id": None}).eos_token_ids == (2,)
     assert hf({"eos_token_id": None}).eos_token_ids == ()
 
@@ -175,7 +177,7 @@ def test_refuses_files_that_hold_no_object(tmp_path, content):
 def test_reads_the_generation_file_of_a_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
-    assert read_config(ModelSource(tmp_path, "hf", "m")).eos_token_ids == (7, 8)
+    assert read_config(ModelSource(tmp_path, "hf", "m")).eos_token_ids == (7, 8, 2)
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def k_model(folder):
         architecture="qwen2", vocab_size=320, hidden_size=256, intermediate_size=256, layers=1, heads=4, kv_heads=2,
         head_dim=64, rms_norm_eps=1e-6, rope_theta=1e4, rope_scaling=None, sliding_window=None,
         sliding_layers=(False,), qkv_bias=True, o_bias=False, mlp_bias=False, qk_norm=False,
-        tie_word_embeddings=True, max_position=64, bos_token_id=None, eos_token_ids=(), dtype="gguf",
+        tie_word_embeddings=True, max_position=64, bos_token_id=None, ends=(), dtype="gguf",
     )  # fmt: skip
     for index, (name, shape) in enumerate(expected_shapes(description).items()):
         shapes[name] = shape

@@ -175,6 +175,7 @@ def ready_event() -> Ready:
         block_size=32,
         blocks=8,
         eos_token_ids=[END],
+        ends="257 <|im_end|> (config.json)",
         device="cpu",
         version="1",
         computes="a script",

@@ -51,6 +51,7 @@ READY = Ready(
     block_size=32,
     blocks=64,
     eos_token_ids=[2],
+    ends="2 </s> (config.json)",
     device="scripted",
     version="0",
     computes="a script",

@@ -33,6 +33,7 @@ def test_the_plan_is_printed_before_anything_is_loaded_and_all_of_it_once():
     assert "load weights" not in out.getvalue()
     told.on_event("engine", READY)
     first = out.getvalue()
+    assert "End tokens  2 </s> (config.json)\n" in first
     assert "load weights" in first and "total" in first and "http://127.0.0.1:8000" in first and "curl" in first
     for event in (PLAN, StartPhase(name="again", seconds=1.0), READY):  # a restarted engine
         told.on_event("engine", event)
