@@ -291,7 +291,8 @@ class Declaration(BaseModel):
     health_seconds: float = Field(
         20.0,
         gt=0,
-        description="/health is healthy if a token was produced within this time, or if one can be produced now.",
+        description="/health and /ready say no while a step of the engine takes longer than this and than four times what its "
+        "latest steps took for each token; and whenever an engine has been silent for 5 s.",
         json_schema_extra=HTTP,
     )
     start_seconds: float = Field(
@@ -300,7 +301,8 @@ class Declaration(BaseModel):
     hang_seconds: float = Field(
         120.0,
         gt=0,
-        description="An engine that says nothing for this long while requests are open is killed and started again.",
+        description="An engine that is silent for this long (at least 5 s), or whose step takes longer than this and than four "
+        "times what its latest steps took for each token, is killed and started again.",
         json_schema_extra=HTTP,
     )
     access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)

@@ -6,6 +6,9 @@ to date first (`Scheduler.refresh`), so that nothing is computed for requests th
 that takes two gets N+1 while N runs, as planned: the device never waits for the host, at the cost of one row for each request that
 N ends, and of up to one more step before a new request's first.
 
+Whatever it waits for, the server hears of it every second (`engine/heartbeat.py`): a loop that is silent, or whose step does not
+end, is stuck.
+
 Transfers of a step start when the steps before it have ended: the blocks that they copy or fill belong to no step that still runs.
 
 What belongs here: the order of those calls, and turning results into events. Never: policy, tensors.
@@ -18,13 +21,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from engine.heartbeat import Patience
 from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
 from engine.kv_store.transfer import TransferWorker
 from engine.worker import Pending, Worker
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
-from scheduler.types.messages import AbortRequests, AddRequest, Command, FinishReason, Output, Shutdown, StepOutputs
+from scheduler.types.messages import (
+    HEARTBEAT_SECONDS,
+    AbortRequests,
+    AddRequest,
+    Command,
+    FinishReason,
+    Output,
+    Shutdown,
+    StepOutputs,
+)
 from scheduler.types.step import Step, StepResult
 
 log = logging.getLogger("headrace.engine")
@@ -61,6 +74,7 @@ class EngineLoop:
         clock: seconds, monotonic.
         transfer_worker: carries blocks between tiers.
         thread: the worker's own, if it has one already; it is shut down at the end.
+        heartbeat: seconds between heartbeats while it waits.
     """
 
     def __init__(
@@ -72,12 +86,15 @@ class EngineLoop:
         clock: Callable[[], float] = time.monotonic,
         transfer_worker: TransferWorker | None = None,
         thread: ThreadPoolExecutor | None = None,
+        heartbeat: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._scheduler = scheduler
         self._worker = worker
         self._channel = channel
         self._clock = clock
         self._transfer_worker = transfer_worker
+        self._patience = Patience(channel, clock, heartbeat)
+        self._carried = 0  # transfers that have ended
         self._planned: Step | None = None
         self._flights: deque[_Flight] = deque()  # steps that the worker has, the oldest first
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
@@ -115,7 +132,7 @@ class EngineLoop:
         finally:
             self._emit([])
         while not self._scheduler.has_work:
-            self._channel.wait()
+            self._patience.wait("idle")
             self._receive()
 
     def _serve_until_idle(self) -> None:
@@ -162,7 +179,7 @@ class EngineLoop:
             raise IntegrityError("requests wait and nothing can run")
         self._scheduler.put_off(step)
         self._emit([])  # what transfers have brought since
-        self._channel.wait()  # for a transfer to end, or a command
+        self._patience.wait("transfer", self._carried)
 
     def _land(self) -> None:
         """Wait for the oldest step and absorb what it brought."""
@@ -170,7 +187,7 @@ class EngineLoop:
         future = self._thread.submit(flight.result)
         future.add_done_callback(lambda _: self._channel.wake())
         while not future.done():
-            self._channel.wait()
+            self._patience.wait("step", flight.step.step_id, flight.step.tokens)
             self._receive()
         self._flights.popleft()
         self._absorb(flight.step, future)
@@ -207,6 +224,7 @@ class EngineLoop:
         if self._transfer_worker is not None:
             for result in self._transfer_worker.finished():
                 self._scheduler.absorb_transfer(result)
+                self._carried += 1
         ended: list[Output] = []
         for command in self._channel.receive():
             self._obey(command, ended)

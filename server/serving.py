@@ -19,7 +19,6 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.engines.health import HealthCheck
 from server.engines.launch import Incarnation, launch
 from server.engines.supervisor import Supervisor
 from server.errors import Unavailable
@@ -88,7 +87,6 @@ class Serving:
         context = ServerContext(
             settings=settings,
             engines=self._engines,
-            health=HealthCheck(self._engines, settings.health_seconds),
             drain=self._drain,
             metrics=metrics,
             tokenizer=tokenizer,

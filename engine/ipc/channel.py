@@ -1,6 +1,7 @@
 """The engine's end of the wire to the HTTP process: two ZeroMQ sockets, messages of the types in `scheduler.types.messages`."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 
@@ -56,7 +57,7 @@ class Channel:
         Raises:
             ParentGone: the HTTP process has ended.
         """
-        ready = dict(self._poller.poll(None if seconds is None else int(seconds * 1000)))
+        ready = dict(self._poller.poll(None if seconds is None else math.ceil(seconds * 1000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
         if self._parent is not None and self._parent in ready and parent_gone(self._parent):

@@ -7,6 +7,7 @@ a machine.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
@@ -197,8 +198,20 @@ class StepOutputs:
     step_seconds: float = 0.0
 
 
+HEARTBEAT_SECONDS = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Heartbeat:
+    """The engine's loop is alive and waits. Sent every `HEARTBEAT_SECONDS` from the first `Ready` on while nothing else is."""
+
+    doing: Literal["idle", "step", "transfer"]  # what it waits for: a command, a step or a transfer between tiers
+    seconds: float = 0.0  # how long it has waited for that, not counting time in which the process was stopped
+    tokens: int = 0  # of the step
+
+
 Command = AddRequest | AbortRequests | Shutdown
-Event = MemoryPlan | StartPhase | Ready | Failed | StepOutputs
+Event = MemoryPlan | StartPhase | Ready | Failed | StepOutputs | Heartbeat
 
 COMMANDS = (AddRequest, AbortRequests, Shutdown)
-EVENTS = (MemoryPlan, StartPhase, Ready, Failed, StepOutputs)
+EVENTS = (MemoryPlan, StartPhase, Ready, Failed, StepOutputs, Heartbeat)

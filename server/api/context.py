@@ -6,7 +6,6 @@ from configs.settings import Settings
 from scheduler.types.messages import Ready
 from server.drain import Drain
 from server.engines.engines import Engines
-from server.engines.health import HealthCheck
 from server.errors import ModelNotFound
 from server.telemetry.metrics import Metrics
 from server.text.chat_template import ChatTemplate
@@ -23,7 +22,6 @@ class ServerContext:
 
     settings: Settings
     engines: Engines
-    health: HealthCheck
     drain: Drain
     metrics: Metrics
     tokenizer: Tokenizer

@@ -25,24 +25,30 @@ async def _ready(call: Call) -> StatusAnswer:
 
 
 async def _health(call: Call) -> HealthAnswer | Response:
-    engines = await call.context.health.look()
+    engines = {client.name: client.health() for client in call.context.engines}
     useful = [engine for engine in engines.values() if engine.trouble is None]
     if not useful:
-        headers = None if call.context.engines.ready else call.context.engines.unavailable().headers
-        raise Unavailable(_troubles(engines), headers=headers)
-    age = min(engine.last_token_seconds_ago for engine in useful)
+        raise Unavailable(_troubles(engines), headers=call.context.engines.unavailable().headers)
+    newest = min(useful, key=lambda engine: engine.last_token_seconds_ago)
+    answer = HealthAnswer(
+        status="healthy",
+        doing=newest.doing,
+        steps=newest.steps,
+        last_token_seconds_ago=newest.last_token_seconds_ago,
+    )
     if len(engines) == 1:
-        only = HealthAnswer(status="healthy", last_token_seconds_ago=age)
-        return Response(only.model_dump_json(exclude={"engines"}), media_type="application/json")
-    reports = {
+        return Response(answer.model_dump_json(exclude={"engines"}), media_type="application/json")
+    answer.engines = {
         name: EngineHealthAnswer(
             status="unhealthy" if engine.trouble else "healthy",
             trouble=engine.trouble,
+            doing=engine.doing,
+            steps=engine.steps,
             last_token_seconds_ago=engine.last_token_seconds_ago if isfinite(engine.last_token_seconds_ago) else None,
         )
         for name, engine in engines.items()
     }
-    return HealthAnswer(status="healthy", last_token_seconds_ago=age, engines=reports)
+    return answer
 
 
 def _troubles(engines: Mapping[str, EngineHealth]) -> str:
@@ -80,7 +86,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/ready",
         tag="operations",
-        summary="Whether new requests are taken: 200, else 503 with the start-up phase or the reason",
+        summary="Whether new requests are taken: 200, else 503 with the start-up phase or the reason (draining, a hang)",
         answer=_ready,
         answers=StatusAnswer,
         errors=(503,),
@@ -91,7 +97,7 @@ ENDPOINTS = (
     GetEndpoint(
         path="/health",
         tag="operations",
-        summary="Whether a token was produced lately or can be produced now: 200, else 503 with the reason",
+        summary="Whether the engine lives, i.e. answers and ends its steps: 200, else 503 with the reason",
         answer=_health,
         answers=HealthAnswer,
         errors=(401, 503),

@@ -27,6 +27,7 @@ from scheduler.types.messages import (
     StartPhase,
     StepOutputs,
 )
+from server.engines.health import EngineHealth, Liveness
 from server.engines.process import EngineProcess
 from server.engines.wire import EngineWire
 from server.errors import ApiError, EngineDied, QueueFull, Unavailable, for_clients
@@ -42,9 +43,9 @@ _log = logging.getLogger("headrace.engine")
 class EngineClient:
     """One for the life of the server, over all incarnations of the engine. All calls belong to the event loop's thread.
 
-    `name` tells the engine from the server's others. `state` is "starting" until the engine is ready and again while it is
-    restarted, "dead" once restarting has been given up, "stopped" after `stopped`. While an incarnation starts, `info` is still
-    what the one before said.
+    `name` tells the engine from the server's others. Requests are taken while it is `usable`. `state` is "starting" until the
+    engine is ready and again while it is restarted, "dead" once restarting has been given up, "stopped" after `stopped`. While an
+    incarnation starts, `info` is still what the one before said.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class EngineClient:
         self.failure: str | None = None  # why the last incarnation ended; None while one is ready
         self.last_words: str | None = None  # what the present incarnation said of its own failure
         self.last_token = -math.inf  # monotonic stamp of the newest token of any sequence
-        self.last_event = time.monotonic()
+        self.liveness = Liveness(settings.hang_seconds)
         self._settings = settings
         self._metrics = metrics
         self._engine_metrics = metrics.engine(name)
@@ -71,6 +72,7 @@ class EngineClient:
         self._wire: EngineWire | None = None
         self._streams: dict[str, OutputStream] = {}
         self._speed = Speed()
+        self._hang: str | None = None  # what hangs, as the log and the metrics were told
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
 
     # --- requests ---
@@ -79,26 +81,14 @@ class EngineClient:
         """Queue one sequence of a job that `ensure_room` has let in; the caller closes the stream. `request_id` must be new.
 
         Raises:
-            Unavailable: the engine is not ready.
+            Unavailable: the engine is not ready, or hangs.
         """
-        self._ensure_ready()
-        return self._open(request, lifetime, self._sequence_ended)
-
-    def probe(self, request: AddRequest) -> OutputStream:
-        """`submit` outside the request metrics, for `/health`.
-
-        Raises:
-            Unavailable: the engine is not ready.
-        """
-        self._ensure_ready()
-        return self._open(request, Lifetime(received=time.monotonic()), self._forget)
-
-    def _open(self, request: AddRequest, lifetime: Lifetime, on_end: Callable[[OutputStream], None]) -> OutputStream:
+        self._ensure_usable()
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use; every sequence needs one of its own")
         if not self._streams:
             self._speed.begun(time.monotonic())
-        stream = OutputStream(request.request_id, lifetime, on_end)
+        stream = OutputStream(request.request_id, lifetime, self._sequence_ended)
         self._send(request)
         self._streams[request.request_id] = stream
         return stream
@@ -108,9 +98,9 @@ class EngineClient:
 
         Raises:
             QueueFull: `max_waiting` sequences wait already, or would with these.
-            Unavailable: the engine is not ready.
+            Unavailable: the engine is not ready, or hangs.
         """
-        self._ensure_ready()
+        self._ensure_usable()
         limit = self._settings.max_waiting
         excess = self.waiting + sequences - limit
         # A job of more sequences than the bound must have a chance: it may enter an empty queue.
@@ -155,8 +145,28 @@ class EngineClient:
         """`abort` for everything open."""
         self.abort(list(self._streams), reason)
 
+    @property
+    def hang(self) -> str | None:
+        """What hangs, as the end of a sentence about the engine; None if nothing does, or it is not ready."""
+        return self.liveness.hang(0.0, self._settings.health_seconds) if self.state == "ready" else None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes requests: it is ready, and nothing hangs."""
+        return self.state == "ready" and self.hang is None
+
+    def health(self) -> EngineHealth:
+        """How it is doing now; nothing is asked of the engine."""
+        trouble = None if self.usable else self.unavailable().message
+        if trouble is not None and self.failure is not None:
+            trouble += f" The last engine ended: {for_clients(self.failure)}."
+        age = round(time.monotonic() - self.last_token, 3)
+        return EngineHealth(trouble, self.liveness.doing, self.stats.steps, age)
+
     def unavailable(self) -> Unavailable:
-        """Why no request is taken now, with Retry-After; for callers that look at `state` themselves."""
+        """Why no request is taken now, with Retry-After; for callers that look at `usable` themselves."""
+        if (hang := self.hang) is not None:
+            return Unavailable(f"The engine hangs: it {hang}.", headers={"Retry-After": "5"})
         if self.state == "dead":
             return Unavailable(
                 f"The engine does not start: {for_clients(str(self.failure))}", headers={"Retry-After": "60"}
@@ -168,8 +178,8 @@ class EngineClient:
         retry = max(1, math.ceil(self._start_seconds - elapsed))
         return Unavailable(f"The engine is starting{done}.", headers={"Retry-After": str(retry)})
 
-    def _ensure_ready(self) -> None:
-        if self.state != "ready":
+    def _ensure_usable(self) -> None:
+        if not self.usable:
             raise self.unavailable()
 
     def _send(self, command: Command) -> None:
@@ -180,12 +190,9 @@ class EngineClient:
         if request_ids:
             self._send(AbortRequests(request_ids=request_ids))
 
-    def _forget(self, stream: OutputStream) -> None:
+    def _sequence_ended(self, stream: OutputStream) -> None:
         if self._streams.pop(stream.request_id, None) is not None:  # closed before the engine ended it
             self._send_abort([stream.request_id])
-
-    def _sequence_ended(self, stream: OutputStream) -> None:
-        self._forget(stream)
         # Many that end at once when an engine dies say nothing about speed.
         if stream.lifetime.reason is not FinishReason.ERROR:
             self._speed.ended(time.monotonic())
@@ -206,9 +213,22 @@ class EngineClient:
         self.phases = []
         self.last_words = None
         self.stats = EngineStats()
-        self.last_event = time.monotonic()
+        self.liveness.restarted()
+        self._hang = None
         self._engine_metrics.attached(process.pid)
         wire.listen(self.handle, on_broken)
+
+    def passed(self, seconds: float) -> None:
+        """So much time went by in which events of a ready engine would have been heard. The log has a line when it begins to hang,
+        and one when it no longer does."""
+        self.liveness.passed(seconds)
+        before, self._hang = self._hang, self.hang
+        if (before is None) != (self._hang is None):
+            self._engine_metrics.answers(self._hang is None)
+            if self._hang is None:
+                _log.info("%s: no longer hangs", self.name)
+            else:
+                _log.warning("%s: hangs: it %s", self.name, self._hang)
 
     def shut_down(self) -> None:
         """Ask the engine to exit."""
@@ -250,13 +270,14 @@ class EngineClient:
 
     def handle(self, event: Event) -> None:
         """Absorb one event."""
-        self.last_event = time.monotonic()
+        now = time.monotonic()
+        self.liveness.heard(event)
         match event:
             case StepOutputs():
-                self._dispatch(event, self.last_event)
+                self._dispatch(event, now)
                 return
             case Ready():
-                self._become_ready(event)
+                self._become_ready(event, now)
             case StartPhase():
                 self.phases.append(event)
                 self._engine_metrics.phase_ended(event)
@@ -265,14 +286,14 @@ class EngineClient:
         if self._on_event is not None:
             self._on_event(self.name, event)
 
-    def _become_ready(self, event: Ready) -> None:
+    def _become_ready(self, event: Ready, now: float) -> None:
         self.info = event
         self.state = "ready"
         self.failure = None
-        self.last_token = self.last_event  # Ready means that a real token was produced
+        self.last_token = now  # Ready means that a real token was produced
         if self._process is not None and self._wire is not None:
             self._wire.once_connected(self._process.remove_endpoints)
-            self._start_seconds = self.last_event - self._process.started
+            self._start_seconds = now - self._process.started
         self._engine_metrics.ready(event, self._start_seconds)
 
     def _dispatch(self, event: StepOutputs, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The engines of one server, by name. A job goes to one of them: to the ready one with the fewest open sequences."""
+"""The engines of one server, by name. A job goes to one of them: to the usable one with the fewest open sequences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -32,18 +32,18 @@ class Engines:
     @property
     def ready(self) -> bool:
         """Whether any engine takes requests."""
-        return any(client.state == "ready" for client in self._clients)
+        return any(client.usable for client in self._clients)
 
     @property
     def info(self) -> Ready | None:
-        """What one of them said when it became ready: a ready one if there is any. All serve the same model."""
+        """What one of them said when it became ready: a usable one if there is any. All serve the same model."""
         return next((client.info for client in self._by_load() if client.info is not None), None)
 
     def choose(self) -> EngineClient:
         """The engine for one job. All its sequences go there, so that they share their prompt's blocks.
 
         Raises:
-            Unavailable: no engine is ready.
+            Unavailable: no engine is ready, or all that are hang.
         """
         if not self.ready:
             raise self.unavailable()
@@ -60,5 +60,5 @@ class Engines:
         return min(self._clients, key=lambda client: hope.get(client.state, 0)).unavailable()
 
     def _by_load(self) -> list[EngineClient]:
-        """All clients, ready ones first, then by their number of open sequences."""
-        return sorted(self._clients, key=lambda client: (client.state != "ready", client.open_count))
+        """All clients, those first that take requests, then by their number of open sequences."""
+        return sorted(self._clients, key=lambda client: (not client.usable, client.open_count))

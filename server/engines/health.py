@@ -1,93 +1,99 @@
-"""Are the engines working? A token that came lately shows it, or one that is generated to find out."""
+"""Is an engine alive? It is as long as its loop is heard of and its steps end. Nothing is generated to find out: asking costs no
+seat, no KV block and no step, and a deep queue is not mistaken for a hang.
 
-import asyncio
-import contextlib
-import itertools
-import time
+The loop says every second what it waits for (`Heartbeat`). So a process that is stopped, or blocked outside a step, is known by its
+silence, and a step that hangs by a loop that waits for it for too long.
+"""
+
+import math
+from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
-from scheduler.types.messages import AddRequest
-from scheduler.types.sampling_params import SamplingParams
-from server.engines.client import EngineClient
-from server.engines.engines import Engines
-from server.errors import Unavailable, for_clients
+from scheduler.types.messages import HEARTBEAT_SECONDS, Event, Heartbeat, StepOutputs
 
-_PROBE_SECONDS = 10.0  # at most; less where `health_seconds` is less
-_PROBE_PRIORITY = -(2**31)  # before everything that waits
+SILENT_BEATS = 5  # heartbeats in a row whose absence means silence
+_USUAL = 4  # times what its latest steps took for each token is what a step may take
+_LATEST_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """The health of one engine. `last_token_seconds_ago` is infinite before its first token."""
+    """The health of one engine, as `/health` tells it.
 
-    trouble: str | None  # why it cannot be used now, or None
+    Attributes:
+        trouble: why it cannot be used now, or None.
+        doing: what its loop waits for: "idle", "step" or "transfer".
+        steps: ended since it started.
+        last_token_seconds_ago: infinite before its first token.
+    """
+
+    trouble: str | None
+    doing: Literal["idle", "step", "transfer"]
+    steps: int
     last_token_seconds_ago: float
 
 
-class HealthCheck:
-    """The health of all engines of a server, each checked on its own."""
+class Liveness:
+    """What one incarnation of an engine lets know of itself. Time is passed in, as far as this process was awake to listen.
 
-    def __init__(self, engines: Engines, seconds: float) -> None:
-        self._checks = {client.name: EngineCheck(client, seconds) for client in engines}
+    How long a step may take grows with its tokens: a chunk of a prompt on a slow CPU takes as long as a hundred decoded tokens.
+    The floor is the operator's (`health_seconds`, `hang_seconds`); above it, four times what its tokens have lately taken each, or
+    `unmeasured` before any step has been seen. Four, because a token costs more the longer its context is.
 
-    async def look(self) -> dict[str, EngineHealth]:
-        """The engines' health, by name; all are checked at the same time."""
-        found = await asyncio.gather(*(check.look() for check in self._checks.values()))
-        return dict(zip(self._checks, found, strict=True))
-
-
-class EngineCheck:
-    """Healthy means that a token was produced within `seconds`, or that one can be produced now.
-
-    The latter is a real generation of one token. Only one is under way at a time, however many ask.
+    Args:
+        unmeasured: seconds that a step may take before any has ended.
+        heartbeat: seconds between heartbeats.
     """
 
-    def __init__(self, engine: EngineClient, seconds: float) -> None:
-        self._engine = engine
-        self._seconds = seconds
-        self._timeout = min(_PROBE_SECONDS, seconds)
-        self._numbers = itertools.count()
-        self._probe: asyncio.Task[str | None] | None = None
+    def __init__(self, unmeasured: float, heartbeat: float = HEARTBEAT_SECONDS) -> None:
+        self._unmeasured = unmeasured
+        self._heartbeat = heartbeat
+        self.restarted()
 
-    async def look(self) -> EngineHealth:
-        """The engine's health now."""
-        trouble = await self._trouble()
-        return EngineHealth(trouble, round(time.monotonic() - self._engine.last_token, 3))
+    def restarted(self) -> None:
+        """Another incarnation begins."""
+        self.doing: Literal["idle", "step", "transfer"] = "idle"
+        self.silence = 0.0
+        self._waits: Heartbeat | None = None  # for a step or a transfer, as far as that has not ended
+        self._steps: deque[tuple[float, int]] = deque(maxlen=_LATEST_STEPS)  # seconds and tokens
 
-    async def _trouble(self) -> str | None:
-        if self._engine.state != "ready":
-            cause = self._engine.failure
-            return self._engine.unavailable().message + (
-                f" The last engine ended: {for_clients(cause)}." if cause else ""
-            )
-        if time.monotonic() - self._engine.last_token <= self._seconds:
+    def heard(self, event: Event) -> None:
+        """The engine sent something."""
+        self.silence = 0.0
+        match event:
+            case Heartbeat():
+                self.doing = event.doing
+                self._waits = None if event.doing == "idle" else event
+            case StepOutputs(step_tokens=tokens) if tokens:
+                self.doing, self._waits = "step", None
+                self._steps.append((event.step_seconds, tokens))
+            case _:
+                pass
+
+    def passed(self, seconds: float) -> None:
+        """So much time went by in which this process would have heard it."""
+        self.silence += seconds
+
+    def hang(self, silence: float, step: float) -> str | None:
+        """What hangs, as the end of a sentence about the engine; None if nothing does.
+
+        Args:
+            silence: seconds for which the loop may be silent, but never less than `SILENT_BEATS` heartbeats.
+            step: seconds that any step, and any transfer that all wait for, may take.
+        """
+        if self.silence > max(silence, SILENT_BEATS * self._heartbeat):
+            return f"has said nothing for {math.floor(self.silence)} s"
+        waits = self._waits
+        if waits is None or waits.seconds <= max(step, self._usual(waits)):
             return None
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._generate())
-        return await asyncio.shield(self._probe)
+        what = f"a step of {waits.tokens} tokens" if waits.doing == "step" else "a transfer between KV tiers"
+        return f"has waited for {math.floor(waits.seconds)} s for {what}"
 
-    async def _generate(self) -> str | None:
-        cause = None
-        try:
-            async with (
-                asyncio.timeout(self._timeout),
-                contextlib.aclosing(self._engine.probe(self._request())) as outputs,
-            ):
-                async for output in outputs:
-                    if output.token_ids:
-                        return None
-                    cause = output.error
-        except TimeoutError:
-            return f"The engine produced no token within {self._timeout:g} s."
-        except Unavailable as error:
-            return error.message
-        return f"The engine failed to produce a token: {for_clients(cause or 'it gave no cause')}"
-
-    def _request(self) -> AddRequest:
-        info = self._engine.info
-        return AddRequest(
-            request_id=f"health-{next(self._numbers)}",
-            prompt_ids=[info.eos_token_ids[0] if info is not None and info.eos_token_ids else 0],
-            sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
-            priority=_PROBE_PRIORITY,
-        )
+    def _usual(self, waits: Heartbeat) -> float:
+        if waits.doing != "step":
+            return 0.0
+        if not self._steps:
+            return self._unmeasured
+        seconds, tokens = sum(step[0] for step in self._steps), sum(step[1] for step in self._steps)
+        return _USUAL * waits.tokens * seconds / tokens

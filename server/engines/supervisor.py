@@ -23,8 +23,8 @@ _EXIT = "exit"
 class Supervisor:
     """Runs one incarnation after the other and tells the client what happens to them. One log line for each death.
 
-    `hang_seconds`: an engine that has open sequences and is silent for longer is killed. Only time during which this process
-    itself was awake counts, so that an engine is not killed because both were suspended.
+    `hang_seconds`: a ready engine that is silent for longer, or waits longer for a step, is killed (`Liveness.hang`). Only time
+    during which this process itself was awake counts, so that an engine is not killed because both were suspended.
     """
 
     def __init__(
@@ -108,20 +108,20 @@ class Supervisor:
             self._ended.set_result(cause)
 
     async def _watch(self, process: EngineProcess, ended: "asyncio.Future[str]") -> str:
-        silence, before = 0.0, time.monotonic()
-        heard = self._client.last_event
+        before = time.monotonic()
         while True:
             await asyncio.wait({ended}, timeout=self._tick)
             if ended.done():
                 return ended.result()
             now = time.monotonic()
-            busy = self._client.open_count > 0
-            silence = silence + min(now - before, 2 * self._tick) if busy and heard == self._client.last_event else 0.0
-            before, heard = now, self._client.last_event
+            passed, before = min(now - before, 2 * self._tick), now
             if self._client.state == "starting" and now - process.started > self._start_seconds:
                 return f"was not ready within {self._start_seconds:g} s (start_seconds)"
-            if silence > self._hang_seconds:
-                return f"said nothing for {self._hang_seconds:g} s (hang_seconds) while sequences were open"
+            if self._client.state == "ready":
+                self._client.passed(passed)
+                hang = self._client.liveness.hang(self._hang_seconds, self._hang_seconds)
+                if hang is not None:
+                    return f"{hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
 
     async def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
         """Ask the engine to exit, and kill it if it does not within `grace` seconds; `run` returns soon after."""

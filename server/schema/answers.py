@@ -192,18 +192,26 @@ class StatusAnswer(AnswerBody):
     status: Literal["live", "ready"]
 
 
+Doing = Literal["idle", "step", "transfer"]
+
+
 class EngineHealthAnswer(AnswerBody):
     """One engine of several, in the answer of `/health`."""
 
     status: Literal["healthy", "unhealthy"]
     trouble: str | None
+    doing: Doing
+    steps: int
     last_token_seconds_ago: float | None
 
 
 class HealthAnswer(AnswerBody):
-    """The answer of `/health`. `engines`, by name, where the server has several: it is healthy while any of them is."""
+    """The answer of `/health`. `engines`, by name, where the server has several: it is healthy while any of them is, and the first
+    fields are then those of the healthy one with the newest token."""
 
     status: Literal["healthy"]
+    doing: Doing = Field(description="What the engine waits for: a request, a step, or a transfer between KV tiers.")
+    steps: int = Field(description="Steps that have ended since the engine started.")
     last_token_seconds_ago: float
     engines: dict[str, EngineHealthAnswer] = {}
 

@@ -105,6 +105,26 @@ def test_kill_9_under_load(breakable):
     assert breakable.metrics()["headrace_engine_restarts_total"] == restarts + 1
 
 
+def test_a_stopped_engine_is_not_ready_and_is_again_when_it_goes_on(breakable):
+    engine = breakable.engine
+    ready, health = (
+        lambda path=path: httpx.get(f"{breakable.url}/{path}", timeout=PATIENCE) for path in ("ready", "health")
+    )
+    assert ready().status_code == health().status_code == 200
+    steps = health().json()["steps"]
+    engine.suspend()
+    try:
+        breakable.wait_until(lambda: ready().status_code == 503, PATIENCE)
+        assert "said nothing" in health().json()["error"]["message"]
+        assert httpx.post(f"{breakable.url}/v1/completions", json=LONG, timeout=PATIENCE).status_code == 503
+    finally:
+        engine.resume()
+    breakable.wait_until(lambda: ready().status_code == 200, PATIENCE)
+    assert health().json()["steps"] == steps, "asking how it is takes no step"
+    answer = httpx.post(f"{breakable.url}/v1/completions", json={**LONG, "max_tokens": 4}, timeout=PATIENCE)
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
 def in_engine(metrics):
     return metrics["headrace_sequences_running"] + metrics["headrace_sequences_waiting"]
 

@@ -20,7 +20,7 @@ from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Shutdown, StepOutputs
+from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Heartbeat, Shutdown, StepOutputs
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim_worker import SimWorker, expected
 
@@ -80,7 +80,7 @@ class Client:
         self._push, self._pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
         self._push.bind(self.endpoints[0])
         self._pull.bind(self.endpoints[1])
-        self.tokens, self.ends = {}, {}
+        self.tokens, self.ends, self.beats = {}, {}, []
 
     def send(self, message):
         self._push.send_multipart([type(message).__name__.encode(), msgspec.msgpack.encode(message)])
@@ -97,6 +97,9 @@ class Client:
         while not set(request_ids) <= set(self.ends):
             assert self._pull.poll(WAIT_MS), "no event came"
             name, body = self._pull.recv_multipart()
+            if name == b"Heartbeat":
+                self.beats.append(msgspec.msgpack.decode(body, type=Heartbeat))
+                continue
             assert name == b"StepOutputs"
             for output in msgspec.msgpack.decode(body, type=StepOutputs).outputs:
                 assert output.request_id not in self.ends, "one terminal event a request"
@@ -118,7 +121,7 @@ def engine(tmp_path, depth):
     """(client, worker, thread of the loop)."""
     client, worker = Client(tmp_path), GatedWorker(depth)
     channel = Channel(*client.endpoints)
-    loop = EngineLoop(Scheduler(CONFIG, BlockPool(BLOCKS, BLOCK)), worker, channel)
+    loop = EngineLoop(Scheduler(CONFIG, BlockPool(BLOCKS, BLOCK)), worker, channel, heartbeat=0.02)
     thread = threading.Thread(target=loop.run)
     thread.start()
     yield client, worker, thread
@@ -268,3 +271,16 @@ def test_shutdown_waits_for_the_step_that_runs(engine, caplog):
     worker.gate.set()
     thread.join()
     assert not caplog.records
+
+
+def test_the_server_hears_what_the_loop_waits_for(engine):
+    client, worker, _ = engine
+    worker.gate.clear()
+    client.add("long", [1] * 9)
+    assert worker.started.acquire(timeout=WAIT_MS / 1000)
+    time.sleep(0.1)
+    worker.gate.set()
+    client.until_ended("long")
+    steps = [beat for beat in client.beats if beat.doing == "step"]
+    assert len(steps) > 1 and steps[-1].seconds > steps[0].seconds > 0.0
+    assert {beat.tokens for beat in steps} == {9}

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import logging
-import math
+import os
 import re
+import signal
 
 import pytest
 from fastapi import FastAPI
@@ -15,8 +16,8 @@ from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.telemetry.metrics import Metrics, server_version
-from tests.server.engines.harness import eventually, http, make_app, run, running
-from tests.server.engines.scripted_engine import DIE, FAIL, HANG, HOLD, TOKEN
+from tests.server.engines.harness import eventually, http, make_app, read, run, running
+from tests.server.engines.scripted_engine import DIE, HOLD, STUCK, TOKEN
 
 pytestmark = pytest.mark.processes
 
@@ -253,61 +254,76 @@ def test_while_the_engine_starts_live_answers_and_ready_tells_the_phase():
     run(body)
 
 
-def test_health_produces_a_token_when_none_came_lately():
+def test_asking_how_an_engine_is_costs_it_nothing():
     async def body():
-        async with running(settings=Settings(health_seconds=0.05)) as rig, rig.http() as client:
-            assert (await client.get("/ready")).status_code == 200
-            await asyncio.sleep(0.06)
-            before = rig.client.stats.generation_tokens
-            responses = await asyncio.gather(*(client.get("/health") for _ in range(5)))
-            assert [response.status_code for response in responses] == [200] * 5
-            assert rig.client.stats.generation_tokens == before + 1  # one probe for all of them
+        async with running() as rig, rig.http() as client:
+            rig.client.last_token -= 1e6  # no token for long: nobody asked for one
+            for path in ("/ready", "/health") * 3:
+                assert (await client.get(path)).status_code == 200
+            assert rig.client.open_count == rig.client.stats.steps == 0
+            assert len(await read(rig.submit())) == 3
             health = (await client.get("/health")).json()
-            assert health["status"] == "healthy"  # a token was produced lately
-            assert set(health) == {
-                "status",
-                "last_token_seconds_ago",
+            assert health == {
+                "status": "healthy",
+                "doing": "step",
+                "steps": 3,
+                "last_token_seconds_ago": health["last_token_seconds_ago"],
             }  # engines are listed only where there are several
-            assert rig.client.stats.generation_tokens == before + 1
-            assert rig.sample("headrace_sequences_finished_total", reason="length") == 0  # a probe is no request
+            await eventually(lambda: rig.client.liveness.doing == "idle")
 
     run(body)
 
 
-def test_a_probe_that_fails_is_not_healthy():
+def test_a_stopped_engine_is_not_ready_until_it_goes_on(caplog):
     async def body():
-        async with running(settings=Settings(health_seconds=5)) as rig, rig.http() as client:
-            rig.client.last_token = -math.inf
-            rig.client.info.eos_token_ids = [FAIL]  # what a probe asks
-            error = check_error(await client.get("/health"), 503, "unavailable")
-            assert "scripted" in error["message"]
+        async with running(settings=Settings()) as rig, rig.http() as client:
+            os.kill(rig.processes[0].pid, signal.SIGSTOP)
+            try:
+                await eventually(lambda: not rig.client.usable)
+                for path in ("/ready", "/health"):
+                    response = await client.get(path)
+                    error = check_error(response, 503, "unavailable")
+                    assert error["message"].startswith("The engine hangs: it has said nothing for ")
+                    assert int(response.headers["retry-after"]) >= 1
+                check_error(await client.post("/v1/completions", json={"prompt": [5]}), 503, "unavailable")
+                assert rig.sample("headrace_engine_up") == 0
+                assert (await client.get("/live")).status_code == 200
+            finally:
+                os.kill(rig.processes[0].pid, signal.SIGCONT)
+            await eventually(lambda: rig.client.usable)
+            assert [(await client.get(path)).status_code for path in ("/ready", "/health")] == [200, 200]
+            await eventually(lambda: rig.sample("headrace_engine_up") == 1)
+            assert len(await read(rig.submit())) == 3 and len(rig.processes) == 1
 
     run(body)
+    assert [record.getMessage().partition(": ")[2][:11] for record in caplog.records] == ["hangs: it h"]
 
 
-def test_a_probe_that_is_aborted_is_not_healthy():
-    async def body():
-        async with running(settings=Settings(health_seconds=5)) as rig, rig.http() as client:
-            rig.client.last_token = -math.inf
-            rig.client.info.eos_token_ids = [HOLD]
-            asked = asyncio.create_task(client.get("/health"))
-            await eventually(lambda: rig.client.open_count == 1)
-            rig.client.abort_all("the server is shutting down")
-            error = check_error(await asked, 503, "unavailable")
-            assert "shutting down" in error["message"]
-
-    run(body)
-
-
-def test_health_fails_while_the_engine_hangs():
+def test_an_engine_whose_step_does_not_end_is_not_healthy():
     async def body():
         async with running(settings=Settings(health_seconds=0.2)) as rig, rig.http() as client:
-            stuck = rig.submit(HANG)
-            await asyncio.sleep(0.25)
-            error = check_error(await client.get("/health"), 503, "unavailable")
-            assert "no token within 0.2 s" in error["message"]
-            stuck.close()
-            assert rig.client.open_count == 0  # the probe left nothing behind
+            await read(rig.submit())  # so that it is known how long its steps take
+            waiting = [rig.submit(STUCK), *(rig.submit(HOLD) for _ in range(5))]
+            await eventually(lambda: not rig.client.usable)
+            for path in ("/ready", "/health"):
+                error = check_error(await client.get(path), 503, "unavailable")
+                assert "has waited for 0 s for a step of 100 tokens" in error["message"]
+            for stream in waiting:
+                stream.close()
+
+    run(body)
+
+
+def test_a_busy_engine_is_healthy_however_much_waits():
+    async def body():
+        async with running(settings=Settings(health_seconds=0.05)) as rig, rig.http() as client:
+            streams = [rig.submit(HOLD) for _ in range(50)]
+            await eventually(lambda: rig.client.stats.running == 50)
+            await asyncio.sleep(0.2)  # no token came for longer than health_seconds
+            assert [(await client.get(path)).status_code for path in ("/ready", "/health")] == [200, 200]
+            assert rig.client.open_count == 50
+            for stream in streams:
+                stream.close()
 
     run(body)
 
@@ -343,7 +359,7 @@ def test_a_full_queue_is_a_429():
         async with running(settings=Settings(max_waiting=1)) as rig, rig.http() as client:
             holds = [rig.submit(HOLD)]
             await eventually(lambda: rig.client.stats.running == 1)
-            holds.append(rig.submit(HANG))  # never reported as running
+            holds.append(rig.submit(STUCK))  # never reported as running
             response = await client.post("/v1/completions", json={"prompt": [5], "max_tokens": 3})
             assert "max_waiting is 1" in check_error(response, 429, "queue_full")["message"]
             assert int(response.headers["retry-after"]) >= 1

@@ -33,7 +33,6 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.engines.health import HealthCheck
 from server.telemetry.metrics import Metrics
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
@@ -198,7 +197,6 @@ class Server:
         self.context = ServerContext(
             settings=self.settings,
             engines=Engines([self.engine]),
-            health=HealthCheck(Engines([self.engine]), self.settings.health_seconds),
             drain=Drain(),
             metrics=metrics,
             tokenizer=byte_tokenizer(bos),

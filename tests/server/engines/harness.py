@@ -24,7 +24,7 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.engines.health import HealthCheck
+from server.engines.health import Liveness
 from server.engines.launch import Incarnation, launch
 from server.engines.process import EngineProcess
 from server.engines.restart import RestartPolicy
@@ -39,6 +39,7 @@ from server.text.tokenizer import Tokenizer
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("scripted_engine.py")
 _ids = itertools.count()
+HEARTBEAT = 0.02
 
 
 @functools.cache
@@ -50,7 +51,6 @@ def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drai
     context = ServerContext(
         settings=settings,
         engines=engines,
-        health=HealthCheck(engines, settings.health_seconds),
         drain=drain,
         metrics=metrics,
         tokenizer=tokenizer(),
@@ -87,9 +87,10 @@ class Rig:
         self.events: list[tuple[str, object]] = []
         self.metrics = metrics or Metrics()
         self.client = EngineClient(name, settings, self.metrics, lambda name, event: self.events.append((name, event)))
+        self.client.liveness = Liveness(hang_seconds, HEARTBEAT)
         self.drain = Drain()
         self.settings = settings
-        self._arguments = arguments(*options)
+        self._arguments = arguments("--heartbeat", str(HEARTBEAT), *options)
         self.supervisor = Supervisor(
             self.client,
             self.launch,

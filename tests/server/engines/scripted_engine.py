@@ -2,7 +2,8 @@
 
 What a request wants is its first prompt id: one of the constants below, else `max_tokens` tokens are sent, one a step.
 `--start` says what becomes of the start; `fail:N` fails the first N starts after the first one, counted in a file.
-`--gate`: it starts only once this file exists.
+`--gate`: it starts only once this file exists. `--heartbeat`: seconds between heartbeats, which say that it waits for a step that
+will not end once one was asked to be `STUCK`.
 """
 
 import argparse
@@ -22,11 +23,13 @@ from engine.ipc.sockets import connected
 from scheduler.types.messages import (
     COMMANDS,
     EVENTS,
+    HEARTBEAT_SECONDS,
     AbortRequests,
     AddRequest,
     EngineStats,
     Failed,
     FinishReason,
+    Heartbeat,
     MemoryPlan,
     Output,
     Ready,
@@ -36,7 +39,7 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 
-DIE, HANG, HOLD, FAIL, GARBAGE = 1001, 1002, 1003, 1004, 1005
+DIE, HANG, HOLD, FAIL, GARBAGE, STUCK = 1001, 1002, 1003, 1004, 1005, 1006
 TOKEN = 7
 
 COMMAND_CODEC, EVENT_CODEC = MessageCodec(COMMANDS), MessageCodec(EVENTS)
@@ -64,6 +67,7 @@ class Peer:
         self.commands, self.events = connected(context, zmq.PULL, commands), connected(context, zmq.PUSH, events)
         self.open: dict[str, AddRequest] = {}
         self.aborted: list[str] = []
+        self.stuck_since: float | None = None
         self.stats = EngineStats(blocks_total=64, blocks_free=64)
 
     def send(self, event: object) -> None:
@@ -74,8 +78,16 @@ class Peer:
         self.stats.steps += 1
         self.send(StepOutputs(outputs=list(outputs), stats=self.stats, step_tokens=len(outputs), step_seconds=0.001))
 
-    def serve(self) -> None:
+    def beat(self) -> None:
+        if self.stuck_since is None:
+            self.send(Heartbeat(doing="idle"))
+        else:
+            self.send(Heartbeat(doing="step", seconds=time.monotonic() - self.stuck_since, tokens=100))
+
+    def serve(self, heartbeat: float) -> None:
         while True:
+            while not self.commands.poll(heartbeat * 1000):
+                self.beat()
             match COMMAND_CODEC.decode(self.commands.recv_multipart()):
                 case Shutdown():
                     return
@@ -99,6 +111,8 @@ class Peer:
                 del self.open[request.request_id]
                 error = Output(request_id=request.request_id, finish_reason=FinishReason.ERROR, error="scripted")
                 self.report(error)
+            case 1006:
+                self.stuck_since = time.monotonic()
             case 1005:
                 self.events.send_multipart([b"Nonsense", b""])
             case _:
@@ -141,6 +155,7 @@ def main() -> int:
     parser.add_argument("--start", default="ok")
     parser.add_argument("--counter", type=Path)
     parser.add_argument("--gate", type=Path)
+    parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_SECONDS)
     options = parser.parse_args()
     threading.Thread(target=exit_with_parent, daemon=True).start()
     peer = Peer(options.commands, options.events)
@@ -158,7 +173,7 @@ def main() -> int:
     peer.send(PLAN)
     peer.send(StartPhase(name="load weights", seconds=0.25))
     peer.send(READY)
-    peer.serve()
+    peer.serve(options.heartbeat)
     return 0
 
 

@@ -14,7 +14,7 @@ from server.engines.process import EngineProcess
 from server.engines.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
 from server.errors import EngineDied, Unavailable
 from tests.server.engines.harness import arguments, eventually, read, run, running
-from tests.server.engines.scripted_engine import DIE, EXIT_ORPHAN, GARBAGE, HANG, HOLD
+from tests.server.engines.scripted_engine import DIE, EXIT_ORPHAN, GARBAGE, HANG, HOLD, STUCK
 
 pytestmark = pytest.mark.processes
 
@@ -77,17 +77,32 @@ def test_a_silent_engine_with_open_work_is_killed(caplog):
             assert len(await read(rig.submit())) == 3
 
     run(body)
-    assert "said nothing for 0.2 s (hang_seconds)" in caplog.text
+    assert "has said nothing for 0 s, longer than 0.2 s (hang_seconds)" in caplog.text
 
 
-def test_a_silent_engine_without_work_is_left_alone():
+def test_an_engine_without_work_is_left_alone_as_long_as_its_heart_beats(caplog):
     async def body():
-        async with running(hang_seconds=0.05) as rig:
-            await asyncio.sleep(0.3)
+        async with running(hang_seconds=0.1) as rig:
+            await asyncio.sleep(0.4)
             assert len(rig.processes) == 1
+            assert len(await read(rig.submit())) == 3
+            os.kill(rig.processes[0].pid, signal.SIGSTOP)  # or nobody would ever start another
+            await eventually(lambda: len(rig.processes) == 2 and rig.client.state == "ready")
+
+    run(body)
+    assert "has said nothing for 0 s, longer than 0.1 s (hang_seconds)" in caplog.text
+
+
+def test_an_engine_whose_step_does_not_end_is_killed_although_its_heart_beats(caplog):
+    async def body():
+        async with running(hang_seconds=0.2) as rig:
+            with pytest.raises(EngineDied):
+                await read(rig.submit(STUCK))
+            await eventually(lambda: rig.client.state == "ready")
             assert len(await read(rig.submit())) == 3
 
     run(body)
+    assert "has waited for 0 s for a step of 100 tokens, longer than 0.2 s (hang_seconds)" in caplog.text
 
 
 def test_what_is_no_event_is_dropped_with_one_line(caplog):
