@@ -125,13 +125,15 @@ class Declaration(BaseModel):
         32, description="Tokens in one KV block.", json_schema_extra=KV_CACHE
     )
     kv_blocks: PositiveInt | None = Field(
-        None, description="KV blocks in the pool; as many as fit into memory if absent.", json_schema_extra=KV_CACHE
+        None,
+        description="KV blocks in the pool; if absent, as many as fit into the share of memory.",
+        json_schema_extra=KV_CACHE,
     )
     kv_memory_fraction: float = Field(
         0.4,
         gt=0,
         le=0.9,
-        description="Share of the memory left after the weights that the pool may take; ignored if kv_blocks is set.",
+        description="Share of the memory left after the weights that the pool may take; not beside kv_blocks.",
         json_schema_extra=KV_CACHE | CPU,
     )
     gpu_memory_fraction: float = Field(

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs.knob import PREFIX, Knob, knobs
-from configs.settings import Contradiction, Settings
+from configs.settings import RIVALS, Contradiction, Settings
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
@@ -54,18 +54,28 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None 
     named = file or environ.get(CONFIG_VARIABLE) or None
     if named is not None:
         path = _find(named)
-        read = _read_file(path, problems)
-        values |= read
-        origins |= dict.fromkeys(read, f"file {path}")
+        for name, value in _read_file(path, problems).items():
+            values[name], origins[name] = value, f"file {path}"
     read = _read_environment(environ, problems)
-    values |= read
-    origins |= {name: f"environment {knobs()[name].variable}" for name in read}
-    values |= {name: knobs()[name].parse(value) if isinstance(value, str) else value for name, value in flags.items()}
-    origins |= {name: "argument MODEL" if name == "model" else f"flag {knobs()[name].flag}" for name in flags}
+    _outdo(read, values, origins)
+    for name, value in read.items():
+        values[name], origins[name] = value, f"environment {knobs()[name].variable}"
+    _outdo(flags, values, origins)
+    for name, value in flags.items():
+        values[name] = knobs()[name].parse(value) if isinstance(value, str) else value
+        origins[name] = "argument MODEL" if name == "model" else f"flag {knobs()[name].flag}"
     settings = _validate(values, origins, problems)
     if problems or settings is None:
         raise ConfigError("\n".join(problems))
     return LoadedSettings(settings, origins)
+
+
+def _outdo(stronger: Iterable[str], values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Take out what weaker sources say by another name than the stronger one."""
+    for rival in (rival for name in stronger for rival in RIVALS.get(name, ())):
+        if rival in values:
+            del values[rival]
+            origins[rival] = "default"
 
 
 def render(loaded: LoadedSettings) -> str:

@@ -59,9 +59,6 @@ class Settings(Declaration):
                 sentences.append(
                     f"{name} is set, but device {self.device} turned out to be {kind}, which does not read it"
                 )
-        for name in ("kv_memory_fraction", "gpu_memory_fraction"):
-            if name in read_by(kind) and self.asks_for(name) and self.kv_blocks is not None:
-                sentences.append(f"{name} is set, but kv_blocks {self.kv_blocks} already says how large the KV pool is")
         return sentences
 
     @property
@@ -81,7 +78,7 @@ class Settings(Declaration):
 class _Need:
     """`names` have no effect unless `met`, which depends on `partner`.
 
-    `because` completes "NAME is set, but ..."; `fix` is what to do instead of leaving it out.
+    `because` completes "NAME is set, but ..."; `fix` is what to do instead of leaving NAME out.
     """
 
     names: tuple[str, ...]
@@ -99,6 +96,11 @@ def read_by(kind: Kind) -> tuple[str, ...]:
 
 _ABOUT_KEYS = {"api_key", "key_names", "isolate_keys"}
 _TIERS = ("kv_host_gib", "kv_disk_path")
+_SHARES = ("kv_memory_fraction", "gpu_memory_fraction")
+
+# Two ways to say one thing: by a stronger source (a flag) the one replaces what a weaker one (a file) says by the other.
+RIVALS: dict[str, tuple[str, ...]] = {"kv_blocks": _SHARES, **dict.fromkeys(_SHARES, ("kv_blocks",))}
+
 _NEEDS = (
     _Need(
         read_by("cuda"), "device", lambda self: self.device != "cpu", "device cpu does not read it", "set device cuda"
@@ -112,6 +114,13 @@ _NEEDS = (
         lambda self: self.max_model_len is not None,
         "without max_model_len no more than the model's own limit is asked for",
         "set max_model_len",
+    ),
+    _Need(
+        _SHARES,
+        "kv_blocks",
+        lambda self: self.kv_blocks is None,
+        "kv_blocks already says how large the KV pool is",
+        "leave kv_blocks out",
     ),
     _Need(
         ("kv_disk_gib",),

@@ -75,6 +75,20 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file):
     assert loaded.origins["max_logprobs"] == "default"
 
 
+@pytest.mark.parametrize("share", ["kv_memory_fraction", "gpu_memory_fraction"])
+def test_what_a_stronger_source_says_of_the_pool_replaces_what_a_weaker_one_says_by_another_name(share, file):
+    shared, counted = file(f"{share}: 0.25"), {"HEADRACE_KV_BLOCKS": "64"}
+    for loaded in (load({"kv_blocks": 64}, {}, shared), load({}, counted, shared)):
+        assert loaded.settings.kv_blocks == 64 and loaded.origins[share] == "default"
+    loaded = load({share: 0.25}, counted)
+    assert (getattr(loaded.settings, share), loaded.settings.kv_blocks) == (0.25, None)
+    assert loaded.origins["kv_blocks"] == "default"
+    assert load({"kv_blocks": 64}, {}, "small").settings.max_running == 8
+    told = refusal({share: 0.25, "kv_blocks": 64})
+    assert f"{share} from flag --{share.replace('_', '-')}, kv_blocks from flag --kv-blocks" in told
+    assert "kv_blocks" in refusal(file=file(f"{share}: 0.25\nkv_blocks: 64"))
+
+
 @EACH_KNOB
 def test_every_knob_can_be_set_in_every_source(knob, file):
     value = other_value(knob)
