@@ -4,7 +4,7 @@ A new kind is a folder with a `Backend` of its own, and a line in `engine.start.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import StepLimits
+from engine.kv_store.tiers import TierEntry
 from engine.worker import Worker
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.sampling_params import SamplingParams
@@ -30,6 +31,7 @@ class Startup:
         config: their description.
         phase: times a named phase of the start and reports it when it ends.
         run: does some work in the worker's thread, which is the one that will run steps, and waits for it.
+        tiers: that will be opened below the device; some take memory which a plan has to leave them.
     """
 
     settings: Settings
@@ -37,6 +39,7 @@ class Startup:
     config: ModelConfig
     phase: Callable[[str], AbstractContextManager[None]]
     run: Callable[[Callable[[], object]], object]
+    tiers: Sequence[TierEntry] = ()
 
 
 class Backend(Protocol):

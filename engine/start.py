@@ -6,7 +6,7 @@ Each phase is timed and reported as it ends. What differs between devices is the
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from engine.backend import Backend, Startup, generate
 from engine.device import choose_device
 from engine.fingerprint import answer_fingerprint, kv_fingerprint
 from engine.ipc.channel import Channel
+from engine.kv_store.tiers import DeviceBlocks, TierEntry, tiers_of
 from engine.models.registry import read_config
 from engine.worker import Worker
 from scheduler.kv.block_pool import BlockPool
@@ -78,6 +79,7 @@ class Starter:
         source: the model's files.
         channel: takes the phases and the memory plan, and is then the loop's.
         choose: gives the backend.
+        tiers: gives the tiers below the device, fastest first.
     """
 
     def __init__(
@@ -86,11 +88,13 @@ class Starter:
         source: ModelSource,
         channel: Channel,
         choose: Callable[[Startup], Backend] = choose_backend,
+        tiers: Callable[[Settings], Sequence[TierEntry]] = tiers_of,
     ) -> None:
         self._settings = settings
         self._source = source
         self._channel = channel
         self._choose = choose
+        self._tiers = tiers(settings)
         self._backend: Backend | None = None
         # The worker computes in this thread only: what libraries set up for each thread is warm when the first request comes.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
@@ -118,7 +122,7 @@ class Starter:
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
             config = read_config(self._source)
-        startup = Startup(self._settings, self._source, config, self._phase, self._run)
+        startup = Startup(self._settings, self._source, config, self._phase, self._run, self._tiers)
         self._backend = backend = self._choose(startup)
         plan = backend.plan()
         self._channel.send(plan)
@@ -160,16 +164,10 @@ class Starter:
             plan.block_size,
             caching=settings.prefix_caching,
             eviction=eviction_of(settings.eviction, plan.blocks),
-            choice=_CHOICE if settings.kv_host_gib or settings.kv_disk_path else 0.0,
+            choice=_CHOICE if self._tiers else 0.0,
         )
-        tiers, transfer_worker = open_tiers(
-            settings,
-            pool,
-            worker.blocks,
-            fingerprint=f"{fingerprint}|{plan.block_size}",
-            element_bytes=backend.kv_element_bytes,
-            wake=self._channel.wake,
-        )
+        blocks = DeviceBlocks(worker.blocks, backend.kv_element_bytes, f"{fingerprint}|{plan.block_size}")
+        transfers, transfer_worker = open_tiers(self._tiers, pool, blocks, settings, self._channel.wake)
         scheduler = Scheduler(
             SchedulerConfig(
                 context=plan.context,
@@ -184,7 +182,7 @@ class Starter:
                 decode_price=settings.decode_price,
             ),
             pool,
-            tiers,
+            transfers,
             worker_depth=worker.depth,
         )
         return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)

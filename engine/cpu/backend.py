@@ -62,7 +62,7 @@ class CpuBackend:
         start = self._startup
         with start.phase("plan memory"):
             self._arithmetic = choose_arithmetic(start.settings, start.config)
-            plan = plan_memory(start.settings, start.source, start.config, self._arithmetic)
+            plan = plan_memory(start.settings, start.source, start.config, self._arithmetic, start.tiers)
         plan.arithmetic += f"; on the CPU: {self._reason}"
         return plan
 

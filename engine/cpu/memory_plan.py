@@ -1,11 +1,14 @@
 """How much memory a server will take, known from headers alone, before anything is loaded. No torch."""
 
+from collections.abc import Sequence
+
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.device import SCORED_ROWS, StepLimits, step_limits
-from engine.memory import GIB, MIN_TOKENS, asked_blocks, available_bytes, covering, gib, longest_sequence
+from engine.kv_store.tiers import TierEntry
+from engine.memory import MIN_TOKENS, asked_blocks, available_bytes, covering, gib, longest_sequence
 from scheduler.types.messages import MemoryPlan
 
 MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this
@@ -15,8 +18,14 @@ _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
 _SCORED_COPIES = 3  # logits, exponentials and comparisons: measured 2.1 times the logits
 
 
-def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, arithmetic: Arithmetic) -> MemoryPlan:
-    """Share out the memory of this machine (or of its control group).
+def plan_memory(
+    settings: Settings,
+    source: ModelSource,
+    config: ModelConfig,
+    arithmetic: Arithmetic,
+    tiers: Sequence[TierEntry] = (),
+) -> MemoryPlan:
+    """Share out the memory of this machine (or of its control group), of which tiers below the device take their part.
 
     Raises:
         ModelError: the weights or the pool asked for do not fit, or a longer context is asked for than the model has.
@@ -25,12 +34,14 @@ def plan_memory(settings: Settings, source: ModelSource, config: ModelConfig, ar
     longest = longest_sequence(settings, config)
     weights, activations = arithmetic.weights_bytes(settings, source, config), activation_bytes(settings, config)
     available = available_bytes()
-    free = available - weights - activations - RUNTIME_BYTES - int(settings.kv_host_gib * GIB)
+    here = [tier for tier in tiers if tier.host_bytes]
+    free = available - weights - activations - RUNTIME_BYTES - sum(tier.host_bytes for tier in here)
     if free <= 0:
-        tier = " and the host's KV tier" if settings.kv_host_gib else ""
+        takers = " and ".join(["weights and activations", *(f"the KV tier {tier.name}" for tier in here)])
+        flags = " or ".join(["--max-step-tokens", *(tier.sized_by for tier in here)])
         raise ModelError(
-            f"{source.name} needs {gib(available - free)} for weights and activations{tier} and {gib(available)} are "
-            f"available; free memory, lower --max-step-tokens{tier and ' or --kv-host-gib'} or take a smaller model."
+            f"{source.name} needs {gib(available - free)} for {takers} and {gib(available)} are available; "
+            f"free memory, lower {flags} or take a smaller model."
         )
     kv_per_token = arithmetic.kv_bytes_per_token(config)
     blocks = _blocks(settings, kv_per_token * settings.block_size, longest, free)

@@ -14,6 +14,7 @@ from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
 from engine.cpu.memory_plan import activation_bytes, plan_memory
 from engine.device import SCORED_ROWS
+from engine.kv_store.tiers import DiskTier, HostTier
 from engine.memory import available_bytes
 from engine.models.layout import weights_bytes
 from engine.models.registry import read_config
@@ -31,9 +32,9 @@ def config(smollm2_source):
 def plan(monkeypatch, smollm2_source, config):
     """The plan for settings on a machine with `gib` GiB available."""
 
-    def make(gib, *, model=config, **settings):
+    def make(gib, *, model=config, tiers=(), **settings):
         monkeypatch.setattr(memory_plan, "available_bytes", lambda: int(gib * GIB))
-        return plan_memory(Settings(**settings), smollm2_source, model, EXACT)
+        return plan_memory(Settings(**settings), smollm2_source, model, EXACT, tiers)
 
     return make
 
@@ -117,6 +118,18 @@ def test_a_longer_context_than_the_models_is_allowed_by_a_flag_and_warned_of(pla
 def test_refuses_with_both_numbers(plan, gib, settings, message):
     with pytest.raises(ModelError, match=message):
         plan(gib, **settings)
+
+
+def test_tiers_get_the_memory_that_they_ask_for(plan):
+    """Whatever they are called; one that takes none of the host's memory costs the pool nothing."""
+    assert plan(8, tiers=[DiskTier(Path("kv"), 7 * GIB)]) == plan(8)
+    ram = HostTier(2 * GIB)
+    ram.name, ram.sized_by = "ram disk", "--ram"
+    assert plan(8, tiers=[ram]).blocks == plan(6).blocks < plan(8).blocks
+    with pytest.raises(
+        ModelError, match=r"activations and the KV tier ram disk and 2.00 GiB.*--max-step-tokens or --ram"
+    ):
+        plan(2, tiers=[ram])
 
 
 def test_refuses_when_not_even_a_small_pool_fits(plan, config):

@@ -3,6 +3,7 @@
 A dictionary plays the part of a machine beside this one. It has only the methods of `BlockStore` and says what it can do.
 """
 
+import shutil
 import threading
 from random import Random
 
@@ -10,23 +11,30 @@ import numpy as np
 import pytest
 import torch
 
+from configs.settings import Settings
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.host import HostStore
 from engine.kv_store.record import size_of
 from engine.kv_store.store import BlockStore, Capabilities, Kept, StoreLost
+from engine.kv_store.tiers import TierEntry, tiers_of
 from engine.kv_store.transfer import TransferWorker
+from engine.start import Starter
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.tier_list import TierList
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.types.block_hash import BlockKey, block_hash, root_hash
+from scheduler.types.messages import AddRequest, Shutdown, StepOutputs
+from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.transfers import DEVICE, Transfer
 from tests.engine.kv_store.test_tiers_walk import RowsWorker
+from tests.engine.test_seam_backend import ToyBackend, Wire, source
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_random_walk import PREFIXES
 
+__all__ = ["source"]  # a fixture
 SIZE = 64
 
 
@@ -193,6 +201,67 @@ def test_a_store_without_contiguous_rows_lends_none():
 def test_tiers_need_names_of_their_own(names):
     with pytest.raises(ValueError, match="names of their own"):
         TierList([named(name, 1) for name in names])
+
+
+class PeerTier(TierEntry):
+    """The peer, as the start is given it."""
+
+    name = "peer"
+    capacity = 2**20
+    bandwidth = 1e9
+
+    def __init__(self, peer):
+        self.peer = peer
+
+    def open(self, device):
+        self.device = device
+        return self.peer
+
+
+class TierWire(Wire):
+    """Stops the engine when its request has ended and the peer has both full blocks."""
+
+    def __init__(self, prompt, peer):
+        super().__init__(AddRequest(request_id="r", prompt_ids=prompt, sampling=SamplingParams(max_tokens=2)))
+        self.peer = peer
+
+    def receive(self):
+        there = len(self.peer.contents) == 2
+        yield from (message for message in super().receive() if there or not isinstance(message, Shutdown))
+
+    @property
+    def tiers(self):
+        return next(event for event in reversed(self.events) if isinstance(event, StepOutputs)).stats.tiers
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["below the others", "alone"])
+def test_a_tier_of_ones_own_is_one_more_entry_of_the_real_start(source, tmp_path, own):
+    """Saved down the whole list by one engine, found by the next one, and loaded."""
+    peer, prompt = PeerStore(), [7] * 40
+    settings = Settings(kv_host_gib=0.001, kv_disk_path=str(tmp_path / "kv")) if own else Settings()
+    names = {"host", "disk", "peer"} if own else {"peer"}
+    for turn in range(2):
+        wire, made, entry = TierWire(prompt, peer), [], PeerTier(peer)
+        starter = Starter(
+            settings,
+            source,
+            wire,
+            choose=lambda startup, made=made: made.append(ToyBackend(startup)) or made[0],
+            tiers=lambda settings, entry=entry: [*tiers_of(settings), entry],
+        )
+        loop, _ = starter.start()
+        (backend,) = made
+        assert [tier.name for tier in backend.startup.tiers][-1] == "peer" and len(backend.startup.tiers) == len(names)
+        assert entry.device.rows is backend.worker.blocks
+        backend.worker.blocks.random_(generator=torch.Generator().manual_seed(turn))
+        loop.run()
+        starter.close()
+        assert set(wire.tiers) == names and all(stats.up for stats in wire.tiers.values())
+        if own and not turn:
+            shutil.rmtree(tmp_path / "kv")
+    assert wire.tiers["peer"].loaded == len(peer.contents) == 2
+    rows = [bytes(row.numpy()) for row in backend.worker.blocks]
+    assert all(content in rows for content in peer.contents.values())
 
 
 class Walk:

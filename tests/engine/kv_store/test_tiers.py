@@ -15,6 +15,7 @@ from configs.settings import Settings
 from engine.kv_store.codec import PlanesCodec
 from engine.kv_store.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.opening import open_tiers
+from engine.kv_store.tiers import DeviceBlocks, tiers_of
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from tests.engine.cpu.test_fast_exact import build as build_fast
 from tests.engine.cpu.test_fast_exact import pytestmark as needs_kernels
@@ -41,9 +42,8 @@ def tiered(make, *, estimate=None, codec=None, element_bytes=2, settings, **conf
 
     def tiers(pool, worker):
         rows = worker.blocks
-        below, transfer_worker = open_tiers(
-            settings, pool, rows, fingerprint="test", element_bytes=element_bytes, wake=woken.set
-        )
+        device = DeviceBlocks(rows, element_bytes, "test")
+        below, transfer_worker = open_tiers(tiers_of(settings), pool, device, settings, woken.set)
         if estimate is not None:
             below._loads._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)
         coded = transfer_worker._stores.get("disk")
