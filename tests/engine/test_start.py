@@ -74,7 +74,8 @@ def test_a_file_that_is_gone_when_it_is_read_is_told_in_a_sentence(failure, monk
 def test_engines_with_the_same_model_name_blocks_alike_wherever_it_lies(tmp_path):
     names = []
     for place, theta in (("here", 1e4), ("there", 1e4), ("other", 1e5)):
-        config = TINY["llama"].config().to_dict() | {"architectures": ["LlamaForCausalLM"], "rope_theta": theta}
+        rope = {"rope_type": "default", "rope_theta": theta}
+        config = TINY["llama"].config().to_dict() | {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope}
         (tmp_path / place).mkdir()
         (tmp_path / place / "config.json").write_text(json.dumps(config))
         settings = Settings(load_format="dummy", kv_blocks=8)
