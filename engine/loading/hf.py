@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from configs.model.fields import read_json
+from configs.model.safetensors_header import read_safetensors, shards
 from configs.model.source import ModelError
 from engine.loading.reader import Assemble, Loaded_co
 from engine.loading.staging import copy_through
@@ -23,8 +23,6 @@ from engine.models.layout import check_shapes, norm_names
 from engine.models.registry import family_of
 from kernels.cpu.packing import Kind
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _FLOATS = {"F32", "F16", "BF16", "F64"}
 _DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the config implies
 
@@ -47,25 +45,16 @@ class _Safetensors:
     def __init__(self, folder: Path, config: ModelConfig, stack: ExitStack) -> None:
         self._offset = family_of(config).norm_offset
         self._norms = norm_names(config) if self._offset else frozenset()
-        self.shapes: Mapping[str, Shape] = {}
-        self._files: dict[str, Any] = {}
-        self._types: dict[str, str] = {}
-        shapes: dict[str, Shape] = {}
-        for path in _shards(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"cannot read {path}: {error}; download it again.") from error
-            for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                if name.endswith(_DERIVED):
-                    continue
-                part = file.get_slice(name)
-                self._files[name], self._types[name] = file, part.get_dtype()
-                shapes[name] = tuple(part.get_shape())
-        self.shapes = shapes
-        for name, kind in self._types.items():
-            if kind not in _FLOATS:
-                raise ModelError(f"{folder}: {name} is stored as {kind}; known: {', '.join(sorted(_FLOATS))}.")
+        tensors = {name: tensor for name, tensor in read_safetensors(folder).items() if not name.endswith(_DERIVED)}
+        head, embedding = (family_of(config).tensor(role).hf for role in ("head", "embedding"))
+        if config.tie_word_embeddings and head in tensors:
+            tensors.setdefault(embedding, tensors[head])  # whichever of the two is there is both
+        self._tensors = tensors
+        self.shapes: Mapping[str, Shape] = {name: tensor.shape for name, tensor in tensors.items()}
+        self._files = {path: stack.enter_context(_opened(path)) for path in shards(folder)}
+        for name, tensor in tensors.items():
+            if tensor.kind not in _FLOATS:
+                raise ModelError(f"{folder}: {name} is stored as {tensor.kind}; known: {', '.join(sorted(_FLOATS))}.")
 
     rope_factors: Tensor | None = None  # derived from the description
 
@@ -73,7 +62,7 @@ class _Safetensors:
         return None
 
     def read_into(self, name: str, out: Tensor) -> None:
-        stored = self._files[name].get_tensor(name)
+        stored = self._stored(name)
         if out.device.type == "cpu":
             out.copy_(stored)
         else:
@@ -84,24 +73,18 @@ class _Safetensors:
     def whole(self, name: str) -> Tensor | None:
         if name in self._norms:
             return None
-        tensor: Tensor = self._files[name].get_tensor(name)
+        tensor = self._stored(name)
         return tensor if tensor.dtype == torch.float32 else None
 
+    def _stored(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        stored: Tensor = self._files[tensor.path].get_tensor(tensor.name)
+        return stored
 
-def _shards(folder: Path) -> list[Path]:
-    """The files that hold tensors; if there is an index, it says which."""
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if not (folder / _INDEX).is_file():
-        raise ModelError(
-            f"{folder} holds neither {_SINGLE} nor {_INDEX}; convert the model to safetensors, "
-            "or use --load-format dummy for random weights."
-        )
-    places = read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise ModelError(f"{folder / _INDEX} has no weight_map from tensors to files.")
-    names = sorted(set(places.values()))
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if missing:
-        raise ModelError(f"{folder} lacks shards that its index names: {', '.join(missing[:4])}; download them again.")
-    return [folder / name for name in names]
+
+def _opened(path: Path) -> Any:
+    """A file that the safetensors package has checked."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"cannot read {path}: {error}; download it again.") from error

@@ -38,12 +38,13 @@ def check_shapes(where: str, found: Mapping[str, Shape], config: ModelConfig) ->
     Raises:
         ModelError: tensors are missing, unexpected or of another shape; names the first few.
     """
-    expected, head = expected_shapes(config), family_of(config).tensor("head").hf
+    expected, head = expected_shapes(config), family_of(config).tensor("head")
     missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected and not (name == head and config.tie_word_embeddings)]
+    known = expected | {head.hf: head.shape(config)}  # which may be there a second time, as the embedding
+    extra = [name for name in found if name not in known]
     wrong = [
         f"{name} is {list(found[name])}, not {list(shape)}"
-        for name, shape in expected.items()
+        for name, shape in known.items()
         if name in found and found[name] != shape
     ]
     for what, names in (("lacks", missing), ("holds unknown", extra)):

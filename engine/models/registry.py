@@ -1,7 +1,10 @@
 """Which model families there are, and a model's description by the rules of its family. No torch, no tensor data."""
 
+import logging
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 from configs.model.config import ModelConfig
 from configs.model.ends import TokenNames, read_token_names
@@ -9,9 +12,12 @@ from configs.model.fields import Fields, read_json
 from configs.model.gguf import config_from_gguf
 from configs.model.gguf_header import GgufHeader, read_gguf_header
 from configs.model.hf import config_from_hf
+from configs.model.safetensors_header import has_safetensors, read_safetensors
 from configs.model.source import ModelError, ModelSource
 from engine.models import families
 from engine.models.family import Family
+
+log = logging.getLogger("headrace.engine")
 
 
 def known_families() -> dict[str, Family]:
@@ -34,19 +40,21 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def read_config(source: ModelSource) -> ModelConfig:
-    """Read the description of the model at `source`.
+    """Read the description of the model at `source`. A head that the files hold beside the embedding is one of its own.
 
     Raises:
         ModelError: unreadable, an unknown architecture, or a feature that is not implemented.
+        OSError: the model's tensors cannot be read.
     """
     if source.kind == "gguf":
         return read_gguf_config(read_gguf_header(source.path))
     generation = source.path / "generation_config.json"
-    return read_hf_config(
+    config = read_hf_config(
         read_json(source.path / "config.json"),
         read_json(generation) if generation.is_file() else {},
         read_token_names(source.path),
     )
+    return _with_stored_head(config, source.path)
 
 
 def read_hf_config(raw: dict[str, object], generation: dict[str, object], names: TokenNames) -> ModelConfig:
@@ -74,3 +82,20 @@ def read_gguf_config(header: GgufHeader) -> ModelConfig:
 
 def _unknown(where: str, name: str, known: dict[str, Family]) -> ModelError:
     return ModelError(f"{where}: the architecture {name!r} is not implemented; known: {', '.join(known)}.")
+
+
+def _with_stored_head(config: ModelConfig, folder: Path) -> ModelConfig:
+    """`config`, untied if the folder's head is not its embedding: as in transformers, the files know better than a flag."""
+    if not config.tie_word_embeddings or not has_safetensors(folder):
+        return config
+    tensors, family = read_safetensors(folder), family_of(config)
+    head, embedding = (tensors.get(family.tensor(role).hf) for role in ("head", "embedding"))
+    if head is None or embedding is None or head.equals(embedding):
+        return config
+    log.warning(
+        "%s: config.json says tie_word_embeddings, but %s differs from %s; it is used",
+        folder,
+        head.name,
+        embedding.name,
+    )
+    return replace(config, tie_word_embeddings=False)

@@ -1,0 +1,53 @@
+"""Where a tensor's bytes are in a file, whatever kind of file it is."""
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+_PIECE = 2**20  # bytes compared at once
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Attributes:
+        name: in the file.
+        path: of the file.
+        kind: the storage type, as the file's format calls it.
+        shape: rows first.
+        offset: of its first byte in the file.
+        size: in bytes.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+    def equals(self, other: "StoredTensor") -> bool:
+        """Whether both hold the same values in the same type and shape; reads both up to the first difference.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        if (self.kind, self.shape, self.size) != (other.kind, other.shape, other.size):
+            return False
+        with mapped(self.path) as ours, mapped(other.path) as theirs:
+            return all(
+                ours[self.offset + at : self.offset + min(at + _PIECE, self.size)]
+                == theirs[other.offset + at : other.offset + min(at + _PIECE, other.size)]
+                for at in range(0, self.size, _PIECE)
+            )
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """The file at `path` in memory, to be read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
