@@ -30,7 +30,7 @@ from server.listen import url_of
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
-from server.text.chat_template import load_chat_template
+from server.text.chat_renderer import load_chat_renderer
 
 ENGINE = "engine"  # the name of a server's only engine
 SHUTDOWN_REASON = "the server is shutting down"
@@ -70,14 +70,14 @@ class Serving:
         started: float,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
-        template = load_chat_template(tokenizer, settings.chat_template)
+        chat = load_chat_renderer(tokenizer, settings.chat_template)
         names = tuple(settings.served_model_name) or (source.name,)
         console = Console(
             sys.stdout,
             engines=list(engines),
             url=url_of(listener),
             model=names[0],
-            has_template=template is not None,
+            has_template=chat is not None,
             keyed=bool(settings.api_key),
             started=started,
         )
@@ -90,7 +90,7 @@ class Serving:
             drain=self._drain,
             metrics=metrics,
             tokenizer=tokenizer,
-            template=template,
+            chat=chat,
             model_names=names,
             created=int(time.time()),
         )

@@ -55,7 +55,7 @@ def render(
     Raises:
         InvalidRequest: the model has no template, or the template refuses the conversation.
     """
-    if context.template is None:
+    if context.chat is None:
         raise InvalidRequest("The model has no chat template; use /v1/completions, or start with --chat-template")
     if add and continue_final:
         message = "`add_generation_prompt` and `continue_final_message` exclude each other, got both"
@@ -65,7 +65,7 @@ def render(
         name = min(reserved)
         raise InvalidRequest(f"`chat_template_kwargs` must not hold `{name}`", param=f"chat_template_kwargs.{name}")
     try:
-        return context.template.render(
+        return context.chat.render(
             [_for_template(message) for message in messages],
             add_generation_prompt=not continue_final if add is None else add,
             continue_final_message=continue_final,

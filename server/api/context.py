@@ -8,7 +8,7 @@ from server.drain import Drain
 from server.engines.engines import Engines
 from server.errors import ModelNotFound
 from server.telemetry.metrics import Metrics
-from server.text.chat_template import ChatTemplate
+from server.text.chat_renderer import ChatRenderer
 from server.text.tokenizer import Tokenizer
 
 
@@ -25,7 +25,7 @@ class ServerContext:
     drain: Drain
     metrics: Metrics
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    chat: ChatRenderer | None
     model_names: tuple[str, ...]
     created: int
 

@@ -38,7 +38,7 @@ class Message(Body):
     NESTED: ClassVar[dict[str, type[Body]]] = {"content": ContentPart}
 
     role: Role
-    content: Content = Field(description="Text, or text parts, which are joined.")
+    content: Content = Field(description="Text, or text parts: joined, unless the chat template takes parts.")
     name: str | None = Field(
         None, description="Who speaks; handed to the chat template, though most templates do not show it to the model."
     )

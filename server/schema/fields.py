@@ -81,13 +81,13 @@ def check_logit_bias(value: Any) -> dict[int, float]:
     return biases
 
 
-def check_content(value: Any) -> str:
-    """A message's text: a string, or text parts, which are joined as they are."""
+def check_content(value: Any) -> str | list[str]:
+    """A message's text: a string, or the texts of an array of text parts."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise wrong(f"must be a string or an array of text parts, got {shown(value)}")
-    return "".join(_part_text(part, f"[{i}]") for i, part in enumerate(value))
+    return [_part_text(part, f"[{i}]") for i, part in enumerate(value)]
 
 
 def _part_text(part: Any, path: str) -> str:
@@ -126,7 +126,7 @@ LogitBias = Annotated[
     WithJsonSchema({"type": "object", "patternProperties": {"^[0-9]{1,10}$": _BIAS}, "additionalProperties": False}),
 ]
 Content = Annotated[
-    str,
+    str | list[str],
     PlainValidator(check_content),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}),
 ]

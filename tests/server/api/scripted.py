@@ -34,6 +34,7 @@ from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.telemetry.metrics import Metrics
+from server.text.chat_renderer import ChatRenderer
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
 
@@ -200,7 +201,7 @@ class Server:
             drain=Drain(),
             metrics=metrics,
             tokenizer=byte_tokenizer(bos),
-            template=ChatTemplate(template) if template else None,
+            chat=ChatRenderer(ChatTemplate(template)) if template else None,
             model_names=("small", "org/small"),
             created=1_790_000_000,
         )

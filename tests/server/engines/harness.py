@@ -33,7 +33,7 @@ from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
-from server.text.chat_template import load_chat_template
+from server.text.chat_renderer import load_chat_renderer
 from server.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +54,7 @@ def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drai
         drain=drain,
         metrics=metrics,
         tokenizer=tokenizer(),
-        template=load_chat_template(tokenizer()),
+        chat=load_chat_renderer(tokenizer()),
         model_names=("scripted",),
         created=0,
     )

@@ -166,9 +166,9 @@ def test_refusals_of_messages(messages, path, words):
     assert all(word in error.message for word in words), error.message
 
 
-def test_text_parts_are_joined():
+def test_text_parts_are_kept_apart_for_the_template():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}]
-    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == "ab"
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == ["a", "b"]
 
 
 def test_nulls_count_as_absent_at_every_depth():
