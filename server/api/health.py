@@ -59,7 +59,7 @@ def _troubles(engines: Mapping[str, EngineHealth]) -> str:
 
 
 async def _metrics(call: Call) -> Response:
-    body, content_type = call.context.metrics.render(call.request.headers.get("accept", ""))
+    body, content_type = call.context.metrics.render(", ".join(call.request.headers.getlist("accept")))
     return Response(body, headers={"content-type": content_type})
 
 

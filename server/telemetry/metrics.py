@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
 from server.errors import ApiError
+from server.telemetry.exposition import accepted
 from server.telemetry.lifetime import Lifetime
 
 _FROM_1_MS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -298,8 +298,8 @@ class Metrics(Declared):
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Body and content type of `/metrics`: OpenMetrics where `accept` asks for it, else the Prometheus text format."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        form = accepted(accept)
+        return form.encode(self.registry), form.content_type
 
 
 # --- docs/metrics.md ---
