@@ -12,7 +12,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class Exposition:
     """One way to write metrics down. `versions`: those that a client may name for it."""
 
     media_type: str
@@ -21,8 +21,8 @@ class Format:
     encode: Callable[[CollectorRegistry], bytes]
 
 
-TEXT = Format("text/plain", re.compile(r"0\.0\.4"), exposition.CONTENT_TYPE_PLAIN_0_0_4, exposition.generate_latest)
-OPEN_METRICS = Format(
+TEXT = Exposition("text/plain", re.compile(r"0\.0\.4"), exposition.CONTENT_TYPE_PLAIN_0_0_4, exposition.generate_latest)
+OPEN_METRICS = Exposition(
     "application/openmetrics-text",
     re.compile(r"1(?:\.[0-9]+)*"),
     openmetrics.CONTENT_TYPE_LATEST,
@@ -30,7 +30,7 @@ OPEN_METRICS = Format(
 )
 
 
-def accepted(accept: str) -> Format:
+def accepted(accept: str) -> Exposition:
     """OpenMetrics if the client likes it better than plain text, or names it and likes both alike; else plain text."""
     ranges = list(_ranges(accept))
     text, open_metrics = _closest(TEXT, ranges), _closest(OPEN_METRICS, ranges)
@@ -46,14 +46,14 @@ class _Range:
     version: str | None
     q: float
 
-    def closeness(self, of: Format) -> int:
+    def closeness(self, of: Exposition) -> int:
         """How closely it describes a format; 0 if it is about others."""
         if self.media_type == of.media_type:
             return 3 if self.version is None else 4 if of.versions.fullmatch(self.version) else 0
         return {"*/*": 1, f"{of.media_type.partition('/')[0]}/*": 2}.get(self.media_type, 0)
 
 
-def _closest(of: Format, ranges: list[_Range]) -> _Range:
+def _closest(of: Exposition, ranges: list[_Range]) -> _Range:
     """The entry that decides about a format: the closest, of equally close ones the best."""
     covering = [each for each in ranges if each.closeness(of)]
     return max(covering, key=lambda each: (each.closeness(of), each.q), default=_Range("", None, 0.0))
