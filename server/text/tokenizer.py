@@ -21,7 +21,6 @@ from tokenizers import Tokenizer as Backend
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _UTF8_BYTES = 4  # of one character, at most
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class TokenizerError(ValueError):
@@ -177,6 +176,9 @@ class Tokenizer:
 def load_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, with the folder's special tokens and chat template.
 
+    What is put around a text is what `tokenizer.json` puts there. As in transformers 5, `add_bos_token` and `add_eos_token` of
+    `tokenizer_config.json` say nothing beside it: they are left over from the tokenizer it was converted from.
+
     Raises:
         TokenizerError: `tokenizer.json` is missing or unreadable, or its kind is not known.
     """
@@ -191,7 +193,10 @@ def load_folder(folder: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise TokenizerError(f"{path} cannot be read: {error}") from error
     config = _read_json(folder / "tokenizer_config.json")
-    special = _named_tokens(_read_json(folder / "special_tokens_map.json")) | _named_tokens(config)
+    older = _read_json(folder / "special_tokens_map.json")
+    if "added_tokens_decoder" not in config:  # as in transformers: else the older file is not read, and here it decides
+        config |= older
+    special = _named_tokens(config)
     try:
         _add_missing(backend, config, special.values())
         template = _folder_template(folder, config)
@@ -201,12 +206,6 @@ def load_folder(folder: Path) -> Tokenizer:
         ) from error
     backend.no_truncation()
     backend.no_padding()
-    if isinstance(config.get("add_bos_token"), bool) or isinstance(config.get("add_eos_token"), bool):
-        surround(
-            backend,
-            special.get("bos_token") if config.get("add_bos_token") else None,
-            special.get("eos_token") if config.get("add_eos_token") else None,
-        )
     return Tokenizer(backend, special, template)
 
 
@@ -238,7 +237,10 @@ def _content(token: object) -> str | None:
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    found = {name: _content(config.get(name)) for name in _SPECIAL_NAMES}
+    """The text of every token that the config gives a name: `bos_token` and its like, and names of the model's own."""
+    extra = config.get("extra_special_tokens")
+    tokens = {name: token for name, token in config.items() if name.endswith("_token")}
+    found = {name: _content(token) for name, token in (tokens | (extra if isinstance(extra, dict) else {})).items()}
     return {name: text for name, text in found.items() if text is not None}
 
 
@@ -252,7 +254,8 @@ def _add_missing(backend: Backend, config: Mapping[str, Any], special: Iterable[
             added = AddedToken(token["content"], special=bool(token.get("special", False)), **flags)
             (backend.add_special_tokens if added.special else backend.add_tokens)([added])
             known[token["content"]] = added.special
-    extra = [_content(token) for token in config.get("additional_special_tokens") or ()]
+    lists = [config.get(key) or () for key in ("additional_special_tokens", "extra_special_tokens")]
+    extra = [_content(token) for tokens in lists if not isinstance(tokens, dict) for token in tokens]
     for text in dict.fromkeys((*special, *(text for text in extra if text is not None))):
         if not known.get(text, False) and backend.token_to_id(text) is not None:
             backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])

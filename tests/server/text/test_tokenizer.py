@@ -147,14 +147,6 @@ def test_tokens_that_only_the_config_declares_are_added(folder, reference):
     assert loaded.decode([49152, 49153]) == "<think>"
 
 
-@pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (True, True), (False, False)])
-def test_add_bos_and_eos_follow_the_config(folder, bos, eos):
-    edit(folder / "tokenizer_config.json", add_bos_token=bos, add_eos_token=eos)
-    loaded = load_folder(folder)
-    inner = loaded.encode("hello", add_special_tokens=False)
-    assert loaded.encode("hello") == [1] * bos + inner + [2] * eos
-
-
 def test_truncation_and_padding_of_the_file_are_off(folder):
     description = json.loads((folder / "tokenizer.json").read_text())
     description["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
