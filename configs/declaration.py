@@ -275,6 +275,18 @@ class Declaration(BaseModel):
     max_body_bytes: int = Field(
         16 * 2**20, ge=1024, description="Largest request body in bytes; more is a 413.", json_schema_extra=HTTP
     )
+    default_max_tokens: PositiveInt | None = Field(
+        None,
+        description="Most tokens of an answer to a request without `max_tokens`. If absent, as at OpenAI: 16 for a completion, "
+        "what is left of the context for a chat answer.",
+        json_schema_extra=HTTP,
+    )
+    max_output_tokens: PositiveInt | None = Field(
+        None,
+        description="Largest `max_tokens` and `max_completion_tokens`, and most tokens of an answer to a request without. If "
+        "absent, what the context has room for.",
+        json_schema_extra=HTTP,
+    )
     max_prompts: PositiveInt = Field(
         1024, description="Most prompts in one completions request.", json_schema_extra=HTTP
     )

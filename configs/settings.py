@@ -40,7 +40,7 @@ class Settings(Declaration):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        found = [*_unread(self), *_contradictory_tenants(self)]
+        found = [*_unread(self), *_contradictory_tenants(self), *_contradictory_lengths(self)]
         if found:
             raise ContradictionError(found)
         return self
@@ -193,3 +193,10 @@ def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:
         if known and tenant not in known:
             text = f"tenant_weights names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"
             yield Contradiction(("tenant_weights", "api_key"), text)
+
+
+def _contradictory_lengths(settings: Settings) -> Iterator[Contradiction]:
+    default, most = settings.default_max_tokens, settings.max_output_tokens
+    if default is not None and most is not None and default > most:
+        text = f"default_max_tokens is {default}, but max_output_tokens allows {most}: give one that is allowed"
+        yield Contradiction(("default_max_tokens", "max_output_tokens"), text)

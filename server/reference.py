@@ -30,7 +30,8 @@ PROSE = """## Rules
 - Prompt and output must fit the context together, or the request is refused with both numbers. A text of more bytes than
   the context times the model's longest token is refused before it is tokenized, by /tokenize too, and /detokenize takes
   as many ids as the context.
-- Without `max_tokens` a completion has at most 16 tokens, a chat answer as many as are left in the context.
+- Without `max_tokens` a completion has at most 16 tokens, a chat answer as many as are left in the context; with
+  `--default-max-tokens` both have at most that many. `--max-output-tokens` bounds every answer, and what may be asked for.
 - An answer ends at every end token that any file of the model names: `eos_token_id` of `generation_config.json` and of
   `config.json`, the tokenizer's `eos_token`, the keys of a GGUF file, and the known spellings of an end of turn
   (`<|im_end|>`, `<|eot_id|>`, ...) that are control tokens of its vocabulary. The line "End tokens" at start-up lists them with
@@ -164,7 +165,8 @@ def _limits() -> str:
 
 
 def _default(setting: str) -> Any:
-    return Settings.model_fields[setting].default
+    default = Settings.model_fields[setting].default
+    return "–" if default is None else default
 
 
 def _ignored(bodies: dict[type[Body], str]) -> str:

@@ -10,7 +10,7 @@ from server.schema.base import Body
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`field` may be, or hold, at most what the setting says."""
+    """`field` may be, or hold, at most what the setting says; None is no bound."""
 
     field: str
     setting: str
@@ -18,6 +18,8 @@ class Limit:
 
 
 LIMITS = (
+    Limit("max_tokens", "max_output_tokens", "value"),
+    Limit("max_completion_tokens", "max_output_tokens", "value"),
     Limit("n", "max_n", "value"),
     Limit("logprobs", "max_logprobs", "value"),
     Limit("top_logprobs", "max_logprobs", "value"),
@@ -40,7 +42,9 @@ def check_limits(request: Body, settings: Settings) -> None:
         value = getattr(request, limit.field, None)
         if value is None or isinstance(value, str | bool):
             continue  # absent, a text prompt of /tokenize, or chat's boolean logprobs
-        most: int = getattr(settings, limit.setting)
+        most: int | None = getattr(settings, limit.setting)
+        if most is None:
+            continue
         size = value if limit.of == "value" else len(value)
         if size > most:
             what = "must be" if limit.of == "value" else "must have"

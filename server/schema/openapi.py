@@ -19,8 +19,8 @@ def body_schema(model: type[Body], settings: Settings) -> Schema:
     """The schema of what `parse` accepts for this model under these settings."""
     schema = _schema(model)
     for limit in LIMITS:
-        if limit.field in schema["properties"]:
-            most = getattr(settings, limit.setting)
+        most = getattr(settings, limit.setting)
+        if limit.field in schema["properties"] and most is not None:
             _bound(schema["properties"][limit.field], limit, most)
     return schema
 

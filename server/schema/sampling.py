@@ -45,7 +45,9 @@ class Sampling(Body):
     NESTED: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
 
     model: str | None = Field(None, description="One of the served names; the served model if absent.")
-    max_tokens: Count | None = Field(None, description="Most tokens to generate. 0 only computes the prompt.")
+    max_tokens: Count | None = Field(
+        None, description="Most tokens to generate, the operator's default if absent. 0 only computes the prompt."
+    )
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Sample from the likeliest tokens whose probabilities sum up to this."

@@ -135,6 +135,14 @@ def test_keys_names_and_weights_have_to_agree(settings, words):
     assert all(word in found.text for word in words)
 
 
+def test_a_default_length_is_within_the_largest():
+    (found,) = contradictions(default_max_tokens=10, max_output_tokens=9)
+    assert (
+        found.names == ("default_max_tokens", "max_output_tokens") and "10" in found.text and "allows 9" in found.text
+    )
+    assert Settings(default_max_tokens=9, max_output_tokens=9).default_max_tokens == 9
+
+
 def test_names_and_weights_that_agree():
     shared = Settings(key_names=["shop", "shop"], scheduling="fair", tenant_weights=["shop=2"], **KEYS)
     assert shared.tenants == ["shop", "shop"]

@@ -176,17 +176,20 @@ def with_room(
 ) -> list[SamplingParams]:
     """The settings of each prompt, with a `max_tokens` for which prompt and output fit the context.
 
-    If the request `asked` for none, it is `default` (None: no bound) or what is left of the context, whichever is less.
+    If the request `asked` for none, it is the operator's default or else the endpoint's (None: no bound), at most what the operator
+    allows and what is left of the context.
 
     Raises:
         ContextExceeded: prompt and output do not fit together; with both numbers.
         InvalidRequest: `min_tokens` exceeds `max_tokens`.
     """
     limit = context.info().context
+    bounds = (context.settings.default_max_tokens or default, context.settings.max_output_tokens, limit)
+    unasked = min(bound for bound in bounds if bound is not None)
     settings: list[SamplingParams] = []
     for prompt in prompts:
         left = limit - len(prompt.ids)
-        wanted = asked if asked is not None else max(1, left if default is None else min(default, left))
+        wanted = asked if asked is not None else max(1, min(unasked, left))
         if wanted > left:
             raise ContextExceeded(
                 f"prompt and output must have at most {limit} tokens together, the context of this server, "

@@ -71,8 +71,9 @@ def test_every_answer_of_ours_is_published_with_the_error_schema(openapi):
 
 
 def test_limits_of_the_operator_are_published():
-    schema = body_schema(CompletionRequest, Settings(max_n=3, max_stop=2, max_prompts=5))
+    schema = body_schema(CompletionRequest, Settings(max_n=3, max_stop=2, max_prompts=5, max_output_tokens=9))
     fields = schema["properties"]
+    assert fields["max_tokens"]["anyOf"][0]["maximum"] == 9
     assert fields["n"]["anyOf"][0]["maximum"] == 3
     assert [branch.get("maxItems") for branch in fields["stop"]["anyOf"]] == [None, 2, None]
     assert [branch.get("maxItems") for branch in fields["prompt"]["anyOf"]] == [None, 5, None, 5]

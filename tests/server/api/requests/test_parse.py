@@ -320,6 +320,14 @@ def test_a_byte_order_mark_is_dropped():
     assert "byte 16 is" in refusal(CompletionRequest, b'\xef\xbb\xbf{"prompt": "a\xff"}').message
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_than_an_operator_allows(field):
+    bounded = Settings(max_output_tokens=9)
+    assert getattr(parsed(ChatRequest, {"messages": [USER], field: 9}, settings=bounded).request, field) == 9
+    error = refusal(ChatRequest, {"messages": [USER], field: 10}, settings=bounded)
+    assert error.param == field and error.message == f"`{field}` must be at most 9, got 10"
+
+
 def test_a_pair_of_surrogates_is_a_character():
     assert parsed(CompletionRequest, b'{"prompt": "\\ud83d\\ude00"}').request.prompt == ["😀"]
 

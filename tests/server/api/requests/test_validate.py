@@ -110,6 +110,20 @@ def test_max_tokens_of_chat():
     assert refused(chat, ContextExceeded, max_tokens=left + 1).param == "max_tokens"
 
 
+def test_an_operator_sets_what_an_answer_has_at_most():
+    def most(context, make=complete, **fields):
+        return make(context, **fields).sequences[0].request.sampling.max_tokens
+
+    plenty = Server(default_max_tokens=40).context
+    assert most(plenty) == most(plenty, chat) == 40
+    assert most(plenty, max_tokens=90) == most(plenty, chat, max_completion_tokens=90) == 90
+    assert most(plenty, prompt="a" * (CONTEXT - 5)) == 5
+    bounded = Server(max_output_tokens=9).context
+    assert most(bounded) == most(bounded, chat) == 9
+    assert most(bounded, max_tokens=9) == 9 and most(bounded, max_tokens=0) == 0
+    assert most(Server(default_max_tokens=4, max_output_tokens=9).context, chat) == 4
+
+
 def test_prompts_that_fill_or_exceed_the_context():
     full = "a" * CONTEXT
     assert sampling(prompt=full, max_tokens=0).max_tokens == 0
