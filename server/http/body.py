@@ -7,13 +7,14 @@ from server.errors import MalformedRequest
 
 MAX_CHUNK_LINE = 256
 MAX_TRAILER_BYTES = 8 * 1024
-# Bytes that are not data: this much, and as much again as there is data. A megabyte in chunks of one byte is an attack.
-FREE_OVERHEAD = 64 * 1024
+# Bytes around the data of chunks. Each chunk may have as many as it has data, twice, and 16; what is over that adds up to this
+# at most. So short lines are free, whatever the chunks' size, and long extensions are not (the rule of Go's net/http).
+MAX_EXCESS = 16 * 1024
 
-_SIZE_LINE = re.compile(
-    rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[\t\x20-\x7e]*)?"
-)  # extensions are ignored, as the RFC wants it
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+# Extensions are ignored, as the RFC wants it.
+_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[\t\x20-\x7e]*)?\r\n")
+_NEXT_SIZE_LINE = re.compile(rb"\r\n" + _SIZE_LINE.pattern)  # behind a chunk's data
+_TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n")
 
 
 class BodyReader(Protocol):
@@ -50,69 +51,68 @@ class ChunkedBody:
 
     def __init__(self) -> None:
         self.done = False
+        self._size_line = _SIZE_LINE
         self._left = 0  # bytes of the present chunk
-        self._after_data = False  # a chunk's data is through, its CRLF is not
+        self._excess = 0
         self._in_trailers = False
         self._trailer_bytes = 0
-        self._data, self._overhead = 0, 0
 
     def take(self, buffer: bytearray) -> bytes:
         """The data of the chunks that are there."""
-        parts: list[bytes] = []
-        while not self.done:
-            if self._left:
-                if not buffer:
+        data, at = bytearray(), 0
+        while not self._in_trailers:
+            if not self._left:
+                match = self._size_line.match(buffer, at, at + MAX_CHUNK_LINE)
+                if match is None:
+                    self._check_rest(buffer, at)
                     break
-                part = bytes(buffer[: self._left])
-                del buffer[: len(part)]
-                self._left -= len(part)
-                self._data += len(part)
-                self._after_data = self._left == 0
-                parts.append(part)
-                continue
-            line = self._line(buffer)
-            if line is None:
+                self._begin_chunk(int(match[1], 16), match.end() - at)
+                at = match.end()
+            part = buffer[at : at + self._left]
+            data += part
+            at += len(part)
+            self._left -= len(part)
+            if self._left:
                 break
-            self._take_line(line)
-        return b"".join(parts)
+        while self._in_trailers and not self.done:
+            taken = self._take_trailer(buffer, at)
+            if not taken:
+                break
+            at += taken
+        del buffer[:at]
+        return bytes(data)
 
-    def _line(self, buffer: bytearray) -> bytes | None:
-        """The next line without its CRLF; None as long as it is not complete."""
-        limit = MAX_TRAILER_BYTES if self._in_trailers else MAX_CHUNK_LINE
-        end = buffer.find(b"\n", 0, limit)
-        if end < 0:
-            if len(buffer) >= limit:
-                raise MalformedRequest(f"A line between chunks must have at most {limit} bytes.")
-            return None
-        line = bytes(buffer[: end + 1])
-        del buffer[: end + 1]
-        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
-            raise MalformedRequest("A line between chunks must end with CRLF.")
-        self._overhead += len(line)
-        if self._overhead > FREE_OVERHEAD + self._data:
-            raise MalformedRequest("The chunks of the body are too small: most bytes are not data.")
-        return line[:-2]
+    def _begin_chunk(self, size: int, line_bytes: int) -> None:
+        self._size_line = _NEXT_SIZE_LINE
+        self._left = size
+        self._in_trailers = size == 0
+        excess = self._excess + line_bytes - 16 - 2 * size
+        self._excess = excess if excess > 0 else 0
+        if excess > MAX_EXCESS:
+            raise MalformedRequest("Most of the body is not data but extensions of its chunks.")
 
-    def _take_line(self, line: bytes) -> None:
-        if self._in_trailers:
-            self._take_trailer(line)
-        elif self._after_data:
-            if line:
-                raise MalformedRequest("A chunk is longer than its size says.")
-            self._after_data = False
-        else:
-            match = _SIZE_LINE.fullmatch(line)
-            if match is None:
-                raise MalformedRequest("A chunk must begin with its size in hexadecimal digits.")
-            self._left = int(match[1], 16)
-            self._in_trailers = self._left == 0
+    def _check_rest(self, buffer: bytearray, at: int) -> None:
+        """What stands there is no line with a size, but may become one."""
+        first = at if self._size_line is _SIZE_LINE else at + 2
+        if len(buffer) - at >= MAX_CHUNK_LINE or buffer.find(b"\n", first) >= 0:
+            raise MalformedRequest(
+                f"A chunk must have the length that it says, and begin with a line of hexadecimal digits that ends with "
+                f"CRLF and has at most {MAX_CHUNK_LINE} bytes."
+            )
 
-    def _take_trailer(self, line: bytes) -> None:
-        """Trailers are checked and dropped: nothing here has a use for them."""
+    def _take_trailer(self, buffer: bytearray, at: int) -> int:
+        """Read a line behind the last chunk; its length, or 0 as long as it is not complete. Nothing here has a use for trailers."""
+        end = buffer.find(b"\n", at) + 1
+        line = bytes(buffer[at : end or len(buffer)])
+        if self._trailer_bytes + len(line) > MAX_TRAILER_BYTES or (end and not _TRAILER.fullmatch(line)):
+            raise MalformedRequest(
+                f"Trailers must be lines `Name: value` that end with CRLF, of at most {MAX_TRAILER_BYTES} bytes in all."
+            )
+        if not end:
+            return 0
         self._trailer_bytes += len(line)
-        if self._trailer_bytes > MAX_TRAILER_BYTES or (line and not _TRAILER.fullmatch(line)):
-            raise MalformedRequest("The trailers after the last chunk are too long or malformed.")
-        self.done = not line
+        self.done = line == b"\r\n"
+        return len(line)
 
 
 def body_reader(length: int | None) -> BodyReader:

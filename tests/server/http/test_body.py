@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import MalformedRequest
-from server.http.body import FREE_OVERHEAD, body_reader
+from server.http.body import MAX_CHUNK_LINE, MAX_EXCESS, body_reader
 
 
 def read(length: int | None, data: bytes, step: int | None = None) -> tuple[bytes, bool, bytes]:
@@ -73,8 +73,32 @@ def test_a_line_without_end_is_refused_and_not_kept():
         read(None, b"5;" + b"a" * 300)
 
 
-def test_chunks_of_one_byte_are_refused_once_they_are_many():
-    few = FREE_OVERHEAD // 10
-    assert read(None, chunked(*[b"a"] * few))[:2] == (b"a" * few, True)
-    with pytest.raises(MalformedRequest, match="too small"):
-        read(None, chunked(*[b"a"] * FREE_OVERHEAD))
+@pytest.mark.parametrize("step", [65536, 5])
+def test_chunks_of_one_byte_are_read_at_a_cost_that_is_linear(step):
+    """Each byte of the buffer is looked at once or twice, and moved never: what is taken out of it is taken once a read."""
+    deleted = 0
+
+    class Watched(bytearray):
+        def __delitem__(self, where):
+            nonlocal deleted
+            deleted += 1
+            super().__delitem__(where)
+
+    data = chunked(*[b"a"] * 20_000)
+    reader, buffer, body = body_reader(None), Watched(), bytearray()
+    for start in range(0, len(data), step):
+        buffer += data[start : start + step]
+        body += reader.take(buffer)
+        assert len(buffer) < 8
+    assert reader.done and body == b"a" * 20_000
+    assert deleted == -(-len(data) // step)
+
+
+def test_lines_around_chunks_may_be_long_only_where_there_is_data():
+    extension = b";" + b"a" * (MAX_CHUNK_LINE - 8)
+    few = MAX_EXCESS // MAX_CHUNK_LINE
+    assert read(None, (b"1" + extension + b"\r\na\r\n") * few + b"0\r\n\r\n")[:2] == (b"a" * few, True)
+    with pytest.raises(MalformedRequest, match="extensions"):
+        read(None, (b"1" + extension + b"\r\na\r\n") * 2 * few)
+    large = b"80" + extension + b"\r\n" + b"a" * 128 + b"\r\n"
+    assert read(None, large * 200 + b"0\r\n\r\n")[:2] == (b"a" * 128 * 200, True)
