@@ -101,7 +101,7 @@ class ChunkedBody:
             )
 
     def _take_trailer(self, buffer: bytearray, at: int) -> int:
-        """Read a line behind the last chunk; its length, or 0 as long as it is not complete. Nothing here has a use for trailers."""
+        """Read a line behind the last chunk; its length, 0 as long as it is not complete. Nothing here has a use for it."""
         end = buffer.find(b"\n", at) + 1
         line = bytes(buffer[at : end or len(buffer)])
         if self._trailer_bytes + len(line) > MAX_TRAILER_BYTES or (end and not _TRAILER.fullmatch(line)):

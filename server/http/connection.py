@@ -27,7 +27,7 @@ _NEVER = float("inf")
 _PROBE_SECONDS = (0.25, 5.0)  # the first probe of a client that has stopped sending, and the longest time between two
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """Made by uvicorn's server for every connection.
 
     Args:
@@ -70,7 +70,7 @@ class HttpConnection(asyncio.Protocol):
         self._linger_left = 0
         self._closed = False
         self._deadline = _NEVER
-        self._received = 0  # bytes of the present body, since the clock of its deadline was started
+        self._body_seconds_left = 0.0  # of a body that is not read on for now
         self._written, self._taken, self._moved = 0, 0, 0.0
         self._probe: asyncio.TimerHandle | None = None
 
@@ -96,18 +96,22 @@ class HttpConnection(asyncio.Protocol):
         self._server.connections.add(self)  # type: ignore[arg-type]  # it knows uvicorn's own protocols only
         self._expect(self._limits.head_seconds)
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes of a request, or of what nobody wants to hear."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go to: all connections read into the same place, one after the other."""
+        return self._books.received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes of a request have come, or of what nobody wants to hear."""
         if self._closed:
             return
         if self._lingering:
-            self._linger_left -= len(data)
+            self._linger_left -= nbytes
             if self._linger_left < 0:
                 self.cut()
             return
         if self._cycle is None and not self._buffer:
             self._expect(self._limits.head_seconds)
-        self._buffer += data
+        self._buffer += self._books.received[:nbytes]
         self._go_on()
 
     def eof_received(self) -> bool:
@@ -154,17 +158,24 @@ class HttpConnection(asyncio.Protocol):
     def _advance(self) -> None:
         """Go on with what is in the buffer, until more bytes are needed or an answer is under way."""
         while self._buffer and not self._lingering and not self._closed:
-            if self._body is not None and self._cycle is not None:
-                self._advance_body(self._cycle, self._body)
-            elif self._cycle is None:
-                head = self._head.take(self._buffer)
-                if head is None:
-                    return
-                self._begin(head)
-            else:  # the next request comes before the answer: it waits in the buffer, and more of it with the client
-                if len(self._buffer) > MAX_HEAD_BYTES:
-                    self._pause_reading()
+            if not self._advance_part():
                 return
+
+    def _advance_part(self) -> bool:
+        """Take one head, or what is there of a body, out of the buffer; whether it was complete."""
+        if self._body is not None and self._cycle is not None:
+            return self._advance_body(self._cycle, self._body)
+        if (
+            self._cycle is not None
+        ):  # the next request comes before the answer: it waits here, and more of it with the client
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                self._pause_reading()
+            return False
+        head = self._head.take(self._buffer)
+        if head is None:
+            return False
+        self._begin(head)
+        return True
 
     def _begin(self, head: RequestHead) -> None:
         self._cycle = cycle = RequestCycle(self._scope(head), self, head.keep_alive, head.expects_continue)
@@ -173,20 +184,26 @@ class HttpConnection(asyncio.Protocol):
             self._body_ended(cycle)
         else:
             self._body = reader
+            self._body_seconds_left = self._limits.body_seconds
             self._expect(self._limits.body_seconds)
         task = self._loop.create_task(cycle.run(self._app))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 
-    def _advance_body(self, cycle: RequestCycle, reader: BodyReader) -> None:
+    def _advance_body(self, cycle: RequestCycle, reader: BodyReader) -> bool:
         data = reader.take(self._buffer)
-        self._received += len(data)
         enough = cycle.feed(data) if data else False
         if reader.done:
             self._body_ended(cycle)
-        elif enough:
+            return True
+        now = self._loop.time()
+        left = self._deadline - now + len(data) / self._limits.body_rate
+        self._body_seconds_left = min(left, self._limits.body_seconds)
+        self._deadline = now + self._body_seconds_left
+        if enough:
             self._deadline = _NEVER  # it is not the client that is slow now
             self._pause_reading()
+        return False
 
     def _body_ended(self, cycle: RequestCycle) -> None:
         self._body = None
@@ -227,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
             self._reading = True
             self._transport.resume_reading()
             if self._body is not None:
-                self._expect(self._limits.body_seconds)
+                self._expect(self._body_seconds_left)
 
     def _pause_reading(self) -> None:
         if self._reading:
@@ -325,13 +342,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _expect(self, seconds: float) -> None:
         """The client has this long for what comes next."""
-        self._received = 0
         self._deadline = self._loop.time() + seconds
 
     def check(self, now: float) -> None:
         """End, if the client was too slow in sending or does not take what is written."""
         self._check_taken(now)
-        if self._closed or now < self._deadline + self._received / self._limits.body_rate:
+        if self._closed or now < self._deadline:
             return
         if self._lingering:
             self.cut()

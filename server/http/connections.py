@@ -9,6 +9,7 @@ from typing import Protocol
 from server.errors import ApiError, TooManyConnections
 from server.http.limits import HttpLimits
 
+READ_BYTES = 64 * 1024  # at a time from one connection: what comes then is worked on before others have their turn
 _CALM = 0.9  # of a limit: below it there is room again, for the log
 _log = logging.getLogger("headrace.http")
 
@@ -52,6 +53,7 @@ class Connections:
         self._crowded: set[str] = set()  # addresses that had reached their limit when the log last spoke of them
         self._full = False  # the same for all
         self._timer: asyncio.TimerHandle | None = None
+        self.received = memoryview(bytearray(READ_BYTES))  # what the connection that reads now is given
 
     def __len__(self) -> int:
         return len(self._open)

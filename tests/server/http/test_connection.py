@@ -31,6 +31,22 @@ def test_requests_follow_each_other_on_one_connection_even_when_they_come_at_onc
     served(check)
 
 
+@pytest.mark.parametrize("first", [b"5", b"5;a", b"5\r\nab", b"5\r\nabcde", b"5\r\nabcde\r", b"5\r\nabcde\r\n0\r\nX: "])
+def test_half_a_line_of_a_chunk_is_waited_for_and_stops_nobody(first):
+    async def check(server, echo):
+        whole = b"5\r\nabcde\r\n0\r\nX: y\r\n\r\n" if b";" not in first else b"5;a=b\r\nabcde\r\n0\r\n\r\n"
+        reader, writer = await server.open()
+        writer.write(b"POST /x HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + first)
+        await asyncio.sleep(0.02)
+        assert statuses(await server.ask(get("/other"))) == [200]
+        writer.write(whole[len(first) :] + get("/last"))
+        assert statuses(await reader.read()) == [200, 200]
+        assert echo.requests == [("GET", "/other", b""), ("POST", "/x", b"abcde"), ("GET", "/last", b"")]
+        writer.close()
+
+    served(check)
+
+
 def test_a_large_body_is_read_whole():
     async def check(server, echo):
         body = bytes(range(256)) * 8192

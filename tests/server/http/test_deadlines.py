@@ -70,6 +70,16 @@ def test_a_body_that_keeps_the_pace_has_all_the_time_it_needs():
     served(check, replace(QUICK, body_rate=10_000))
 
 
+def test_what_was_sent_fast_earns_no_time_for_saying_nothing():
+    """60,000 bytes at a byte a second would be most of a day."""
+
+    async def check(server, echo):
+        data = b"POST /x HTTP/1.1\r\n" + HOST + b"Content-Length: 70000\r\n\r\n" + b"a" * 60_000
+        assert statuses(await server.ask(data)) == [408]
+
+    served(check, replace(QUICK, body_rate=1))
+
+
 def test_waiting_for_an_answer_is_no_idleness():
     async def check(server, echo):
         asking = asyncio.create_task(server.ask(get("/hold")))
