@@ -156,6 +156,7 @@ class _Vocabulary:
         """The merges that rebuild a SentencePiece BPE vocabulary: every split of an entry into two entries, best score first.
 
         With equal scores the longer left part comes first, then the longer right part, then lower ids (transformers' order).
+        llama.cpp takes the leftmost pair then, which no list of merges can say; published vocabularies have no equal scores.
         """
         scores: Sequence[float] = self._required("scores")
         found = []
@@ -173,8 +174,8 @@ class _Vocabulary:
 def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file describes.
 
-    SentencePiece text is handled as by transformers' LlamaTokenizer: a space is put before the first word of a text, not
-    after each special token.
+    SentencePiece text is handled as by llama.cpp, and as the tokenizer.json of Llama 2 has it: a space is put before each stretch
+    of text between control and user-defined tokens, unless the file says that there is no such space.
 
     Args:
         metadata: the file's key-value pairs; arrays as sequences.
@@ -233,7 +234,9 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Backend, bool]:
     model = models.BPE(vocab=vocabulary.ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     backend = Backend(model)
     prefix = vocabulary.optional("add_space_prefix", True)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if prefix else "never", split=False)
+    # Of each stretch of text. Metaspace, which does the same in newer files, spares a stretch that begins with a space.
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", "\u2581")]
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *spaces] if prefix else spaces)
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     return backend, True

@@ -1,18 +1,17 @@
-"""Each kind of GGUF vocabulary gives the ids of the model family's own tokenizer in transformers."""
+"""Each kind of byte-level GGUF vocabulary gives the ids of the model family's own tokenizer in transformers."""
 
 import json
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from server.text.gguf_tokenizer import _SPLITS, from_gguf_metadata
 from server.text.tokenizer import TokenizerError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 texts = st.text(
     alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" aeiou'stRE0129\n\t.,你好é\u0301"))
 )
@@ -137,100 +136,6 @@ def test_user_defined_tokens_are_whole_but_not_special(prompts):
     assert tokenizer.decode(ids) == "a<think>   é"
 
 
-# --- SentencePiece ---------------------------------------------------------------------------------------------------
-
-
-def sentencepiece_metadata(prompts):
-    """A small vocabulary in the manner of Llama 2: byte tokens, then pieces whose score is their rank."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(" (?=[^ ])"), behavior="merged_with_next")
-    backend.train_from_iterator(prompts, trainers.BpeTrainer(vocab_size=700, show_progress=False))
-    model = json.loads(backend.to_str())["model"]
-    characters = [token for token in sorted(model["vocab"], key=model["vocab"].get) if len(token) == 1]
-    merged = list(dict.fromkeys("".join(merge) for merge in model["merges"]))
-    pieces = [piece.replace(" ", "\u2581") for piece in [*merged, *characters]]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    scores = [0.0] * 259 + [-float(rank) for rank in range(len(pieces))]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
-    }
-
-
-@pytest.fixture(scope="module")
-def spm(prompts):
-    return sentencepiece_metadata(prompts)
-
-
-@pytest.fixture(scope="module")
-def llama(spm):
-    """Ours, and transformers' class. The scores fall with the id, so the merges are the entries' splits in id order."""
-    from transformers import LlamaTokenizer
-
-    tokens = spm["tokenizer.ggml.tokens"]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    splits = ((token[:cut], token[cut:]) for token in tokens[259:] for cut in range(len(token) - 1, 0, -1))
-    merges = [(left, right) for left, right in splits if left in vocab and right in vocab]
-    return from_gguf_metadata(spm), LlamaTokenizer(vocab=vocab, merges=merges, add_bos_token=True)
-
-
-def best_first(metadata, text):
-    """SentencePiece BPE by its definition: join the neighbours that make the best-scored entry, until none do."""
-    ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-    scores = metadata["tokenizer.ggml.scores"]
-    parts = list("\u2581" + text.replace(" ", "\u2581"))
-    while True:
-        pairs = [(-scores[ids[a + b]], i) for i, (a, b) in enumerate(pairwise(parts)) if ids.get(a + b, 0) >= 259]
-        if not pairs:
-            break
-        _, i = min(pairs)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return [i for part in parts for i in ([ids[part]] if part in ids else [3 + byte for byte in part.encode()])]
-
-
-def test_sentencepiece_prompts_by_definition_and_as_transformers(spm, llama, prompts):
-    ours, theirs = llama
-    for text in prompts:
-        ids = ours.encode(text)
-        assert ids == [1, *best_first(spm, text)] == theirs.encode(text)
-        assert ours.decode(ids) == text
-
-
-@given(text=texts)
-@settings(max_examples=200, deadline=None)
-def test_sentencepiece_text_as_transformers(llama, text):
-    ours, theirs = llama
-    ids = ours.encode(text)
-    assert ids == theirs.encode(text)
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
-
-
-def test_sentencepiece_special_tokens_in_text(llama):
-    ours, theirs = llama
-    text = "<s>hello</s> there<s>"
-    assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
-
-
-def test_sentencepiece_bytes(llama):
-    ours, _ = llama
-    ids = ours.encode("a 🎉", add_special_tokens=False)
-    assert b"".join(map(ours.token_bytes, ids)) == " a 🎉".encode()
-    assert [ours.token_text(i) for i in ids[-4:]] == [f"bytes:\\x{byte:02x}" for byte in "🎉".encode()]
-
-
-def test_no_space_prefix_where_the_file_says_so(spm):
-    tokenizer = from_gguf_metadata(spm | {"tokenizer.ggml.add_space_prefix": False})
-    assert tokenizer.decode(tokenizer.encode("a b")) == "a b"
-    assert tokenizer.decode(tokenizer.encode(" a b")) == " a b"
-    assert not tokenizer.strips_first_space
-
-
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -250,8 +155,3 @@ def test_no_space_prefix_where_the_file_says_so(spm):
 def test_what_is_missing_or_unknown_is_named(metadata, change, message):
     with pytest.raises(TokenizerError, match=message):
         from_gguf_metadata(metadata | change)
-
-
-def test_sentencepiece_without_scores_is_refused(spm):
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.ggml\.scores"):
-        from_gguf_metadata({key: value for key, value in spm.items() if not key.endswith("scores")})
