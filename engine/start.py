@@ -20,7 +20,7 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.backend import Backend, Startup, generate
 from engine.device import choose_device
-from engine.fingerprint import answer_fingerprint, kv_fingerprint
+from engine.fingerprint import fingerprints
 from engine.ipc.channel import Channel
 from engine.kv_store.tiers import DeviceBlocks, TierEntry, tiers_of
 from engine.models.registry import read_config
@@ -131,6 +131,7 @@ class Starter:
             sampling = SamplingParams(max_tokens=1, temperature=0.0)
             self._run(lambda: generate(worker, sampling, min(4, plan.block_size)))
         backend.warm_up()
+        names = fingerprints(self._source, config, self._settings, backend)
         ready = Ready(
             context=plan.context,
             vocab_size=config.vocab_size,
@@ -140,9 +141,9 @@ class Starter:
             ends=describe_ends(config.ends),
             device=backend.name,
             version=version("headrace"),
-            computes=answer_fingerprint(self._source, self._settings, backend),
+            computes=names.answer,
         )
-        return self._loop(config, plan, backend, worker), ready
+        return self._loop(config, plan, backend, worker, names.kv), ready
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -153,12 +154,13 @@ class Starter:
     def _run(self, work: Callable[[], object]) -> object:
         return self._thread.submit(work).result()
 
-    def _loop(self, config: ModelConfig, plan: MemoryPlan, backend: Backend, worker: Worker) -> "EngineLoop":
+    def _loop(
+        self, config: ModelConfig, plan: MemoryPlan, backend: Backend, worker: Worker, fingerprint: str
+    ) -> "EngineLoop":
         from engine.kv_store.opening import open_tiers
         from engine.loop import EngineLoop
 
         settings = self._settings
-        fingerprint = kv_fingerprint(self._source, settings, backend)
         pool = BlockPool(
             plan.blocks,
             plan.block_size,

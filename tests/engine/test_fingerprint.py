@@ -2,87 +2,28 @@
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from configs.model.source import ModelSource
+from configs.model.config import EndToken, LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from configs.model.gguf_header import read_gguf_header
+from configs.model.safetensors_header import read_safetensors
+from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
-from engine.fingerprint import answer_fingerprint, build, kv_fingerprint
+from engine.fingerprint import build, fingerprints
 from engine.gpu.formats import GpuArithmetic
-
-MIB = 2**20
-
-
-def gguf(path):
-    return ModelSource(path=path, kind="gguf", name="any")
-
-
-def named(source, library=None, **settings):
-    precision = "fast" if library else "exact"
-    return kv_fingerprint(source, Settings(**settings), Arithmetic(precision, "for the test", library))
-
-
-@pytest.fixture
-def model(tmp_path):
-    """6 MiB that stand for a GGUF file: the name depends on bytes, not on what they mean."""
-    path = tmp_path / "model.gguf"
-    path.write_bytes(random.Random(0).randbytes(6 * MIB))
-    return path
-
-
-def test_the_same_content_has_the_same_name_everywhere(model, tmp_path):
-    copy = tmp_path / "elsewhere" / "renamed.gguf"
-    copy.parent.mkdir()
-    shutil.copyfile(model, copy)
-    os.utime(copy, (0, 0))
-    assert named(gguf(copy)) == named(gguf(model))
-    assert named(gguf(copy), load_format="gguf") == named(gguf(copy))
-
-
-@pytest.mark.parametrize("where", [0, MIB // 2, MIB, 3 * MIB, 5 * MIB, 6 * MIB - 6 * MIB // 256])
-def test_a_tensor_of_a_256th_of_the_file_is_noticed(model, where):
-    before = named(gguf(model))
-    with model.open("r+b") as file:
-        file.seek(where)
-        file.write(bytes(6 * MIB // 256))
-    assert model.stat().st_size == 6 * MIB
-    assert named(gguf(model)) != before
-
-
-def test_the_length_counts(model):
-    before = named(gguf(model))
-    with model.open("ab") as file:
-        file.write(b"\0")
-    assert named(gguf(model)) != before
-
-
-def test_other_roundings_are_another_format(model):
-    libraries = [None, model.with_name("avx2-1.so"), model.with_name("avx2-2.so"), model.with_name("avx512-1.so")]
-    assert len({named(gguf(model), library) for library in libraries}) == len(libraries)
-
-
-def test_random_weights_are_another_model(model):
-    assert named(gguf(model), load_format="dummy") != named(gguf(model))
-
-
-def test_a_folder_is_its_config_and_all_its_shards(tmp_path):
-    source = ModelSource(path=tmp_path, kind="hf", name="any")
-    contents = {"config.json": json.dumps({"rope_theta": 1}), "a.safetensors": "1", "b.safetensors": "2"}
-    names = set()
-    for changed in (None, *contents):
-        for name, text in contents.items():
-            (tmp_path / name).write_text(text + ("changed" if name == changed else ""))
-        names.add(named(source))
-    assert len(names) == 4
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert named(source) in names
+from engine.loading.gguf_tensors import gguf_tensors
+from engine.models.registry import read_config
+from tests import tiny_models
+from tests.engine.loading.test_loading import write_gguf
 
 
 @dataclass
@@ -97,25 +38,210 @@ def chosen(arithmetic, device=None, more=""):
     return Chosen(arithmetic.kv_format, build(device or arithmetic.name) + more)
 
 
-def test_answers_bear_the_name_of_all_that_computes_them(model):
+EXACT = chosen(Arithmetic("exact", "for the test"))
+
+
+def names_of(path, config=None, backend=EXACT, **settings):
+    source = resolve_model(str(path))
+    return fingerprints(source, config or read_config(source), Settings(**settings), backend)
+
+
+def named(path, config=None, **settings):
+    return names_of(path, config, **settings).kv
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model with every kind of tensor, some of them large, as a folder and as a GGUF file; nobody writes to them."""
+    changes = {"attention_bias": True, "mlp_bias": True, "hidden_size": 256, "intermediate_size": 512}
+    model = tiny_models.made(tiny_models.Tiny("Llama", changes | {"num_hidden_layers": 1}), 7)
+    folder = tiny_models.save(model, tmp_path_factory.mktemp("folder"))
+    factors = np.linspace(1, 8, 32, dtype=np.float32)
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    write_gguf(path, model, finish=lambda writer: writer.add_tensor("rope_freqs.weight", factors))
+    return {"hf": folder, "gguf": path}
+
+
+@pytest.fixture(params=["hf", "gguf"])
+def model(request, models, tmp_path):
+    """A copy of one of them to change."""
+    copy = tmp_path / "copy" if request.param == "hf" else tmp_path / "copy.gguf"
+    (shutil.copytree if request.param == "hf" else shutil.copyfile)(models[request.param], copy)
+    return copy
+
+
+def tensors_of(path):
+    return read_safetensors(path) if path.is_dir() else gguf_tensors(read_gguf_header(path))
+
+
+def flipped(tensor, at):
+    """Flip the lowest bit of one byte of a tensor, in its file."""
+    with tensor.path.open("r+b") as file:
+        file.seek(tensor.offset + at)
+        value = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([value ^ 1]))
+
+
+def test_one_value_of_any_tensor_makes_another_model(model):
+    """The middle of a tensor that is hashed whole (norms, biases, rotary factors, small matrices), the ends of a large one."""
+    before, seen = named(model), {"large": 0, "small": 0}
+    for tensor in tensors_of(model).values():
+        large = tensor.size > 2**16
+        seen["large" if large else "small"] += 1
+        for at in (0, tensor.size - 1024, tensor.size - 1) if large else (0, tensor.size // 2, tensor.size - 1):
+            flipped(tensor, at)
+            assert named(model) != before, (tensor.name, at)
+            flipped(tensor, at)
+    assert named(model) == before
+    assert min(seen.values()) >= 7
+
+
+def test_a_stretch_of_a_31st_of_any_tensor_is_noticed_and_a_value_between_samples_is_not(model):
+    """What the sampling promises, and what it does not."""
+    before = named(model)
+    largest = max(tensors_of(model).values(), key=lambda tensor: tensor.size)
+    stretch = largest.size // 31 + 1
+    for start in range(0, largest.size - stretch, stretch // 3):
+        with largest.path.open("r+b") as file:
+            file.seek(largest.offset + start)
+            kept = file.read(stretch)
+            file.seek(largest.offset + start)
+            file.write(bytes(stretch))
+            file.flush()
+            assert named(model) != before, start
+            file.seek(largest.offset + start)
+            file.write(kept)
+    flipped(largest, 1024 + 100)
+    assert named(model) == before
+
+
+def test_the_same_content_has_the_same_name_everywhere(models, tmp_path):
+    copy = tmp_path / "elsewhere" / "renamed.gguf"
+    copy.parent.mkdir()
+    shutil.copyfile(models["gguf"], copy)
+    os.utime(copy, (0, 0))
+    assert named(copy) == named(models["gguf"]) == named(copy, load_format="gguf")
+    sharded = shutil.copytree(models["hf"], tmp_path / "shards")
+    tensors = load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    places = {name: f"{number % 3}.safetensors" for number, name in enumerate(tensors)}
+    for shard in set(places.values()):
+        save_file({name: tensors[name] for name, place in places.items() if place == shard}, sharded / shard)
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert named(sharded) == named(models["hf"])
+
+
+def test_a_tensor_of_another_name_or_type_is_another_model(models, tmp_path):
+    """Two norms that change places, and fp32 weights that bf16 holds as well."""
+    names = {named(models["hf"])}
+    for number, change in enumerate((swapped, narrowed)):
+        folder = shutil.copytree(models["hf"], tmp_path / str(number))
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        names.add(named(folder))
+    assert len(names) == 3
+
+
+def swapped(tensors):
+    one, two = (f"model.layers.0.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm"))
+    tensors[one], tensors[two] = tensors[two].clone(), tensors[one].clone()
+
+
+def narrowed(tensors):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.bfloat16)
+
+
+def test_texts_and_lengths_do_not_change_the_kv_of_ids(models, tmp_path):
+    folder = shutil.copytree(models["hf"], tmp_path / "texts")
+    raw = json.loads((folder / "config.json").read_text())
+    changes = {"max_position_embeddings": 4096, "eos_token_id": [5], "bos_token_id": 4, "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(raw | changes | {"use_cache": False}))
+    (folder / "tokenizer.json").write_text("{}")
+    assert named(folder) == named(models["hf"])
+
+
+OTHERS = {
+    "rms_norm_eps": [1e-5, 1e-6],
+    "rope_theta": [5e5],
+    "rope_scaling": [
+        LinearScaling(2.0),
+        LinearScaling(4.0),
+        Llama3Scaling(2.0, 1.0, 4.0, 64),
+        YarnScaling(2.0, 64, 32.0, 1.0, 1.0, True),
+        YarnScaling(2.0, 64, 32.0, 1.0, 1.0, False),
+    ],
+    "architecture": ["mistral"],
+    "heads": [2],
+    "kv_heads": [1],
+    "head_dim": [32],
+}
+KEPT = {"max_position": 9, "bos_token_id": 5, "ends": (EndToken(7, None, ("a test",)),), "dtype": "float16"}
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_all_that_changes_numbers_without_a_tensor_is_in_the_name(models, load_format):
+    source = resolve_model(str(models["hf"]))
+    config = replace(read_config(source), rms_norm_eps=1e-4)
+    variants = [replace(config, **{name: value}) for name, values in OTHERS.items() for value in values]
+    windows = {"sliding_window": 8, "sliding_layers": (True,)}
+    variants += [replace(config, **windows), replace(config, **windows | {"sliding_window": 9}), config]
+    names = {named(models["hf"], config=variant, load_format=load_format) for variant in variants}
+    assert len(names) == len(variants)
+    for name, value in KEPT.items():
+        assert named(models["hf"], config=replace(config, **{name: value}), load_format=load_format) in names
+    assert KEPT.keys() < {field.name for field in fields(ModelConfig)}
+
+
+def test_random_weights_are_named_by_their_description_alone(models, tmp_path):
+    (tmp_path / "config.json").write_bytes((models["hf"] / "config.json").read_bytes())
+    random = named(tmp_path, load_format="dummy")
+    assert random == named(models["hf"], load_format="dummy") != named(models["hf"])
+
+
+def test_other_roundings_are_another_format(models, tmp_path):
+    libraries = [None, *(tmp_path / name for name in ("avx2-1.so", "avx2-2.so", "avx512-1.so"))]
+    backends = [chosen(Arithmetic("fast" if library else "exact", "for the test", library)) for library in libraries]
+    assert len({names_of(models["hf"], backend=backend).kv for backend in backends}) == len(libraries)
+
+
+def test_answers_bear_the_name_of_all_that_computes_them(models, tmp_path):
     gpu = GpuArithmetic("dense", torch.bfloat16)
     one, two = gpu.kv_format(1), gpu.kv_format(2)
     backends = [
         chosen(Arithmetic("exact", "as asked for")),
-        chosen(Arithmetic("fast", "the best there is", model.with_name("avx2-1.so"))),
-        chosen(Arithmetic("fast", "the best there is", model.with_name("avx512-1.so"))),
+        chosen(Arithmetic("fast", "the best there is", tmp_path / "avx2-1.so")),
+        chosen(Arithmetic("fast", "the best there is", tmp_path / "avx512-1.so")),
         Chosen(one, build("H200")),
         Chosen(one, build("L4")),
         Chosen(two, build("2 x H200")),
         Chosen(one, build("H200") + ", shared prefixes"),
         Chosen(GpuArithmetic("fp8", torch.bfloat16).kv_format(1), build("H200")),
     ]
-    names = [answer_fingerprint(gguf(model), Settings(), backend) for backend in backends]
+
+    def name(backend, **settings):
+        return names_of(models["gguf"], backend=backend, **settings).answer
+
+    names = [name(backend) for backend in backends]
     assert len(set(names)) == len(names)
     why = Arithmetic("exact", "fp32 by torch: no kernels are built")  # chosen by itself, it computes the same
-    assert answer_fingerprint(gguf(model), Settings(cpu_precision="exact"), chosen(why)) == names[0]
-    model.write_bytes(b"another model")
-    assert answer_fingerprint(gguf(model), Settings(), backends[0]) != names[0]
+    assert name(chosen(why), cpu_precision="exact") == names[0]
+    (tmp_path / "template.jinja").write_text("{{ messages }}")
+    assert name(backends[0], chat_template=str(tmp_path / "template.jinja")) not in names
+
+
+def test_answers_bear_the_name_of_the_texts_around_the_numbers(model):
+    """Another vocabulary, template or end token: the same KV of ids, other answers."""
+    before = names_of(model)
+    if model.is_dir():
+        (model / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    else:
+        content = model.read_bytes()
+        key = b"tokenizer.ggml.eos_token_id"
+        place = content.index(key) + len(key) + 4
+        model.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    assert names_of(model).kv == before.kv and names_of(model).answer != before.answer
 
 
 def test_a_build_is_the_same_in_every_process_and_names_versions():

@@ -1,0 +1,59 @@
+"""The tensors of a GGUF file: types that can be read, and where their bytes are. No torch, no data is read."""
+
+from collections.abc import Iterable
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from configs.model.gguf_header import GgufHeader, TensorInfo
+from configs.model.source import ModelError
+from configs.model.stored_tensor import StoredTensor
+
+# What ggml computes with but keeps in no file, what is no weight, and what `gguf.quants` cannot read.
+_UNREADABLE = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "Q1_0"}
+READABLE = frozenset(kind for kind in GGMLQuantizationType if kind.name not in _UNREADABLE)
+# Numbers of types that llama.cpp has given up; a file in them has to be made again.
+_GIVEN_UP = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8"}
+_GIVEN_UP |= {38: "IQ4_NL_8_8"}
+_NAMES = _GIVEN_UP | {kind.value: kind.name for kind in GGMLQuantizationType}
+_READABLE_NUMBERS = {kind.value for kind in READABLE}
+
+
+def gguf_tensors(header: GgufHeader) -> dict[str, StoredTensor]:
+    """All tensors of a file by their names in it; `kind` is the name of a `gguf.GGMLQuantizationType`.
+
+    Raises:
+        ModelError: a type that cannot be read, rows that do not fit it, a file that is cut off, tensors that share bytes.
+    """
+    size = header.path.stat().st_size
+    tensors = {name: _stored(header, info, size) for name, info in header.tensors.items()}
+    _refuse_overlaps(header, tensors.values())
+    return tensors
+
+
+def _stored(header: GgufHeader, info: TensorInfo, file_size: int) -> StoredTensor:
+    where = header.path.name
+    if info.ggml_type not in _READABLE_NUMBERS:
+        name = _NAMES.get(info.ggml_type, f"type {info.ggml_type}")
+        known = ", ".join(sorted(readable.name for readable in READABLE))
+        raise ModelError(f"{where}: {info.name} is stored as {name}, which cannot be read; known: {known}.")
+    kind = GGMLQuantizationType(info.ggml_type)
+    block, block_size = GGML_QUANT_SIZES[kind]
+    if info.shape[-1] % block:
+        raise ModelError(
+            f"{where}: rows of {info.name} are {info.shape[-1]} long, not a multiple of {block}, which {kind.name} needs."
+        )
+    size = info.elements // block * block_size
+    if info.offset + size > file_size:
+        raise ModelError(f"{where} is cut off within {info.name}; download it again.")
+    return StoredTensor(info.name, header.path, kind.name, info.shape, info.offset, size)
+
+
+def _refuse_overlaps(header: GgufHeader, tensors: Iterable[StoredTensor]) -> None:
+    end, before = 0, ""
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise ModelError(
+                f"{header.path.name} is damaged: {tensor.name} begins at byte {tensor.offset}, within {before}, "
+                f"which ends at {end}."
+            )
+        end, before = tensor.offset + tensor.size, tensor.name
