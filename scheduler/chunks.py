@@ -93,4 +93,5 @@ def _init(request: Request) -> SequenceInit:
         sampling=request.sampling,
         generated_ids=request.generated_ids,
         adapter=request.adapter,
+        produces=request.produces,
     )

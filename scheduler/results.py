@@ -59,11 +59,12 @@ class ResultProcessor:
         output = Output(request_id=request.request_id)
         if result.prompt_logprobs:
             output.prompt_logprobs = request.send_logprobs(chunk.start, result.prompt_logprobs)
+        reason = None
         if result.token_ids:
             reason = self._absorb_tokens(request, result, now, output)
-        else:
-            prompt_only = request.sampling.max_tokens == 0 and chunk.start + chunk.length >= len(request.prompt_ids)
-            reason = FinishReason.LENGTH if prompt_only else None
+        elif request.sampling.max_tokens == 0 and chunk.start + chunk.length >= len(request.prompt_ids):
+            output.pooled = result.pooled
+            reason = FinishReason.LENGTH if result.pooled is None else FinishReason.STOP
         if reason is not None:
             final = self._table.finish(request, reason, now)
             output.finish_reason, output.times = reason, final.times

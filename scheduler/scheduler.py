@@ -156,6 +156,7 @@ class Scheduler:
             times=RequestTimes(queued=now, scheduled=now),
             tenant=message.tenant,
             adapter=message.adapter,
+            produces=message.produces,
             generated_ids=message.generated_ids,
         )
         self._next_arrival += 1
@@ -243,7 +244,7 @@ class Scheduler:
     def update(self, step: Step, result: StepResult, now: float) -> list[Output]:
         """Absorb the results of a step. Those of requests that have ended meanwhile are dropped."""
         self.stats.steps += 1
-        self._policy.on_step(step, result.seconds)
+        self._policy.on_step(step, result)
         self._transfers.on_step(step, result.seconds)
         results = zip(step.chunks, result.results, strict=True)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]

@@ -1,7 +1,8 @@
 """What a request must satisfy to be queued: each rule refuses with a sentence that has the numbers."""
 
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AddRequest, OutputKind
+from scheduler.types.messages import AddRequest
+from scheduler.types.output_kind import OutputKind
 
 
 class RequestTooLong(ValueError):
@@ -13,10 +14,9 @@ def check_request(message: AddRequest, config: SchedulerConfig) -> None:
 
     Raises:
         RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
-        ValueError: it has nothing to compute, an adapter that is not loaded, or a kind of output that no worker produces yet.
+        ValueError: it has nothing to compute, an adapter that is not loaded, or a kind of output that the worker does not make.
     """
-    if message.produces is not OutputKind.TOKENS:
-        raise ValueError(f"this engine produces {OutputKind.TOKENS}, the request asks for {message.produces}")
+    _check_kind(message, config)
     prompt, output = len(message.prompt_ids), message.sampling.max_tokens
     if prompt + output > config.context:
         raise RequestTooLong(
@@ -29,6 +29,16 @@ def check_request(message: AddRequest, config: SchedulerConfig) -> None:
         known = ", ".join(sorted(config.adapters)) or "none"
         raise ValueError(f"adapter {message.adapter!r} is not loaded (loaded: {known})")
     _check_generated(message, config)
+
+
+def _check_kind(message: AddRequest, config: SchedulerConfig) -> None:
+    """Refuse a kind of output that the worker does not make, and tokens beside a kind that has none."""
+    kind, most = message.produces, message.sampling.max_tokens
+    if kind not in config.produces:
+        made = ", ".join(sorted(config.produces))
+        raise ValueError(f"this engine produces {made}, the request asks for {kind}")
+    if kind is not OutputKind.TOKENS and most:
+        raise ValueError(f"a request that produces {kind} generates no tokens, max_tokens is {most}")
 
 
 def _check_generated(message: AddRequest, config: SchedulerConfig) -> None:

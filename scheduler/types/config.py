@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scheduler.types.output_kind import OutputKind
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -19,4 +21,5 @@ class SchedulerConfig:
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
     adapters: frozenset[str] = frozenset()  # names of the LoRA adapters that the worker has
+    produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
 
@@ -16,18 +17,10 @@ from scheduler.types.step import TokenLogprobs
 class FinishReason(StrEnum):
     """Why a sequence ended. Every admitted request ends with exactly one of these."""
 
-    STOP = "stop"  # EOS, a stop token or a stop string
+    STOP = "stop"  # EOS, a stop token or a stop string; of a request that produces no tokens: its result is there
     LENGTH = "length"  # max_tokens or the context is used up
     ABORT = "abort"  # the client left, or the server drains
     ERROR = "error"  # this request failed; `Output.error` says why
-
-
-class OutputKind(StrEnum):
-    """What a request produces."""
-
-    TOKENS = "tokens"  # step by step
-    VECTOR = "vector"  # one embedding of the prompt
-    SCORES = "scores"  # one number for each label or document
 
 
 # --- HTTP process -> engine ------------------------------------------------------------------------------------------
@@ -124,14 +117,6 @@ class RequestTimes:
     finished: float | None = None
     preemptions: int = 0
     cached_tokens: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class Pooled:
-    """The whole result of a request that produces no tokens: the numbers of one vector, or the scores."""
-
-    kind: OutputKind
-    values: list[float]
 
 
 @dataclass(slots=True, kw_only=True)

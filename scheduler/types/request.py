@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from scheduler.types.block_hash import BlockKey, block_hash
 from scheduler.types.messages import FinishReason, RequestTimes
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
 
@@ -47,6 +48,7 @@ class Request:
     times: RequestTimes
     tenant: str = ""
     adapter: str = ""
+    produces: OutputKind = OutputKind.TOKENS
     generated_ids: list[int] = field(default_factory=list)  # output that existed when the request arrived
     tokens: list[int] = field(init=False)  # prompt and known output
     state: RequestState = RequestState.WAITING
@@ -116,7 +118,10 @@ class Request:
 
     @property
     def reads_cache(self) -> bool:
-        """Whether it may use cached KV. Not if prompt logprobs are still to be sent: they need the logits of every position."""
+        """Whether it may use cached KV. Not if the worker needs every position's result: for prompt logprobs that are still to be
+        sent, or to pool over the prompt."""
+        if self.produces is not OutputKind.TOKENS:
+            return False
         return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
 
     def longest(self) -> int:

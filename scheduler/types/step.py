@@ -6,6 +6,7 @@ What belongs here: plain data that any worker needs, in this process or another.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.transfers import Transfer
 
@@ -26,6 +27,7 @@ class SequenceInit:
     sampling: SamplingParams
     generated_ids: list[int] = field(default_factory=list)  # output that exists already: the request is resumed
     adapter: str = ""  # name of the LoRA adapter; empty: the model as it is
+    produces: OutputKind = OutputKind.TOKENS  # another kind: pooled from the prompt, with the result of its last chunk
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,13 +86,15 @@ class TokenLogprobs:
 class ChunkResult:
     """What one chunk produced: from 1 to `Chunk.samples` tokens if it sampled and did not fail.
 
-    All tokens but the last are accepted drafts; the last was sampled after them.
+    All tokens but the last are accepted drafts; the last was sampled after them. The chunk that ends the prompt of a request
+    that produces no tokens brings what is pooled.
     """
 
     request_id: str
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # one for each token, if asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # for positions start+1 .. within the prompt
+    pooled: Pooled | None = None
     error: str | None = None  # this request alone failed
 
 

@@ -1,6 +1,6 @@
 """From the engine's outputs to vectors or scores: one result for each sequence of a job, complete when the sequence ends."""
 
-from scheduler.types.messages import OutputKind, Pooled
+from scheduler.types.output_kind import OutputKind, Pooled
 from server.errors import GenerationFailed
 from server.stream.submission import SequenceStream, Submission, raise_failure
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from scheduler.types.messages import Pooled
+from scheduler.types.output_kind import Pooled
 from server.api.answers.formats import AnswerFormat, ChunkWriter, answer_body
 from server.api.endpoint import Call, json_response
 from server.schema.answers import AnswerBody

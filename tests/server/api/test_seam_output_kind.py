@@ -15,11 +15,10 @@ from scheduler.types.messages import (
     EngineStats,
     FinishReason,
     Output,
-    OutputKind,
-    Pooled,
     RequestTimes,
     StepOutputs,
 )
+from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from server.api.answers.answer import ERRORS, pooled_answer
 from server.api.endpoint import PostEndpoint
