@@ -16,7 +16,9 @@ from configs.settings import Settings
 from engine.device import StepLimits
 from engine.kv_store.tiers import TierEntry
 from engine.worker import Worker
+from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 
@@ -45,7 +47,8 @@ class Startup:
 class Backend(Protocol):
     """One model on one kind of device. `plan`, `load` and `warm_up` are called once each, in this order.
 
-    Attributes that say what was chosen (`name`, `kv_format`, `build`, `kv_element_bytes`) are valid after `plan`.
+    Attributes that say what was chosen (`name`, `kv_format`, `build`, `kv_element_bytes`) are valid after `plan`, those that say
+    what its worker can do (`produces`, `adapters`, `drafter`) after `load`.
     """
 
     @property
@@ -72,6 +75,31 @@ class Backend(Protocol):
     @property
     def kv_element_bytes(self) -> int:
         """Bytes of one number of a key or value."""
+        ...
+
+    @property
+    def produces(self) -> frozenset[OutputKind]:
+        """The kinds of output that its worker makes; requests for others are refused."""
+        ...
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the LoRA adapters that its worker has, in the order of their rows; requests for others are refused.
+
+        An adapter changes the products of layers, never the head: `logits` takes no row of it. What PEFT calls `all-linear` leaves
+        the head out, and a tied one is the embedding as well, which would have to change with it. A reader of adapters must refuse
+        one that has weights for the head.
+        """
+        ...
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """Proposes the tokens that its worker verifies; None: each decode brings one token."""
+        ...
+
+    @property
+    def exact_drafts(self) -> bool:
+        """Whether a block in which a draft was rejected ends up with the bytes it would have without, as its name promises."""
         ...
 
     @property

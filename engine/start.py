@@ -25,6 +25,7 @@ from engine.ipc.channel import Channel
 from engine.kv_store.tiers import DeviceBlocks, TierEntry, tiers_of
 from engine.models.registry import read_config
 from engine.worker import Worker
+from scheduler.drafting import Drafter
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.scheduler import Scheduler
@@ -182,12 +183,29 @@ class Starter:
                 scheduling=settings.scheduling,
                 tenant_weights=dict(map(parse_weight, settings.tenant_weights)),
                 decode_price=settings.decode_price,
+                adapters=frozenset(backend.adapters),
+                produces=backend.produces,
             ),
             pool,
             transfers,
+            drafter=exact_drafter(backend),
             worker_depth=worker.depth,
         )
         return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)
+
+
+def exact_drafter(backend: Backend) -> Drafter | None:
+    """The backend's drafter, if its guesses change no answer.
+
+    Raises:
+        ModelError: rejected drafts would leave traces in the KV cache.
+    """
+    if backend.drafter is not None and not backend.exact_drafts:
+        raise ModelError(
+            f"the drafter {type(backend.drafter).__name__} cannot be used with an fp8 KV cache ({backend.kv_format}): rejected "
+            "drafts would change the scales of its blocks, and with them later tokens; set gpu_kv to auto, or use no drafter."
+        )
+    return backend.drafter
 
 
 @contextmanager

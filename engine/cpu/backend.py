@@ -9,7 +9,9 @@ from engine.cpu.memory_plan import USUAL_STEP, plan_memory
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build
 from engine.worker import Worker
+from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
+from scheduler.types.output_kind import OutputKind
 
 if TYPE_CHECKING:
     from engine.cpu.model import Model
@@ -24,6 +26,10 @@ class CpuBackend:
     """
 
     folder: Path | None = None
+    produces = frozenset({OutputKind.TOKENS})
+    adapters: tuple[str, ...] = ()
+    drafter: Drafter | None = None
+    exact_drafts = True
 
     def __init__(self, startup: Startup, reason: str) -> None:
         self._startup = startup
@@ -78,7 +84,7 @@ class CpuBackend:
         with start.phase("load weights"):
             vocab = start.config.vocab_size
             edits = standard_edits(vocab, start.config.eos_token_ids)
-            return CpuWorker(self._model(plan), CpuSampler(vocab, edits))
+            return CpuWorker(self._model(plan), CpuSampler(vocab, edits), self.adapters)
 
     def _model(self, plan: MemoryPlan) -> "Model":
         import torch

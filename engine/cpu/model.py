@@ -117,13 +117,8 @@ class FastModel:
         self._decoder = NativeDecoder(NativeOps(arithmetic.library, threads), model)
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """Compute the chunks; the last layer computes only the wanted rows.
-
-        Raises:
-            ValueError: a chunk has a LoRA adapter, which these kernels do not compute.
-        """
-        if any(item.adapter for item in inputs):
-            raise ValueError("the int8 kernels compute no LoRA adapter; the exact arithmetic does")
+        """Compute the chunks, which have no LoRA adapter (`CpuBackend.adapters`); the last layer computes only the wanted rows."""
+        assert not any(item.adapter for item in inputs), "the int8 kernels compute no LoRA adapter"
         token_ids = [token for item in inputs for token in item.token_ids]
         chunks = [NativeChunk(len(item.token_ids), item.start, item.block_table, item.results) for item in inputs]
         return self._decoder.forward(token_ids, chunks, self.pool.storage)

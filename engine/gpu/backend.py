@@ -9,7 +9,9 @@ from engine.device import StepLimits, step_limits
 from engine.fingerprint import build
 from engine.tensor_parallel.group import RankGroup, loopback, rendezvous
 from engine.worker import Worker
+from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ class GpuBackend:
         startup: what to start from.
         reason: why a GPU computes, for the start-up log.
     """
+
+    produces = frozenset({OutputKind.TOKENS})
+    drafter: Drafter | None = None
 
     def __init__(self, startup: Startup, reason: str) -> None:
         self._startup = startup
@@ -85,6 +90,16 @@ class GpuBackend:
     def kv_element_bytes(self) -> int:
         """The loader's."""
         return self.loader.kv_element_bytes
+
+    @property
+    def exact_drafts(self) -> bool:
+        """The loader's."""
+        return self.loader.exact_drafts
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The loader's: all ranks have the same."""
+        return self.loader.adapters
 
     def plan(self) -> MemoryPlan:
         """Import torch, meet the other ranks, and share out what is free on the GPU with the least."""

@@ -41,6 +41,8 @@ class GpuLoader:
         ModelError: the settings ask for what the chip lacks, for what does not go together, or for a split that cannot be made.
     """
 
+    adapters: tuple[str, ...] = ()  # names of the LoRA adapters that `load` gives the worker
+
     def __init__(
         self,
         settings: Settings,
@@ -75,6 +77,11 @@ class GpuLoader:
     def kv_format(self) -> str:
         """The format of keys and values: equal exactly where blocks are interchangeable."""
         return self.arithmetic.kv_format(self._ranks.size)
+
+    @property
+    def exact_drafts(self) -> bool:
+        """Not with 8-bit blocks: a rejected draft may leave a larger scale (`kernels/gpu/kv/write_kv_fp8.py`)."""
+        return not self.arithmetic.fp8_kv
 
     @property
     def kv_element_bytes(self) -> int:
@@ -145,7 +152,7 @@ class GpuLoader:
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
         edits = standard_edits(self._config.vocab_size, self._config.eos_token_ids)
-        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send)
+        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send, adapters=self.adapters)
 
     def _least_saved(self) -> int | None:
         """Bytes per layer that cascade attention must save; None: it is off."""

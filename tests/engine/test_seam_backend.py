@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from scheduler.types.messages import (
     StartPhase,
     StepOutputs,
 )
+from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult, StepResult
 from tests.tiny_models import TINY
@@ -49,14 +51,20 @@ class CountingWorker:
     def submit(self, step):
         return CountingPending(self.run(step))
 
+    def result(self, chunk):
+        """A token after each of the last rows, as long as the drafts say which."""
+        result = ChunkResult(request_id=chunk.request_id)
+        first = chunk.start + chunk.length - chunk.samples + 1
+        for place in range(chunk.samples):
+            result.token_ids.append((first + place) % 50)
+            if chunk.draft_ids[place : place + 1] != result.token_ids[-1:]:
+                break
+        return result
+
     def run(self, step):
         self.threads.add(threading.current_thread().name)
         self.chunks += step.chunks
-        ends = [chunk.start + chunk.length for chunk in step.chunks]
-        results = [
-            ChunkResult(request_id=chunk.request_id, token_ids=[end % 50] if chunk.samples else [])
-            for chunk, end in zip(step.chunks, ends, strict=True)
-        ]
+        results = [self.result(chunk) for chunk in step.chunks]
         return StepResult(step_id=step.step_id, results=results, seconds=0.0)
 
 
@@ -66,6 +74,10 @@ class ToyBackend:
     kv_format = "toy"
     build = "toy chip, no code"
     kv_element_bytes = 1
+    produces = frozenset({OutputKind.TOKENS})
+    adapters = ()
+    drafter = None
+    exact_drafts = True
     folder = None
 
     def __init__(self, startup, reason="for the test"):
@@ -95,17 +107,18 @@ class ToyBackend:
 
 
 class Wire:
-    """The engine's channel, in this process: it gives one request, and stops the engine when that has ended."""
+    """The engine's channel, in this process: it gives requests, and stops the engine when all have ended."""
 
-    def __init__(self, request):
-        self.waiting = [request]
+    def __init__(self, *requests):
+        self.waiting = list(requests)
+        self.open = {request.request_id for request in requests}
         self.events = []
 
     def receive(self):
         waiting, self.waiting = self.waiting, []
         yield from waiting
-        if any(output.finish_reason is not None for output in self.outputs):
-            yield Shutdown(reason="the request has ended")
+        if not self.open - {output.request_id for output in self.outputs if output.finish_reason is not None}:
+            yield Shutdown(reason="all requests have ended")
 
     @property
     def outputs(self) -> list[Output]:
@@ -202,13 +215,75 @@ def test_a_worker_that_gives_no_token_is_refused_and_its_backend_closed(source):
             return Mute(plan.blocks)
 
     made = []
-    starter = Starter(
-        Settings(), source, Wire(None), choose=lambda startup: made.append(MuteBackend(startup)) or made[0]
-    )
+    starter = Starter(Settings(), source, Wire(), choose=lambda startup: made.append(MuteBackend(startup)) or made[0])
     with pytest.raises(ModelError, match="the model gave no token while it was warmed up: the chip is a drawing"):
         starter.start()
     starter.close()
     assert made[0].calls == ["plan", "close"]
+
+
+class Next:
+    """Guesses that positions go on."""
+
+    def propose(self, request_id, token_ids, most):
+        return [(len(token_ids) + place) % 50 for place in range(min(3, most))]
+
+
+class PoolingWorker(CountingWorker):
+    def result(self, chunk):
+        result = super().result(chunk)
+        if chunk.request_id.startswith("vector"):
+            result.pooled = Pooled(kind=OutputKind.VECTOR, values=[float(chunk.start + chunk.length)])
+        return result
+
+
+class AbleBackend(ToyBackend):
+    """Its worker knows an adapter, makes vectors, and verifies what a drafter guesses."""
+
+    produces = frozenset({OutputKind.TOKENS, OutputKind.VECTOR})
+    adapters = ("law",)
+    drafter = Next()
+
+    def load(self, plan):
+        self.worker = PoolingWorker(plan.blocks)
+        return self.worker
+
+
+def test_what_a_backend_can_do_reaches_the_scheduler(source):
+    tokens = SamplingParams(max_tokens=9, ignore_eos=True)
+    vector = AddRequest(
+        request_id="vector", prompt_ids=[7] * 6, sampling=SamplingParams(max_tokens=0), produces=OutputKind.VECTOR
+    )
+    wire = Wire(
+        AddRequest(request_id="r", prompt_ids=[7] * 4, sampling=tokens, adapter="law"),
+        AddRequest(request_id="unknown", prompt_ids=[7], sampling=tokens, adapter="prose"),
+        vector,
+        replace(vector, request_id="scores", produces=OutputKind.SCORES),
+    )
+    made = []
+    starter = Starter(Settings(), source, wire, choose=lambda startup: made.append(AbleBackend(startup)) or made[0])
+    loop, _ = starter.start()
+    loop.run()
+    starter.close()
+    ends = {output.request_id: output for output in wire.outputs if output.finish_reason is not None}
+    assert [token for o in wire.outputs if o.request_id == "r" for token in o.token_ids] == list(range(4, 13))
+    assert any(chunk.draft_ids for chunk in made[0].worker.chunks)
+    assert ends["vector"].pooled == Pooled(kind=OutputKind.VECTOR, values=[6.0])
+    assert ends["unknown"].error == "adapter 'prose' is not loaded (loaded: law)"
+    assert ends["scores"].error == "this engine produces tokens, vector, the request asks for scores"
+
+
+def test_a_drafter_over_a_cache_that_rejected_drafts_change_is_refused(source):
+    class Inexact(AbleBackend):
+        kv_format = "toy, float8 with scales"
+        exact_drafts = False
+
+    starter = Starter(Settings(), source, Wire(), choose=Inexact)
+    with pytest.raises(
+        ModelError, match=r"drafter Next cannot be used with an fp8 KV cache \(toy, float8 with scales\)"
+    ):
+        starter.start()
+    starter.close()
 
 
 def test_the_cpus_plan_needs_no_torch(source):

@@ -105,9 +105,10 @@ def test_logits_are_those_of_the_torch_decoder_with_the_same_roundings(tiny_mode
     assert torch.equal(model.logits(hidden(model, ids, table(1), 7)), logits)
 
 
-def test_a_row_with_an_adapter_is_refused(tiny_model):
+def test_a_row_with_an_adapter_is_a_defect(tiny_model):
+    """The scheduler refuses the request: the backend has no adapters."""
     _, model = fast(resolve_model(str(tiny_model("llama")[1])))
-    with pytest.raises(ValueError, match="no LoRA adapter"):
+    with pytest.raises(AssertionError, match="no LoRA adapter"):
         model.forward([SequenceInput(token_ids=[5], start=0, block_table=[0], adapter=1)])
 
 

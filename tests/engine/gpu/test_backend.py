@@ -74,3 +74,4 @@ def test_eight_bit_keys_are_blocks_of_another_format(source):
     )
     assert small.kv_format != plain.kv_format
     assert (small.kv_element_bytes, plain.kv_element_bytes) == (1, 4)
+    assert (small.exact_drafts, plain.exact_drafts) == (False, True)
