@@ -3,6 +3,8 @@
 What belongs here: one token for each of them, and drafts after it. Never: prompts, admission, who is preempted for a newcomer.
 """
 
+from collections.abc import Collection
+
 from scheduler.chunks import ChunkBuilder
 from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
@@ -61,7 +63,7 @@ class DecodePlanner:
             The decodes that have their block, and whether any request was preempted for one.
         """
         preempted = False
-        while decodes := self._chosen():
+        while decodes := self._chosen(self._budget):
             for request in decodes:
                 if self._lacks_block(request):
                     preempted |= self._grow_one(request)
@@ -83,11 +85,14 @@ class DecodePlanner:
             self._chunks.decode(step, request, drafts)
 
     def add_late(self, step: Step) -> None:
-        """Add decodes that waited for results when the step was planned, as far as there are tokens and blocks left."""
-        if not self._drafting.active:
+        """Add decodes that waited for results when the step was planned, as far as there are tokens and blocks left.
+
+        They share these with the prompts that have no chunk in the step yet, as decodes and prompts share a whole step.
+        """
+        left = self._budget - step.tokens
+        if not self._drafting.active or left <= 0:
             return
-        planned = {chunk.request_id for chunk in step.chunks}
-        late = [r for r in self._ready() if r.request_id not in planned][: max(0, self._budget - step.tokens)]
+        late = self._chosen(left, planned={chunk.request_id for chunk in step.chunks})
         for request in late:
             if self._lacks_block(request) and self._pool.available:
                 self._take_block(request)
@@ -99,15 +104,16 @@ class DecodePlanner:
         prompts = bool(table.waiting) or any(r.prefilling and r.wants_step for r in table.running.values())
         return decode_room(self._budget, prompts=prompts) - step.tokens
 
-    def _ready(self) -> list[Request]:
-        decodes = [r for r in self._table.running.values() if r.decodes]
-        return [r for r in decodes if self._drafting.ready(r)] if self._drafting.active else decodes
-
-    def _chosen(self) -> list[Request]:
-        """The decodes of the step: as many as it has room for beside the prompts."""
-        running, ready = self._table.running.values(), self._ready()
+    def _chosen(self, budget: int, planned: Collection[str] = ()) -> list[Request]:
+        """The decodes of `budget` tokens: as many as there is room for beside the prompts, without requests that are `planned`."""
+        running: Collection[Request] = self._table.running.values()
+        if planned:
+            running = [r for r in running if r.request_id not in planned]
+        ready = [r for r in running if r.decodes]
+        if self._drafting.active:
+            ready = [r for r in ready if self._drafting.ready(r)]
         prompts = [r for r in running if not r.decodes] if len(ready) < len(running) else []
-        return choose_decodes(ready, prompts, len(self._table.waiting), self._budget, self._policy)
+        return choose_decodes(ready, prompts, len(self._table.waiting), budget, self._policy)
 
     def _grow_one(self, request: Request) -> bool:
         """Give a request that lacks a block one; whether a request had to be preempted for that."""

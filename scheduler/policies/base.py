@@ -15,7 +15,7 @@ from typing import NamedTuple
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
-from scheduler.types.step import Step
+from scheduler.types.step import Step, StepResult
 
 Rank = tuple[int, ...]  # the lower goes first; all ranks of a policy have the same length
 
@@ -58,8 +58,8 @@ class SchedulingPolicy:
     def on_tokens(self, request: Request, begin: int, end: int) -> None:
         """Tokens `[begin, end)` of the request are planned, for the first time."""
 
-    def on_step(self, step: Step, seconds: float) -> None:
-        """The step took `seconds`; 0 if that was not measured."""
+    def on_step(self, step: Step, result: StepResult) -> None:
+        """The step ended. Its `seconds` are 0 if they were not measured."""
 
     def admission_order(self, waiting: WaitingQueue, running: Collection[Request], warm: Warm) -> Iterator[Request]:
         """The queue from first to last. A request that the caller admits must have its blocks before the next is asked for."""

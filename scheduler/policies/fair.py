@@ -33,7 +33,7 @@ from scheduler.policies.base import Rank, SchedulingPolicy
 from scheduler.policies.token_cost import TokenCost
 from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
-from scheduler.types.step import ChunkPhase, Step
+from scheduler.types.step import ChunkPhase, Step, StepResult
 
 UNIT = 1_000_000  # counts one prompt token of a tenant of weight 1; integers add up to the same sum in any order
 MAX_TENANTS = 4096  # counters kept of tenants without an open request
@@ -102,10 +102,18 @@ class FairPolicy(SchedulingPolicy):
         self.counters[tenant] += max(0, min(end, prompt) - begin) * self._cost_of(tenant)
         self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(tenant, self._cost.decode)
 
-    def on_step(self, step: Step, seconds: float) -> None:
-        """Refine the cost of a decode."""
-        decodes = sum(chunk.length for chunk in step.chunks if chunk.phase is ChunkPhase.DECODE)
-        self._cost.observe(step.tokens - decodes, decodes, seconds)
+    def on_step(self, step: Step, result: StepResult) -> None:
+        """Refine the cost of a generated token. Tenants pay for those they get, so the time that rejected drafts take is shared
+        out among these: computed positions make a token dearer, they are not paid for."""
+        if not self._cost.measures:
+            return
+        prompt = generated = 0
+        for chunk, brought in zip(step.chunks, result.results, strict=True):
+            if chunk.phase is ChunkPhase.DECODE:
+                generated += len(brought.token_ids)
+            else:
+                prompt += chunk.length
+        self._cost.observe(prompt, generated, result.seconds)
 
     def _cost_of(self, tenant: str, of: float = 1.0) -> int:
         """The cost of one token, in units of the tenant's counter."""

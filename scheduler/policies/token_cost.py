@@ -18,17 +18,21 @@ class TokenCost:
 
     Args:
         decode: the cost if it is given; measured if None.
+
+    Attributes:
+        decode: the cost as it is known now.
+        measures: whether steps refine it.
     """
 
     def __init__(self, decode: float | None = None) -> None:
         self.decode = DEFAULT if decode is None else decode
-        self._measures = decode is None
+        self.measures = decode is None
         self._steps = 0.0
         self._pp = self._pd = self._dd = self._ps = self._ds = 0.0  # sums of products: prompt, decodes, seconds
 
     def observe(self, prompt: int, decodes: int, seconds: float) -> None:
         """A step of `prompt` prompt tokens and `decodes` generated ones took `seconds`; 0 if that was not measured."""
-        if not self._measures or seconds <= 0 or not prompt + decodes:
+        if not self.measures or seconds <= 0 or not prompt + decodes:
             return
         # Long steps must not outweigh the others: each is divided by its tokens, so that all weigh the same.
         tokens = prompt + decodes

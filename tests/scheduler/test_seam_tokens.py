@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from scheduler.policies.base import SchedulingPolicy
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim import Engine
@@ -147,3 +148,43 @@ def test_nothing_is_skipped_where_drafts_are_verified():
     )
     step = engine.scheduler.schedule(0.0)
     assert engine.scheduler.steady_steps(step) == 0
+
+
+class NothingToSay:
+    """A drafter without a guess: decodes wait for their results all the same."""
+
+    def propose(self, request_id, token_ids, most):
+        return []
+
+
+class HoldsBack(SchedulingPolicy):
+    """Decodes of `ahead` run on what one token of some prompt leaves."""
+
+    def deferred(self, ready, prompts):
+        return {request.arrival for request in ready if request.tenant == "ahead"}, 1
+
+
+def late_decodes(room, policy=None, **first):
+    """Who decodes in a step that had no decode when it was planned and leaves `room` tokens beside a prompt."""
+    engine = Engine(blocks=40, drafter=NothingToSay(), max_step_tokens=8, policy=policy)
+    engine.add("first", [1] * 2, max_tokens=30, ignore_eos=True, **first)
+    engine.tick()
+    engine.add("second", [2] * 2, max_tokens=30, ignore_eos=True)
+    for _ in range(4):
+        engine.tick()
+    engine.planned = None
+    engine.add("prompt", [3] * (6 + 8 - room), max_tokens=2, ignore_eos=True)
+    engine.tick()  # both decode, and six tokens of the prompt
+    assert [chunk.request_id for chunk in engine.planned.chunks] == ["prompt"]
+    step = engine.next_step()
+    assert step.tokens <= 8
+    return {chunk.request_id for chunk in step.chunks} - {"prompt"}
+
+
+def test_a_late_decode_of_a_lower_priority_takes_nobodys_place():
+    assert late_decodes(1, priority=1) == {"second"}
+    assert late_decodes(2, priority=1) == {"first", "second"}
+
+
+def test_late_decodes_that_the_policy_holds_back_run_on_what_is_left():
+    assert late_decodes(1, HoldsBack(), tenant="ahead") == {"second"}

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.policies.fair import MAX_TENANTS, UNIT
+from scheduler.policies.fair import MAX_TENANTS, UNIT, FairPolicy
 from scheduler.policies.token_cost import DEFAULT, LEAST, MOST, TokenCost
+from scheduler.types.step import Chunk, ChunkPhase, ChunkResult, Step, StepResult
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 
@@ -269,6 +270,32 @@ def test_a_price_is_kept_within_reason(given_price, seconds, expected):
         prompts, decodes = (100, 0) if i % 2 else (0, 10)
         cost.observe(prompts, decodes, prompts * min(seconds, 1e-3) + decodes * seconds)
     assert cost.decode == pytest.approx(expected)
+
+
+def test_the_time_that_rejected_drafts_take_makes_the_tokens_dearer_that_a_tenant_gets():
+    """Positions cost what they cost, tokens are what is paid. Here each of the 4 positions of a decode takes as long as one of a
+    prompt, and
+    one token comes of them."""
+    policy = FairPolicy(TokenCost(), credit=0, margin=0, weights={})
+    for number in range(100):
+        prompt_tokens, decodes = 20 + number % 7, 1 + number % 5
+        chunks = [Chunk(request_id="p", start=0, length=prompt_tokens, block_table=[], phase=ChunkPhase.PREFILL)]
+        chunks += [
+            Chunk(
+                request_id="d",
+                start=9,
+                length=4,
+                block_table=[],
+                phase=ChunkPhase.DECODE,
+                samples=4,
+                draft_ids=[1, 2, 3],
+            )
+            for _ in range(decodes)
+        ]
+        results = [ChunkResult(request_id=c.request_id, token_ids=[9] if c.draft_ids else []) for c in chunks]
+        step = Step(step_id=number, chunks=chunks)
+        policy.on_step(step, StepResult(step_id=number, results=results, seconds=step.tokens * 1e-3))
+    assert policy._cost.decode == pytest.approx(4.0)
 
 
 def test_steps_of_one_kind_tell_no_price():

@@ -93,6 +93,26 @@ def test_what_the_pool_had_no_room_for_is_loaded(tiers):
     assert engine.transfer_worker.blocks_loaded == 5
 
 
+def test_a_load_that_is_cancelled_before_it_starts_did_not_fail():
+    engine = Engine(blocks=20, tiers={"host": 40}, context=36)
+    run(engine, "a", PROMPT)
+    for name in "bcd":
+        fill(engine, name)
+    engine.add("running", [1, 2], max_tokens=9, ignore_eos=True)
+    step = engine.next_step()
+    engine.add("e", PROMPT)
+    planned = engine.scheduler.schedule(engine.now)
+    assert any(transfer.target == DEVICE for transfer in planned.transfers)
+    for output in engine.scheduler.fail([step], planned, "injected", engine.now):
+        del engine.requests[output.request_id]
+    engine.planned = None
+    assert engine.scheduler.snapshot().tiers["host"].failed == 0
+    engine.drain()
+    engine.check_outputs()
+    assert engine.ends["e"].times.cached_tokens == 20, "what was to be loaded is still there"
+    assert engine.scheduler.snapshot().tiers["host"].failed == 0
+
+
 def test_a_host_that_is_too_small_spills_to_disk():
     engine = Engine(blocks=9, tiers={"host": 7, "disk": 40})
     run(engine, "a", PROMPT)
