@@ -11,7 +11,7 @@ import torch
 
 from engine.cpu.model import Model
 from engine.sampling.prompt_logprobs import score_prompts, wanted
-from engine.sampling.sampled_rows import first_rows
+from engine.sampling.sampled_rows import first_rows, take
 from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
 from engine.sequence_input import SequenceInput, adapter_rows
@@ -95,10 +95,9 @@ class CpuWorker:
         """Sample after the rows of the chunks that ask for it; the head is computed for those rows only."""
         rows = first_rows(chunks, sequences, results)
         while rows:
-            picked = hidden if len(rows) == len(hidden) else hidden[[row.row for row in rows]]
-            sampled = self._sampler.sample(self._model.logits(picked), [sequences[row.place] for row in rows])
+            picked = hidden if len(rows) == len(hidden) else hidden[[index for _, index, _ in rows]]
+            sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place, _, _ in rows])
             following = [
-                row.take(token, sequences[row.place], results[row.place])
-                for row, token in zip(rows, sampled, strict=True)
+                take(row, token, sequences[row[0]], results[row[0]]) for row, token in zip(rows, sampled, strict=True)
             ]
             rows = [row for row in following if row is not None]

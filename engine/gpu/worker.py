@@ -25,7 +25,7 @@ from engine.gpu.sampler import Draw, GpuSampler, Member
 from engine.ipc.failures import DeviceLost
 from engine.sampling.edits import Edit
 from engine.sampling.prompt_logprobs import score_prompts, wanted
-from engine.sampling.sampled_rows import SampledRow, first_rows
+from engine.sampling.sampled_rows import SampledRow, first_rows, take
 from engine.sampling.sampler import CpuSampler, Sampled
 from engine.sequence import Sequence as TokenSequence
 from engine.sequence_input import SequenceInput, adapter_rows
@@ -75,7 +75,7 @@ class PendingStep:
                 member.ahead -= 1
         for rows, members, drawn in self._draws:
             for row, member, token in zip(rows, members, _sampled(drawn, members), strict=True):
-                row.take(token, member.sequence, self.results[row.place])
+                take(row, token, member.sequence, self.results[row[0]])
 
     def took(self, since: float) -> float:
         """Note how long the step took: from `since`, the end of the one before, or from its own start, if that was later. Returns
@@ -264,17 +264,17 @@ class GpuWorker:
             while self._pending:
                 self._finish_oldest()
         rows = first_rows(chunks, [member.sequence for member in members], results)
-        guessed = [row for row in rows if row.draft_ids]
-        self._draw(hidden, [row for row in rows if not row.draft_ids] if guessed else rows, members, pending)
+        guessed = [row for row in rows if row[2]]
+        self._draw(hidden, [row for row in rows if not row[2]] if guessed else rows, members, pending)
         if guessed:
             self._verify(hidden, guessed, members, results)
 
     def _draw(self, hidden: Tensor, rows: list[SampledRow], members: list[Member], pending: PendingStep) -> None:
         """Sample after these rows, the only ones of their chunks. `members` are those of all chunks."""
         for by_host in (False, True):
-            some = [row for row in rows if members[row.place].by_host == by_host]
+            some = [row for row in rows if members[row[0]].by_host == by_host]
             if some:
-                drawing = [members[row.place] for row in some]
+                drawing = [members[place] for place, _, _ in some]
                 pending.add(some, drawing, self._sample_after(hidden, some, drawing))
 
     def _verify(
@@ -282,12 +282,12 @@ class GpuWorker:
     ) -> None:
         """Sample after rows with drafts behind them, while the drafts hold. The host compares, so it waits for each token."""
         for by_host in (False, True):
-            some = [row for row in rows if members[row.place].by_host == by_host]
+            some = [row for row in rows if members[row[0]].by_host == by_host]
             while some:
-                drawing = [members[row.place] for row in some]
+                drawing = [members[place] for place, _, _ in some]
                 sampled = _sampled(self._sample_after(hidden, some, drawing, verifying=True), drawing)
                 following = [
-                    row.take(token, member.sequence, results[row.place])
+                    take(row, token, member.sequence, results[row[0]])
                     for row, member, token in zip(some, drawing, sampled, strict=True)
                 ]
                 some = [row for row in following if row is not None]
@@ -296,7 +296,7 @@ class GpuWorker:
         self, hidden: Tensor, rows: list[SampledRow], members: list[Member], *, verifying: bool = False
     ) -> "Draw | list[Sampled]":
         """One token after each row; `members` are those of the rows. The host draws for all of them, or for none."""
-        indices = [row.row for row in rows]
+        indices = [index for _, index, _ in rows]
         picked = hidden if indices == list(range(len(hidden))) else hidden[self._sent(indices)]
         tokens, drawn = self._sample(self._model.logits(picked), members, verifying=verifying)
         self._newest[self._sent([member.place for member in members])] = tokens

@@ -6,39 +6,31 @@ would without drafts, greedy or not, with penalties or without.
 """
 
 import collections.abc
-from typing import NamedTuple
 
 from engine.sampling.prompt_logprobs import wanted
 from engine.sampling.sampler import Sampled
 from engine.sequence import Sequence
 from scheduler.types.step import Chunk, ChunkResult
 
+# A row that a token is sampled after: the place of its chunk in the step, its index in the step's results ([rows wanted, hidden]),
+# and guesses at the tokens after it, one in each of the rows that follow. There is one for each sequence of each step, and a named
+# tuple takes six times as long to make.
+SampledRow = tuple[int, int, collections.abc.Sequence[int]]
 
-class SampledRow(NamedTuple):
-    """A row that a token is sampled after.
 
-    Attributes:
-        place: index of its chunk in the step.
-        row: its index in the step's results, [rows wanted, hidden].
-        draft_ids: guesses at the tokens after it, one in each of the rows that follow.
-    """
-
-    place: int
-    row: int
-    draft_ids: collections.abc.Sequence[int] = ()
-
-    def take(self, token: Sampled, sequence: Sequence, result: ChunkResult) -> "SampledRow | None":
-        """Append what was sampled here, or note the error. Returns the next row if the token is the guessed one."""
-        if token.error is not None:
-            result.error = token.error
-            return None
-        sequence.tokens.append(token.token_id)
-        result.token_ids.append(token.token_id)
-        if token.logprobs is not None:
-            result.logprobs.append(token.logprobs)
-        if not self.draft_ids or self.draft_ids[0] != token.token_id:
-            return None
-        return SampledRow(self.place, self.row + 1, self.draft_ids[1:])
+def take(row: SampledRow, token: Sampled, sequence: Sequence, result: ChunkResult) -> SampledRow | None:
+    """Append what was sampled after the row, or note the error. Returns the next row if the token is the guessed one."""
+    if token.error is not None:
+        result.error = token.error
+        return None
+    sequence.tokens.append(token.token_id)
+    result.token_ids.append(token.token_id)
+    if token.logprobs is not None:
+        result.logprobs.append(token.logprobs)
+    place, index, draft_ids = row
+    if not draft_ids or draft_ids[0] != token.token_id:
+        return None
+    return place, index + 1, draft_ids[1:]
 
 
 def first_rows(
@@ -47,9 +39,10 @@ def first_rows(
     results: collections.abc.Sequence[ChunkResult],
 ) -> list[SampledRow]:
     """The row of each chunk after which its first token is sampled; chunks that do not sample or have failed have none."""
-    rows, end = [], 0
+    rows: list[SampledRow] = []
+    end = 0
     for place, (chunk, sequence, result) in enumerate(zip(chunks, sequences, results, strict=True)):
         end += wanted(chunk, sequence)
         if chunk.samples and result.error is None:
-            rows.append(SampledRow(place, end - chunk.samples, chunk.draft_ids))
+            rows.append((place, end - chunk.samples, chunk.draft_ids))
     return rows
