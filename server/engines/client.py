@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -29,6 +28,7 @@ from scheduler.types.messages import (
 )
 from server.engines.health import EngineHealth, Liveness
 from server.engines.process import EngineProcess
+from server.engines.speed import Speed
 from server.engines.wire import EngineWire
 from server.errors import ApiError, EngineDied, QueueFull, Unavailable, for_clients
 from server.stream.output_stream import OutputStream
@@ -37,6 +37,7 @@ from server.telemetry.metrics import Metrics
 
 State = Literal["starting", "ready", "dead", "stopped"]
 
+_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 _log = logging.getLogger("headrace.engine")
 
 
@@ -88,7 +89,7 @@ class EngineClient:
             raise ValueError(f"request id {request.request_id!r} is in use; every sequence needs one of its own")
         if not self._streams:
             self._speed.begun(time.monotonic())
-        stream = OutputStream(request.request_id, lifetime, self._sequence_ended)
+        stream = OutputStream(request, lifetime, self._sequence_ended)
         self._send(request)
         self._streams[request.request_id] = stream
         return stream
@@ -102,15 +103,25 @@ class EngineClient:
         """
         self._ensure_usable()
         limit = self._settings.max_waiting
-        excess = self.waiting + sequences - limit
         # A job of more sequences than the bound must have a chance: it may enter an empty queue.
-        if excess <= 0 or (self.waiting == 0 and sequences > limit):
+        if self.waiting + sequences <= limit or (self.waiting == 0 and sequences > limit):
             return
-        retry = self._speed.seconds_for(excess, time.monotonic())
         raise QueueFull(
             f"The queue is full: {self.waiting} sequences wait, max_waiting is {limit} and this request needs {sequences}.",
-            headers={"Retry-After": str(retry)},
+            headers={"Retry-After": str(self._seconds_of_work())},
         )
+
+    def _seconds_of_work(self) -> int:
+        """Until all that is open now will have been served. Not until one place is free: under overload somebody else has it then,
+        and everybody would come again each second."""
+        return self._speed.seconds_for(sum(map(self._owed, self._streams.values())), time.monotonic())
+
+    def _owed(self, stream: OutputStream) -> float:
+        """Tokens of a sequence that are still to be served."""
+        answer = self._speed.expected(stream.request.sampling.max_tokens)
+        if stream.lifetime.first_token is None:
+            return len(stream.request.prompt_ids) + answer
+        return max(0.0, answer - stream.lifetime.completion_tokens)
 
     @property
     def fingerprint(self) -> str:
@@ -193,10 +204,10 @@ class EngineClient:
     def _sequence_ended(self, stream: OutputStream) -> None:
         if self._streams.pop(stream.request_id, None) is not None:  # closed before the engine ended it
             self._send_abort([stream.request_id])
-        # Many that end at once when an engine dies say nothing about speed.
-        if stream.lifetime.reason is not FinishReason.ERROR:
-            self._speed.ended(time.monotonic())
-        self._metrics.sequence_ended(stream.lifetime)
+        lifetime = stream.lifetime
+        if lifetime.first_token is not None and lifetime.reason is not FinishReason.ERROR:
+            self._speed.ended(lifetime.completion_tokens)
+        self._metrics.sequence_ended(lifetime)
 
     # --- the supervisor's part ---
 
@@ -299,12 +310,18 @@ class EngineClient:
     def _dispatch(self, event: StepOutputs, now: float) -> None:
         self.stats = event.stats
         self._engine_metrics.step_ended(event)
+        served = 0
         for output in event.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted while this was under way
-                self._deliver(stream, output, now)
+                served += self._deliver(stream, output, now)
+        self._speed.served(served, now)
 
-    def _deliver(self, stream: OutputStream, output: Output, now: float) -> None:
+    def _deliver(self, stream: OutputStream, output: Output, now: float) -> int:
+        """Hand an output to its reader. Returns how many tokens were served with it: the prompt's, too, if it is the first."""
+        served = len(output.token_ids)
+        if stream.lifetime.first_token is None and (output.token_ids or output.finish_reason in _COMPLETE):
+            served += len(stream.request.prompt_ids)
         if output.times is not None:
             stream.lifetime.absorb(output.times)
         if output.token_ids:
@@ -314,27 +331,4 @@ class EngineClient:
             stream.lifetime.finished = now
             del self._streams[output.request_id]
         stream.push(output)
-
-
-class Speed:
-    """How fast sequences end, measured over the latest ones. Time is passed in; time without open sequences does not count."""
-
-    def __init__(self, window: int = 64) -> None:
-        self._gaps: deque[float] = deque(maxlen=window)  # seconds of work before each end
-        self._since = 0.0  # the last end, or the beginning of work where it is later
-
-    def begun(self, now: float) -> None:
-        """There is work again, after none."""
-        self._since = now
-
-    def ended(self, now: float) -> None:
-        """One sequence ended."""
-        self._gaps.append(now - self._since)
-        self._since = now
-
-    def seconds_for(self, sequences: int, now: float) -> int:
-        """Whole seconds, 1 to 600, until `sequences` have ended at the measured speed; 5 where none has yet."""
-        if not self._gaps:
-            return 5
-        seconds_each = (sum(self._gaps) + now - self._since) / len(self._gaps)
-        return min(600, max(1, math.ceil(sequences * seconds_each)))
+        return served

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from scheduler.types.messages import FinishReason, Output
+from scheduler.types.messages import AddRequest, FinishReason, Output
 from server.errors import ApiError
 from server.telemetry.lifetime import Lifetime
 
@@ -22,8 +22,9 @@ class OutputStream:
     the final output, until it closes the stream or asks for more.
     """
 
-    def __init__(self, request_id: str, lifetime: Lifetime, on_end: Callable[["OutputStream"], None]) -> None:
-        self.request_id = request_id
+    def __init__(self, request: AddRequest, lifetime: Lifetime, on_end: Callable[["OutputStream"], None]) -> None:
+        self.request = request
+        self.request_id = request.request_id
         self.lifetime = lifetime
         self._on_end = on_end
         self._outputs: deque[Output] = deque()

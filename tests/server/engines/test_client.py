@@ -7,7 +7,6 @@ import pytest
 
 from configs.settings import Settings
 from scheduler.types.messages import FinishReason, MemoryPlan, Ready, StartPhase
-from server.engines.client import Speed
 from server.errors import QueueFull, Unavailable
 from tests.server.engines.harness import eventually, read, run, running
 from tests.server.engines.scripted_engine import FAIL, HOLD, READY, TOKEN
@@ -180,39 +179,5 @@ def test_nothing_is_taken_before_ready():
             with pytest.raises(Unavailable, match="starting") as refused:
                 rig.submit()
             assert int(refused.value.headers["Retry-After"]) >= 1
-
-    run(body)
-
-
-def test_retry_after_follows_the_measured_speed():
-    speed = Speed()
-    assert speed.seconds_for(10, 0.0) == 5
-    for second in range(11):
-        speed.ended(float(second) / 2)  # two a second
-    assert speed.seconds_for(1, 5.0) == 1
-    assert speed.seconds_for(44, 5.0) == 20
-    assert speed.seconds_for(10**6, 5.0) == 600
-
-
-def test_an_idle_night_does_not_slow_the_measured_speed():
-    speed = Speed()
-    for second in range(10):
-        speed.ended(float(second))
-    speed.begun(30_000.0)
-    assert speed.seconds_for(20, 30_000.0) == 18
-    assert speed.seconds_for(20, 30_010.0) == 38  # ten seconds of work without an end do
-
-
-def test_sequences_that_end_by_a_stop_string_or_leave_make_room_too():
-    async def body():
-        settings = Settings(max_waiting=1)
-        async with running(settings=settings) as rig:
-            for _ in range(64):
-                rig.submit(HOLD).close()
-            stream = rig.submit(HOLD)
-            with pytest.raises(QueueFull) as refused:
-                rig.client.ensure_room(1)
-            assert int(refused.value.headers["Retry-After"]) == 1  # not the guess of 5 that no end leaves
-            stream.close()
 
     run(body)

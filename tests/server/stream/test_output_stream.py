@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from scheduler.types.messages import FinishReason, Output
+from scheduler.types.messages import AddRequest, FinishReason, Output
+from scheduler.types.sampling_params import SamplingParams
 from server.errors import EngineDied
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
+
+REQUEST = AddRequest(request_id="r", prompt_ids=[1], sampling=SamplingParams(max_tokens=9))
 
 
 class Opened:
@@ -20,7 +23,7 @@ class Opened:
     def __init__(self):
         self.ends = []
         self.lifetime = Lifetime(received=0.0)
-        self.stream = OutputStream("r", self.lifetime, self.ends.append)
+        self.stream = OutputStream(REQUEST, self.lifetime, self.ends.append)
 
 
 def output(*ids, end=None):
