@@ -14,7 +14,7 @@ Role = Literal["system", "developer", "user", "assistant"]
 class ContentPart(Body):
     """One part of a message's content. Only the tables are used; `fields.check_content` reads the text."""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "prompt_cache_breakpoint"})
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = dict.fromkeys(
         ("audio_url", "file", "image_url", "input_audio", "refusal", "video_url"), ()
     )
@@ -50,20 +50,22 @@ class ChatRequest(Sampling):
     IGNORED: ClassVar[frozenset[str]] = Sampling.IGNORED | {"parallel_tool_calls"}
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         **Sampling.UNSUPPORTED,
+        "add_special_tokens": (False,),
         "audio": (),
         "chat_template": (),
         "documents": ([],),
         "echo": (False,),
         "function_call": ("none",),
         "functions": ([],),
+        "include_reasoning": (True,),
+        "mm_processor_kwargs": ({},),
         "modalities": (["text"],),
         "moderation": (),
         "prediction": (),
-        "reasoning_effort": (),
-        "response_format": ({"type": "text"},),
+        "reasoning_effort": ("none",),
         "tool_choice": ("none",),
         "tools": ([],),
-        "verbosity": (),
+        "verbosity": ("medium",),
         "web_search_options": (),
     }
     NESTED: ClassVar[dict[str, type[Body]]] = {**Sampling.NESTED, "messages": Message}

@@ -13,7 +13,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 class CompletionRequest(Sampling):
     """Text or token ids in, text out."""
 
-    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.UNSUPPORTED, "suffix": ("",)}
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.UNSUPPORTED, "prompt_embeds": (), "suffix": ("",)}
 
     prompt: Prompt = Field(description="A string, strings, token ids, or arrays of token ids.")
     echo: bool = Field(False, description="Begin the text with the prompt.")

@@ -3,14 +3,30 @@
 Each is one pass over the value and reports one error, with the path inside the field.
 """
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from server.schema.base import INT32_MAX, INT64_MAX, INT64_MIN, wrong
-from server.schema.shown import shown
+from server.schema.shown import shown, some
 
 MAX_STRING = 1024  # characters in one stop string or bad word: they are held back and matched at every token
+
+
+def decimal_up_to(most: int) -> str:
+    """A regular expression for the numbers of 0 to `most`, each in its one decimal spelling."""
+    digits = str(most)
+    shorter = [f"[1-9][0-9]{{0,{len(digits) - 2}}}"] if len(digits) > 1 else []
+    smaller = [
+        f"{digits[:i]}[{least}-{int(digit) - 1}][0-9]{{{len(digits) - 1 - i}}}"  # equal up to a digit that is smaller
+        for i, digit in enumerate(digits)
+        if int(digit) > (least := int(i == 0))
+    ]
+    return f"^({'|'.join(['0', *shorter, *smaller, *([digits] if most else [])])})$"
+
+
+_TOKEN_ID = re.compile(decimal_up_to(INT32_MAX))
 
 Prompts = list[str | list[int]]
 
@@ -68,17 +84,22 @@ def check_logit_bias(value: Any) -> dict[int, float]:
     """An object of token ids (strings, as JSON keys are) to biases from -100 to 100."""
     if not isinstance(value, dict):
         raise wrong(f"must be an object of token ids to numbers, got {shown(value)}")
-    biases: dict[int, float] = {}
-    for key, bias in value.items():
-        path = f".{key[:32]}"
-        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-            raise wrong(f"must be named by a token id, got {shown(key)}", path)
-        if isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise wrong(f"must be a number, got {shown(bias)}", path)
-        if not -100 <= bias <= 100:
-            raise wrong(f"must be between -100 and 100, got {shown(bias)}", path)
-        biases[int(key)] = float(bias)
-    return biases
+    faults = [(key, fault) for key, bias in value.items() if (fault := _bias_fault(key, bias)) is not None]
+    if len(faults) == 1:
+        ((key, fault),) = faults
+        raise wrong(fault, f".{key[:32]}")
+    if faults:
+        raise wrong(f"has {len(faults)} wrong entries: {some(f'{shown(key)} {fault}' for key, fault in faults)}")
+    return {int(key): float(bias) for key, bias in value.items()}
+
+
+def _bias_fault(key: str, bias: Any) -> str | None:
+    """What is wrong with one entry of `logit_bias`. A token has one spelling: with `05` beside `5`, one would be lost."""
+    if not _TOKEN_ID.fullmatch(key):
+        return f"must be named by a token id, got {shown(key)}"
+    if isinstance(bias, bool) or not isinstance(bias, int | float):
+        return f"must be a number, got {shown(bias)}"
+    return None if -100 <= bias <= 100 else f"must be between -100 and 100, got {shown(bias)}"
 
 
 def check_content(value: Any) -> str | list[str]:
@@ -123,7 +144,7 @@ Stop = Annotated[
 LogitBias = Annotated[
     dict[int, float],
     PlainValidator(check_logit_bias),
-    WithJsonSchema({"type": "object", "patternProperties": {"^[0-9]{1,10}$": _BIAS}, "additionalProperties": False}),
+    WithJsonSchema({"type": "object", "patternProperties": {_TOKEN_ID.pattern: _BIAS}, "additionalProperties": False}),
 ]
 Content = Annotated[
     str | list[str],

@@ -26,7 +26,14 @@ class Sampling(Body):
     """The shared fields. Bounds that an operator may set stand in `limits.py`."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store"}
+        {
+            *("metadata", "safety_identifier", "service_tier", "session_id", "spaces_between_special_tokens", "store"),
+            *(
+                "prompt_cache_key",
+                "prompt_cache_options",
+                "prompt_cache_retention",
+            ),  # prefixes are cached for everybody
+        }
     )
     # Fields other servers know: named here so that the refusal says "not served" instead of guessing at a typo.
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -36,11 +43,19 @@ class Sampling(Body):
         "guided_grammar": (),
         "guided_json": (),
         "guided_regex": (),
+        "kv_transfer_params": (),
         "length_penalty": (1, 1.0),
         "logits_processors": ([],),
+        "logprob_token_ids": (),
+        "repetition_detection": (),
+        "response_format": ({"type": "text"},),
+        "return_tokens_as_token_ids": (False,),
         "structured_outputs": (),
+        "thinking_token_budget": (),
         "truncate_prompt_tokens": (),
+        "truncation_side": (),
         "use_beam_search": (False,),
+        "vllm_xargs": ({},),
     }
     NESTED: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
 
@@ -50,7 +65,7 @@ class Sampling(Body):
     )
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Sample from the likeliest tokens whose probabilities sum up to this."
+        1.0, ge=0, le=1, description="Sample from the likeliest tokens whose probabilities sum up to this; 0 is greedy."
     )
     n: int = Field(1, ge=1, description="Choices for each prompt.")
     stream: bool = Field(False, description="Answer with server-sent events.")

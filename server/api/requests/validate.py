@@ -17,7 +17,7 @@ from server.api.context import ServerContext
 from server.api.tenants import Tenant
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.schema.sampling import Sampling
-from server.schema.shown import shown
+from server.schema.shown import shown, some
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt
 from server.text.tokenizer import Tokenizer
 
@@ -211,17 +211,16 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
         InvalidRequest: a token id outside the vocabulary, or a bad word without tokens.
     """
     check_ids(body.stop_token_ids, context, "stop_token_ids")
-    size = context.info().vocab_size
-    for token in body.logit_bias:
-        if token >= size:
-            param = f"logit_bias.{token}"
-            raise InvalidRequest(f"`{param}` must be named by a token id of 0 to {size - 1}, got {token}", param=param)
+    _check_biased(body.logit_bias, context)
+    top_p, temperature = (
+        (body.top_p, body.temperature) if body.top_p else (1.0, 0.0)
+    )  # the smallest nucleus is one token
     return SamplingParams(
         max_tokens=0,
         min_tokens=body.min_tokens,
-        temperature=body.temperature if body.temperature >= GREEDY_BELOW else 0.0,
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
         top_k=max(0, body.top_k),
-        top_p=body.top_p,
+        top_p=top_p,
         min_p=body.min_p,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
@@ -231,6 +230,15 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids)),
         ignore_eos=body.ignore_eos,
     )
+
+
+def _check_biased(tokens: Iterable[int], context: ServerContext) -> None:
+    size = context.info().vocab_size
+    unknown = [token for token in tokens if token >= size]
+    if unknown:
+        param = "logit_bias" if len(unknown) > 1 else f"logit_bias.{unknown[0]}"
+        message = f"`{param}` must be named by a token id of 0 to {size - 1}, got {some(map(str, unknown))}"
+        raise InvalidRequest(message, param=param)
 
 
 def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

@@ -1,6 +1,7 @@
 """What is published, in /openapi.json and docs/api.md, is what is done."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from server.api.requests.parse import parse
 from server.errors import ApiError
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
+from server.schema.fields import decimal_up_to
 from server.schema.openapi import body_schema
 from tests.server.api.requests.test_parse import REFUSED
 from tests.server.api.scripted import Server, run
@@ -77,6 +79,12 @@ def test_limits_of_the_operator_are_published():
     assert fields["n"]["anyOf"][0]["maximum"] == 3
     assert [branch.get("maxItems") for branch in fields["stop"]["anyOf"]] == [None, 2, None]
     assert [branch.get("maxItems") for branch in fields["prompt"]["anyOf"]] == [None, 5, None, 5]
+
+
+@pytest.mark.parametrize("most", [0, 1, 9, 10, 19, 99, 100, 257, 1000, 1009])
+def test_a_pattern_of_numbers_up_to_a_bound(most):
+    texts = [f"{number}" for number in range(1200)] + ["", "00", "01", "-1", "1 ", "1\n", "٥"]
+    assert [text for text in texts if re.fullmatch(decimal_up_to(most), text)] == texts[: most + 1]
 
 
 @cache

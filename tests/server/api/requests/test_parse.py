@@ -61,7 +61,7 @@ REFUSED = [
     ("temperature", True, ["number", "true"]),
     ("temperature", "1", ["number", '"1"']),
     ("temperature", 10**18, ["at most 2", str(10**18)]),
-    ("top_p", 0, ["greater than 0", "0"]),
+    ("top_p", -0.1, ["at least 0", "-0.1"]),
     ("top_p", 1.5, ["at most 1", "1.5"]),
     ("min_p", -0.1, ["at least 0", "-0.1"]),
     ("presence_penalty", 2.1, ["at most 2", "2.1"]),
@@ -89,6 +89,15 @@ REFUSED = [
     ("logit_bias", [], ["object", "an array of 0"]),
     ("logit_bias", {"x": 1}, ["token id", '"x"'], "logit_bias.x"),
     ("logit_bias", {"-5": 1}, ["token id", '"-5"'], "logit_bias.-5"),
+    ("logit_bias", {"05": 1}, ["token id", '"05"'], "logit_bias.05"),
+    ("logit_bias", {"٥": 1}, ["token id", '"٥"'], "logit_bias.٥"),
+    ("logit_bias", {str(2**31): 1}, ["token id", str(2**31)], f"logit_bias.{2**31}"),
+    (
+        "logit_bias",
+        {"x": 1, "5": 1, "": 2, "6": "a"},
+        ["3 wrong", '"x" must be named', '"" must be', '"6" must be a number'],
+    ),
+    ("logit_bias", {f"x{i}": 1 for i in range(20)}, ["20 wrong", '"x7"', "and 12 more"]),
     ("logit_bias", {"5": 101}, ["-100 and 100", "101"], "logit_bias.5"),
     ("logit_bias", {"5": True}, ["number", "true"], "logit_bias.5"),
     ("logit_bias", {str(i): 1 for i in range(1025)}, ["at most 1024", "1025"]),
@@ -167,7 +176,10 @@ def test_refusals_of_messages(messages, path, words):
 
 
 def test_text_parts_are_kept_apart_for_the_template():
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}]
+    parts = [
+        {"type": "text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}},
+        {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}},
+    ]
     assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == ["a", "b"]
 
 

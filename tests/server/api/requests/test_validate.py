@@ -71,6 +71,8 @@ def test_ids_must_be_in_the_vocabulary():
     assert refused(complete, prompt=[[1], [2, 300]]).param == "prompt[1][1]"
     assert refused(complete, stop_token_ids=[258]).param == "stop_token_ids[0]"
     assert refused(complete, logit_bias={"258": 1.0}).param == "logit_bias.258"
+    error = refused(complete, logit_bias={"258": 1, "5": 1, "999": 1})
+    assert error.param == "logit_bias" and error.message.endswith("0 to 257, got 258; 999")
 
 
 def test_an_empty_prompt_is_refused_unless_the_tokenizer_begins_it():
@@ -201,6 +203,7 @@ def test_sampling_fields_arrive():
     assert (got.presence_penalty, got.frequency_penalty, got.repetition_penalty) == (0.1, 0.2, 1.1)
     assert (got.logit_bias, got.stop_token_ids, got.ignore_eos, got.min_tokens) == ({5: 3.0}, (7, 8), True, 2)
     assert sampling(top_k=3).top_k == 3
+    assert sampling(top_p=0, temperature=1.5).greedy and not sampling(top_p=1e-9).greedy
     assert sampling(temperature=1e-5).greedy and not sampling(temperature=1e-3).greedy
 
 
