@@ -10,8 +10,8 @@ class HttpLimits:
     Attributes:
         connections: open in all; one address may have half of them.
         head_seconds: from a request's first byte, or from a new connection, to the end of its head.
-        body_seconds: the same for its body, and one second more for each `body_rate` bytes that come, but never more than this ahead:
-            who has sent fast may not be silent for longer.
+        body_seconds: the same for its body, and one second more for each `body_rate` bytes that come, but never more than this
+            ahead: who has sent fast may not be silent for longer.
         body_rate: bytes a second that any line to a server has.
         idle_seconds: between requests; more than the idle timeout of common proxies, so that they close first.
         stall_seconds: how long a client may take nothing of what was written to it.
