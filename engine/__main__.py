@@ -8,11 +8,12 @@ import argparse
 import logging
 import signal
 import sys
+import threading
 
-from configs.model.source import ModelError, ModelSource
+from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
-from engine.ipc.child import add_arguments
+from engine.ipc.child import add_arguments, socket_folder, watch_parent
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
 from engine.start import Starter
 from scheduler.types.messages import Failed
@@ -34,17 +35,27 @@ def main() -> int:
     # A service manager signals every process of the server; open requests are drained only if the engine ends last.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    code = serve(settings, options.source, Channel(options.commands, options.events, parent=sys.stdin.fileno()))
+    stdin = sys.stdin.fileno()
+    channel = Channel(options.commands, options.events, parent=stdin)
+    starter = Starter(settings, options.source, channel)
+    started = threading.Event()
+
+    def parent_ended() -> None:
+        if not started.is_set():  # else the loop sees it, and ends in good order
+            exit_at_once(0, starter.folder, socket_folder(options.commands))
+
+    watch_parent(stdin, parent_ended)
+    code = serve(starter, channel, started)
     if settings.tensor_parallel > 1:
         exit_at_once(code)
     return code
 
 
-def serve(settings: Settings, source: ModelSource, channel: Channel) -> int:
-    """Start an engine and run it to its end. Returns the exit code."""
-    starter = Starter(settings, source, channel)
+def serve(starter: Starter, channel: Channel, started: threading.Event) -> int:
+    """Start an engine and run it to its end. Sets `started` in between. Returns the exit code."""
     try:
         loop, ready = starter.start()
+        started.set()
         channel.send(ready)
         loop.run()
     except ModelError as error:

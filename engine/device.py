@@ -1,13 +1,19 @@
 """Which device computes, chosen once before the memory plan, and why. No torch unless there is an NVIDIA driver."""
 
+import atexit
 import ctypes
+import logging
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from configs.model.source import ModelError
 from configs.settings import Settings
+from engine.ipc.private_folder import private_folder, remove_folder
+
+log = logging.getLogger("headrace.engine")
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bf16 in the tensor cores, asynchronous copies to shared memory
 
@@ -34,7 +40,6 @@ def choose_device(settings: Settings) -> Device:
         return Device(
             "cuda", "CPU tensors, since TRITON_INTERPRET=1 has Triton interpret its kernels: slow, for debugging"
         )
-    _keep_builds()
     obstacle = _no_driver() or _unusable(settings.tensor_parallel)
     if obstacle is None:
         return Device("cuda", "torch has a GPU" if settings.device == "auto" else "as --device cuda asks")
@@ -46,9 +51,30 @@ def choose_device(settings: Settings) -> Device:
 
 
 def _keep_builds() -> None:
-    """Keep compiled kernels among this user's caches, unless the variable says where: compiling them takes a minute."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(root / "headrace" / "triton"))
+    """Keep compiled kernels among this user's caches, unless the variable says where: compiling them takes a minute. Where there is
+    no such place, the temporary folder has to do, for this process alone: what others could write must not be run.
+
+    Raises:
+        ModelError: nothing can be written to at all.
+    """
+    if os.environ.get("TRITON_CACHE_DIR"):
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")) / "headrace" / "triton"
+    try:
+        if not folder.is_absolute():  # no HOME, and a user whom nobody knows
+            raise OSError("this user has no home")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        log.warning(
+            "compiled kernels are not kept (%s): set TRITON_CACHE_DIR, or each start takes a minute longer", error
+        )
+        try:
+            folder = private_folder()
+            atexit.register(remove_folder, folder)
+        except OSError as refused:
+            raise ModelError(str(refused)) from refused
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
 
 
 def _no_driver() -> str | None:
@@ -62,6 +88,7 @@ def _no_driver() -> str | None:
 
 def _unusable(wanted: int) -> str | None:
     """Why torch or the kernels cannot use `wanted` GPUs; None if they can."""
+    _keep_builds()
     import torch
 
     if not torch.cuda.is_available():

@@ -10,7 +10,6 @@ import argparse
 import logging
 import signal
 import sys
-import threading
 from collections import deque
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +20,7 @@ from engine.device import step_limits
 from engine.gpu.backend import USUAL_STEP
 from engine.gpu.loader import GpuLoader, rank_device
 from engine.gpu.worker import GpuWorker, PendingStep
-from engine.ipc.child import add_arguments, parent_gone
+from engine.ipc.child import add_arguments, watch_parent
 from engine.ipc.failures import EXIT_MODEL, exit_at_once
 from engine.models.registry import read_config
 from engine.tensor_parallel.commands import RankCommandReceiver, Record, Submit, Warmup
@@ -65,14 +64,6 @@ def serve(settings: Settings, source: ModelSource, rank: int, folder: Path) -> N
     follow(loader.load(loader.plan()), commands)
 
 
-def end_with_the_first(folder: Path) -> None:
-    """Exit when the first rank dies, which closes our stdin. The main thread may be waiting for it on the device then, where no
-    exception reaches it."""
-    while not parent_gone(sys.stdin.fileno()):
-        pass
-    exit_at_once(0, folder)
-
-
 def main() -> NoReturn:
     """Parse, start, follow."""
     parser = argparse.ArgumentParser(prog="python -m engine.rank", description="One rank of an engine (started by it).")
@@ -85,7 +76,8 @@ def main() -> NoReturn:
     logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s {name}: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=end_with_the_first, args=(options.folder,), name="first-rank", daemon=True).start()
+    # The main thread may be waiting for the first rank on the device when that dies, where no exception reaches it.
+    watch_parent(sys.stdin.fileno(), lambda: exit_at_once(0, options.folder))
     try:
         serve(options.settings, options.source, options.rank, options.folder)
     except ModelError as error:  # the first rank finds out the same, and ends the group in good order

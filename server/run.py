@@ -5,17 +5,19 @@ engine loads. Nothing heavy may be imported at the top of this file.
 """
 
 import logging
-import signal
 import sys
 import time
-from typing import NoReturn
 
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.child import module_arguments
+from engine.ipc.private_folder import remove_leftovers
 from scheduler.types.messages import Event, Failed
 from server.engines.launch import Incarnation, launch
 from server.listen import ListenError, listen
+from server.signals import end_on_signals
+
+_log = logging.getLogger("headrace.engine")
 
 EXIT_FAILED = 1
 _HEADERS_SECONDS = 10.0  # for Python to start on a busy machine and to read a file's header
@@ -25,19 +27,25 @@ def run(settings: Settings, source: ModelSource) -> int:
     """Serve until a signal or a fatal failure.
 
     Returns:
-        0 after a drain; 1 if the address cannot be listened on, the tokenizer cannot be read, or the engine does not
-        start (or restart). A second signal ends the process at once with 128 + its number.
+        0 after a drain; 1 if the address cannot be listened on, nothing can be written to, the tokenizer cannot be read, or
+        the engine does not start (or restart). A signal before the event loop runs, or a second one, ends the process at once
+        with 128 + its number.
     """
     started = time.monotonic()
     configure_logging(settings.log_level)
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_signals()
+    arguments = module_arguments("engine", settings, source)
     try:
         listener = listen(settings.host, settings.port)
     except ListenError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    arguments = module_arguments("engine", settings, source)
-    engine = launch(arguments)
+        return _fail(error)
+    try:
+        for folder in remove_leftovers():
+            _log.info("removed %s, which a server that was killed had left behind", folder)
+        engine = launch(arguments)
+    except OSError as error:
+        listener.close()
+        return _fail(f"the engine's process cannot be started: {error}")
     try:
         from server.serving import ENGINE, Serving
         from server.text.chat_template import TemplateError
@@ -45,15 +53,18 @@ def run(settings: Settings, source: ModelSource) -> int:
 
         try:
             serving = Serving(settings, source, listener, {ENGINE: arguments}, started)
-        except (TokenizerError, TemplateError, ModelError) as error:
-            print(f"headrace: {_refusal(engine) or error}", file=sys.stderr)
-            return EXIT_FAILED
+        except (TokenizerError, TemplateError, ModelError, OSError) as error:
+            return _fail(_refusal(engine) or error)
         return serving.run({ENGINE: engine})
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     finally:
+        end_on_signals()  # the loop's handlers are gone with it
         engine.close()
         listener.close()
+
+
+def _fail(problem: object) -> int:
+    print(f"headrace: {problem}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 def configure_logging(level: str) -> None:
@@ -77,8 +88,3 @@ def _refusal(engine: Incarnation) -> str | None:
             break
         time.sleep(0.01)
     return next((event.error for event in seen if isinstance(event, Failed)), None)
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    """SIGTERM before the event loop handles it: leave through the `finally` clauses."""
-    raise SystemExit(128 + signum)

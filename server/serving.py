@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 import time
@@ -27,6 +26,7 @@ from server.http.connections import Connections
 from server.http.descriptors import connection_limit
 from server.http.limits import HttpLimits
 from server.listen import url_of
+from server.signals import SIGNALS
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
@@ -34,7 +34,6 @@ from server.text.chat_renderer import load_chat_renderer
 
 ENGINE = "engine"  # the name of a server's only engine
 SHUTDOWN_REASON = "the server is shutting down"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
 
@@ -147,7 +146,7 @@ class Serving:
             signalled.set()
 
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in SIGNALS:
             loop.add_signal_handler(number, on_signal, number)
         return signalled
 

@@ -10,7 +10,7 @@ import pytest
 from configs.loader import load
 from configs.settings import Settings
 from server.api.requests.parse import parse
-from server.cli import COMMANDS, plugins, serve_parser
+from server.commands import COMMANDS, plugins, serve_parser
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 

@@ -40,11 +40,15 @@ def resolve_model(model: str | None) -> ModelSource:
     """
     if model is None:
         return _embedded()
-    path = Path(model).expanduser()
-    if path.is_file():
-        return _gguf_file(path)
-    if model and path.is_dir():
-        return _folder(path, path.resolve().name)
+    try:
+        path = Path(model).expanduser()
+        if path.is_file():
+            return _gguf_file(path)
+        if model and path.is_dir():
+            return _folder(path, path.resolve().name)
+    except (OSError, RuntimeError) as error:  # no permission, a name too long; or `~` without a home
+        cause = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ModelError(f"{model[:200]} cannot be read: {cause}; check its name and who may read it.") from error
     if model.endswith(".gguf") or model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ModelError(
             f"no such model file or folder: {model}; give a .gguf file, a Hugging Face folder or a hub name."

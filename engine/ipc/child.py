@@ -8,7 +8,9 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -56,3 +58,19 @@ def _source(text: str) -> ModelSource:
 def parent_gone(stdin: int) -> bool:
     """Whether the parent has ended. Blocks until `stdin` can be read: when the parent ends, or when somebody types."""
     return not os.read(stdin, 4096)
+
+
+def watch_parent(stdin: int, on_end: Callable[[], object]) -> None:
+    """Call `on_end` in a thread as soon as the parent has ended, whatever the other threads are doing."""
+
+    def watch() -> None:
+        while not parent_gone(stdin):
+            pass
+        on_end()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def socket_folder(endpoint: str) -> Path:
+    """The folder of a socket in the file system, from its ZeroMQ address."""
+    return Path(endpoint.removeprefix("ipc://")).parent

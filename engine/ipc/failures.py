@@ -18,7 +18,7 @@ class DeviceLost(RuntimeError):
     """The device no longer computes for this process; a new process may get it back."""
 
 
-def exit_at_once(code: int, folder: Path | None = None) -> NoReturn:
+def exit_at_once(code: int, *folders: Path | None) -> NoReturn:
     """End this process without cleaning up: freeing what a lost device holds, or leaving a group of ranks one by one, would wait
     forever.
 
@@ -27,13 +27,14 @@ def exit_at_once(code: int, folder: Path | None = None) -> NoReturn:
 
     Args:
         code: exit code.
-        folder: removed first.
+        folders: removed first.
     """
     _exiting.acquire()  # and never released
     logging.shutdown()
     logging.disable()
-    if folder is not None:
-        remove_folder(folder)
+    for folder in folders:
+        if folder is not None:
+            remove_folder(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from configs.model.source import ModelError, resolve_model
+from engine.ipc.private_folder import NoFolder, temporary_folder
 
 MIN_PYTHON = (3, 11)
 GIB = 2**30
@@ -60,7 +61,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything. Starts one Python process that imports PyTorch; takes a few seconds."""
-    return [python(), *packages(), *torch_build(), cpu(), memory(), embedded_model(), gpu(), compiler()]
+    return [python(), *packages(), folder(), *torch_build(), cpu(), memory(), embedded_model(), gpu(), compiler()]
 
 
 def report(findings: Iterable[Finding]) -> str:
@@ -104,6 +105,15 @@ def packages(distribution: str = "headrace") -> Iterator[Finding]:
         except PackageNotFoundError:
             if ";" not in requirement:
                 yield Finding(name, "not installed", "everything; run `make setup`", fatal=True)
+
+
+def folder() -> Finding:
+    """Where the sockets between the server's processes go. From then on it is also what PyTorch takes for the temporary folder, as
+    when serving."""
+    try:
+        return Finding("folder for sockets", str(temporary_folder()))
+    except NoFolder as error:
+        return Finding("folder for sockets", str(error), "everything", fatal=True)
 
 
 def torch_build() -> Iterator[Finding]:

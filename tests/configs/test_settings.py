@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from configs.knob import knobs
 from configs.loader import ConfigError, load, render
 from configs.settings import ContradictionError, Settings, read_by
-from server.cli import EXIT_USAGE, main
+from server.cli import main
+from server.commands import EXIT_USAGE
 
 GPU_VALUES = {
     "gpu_weights": "dense",

@@ -11,7 +11,8 @@ import yaml
 
 from configs.knob import knobs
 from configs.settings import Settings
-from server.cli import COMMANDS, main, plugins, serve_parser
+from server.cli import main
+from server.commands import COMMANDS, plugins, serve_parser
 from server.telemetry import doctor
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import COMMANDS, EXIT_USAGE, main, plugins
+from server.cli import main
+from server.commands import COMMANDS, EXIT_USAGE, plugins
 
 ROOT = Path(__file__).parents[2]
 MODULE = '''
