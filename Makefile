@@ -27,18 +27,20 @@ setup: $(KERNELS) ## create .venv with headrace and its embedded model
 serve: $(KERNELS) ## start the server; flags go in ARGS, e.g. make serve ARGS="--port 9000"
 	@exec $(BIN)/headrace serve $(ARGS)
 
-# A process for each core, at most four: each holds models of its own. Files stay whole, as their fixtures are dear.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A process for each core, at most four: each holds models of its own. Files stay whole, as their fixtures are dear, and in
+# order: the dear ones are not left for the end, when the other processes have nothing to do.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(TESTS) $(KERNELS) ## run the suite; pytest's arguments go in ARGS
 	$(PYTEST) -m "not long" $(ARGS)
 
-# What is worth an hour: tests marked `long`, every case of the kernels' tables, and many examples, drawn anew, where a test
-# draws them. All three run, any fails it.
+# What is worth an hour: tests marked `long`, every case of the kernels' tables, more prompts and tokens through the embedded
+# model, and many examples, drawn anew, where a test draws them. All four run, any fails it.
 test-long: $(TESTS) $(KERNELS) ## run what is worth an hour: long tests, all kernel cases, many drawn examples
 	@failed=0; \
 	$(PYTEST) -m long $(ARGS) || failed=1; \
 	KERNEL_CASES=all $(PYTEST) tests/kernels/gpu $(ARGS) || failed=1; \
+	TOKEN_CASES=all $(PYTEST) tests/engine/test_token_exact.py tests/engine/cpu/test_fast_exact.py $(ARGS) || failed=1; \
 	HYPOTHESIS_PROFILE=long $(PYTEST) -m "not processes" tests/configs tests/engine/kv_store tests/engine/sampling \
 	  tests/loadtest tests/scheduler tests/server $(ARGS) || failed=1; \
 	exit $$failed

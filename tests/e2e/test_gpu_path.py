@@ -121,22 +121,12 @@ def test_two_ranks_draw_what_one_draws(alone, pair, options):
         assert (two["logprobs"] or {}).get(name) == pytest.approx((one["logprobs"] or {}).get(name), abs=1e-3)
 
 
-def test_ranks_leave_together_and_leave_nothing(serve):
-    server = serve("--device", "cuda", "--tensor-parallel", "2")
-    others = ranks(server)
-    folders = private_folders(others)
-    assert [folder.exists() for folder in folders] == [True]
-    assert server.stop() == 0
-    assert psutil.wait_procs(others, timeout=10)[1] == []
-    assert not folders[0].exists()
-    assert not re.search("fatal|traceback|warning", "".join(server.output), re.IGNORECASE)
-
-
 @pytest.mark.parametrize("victim", ["rank", pytest.param("engine", marks=pytest.mark.long)])
 def test_ranks_end_together_and_a_new_engine_serves(serve, exact, victim):
     server = serve("--device", "cuda", "--tensor-parallel", "2")
     engine, others = server.engine, ranks(server)
     folders = private_folders(others)
+    assert [folder.exists() for folder in folders] == [True]
     (others[0] if victim == "rank" else engine).send_signal(signal.SIGKILL)
     assert psutil.wait_procs([engine, *others], timeout=20)[1] == []
     for status in (503, 200):
@@ -144,7 +134,13 @@ def test_ranks_end_together_and_a_new_engine_serves(serve, exact, victim):
     assert server.engine.pid != engine.pid
     assert answers(server) == exact
     assert not folders[0].exists()
-    assert server.stop() == 0
+
+    others, said = ranks(server), len(server.output)
+    folders = private_folders(others)
+    assert server.stop() == 0, "an orderly end"
+    assert psutil.wait_procs(others, timeout=10)[1] == []
+    assert not folders[0].exists()
+    assert not re.search("fatal|traceback|warning", "".join(server.output[said:]), re.IGNORECASE)
 
 
 def test_what_cannot_be_split_is_refused_with_a_sentence(serve):

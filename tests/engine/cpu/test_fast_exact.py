@@ -14,7 +14,7 @@ from kernels.cpu.build import build as build_kernels
 from kernels.cpu.build import compiler
 from kernels.cpu.variants import supported
 from tests.engine.samplers import cpu_sampler
-from tests.engine.test_token_exact import BLOCK, COUNT, OUTPUT, generate, prompts
+from tests.engine.test_token_exact import BLOCK, COUNT, LONG, OUTPUT, generate, prompts
 from tests.scheduler.sim import Engine
 
 pytestmark = pytest.mark.skipif(not supported() or compiler() is None, reason="no C++ compiler, or another processor")
@@ -58,7 +58,7 @@ def test_staggered_arrival(build, prompts, alone):
 
 @pytest.mark.parametrize("chunk", [1, 7, 512])
 def test_chunks(build, prompts, alone, chunk):
-    some = prompts[:16] if chunk == 1 else prompts  # without the long ones: one row at a time takes a while
+    some = prompts[:-LONG] if chunk == 1 else prompts  # without the long ones: one row at a time takes a while
     assert generate(build(max_step_tokens=chunk), some) == alone[: len(some)]
 
 
@@ -66,11 +66,11 @@ def test_warm_cache(build, prompts, alone):
     engine = build()
     assert generate(engine, prompts, "cold") == alone
     assert generate(engine, prompts, "warm") == alone
-    assert sum(engine.ends[f"warm{i}"].times.cached_tokens > 0 for i in range(COUNT)) >= 10
+    assert sum(engine.ends[f"warm{i}"].times.cached_tokens > 0 for i in range(COUNT)) >= COUNT // 2
 
 
 def test_preemption(build, prompts, alone):
     longest = max(len(prompt) for prompt in prompts) + OUTPUT
-    engine = build(blocks=-(-longest // BLOCK) + 14, decode_watermark=0.0)
+    engine = build(blocks=-(-longest // BLOCK) + COUNT // 2, decode_watermark=0.0)
     assert generate(engine, prompts) == alone
     assert engine.scheduler.snapshot().preemptions > 0
