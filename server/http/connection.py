@@ -89,12 +89,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._ends = {"client": client, "server": get_local_addr(self._transport)}
         self._writable.set()
         self._moved = self._loop.time()
-        error = self._books.admit(self)
-        if error is not None:
-            self.give_way(error)
-            return
         self._server.connections.add(self)  # type: ignore[arg-type]  # it knows uvicorn's own protocols only
-        self._expect(self._limits.head_seconds)
+        error = self._books.admit(self)
+        if error is None:
+            self._expect(self._limits.head_seconds)
+        else:
+            self._part(error)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go to: all connections read into the same place, one after the other."""
@@ -127,7 +127,8 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed, by whichever side."""
-        self._close_books()
+        self._end()
+        self._books.remove(self)
         self._server.connections.discard(self)
         if self._cycle is not None:
             self._cycle.disconnect()
@@ -301,30 +302,33 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.resume_reading()
 
     def _close(self) -> None:
-        """Close once everything is written."""
-        self._close_books()
+        """Close once everything is written; until then it has its place, and is watched like any that writes."""
+        self._end()
+        self._books.waits(self)
         self._transport.close()
 
     def cut(self) -> None:
         """Close at once."""
-        self._close_books()
+        self._end()
+        self._books.remove(self)
         self._transport.abort()
 
-    def _close_books(self) -> None:
+    def _end(self) -> None:
         self._closed = True
         self._deadline = _NEVER
         if self._probe is not None:
             self._probe.cancel()
-        self._books.remove(self)
 
     def give_way(self, error: ApiError) -> None:
         """Close, with the reason: the place is another's."""
-        self._books.on_refusal(error.code)
-        if not self._lingering and (self._cycle is None or not self._cycle.started):
-            self._transport.write(error_bytes(error, self.default_headers))
-        if self._cycle is not None:
-            self._cycle.disconnect()
-        self._close()
+        if self._closed or self._lingering or (self._cycle is not None and self._cycle.started):
+            self.cut()
+        else:
+            self._part(error)
+
+    def _part(self, error: ApiError) -> None:
+        self._books.part(self)
+        self._refuse(error)
 
     def end_receiving(self, error: ApiError) -> None:
         """Refuse the request whose body is still on its way, if one is."""
@@ -350,7 +354,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._closed or now < self._deadline:
             return
         if self._lingering:
-            self.cut()
+            if self._taken == self._written:  # otherwise it still takes its answer
+                self.cut()
         elif self._body is not None:
             self._refuse(RequestTimeout("The body of the request did not come in time."))
         elif self._buffer:

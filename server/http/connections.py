@@ -49,6 +49,7 @@ class Connections:
         self.on_refusal = on_refusal
         self._open: dict[Held, None] = {}
         self._waiting: dict[Held, None] = {}  # the longest first
+        self._parting: dict[Held, None] = {}  # refused, and without a place; the longest first
         self._of: Counter[str] = Counter()
         self._crowded: set[str] = set()  # addresses that had reached their limit when the log last spoke of them
         self._full = False  # the same for all
@@ -70,6 +71,7 @@ class Connections:
 
     def remove(self, connection: Held) -> None:
         """It is closed, or as good as that. May be called again."""
+        self._parting.pop(connection, None)
         if connection not in self._open:
             return
         del self._open[connection]
@@ -87,6 +89,13 @@ class Connections:
         """From now on the client waits for the server."""
         self._waiting.pop(connection, None)
 
+    def part(self, connection: Held) -> None:
+        """It has no place any more, or never had one, and listens on for a moment so that its client sees why."""
+        self.remove(connection)
+        if len(self._parting) >= self.limits.parting:
+            next(iter(self._parting)).cut()
+        self._parting[connection] = None
+
     def end_receiving(self, error: ApiError) -> None:
         """Refuse the requests whose bodies are still on their way."""
         for connection in list(self._waiting):
@@ -94,7 +103,7 @@ class Connections:
 
     def cut(self) -> None:
         """Close all at once."""
-        for connection in list(self._open):
+        for connection in [*self._open, *self._parting]:
             connection.cut()
 
     def _make_room(self, address: str) -> TooManyConnections | None:
@@ -136,11 +145,11 @@ class Connections:
         """Look at all connections now and then, as long as there are any: one timer instead of one for each."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for connection in list(self._open):
+        for connection in [*self._open, *self._parting]:
             try:
                 connection.check(now)
             except Exception:  # one that is broken must not stop the clock of all others
                 _log.exception("a connection of %s is broken", connection.address)
                 connection.cut()
         self._say_if_calm()
-        self._timer = loop.call_later(self.limits.tick_seconds, self._tick) if self._open else None
+        self._timer = loop.call_later(self.limits.tick_seconds, self._tick) if self._open or self._parting else None

@@ -6,7 +6,9 @@ import resource
 
 from configs.settings import Settings
 
-RESERVED = 64  # for sockets to engines, files of models and templates, pipes of threads and children
+RESERVED = (
+    96  # for sockets to engines, files of models and templates, pipes of threads and children, connections that part
+)
 _BELOW_LIMIT = 16  # connections that are allowed however few descriptors there are
 _log = logging.getLogger("headrace.http")
 

@@ -298,6 +298,47 @@ def test_small_answers_that_nobody_takes_are_noticed_by_what_the_system_still_ho
     run(body)
 
 
+@pytest.mark.parametrize("after", [b"", b"GET /more", b"a" * 100_000])
+def test_a_whole_answer_that_nobody_takes_is_not_kept_behind_a_closed_connection(after):
+    """It was written at once, and the connection closes after it: what is not taken still has a place in the books."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a" * 2**24})
+
+    async def body():
+        async with running(app, QUICK) as server:
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", server.port))
+                client.sendall(get() + after)
+                await eventually(lambda: server.web.server_state.total_requests == 1)
+                assert len(server.connections) == 1
+                await eventually(lambda: server.refusals == ["client_stalled"])
+                assert len(server.connections) == 0
+
+    run(body)
+
+
+def test_who_lingers_has_the_time_to_take_its_answer():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a" * 2**23})
+
+    async def body():
+        async with running(app, replace(QUICK, linger_seconds=0.05)) as server:
+            reader, writer = await server.open()
+            writer.write(get() + b"GET /more")
+            taken = 0
+            while part := await reader.read(2**18):
+                taken += len(part)
+                await asyncio.sleep(0.01)
+            assert taken > 2**23 and server.refusals == []
+            writer.close()
+
+    run(body)
+
+
 def test_a_slow_reader_is_not_cut():
     async def check(server, echo):
         with socket.socket() as client:

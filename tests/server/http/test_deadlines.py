@@ -120,14 +120,46 @@ def test_where_all_wait_for_answers_a_new_client_is_told_so(caplog):
     served(check, HttpLimits(connections=4))
 
 
+def test_a_client_that_is_refused_or_gives_way_sees_why_even_if_it_sends_all_before_it_reads():
+    """Three of them, of which two are listened to: the longest is cut then."""
+    request = b"POST /x HTTP/1.1\r\n" + HOST + b"Content-Length: 2000000\r\n\r\n"
+
+    async def check(server, echo):
+        asking = [asyncio.create_task(server.ask(get("/hold")))]
+        await eventually(lambda: len(echo.requests) == 1)
+        half = [await server.open() for _ in range(1)]
+        half[0][1].write(request + b"a" * 1000)
+        await eventually(lambda: len(server.connections) == 2)
+        asking.append(asyncio.create_task(server.ask(get("/hold"))))  # half a body gives way to it
+        await eventually(lambda: len(echo.requests) == 2)
+        half.append(await server.open())  # and this one finds no place
+        half[1][1].write(request)
+        for reader, writer in half:
+            for _ in range(20):
+                writer.write(b"a" * 50_000)
+                await writer.drain()
+                await asyncio.sleep(0)
+            ((status, headers, _),) = answers(await reader.read())
+            assert status == 503 and headers["connection"] == "close" and headers["retry-after"]
+        half.append(await server.open())
+        await eventually(lambda: server.refusals == ["too_many_connections"] * 3)
+        echo.gate.set()
+        assert [statuses(answer) for answer in await asyncio.gather(*asking)] == [[200], [200]]
+        for _, writer in half:
+            writer.close()
+
+    served(check, HttpLimits(connections=4, parting=2))
+
+
 class Book:
     """A connection, as far as the books know it."""
 
-    def __init__(self, address: str) -> None:
-        self.address, self.gone = address, False
+    def __init__(self, address: str, books: Connections) -> None:
+        self.address, self.books, self.gone, self.is_cut = address, books, False, False
 
     def give_way(self, error) -> None:
         self.gone = True
+        self.books.part(self)
 
     def check(self, now) -> None:
         pass
@@ -136,25 +168,26 @@ class Book:
         pass
 
     def cut(self) -> None:
-        self.gone = True
+        self.gone = self.is_cut = True
+        self.books.remove(self)
 
 
 def test_who_has_waited_longest_gives_way_and_who_waits_for_an_answer_never(caplog):
     async def body():
         books = Connections(HttpLimits(connections=4, tick_seconds=0.01))
-        first, second, third, fourth = (Book(address) for address in "aabb")
+        first, second, third, fourth = (Book(address, books) for address in "aabb")
         assert [books.admit(each) for each in (first, second, third, fourth)] == [None] * 4
         books.works(first)
-        fifth, last = Book("c"), Book("d")
+        fifth, last = Book("c", books), Book("d", books)
         assert books.admit(fifth) is None  # all are too many; the second has waited longest
         assert [each.gone for each in (first, second, third, fourth)] == [False, True, False, False]
-        assert books.admit(Book("b")) is None  # too many of b: one of b goes
+        assert books.admit(Book("b", books)) is None  # too many of b: one of b goes
         assert third.gone and not fourth.gone
         books.works(fifth)
         books.works(fourth)
         books.admit(last)
         books.works(last)
-        assert len(books) == 4 and books.admit(Book("e")) is not None
+        assert len(books) == 4 and books.admit(Book("e", books)) is not None
         for each in (first, fourth, fifth, last):
             books.remove(each)
             books.remove(each)
@@ -174,7 +207,7 @@ def test_a_broken_connection_does_not_stop_the_clock_of_others(caplog):
 
     async def body():
         books = Connections(replace(QUICK, tick_seconds=0.001))
-        broken = Broken("a")
+        broken = Broken("a", books)
         books.admit(broken)
         await eventually(lambda: broken.gone)
         books.remove(broken)
@@ -182,3 +215,18 @@ def test_a_broken_connection_does_not_stop_the_clock_of_others(caplog):
 
     run(body)
     assert "is broken" in caplog.text
+
+
+def test_of_those_that_part_the_longest_is_cut():
+    async def body():
+        books = Connections(HttpLimits(connections=2, parting=2, tick_seconds=0.01))
+        first, *others = (Book(address, books) for address in "abcd")
+        for each in (first, *others):
+            books.admit(each)
+        books.part(others[-1])
+        assert len(books) == 1
+        assert [each.is_cut for each in (first, *others)] == [True, False, False, False]
+        books.cut()
+        assert all(each.is_cut for each in others) and len(books) == 0
+
+    run(body)
