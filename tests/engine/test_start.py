@@ -1,6 +1,7 @@
 """Starting an engine on what this machine cannot give: real refusals of the system, and defects injected."""
 
 import json
+import threading
 
 import pytest
 
@@ -41,7 +42,8 @@ def failure(tmp_path, monkeypatch):
         config = TINY["llama"].config().to_dict() | changes | {"architectures": ["LlamaForCausalLM"]}
         (tmp_path / "config.json").write_text(json.dumps(config))
         recorder = Recorder()
-        code = serve(Settings(load_format="dummy", **settings), resolve_model(str(tmp_path)), recorder)
+        starter = Starter(Settings(load_format="dummy", **settings), resolve_model(str(tmp_path)), recorder)
+        code = serve(starter, recorder, threading.Event())
         assert code == EXIT_MODEL
         assert isinstance(recorder.events[-1], Failed)
         return recorder.events[-1].error
