@@ -42,7 +42,7 @@ test-long: $(TESTS) $(KERNELS) ## run what is worth an hour: long tests, all ker
 	KERNEL_CASES=all $(PYTEST) tests/kernels/gpu $(ARGS) || failed=1; \
 	TOKEN_CASES=all $(PYTEST) tests/engine/test_token_exact.py tests/engine/cpu/test_fast_exact.py $(ARGS) || failed=1; \
 	HYPOTHESIS_PROFILE=long $(PYTEST) -m "not processes" tests/configs tests/engine/kv_store tests/engine/sampling \
-	  tests/loadtest tests/scheduler tests/server $(ARGS) || failed=1; \
+	  tests/kernels/cpu tests/loadtest tests/scheduler tests/security tests/server $(ARGS) || failed=1; \
 	exit $$failed
 
 test-repeat: $(TESTS) $(KERNELS) ## run tests of processes and sockets 20 times in a row beside other work

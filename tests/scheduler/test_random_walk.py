@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.validation import RequestTooLong
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_seam_tokens import ToyDrafter
@@ -155,6 +156,6 @@ class SchedulerWalk(RuleBasedStateMachine):
 
 
 SchedulerWalk.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=drawn(150), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestSchedulerWalk = SchedulerWalk.TestCase

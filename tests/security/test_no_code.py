@@ -16,6 +16,7 @@ from configs.loader import ConfigError, load
 from engine.ipc.codec import MessageCodec, ProtocolError
 from scheduler.types.messages import COMMANDS, EVENTS, AddRequest
 from scheduler.types.sampling_params import SamplingParams
+from tests.drawn import drawn
 from tests.source_tree import PACKAGES, ROOT, imports, sources, tree
 
 PROJECT = sources(*PACKAGES)
@@ -155,7 +156,7 @@ def test_a_pickle_in_a_message_is_refused_and_not_run(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300))
 def test_any_change_of_a_real_message_is_a_message_or_a_protocol_error(data):
     body = bytearray(VALID[1])
     for _ in range(data.draw(st.integers(1, 4))):

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from tests.server.api.scripted import Server
 
 HEADERS = (
@@ -138,13 +139,13 @@ HEADER = st.tuples(st.sampled_from(HEADERS), st.lists(st.sampled_from(FRAGMENTS)
 @example(app=2, request=("PUT", "/version", b""), headers=[("host", "[::1"), ("host", "a]")])
 @example(app=0, request=("GET", "/metrics", b""), headers=[("accept", 'application/openmetrics-text; version="1.0.0"')])
 @example(app=0, request=("GET", "/metrics", b""), headers=[("accept", "application/openmetrics-text; version=x")])
-@hypothesis_settings(max_examples=120, deadline=None)
+@hypothesis_settings(max_examples=drawn(120))
 def test_no_header_is_a_server_error(ask, app, request, headers):
     assert ask(app, request, headers) < 500
 
 
 @given(accept=st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=drawn(40))
 def test_metrics_are_a_200_whatever_is_accepted(ask, accept):
     assert ask(0, ("GET", "/metrics", b""), [("accept", accept), ("accept", "text/plain;q=0")]) == 200
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelError
+from tests.drawn import drawn
 
 SCALARS = {
     "a.u8": ("uint8", 200),
@@ -133,7 +134,7 @@ def test_a_missing_file_is_refused(tmp_path):
         read_gguf_header(tmp_path / "none.gguf")
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_header_is_read_or_refused(tmp_path, written, data):
     """Any cut and any flipped byte: a header or a ModelError, nothing else, at once."""

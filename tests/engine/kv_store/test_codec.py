@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kv_store.codec import PlanesCodec
+from tests.drawn import drawn
 
 CODECS = {size: PlanesCodec(size) for size in (1, 2, 4)}
 a_codec = st.sampled_from(list(CODECS.values()))
@@ -33,7 +34,7 @@ def test_any_bytes_come_back(codec, block):
     assert bytes(read(codec, codec.encode(block), block.size)) == block.tobytes()
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(a_codec, st.integers(0, 300_000), st.integers(0, 3), st.sampled_from(["numbers", "zeros", "noise", "ramp"]))
 def test_blocks_of_all_sizes_come_back(codec, size, seed, kind):
     block = {
@@ -76,7 +77,7 @@ def test_every_flipped_bit_is_found(element):
     assert harmless <= 4 * element
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(a_codec, st.integers(1, 200_000), st.data())
 def test_damage_is_found(codec, size, data):
     block = cache_like(size, 2)
@@ -91,7 +92,7 @@ def test_damage_is_found(codec, size, data):
     assert np.array_equal(out, block)
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(a_codec, st.integers(1, 50_000), st.data())
 def test_what_is_cut_short_or_has_something_behind_it_is_refused(codec, size, data):
     encoded = codec.encode(cache_like(size, 2))

@@ -13,6 +13,7 @@ from engine.kv_store import disk
 from engine.kv_store.disk import DiskStore
 from engine.kv_store.record import PAGE, size_of
 from engine.kv_store.store import StoreLost
+from tests.drawn import drawn
 from tests.engine.kv_store.disk_parts import Faulty, Shrink, block_key, get, number_of, put
 
 NUMBERS = st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True)
@@ -156,4 +157,4 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDisk = DiskMachine.TestCase
-TestDisk.settings = settings(max_examples=60, stateful_step_count=25)
+TestDisk.settings = settings(max_examples=drawn(60), stateful_step_count=25)

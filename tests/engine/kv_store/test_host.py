@@ -14,6 +14,7 @@ from engine.kv_store.host import HostStore
 from engine.kv_store.row_copy import GpuLink, RowCopy
 from engine.kv_store.store import BlockStore, Rows, StoreLost, StoreRefused
 from scheduler.types.block_hash import BlockKey
+from tests.drawn import drawn
 
 SIZE = 96  # bytes of a block
 
@@ -163,10 +164,10 @@ class AgainstDict(RuleBasedStateMachine):
 
 
 TestAgainstDict = AgainstDict.TestCase
-TestAgainstDict.settings = settings(max_examples=50, stateful_step_count=30)
+TestAgainstDict.settings = settings(max_examples=drawn(50), stateful_step_count=30)
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(st.lists(st.integers(0, 11), unique=True, max_size=12), st.integers(1, 12))
 def test_a_put_takes_one_run_where_there_is_one(dropped, count):
     """However fragmented: contiguous blocks of the device and a free run that is long enough are one copy, both ways."""

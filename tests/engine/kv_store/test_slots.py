@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.kv_store.slots import Place, Slots
+from tests.drawn import drawn
 
 
 class SlotsMachine(RuleBasedStateMachine):
@@ -71,7 +72,7 @@ class SlotsMachine(RuleBasedStateMachine):
         assert self.slots.spare == sum(self.empty.values())
 
 
-SlotsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+SlotsMachine.TestCase.settings = settings(max_examples=drawn(60), stateful_step_count=30)
 TestSlots = SlotsMachine.TestCase
 
 

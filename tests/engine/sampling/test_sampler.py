@@ -12,6 +12,7 @@ from engine.sampling.sampler import NO_TOKEN, CpuSampler
 from engine.sequence import Sequence
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import SequenceInit
+from tests.drawn import drawn
 from tests.engine.samplers import cpu_sampler
 from tests.engine.sampling import oracle
 
@@ -87,7 +88,7 @@ def check_logprobs(row: list[float], token: int, top: int, entry: sampler_module
     assert [value for _, value in entry.top] == sorted((value for _, value in entry.top), reverse=True)
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(max_examples=drawn(150))
 @given(st.integers(0, 2**32))
 def test_mixed_batches_equal_the_definitions_row_by_row(seed: int) -> None:
     rng = np.random.default_rng(seed)

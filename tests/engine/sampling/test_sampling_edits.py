@@ -20,6 +20,7 @@ from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
 from kernels.gpu.sampling.penalties import reference_count_tokens, reference_penalized
 from scheduler.types.sampling_params import SamplingParams
+from tests.drawn import drawn
 from tests.engine.sampling import oracle
 
 VOCAB = 40
@@ -95,7 +96,7 @@ EDITS: dict[str, tuple[Callable[[], Edit], Callable[[np.random.Generator], dict[
 
 
 @pytest.mark.parametrize("name", EDITS)
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=drawn(60))
 @given(seed=st.integers(0, 2**32))
 def test_each_edit_equals_its_definition(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from engine.sampling.top_k_top_p import Limits, candidates, rungs
 from scheduler.types.sampling_params import SamplingParams
+from tests.drawn import drawn
 from tests.engine.sampling import oracle
 
 ROUNDING = 2e-7  # fp32 weights, summed in fp64
@@ -50,7 +51,7 @@ def random_limits(rng: np.random.Generator, vocab: int) -> SamplingParams:
     return SamplingParams(max_tokens=1, **asked)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=drawn(200))
 @given(st.integers(0, 2**32), st.integers(2, 150), st.integers(1, 20), st.sampled_from(["plain", "ties", "masked"]))
 def test_candidates_equal_the_definition_on_every_rung(seed: int, vocab: int, first_rung: int, kind: str) -> None:
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from kernels.cpu.build import build, compiler
 from kernels.cpu.native import NativeChunk, NativeOps
 from kernels.cpu.packing import pack_float, pack_gguf, unpack
 from kernels.cpu.variants import VARIANTS, choose, supported
+from tests.drawn import drawn
 
 pytestmark = pytest.mark.skipif(not supported() or compiler() is None, reason="no C++ compiler, or another processor")
 
@@ -167,7 +168,7 @@ def test_the_cache_is_written_as_the_reference_reads_it(ops):
         assert torch.equal(value, values[position])
 
 
-@settings(max_examples=25)
+@settings(max_examples=drawn(25))
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=8), st.integers(0, 50), st.randoms(use_true_random=False))
 def test_a_row_is_the_same_bits_however_its_prompt_is_cut(cuts, window, rng):
     """In chunks of any size, from the best variant: what makes preemption, prefix hits and batches change nothing."""

@@ -16,6 +16,7 @@ from kernels.cpu.ops.paged_attention import (
     paged_attention_reference,
     plan_tiles,
 )
+from tests.drawn import drawn
 
 BLOCKS = 48
 
@@ -104,7 +105,7 @@ class Case:
 chunk = st.tuples(st.integers(0, 90), st.one_of(st.just(1), st.integers(1, 30)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150))
 @given(
     chunks=st.lists(chunk, min_size=1, max_size=3),
     kv_heads=st.integers(1, 3),

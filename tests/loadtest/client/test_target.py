@@ -16,6 +16,7 @@ from loadtest.client.target import Known, Target, TargetError, meet, request_bod
 from loadtest.client.verify import differences, sampled, verify
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.workload.vocabulary import FileTokenizer, PromptTokenizerError, ServerTokenizer, Vocabulary
+from tests.drawn import drawn
 
 MODELS = {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096}, {"id": "n"}]}
 ANSWER = {"choices": [{"text": "x", "token_ids": [1], "finish_reason": "length"}], "usage": {"prompt_tokens": 9}}
@@ -126,7 +127,7 @@ def test_a_refusal_is_shown_with_what_was_asked(status):
         met(served(status=status))
 
 
-@settings(max_examples=40)
+@settings(max_examples=drawn(40))
 @given(JSON, st.booleans())
 def test_whatever_a_target_says_it_is_met_or_refused(value, wrapped):
     for transport in (

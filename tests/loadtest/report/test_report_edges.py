@@ -24,6 +24,7 @@ from loadtest.report.records import ErrorClass, LoadRun, Objective, RequestRecor
 from loadtest.report.rows import Section, count, figure, objective_text, percent, sections
 from loadtest.report.series import STEPS, Series, percentiles, thinned, width_for
 from loadtest.report.table import section_table, show
+from tests.drawn import drawn
 
 TIMES = st.floats(0, 100)
 OBJECTIVE = Objective(ttft=0.5, tpot=0.1, e2e=5.0)
@@ -71,7 +72,7 @@ def runs(draw):
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(runs())
 def test_any_run_has_its_figures_its_tables_and_its_file(tmp_path_factory, run):
     summary = summarize(run)
@@ -95,7 +96,7 @@ def test_any_run_has_its_figures_its_tables_and_its_file(tmp_path_factory, run):
     assert LoadRun.read(path) == run
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(runs())
 def test_goodput_is_what_the_objectives_say_record_by_record(run):
     columns = Columns.of(run)
@@ -110,7 +111,7 @@ def test_goodput_is_what_the_objectives_say_record_by_record(run):
     assert (np.diff(curve) >= 0).all() and curve[2] == met / max(1, columns.judged.sum())
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(runs(), st.none() | st.floats(0.5, 30))
 def test_the_windows_of_a_run_hold_everything_that_happened(run, width):
     columns = Columns.of(run)

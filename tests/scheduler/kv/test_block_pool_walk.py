@@ -12,6 +12,7 @@ from scheduler.kv.block_pool import BlockPool, OutOfBlocks
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.free_blocks import FreeBlocks
 from scheduler.kv.free_extents import FreeExtents
+from tests.drawn import drawn
 
 
 def key(number):
@@ -110,7 +111,7 @@ class PoolWalk(RuleBasedStateMachine):
 
 
 PoolWalk.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=drawn(100), stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
 TestPoolWalk = PoolWalk.TestCase
 

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scheduler.kv.eviction import Eviction, Lru, eviction_of
 from scheduler.kv.predicted_eviction import Predicted
 from scheduler.kv.reuse_stats import ReuseStats
+from tests.drawn import drawn
 
 
 def key(number):
@@ -120,7 +121,7 @@ class EvictionWalk(RuleBasedStateMachine):
 
 
 EvictionWalk.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=drawn(120), stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
 TestEvictionWalk = EvictionWalk.TestCase
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 
@@ -130,7 +131,7 @@ def test_a_pool_for_one_and_a_half_requests_drains_with_bounded_recomputation(sc
     assert engine.scheduler.snapshot().recomputed_tokens <= total / 2
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=drawn(40))
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2), st.integers(0, 6)), min_size=2, max_size=14

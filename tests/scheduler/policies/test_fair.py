@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scheduler.policies.fair import MAX_TENANTS, UNIT, FairPolicy
 from scheduler.policies.token_cost import DEFAULT, LEAST, MOST, TokenCost
 from scheduler.types.step import Chunk, ChunkPhase, ChunkResult, Step, StepResult
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 
@@ -68,7 +69,7 @@ def largest_difference(engine, tenants, weights=None):
 LENGTHS = st.lists(st.tuples(st.integers(1, PROMPT), st.integers(1, OUTPUT)), min_size=3, max_size=9)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=drawn(40))
 @given(
     LENGTHS,
     st.integers(2, 3),
@@ -219,7 +220,7 @@ def test_priority_goes_before_counters():
     assert next(iter(engine.ends)) == "urgent" and list(engine.ends)[-1] == "light"
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=drawn(25))
 @given(
     st.lists(
         st.tuples(st.integers(1, PROMPT), st.integers(1, OUTPUT), st.sampled_from("abc"), st.integers(0, 9)),

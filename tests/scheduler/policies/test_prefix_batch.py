@@ -14,6 +14,7 @@ from scheduler.types.block_hash import root_hash
 from scheduler.types.messages import RequestTimes
 from scheduler.types.request import Request
 from scheduler.types.sampling_params import SamplingParams
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 
 SIZE = 2  # tokens of a block
@@ -229,7 +230,7 @@ class LineWalk:
         self.away += [each] if takes else []
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=drawn(25))
 @given(st.integers(0, 2**32))
 def test_the_queue_is_what_its_definition_says(seed):
     walk = LineWalk(random.Random(seed))

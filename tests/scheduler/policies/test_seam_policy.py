@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
 from scheduler.policies.base import SchedulingPolicy
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_random_walk import ADAPTERS, SchedulerWalk
@@ -106,6 +107,6 @@ class ShortestFirstWalk(SchedulerWalk):
 
 
 ShortestFirstWalk.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=drawn(40), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestShortestFirstWalk = ShortestFirstWalk.TestCase

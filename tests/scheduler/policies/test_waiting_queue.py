@@ -7,6 +7,7 @@ from scheduler.policies.waiting_queue import MAX_PASSES, WaitingQueue
 from scheduler.types.messages import RequestTimes
 from scheduler.types.request import Request
 from scheduler.types.sampling_params import SamplingParams
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 
@@ -23,7 +24,7 @@ def request(arrival, priority=0):
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=drawn(100))
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1)), min_size=10, max_size=120),
     st.integers(0, 32),

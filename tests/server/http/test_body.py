@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from server.errors import MalformedRequest
 from server.http.body import MAX_CHUNK_LINE, MAX_EXCESS, body_reader
+from tests.drawn import drawn
 
 
 def read(length: int | None, data: bytes, step: int | None = None) -> tuple[bytes, bool, bytes]:
@@ -22,7 +23,7 @@ def chunked(*parts: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=drawn(100))
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=8), st.binary(max_size=20), st.integers(1, 60))
 def test_a_body_is_what_was_sent_however_it_is_cut(parts, after, step):
     body = b"".join(parts)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from server.errors import HeadTooLarge, MalformedRequest
 from server.http.head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, HeadReader, RequestHead
+from tests.drawn import drawn
 
 HOST = b"Host: here\r\n"
 
@@ -185,7 +186,7 @@ def test_the_cost_is_linear_however_the_bytes_come():
     assert 0 < looked_at <= 5 * len(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150))
 @given(st.binary(max_size=200), st.integers(1, 40))
 def test_any_bytes_are_read_refused_or_waited_for_however_they_are_cut(noise, step):
     def outcome(step):

@@ -21,6 +21,7 @@ from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.fields import decimal_up_to
 from server.schema.openapi import body_schema
+from tests.drawn import drawn
 from tests.server.api.requests.test_parse import REFUSED
 from tests.server.api.scripted import Server, run
 
@@ -121,7 +122,7 @@ def values():
 
 @pytest.mark.parametrize("model", BASE)
 @given(data=st.data())
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=drawn(300))
 def test_schema_and_parser_agree(model, data):
     names = [*sorted(model.known() - model.IGNORED), "no_such_field"]
     name = data.draw(st.sampled_from(names))

@@ -14,6 +14,7 @@ from scheduler.types.messages import FinishReason, Output
 from server.api.answers import formats
 from server.stream import sse
 from server.stream.sse import CLIENT_GONE
+from tests.drawn import drawn
 from tests.server.api.scripted import Server, run
 
 PATHS = {"/v1/completions": {"prompt": "abc"}, "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]}}
@@ -81,7 +82,7 @@ def outcome(call, stream: bool, n: int, usage: bool) -> str:
     kind=st.sampled_from(INCIDENTS),
     at=st.integers(0, 12),
 )
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=drawn(40))
 def test_a_request_ends_once(path, stream, usage, n, length, per_step, kind, at):
     async def ask():
         server = Server("a" * length)

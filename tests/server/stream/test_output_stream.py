@@ -13,6 +13,7 @@ from scheduler.types.sampling_params import SamplingParams
 from server.errors import EngineDied
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
+from tests.drawn import drawn
 
 REQUEST = AddRequest(request_id="r", prompt_ids=[1], sampling=SamplingParams(max_tokens=9))
 
@@ -129,7 +130,7 @@ ACTIONS = st.lists(st.sampled_from(["push", "finish", "fail", "read", "close", "
 
 
 @given(actions=ACTIONS)
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=drawn(200))
 def test_any_order_of_events_has_one_end_and_counts_what_was_read(actions):
     async def body():
         opened, given_out, reads = Opened(), 0, []

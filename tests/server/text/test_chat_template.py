@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.text.chat_template import ChatTemplate, TemplateError, load_chat_template
+from tests.drawn import drawn
 
 # In the manner of templates in public use: whole-line tags, trims, namespaces, loop controls, tojson, generation blocks.
 BRACKETS = """{{ bos_token }}
@@ -85,7 +86,7 @@ def theirs(reference, source, messages, **options):
 
 
 @given(messages=conversations(), generation=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=drawn(100))
 def test_smollm_as_transformers(smollm, reference, messages, generation):
     rendered = load_chat_template(smollm).render(messages, add_generation_prompt=generation)
     assert rendered == theirs(reference, None, messages, add_generation_prompt=generation)
@@ -95,7 +96,7 @@ def test_smollm_as_transformers(smollm, reference, messages, generation):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(messages=conversations(), generation=st.booleans(), extra=st.sampled_from([{}, {"enable_thinking": False}]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60))
 def test_public_styles_as_transformers(smollm, reference, name, messages, generation, extra):
     ours = ChatTemplate(TEMPLATES[name], smollm.special_tokens)
     expected = theirs(reference, TEMPLATES[name], messages, add_generation_prompt=generation, **extra)
@@ -104,7 +105,7 @@ def test_public_styles_as_transformers(smollm, reference, name, messages, genera
 
 @pytest.mark.parametrize("name", ["smollm", "brackets", "headers", "thinking"])
 @given(messages=conversations(), final=st.sampled_from(["So", "The answer is ", " spaced\n\n", "two\nlines", "你好"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40))
 def test_continuing_the_final_message_as_transformers(smollm, reference, name, messages, final):
     source = smollm.model_chat_template if name == "smollm" else TEMPLATES[name]
     if messages[-1]["role"] == "assistant":

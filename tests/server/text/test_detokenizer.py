@@ -10,6 +10,7 @@ from tokenizers import decoders, models
 
 from server.text.detokenizer import Detokenizer, _StopString
 from server.text.tokenizer import Tokenizer
+from tests.drawn import drawn
 
 # Ids 0-9 are special or whole, the rest are the bytes of the alphabet: characters are cut at every place.
 ids_lists = st.lists(
@@ -64,7 +65,7 @@ def settled(tokenizer, ids, final):
 
 
 @given(ids=ids_lists, cuts=st.lists(st.integers(0, 30), max_size=8), skip=st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=drawn(400))
 def test_pieces_join_to_the_decoded_whole(smollm, ids, cuts, skip):
     detokenizer = Detokenizer(smollm, skip_special_tokens=skip)
     pieces = run(detokenizer, split(ids, cuts))
@@ -73,13 +74,13 @@ def test_pieces_join_to_the_decoded_whole(smollm, ids, cuts, skip):
 
 
 @given(ids=ids_lists, cuts=st.lists(st.integers(0, 30), max_size=8), data=st.data())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=drawn(600))
 def test_stop_strings_against_the_oracle(smollm, ids, cuts, data):
     check_stops(smollm, ids, cuts, data)
 
 
 @given(text=text_ids, cuts=st.lists(st.integers(0, 30), max_size=8), data=st.data())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=drawn(600))
 def test_stop_strings_in_repetitive_text(smollm, text, cuts, data):
     check_stops(smollm, [token for char in text for token in smollm.encode(char)], cuts, data)
 
@@ -105,7 +106,7 @@ def check_stops(smollm, ids, cuts, data):
 
 
 @given(ids=ids_lists, stop=st.text("ab e\n", min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300))
 def test_tokens_are_released_with_their_text(smollm, ids, stop):
     detokenizer = Detokenizer(smollm, stop=[stop])
     text = ""
@@ -121,7 +122,7 @@ def test_tokens_are_released_with_their_text(smollm, ids, stop):
 
 @given(ids=ids_lists, stop=st.text("ab e\n", min_size=1, max_size=4))
 @example(ids=[184, 111], stop="a")  # ED A1, the beginning of a surrogate
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300))
 def test_no_more_is_held_back_than_must_be(smollm, ids, stop):
     detokenizer = Detokenizer(smollm, stop=[stop])
     text = ""
@@ -225,7 +226,7 @@ def sentencepiece():
 
 @given(ids=st.lists(st.integers(1, 260), max_size=12), cuts=st.lists(st.integers(0, 12), max_size=4))
 @example(ids=[4, 4, 1], cuts=[1])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300))
 @pytest.mark.parametrize("continues", [True, False])
 def test_the_first_space_goes_only_at_the_start_of_a_text(sentencepiece, continues, ids, cuts):
     pieces = run(Detokenizer(sentencepiece, continues=continues), split(ids, cuts))
@@ -233,7 +234,7 @@ def test_the_first_space_goes_only_at_the_start_of_a_text(sentencepiece, continu
 
 
 @given(text=st.text(max_size=10))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200))
 def test_whole_characters_from_bytes_as_hugging_face(sentencepiece, text):
     ids = [1, *(6 + byte for byte in text.encode()), 2]
     assert sentencepiece.decode(ids) == sentencepiece._backend.decode(ids) == f"Hello{text} world"

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 
 from server.text.gguf_tokenizer import from_gguf_metadata
 from server.text.tokenizer import TokenizerError, load_folder
+from tests.drawn import drawn
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 KEY = "tokenizer.ggml."
@@ -223,7 +224,7 @@ texts = st.lists(st.one_of(marks, words, st.text(max_size=3)), max_size=9).map("
 
 
 @given(text=texts)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=drawn(120))
 def test_any_text(four, text):
     ids = four.agree(text)
     for skip in (True, False):
@@ -233,7 +234,7 @@ def test_any_text(four, text):
 
 
 @given(text=texts, seed=st.integers(0, 19))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40))
 def test_scores_that_are_no_ranks(pieces, tmp_path_factory, text, seed):
     """As a unigram vocabulary has them. Merging with such scores is llama.cpp's way, and so it is ours."""
     draw = random.Random(seed)

@@ -10,6 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from server.text.gguf_tokenizer import _SPLITS, from_gguf_metadata
 from server.text.tokenizer import TokenizerError
+from tests.drawn import drawn
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 texts = st.text(
@@ -68,7 +69,7 @@ def qwen(prompts):
 
 
 @given(text=texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200))
 def test_qwen2_as_transformers(qwen, text):
     ours, theirs = qwen
     assert ours.encode(text) == theirs.encode(text)
@@ -89,7 +90,7 @@ def gpt2(prompts):
 
 
 @given(text=texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200))
 def test_gpt2_as_transformers(gpt2, text):
     ours, theirs = gpt2
     assert ours.encode(text) == theirs.encode(text)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from server.text.chat_template import MAX_SOURCE_CHARS, ChatTemplate, TemplateError
 from server.text.template_sandbox import MAX_DEPTH, Allowance, TooMuch, weight
+from tests.drawn import drawn
 from tests.server.api.scripted import Server, run
 
 USER = [{"role": "user", "content": "hi"}]
@@ -261,7 +262,7 @@ conversations = st.lists(
 
 @pytest.mark.parametrize("source", HONEST)
 @given(messages=conversations)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=drawn(25))
 def test_honest_templates_are_rendered_as_jinja_renders_them(source, messages):
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

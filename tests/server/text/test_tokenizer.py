@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from configs.model.source import ModelError, resolve_model
 from server.text import load_tokenizer
 from server.text.tokenizer import Tokenizer, TokenizerError, byte_alphabet, load_folder
+from tests.drawn import drawn
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]
 TRICKY = [
@@ -38,7 +39,7 @@ def test_prompts_as_transformers(smollm, reference, prompts):
 
 
 @given(text=any_text)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200))
 def test_any_text_as_transformers(smollm, reference, text):
     ids = smollm.encode(text)
     assert ids == reference.encode(text)
@@ -47,7 +48,7 @@ def test_any_text_as_transformers(smollm, reference, text):
 
 
 @given(ids=st.lists(st.integers(0, 49151), max_size=40), skip=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300))
 def test_any_ids_decode_as_transformers(smollm, reference, ids, skip):
     expected = reference.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
     assert smollm.decode(ids, skip_special_tokens=skip) == expected

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.gpu.attention.cascade_groups import CascadeBatch, Group, find_groups
+from tests.drawn import drawn
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -54,7 +55,7 @@ def best_saving(heights):
     return max((len(run) * min(run) for run in runs), default=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150))
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.data())
 def test_against_all_runs(heights, data):
     """Tables whose neighbours share `heights` blocks: ids follow from the column at which a row left its neighbour."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kernels.gpu.kv.block_copy import WORDS, BlockCopier, _copy_blocks, copy_blocks, reference_copy_blocks
 from kernels.runs import Run, joined
+from tests.drawn import drawn
 
 
 def pool(blocks, *shape, dtype=torch.float32, seed=0):
@@ -65,7 +66,7 @@ def test_neighbours_are_joined(moves, runs):
 moves_of_a_pool = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 8)), max_size=9, unique_by=lambda move: move[1])
 
 
-@settings(max_examples=80)
+@settings(max_examples=drawn(80))
 @given(moves_of_a_pool)
 def test_a_copier_does_what_the_reference_does(moves):
     """Values and their scales, whatever the order; blocks that are no target keep their content."""

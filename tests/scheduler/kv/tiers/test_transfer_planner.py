@@ -7,6 +7,7 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from scheduler.types.transfers import DEVICE
+from tests.drawn import drawn
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import SimTransferWorker
 from tests.scheduler.test_random_walk import ADAPTERS, SchedulerWalk
@@ -66,7 +67,7 @@ class TieredWalk(SchedulerWalk):
 
 
 TieredWalk.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=drawn(150), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestTieredWalk = TieredWalk.TestCase
 

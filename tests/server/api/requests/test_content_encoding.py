@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from server.api.requests import content_encoding
 from server.api.requests.content_encoding import MAX_CODINGS, MAX_MEMBERS, codings_of, decoded, decoded_size
 from server.errors import ApiError, BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from tests.drawn import drawn
 from tests.server.api.scripted import Server, run
 
 BODY = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
@@ -157,7 +158,7 @@ def test_what_lies_between_two_codings_is_limited_too():
 
 
 @given(data=st.data())
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=drawn(60))
 def test_any_bytes_are_decoded_or_refused(data):
     codings = data.draw(st.lists(st.sampled_from(sorted(ENCODE)), min_size=1, max_size=2))
     body = data.draw(st.binary(max_size=400))

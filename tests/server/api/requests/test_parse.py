@@ -16,6 +16,7 @@ from server.schema.chat import ChatRequest, ContentPart, Message
 from server.schema.completions import CompletionRequest
 from server.schema.sampling import StreamOptions
 from server.schema.tokens import DetokenizeRequest, TokenizeRequest
+from tests.drawn import drawn
 
 SETTINGS = Settings()
 USER = {"role": "user", "content": "hi"}
@@ -414,7 +415,7 @@ json_values = st.recursive(
 
 @pytest.mark.parametrize("model", [CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest])
 @given(data=st.data())
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=drawn(150))
 def test_any_json_is_parsed_or_refused(model, data):
     fields = data.draw(st.dictionaries(st.sampled_from(names_of(model)) | st.text(max_size=4), json_values, max_size=5))
     if data.draw(st.booleans()):
@@ -430,7 +431,7 @@ def test_any_json_is_parsed_or_refused(model, data):
 @given(
     body=st.binary(max_size=64) | st.text(alphabet='{}[]",:0123456789.eE+-\\untrfalse ', max_size=64).map(str.encode)
 )
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=drawn(300))
 def test_any_bytes_are_parsed_or_refused(body):
     with contextlib.suppress(InvalidRequest):
         parse(CompletionRequest, body, None, SETTINGS)
