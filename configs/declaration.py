@@ -66,6 +66,12 @@ class Declaration(BaseModel):
     chat_template: str | None = Field(
         None, description="A Jinja file used instead of the model's own chat template.", json_schema_extra=MODEL
     )
+    content_special_tokens: Literal["control", "text"] = Field(
+        "control",
+        description="What a special token's spelling in a chat message is. `control`: the token, so that a message can end its "
+        "turn or forge another. `text`: text, whatever the chat template does to it; only the template itself makes tokens.",
+        json_schema_extra=MODEL,
+    )
     max_model_len: PositiveInt | None = Field(
         None,
         description="Longest prompt plus output, in tokens; the model's own limit if absent: `max_position_embeddings`, times the "

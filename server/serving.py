@@ -69,7 +69,7 @@ class Serving:
         started: float,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
-        chat = load_chat_renderer(tokenizer, settings.chat_template)
+        chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens)
         names = tuple(settings.served_model_name) or (source.name,)
         console = Console(
             sys.stdout,

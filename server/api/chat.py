@@ -16,6 +16,7 @@ from server.schema.answers import ChatAnswer
 from server.schema.chat import ChatRequest, Message
 from server.stream.generation import Delta
 from server.stream.job import TextJob
+from server.text.chat_renderer import ChatRenderer
 from server.text.chat_template import TemplateError
 from server.text.tokenizer import Tokenizer
 
@@ -33,10 +34,11 @@ def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY
         raise InvalidRequest(
             f"`top_logprobs` needs `logprobs` to be true, got {body.top_logprobs}", param="top_logprobs"
         )
+    chat = renderer_of(context)
     text = render(
-        body.messages, body.add_generation_prompt, body.continue_final_message, body.chat_template_kwargs, context
+        chat, body.messages, body.add_generation_prompt, body.continue_final_message, body.chat_template_kwargs
     )
-    prompt = prompt_of(text, False, context, "messages")
+    prompt = prompt_of(text, False, context, "messages", chat.encode)
     common = replace(
         sampling_of(body, context),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -47,16 +49,25 @@ def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY
     return text_job("chatcmpl", model, body, pairs, tenant, continues=body.continue_final_message)
 
 
+def renderer_of(context: ServerContext) -> ChatRenderer:
+    """What makes prompts of conversations.
+
+    Raises:
+        InvalidRequest: the model has no template.
+    """
+    if context.chat is None:
+        raise InvalidRequest("The model has no chat template; use /v1/completions, or start with --chat-template")
+    return context.chat
+
+
 def render(
-    messages: list[Message], add: bool | None, continue_final: bool, kwargs: dict[str, Any], context: ServerContext
+    chat: ChatRenderer, messages: list[Message], add: bool | None, continue_final: bool, kwargs: dict[str, Any]
 ) -> str:
     """The prompt text of a conversation.
 
     Raises:
-        InvalidRequest: the model has no template, or the template refuses the conversation.
+        InvalidRequest: the fields contradict each other, or the template refuses the conversation.
     """
-    if context.chat is None:
-        raise InvalidRequest("The model has no chat template; use /v1/completions, or start with --chat-template")
     if add and continue_final:
         message = "`add_generation_prompt` and `continue_final_message` exclude each other, got both"
         raise InvalidRequest(message, param="add_generation_prompt")
@@ -65,7 +76,7 @@ def render(
         name = min(reserved)
         raise InvalidRequest(f"`chat_template_kwargs` must not hold `{name}`", param=f"chat_template_kwargs.{name}")
     try:
-        return context.chat.render(
+        return chat.render(
             [_for_template(message) for message in messages],
             add_generation_prompt=not continue_final if add is None else add,
             continue_final_message=continue_final,

@@ -60,7 +60,7 @@ def _completion_prompts(body: CompletionRequest, context: ServerContext) -> list
         else:
             check_count(given, context, param)
     return [
-        prompt_of(given, body.add_special_tokens, context, param)
+        prompt_of(given, body.add_special_tokens, context, param, context.tokenizer.encode)
         for given, param in zip(body.prompt, params, strict=True)
     ]
 

@@ -2,13 +2,14 @@
 
 from starlette.responses import Response
 
-from server.api.chat import render
+from server.api.chat import render, renderer_of
 from server.api.context import ServerContext
 from server.api.endpoint import Call, PostEndpoint
 from server.api.requests.validate import text_ids
 from server.api.tenants import ANYBODY, Tenant
 from server.schema.answers import TokenizeAnswer
 from server.schema.tokens import TokenizeRequest
+from server.text.chat_renderer import Encode
 
 
 def tokenized(body: TokenizeRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> TokenizeAnswer:
@@ -18,16 +19,18 @@ def tokenized(body: TokenizeRequest, context: ServerContext, tenant: Tenant = AN
         InvalidRequest, ContextExceeded, ModelNotFound, Unavailable: as for a completion.
     """
     context.model_name(body.model)
+    encode: Encode = context.tokenizer.encode
     if body.messages is None:
         assert body.prompt is not None, "checked by TokenizeRequest"
         text, special, param = body.prompt, True, "prompt"
     else:
+        chat = renderer_of(context)
         kwargs = body.chat_template_kwargs
-        text = render(body.messages, body.add_generation_prompt, body.continue_final_message, kwargs, context)
-        special, param = False, "messages"
+        text = render(chat, body.messages, body.add_generation_prompt, body.continue_final_message, kwargs)
+        special, param, encode = False, "messages", chat.encode
     if body.add_special_tokens is not None:
         special = body.add_special_tokens
-    ids = text_ids(text, special, context, param)
+    ids = text_ids(text, special, context, param, encode)
     return TokenizeAnswer(
         tokens=ids,
         count=len(ids),

@@ -1,7 +1,7 @@
 """Prompts from conversations: the model's own Jinja template, in a sandbox and with the helpers that transformers gives it.
 
-The text of a message is data for the template and is never evaluated as a template itself. Special tokens inside a message are
-encoded as special tokens (`Tokenizer` says more), as Hugging Face and vLLM do.
+The text of a message is data for the template and is never evaluated as a template itself. Whether special tokens inside a
+message count as such is decided where the prompt is encoded: see `server/text/chat_renderer.py`.
 """
 
 import json
@@ -62,6 +62,7 @@ class ChatTemplate:
         special_tokens: variables for the template, such as `bos_token`.
         now: the clock behind `strftime_now`.
         max_chars: the longest prompt, in characters.
+        sandbox: what it runs in. In a `TracingSandbox` prompts are `TracedText`.
 
     Raises:
         TemplateError: the source is not a valid template; the message names the line.
@@ -74,10 +75,11 @@ class ChatTemplate:
         *,
         now: Callable[[], datetime] = datetime.now,
         max_chars: int = MAX_RENDERED_CHARS,
+        sandbox: type[TemplateSandbox] = TemplateSandbox,
     ) -> None:
         if len(source) > MAX_SOURCE_CHARS:
             raise TemplateError(f"chat template: it has {len(source)} characters, more than {MAX_SOURCE_CHARS}")
-        environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+        environment = sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
         environment.meter(environment.filters, "tojson", _to_json)
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda format: now().strftime(format)
@@ -87,8 +89,9 @@ class ChatTemplate:
             raise TemplateError(f"chat template, line {error.lineno}: {error.message}") from error
         except Exception as error:  # nested too deeply for Jinja's parser or for Python's, a number of too many digits
             raise TemplateError(f"chat template: it cannot be compiled: {type(error).__name__}: {error}") from error
+        self.source = source
         self._environment = environment
-        self._special_tokens = dict(special_tokens or {})
+        self._special_tokens = {name: environment.own(token) for name, token in (special_tokens or {}).items()}
         self._max_chars = max_chars
 
     def render(
@@ -117,6 +120,7 @@ class ChatTemplate:
             if add_generation_prompt:
                 raise TemplateError("add_generation_prompt and continue_final_message exclude each other")
             messages = _marked(messages)
+        messages = self._environment.with_own_roles(messages)
         variables = {"tools": None, "documents": None, **self._special_tokens, **kwargs}
         text = self._generate({**variables, "messages": messages, "add_generation_prompt": add_generation_prompt})
         return _cut_at_mark(text) if continue_final_message else text
@@ -138,7 +142,7 @@ class ChatTemplate:
             raise TemplateError(f"the chat template is refused: {error}") from error
         except Exception as error:  # a template is foreign code and may fail in any way on an odd message
             raise TemplateError(f"the chat template failed: {type(error).__name__}: {error}") from error
-        return "".join(pieces)
+        return self._environment.concat(pieces)
 
 
 def _marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -163,7 +167,9 @@ def _cut_at_mark(text: str) -> str:
     return text[:at] if text.startswith(_MARK_SPACE, at) else text[:at].rstrip()
 
 
-def load_chat_template(tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate | None:
+def load_chat_template(
+    tokenizer: Tokenizer, path: str | None = None, sandbox: type[TemplateSandbox] = TemplateSandbox
+) -> ChatTemplate | None:
     """The operator's template at `path`, else the model's own, else None.
 
     Raises:
@@ -175,4 +181,4 @@ def load_chat_template(tokenizer: Tokenizer, path: str | None = None) -> ChatTem
             source = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TemplateError(f"chat template {path} cannot be read: {error}") from error
-    return None if source is None else ChatTemplate(source, tokenizer.special_tokens)
+    return None if source is None else ChatTemplate(source, tokenizer.special_tokens, sandbox=sandbox)

@@ -67,16 +67,23 @@ class ContentShapes:
             taken = self._shapes_of(role)
             if taken is not None:
                 self._taken[role] = taken
+            elif role == "user":
+                break  # it refuses everything, and will say so to each request
         if self._taken.get("user") == ():
             raise TemplateError(
                 "the chat template leaves out what the user says, given as a string or as a list of parts; give one that does "
                 "not with --chat-template"
             )
-        self._lost = frozenset(self._losses())
+        self._lost = frozenset(self._losses() if self._taken else ())
 
     def taken(self, role: str) -> tuple[ContentShape, ...]:
         """The shapes in which content of this role appears; of a role that the template never rendered, the user's."""
         return self._taken.get(role) or self._taken.get("user", ())
+
+    def samples(self) -> Iterator[str]:
+        """Prompts of conversations of all kinds that the template takes."""
+        prompts = (self._rendered(roles) for roles in (_WHOLE if self._taken else ()))
+        return (text for text in prompts if text is not None)
 
     def shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The conversation as the template takes it; each `content` is a `Content`.

@@ -10,7 +10,7 @@ The syntax tree is rewritten for what Jinja has no hook for: iterations, compari
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import BuiltinFunctionType
 from typing import Any, TypeVar
@@ -155,6 +155,14 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.filters[_SPEND] = pass_context(lambda context, units: self.allowance.spent(units))
         self.filters[_SLICED] = pass_context(lambda context, value: self.allowance.copied(value))
         self.filters[_TOUCH] = pass_context(lambda context, value: self.allowance.touch(value))
+
+    def own(self, text: str) -> str:
+        """The text, as one that the template might have written itself."""
+        return text
+
+    def with_own_roles(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The messages, with roles that the template might have written itself."""
+        return messages
 
     @property
     def allowance(self) -> Allowance:

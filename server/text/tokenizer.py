@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
+from server.text.respelling import respelled
+
 # Texts are encoded one at a time, so a thread pool would gain nothing, and the library warns on stderr when a process that has
 # used its pool forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,7 +88,7 @@ class Tokenizer:
     """One model's tokenizer. Immutable once made; `encode` and `decode` may be called from any thread.
 
     Special tokens written inside a text are encoded as special tokens, as Hugging Face and vLLM do: a user who writes
-    `<|im_end|>` ends the turn. To prevent that, remove them from the text first.
+    `<|im_end|>` ends the turn, unless the prompt is encoded as in `server/text/content_as_text.py`.
 
     `longest_token` is the length of the longest token in bytes: a text of more than `n` times as many bytes has more than `n`
     tokens, unless a normalizer shortens it or an added token swallows spaces; only texts made for that purpose do so.
@@ -104,7 +106,7 @@ class Tokenizer:
         self._backend = backend
         self._pieces = _pieces_of(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
         added = backend.get_added_tokens_decoder()
-        self._added = frozenset(added)
+        self._added = {token_id: token.content for token_id, token in added.items()}
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
         self.longest_token = self._longest(backend.get_vocab(with_added_tokens=True))
@@ -123,6 +125,17 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids that `decode` leaves out by default."""
         return self._special
+
+    @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """By id, the tokens that are found in a text as they are spelled, before it is split: all special ones, and others."""
+        return self._added
+
+    def renamed(self, names: Mapping[str, str]) -> "Tokenizer":
+        """The same tokenizer with other spellings of these entries. Takes up to some seconds."""
+        description = respelled(json.loads(self._backend.to_str()), names)
+        special = {role: names.get(token, token) for role, token in self.special_tokens.items()}
+        return Tokenizer(Backend.from_str(json.dumps(description)), special)
 
     @property
     def strips_first_space(self) -> bool:

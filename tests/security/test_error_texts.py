@@ -128,6 +128,7 @@ def test_a_defect_of_ours_is_a_500_that_says_nothing_of_it(stream, monkeypatch, 
     async def ask():
         server = Server("ab")
         monkeypatch.setattr(server.context.tokenizer, "encode", broken)
+        monkeypatch.setattr(server.context.chat, "encode", broken)
         return [
             await server.post("/v1/completions", {"prompt": "a", "stream": stream}),
             await server.post("/v1/chat/completions", {"messages": [USER], "stream": stream}),

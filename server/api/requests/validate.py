@@ -19,6 +19,7 @@ from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.schema.sampling import Sampling
 from server.schema.shown import shown, some
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt
+from server.text.chat_renderer import Encode
 from server.text.tokenizer import Tokenizer
 
 # Below this the softmax is the arg-max, exact ties aside, and logits / temperature leaves the range of fp32.
@@ -42,15 +43,17 @@ def check_ids(ids: Iterable[int], context: ServerContext, param: str) -> None:
             )
 
 
-def prompt_of(given: str | list[int], add_special_tokens: bool, context: ServerContext, param: str) -> TokenizedPrompt:
-    """A text or ids as a prompt that fits the context.
+def prompt_of(
+    given: str | list[int], add_special_tokens: bool, context: ServerContext, param: str, encode: Encode
+) -> TokenizedPrompt:
+    """A text, which is then encoded, or ids as a prompt that fits the context.
 
     Raises:
         ContextExceeded: it is too long; with the limit and the size.
         InvalidRequest: it is empty, or holds an id outside the model's vocabulary.
     """
     if isinstance(given, str):
-        ids = text_ids(given, add_special_tokens, context, param)
+        ids = text_ids(given, add_special_tokens, context, param, encode)
         _check_known(ids, context, param)
         check_count(ids, context, param)
     else:
@@ -61,14 +64,14 @@ def prompt_of(given: str | list[int], add_special_tokens: bool, context: ServerC
     return TokenizedPrompt(ids, given if isinstance(given, str) else None, param)
 
 
-def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param: str) -> list[int]:
+def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param: str, encode: Encode) -> list[int]:
     """The ids of a text, however many the bound on its bytes lets through.
 
     Raises:
         ContextExceeded: the text has too many bytes for its tokens to fit the context; it was not tokenized.
     """
     check_bytes(text, context, param)
-    return context.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return encode(text, add_special_tokens)
 
 
 def check_bytes(text: str, context: ServerContext, param: str) -> None:

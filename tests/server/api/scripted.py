@@ -34,8 +34,7 @@ from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.telemetry.metrics import Metrics
-from server.text.chat_renderer import ChatRenderer
-from server.text.chat_template import ChatTemplate
+from server.text.chat_renderer import load_chat_renderer
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
 
 START, END = 256, 257
@@ -46,7 +45,7 @@ CHATML = (
 )
 
 
-def byte_tokenizer(bos: bool = False) -> Tokenizer:
+def byte_tokenizer(bos: bool = False, template: str | None = CHATML) -> Tokenizer:
     """Token `b` is byte `b`; 256 and 257 begin and end a turn."""
     backend = Backend(models.BPE(vocab={char: byte for byte, char in byte_alphabet().items()}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -54,7 +53,7 @@ def byte_tokenizer(bos: bool = False) -> Tokenizer:
     backend.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
     if bos:
         surround(backend, "<|im_start|>", None)
-    return Tokenizer(backend, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, CHATML)
+    return Tokenizer(backend, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, template)
 
 
 @dataclass
@@ -189,6 +188,8 @@ class Server:
         self, reply="Hello, wörld!", *, template=CHATML, bos=False, ready=True, endpoints=ENDPOINTS, **settings
     ):
         self.settings = Settings(**settings)
+        tokenizer = byte_tokenizer(bos, template)
+        chat = load_chat_renderer(tokenizer, None, self.settings.content_special_tokens)
         metrics = Metrics()
         self.engine = EngineClient("engine", self.settings, metrics)
         self.process = ScriptedProcess(text_reply(reply) if isinstance(reply, str) else reply)
@@ -200,8 +201,8 @@ class Server:
             engines=Engines([self.engine]),
             drain=Drain(),
             metrics=metrics,
-            tokenizer=byte_tokenizer(bos),
-            chat=ChatRenderer(ChatTemplate(template)) if template else None,
+            tokenizer=tokenizer,
+            chat=chat,
             model_names=("small", "org/small"),
             created=1_790_000_000,
         )

@@ -42,7 +42,7 @@ CONVERSATIONS = [("user",), ("user", "assistant", "user"), ("system", "user"), (
 
 
 def renderer(source):
-    return ChatRenderer(ChatTemplate(source))
+    return ChatRenderer(ChatTemplate(source), lambda text, special: [])
 
 
 @pytest.mark.parametrize("roles", CONVERSATIONS, ids=" ".join)

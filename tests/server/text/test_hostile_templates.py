@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.text.chat_template import MAX_SOURCE_CHARS, ChatTemplate, TemplateError
-from server.text.template_sandbox import MAX_DEPTH, Allowance, TooMuch, weight
+from server.text.template_sandbox import MAX_DEPTH, Allowance, TemplateSandbox, TooMuch, weight
+from server.text.tracing_sandbox import TracingSandbox
 from tests.drawn import drawn
 from tests.server.api.scripted import Server, run
 
@@ -175,9 +176,10 @@ def memory(gib: float):
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.parametrize("sandbox", [TemplateSandbox, TracingSandbox])
 @pytest.mark.parametrize("name", COSTLY)
-def test_work_beyond_the_allowance_is_refused(name):
-    template = ChatTemplate(COSTLY[name])
+def test_work_beyond_the_allowance_is_refused(name, sandbox):
+    template = ChatTemplate(COSTLY[name], sandbox=sandbox)
     with memory(0.5), pytest.raises(TemplateError, match=r"is refused: it needs more than \d+ units of work"):
         template.render(USER)
 
@@ -260,17 +262,18 @@ conversations = st.lists(
 )
 
 
+@pytest.mark.parametrize("sandbox", [TemplateSandbox, TracingSandbox])
 @pytest.mark.parametrize("source", HONEST)
 @given(messages=conversations)
 @settings(max_examples=drawn(25))
-def test_honest_templates_are_rendered_as_jinja_renders_them(source, messages):
+def test_honest_templates_are_rendered_as_jinja_renders_them(source, sandbox, messages):
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     plain.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     expected = plain.from_string(source).render(messages=messages)
-    assert ChatTemplate(source).render(messages) == expected
+    assert ChatTemplate(source, sandbox=sandbox).render(messages) == expected
 
 
 def test_the_largest_conversations_are_within_their_allowance():
