@@ -124,7 +124,9 @@ class Declaration(BaseModel):
         json_schema_extra=MODEL | GPU,
     )
     threads: PositiveInt | None = Field(
-        None, description="Threads the engine computes with; all cores if absent.", json_schema_extra=MODEL
+        None,
+        description="Threads the engine computes with; if absent, one for each core it may use.",
+        json_schema_extra=MODEL,
     )
 
     block_size: Literal[8, 16, 32, 64, 128] = Field(

@@ -15,6 +15,7 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import StepLimits
 from engine.kv_store.tiers import TierEntry
+from engine.machine import usable_cores
 from engine.worker import Worker
 from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
@@ -137,7 +138,8 @@ class Backend(Protocol):
 
 
 def import_torch(threads: int | None) -> None:
-    """Import torch, which takes a second, and set how many `threads` it computes with (None: all cores)."""
+    """Import torch, which takes a second, and set how many `threads` it computes with (None: as many as it would by itself, but no
+    more than there are cores to use)."""
     # Threads that spin at the end of each parallel loop take the core from whoever they wait for: with other work on
     # the machine a step took 1-11 s that takes 0.3-0.5 s when they sleep (20 sequences, 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -145,7 +147,7 @@ def import_torch(threads: int | None) -> None:
 
     # Threads are not pinned to cores: with pinning, one stream lost 6 % and 8 streams gained 4 % on two cores, within the
     # machine's drift. The HTTP process needs a core now and then, and the system knows better which.
-    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.set_num_threads(threads or min(torch.get_num_threads(), int(usable_cores().amount)))
 
 
 def generate(worker: Worker, sampling: SamplingParams, prompt_length: int) -> None:

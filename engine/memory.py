@@ -1,9 +1,6 @@
-"""What the memory plans of all devices ask: what is free here, how long a sequence may be, how many blocks that takes. No torch."""
+"""What the memory plans of all devices ask: how long a sequence may be, how many blocks that takes. No torch."""
 
 import logging
-from pathlib import Path
-
-import psutil
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError
@@ -13,13 +10,6 @@ log = logging.getLogger("headrace.engine")
 
 GIB = 2**30
 MIN_TOKENS = 16  # a pool that holds fewer is of no use
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
-
-
-def available_bytes() -> int:
-    """Memory a process can still take without swapping, in bytes; in a container, what its control group leaves."""
-    return min([psutil.virtual_memory().available, *_free_in_cgroups(_CGROUPS, _MEMBERSHIP)])
 
 
 def longest_sequence(settings: Settings, config: ModelConfig) -> int:
@@ -58,35 +48,6 @@ def asked_blocks(blocks: int, fitting: int, least: int, block_bytes: int) -> int
 def covering(tokens: int, block_size: int) -> int:
     """How many blocks hold `tokens` tokens."""
     return -(-tokens // block_size)
-
-
-def _free_in_cgroups(root: Path, membership: Path) -> list[int]:
-    """What each control group (version 2) above this process leaves, in bytes. Empty if none has a limit."""
-    try:
-        lines = membership.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
-    paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
-    folder = root / paths[0] if paths else root
-    found = []
-    while folder == root or root in folder.parents:
-        free = _free_in_cgroup(folder)
-        found += [] if free is None else [free]
-        folder = folder.parent
-    return found
-
-
-def _free_in_cgroup(folder: Path) -> int | None:
-    """Limit minus use, in bytes, not counting file pages that are dropped on demand; None: no limit."""
-    try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return None
-    if limit == "max":
-        return None
-    return max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
 def gib(size: int) -> str:

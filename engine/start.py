@@ -23,6 +23,7 @@ from engine.device import choose_device
 from engine.fingerprint import fingerprints
 from engine.ipc.channel import Channel
 from engine.kv_store.tiers import DeviceBlocks, TierEntry, tiers_of
+from engine.machine import usable_cores
 from engine.models.registry import read_config
 from engine.worker import Worker
 from scheduler.drafting import Drafter
@@ -126,6 +127,7 @@ class Starter:
         startup = Startup(self._settings, self._source, config, self._phase, self._run, self._tiers)
         self._backend = backend = self._choose(startup)
         plan = backend.plan()
+        plan.cores = cores_in_words(self._settings.threads)
         self._channel.send(plan)
         worker = backend.load(plan)
         with self._phase("first token"):
@@ -206,6 +208,15 @@ def exact_drafter(backend: Backend) -> Drafter | None:
             "drafts would change the scales of its blocks, and with them later tokens; set gpu_kv to auto, or use no drafter."
         )
     return backend.drafter
+
+
+def cores_in_words(threads: int | None) -> str:
+    """How many cores the engine may keep busy and what says so, and whether it was told to take more."""
+    cores = usable_cores()
+    count = int(cores.amount)
+    if threads is not None and threads > count:
+        log.warning("threads is %d, but there are only %d cores to use (%s)", threads, count, cores.source)
+    return f"{count} ({cores.source})" + (f", {threads} threads as --threads asks" if threads else "")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.device import SCORED_ROWS, StepLimits, step_limits
 from engine.kv_store.tiers import TierEntry
-from engine.memory import MIN_TOKENS, asked_blocks, available_bytes, covering, gib, longest_sequence
+from engine.machine import free_memory
+from engine.memory import MIN_TOKENS, asked_blocks, covering, gib, longest_sequence
 from scheduler.types.messages import MemoryPlan
 
 MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this
@@ -33,14 +34,15 @@ def plan_memory(
     """
     longest = longest_sequence(settings, config)
     weights, activations = arithmetic.weights_bytes(settings, source, config), activation_bytes(settings, config)
-    available = available_bytes()
+    bound = free_memory()
+    available = int(bound.amount)
     here = [tier for tier in tiers if tier.host_bytes]
     free = available - weights - activations - RUNTIME_BYTES - sum(tier.host_bytes for tier in here)
     if free <= 0:
         takers = " and ".join(["weights and activations", *(f"the KV tier {tier.name}" for tier in here)])
         flags = " or ".join(["--max-step-tokens", *(tier.sized_by for tier in here)])
         raise ModelError(
-            f"{source.name} needs {gib(available - free)} for {takers} and {gib(available)} are available; "
+            f"{source.name} needs {gib(available - free)} for {takers} and {gib(available)} are available ({bound.source}); "
             f"free memory, lower {flags} or take a smaller model."
         )
     kv_per_token = arithmetic.kv_bytes_per_token(config)
@@ -54,6 +56,7 @@ def plan_memory(
         blocks=blocks,
         activations=activations,
         available=available,
+        available_by=bound.source,
         max_model_len=longest,
         context=context,
         concurrent=blocks / covering(context, settings.block_size),

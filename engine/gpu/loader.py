@@ -15,7 +15,7 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
-from engine.memory import available_bytes
+from engine.machine import free_memory
 from engine.sampling.registry import standard_edits
 from engine.tensor_parallel.commands import RankCommand
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
@@ -120,7 +120,7 @@ class GpuLoader:
     def _free_bytes(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.mem_get_info(self._device)[0]
-        return available_bytes() // self._ranks.size
+        return int(free_memory().amount) // self._ranks.size
 
     def load(self, plan: MemoryPlan, send: Callable[[RankCommand], None] | None = None) -> GpuWorker:
         """Load the weights straight to the device, then take the pool.

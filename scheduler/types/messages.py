@@ -75,6 +75,8 @@ class MemoryPlan:
     context: int  # longest request that fits: min(max_model_len, blocks * block_size)
     concurrent: float  # how many requests of that length fit at once
     arithmetic: str  # how the model will be computed, and why
+    available_by: str = ""  # what says how much is available
+    cores: str = ""  # how many may be kept busy, and what says so
 
 
 @dataclass(slots=True, kw_only=True)

@@ -94,13 +94,18 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
         ("weights", size(plan.weights), ""),
         ("KV pool", size(pool), f"{plan.blocks} blocks of {plan.block_size} tokens, {size(plan.kv_per_token)} a token"),
         ("activations", size(plan.activations), ""),
-        ("together", size(total), f"of {size(plan.available)} available"),
+        (
+            "together",
+            size(total),
+            f"of {size(plan.available)} available" + (plan.available_by and f" ({plan.available_by})"),
+        ),
     ]
     context = (
         f"  longest context  {plan.context} tokens ({bound}); {plan.concurrent:.1f} requests of that length fit at once"
     )
     lines = [f"  {name:11}  {amount:>10}  {note}".rstrip() for name, amount, note in rows]
-    return [f"Arithmetic  {plan.arithmetic}", "Memory plan", *lines, context]
+    cores = [f"Cores       {plan.cores}"] if plan.cores else []
+    return [f"Arithmetic  {plan.arithmetic}", *cores, "Memory plan", *lines, context]
 
 
 def phase_lines(phases: Sequence[StartPhase], total: float) -> list[str]:

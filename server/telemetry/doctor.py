@@ -1,7 +1,6 @@
 """`headrace doctor`: what this machine offers for serving, and what is lost for each thing that it lacks."""
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -37,6 +36,8 @@ print(json.dumps({
     "kernels_reason": kernels.reason,
 }))
 """
+# What bounds memory and cores here is the engine's to find out, for the same reason.
+MACHINE_PROBE = "engine.machine"
 _NO_GPU = "serving on a GPU (--device cuda); the CPU computes instead"
 CPU_FEATURES = {
     "avx2": "AVX2",
@@ -61,7 +62,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything. Starts one Python process that imports PyTorch; takes a few seconds."""
-    return [python(), *packages(), folder(), *torch_build(), cpu(), memory(), embedded_model(), gpu(), compiler()]
+    return [python(), *packages(), folder(), *torch_build(), *machine(), embedded_model(), gpu(), compiler()]
 
 
 def report(findings: Iterable[Finding]) -> str:
@@ -134,28 +135,36 @@ def torch_build() -> Iterator[Finding]:
     yield Finding("C++ kernels", found["kernels_reason"], lost)
 
 
-def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
-    """Cores this process may use, and the vector units that matter."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def machine() -> Iterator[Finding]:
+    """Cores and memory, as an engine would find them: what a container or a service may use of the machine's."""
+    probe = subprocess.run([sys.executable, "-m", MACHINE_PROBE], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("CPU", f"unknown: {reason}", "everything", fatal=True)
+        return
+    found: dict[str, Any] = json.loads(probe.stdout)
+    yield cpu(int(found["cores"]["amount"]), found["cores"]["source"])
+    yield memory(int(found["memory"]["amount"]), found["memory"]["source"])
+
+
+def cpu(cores: int, source: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
+    """Cores this process may use, what says so, and the vector units that matter."""
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
     flags = re.search(r"(?:flags|Features)\s*: (.*)", text)
     present = set(flags[1].split()) if flags else set()
     names = [name for flag, name in CPU_FEATURES.items() if flag in present]
-    detail = (
-        f"{cores} cores, {model[1].strip() if model else platform.machine()}, {' '.join(names) or 'features unknown'}"
-    )
+    described = f"{model[1].strip() if model else platform.machine()}, {' '.join(names) or 'features unknown'}"
+    detail = f"{cores} cores ({source}), {described}"
     if flags and not present & {"avx2", "asimd"}:
         return Finding("CPU", detail, "most of the speed: without AVX2 or NEON the linear layers run on scalar code")
     return Finding("CPU", detail)
 
 
-def memory(available: int | None = None, total: int | None = None) -> Finding:
-    """Available and total memory, in bytes; as the system reports them unless given."""
-    now = psutil.virtual_memory()
-    available = now.available if available is None else available
-    total = now.total if total is None else total
-    detail = f"{available / GIB:.1f} GiB available of {total / GIB:.1f} GiB"
+def memory(available: int, source: str, total: int | None = None) -> Finding:
+    """Available memory, what says so, and the machine's total, in bytes; as the system reports it unless given."""
+    total = psutil.virtual_memory().total if total is None else total
+    detail = f"{available / GIB:.1f} GiB available ({source}) of {total / GIB:.1f} GiB"
     if available < COMFORTABLE_BYTES:
         return Finding("memory", detail, "room for the default pool; try `headrace serve --config small`")
     return Finding("memory", detail)

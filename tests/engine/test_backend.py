@@ -1,13 +1,16 @@
 """What every backend does alike: the first token is generated step by step, and a model that gives none is refused."""
 
 import pytest
+import torch
 
 from configs.model.source import ModelError
 from configs.settings import Settings
-from engine.backend import generate
+from engine import backend, start
+from engine.backend import generate, import_torch
+from engine.cgroups import Bound
 from engine.device import StepLimits, step_limits
 from engine.sequence import Sequence
-from engine.start import explained
+from engine.start import cores_in_words, explained
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkPhase, ChunkResult, SequenceInit, StepResult
 
@@ -98,3 +101,21 @@ def test_every_other_error_stays_as_it_is(error):
     with pytest.raises(type(error)) as raised, explained("m"):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize(("asked", "cores", "threads"), [(None, 2, 2), (None, 64, 8), (3, 2, 3)])
+def test_no_more_threads_than_there_are_cores_to_use_unless_asked_for(monkeypatch, asked, cores, threads):
+    taken = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(backend, "usable_cores", lambda: Bound(cores, "cpu.max of /a"))
+    import_torch(asked)
+    assert taken == [threads]
+
+
+def test_more_threads_than_cores_are_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(start, "usable_cores", lambda: Bound(2, "cpu.max of /a"))
+    assert cores_in_words(None) == "2 (cpu.max of /a)"
+    assert not caplog.records
+    assert cores_in_words(16) == "2 (cpu.max of /a), 16 threads as --threads asks"
+    assert "threads is 16, but there are only 2 cores to use (cpu.max of /a)" in caplog.text

@@ -8,6 +8,7 @@ import pytest
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.__main__ import serve
+from engine.cgroups import Bound
 from engine.cpu import memory_plan
 from engine.ipc.failures import EXIT_MODEL
 from engine.start import Starter
@@ -38,7 +39,7 @@ def failure(tmp_path, monkeypatch):
     """How the start of a dummy model, made with `changes` and served with settings, fails."""
 
     def start(changes, **settings):
-        monkeypatch.setattr(memory_plan, "available_bytes", lambda: 2**62)
+        monkeypatch.setattr(memory_plan, "free_memory", lambda: Bound(2**62, "the test"))
         config = TINY["llama"].config().to_dict() | changes | {"architectures": ["LlamaForCausalLM"]}
         (tmp_path / "config.json").write_text(json.dumps(config))
         recorder = Recorder()

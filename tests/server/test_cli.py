@@ -1,6 +1,7 @@
 """The headrace command: exit codes, what it prints where, and what it does not import."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import yaml
 
 from configs.knob import knobs
 from configs.settings import Settings
+from engine.ipc.private_folder import NoFolder
 from server.cli import main
 from server.commands import COMMANDS, plugins, serve_parser
 from server.telemetry import doctor
@@ -140,6 +142,24 @@ def test_doctor_finds_everything_here(capsys):
         assert f"  {subject} " in printed
 
 
+def test_doctor_says_what_bounds_cores_and_memory(tmp_path, monkeypatch):
+    cpu, memory = doctor.machine()
+    assert re.match(r"\d+ cores \(.+\), ", cpu.detail)
+    assert re.fullmatch(r"[\d.]+ GiB available \(.+\) of [\d.]+ GiB", memory.detail)
+    monkeypatch.setattr(doctor, "MACHINE_PROBE", "a.module.that.nobody.has")
+    (unknown,) = doctor.machine()
+    assert unknown.fatal and "No module named" in unknown.detail
+
+
+def test_doctor_says_that_nothing_can_be_written_to(monkeypatch):
+    def nowhere():
+        raise NoFolder("no folder can be written to")
+
+    assert not doctor.folder().fatal
+    monkeypatch.setattr(doctor, "temporary_folder", nowhere)
+    assert doctor.folder().fatal and "no folder can be written to" in doctor.report([doctor.folder()])
+
+
 def test_doctor_fails_where_the_distribution_is_absent():
     (finding,) = doctor.packages("a-distribution-that-nobody-has-installed")
     assert finding.fatal and "make setup" in finding.lost
@@ -158,9 +178,9 @@ def test_doctor_says_that_a_gpu_serves_where_there_is_one(tmp_path, monkeypatch)
 def test_doctor_says_what_is_lost_with_an_old_cpu_and_little_memory(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name\t: Old One\nflags\t\t: sse sse2\n")
-    assert "AVX2" in doctor.cpu(cpuinfo).lost
+    assert "AVX2" in doctor.cpu(2, "all", cpuinfo).lost
     cpuinfo.write_text("model name\t: New One\nflags\t\t: sse avx2 avx512f avx512_vnni\n")
-    assert doctor.cpu(cpuinfo) == doctor.Finding("CPU", doctor.cpu(cpuinfo).detail)
-    assert doctor.cpu(cpuinfo).detail.endswith("New One, AVX2 AVX-512 AVX-512 VNNI")
-    assert "small" in doctor.memory(available=2**30, total=2**31).lost
-    assert not doctor.memory(available=2**33, total=2**34).lost
+    assert doctor.cpu(2, "all", cpuinfo) == doctor.Finding("CPU", doctor.cpu(2, "all", cpuinfo).detail)
+    assert doctor.cpu(2, "all", cpuinfo).detail.endswith("New One, AVX2 AVX-512 AVX-512 VNNI")
+    assert "small" in doctor.memory(2**30, "all", 2**31).lost
+    assert not doctor.memory(2**33, "all", 2**34).lost

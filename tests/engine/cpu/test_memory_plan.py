@@ -1,6 +1,5 @@
 """Sharing out memory, with the machine's size injected."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +8,12 @@ import pytest
 from configs.model.config import LinearScaling
 from configs.model.source import ModelError
 from configs.settings import Settings
-from engine import memory
+from engine.cgroups import Bound
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
 from engine.cpu.memory_plan import activation_bytes, plan_memory
 from engine.device import SCORED_ROWS
 from engine.kv_store.tiers import DiskTier, HostTier
-from engine.memory import available_bytes
 from engine.models.layout import weights_bytes
 from engine.models.registry import read_config
 
@@ -33,7 +31,7 @@ def plan(monkeypatch, smollm2_source, config):
     """The plan for settings on a machine with `gib` GiB available."""
 
     def make(gib, *, model=config, tiers=(), **settings):
-        monkeypatch.setattr(memory_plan, "available_bytes", lambda: int(gib * GIB))
+        monkeypatch.setattr(memory_plan, "free_memory", lambda: Bound(gib * GIB, "the test"))
         return plan_memory(Settings(**settings), smollm2_source, model, EXACT, tiers)
 
     return make
@@ -164,36 +162,3 @@ def test_activations_cover_a_prompt_that_is_scored(config):
 
     assert logits_rows(1) >= 2.1 * SCORED_ROWS
     assert logits_rows(256) == 4 * 256
-
-
-def test_this_machine_has_memory():
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < available_bytes() <= physical
-
-
-def group(folder: Path, limit: str, used: int, file_pages: int = 0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {file_pages}\n")
-
-
-def test_control_groups_limit_what_is_available(tmp_path):
-    """The process's own group counts and every one above it; file pages that can be dropped do not."""
-    membership = tmp_path / "cgroup"
-    membership.write_text("0::/outer/inner\n")
-    root = tmp_path / "fs"
-    group(root / "outer", "1000", 400, 100)
-    group(root / "outer" / "inner", "max", 300)
-    assert memory._free_in_cgroups(root, membership) == [700]
-    group(root / "outer" / "inner", "500", 300)
-    assert min(memory._free_in_cgroups(root, membership)) == 200
-    group(root / "outer" / "inner", "500", 900)
-    assert min(memory._free_in_cgroups(root, membership)) == 0
-
-
-def test_without_control_groups_nothing_limits(tmp_path):
-    assert memory._free_in_cgroups(tmp_path, tmp_path / "none") == []
-    membership = tmp_path / "cgroup"
-    membership.write_text("12:cpu:/x\n")
-    assert memory._free_in_cgroups(tmp_path, membership) == []

@@ -57,9 +57,14 @@ def test_the_plan_adds_up():
     plan = MemoryPlan(
         weights=100 * 2**20, kv_per_token=2**10, block_size=32, blocks=32, activations=2**20, available=2**30,
         max_model_len=512, context=512, concurrent=2.0, arithmetic="exact: why",
+        available_by="memory.high of /a", cores="2 (cpu.max of /b)",
     )  # fmt: skip
     lines = plan_lines(plan)
-    assert any("together" in line and "102.0 MiB" in line and "of 1.0 GiB available" in line for line in lines)
+    assert any(
+        "together" in line and "102.0 MiB" in line and "of 1.0 GiB available (memory.high of /a)" in line
+        for line in lines
+    )
+    assert "Cores       2 (cpu.max of /b)" in lines
     assert "512 tokens (the model's limit); 2.0 requests" in lines[-1]
 
 
