@@ -23,6 +23,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     │   └── GenerationFailed     500  the engine failed this request
     └── Unavailable              503  starting, draining, or the engine died; with Retry-After
         ├── TooManyConnections   503  in all, or from this address
+        ├── TooManyBodies        503  there was no room for this one
         └── EngineDied           503  while this request was open
 
 The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present. Every code that a client
@@ -189,6 +190,12 @@ class TooManyConnections(Unavailable):
     """As many connections are open as there may be, in all or from one address."""
 
     code = "too_many_connections"
+
+
+class TooManyBodies(Unavailable):
+    """The bodies of other requests took all the room there is, until these are parsed."""
+
+    code = "too_many_bodies"
 
 
 class EngineDied(Unavailable):

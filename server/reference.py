@@ -7,7 +7,8 @@ from typing import Any, get_args, get_origin
 from configs.settings import Settings
 from server.api.endpoint import Endpoint, PostEndpoint
 from server.api.endpoints import ENDPOINTS
-from server.errors import ApiError
+from server.body_room import FREE_BYTES, PATIENCE_SECONDS, ROOM_BYTES
+from server.errors import ApiError, TooManyBodies
 from server.schema.base import INT32_MAX, Body
 from server.schema.limits import LIMITS
 from server.schema.openapi import body_schema
@@ -158,7 +159,9 @@ def _limits() -> str:
     ]
     extra = (
         "Prompts times `n` may be at most the larger of `--max-prompts` and `--max-n`. A body may have "
-        f"`--max-body-bytes` ({_default('max_body_bytes')}) bytes; more is a 413."
+        f"`--max-body-bytes` ({_default('max_body_bytes')}) bytes; more is a 413. Bodies that are not parsed yet may have "
+        f"{ROOM_BYTES // 2**20} MiB in all, beside {FREE_BYTES // 1024} KiB each: beyond that one is read at a time, and the "
+        f"others wait for {PATIENCE_SECONDS:g} s before they are answered 503 (`{TooManyBodies.code}`)."
     )
     table = "| field | what | knob | default |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
     return f"## Limits an operator may set\n\n{table}\n\n{extra}"

@@ -1,9 +1,10 @@
 """What endpoints work with: made once at start-up and handed to each of them; none of it is global."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from configs.settings import Settings
 from scheduler.types.messages import Ready
+from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
 from server.errors import ModelNotFound
@@ -28,6 +29,7 @@ class ServerContext:
     chat: ChatRenderer | None
     model_names: tuple[str, ...]
     created: int
+    bodies: BodyRoom = field(default_factory=BodyRoom)
 
     def info(self) -> Ready:
         """What an engine said when it became ready.

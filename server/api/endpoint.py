@@ -19,6 +19,7 @@ from server.api.context import ServerContext
 from server.api.requests.content_encoding import codings_of, decoded, decoded_size
 from server.api.requests.parse import Parsed, parse
 from server.api.tenants import Tenant
+from server.body_room import BodyShare
 from server.schema.answers import AnswerBody, errors
 from server.schema.base import Body
 from server.schema.openapi import request_body
@@ -172,18 +173,28 @@ class PostEndpoint(Endpoint, Generic[B, V]):
         """What the body asks for. The body itself, which may be long, is not kept while that is computed."""
         headers, settings = call.request.headers, call.context.settings
         codings, limit = codings_of(headers.getlist("content-encoding")), settings.max_body_bytes
-        content = b"".join([part async for part in call.request.stream()])
-        size = await asyncio.to_thread(decoded_size, content, codings, limit) if codings else len(content)
+        with call.context.bodies.share() as share:
+            content = await _content(call.request, share)
+            size = await asyncio.to_thread(decoded_size, content, codings, limit) if codings else len(content)
 
-        def valid() -> tuple[V, Parsed[B]]:
-            parsed = parse(self.body, decoded(content, codings, limit), headers.get("content-type"), settings)
-            return self.validate(parsed.request, call.context, call.tenant), parsed
+            def valid() -> tuple[V, Parsed[B]]:
+                parsed = parse(self.body, decoded(content, codings, limit), headers.get("content-type"), settings)
+                return self.validate(parsed.request, call.context, call.tenant), parsed
 
-        return await by_size(size, valid)
+            return await by_size(size, valid)
 
     def openapi(self, settings: Settings) -> dict[str, Any]:
         """The body's schema and examples."""
         return request_body(self.body, settings, dict(self.examples))
+
+
+async def _content(request: Request, share: BodyShare) -> bytes:
+    """The body, as it was sent."""
+    content = bytearray()  # a list would have 40 bytes and more for each part, and some clients send parts of one byte
+    async for part in request.stream():
+        content += part
+        await share.grow(len(part))
+    return bytes(content)
 
 
 def json_response(answer: AnswerBody, headers: Mapping[str, str] | None = None) -> Response:

@@ -47,7 +47,8 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(resolve_model(None).path)
 
 
-def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drain) -> FastAPI:
+def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drain, **parts: Any) -> FastAPI:
+    """`parts`: further fields of the context."""
     context = ServerContext(
         settings=settings,
         engines=engines,
@@ -57,6 +58,7 @@ def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drai
         chat=load_chat_renderer(tokenizer()),
         model_names=("scripted",),
         created=0,
+        **parts,
     )
     return create_app(context)
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from server.body_room import BodyRoom
 from server.engines.engines import Engines
 from tests.server.engines.harness import eventually, make_app, run, running
 from tests.server.engines.scripted_engine import HOLD
 from tests.server.http import real_server
-from tests.server.http.real_server import QUICK, answers, get
+from tests.server.http.real_server import QUICK, answers, get, statuses
 
 pytestmark = pytest.mark.processes
 
@@ -23,10 +24,10 @@ def post(path: str, body: object, *lines: bytes, version: str = "1.1") -> bytes:
     return f"POST {path} HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n".encode() + head + b"\r\n" + content
 
 
-def served(check, limits=None):
+def served(check, limits=None, **parts):
     async def body():
         async with running() as rig:
-            app = make_app(rig.settings, Engines([rig.client]), rig.metrics, rig.drain)
+            app = make_app(rig.settings, Engines([rig.client]), rig.metrics, rig.drain, **parts)
             async with real_server.running(app, limits) as server:
                 await asyncio.wait_for(check(server, rig), 60)
 
@@ -76,6 +77,67 @@ def test_a_body_over_the_limit_is_answered_413_to_a_client_that_sends_it_all_fir
         assert status == 413 and headers["connection"] == "close" and b"33554432" in body
 
     served(check)
+
+
+def long_body(size: int) -> bytes:
+    content = b'{"prompt": [5, 6], "max_tokens": 2' + b" " * size + b"}"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    return head % len(content) + content
+
+
+def test_bodies_that_come_faster_than_they_are_parsed_wait_and_are_all_answered():
+    """Twelve of 1 MB, which all send half of it first, in a room for two of them."""
+    room = BodyRoom(limit=2**21)
+    most = 0
+
+    async def check(server, rig):
+        nonlocal most
+        connections = [await server.open() for _ in range(12)]
+        request = long_body(10**6)
+        for _, writer in connections:
+            writer.write(request[: len(request) // 2])
+        for _, writer in connections:
+            for start in range(len(request) // 2, len(request), 2**16):
+                writer.write(request[start : start + 2**16])
+                most = max(most, room.held)
+                await asyncio.sleep(0)
+        assert [statuses(await reader.read()) for reader, _ in connections] == [[200]] * 12
+        for _, writer in connections:
+            writer.close()
+
+    served(check, bodies=room)
+    assert room.held == 0
+    assert 2**21 < most <= 2**21 + 10**6 + 12 * 3 * 2**16
+
+
+def test_a_body_that_finds_no_room_for_long_is_refused_and_small_ones_never_are():
+    async def check(server, rig):
+        first = await server.open()
+        first[1].write(long_body(600_000)[:400_000])
+        await eventually(lambda: room.held > 300_000)
+        ((status, headers, body),) = answers(await server.ask(long_body(200_000)))
+        assert status == 503 and headers["retry-after"] and b"too_many_bodies" in body
+        assert statuses(await server.ask(long_body(1000))) == [200]
+        first[1].close()
+        await eventually(lambda: room.held == 0)
+        assert statuses(await server.ask(long_body(200_000))) == [200]
+
+    room = BodyRoom(limit=300_000, patience=0.05)
+    served(check, bodies=room)
+
+
+@pytest.mark.parametrize("sent", [b"", b"{", b'{"prompt": [5'])
+def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind(sent):
+    async def check(server, rig):
+        _, writer = await server.open()
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + sent)
+        await eventually(lambda: len(server.web.server_state.tasks) == 1)
+        writer.close()
+        await eventually(lambda: len(server.web.server_state.tasks) == 0 and len(server.connections) == 0)
+        assert room.held == 0 and rig.client.open_count == 0
+
+    room = BodyRoom()
+    served(check, bodies=room)
 
 
 def test_nothing_opens_a_file_while_requests_are_served():
