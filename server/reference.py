@@ -34,9 +34,9 @@ PROSE = """## Rules
 - Without `max_tokens` a completion has at most 16 tokens, a chat answer as many as are left in the context; with
   `--default-max-tokens` both have at most that many. `--max-output-tokens` bounds every answer, and what may be asked for.
 - An answer ends at every end token that any file of the model names: `eos_token_id` of `generation_config.json` and of
-  `config.json`, the tokenizer's `eos_token`, the keys of a GGUF file, and the known spellings of an end of turn
-  (`<|im_end|>`, `<|eot_id|>`, ...) that are control tokens of its vocabulary. The line "End tokens" at start-up lists them with
-  what names each. `ignore_eos` and `min_tokens` concern all of them.
+  `config.json`, the tokenizer's `eos_token`, the keys of a GGUF file, and the known spellings of the end of a turn or of a
+  text (`<|im_end|>`, `<|eot_id|>`, `<|endoftext|>`, ...) that are control tokens of its vocabulary. The line "End tokens" at
+  start-up lists them with what names each. `ignore_eos` and `min_tokens` concern all of them.
 - `temperature` below 0.0001 is greedy, like 0.
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
   from it, so the same request gives the same text each time.

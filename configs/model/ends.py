@@ -14,8 +14,9 @@ from configs.model.fields import Fields, read_json
 
 SPELLING = "its spelling"
 
-# The ends of a turn, or of a message that waits for a tool, as the families spell them. They count where they are control tokens.
-END_OF_TURN = (
+# The ends of a turn, of a message that waits for a tool, and of a text, as the families spell them: llama.cpp's list and some more.
+# They count where they are control tokens.
+SPELLINGS = (
     "<|im_end|>",  # ChatML: Qwen, SmolLM, Yi, Phi-4, Kimi
     "<|eot_id|>",  # Llama 3, and its end of a message
     "<|eom_id|>",
@@ -36,6 +37,11 @@ END_OF_TURN = (
     "<EOT>",
     "\u2581<EOT>",  # Code Llama
     "[EOT]",
+    "<|endoftext|>",  # GPT-2, Qwen, SmolLM: between two texts of pre-training; chat models still write it, and name another
+    "<|end_of_text|>",  # Llama 3, Granite, likewise
+    "</s>",  # Llama 2, Mistral, and models made of them that speak ChatML
+    "<eos>",  # Gemma
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek
 )
 _MESSAGE_END, _ANSWER_ENDS = "<|end|>", ("<|return|>", "<|call|>")
 
@@ -98,7 +104,7 @@ class TokenNames:
 
     def _own(self) -> Iterable[Named]:
         yield from self.named
-        spelled = [text for text in END_OF_TURN if text in self.control]
+        spelled = [text for text in SPELLINGS if text in self.control]
         if all(text in spelled for text in _ANSWER_ENDS):  # there, it ends a message of several in one answer
             spelled = [text for text in spelled if text != _MESSAGE_END]
         yield SPELLING, [self.control[text] for text in spelled]

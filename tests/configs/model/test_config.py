@@ -187,7 +187,7 @@ def test_the_embedded_model(smollm2_source):
     config = read_config(smollm2_source)
     assert (config.architecture, config.vocab_size, config.layers, config.max_position) == ("llama", 49152, 30, 8192)
     assert (config.heads, config.kv_heads, config.head_dim, config.group) == (9, 3, 64, 3)
-    assert (config.rope_theta, config.tie_word_embeddings, config.eos_token_ids) == (1e5, True, (2,))
+    assert (config.rope_theta, config.tie_word_embeddings, config.eos_token_ids) == (1e5, True, (2, 0))
     assert config.kv_bytes_per_token == 30 * 2 * 3 * 64 * 4
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from configs.model.ends import END_OF_TURN, describe_ends, gguf_ends, read_token_names
+from configs.model.ends import SPELLINGS, describe_ends, gguf_ends, read_token_names
 from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelError, ModelSource
 from engine.models.registry import read_config, read_gguf_config
@@ -26,7 +26,7 @@ def of(ends):
 
 def vocabulary(*entries, **keys):
     """Metadata with these control tokens (or pairs of token and type), from id 3 on."""
-    pairs = [("<unk>", 2), ("a", NORMAL), ("</s>", CONTROL)]
+    pairs = [("<unk>", 2), ("a", NORMAL), ("<end>", CONTROL)]
     pairs += [entry if isinstance(entry, tuple) else (entry, CONTROL) for entry in entries]
     tokens, types = map(list, zip(*pairs, strict=True))
     return {KEY + key: value for key, value in {"tokens": tokens, "token_type": types, **keys}.items()}
@@ -38,27 +38,30 @@ def ends_of(*entries, **keys):
 
 def test_the_embedded_model_ends_its_turns_whatever_its_file_calls_the_end(smollm2_source):
     header = read_gguf_header(smollm2_source.path)
-    for said, expected in {0: (0, 2), 2: (2,), None: (2,)}.items():
+    for said, expected in {0: (0, 2), 2: (2, 0), None: (2, 0)}.items():
         metadata = header.metadata | {KEY + "eos_token_id": said}
         config = read_gguf_config(replace(header, metadata=metadata))
         assert config.eos_token_ids == expected
     header.metadata[KEY + "eos_token_id"] = 0
-    assert describe_ends(read_gguf_config(header).ends) == "0 <|endoftext|> (eos_token_id); 2 <|im_end|> (its spelling)"
+    assert (
+        describe_ends(read_gguf_config(header).ends)
+        == "0 <|endoftext|> (eos_token_id, its spelling); 2 <|im_end|> (its spelling)"
+    )
 
 
 def test_every_key_of_a_gguf_file_counts():
-    assert ends_of(eos_token_id=2) == {2: ("</s>", "eos_token_id")}
+    assert ends_of(eos_token_id=2) == {2: ("<end>", "eos_token_id")}
     assert ends_of("x", "y", eos_token_id=2, eot_token_id=3, eom_token_id=4) == {
-        2: ("</s>", "eos_token_id"), 3: ("x", "eot_token_id"), 4: ("y", "eom_token_id"),
+        2: ("<end>", "eos_token_id"), 3: ("x", "eot_token_id"), 4: ("y", "eom_token_id"),
     }  # fmt: skip
     assert ends_of("x", eos_token_ids=[2, 3, 2], eot_token_id=3) == {
-        2: ("</s>", "eos_token_ids"), 3: ("x", "eos_token_ids", "eot_token_id"),
+        2: ("<end>", "eos_token_ids"), 3: ("x", "eos_token_ids", "eot_token_id"),
     }  # fmt: skip
     assert ends_of("<|eot_id|>", eos_token_id=3) == {3: ("<|eot_id|>", "eos_token_id", "its spelling")}
     assert ends_of() == {}
 
 
-@pytest.mark.parametrize("spelling", END_OF_TURN)
+@pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_known_spelling_counts_where_it_is_a_control_token(spelling):
     assert ends_of(spelling, eos_token_id=2)[3] == (spelling, "its spelling")
     for kind in (NORMAL, USER_DEFINED):
@@ -78,6 +81,18 @@ def test_what_the_model_cannot_produce_is_no_end():
         of_gguf({KEY + "eot_token_id": 320})
     with pytest.raises(ModelError, match=r"eot_token_id is 'x', not a token id"):
         of_gguf({KEY + "eot_token_id": "x"})
+
+
+@pytest.mark.parametrize(
+    ("turn", "text", "generation"), [("<|im_end|>", "<|endoftext|>", [3, 4]), ("<|eot_id|>", "<|end_of_text|>", [4, 3])]
+)
+def test_a_gguf_file_ends_answers_where_its_folder_does(folder, turn, text, generation):
+    """The one names a single token; the published generation_config.json of the other lists both."""
+    plain_vocabulary = {"added_tokens": [{"id": 3, "content": turn}, {"id": 4, "content": text}]}
+    write(folder, "tokenizer", **plain_vocabulary)
+    write(folder, "config", **LLAMA | {"eos_token_id": 3})
+    write(folder, "generation_config", eos_token_id=generation)
+    assert set(ends_in(folder)) == set(ends_of(turn, text, eos_token_id=3)) == {3, 4}
 
 
 @pytest.mark.parametrize("broken", [{"tokens": None}, {"tokens": [3]}, {"token_type": "x"}, {"token_type": [3]}])
