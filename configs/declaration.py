@@ -222,6 +222,27 @@ class Declaration(BaseModel):
         "priority, then one shared prefix after another, for offline batches. See scheduling.md.",
         json_schema_extra=SCHEDULER,
     )
+    priority_scope: Literal["tenant", "all", "none"] = Field(
+        "tenant",
+        description="Whose requests a request's `priority` may pass. `tenant`: those of the same API key, and everybody's for keys "
+        "in priority_keys; where no keys are required those of the same `user` with `fair`, else everybody's. `all`: everybody's. "
+        "`none`: requests with a `priority` other than 0 are refused.",
+        json_schema_extra=SCHEDULER,
+    )
+    priority_keys: list[Text] = Field(
+        default_factory=list,
+        description="With priority_scope `tenant`: API keys, by their names in key_names, whose requests' priorities hold among "
+        "everybody's.",
+        json_schema_extra=SCHEDULER,
+    )
+    priority_aging_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=86400,
+        description="A request that has waited so long goes with the most urgent ones, whatever its `priority`; at most an eighth "
+        "of max_running at a time do. 0: priorities never age.",
+        json_schema_extra=SCHEDULER,
+    )
     tenant_weights: list[Weight] = Field(
         default_factory=list,
         description="With `fair`: shares of tenants, each NAME=WEIGHT with a weight from 0.01 to 100; 1 for those not named. A "

@@ -94,7 +94,7 @@ def read_by(kind: Kind) -> tuple[str, ...]:
     return tuple(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("read_by") == kind)
 
 
-_ABOUT_KEYS = {"api_key", "key_names", "isolate_keys"}
+_ABOUT_KEYS = {"api_key", "key_names", "isolate_keys", "priority_keys"}
 _TIERS = ("kv_host_gib", "kv_disk_path")
 _SHARES = ("kv_memory_fraction", "gpu_memory_fraction")
 
@@ -165,7 +165,35 @@ _NEEDS = (
         "set scheduling fair",
     ),
     _Need(
-        ("isolate_keys", "key_names"),
+        ("priority_keys", "priority_aging_seconds"),
+        "scheduling",
+        lambda self: self.scheduling != "fcfs",
+        "with fcfs requests have no priorities",
+        "set scheduling priority, fair or throughput",
+    ),
+    _Need(
+        ("priority_scope",),
+        "scheduling",
+        lambda self: self.scheduling != "fcfs" or self.priority_scope == "none",
+        "with fcfs requests have no priorities",
+        "set scheduling priority, fair or throughput",
+    ),
+    _Need(
+        ("priority_keys",),
+        "priority_scope",
+        lambda self: self.priority_scope == "tenant",
+        "only priority_scope tenant tells keys apart",
+        "set priority_scope tenant",
+    ),
+    _Need(
+        ("priority_aging_seconds",),
+        "priority_scope",
+        lambda self: self.priority_scope != "none",
+        "with priority_scope none all priorities are equal",
+        "set priority_scope tenant or all",
+    ),
+    _Need(
+        ("isolate_keys", "key_names", "priority_keys"),
         "api_key",
         lambda self: bool(self.api_key),
         "api_key is empty, so there are no keys to which it could apply",
@@ -189,6 +217,10 @@ def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:
         yield Contradiction(("key_names", "api_key"), text)
         return
     known = settings.tenants
+    for tenant in settings.priority_keys:
+        if keys and tenant not in known:
+            text = f"priority_keys names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"
+            yield Contradiction(("priority_keys", "api_key"), text)
     for tenant, _ in map(parse_weight, settings.tenant_weights):
         if known and tenant not in known:
             text = f"tenant_weights names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"

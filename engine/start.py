@@ -185,6 +185,7 @@ class Starter:
                 scheduling=settings.scheduling,
                 tenant_weights=dict(map(parse_weight, settings.tenant_weights)),
                 decode_price=settings.decode_price,
+                priority_aging=settings.priority_aging_seconds,
                 adapters=frozenset(backend.adapters),
                 produces=backend.produces,
             ),

@@ -26,6 +26,7 @@ from scheduler.integrity import check_requests
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
+from scheduler.policies.aging import Aging
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.factory import make_policy
 from scheduler.preemption import Preemption
@@ -83,6 +84,7 @@ class Scheduler:
             config=config, pool=pool, cache=cache, transfers=transfers, table=table, chunks=chunks, stats=stats
         )
         self._plan_with(Drafting(drafter, pool, config.context))
+        self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
         self._next_arrival = 0
         self._next_step = 0
 
@@ -151,6 +153,7 @@ class Scheduler:
             prompt_ids=message.prompt_ids,
             sampling=message.sampling,
             priority=message.priority,
+            own_priority=message.own_priority,
             arrival=self._next_arrival,
             root=root_hash(self.config.fingerprint, message.cache_salt, message.adapter),
             times=RequestTimes(queued=now, scheduled=now),
@@ -198,6 +201,7 @@ class Scheduler:
         self._chunks.published_by.clear()
         self.pool.eviction.expire(now)
         self._transfers.expire(now)
+        self._aging.plan(now)
         self._prefills.make_room(now)
         decodes, preempted = self._decodes.grow()
         if not preempted:

@@ -83,13 +83,24 @@ class SchedulingPolicy:
 
         Equals never are: what one gains the other loses, and all pay for the lost work.
         """
-        return running.priority > newcomer.priority
+        return running.priority > newcomer.priority or (
+            running.priority == newcomer.priority and yields(running, newcomer) > 0
+        )
 
     def preemption_rank(self, request: Request, needy: Request) -> Rank:
         """How soon a running request is preempted for one that needs a block to continue: the highest first."""
-        return (request.priority,)
+        return request.priority, yields(request, needy)
 
     def is_stable(self, waiting: WaitingQueue, running: Collection[Request]) -> bool:
         """Whether no waiting request can push out a running one, now or while all running ones decode."""
         first = waiting.first()
-        return first is None or all(request.priority <= first.priority for request in running)
+        if first is None:
+            return True
+        return not waiting.reordered and all(
+            request.priority <= first.priority and not request.own_priority for request in running
+        )
+
+
+def yields(request: Request, needy: Request) -> int:
+    """By how much one request is less urgent than another of its tenant. Nobody's own priorities say anything about others."""
+    return max(0, request.own_priority - needy.own_priority) if request.tenant == needy.tenant else 0

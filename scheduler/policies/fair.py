@@ -29,7 +29,7 @@ import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from scheduler.policies.base import Rank, SchedulingPolicy
+from scheduler.policies.base import Rank, SchedulingPolicy, yields
 from scheduler.policies.token_cost import TokenCost
 from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
@@ -170,16 +170,19 @@ class FairPolicy(SchedulingPolicy):
         return ahead, tokens
 
     def is_preemptible(self, running: Request, newcomer: Request, lost: int) -> bool:
-        """Those of a lower class are; within one, a tenant that is ahead by more than margin, newcomer's pledges and lost work."""
+        """Those of a lower class are; within one, less urgent ones of the newcomer's tenant, and those of a tenant that is ahead by
+        more than margin, newcomer's pledges and lost work."""
         if running.priority != newcomer.priority:
             return running.priority > newcomer.priority
+        if running.tenant == newcomer.tenant:
+            return yields(running, newcomer) > 0
         has = self.counters[newcomer.tenant] + self._pledged[newcomer.tenant]
         return has + self._margin + lost * self._cost_of(running.tenant) < self.counters[running.tenant]
 
     def preemption_rank(self, request: Request, needy: Request) -> Rank:
-        """A lower class first, then tenants ahead of the needy one's by more than the margin."""
+        """A lower class first, then tenants ahead of the needy one's by more than the margin, then its own less urgent ones."""
         ahead = self.counters[request.tenant] > self.counters[needy.tenant] + self._margin
-        return request.priority, int(ahead)
+        return request.priority, int(ahead), yields(request, needy)
 
     def is_stable(self, waiting: WaitingQueue, running: Collection[Request]) -> bool:
         """Counters change with every step, so only while they decide nothing."""

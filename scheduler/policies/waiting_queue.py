@@ -1,4 +1,8 @@
-"""The waiting queue: lanes, each sorted by priority and then by arrival. A preempted request keeps its place.
+"""The waiting queue: lanes, each sorted by priority and then by place, which is arrival. A preempted request keeps its place.
+
+A tenant's own priorities (`own_priority`) hold among its requests only: those of one lane and priority share the places that they
+have by arrival, the most urgent takes the first. So nobody else moves. A request that has waited for `patience` seconds gives
+its place away no more.
 
 Requests whose prefix is resident go together: within one priority the first `lookahead` of a lane are examined, and those
 that find at least half of their prompt computed pass the others. A request that was passed `MAX_PASSES` times is no longer
@@ -8,8 +12,10 @@ What belongs here: places in the queue. Never: which lane is next, what fits.
 """
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from math import inf
 
 from scheduler.types.request import Request
 
@@ -19,7 +25,11 @@ Warm = Callable[[Request], bool]  # whether much of the request's prompt is resi
 
 
 def _place(request: Request) -> tuple[int, int]:
-    return request.priority, request.arrival
+    return request.priority, request.place
+
+
+def _own_order(request: Request) -> tuple[int, int]:
+    return request.own_priority, request.arrival
 
 
 class WaitingQueue:
@@ -28,6 +38,10 @@ class WaitingQueue:
     Args:
         lane_of: the lane of a request; it must not change while it waits.
         lookahead: how many requests of a lane may pass each other for the sake of a resident prefix; 0: none.
+
+    Attributes:
+        patience: seconds after which a request gives its place away no more.
+        now: seconds of the caller's clock, as of the latest plan.
     """
 
     def __init__(self, lane_of: Callable[[Request], str], lookahead: int) -> None:
@@ -35,6 +49,10 @@ class WaitingQueue:
         self._lane_of = lane_of
         self._lookahead = lookahead
         self._count = 0
+        self._entered: list[Request] = []
+        self._urgent = Counter[str]()  # for each tenant: how many of its waiting requests have a priority of their own
+        self.patience = inf
+        self.now = 0.0
 
     def __len__(self) -> int:
         return self._count
@@ -54,10 +72,41 @@ class WaitingQueue:
         """The first request of all, if any waits."""
         return min((requests[0] for requests in self._lanes.values()), key=_place, default=None)
 
+    @property
+    def reordered(self) -> bool:
+        """Whether any request has a priority among those of its tenant."""
+        return bool(self._urgent)
+
+    def take_entered(self) -> list[Request]:
+        """The requests that were added since the last call."""
+        entered, self._entered = self._entered, []
+        return entered
+
     def add(self, request: Request) -> None:
         """Put a request in its place by priority and arrival."""
-        insort(self._lanes.setdefault(self._lane_of(request), []), request, key=_place)
+        self._entered.append(request)
+        lane = self._lanes.setdefault(self._lane_of(request), [])
+        insort(lane, request, key=_place)
         self._count += 1
+        if request.own_priority:
+            self._urgent[request.tenant] += 1
+        if request.tenant in self._urgent:
+            self._share_places(lane, request)
+
+    def _share_places(self, lane: list[Request], newest: Request) -> None:
+        """Give the places of the newest request and its tenant's others to them in the order of their own priorities."""
+        peers = [
+            request
+            for request in lane
+            if request.tenant == newest.tenant and request.priority == newest.priority and not self._stays(request)
+        ]
+        places = [request.place for request in peers]
+        for request, place in zip(sorted(peers, key=_own_order), places, strict=True):
+            request.place = place
+        lane.sort(key=_place)
+
+    def _stays(self, request: Request) -> bool:
+        return request.overdue or self.now - request.waits_since >= self.patience
 
     def remove(self, request: Request) -> None:
         """Take a request out, wherever it stands."""
@@ -66,6 +115,8 @@ class WaitingQueue:
         if not self._lanes[lane]:
             del self._lanes[lane]
         self._count -= 1
+        if request.own_priority:
+            self._urgent -= Counter((request.tenant,))  # names with nothing left are dropped
 
     def take(self, request: Request) -> None:
         """`remove` a request that comes in; those before it have been passed."""

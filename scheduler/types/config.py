@@ -22,4 +22,5 @@ class SchedulerConfig:
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
     adapters: frozenset[str] = frozenset()  # names of the LoRA adapters that the worker has
     produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
+    priority_aging: float = 0.0  # seconds of waiting after which a request goes with the most urgent; 0: never
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`

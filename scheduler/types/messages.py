@@ -33,7 +33,8 @@ class AddRequest:
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
-    priority: int = 0  # lower runs first
+    priority: int = 0  # lower runs first, whoever sent it
+    own_priority: int = 0  # lower runs first among requests of equal priority of one tenant
     cache_salt: str = ""  # prefixes are shared only between equal salts
     pin_seconds: float = 0.0  # how long the prompt's blocks are kept while there are others to evict
     tenant: str = ""  # on whose account it runs, if scheduling is fair

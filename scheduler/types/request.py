@@ -46,11 +46,17 @@ class Request:
     arrival: int  # how many came before it: the tie-break everywhere
     root: bytes  # the hash on which the first block's hash builds
     times: RequestTimes
+    own_priority: int = 0
     tenant: str = ""
     adapter: str = ""
     produces: OutputKind = OutputKind.TOKENS
     generated_ids: list[int] = field(default_factory=list)  # output that existed when the request arrived
     tokens: list[int] = field(init=False)  # prompt and known output
+    place: int = field(
+        init=False
+    )  # in the waiting queue, within its priority: its arrival, or that of a tenant's other request
+    waits_since: float = field(init=False)
+    overdue: bool = False  # it has waited so long that its priority was raised
     state: RequestState = RequestState.WAITING
     in_flight: int = 0  # tokens that planned steps are certain to produce; accepted drafts are not among them
     verifying: bool = False  # drafts are in flight: how many tokens will result is open, so nothing is planned on them
@@ -71,6 +77,8 @@ class Request:
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt_ids + self.generated_ids
+        self.place = self.arrival
+        self.waits_since = self.times.queued
         if self.generated_ids:
             # Another engine has computed all but the newest token, and has sent the prompt's log-probabilities.
             self.high_water = len(self.tokens) - 1

@@ -29,7 +29,7 @@ def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY
         Unavailable: no engine was ever ready.
     """
     model = context.model_name(body.model)
-    check_shared(body, context)
+    check_shared(body, context, tenant)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest(
             f"`top_logprobs` needs `logprobs` to be true, got {body.top_logprobs}", param="top_logprobs"
@@ -46,7 +46,7 @@ def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY
     )
     settings = with_room([prompt], _chat_max_tokens(body), None, common, context)
     pairs = [(prompt, settings[0])]
-    return text_job("chatcmpl", model, body, pairs, tenant, continues=body.continue_final_message)
+    return text_job("chatcmpl", model, body, pairs, tenant, context=context, continues=body.continue_final_message)
 
 
 def renderer_of(context: ServerContext) -> ChatRenderer:

@@ -42,14 +42,14 @@ def completion_job(
         raise UnsupportedField(
             f"`best_of` is served only where it equals `n`={body.n}, got {body.best_of}", param="best_of"
         )
-    check_shared(body, context)
+    check_shared(body, context, tenant)
     check_sequences(len(body.prompt), body.n, context)
     prompts = _completion_prompts(body, context)
     echoed = body.logprobs if body.echo else None
     most = max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)
     common = replace(sampling_of(body, context), logprobs=body.logprobs, prompt_logprobs=most)
     settings = with_room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS, common, context)
-    return text_job("cmpl", model, body, zip(prompts, settings, strict=True), tenant, continues=True)
+    return text_job("cmpl", model, body, zip(prompts, settings, strict=True), tenant, context=context, continues=True)
 
 
 def _completion_prompts(body: CompletionRequest, context: ServerContext) -> list[TokenizedPrompt]:

@@ -43,6 +43,18 @@ def tenants_of(settings: Settings) -> Mapping[str, Tenant]:
     }
 
 
+def outranks(tenant: Tenant, settings: Settings) -> bool:
+    """Whether the priorities of this tenant's requests hold among everybody's, not only among its own."""
+    match settings.priority_scope:
+        case "all":
+            return True
+        case "tenant" if settings.api_key:
+            return tenant.name in settings.priority_keys
+        case "tenant":  # `user` is a tenant only where shares are given to users
+            return settings.scheduling != "fair"
+    return False
+
+
 def _salt(key: str) -> str:
     """Made from the key alone: nobody can guess it, and it survives changes of names and of their order."""
     return blake2b(key.encode(), digest_size=16, person=b"headrace-caller").hexdigest() + ":"

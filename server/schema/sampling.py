@@ -103,8 +103,8 @@ class Sampling(Body):
         0,
         ge=-(2**31),
         le=INT32_MAX,
-        description="Extension: lower numbers run first, and preempt running requests of higher numbers. Not with "
-        "`--scheduling fcfs`.",
+        description="Extension: lower numbers run first, and preempt running requests of higher numbers. Among whose requests "
+        "it holds, `--priority-scope` says. Not with `--scheduling fcfs`.",
     )
     cache_salt: str = Field(
         "",

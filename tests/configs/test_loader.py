@@ -23,6 +23,7 @@ PARTNERS = {
     "decode_price": {"scheduling": "fair"},
     "key_names": {"api_key": ["a"]},
     "isolate_keys": {"api_key": ["a"]},
+    "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
 }
 
 

@@ -51,6 +51,10 @@ PAIRS = [
     ({"allow_long_max_model_len": True}, {"max_model_len": None}, {"max_model_len": 9}),
     ({"isolate_keys": True}, {"api_key": []}, KEYS),
     ({"key_names": ["a", "b"]}, {"api_key": []}, KEYS),
+    ({"priority_keys": ["key1"]}, {"api_key": []}, KEYS),
+    ({"priority_scope": "all"}, {"scheduling": "fcfs"}, {"scheduling": "fair"}),
+    ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
+    ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
 ]
 EACH_PAIR = pytest.mark.parametrize(
     ("asked", "against", "along"),
@@ -102,7 +106,14 @@ def test_what_is_only_a_default_contradicts_nothing(asked, against, along):
         {"prefix_caching": False, "kv_host_gib": 0.0, "kv_disk_path": None, "scheduling": "fair"},
         {"preemption": "recompute"},
         {"preemption": "auto"},
-        {"scheduling": "fcfs", "tenant_weights": [], "decode_price": None},
+        {
+            "scheduling": "fcfs",
+            "tenant_weights": [],
+            "decode_price": None,
+            "priority_aging_seconds": 0.0,
+            "priority_keys": [],
+        },
+        {"scheduling": "fcfs", "priority_scope": "none"},
         {"isolate_keys": False, "key_names": []},
         {"tensor_parallel": 2, "kv_host_gib": 0.0},
     ],
@@ -129,6 +140,10 @@ def test_all_contradictions_are_found_at_once():
         ({"key_names": ["a", "b", "c"], **KEYS}, ["3 names", "2 keys"]),
         ({"tenant_weights": ["shop=2"], "scheduling": "fair", **KEYS}, ["'shop'", "key1, key2"]),
         ({"tenant_weights": ["key1=2"], "scheduling": "fair", "key_names": ["a", "b"], **KEYS}, ["'key1'", "a, b"]),
+        ({"priority_keys": ["shop"], **KEYS}, ["'shop'", "key1, key2"]),
+        ({"priority_keys": ["key1"], "scheduling": "fcfs", **KEYS}, ["with fcfs requests have no priorities"]),
+        ({"priority_keys": ["key1"], "priority_scope": "all", **KEYS}, ["only priority_scope tenant"]),
+        ({"priority_keys": ["key1"], "priority_scope": "none", **KEYS}, ["only priority_scope tenant"]),
     ],
 )
 def test_keys_names_and_weights_have_to_agree(settings, words):
@@ -186,7 +201,7 @@ def test_an_engine_gets_what_was_set_and_nothing_about_keys():
 def test_valid_settings_are_valid_in_the_engine(asked, against, along):
     settings = Settings(**asked, **along)
     got = Settings.model_validate_json(settings.for_engine())
-    about_keys = {"api_key", "key_names", "isolate_keys"}
+    about_keys = {"api_key", "key_names", "isolate_keys", "priority_keys"}
     assert got.model_dump(exclude=about_keys) == settings.model_dump(exclude=about_keys)
     assert got.unread_on("cpu") == settings.unread_on("cpu")
     assert got.unread_on("cuda") == settings.unread_on("cuda")

@@ -54,7 +54,12 @@ def message(number: int, rng: random.Random) -> AddRequest:
     prompt = [rng.randrange(2)] * rng.randint(1, 40)
     sampling = SamplingParams(max_tokens=rng.randint(1, 60), ignore_eos=True)
     return AddRequest(
-        request_id=str(number), prompt_ids=prompt, sampling=sampling, priority=rng.randrange(2), tenant=rng.choice("ab")
+        request_id=str(number),
+        prompt_ids=prompt,
+        sampling=sampling,
+        priority=rng.randrange(2),
+        tenant=rng.choice("ab"),
+        own_priority=number % 8 // 6,
     )
 
 

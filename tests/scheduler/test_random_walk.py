@@ -37,9 +37,22 @@ class SchedulerWalk(RuleBasedStateMachine):
         depth=st.sampled_from([1, 2]),
         drafts=st.sampled_from([0, 0, 1, 4]),
         error=st.sampled_from([0.0, 0.3, 0.8]),
+        aging=st.sampled_from([0.0, 4.0]),
     )
     def start(
-        self, blocks, budget, running, preemptions, watermark, caching, scheduling, lookahead, depth, drafts, error
+        self,
+        blocks,
+        budget,
+        running,
+        preemptions,
+        watermark,
+        caching,
+        scheduling,
+        lookahead,
+        depth,
+        drafts,
+        error,
+        aging,
     ):
         def engine(depth, drafter):
             return Engine(
@@ -51,6 +64,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 decode_watermark=watermark,
                 scheduling=scheduling,
                 prefix_lookahead=lookahead,
+                priority_aging=aging,
                 tenant_weights={"a": 2.5},
                 adapters=ADAPTERS,
                 depth=depth,
@@ -72,8 +86,11 @@ class SchedulerWalk(RuleBasedStateMachine):
         tenant=st.sampled_from(["", "a", "b"]),
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
         adapter=st.sampled_from(["", "", "", "law", "verse"]),
+        own=st.sampled_from([0, 0, 0, 1, -1]),
     )
-    def add(self, prefix, tail, max_tokens, min_tokens, ignore_eos, priority, salt, tenant, prompt_logprobs, adapter):
+    def add(
+        self, prefix, tail, max_tokens, min_tokens, ignore_eos, priority, salt, tenant, prompt_logprobs, adapter, own
+    ):
         prompt = prefix + tail or [1]
         request_id = f"r{self.count}"
         self.count += 1
@@ -83,6 +100,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 request_id,
                 prompt,
                 priority=priority,
+                own_priority=own,
                 salt=salt,
                 tenant=tenant,
                 max_tokens=max_tokens,

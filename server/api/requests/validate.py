@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from configs.settings import Settings
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from server.api.context import ServerContext
-from server.api.tenants import Tenant
+from server.api.tenants import Tenant, outranks
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.schema.sampling import Sampling
 from server.schema.shown import shown, some
@@ -129,14 +130,14 @@ def check_sequences(prompts: int, n: int, context: ServerContext) -> None:
         raise InvalidRequest(f"`n` times the number of prompts must be at most {most}, got {n} x {prompts}", param="n")
 
 
-def check_shared(body: Sampling, context: ServerContext) -> None:
+def check_shared(body: Sampling, context: ServerContext, tenant: Tenant) -> None:
     """Check the fields of every endpoint that generates, as far as they depend on each other or on the server's settings.
 
     Raises:
         InvalidRequest, UnsupportedField: with the field and the value.
     """
     _check_stream_options(body)
-    _check_priority(body, context)
+    _check_priority(body, context.settings, tenant)
     _check_pin(body, context)
 
 
@@ -161,13 +162,20 @@ def _check_pin(body: Sampling, context: ServerContext) -> None:
         )
 
 
-def _check_priority(body: Sampling, context: ServerContext) -> None:
-    if body.priority and context.settings.scheduling == "fcfs":
-        raise UnsupportedField(
-            f"`priority` must be 0 where requests are served in order of arrival (scheduling is fcfs), got {body.priority}; "
-            "start with --scheduling priority, fair or throughput",
-            param="priority",
-        )
+def _check_priority(body: Sampling, settings: Settings, tenant: Tenant) -> None:
+    if not body.priority:
+        return
+    if settings.priority_scope == "none":
+        why, fix = "on this server (priority_scope is none)", "start with --priority-scope tenant or all"
+    elif settings.scheduling == "fcfs":
+        why = "where requests are served in order of arrival (scheduling is fcfs)"
+        fix = "start with --scheduling priority, fair or throughput"
+    elif settings.scheduling == "throughput" and not outranks(tenant, settings):
+        why = "for this API key (scheduling is throughput, which orders all requests by their prefixes)"
+        fix = "name the key in --priority-keys, or start with --priority-scope all"
+    else:
+        return
+    raise UnsupportedField(f"`priority` must be 0 {why}, got {body.priority}; {fix}", param="priority")
 
 
 def with_room(
@@ -281,12 +289,14 @@ def text_job(
     prompts: Iterable[tuple[TokenizedPrompt, SamplingParams]],
     tenant: Tenant,
     *,
+    context: ServerContext,
     continues: bool,
 ) -> TextJob[S]:
     """The job for these prompts, with `n` choices each; its id begins with `prefix`."""
     prompts = list(prompts)
     check_prompt_scores(prompts, body.n)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
+    everybody = outranks(tenant, context.settings)
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:
         for choice in range(body.n):
@@ -295,7 +305,8 @@ def text_job(
                 request_id=f"{job_id}-{index}",
                 prompt_ids=prompt.ids,
                 sampling=replace(settings, seed=choice_seed(body.seed, choice)),
-                priority=body.priority,
+                priority=body.priority if everybody else 0,
+                own_priority=0 if everybody else body.priority,
                 cache_salt=tenant.salted(body.cache_salt),
                 pin_seconds=body.cache_pin_seconds,
                 tenant=tenant.name_for(body.user),

@@ -145,7 +145,8 @@ def test_a_priority_is_refused_where_requests_are_served_as_they_come():
     assert completion_job(CompletionRequest(prompt="a", priority=0), server.context).sequences
     for scheduling in ("priority", "fair"):
         other = Server(scheduling=scheduling).context
-        assert completion_job(CompletionRequest(prompt="a", priority=3), other).sequences[0].request.priority == 3
+        request = completion_job(CompletionRequest(prompt="a", priority=3), other).sequences[0].request
+        assert request.priority + request.own_priority == 3
 
 
 @pytest.mark.parametrize("text", ["ann", "ann=", "ann=x", "ann=0", "ann=-1", "ann=nan", "ann=1000", "2"])
@@ -162,3 +163,59 @@ def test_a_pin_is_refused_where_nothing_is_cached():
         completion_job(body, Server(prefix_caching=False).context)
     assert (caught.value.status, caught.value.param) == (400, "cache_pin_seconds")
     assert completion_job(body, Server().context).sequences[0].request.pin_seconds == 60.0
+
+
+def priorities(server, sent):
+    """(among everybody's requests, among the tenant's own) of each request that was sent."""
+
+    async def body():
+        for key, priority in sent:
+            await cached(server, key, priority=priority, user="ann")
+        return [(request.priority, request.own_priority) for request in server.process.requests]
+
+    return run(body)
+
+
+@pytest.mark.parametrize("scheduling", ["priority", "fair"])
+def test_a_priority_holds_among_the_keys_own_requests_unless_the_key_may_more(scheduling):
+    settings = {"scheduling": scheduling, "key_names": ["shop", "desk"], "priority_keys": ["desk"], **KEYS}
+    sent = [("sesame", -5), ("open-up", -5), ("sesame", 3), ("open-up", 0)]
+    assert priorities(served(**settings), sent) == [(0, -5), (-5, 0), (0, 3), (0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"scheduling": "fair"}, (0, -5)),  # each user has a share
+        ({"scheduling": "priority"}, (-5, 0)),  # nobody is told apart
+        ({"scheduling": "fair", "priority_scope": "all"}, (-5, 0)),
+        ({"scheduling": "throughput"}, (-5, 0)),
+    ],
+)
+def test_without_keys_a_priority_holds_as_far_as_users_are_told_apart(settings, expected):
+    assert priorities(served(**settings), [(None, -5)]) == [expected]
+
+
+def test_with_scope_all_every_key_may_pass_everybody():
+    assert priorities(served(priority_scope="all", **KEYS), [("sesame", -5)]) == [(-5, 0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"priority_scope": "none"}, "on this server (priority_scope is none), got -5; start with --priority-scope"),
+        ({"scheduling": "throughput", **KEYS}, "for this API key (scheduling is throughput, which orders all requests"),
+    ],
+)
+def test_a_priority_that_cannot_hold_is_refused_by_name(settings, why):
+    async def body():
+        server = served(**settings)
+        headers = {"Authorization": "Bearer sesame"}
+        response = await server.post(COMPLETIONS, {"prompt": PROMPT, "priority": -5}, headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "priority"
+        assert f"`priority` must be 0 {why}" in response.json()["error"]["message"]
+        assert not server.process.requests
+        await cached(server, "sesame", priority=0)
+
+    run(body)
