@@ -201,7 +201,7 @@ class Scheduler:
         self._chunks.published_by.clear()
         self.pool.eviction.expire(now)
         self._transfers.expire(now)
-        self._aging.plan(now)
+        self._aging.plan(self._table.open.values(), now)
         self._prefills.make_room(now)
         decodes, preempted = self._decodes.grow()
         if not preempted:

@@ -49,7 +49,6 @@ class WaitingQueue:
         self._lane_of = lane_of
         self._lookahead = lookahead
         self._count = 0
-        self._entered: list[Request] = []
         self._urgent = Counter[str]()  # for each tenant: how many of its waiting requests have a priority of their own
         self.patience = inf
         self.now = 0.0
@@ -77,14 +76,8 @@ class WaitingQueue:
         """Whether any request has a priority among those of its tenant."""
         return bool(self._urgent)
 
-    def take_entered(self) -> list[Request]:
-        """The requests that were added since the last call."""
-        entered, self._entered = self._entered, []
-        return entered
-
     def add(self, request: Request) -> None:
         """Put a request in its place by priority and arrival."""
-        self._entered.append(request)
         lane = self._lanes.setdefault(self._lane_of(request), [])
         insort(lane, request, key=_place)
         self._count += 1

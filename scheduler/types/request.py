@@ -55,7 +55,10 @@ class Request:
     place: int = field(
         init=False
     )  # in the waiting queue, within its priority: its arrival, or that of a tenant's other request
-    waits_since: float = field(init=False)
+    seen_step: int = -1  # `last_step` when it was last looked at
+    waits_since: float = field(
+        init=False
+    )  # no later than this it last had a chunk, or was queued, as far as was looked at
     overdue: bool = False  # it has waited so long that its priority was raised
     state: RequestState = RequestState.WAITING
     in_flight: int = 0  # tokens that planned steps are certain to produce; accepted drafts are not among them

@@ -11,8 +11,9 @@ SEATS = 16
 class Busy:
     """Clients that send their next request of priority 0 as soon as the last has ended, and who ran when."""
 
-    def __init__(self, clients=24, seats=SEATS, tokens=4, **config):
-        self.engine = Engine(blocks=400, context=60, max_running=seats, max_step_tokens=256, **config)
+    def __init__(self, clients=24, seats=SEATS, tokens=4, max_tokens_a_step=256, **config):
+        self.engine = Engine(blocks=400, context=60, max_running=seats, max_step_tokens=max_tokens_a_step, **config)
+        self.prompt = 5
         self.clients = clients
         self.tokens = tokens
         self.sent = 0
@@ -31,7 +32,8 @@ class Busy:
     def go(self, ticks):
         for _ in range(ticks):
             while self.open_of("busy") < self.clients:
-                self.engine.add(f"busy{self.sent}", [self.sent % 40 + 8] * 5, max_tokens=self.tokens, ignore_eos=True)
+                prompt = [self.sent % 40 + 8, *range(1, self.prompt)]
+                self.engine.add(f"busy{self.sent}", prompt, max_tokens=self.tokens, ignore_eos=True)
                 self.sent += 1
             self.engine.tick()
 
@@ -47,6 +49,40 @@ def test_a_request_of_any_priority_is_served_beside_busy_clients_of_a_better_one
     assert end.finish_reason is FinishReason.LENGTH
     assert 10 <= busy.began["low"] - 5 <= 10 + 6, "overdue after ten seconds, and the next seat is its own"
     assert end.times.preemptions == 0, "it has waited long enough"
+
+
+def saturated(**config):
+    """A seat for everybody, and steps that prompts fill: more urgent ones leave nothing of them."""
+    busy = Busy(clients=24, seats=64, tokens=2, max_tokens_a_step=16, **config)
+    busy.prompt = 20
+    return busy
+
+
+def finished(scheduling, early, low):
+    """When two requests of these priorities ended: one that was there first, one that came later."""
+    busy = saturated(priority_aging=10.0, scheduling=scheduling)
+    busy.engine.add("early", [1] * 40, priority=early, max_tokens=9, ignore_eos=True)
+    busy.engine.tick()
+    assert "early" in busy.began, "it has a part of its prompt before the others come"
+    busy.go(5)
+    busy.engine.add("low", [2] * 40, priority=low, max_tokens=9, ignore_eos=True)
+    busy.go(65)
+    return [busy.engine.ends[name].times.finished for name in ("early", "low")]
+
+
+@pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
+def test_a_request_that_has_a_seat_and_gets_no_tokens_is_bounded_too(scheduling):
+    best = finished(scheduling, 0, 0)
+    aged = finished(scheduling, 1, 7)
+    assert all(later <= sooner + 10 + 4 for sooner, later in zip(best, aged, strict=True))
+
+
+def test_without_aging_it_stays_where_it_is():
+    busy = saturated()
+    busy.engine.add("early", [1] * 40, priority=1, max_tokens=9, ignore_eos=True)
+    busy.engine.tick()
+    busy.go(80)
+    assert "early" in busy.began and "early" not in busy.engine.ends
 
 
 def test_without_aging_it_gets_nothing_while_others_keep_coming():
@@ -122,7 +158,7 @@ def test_a_place_is_given_away_only_for_so_long():
 def starts(scheduling, own, tenants=("light", "other")):
     """When requests of other tenants began beside one that sends much, all of it with this priority of its own."""
     busy = Busy(clients=0, seats=4, scheduling=scheduling, decode_price=2.0, priority_aging=10.0)
-    for number in range(60):
+    for number in range(30):
         busy.engine.add(
             f"heavy{number}", [number % 40 + 8] * 20, tenant="heavy", own_priority=own, max_tokens=9, ignore_eos=True
         )
