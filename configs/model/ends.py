@@ -47,6 +47,7 @@ _MESSAGE_END, _ANSWER_ENDS = "<|end|>", ("<|return|>", "<|call|>")
 
 _CONTROL = 3  # of `tokenizer.ggml.token_type`
 _GGUF_IDS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
+_EXTRA_NAMES = ("additional_special_tokens", "extra_special_tokens")
 _FOLDER_NAMES = ("eos_token", "eot_token", "eom_token")
 
 Named = tuple[str, Iterable[int]]  # who says so, of which tokens
@@ -122,9 +123,10 @@ def gguf_ends(metadata: Mapping[str, Any], file: str, vocab_size: int) -> tuple[
     types = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not isinstance(types, list):  # the tokenizer's reader refuses them
         return TokenNames().end_tokens(named, vocab_size)
-    control = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind == _CONTROL}
+    texts = [token if isinstance(token, str) else None for token in tokens]
+    control = {text: i for i, (text, kind) in enumerate(zip(texts, types, strict=False)) if text and kind == _CONTROL}
     known = TokenNames(
-        control=control, text_of=lambda token_id: tokens[token_id] if 0 <= token_id < len(tokens) else None
+        control=control, text_of=lambda token_id: texts[token_id] if 0 <= token_id < len(texts) else None
     )
     return known.end_tokens(named, vocab_size)
 
@@ -145,7 +147,7 @@ def read_token_names(folder: Path) -> TokenNames:
     added = [*_entries(tokenizer.get("added_tokens")), *declared]
     vocabulary = _vocabulary(tokenizer.get("model"))
     ids = _Ids({text: token_id for token_id, text, _ in reversed(added)}, vocabulary)
-    extra = [*_texts(config.get("additional_special_tokens")), *_texts(config.get("extra_special_tokens"))]
+    extra = [text for content in (config, older) for key in _EXTRA_NAMES for text in _texts(content.get(key))]
     control = {text: token_id for token_id, text, special in reversed(added) if special}
     control |= {text: token_id for text in extra if (token_id := ids.get(text)) is not None}
     named: list[Named] = []

@@ -139,7 +139,14 @@ class _Vocabulary:
     def named(self, key: str) -> str | None:
         """The token whose id is stored under this key; None if there is none."""
         token_id = self.optional(key)
+        if token_id is None and self.optional("model") == "llama":
+            token_id = self._usual(key)
         return self.tokens[token_id] if token_id is not None and 0 <= token_id < len(self.tokens) else None
+
+    def _usual(self, key: str) -> int | None:
+        """What llama.cpp takes where a SentencePiece file does not say which control tokens begin and end a text."""
+        token_id = {"bos_token_id": 1, "eos_token_id": 2}.get(key, len(self.types))
+        return token_id if list(self.types[token_id : token_id + 1]) == [_TokenType.CONTROL] else None
 
     def listed_merges(self) -> list[tuple[str, str]] | None:
         """The file's merges, best first. Their parts may begin with a space, so the first character is never the separator."""

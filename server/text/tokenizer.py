@@ -258,15 +258,18 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _add_missing(backend: Backend, config: Mapping[str, Any], special: Iterable[str]) -> None:
-    """Add what `tokenizer_config.json` declares beyond `tokenizer.json`, as transformers does when it loads both."""
+    """Add what `tokenizer_config.json` declares beyond `tokenizer.json` or otherwise, as transformers does when it loads both."""
     declared = config.get("added_tokens_decoder") or {}
-    known = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
+    stored = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    known = {text: token.special for text, token in stored.items()}
+    added = []
     for _, token in sorted(declared.items(), key=lambda item: int(item[0])):
-        if token["content"] not in known:
-            flags = {name: bool(token.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-            added = AddedToken(token["content"], special=bool(token.get("special", False)), **flags)
-            (backend.add_special_tokens if added.special else backend.add_tokens)([added])
-            known[token["content"]] = added.special
+        text, special_here = token["content"], bool(token.get("special", False))
+        flags = {name: bool(token[name]) for name in ("single_word", "lstrip", "rstrip", "normalized") if name in token}
+        known[text] = special_here or known.get(text, False)  # once special, always special
+        added.append(AddedToken(text, special=known[text], **{"normalized": not special_here, **flags}))
+    # All in one call, as each call builds the search anew.
+    backend.add_tokens([token for token in added if repr(token) != repr(stored.get(token.content))])
     lists = [config.get(key) or () for key in ("additional_special_tokens", "extra_special_tokens")]
     extra = [_content(token) for tokens in lists if not isinstance(tokens, dict) for token in tokens]
     for text in dict.fromkeys((*special, *(text for text in extra if text is not None))):

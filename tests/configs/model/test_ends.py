@@ -95,7 +95,16 @@ def test_a_gguf_file_ends_answers_where_its_folder_does(folder, turn, text, gene
     assert set(ends_in(folder)) == set(ends_of(turn, text, eos_token_id=3)) == {3, 4}
 
 
-@pytest.mark.parametrize("broken", [{"tokens": None}, {"tokens": [3]}, {"token_type": "x"}, {"token_type": [3]}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"tokens": None},
+        {"tokens": [3]},
+        {"tokens": [[]] * 4, "token_type": [3] * 4},
+        {"token_type": "x"},
+        {"token_type": [3]},
+    ],
+)
 def test_a_broken_vocabulary_is_left_to_its_reader(broken):
     assert list(ends_of("<|im_end|>", eos_token_id=2, **broken)) in ([2], [2, 3])
 
@@ -161,6 +170,10 @@ def test_the_control_tokens_of_a_folder(folder):
         assert list(ends_in(folder)) == [2, 257]
     write(folder, "tokenizer_config", extra_special_tokens={"turn_token": "<|im_end|>"})
     assert list(ends_in(folder)) == [2, 257]
+    write(folder, "tokenizer_config")
+    write(folder, "special_tokens_map", additional_special_tokens=["<|im_end|>"])
+    assert list(ends_in(folder)) == [2, 257]
+    (folder / "special_tokens_map.json").unlink()
     declared = {"258": {"content": "<|eot_id|>", "special": True}, "259": {"content": "<|eom_id|>", "special": False}}
     write(folder, "tokenizer_config", added_tokens_decoder=declared)
     assert ends_in(folder) == {2: ("\u0102", "config.json"), 258: ("<|eot_id|>", "its spelling")}

@@ -4,8 +4,8 @@ import json
 from itertools import product
 
 import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from server.text.tokenizer import load_folder
 
@@ -128,6 +128,24 @@ def test_the_names_of_special_tokens(folders, config, older):
     (folder / "special_tokens_map.json").unlink()
     assert ours.special_tokens == theirs.special_tokens_map
     assert ours.special_ids == {i for i, token in theirs.added_tokens_decoder.items() if token.special}
+
+
+@pytest.mark.parametrize("flags", [{}, {"lstrip": True}, {"single_word": True}, {"normalized": False}], ids=str)
+@pytest.mark.parametrize(("special", "declared"), list(product((None, True, False), (True, False))))
+def test_a_token_that_both_files_declare(tmp_path, special, declared, flags):
+    """The flags of tokenizer_config.json count, but what is special in either is special."""
+    backend = byte_level()
+    backend.add_special_tokens(MARKS)
+    if special is not None:
+        backend.add_tokens([AddedToken("<x>", special=special)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    entry = {"content": "<x>", "special": declared, **flags}
+    ours, theirs = both(tmp_path, tokenizer_class="PreTrainedTokenizerFast", added_tokens_decoder={"259": entry})
+    for text in ("a <x>b", "<x> <x>", "a<x>"):
+        assert ours.encode(text) == theirs.encode(text)
+        for skip in (True, False):
+            decoded = theirs.decode(theirs.encode(text), skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert ours.decode(ours.encode(text), skip_special_tokens=skip) == decoded
 
 
 @pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])

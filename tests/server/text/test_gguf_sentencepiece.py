@@ -254,12 +254,15 @@ def test_what_the_file_puts_around_a_text(spm, said, before, behind):
     assert tokenizer.encode("") == [1] * before + [2] * behind
 
 
-def test_no_bos_without_a_token_for_it(spm):
-    without = {key: value for key, value in spm.items() if not key.endswith("bos_token_id")} | {
-        KEY + "add_bos_token": True
-    }
-    tokenizer = from_gguf_metadata(without)
-    assert tokenizer.encode("a b") == tokenizer.encode("a b", add_special_tokens=False)
+def test_the_usual_tokens_where_the_file_names_none(spm):
+    without = {key: value for key, value in spm.items() if not key.endswith(("bos_token_id", "eos_token_id"))}
+    tokenizer = from_gguf_metadata(without | {KEY + "add_eos_token": True})
+    inner = tokenizer.encode("a b", add_special_tokens=False)
+    assert tokenizer.encode("a b") == [1, *inner, 2]
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    types = spm[KEY + "token_type"]
+    tokenizer = from_gguf_metadata(without | {KEY + "token_type": [UNKNOWN, NORMAL, NORMAL, *types[3:]]})
+    assert tokenizer.encode("a b") == inner
 
 
 def test_bytes_of_what_has_no_entry(spm):
