@@ -21,7 +21,8 @@ HEADER = """# The API
 PROSE = """## Rules
 
 - A body is one JSON object in UTF-8, `Content-Type: application/json` or none. Refused with a 400: a name given twice,
-  NaN and Infinity, integers beyond 64 bits, lone surrogates, the NUL character, more than 64 levels of nesting.
+  NaN and Infinity, integers beyond 64 bits, lone surrogates, a NUL in a name, more than 64 levels of nesting. A NUL in a
+  text is a character like others, where the tokenizer has a token for it, else a 400 that says so.
 - A body may be compressed: `Content-Encoding` `gzip`, `deflate` or `zstd`. What it decodes to counts for `--max-body-bytes`.
   Another coding, type or charset is a 415.
 - `null` counts as absent. Types are strict: `"1"` and `1.0` are not integers.

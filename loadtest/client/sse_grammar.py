@@ -289,6 +289,7 @@ class StreamValidator:
             known.role = "assistant"
         elif choice["finish_reason"] is not None:
             self._check(delta == {}, "the finish chunk has an empty delta")
+            self._check(not _carries(choice), "the finish chunk has no logprobs and no token ids")
             self._finish(choice, known)
         else:
             self._check(
@@ -300,7 +301,8 @@ class StreamValidator:
         if choice["finish_reason"] is None:
             self._content(choice, known, text)
         else:
-            self._check(text == "", "the finish chunk has an empty text")
+            if text != "" or _carries(choice):
+                self._content(choice, known, text)
             self._finish(choice, known)
 
     def _finish(self, choice: dict[str, Any], known: ChoiceSummary) -> None:
@@ -308,13 +310,13 @@ class StreamValidator:
         self._check(
             isinstance(reason, str) and reason in _FINISH_REASONS, f"finish_reason is one of {sorted(_FINISH_REASONS)}"
         )
-        self._check(not _carries(choice), "the finish chunk has no logprobs and no token ids")
         known.finish_reason = reason
 
     def _content(self, choice: dict[str, Any], known: ChoiceSummary, text: Any) -> None:
         self._check(isinstance(text, str), "text is a string")
         self._check(text != "" or _carries(choice), "a content chunk without text carries logprobs or token ids")
-        self._check(choice.get("stop_reason") is None, "stop_reason stands in the finish chunk")
+        ended = choice["finish_reason"] is not None
+        self._check(ended or choice.get("stop_reason") is None, "stop_reason stands in the finish chunk")
         self._logprobs(choice, known)
         token_ids = choice.get("token_ids") or []
         self._check(

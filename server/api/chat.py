@@ -116,25 +116,20 @@ class ChatFormat(AnswerFormat[ChatRequest]):
         super().__init__(job, tokenizer)
         self._most = (job.body.top_logprobs or 0) if job.body.logprobs else None
 
-    def content(self, delta: Delta) -> Iterator[JsonObject]:
-        """A role chunk first, then text."""
-        if delta.first:
-            role = {"role": "assistant", "content": ""}
-            yield {"index": delta.index, "delta": role, "logprobs": None, "finish_reason": None}
+    def opening(self, delta: Delta) -> Iterator[JsonObject]:
+        """The role."""
+        role = {"role": "assistant", "content": ""}
+        yield {"index": delta.index, "delta": role, "logprobs": None, "finish_reason": None}
+
+    def chunks(self, delta: Delta) -> Iterator[JsonObject]:
+        """Text, and for the end a chunk of its own, with an empty delta, as at OpenAI."""
         ids, logprobs = self.token_ids(delta), self._logprobs(delta)
         if delta.text or (delta.token_ids and (ids or logprobs)):
             content = {"content": delta.text}
             yield {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": None, **ids}
-
-    def finish(self, delta: Delta) -> JsonObject:
-        """An empty delta and the reasons."""
-        return {
-            "index": delta.index,
-            "delta": {},
-            "logprobs": None,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
+        if delta.finish_reason is not None:
+            ends = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+            yield {"index": delta.index, "delta": {}, "logprobs": None, **ends}
 
     def whole(self, delta: Delta) -> JsonObject:
         """The message."""

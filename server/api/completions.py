@@ -75,28 +75,25 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
         super().__init__(job, tokenizer)
         self._echo = job.body.echo
         self._most = job.body.logprobs
-        self._skip_special = job.body.skip_special_tokens
         self._echoes: dict[int, tuple[str, list[int]]] = {}  # by prompt; choices of one prompt share it
 
-    def content(self, delta: Delta) -> Iterator[JsonObject]:
-        """The prompt first, then text."""
-        if delta.first and self._echo:
-            text, logprobs = self._echo_of(delta)
-            if text or logprobs:
-                yield {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": None}
-        ids, logprobs = self.token_ids(delta), self._logprobs(delta)
-        if delta.text or (delta.token_ids and (ids or logprobs)):
-            yield {"index": delta.index, "text": delta.text, "logprobs": logprobs, "finish_reason": None, **ids}
+    def opening(self, delta: Delta) -> Iterator[JsonObject]:
+        """The prompt, where it is echoed."""
+        text, logprobs = self._echo_of(delta) if self._echo else ("", None)
+        if text or logprobs:
+            yield {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
-    def finish(self, delta: Delta) -> JsonObject:
-        """No text, and the reasons."""
-        return {
-            "index": delta.index,
-            "text": "",
-            "logprobs": None,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
+    def chunks(self, delta: Delta) -> Iterator[JsonObject]:
+        """Text, and with the last of it how it ended: who takes the times of tokens would take a chunk of its own for one more."""
+        ids, logprobs = self.token_ids(delta), self._logprobs(delta)
+        ended = delta.finish_reason is not None
+        if not delta.text and not (delta.token_ids and (ids or logprobs)):
+            if not ended:
+                return
+            ids, logprobs = {}, None
+        reason = {"stop_reason": delta.stop_reason} if ended else {}
+        chunk = {"index": delta.index, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+        yield {**chunk, **reason, **ids}
 
     def whole(self, delta: Delta) -> JsonObject:
         """The text."""
@@ -132,19 +129,22 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
     def _echo_text(self, prompt: TokenizedPrompt) -> tuple[str, list[int]]:
         key = id(prompt)
         if key not in self._echoes:
-            self._echoes[key] = echo_text(prompt, self._skip_special, self.tokenizer)
+            self._echoes[key] = echo_text(prompt, self.tokenizer)
         return self._echoes[key]
 
 
-def echo_text(prompt: TokenizedPrompt, skip_special_tokens: bool, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+def echo_text(prompt: TokenizedPrompt, tokenizer: Tokenizer) -> tuple[str, list[int]]:
     """The prompt as text, and the character at which each of its tokens begins.
 
-    A text is echoed as the client wrote it; tokens that tokenizing put in front have none of its characters.
+    A prompt is echoed as the client wrote it: special tokens among its ids are part of it, and those that tokenizing put around a
+    text are not.
     """
-    decoded, offsets = _decoded(prompt, skip_special_tokens, tokenizer)
-    if prompt.text is None or prompt.text == decoded:
-        return decoded, offsets
     with_special, its_offsets = _decoded(prompt, False, tokenizer)
+    if prompt.text is None:
+        return with_special, its_offsets
+    decoded, offsets = _decoded(prompt, True, tokenizer)
+    if prompt.text == decoded:
+        return decoded, offsets
     added = len(with_special) - len(prompt.text)
     if added >= 0 and with_special.endswith(prompt.text):
         return prompt.text, [max(0, offset - added) for offset in its_offsets]

@@ -23,7 +23,7 @@ class Delta:
 
     `token_ids`, `offsets` and, if asked for, `logprobs` are parallel lists; they come with their text, so they may lag
     behind the engine. `offsets` count characters from the beginning of the generated text. `prompt_logprobs` come complete
-    with the first delta.
+    with the first delta. `counted`: the choice's tokens up to here, as `usage` counts them.
     """
 
     index: int
@@ -33,6 +33,7 @@ class Delta:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     first: bool = False
+    counted: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id; None for the model's own end
 
@@ -48,6 +49,7 @@ class Delta:
             logprobs=[entry for delta in deltas for entry in delta.logprobs],
             prompt_logprobs=deltas[0].prompt_logprobs,
             first=deltas[0].first,
+            counted=last.counted,
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
         )
@@ -110,6 +112,7 @@ class TextChoice:
         elif output.finish_reason is not None:
             stop_token = output.stop_token if output.stop_token in self._stop_token_ids else None
             self._end(delta, output.finish_reason, stop_token)
+        delta.counted = self.lifetime.completion_tokens
         self._release(delta, whole=hidden and self._detokenizer.stopped is None)
         return self._emit(delta)
 

@@ -64,13 +64,14 @@ class Lifetime:
     def timings(self) -> dict[str, float]:
         """The response's `timings`: milliseconds, and tokens per second where both ends are known.
 
-        `queue_ms` from received to scheduled, `prefill_ms` to the first token, `decode_ms` to the last, `total_ms` from
-        received to the end (or to the last token while the sequence is open).
+        `queue_ms` from received to scheduled, `prefill_ms` to the first token (to the end, if there was none), `decode_ms` to the
+        last, `total_ms` from received to the end (or to the last token while the sequence is open).
         """
         end = self.finished or self.last_token
+        prefilled = self.finished if self.first_token is None else self.first_token
         parts = {
             "queue_ms": _ms(self.received, self.scheduled),
-            "prefill_ms": _ms(self.scheduled, self.first_token),
+            "prefill_ms": _ms(self.scheduled, prefilled),
             "decode_ms": _ms(self.first_token, self.last_token),
             "total_ms": _ms(self.received, end),
         }

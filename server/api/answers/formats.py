@@ -34,12 +34,12 @@ class AnswerFormat(ABC, Generic[S]):
         self.tokenizer = tokenizer
 
     @abstractmethod
-    def content(self, delta: Delta) -> Iterator[JsonObject]:
-        """The chunks for what the delta gained, without its end."""
+    def opening(self, delta: Delta) -> Iterator[JsonObject]:
+        """The chunks that stand before the first token of a choice."""
 
     @abstractmethod
-    def finish(self, delta: Delta) -> JsonObject:
-        """The chunk that ends a choice."""
+    def chunks(self, delta: Delta) -> Iterator[JsonObject]:
+        """The chunks for what the delta gained. If it ends the choice, the last of them says so."""
 
     @abstractmethod
     def whole(self, delta: Delta) -> JsonObject:
@@ -65,7 +65,7 @@ class AnswerFormat(ABC, Generic[S]):
 
 
 class ChunkWriter:
-    """The events of one stream. The part that is the same in every chunk is encoded once."""
+    """The events of one stream, in one order for all formats. The part that is the same in every chunk is encoded once."""
 
     def __init__(self, generation: Generation, answer: AnswerFormat[Any], fingerprint: str) -> None:
         job, options = generation.job, generation.job.body.stream_options
@@ -77,6 +77,7 @@ class ChunkWriter:
         self._continuous = options is not None and options.continuous_usage_stats
         self._open = len(generation.choices)
         self._extras: dict[int, JsonObject] = {}  # by choice, until its first chunk
+        self._counted = dict.fromkeys(range(self._open), 0)  # by choice: tokens of the chunks so far
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
@@ -91,20 +92,23 @@ class ChunkWriter:
     def _events(self, delta: Delta) -> Iterator[bytes]:
         if delta.first:
             self._extras[delta.index] = self._answer.extras(delta)
-        for choice in self._answer.content(delta):
+            for choice in self._answer.opening(delta):
+                yield self._event(choice)
+        self._counted[delta.index] = delta.counted
+        for choice in self._answer.chunks(delta):
             yield self._event(choice)
-        if delta.finish_reason is not None:
-            self._open -= 1
-            yield self._event(self._answer.finish(delta), timings=self._open == 0)
 
-    def _event(self, choice: JsonObject, timings: bool = False) -> bytes:
+    def _event(self, choice: JsonObject) -> bytes:
         if self._extras:
             choice |= self._extras.pop(choice["index"], {})
         parts = [self._head, _encode(choice), b"]"]
         if self._usage:
-            parts += [b',"usage":', _encode(usage(self._generation)) if self._continuous else b"null"]
-        if timings:
-            parts += [b',"timings":', _encode(timings_of(self._generation))]
+            so_far = _encode(usage(self._generation, sum(self._counted.values()))) if self._continuous else b"null"
+            parts += [b',"usage":', so_far]
+        if choice["finish_reason"] is not None:
+            self._open -= 1
+            if self._open == 0:
+                parts += [b',"timings":', _encode(timings_of(self._generation))]
         parts.append(b"}\n\n")
         return b"".join(parts)
 
@@ -121,11 +125,14 @@ def answer_body(generation: Generation, answer: AnswerFormat[Any], deltas: Itera
     return _encode(body)
 
 
-def usage(generation: Generation) -> JsonObject:
-    """Tokens so far. A prompt counts once for all its choices, with the cached tokens that its first choice reused."""
+def usage(generation: Generation, completion: int | None = None) -> JsonObject:
+    """Tokens so far; `completion` instead of all that were generated. A prompt counts once for all its choices, with the cached
+    tokens that its first choice reused.
+    """
     first_choices = generation.choices[:: generation.job.body.n]
     prompt = sum(choice.lifetime.prompt_tokens for choice in first_choices)
-    completion = sum(choice.lifetime.completion_tokens for choice in generation.choices)
+    if completion is None:
+        completion = sum(choice.lifetime.completion_tokens for choice in generation.choices)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -1,7 +1,7 @@
 """Body bytes to a typed request, or one `InvalidRequest` that names what is wrong.
 
 In order: content type, UTF-8, JSON, what JSON allows but no request needs (duplicate names, NaN, huge numbers, deep
-nesting, lone surrogates, NUL), dropping nulls, fields that are not served, types and bounds, operator limits. Nothing
+nesting, lone surrogates), dropping nulls, fields that are not served, types and bounds, operator limits. Nothing
 after this module sees a value of the wrong type.
 """
 
@@ -119,7 +119,7 @@ def _clean(value: Any, path: str, depth: int) -> Any:
         if depth == 0:
             raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels", param=path[:200] or None)
         return {
-            _clean_text(name, path): _clean(item, _join(path, name), depth - 1)
+            _clean_name(name, path): _clean(item, _join(path, name), depth - 1)
             for name, item in value.items()
             if item is not None
         }
@@ -136,9 +136,14 @@ def _clean(value: Any, path: str, depth: int) -> Any:
     return value
 
 
+def _clean_name(name: str, path: str) -> str:
+    """No name has a NUL. In a text it is a character like others, as far as the model's tokenizer has it."""
+    if "\0" in name:
+        raise InvalidRequest(_about(path, "must not hold a name with the NUL character"), param=path or None)
+    return _clean_text(name, path)
+
+
 def _clean_text(text: str, path: str) -> str:
-    if "\0" in text:
-        raise InvalidRequest(_about(path, "must not contain the NUL character"), param=path or None)
     if not text.isascii():
         try:
             text.encode("utf-8")

@@ -70,9 +70,21 @@ def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param:
 
     Raises:
         ContextExceeded: the text has too many bytes for its tokens to fit the context; it was not tokenized.
+        InvalidRequest: it holds a NUL, for which the tokenizer has no token.
     """
     check_bytes(text, context, param)
-    return encode(text, add_special_tokens)
+    ids = encode(text, add_special_tokens)
+    _check_nul(text, ids, context.tokenizer, param)
+    return ids
+
+
+def _check_nul(text: str, ids: Iterable[int], tokenizer: Tokenizer, param: str) -> None:
+    """Some tokenizers drop a NUL, or take it for an unknown token; those that work on bytes have it."""
+    nuls = text.count("\0")
+    if nuls and sum(tokenizer.token_bytes(token).count(0) for token in ids) < nuls:
+        raise InvalidRequest(
+            f"`{param}` must not contain the NUL character: this model's tokenizer has no token for it", param=param
+        )
 
 
 def check_bytes(text: str, context: ServerContext, param: str) -> None:
@@ -258,6 +270,7 @@ def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...],
     for i, word in enumerate(words):
         for text in (word, f" {word.lstrip()}"):
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+            _check_nul(text, ids, tokenizer, f"bad_words[{i}]")
             if not ids:
                 raise InvalidRequest(f"`bad_words[{i}]` must hold at least one token, got 0", param=f"bad_words[{i}]")
             found[ids] = None

@@ -296,7 +296,8 @@ BROKEN_COMPLETION = {
     "no text": (0, set_key(*FIRST, "text", ABSENT), "a choice has"),
     "null text": (0, set_key(*FIRST, "text", None), "text is a string"),
     "empty text": (0, set_key(*FIRST, "text", ""), "without text"),
-    "finish with text": (2, set_key(*FIRST, "text", "x"), "empty text"),
+    "finish without text": (2, set_key(*FIRST, "text", None), "text is a string"),
+    "stop reason early": (1, set_key(*FIRST, "stop_reason", "x"), "stands in the finish chunk"),
     "finish for error": (2, set_key(*FIRST, "finish_reason", "error"), "finish_reason is one of"),
     "uneven logprobs": (1, set_key(*FIRST, "logprobs", lists(["a"], [0, 1])), "equally long"),
     "missing list": (1, set_key(*FIRST, "logprobs", {"tokens": []}), "equally long"),
@@ -310,6 +311,19 @@ def test_broken_completion_chunks(name):
     chunks = stream("completion")
     change(chunks[at])
     fails([*chunks, DONE], rule, at)
+
+
+def test_the_last_text_of_a_completion_may_come_with_its_finish():
+    chunks = stream("completion")
+    last = chunks[-1]["choices"][0]
+    last |= {"text": "!", "logprobs": lists(["!"], [9]), "token_ids": [7], "stop_reason": 7}
+    said = validate([*map(event, chunks), DONE]).choices[0]
+    assert (
+        said.text.endswith("!")
+        and said.token_ids == [7]
+        and said.logprob_tokens == ["!"]
+        and said.chunks == len(chunks)
+    )
 
 
 def test_offsets_grow_over_the_chunks():

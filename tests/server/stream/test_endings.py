@@ -247,7 +247,7 @@ def test_a_defect_of_ours_ends_the_stream_with_an_error_event(monkeypatch, caplo
     def broken(self, delta):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(CompletionFormat, "finish", broken)
+    monkeypatch.setattr(CompletionFormat, "chunks", broken)
 
     async def ask():
         server = Server("abc")

@@ -156,3 +156,8 @@ def test_user_defined_tokens_are_whole_but_not_special(prompts):
 def test_what_is_missing_or_unknown_is_named(metadata, change, message):
     with pytest.raises(TokenizerError, match=message):
         from_gguf_metadata(metadata | change)
+
+
+def test_the_embedded_tokenizer_has_the_nul(smollm):
+    ids = smollm.encode("a\0b\0\0")
+    assert b"".join(map(smollm.token_bytes, ids)) == b"a\0b\0\0" and smollm.decode(ids, continues=True) == "a\0b\0\0"

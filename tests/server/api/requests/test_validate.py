@@ -92,6 +92,25 @@ def test_a_text_must_not_hold_tokens_that_only_the_tokenizer_knows():
     assert complete(server.context, prompt="<|im_start|>").sequences[0].request.prompt_ids == [START]
 
 
+def test_a_nul_is_a_character_where_the_tokenizer_has_it(monkeypatch):
+    assert complete(prompt=["a\0b", "\0"]).sequences[0].request.prompt_ids == [97, 0, 98]
+    assert tokenize(prompt="\0").tokens == [0]
+    assert sampling(bad_words=["\0"]).bad_words == ((0,), (32, 0))
+    encode = SERVER_CONTEXT.tokenizer.encode
+    drops_it = lambda text, add_special_tokens=True: encode(text.replace("\0", ""), add_special_tokens)  # noqa: E731
+    monkeypatch.setattr(SERVER_CONTEXT.tokenizer, "encode", drops_it)
+    nul = [{"role": "user", "content": "a\0"}]
+    for make, param, fields in [
+        (complete, "prompt[1]", {"prompt": ["a", "b\0"]}),
+        (complete, "bad_words[0]", {"bad_words": ["b\0"]}),
+        (chat, "messages", {"messages": nul}),
+        (tokenize, "prompt", {"prompt": "\0"}),
+        (tokenize, "messages", {"messages": nul}),
+    ]:
+        error = refused(make, **fields)
+        assert error.param == param and "no token for it" in error.message
+
+
 def test_max_tokens_of_completions():
     assert sampling().max_tokens == 16
     assert sampling(max_tokens=0).max_tokens == 0
