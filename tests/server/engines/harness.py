@@ -73,7 +73,7 @@ def arguments(*options: str) -> list[str]:
 
 
 class Rig:
-    """The parts of a server of one engine."""
+    """The parts of a server of one engine: the scripted one, or `command`."""
 
     def __init__(
         self,
@@ -83,16 +83,18 @@ class Rig:
         settings: Settings,
         name: str = "engine",
         metrics: Metrics | None = None,
+        command: list[str] | None = None,
     ) -> None:
         os.environ["PYTHONPATH"] = str(ROOT)
         self.processes: list[EngineProcess] = []
         self.events: list[tuple[str, object]] = []
         self.metrics = metrics or Metrics()
         self.client = EngineClient(name, settings, self.metrics, lambda name, event: self.events.append((name, event)))
-        self.client.liveness = Liveness(hang_seconds, HEARTBEAT)
+        if command is None:
+            self.client.liveness = Liveness(hang_seconds, HEARTBEAT)
         self.drain = Drain()
         self.settings = settings
-        self._arguments = arguments("--heartbeat", str(HEARTBEAT), *options)
+        self._arguments = command or arguments("--heartbeat", str(HEARTBEAT), *options)
         self.supervisor = Supervisor(
             self.client,
             self.launch,

@@ -31,6 +31,54 @@ def test_requests_follow_each_other_on_one_connection_even_when_they_come_at_onc
     served(check)
 
 
+def test_hundreds_of_requests_at_once_are_answered_in_their_order():
+    async def check(server, echo):
+        asked = b"".join(get(f"/{i}", close=False) for i in range(300))
+        posts = b"POST /post HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
+        found = answers(await server.ask(asked + posts + SECOND + b"GET /never HTTP/1.1\r\n"))
+        assert len(found) == 302 and {status for status, _, _ in found} == {200}
+        assert [path for _, path, _ in echo.requests] == [f"/{i}" for i in range(300)] + ["/post", "/second"]
+
+    served(check)
+
+
+def test_extensions_and_trailers_are_read_over_and_nothing_else():
+    async def check(server, echo):
+        head = b"POST /x HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nTrailer: X-Sum, Y\r\n\r\n"
+        body = b'3;a="b; c";d\r\nabc\r\n0002 ;e\r\n\r\n\r\n0;last\r\nX-Sum: 1\r\nY:\r\nContent-Length: 99\r\n\r\n'
+        assert statuses(await server.ask(head + body + SECOND)) == [200, 200]
+        assert echo.requests == [("POST", "/x", b"abc\r\n"), ("GET", "/second", b"")]
+
+    served(check)
+
+
+def test_a_large_body_in_chunks_of_one_byte_is_read_while_others_are_answered():
+    async def check(server, echo):
+        head = b"POST /tiny HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        asking = asyncio.create_task(server.ask(head + b"1\r\na\r\n" * 2**18 + b"0\r\n\r\n"))
+        while not asking.done():
+            assert statuses(await server.ask(get("/other"))) == [200]
+        assert statuses(asking.result())[0] == 200
+        others = [path for _, path, _ in echo.requests]
+        assert others.index("/tiny") > 3, "others had to wait"
+        assert next(body for _, path, body in echo.requests if path == "/tiny") == b"a" * 2**18
+
+    served(check)
+
+
+def test_a_body_of_one_byte_a_packet_is_read():
+    async def check(server, echo):
+        reader, writer = await server.open()
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in b"POST /x HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 50\r\n\r\n" + b"a" * 50:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        assert statuses(await reader.read()) == [200] and echo.requests == [("POST", "/x", b"a" * 50)]
+        writer.close()
+
+    served(check)
+
+
 @pytest.mark.parametrize("first", [b"5", b"5;a", b"5\r\nab", b"5\r\nabcde", b"5\r\nabcde\r", b"5\r\nabcde\r\n0\r\nX: "])
 def test_half_a_line_of_a_chunk_is_waited_for_and_stops_nobody(first):
     async def check(server, echo):

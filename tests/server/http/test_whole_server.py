@@ -126,6 +126,36 @@ def test_a_body_that_finds_no_room_for_long_is_refused_and_small_ones_never_are(
     served(check, bodies=room)
 
 
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ([b"Content-Length: 33554432"], 413), ([b"Content-Length: 5", b"Origin: https://evil.example"], 403),
+        ([b"Content-Length: 5", b"Transfer-Encoding: chunked"], 400), ([b"Content-Length: 5", b"Host: there"], 400),
+    ],
+)  # fmt: skip
+def test_who_asks_before_sending_a_body_that_is_refused_is_not_told_to_go_on(lines, status):
+    async def check(server, rig):
+        head = [b"POST /v1/completions HTTP/1.1", b"Host: localhost", b"Expect: 100-continue", *lines]
+        found = answers(await server.ask(b"\r\n".join(head) + b"\r\n\r\n"))
+        assert [answered for answered, _, _ in found] == [status]
+        assert found[0][1]["connection"] == "close"
+
+    served(check, QUICK)
+
+
+def test_a_target_with_a_host_is_this_servers_if_the_host_is():
+    async def check(server, rig):
+        mine = post("/v1/completions", {"prompt": [5, 6], "max_tokens": 2}).replace(
+            b" /v1", b" http://LOCALHOST:81/v1", 1
+        )
+        assert statuses(await server.ask(mine)) == [200]
+        assert statuses(await server.ask(mine.replace(b"Host: localhost", b"Host: other.example"))) == [200]
+        ((status, _, body),) = answers(await server.ask(mine.replace(b"//LOCALHOST:81", b"//other.example", 1)))
+        assert status == 403 and b"forbidden_host" in body
+
+    served(check)
+
+
 @pytest.mark.parametrize("sent", [b"", b"{", b'{"prompt": [5'])
 def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind(sent):
     async def check(server, rig):
