@@ -329,7 +329,11 @@ class Declaration(BaseModel):
     )
     max_bad_words: PositiveInt = Field(128, description="Most entries of `bad_words`.", json_schema_extra=HTTP)
     drain_seconds: float = Field(
-        30.0, ge=0, description="How long open requests may continue after SIGTERM.", json_schema_extra=HTTP
+        30.0,
+        ge=0,
+        description="How long open requests may continue after SIGTERM; what is left of that time may be taken to write KV "
+        "that only the process has to the tier on disk.",
+        json_schema_extra=HTTP,
     )
     health_seconds: float = Field(
         20.0,

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from engine.heartbeat import Patience
 from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
+from engine.kv_store.flush import flush
 from engine.kv_store.transfer import TransferWorker
 from engine.worker import Pending, Worker
 from scheduler.kv.block_pool import IntegrityError
@@ -41,10 +42,6 @@ from scheduler.types.messages import (
 from scheduler.types.step import Step, StepResult
 
 log = logging.getLogger("headrace.engine")
-
-
-class Stopped(Exception):
-    """A Shutdown command has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +92,7 @@ class EngineLoop:
         self._transfer_worker = transfer_worker
         self._patience = Patience(channel, clock, heartbeat)
         self._carried = 0  # transfers that have ended
+        self._shutdown: Shutdown | None = None
         self._planned: Step | None = None
         self._flights: deque[_Flight] = deque()  # steps that the worker has, the oldest first
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
@@ -108,11 +106,10 @@ class EngineLoop:
             IntegrityError: the books are wrong; nothing that follows could be trusted.
         """
         try:
-            while True:
+            while self._shutdown is None:
                 self._serve_until_idle()
                 self._rest()
-        except Stopped:
-            pass
+            self._flush(self._shutdown)
         except DeviceLost:
             self._transfer_worker = None  # what a lost device holds cannot be given back
             raise
@@ -123,6 +120,8 @@ class EngineLoop:
 
     def _rest(self) -> None:
         """Nothing to do: check the books, send the final figures, sleep until a command comes."""
+        if self._shutdown is not None:
+            return
         self._scheduler.stats.integrity_checks += 1
         try:
             self._scheduler.check_integrity()
@@ -131,13 +130,15 @@ class EngineLoop:
             raise
         finally:
             self._emit([])
-        while not self._scheduler.has_work:
+        while not self._scheduler.has_work and self._shutdown is None:
             self._patience.wait("idle")
             self._receive()
 
     def _serve_until_idle(self) -> None:
         while self._flights or self._news or not self._scheduler.idle:
             self._receive()
+            if self._shutdown is not None:
+                return
             if self._flights and (len(self._flights) == self._worker.depth or self._flights[0].refused):
                 self._land()
                 continue
@@ -244,7 +245,39 @@ class EngineLoop:
                 ended += [output for output in outputs if output is not None]
             case Shutdown():
                 log.info("told to stop: %s", command.reason)
-                raise Stopped
+                self._shutdown = command
+
+    # --- the end ---
+
+    def _flush(self, command: Shutdown) -> None:
+        """Write KV that only this process has to a tier that survives it, if there is one."""
+        if self._transfer_worker is None or not any(tier.survives for tier in self._scheduler.transfers.tiers):
+            return
+        ends = self._clock() + command.flush_seconds
+        self._settle()
+        left = max(0.0, ends - self._clock())
+        flush(self._scheduler.transfers, self._transfer_worker, left, self._wait_and_ignore, self._clock)
+
+    def _settle(self) -> None:
+        """End all requests, and the steps that fill blocks: then each block holds what its name says."""
+        self._emit(self._scheduler.abort_all(self._clock()))
+        while self._flights:
+            self._land()
+        step, self._planned = self._planned, None
+        if step is not None:
+            step = self._scheduler.refresh(step, self._clock())
+            if step.chunks:
+                self._launch(step)
+                self._land()
+                step = self._planned
+        if step is not None:
+            self._scheduler.transfers.cancel(step.transfers)
+
+    def _wait_and_ignore(self, seconds: float) -> None:
+        """Sleep until a transfer has ended, at most so long. Commands have nobody to obey them any more."""
+        self._channel.wait(seconds)
+        for command in self._channel.receive():
+            log.debug("ignored while stopping: %s", type(command).__name__)
 
     def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0) -> None:
         stats = replace(self._scheduler.snapshot())

@@ -70,7 +70,7 @@ class Scheduler:
         self._open_steps = worker_depth + (worker_depth == 1)
         self._policy = policy = policy or make_policy(config)
         self._cache = cache = PrefixCache(pool)
-        self._transfers = transfers = transfers or TransferPlanner(pool)
+        self.transfers = transfers = transfers or TransferPlanner(pool)
         self._table = table = RequestTable(
             waiting=policy.make_queue(config.prefix_lookahead, cache),
             pool=pool,
@@ -90,7 +90,7 @@ class Scheduler:
 
     def _plan_with(self, drafting: Drafting) -> None:
         """Make the parts that plan."""
-        config, pool, cache, transfers = self.config, self.pool, self._cache, self._transfers
+        config, pool, cache, transfers = self.config, self.pool, self._cache, self.transfers
         table, policy, chunks = self._table, self._policy, self._chunks
         admission = Admission(config, pool, cache, transfers, policy)
         preemption = Preemption(
@@ -166,7 +166,11 @@ class Scheduler:
         self._table.add(request)
         if message.pin_seconds:
             until = now + message.pin_seconds
-            self._transfers.pin(self._cache.pin(request, until), until)
+            self.transfers.pin(self._cache.pin(request, until), until)
+
+    def abort_all(self, now: float) -> list[Output]:
+        """End all requests at once."""
+        return [self._table.finish(request, FinishReason.ABORT, now) for request in list(self._table.open.values())]
 
     def abort(self, request_id: str, now: float) -> Output | None:
         """End a request at once; its blocks are released, the full ones stay cached. None if it is unknown or has ended."""
@@ -181,12 +185,12 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether there is no work, no news for the worker and nothing to transfer."""
-        return not self._table.open and not self._table.retired and not self._transfers.busy
+        return not self._table.open and not self._table.retired and not self.transfers.busy
 
     @property
     def transferring(self) -> bool:
         """Whether the result of a transfer is still to come."""
-        return self._transfers.in_flight
+        return self.transfers.in_flight
 
     # --- plan ---
 
@@ -200,16 +204,16 @@ class Scheduler:
         self._next_step += 1
         self._chunks.published_by.clear()
         self.pool.eviction.expire(now)
-        self._transfers.expire(now)
+        self.transfers.expire(now)
         self._aging.plan(self._table.open.values(), now)
         self._prefills.make_room(now)
         decodes, preempted = self._decodes.grow()
         if not preempted:
-            self._transfers.plan_saves()
+            self.transfers.plan_saves()
         self._decodes.add(step, decodes)
         self._prefills.add(step, now, admit=not preempted)
         step.retired = self._table.take_retired()
-        step.transfers += self._transfers.take()
+        step.transfers += self.transfers.take()
         return step
 
     def refresh(self, step: Step, now: float) -> Step:
@@ -226,7 +230,7 @@ class Scheduler:
             if not orphaned:
                 self._decodes.add_late(step)
             self._prefills.add(step, now, admit=not orphaned)
-            step.transfers += self._transfers.take()
+            step.transfers += self.transfers.take()
             return step
         fresh = self.schedule(now)
         fresh.new = step.new + fresh.new
@@ -249,14 +253,14 @@ class Scheduler:
         """Absorb the results of a step. Those of requests that have ended meanwhile are dropped."""
         self.stats.steps += 1
         self._policy.on_step(step, result)
-        self._transfers.on_step(step, result.seconds)
+        self.transfers.on_step(step, result.seconds)
         results = zip(step.chunks, result.results, strict=True)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]
         return [output for output in outputs if output is not None]
 
     def absorb_transfer(self, result: TransferResult) -> None:
         """Absorb the result of a transfer. May be called at any time after the step that carried it has started."""
-        self._results.on_loads_done(self._transfers.absorb(result))
+        self._results.on_loads_done(self.transfers.absorb(result))
 
     def fail(self, steps: Sequence[Step], planned: Step | None, error: str, now: float) -> list[Output]:
         """Whole steps failed, the later ones because of the first: their requests end with an error, the rest is computed anew.
@@ -275,7 +279,7 @@ class Scheduler:
                 self._results.on_chunk_done(table.open[chunk.request_id], chunk)
         unstarted = [*steps[1:], *([planned] if planned else [])]
         self._retract_announcements(steps[0], *unstarted)
-        self._results.on_loads_done(self._transfers.cancel([each for step in unstarted for each in step.transfers]))
+        self._results.on_loads_done(self.transfers.cancel([each for step in unstarted for each in step.transfers]))
         for request in list(table.running.values()):
             table.put_back(request)
         self.pool.drop_contents()
@@ -319,7 +323,7 @@ class Scheduler:
         self.stats.blocks_used = self.pool.used
         self.stats.blocks_cached = self.pool.cached
         self.stats.blocks_free = self.pool.free
-        self.stats.tiers = dict(self._transfers.snapshot())
+        self.stats.tiers = dict(self.transfers.snapshot())
         return self.stats
 
     def check_integrity(self) -> None:
@@ -329,9 +333,9 @@ class Scheduler:
             IntegrityError: names the first contradiction.
         """
         table = self._table
-        held = self._transfers.held()
+        held = self.transfers.held()
         held += (request.block_table for request in table.running.values())
         self.pool.check_integrity(held)
-        self._transfers.check_integrity()
+        self.transfers.check_integrity()
         check_requests(table.open, table.running, table.waiting, self.pool.block_size, self._open_steps)
         self._cache.pending.check_integrity(table.running)

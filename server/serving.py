@@ -115,12 +115,13 @@ class Serving:
         stop = asyncio.create_task(signalled.wait())
         ends: set[asyncio.Future[Any]] = {engines, web, stop}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        failed = engines.done() or web.done()
+        failed, drained = engines.done() or web.done(), time.monotonic() + self._settings.drain_seconds
         if not failed:
             await self._end_requests()
         stop.cancel()
         self._web.should_exit = True
-        await asyncio.gather(*(each.stop() for each in supervisors.values()), web)
+        left = max(0.0, drained - time.monotonic())
+        await asyncio.gather(*(each.stop(flush_seconds=left) for each in supervisors.values()), web)
         await engines
         return 1 if failed else 0
 
@@ -151,7 +152,10 @@ class Serving:
         return signalled
 
     async def _end_requests(self) -> None:
-        """Let open requests finish for `drain_seconds`, of which the last moment is for ending the rest with a reason."""
+        """Let open requests finish for `drain_seconds`, of which the last moment is for ending the rest with a reason.
+
+        What is left of that time is for the engines.
+        """
         seconds = self._settings.drain_seconds
         last = min(_LAST_WRITES_SECONDS, seconds / 10)
         if await self._drain.idle(seconds - last):

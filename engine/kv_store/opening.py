@@ -45,11 +45,7 @@ def open_tiers(
         except StoreLost as error:
             log.warning("KV tier %s cannot be used, serving goes on without it: %s", tier.name, error)
             lost.append(tier.name)
-    indices = [_index(tier, device.block_bytes, settings) for tier in tiers]
-    for index in indices:
-        if index.name in stores and stores[index.name].capabilities.survives:
-            for block_key, size in stores[index.name].kept():
-                index.seed(block_key, size)
+    indices = [_index(tier, device.block_bytes, settings, stores.get(tier.name)) for tier in tiers]
     bandwidth = {tier.name: tier.bandwidth for tier in tiers}
     estimate = LoadOrRecompute(device.block_bytes, pool.block_size, pool.block_size, bandwidth)
     planner = TransferPlanner(pool, indices, estimate, settings.preemption)
@@ -58,7 +54,12 @@ def open_tiers(
     return planner, TransferWorker(device.rows, stores, wake) if stores else None
 
 
-def _index(tier: TierEntry, block_bytes: int, settings: Settings) -> TierIndex:
+def _index(tier: TierEntry, block_bytes: int, settings: Settings, store: BlockStore | None) -> TierIndex:
     content = tier.content_bytes(block_bytes)
     policy = eviction_of(settings.eviction, tier.capacity // content)
-    return TierIndex(tier.name, tier.capacity, content, policy)
+    survives = store is not None and store.capabilities.survives
+    index = TierIndex(tier.name, tier.capacity, content, policy, survives=survives)
+    if store is not None and survives:
+        for block_key, size in store.kept():
+            index.seed(block_key, size)
+    return index

@@ -69,11 +69,15 @@ class TransferWorker:
             results.append(self._finished.popleft())
         return results
 
-    def close(self) -> None:
-        """Wait for what is under way, cancel the rest, close the stores."""
+    def finish(self) -> None:
+        """Wait for what is under way, and cancel the rest. Nothing can be started any more."""
         self._closing.set()
         for thread in self._threads.values():
             thread.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Finish, and close the stores."""
+        self.finish()
         for store in self._stores.values():
             store.close()
 

@@ -15,7 +15,7 @@ order, and within a layer all KV is written before any attention reads it, so wh
 What belongs here: ownership, content addresses. Never: requests, policy, tensors, time.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler.kv.eviction import Eviction, eviction_of
@@ -172,6 +172,13 @@ class BlockPool:
                 break
             found.append(block_id)
         return found
+
+    def contents(self) -> Iterator[bytes]:
+        """All contents by key: those in use first, then those that would be evicted last (with LRU, what was used last)."""
+        used = {key for key, block_id in self._index.items() if self.in_use(block_id)}
+        yield from (key for key in self._index if key in used)
+        yield from reversed(list(self.eviction))
+        yield from (key for key in self._index if key not in used and key not in self.eviction)  # lazily evicted
 
     def resident(self, key: bytes) -> bool:
         """Whether some block holds this content."""

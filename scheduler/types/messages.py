@@ -57,6 +57,7 @@ class Shutdown:
     """Exit after the current step. The HTTP process has drained, or has given up on what is open."""
 
     reason: str = ""
+    flush_seconds: float = 0.0  # how long KV may be written that only this process has to a tier that survives it
 
 
 # --- engine -> HTTP process ------------------------------------------------------------------------------------------

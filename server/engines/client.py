@@ -241,9 +241,9 @@ class EngineClient:
             else:
                 _log.warning("%s: hangs: it %s", self.name, self._hang)
 
-    def shut_down(self) -> None:
-        """Ask the engine to exit."""
-        self._send(Shutdown(reason="the server stops"))
+    def shut_down(self, flush_seconds: float) -> None:
+        """Ask the engine to exit, after it has written KV that would be lost with it for at most so long."""
+        self._send(Shutdown(reason="the server stops", flush_seconds=flush_seconds))
 
     def disconnect(self) -> None:
         """Close the wire: nothing more is received or sent."""

@@ -123,8 +123,13 @@ class Supervisor:
                 if hang is not None:
                     return f"{hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
 
-    async def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
-        """Ask the engine to exit, and kill it if it does not within `grace` seconds; `run` returns soon after."""
+    async def stop(self, grace: float = STOP_GRACE_SECONDS, flush_seconds: float = 0.0) -> None:
+        """Ask the engine to exit, and kill it if it does not in time; `run` returns soon after.
+
+        Args:
+            grace: seconds for its current step, and for whatever else it does not count.
+            flush_seconds: beyond that, for writing KV that would be lost with it.
+        """
         self._stop.set()
         was_ready = self._client.state == "ready"
         self._client.stopped()
@@ -132,8 +137,8 @@ class Supervisor:
         if process is None:
             return
         if was_ready and grace > 0:
-            self._client.shut_down()
-            await process.exited(grace)
+            self._client.shut_down(flush_seconds)
+            await process.exited(grace + flush_seconds)
         process.kill()
 
     def kill(self) -> None:

@@ -93,10 +93,10 @@ class ServerProcess:
 
         return self.wait_until(idle)
 
-    def stop(self) -> int:
-        """SIGTERM, wait, and the exit code."""
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """The signal, wait, and the exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(by)
             try:
                 self.process.wait(60)
             except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ from tests.e2e.server_process import ServerProcess
 pytestmark = pytest.mark.processes
 
 PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest
+LAST = [2000 + i for i in range(700)]  # 21 blocks
 FLAGS = ("--kv-blocks", "40")
 
 
@@ -32,8 +33,9 @@ def tier(server, name):
 
 
 def test_a_prefix_is_served_from_disk_after_a_kill_and_after_a_restart(tmp_path):
+    """Also one that was answered just before Ctrl-C, past a tier between."""
     flags = (*FLAGS, "--kv-disk-path", str(tmp_path / "kv"))
-    server = ServerProcess(*flags)
+    server = ServerProcess(*flags, "--kv-host-gib", "0.1")
     try:
         text, cached = ask(server)
         assert cached == 0
@@ -43,11 +45,13 @@ def test_a_prefix_is_served_from_disk_after_a_kill_and_after_a_restart(tmp_path)
         server.wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
         assert ask(server) == (text, 288)
         assert tier(server, "loaded_blocks_total") == 9
+        last, _ = ask(server, LAST)
     finally:
-        assert server.stop() == 0
+        assert server.stop(signal.SIGINT) == 0
     server = ServerProcess(*flags)
     try:
         assert ask(server) == (text, 288)
+        assert ask(server, LAST) == (last, 672)
         assert ask(server, cache_salt="another") == (text, 0)
         assert tier(server, "up") == 1
     finally:

@@ -204,7 +204,7 @@ class Engine:
 
     def could_run(self) -> bool:
         """Whether a running request has a token to compute, and neither waits for blocks on their way in or out."""
-        if self.scheduler._transfers.holds_blocks:
+        if self.scheduler.transfers.holds_blocks:
             return False
         running = self.scheduler._table.running.values()
         waits = (request.loading or (self.drafts and request.in_flight) for request in running)

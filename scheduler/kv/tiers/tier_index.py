@@ -5,7 +5,7 @@ loaded. An entry is *arriving* from the moment its transfer is planned until the
 may be evicted at any other time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler.kv.block_pool import IntegrityError
@@ -34,16 +34,18 @@ class TierIndex:
         capacity: bytes it may hold.
         block_bytes: most bytes of one content.
         policy: decides which content is evicted first; not shared with another tier.
+        survives: whether what it keeps is there for the next process.
 
     Attributes:
         used: bytes taken, those of contents on their way included.
         evictions: contents evicted so far.
     """
 
-    def __init__(self, name: str, capacity: int, block_bytes: int, policy: Eviction) -> None:
+    def __init__(self, name: str, capacity: int, block_bytes: int, policy: Eviction, *, survives: bool = False) -> None:
         self.name = name
         self.capacity = capacity
         self.block_bytes = block_bytes
+        self.survives = survives
         self.used = 0
         self.evictions = 0
         self._policy = policy
@@ -70,6 +72,16 @@ class TierIndex:
     def knows(self, key: bytes) -> bool:
         """Whether the content is there or on its way."""
         return key in self._entries
+
+    def size_of(self, key: bytes) -> int:
+        """Bytes that the content takes; 0 if it is neither there nor on its way."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.size
+
+    def contents(self) -> Iterator[bytes]:
+        """What can be read now: what is in use first, then what would be evicted last (with LRU, what was used last)."""
+        yield from (key for key in self._entries if key not in self._policy and self.readable(key))
+        yield from reversed(list(self._policy))
 
     # --- what the eviction policy learns ---
 

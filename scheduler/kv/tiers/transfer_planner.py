@@ -6,6 +6,7 @@ transfers, the next step to start carries them (`Step.transfers`), the transfer 
 
     load_planner           which contents a waiting request loads, and what it still waits for
     save_planner           what is saved, swapped out, and copied from tier to tier
+    flush_planner          what is saved before an orderly stop
     transfers_in_flight    the transfers without a result, and the blocks that they hold
     tier_list              the tiers, fastest first, with their books (`tier_index`)
 
@@ -15,6 +16,7 @@ What belongs here: which part learns what, and in which order. Never: bytes, I/O
 from collections.abc import Iterable, Mapping, Sequence
 
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.tiers.flush_planner import FlushPlanner
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from scheduler.kv.tiers.load_planner import FinishedLoad, LoadPlanner, Wanted
 from scheduler.kv.tiers.save_planner import Preemption, SavePlanner
@@ -38,6 +40,10 @@ class TransferPlanner:
         preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` saves
             them if that is faster.
 
+    Attributes:
+        tiers: those that are up.
+        flush: what is saved before an orderly stop.
+
     Raises:
         ValueError: two tiers have the same name.
     """
@@ -55,6 +61,7 @@ class TransferPlanner:
         self._estimate = estimate or LoadOrRecompute(1, pool.block_size, telling_tokens=pool.block_size)
         self._loads = LoadPlanner(pool, self.tiers, self._in_flight, self._estimate)
         self._saves = SavePlanner(pool, self.tiers, self._in_flight, self._estimate, preemption)
+        self.flush = FlushPlanner(pool, self.tiers, self._in_flight, self._estimate)
 
     # --- how things stand ---
 

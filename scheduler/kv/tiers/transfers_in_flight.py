@@ -115,6 +115,6 @@ class TransfersInFlight:
         """Device blocks that transfers hold, a list for each transfer."""
         return [active.held for active in self]
 
-    def to(self, tier: str) -> bool:
-        """Whether anything is on its way to this tier."""
-        return any(active.transfer.target == tier for active in self)
+    def to(self, tier: str) -> list[int]:
+        """The transfers that are on their way to this tier."""
+        return [active.transfer.transfer_id for active in self if active.transfer.target == tier]

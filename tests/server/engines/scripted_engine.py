@@ -89,7 +89,8 @@ class Peer:
             while not self.commands.poll(heartbeat * 1000):
                 self.beat()
             match COMMAND_CODEC.decode(self.commands.recv_multipart()):
-                case Shutdown():
+                case Shutdown(flush_seconds=seconds):
+                    time.sleep(seconds)  # as if a slow disk took all of it
                     return
                 case AbortRequests(request_ids=ids):
                     self.aborted += ids

@@ -212,6 +212,20 @@ def test_stop_ends_open_sequences_and_the_child():
     run(body)
 
 
+def test_stop_waits_while_the_engine_writes_and_a_second_signal_does_not():
+    async def body():
+        async with running() as rig:
+            process = rig.processes[0]
+            stop = asyncio.create_task(rig.supervisor.stop(grace=0.05, flush_seconds=600.0))
+            await asyncio.sleep(0.3)
+            assert process.exit_code is None and not stop.done()
+            rig.supervisor.kill()
+            await stop
+            assert process.exit_code == -signal.SIGKILL
+
+    run(body)
+
+
 def test_stop_does_not_wait_for_an_engine_that_is_still_starting():
     async def body():
         async with running("--start", "never", until=lambda rig: bool(rig.processes)) as rig:

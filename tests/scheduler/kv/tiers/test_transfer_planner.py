@@ -220,7 +220,7 @@ def test_contents_of_a_request_that_failed_are_served_by_no_tier():
     engine.tick()
     request = engine.scheduler._table.open["b"]
     keys = request.block_hashes[:5]
-    index = engine.scheduler._transfers.tiers.get("host")
+    index = engine.scheduler.transfers.tiers.get("host")
     assert all(index.readable(key) for key in keys)
     engine.worker.fails = "b"
     engine.drain()
@@ -316,7 +316,7 @@ def test_a_newcomer_of_a_higher_class_does_not_wait_for_saves_nobody_waits_for()
         engine.add(f"low{i}", [i + 1] * 9, max_tokens=12, priority=1, ignore_eos=True)
     for _ in range(30):
         engine.tick()
-    assert engine.transfer_worker.under_way and not engine.scheduler._transfers.frees_soon
+    assert engine.transfer_worker.under_way and not engine.scheduler.transfers.frees_soon
     engine.add("high", [40] * 9, max_tokens=2, ignore_eos=True)
     for _ in range(4):
         engine.tick()
