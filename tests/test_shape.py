@@ -42,6 +42,7 @@ LAYERS = {
     "scheduler.kv": ("tiers",),
     "engine": ("ipc", "models", "loading", "kv_store", "sampling", "tensor_parallel", "cpu", "gpu", "bench"),
     "engine.models": ("families",),
+    "engine.kv_store": ("disk",),
     "kernels": ("cpu", "gpu", "bench"),
     "kernels.cpu": ("ops",),
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),

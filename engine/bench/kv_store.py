@@ -26,7 +26,7 @@ from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.model import ExactModel, FastModel, Model
 from engine.cpu.packed_weights import assemble_packed
 from engine.cpu.weights import load_weights
-from engine.kv_store.codec import Bytes, Codec, PlanesCodec
+from engine.kv_store.disk.codec import Bytes, Codec, PlanesCodec
 from engine.kv_store.host import HostStore
 from engine.kv_store.host_memory import reserve
 from engine.kv_store.store import Rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.settings import Settings
-from engine.kv_store.record import size_of
+from engine.kv_store.disk.record import size_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,9 +106,9 @@ class DiskTier(TierEntry):
 
     def open(self, device: DeviceBlocks) -> "BlockStore":
         """Take the folder, and read what an earlier process left there."""
-        from engine.kv_store.codec import PlanesCodec
-        from engine.kv_store.coded_disk import CodedDisk, TimedCodec
-        from engine.kv_store.disk import DiskStore
+        from engine.kv_store.disk.codec import PlanesCodec
+        from engine.kv_store.disk.coded_disk import CodedDisk, TimedCodec
+        from engine.kv_store.disk.disk_store import DiskStore
 
         codec = TimedCodec(PlanesCodec(device.element_bytes), time.perf_counter)
         disk = DiskStore(

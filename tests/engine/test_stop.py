@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from engine.ipc.channel import Channel
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.record import size_of
 from engine.kv_store.host import HostStore
-from engine.kv_store.record import size_of
 from engine.kv_store.transfer import TransferWorker
 from engine.loop import EngineLoop
 from scheduler.kv.block_pool import BlockPool
@@ -28,7 +28,7 @@ from scheduler.types.block_hash import block_hash, root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import Shutdown
 from scheduler.types.sampling_params import SamplingParams
-from tests.engine.kv_store.disk_parts import Faulty
+from tests.engine.kv_store.disk.disk_parts import Faulty
 from tests.engine.test_loop import BLOCK, WAIT_MS, Client, GatedWorker
 from tests.scheduler.sim_worker import expected
 

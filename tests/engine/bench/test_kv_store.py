@@ -13,7 +13,7 @@ from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.weights import load_weights
-from engine.kv_store.codec import PlanesCodec
+from engine.kv_store.disk.codec import PlanesCodec
 from engine.models.registry import read_config
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.kv_store.disk import DiskStore
-from engine.kv_store.record import size_of
-from tests.engine.kv_store.disk_parts import SIZE
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.record import size_of
+from tests.engine.kv_store.disk.disk_parts import SIZE
 
 
 @pytest.fixture

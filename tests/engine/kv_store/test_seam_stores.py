@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from configs.settings import Settings
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.record import size_of
 from engine.kv_store.host import HostStore
-from engine.kv_store.record import size_of
 from engine.kv_store.store import BlockStore, Capabilities, Kept, StoreLost
 from engine.kv_store.tiers import TierEntry, tiers_of
 from engine.kv_store.transfer import TransferWorker

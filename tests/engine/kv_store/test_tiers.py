@@ -12,8 +12,8 @@ import pytest
 
 from configs.model.source import ModelError
 from configs.settings import Settings
-from engine.kv_store.codec import PlanesCodec
-from engine.kv_store.coded_disk import CodedDisk, TimedCodec
+from engine.kv_store.disk.codec import PlanesCodec
+from engine.kv_store.disk.coded_disk import CodedDisk, TimedCodec
 from engine.kv_store.opening import open_tiers
 from engine.kv_store.tiers import DeviceBlocks, tiers_of
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.record import size_of
 from engine.kv_store.host import HostStore
-from engine.kv_store.record import size_of
 from engine.kv_store.transfer import TransferWorker
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
-from tests.engine.kv_store.disk_parts import Faulty, Shrink
+from tests.engine.kv_store.disk.disk_parts import Faulty, Shrink
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB, SimWorker
 from tests.scheduler.test_random_walk import PREFIXES

@@ -5,7 +5,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.kv_store.filesystem import Filesystem
+from engine.kv_store.disk.filesystem import Filesystem
 from engine.kv_store.store import StoreRefused
 
 FORMAT = 1  # of the subfolder's files; another format has another subfolder

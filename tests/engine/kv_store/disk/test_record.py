@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv_store.record import (
+from engine.kv_store.disk.record import (
     PAGE,
     Head,
     checksum,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kv_store.codec import PlanesCodec
+from engine.kv_store.disk.codec import PlanesCodec
 from tests.drawn import drawn
 
 CODECS = {size: PlanesCodec(size) for size in (1, 2, 4)}

@@ -7,10 +7,10 @@ from concurrent.futures import Executor
 from itertools import chain
 from typing import NamedTuple
 
-from engine.kv_store.filesystem import Filesystem
-from engine.kv_store.folder import Folder
-from engine.kv_store.record import PAGE, Head, read_head
-from engine.kv_store.slots import Place
+from engine.kv_store.disk.filesystem import Filesystem
+from engine.kv_store.disk.folder import Folder
+from engine.kv_store.disk.record import PAGE, Head, read_head
+from engine.kv_store.disk.slots import Place
 
 _HEADS_A_TASK = 64
 

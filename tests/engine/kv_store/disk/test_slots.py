@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.kv_store.slots import Place, Slots
+from engine.kv_store.disk.slots import Place, Slots
 from tests.drawn import drawn
 
 

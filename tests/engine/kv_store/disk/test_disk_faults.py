@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from engine.kv_store.disk import DiskStore
-from engine.kv_store.filesystem import Filesystem
-from engine.kv_store.record import PAGE, size_of
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.filesystem import Filesystem
+from engine.kv_store.disk.record import PAGE, size_of
 from engine.kv_store.store import StoreLost
-from tests.engine.kv_store.disk_parts import (
+from tests.engine.kv_store.disk.disk_parts import (
     SIZE,
     SLOT,
     Faulty,

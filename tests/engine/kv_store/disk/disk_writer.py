@@ -9,9 +9,9 @@ import random
 import sys
 from pathlib import Path
 
-from engine.kv_store.disk import DiskStore
-from engine.kv_store.filesystem import Filesystem
-from tests.engine.kv_store.disk_parts import Shrink, block_key, put, shortened
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.filesystem import Filesystem
+from tests.engine.kv_store.disk.disk_parts import Shrink, block_key, put, shortened
 
 SIZE = 48 * 1024
 ROOM = 24 * (SIZE + 4096)

@@ -1,6 +1,6 @@
 """kill -9 while blocks are written: the next opening is clean, and what it serves is what was put.
 
-A few rounds by default; `KILL_ROUNDS=100 pytest -s tests/engine/kv_store/test_disk_kill.py` for more, and for the counts.
+A few rounds by default; `KILL_ROUNDS=100 pytest -s tests/engine/kv_store/disk/test_disk_kill.py` for more, and for the counts.
 """
 
 import os
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.kv_store.disk import DiskStore
-from tests.engine.kv_store.disk_parts import Shrink, get, number_of, put
-from tests.engine.kv_store.disk_writer import NUMBERS, ROOM, SIZE
+from engine.kv_store.disk.disk_store import DiskStore
+from tests.engine.kv_store.disk.disk_parts import Shrink, get, number_of, put
+from tests.engine.kv_store.disk.disk_writer import NUMBERS, ROOM, SIZE
 
 pytestmark = pytest.mark.processes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "5"))
 PIECES = (0, 4096, 20_000)  # bytes of a write; 0: a block at once
 
@@ -29,7 +29,7 @@ PIECES = (0, 4096, 20_000)  # bytes of a write; 0: a block at once
 def writers() -> Iterator[subprocess.Popen[str]]:
     """Runs `disk_writer`, which forks the writers."""
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.engine.kv_store.disk_writer"],
+        [sys.executable, "-W", "ignore", "-m", "tests.engine.kv_store.disk.disk_writer"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -16,10 +16,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from engine.kv_store.codec import Bytes, Codec
-from engine.kv_store.filesystem import Filesystem
-from engine.kv_store.folder import Folder
-from engine.kv_store.record import (
+from engine.kv_store.disk.codec import Bytes, Codec
+from engine.kv_store.disk.filesystem import Filesystem
+from engine.kv_store.disk.folder import Folder
+from engine.kv_store.disk.record import (
     PAGE,
     Head,
     checksum,
@@ -30,8 +30,8 @@ from engine.kv_store.record import (
     whole_pages,
     write_head,
 )
-from engine.kv_store.scan import scan
-from engine.kv_store.slots import Place, Slots
+from engine.kv_store.disk.scan import scan
+from engine.kv_store.disk.slots import Place, Slots
 from engine.kv_store.store import BlockStore, Capabilities, Kept, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
 

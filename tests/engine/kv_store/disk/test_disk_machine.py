@@ -9,12 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.kv_store import disk
-from engine.kv_store.disk import DiskStore
-from engine.kv_store.record import PAGE, size_of
+from engine.kv_store.disk import disk_store
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.record import PAGE, size_of
 from engine.kv_store.store import StoreLost
 from tests.drawn import drawn
-from tests.engine.kv_store.disk_parts import Faulty, Shrink, block_key, get, number_of, put
+from tests.engine.kv_store.disk.disk_parts import Faulty, Shrink, block_key, get, number_of, put
 
 NUMBERS = st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True)
 ROOM = 7  # raw blocks; encoded ones leave space for more
@@ -41,7 +41,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        segment_bytes, disk._SEGMENT_BYTES = disk._SEGMENT_BYTES, FILES * size_of(self.size)
+        segment_bytes, disk_store._SEGMENT_BYTES = disk_store._SEGMENT_BYTES, FILES * size_of(self.size)
         try:
             self.filesystem = Faulty()
             self.store = DiskStore(
@@ -54,7 +54,7 @@ class DiskMachine(RuleBasedStateMachine):
                 depth=1,  # the draw decides which block a fault hits
             )
         finally:
-            disk._SEGMENT_BYTES = segment_bytes
+            disk_store._SEGMENT_BYTES = segment_bytes
 
     def spend(self, lost: set[int]) -> None:
         """Contents that are gone must have been paid for by faults."""

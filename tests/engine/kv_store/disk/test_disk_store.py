@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.kv_store import disk
-from engine.kv_store.disk import DiskStore
-from engine.kv_store.record import PAGE, size_of
+from engine.kv_store.disk import disk_store
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.record import PAGE, size_of
 from engine.kv_store.store import Rows, StoreLost, StoreRefused
 from scheduler.types.block_hash import BlockKey
-from tests.engine.kv_store.disk_parts import (
+from tests.engine.kv_store.disk.disk_parts import (
     SIZE,
     SLOT,
     Faulty,
@@ -31,7 +31,7 @@ from tests.engine.kv_store.disk_parts import (
 
 pytestmark = pytest.mark.processes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.parametrize("aligned", [True, False], ids=["on pages", "off pages"])
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through the page cache"])
 def test_blocks_come_back_as_they_went_in(open_store, size, aligned, direct, monkeypatch):
     if not direct:
-        monkeypatch.setattr("engine.kv_store.filesystem._DIRECT", 0)
+        monkeypatch.setattr("engine.kv_store.disk.filesystem._DIRECT", 0)
     store = open_store(size=size)
     source, target = rows(5, size, aligned=aligned), rows(5, size, aligned=aligned)
     source.pool[:] = 7
@@ -113,7 +113,7 @@ def test_a_content_written_twice_is_kept_once_the_newest(open_store, tmp_path):
 
 
 def test_slots_fill_several_files_and_are_used_again(open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "_SEGMENT_BYTES", 4 * SLOT)
+    monkeypatch.setattr(disk_store, "_SEGMENT_BYTES", 4 * SLOT)
     store = open_store(blocks=10)
     assert put(store, range(10), SIZE) == [SLOT] * 10
     assert [path.stat().st_size // SLOT for path in segments(tmp_path)] == [4, 4, 2]
@@ -234,7 +234,7 @@ def test_nobody_else_may_read_it(open_store, tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.disk.disk_store import DiskStore
 store = DiskStore(Path(sys.argv[1]), block_bytes=8192, fingerprint="other", limit_bytes=2**20)
 print("open", flush=True)
 sys.stdin.read()

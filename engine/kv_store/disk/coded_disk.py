@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from engine.kv_store.codec import Bytes, Codec
-from engine.kv_store.codec_choice import CodecChoice
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.disk.codec import Bytes, Codec
+from engine.kv_store.disk.codec_choice import CodecChoice
+from engine.kv_store.disk.disk_store import DiskStore
 from engine.kv_store.store import BlockStore, Kept, Rows
 from scheduler.types.block_hash import BlockKey
 

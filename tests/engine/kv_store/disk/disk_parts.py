@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.kv_store.disk import DiskStore
-from engine.kv_store.filesystem import Filesystem
-from engine.kv_store.record import PAGE, size_of
+from engine.kv_store.disk.disk_store import DiskStore
+from engine.kv_store.disk.filesystem import Filesystem
+from engine.kv_store.disk.record import PAGE, size_of
 from engine.kv_store.store import Rows
 from scheduler.types.block_hash import BlockKey
 

@@ -54,7 +54,7 @@ class CodecChoice:
     """Decides between a codec and none for one store. It has no clock: callers say what took how long. For one thread.
 
     Args:
-        ratio, encode, decode: what is assumed of the codec until it has been measured here (figures in `engine.kv_store.codec`).
+        ratio, encode, decode: what is assumed of the codec until it has been measured here (figures in `kv_store/disk/codec.py`).
         reads: how often a kept block is read. 1 favours reads, which requests wait for, over writes, which nobody waits for and of
             which there are more than one per read.
         margin: the choice changes when the other one is better by this fraction of the time, so that it does not flicker.

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv_store.codec import PlanesCodec
-from engine.kv_store.codec_choice import CodecChoice, Rate, seconds_saved
-from engine.kv_store.coded_disk import CodedDisk, TimedCodec
-from engine.kv_store.disk import DiskStore
+from engine.kv_store.disk.codec import PlanesCodec
+from engine.kv_store.disk.codec_choice import CodecChoice, Rate, seconds_saved
+from engine.kv_store.disk.coded_disk import CodedDisk, TimedCodec
+from engine.kv_store.disk.disk_store import DiskStore
 from engine.kv_store.store import Rows
 from scheduler.types.block_hash import BlockKey
 
