@@ -86,7 +86,8 @@ class Declaration(BaseModel):
     cpu_precision: Literal["exact", "fast"] = Field(
         "fast",
         description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights. `fast`: int8 activations over 4- and "
-        "8-bit weights, KV in bf16 (weights of other types are rounded to 8 bits); fp32 where the C++ kernels are missing.",
+        "8-bit weights, KV in bf16 (Q5_0, IQ4_NL, TQ1_0, TQ2_0 and MXFP4 become 8-bit weights of the same numbers, other types are "
+        "rounded to 8 bits); fp32 where the C++ kernels are missing.",
         json_schema_extra=MODEL | CPU,
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -97,8 +98,8 @@ class Declaration(BaseModel):
     )
     gpu_weights: Literal["auto", "dense", "fp8"] = Field(
         "auto",
-        description="Weights on a GPU. `auto`: 4- and 8-bit groups as the file has them, all else in 16 bits. `dense`: 16 bits. "
-        "`fp8`: rounded to 8-bit floats, and activations with them (lossy).",
+        description="Weights on a GPU. `auto`: types that 4- or 8-bit groups hold exactly stay in those, all else in 16 bits. "
+        "`dense`: 16 bits. `fp8`: rounded to 8-bit floats, and activations with them (lossy).",
         json_schema_extra=MODEL | GPU,
     )
     gpu_kv: Literal["auto", "fp8"] = Field(

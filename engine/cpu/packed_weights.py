@@ -1,7 +1,10 @@
-"""The weights of the int8 kernels: 4- and 8-bit groups as in the file, all other matrices rounded to 8 bits."""
+"""The weights of the int8 kernels: 4- and 8-bit groups that hold the file's numbers, all other matrices rounded to 8 bits."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
@@ -23,12 +26,15 @@ class PackedWeights:
 
 
 def assemble_packed(reader: TensorReader, config: ModelConfig) -> PackedWeights:
-    """Read all weights; only one matrix at a time is in memory twice."""
+    """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice."""
     family = family_of(config)
-    embedding = _matrix(reader, family.tensor("embedding").hf)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        table = threads.submit(_matrix, reader, family.tensor("embedding").hf)
+        layers = list(threads.map(partial(_layer, reader, config), range(config.layers)))
+        embedding = table.result()
     return PackedWeights(
         embedding=embedding,
-        layers=[_layer(reader, config, index) for index in range(config.layers)],
+        layers=layers,
         final_norm=read(reader, family.tensor("final_norm").hf).clone(),
         head=embedding if config.tie_word_embeddings else _matrix(reader, family.tensor("head").hf),
         rope_factors=reader.rope_factors,
@@ -72,8 +78,5 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int) -> NativeLayer
 
 
 def _matrix(reader: TensorReader, name: str) -> PackedMatrix:
-    stored = reader.stored(name)
-    if stored is not None:
-        kind, rows = stored
-        return pack_gguf(rows, kind)
-    return pack_float(read(reader, name))
+    kind = reader.group_kind(name)
+    return pack_float(read(reader, name)) if kind is None else pack_gguf(reader.groups(name), kind)

@@ -24,9 +24,9 @@ class GpuArithmetic:
     """Types of everything that stays on the device.
 
     Attributes:
-        weights: `dense`: in `dtype`. `groups`: 4- and 8-bit groups as in the file, other matrices in `dtype`: a quarter to half of
-            the bytes, and nothing is rounded again. `fp8`: rounded to 8-bit floats, and activations with them; embedding and head
-            stay in `dtype`.
+        weights: `dense`: in `dtype`. `groups`: types that 4- and 8-bit groups hold exactly in those, other matrices in `dtype`: a
+            quarter to half of the bytes, and no group is rounded again. `fp8`: rounded to 8-bit floats, and activations with them;
+            embedding and head stay in `dtype`.
         dtype: of activations, and of weights and cache where nothing else is said: bf16, fp16, or fp32 for comparisons.
         fp8_kv: keys and values in 8-bit floats with a scale for each block and head: half of the bytes, up to 2^-4 of a value lost.
         reason: in words, for the start-up log.
@@ -71,8 +71,8 @@ def choose_gpu_arithmetic(
         source: the model's files.
         config: their description.
         device: where it will compute.
-        weights: `auto` keeps groups that the file has, which loses nothing, and everything else in 16 bits. `dense` and `fp8` are
-            forms of `GpuArithmetic.weights`; `fp8` is lossy and therefore never chosen unasked.
+        weights: `auto` keeps what groups hold exactly in groups, which loses nothing, and everything else in 16 bits. `dense` and
+            `fp8` are forms of `GpuArithmetic.weights`; `fp8` is lossy and therefore never chosen unasked.
         kv: `auto` is the model's type; `fp8` is lossy and never chosen unasked either.
         load_format: as in the settings; `dummy` weights have no groups.
 
@@ -91,7 +91,7 @@ def choose_gpu_arithmetic(
             raise ModelError(f"fp8 weights were asked for: {obstacle}.")
         form, reason = "fp8", "8-bit floats, as asked for"
     elif weights == "auto" and stored_kinds(source, config, load_format):
-        form, reason = "groups", "4- and 8-bit groups as the file has them"
+        form, reason = "groups", "4- and 8-bit groups of the numbers in the file"
     else:
         form, reason = "dense", name
     return GpuArithmetic(form, dtype, kv == "fp8", f"weights: {reason}; {'8-bit float' if kv == 'fp8' else name} KV")

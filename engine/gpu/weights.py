@@ -209,14 +209,11 @@ class _Reading:
 
     def form(self, part: _Part) -> str:
         """How a part is held."""
-        stored = self._reader.stored(part.name)
-        return _form(part, stored and stored[0], self._arithmetic)
+        return _form(part, self._reader.group_kind(part.name), self._arithmetic)
 
     def product(self, parts: Sequence[_Part]) -> Product:
         """The product with the stacked parts."""
-        stored = {part.name: self._reader.stored(part.name) for part in parts}
-        kinds = {name: found[0] for name, found in stored.items() if found}
-        products = [self._held(run, stored) for run in _runs(parts, kinds.get, self._arithmetic)]
+        products = [self._held(run) for run in _runs(parts, self._reader.group_kind, self._arithmetic)]
         return products[0] if len(products) == 1 else SideBySide(products)
 
     def dense(self, parts: Sequence[_Part]) -> Tensor:
@@ -234,17 +231,17 @@ class _Reading:
                 place[len(mine) :] = 0
         return out
 
-    def _held(self, run: _Run, stored: dict[str, tuple[GroupKind, Tensor] | None]) -> Product:
+    def _held(self, run: _Run) -> Product:
         biases = [bias for part in run.parts if (bias := self._bias(part)) is not None]
         bias = torch.cat(biases) if biases else None
         if run.form == "dense":
             return Linear(self.dense(run.parts), bias)
         if run.form == "fp8":
             return Fp8(Fp8Matrix.of(self.dense(run.parts)), bias)
-        found = [(part, stored[part.name]) for part in run.parts]
-        rows = [_bytes_of(part, *kept) for part, kept in found if kept is not None]
-        kind = next(kept[0] for _, kept in found if kept is not None)
-        return Grouped(from_gguf(torch.cat([some.to(self._device) for some in rows]), kind), bias)
+        kind = self._reader.group_kind(run.parts[0].name)
+        assert kind is not None, f"{run.form} is no form of groups"
+        rows = [_bytes_of(part, kind, self._reader.groups(part.name)).to(self._device) for part in run.parts]
+        return Grouped(from_gguf(torch.cat(rows), kind), bias)
 
     def _bias(self, part: _Part) -> Tensor | None:
         if part.bias is None:
@@ -253,7 +250,7 @@ class _Reading:
 
 
 def _bytes_of(part: _Part, kind: GroupKind, rows: Tensor) -> Tensor:
-    """The stored groups of a part, uint8 [outputs, bytes]; rows past the matrix's end are groups of zeros."""
+    """The groups of a part, uint8 [outputs, bytes]; rows past the matrix's end are groups of zeros."""
     size = GROUP_BYTES[kind]
     mine = rows[
         part.rows.start : part.rows.stop, part.columns.start // _GROUP * size : part.columns.stop // _GROUP * size

@@ -29,8 +29,11 @@ class _Random:
 
     rope_factors: Tensor | None = None
 
-    def stored(self, name: str) -> tuple[Kind, Tensor] | None:
+    def group_kind(self, name: str) -> Kind | None:
         return None
+
+    def groups(self, name: str) -> Tensor:
+        raise AssertionError(f"{name} has no groups")
 
     def read_into(self, name: str, out: Tensor) -> None:
         if name in self._norms:

@@ -26,8 +26,12 @@ class TensorReader(Protocol):
     shapes: Mapping[str, Shape]
     rope_factors: Tensor | None
 
-    def stored(self, name: str) -> tuple[Kind, Tensor] | None:
-        """How a matrix's groups of 32 columns are stored, and the groups, uint8 [rows, bytes]; None: it has no such groups."""
+    def group_kind(self, name: str) -> Kind | None:
+        """In which groups of 32 columns `groups` gives a matrix; None: it has no such form."""
+        ...
+
+    def groups(self, name: str) -> Tensor:
+        """A matrix that has a `group_kind` in these groups, uint8 [rows, bytes]: the same numbers as are stored."""
         ...
 
     def read_into(self, name: str, out: Tensor) -> None:

@@ -1,25 +1,40 @@
-"""Which matrices a file keeps in quantized groups, known from its header alone. No torch."""
+"""Which matrices kernels take in quantized groups, known from its header alone. No torch."""
 
 from typing import Literal
 
 from configs.model.config import ModelConfig
 from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelSource
+from engine.loading.gguf_tensors import gguf_tensors
 from engine.models.layout import gguf_names
 
 GroupKind = Literal["Q4_0", "Q4_1", "Q8_0"]
-_KINDS: dict[int, GroupKind] = {2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}  # by ggml's numbers
+# The groups of 32 columns in which kernels take a type: its own, or 8-bit ones that hold the same numbers
+# (`engine.loading.dequantize.to_q8_0`). Types that are not here have no such form: where a kernel wants groups they are rounded.
+GROUPED: dict[str, GroupKind] = {
+    "Q4_0": "Q4_0",
+    "Q4_1": "Q4_1",
+    "Q8_0": "Q8_0",
+    "Q5_0": "Q8_0",
+    "IQ4_NL": "Q8_0",
+    "TQ1_0": "Q8_0",
+    "TQ2_0": "Q8_0",
+    "MXFP4": "Q8_0",
+}
 
 
 def stored_kinds(source: ModelSource, config: ModelConfig, load_format: str) -> dict[str, GroupKind]:
-    """How matrices are stored, by their Hugging Face names: those in groups that the kernels can read.
+    """In which groups kernels take matrices, by their Hugging Face names: of those types that have such a form.
 
     Args:
         source: the model's files.
         config: their description.
         load_format: as in the settings; `dummy` weights have no groups.
+
+    Raises:
+        ModelError: a type that cannot be read, or a damaged file.
     """
     if source.kind != "gguf" or load_format == "dummy":
         return {}
-    infos, names = read_gguf_header(source.path).tensors, gguf_names(config)
-    return {names.get(name, name): _KINDS[info.ggml_type] for name, info in infos.items() if info.ggml_type in _KINDS}
+    tensors, names = gguf_tensors(read_gguf_header(source.path)), gguf_names(config)
+    return {names.get(name, name): GROUPED[tensor.kind] for name, tensor in tensors.items() if tensor.kind in GROUPED}

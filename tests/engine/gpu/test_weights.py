@@ -16,10 +16,11 @@ from engine.gpu.linear import Fp8, Grouped, SideBySide
 from engine.gpu.weights import GpuAssembly, weights_bytes
 from engine.linear import Linear
 from engine.loading import load
-from engine.loading.stored import stored_kinds
+from engine.loading.stored import GROUPED, stored_kinds
 from kernels.gpu.linear import fp8
 from kernels.gpu.linear.quantized_matrix import dequantize
 from tests.engine.gpu.cases import CPU, chunk, described, gpu_model, gpu_weights, prompt
+from tests.engine.loading.test_gguf_types import typed
 from tests.engine.loading.test_loading import write_gguf
 
 
@@ -98,6 +99,23 @@ def test_memory_is_known_before_anything_is_loaded(quantized, tiny_model, form, 
         weights = load(source, config, "auto", GpuAssembly(arithmetic, CPU, 0, ranks))
         assert weights_bytes(source, config, arithmetic, ranks=ranks) == weights.nbytes
         assert load(source, config, "auto", GpuAssembly(arithmetic, CPU, ranks - 1, ranks)).nbytes <= weights.nbytes
+
+
+@pytest.mark.parametrize("kind", [Kind.Q5_0, Kind.IQ4_NL, Kind.TQ1_0, Kind.MXFP4, Kind.Q6_K, Kind.IQ2_S, Kind.Q5_1])
+def test_types_whose_numbers_8_bit_groups_hold_become_those_and_others_dense(tmp_path, kind):
+    path, expected = typed(tmp_path / "m.gguf", kind)
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    stacked = torch.cat([expected[f"model.layers.0.{name}.weight"] for name in names])
+    source, config = described(path)
+    arithmetic = choose_gpu_arithmetic(source, config, CPU)
+    for rank, ranks in ((0, 1), (1, 2)):
+        weights = load(source, config, "auto", GpuAssembly(arithmetic, CPU, rank, ranks))
+        assert weights.nbytes == weights_bytes(source, config, arithmetic, ranks=ranks)
+    weights = load(source, config, "auto", GpuAssembly(arithmetic, CPU))
+    qkv, grouped = weights.layers[0].qkv, kind.name in GROUPED
+    assert isinstance(qkv, Grouped if grouped else Linear) and isinstance(weights.head, Grouped if grouped else Linear)
+    assert torch.equal(dequantize(qkv.matrix) if grouped else qkv.weight, stacked)
+    assert torch.equal(weights.embedding, expected["model.embed_tokens.weight"])
 
 
 def test_groups_that_a_rank_would_cut_are_unpacked(quantized):

@@ -11,14 +11,12 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 
-from configs.model.config import ModelConfig
 from configs.model.source import ModelError, resolve_model
 from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import load_weights
-from engine.loading.dequantize import SUPPORTED, dequantize_into
-from engine.models.layout import expected_shapes, weights_bytes
+from engine.models.layout import weights_bytes
 from engine.models.registry import read_config
 from engine.sequence_input import SequenceInput
 from tests import tiny_models
@@ -189,8 +187,8 @@ def reordered(rows, heads):
     return rows.reshape(heads, 2, dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None):
-    """The model as llama.cpp's converter lays it out; matrices as `kind` (or as it says for a name), the rest in fp32."""
+def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None, vectors=Kind.F32):
+    """The model as llama.cpp's converter lays it out; matrices as `kind` (or as it says for a name), the rest as `vectors`."""
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch)
@@ -216,7 +214,7 @@ def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: N
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             values = reordered(values, heads)
         stored = kind(name) if callable(kind) else kind
-        add(writer, gguf_name(name), values, stored if values.ndim > 1 else Kind.F32)
+        add(writer, gguf_name(name), values, stored if values.ndim > 1 else vectors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -267,92 +265,6 @@ def test_a_quantized_gguf_computes_with_the_dequantized_values(tiny_model, tmp_p
     config, weights = loaded(path)
     close(logits(config, weights), reference(rounded))
     assert (logits(config, weights) - reference(model)).abs().max() > 1e-3
-
-
-def test_the_supported_types_are_those_of_the_docs():
-    assert {Kind(kind).name for kind in SUPPORTED} == {
-        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", sorted(SUPPORTED))
-@pytest.mark.parametrize("blocks", [1, 37, 20_000])
-def test_dequantizing_is_bit_for_bit_the_gguf_packages(kind, blocks):
-    """Every type on random bytes with sane scales, in amounts below and above what is converted at once."""
-    kind = Kind(kind)
-    size, stored_size = gguf.GGML_QUANT_SIZES[kind]
-    if size == 256:
-        blocks = -(-blocks // 8)
-    generator = np.random.default_rng(int(kind) + blocks)
-    stored = generator.integers(0, 256, (blocks, stored_size), dtype=np.uint8)
-    halves = generator.normal(0, 0.1, (blocks, 2)).astype(np.float16).view(np.uint8)
-    if size > 1:
-        place = stored_size - 2 if kind == Kind.Q6_K else 0
-        width = 4 if kind in (Kind.Q4_1, Kind.Q4_K, Kind.Q5_K) else 2
-        stored[:, place : place + width] = halves[:, :width]
-    elif kind != Kind.F32:
-        stored = generator.normal(0, 1, (blocks, 1)).astype(np.float16).view(np.uint8)
-    else:
-        stored = generator.normal(0, 1, (blocks, 1)).astype(np.float32).view(np.uint8)
-    expected = gguf.quants.dequantize(stored, kind)
-    out = torch.full((blocks, size), float("nan"))
-    dequantize_into(torch.from_numpy(stored.reshape(-1)), kind, out)
-    assert np.array_equal(out.numpy(), expected.reshape(out.shape))
-
-
-def test_k_quants_load_from_a_file(tmp_path):
-    """Rows of 256 stored as Q4_K, Q5_K and Q6_K; the package cannot quantize to these, so the bytes are drawn."""
-    model, shapes, kinds = k_model(tmp_path)
-    config, weights = loaded(model)
-    assert weights_bytes(config) == 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-    assert torch.equal(weights.layers[0].down.weight, kinds["blk.0.ffn_down.weight"])
-    assert torch.equal(weights.layers[0].o.weight, kinds["blk.0.attn_output.weight"])
-    assert torch.equal(weights.layers[0].gate_up.weight[:256], kinds["blk.0.ffn_gate.weight"])
-
-
-def k_model(folder):
-    types = [Kind.Q4_K, Kind.Q5_K, Kind.Q6_K]
-    generator = np.random.default_rng(0)
-    path = folder / "k.gguf"
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(256)
-    writer.add_feed_forward_length(256)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    values, shapes = {}, {}
-    description = ModelConfig(
-        architecture="qwen2", vocab_size=320, hidden_size=256, intermediate_size=256, layers=1, heads=4, kv_heads=2,
-        head_dim=64, rms_norm_eps=1e-6, rope_theta=1e4, rope_scaling=None, sliding_window=None,
-        sliding_layers=(False,), qkv_bias=True, o_bias=False, mlp_bias=False, qk_norm=False,
-        tie_word_embeddings=True, max_position=64, bos_token_id=None, ends=(), dtype="gguf",
-    )  # fmt: skip
-    for index, (name, shape) in enumerate(expected_shapes(description).items()):
-        shapes[name] = shape
-        if len(shape) == 1:
-            writer.add_tensor(gguf_name(name), np.ones(shape, dtype=np.float32))
-            continue
-        kind = types[index % 3]
-        stored_size = gguf.GGML_QUANT_SIZES[kind][1]
-        stored = generator.integers(0, 60, (shape[0], shape[1] // 256 * stored_size), dtype=np.uint8)
-        writer.add_tensor(gguf_name(name), stored, raw_dtype=kind)
-        values[gguf_name(name)] = torch.from_numpy(gguf.quants.dequantize(stored, kind)).view(shape)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path, shapes, values
-
-
-def test_a_storage_type_that_is_not_implemented_is_named(tiny_model, tmp_path):
-    model, _ = tiny_model("llama")
-    path = write_gguf(tmp_path / "m.gguf", model, Kind.Q5_1)
-    with pytest.raises(
-        ModelError, match=r"is stored as Q5_1.*known: F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16"
-    ):
-        loaded(path)
 
 
 def test_gguf_tensors_that_do_not_fit_are_named(tiny_model, tmp_path):

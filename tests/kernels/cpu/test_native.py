@@ -73,6 +73,17 @@ def test_linear(ops, kind, rows):
     _close(ops.linear(inputs, packed), reference.linear(inputs, packed))
 
 
+def test_scales_may_be_negative(ops):
+    """As those of Q5_0 and IQ4_NL, which become 8-bit groups: their largest number has the sign of its weight."""
+    groups = stored("Q8_0", weights(83, 160))[0].clone()
+    groups.view(-1, 34)[::3, 1] ^= 0x80
+    packed = pack_gguf(groups, "Q8_0")
+    inputs = weights(5, 160)
+    _close(ops.linear(inputs, packed), reference.linear(inputs, packed))
+    whole = inputs @ unpack(packed).T
+    assert (ops.linear(inputs, packed) - whole).norm() < 0.02 * whole.norm()  # the activations are rounded
+
+
 def _close(ours, theirs):
     """Relative to each row's size: rows differ by a million here."""
     assert ((ours - theirs).abs().amax(dim=1) <= 2e-5 * theirs.abs().amax(dim=1)).all()
