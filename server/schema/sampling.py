@@ -70,7 +70,10 @@ class Sampling(Body):
     n: int = Field(1, ge=1, description="Choices for each prompt.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
-    stop: Stop = Field(default_factory=list, description="Strings that end the text; they are not part of it.")
+    stop: Stop = Field(
+        default_factory=list,
+        description="Strings that end the text; they are not part of it. What spells a special token means it, shown or not.",
+    )
     seed: Int64 | None = Field(None, description="The same seed gives the same text, whatever else runs.")
     presence_penalty: Penalty = Field(0.0, description="Subtracted once from every token that was generated.")
     frequency_penalty: Penalty = Field(0.0, description="Subtracted from a token for each time it was generated.")

@@ -82,7 +82,6 @@ class TextChoice:
         self._held_logprobs: list[TokenLogprobs] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._released = 0
-        self._characters = 0
         self._first = True
 
     def absorb(self, output: Output) -> Delta | None:
@@ -102,8 +101,7 @@ class TextChoice:
         before = self._detokenizer.consumed
         text = self._detokenizer.push(output.token_ids[:-1] if hidden else output.token_ids)
         if output.finish_reason is not None and self._detokenizer.stopped is None:
-            text += self._detokenizer.finish()
-        self._characters += len(text)
+            text += self._detokenizer.finish(output.stop_token if hidden else None)
         delta = Delta(index=self.sequence.index, text=text, first=self._first)
         if self._detokenizer.stopped is not None:
             # Tokens after the stop string were computed but are not part of the answer.
@@ -113,7 +111,7 @@ class TextChoice:
             stop_token = output.stop_token if output.stop_token in self._stop_token_ids else None
             self._end(delta, output.finish_reason, stop_token)
         delta.counted = self.lifetime.completion_tokens
-        self._release(delta, whole=hidden and self._detokenizer.stopped is None)
+        self._release(delta)
         return self._emit(delta)
 
     def _end(self, delta: Delta, reason: FinishReason, stop_reason: str | int | None) -> None:
@@ -121,14 +119,13 @@ class TextChoice:
         self.lifetime.reason = reason
         delta.finish_reason, delta.stop_reason = reason, stop_reason
 
-    def _release(self, delta: Delta, whole: bool) -> None:
-        """Move tokens whose text is out to the delta; all of them if the end is a token that adds no text."""
-        count = len(self._held_ids) if whole else self._detokenizer.released - self._released
-        offsets = self._detokenizer.offsets[self._released : self._released + count]
+    def _release(self, delta: Delta) -> None:
+        """Move tokens whose text is out to the delta."""
+        count = self._detokenizer.released - self._released
+        delta.offsets = self._detokenizer.offsets[self._released : self._released + count]
         self._released += count
         delta.token_ids, self._held_ids = self._held_ids[:count], self._held_ids[count:]
         delta.logprobs, self._held_logprobs = self._held_logprobs[:count], self._held_logprobs[count:]
-        delta.offsets = offsets + [self._characters] * (count - len(offsets))
 
     def _emit(self, delta: Delta) -> Delta | None:
         if self._first:

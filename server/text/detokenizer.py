@@ -8,11 +8,14 @@ Everything is defined over characters, not over calls, so how the ids are divide
   when every character it contributes to, including one shared with its neighbours, is released. Tokens without text go with
   the token before them. Log-probability entries and token ids are sent by that count.
 - After a stop, tokens whose text lies entirely after the cut are never released; they still count as consumed.
+- A stop string that spells a special token means the token, too, where the text does not show it: each stop string is looked for
+  in the text and those unseen tokens that it spells itself. Other unseen tokens are not there for it.
 
 Per character the cost is one state step per stop string, amortized; no text is decoded or searched twice.
 """
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
 
 from server.text.tokenizer import Tokenizer
@@ -25,6 +28,10 @@ class _StopString:
         self.text = text
         self.matched = 0  # length of the longest prefix of `text` that the stream ends with; never all of it
         self._shorter = self._border_lengths(text)
+        self._fed = 0
+        self._unseen: deque[tuple[int, int]] = deque(
+            maxlen=len(text)
+        )  # place and token of characters that are not shown
 
     @staticmethod
     def _border_lengths(text: str) -> list[int]:
@@ -39,6 +46,7 @@ class _StopString:
 
     def feed(self, char: str) -> bool:
         """Whether the stop string ends with this character."""
+        self._fed += 1
         while self.matched and char != self.text[self.matched]:
             self.matched = self._shorter[self.matched - 1]
         self.matched += char == self.text[self.matched]
@@ -47,11 +55,24 @@ class _StopString:
         self.matched = self._shorter[-1]
         return True
 
+    def feed_unseen(self, char: str, token: int) -> bool:
+        """`feed` for a character that the text does not show, of this token of the sequence."""
+        self._unseen.append((self._fed, token))
+        return self.feed(char)
+
+    def shown(self, length: int) -> int:
+        """How many of the last `length` characters the text shows."""
+        return length - sum(place >= self._fed - length for place, _ in self._unseen)
+
+    def unseen_beginning(self, length: int) -> int | None:
+        """The token to which the first of the last `length` characters belongs, if the text does not show it."""
+        return next((token for place, token in self._unseen if length and place == self._fed - length), None)
+
 
 class Detokenizer:
     """The text of one sequence, as its tokens arrive.
 
-    Do not push a token whose text the client must not see, such as a stop token that is not special.
+    Do not push a last token whose text the client must not see: it is for `finish`.
 
     Args:
         tokenizer: the model's.
@@ -97,51 +118,88 @@ class Detokenizer:
         """The text that is now final. Once a stop string has ended the text, it is empty and nothing is consumed."""
         return "".join([self._push_one(token_id) for token_id in token_ids if self.stopped is None])
 
-    def finish(self) -> str:
-        """The rest: held-back text, and U+FFFD for a character that was never completed. Call once, at the end."""
+    def finish(self, unseen: int | None = None) -> str:
+        """The rest: held-back text, and U+FFFD for a character that was never completed. Call once, at the end.
+
+        `unseen` is a last token that adds no text: what ended the sequence, if the client must not see it. If it is special, it
+        may complete a stop string.
+        """
         if self.stopped is not None:
             return ""
         text = self._absorb(self._utf8.decode(b"", final=True))
+        if self.stopped is None and unseen is not None:
+            self._count(0)
+            text += self._absorb_unseen(unseen) if unseen in self._tokenizer.special_ids else ""
         if self.stopped is None:
-            text += self._hand_out(self._held)
+            text += self._hand_out(self._held, self.consumed)
             self.released = self.consumed
         return text
 
     def _push_one(self, token_id: int) -> str:
-        raw = b"" if token_id in self._skipped else self._tokenizer.token_bytes(token_id)
-        self.consumed += 1
-        self.offsets.append(self._handed_out + len(self._held))
-        text = self._utf8.decode(raw)
+        skipped = token_id in self._skipped
+        text = self._utf8.decode(b"" if skipped else self._tokenizer.token_bytes(token_id))
         if self._strip_next and text:
             self._strip_next = False
             text = text.removeprefix(" ")
         incomplete = bool(self._utf8.getstate()[0])  # then one more character, whole or U+FFFD, is this token's too
-        self._ends.append(self.offsets[-1] + len(text) + incomplete)
-        return self._absorb(text)
+        self._count(len(text) + incomplete)
+        return self._absorb_unseen(token_id) if skipped else self._absorb(text)
+
+    def _count(self, characters: int) -> None:
+        """One more token, with so many characters."""
+        self.consumed += 1
+        self.offsets.append(self._handed_out + len(self._held))
+        self._ends.append(self.offsets[-1] + characters)
 
     def _absorb(self, text: str) -> str:
         """Take in new text, look for a stop string, and hand out what is final."""
         if not self._stops:
-            return self._hand_out(text)
+            return self._hand_out(text, self.consumed)
         self._held += text
         start = len(self._held) - len(text)
         for i in range(start, len(self._held)):
-            complete = [stop.text for stop in self._stops if stop.feed(self._held[i])]
+            complete = [stop for stop in self._stops if stop.feed(self._held[i])]
             if complete and self.consumed >= self._min_tokens:
-                return self._stop(max(complete, key=len), i + 1)
-        return self._hand_out(self._held[: len(self._held) - max(stop.matched for stop in self._stops)])
+                return self._stop(complete, i + 1)
+        return self._hand_out_final()
 
-    def _stop(self, stop: str, end: int) -> str:
-        self.stopped = stop
-        text = self._hand_out(self._held[: end if self._include_stop else end - len(stop)])
+    def _absorb_unseen(self, token_id: int) -> str:
+        """The same with a special token that the text does not show."""
+        spelling = self._tokenizer.token_bytes(token_id).decode("utf-8", "replace") if self._stops else ""
+        named = [stop for stop in self._stops if spelling in stop.text]
+        for char in spelling if named else "":
+            complete = [stop for stop in named if stop.feed_unseen(char, self.consumed - 1)]
+            if complete and self.consumed >= self._min_tokens:
+                return self._stop(complete, len(self._held))
+        return self._hand_out_final()
+
+    def _hand_out_final(self) -> str:
+        """Hand out the text, and the tokens, in which no stop string can begin."""
+        keep, tokens = 0, self.consumed
+        for stop in self._stops:
+            keep = max(keep, stop.shown(stop.matched))
+            beginning = stop.unseen_beginning(stop.matched)
+            tokens = tokens if beginning is None else min(tokens, beginning)
+        return self._hand_out(self._held[: len(self._held) - keep], tokens)
+
+    def _stop(self, complete: list[_StopString], end: int) -> str:
+        stop = max(complete, key=lambda stop: len(stop.text))
+        self.stopped = stop.text
+        beginning = stop.unseen_beginning(len(stop.text))
+        before = self._held[: end - stop.shown(len(stop.text))]
+        if self._include_stop:
+            text = self._hand_out(before + stop.text, self.consumed)
+        else:
+            text = self._hand_out(before, self.consumed if beginning is None else beginning)
         self._held = ""
         while self.released < self.consumed and self.offsets[self.released] < self._handed_out:
             self.released += 1  # the token across the cut belongs to the text before it
         return text
 
-    def _hand_out(self, text: str) -> str:
+    def _hand_out(self, text: str, tokens: int) -> str:
+        """Hand out text, and tokens that end with it; of tokens no more than the first so many."""
         self._held = self._held[len(text) :]
         self._handed_out += len(text)
-        while self.released < self.consumed and self._ends[self.released] <= self._handed_out:
+        while self.released < tokens and self._ends[self.released] <= self._handed_out:
             self.released += 1
         return text
