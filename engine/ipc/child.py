@@ -32,8 +32,21 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     secrets = {knob.variable for knob in knobs().values() if knob.secret}
     inherited = {name: value for name, value in os.environ.items() if name not in secrets}
     return subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, env={**inherited, **(environment or {})}, start_new_session=True
+        arguments,
+        stdin=subprocess.PIPE,
+        env={**inherited, **(environment or {})},
+        cwd=_working_folder(),
+        start_new_session=True,
     )
+
+
+def _working_folder() -> str | None:
+    """This process's own (None), unless it is gone: PyTorch's libraries do not load in such a one."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "/"
+    return None
 
 
 def module_arguments(module: str, settings: Settings, source: ModelSource) -> list[str]:

@@ -1,6 +1,8 @@
 """What the operator reads at start-up: the memory plan before anything is loaded, the phases, the address, a curl to try."""
 
 import json
+import logging
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from typing import TextIO
 
 from scheduler.types.messages import Event, MemoryPlan, Ready, StartPhase
 
+_log = logging.getLogger("headrace.engine")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -74,7 +77,13 @@ class Console:
         return [f"Engine {engine}"] if len(self._told) > 1 else []
 
     def _print(self, lines: Sequence[str]) -> None:
-        print("\n".join([*lines, ""]), file=self._out, flush=True)
+        """Print, if anybody can still be told: a full disk or a reader that has gone is no reason not to serve."""
+        try:
+            print("\n".join([*lines, ""]), file=self._out, flush=True)
+        except OSError as error:
+            _log.warning("what is told at start-up cannot be printed: %s", error)
+            with open(os.devnull, "wb") as nowhere:  # for what is still in the buffer
+                os.dup2(nowhere.fileno(), self._out.fileno())
 
 
 def size(count: int) -> str:

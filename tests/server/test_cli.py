@@ -184,3 +184,14 @@ def test_doctor_says_what_is_lost_with_an_old_cpu_and_little_memory(tmp_path):
     assert doctor.cpu(2, "all", cpuinfo).detail.endswith("New One, AVX2 AVX-512 AVX-512 VNNI")
     assert "small" in doctor.memory(2**30, "all", 2**31).lost
     assert not doctor.memory(2**33, "all", 2**34).lost
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["serve", "--print-config"]])
+def test_a_reader_that_has_gone_is_no_traceback(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys; from server.cli import main; sys.exit(main())"
+    with os.fdopen(write, "wb") as gone:
+        line = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(line, stdout=gone, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -122,3 +122,17 @@ def test_settings_that_are_none_are_refused(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--settings", "{", "--source", "{}"])
     assert "--settings" in capsys.readouterr().err
+
+
+def test_a_child_is_where_its_parent_is_unless_that_folder_is_gone(tmp_path, monkeypatch):
+    def found() -> str:
+        code = "import os, sys; open(sys.argv[1], 'w').write(os.getcwd())"
+        with spawn([sys.executable, "-c", code, str(tmp_path / "found")]) as child:
+            assert child.wait(WAIT) == 0
+        return (tmp_path / "found").read_text()
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert found() == str(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    assert found() == "/"

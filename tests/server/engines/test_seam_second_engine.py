@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs.settings import Settings
+from scheduler.types.messages import Heartbeat
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
@@ -183,3 +184,16 @@ def test_what_engines_say_of_the_model_is_taken_from_one_that_is_ready():
     ready.handle(READY)
     assert engines.info == READY and engines.ready
     assert engines.by_name["engine-1"] is ready
+
+
+def test_an_engine_that_hangs_gets_no_job_while_another_works():
+    silent, other = clients("ready", "ready")
+    engines = Engines([silent, other])
+    silent.liveness.passed(1e6)
+    assert engines.ready and engines.choose() is other
+    other.liveness.passed(1e6)
+    assert not engines.ready
+    with pytest.raises(Unavailable, match="The engine hangs: it has said nothing for 1000000 s"):
+        engines.choose()
+    silent.handle(Heartbeat(doing="idle"))
+    assert engines.ready and engines.choose() is silent

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import socket
 import time
@@ -38,6 +39,15 @@ def test_the_plan_is_printed_before_anything_is_loaded_and_all_of_it_once():
     for event in (PLAN, StartPhase(name="again", seconds=1.0), READY):  # a restarted engine
         told.on_event("engine", event)
     assert out.getvalue() == first
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no disk that is always full")
+def test_what_cannot_be_printed_is_no_reason_not_to_serve(caplog):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        told = console(full)
+        for event in (PLAN, READY):
+            told.on_event("engine", event)
+    assert caplog.text.count("cannot be printed: [Errno 28] No space left on device") == 1
 
 
 def test_with_several_engines_each_part_bears_a_name_and_the_address_is_told_once():
