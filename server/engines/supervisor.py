@@ -121,7 +121,7 @@ class Supervisor:
                 self._client.passed(passed)
                 hang = self._client.liveness.hang(self._hang_seconds, self._hang_seconds)
                 if hang is not None:
-                    return f"{hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
+                    return f"it {hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
 
     async def stop(self, grace: float = STOP_GRACE_SECONDS, flush_seconds: float = 0.0) -> None:
         """Ask the engine to exit, and kill it if it does not in time; `run` returns soon after.

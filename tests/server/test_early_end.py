@@ -66,6 +66,17 @@ def test_a_signal_during_the_start_ends_it_without_a_word(module, number, tmp_pa
         time.sleep(0.02)
 
 
+def test_a_start_removes_what_a_killed_server_left_behind(tmp_path):
+    left = tmp_path / "headrace-ab12cd34"
+    left.mkdir()
+    (left / "in-use").touch()
+    with run(START.format(module="server.serving", number=int(signal.SIGINT)), tmp_path) as process:
+        _, said = process.communicate(timeout=60)
+    assert not left.exists()
+    (line,) = said.splitlines()
+    assert line.endswith(f"removed {left}, which a server that was killed had left behind")
+
+
 @pytest.mark.parametrize("load", ["time.sleep(3600)", "while True: pass"])
 def test_an_engine_ends_with_its_server_while_it_loads(load, tmp_path):
     sockets = tmp_path / "headrace-x"
