@@ -310,12 +310,13 @@ class EngineClient:
     def _dispatch(self, event: StepOutputs, now: float) -> None:
         self.stats = event.stats
         self._engine_metrics.step_ended(event)
-        served = 0
+        busy, served = bool(self._streams), 0
         for output in event.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted while this was under way
                 served += self._deliver(stream, output, now)
-        self._speed.served(served, now)
+        if busy:  # an engine at rest reports, too
+            self._speed.served(served, now)
 
     def _deliver(self, stream: OutputStream, output: Output, now: float) -> int:
         """Hand an output to its reader. Returns how many tokens were served with it: the prompt's, too, if it is the first."""

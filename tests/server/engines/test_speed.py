@@ -64,13 +64,20 @@ class Overloaded:
     """A client whose engine runs `seats` sequences, a token each in a tenth of a second and a prompt token in a thousandth."""
 
     def __init__(self, monkeypatch, seats=4, **settings):
-        self.now = 0.0
+        self.now = 8000.0
         monkeypatch.setattr("server.engines.client.time", SimpleNamespace(monotonic=lambda: self.now))
         self.client = EngineClient("engine", Settings(**settings), Metrics())
         self.client.state = "ready"
         self.seats = seats
         self.running, self.queue, self.streams = [], [], {}
         self.number = 0
+        self.rest(60.0)
+
+    def rest(self, seconds):
+        """Nothing is open, and the engine says so now and then."""
+        for _ in range(3):
+            self.client.handle(StepOutputs(outputs=[], stats=EngineStats()))
+            self.now += seconds / 3
 
     def submit(self, prompt, answer, max_tokens):
         self.client.ensure_room(1)
@@ -118,10 +125,13 @@ class Overloaded:
 @pytest.mark.parametrize(("seats", "max_waiting"), [(4, 40), (4, 10), (1, 12), (16, 200)])
 def test_under_overload_it_is_when_the_whole_queue_will_have_been_served(monkeypatch, seats, max_waiting):
     server = Overloaded(monkeypatch, seats, max_waiting=max_waiting)
-    for _ in range(200):
+    for step in range(200):
         while server.client.waiting < max_waiting:
             server.submit(100, 20, 200)
         server.step()
+        if step == 100:
+            server.drained()
+            server.rest(30_000.0)
     while server.client.waiting < max_waiting:
         server.submit(100, 20, 200)
     told = server.refusal()
