@@ -1,7 +1,16 @@
 """One connection: requests one after the other, each read, handed to the application and answered before the next is looked at.
 
-It takes the place of uvicorn's own: the one over httptools has no limits and stops reading at an `Upgrade`, the one over h11 takes
-lines that end with LF alone and costs more for each token. What a streamed token costs here is one format and one write.
+It takes the place of uvicorn's own connections, which have no limits and no deadlines. A parser from a library would spare a
+third of `head.py` and `body.py` and, as tried, give up some of what they refuse:
+
+- httptools (llhttp) stops at an `Upgrade`, and the body after it is lost; what follows a chunked body it reads at once as the
+  next request, past any limit of ours.
+- h11 takes LF for CRLF, folded lines and lengths that are given twice. In heads a look at the bytes before it can refuse that.
+  Between chunks it cannot, without finding the chunks: a CR or NUL in an extension and an LF at the end of trailers pass, and
+  lines may have 64 KiB. Measured beside ours: a head 35 us for 19, a chunk of one byte 5.1 us for 0.8, a streamed token, framed
+  and written, 4.4 us for 1.2 (one format and one write).
+
+So h11 has another part: `tests/server/http/test_against_h11.py` holds what we read to what it reads.
 """
 
 import asyncio

@@ -13,6 +13,7 @@ from server.errors import HeadTooLarge, MalformedRequest
 MAX_HEAD_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024
 MAX_HEADERS = 128
+MAX_BLANK_LINES = 8  # before a head; each starts the clock of a head anew
 MAX_LENGTH_DIGITS = 18  # of Content-Length: more bytes than anybody has
 
 Headers = list[tuple[bytes, bytes]]
@@ -56,6 +57,7 @@ class HeadReader:
 
     def __init__(self) -> None:
         self._searched = 0
+        self._blank_lines = 0
 
     def take(self, buffer: bytearray) -> RequestHead | None:
         """The head at the beginning of `buffer`, which is taken out of it; None as long as it is not complete.
@@ -67,6 +69,9 @@ class HeadReader:
         if not self._searched:
             while buffer.startswith(b"\r\n"):  # left behind by some clients after a body (RFC 9112, 2.2)
                 del buffer[:2]
+                self._blank_lines += 1
+                if self._blank_lines > MAX_BLANK_LINES:
+                    raise MalformedRequest(f"There may be at most {MAX_BLANK_LINES} blank lines before a request.")
             if buffer == b"\r":
                 return None
             if buffer and buffer[0] not in _FIRST_BYTES:
@@ -83,7 +88,7 @@ class HeadReader:
             return None
         lines = bytes(buffer[:end]).split(b"\r\n")
         del buffer[: end + len(_END)]
-        self._searched = 0
+        self._searched = self._blank_lines = 0
         return parse_head(lines)
 
 

@@ -37,10 +37,14 @@ def test_what_does_not_come_in_time_ends_the_connection(sent, expected):
 
 
 @pytest.mark.parametrize(
-    "start", [b"GET /x HTTP/1.1\r\n", b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 999\r\n\r\n"]
-)
-def test_a_client_that_drips_ends_too(start):
-    """Each byte in time is not in time: the clock is the request's, not the byte's."""
+    ("start", "drip", "status"),
+    [
+        (b"GET /x HTTP/1.1\r\n", b"a", 408), (b"", b"\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 999\r\n\r\n", b"a", 408),
+    ],
+)  # fmt: skip
+def test_a_client_that_drips_ends_too(start, drip, status):
+    """Each byte in time is not in time: the clock is the request's, not the byte's. Blank lines before it are counted."""
 
     async def check(server, echo):
         reader, writer = await server.open()
@@ -48,10 +52,10 @@ def test_a_client_that_drips_ends_too(start):
         answer = asyncio.create_task(reader.read())
         while not answer.done():
             with contextlib.suppress(ConnectionError):
-                writer.write(b"a")
+                writer.write(drip)
                 await writer.drain()
             await asyncio.sleep(0.02)
-        assert statuses(answer.result()) == [408]
+        assert statuses(answer.result()) == [status]
         writer.close()
 
     served(check, QUICK)
