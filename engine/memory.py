@@ -1,10 +1,13 @@
 """What the memory plans of all devices ask: how long a sequence may be, how many blocks that takes. No torch."""
 
 import logging
+from collections.abc import Sequence
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError
 from configs.settings import Settings
+from engine.kv_store.tiers import TierEntry
+from engine.machine import free_memory
 
 log = logging.getLogger("headrace.engine")
 
@@ -27,6 +30,23 @@ def longest_sequence(settings: Settings, config: ModelConfig) -> int:
         raise ModelError(f"{beyond}; leave the flag out, lower it, or set --allow-long-max-model-len.")
     log.warning("%s: what it answers past that length may be worthless", beyond)
     return asked
+
+
+def check_host_memory(tiers: Sequence[TierEntry]) -> None:
+    """Where the model itself is on another device: whether the host has the memory that tiers below it will take.
+
+    Raises:
+        ModelError: it does not.
+    """
+    here, bound = [tier for tier in tiers if tier.host_bytes], free_memory()
+    needed, available = sum(tier.host_bytes for tier in here), int(bound.amount)
+    if here and needed > available:
+        names, flags = (
+            " and ".join(words) for words in zip(*((tier.name, tier.sized_by) for tier in here), strict=True)
+        )
+        raise ModelError(
+            f"the KV tier {names} needs {gib(needed)} and {gib(available)} are available ({bound.source}); lower {flags}."
+        )
 
 
 def asked_blocks(blocks: int, fitting: int, least: int, block_bytes: int) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engine.backend import Startup, generate, import_torch
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build
+from engine.memory import check_host_memory
 from engine.tensor_parallel.group import RankGroup, loopback, rendezvous
 from engine.worker import Worker
 from scheduler.drafting import Drafter
@@ -102,8 +103,13 @@ class GpuBackend:
         return self.loader.adapters
 
     def plan(self) -> MemoryPlan:
-        """Import torch, meet the other ranks, and share out what is free on the GPU with the least."""
+        """Import torch, meet the other ranks, and share out what is free on the GPU with the least.
+
+        Raises:
+            ModelError: what is asked for does not fit, there or in the host's memory.
+        """
         start = self._startup
+        check_host_memory(start.tiers)
         with start.phase("import torch"):
             import_torch(start.settings.threads)
             from engine.gpu.loader import GpuLoader, rank_device

@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from configs.model.source import resolve_model
+from configs.model.source import ModelError, resolve_model
 from configs.settings import Settings
+from engine import memory
+from engine.backend import Startup
+from engine.cgroups import Bound
 from engine.device import StepLimits
-from engine.gpu.backend import run_every_kernel
+from engine.gpu.backend import GpuBackend, run_every_kernel
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.loader import GpuLoader
+from engine.kv_store.tiers import DiskTier, HostTier
+from engine.memory import check_host_memory
 from engine.models.registry import read_config
 from engine.start import Starter
 from scheduler.types.messages import AddRequest, FinishReason, MemoryPlan, StartPhase
@@ -57,6 +62,20 @@ def test_an_engine_starts_on_it_and_generates(source):
         ends += scheduler.update(step, worker.run(step), 0.0)
     assert ends[-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
     starter.close()
+
+
+def test_tiers_that_the_host_has_no_memory_for_are_refused(source, monkeypatch):
+    """Before anything is loaded: a container's limit would end the engine when the tier fills."""
+    monkeypatch.setattr(memory, "free_memory", lambda: Bound(3 * 2**30, "memory.max of /a"))
+    config, tiers = read_config(source), [HostTier(2**32)]
+    startup = Startup(Settings(device="cuda"), source, config, pytest.fail, pytest.fail, tiers)
+    with pytest.raises(ModelError) as refused:
+        GpuBackend(startup, "for the test").plan()
+    assert str(refused.value) == (
+        "the KV tier host needs 4.00 GiB and 3.00 GiB are available (memory.max of /a); lower --kv-host-gib."
+    )
+    check_host_memory([HostTier(2**31), DiskTier(source.path, 2**50)])
+    check_host_memory([])
 
 
 def test_eight_bit_keys_are_blocks_of_another_format(source):
