@@ -4,6 +4,7 @@ A file that several tools have written may hold them twice, in both forms or in 
 they are read as transformers does; where they do not, nobody can know which is meant, and a refusal names the keys.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -11,9 +12,18 @@ from configs.model.config import LinearScaling, Llama3Scaling, RopeScaling, Yarn
 from configs.model.fields import Fields
 from configs.model.source import ModelError
 
+log = logging.getLogger("headrace.engine")
+
 _WHERE = "config.json"
 _FORMS = ("rope_parameters", "rope_scaling")
-_TYPES = ("default", "linear", "llama3", "yarn")
+_ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_LENGTH = "original_max_position_embeddings"
+_READ = {  # by type, beside what all of them read
+    "default": set[str](),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", _LENGTH},
+    "yarn": {"factor", _LENGTH, "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
+}
 _THETA = 10000.0  # where a file gives none
 
 Rotation = tuple[float, RopeScaling | None]  # base of the frequencies, and what is done to them
@@ -39,12 +49,15 @@ def _rotation(fields: Fields, form: str, raw: Any, max_position: int) -> Rotatio
         raise ModelError(f"{_WHERE}: {form} has settings per layer type, which are not implemented.")
     rope = Fields(raw, f"{_WHERE} {form}")
     rope.must_be("partial_rotary_factor", 1, 1.0)
-    for key in ("rope_theta", "original_max_position_embeddings"):
+    for key in ("rope_theta", _LENGTH):
         _agree({f"{form}.{key}": raw.get(key), key: fields.values.get(key)})
     _agree({f"{form}.{key}": raw.get(key) for key in ("rope_type", "type")})
     kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind not in _TYPES:
-        raise ModelError(f"{_WHERE}: {form}: the type {kind!r} is not implemented; known: {', '.join(_TYPES)}.")
+    if kind not in _READ:
+        raise ModelError(f"{_WHERE}: {form}: the type {kind!r} is not implemented; known: {', '.join(_READ)}.")
+    unread = {key for key, value in raw.items() if value is not None} - _ALWAYS - _READ[kind]
+    if unread:
+        log.warning("%s: %s: the type %r does not read %s", _WHERE, form, kind, ", ".join(sorted(unread)))
     return rope.number("rope_theta", fields.number("rope_theta", _THETA)), _scaling(kind, rope, fields, max_position)
 
 
@@ -61,9 +74,7 @@ def _contradiction(given: dict[str, Any]) -> ModelError:
 
 
 def _scaling(kind: str, rope: Fields, fields: Fields, max_position: int) -> RopeScaling | None:
-    original = rope.integer(
-        "original_max_position_embeddings", fields.integer("original_max_position_embeddings", max_position)
-    )
+    original = rope.integer(_LENGTH, fields.integer(_LENGTH, max_position))
     if kind == "linear":
         return LinearScaling(rope.number("factor"))
     if kind == "llama3":

@@ -85,6 +85,18 @@ def test_settings_that_contradict_each_other_are_refused_by_their_keys(changes, 
     assert all(key in str(caught.value) for key in keys.split())
 
 
+def test_a_key_that_a_type_does_not_read_is_warned_of(caplog):
+    """As transformers does. Some files of YaRN models say how they were trained."""
+    hf({"rope_scaling": YARN | {"finetuned": True, "beta_fast": None}})
+    assert "rope_scaling: the type 'yarn' does not read finetuned" in caplog.text
+    caplog.clear()
+    hf({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "factor": 8.0}})
+    assert "rope_parameters: the type 'default' does not read factor" in caplog.text
+    caplog.clear()
+    hf({"rope_scaling": YARN | {"type": "yarn", "low_freq_factor": None}})
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("changes", "length"),
     [
