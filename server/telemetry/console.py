@@ -98,7 +98,7 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     """The memory plan as a table."""
     pool = plan.kv_per_token * plan.block_size * plan.blocks
     total = plan.weights + pool + plan.activations
-    bound = "the model's limit" if plan.context == plan.max_model_len else "as much as the pool holds"
+    bound = "max_model_len" if plan.context == plan.max_model_len else "as much as the pool holds"
     rows = [
         ("weights", size(plan.weights), ""),
         ("KV pool", size(pool), f"{plan.blocks} blocks of {plan.block_size} tokens, {size(plan.kv_per_token)} a token"),

@@ -75,7 +75,7 @@ def test_the_plan_adds_up():
         for line in lines
     )
     assert "Cores       2 (cpu.max of /b)" in lines
-    assert "512 tokens (the model's limit); 2.0 requests" in lines[-1]
+    assert "512 tokens (max_model_len); 2.0 requests" in lines[-1]
 
 
 def test_the_phases_add_up_to_the_total():
