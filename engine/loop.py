@@ -132,6 +132,8 @@ class EngineLoop:
             self._emit([])
         while not self._scheduler.has_work and self._shutdown is None:
             self._patience.wait("idle")
+            if self._transfer_worker is not None:
+                self._transfer_worker.look()
             self._receive()
 
     def _serve_until_idle(self) -> None:
@@ -226,6 +228,9 @@ class EngineLoop:
             for result in self._transfer_worker.finished():
                 self._scheduler.absorb_transfer(result)
                 self._carried += 1
+            for name in self._transfer_worker.lost():
+                self._scheduler.transfers.tiers.mark_lost(name)
+                self._emit([])
         ended: list[Output] = []
         for command in self._channel.receive():
             self._obey(command, ended)

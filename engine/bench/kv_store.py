@@ -120,13 +120,14 @@ def copy_rate(pool: Tensor, run: int, *, fragments: int, rounds: int) -> CopyRat
     Args:
         pool: uint8 [blocks, block bytes], on the host or a GPU.
         run: how many copied blocks are neighbours in the pool.
-        fragments: length of the store's used and free stretches, in slots; the store is then twice as large. 0: it is empty.
+        fragments: length of the store's used and free stretches, in slots; it has as many of each as it takes. 0: it is empty.
         rounds: how often; the fastest counts.
     """
     count = len(pool) // 2
-    store = HostStore(2 * count if fragments else count, pool.shape[1], pinned=pool.is_cuda)
+    slots = 2 * fragments * -(-count // fragments) if fragments else count
+    store = HostStore(slots, pool.shape[1], pinned=pool.is_cuda)
     if fragments:
-        others = [_block_key(-1 - index) for index in range(2 * count)]
+        others = [_block_key(-1 - index) for index in range(slots)]
         store.put(others, Rows(pool, [0] * len(others)))
         store.drop(block_key.hash for slot, block_key in enumerate(others) if slot // fragments % 2)
     block_keys, rows = (
@@ -230,6 +231,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions; the fastest counts")
     arguments = parser.parse_args()
     blocks = arguments.mib * 2**20 // arguments.block_bytes
+    if blocks < 2 or arguments.rounds < 1:
+        parser.error(
+            f"nothing to measure: {blocks} blocks of --block-bytes fit into --mib, and --rounds is {arguments.rounds}"
+        )
     pool = reserve(blocks * arguments.block_bytes).view(blocks, -1).fill_(1).to(arguments.device)
     print_copies(pool, arguments.rounds)
     print("codec, one thread: encoded / raw bytes, MB/s of raw blocks")

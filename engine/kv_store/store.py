@@ -118,6 +118,13 @@ class BlockStore(ABC):
         """What was there when the store was opened, least recently used first: nothing, unless the store `survives`."""
         return ()
 
+    def check(self) -> None:  # noqa: B027 - most stores cannot go away
+        """See whether the store can still be reached, though nothing is transferred. May take as long as `get`.
+
+        Raises:
+            StoreLost: it cannot.
+        """
+
     def check_integrity(self) -> None:  # noqa: B027 - a store may have a single book
         """Compare the store's books with each other.
 

@@ -49,6 +49,10 @@ class TransferWorker:
         self._stores = dict(stores)
         self._wake = wake
         self._finished: deque[TransferResult] = deque()
+        self._lost: deque[str] = deque()  # stores that a look has found lost
+        self._looking: set[str] = set()
+        self._told: set[str] = set()  # lost stores of which the log has a line
+        self._tell = threading.Lock()
         self._closing = threading.Event()
         self._threads = {
             (tier, up): ThreadPoolExecutor(1, thread_name_prefix=f"kv-{tier}-{'up' if up else 'down'}")
@@ -68,6 +72,19 @@ class TransferWorker:
         while self._finished:
             results.append(self._finished.popleft())
         return results
+
+    def look(self) -> None:
+        """Have each store looked at, beside its transfers, unless that is under way: what nobody uses may be lost, too."""
+        for name in self._stores.keys() - self._looking - self._told:
+            self._looking.add(name)
+            self._threads[name, True].submit(self._look, name)
+
+    def lost(self) -> list[str]:
+        """The stores that were found lost since the last call, though no transfer has failed."""
+        names: list[str] = []
+        while self._lost:
+            names.append(self._lost.popleft())
+        return names
 
     def finish(self) -> None:
         """Wait for what is under way, and cancel the rest. Nothing can be started any more."""
@@ -89,7 +106,7 @@ class TransferWorker:
         try:
             rest = self._carry(transfer, result)
         except StoreLost as error:
-            log.warning("KV tier %s is lost, serving goes on without it: %s", transfer.lower, error)
+            self._tell_lost(transfer.lower, error)
             result.sizes, result.lost = [0] * len(transfer.block_keys), transfer.lower
         except Exception:
             log.exception(
@@ -103,6 +120,24 @@ class TransferWorker:
         self._finished.append(result)
         self._wake()
         self._closing.wait(rest)
+
+    def _look(self, name: str) -> None:
+        try:
+            self._stores[name].check()
+        except StoreLost as error:
+            self._tell_lost(name, error)
+            self._lost.append(name)
+            self._wake()
+        finally:
+            self._looking.remove(name)
+
+    def _tell_lost(self, name: str, error: StoreLost) -> None:
+        """Once, however many transfers were under way."""
+        with self._tell:
+            first = name not in self._told
+            self._told.add(name)
+        if first:
+            log.warning("KV tier %s is lost until the next start, serving goes on without it: %s", name, error)
 
     def _carry(self, transfer: Transfer, result: TransferResult) -> float:
         """Carry it out slice by slice, with rests in between. Returns the rest that is due after the last, in seconds.

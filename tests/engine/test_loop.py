@@ -20,7 +20,15 @@ from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AbortRequests, AddRequest, FinishReason, Heartbeat, Shutdown, StepOutputs
+from scheduler.types.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    FinishReason,
+    Heartbeat,
+    Shutdown,
+    StepOutputs,
+)
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim_worker import SimWorker, expected
 
@@ -80,7 +88,7 @@ class Client:
         self._push, self._pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
         self._push.bind(self.endpoints[0])
         self._pull.bind(self.endpoints[1])
-        self.tokens, self.ends, self.beats = {}, {}, []
+        self.tokens, self.ends, self.beats, self.stats = {}, {}, [], EngineStats()
 
     def send(self, message):
         self._push.send_multipart([type(message).__name__.encode(), msgspec.msgpack.encode(message)])
@@ -96,16 +104,26 @@ class Client:
     def until_ended(self, *request_ids):
         while not set(request_ids) <= set(self.ends):
             assert self._pull.poll(WAIT_MS), "no event came"
-            name, body = self._pull.recv_multipart()
-            if name == b"Heartbeat":
-                self.beats.append(msgspec.msgpack.decode(body, type=Heartbeat))
-                continue
-            assert name == b"StepOutputs"
-            for output in msgspec.msgpack.decode(body, type=StepOutputs).outputs:
-                assert output.request_id not in self.ends, "one terminal event a request"
-                self.tokens[output.request_id] += output.token_ids
-                if output.finish_reason is not None:
-                    self.ends[output.request_id] = output
+            self._read()
+
+    def read_waiting(self):
+        """What has arrived so far."""
+        while self._pull.poll(0):
+            self._read()
+
+    def _read(self):
+        name, body = self._pull.recv_multipart()
+        if name == b"Heartbeat":
+            self.beats.append(msgspec.msgpack.decode(body, type=Heartbeat))
+            return
+        assert name == b"StepOutputs"
+        event = msgspec.msgpack.decode(body, type=StepOutputs)
+        self.stats = event.stats
+        for output in event.outputs:
+            assert output.request_id not in self.ends, "one terminal event a request"
+            self.tokens[output.request_id] += output.token_ids
+            if output.finish_reason is not None:
+                self.ends[output.request_id] = output
 
     def close(self):
         self._context.destroy(linger=0)

@@ -83,6 +83,7 @@ class Rig:
             self.channel,
             transfer_worker=TransferWorker(memory, stores, self.channel.wake),
             clock=lambda: time.monotonic() + self.disk.passed,
+            heartbeat=0.01,
         )
         self.thread = threading.Thread(target=loop.run)
         self.thread.start()
@@ -93,11 +94,12 @@ class Rig:
 
     def ask(self, name):
         """Answered in full, and right. Returns the blocks that need not be computed."""
-        self.client.add(name, PROMPTS[name], max_tokens=1)
-        self.client.until_ended(name)
+        request_id = f"{name} {len(self.client.ends)}"
+        self.client.add(request_id, PROMPTS[name], max_tokens=1)
+        self.client.until_ended(request_id)
         want = expected(PROMPTS[name], SamplingParams(max_tokens=1, ignore_eos=True), CONTEXT)
-        assert self.client.tokens[name] == want
-        return self.client.ends[name].times.cached_tokens // BLOCK
+        assert self.client.tokens[request_id] == want
+        return self.client.ends[request_id].times.cached_tokens // BLOCK
 
     def tell_to_stop(self, seconds):
         """And wait until the loop knows."""

@@ -103,6 +103,10 @@ class CodedDisk(BlockStore):
         """What an earlier process left."""
         return self.disk.kept()
 
+    def check(self) -> None:
+        """See whether the folder is still the one that was opened."""
+        self.disk.check()
+
     def check_integrity(self) -> None:
         """Compare the books of the disk."""
         self.disk.check_integrity()

@@ -62,7 +62,8 @@ class DiskStore(BlockStore):
     `get`, and is forgotten. For the same reason a slot's old head need not be cleared before the slot is written again.
 
     Every `get` compares key, token ids, the whole head and the checksum of the bytes. Damaged contents are forgotten and counted;
-    a slot that the disk cannot read is not used again. The first failing write loses the store.
+    a slot that the disk cannot read is not used again. The first failing write loses the store, and so does a call that finds files
+    of the folder deleted, moved away or replaced.
 
     Memory besides what the caller passes: a slot for each request under way, and some 600 bytes for each block kept.
 
@@ -113,6 +114,7 @@ class DiskStore(BlockStore):
         self._busy: set[Place] = set()  # slots in use that the index does not know: being written or given back
         self._punches = True
         self._buffers: list[memoryview] = []
+        self._calls = 0  # that use the files
         self._lost = ""
         self._threads = ThreadPoolExecutor(depth, thread_name_prefix="kv-disk")
         try:
@@ -153,6 +155,11 @@ class DiskStore(BlockStore):
             old = [record for record in self._index.values() if record.head.sequence < self._first]
         return [Kept(BlockKey(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]
 
+    def check(self) -> None:
+        """See whether the folder is still the one that was opened."""
+        with self._using_files():
+            self._check_folder()
+
     def check_integrity(self) -> None:
         """Compare the index, the slots and the places that are busy.
 
@@ -180,16 +187,31 @@ class DiskStore(BlockStore):
     def _each(
         self, work: Callable[[BlockKey, Bytes], Outcome], block_keys: Sequence[BlockKey], rows: Rows
     ) -> list[Outcome]:
-        self._check_alive()
         pool: Bytes = rows.pool.numpy()
         if pool.dtype != np.uint8 or pool.shape[1:] != (self._block_bytes,) or not pool.flags.c_contiguous:
             raise ValueError(f"rows are {pool.dtype} {pool.shape}; this store keeps uint8 [n, {self._block_bytes}]")
         pairs = list(zip(block_keys, (pool[row] for row in rows.ids), strict=True))
-        if len(pairs) == 1:
-            return [work(*pairs[0])]
-        tasks = [self._threads.submit(work, block_key, row) for block_key, row in pairs]
-        wait(tasks)  # all of them, also where one fails: the rows are the caller's again when this returns
-        return [task.result() for task in tasks]
+        with self._using_files():
+            self._check_folder()
+            if len(pairs) == 1:
+                return [work(*pairs[0])]
+            tasks = [self._threads.submit(work, block_key, row) for block_key, row in pairs]
+            wait(tasks)  # all of them, also where one fails: the rows are the caller's again when this returns
+            return [task.result() for task in tasks]
+
+    @contextmanager
+    def _using_files(self) -> Iterator[None]:
+        """For each call. Once the store is lost, the last one closes the files: deleted ones take space while they are open."""
+        with self._lock:
+            self._check_alive()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._lost and not self._calls:
+                    self._folder.close()
 
     def _put(self, block_key: BlockKey, row: Bytes) -> int:
         self._check_alive()
@@ -321,6 +343,13 @@ class DiskStore(BlockStore):
     def _check_alive(self) -> None:
         if self._lost:
             raise StoreLost(self._lost)
+
+    def _check_folder(self) -> None:
+        """Writing to files that nobody will find again, or to another's folder, would look like a tier that works."""
+        try:
+            self._folder.check()
+        except OSError as error:
+            raise self._lose("cannot be reached", error) from error
 
     def _lose(self, what: str, error: OSError) -> StoreLost:
         self._lost = self._lost or f"the KV blocks on disk {what}: {error.strerror or error}"

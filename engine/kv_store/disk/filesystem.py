@@ -96,6 +96,14 @@ class Filesystem:
         """The file's length in bytes."""
         return os.fstat(file).st_size
 
+    def is_at(self, file: int, path: Path) -> bool:
+        """Whether the open file is the one that bears this name now: it is not if it was removed, moved away, or replaced."""
+        try:
+            there = os.stat(path, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(os.fstat(file), there)
+
     def read(self, file: int, buffers: Sequence[memoryview], offset: int) -> int:
         """Fill the buffers one after the other. Returns the bytes read, fewer than asked for at the file's end."""
         try:

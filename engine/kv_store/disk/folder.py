@@ -1,5 +1,6 @@
 """The folder of a disk store: held by one process at a time, with a subfolder of numbered files for each model and format."""
 
+import errno
 import re
 from hashlib import blake2b
 from pathlib import Path
@@ -39,8 +40,9 @@ class Folder:
         self._files: dict[int, int] = {}
         name = blake2b(f"{FORMAT}|{block_bytes}|{fingerprint}".encode(), digest_size=16).hexdigest()
         self._path = path / f"kv-{name}"
+        self._lock_path = path / _LOCK
         filesystem.make_folder(path)
-        self._lock: int | None = self._take_lock(path / _LOCK)
+        self._lock: int | None = self._take_lock(self._lock_path)
         try:
             filesystem.claim_folder(self._path)
             self.others = self._find_others(path)
@@ -58,6 +60,19 @@ class Folder:
         if segment not in self._files:
             self._files[segment] = self._filesystem.open(self._segment(segment))
         return self._files[segment]
+
+    def check(self) -> None:
+        """See whether the files that are open are still those of the folder.
+
+        Raises:
+            OSError: one of them was deleted or replaced, or the folder cannot be reached.
+        """
+        files = [(file, self._segment(segment)) for segment, file in list(self._files.items())]
+        if self._lock is not None:
+            files.append((self._lock, self._lock_path))
+        for file, path in files:
+            if not self._filesystem.is_at(file, path):
+                raise OSError(errno.ESTALE, f"{path} was deleted or replaced")
 
     def remove(self, segment: int) -> None:
         """Remove a file, open or not."""

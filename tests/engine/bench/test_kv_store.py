@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from configs.model.source import resolve_model
-from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs, print_copies, seconds
+from engine.bench.kv_store import OwnText, PlainZstd, codec_rate, copy_rate, ids_in_runs, main, print_copies, seconds
 from engine.cpu.decoder import Decoder
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.weights import load_weights
 from engine.kv_store.disk.codec import PlanesCodec
+from engine.kv_store.host import HostStore
 from engine.models.registry import read_config
 
 
@@ -32,6 +33,24 @@ def test_blocks_a_copy_are_the_shorter_of_both_sides_runs(run, fragments, blocks
     rate = copy_rate(torch.zeros(32, 64, dtype=torch.uint8), run, fragments=fragments, rounds=1)
     assert rate.blocks_per_copy == pytest.approx(blocks_per_copy, rel=0.15), "runs meet by chance"
     assert rate.out > 0 and rate.back > 0
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 22, 80])
+@pytest.mark.parametrize("fragments", [0, 4, 32])
+def test_all_of_half_a_pool_is_copied_however_small_it_is(blocks, fragments, monkeypatch):
+    copied = []
+    get = HostStore.get
+    monkeypatch.setattr(HostStore, "get", lambda *arguments: copied.append(get(*arguments)) or copied[-1])
+    copy_rate(torch.zeros(blocks, 64, dtype=torch.uint8), 8, fragments=fragments, rounds=1)
+    assert copied == [[True] * (blocks // 2)]
+
+
+@pytest.mark.parametrize("arguments", [["--mib", "0"], ["--mib", "1"], ["--rounds", "0"]], ids=" ".join)
+def test_a_pool_of_no_blocks_is_refused(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kv_store", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "nothing to measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("codec", [PlainZstd(), PlanesCodec(2)])

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +33,85 @@ def test_a_folder_that_cannot_be_used_is_lost_and_let_go(open_store, call, code)
     with pytest.raises(StoreLost, match=os.strerror(code)):
         open_store(filesystem=Faulty(refuse={call: code}))
     assert numbers(open_store()) == [1]
+
+
+def replace(folder):
+    """By an empty one, as a mount or a deployment does."""
+    folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+
+
+def make_again(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def put_copy(folder):
+    """The same files by name, others by content."""
+    shutil.copytree(folder, folder.with_name("copy"))
+    replace(folder)
+    folder.rmdir()
+    folder.with_name("copy").rename(folder)
+
+
+def remove_inside(folder):
+    for path in folder.rglob("*.blocks"):
+        path.unlink()
+
+
+def put_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+GONE = [
+    shutil.rmtree,
+    make_again,
+    replace,
+    put_copy,
+    put_file,
+    remove_inside,
+    lambda folder: folder.rename(folder.with_name("moved")),
+    lambda folder: shutil.rmtree(next(folder.glob("kv-*"))),
+    lambda folder: (folder / "headrace.lock").unlink(),
+]
+NAMES = ["deleted", "made again", "replaced", "a copy", "a file", "emptied", "moved", "its subfolder", "its lock"]
+
+
+@pytest.mark.parametrize("change", GONE, ids=NAMES)
+@pytest.mark.parametrize("call", ["put", "get", "check"])
+def test_a_folder_that_is_no_longer_the_one_that_was_opened_loses_the_store(tmp_path, change, call):
+    store = DiskStore(tmp_path / "kv", block_bytes=SIZE, fingerprint="model", limit_bytes=64 * SLOT)
+    put(store, [1, 2], SIZE)
+    change(tmp_path / "kv")
+    calls = {"put": lambda: put(store, [3], SIZE), "get": lambda: get(store, [1, 2], SIZE), "check": store.check}
+    for each in (call, *calls):
+        with pytest.raises(StoreLost, match=r"cannot be reached: .* was deleted or replaced"):
+            calls[each]()
+    for held in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            assert tmp_path not in held.readlink().parents, "deleted files take space as long as they are open"
+    store.check_integrity()
+    store.close()
+
+
+def test_a_folder_that_cannot_be_looked_at_loses_the_store(open_store, tmp_path):
+    class Shut(Filesystem):
+        shut = False
+
+        def is_at(self, file, path):
+            if self.shut:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return super().is_at(file, path)
+
+    filesystem = Shut()
+    store = open_store(filesystem=filesystem)
+    put(store, [1], SIZE)
+    store.check()
+    filesystem.shut = True
+    with pytest.raises(StoreLost, match="cannot be reached: Permission denied"):
+        store.check()
+    assert get(open_store(), [1], SIZE) == [True]
 
 
 def test_a_path_that_is_no_folder_is_lost(tmp_path):
