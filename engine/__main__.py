@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 
 from configs.model.source import ModelError
 from configs.settings import Settings
@@ -19,6 +20,8 @@ from engine.start import Starter
 from scheduler.types.messages import Failed
 
 log = logging.getLogger("headrace.engine")
+
+LAST_SECONDS = 30.0  # for the step that runs when the HTTP process has ended
 
 
 def main() -> int:
@@ -41,8 +44,9 @@ def main() -> int:
     started = threading.Event()
 
     def parent_ended() -> None:
-        if not started.is_set():  # else the loop sees it, and ends in good order
-            exit_at_once(0, starter.folder, socket_folder(options.commands))
+        if started.is_set():  # then the loop sees it too and ends in good order, unless a step or a transfer hangs
+            time.sleep(LAST_SECONDS)
+        exit_at_once(0, starter.folder, socket_folder(options.commands))
 
     watch_parent(stdin, parent_ended)
     code = serve(starter, channel, started)

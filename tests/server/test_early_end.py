@@ -29,11 +29,17 @@ sys.exit(main())
 ENGINE = """
 import sys, time
 from engine import __main__ as engine
+from scheduler.types.messages import Heartbeat
+def hang():
+    print("hangs", flush=True)
+    {hang}
+class Loop:
+    run = staticmethod(hang)
 class Stuck(engine.Starter):
     def start(self):
-        print("loading", flush=True)
-        {load}
+        return hang() if {loading} else (Loop, Heartbeat(doing="idle"))
 engine.Starter = Stuck
+engine.LAST_SECONDS = 0.1
 sys.exit(engine.main())
 """
 
@@ -51,8 +57,6 @@ def run(code: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     [
         ("argparse", signal.SIGINT),
         ("pydantic", signal.SIGINT),
-        ("zmq", signal.SIGTERM),
-        ("fastapi", signal.SIGINT),
         ("uvloop", signal.SIGTERM),
     ],
 )
@@ -77,14 +81,16 @@ def test_a_start_removes_what_a_killed_server_left_behind(tmp_path):
     assert line.endswith(f"removed {left}, which a server that was killed had left behind")
 
 
-@pytest.mark.parametrize("load", ["time.sleep(3600)", "while True: pass"])
-def test_an_engine_ends_with_its_server_while_it_loads(load, tmp_path):
+@pytest.mark.parametrize(
+    ("loading", "hang"), [(True, "time.sleep(3600)"), (True, "while True: pass"), (False, "time.sleep(3600)")]
+)
+def test_an_engine_ends_with_its_server_while_it_loads_and_while_it_hangs(loading, hang, tmp_path):
     sockets = tmp_path / "headrace-x"
     sockets.mkdir()
     arguments = ["--settings", "{}", "--source", json.dumps({"path": "/none", "kind": "hf", "name": "none"})]
     wires = [word for name in ("commands", "events") for word in (f"--{name}", f"ipc://{sockets}/{name}")]
-    with run(ENGINE.format(load=load), tmp_path, *arguments, *wires) as process:
-        assert process.stdout.readline() == "loading\n"
+    with run(ENGINE.format(loading=loading, hang=hang), tmp_path, *arguments, *wires) as process:
+        assert process.stdout.readline() == "hangs\n"
         process.stdin.close()
         process.stdin = None
         assert process.wait(60) == 0
