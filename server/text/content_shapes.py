@@ -6,11 +6,14 @@ Python spells it, and the model is asked something else than the user did. So ea
 of content appear whole in the prompt, role by role, and which messages appear in none.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 from server.text.chat_template import ChatTemplate, TemplateError
+
+_log = logging.getLogger("headrace.server")
 
 Content = str | list[str]  # a text, or the texts of parts
 
@@ -62,13 +65,15 @@ class ContentShapes:
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
+        self._refusal: TemplateError | None = None  # the last one
         self._taken: dict[str, tuple[ContentShape, ...]] = {}  # by role; a role that was never rendered has none
         for role in _SAMPLES:
             taken = self._shapes_of(role)
             if taken is not None:
                 self._taken[role] = taken
-            elif role == "user":
-                break  # it refuses everything, and will say so to each request
+            elif role == "user":  # it refuses everything, and will say so to each request
+                _log.warning("the chat template refuses the plainest conversation: %s", self._refusal)
+                break
         if self._taken.get("user") == ():
             raise TemplateError(
                 "the chat template leaves out what the user says, given as a string or as a list of parts; give one that does "
@@ -141,7 +146,8 @@ class ContentShapes:
             messages.append({"role": role, "content": _marked(i, given)})
         try:
             return self._template.render(messages, add_generation_prompt=roles[-1] != "assistant")
-        except TemplateError:
+        except TemplateError as error:
+            self._refusal = error
             return None
 
 

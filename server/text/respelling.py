@@ -25,6 +25,6 @@ def respelled(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[
     return {**description, "added_tokens": added, "model": model}
 
 
-def _touches(merge: str | list[str], names: Mapping[str, str]) -> bool:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+def _touches(merge: list[str], names: Mapping[str, str]) -> bool:
+    left, right = merge
     return left in names or right in names or left + right in names

@@ -136,12 +136,13 @@ def test_a_message_that_the_template_would_leave_out_is_refused(source, roles, l
         renderer(source).render(messages)
 
 
-def test_a_template_that_refuses_says_so_itself():
+def test_a_template_that_refuses_says_so_itself(caplog):
     ours = renderer(ALIKE["no system"])
     with pytest.raises(TemplateError, match=r"^System role not supported$"):
         ours.render([{"role": "system", "content": "x"}, {"role": "user", "content": "x"}])
     with pytest.raises(TemplateError, match=r"^never$"):
         renderer("{{ raise_exception('never') }}").render([{"role": "user", "content": "x"}])
+    assert caplog.messages == ["the chat template refuses the plainest conversation: never"]
 
 
 def test_over_http_in_both_shapes():

@@ -71,6 +71,9 @@ FAMILIES = {
     "phi": (PHI, ["<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"], []),
 }
 PLAIN = ["\n\n", "  "]  # entries for runs of spaces are no markers
+SENTENCEPIECE = decoders.Sequence(
+    [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
 
 
 def byte_level(special, plain, source) -> Tokenizer:
@@ -89,12 +92,23 @@ def sentencepiece(special, plain, source) -> Tokenizer:
     merges = [("<", "/"), ("s", ">"), *([("</", "s>")] if "</s>" in vocab else [])]
     backend = Backend(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    backend.decoder = SENTENCEPIECE
     backend.add_special_tokens(
         [AddedToken(text, special=True, normalized=False, rstrip=True) for text in ["<unk>", *special]]
     )
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in plain])
+    return Tokenizer(backend, {"bos_token": special[0], "eos_token": special[1]}, source)
+
+
+def unigram(special, plain, source) -> Tokenizer:
+    """The likeliest pieces of a text are special tokens, were they not looked for before it is split."""
+    likely = dict.fromkeys([*special, *plain], 0.0)
+    pieces = {"<unk>": 0.0, "\u2581": -9.0, **dict.fromkeys(map(chr, range(33, 127)), -9.0), **likely}
+    pieces |= {f"<0x{byte:02X}>": -99.0 for byte in range(256)}
+    backend = Backend(models.Unigram([*pieces.items()], 0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = SENTENCEPIECE
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ["<unk>", *special]])
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in plain])
     return Tokenizer(backend, {"bos_token": special[0], "eos_token": special[1]}, source)
 
@@ -119,6 +133,7 @@ class Family:
 
 
 KINDS = {f"{name} {make.__name__}": (name, make) for name in FAMILIES for make in (byte_level, sentencepiece)}
+KINDS |= {f"{name} unigram": (name, unigram) for name in ("chatml", "mistral")}
 
 
 @pytest.fixture(scope="module", params=KINDS)
