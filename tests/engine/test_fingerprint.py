@@ -17,6 +17,7 @@ from configs.model.gguf_header import read_gguf_header
 from configs.model.safetensors_header import read_safetensors
 from configs.model.source import resolve_model
 from configs.settings import Settings
+from engine import fingerprint
 from engine.cpu.formats import Arithmetic
 from engine.fingerprint import build, fingerprints
 from engine.gpu.formats import GpuArithmetic
@@ -84,12 +85,12 @@ def flipped(tensor, at):
 
 
 def test_one_value_of_any_tensor_makes_another_model(model):
-    """The middle of a tensor that is hashed whole (norms, biases, rotary factors, small matrices), the ends of a large one."""
+    """Anywhere: in what is hashed whole (norms, biases, rotary factors, small matrices), at samples of a large one and between."""
     before, seen = named(model), {"large": 0, "small": 0}
     for tensor in tensors_of(model).values():
         large = tensor.size > 2**16
         seen["large" if large else "small"] += 1
-        for at in (0, tensor.size - 1024, tensor.size - 1) if large else (0, tensor.size // 2, tensor.size - 1):
+        for at in (0, 1100, tensor.size // 2, tensor.size - 1100, tensor.size - 1) if large else (0, tensor.size - 1):
             flipped(tensor, at)
             assert named(model) != before, (tensor.name, at)
             flipped(tensor, at)
@@ -97,8 +98,9 @@ def test_one_value_of_any_tensor_makes_another_model(model):
     assert min(seen.values()) >= 7
 
 
-def test_a_stretch_of_a_31st_of_any_tensor_is_noticed_and_a_value_between_samples_is_not(model):
-    """What the sampling promises, and what it does not."""
+def test_of_a_model_of_gigabytes_a_31st_of_any_tensor_is_noticed_and_a_value_between_samples_is_not(model, monkeypatch):
+    """What sampling promises, and what it does not."""
+    monkeypatch.setattr(fingerprint, "_SUMMED", 0)
     before = named(model)
     largest = max(tensors_of(model).values(), key=lambda tensor: tensor.size)
     stretch = largest.size // 31 + 1
@@ -112,7 +114,11 @@ def test_a_stretch_of_a_31st_of_any_tensor_is_noticed_and_a_value_between_sample
             assert named(model) != before, start
             file.seek(largest.offset + start)
             file.write(kept)
-    flipped(largest, 1024 + 100)
+    for at in (0, 1023, largest.size - 1024, largest.size - 1):
+        flipped(largest, at)
+        assert named(model) != before, at
+        flipped(largest, at)
+    flipped(largest, 1024)
     assert named(model) == before
 
 
