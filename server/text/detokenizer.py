@@ -60,13 +60,11 @@ class _StopString:
         self._unseen.append((self._fed, token))
         return self.feed(char)
 
-    def shown(self, length: int) -> int:
-        """How many of the last `length` characters the text shows."""
-        return length - sum(place >= self._fed - length for place, _ in self._unseen)
-
-    def unseen_beginning(self, length: int) -> int | None:
-        """The token to which the first of the last `length` characters belongs, if the text does not show it."""
-        return next((token for place, token in self._unseen if length and place == self._fed - length), None)
+    def unseen(self, length: int) -> tuple[int, int | None]:
+        """Of the last `length` characters: how many the text does not show, and the first one's token if it is such a one."""
+        begin = self._fed - length
+        unseen = [(place, token) for place, token in self._unseen if place >= begin]
+        return len(unseen), unseen[0][1] if unseen and unseen[0][0] == begin else None
 
 
 class Detokenizer:
@@ -177,16 +175,17 @@ class Detokenizer:
         """Hand out the text, and the tokens, in which no stop string can begin."""
         keep, tokens = 0, self.consumed
         for stop in self._stops:
-            keep = max(keep, stop.shown(stop.matched))
-            beginning = stop.unseen_beginning(stop.matched)
-            tokens = tokens if beginning is None else min(tokens, beginning)
+            if stop.matched:
+                unseen, beginning = stop.unseen(stop.matched)
+                keep = max(keep, stop.matched - unseen)
+                tokens = tokens if beginning is None else min(tokens, beginning)
         return self._hand_out(self._held[: len(self._held) - keep], tokens)
 
     def _stop(self, complete: list[_StopString], end: int) -> str:
         stop = max(complete, key=lambda stop: len(stop.text))
         self.stopped = stop.text
-        beginning = stop.unseen_beginning(len(stop.text))
-        before = self._held[: end - stop.shown(len(stop.text))]
+        unseen, beginning = stop.unseen(len(stop.text))
+        before = self._held[: end - len(stop.text) + unseen]
         if self._include_stop:
             text = self._hand_out(before + stop.text, self.consumed)
         else:
