@@ -4,7 +4,10 @@ h11 takes more (lines that end with LF alone, folded lines, several equal length
 less in one place: whitespace before a chunk's extension, which is legal.
 """
 
+import asyncio
+import contextlib
 import random
+from collections import Counter
 
 import h11
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from server.errors import HeadTooLarge, MalformedRequest
 from server.http.body import body_reader
 from server.http.head import HeadReader
+from tests.server.engines.harness import eventually
+from tests.server.http import real_server
 
 Read = list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]]  # method, target, headers, body
 
@@ -134,3 +139,38 @@ def test_what_we_read_h11_reads_too(seed):
         taken += len(ours)
         refused += not ours
     assert taken > 200 and refused > 200
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("seed", range(2))
+def test_over_a_socket_the_same_requests_arrive_however_they_are_cut_and_ended(seed, caplog):
+    draw = random.Random(seed)
+
+    async def ask(server: real_server.Running, data: bytes) -> None:
+        reader, writer = await server.open()
+        end = draw.choice(["wait", "half close", "close", "reset"])
+        with contextlib.suppress(ConnectionError):
+            while data:
+                size = draw.choice([1, 5, 50, 1000])
+                writer.write(data[:size])
+                data = data[size:]
+                await asyncio.sleep(0)
+            if end == "half close":
+                writer.write_eof()
+            if end in ("wait", "half close"):
+                await reader.read()
+        if end == "reset":
+            writer.transport.abort()
+        writer.close()
+
+    async def check(server: real_server.Running, echo: real_server.Echo) -> None:
+        for _ in range(40):
+            data = [b"".join(a_request(draw) for _ in range(draw.randrange(1, 4))) for _ in range(5)]
+            expected = [(method.decode(), body) for each in data for method, _, _, body in by_us(each, len(each))]
+            echo.requests.clear()
+            await asyncio.gather(*(ask(server, each) for each in data))
+            await eventually(lambda: len(server.connections) == 0 and not server.web.server_state.tasks)
+            assert Counter((method, body) for method, _, body in echo.requests) <= Counter(expected), data
+
+    real_server.served(check, real_server.QUICK)
+    assert caplog.text == ""
