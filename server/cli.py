@@ -1,10 +1,10 @@
-"""`headrace`, from its first moment: what Ctrl-C means while all else is still to be imported, then `server/commands.py`."""
+"""`headrace`, from its first moment: what Ctrl-C means while all else is still to be imported, then `server/commands.py`. It
+imports only what the interpreter has loaded before it.
+"""
 
 import os
 import sys
 from collections.abc import Sequence
-
-from server.signals import end_on_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,11 +13,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         its exit code; 130 after Ctrl-C, 141 if nobody reads what it prints.
     """
-    if argv is None:
-        end_on_signals()
-    from server.commands import run_command
-
     try:
+        if argv is None:
+            from server.signals import end_on_signals
+
+            end_on_signals()
+        from server.commands import run_command
+
         code = run_command(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:
             sys.stdout.flush()

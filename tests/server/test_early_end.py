@@ -23,6 +23,7 @@ class Signal:
             os.kill(os.getpid(), {number})
 sys.argv = ["headrace", "serve", "--port", "0", "--load-format", "dummy"]
 from server.cli import main
+assert "signal" not in sys.modules
 sys.meta_path.insert(0, Signal())
 sys.exit(main())
 """
@@ -55,6 +56,7 @@ def run(code: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize(
     ("module", "number"),
     [
+        ("signal", signal.SIGINT),
         ("argparse", signal.SIGINT),
         ("pydantic", signal.SIGINT),
         ("uvloop", signal.SIGTERM),
