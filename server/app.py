@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -15,7 +16,30 @@ from server.api.tenants import tenants_of
 from server.errors import ErrorBoundary, install_handlers
 from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware, HeadMiddleware
 from server.origin import OriginMiddleware
+from server.schema.openapi import ModelBounds
 from server.telemetry.metrics import server_version
+
+
+class Application(FastAPI):
+    """FastAPI's, which publishes what an endpoint says of its requests: with the model's bounds, once they are known."""
+
+    def __init__(self, context: ServerContext, endpoints: Sequence[Endpoint], **options: Any) -> None:
+        super().__init__(**options)
+        self._context = context
+        self._endpoints = endpoints
+        self._bounds: ModelBounds | None = None
+
+    def openapi(self) -> dict[str, Any]:
+        """The document. It is made again when the bounds change."""
+        bounds = self._context.bounds()
+        if self.openapi_schema is None or bounds != self._bounds:
+            self.openapi_schema, self._bounds = None, bounds
+            document = super().openapi()
+            for endpoint in self._endpoints:
+                operation = document["paths"][endpoint.shown_path][endpoint.method.lower()]
+                operation.update(endpoint.openapi(self._context.settings, bounds))
+            self.openapi_schema = document
+        return self.openapi_schema
 
 
 def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS) -> FastAPI:
@@ -25,7 +49,9 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
     `request.state.exchange` and its `Tenant` at `request.state.tenant`.
     """
     settings = context.settings
-    app = FastAPI(
+    app = Application(
+        context,
+        endpoints,
         title="headrace",
         version=server_version(),
         description="OpenAI-compatible LLM serving.",

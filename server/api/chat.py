@@ -13,7 +13,7 @@ from server.api.requests.validate import check_shared, prompt_of, sampling_of, t
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest, for_clients
 from server.schema.answers import ChatAnswer
-from server.schema.chat import ChatRequest, Message
+from server.schema.chat import RESERVED, ChatRequest, Message
 from server.stream.generation import Delta
 from server.stream.job import TextJob
 from server.text.chat_renderer import ChatRenderer
@@ -71,7 +71,7 @@ def render(
     if add and continue_final:
         message = "`add_generation_prompt` and `continue_final_message` exclude each other, got both"
         raise InvalidRequest(message, param="add_generation_prompt")
-    reserved = {"messages", "add_generation_prompt", "continue_final_message"} & kwargs.keys()
+    reserved = RESERVED & kwargs.keys()
     if reserved:
         name = min(reserved)
         raise InvalidRequest(f"`chat_template_kwargs` must not hold `{name}`", param=f"chat_template_kwargs.{name}")

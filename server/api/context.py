@@ -8,6 +8,7 @@ from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
 from server.errors import ModelNotFound
+from server.schema.openapi import ModelBounds
 from server.telemetry.metrics import Metrics
 from server.text.chat_renderer import ChatRenderer
 from server.text.tokenizer import Tokenizer
@@ -40,6 +41,14 @@ class ServerContext:
         if self.engines.info is None:
             raise self.engines.unavailable()
         return self.engines.info
+
+    def bounds(self) -> ModelBounds | None:
+        """What the model adds to the bounds of a body; None before an engine was ready."""
+        info = self.engines.info
+        if info is None:
+            return None
+        begins = bool(self.tokenizer.encode(""))
+        return ModelBounds(vocab_size=info.vocab_size, context=info.context, names=self.model_names, begins=begins)
 
     def model_name(self, asked: str | None) -> str:
         """The name the answer carries.

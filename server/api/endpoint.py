@@ -22,7 +22,7 @@ from server.api.tenants import Tenant
 from server.body_room import BodyShare
 from server.schema.answers import AnswerBody, errors
 from server.schema.base import Body
-from server.schema.openapi import request_body
+from server.schema.openapi import ModelBounds, request_body
 from server.telemetry.lifetime import Exchange
 from server.to_thread import by_size
 
@@ -88,7 +88,7 @@ class Endpoint(ABC):
         """
 
     @abstractmethod
-    def openapi(self, settings: Settings) -> dict[str, Any]:
+    def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """What FastAPI cannot find out about the request by itself, in OpenAPI's form."""
 
     @property
@@ -117,7 +117,6 @@ class Endpoint(ABC):
             responses={**errors(*self.errors), 200: {**answer, **content}},
             response_class=Response,
             response_model=None,
-            openapi_extra=self.openapi(context.settings),
         )
 
 
@@ -139,7 +138,7 @@ class GetEndpoint(Endpoint):
         answer = await self.answer(Call(request, context))
         return answer if isinstance(answer, Response) else json_response(answer)
 
-    def openapi(self, settings: Settings) -> dict[str, Any]:
+    def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """The parameters."""
         return {"parameters": [dict(parameter) for parameter in self.parameters]} if self.parameters else {}
 
@@ -183,9 +182,9 @@ class PostEndpoint(Endpoint, Generic[B, V]):
 
             return await by_size(size, valid)
 
-    def openapi(self, settings: Settings) -> dict[str, Any]:
+    def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """The body's schema and examples."""
-        return request_body(self.body, settings, dict(self.examples))
+        return request_body(self.body, settings, bounds, dict(self.examples))
 
 
 async def _content(request: Request, share: BodyShare) -> bytes:

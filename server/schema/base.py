@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from configs.settings import Settings
+
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT32_MAX = 2**31 - 1  # counts and token ids; the model's own bounds are checked where the model is known
 
@@ -26,6 +28,11 @@ class Body(BaseModel):
     NESTED: ClassVar[dict[str, "type[Body]"]] = {}
 
     @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """What fields mean for each other, as JSON schemas that a body fits all of. They publish checks that are made elsewhere."""
+        return []
+
+    @classmethod
     def known(cls) -> set[str]:
         """Every field name that has a meaning here, served or not."""
         return set(cls.model_fields) | cls.IGNORED | set(cls.UNSUPPORTED)
@@ -39,3 +46,24 @@ def wrong(message: str, path: str = "") -> PydanticCustomError:
         path: where inside the field, as a path suffix: `[3]`, `.50256`, or nothing.
     """
     return PydanticCustomError("checked", "{message}", {"message": message, "path": path})
+
+
+def where(field: str, *values: Any) -> dict[str, Any]:
+    """The bodies in which a field has one of these values, as a JSON schema. None stands for its absence too."""
+    fits: dict[str, Any] = {"properties": {field: {"enum": list(values)}}}
+    return fits if None in values else {**fits, "required": [field]}
+
+
+def given(field: str) -> dict[str, Any]:
+    """The bodies that have a field."""
+    return {"properties": {field: {"not": {"type": "null"}}}, "required": [field]}
+
+
+def either(*schemas: dict[str, Any]) -> dict[str, Any]:
+    """The bodies that fit any of these."""
+    return {"anyOf": list(schemas)}
+
+
+def both(*schemas: dict[str, Any]) -> dict[str, Any]:
+    """The bodies that fit all of these."""
+    return {"allOf": list(schemas)}

@@ -1,12 +1,13 @@
 """The body of `POST /v1/chat/completions`."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from server.schema.base import Body
-from server.schema.fields import Content
-from server.schema.sampling import Count, Sampling
+from configs.settings import Settings
+from server.schema.base import Body, either, where
+from server.schema.fields import Content, Count, OutputTokens
+from server.schema.sampling import Sampling
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -44,6 +45,14 @@ class Message(Body):
     )
 
 
+# Variables that the server itself gives to every template.
+RESERVED = frozenset({"messages", "add_generation_prompt", "continue_final_message"})
+TemplateVariables = Annotated[
+    dict[str, Any], Field(json_schema_extra={"properties": {name: {"type": "null"} for name in sorted(RESERVED)}})
+]
+ONE_CONTINUATION = either(where("add_generation_prompt", False, None), where("continue_final_message", False, None))
+
+
 class ChatRequest(Sampling):
     """A conversation in, the next message out."""
 
@@ -71,7 +80,7 @@ class ChatRequest(Sampling):
     NESTED: ClassVar[dict[str, type[Body]]] = {**Sampling.NESTED, "messages": Message}
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")
-    max_completion_tokens: Count | None = Field(None, description="OpenAI's newer name of `max_tokens`.")
+    max_completion_tokens: OutputTokens | None = Field(None, description="OpenAI's newer name of `max_tokens`.")
     logprobs: bool = Field(False, description="Logprobs of the message's tokens.")
     top_logprobs: Count | None = Field(None, description="Alternatives for each token. Only with `logprobs`.")
     add_generation_prompt: bool | None = Field(
@@ -80,6 +89,15 @@ class ChatRequest(Sampling):
     continue_final_message: bool = Field(
         False, description="Extension: continue the last message instead of closing it."
     )
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="Extension: further variables for the chat template."
     )
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """`top_logprobs` needs `logprobs`; a message is continued, or a new one begins."""
+        return [
+            *super().rules(settings),
+            either(where("top_logprobs", None), where("logprobs", True)),
+            ONE_CONTINUATION,
+        ]

@@ -4,10 +4,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from server.schema.fields import Prompt
-from server.schema.sampling import Count, Sampling
+from configs.settings import Settings
+from server.schema.base import INT32_MAX, both, either, given, where
+from server.schema.fields import Count, Prompt
+from server.schema.sampling import Sampling
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+# A schema says that two numbers are equal by a branch for each. Generators multiply the branches of all rules, and give up soon.
+PUBLISHED_BEST_OF = 4
 
 
 class CompletionRequest(Sampling):
@@ -20,3 +24,17 @@ class CompletionRequest(Sampling):
     logprobs: Count | None = Field(None, description="Logprobs of the tokens, with this many alternatives each.")
     best_of: Count | None = Field(None, description="Served only where it equals `n`.")
     add_special_tokens: bool = Field(True, description="Extension: begin a text prompt as the model's tokenizer does.")
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """`best_of` equals `n`; without `max_tokens`, `min_tokens` is at most what stands for it."""
+        alike = [
+            both(where("best_of", n), where("n", n, *([None] if n == 1 else [])))
+            for n in range(1, min(settings.max_n, PUBLISHED_BEST_OF) + 1)
+        ]
+        default = min(settings.default_max_tokens or DEFAULT_MAX_TOKENS, settings.max_output_tokens or INT32_MAX)
+        return [
+            *super().rules(settings),
+            either(where("best_of", None), *alike),
+            either({"properties": {"min_tokens": {"maximum": default}}}, given("max_tokens")),
+        ]

@@ -122,11 +122,13 @@ def _part_text(part: Any, path: str) -> str:
     return text
 
 
-_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
-_IDS = {"type": "array", "items": _ID, "minItems": 1}
-_STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+# `x-bound` names what the served model adds to a schema (`openapi.MODEL_BOUNDS`).
+_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX, "x-bound": "vocabulary"}
+_IDS = {"type": "array", "items": _ID, "minItems": 1, "x-bound": "context"}
+_PROMPT = {"type": "string", "x-bound": "beginning"}
+_STRINGS = {"type": "array", "items": _PROMPT, "minItems": 1}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STRING}
-_BIAS = {"type": "number", "minimum": -100, "maximum": 100}
+_BIAS = {"type": ["number", "null"], "minimum": -100, "maximum": 100}
 _PART = {
     "type": "object",
     "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
@@ -136,7 +138,7 @@ _PART = {
 Prompt = Annotated[
     Prompts,
     PlainValidator(check_prompt),
-    WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
+    WithJsonSchema({"anyOf": [_PROMPT, _STRINGS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
 ]
 Stop = Annotated[
     list[str], PlainValidator(check_stop), WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP}]})
@@ -144,7 +146,14 @@ Stop = Annotated[
 LogitBias = Annotated[
     dict[int, float],
     PlainValidator(check_logit_bias),
-    WithJsonSchema({"type": "object", "patternProperties": {_TOKEN_ID.pattern: _BIAS}, "additionalProperties": False}),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {_TOKEN_ID.pattern: _BIAS},
+            "additionalProperties": {"type": "null"},
+            "x-bound": "biased vocabulary",
+        }
+    ),
 ]
 Content = Annotated[
     str | list[str],
@@ -152,5 +161,9 @@ Content = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}),
 ]
 TokenIds = Annotated[list[int], PlainValidator(check_ids), WithJsonSchema(_IDS)]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+OutputTokens = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"x-bound": "output"})]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"x-bound": "vocabulary"})]
+ModelName = Annotated[str, Field(json_schema_extra={"x-bound": "names"})]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_STRING)]
 Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]

@@ -5,29 +5,82 @@ that ask for nothing. References are resolved in place, so that a schema can sta
 """
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from configs.settings import Settings
 from server.schema.base import Body
+from server.schema.fields import decimal_up_to
 from server.schema.limits import LIMITS, Limit
 
 Schema = dict[str, Any]
 
 
-def body_schema(model: type[Body], settings: Settings) -> Schema:
-    """The schema of what `parse` accepts for this model under these settings."""
-    schema = _schema(model)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelBounds:
+    """What the served model adds to the bounds of a body: known once an engine is ready.
+
+    Attributes:
+        vocab_size: ids.
+        context: tokens of a prompt and what follows.
+        names: under which the model is served.
+        begins: whether its tokenizer puts a token before a text, so that an empty text is a prompt.
+    """
+
+    vocab_size: int
+    context: int
+    names: tuple[str, ...]
+    begins: bool
+
+
+def _largest(node: Schema, most: int) -> None:
+    node["maximum"] = min(node["maximum"], most)
+
+
+def _renamed_biases(node: Schema, bounds: ModelBounds) -> None:
+    (bias,) = node["patternProperties"].values()
+    node["patternProperties"] = {decimal_up_to(bounds.vocab_size - 1): bias}
+
+
+# By what a declaration calls `x-bound`.
+MODEL_BOUNDS: dict[str, Callable[[Schema, ModelBounds], None]] = {
+    "vocabulary": lambda node, bounds: _largest(node, bounds.vocab_size - 1),
+    "biased vocabulary": _renamed_biases,
+    "context": lambda node, bounds: node.update(maxItems=bounds.context),
+    "output": lambda node, bounds: _largest(node, bounds.context - 1),  # a prompt has a token
+    "names": lambda node, bounds: node.update(enum=list(bounds.names)),
+    "beginning": lambda node, bounds: None if bounds.begins else node.update(minLength=1),
+}
+
+
+def body_schema(model: type[Body], settings: Settings, bounds: ModelBounds | None = None) -> Schema:
+    """The schema of what is accepted for this model under these settings, as far as a schema can say it."""
+    schema = _schema(model, settings)
     for limit in LIMITS:
         most = getattr(settings, limit.setting)
         if limit.field in schema["properties"] and most is not None:
             _bound(schema["properties"][limit.field], limit, most)
+    for node in list(_nodes(schema)):
+        name = node.pop("x-bound", None)
+        if name is not None and bounds is not None:
+            MODEL_BOUNDS[name](node, bounds)
     return schema
 
 
-def request_body(model: type[Body], settings: Settings, examples: dict[str, Any]) -> Schema:
-    """FastAPI's `openapi_extra` for an endpoint that takes this body."""
-    content = {"application/json": {"schema": body_schema(model, settings), "examples": examples}}
+def _nodes(schema: Any) -> Iterator[Schema]:
+    """Every object within."""
+    if isinstance(schema, dict):
+        yield schema
+    if isinstance(schema, dict | list):
+        for inner in schema.values() if isinstance(schema, dict) else schema:
+            yield from _nodes(inner)
+
+
+def request_body(model: type[Body], settings: Settings, bounds: ModelBounds | None, examples: dict[str, Any]) -> Schema:
+    """What OpenAPI says of an operation that takes this body."""
+    content = {"application/json": {"schema": body_schema(model, settings, bounds), "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -37,21 +90,24 @@ def _generated(model: type[Body]) -> str:
     return json.dumps(model.model_json_schema(mode="validation"))
 
 
-def _schema(model: type[Body]) -> Schema:
+def _schema(model: type[Body], settings: Settings) -> Schema:
     raw: Schema = json.loads(_generated(model))
     definitions = raw.pop("$defs", {})
     raw.pop("description", None)
     for name, nested in model.NESTED.items():
         if nested.__name__ in definitions:
-            definitions[nested.__name__] = _schema(nested)
+            definitions[nested.__name__] = _schema(nested, settings)
         elif name in raw["properties"]:
-            _replace_parts(raw["properties"][name], _schema(nested))
+            _replace_parts(raw["properties"][name], _schema(nested, settings))
     schema: Schema = _inline(raw, definitions)
     required = schema.get("required", [])
     schema["properties"] = {
         name: field if name in required else _nullable(field) for name, field in schema["properties"].items()
     } | _tables(model)
-    return schema
+    # A null counts as absent, so it may have any name.
+    schema["additionalProperties"] = settings.unknown_fields == "ignore" or {"type": "null"}
+    rules = model.rules(settings)
+    return schema | ({"allOf": rules} if rules else {})
 
 
 def _tables(model: type[Body]) -> Schema:

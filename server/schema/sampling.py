@@ -4,11 +4,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from server.schema.base import INT32_MAX, Body
-from server.schema.fields import Int64, LogitBias, Stop, Text
+from configs.settings import Settings
+from server.schema.base import INT32_MAX, Body, either, where
+from server.schema.fields import Count, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 class StreamOptions(Body):
@@ -20,6 +20,11 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = Field(
         False, description="Extension: every chunk holds the usage so far. Only with `include_usage`."
     )
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """`continuous_usage_stats` needs `include_usage`."""
+        return [either(where("continuous_usage_stats", False, None), where("include_usage", True))]
 
 
 class Sampling(Body):
@@ -59,8 +64,8 @@ class Sampling(Body):
     }
     NESTED: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
 
-    model: str | None = Field(None, description="One of the served names; the served model if absent.")
-    max_tokens: Count | None = Field(
+    model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
+    max_tokens: OutputTokens | None = Field(
         None, description="Most tokens to generate, the operator's default if absent. 0 only computes the prompt."
     )
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
@@ -90,9 +95,9 @@ class Sampling(Body):
     repetition_penalty: float = Field(
         1.0, ge=0.1, le=10, description="Extension: divides the logits of tokens in the prompt or the text; 1 is off."
     )
-    min_tokens: Count = Field(0, description="Extension: no end before this many tokens.")
+    min_tokens: OutputTokens = Field(0, description="Extension: no end before this many tokens.")
     ignore_eos: bool = Field(False, description="Extension: continue past the model's end tokens.")
-    stop_token_ids: list[Count] = Field(default_factory=list, description="Extension: tokens that end the text.")
+    stop_token_ids: list[TokenId] = Field(default_factory=list, description="Extension: tokens that end the text.")
     bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")
     skip_special_tokens: bool = Field(True, description="Extension: leave special tokens out of the text.")
@@ -127,3 +132,13 @@ class Sampling(Body):
         "one answer, over all prompts and choices.",
     )
     return_token_ids: bool = Field(False, description="Extension: the answer also holds the token ids.")
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """`stream_options` needs `stream`; two fields need what the operator may have turned off."""
+        rules = [either(where("stream_options", None), where("stream", True))]
+        if settings.scheduling == "fcfs":
+            rules.append(where("priority", 0, None))
+        if not settings.prefix_caching:
+            rules.append(where("cache_pin_seconds", 0, None))
+        return rules

@@ -4,9 +4,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from server.schema.base import Body, wrong
-from server.schema.chat import Message
-from server.schema.fields import TokenIds
+from configs.settings import Settings
+from server.schema.base import Body, both, either, given, where, wrong
+from server.schema.chat import ONE_CONTINUATION, Message, TemplateVariables
+from server.schema.fields import ModelName, TokenIds
 
 
 class TokenizeRequest(Body):
@@ -14,7 +15,7 @@ class TokenizeRequest(Body):
 
     NESTED: ClassVar[dict[str, type[Body]]] = {"messages": Message}
 
-    model: str | None = Field(None, description="One of the served names; the served model if absent.")
+    model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     prompt: str | None = Field(None, description="Text to tokenize; this or `messages`.")
     messages: list[Message] | None = Field(None, min_length=1, description="A conversation; this or `prompt`.")
     add_special_tokens: bool | None = Field(
@@ -25,7 +26,9 @@ class TokenizeRequest(Body):
         None, description="Open the assistant's turn. True unless `continue_final_message` is set."
     )
     continue_final_message: bool = Field(False, description="Leave the last message open.")
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Variables for the chat template.")
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="Variables for the chat template."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -37,6 +40,13 @@ class TokenizeRequest(Body):
             raise wrong("needs `messages`, got `prompt`", stray[0])
         return self
 
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """One source, and what goes with it."""
+        no_messages = [where(field, None) for field in ("messages", *sorted(_ONLY_WITH_MESSAGES))]
+        one = either(both(given("prompt"), *no_messages), both(given("messages"), where("prompt", None)))
+        return [one, ONE_CONTINUATION]
+
 
 _ONLY_WITH_MESSAGES = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
 
@@ -44,6 +54,6 @@ _ONLY_WITH_MESSAGES = {"add_generation_prompt", "continue_final_message", "chat_
 class DetokenizeRequest(Body):
     """Token ids into text."""
 
-    model: str | None = Field(None, description="One of the served names; the served model if absent.")
+    model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     tokens: TokenIds = Field(description="Token ids.")
     skip_special_tokens: bool = Field(False, description="Leave special tokens out of the text.")

@@ -1,0 +1,205 @@
+"""What is published about a body, with the model's bounds and the rules between fields, is what a body is refused by.
+
+Held against parsing and validation, over a model of 258 ids and 256 tokens of context. Only some refusals are beyond a schema.
+"""
+
+import json
+import re
+from functools import cache
+
+import hypothesis
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import given
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from server.api.endpoint import PostEndpoint
+from server.api.endpoints import ENDPOINTS
+from server.api.requests.parse import parse
+from server.api.tenants import ANYBODY
+from server.errors import ApiError, ContextExceeded
+from server.schema.openapi import body_schema
+from tests.drawn import drawn
+from tests.server.api.scripted import CONTEXT, Server
+
+ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)}
+BEYOND_SCHEMA = re.compile(
+    r"`min_tokens` must be at most `max_tokens`=|`max_completion_tokens` must equal|`n` times the number of prompts"
+    r"|must fit 64 bits|a name with the NUL"
+)
+STRICT = {
+    "scheduling": "fcfs",
+    "prefix_caching": False,
+    "unknown_fields": "ignore",
+    "default_max_tokens": 5,
+    "max_output_tokens": 9,
+}
+CONTEXTS = [Server(scheduling="fair").context, Server(**STRICT).context]
+
+USER = {"role": "user", "content": "a"}
+SHARED = {
+    "model": [None, "small", "org/small", "large", ""],
+    "max_tokens": [None, 0, 5, 9, 10, CONTEXT - 1, CONTEXT],
+    "min_tokens": [None, 0, 5, 6, 16, 17, CONTEXT],
+    "n": [None, 1, 2, 3],
+    "stream": [None, False, True],
+    "stream_options": [
+        None,
+        {},
+        {"include_usage": True},
+        {"continuous_usage_stats": True},
+        {"continuous_usage_stats": False, "include_usage": None, "x": None},
+        {"continuous_usage_stats": True, "include_usage": True},
+    ],
+    "stop_token_ids": [[], [0, 257], [258], [-1]],
+    "logit_bias": [{}, {"257": 1}, {"258": 1}, {"05": 1}, {"x": None, "5": None}],
+    "top_p": [None, 0, 1, 1.1],
+    "priority": [None, 0, 1],
+    "cache_pin_seconds": [None, 0, 3],
+    "no_such_field": [None, 1],
+}
+CONTINUED = {
+    "add_generation_prompt": [None, False, True],
+    "continue_final_message": [None, False, True],
+    "chat_template_kwargs": [None, {}, {"messages": None}, {"messages": []}, {"x": 1}],
+}
+MESSAGES = [[USER], [USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}], [], [{"role": "tool"}]]
+IDS = [[0, 257], [258], [], [1] * CONTEXT, [1] * (CONTEXT + 1)]
+FIELDS = {
+    "/v1/completions": SHARED
+    | {"prompt": ["a", "", ["a", "b"], ["a", ""], *IDS, [[1], [257]], [[1], [258]], [[]]]}
+    | {"best_of": [None, 0, 1, 2, 3], "add_special_tokens": [None, True, False], "logprobs": [None, 0, True]},
+    "/v1/chat/completions": SHARED
+    | CONTINUED
+    | {"messages": MESSAGES, "max_completion_tokens": [None, 5, 10, CONTEXT]}
+    | {"logprobs": [None, False, True], "top_logprobs": [None, 0, 3], "reasoning_effort": [None, "none", "high"]},
+    "/tokenize": CONTINUED | {"prompt": [None, "", "a"], "messages": [None, *MESSAGES], "add_special_tokens": [True]},
+    "/detokenize": {"tokens": IDS, "skip_special_tokens": [None, True], "model": ["small", "large"]},
+}
+
+
+def refusal(path, body, context=CONTEXTS[0]):
+    """How a body is refused, on the way on which every request goes until it is handed to the engine."""
+    endpoint = ENDPOINT[path]
+    try:
+        request = parse(endpoint.body, json.dumps(body).encode(), None, context.settings).request
+        endpoint.validate(request, context, ANYBODY)
+    except ApiError as error:
+        return error
+    return None
+
+
+def is_beyond_a_schema(error):
+    """Prompt and output exceed the context together, numbers are compared, or JSON itself is bounded."""
+    return isinstance(error, ContextExceeded) or BEYOND_SCHEMA.search(error.message)
+
+
+BASE = {
+    "/v1/completions": {"prompt": "a"},
+    "/v1/chat/completions": {"messages": [USER]},
+    "/tokenize": {},
+    "/detokenize": {"tokens": [1]},
+}
+
+
+@st.composite
+def bodies(draw, path):
+    """A few fields at a time, as most bodies with many are refused for the first that is wrong."""
+    names = draw(st.lists(st.sampled_from(sorted(FIELDS[path])), max_size=4, unique=True))
+    return BASE[path] | {name: draw(st.sampled_from(FIELDS[path][name])) for name in names}
+
+
+@cache
+def validator(path, number):
+    context = CONTEXTS[number]
+    return jsonschema_rs.validator_for(body_schema(ENDPOINT[path].body, context.settings, context.bounds()))
+
+
+@pytest.mark.parametrize("number", range(len(CONTEXTS)), ids=["plain", "strict"])
+@pytest.mark.parametrize("path", FIELDS)
+@given(data=st.data())
+@hypothesis.settings(max_examples=drawn(80))
+def test_a_body_is_accepted_if_and_only_if_it_fits_the_schema(path, number, data):
+    body = data.draw(bodies(path))
+    error = refusal(path, body, CONTEXTS[number])
+    fits = validator(path, number).is_valid(body)
+    assert fits == (error is None) or (fits and is_beyond_a_schema(error)), (body, error)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a", "stream_options": {"include_usage": True}}),
+        ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"continuous_usage_stats": True}}),
+        ("/v1/completions", {"prompt": "a", "best_of": 2}),
+        ("/v1/completions", {"prompt": "a", "best_of": 2, "n": 3}),
+        ("/v1/completions", {"prompt": "a", "min_tokens": 17}),
+        ("/v1/completions", {"prompt": [257, 258]}),
+        ("/v1/completions", {"prompt": [[257], [258]]}),
+        ("/v1/completions", {"prompt": ""}),
+        ("/v1/completions", {"prompt": [1] * (CONTEXT + 1)}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": CONTEXT}),
+        ("/v1/completions", {"prompt": "a", "stop_token_ids": [258]}),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {"258": 1}}),
+        ("/v1/completions", {"prompt": "a", "model": "large"}),
+        ("/v1/chat/completions", {"messages": [USER], "top_logprobs": 1}),
+        ("/v1/chat/completions", {"messages": [USER], "chat_template_kwargs": {"messages": 1}}),
+        ("/v1/chat/completions", {"messages": [USER], "add_generation_prompt": True, "continue_final_message": True}),
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": [USER]}),
+        ("/tokenize", {"prompt": "a", "continue_final_message": False}),
+        ("/detokenize", {"tokens": [258]}),
+        ("/detokenize", {"tokens": [1] * (CONTEXT + 1)}),
+    ],
+    ids=str,
+)
+def test_a_rule_between_fields_or_of_the_model_is_published(path, body):
+    assert refusal(path, body) is not None and not validator(path, 0).is_valid(body)
+
+
+def test_what_depends_on_an_operator_is_published():
+    def fits(body, **settings):
+        context = Server(**settings).context
+        schema = body_schema(ENDPOINT["/v1/completions"].body, context.settings, context.bounds())
+        return jsonschema_rs.is_valid(schema, {"prompt": "a", **body})
+
+    assert fits({"priority": 1}, scheduling="fair") and not fits({"priority": 1}, scheduling="fcfs")
+    assert fits({"cache_pin_seconds": 1}) and not fits({"cache_pin_seconds": 1}, prefix_caching=False)
+    assert fits({"x": 1}, unknown_fields="ignore") and not fits({"x": 1})
+    assert fits({"prompt": ""}, bos=True) and not fits({"prompt": ""})
+    assert fits({"max_tokens": 9}, max_output_tokens=9) and not fits({"max_tokens": 10}, max_output_tokens=9)
+
+
+def whole(value):
+    """To JSON Schema 1.0 is an integer. Here it is none, which no schema can say, so generated values are made plain."""
+    if isinstance(value, dict):
+        return {name: whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@pytest.fixture(scope="module")
+def published():
+    return schemathesis.openapi.from_dict(Server(scheduling="fair").app.openapi())
+
+
+@pytest.mark.parametrize("path", ENDPOINT)
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
+def test_what_a_fuzzer_makes_of_the_document_is_judged_alike(published, path, mode):
+    """The e2e test of this kind sends such bodies to a real server, which says less about each."""
+
+    @hypothesis.settings(max_examples=drawn(5), suppress_health_check=list(hypothesis.HealthCheck))
+    @given(case=published[path]["POST"].as_strategy(generation_mode=mode))
+    def check(case):
+        if not isinstance(case.body, dict | list | str | int | float | None):
+            return  # it leaves the body out, or sends it as something else
+        error = refusal(path, whole(case.body))
+        if mode is GenerationMode.NEGATIVE:
+            assert error is not None
+        else:
+            assert error is None or is_beyond_a_schema(error), error
+
+    check()
