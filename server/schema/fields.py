@@ -128,7 +128,7 @@ _IDS = {"type": "array", "items": _ID, "minItems": 1, "x-bound": "context"}
 _PROMPT = {"type": "string", "x-bound": "beginning"}
 _STRINGS = {"type": "array", "items": _PROMPT, "minItems": 1}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STRING}
-_BIAS = {"type": ["number", "null"], "minimum": -100, "maximum": 100}
+_BIAS = {"anyOf": [{"type": "number", "minimum": -100, "maximum": 100}, {"type": "null"}]}
 _PART = {
     "type": "object",
     "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
