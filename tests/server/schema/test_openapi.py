@@ -16,10 +16,11 @@ from server import reference
 from server.api.endpoint import PostEndpoint
 from server.api.endpoints import ENDPOINTS
 from server.api.requests.parse import parse
-from server.schema.chat import ChatRequest
+from server.schema.chat import ChatRequest, ContentPart
 from server.schema.completions import CompletionRequest
 from server.schema.fields import decimal_up_to
 from server.schema.openapi import ModelBounds, body_schema
+from server.schema.sampling import StreamOptions
 from tests.drawn import drawn
 from tests.server.api.requests.test_parse import REFUSED
 from tests.server.api.scripted import CONTEXT, Server, run
@@ -134,3 +135,18 @@ def test_what_the_model_bounds_is_published_once_an_engine_is_ready():
             content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
             assert content["schema"] == body_schema(model, Settings(), known)
         assert "x-bound" not in json.dumps(document)
+
+
+def test_no_field_of_openais_own_client_is_unknown():
+    from openai.types import completion_create_params as completions  # dear to import
+    from openai.types.chat import ChatCompletionContentPartTextParam as TextPart
+    from openai.types.chat import ChatCompletionStreamOptionsParam as StreamOptionsParam
+    from openai.types.chat import completion_create_params as chat
+
+    for theirs, ours in [
+        (completions.CompletionCreateParamsBase, CompletionRequest),
+        (chat.CompletionCreateParamsBase, ChatRequest),
+        (TextPart, ContentPart),
+        (StreamOptionsParam, StreamOptions),
+    ]:
+        assert not set(theirs.__annotations__) - ours.known(), ours
