@@ -26,28 +26,42 @@ def flush(
         wait: sleeps until a transfer has ended, at most as many seconds as it is given.
         clock: seconds, monotonic.
     """
-    plan, began = transfers.flush, clock()
-    plan.begin()
-    target = plan.target
-    while plan.busy and (left := began + seconds - clock()) > 0:
-        plan.plan()
-        worker.start(transfers.take())
-        if plan.busy:
-            wait(left)
-            _absorb(transfers, worker)
-    in_time = not plan.busy
+    began = clock()
+    transfers.flush.begin()
+    in_time = _write(transfers, worker, lambda: began + seconds - clock(), wait)
     worker.finish()
     _absorb(transfers, worker)
-    if target is None:
-        return
-    figures = f"{plan.written} of {plan.unsaved} KV blocks that were nowhere else"
-    text = f"stopping: wrote {figures} to tier {target.name} in {clock() - began:.2f} s"
+    if transfers.flush.target is not None:
+        _tell(transfers, transfers.flush.target.name, clock() - began, in_time=in_time)
+
+
+def _write(
+    transfers: TransferPlanner, worker: TransferWorker, left: Callable[[], float], wait: Callable[[float], None]
+) -> bool:
+    """Write while seconds are left. Returns whether they sufficed."""
+    plan, begun = transfers.flush, False
+    while plan.busy and (seconds := left()) > 0:
+        plan.plan()
+        planned = transfers.take()
+        if planned and not begun and plan.target is not None:  # what was under way before has arrived
+            worker.expect_newest_first(plan.target.name)
+            begun = True
+        worker.start(planned)
+        if plan.busy:
+            wait(seconds)
+            _absorb(transfers, worker)
+    return not plan.busy
+
+
+def _tell(transfers: TransferPlanner, tier: str, seconds: float, *, in_time: bool) -> None:
+    plan = transfers.flush
     lost = plan.unsaved - plan.written
+    text = f"stopping: wrote {plan.written} of {plan.unsaved} KV blocks that were nowhere else to tier {tier} in {seconds:.2f} s"
     if not lost:
         log.info("%s", text)
         return
-    lost_tier = transfers.tiers.get(target.name) is None
-    cause = "the tier failed" if lost_tier else "it has no room for them" if in_time else "the drain time is over"
+    failed = transfers.tiers.get(tier) is None
+    cause = "the tier failed" if failed else "it has no room for them" if in_time else "the drain time is over"
     log.warning("%s; %d are lost: %s", text, lost, cause)
 
 

@@ -114,6 +114,9 @@ class BlockStore(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say that it has contiguous rows")
 
+    def expect_newest_first(self) -> None:  # noqa: B027 - only an order that survives matters
+        """From now on, what is put was used before what was put until then: `kept` shall say so to the next process."""
+
     def kept(self) -> Iterable[Kept]:
         """What was there when the store was opened, least recently used first: nothing, unless the store `survives`."""
         return ()

@@ -73,6 +73,10 @@ class TransferWorker:
             results.append(self._finished.popleft())
         return results
 
+    def expect_newest_first(self, name: str) -> None:
+        """Tell a store that what it is given from now on comes in this order."""
+        self._stores[name].expect_newest_first()
+
     def look(self) -> None:
         """Have each store looked at, beside its transfers, unless that is under way: what nobody uses may be lost, too."""
         for name in self._stores.keys() - self._looking - self._told:

@@ -240,6 +240,16 @@ def test_a_small_tier_keeps_what_was_used_last(start, tmp_path):
     assert engine.told == (60, 3 * FULL, f"{3 * FULL - 60} are lost: it has no room for them")
 
 
+def test_the_next_process_knows_what_was_used_last(start, tmp_path):
+    engine = start("disk")
+    for name in "abc":
+        engine.ask(name)
+    engine.stop()
+    found = left(tmp_path / "kv", FULL)
+    assert len(found) == FULL
+    assert found >= set(hashes("c")[:-4]), "but for blocks that are written at the same time"
+
+
 @pytest.mark.parametrize("depth", [1, 2], ids=["in turn", "ahead"])
 def test_blocks_of_a_prompt_that_is_cut_off_hold_what_their_names_say(start, depth):
     """Blocks get their names when a step is planned: those of steps that had not run yet must not be written as they are."""

@@ -99,6 +99,10 @@ class CodedDisk(BlockStore):
         """Forget these contents."""
         self.disk.drop(keys)
 
+    def expect_newest_first(self) -> None:
+        """From now on, what is put was used before what was put until then."""
+        self.disk.expect_newest_first()
+
     def kept(self) -> Iterable[Kept]:
         """What an earlier process left."""
         return self.disk.kept()

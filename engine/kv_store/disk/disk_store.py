@@ -149,8 +149,12 @@ class DiskStore(BlockStore):
                 if (record := self._index.pop(key, None)) is not None:
                     self._slots.free(record.place)
 
+    def expect_newest_first(self) -> None:
+        """From now on sequence numbers fall, from one that is above all so far."""
+        self._sequence = count(next(self._sequence) + self._limit // PAGE, -1)
+
     def kept(self) -> list[Kept]:
-        """What an earlier process left, in the order it was written: the order of use does not survive."""
+        """What an earlier process left, in the order it was written or said that it would write: other use does not survive."""
         with self._lock:
             old = [record for record in self._index.values() if record.head.sequence < self._first]
         return [Kept(BlockKey(record.head.key, unpack_ids(record.head.ids)), record.size) for record in old]

@@ -297,3 +297,15 @@ def test_a_closed_store_says_so_and_closes_again(open_store):
     store.close()
     with pytest.raises(StoreLost, match="closed"):
         get(store, [1], SIZE)
+
+
+def test_what_is_put_newest_first_is_found_in_the_order_of_use(open_store):
+    store = open_store()
+    put(store, [1], SIZE)
+    store.expect_newest_first()
+    for number in (2, 3, 4):
+        put(store, [number], SIZE)
+    store = open_store()
+    assert numbers(store) == [1, 4, 3, 2]
+    put(store, [5], SIZE)
+    assert numbers(open_store()) == [1, 4, 3, 2, 5]
