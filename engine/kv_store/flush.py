@@ -61,7 +61,7 @@ def _tell(transfers: TransferPlanner, tier: str, seconds: float, *, in_time: boo
         log.info("%s", text)
         return
     failed = transfers.tiers.get(tier) is None
-    cause = "the tier failed" if failed else "it has no room for them" if in_time else "the drain time is over"
+    cause = "the tier failed" if failed else "it has no room for them" if in_time else "drain_seconds are over"
     log.warning("%s; %d are lost: %s", text, lost, cause)
 
 

@@ -212,7 +212,7 @@ def test_without_time_nothing_is_started_and_the_loss_is_told(start, tmp_path):
     engine.ask("a")
     engine.stop(0.0)
     written, unsaved, rest = engine.told
-    assert unsaved == FULL and rest == f"{FULL - written} are lost: the drain time is over"
+    assert unsaved == FULL and rest == f"{FULL - written} are lost: drain_seconds are over"
     assert left(tmp_path / "kv") == set(hashes("a")[:written]), "the save that was under way"
 
 
@@ -227,7 +227,7 @@ def test_what_was_used_last_goes_first_until_the_time_is_over(start, tmp_path):
     order = [*hashes("c"), *hashes("b"), *hashes("a")]
     assert found == before | set(order[: len(found - before)])
     assert len(found - before) in (16, 32), "one transfer in time, and perhaps one that had begun"
-    assert engine.told == (len(found), 3 * FULL, f"{3 * FULL - len(found)} are lost: the drain time is over")
+    assert engine.told == (len(found), 3 * FULL, f"{3 * FULL - len(found)} are lost: drain_seconds are over")
 
 
 def test_a_small_tier_keeps_what_was_used_last(start, tmp_path):
