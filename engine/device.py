@@ -17,8 +17,6 @@ log = logging.getLogger("headrace.engine")
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bf16 in the tensor cores, asynchronous copies to shared memory
 
-SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
-
 
 @dataclass(frozen=True, slots=True)
 class Device:

@@ -13,6 +13,7 @@ log = logging.getLogger("headrace.engine")
 
 GIB = 2**30
 MIN_TOKENS = 16  # a pool that holds fewer is of no use
+SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
 
 
 def longest_sequence(settings: Settings, config: ModelConfig) -> int:

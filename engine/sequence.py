@@ -40,8 +40,3 @@ class Sequence:
             announced_length=len(tokens),
             adapter=init.adapter,
         )
-
-    @property
-    def output_length(self) -> int:
-        """How many tokens have been sampled so far, here or wherever the request ran before."""
-        return len(self.tokens) - self.prompt_length

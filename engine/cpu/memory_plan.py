@@ -6,10 +6,10 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
-from engine.device import SCORED_ROWS, StepLimits, step_limits
+from engine.device import StepLimits, step_limits
 from engine.kv_store.tiers import TierEntry
 from engine.machine import free_memory
-from engine.memory import MIN_TOKENS, asked_blocks, covering, gib, longest_sequence
+from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
 from scheduler.types.messages import MemoryPlan
 
 MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this

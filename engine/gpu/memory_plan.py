@@ -6,11 +6,11 @@ Every part is counted, and only what is free is shared out: a GPU may have other
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.device import SCORED_ROWS, StepLimits
+from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.weights import weights_bytes
-from engine.memory import MIN_TOKENS, asked_blocks, covering, gib, longest_sequence
+from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
 from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.decode import most_parts
 from kernels.gpu.sampling.sample import ROWS_AT_ONCE

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from engine.device import SCORED_ROWS
+from engine.memory import SCORED_ROWS
 from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
 from scheduler.types.step import Chunk, ChunkResult, TokenLogprobs

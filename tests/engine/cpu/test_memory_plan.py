@@ -12,8 +12,8 @@ from engine.cgroups import Bound
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
 from engine.cpu.memory_plan import activation_bytes, plan_memory
-from engine.device import SCORED_ROWS
 from engine.kv_store.tiers import DiskTier, HostTier
+from engine.memory import SCORED_ROWS
 from engine.models.layout import weights_bytes
 from engine.models.registry import read_config
 

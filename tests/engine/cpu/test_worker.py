@@ -11,7 +11,7 @@ from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
-from engine.device import SCORED_ROWS
+from engine.memory import SCORED_ROWS
 from engine.models.registry import read_config
 from scheduler.types.messages import FinishReason
 from tests.engine.samplers import cpu_sampler

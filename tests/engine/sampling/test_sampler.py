@@ -247,4 +247,4 @@ def test_a_sequence_copies_the_announced_prompt() -> None:
     init = SequenceInit(request_id="a", prompt_ids=[4, 5], sampling=SamplingParams(max_tokens=1))
     seq = Sequence.from_init(init)
     seq.tokens.append(6)
-    assert (init.prompt_ids, seq.prompt_length, seq.output_length) == ([4, 5], 2, 1)
+    assert (init.prompt_ids, seq.prompt_length, seq.tokens) == ([4, 5], 2, [4, 5, 6])
