@@ -4,7 +4,8 @@ Order and definitions are the host sampler's. Greedy rows give the same tokens; 
 other random numbers, since the device uses the Gumbel-max trick where the host inverts the distribution. So the same seed gives the
 same text on the same kind of device, in any batch, after preemption and after a restart, but a different one on a CPU.
 
-A request that wants more log-probabilities than the kernel lists needs a sort: the host's sampler draws all its tokens.
+The host's sampler draws all tokens of a request that wants more log-probabilities than the kernel lists, which needs a sort, and of
+one with an edit that neither adds to logits nor is made by the kernel.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.gpu.events import AsyncCopy
-from engine.sampling.edits import Edit, IdArray, ValueArray
+from engine.sampling.edits import AddingEdit, Edit, IdArray, ValueArray
 from engine.sampling.sampler import ALL_MASKED, NOT_FINITE, Sampled
 from engine.sequence import Sequence
 from kernels.gpu.runtime import sent
@@ -50,7 +51,7 @@ class Member:
     sequence: Sequence
     place: int
     settings: RowSettings
-    edits: tuple[Edit, ...]
+    edits: tuple[AddingEdit, ...]
     by_host: bool
     slot: int = _NO_SLOT
     ahead: int = 0
@@ -174,9 +175,10 @@ class GpuSampler:
     def member(self, sequence: Sequence, place: int) -> Member:
         """Start keeping `sequence`; `place` is its entry in the table of newest tokens."""
         sampling = sequence.sampling
-        edits = tuple(edit for edit in self._edits if not edit.in_kernel and edit.concerns(sampling))
-        by_host = (sampling.logprobs or 0) > MOST
-        return Member(sequence, place, _row_settings(sampling), edits, by_host)
+        edits = [edit for edit in self._edits if not edit.in_kernel and edit.concerns(sampling)]
+        adding = tuple(edit for edit in edits if isinstance(edit, AddingEdit))
+        by_host = (sampling.logprobs or 0) > MOST or len(adding) < len(edits)
+        return Member(sequence, place, _row_settings(sampling), adding, by_host)
 
     def sample(self, logits: Tensor, members: list[Member], *, verifying: bool = False) -> tuple[Tensor, Draw]:
         """Draw for each row of `logits`, fp32 [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.

@@ -2,7 +2,8 @@
 
 An edit is a small object for one concern of `SamplingParams` (its file is beside this one, its line in
 `engine.sampling.registry`). It touches only the rows of requests that it concerns and, in them, only the tokens it is
-about. Most edits add to logits and say what they add (`AddingEdit`): both kinds of sampler then do the same with it.
+about. Most edits add to logits and say what they add (`AddingEdit`): both kinds of sampler then do the same with it. What an edit
+of another kind does is done on the host, unless a kernel does it: a device has the host draw for requests that it concerns.
 Masking *adds* -inf, so that a NaN or +inf underneath stays visible to the health check that follows.
 """
 
@@ -38,13 +39,10 @@ class Edit(Protocol):
     Edits that a kernel makes come after all others, on either device.
 
     Attributes:
-        needs_host_tokens: whether `additions` reads the sequence's sampled tokens. A worker with steps in flight, whose
-            newest tokens may be known only on the device, waits for them before it asks.
         in_kernel: whether the device's sampling kernel makes this edit itself, from the request's settings and the counts of
-            its tokens on the device: `additions` is not called then.
+            its tokens on the device.
     """
 
-    needs_host_tokens: bool
     in_kernel: bool
 
     def concerns(self, sampling: SamplingParams) -> bool:
@@ -55,20 +53,18 @@ class Edit(Protocol):
         """The host's form: change `logits` [all rows, vocabulary] fp32 in place; row `rows[i]` belongs to `sequences[i]`."""
         ...
 
-    def additions(self, sequence: TokenSequence, length: int) -> Additions:
-        """The device's form: what to add for the token at position `length` of the sequence.
-
-        `sequence.tokens` may be shorter than `length`, unless `needs_host_tokens`.
-        """
-        ...
-
     def forget(self, request_id: str) -> None:
         """Drop what is kept for the request, if anything."""
         ...
 
 
 class AddingEdit(ABC):
-    """An edit that adds to logits. Subclasses say what, and both forms follow."""
+    """An edit that adds to logits. Subclasses say what, and both forms follow.
+
+    Attributes:
+        needs_host_tokens: whether `additions` reads the sequence's sampled tokens. A worker with steps in flight, whose
+            newest tokens may be known only on the device, waits for them before it asks.
+    """
 
     needs_host_tokens: bool = False
     in_kernel: bool = False
@@ -79,7 +75,10 @@ class AddingEdit(ABC):
 
     @abstractmethod
     def additions(self, sequence: TokenSequence, length: int) -> Additions:
-        """What to add for the token at position `length` of the sequence."""
+        """What to add for the token at position `length` of the sequence.
+
+        `sequence.tokens` may be shorter than `length`, unless `needs_host_tokens`.
+        """
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
         """Add to `logits` [all rows, vocabulary] fp32 in place."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling.edits import NOTHING, Additions, IdArray, ValueArray, coordinates
+from engine.sampling.edits import IdArray, ValueArray, coordinates
 from engine.sequence import Sequence
 from scheduler.types.sampling_params import SamplingParams
 
@@ -57,7 +57,6 @@ class Penalties:
     On a device the sampling kernel reads logits through them (`kernels.gpu.sampling.penalties`).
     """
 
-    needs_host_tokens: bool = False
     in_kernel: bool = True
 
     def __init__(self) -> None:
@@ -68,10 +67,6 @@ class Penalties:
         return (
             sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
         )
-
-    def additions(self, sequence: Sequence, length: int) -> Additions:
-        """Nothing: the kernel does it all."""
-        return NOTHING
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> None:
         """Penalize rows of `logits` [all rows, vocabulary] fp32 in place."""

@@ -12,7 +12,7 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 
 from engine.sampling.bad_words import BadWords
 from engine.sampling.bias import LogitBias
-from engine.sampling.edits import Edit
+from engine.sampling.edits import AddingEdit, Edit
 from engine.sampling.min_tokens import MinTokens
 from engine.sampling.penalties import Penalties
 from engine.sampling.registry import standard_edits
@@ -48,6 +48,7 @@ def on_device(edit: Edit, seq: Sequence, row: torch.Tensor) -> torch.Tensor:
         return reference_penalized(
             row, counts[0], asked.repetition_penalty, asked.presence_penalty, asked.frequency_penalty
         )
+    assert isinstance(edit, AddingEdit)
     known = seq if edit.needs_host_tokens else replace(seq, tokens=seq.tokens[: seq.prompt_length])
     ids, values = edit.additions(known, len(seq.tokens))
     return row.index_put((torch.from_numpy(ids),), torch.from_numpy(values), accumulate=True)

@@ -31,6 +31,21 @@ class OddStaysOdd(AddingEdit):
         return masked(self.even) if sequence.tokens[-1] % 2 else NOTHING
 
 
+class Inverted:
+    """The least likely token is the likeliest. It does not add, and no kernel makes it, so it says nothing of a device."""
+
+    in_kernel = False
+
+    def concerns(self, sampling):
+        return sampling.seed % 2 == 1
+
+    def apply(self, logits, rows, sequences):
+        logits[rows] = -logits[rows]
+
+    def forget(self, request_id):
+        pass
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return one_layer(tmp_path_factory.mktemp("one-layer"))
@@ -60,3 +75,10 @@ def test_both_devices_do_the_same_with_it_and_steps_in_flight_change_nothing(fol
     assert generate(InAdvance, gpu_worker, folder, toys[2]) == on_cpu
     for toy in toys:
         assert {name for name, _ in toy.asked} == {"r1", "r3"}
+
+
+@pytest.mark.parametrize("kind", [Logged, InAdvance])
+def test_an_edit_that_only_the_host_can_make_is_made_on_both_devices(folder, kind):
+    on_cpu, plain = generate(Logged, cpu_worker, folder, Inverted()), generate(Logged, cpu_worker, folder, None)
+    assert {name for name, tokens in on_cpu.items() if tokens != plain[name]} == {"r1", "r3"}
+    assert generate(kind, gpu_worker, folder, Inverted()) == on_cpu
