@@ -50,7 +50,7 @@ def wrong(message: str, path: str = "") -> PydanticCustomError:
 
 def where(field: str, *values: Any) -> dict[str, Any]:
     """The bodies in which a field has one of these values, as a JSON schema. None stands for its absence too."""
-    fits: dict[str, Any] = {"properties": {field: {"enum": list(values)}}}
+    fits: dict[str, Any] = {"properties": {field: {"type": "null"} if values == (None,) else {"enum": list(values)}}}
     return fits if None in values else {**fits, "required": [field]}
 
 

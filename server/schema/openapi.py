@@ -1,7 +1,8 @@
 """The published JSON schema of a request body: pydantic's, plus what is checked outside pydantic.
 
-Nulls count as absent, operators set some bounds, ignored fields are accepted, and unserved fields take only the values
-that ask for nothing. References are resolved in place, so that a schema can stand alone inside an OpenAPI operation.
+Nulls count as absent, operators and the served model set some bounds, fields have rules between them (`Body.rules`), ignored
+fields are accepted, and unserved fields take only the values that ask for nothing. References are resolved in place, so that a
+schema can stand alone inside an OpenAPI operation.
 """
 
 import json
