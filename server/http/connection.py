@@ -14,9 +14,6 @@ So h11 has another part: `tests/server/http/test_against_h11.py` holds what we r
 """
 
 import asyncio
-import fcntl
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,6 +28,7 @@ from server.http.body import BodyReader, body_reader
 from server.http.connections import Connections
 from server.http.cycle import RequestCycle
 from server.http.head import MAX_HEAD_BYTES, HeadReader, RequestHead
+from server.http.write_watch import WriteWatch
 
 _NEVER = float("inf")
 _PROBE_SECONDS = (0.25, 5.0)  # the first probe of a client that has stopped sending, and the longest time between two
@@ -80,7 +78,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._closed = False
         self._deadline = _NEVER
         self._body_seconds_left = 0.0  # of a body that is not read on for now
-        self._written, self._taken, self._moved = 0, 0, 0.0
+        self._watch: WriteWatch = None  # type: ignore[assignment]  # until then
         self._probe: asyncio.TimerHandle | None = None
 
     @property
@@ -97,7 +95,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.address = client[0] if client else ""
         self._ends = {"client": client, "server": get_local_addr(self._transport)}
         self._writable.set()
-        self._moved = self._loop.time()
+        self._watch = WriteWatch(self._transport, self._loop.time())
         self._server.connections.add(self)  # type: ignore[arg-type]  # it knows uvicorn's own protocols only
         error = self._books.admit(self)
         if error is None:
@@ -241,7 +239,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
-        self._written += len(data)
+        self._watch.written += len(data)
         self._transport.write(data)
 
     async def drained(self) -> None:
@@ -359,11 +357,13 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def check(self, now: float) -> None:
         """End, if the client was too slow in sending or does not take what is written."""
-        self._check_taken(now)
+        if self._watch.stalled_seconds(now) > self._limits.stall_seconds:
+            self._books.on_refusal("client_stalled")
+            self.cut()
         if self._closed or now < self._deadline:
             return
         if self._lingering:
-            if self._taken == self._written:  # otherwise it still takes its answer
+            if self._watch.all_taken:  # otherwise it still takes its answer
                 self.cut()
         elif self._body is not None:
             self._refuse(RequestTimeout("The body of the request did not come in time."))
@@ -371,25 +371,6 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._refuse(RequestTimeout("The head of the request did not come in time."))
         else:
             self._close()
-
-    def _check_taken(self, now: float) -> None:
-        if self._taken == self._written:
-            self._moved = now
-            return
-        taken = self._written - self._transport.get_write_buffer_size() - self._unacknowledged()
-        if taken != self._taken:
-            self._taken, self._moved = taken, now
-        elif now - self._moved > self._limits.stall_seconds:
-            self._books.on_refusal("client_stalled")
-            self.cut()
-
-    def _unacknowledged(self) -> int:
-        """Bytes that the system has taken over and the client's has not."""
-        try:
-            answer = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
-        except OSError:  # a system that does not say
-            return 0
-        return int(struct.unpack("i", answer)[0])
 
     def _probe_after(self, seconds: float) -> None:
         def probe() -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from dataclasses import replace
 
 import pytest
 
 from server.http.connections import Connections
 from server.http.limits import HttpLimits
+from server.http.write_watch import WriteWatch
 from tests.server.engines.harness import eventually, run
 from tests.server.http.real_server import HOST, QUICK, answers, get, served, statuses
 
@@ -234,3 +236,27 @@ def test_of_those_that_part_the_longest_is_cut():
         assert all(each.is_cut for each in others) and len(books) == 0
 
     run(body)
+
+
+def test_what_a_client_has_taken_is_known_from_what_is_left():
+    here, there = socket.socketpair()
+    with here, there:
+        left = 0
+
+        class Transport:
+            def get_write_buffer_size(self):
+                return left
+
+            def get_extra_info(self, name):
+                return here
+
+        watch = WriteWatch(Transport(), 10.0)
+        assert watch.stalled_seconds(20.0) == 0 and watch.all_taken
+        watch.written, left = 100, 100
+        assert watch.stalled_seconds(25.0) == 5 and not watch.all_taken
+        left = 60
+        assert watch.stalled_seconds(30.0) == 0 and not watch.all_taken
+        assert watch.stalled_seconds(37.0) == 7
+        left = 0
+        assert watch.stalled_seconds(38.0) == 0 and watch.all_taken
+        assert watch.stalled_seconds(99.0) == 0
