@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from configs.settings import Settings
 from server.api.context import ServerContext
-from server.api.endpoint import Endpoint
+from server.api.endpoint import Endpoint, EndpointTable
 from server.api.endpoints import ENDPOINTS, build_router
 from server.api.tenants import tenants_of
 from server.errors import ErrorBoundary, install_handlers
@@ -48,7 +48,7 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
     The engines' supervisors and the web server are not started here. Endpoints find the request's `Exchange` at
     `request.state.exchange` and its `Tenant` at `request.state.tenant`.
     """
-    settings = context.settings
+    settings, table = context.settings, EndpointTable(endpoints)
     app = Application(
         context,
         endpoints,
@@ -63,7 +63,7 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
                 ExchangeMiddleware,
                 metrics=context.metrics,
                 access_log=settings.access_log,
-                probes={endpoint.path for endpoint in endpoints if endpoint.probe},
+                is_probe=table.where(lambda endpoint: endpoint.probe),
             ),
             Middleware(OriginMiddleware, settings=settings),
             *_cors(settings),
@@ -71,13 +71,13 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
             Middleware(
                 AuthMiddleware,
                 tenants=tenants_of(settings),
-                without_key={endpoint.path for endpoint in endpoints if not endpoint.needs_key},
+                without_key=table.where(lambda endpoint: not endpoint.needs_key),
             ),
             Middleware(
                 DrainMiddleware,
                 drain=context.drain,
                 retry_after=max(1, math.ceil(settings.drain_seconds)),
-                always={endpoint.path for endpoint in endpoints if endpoint.while_draining},
+                always=table.where(lambda endpoint: endpoint.while_draining),
             ),
             Middleware(BodySizeMiddleware, limit=settings.max_body_bytes),
             Middleware(ErrorBoundary),

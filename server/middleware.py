@@ -1,7 +1,7 @@
 """Pure ASGI middleware, outermost first: exchange and access log, HEAD, keys, drain gate, body size.
 
-Each endpoint says what it needs of them; they are given sets of paths. An unknown path is treated like most: it needs a key
-and is refused while the server drains.
+Each endpoint says what it needs of them; they are given tests of a request's scope. What is for no endpoint is treated like most:
+it needs a key and is refused while the server drains.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +22,8 @@ from server.errors import BodyTooLarge, Unauthorized, Unavailable, error_respons
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
 
+RequestTest = Callable[[Scope], bool]
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _access_log = logging.getLogger("headrace.access")
@@ -31,14 +33,14 @@ class ExchangeMiddleware:
     """Gives every request its `Exchange` and its `x-request-id` (the client's own if it is short and plain).
 
     At the end, whatever ended the request, the error code is counted and the access log's line is written. The "not now" of
-    `probes` is not counted: polls would drown the errors of requests.
+    probes is not counted: polls would drown the errors of requests.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, probes: Set[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, is_probe: RequestTest) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
-        self._probes = probes
+        self._is_probe = is_probe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -67,7 +69,7 @@ class ExchangeMiddleware:
                 _access_log.info("%s", access_line(scope, exchange, status))
 
     def _is_probe_answer(self, scope: Scope, exchange: Exchange) -> bool:
-        return scope["path"] in self._probes and exchange.error_code == Unavailable.code
+        return exchange.error_code == Unavailable.code and self._is_probe(scope)
 
 
 def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
@@ -121,12 +123,12 @@ class HeadMiddleware:
 
 
 class AuthMiddleware:
-    """Guards every path, known or not, except those `without_key`. All keys are compared, each in constant time.
+    """Guards every request, whatever it is for, except those `without_key`. All keys are compared, each in constant time.
 
     Endpoints find whose key it was at `request.state.tenant`.
     """
 
-    def __init__(self, app: ASGIApp, tenants: Mapping[str, Tenant], without_key: Set[str]) -> None:
+    def __init__(self, app: ASGIApp, tenants: Mapping[str, Tenant], without_key: RequestTest) -> None:
         self._app = app
         self._tenants = [(key.encode(), tenant) for key, tenant in tenants.items()]
         self._without_key = without_key
@@ -137,7 +139,7 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         tenant = self._tenant(scope) if self._tenants else ANYBODY
-        if tenant is not None or scope["path"] in self._without_key:
+        if tenant is not None or self._without_key(scope):
             scope.setdefault("state", {})["tenant"] = tenant or ANYBODY
             await self._app(scope, receive, send)
             return
@@ -154,9 +156,9 @@ class AuthMiddleware:
 
 
 class DrainMiddleware:
-    """Counts requests under way, and answers 503 to new ones once the server drains. Paths in `always` are exempt from both."""
+    """Counts requests under way, and answers 503 to new ones once the server drains, but for those that `always` exempts."""
 
-    def __init__(self, app: ASGIApp, drain: Drain, retry_after: int, always: Set[str]) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, retry_after: int, always: RequestTest) -> None:
         self._app = app
         self._drain = drain
         self._retry_after = str(retry_after)
@@ -164,7 +166,7 @@ class DrainMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or scope["path"] in self._always:
+        if scope["type"] != "http" or self._always(scope):
             await self._app(scope, receive, send)
             return
         if self._drain.draining:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import Scope
 
 from configs.settings import Settings
 from server.api.context import ServerContext
@@ -194,6 +196,40 @@ async def _content(request: Request, share: BodyShare) -> bytes:
         content += part
         await share.grow(len(part))
     return bytes(content)
+
+
+class EndpointTable:
+    """Which endpoint a request is for, known before it is routed.
+
+    Args:
+        endpoints: their paths and methods; of several that match, the first counts, as in routing.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._plain: dict[tuple[str, str], Endpoint] = {}
+        self._patterns: list[tuple[re.Pattern[str], Endpoint]] = []
+        for endpoint in endpoints:
+            if "{" in endpoint.path:
+                self._patterns.append((compile_path(endpoint.path)[0], endpoint))
+            else:
+                self._plain.setdefault((endpoint.method, endpoint.path), endpoint)
+
+    def of(self, scope: Scope) -> Endpoint | None:
+        """The endpoint of this path and method, HEAD being GET's; None: there is none."""
+        method, path = "GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]
+        plain = self._plain.get((method, path))
+        return plain or next(
+            (each for regex, each in self._patterns if each.method == method and regex.match(path)), None
+        )
+
+    def where(self, holds: Callable[[Endpoint], bool]) -> Callable[[Scope], bool]:
+        """A test of requests: whether they are for an endpoint of which that holds."""
+
+        def test(scope: Scope) -> bool:
+            endpoint = self.of(scope)
+            return endpoint is not None and holds(endpoint)
+
+        return test
 
 
 def json_response(answer: AnswerBody, headers: Mapping[str, str] | None = None) -> Response:

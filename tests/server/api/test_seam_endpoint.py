@@ -128,6 +128,32 @@ def test_what_it_says_of_keys_and_draining_is_done():
     assert echoed.status_code == 503 and "shutting down" in echoed.json()["error"]["message"]
 
 
+def test_what_it_says_holds_for_its_method_and_for_every_path_of_its_pattern():
+    opened = GetEndpoint(path="/both", tag="toys", summary="Ring", answer=chime, needs_key=False, while_draining=True)
+    named = GetEndpoint(path="/toys/{name:path}", tag="toys", summary="Ring", answer=chime, needs_key=False)
+    guarded = PostEndpoint(
+        path="/both", tag="toys", summary="Measure", body=EchoRequest, validate=measured, answer=answer
+    )
+
+    async def statuses():
+        server = Server(endpoints=[opened, guarded, named], **KEYS)
+        without = [
+            await server.client.get("/both"),
+            await server.client.head("/both"),
+            await server.client.get("/toys/a/b"),
+        ]
+        refused = [
+            await server.post("/both", {"text": "a"}),
+            await server.client.post("/toys/a"),
+            await server.client.get("/a"),
+        ]
+        server.context.drain.begin()
+        late = [await server.client.get("/both"), await server.post("/both", {"text": "a"}, headers=GREETED)]
+        return [[response.status_code for response in each] for each in (without, refused, late)]
+
+    assert run(statuses) == [[200, 200, 200], [401, 401, 401], [200, 503]]
+
+
 def test_the_gate_waits_for_what_does_not_stay_open_while_draining():
     async def wait():
         begun, go = asyncio.Event(), asyncio.Event()
