@@ -1,11 +1,12 @@
 """The settings of one server: the declared knobs, and what one of them means for another.
 
 A knob that nothing would read is refused here if the settings alone show it, and named in a warning if it depends on the
-machine (`Settings.unread_on`). No other file compares one knob with another.
+machine (`Settings.unread_on`). No other file refuses one knob because of another.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -53,18 +54,22 @@ class Settings(Declaration):
 
     def unread_on(self, kind: Kind) -> list[str]:
         """Sentences about knobs that are set but that an engine on such a device does not read, for a warning at its start."""
-        sentences = []
-        for name in read_by("cuda" if kind == "cpu" else "cpu"):
-            if self.asks_for(name):
-                sentences.append(
-                    f"{name} is set, but device {self.device} turned out to be {kind}, which does not read it"
-                )
-        return sentences
+        return [
+            f"{name} is set, but device {self.device} turned out to be {kind}, which does not read it"
+            for name, reader in _READERS.items()
+            if reader != kind and self.asks_for(name)
+        ]
 
     @property
     def tenants(self) -> list[str]:
         """The owner of each key of `api_key`, in the same order."""
         return self.key_names or [f"key{number + 1}" for number in range(len(self.api_key))]
+
+    @property
+    def _no_key_has_priorities(self) -> bool:
+        """Whether there are keys, and none may write a priority: with `throughput` tenants have no places of their own to order."""
+        tenants_order_nothing = self.scheduling == "throughput" and self.priority_scope == "tenant"
+        return bool(self.api_key) and tenants_order_nothing and not self.priority_keys
 
     def for_engine(self) -> str:
         """As JSON for an engine's command line, which is public: without the keys, and without what is said about keys.
@@ -88,11 +93,23 @@ class _Need:
     fix: str
 
 
+def _readers() -> Iterator[tuple[str, str]]:
+    """Each knob that one kind of device alone reads, and that kind."""
+    for name, info in Settings.model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and "read_by" in extra:
+            yield name, str(extra["read_by"])
+
+
+_READERS = dict(_readers())
+
+
 def read_by(kind: Kind) -> tuple[str, ...]:
     """Names of the knobs that only this kind of device reads."""
-    extras = {name: info.json_schema_extra for name, info in Settings.model_fields.items()}
-    return tuple(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("read_by") == kind)
+    return tuple(name for name, reader in _READERS.items() if reader == kind)
 
+
+FAST_BLOCK_UNIT = 16  # tokens: the C++ kernels take block sizes that are multiples of it
 
 _ABOUT_KEYS = {"api_key", "key_names", "isolate_keys", "priority_keys"}
 _TIERS = ("kv_host_gib", "kv_disk_path")
@@ -107,6 +124,13 @@ _NEEDS = (
     ),
     _Need(
         read_by("cpu"), "device", lambda self: self.device != "cuda", "device cuda does not read it", "set device cpu"
+    ),
+    _Need(
+        ("cpu_precision",),
+        "block_size",
+        lambda self: self.cpu_precision != "fast" or self.block_size % FAST_BLOCK_UNIT == 0,
+        f"the C++ kernels need a block_size that is a multiple of {FAST_BLOCK_UNIT}",
+        f"set block_size {2 * FAST_BLOCK_UNIT}",
     ),
     _Need(
         ("allow_long_max_model_len",),
@@ -130,7 +154,7 @@ _NEEDS = (
         "set kv_disk_path",
     ),
     _Need(
-        (*_TIERS, "eviction", "gpu_shared_prefixes"),
+        (*_TIERS, "eviction", "gpu_shared_prefixes", "isolate_keys"),
         "prefix_caching",
         lambda self: self.prefix_caching,
         "with prefix_caching off no KV is kept by its content (--no-prefix-caching)",
@@ -149,6 +173,20 @@ _NEEDS = (
         lambda self: self.preemption != "swap" or any(map(self.asks_for, _TIERS)),
         "swap saves KV to a tier, and there is none",
         "set kv_host_gib or kv_disk_path",
+    ),
+    _Need(
+        ("preemption",),
+        "max_preemptions",
+        lambda self: self.preemption != "swap" or self.max_preemptions > 0,
+        "with max_preemptions 0 nothing is ever preempted",
+        "set max_preemptions",
+    ),
+    _Need(
+        ("health_seconds",),
+        "hang_seconds",
+        lambda self: self.health_seconds <= self.hang_seconds,
+        "an engine is killed before /health says no, as hang_seconds is less",
+        "set hang_seconds to more",
     ),
     _Need(
         _TIERS,
@@ -193,6 +231,13 @@ _NEEDS = (
         "set priority_scope tenant or all",
     ),
     _Need(
+        ("priority_aging_seconds",),
+        "priority_keys",
+        lambda self: not self._no_key_has_priorities,
+        "with throughput and priority_scope tenant only the keys of priority_keys have priorities, and it is empty",
+        "set priority_keys",
+    ),
+    _Need(
         ("isolate_keys", "key_names", "priority_keys"),
         "api_key",
         lambda self: bool(self.api_key),
@@ -228,7 +273,10 @@ def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:
 
 
 def _contradictory_lengths(settings: Settings) -> Iterator[Contradiction]:
-    default, most = settings.default_max_tokens, settings.max_output_tokens
-    if default is not None and most is not None and default > most:
-        text = f"default_max_tokens is {default}, but max_output_tokens allows {most}: give one that is allowed"
-        yield Contradiction(("default_max_tokens", "max_output_tokens"), text)
+    """Lengths that are all given, of which one leaves another without effect."""
+    lengths = {name: getattr(settings, name) for name in ("default_max_tokens", "max_output_tokens", "max_model_len")}
+    for (name, value), (limit, most) in pairwise((name, value) for name, value in lengths.items() if value is not None):
+        if value > most:
+            yield Contradiction(
+                (name, limit), f"{name} is {value}, but {limit} allows {most}: give one that is allowed"
+            )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
-from configs.settings import Settings
+from configs.settings import FAST_BLOCK_UNIT, Settings
 from engine.loading.stored import stored_kinds
 from engine.models.layout import expected_shapes, weights_bytes
 from engine.models.registry import family_of
@@ -75,8 +75,8 @@ def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
         return (
             f"the C++ kernels know the activations {known}, not {activation}, which {config.architecture} models have"
         )
-    if settings.block_size % _LANES:
-        return f"the C++ kernels need a --block-size that is a multiple of {_LANES}, not {settings.block_size}"
+    if settings.block_size % FAST_BLOCK_UNIT:
+        return f"the C++ kernels need a --block-size that is a multiple of {FAST_BLOCK_UNIT}, not {settings.block_size}"
     widths = {
         "hidden_size": (config.hidden_size, _GROUP),
         "intermediate_size": (config.intermediate_size, _GROUP),

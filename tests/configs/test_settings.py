@@ -55,6 +55,8 @@ PAIRS = [
     ({"priority_scope": "all"}, {"scheduling": "fcfs"}, {"scheduling": "fair"}),
     ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
+    ({"cpu_precision": "fast"}, {"block_size": 8}, {"block_size": 16}),
+    ({"health_seconds": 200.0}, {"hang_seconds": 120.0}, {"hang_seconds": 300.0}),
 ]
 EACH_PAIR = pytest.mark.parametrize(
     ("asked", "against", "along"),
@@ -149,6 +151,35 @@ def test_all_contradictions_are_found_at_once():
 def test_keys_names_and_weights_have_to_agree(settings, words):
     (found,) = contradictions(**settings)
     assert all(word in found.text for word in words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "cure"),
+    [
+        (KEYS | NO_CACHE | {"isolate_keys": True}, ("isolate_keys", "prefix_caching"), {"prefix_caching": True}),
+        (
+            {"preemption": "swap", "kv_host_gib": 1.0, "max_preemptions": 0},
+            ("preemption", "max_preemptions"),
+            {"max_preemptions": 1},
+        ),
+        (
+            KEYS | {"scheduling": "throughput", "priority_aging_seconds": 5.0},
+            ("priority_aging_seconds", "priority_keys"),
+            {"priority_keys": ["key1"]},
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_knob_that_three_others_leave_without_effect_is_refused_too(settings, names, cure):
+    (found,) = contradictions(**settings)
+    assert found.names == names
+    assert Settings(**settings | cure).asks_for(names[0])
+
+
+@pytest.mark.parametrize("limit", ["max_output_tokens", "max_model_len"])
+def test_no_answer_is_by_default_longer_than_any_may_be(limit):
+    (found,) = contradictions(default_max_tokens=10, **{limit: 9})
+    assert found.names == ("default_max_tokens", limit) and "is 10" in found.text and "allows 9" in found.text
 
 
 def test_a_default_length_is_within_the_largest():
