@@ -5,7 +5,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeGuard
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "scheduler", "engine", "kernels", "configs", "loadtest")
@@ -30,36 +32,65 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-        elif is_import_call(node):
+        elif is_import_call(node, tree(path)):
             yield from ((node.lineno, name) for name in imported_by_name(node, tree(path)))
 
 
 def unfollowed(path: Path) -> list[int]:
     """Lines that import something whose name the text does not tell."""
-    calls = [node for node in ast.walk(tree(path)) if is_import_call(node)]
+    calls = [node for node in ast.walk(tree(path)) if is_import_call(node, tree(path))]
     return [call.lineno for call in calls if not imported_by_name(call, tree(path))]
 
 
-def is_import_call(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or not node.args:
+# What imports by a name that is a value: by the name alone where it is built in, else by that of its module.
+BY_NAME = (
+    "importlib.import_module",
+    "importlib.__import__",
+    "pkgutil.resolve_name",
+    "runpy.run_module",
+    "runpy.run_path",
+)
+BUILT_IN = ("__import__", "exec", "eval")
+
+
+def is_import_call(node: ast.AST, module: ast.Module) -> TypeGuard[ast.Call]:
+    """Whether it imports by name, under whatever name it does."""
+    if not isinstance(node, ast.Call):
         return False
-    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return called in ("import_module", "__import__")
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr in {name.rpartition(".")[2] for name in BY_NAME}
+    called = getattr(node.func, "id", "")
+    return called in BUILT_IN or full_names(module).get(called) in BY_NAME
+
+
+@cache
+def full_names(module: ast.Module) -> dict[str, str]:
+    """What `from M import N as X` has bound: X to M.N."""
+    found = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: f"{node.module}.{alias.name}" for node in found for alias in node.names}
 
 
 def imported_by_name(call: ast.Call, module: ast.Module) -> list[str]:
-    """The names in a call of `import_module`: as text, or in the module's constants that the argument is taken from."""
-    argument = call.args[0]
+    """The names in a call that imports: as text, or in the module's constants that its argument is, or is taken from."""
+    argument = next(iter([*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "name")]), None)
     if isinstance(argument, ast.Constant):
         return [str(argument.value)]
-    used = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)}
+    while isinstance(argument, ast.Subscript):
+        argument = argument.value
+    if not isinstance(argument, ast.Name):
+        return []
     values = [
         node.value
         for node in module.body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and assigned(node) & used
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and argument.id in assigned(node)
     ]
     texts = [node.value for value in values for node in ast.walk(value) if isinstance(node, ast.Constant)]
-    return [text for text in texts if isinstance(text, str) and re.fullmatch(r"\w+(\.\w+)+", text)]
+    return [text for text in texts if isinstance(text, str) and is_module_name(text)]
+
+
+def is_module_name(text: str) -> bool:
+    """Dotted, or a module that is there."""
+    return bool(re.fullmatch(r"\w+(\.\w+)+", text)) or (text.isidentifier() and find_spec(text) is not None)
 
 
 def assigned(node: ast.Assign | ast.AnnAssign) -> set[str]:
@@ -98,6 +129,38 @@ def arrows_inside(folder: str, arrows: Arrows) -> dict[str, set[str]]:
             if len(ends) == 2 and ends[0] != ends[1]:
                 merged[ends[0]].add(ends[1])
     return merged
+
+
+def reached(start: str, arrows: Arrows, through: Iterable[str]) -> set[str]:
+    """The nodes that `start` leads to, directly or by way of those of `through`."""
+    found, ahead = set[str](), [start]
+    while ahead:
+        for target in set(arrows.get(ahead.pop(), ())) - found:
+            found.add(target)
+            ahead += [target] if target in through else []
+    return found
+
+
+def class_names(path: Path) -> Iterator[str]:
+    """Of classes that are declared, and of those that a call makes: `Row = NamedTuple("Row", ...)`."""
+    makers = (
+        "NamedTuple",
+        "namedtuple",
+        "TypedDict",
+        "make_dataclass",
+        "Enum",
+        "IntEnum",
+        "StrEnum",
+        "NewType",
+        "type",
+    )
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Call) and len(node.args) + len(node.keywords) > 1:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in makers and node.args and isinstance(node.args[0], ast.Constant):
+                yield str(node.args[0].value)
 
 
 def circle(arrows: Arrows) -> list[str]:

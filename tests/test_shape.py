@@ -21,9 +21,11 @@ from tests.source_tree import (
     ROOT,
     arrows_inside,
     circle,
+    class_names,
     imports,
     module_arrows,
     module_name,
+    reached,
     sources,
     tree,
     unfollowed,
@@ -140,13 +142,20 @@ def test_every_import_by_name_can_be_followed():
         ("PLACE = 'a.b'\nimport_module(PLACE)", ["a.b"]),
         ("PLACES = {'x': ('a.b', 'some words'), 'y': ('a.c', 'more')}\nimport_module(PLACES[name][0])", ["a.b", "a.c"]),
         ("def f(name): return import_module(name)", []),
+        ("PLACES = ('torch', 'words', 'a.b')\nimport_module(PLACES[0])", ["torch", "a.b"]),
+        ("import_module(name='a.b')", ["a.b"]),
+        ("PLACE = 'a.b'\ndef f(x): return import_module(PLACE if x else f'a.{x}')", []),
+        ("def f(name): return pkgutil.resolve_name(name)", []),
+        ("def f(text): exec(text)", []),
+        ("def f(name): return load(name)", []),
     ],
 )
 def test_what_is_imported_by_name_is_followed_through_constants(text, followed, tmp_path):
     path = tmp_path / "module.py"
-    path.write_text(text)
-    assert [name for _, name in imports(path)] == followed
-    assert unfollowed(path) == ([] if followed else [1])
+    first = "from importlib import import_module, import_module as load; import pkgutil\n"
+    path.write_text(first + text)
+    assert [name for line, name in imports(path) if line > 1] == followed
+    assert bool(unfollowed(path)) == (not followed)
 
 
 def test_no_module_leads_back_to_itself():
@@ -166,7 +175,8 @@ def test_packages_of_a_folder_import_those_below_them(folder):
     here = ROOT.joinpath(*folder.split("."))
     assert sorted(order) == sorted(f"{folder}.{path.parent.name}" for path in here.glob("*/__init__.py"))
     inside = arrows_inside(folder, module_arrows(sources(*PACKAGES)))
-    upward = {(a, b) for a in order for b in order[order.index(a) + 1 :] if b in inside.get(a, ())}
+    modules = set(inside) - set(order)  # what they import counts for the package that imports them
+    upward = {(a, b) for a in order for b in order[order.index(a) :] if b in reached(a, inside, modules)}
     assert not upward
 
 
@@ -210,6 +220,18 @@ def test_late_imports_and_packages_count_for_circles(tmp_path):
     assert arrows["top.low.one"] == {"top.high.two"} and arrows["top.high.two"] == {"top.low.three"}
     assert circle(arrows) == []
     assert circle(arrows_inside("top", arrows)) == ["top.high", "top.low", "top.high"]
+
+
+def test_a_module_beside_packages_hides_no_arrow_between_them():
+    arrows = {"low": ["module"], "module": ["other"], "other": ["high"], "high": ["low"]}
+    assert reached("low", arrows, {"module", "other"}) == {"module", "other", "high"}
+    assert reached("low", arrows, set()) == {"module"}
+
+
+def test_classes_that_a_call_makes_are_classes(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("class A: ...\nB = NamedTuple('B', [])\nC = enum.Enum('C', 'x y')\ntype(3)")
+    assert list(class_names(path)) == ["A", "B", "C"]
 
 
 def modules(package: str) -> list[str]:
@@ -304,15 +326,15 @@ def long_functions() -> set[str]:
 
 
 def long_files() -> set[str]:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(*PACKAGES, "tests")}
+    native = [path for kind in ("h", "cpp") for path in (ROOT / "kernels").rglob(f"*.{kind}")]
+    paths = [*sources(*PACKAGES, "tests"), *native]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     return {str(path.relative_to(ROOT)) for path, lines in lengths.items() if lines > MAX_FILE_LINES}
 
 
 def classes_twice() -> set[str]:
     """Of the sources; a test may name its stand-in after what it stands for."""
-    names = Counter(
-        node.name for path in sources(*PACKAGES) for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)
-    )
+    names = Counter(name for path in sources(*PACKAGES) for name in class_names(path))
     return {name for name, times in names.items() if times > 1}
 
 
