@@ -75,7 +75,7 @@ def fingerprints(source: ModelSource, config: ModelConfig, settings: Settings, b
     Args:
         source: the model's files.
         config: their description.
-        settings: say whether the weights are those of the files, and may name another chat template.
+        settings: say whether the weights are those of the files, how content becomes ids, and may name another chat template.
         backend: how keys and values are computed and stored, and by what.
 
     Raises:
@@ -91,6 +91,7 @@ def fingerprints(source: ModelSource, config: ModelConfig, settings: Settings, b
     texts = sha256()
     for text in _texts(source, header, settings):
         texts.update(sha256(text).digest())
+    texts.update(settings.content_special_tokens.encode())
     kv = f"{digest.hexdigest()[:32]}|{weights}|{backend.kv_format}"
     return Fingerprints(kv, f"{kv}|texts {texts.hexdigest()[:16]}|{backend.build}")
 

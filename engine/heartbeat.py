@@ -40,7 +40,9 @@ class Patience:
         before = self._clock()
         self._channel.wait(max(0.0, self._due - before))
         now = self._clock()
-        self._seconds += min(now - before, 2 * self._interval)  # who sleeps for longer was stopped, and has not waited
+        self._seconds += min(
+            now - before, 2 * self._interval
+        )  # a longer sleep means that the process was stopped, not that it waited
         if now >= self._due:
             self._due = now + self._interval
             self._channel.send(Heartbeat(doing=doing, seconds=self._seconds, tokens=tokens))

@@ -14,7 +14,7 @@ _RETRY_AFTER = "5"  # seconds
 class BodyRoom:
     """The room for all bodies.
 
-    Where it is full, the request that has held a large body for longest reads on, so that there always is one that gets done. The
+    Where it is full, the request that has held a large body for longest reads on, so that there is always one that finishes. The
     others wait, and so do their clients, as nothing is read from them; a client that has to wait too long is told so.
 
     Args:

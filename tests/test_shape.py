@@ -371,7 +371,7 @@ def test_tests_of_processes_and_sockets_are_marked():
 
 
 def is_settings(node: ast.expr) -> bool:
-    """`settings`, `self.settings`, `services._settings` and the like."""
+    """`settings`, `self.settings`, `context.settings` and the like."""
     name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
     return name.endswith("settings")
 

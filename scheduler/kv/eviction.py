@@ -51,40 +51,40 @@ class Lru:
     """Least recently used first."""
 
     def __init__(self) -> None:
-        self._order: OrderedDict[bytes, None] = OrderedDict()
+        self._policy: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, *keys: bytes) -> None:
         """Nobody uses these any more: the last of them goes first."""
         for key in reversed(keys):
-            self._order[key] = None
+            self._policy[key] = None
 
     def remove(self, *keys: bytes) -> None:
         """These are in use again, or gone."""
         for key in keys:
-            del self._order[key]
+            del self._policy[key]
 
     def victim(self) -> bytes:
         """Take out the key whose content goes now."""
-        return self._order.popitem(last=False)[0]
+        return self._policy.popitem(last=False)[0]
 
     def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """Nothing is learned from it: only use counts."""
 
     def clear(self) -> None:
         """All keys are gone."""
-        self._order.clear()
+        self._policy.clear()
 
     def check_integrity(self) -> None:
         """There is one book only: nothing to compare."""
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._policy)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._order
+        return key in self._policy
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._order)
+        return iter(self._policy)
 
 
 class Eviction:
@@ -94,20 +94,20 @@ class Eviction:
     that contents without pins are not starved. A pin outlives its content: if that is computed again, it is pinned again.
 
     Args:
-        order: the policy for contents without a pin; belongs to this object from now on.
+        policy: the policy for contents without a pin; belongs to this object from now on.
         capacity: number of contents that the store holds.
         pinned_share: share of the capacity that may be pinned.
     """
 
-    def __init__(self, order: EvictionPolicy, capacity: int, pinned_share: float = 0.25) -> None:
+    def __init__(self, policy: EvictionPolicy, capacity: int, pinned_share: float = 0.25) -> None:
         self.pinned_limit = int(capacity * pinned_share)
-        self._order = order
+        self._policy = policy
         self._until: dict[bytes, float] = {}
         self._ends: list[tuple[float, int, bytes]] = []  # a heap; an entry whose time is no longer the pin's is stale
         self._told = 0  # pins so far, so that those of one call expire in their order
         self._kept: OrderedDict[bytes, None] = OrderedDict()  # pinned, here and unused: least recently used first
 
-    # --- as an order ---
+    # --- as a policy ---
 
     def add(self, *keys: bytes) -> None:
         """Nobody uses these any more: the last of them goes first."""
@@ -116,7 +116,7 @@ class Eviction:
                 if key in self._until:
                     self._kept[key] = None
             keys = tuple(key for key in keys if key not in self._until)
-        self._order.add(*keys)
+        self._policy.add(*keys)
 
     def remove(self, *keys: bytes) -> None:
         """These are in use again, or gone."""
@@ -125,23 +125,23 @@ class Eviction:
                 if key in self._kept:
                     del self._kept[key]
                 else:
-                    self._order.remove(key)
+                    self._policy.remove(key)
         else:
-            self._order.remove(*keys)
+            self._policy.remove(*keys)
 
     def victim(self) -> bytes:
         """Take out the key whose content goes now."""
-        if not len(self._order) and self._kept:
+        if not len(self._policy) and self._kept:
             return self._kept.popitem(last=False)[0]
-        return self._order.victim()
+        return self._policy.victim()
 
     def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents."""
-        self._order.on_lookup(keys, hits)
+        self._policy.on_lookup(keys, hits)
 
     def clear(self) -> None:
         """All keys are gone; pins stay."""
-        self._order.clear()
+        self._policy.clear()
         self._kept.clear()
 
     # --- pins ---
@@ -149,7 +149,7 @@ class Eviction:
     @property
     def unpinned(self) -> int:
         """Keys here that have no pin."""
-        return len(self._order)
+        return len(self._policy)
 
     @property
     def pinned(self) -> int:
@@ -172,8 +172,8 @@ class Eviction:
                 self._told += 1
             pinned += 1
         for key in reversed(keys[:pinned]):
-            if key in self._order:
-                self._order.remove(key)
+            if key in self._policy:
+                self._policy.remove(key)
                 self._kept[key] = None
         # A conversation that is pinned anew with each turn leaves stale entries.
         if len(self._ends) > 2 * self.pinned_limit:
@@ -182,7 +182,7 @@ class Eviction:
 
     def unpin(self, keys: Sequence[bytes]) -> None:
         """Remove the pins of these keys. Their contents then count as just used; keys without a pin are ignored."""
-        self._order.add(*(key for key in keys if self._until.pop(key, None) is not None and self._drop_kept(key)))
+        self._policy.add(*(key for key in keys if self._until.pop(key, None) is not None and self._drop_kept(key)))
 
     def expire(self, now: float) -> None:
         """End the pins whose time has come."""
@@ -203,21 +203,21 @@ class Eviction:
 
     def check_integrity(self) -> None:
         """Compare the books with each other."""
-        self._order.check_integrity()
+        self._policy.check_integrity()
         assert len(self._until) <= self.pinned_limit, "pins keep to their share"
         assert self._kept.keys() <= self._until.keys(), "what is kept has a pin"
-        assert not any(key in self._order for key in self._until), "what has a pin is in no other order"
+        assert not any(key in self._policy for key in self._until), "what has a pin is in no other order"
         ends = {(until, key) for until, _, key in self._ends}
         assert all((until, key) in ends for key, until in self._until.items()), "every pin has an end"
 
     def __len__(self) -> int:
-        return len(self._order) + len(self._kept)
+        return len(self._policy) + len(self._kept)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._order or key in self._kept
+        return key in self._policy or key in self._kept
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._order
+        yield from self._policy
         yield from self._kept
 
 

@@ -29,7 +29,7 @@ class Need(NamedTuple):
 
 
 class SchedulingPolicy:
-    """By priority, then by arrival: `priority`. It is also `fcfs`, where only the server's own probe has a priority.
+    """By priority, then by arrival: `priority`. It is also `fcfs`, where all priorities are equal.
 
     Args:
         groups: whether requests with a resident prefix may pass others in the queue.

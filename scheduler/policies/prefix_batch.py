@@ -234,7 +234,7 @@ class PrefixBatchPolicy(SchedulingPolicy):
 
 
 def _own_lane(request: Request) -> str:
-    """A lane for each request: the base class keeps who waits, the tree where."""
+    """A lane for each request: the base class keeps which requests wait, the tree keeps where."""
     return request.request_id
 
 

@@ -84,7 +84,7 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
             yield {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
     def chunks(self, delta: Delta) -> Iterator[JsonObject]:
-        """Text, and with the last of it how it ended: who takes the times of tokens would take a chunk of its own for one more."""
+        """Text; the last of it says how it ended, since a client that times chunks would count a further one as a token."""
         ids, logprobs = self.token_ids(delta), self._logprobs(delta)
         ended = delta.finish_reason is not None
         if not delta.text and not (delta.token_ids and (ids or logprobs)):

@@ -57,4 +57,4 @@ def outranks(tenant: Tenant, settings: Settings) -> bool:
 
 def _salt(key: str) -> str:
     """Made from the key alone: nobody can guess it, and it survives changes of names and of their order."""
-    return blake2b(key.encode(), digest_size=16, person=b"headrace-caller").hexdigest() + ":"
+    return blake2b(key.encode(), digest_size=16, person=b"headrace-tenant").hexdigest() + ":"

@@ -36,8 +36,11 @@ class Engines:
 
     @property
     def info(self) -> Ready | None:
-        """What one of them said when it became ready: a usable one if there is any. All serve the same model."""
-        return next((client.info for client in self._by_load() if client.info is not None), None)
+        """What the engine with the shortest context said when it became ready, of those that take requests if any does: what is
+        valid for it is valid for all, as they serve the same model."""
+        known = [(client.usable, client.info) for client in self._clients if client.info is not None]
+        usable = [info for use, info in known if use] or [info for _, info in known]
+        return min(usable, key=lambda info: info.context, default=None)
 
     def choose(self) -> EngineClient:
         """The engine for one job. All its sequences go there, so that they share their prompt's blocks.

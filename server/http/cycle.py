@@ -162,7 +162,7 @@ class RequestCycle:
         elif not self._bodiless:
             self.keep_alive = False  # to HTTP/1.0, the end of the connection is the end of the answer
         if not self.body_complete:
-            self.keep_alive = False  # who answers before the end of the request does not wait for it
+            self.keep_alive = False  # a client that is answered early does not wait for the end of its request
         if not self.keep_alive and b"connection" not in fields:
             lines.append(b"connection: close\r\n")
         self._head = b"".join((*lines, b"\r\n"))
@@ -195,7 +195,8 @@ class RequestCycle:
             raise RuntimeError("the answer's length is not what its Content-Length says")
 
     def probe(self) -> None:
-        """Write something that means nothing: who has left answers it with a reset, who has only stopped sending does not."""
+        """Write something that means nothing. A client that has left answers with a reset, one that has only stopped sending does
+        not."""
         if not self.started or self._head:
             if self._scope["http_version"] == "1.1":  # 1.0 knows no interim answers
                 self._wire.write(CONTINUE)

@@ -235,6 +235,7 @@ def test_answers_bear_the_name_of_all_that_computes_them(models, tmp_path):
     assert name(chosen(why), cpu_precision="exact") == names[0]
     (tmp_path / "template.jinja").write_text("{{ messages }}")
     assert name(backends[0], chat_template=str(tmp_path / "template.jinja")) not in names
+    assert name(backends[0], content_special_tokens="text") not in names
 
 
 def test_answers_bear_the_name_of_the_texts_around_the_numbers(model):

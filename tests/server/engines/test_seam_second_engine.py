@@ -186,6 +186,16 @@ def test_what_engines_say_of_the_model_is_taken_from_one_that_is_ready():
     assert engines.by_name["engine-1"] is ready
 
 
+def test_what_is_valid_for_the_shortest_context_that_is_served_is_valid_for_all():
+    long, short = clients("ready", "ready")
+    engines = Engines([long, short])
+    assert READY.context > 9
+    short.info = replace(READY, context=9)
+    assert engines.info == short.info
+    short.liveness.passed(1e6)
+    assert engines.info == READY, "it gets no job now"
+
+
 def test_an_engine_that_hangs_gets_no_job_while_another_works():
     silent, other = clients("ready", "ready")
     engines = Engines([silent, other])
