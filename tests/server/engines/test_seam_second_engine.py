@@ -190,7 +190,7 @@ def test_what_is_valid_for_the_shortest_context_that_is_served_is_valid_for_all(
     long, short = clients("ready", "ready")
     engines = Engines([long, short])
     assert READY.context > 9
-    short.info = replace(READY, context=9)
+    long.info, short.info = READY, replace(READY, context=9)
     assert engines.info == short.info
     short.liveness.passed(1e6)
     assert engines.info == READY, "it gets no job now"
