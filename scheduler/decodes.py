@@ -78,11 +78,9 @@ class DecodePlanner:
             for request in decodes:
                 self._chunks.decode(step, request)
             return
-        left = self._draft_room(step) - len(decodes)
+        drafts = self._drafting.drafts(decodes, self._draft_room(step) - len(decodes))
         for request in decodes:
-            drafts = self._drafting.drafts(request, left)
-            left -= len(drafts)
-            self._chunks.decode(step, request, drafts)
+            self._chunks.decode(step, request, drafts.get(request.request_id, ()))
 
     def add_late(self, step: Step) -> None:
         """Add decodes that waited for results when the step was planned, as far as there are tokens and blocks left.

@@ -5,23 +5,43 @@ use and has room for. Never: how they are made, who decodes.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from scheduler.kv.block_pool import BlockPool
 from scheduler.types.request import Request
+from scheduler.types.sampling_params import SamplingParams
+
+
+class DraftCandidate(NamedTuple):
+    """A sequence whose next tokens may be guessed.
+
+    Attributes:
+        request_id: the sequence's.
+        token_ids: all of its tokens, prompt and output; not to be changed, nor kept beyond the call.
+        sampling: what the request asks of the sampler, and so what may come next.
+        most: how many guesses can be used, at least 1; further ones are dropped. All candidates share the step, so fewer
+            may be used of the later ones.
+    """
+
+    request_id: str
+    token_ids: Sequence[int]
+    sampling: SamplingParams
+    most: int
 
 
 class Drafter(Protocol):
     """Proposes tokens. It may be wrong: the output stays the same and only takes longer."""
 
-    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
-        """Guess what comes next.
+    def propose(self, candidates: Sequence[DraftCandidate]) -> Sequence[Sequence[int]]:
+        """Guess what comes next, for each candidate in their order; an empty guess is allowed.
 
-        Args:
-            request_id: the sequence's.
-            token_ids: all of its tokens; not to be changed.
-            most: how many guesses can be used, at least 1; further ones are dropped.
+        One call has all sequences that decode in a plan. Those that had to wait for results when a step was planned come in a
+        second call, before the step starts. There is none without a candidate.
         """
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended: drop what is kept for it, if anything. It may never have been a candidate."""
         ...
 
 
@@ -51,21 +71,35 @@ class Drafting:
         """Whether a request that could decode has nothing to wait for."""
         return self._drafter is None or not request.in_flight
 
-    def drafts(self, request: Request, budget: int) -> Sequence[int]:
-        """At most `budget` guesses for a request that decodes; its table gets the blocks for them.
+    def ended(self, request: Request) -> None:
+        """The request has ended."""
+        if self._drafter is not None:
+            self._drafter.forget(request.request_id)
 
-        No request is preempted for the sake of a guess.
+    def drafts(self, requests: Sequence[Request], budget: int) -> dict[str, Sequence[int]]:
+        """At most `budget` guesses for requests that decode, by request id; their tables get the blocks for them.
+
+        Where all guesses do not fit, those of the first requests count. No request is preempted for the sake of a guess.
         """
-        if self._drafter is None:
-            return ()
+        usable = [(request, most) for request in requests if (most := self._most(request, budget)) > 0]
+        if self._drafter is None or not usable:
+            return {}
+        candidates = [
+            DraftCandidate(request.request_id, request.tokens, request.sampling, most) for request, most in usable
+        ]
+        drafts: dict[str, Sequence[int]] = {}
+        for (request, _), guesses in zip(usable, self._drafter.propose(candidates), strict=True):
+            # Those before it have taken tokens and blocks.
+            taken = drafts[request.request_id] = guesses[: max(self._most(request, budget), 0)]
+            budget -= len(taken)
+            missing = self._pool.blocks_for(request.computed + 1 + len(taken)) - len(request.block_table)
+            if missing > 0:
+                request.block_table += self._pool.allocate(missing, request.block_table[-1])
+        return drafts
+
+    def _most(self, request: Request, budget: int) -> int:
+        """How many guesses the request can use of `budget`."""
         # One token is sampled even without drafts, so they must leave room for it in each limit.
         left = min(request.sampling.max_tokens - request.output_tokens, self._context - request.known) - 1
         room = (len(request.block_table) + self._pool.available) * self._pool.block_size - request.computed - 1
-        most = min(budget, left, room)
-        if most < 1:
-            return ()
-        drafts = self._drafter.propose(request.request_id, request.tokens, most)[:most]
-        missing = self._pool.blocks_for(request.computed + 1 + len(drafts)) - len(request.block_table)
-        if missing > 0:
-            request.block_table += self._pool.allocate(missing, request.block_table[-1])
-        return drafts
+        return min(budget, left, room)

@@ -7,6 +7,7 @@
 What belongs here: these transitions, and giving blocks back. Never: which request makes one, what a step holds.
 """
 
+from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
@@ -24,6 +25,7 @@ class RequestTable:
         cache: learns what they no longer compute.
         transfers: learns what may be saved and what is no longer waited for.
         policy: learns who leaves the queue and who has ended.
+        drafting: learns who has ended.
         waiting: the queue, empty.
         stats: the counters to update.
 
@@ -41,6 +43,7 @@ class RequestTable:
         cache: PrefixCache,
         transfers: TransferPlanner,
         policy: SchedulingPolicy,
+        drafting: Drafting,
         waiting: WaitingQueue,
         stats: EngineStats,
     ) -> None:
@@ -52,6 +55,7 @@ class RequestTable:
         self._cache = cache
         self._transfers = transfers
         self._policy = policy
+        self._drafting = drafting
         self._stats = stats
 
     def add(self, request: Request) -> None:
@@ -91,6 +95,7 @@ class RequestTable:
         self.release(request)
         self._transfers.released(keys)
         self._transfers.ended(request)
+        self._drafting.ended(request)
         request.state = RequestState.FINISHED
         request.times.finished = now
         del self.open[request.request_id]

@@ -71,19 +71,21 @@ class Scheduler:
         self._policy = policy = policy or make_policy(config)
         self._cache = cache = PrefixCache(pool)
         self.transfers = transfers = transfers or TransferPlanner(pool)
+        drafting = Drafting(drafter, pool, config.context)
         self._table = table = RequestTable(
             waiting=policy.make_queue(config.prefix_lookahead, cache),
             pool=pool,
             cache=cache,
             transfers=transfers,
             policy=policy,
+            drafting=drafting,
             stats=stats,
         )
         self._chunks = chunks = ChunkBuilder(cache, policy, stats)
         self._results = ResultProcessor(
             config=config, pool=pool, cache=cache, transfers=transfers, table=table, chunks=chunks, stats=stats
         )
-        self._plan_with(Drafting(drafter, pool, config.context))
+        self._plan_with(drafting)
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
         self._next_arrival = 0
         self._next_step = 0

@@ -225,8 +225,11 @@ def test_a_worker_that_gives_no_token_is_refused_and_its_backend_closed(source):
 class Next:
     """Guesses that positions go on."""
 
-    def propose(self, request_id, token_ids, most):
-        return [(len(token_ids) + place) % 50 for place in range(min(3, most))]
+    def propose(self, candidates):
+        return [[(len(each.token_ids) + place) % 50 for place in range(min(3, each.most))] for each in candidates]
+
+    def forget(self, request_id):
+        pass
 
 
 class PoolingWorker(CountingWorker):

@@ -19,14 +19,21 @@ class ToyDrafter:
         self.error = error
         self.rng = Random(seed)
         self.calls = 0
+        self.forgotten = []
 
-    def propose(self, request_id, token_ids, most):
+    def propose(self, candidates):
         self.calls += 1
-        tokens = list(token_ids)
+        return [self.guess(list(each.token_ids)) for each in candidates]
+
+    def guess(self, tokens):
+        known = len(tokens)
         for _ in range(self.most):  # may be more than can be used
             wrong = self.rng.random() < self.error
             tokens.append(self.rng.randrange(VOCAB) if wrong else next_token(tokens))
-        return tokens[len(token_ids) :]
+        return tokens[known:]
+
+    def forget(self, request_id):
+        self.forgotten.append(request_id)
 
 
 def serve(drafter, *, depth=1, blocks=40, seed=0, requests=7, **config):
@@ -102,9 +109,9 @@ def test_guesses_fit_the_budget_the_limits_and_the_free_blocks():
     asked = []
 
     class Curious(ToyDrafter):
-        def propose(self, request_id, token_ids, most):
-            asked.append((len(token_ids), most))
-            return super().propose(request_id, token_ids, most)
+        def propose(self, candidates):
+            asked.extend((len(each.token_ids), each.most) for each in candidates)
+            return super().propose(candidates)
 
     engine = Engine(blocks=4, drafter=Curious(50, 0.0), max_step_tokens=9, context=16)
     engine.add("r", [1, 2, 3], max_tokens=13, ignore_eos=True)
@@ -150,11 +157,84 @@ def test_nothing_is_skipped_where_drafts_are_verified():
     assert engine.scheduler.steady_steps(step) == 0
 
 
+class Grammar(ToyDrafter):
+    """Writes what a request's `seed` says comes next, which is state of the request, made from its settings alone."""
+
+    def __init__(self):
+        super().__init__(3, 0.0)
+        self.states = {}
+        self.together = []
+
+    def propose(self, candidates):
+        self.together.append([each.request_id for each in candidates])
+        for each in candidates:
+            self.states.setdefault(each.request_id, each.sampling.seed)
+        return [self.guess(list(each.token_ids)) if each.sampling.seed % 2 else [] for each in candidates]
+
+    def forget(self, request_id):
+        super().forget(request_id)
+        self.states.pop(request_id, None)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_all_that_decode_are_guessed_in_one_call_that_knows_what_they_ask(depth):
+    grammar, calls = Grammar(), []
+    engine = Engine(blocks=60, drafter=grammar, depth=depth)
+
+    def look(step):
+        calls.append(grammar.together.copy())
+        assert all(int(chunk.request_id[1]) % 2 for chunk in step.chunks if chunk.draft_ids)
+        grammar.together.clear()
+
+    engine.after_step = look
+    for seed in range(4):
+        engine.add(f"r{seed}", [seed] * 5, max_tokens=12, ignore_eos=True, seed=seed)
+    engine.drain()
+    engine.check_outputs()
+    assert engine.steps < 4 * 12
+    assert any(len(asked) == 4 for step in calls for asked in step), "never asked for all of them"
+    for step in calls:
+        asked = [name for call in step for name in call]
+        assert len(step) <= 2 and len(asked) == len(set(asked)), "asked twice for one"
+
+
+def test_what_a_drafter_keeps_is_dropped_whatever_ends_the_request():
+    grammar = Grammar()
+    engine = Engine(blocks=60, drafter=grammar, max_running=3)
+    for index in range(5):
+        engine.add(f"r{index}", [index] * 5, max_tokens=8 + 40 * (index > 2), ignore_eos=True, seed=index)
+    for _ in range(4):
+        engine.tick()
+    engine.abort("r0")  # runs
+    engine.abort("r4")  # waits
+    assert {"r0", "r4"} <= set(grammar.forgotten) and "r0" not in grammar.states
+    while "r3" not in grammar.states:
+        engine.tick()
+    engine.fail_step()
+    engine.drain()
+    assert sorted(grammar.forgotten) == [f"r{index}" for index in range(5)], "each once"
+    assert not grammar.states
+
+
+def test_guesses_that_do_not_fit_together_are_those_of_the_first():
+    engine = Engine(blocks=60, drafter=ToyDrafter(50, 0.0), max_step_tokens=12, max_running=4)
+    drafts = []
+    engine.after_step = lambda step: drafts.append([len(chunk.draft_ids) for chunk in step.chunks])
+    for index in range(3):
+        engine.add(f"r{index}", [index] * 3, max_tokens=40, ignore_eos=True)
+    engine.drain()
+    engine.check_outputs()
+    assert [9, 0, 0] in drafts
+
+
 class NothingToSay:
     """A drafter without a guess: decodes wait for their results all the same."""
 
-    def propose(self, request_id, token_ids, most):
-        return []
+    def propose(self, candidates):
+        return [[] for _ in candidates]
+
+    def forget(self, request_id):
+        pass
 
 
 class HoldsBack(SchedulingPolicy):

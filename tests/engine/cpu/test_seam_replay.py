@@ -49,10 +49,14 @@ class Oracle:
     def __init__(self, tokens):
         self.tokens = tokens
 
-    def propose(self, request_id, token_ids, most):
-        done = len(token_ids) - len(PROMPT)
+    def propose(self, candidates):
+        (only,) = candidates
+        done = len(only.token_ids) - len(PROMPT)
         guesses = enumerate(self.tokens[done : done + 4], done)
-        return [token if place % 3 else (token + 1) % 320 for place, token in guesses]
+        return [[token if place % 3 else (token + 1) % 320 for place, token in guesses]]
+
+    def forget(self, request_id):
+        pass
 
 
 @pytest.fixture

@@ -33,9 +33,15 @@ class Oracle:
         self.outputs = outputs
         self.proposed = 0
 
-    def propose(self, request_id, token_ids, most):
-        done = len(token_ids) - LENGTH
-        guesses = list(enumerate(self.outputs[request_id][done : done + min(most, 3)], done))
+    def propose(self, candidates):
+        return [self.guess(each) for each in candidates]
+
+    def forget(self, request_id):
+        pass
+
+    def guess(self, candidate):
+        done = len(candidate.token_ids) - LENGTH
+        guesses = list(enumerate(self.outputs[candidate.request_id][done : done + min(candidate.most, 3)], done))
         self.proposed += len(guesses)
         return [token if place % 3 else (token + 1) % 320 for place, token in guesses]
 
