@@ -84,8 +84,10 @@ class SpeedBench:
                 event = json.loads(line[5:])
                 if "error" in event:
                     raise RuntimeError(event["error"]["message"])
-                if event["choices"] and event["choices"][0]["finish_reason"] is None:
-                    timed.tokens.append(time.perf_counter())
+                for choice in event["choices"]:
+                    # The end may come with the last text, or in an event of its own, which is a token only if no other was.
+                    if choice["finish_reason"] is None or choice["text"] or not timed.tokens:
+                        timed.tokens.append(time.perf_counter())
         return timed
 
     async def decode(self, streams: int, prompt: int = 128, output: int = 64) -> str:
