@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import SequenceInit
 
@@ -19,6 +20,7 @@ class Sequence:
         sampling: what the request asks of the sampler.
         announced_length: tokens that came with the announcement: the prompt, and the output so far of a resumed request.
         adapter: name of its LoRA adapter; empty: none.
+        produces: what becomes of it.
     """
 
     request_id: str
@@ -27,6 +29,7 @@ class Sequence:
     sampling: SamplingParams
     announced_length: int
     adapter: str = ""
+    produces: OutputKind = OutputKind.TOKENS
 
     @classmethod
     def from_init(cls, init: SequenceInit) -> Self:
@@ -39,4 +42,5 @@ class Sequence:
             sampling=init.sampling,
             announced_length=len(tokens),
             adapter=init.adapter,
+            produces=init.produces,
         )

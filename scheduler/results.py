@@ -11,6 +11,7 @@ from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.request_table import RequestTable
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import EngineStats, FinishReason, Output
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.request import Request, RequestState
 from scheduler.types.step import Chunk, ChunkResult
 
@@ -62,9 +63,9 @@ class ResultProcessor:
         reason = None
         if result.token_ids:
             reason = self._absorb_tokens(request, result, now, output)
-        elif request.sampling.max_tokens == 0 and chunk.start + chunk.length >= len(request.prompt_ids):
+        elif not request.sampling.max_tokens and chunk.start + chunk.length >= len(request.prompt_ids):
             output.pooled = result.pooled
-            reason = FinishReason.LENGTH if result.pooled is None else FinishReason.STOP
+            reason = FinishReason.LENGTH if request.produces is OutputKind.TOKENS else FinishReason.STOP
         if reason is not None:
             final = self._table.finish(request, reason, now)
             output.finish_reason, output.times = reason, final.times

@@ -39,6 +39,10 @@ def _check_kind(message: AddRequest, config: SchedulerConfig) -> None:
         raise ValueError(f"this engine produces {made}, the request asks for {kind}")
     if kind is not OutputKind.TOKENS and most:
         raise ValueError(f"a request that produces {kind} generates no tokens, max_tokens is {most}")
+    if kind is not OutputKind.TOKENS and message.sampling.prompt_logprobs is not None:
+        raise ValueError(
+            f"a request that produces {kind} has no prompt_logprobs, it asks for {message.sampling.prompt_logprobs}"
+        )
 
 
 def _check_generated(message: AddRequest, config: SchedulerConfig) -> None:

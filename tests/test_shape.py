@@ -42,7 +42,7 @@ LAYERS = {
     "server.api": ("requests", "answers"),
     "scheduler": ("types", "kv", "policies"),
     "scheduler.kv": ("tiers",),
-    "engine": ("ipc", "models", "loading", "kv_store", "sampling", "tensor_parallel", "cpu", "gpu", "bench"),
+    "engine": ("ipc", "models", "loading", "kv_store", "pooling", "sampling", "tensor_parallel", "cpu", "gpu", "bench"),
     "engine.models": ("families",),
     "engine.kv_store": ("disk",),
     "kernels": ("cpu", "gpu", "bench"),

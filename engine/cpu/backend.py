@@ -26,7 +26,7 @@ class CpuBackend:
     """
 
     folder: Path | None = None
-    produces = frozenset({OutputKind.TOKENS})
+    produces = frozenset({OutputKind.TOKENS})  # with the kinds of the worker's poolers, once it is there
     adapters: tuple[str, ...] = ()
     drafter: Drafter | None = None
     exact_drafts = True
@@ -78,13 +78,17 @@ class CpuBackend:
         with start.phase("import torch"):
             import_torch(start.settings.threads)
             from engine.cpu.worker import CpuWorker
+            from engine.pooling.pooler import produced
+            from engine.pooling.registry import standard_poolers
             from engine.sampling.registry import standard_edits
             from engine.sampling.sampler import CpuSampler
 
         with start.phase("load weights"):
             vocab = start.config.vocab_size
             edits = standard_edits(vocab, start.config.eos_token_ids)
-            return CpuWorker(self._model(plan), CpuSampler(vocab, edits), self.adapters)
+            poolers = standard_poolers(start.config)
+            self.produces = produced(poolers)
+            return CpuWorker(self._model(plan), CpuSampler(vocab, edits), self.adapters, poolers)
 
     def _model(self, plan: MemoryPlan) -> "Model":
         import torch

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.cpu.model import Model
-from engine.sampling.prompt_logprobs import score_prompts, wanted
-from engine.sampling.sampled_rows import first_rows, take
+from engine.pooling.pooler import Pooler, by_kind, deliver, pool_rows
+from engine.sampling.prompt_logprobs import score_prompts
+from engine.sampling.sampled_rows import SampledRow, first_rows, take, wanted_rows
 from engine.sampling.sampler import CpuSampler
 from engine.sequence import Sequence
 from engine.sequence_input import SequenceInput, adapter_rows
@@ -36,14 +37,18 @@ class CpuWorker:
         model: with its pool.
         sampler: draws the tokens.
         adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
+        poolers: make what is not tokens.
     """
 
     depth = 1  # the CPU that would plan ahead is the device itself
 
-    def __init__(self, model: Model, sampler: CpuSampler, adapters: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: Model, sampler: CpuSampler, adapters: Iterable[str] = (), poolers: Iterable[Pooler] = ()
+    ) -> None:
         self._model = model
         self._sampler = sampler
         self._adapters = adapter_rows(adapters)
+        self._poolers = by_kind(poolers)
         self._sequences: dict[str, Sequence] = {}
 
     @property
@@ -64,6 +69,8 @@ class CpuWorker:
         for request_id in step.retired:
             self._sequences.pop(request_id, None)
             self._sampler.forget(request_id)
+            for pooler in self._poolers.values():
+                pooler.forget(request_id)
         return StepResult(step_id=step.step_id, results=results, seconds=time.perf_counter() - began)
 
     def _announce(self, new: Iterable[SequenceInit]) -> None:
@@ -73,27 +80,31 @@ class CpuWorker:
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk]) -> list[ChunkResult]:
         sequences = [self._sequences[chunk.request_id] for chunk in chunks]
+        wanted = [
+            wanted_rows(chunk, sequence, self._poolers) for chunk, sequence in zip(chunks, sequences, strict=True)
+        ]
         inputs = [
             SequenceInput(
                 token_ids=sequence.tokens[chunk.start : chunk.start + chunk.length] + chunk.draft_ids,
                 start=chunk.start,
                 block_table=chunk.block_table,
-                wanted=wanted(chunk, sequence),
+                wanted=rows,
                 adapter=self._adapters[sequence.adapter],
             )
-            for chunk, sequence in zip(chunks, sequences, strict=True)
+            for chunk, sequence, rows in zip(chunks, sequences, wanted, strict=True)
         ]
         hidden = self._model.forward(inputs)
         results = [ChunkResult(request_id=chunk.request_id) for chunk in chunks]
-        score_prompts(hidden, chunks, sequences, results, logits=self._model.logits, sampler=self._sampler)
-        self._sample(hidden, chunks, sequences, results)
+        score_prompts(hidden, chunks, sequences, wanted, results, logits=self._model.logits, sampler=self._sampler)
+        for place, values in pool_rows(hidden, chunks, sequences, wanted, self._poolers):
+            deliver(values.tolist(), sequences[place].produces, results[place])
+        self._sample(hidden, first_rows(chunks, wanted, results), sequences, results)
         return results
 
     def _sample(
-        self, hidden: torch.Tensor, chunks: list[Chunk], sequences: list[Sequence], results: list[ChunkResult]
+        self, hidden: torch.Tensor, rows: list[SampledRow], sequences: list[Sequence], results: list[ChunkResult]
     ) -> None:
-        """Sample after the rows of the chunks that ask for it; the head is computed for those rows only."""
-        rows = first_rows(chunks, sequences, results)
+        """Sample after these rows, and after those behind them while drafts hold; the head is computed for no others."""
         while rows:
             picked = hidden if len(rows) == len(hidden) else hidden[[index for _, index, _ in rows]]
             sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place, _, _ in rows])

@@ -48,7 +48,6 @@ class GpuBackend:
         reason: why a GPU computes, for the start-up log.
     """
 
-    produces = frozenset({OutputKind.TOKENS})
     drafter: Drafter | None = None
 
     def __init__(self, startup: Startup, reason: str) -> None:
@@ -96,6 +95,11 @@ class GpuBackend:
     def exact_drafts(self) -> bool:
         """The loader's."""
         return self.loader.exact_drafts
+
+    @property
+    def produces(self) -> frozenset[OutputKind]:
+        """The loader's: all ranks have the same."""
+        return self.loader.produces
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.loading import load
 from engine.machine import free_memory
+from engine.pooling.pooler import produced
+from engine.pooling.registry import standard_poolers
 from engine.sampling.registry import standard_edits
 from engine.tensor_parallel.commands import RankCommand
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
@@ -23,6 +25,7 @@ from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
 from scheduler.types.messages import MemoryPlan
+from scheduler.types.output_kind import OutputKind
 
 
 class GpuLoader:
@@ -42,6 +45,7 @@ class GpuLoader:
     """
 
     adapters: tuple[str, ...] = ()  # names of the LoRA adapters that `load` gives the worker
+    produces = frozenset({OutputKind.TOKENS})  # with the kinds of the poolers that `load` gives the worker
 
     def __init__(
         self,
@@ -152,7 +156,9 @@ class GpuLoader:
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
         edits = standard_edits(self._config.vocab_size, self._config.eos_token_ids)
-        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send, adapters=self.adapters)
+        poolers = standard_poolers(self._config)
+        self.produces = produced(poolers)
+        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send, adapters=self.adapters, poolers=poolers)
 
     def _least_saved(self) -> int | None:
         """Bytes per layer that cascade attention must save; None: it is off."""

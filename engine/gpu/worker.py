@@ -17,20 +17,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.gpu.events import DeviceEvent
+from engine.gpu.events import AsyncCopy, DeviceEvent
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
 from engine.gpu.model import GpuModel
 from engine.gpu.sampler import Draw, GpuSampler, Member
 from engine.ipc.failures import DeviceLost
+from engine.pooling.pooler import Pooler, by_kind, deliver, pool_rows
 from engine.sampling.edits import Edit
-from engine.sampling.prompt_logprobs import score_prompts, wanted
-from engine.sampling.sampled_rows import SampledRow, first_rows, take
+from engine.sampling.prompt_logprobs import score_prompts
+from engine.sampling.sampled_rows import SampledRow, first_rows, take, wanted_rows
 from engine.sampling.sampler import CpuSampler, Sampled
 from engine.sequence import Sequence as TokenSequence
 from engine.sequence_input import SequenceInput, adapter_rows
 from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
 from kernels.gpu.runtime import sent
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
 
 _FIRST_PLACES = 256
@@ -46,6 +48,7 @@ class PendingStep:
         self._began = began
         self._seconds = 0.0
         self._draws: list[tuple[list[SampledRow], list[Member], Draw | list[Sampled]]] = []
+        self._pooled: list[tuple[int, OutputKind, AsyncCopy]] = []
         self._end: DeviceEvent | None = None
         self.finished = False
 
@@ -59,6 +62,10 @@ class PendingStep:
         for member in members:
             member.ahead += 1
 
+    def add_pooled(self, place: int, kind: OutputKind, values: Tensor) -> None:
+        """Note that the chunk at `place` brings these numbers, fp32 [n]."""
+        self._pooled.append((place, kind, AsyncCopy(values)))
+
     def result(self) -> StepResult:
         """Wait for the step, and for those before it. Another call returns the same."""
         with self._worker.recognizing_losses():
@@ -70,6 +77,8 @@ class PendingStep:
         self.finished = True
         if self._end is not None:
             self._end.wait()
+        for place, kind, values in self._pooled:
+            deliver(values.wait().tolist(), kind, self.results[place])
         for _, members, _ in self._draws:
             for member in members:
                 member.ahead -= 1
@@ -95,6 +104,7 @@ class GpuWorker:
         graphs: runs decode steps.
         adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
         send: of the first of several ranks: tells the others what it is about to do, so that they do it too.
+        poolers: make what is not tokens.
     """
 
     depth = 2  # the next step waits on the device, not on the host
@@ -108,9 +118,11 @@ class GpuWorker:
         send: Callable[[RankCommand], None] | None = None,
         *,
         adapters: Iterable[str] = (),
+        poolers: Iterable[Pooler] = (),
     ) -> None:
         self._model = model
         self._adapters = adapter_rows(adapters)
+        self._poolers = by_kind(poolers)
         self._device_sampler = device_sampler
         self._host_sampler = host_sampler
         self._graphs = graphs
@@ -133,13 +145,20 @@ class GpuWorker:
         send: Callable[[RankCommand], None] | None = None,
         *,
         adapters: Iterable[str] = (),
+        poolers: Iterable[Pooler] = (),
     ) -> "GpuWorker":
         """A worker on the model's device; on CPU tensors, what would be graphs runs eagerly over the same buffers."""
         vocab = model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
         graphs = DecodeGraphs(model, plan, recorder, dtype)
         return cls(
-            model, GpuSampler(vocab, edits, model.device), CpuSampler(vocab, edits), graphs, send, adapters=adapters
+            model,
+            GpuSampler(vocab, edits, model.device),
+            CpuSampler(vocab, edits),
+            graphs,
+            send,
+            adapters=adapters,
+            poolers=poolers,
         )
 
     @property
@@ -239,6 +258,8 @@ class GpuWorker:
     def _retire(self, request_id: str) -> None:
         member = self._members.pop(request_id, None)
         self._host_sampler.forget(request_id)
+        for pooler in self._poolers.values():
+            pooler.forget(request_id)
         if member is not None:
             self._device_sampler.forget(member)
             self._free.append(member.place)
@@ -246,24 +267,31 @@ class GpuWorker:
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk], pending: PendingStep) -> None:
         members = [self._members[chunk.request_id] for chunk in chunks]
+        sequences = [member.sequence for member in members]
+        wanted = [
+            wanted_rows(chunk, sequence, self._poolers) for chunk, sequence in zip(chunks, sequences, strict=True)
+        ]
         inputs = [
-            _input(chunk, member, self._adapters[member.sequence.adapter])
-            for chunk, member in zip(chunks, members, strict=True)
+            _input(chunk, member, rows, self._adapters[member.sequence.adapter])
+            for chunk, member, rows in zip(chunks, members, wanted, strict=True)
         ]
         hidden = self._graphs.forward(inputs, self._newest)
         results = pending.results
         score_prompts(
             hidden,
             chunks,
-            [member.sequence for member in members],
+            sequences,
+            wanted,
             results,
             logits=self._model.logits,
             sampler=self._host_sampler,
         )
+        for place, values in pool_rows(hidden, chunks, sequences, wanted, self._poolers):
+            pending.add_pooled(place, sequences[place].produces, values)
         if any(chunk.samples and member.needs_host_tokens for chunk, member in zip(chunks, members, strict=True)):
             while self._pending:
                 self._finish_oldest()
-        rows = first_rows(chunks, [member.sequence for member in members], results)
+        rows = first_rows(chunks, wanted, results)
         guessed = [row for row in rows if row[2]]
         self._draw(hidden, [row for row in rows if not row[2]] if guessed else rows, members, pending)
         if guessed:
@@ -317,7 +345,7 @@ def _sampled(drawn: "Draw | list[Sampled]", members: list[Member]) -> list[Sampl
     return drawn if isinstance(drawn, list) else drawn.wait(members)
 
 
-def _input(chunk: Chunk, member: Member, adapter: int) -> SequenceInput:
+def _input(chunk: Chunk, member: Member, wanted: int, adapter: int) -> SequenceInput:
     """The chunk's tokens. The newest id, if it was sampled here, is taken from the device, whether the host knows it or not."""
     sequence, end = member.sequence, chunk.start + chunk.length
     ids = sequence.tokens[chunk.start : end] + chunk.draft_ids
@@ -326,7 +354,7 @@ def _input(chunk: Chunk, member: Member, adapter: int) -> SequenceInput:
         token_ids=ids + [0] * (chunk.length - len(ids)),
         start=chunk.start,
         block_table=chunk.block_table,
-        wanted=wanted(chunk, sequence),
+        wanted=wanted,
         newest=member.place if from_device else None,
         adapter=adapter,
     )

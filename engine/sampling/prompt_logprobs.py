@@ -10,15 +10,11 @@ from engine.sequence import Sequence
 from scheduler.types.step import Chunk, ChunkResult, TokenLogprobs
 
 
-def wanted(chunk: Chunk, sequence: Sequence) -> int:
-    """How many of a chunk's last rows need their hidden states returned."""
-    return chunk.length if sequence.sampling.prompt_logprobs is not None else chunk.samples
-
-
 def score_prompts(
     hidden: Tensor,
     chunks: list[Chunk],
     sequences: list[Sequence],
+    wanted: list[int],
     results: list[ChunkResult],
     *,
     logits: Callable[[Tensor], Tensor],
@@ -27,22 +23,23 @@ def score_prompts(
     """Fill in log-probabilities of prompt tokens where they are asked for.
 
     Args:
-        hidden: the rows `wanted` of each chunk, [rows, hidden].
+        hidden: the wanted rows of each chunk, laid end to end, [rows, hidden].
         chunks: of the step.
         sequences: one for each chunk.
+        wanted: how many rows each chunk has; all of one that is scored.
         results: one for each chunk; they receive the log-probabilities, or an error.
         logits: the model's head, from [rows, hidden] to fp32 [rows, vocabulary].
         sampler: computes the log-probabilities.
     """
     begin = 0
-    for chunk, sequence, result in zip(chunks, sequences, results, strict=True):
+    for chunk, sequence, count, result in zip(chunks, sequences, wanted, results, strict=True):
         if sequence.sampling.prompt_logprobs is not None:
             try:
                 rows = hidden[begin : begin + chunk.length]
                 result.prompt_logprobs = _score(logits, sampler, rows, chunk, sequence)
             except ValueError as error:  # logits that are not finite: this request fails, its neighbours do not
                 result.error = str(error)
-        begin += wanted(chunk, sequence)
+        begin += count
 
 
 def _score(

@@ -107,3 +107,21 @@ def test_a_vector_beside_tokens_is_refused():
     )
     with pytest.raises(ValueError, match="a request that produces vector generates no tokens, max_tokens is 5"):
         engine().scheduler.add(message, 0.0)
+
+
+def test_a_vector_has_no_log_probabilities_of_its_prompt():
+    message = AddRequest(
+        request_id="v",
+        prompt_ids=[11],
+        sampling=SamplingParams(max_tokens=0, prompt_logprobs=3),
+        produces=OutputKind.VECTOR,
+    )
+    with pytest.raises(ValueError, match="a request that produces vector has no prompt_logprobs, it asks for 3"):
+        engine().scheduler.add(message, 0.0)
+
+
+def test_a_request_for_tokens_that_asks_for_none_ends_for_its_length():
+    serving = engine()
+    serving.add("t", [1, 2, 3], max_tokens=0)
+    serving.drain()
+    assert (serving.ends["t"].finish_reason, serving.ends["t"].pooled) == (FinishReason.LENGTH, None)

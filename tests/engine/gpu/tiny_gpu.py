@@ -46,7 +46,7 @@ def never_records(max_rows, context):
     return GraphPlan(max_rows, context, recording=False)
 
 
-def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None, edits=None, adapters=()):
+def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None, edits=None, **given):
     source = resolve_model(str(folder))
     config = read_config(source)
     pool = GpuKvPool(config, blocks, SIZE, device, torch.float32)
@@ -54,12 +54,12 @@ def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU,
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
     model = GpuModel(config, weights, pool, context=CONTEXT, group=ranks)
     edits = edits or standard_edits(config.vocab_size, config.eos_token_ids)
-    return config, GpuWorker.of(model, edits, plan(max_running, CONTEXT), torch.float32, adapters=adapters)
+    return config, GpuWorker.of(model, edits, plan(max_running, CONTEXT), torch.float32, **given)
 
 
-def cpu_worker(folder, blocks, edits=None, adapters=()):
+def cpu_worker(folder, blocks, edits=None, **given):
     source = resolve_model(str(folder))
     config = read_config(source)
     model = ExactModel(Decoder(config, load_weights(source, config, "auto")), KvPool(config, blocks, SIZE))
     edits = edits or standard_edits(config.vocab_size, config.eos_token_ids)
-    return config, CpuWorker(model, CpuSampler(config.vocab_size, edits), adapters)
+    return config, CpuWorker(model, CpuSampler(config.vocab_size, edits), **given)

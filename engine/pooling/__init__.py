@@ -1,0 +1,1 @@
+"""From hidden states to numbers that are not tokens: embeddings, scores."""
