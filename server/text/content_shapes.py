@@ -3,12 +3,15 @@
 Some templates write `message.content` and want a string; some loop over it and want parts; some look which it is. Given the
 other kind, most of them raise nothing: they loop over the characters of a string and find no text in any, or write a list as
 Python spells it, and the model is asked something else than the user did. So each template is tried at the start: which shapes
-of content appear whole in the prompt, role by role, and which messages appear in none.
+of content appear whole in the prompt, role by role. And each order of roles is tried when it is first met: which messages appear
+in none, such as the first of two from the system.
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 from server.text.chat_template import ChatTemplate, TemplateError
@@ -36,21 +39,14 @@ class ContentShape(Enum):
 _FOR_STRINGS = (ContentShape.STRING, ContentShape.PARTS, ContentShape.ONE_PART)  # the first one that the template takes
 _FOR_PARTS = (ContentShape.PARTS, ContentShape.STRING, ContentShape.ONE_PART)
 
-_PLACES = ("first", "between", "last")
 _SAMPLES: dict[str, tuple[tuple[str, ...], ...]] = {  # conversations that show whether a role appears
     "user": (("user",), ("system", "user")),
     "system": (("system", "user"), ("system", "user", "assistant", "user"), ("user", "system")),
     "assistant": (("user", "assistant", "user"), ("user", "assistant")),
 }
-_WHOLE = (  # conversations in which every message must appear
-    ("user",),
-    ("system", "user"),
-    ("user", "assistant"),
-    ("user", "assistant", "user"),
-    ("system", "user", "assistant", "user", "assistant", "user"),
-    ("user", "assistant", "system", "user"),
-    ("user", "system"),
-)
+_CONVERSATIONS = (*dict.fromkeys(roles for samples in _SAMPLES.values() for roles in samples), ("user", "user"))
+_REMEMBERED, _LONGEST_REMEMBERED = 256, 1024  # orders of roles, and messages of one
+_MARK = re.compile(r"7401938265\d{7}")
 
 
 class ContentShapes:
@@ -79,7 +75,7 @@ class ContentShapes:
                 "the chat template leaves out what the user says, given as a string or as a list of parts; give one that does "
                 "not with --chat-template"
             )
-        self._lost = frozenset(self._losses() if self._taken else ())
+        self._lost_of_short = lru_cache(_REMEMBERED)(self._lost)
 
     def taken(self, role: str) -> tuple[ContentShape, ...]:
         """The shapes in which content of this role appears; of a role that the template never rendered, the user's."""
@@ -87,7 +83,7 @@ class ContentShapes:
 
     def samples(self) -> Iterator[str]:
         """Prompts of conversations of all kinds that the template takes."""
-        prompts = (self._rendered(roles) for roles in (_WHOLE if self._taken else ()))
+        prompts = (self._rendered(roles) for roles in (_CONVERSATIONS if self._taken else ()))
         return (text for text in prompts if text is not None)
 
     def shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -96,12 +92,11 @@ class ContentShapes:
         Raises:
             TemplateError: the prompt would lack one of the messages.
         """
-        for i, message in enumerate(messages):
-            where = _place(i, len(messages))
-            if (message["role"], where) in self._lost:
-                raise TemplateError(
-                    f"it would leave out messages[{i}], of the role {message['role']}, {where} of several"
-                )
+        roles = tuple(message["role"] for message in messages)
+        lost = self._lost_of_short(roles) if len(roles) <= _LONGEST_REMEMBERED else self._lost(roles)
+        for i in lost:
+            if any(messages[i]["content"]):
+                raise TemplateError(f"it would leave out messages[{i}], of the role {roles[i]}")
         return [
             {**message, "content": self._shape(message["role"], message["content"]).of(message["content"])}
             for message in messages
@@ -126,12 +121,11 @@ class ContentShapes:
                     break
         return tuple(shown) if rendered else None
 
-    def _losses(self) -> Iterator[tuple[str, str]]:
-        for roles in _WHOLE:
-            text = self._rendered(roles)
-            for i, role in enumerate(roles if text is not None else ()):
-                if not _appears(text or "", i):
-                    yield role, _place(i, len(roles))
+    def _lost(self, roles: tuple[str, ...]) -> tuple[int, ...]:
+        """The messages of a conversation of these roles that do not appear; none where the template refuses it."""
+        text = self._rendered(roles) if self._taken else None
+        shown = set(_MARK.findall(text or ""))
+        return () if text is None else tuple(i for i in range(len(roles)) if not shown.issuperset(_marks(i)))
 
     def _rendered(
         self, roles: tuple[str, ...], tried: str = "", shape: ContentShape = ContentShape.STRING
@@ -151,13 +145,9 @@ class ContentShapes:
             return None
 
 
-def _place(i: int, count: int) -> str:
-    return _PLACES[2 if i == count - 1 else min(i, 1)]
-
-
 def _marks(i: int) -> tuple[str, str]:
     """Two texts of message `i`. Digits, as templates trim, change the case, and split at words and tags."""
-    return f"7401938265{2 * i:02}", f"7401938265{2 * i + 1:02}"
+    return f"7401938265{2 * i:07}", f"7401938265{2 * i + 1:07}"
 
 
 def _key(i: int) -> str:

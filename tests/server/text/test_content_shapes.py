@@ -1,5 +1,7 @@
 """No message is lost because a template wants its content in another shape: it gets that shape, or the request a 400."""
 
+from datetime import datetime
+
 import pytest
 
 from server.text.chat_renderer import ChatRenderer
@@ -108,6 +110,18 @@ ONLY_USERS = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfo
 FIRST_SYSTEM = STRINGS.replace("[{{", "{% if m.role != 'system' or loop.first %}[{{").replace(
     "{% endfor", "{% endif %}{% endfor"
 )
+# As published: one writes the last system message it finds, the other one puts it into a user's message that ends the conversation.
+LAST_SYSTEM = (
+    "{% set ns = namespace(said='') %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.said = m.content %}{% endif %}"
+    "{% endfor %}{{ ns.said }}{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}"
+    "{% endfor %}"
+)
+SYSTEM_IN_LAST_USER = (
+    "{% if messages[0].role == 'system' %}{% set said = messages[0].content %}{% set rest = messages[1:] %}{% else %}"
+    "{% set rest = messages %}{% endif %}{% for m in rest %}[{{ m.role }}]{{ said if loop.last and m.role == 'user' }}"
+    "{{ m.content }}{% endfor %}"
+)
+LATEST_TURNS = STRINGS.replace("in messages", "in messages[-300:]")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +139,14 @@ FIRST_SYSTEM = STRINGS.replace("[{{", "{% if m.role != 'system' or loop.first %}
         (ONLY_USERS, "user assistant user", 1),
         (FIRST_SYSTEM, "system user assistant user", None),
         (FIRST_SYSTEM, "user system user", 1),
+        (LAST_SYSTEM, "system user", None),
+        (LAST_SYSTEM, "system system user", 0),
+        (LAST_SYSTEM, "user system user assistant user system", 1),
+        (SYSTEM_IN_LAST_USER, "system user assistant user", None),
+        (SYSTEM_IN_LAST_USER, "system user assistant", 0),
+        (SYSTEM_IN_LAST_USER, "system", 0),
+        (LATEST_TURNS, " ".join(["user"] * 300), None),
+        (LATEST_TURNS, " ".join(["user"] * 301), 0),
     ],
 )
 def test_a_message_that_the_template_would_leave_out_is_refused(source, roles, lost):
@@ -134,6 +156,28 @@ def test_a_message_that_the_template_would_leave_out_is_refused(source, roles, l
         return
     with pytest.raises(TemplateError, match=rf"leave out messages\[{lost}\], of the role {messages[lost]['role']}"):
         renderer(source).render(messages)
+
+
+@pytest.mark.parametrize("nothing", ["", [], [""]])
+def test_a_message_that_says_nothing_may_be_left_out(nothing):
+    messages = [{"role": "system", "content": nothing}, {"role": "user", "content": "x"}]
+    assert renderer(NO_SYSTEM).render(messages) == "[user]x"
+
+
+def test_an_order_of_roles_is_tried_once():
+    renderings = []
+
+    def now():
+        renderings.append(1)
+        return datetime(2026, 1, 1)
+
+    ours = ChatRenderer(ChatTemplate("{{ strftime_now('') }}" + STRINGS, now=now), lambda text, special: [])
+    counts = []
+    for roles in (["user"], ["user"], ["user", "user"], ["user", "user"]):
+        renderings.clear()
+        ours.render([{"role": role, "content": "x"} for role in roles])
+        counts.append(len(renderings))
+    assert counts == [2, 1, 2, 1]
 
 
 def test_a_template_that_refuses_says_so_itself(caplog):
