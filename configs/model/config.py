@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from configs.model.ends import EndToken
+from configs.model.scales import UNSCALED, Scales
 from configs.model.source import ModelError
 
 
@@ -44,7 +45,8 @@ class ModelConfig:
 
     Sizes count elements. `sliding_window` is the number of newest tokens, the token itself included, that layers with
     `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type; a
-    GPU computes in float16 for `float16` and in bfloat16 for all others, a CPU does not look at it.
+    GPU computes in float16 for `float16` and in bfloat16 for all others, a CPU does not look at it. `rotary_dim` is how many
+    dimensions of each head are rotated, its first ones; None: all.
     """
 
     architecture: str
@@ -69,6 +71,8 @@ class ModelConfig:
     bos_token_id: int | None
     ends: tuple[EndToken, ...]
     dtype: str
+    rotary_dim: int | None = None
+    scales: Scales = UNSCALED
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
@@ -82,6 +86,10 @@ class ModelConfig:
             raise ModelError(f"{self.heads} attention heads cannot share {self.kv_heads} KV heads evenly.")
         if self.head_dim % 2:
             raise ModelError(f"rotary embeddings need an even head_dim; this model's is {self.head_dim}.")
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim < self.head_dim):
+            raise ModelError(
+                f"rotary embeddings need an even part of the head_dim {self.head_dim}; this model's is {self.rotary_dim}."
+            )
         if (self.sliding_window is None) == any(self.sliding_layers) or len(self.sliding_layers) != self.layers:
             raise ModelError(f"the sliding window {self.sliding_window} does not match the layers' types.")
         if self.sliding_window is not None and self.sliding_window < 1:
@@ -126,6 +134,16 @@ class ModelConfig:
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.heads // self.kv_heads
+
+    @property
+    def rotated(self) -> int:
+        """Dimensions of each head that are rotated."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the attention scores."""
+        return self.scales.attention_scale or self.head_dim**-0.5
 
     @property
     def own_head(self) -> bool:

@@ -4,18 +4,56 @@ llama.cpp writes Mistral models as `llama`, and Llama 3.1's rotary scaling as a 
 loader reads; the rest of the arithmetic follows from metadata and from which tensors there are.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 from configs.model.config import LinearScaling, ModelConfig, RopeScaling, YarnScaling
 from configs.model.ends import gguf_ends
 from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader
+from configs.model.hf import Window, WindowRule, no_window
 from configs.model.hf_rope import yarn_magnitude
+from configs.model.scales import NO_SCALES, ScaleRules
 from configs.model.source import ModelError
 
-_UNIT_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv")
+# Keys of arithmetic, and the values that change nothing. One that a family does not read is refused.
+_ARITHMETIC: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv"), (0.0, 1.0)
+    ),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    # llama.cpp describes windows on some layers by a pattern; no architecture we know writes one.
+    "attention.sliding_window_pattern": (),
+}
 
 
-def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
-    """Build the `ModelConfig` of a model of this `architecture` from a GGUF header.
+def window_on_every_layer(fields: Fields, layers: int) -> Window:
+    """One window for all layers, if the file gives one."""
+    window = fields.integer("attention.sliding_window", 0)
+    return (window, (True,) * layers) if window else no_window(fields, layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufRules:
+    """How llama.cpp's files give what a family varies.
+
+    Attributes:
+        window: which layers have a sliding window.
+        partial_rotary: whether `rope.dimension_count` may be a part of each head.
+        scales: scales and soft caps.
+    """
+
+    window: WindowRule = window_on_every_layer
+    partial_rotary: bool = False
+    scales: ScaleRules = NO_SCALES
+
+
+LIKE_LLAMA = GgufRules()
+
+
+def config_from_gguf(header: GgufHeader, architecture: str, rules: GgufRules) -> ModelConfig:
+    """Build the `ModelConfig` of a model of this `architecture` from a GGUF header, by the rules of its family.
 
     Raises:
         ModelError: a missing value, or a feature that is not implemented.
@@ -27,8 +65,11 @@ def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
     hidden, max_position = fields.integer("embedding_length"), fields.integer("context_length")
     head_dim = fields.integer("attention.key_length", hidden // max(1, heads))
     fields.must_be("attention.value_length", head_dim)
-    fields.must_be("rope.dimension_count", head_dim)
-    window = fields.integer("attention.sliding_window", 0) or None
+    if not rules.partial_rotary:
+        fields.must_be("rope.dimension_count", head_dim)
+    rotary_dim = fields.integer("rope.dimension_count", head_dim)
+    (window, sliding), scales = rules.window(fields, layers), rules.scales.read(fields, head_dim)
+    fields.refuse_unread(_ARITHMETIC)
     if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a complete model?")
     vocab_size = header.tensors["token_embd.weight"].shape[0]
@@ -45,7 +86,7 @@ def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
         rope_theta=fields.number("rope.freq_base", 10000.0),
         rope_scaling=_rope_scaling(fields, max_position),
         sliding_window=window,
-        sliding_layers=(window is not None,) * layers,
+        sliding_layers=sliding,
         qkv_bias="blk.0.attn_q.bias" in header.tensors,
         o_bias="blk.0.attn_output.bias" in header.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
@@ -55,6 +96,8 @@ def config_from_gguf(header: GgufHeader, architecture: str) -> ModelConfig:
         bos_token_id=general.token("tokenizer.ggml.bos_token_id"),
         ends=gguf_ends(header.metadata, header.path.name, vocab_size),
         dtype="gguf",
+        rotary_dim=None if rotary_dim == head_dim else rotary_dim,
+        scales=scales,
     )
 
 
@@ -69,12 +112,6 @@ def _refuse_unimplemented(fields: Fields) -> None:
     fields.must_be("expert_count", 0)
     fields.must_be("attention.causal", True)
     fields.must_be("use_parallel_residual", False)
-    for scale in _UNIT_SCALES:
-        fields.must_be(scale, 0.0, 1.0)
-    fields.must_be("attn_logit_softcapping", 0.0)
-    fields.must_be("final_logit_softcapping", 0.0)
-    # llama.cpp describes windows on some layers by a pattern; no architecture we know writes one.
-    fields.must_be("attention.sliding_window_pattern")
 
 
 def _rope_scaling(fields: Fields, max_position: int) -> RopeScaling | None:

@@ -4,19 +4,39 @@ Keys left out take the defaults of the transformers classes, because older check
 compute is refused here: a model must never run with a part of its arithmetic ignored.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from configs.model.config import ModelConfig
 from configs.model.ends import TokenNames
 from configs.model.fields import Fields
-from configs.model.hf_rope import read_rope
+from configs.model.hf_rope import read_rope, read_rotary_dim
+from configs.model.scales import NO_SCALES, ScaleRules
 from configs.model.source import ModelError
 
 _WHERE, _GENERATION = "config.json", "generation_config.json"
 
+# Keys of arithmetic that not all classes have, and the values that change nothing. One that a family does not read is refused.
+_ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": (1,),
+    "query_pre_attn_scalar": (),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "embedding_multiplier": (1,),
+    "attention_multiplier": (),
+    "residual_multiplier": (1,),
+    "logits_scaling": (1,),
+    "logit_scale": (1,),
+    "clip_qkv": (),
+    "use_parallel_residual": (False,),
+    "num_experts": (0, 1),
+    "num_local_experts": (0, 1),
+    "n_routed_experts": (0, 1),
+}
+
 Window = tuple[int | None, tuple[bool, ...]]  # newest tokens seen, and which layers see no more
+WindowRule = Callable[[Fields, int], Window]  # reads it off a model's description, given its number of layers
 
 
 def no_window(fields: Fields, layers: int) -> Window:
@@ -27,24 +47,42 @@ def no_window(fields: Fields, layers: int) -> Window:
 
 def window_on_all_layers(fields: Fields, layers: int) -> Window:
     """One window for all layers; 4096 unless the file says otherwise, none where it says null."""
-    if fields.values.get("sliding_window", 4096) is None:
+    if fields.value("sliding_window", 4096) is None:
         return no_window(fields, layers)
     return fields.integer("sliding_window", 4096), (True,) * layers
 
 
+def window_but_every(period: int, key: str = "sliding_window", default: int = 4096) -> WindowRule:
+    """A window on the layers that `layer_types` names, else on all but each `period`-th."""
+
+    def window(fields: Fields, layers: int) -> Window:
+        if fields.value(key, default) is None:
+            return no_window(fields, layers)
+        sliding = _by_type(fields) or tuple((layer + 1) % period != 0 for layer in range(layers))
+        return (fields.integer(key, default) if any(sliding) else None), sliding
+
+    return window
+
+
 def window_by_layer(fields: Fields, layers: int) -> Window:
     """A window on the layers that `layer_types` names, else on those from `max_window_layers` on, and only if it is switched on."""
-    if not fields.flag("use_sliding_window", default=False) or fields.values.get("sliding_window", 4096) is None:
+    if not fields.flag("use_sliding_window", default=False) or fields.value("sliding_window", 4096) is None:
         return no_window(fields, layers)
-    types = fields.values.get("layer_types")
-    if types is None:
+    sliding = _by_type(fields)
+    if sliding is None:
         first = fields.integer("max_window_layers", 28)
         sliding = tuple(layer >= first for layer in range(layers))
-    elif isinstance(types, list) and set(types) <= {"full_attention", "sliding_attention"}:
-        sliding = tuple(kind == "sliding_attention" for kind in types)
-    else:
-        raise ModelError(f"{_WHERE}: layer_types may hold full_attention and sliding_attention, not {types!r}.")
     return (fields.integer("sliding_window", 4096) if any(sliding) else None), sliding
+
+
+def _by_type(fields: Fields) -> tuple[bool, ...] | None:
+    """Which layers `layer_types` gives a window; None: the file does not have it."""
+    types = fields.value("layer_types")
+    if types is None:
+        return None
+    if isinstance(types, list) and set(types) <= {"full_attention", "sliding_attention"}:
+        return tuple(kind == "sliding_attention" for kind in types)
+    raise ModelError(f"{_WHERE}: layer_types may hold full_attention and sliding_attention, not {types!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +100,10 @@ class HfRules:
         mlp_bias: likewise.
         qk_norm: whether the class norms queries and keys.
         window: which layers have a sliding window.
+        rotary_factor: `partial_rotary_factor` where it is left out; None: the class rotates whole heads and reads no factor.
+        scales: scales and soft caps.
+        tied: `tie_word_embeddings` where it is left out.
+        keys: what the class calls values that are usually called otherwise, as in {"hidden_act": "hidden_activation"}.
     """
 
     generator: str
@@ -73,7 +115,11 @@ class HfRules:
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
-    window: Callable[[Fields, int], Window] = no_window
+    window: WindowRule = no_window
+    rotary_factor: float | None = None
+    scales: ScaleRules = NO_SCALES
+    tied: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def config_from_hf(
@@ -86,13 +132,16 @@ def config_from_hf(
     Raises:
         ModelError: a missing value, or a feature that is not implemented.
     """
-    fields = Fields(raw, _WHERE)
+    fields = Fields(raw, _WHERE, rules.keys)
     _refuse_unimplemented(fields, rules)
     layers, heads = fields.layers("num_hidden_layers"), fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     max_position = fields.integer("max_position_embeddings", rules.max_position)
     theta, scaling = read_rope(fields, max_position)
     window, sliding = rules.window(fields, layers)
+    head_dim = fields.integer("head_dim", rules.head_dim or hidden // max(1, heads))
+    rotary_dim, scales = read_rotary_dim(fields, rules.rotary_factor, head_dim), rules.scales.read(fields, head_dim)
+    fields.refuse_unread(_ARITHMETIC)
     vocab_size = fields.integer("vocab_size")
     eos = ((_GENERATION, Fields(generation, _GENERATION)), (_WHERE, fields))
     return ModelConfig(
@@ -103,7 +152,7 @@ def config_from_hf(
         layers=layers,
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", rules.kv_heads or heads),
-        head_dim=fields.integer("head_dim", rules.head_dim or hidden // max(1, heads)),
+        head_dim=head_dim,
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -113,11 +162,13 @@ def config_from_hf(
         o_bias=_flag(fields, rules.o_bias),
         mlp_bias=_flag(fields, rules.mlp_bias),
         qk_norm=rules.qk_norm,
-        tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", default=rules.tied),
         max_position=max_position,
         bos_token_id=fields.token("bos_token_id"),
         ends=names.end_tokens([(file, values.tokens("eos_token_id")) for file, values in eos], vocab_size),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+        rotary_dim=rotary_dim,
+        scales=scales,
     )
 
 
@@ -132,7 +183,6 @@ def _refuse_unimplemented(fields: Fields, rules: HfRules) -> None:
     if classes and rules.generator not in classes:
         raise ModelError(f"{_WHERE}: {classes} is not a text generator; known: {rules.generator}.")
     fields.must_be("hidden_act", *rules.hidden_act)
-    fields.must_be("partial_rotary_factor", 1, 1.0)
     fields.must_be("is_encoder_decoder", False)
     fields.must_be("add_cross_attention", False)
     if quantization := fields.values.get("quantization_config"):

@@ -42,13 +42,43 @@ def read_rope(fields: Fields, max_position: int) -> Rotation:
     return next(iter(found.values()), (fields.number("rope_theta", _THETA), None))
 
 
+def read_rotary_dim(fields: Fields, default: float | None, head_dim: int) -> int | None:
+    """How many dimensions of each head a file says are rotated; None: all.
+
+    Args:
+        fields: of the file, after `read_rope`.
+        default: the rotated part where the file does not say it; None: its class reads no such factor.
+        head_dim: dimensions of a head.
+
+    Raises:
+        ModelError: factors that contradict each other, or that the class does not read.
+    """
+    places = {"partial_rotary_factor": fields}
+    places |= {
+        f"{form}.partial_rotary_factor": Fields(fields.values[form], f"{_WHERE} {form}")
+        for form in _FORMS
+        if fields.values.get(form)
+    }
+    _agree({key: place.values.get("partial_rotary_factor") for key, place in places.items()})
+    if default is None:
+        for place in places.values():
+            place.must_be("partial_rotary_factor", 1)
+        return None
+    factors = [
+        place.number("partial_rotary_factor")
+        for place in places.values()
+        if place.value("partial_rotary_factor") is not None
+    ]
+    rotary_dim = int(head_dim * (factors[0] if factors else default))
+    return None if rotary_dim == head_dim else rotary_dim
+
+
 def _rotation(fields: Fields, form: str, raw: Any, max_position: int) -> Rotation:
     if not isinstance(raw, dict):
         raise ModelError(f"{_WHERE}: {form} is {raw!r}, not an object.")
     if any(isinstance(value, dict) for value in raw.values()):
         raise ModelError(f"{_WHERE}: {form} has settings per layer type, which are not implemented.")
     rope = Fields(raw, f"{_WHERE} {form}")
-    rope.must_be("partial_rotary_factor", 1, 1.0)
     for key in ("rope_theta", _LENGTH):
         _agree({f"{form}.{key}": raw.get(key), key: fields.values.get(key)})
     _agree({f"{form}.{key}": raw.get(key) for key in ("rope_type", "type")})

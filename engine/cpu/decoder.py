@@ -12,6 +12,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch
+from engine.cpu.formats import EXACT
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import Weights
 from engine.models.family import Activation, Axis
@@ -24,6 +25,7 @@ from kernels.cpu.ops.paged_attention import paged_attention
 from kernels.cpu.ops.rms_norm import rms_norm
 from kernels.cpu.ops.rope import rope_
 from kernels.cpu.ops.silu_mul import silu_mul
+from kernels.cpu.ops.soft_cap import soft_cap_
 from kernels.cpu.ops.write_kv import kv_write
 
 _GATED: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -44,17 +46,18 @@ class Decoder:
         group: the processes that compute the model; None: this one alone.
 
     Raises:
+        ModelError: a variant of the model's family is not computed.
         ValueError: the model cannot be split over the group's ranks (`split_config`).
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, group: ProcessGroup | None = None) -> None:
+        EXACT.check(config)
         self._group: ProcessGroup = group or SingleProcess()
         self.config = split_config(config, self._group.size)
         self._weights = weights
         self._words = Shard.of(config, self._group.rank, self._group.size).axes[Axis.VOCABULARY]
         self._gated = _GATED[family_of(config).activation]
         self._rope = Rope(config, weights.rope_factors)
-        self._scale = config.head_dim**-0.5
         self._query_size = self.config.heads * config.head_dim
 
     @torch.inference_mode()
@@ -67,18 +70,23 @@ class Decoder:
         eps, add_up, adapters = self.config.rms_norm_eps, self._group.sum, batch.adapters
         turns = self._rope.rows(batch.positions)
         hidden = self._embed(batch.token_ids)
+        if self.config.scales.embedding_scale is not None:
+            hidden *= self.config.scales.embedding_scale
         for index, layer in enumerate(self._weights.layers):
             qkv = layer.qkv(rms_norm(hidden, layer.input_norm, eps), adapters)
             self._place(qkv, layer.qk_norm, turns)
-            hidden += add_up(layer.o(self._attend(qkv, index, batch, pool), adapters))
+            mixed = add_up(layer.o(self._attend(qkv, index, batch, pool), adapters))
+            hidden += _normed(mixed, layer.after_attention_norm, eps)
             gate_up = layer.gate_up(rms_norm(hidden, layer.post_norm, eps), adapters)
-            hidden += add_up(layer.down(self._gated(gate_up), adapters))
+            hidden += _normed(add_up(layer.down(self._gated(gate_up), adapters)), layer.after_mlp_norm, eps)
         return rms_norm(hidden, self._weights.final_norm, eps)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens after each row: fp32 [n, hidden] from `forward` to fp32 [n, vocab], on every rank."""
-        return self._group.gather(F.linear(hidden, self._weights.head))[:, : self.config.vocab_size]
+        logits = self._group.gather(F.linear(hidden, self._weights.head))[:, : self.config.vocab_size]
+        cap = self.config.scales.final_soft_cap
+        return logits if cap is None else soft_cap_(logits, cap)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         """int64 [rows] to [rows, hidden]. A row is on one rank, zero on the others: the sum is exact."""
@@ -95,7 +103,7 @@ class Decoder:
         heads = qkv.view(len(qkv), -1, config.head_dim)[:, : config.heads + config.kv_heads]
         if qk_norm is not None:
             heads.copy_(rms_norm(heads, qk_norm, config.rms_norm_eps))
-        rope_(heads, *turns)
+        rope_(heads[..., : config.rotated], *turns)
 
     def _attend(self, qkv: Tensor, index: int, batch: Batch, pool: KvPool) -> Tensor:
         """Store keys and values of layer `index`, then attend: fp32 [rows, heads * dim]."""
@@ -108,5 +116,11 @@ class Decoder:
             pool.keys[index],
             pool.values[index],
             tiles=batch.sliding if config.sliding_layers[index] else batch.full,
-            scale=self._scale,
+            scale=config.attention_scale,
+            soft_cap=config.scales.attention_soft_cap,
         )
+
+
+def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`x` itself where the family has no such norm."""
+    return x if weight is None else rms_norm(x, weight, eps)

@@ -9,9 +9,18 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
 from configs.settings import FAST_BLOCK_UNIT, Settings
 from engine.loading.stored import stored_kinds
+from engine.models.abilities import VARIANTS, Abilities
 from engine.models.layout import expected_shapes, weights_bytes
-from engine.models.registry import family_of
 from kernels.cpu.variants import ACTIVATIONS, choose
+
+EXACT = Abilities(
+    who="the exact decoder's kernels",
+    activations=("silu", "gelu", "gelu_tanh"),
+    after_norms=True,
+    variants=VARIANTS,
+    instead="no other decoder computes it",
+)
+FAST = Abilities(who="the C++ kernels", activations=tuple(ACTIVATIONS), instead="use --cpu-precision exact")
 
 _LANES = 16
 _MAX_DIM = 256
@@ -55,7 +64,12 @@ class Arithmetic:
 
 
 def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
-    """What `--cpu-precision` asks for, if machine and model allow it; otherwise fp32 by torch, and why."""
+    """What `--cpu-precision` asks for, if machine and model allow it; otherwise fp32 by torch, and why.
+
+    Raises:
+        ModelError: the model has what no decoder on a CPU computes.
+    """
+    EXACT.check(config)
     if settings.cpu_precision == "exact":
         return Arithmetic("exact", "fp32 by torch, as --cpu-precision exact asks")
     obstacle = _obstacle(settings, config)
@@ -69,12 +83,8 @@ def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
 
 def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
     """What keeps the C++ kernels from computing this model, in words; None: nothing."""
-    activation = family_of(config).activation
-    if activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        return (
-            f"the C++ kernels know the activations {known}, not {activation}, which {config.architecture} models have"
-        )
+    if lacking := FAST.lack(config):
+        return lacking
     if settings.block_size % FAST_BLOCK_UNIT:
         return f"the C++ kernels need a --block-size that is a multiple of {FAST_BLOCK_UNIT}, not {settings.block_size}"
     widths = {

@@ -15,6 +15,7 @@ from scheduler.types.messages import MemoryPlan
 MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this
 RUNTIME_BYTES = 400 * 2**20  # torch's libraries and the HTTP process, measured with the default model
 USUAL_STEP = StepLimits(tokens=128, sequences=64)  # a CPU takes seconds for the thousands of tokens that suit a GPU
+CAPPED_TOKENS = 1024  # keys whose capped scores are held at once: `kernels.cpu.ops.paged_attention`, which needs torch
 _SAMPLED_COPIES = 4  # logits, probabilities, their sort and its cumulative sum
 _SCORED_COPIES = 3  # logits, exponentials and comparisons: measured 2.1 times the logits
 
@@ -67,6 +68,8 @@ def activation_bytes(settings: Settings, config: ModelConfig) -> int:
     """The most that one step holds besides weights and pool, in bytes: a layer's rows, and logits to sample or to score."""
     heads = config.heads + 2 * config.kv_heads
     row = 4 * config.hidden_size + 3 * heads * config.head_dim + 3 * config.intermediate_size
+    if config.scales.attention_soft_cap is not None:
+        row += 3 * config.heads * CAPPED_TOKENS  # scores, exponentials and those that are hidden
     limits = step_limits(settings, USUAL_STEP)
     logits = max(_SAMPLED_COPIES * limits.sequences, _SCORED_COPIES * SCORED_ROWS)
     return 4 * (limits.tokens * row + logits * config.vocab_size)

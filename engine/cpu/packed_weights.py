@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
+from engine.cpu.formats import FAST
 from engine.loading.reader import TensorReader, read
 from engine.models.registry import family_of
 from kernels.cpu.native import NativeLayer
@@ -26,7 +27,12 @@ class PackedWeights:
 
 
 def assemble_packed(reader: TensorReader, config: ModelConfig) -> PackedWeights:
-    """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice."""
+    """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice.
+
+    Raises:
+        ModelError: the C++ kernels do not compute all that the model has.
+    """
+    FAST.check(config)
     family = family_of(config)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         table = threads.submit(_matrix, reader, family.tensor("embedding").hf)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
+from engine.cpu.formats import EXACT
 from engine.linear import Linear, Product
 from engine.loading import load
 from engine.loading.reader import TensorReader, read
@@ -32,9 +33,11 @@ class LayerWeights:
     qkv: Product  # [(heads + 2 * kv_heads) * dim, hidden]
     qk_norm: Tensor | None  # [heads + kv_heads, dim]: the queries' norm for each query head, then the keys'
     o: Product  # [hidden, heads * dim]
+    after_attention_norm: Tensor | None  # [hidden]; of what o gives, after the sum
     post_norm: Tensor  # [hidden]
     gate_up: Product  # [2 * intermediate, hidden]
     down: Product  # [hidden, intermediate]
+    after_mlp_norm: Tensor | None  # [hidden]; likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +57,19 @@ def load_weights(
     """Load rank `rank`'s shard of a model that `size` ranks compute.
 
     Raises:
-        ModelError: the files do not fit the description or the format.
+        ModelError: the files do not fit the description or the format, or the description has what is not computed.
         ValueError: the model cannot be split over `size` ranks.
     """
     return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size)))
 
 
 def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard) -> Weights:
-    """Read a shard; the layers are read in parallel, on as many threads as torch has."""
+    """Read a shard; the layers are read in parallel, on as many threads as torch has.
+
+    Raises:
+        ModelError: the exact decoder does not compute all that the model has.
+    """
+    EXACT.check(config)
     family = family_of(config)
     reading = _ShardReader(reader, config, family, shard)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -93,10 +101,15 @@ class _ShardReader:
             qkv=self._linear(_QKV, index, biased=self.config.qkv_bias),
             qk_norm=self._qk_norm(index) if self.config.qk_norm else None,
             o=self._summed("o", index),
+            after_attention_norm=self._optional("after_attention_norm", index),
             post_norm=self.part(self.family.tensor("post_norm", index)),
             gate_up=self._linear(_GATE_UP, index, biased=self.config.mlp_bias),
             down=self._summed("down", index),
+            after_mlp_norm=self._optional("after_mlp_norm", index),
         )
+
+    def _optional(self, role: str, index: int) -> Tensor | None:
+        return self.part(self.family.tensor(role, index)) if self.family.has(role) else None
 
     def part(self, tensor: NamedTensor) -> Tensor:
         """This rank's part of a tensor: in place if that is all of it, otherwise a copy that does not hold on to the rest."""

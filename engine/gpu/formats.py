@@ -11,12 +11,18 @@ import torch
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from engine.loading.stored import stored_kinds
-from engine.models.registry import family_of
+from engine.models.abilities import VARIANTS, Abilities
 from kernels.gpu.linear.fp8 import refusal
 
 _BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned as well
 WeightForm = Literal["dense", "groups", "fp8"]
-ACTIVATIONS = ("silu",)  # of an MLP's gate; those with kernels
+GPU = Abilities(
+    who="the GPU kernels",
+    activations=("silu",),
+    after_norms=True,
+    variants=VARIANTS - {"rotary_dim"},
+    instead="use --device cpu with --cpu-precision exact",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ def choose_gpu_arithmetic(
     Raises:
         ModelError: the kernels lack a variant of the model's family, or the chip lacks fp8 weights; says which.
     """
-    _refuse_variants(config)
+    GPU.check(config)
     dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
     if device.type == "cpu":
         dtype = torch.float32  # interpreted, for debugging: results can be compared with the exact path's
@@ -95,12 +101,3 @@ def choose_gpu_arithmetic(
     else:
         form, reason = "dense", name
     return GpuArithmetic(form, dtype, kv == "fp8", f"weights: {reason}; {'8-bit float' if kv == 'fp8' else name} KV")
-
-
-def _refuse_variants(config: ModelConfig) -> None:
-    activation = family_of(config).activation
-    if activation not in ACTIVATIONS:
-        raise ModelError(
-            f"the GPU kernels know the activations {', '.join(ACTIVATIONS)}, not {activation}, which {config.architecture} "
-            "models have; use --device cpu."
-        )

@@ -11,6 +11,7 @@ from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.weights import weights_bytes
 from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
+from engine.models.registry import family_of
 from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.decode import most_parts
 from kernels.gpu.sampling.sample import ROWS_AT_ONCE
@@ -85,9 +86,10 @@ def graph_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context:
 
 
 def _row_bytes(config: ModelConfig, itemsize: int) -> int:
-    """Bytes of one token in a layer: residual, normed, change and sum; projections; gate and up, their product."""
+    """Bytes of one token in a layer: residual, normed, change, sum, the sum normed; projections; gate and up, their product."""
     heads = 2 * config.heads + 2 * config.kv_heads
-    return itemsize * (4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size)
+    rows = 5 if family_of(config).has("after_mlp_norm") else 4
+    return itemsize * (rows * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size)
 
 
 def _states_bytes(config: ModelConfig, limits: StepLimits, context: int) -> int:

@@ -154,12 +154,16 @@ class GpuModel:
         for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
         eps, weights, adapters = self.config.rms_norm_eps, self._weights, batch.adapters
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
+        if self.config.scales.embedding_scale is not None:
+            residual *= self.config.scales.embedding_scale
         change: Tensor | None = None
         for index, layer in enumerate(weights.layers):
             normed, residual = _norm(residual, change, layer.input_norm, eps)
             mixed = self.group.sum(layer.o(self._attend(normed, index, layer, batch), adapters))
+            mixed = _normed(mixed, layer.after_attention_norm, eps)
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
             change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed, adapters)), adapters))
+            change = _normed(change, layer.after_mlp_norm, eps)
         if change is not None:
             residual = residual + change
         return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
@@ -167,7 +171,9 @@ class GpuModel:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: from [n, hidden] to fp32 [n, vocab], on every rank."""
-        return self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+        logits = self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+        cap = self.config.scales.final_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -199,9 +205,12 @@ class GpuModel:
         """Attention itself: single rows split over their keys or by shared prefixes, chunks tiled."""
         kv, scales = self.pool.layers[index], self.pool.layer_scales[index]
         window = (self.config.sliding_window or 0) if self.config.sliding_layers[index] else 0
-        one, scale, out = batch.singles, self.config.head_dim**-0.5, torch.empty_like(queries)
+        one, out = batch.singles, torch.empty_like(queries)
+        scale, soft_cap = self.config.attention_scale, self.config.scales.attention_soft_cap or 0.0
         if batch.cascade is not None and not window:
-            cascade_attention(queries[:one], kv, batch.cascade, scale=scale, scales=scales, out=out[:one])
+            cascade_attention(
+                queries[:one], kv, batch.cascade, scale=scale, soft_cap=soft_cap, scales=scales, out=out[:one]
+            )
         elif one:
             decode_attention(
                 queries[:one],
@@ -209,6 +218,7 @@ class GpuModel:
                 batch.kv_lengths[:one],
                 batch.block_tables[:one],
                 scale=scale,
+                soft_cap=soft_cap,
                 longest_kv=batch.longest_single,
                 window=window,
                 scales=scales,
@@ -222,12 +232,18 @@ class GpuModel:
                 batch.kv_lengths[one:],
                 batch.block_tables[one:],
                 scale=scale,
+                soft_cap=soft_cap,
                 longest=batch.longest,
                 window=window,
                 scales=scales,
                 out=out[one:],
             )
         return out
+
+
+def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`x` itself where the family has no such norm."""
+    return x if weight is None else rms_norm(x, weight, eps)[0]
 
 
 def _norm(residual: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

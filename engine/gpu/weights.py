@@ -14,7 +14,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
-from engine.gpu.formats import GpuArithmetic
+from engine.gpu.formats import GPU, GpuArithmetic
 from engine.gpu.linear import Fp8, Grouped, SideBySide
 from engine.linear import Linear, Product
 from engine.loading.reader import TensorReader
@@ -38,9 +38,11 @@ class GpuLayer:
     q_norm: Tensor | None  # [dim]
     k_norm: Tensor | None
     o: Product  # its sum over the ranks is the layer's
+    after_attention_norm: Tensor | None = None  # of that sum
     post_norm: Tensor
     gate_up: Product
     down: Product  # likewise
+    after_mlp_norm: Tensor | None = None
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -127,8 +129,10 @@ class GpuAssembly:
         """Read every tensor of the shard.
 
         Raises:
+            ModelError: the kernels do not compute all that the model has.
             ValueError: the model cannot be split over `size` ranks (`split_config`).
         """
+        GPU.check(config)
         shard = Shard.of(config, self._rank, self._size)
         shared = _Reading(reader, self._arithmetic, self._device)
         embedding = shared.dense((_Part.of(shard, "embedding"),))
@@ -262,11 +266,17 @@ def _bytes_of(part: _Part, kind: GroupKind, rows: Tensor) -> Tensor:
 def _layer(reading: _Reading, shard: Shard, index: int) -> GpuLayer:
     config, stacks = shard.config, _stacks(shard, index)
 
+    family = family_of(config)
+
     def norm(role: str) -> Tensor:
-        return reading.vector(family_of(config).tensor(role, index).hf)
+        return reading.vector(family.tensor(role, index).hf)
+
+    def optional(role: str) -> Tensor | None:
+        return norm(role) if family.has(role) else None
 
     return GpuLayer(
         input_norm=norm("input_norm"),
+        after_attention_norm=optional("after_attention_norm"),
         post_norm=norm("post_norm"),
         q_norm=norm("q_norm") if config.qk_norm else None,
         k_norm=norm("k_norm") if config.qk_norm else None,
@@ -274,4 +284,5 @@ def _layer(reading: _Reading, shard: Shard, index: int) -> GpuLayer:
         o=reading.product(stacks["o"]),
         gate_up=reading.product(stacks["gate_up"]),
         down=reading.product(stacks["down"]),
+        after_mlp_norm=optional("after_mlp_norm"),
     )

@@ -53,7 +53,7 @@ class _Gguf:
         with header.path.open("rb") as file:
             # A private, writable mapping, since torch warns about read-only memory. Nothing writes to it.
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self.rope_factors = self._rope_factors(tensors.pop(_ROPE_FACTORS, None), config.head_dim // 2)
+        self.rope_factors = self._rope_factors(tensors.pop(_ROPE_FACTORS, None), config.rotated // 2)
         names = gguf_names(config)  # an unknown tensor keeps its own name and is refused with the shapes
         self._tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
         self._interleaved = _interleaved(config)

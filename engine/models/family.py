@@ -1,7 +1,7 @@
 """What a model family is: names and axes of its tensors, and the variants of its arithmetic. No torch.
 
 Everything else follows from it: shapes, bytes and shards from the axes, what a file must hold from the names, what a backend has
-to compute from the variants. A backend that lacks a variant says so before anything is loaded.
+to compute from the variants. A backend that lacks a variant says so before anything is loaded (`engine.models.abilities`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,9 @@ from enum import Enum
 from typing import Literal
 
 from configs.model.config import ModelConfig
+from configs.model.gguf import LIKE_LLAMA, GgufRules
 from configs.model.hf import HfRules
+from configs.model.scales import NO_SCALES
 
 Shape = tuple[int, ...]
 # Of an MLP's gate; gelu uses the error function, gelu_tanh approximates it by tanh.
@@ -101,6 +103,11 @@ LAYER = (
     TensorSpec("up", "mlp.up_proj", "ffn_up", (Axis.INNER, Axis.HIDDEN), bias="mlp_bias"),
     TensorSpec("down", "mlp.down_proj", "ffn_down", (Axis.HIDDEN, Axis.INNER), bias="mlp_bias"),
 )
+# Norms of what attention and MLP give, before it is added to the residual; for families that have them.
+AFTER_NORMS = (
+    TensorSpec("after_attention_norm", "post_attention_layernorm", "post_attention_norm", (Axis.HIDDEN,)),
+    TensorSpec("after_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm", (Axis.HIDDEN,)),
+)
 
 
 def renamed(specs: tuple[TensorSpec, ...], names: Mapping[str, str]) -> tuple[TensorSpec, ...]:
@@ -116,12 +123,13 @@ def renamed(specs: tuple[TensorSpec, ...], names: Mapping[str, str]) -> tuple[Te
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One architecture: pre-norm decoder layers of attention and a gated MLP, with these names and variants.
+    """One architecture: decoder layers of attention and a gated MLP, with these names and variants.
 
     Attributes:
         name: what `ModelConfig.architecture` says.
         hf: how its transformers class reads a `config.json`.
         gguf: its name in GGUF files; None: llama.cpp has none for it.
+        gguf_rules: how llama.cpp's files give what the family varies.
         gguf_pairs_adjacent: whether llama.cpp reorders the rows of q and k so that the halves of a rotary pair are side by side.
         activation: of the MLP's gate.
         norm_offset: what to add to the weights of all norms in Hugging Face checkpoints (1 if they are stored as w - 1).
@@ -134,6 +142,7 @@ class Family:
     name: str
     hf: HfRules
     gguf: str | None = None
+    gguf_rules: GgufRules = LIKE_LLAMA
     gguf_pairs_adjacent: bool = False
     activation: Activation = "silu"
     norm_offset: float = 0.0
@@ -141,6 +150,27 @@ class Family:
     layer: tuple[TensorSpec, ...] = LAYER
     hf_layer: str = "model.layers.{}."
     gguf_layer: str = "blk.{}."
+
+    def __post_init__(self) -> None:
+        for specs in (self.ends, self.layer):
+            roles = [spec.role for spec in specs]
+            if twice := sorted({role for role in roles if roles.count(role) > 1}):
+                raise ValueError(f"the family {self.name} describes tensors twice: {', '.join(twice)}")
+        scaled, partial = self.hf.scales != NO_SCALES, self.hf.rotary_factor is not None
+        if self.gguf and (
+            (scaled and self.gguf_rules.scales == NO_SCALES) or partial != self.gguf_rules.partial_rotary
+        ):
+            raise ValueError(
+                f"the family {self.name} does not say how GGUF files give its scales and rotary dimensions"
+            )
+        if self.gguf_pairs_adjacent and self.gguf_rules.partial_rotary:
+            raise ValueError(
+                f"the family {self.name}: partly rotated heads with adjacent pairs cannot be read from GGUF"
+            )
+
+    def has(self, role: str) -> bool:
+        """Whether its layers have a tensor with this role."""
+        return any(spec.role == role for spec in self.layer)
 
     def tensors(self, config: ModelConfig) -> "Iterator[NamedTensor]":
         """All tensors that a model of this description has. A tied head is not a tensor of its own."""

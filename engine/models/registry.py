@@ -77,7 +77,7 @@ def read_gguf_config(header: GgufHeader) -> ModelConfig:
             )
     if name not in known:
         raise _unknown(file, name, known)
-    return config_from_gguf(header, known[name].name)
+    return config_from_gguf(header, known[name].name, known[name].gguf_rules)
 
 
 def _unknown(where: str, name: str, known: dict[str, Family]) -> ModelError:

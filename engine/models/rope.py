@@ -12,16 +12,16 @@ class Rope:
     """Cosines and sines for any positions of one model.
 
     Args:
-        config: gives base, head size and scaling.
-        factors: fp32 [head_dim / 2], divisors of the frequencies from a GGUF file (Llama 3.1 and later), or None.
+        config: gives base, rotated dimensions and scaling.
+        factors: fp32 [rotated / 2], divisors of the frequencies from a GGUF file (Llama 3.1 and later), or None.
 
     Attributes:
-        frequencies: fp32 [head_dim / 2], radians per position, after scaling.
+        frequencies: fp32 [rotated / 2], radians per position, after scaling.
         magnitude: factor on cosines and sines; 1 except with YaRN.
     """
 
     def __init__(self, config: ModelConfig, factors: Tensor | None = None) -> None:
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+        exponents = torch.arange(0, config.rotated, 2, dtype=torch.int64).float() / config.rotated
         frequencies = 1.0 / (config.rope_theta**exponents)
         self.frequencies = _scaled(frequencies, config.rope_theta, config.rope_scaling)  # radians per position
         if factors is not None:

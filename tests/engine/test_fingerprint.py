@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from configs.model.config import EndToken, LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 from configs.model.gguf_header import read_gguf_header
 from configs.model.safetensors_header import read_safetensors
+from configs.model.scales import Scales
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine import fingerprint
@@ -182,6 +183,8 @@ OTHERS = {
     "heads": [2],
     "kv_heads": [1],
     "head_dim": [32],
+    "rotary_dim": [8],
+    "scales": [Scales(**{name: 3.0}) for name in Scales.__slots__],
 }
 KEPT = {"max_position": 9, "bos_token_id": 5, "ends": (EndToken(7, None, ("a test",)),), "dtype": "float16"}
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.cpu.ops.soft_cap import soft_cap_
+
 HIDDEN = -1e30  # added to hidden scores: finite, so that a wholly hidden row gets weight 0 rather than NaN
 STAGED_TOKENS = 1024
 _SHORT = 128  # a shorter run is a fragment: its own call costs more than copying it
@@ -90,7 +92,14 @@ def plan_tiles(
 
 
 def paged_attention(
-    queries: Tensor, kv: Tensor, keys: Tensor, values: Tensor, *, tiles: Sequence[Tile], scale: float
+    queries: Tensor,
+    kv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    tiles: Sequence[Tile],
+    scale: float,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Causal attention of a step's rows, each sequence over its own keys.
 
@@ -101,11 +110,12 @@ def paged_attention(
         values: the same for values.
         tiles: covers every row once.
         scale: factor on the scores.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap) before they are masked; None: no cap.
 
     Returns:
         fp32 [rows, kv_heads * group * dim].
     """
-    pool = _Layer(keys, values, scale)
+    pool = _Layer(keys, values, scale, soft_cap)
     out = torch.empty(queries.shape)
     for tile in tiles:
         rows = slice(tile.first, tile.first + tile.rows)
@@ -117,7 +127,15 @@ def paged_attention(
 
 
 def paged_attention_reference(
-    queries: Tensor, keys: Tensor, values: Tensor, *, start: int, slots: Tensor, window: int | None, scale: float
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    start: int,
+    slots: Tensor,
+    window: int | None,
+    scale: float,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """One sequence's attention by definition: gather, score all pairs, mask, softmax, in fp64.
 
@@ -126,13 +144,15 @@ def paged_attention_reference(
         keys: [kv_heads, slots, dim]; values: the same.
         start: position of the first row in the sequence; the others follow.
         slots: int64 [n], the slot of each position of the sequence.
-        window, scale: as in `plan_tiles` and `paged_attention`.
+        window, scale, soft_cap: as in `plan_tiles` and `paged_attention`.
 
     Returns:
         fp32 [rows, kv_heads * group * dim].
     """
     gathered_keys, gathered_values = keys[:, slots].double(), values[:, slots].double()
     scores = torch.einsum("rkgd,knd->rkgn", queries.double(), gathered_keys) * scale
+    if soft_cap is not None:
+        scores = soft_cap * (scores / soft_cap).tanh()
     positions = torch.arange(start, start + len(queries))
     distance = positions[:, None] - torch.arange(len(slots))
     hidden = (distance < 0) | (distance >= (window or len(slots) + 1))
@@ -225,11 +245,12 @@ _Partial = tuple[Tensor, Tensor]  # attention over some of the keys, and the log
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer of the pool, and the factor on its scores."""
+    """One layer of the pool, and what is done to its scores."""
 
     keys: Tensor
     values: Tensor
     scale: float
+    soft_cap: float | None
 
     def piece(self, piece: Span | Fragments) -> tuple[Tensor, Tensor]:
         """Keys and values of a piece, [kv_heads, n, dim]: views for a span, small copies for fragments."""
@@ -242,8 +263,29 @@ class _Layer:
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> _Partial:
         """Flash attention of [batch, head, rows, dim] over [batch, head, n, dim]; any strides but the last."""
+        if self.soft_cap is not None:
+            return _capped(self, query, keys, values, mask=mask, causal=causal)
         result: _Partial = _flash(query, keys, values, 0.0, causal, attn_mask=mask, scale=self.scale)
         return result
+
+
+def _capped(
+    pool: _Layer, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, causal: bool
+) -> _Partial:
+    """`_Layer.attend` with capped scores, which torch's flash attention lacks: all scores of `STAGED_TOKENS` keys at a time."""
+    assert pool.soft_cap is not None
+    partials: list[_Partial] = []
+    for first in range(0, keys.shape[-2], STAGED_TOKENS):
+        part = slice(first, first + STAGED_TOKENS)
+        scores = (query @ keys[..., part, :].transpose(-1, -2)).mul_(pool.scale)
+        soft_cap_(scores, pool.soft_cap)
+        if mask is not None:
+            scores += mask[:, part]
+        if causal:
+            scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu_(1 - first), HIDDEN)
+        total = scores.logsumexp(dim=-1)
+        partials.append((scores.sub_(total.unsqueeze(-1)).exp_() @ values[..., part, :], total))
+    return _merged(partials)
 
 
 def _single(query: Tensor, pieces: Sequence[Span | Fragments], pool: _Layer) -> Tensor:
@@ -291,9 +333,14 @@ def _shared(side: Tensor, group: int) -> Tensor:
 
 
 def _merge(partials: list[_Partial]) -> Tensor:
-    """Attention over the union of disjoint sets of keys: the parts' results weighted by the sums of their scores."""
+    """Attention over the union of disjoint sets of keys."""
+    return _merged(partials)[0]
+
+
+def _merged(partials: list[_Partial]) -> _Partial:
+    """The union's partial: the parts' results weighted by the sums of their scores."""
     out, total = partials[0]
     for other, its_total in partials[1:]:
         out = torch.lerp(out, other, torch.sigmoid(its_total - total).unsqueeze(-1))
         total = torch.logaddexp(total, its_total)
-    return out
+    return out, total
