@@ -7,7 +7,10 @@ import pytest
 
 from configs.model.config import LinearScaling, Llama3Scaling, YarnScaling
 from configs.model.ends import TokenNames
+from configs.model.gguf import GgufRules, config_from_gguf
 from configs.model.gguf_header import GgufHeader, TensorInfo
+from configs.model.hf import HfRules, config_from_hf, window_but_every
+from configs.model.scales import ScaleRules, Scales, given
 from configs.model.source import ModelError, ModelSource
 from engine.models.registry import read_config, read_gguf_config, read_hf_config
 from tests.tiny_models import TINY
@@ -152,11 +155,78 @@ def test_both_files_say_when_to_stop():
         ({"head_dim": 15}, "even head_dim"),
         ({"eos_token_id": 320}, "token 320 is outside the vocabulary of 320"),
         ({"eos_token_id": "two"}, "not a token id"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not implemented; supported: 0."),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar=256 is not implemented; supported: leaving it out"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier=12.0"),
+        ({"residual_multiplier": 0.2}, "residual_multiplier=0.2"),
+        ({"num_local_experts": 8}, "num_local_experts=8"),
+        ({"num_experts": 60}, "num_experts=60"),
     ],
 )
 def test_refuses_what_is_not_computed(changes, message):
     with pytest.raises(ModelError) as caught:
         hf(changes)
+    assert message in str(caught.value)
+
+
+def test_keys_of_arithmetic_that_say_nothing_are_taken():
+    null = dict.fromkeys(["attn_logit_softcapping", "query_pre_attn_scalar", "num_experts", "clip_qkv"])
+    assert hf(null | {"residual_multiplier": 1.0, "num_local_experts": 0, "use_parallel_residual": False}) == hf()
+
+
+SCALED = HfRules(
+    generator="ToyForCausalLM",
+    max_position=64,
+    scales=ScaleRules(
+        embedding_scale=lambda fields: fields.integer("hidden_size") ** 0.5,
+        attention_scale=lambda fields: fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        attention_soft_cap=given("attn_logit_softcapping", 50.0),
+    ),
+    window=window_but_every(3),
+    rotary_factor=0.5,
+    keys={"hidden_size": "n_embd", "hidden_act": "activation", "rms_norm_eps": "norm_eps"},
+)
+TOY = {key: value for key, value in LLAMA.items() if key not in ("architectures", "hidden_size")} | {"n_embd": 64}
+
+
+def scaled(changes=None):
+    return config_from_hf(TOY | (changes or {}), {}, TokenNames(), "toy", SCALED)
+
+
+def test_scales_windows_and_rotation_are_what_the_family_says():
+    plain = scaled()
+    assert plain.scales == Scales(embedding_scale=8.0, attention_scale=1 / 16, attention_soft_cap=50.0)
+    assert (plain.sliding_window, plain.sliding_layers) == (4096, (True, True, False))
+    assert (plain.rotary_dim, plain.hidden_size, plain.head_dim) == (8, 64, 16)
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    other = {"query_pre_attn_scalar": 16, "attn_logit_softcapping": None, "layer_types": types, "sliding_window": 9}
+    changed = scaled(other | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}})
+    assert changed.scales == Scales(embedding_scale=8.0)  # 16 ** -0.5 is what head_dim gives
+    assert (changed.sliding_window, changed.sliding_layers, changed.rotary_dim) == (9, (False, True, False), None)
+    assert scaled({"sliding_window": None}).sliding_window is None
+    assert scaled({"norm_eps": 1e-3}).rms_norm_eps == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "relu"}, "activation='relu' is not implemented"),
+        ({"n_embd": "wide"}, "n_embd is 'wide', not a whole number"),
+        ({"norm_eps": "small"}, "norm_eps is 'small'"),
+        ({"attn_logit_softcapping": -1.0}, "attention_soft_cap is -1.0; it must be a positive number"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not implemented"),
+        ({"partial_rotary_factor": 0.2}, "even part of the head_dim 16"),
+        ({"partial_rotary_factor": 1.5}, "even part of the head_dim 16"),
+        (
+            {"partial_rotary_factor": 1.0, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=1.0 and rope_scaling.partial_rotary_factor=0.5 contradict each other",
+        ),
+    ],
+)
+def test_what_a_family_reads_is_refused_by_its_own_names(changes, message):
+    with pytest.raises(ModelError) as caught:
+        scaled(changes)
     assert message in str(caught.value)
 
 
@@ -189,6 +259,27 @@ def test_the_embedded_model(smollm2_source):
     assert (config.heads, config.kv_heads, config.head_dim, config.group) == (9, 3, 64, 3)
     assert (config.rope_theta, config.tie_word_embeddings, config.eos_token_ids) == (1e5, True, (2, 0))
     assert config.kv_bytes_per_token == 30 * 2 * 3 * 64 * 4
+
+
+def test_gguf_files_give_scales_by_the_rules_of_their_family():
+    """llama.cpp's keys of Gemma 2; it gives neither the embeddings' scale nor which layers have the window."""
+    rules = GgufRules(
+        window=window_but_every(2, "attention.sliding_window"),
+        partial_rotary=True,
+        scales=ScaleRules(
+            embedding_scale=lambda fields: fields.integer("embedding_length") ** 0.5,
+            attention_soft_cap=given("attn_logit_softcapping"),
+            final_soft_cap=given("final_logit_softcapping"),
+        ),
+    )
+    metadata = METADATA | {
+        "llama.attn_logit_softcapping": 50.0, "llama.final_logit_softcapping": 0.0, "llama.attention.sliding_window": 8,
+        "llama.rope.dimension_count": 8,
+    }  # fmt: skip
+    infos = {"token_embd.weight": TensorInfo("token_embd.weight", (320, 64), 0, 0)}
+    config = config_from_gguf(GgufHeader(Path("m.gguf"), metadata, infos), "toy", rules)
+    assert config.scales == Scales(embedding_scale=8.0, attention_soft_cap=50.0)
+    assert (config.sliding_window, config.sliding_layers, config.rotary_dim) == (8, (True, False), 8)
 
 
 def test_gguf_features_follow_from_the_tensors():

@@ -31,6 +31,7 @@ class Case:
     dim: int = 16
     block_size: int = 8
     window: int | None = None
+    soft_cap: float | None = None
     scattered: bool = True
     seed: int = 0
 
@@ -83,18 +84,18 @@ class Case:
         return tiles
 
     def actual(self, tiles=None):
-        return paged_attention(self.queries, self.kv, *self.sides, tiles=tiles or self.plan(), scale=self.dim**-0.5)
+        return paged_attention(
+            self.queries, self.kv, *self.sides,
+            tiles=tiles or self.plan(), scale=self.dim**-0.5, soft_cap=self.soft_cap,
+        )  # fmt: skip
 
     def expected(self):
         parts, first = [], 0
         for (start, length), table in zip(self.chunks, self.tables, strict=True):
             slots = self.slots_of(table, 0, start + length)
             queries = self.queries[first : first + length]
-            parts.append(
-                paged_attention_reference(
-                    queries, *self.sides, start=start, slots=slots, window=self.window, scale=self.dim**-0.5
-                )
-            )
+            how = {"window": self.window, "soft_cap": self.soft_cap, "scale": self.dim**-0.5}
+            parts.append(paged_attention_reference(queries, *self.sides, start=start, slots=slots, **how))
             first += length
         return torch.cat(parts)
 
@@ -113,6 +114,7 @@ chunk = st.tuples(st.integers(0, 90), st.one_of(st.just(1), st.integers(1, 30)))
     dim=st.sampled_from([16, 64, 80, 96, 128]),
     block_size=st.sampled_from([8, 16]),
     window=st.one_of(st.none(), st.integers(1, 100)),
+    soft_cap=st.one_of(st.none(), st.sampled_from([0.5, 50.0])),
     scattered=st.booleans(),
     seed=st.integers(0, 1000),
 )
@@ -125,6 +127,13 @@ def test_equals_the_definition(**drawn):
 def test_long_contexts(chunk, scattered):
     """Long enough for split rows, several fragments at a time, and more than one staged tile."""
     Case([chunk], block_size=32, scattered=scattered).check()
+
+
+@pytest.mark.parametrize("window", [None, 1200])
+@pytest.mark.parametrize("chunk", [(1500, 1), (1100, 60), (0, 1060)])
+def test_long_contexts_with_capped_scores(chunk, window):
+    """More keys than are scored at a time: in the pool, in the chunk itself, behind a window's mask."""
+    Case([chunk], block_size=32, kv_heads=1, group=2, window=window, soft_cap=2.0, scattered=False).check()
 
 
 def test_scores_far_apart_do_not_overflow():

@@ -9,6 +9,7 @@ from kernels.cpu.ops.gelu_mul import gelu_mul, gelu_mul_reference, gelu_tanh_mul
 from kernels.cpu.ops.rms_norm import rms_norm, rms_norm_reference
 from kernels.cpu.ops.rope import rope_, rope_reference
 from kernels.cpu.ops.silu_mul import silu_mul, silu_mul_reference
+from kernels.cpu.ops.soft_cap import soft_cap_, soft_cap_reference
 from kernels.cpu.ops.write_kv import kv_write, kv_write_reference
 
 rows = st.integers(1, 20)
@@ -101,3 +102,11 @@ def test_kv_write(count, head_count, dim, seed):
 def test_rms_norm_divides_by_the_root_of_the_mean_square(op):
     x = torch.tensor([[3.0, 4.0]])  # mean square 12.5
     close(op(x, torch.tensor([1.0, 2.0]), 0.0), torch.tensor([[3.0, 8.0]]) / 12.5**0.5)
+
+
+@given(rows, dims, seeds, st.sampled_from([0.5, 30.0]), st.sampled_from([1e-3, 1.0, 1e3]))
+def test_soft_cap(count, dim, seed, cap, scale):
+    x = drawn(seed, count, dim, scale=scale)
+    expected = soft_cap_reference(x, cap)
+    assert expected.abs().max() <= cap
+    close(soft_cap_(x, cap), expected)
