@@ -4,7 +4,7 @@ A new kind is a folder with a `Backend` of its own, and a line in `engine.start.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class Backend(Protocol):
     @property
     def build(self) -> str:
         """What computes, as far as `kv_format` does not say it: the device, the code, and options that change how its sums are
-        rounded. The same after a restart on the same machine."""
+        rounded, such as a drafter where more rows are computed otherwise. The same after a restart on the same machine."""
         ...
 
     @property
@@ -84,8 +84,11 @@ class Backend(Protocol):
         ...
 
     @property
-    def adapters(self) -> Sequence[str]:
-        """Names of the LoRA adapters that its worker has, in the order of their rows; requests for others are refused.
+    def adapters(self) -> Mapping[str, str]:
+        """The LoRA adapters that its worker has, in the order of their rows: by its name, the digest of each one's contents (all
+        that changes its numbers: weights, scale). Requests for others are refused.
+
+        Blocks are named by the digest: an adapter that is trained anew under its old name finds none of its old blocks, in no tier.
 
         An adapter changes the products of layers, never the head: `logits` takes no row of it. What PEFT calls `all-linear` leaves
         the head out, and a tied one is the embedding as well, which would have to change with it. A reader of adapters must refuse

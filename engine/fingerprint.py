@@ -10,7 +10,7 @@ weights of a matrix, or a few rows. Training, merging and quantizing change numb
 """
 
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from hashlib import blake2b, sha256
@@ -52,6 +52,11 @@ class FormatAndBuild(KvFormat, Protocol):
     """Anything that also knows what computes; a backend."""
 
     @property
+    def adapters(self) -> Mapping[str, str]:
+        """The LoRA adapters: the digest of each one's contents by its name."""
+        ...
+
+    @property
     def build(self) -> str:
         """The device and the code."""
         ...
@@ -62,7 +67,8 @@ class Fingerprints(NamedTuple):
 
     Attributes:
         kv: equal exactly where blocks of KV are interchangeable (up to the sampling above).
-        answer: all that an answer depends on besides its request: model, texts, arithmetic, ranks, device, code. Readable, too.
+        answer: all that an answer depends on besides its request: model, adapters, texts, arithmetic, ranks, device, code.
+            Readable, too.
     """
 
     kv: str
@@ -93,7 +99,8 @@ def fingerprints(source: ModelSource, config: ModelConfig, settings: Settings, b
         texts.update(sha256(text).digest())
     texts.update(settings.content_special_tokens.encode())
     kv = f"{digest.hexdigest()[:32]}|{weights}|{backend.kv_format}"
-    return Fingerprints(kv, f"{kv}|texts {texts.hexdigest()[:16]}|{backend.build}")
+    adapters = "".join(f"|adapter {name} {digest}" for name, digest in sorted(backend.adapters.items()))
+    return Fingerprints(kv, f"{kv}{adapters}|texts {texts.hexdigest()[:16]}|{backend.build}")
 
 
 def build(device: str, packages: Sequence[str] = ("headrace", "torch", "triton")) -> str:

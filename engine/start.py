@@ -186,7 +186,7 @@ class Starter:
                 tenant_weights=dict(map(parse_weight, settings.tenant_weights)),
                 decode_price=settings.decode_price,
                 priority_aging=settings.priority_aging_seconds,
-                adapters=frozenset(backend.adapters),
+                adapters=backend.adapters,
                 produces=backend.produces,
             ),
             pool,
@@ -205,7 +205,7 @@ def exact_drafter(backend: Backend) -> Drafter | None:
     """
     if backend.drafter is not None and not backend.exact_drafts:
         raise ModelError(
-            f"the drafter {type(backend.drafter).__name__} cannot be used with an fp8 KV cache ({backend.kv_format}): rejected "
+            f"the drafter {backend.drafter.name} cannot be used with an fp8 KV cache ({backend.kv_format}): rejected "
             "drafts would change the scales of its blocks, and with them later tokens; set gpu_kv to auto, or use no drafter."
         )
     return backend.drafter

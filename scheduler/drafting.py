@@ -30,7 +30,14 @@ class DraftCandidate(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Proposes tokens. It may be wrong: the output stays the same and only takes longer."""
+    """Proposes tokens. It may be wrong: the output stays the same and only takes longer.
+
+    Attributes:
+        name: what guesses, and its settings, in words: on a GPU, where the output is the same up to rounding only, answers depend
+            on it.
+    """
+
+    name: str
 
     def propose(self, candidates: Sequence[DraftCandidate]) -> Sequence[Sequence[int]]:
         """Guess what comes next, for each candidate in their order; an empty guess is allowed.

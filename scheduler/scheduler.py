@@ -157,7 +157,7 @@ class Scheduler:
             priority=message.priority,
             own_priority=message.own_priority,
             arrival=self._next_arrival,
-            root=root_hash(self.config.fingerprint, message.cache_salt, message.adapter),
+            root=root_hash(self.config.fingerprint, message.cache_salt, self.config.adapters.get(message.adapter, "")),
             times=RequestTimes(queued=now, scheduled=now),
             tenant=message.tenant,
             adapter=message.adapter,

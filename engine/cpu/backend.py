@@ -1,6 +1,8 @@
 """The CPU as a backend. The plan needs no torch, so that it is reported before torch is imported."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from engine.backend import Startup, import_torch
@@ -27,7 +29,7 @@ class CpuBackend:
 
     folder: Path | None = None
     produces = frozenset({OutputKind.TOKENS})  # with the kinds of the worker's poolers, once it is there
-    adapters: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = MappingProxyType({})
     drafter: Drafter | None = None
     exact_drafts = True
 

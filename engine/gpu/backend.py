@@ -1,6 +1,7 @@
 """GPUs as a backend: this process is the first rank, and starts the others where several GPUs compute. No torch before `plan`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +83,12 @@ class GpuBackend:
 
     @property
     def build(self) -> str:
-        """The GPUs, the code, and whether shared prefixes are read once, which changes the order in which attention adds up."""
-        shared = self._startup.settings.gpu_shared_prefixes
-        return build(self.name) + (", shared prefixes" if shared else "")
+        """The GPUs, the code, and what changes the order in which attention adds up: whether shared prefixes are read once, and
+        guesses, which are verified as rows of one chunk."""
+        options = [", shared prefixes"] if self._startup.settings.gpu_shared_prefixes else []
+        if self.drafter is not None:
+            options.append(f", guesses by {self.drafter.name}")
+        return build(self.name) + "".join(options)
 
     @property
     def kv_element_bytes(self) -> int:
@@ -102,7 +106,7 @@ class GpuBackend:
         return self.loader.produces
 
     @property
-    def adapters(self) -> tuple[str, ...]:
+    def adapters(self) -> Mapping[str, str]:
         """The loader's: all ranks have the same."""
         return self.loader.adapters
 

@@ -1,6 +1,7 @@
 """Brings one rank's worker up: arithmetic, memory plan, weights, pool."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -44,7 +45,7 @@ class GpuLoader:
         ModelError: the settings ask for what the chip lacks, for what does not go together, or for a split that cannot be made.
     """
 
-    adapters: tuple[str, ...] = ()  # names of the LoRA adapters that `load` gives the worker
+    adapters: Mapping[str, str] = MappingProxyType({})  # LoRA adapters that `load` gives the worker, with digests
     produces = frozenset({OutputKind.TOKENS})  # with the kinds of the poolers that `load` gives the worker
 
     def __init__(

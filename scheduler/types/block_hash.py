@@ -25,7 +25,7 @@ def root_hash(fingerprint: str, cache_salt: str = "", adapter: str = "") -> byte
     Args:
         fingerprint: model and KV format, as one string; equal only if KV is interchangeable.
         cache_salt: a tenant's secret; prefixes are shared only between equal salts.
-        adapter: name of the LoRA adapter; empty: none.
+        adapter: digest of the LoRA adapter's contents, whatever it is called; empty: none.
     """
     digest = blake2b(digest_size=HASH_BYTES, person=b"headrace-root")
     parts = [fingerprint, cache_salt, adapter] if adapter else [fingerprint, cache_salt]

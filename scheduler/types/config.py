@@ -20,7 +20,19 @@ class SchedulerConfig:
     scheduling: str = "priority"  # one of `scheduler.policies.factory.POLICIES`
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
-    adapters: frozenset[str] = frozenset()  # names of the LoRA adapters that the worker has
+    adapters: Mapping[str, str] = field(
+        default_factory=dict
+    )  # LoRA adapters of the worker: by name, a digest of contents
     produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
     priority_aging: float = 0.0  # seconds of waiting after which a request goes with the most urgent; 0: never
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`
+
+    def __post_init__(self) -> None:
+        """An adapter is told from the model as it is by its digest alone.
+
+        Raises:
+            ValueError: an adapter has no digest.
+        """
+        for name, digest in self.adapters.items():
+            if not digest:
+                raise ValueError(f"adapter {name!r} has an empty digest: its KV would be taken for the model's own")

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ class Chosen:
 
     kv_format: str
     build: str
+    adapters: dict[str, str] = field(default_factory=dict)
 
 
 def chosen(arithmetic, device=None, more=""):
@@ -227,6 +228,9 @@ def test_answers_bear_the_name_of_all_that_computes_them(models, tmp_path):
         Chosen(two, build("2 x H200")),
         Chosen(one, build("H200") + ", shared prefixes"),
         Chosen(GpuArithmetic("fp8", torch.bfloat16).kv_format(1), build("H200")),
+        Chosen(one, build("H200"), {"law": "1a2b"}),
+        Chosen(one, build("H200"), {"law": "5e6f"}),
+        Chosen(one, build("H200"), {"lex": "1a2b"}),
     ]
 
     def name(backend, **settings):

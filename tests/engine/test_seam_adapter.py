@@ -9,7 +9,7 @@ from tests.engine.gpu.test_worker import InAdvance, Logged, prompt
 from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, one_layer
 
 BLOCKS = 20
-ADAPTERS = ("law", "verse")
+ADAPTERS = {"law": "1a2b", "verse": "3c4d"}
 PRODUCTS = ("qkv", "o", "gate_up", "down")
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "gpu"])
 
@@ -50,7 +50,7 @@ def engine(folder, backend):
         for layer in weights.layers
     ]
     products = {name: getattr(layer, name) for layer in weights.layers for name in PRODUCTS}
-    return kind(config, worker, BLOCKS, adapters=frozenset(ADAPTERS)), products
+    return kind(config, worker, BLOCKS, adapters=ADAPTERS), products
 
 
 def serve(folder, backend, adapters):

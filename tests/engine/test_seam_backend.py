@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ class ToyBackend:
     build = "toy chip, no code"
     kv_element_bytes = 1
     produces = frozenset({OutputKind.TOKENS})
-    adapters = ()
+    adapters = MappingProxyType({})
     drafter = None
     exact_drafts = True
     folder = None
@@ -225,6 +226,8 @@ def test_a_worker_that_gives_no_token_is_refused_and_its_backend_closed(source):
 class Next:
     """Guesses that positions go on."""
 
+    name = "next position"
+
     def propose(self, candidates):
         return [[(len(each.token_ids) + place) % 50 for place in range(min(3, each.most))] for each in candidates]
 
@@ -244,7 +247,7 @@ class AbleBackend(ToyBackend):
     """Its worker knows an adapter, makes vectors, and verifies what a drafter guesses."""
 
     produces = frozenset({OutputKind.TOKENS, OutputKind.VECTOR})
-    adapters = ("law",)
+    adapters = MappingProxyType({"law": "1a2b"})
     drafter = Next()
 
     def load(self, plan):
@@ -265,7 +268,8 @@ def test_what_a_backend_can_do_reaches_the_scheduler(source):
     )
     made = []
     starter = Starter(Settings(), source, wire, choose=lambda startup: made.append(AbleBackend(startup)) or made[0])
-    loop, _ = starter.start()
+    loop, ready = starter.start()
+    assert "|adapter law 1a2b|" in ready.computes
     loop.run()
     starter.close()
     ends = {output.request_id: output for output in wire.outputs if output.finish_reason is not None}
@@ -283,7 +287,7 @@ def test_a_drafter_over_a_cache_that_rejected_drafts_change_is_refused(source):
 
     starter = Starter(Settings(), source, Wire(), choose=Inexact)
     with pytest.raises(
-        ModelError, match=r"drafter Next cannot be used with an fp8 KV cache \(toy, float8 with scales\)"
+        ModelError, match=r"drafter next position cannot be used with an fp8 KV cache \(toy, float8 with scales\)"
     ):
         starter.start()
     starter.close()

@@ -13,7 +13,7 @@ from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_seam_tokens import ToyDrafter
 
 PREFIXES = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3, 4, 9, 9, 9, 9], [5, 5, 5, 5, 5, 5, 5, 5, 5], []]
-ADAPTERS = frozenset({"law", "verse"})
+ADAPTERS = {"law": "digest of law", "verse": "digest of verse"}
 
 
 class SchedulerWalk(RuleBasedStateMachine):

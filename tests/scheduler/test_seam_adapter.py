@@ -11,7 +11,7 @@ PROMPT = list(range(16))
 
 def tables(first, second):
     """The prefix blocks of two requests with one prompt, the second of which comes when the first is computed."""
-    engine = Engine(blocks=32, adapters=frozenset({"law", "verse"}))
+    engine = Engine(blocks=32, adapters={"law": "1a2b", "verse": "3c4d"})
     found = {}
 
     def look(step):
@@ -41,9 +41,25 @@ def test_requests_with_one_adapter_share_their_prefix(adapter):
     assert cached == 12
 
 
+def names(**adapters):
+    """The names of the blocks of a prompt under the adapter that is loaded."""
+    engine = Engine(blocks=32, adapters=adapters)
+    engine.add("r", PROMPT, adapter=next(iter(adapters)), max_tokens=9, ignore_eos=True)
+    engine.tick()
+    return engine.scheduler._table.open["r"].block_hashes
+
+
+def test_an_adapter_that_is_trained_anew_under_its_name_finds_nothing_that_was_kept_before_a_restart():
+    assert len(names(law="1a2b")) == 4
+    assert not set(names(law="1a2b")) & set(names(law="5e6f"))
+    assert names(law="1a2b") == names(lex="1a2b"), "a new name for the same contents"
+    with pytest.raises(ValueError, match="'law' has an empty digest"):
+        names(law="")
+
+
 def test_an_adapter_that_is_not_loaded_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'prose' is not loaded \(loaded: law\)"):
-        Engine(blocks=8, adapters=frozenset({"law"})).add("r", PROMPT, adapter="prose")
+        Engine(blocks=8, adapters={"law": "1a2b"}).add("r", PROMPT, adapter="prose")
     with pytest.raises(ValueError, match=r"'law' is not loaded \(loaded: none\)"):
         Engine(blocks=8).add("r", PROMPT, adapter="law")
 

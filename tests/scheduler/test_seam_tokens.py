@@ -14,6 +14,8 @@ from tests.scheduler.sim_worker import VOCAB, expected, next_token
 class ToyDrafter:
     """Knows what comes next, and is wrong with probability `error`."""
 
+    name = "toy"
+
     def __init__(self, most, error, seed=0):
         self.most = most
         self.error = error
@@ -229,6 +231,8 @@ def test_guesses_that_do_not_fit_together_are_those_of_the_first():
 
 class NothingToSay:
     """A drafter without a guess: decodes wait for their results all the same."""
+
+    name = "nothing"
 
     def propose(self, candidates):
         return [[] for _ in candidates]

@@ -46,6 +46,8 @@ class Logged(Engine):
 class Oracle:
     """Proposes what an earlier run produced, with a mistake in every third place."""
 
+    name = "oracle"
+
     def __init__(self, tokens):
         self.tokens = tokens
 

@@ -1,5 +1,7 @@
 """From settings to a warm worker, on CPU tensors: the way a GPU's engine starts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -62,6 +64,16 @@ def test_an_engine_starts_on_it_and_generates(source):
         ends += scheduler.update(step, worker.run(step), 0.0)
     assert ends[-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
     starter.close()
+
+
+def test_answers_bear_the_name_of_what_guesses(source):
+    """A chunk of several rows is rounded otherwise than rows of their own."""
+    startup = Startup(Settings(device="cuda"), source, read_config(source), pytest.fail, pytest.fail)
+    backend = GpuBackend(startup, "for the test")
+    backend._loader = SimpleNamespace(name="H200")
+    plain = backend.build
+    backend.drafter = SimpleNamespace(name="n-grams, 4 at most")
+    assert backend.build == f"{plain}, guesses by n-grams, 4 at most"
 
 
 def test_tiers_that_the_host_has_no_memory_for_are_refused(source, monkeypatch):

@@ -29,6 +29,8 @@ def folder(tmp_path_factory):
 class Oracle:
     """Knows what each request will say, and is wrong at every third place."""
 
+    name = "oracle"
+
     def __init__(self, outputs):
         self.outputs = outputs
         self.proposed = 0
