@@ -10,11 +10,14 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "headrace-"
 _LOCK = "in-use"
+_NEW_LOCK = "in-use.new"  # until it is held
+_NEW_SECONDS = 60.0  # a lock that has been new for longer is of a process that was killed just then
 _LONGEST = 80  # bytes of the folder's parent: the path of a Unix socket in it may take 107
 _held: dict[Path, int] = {}  # descriptors of the locks that this process holds
 
@@ -100,7 +103,7 @@ def remove_leftovers() -> list[Path]:
 
 def _take(folder: Path) -> int:
     """Put a lock into a folder, in one step, and hold it. Returns its descriptor."""
-    new = folder / f"{_LOCK}.new"
+    new = folder / _NEW_LOCK
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     new.rename(folder / _LOCK)
@@ -113,7 +116,9 @@ def _left(folder: Path) -> Iterator[bool]:
     try:
         status = folder.lstat()
         mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) if mine else None
+        fresh = time.time() - status.st_mtime < _NEW_SECONDS
+        lock = _NEW_LOCK if not fresh and os.listdir(folder) == [_NEW_LOCK] else _LOCK
+        descriptor = os.open(folder / lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) if mine else None
     except OSError:
         descriptor = None
     if descriptor is None:

@@ -196,11 +196,12 @@ def with_room(
     default: int | None,
     common: SamplingParams,
     context: ServerContext,
+    field: str = "max_tokens",
 ) -> list[SamplingParams]:
     """The settings of each prompt, with a `max_tokens` for which prompt and output fit the context.
 
     If the request `asked` for none, it is the operator's default or else the endpoint's (None: no bound), at most what the operator
-    allows and what is left of the context.
+    allows and what is left of the context. `field` is what the request asked in.
 
     Raises:
         ContextExceeded: prompt and output do not fit together; with both numbers.
@@ -216,12 +217,12 @@ def with_room(
         if wanted > left:
             raise ContextExceeded(
                 f"prompt and output must have at most {limit} tokens together, the context of this server, "
-                f"got {len(prompt.ids)} in `{prompt.param}` and {wanted} in `max_tokens`",
-                param=prompt.param if asked is None else "max_tokens",
+                f"got {len(prompt.ids)} in `{prompt.param}` and {wanted} in `{field}`",
+                param=prompt.param if asked is None else field,
             )
         if common.min_tokens > wanted:
             raise InvalidRequest(
-                f"`min_tokens` must be at most `max_tokens`={wanted}, got {common.min_tokens}", param="min_tokens"
+                f"`min_tokens` must be at most `{field}`={wanted}, got {common.min_tokens}", param="min_tokens"
             )
         settings.append(replace(common, max_tokens=wanted))
     return settings

@@ -65,6 +65,16 @@ def test_a_folder_that_was_being_removed_is_removed(base):
     assert list(base.iterdir()) == []
 
 
+def test_what_was_killed_while_it_made_its_lock_leaves_nothing_for_good(base):
+    folder = base / "headrace-ab12cd34"
+    folder.mkdir(mode=0o700)
+    (folder / "in-use.new").touch()
+    assert remove_leftovers() == []  # its maker may live, and be about to take the lock
+    os.utime(folder, (0, 0))
+    assert remove_leftovers() == [folder]
+    assert list(base.iterdir()) == []
+
+
 def test_what_is_not_ours_is_left_alone(base, monkeypatch):
     kept = base / "headrace-download"  # somebody's files, of a name like ours
     kept.mkdir()

@@ -26,7 +26,7 @@ from tests.server.api.scripted import CONTEXT, Server
 
 ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)}
 BEYOND_SCHEMA = re.compile(
-    r"`min_tokens` must be at most `max_tokens`=|`max_completion_tokens` must equal|`n` times the number of prompts"
+    r"`min_tokens` must be at most `max_(completion_)?tokens`=|`max_completion_tokens` must equal|`n` times the number of prompts"
     r"|must fit 64 bits|a name with the NUL"
 )
 STRICT = {

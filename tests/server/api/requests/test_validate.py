@@ -128,7 +128,10 @@ def test_max_tokens_of_chat():
         assert chat(**fields).sequences[0].request.sampling.max_tokens == 7
     error = refused(chat, max_tokens=7, max_completion_tokens=8)
     assert error.param == "max_completion_tokens" and "7" in error.message and "8" in error.message
-    assert refused(chat, ContextExceeded, max_tokens=left + 1).param == "max_tokens"
+    for field in ("max_tokens", "max_completion_tokens"):
+        error = refused(chat, ContextExceeded, **{field: left + 1})
+        assert error.param == field and f"{left + 1} in `{field}`" in error.message
+        assert f"at most `{field}`=7" in refused(chat, min_tokens=8, **{field: 7}).message
 
 
 def test_an_operator_sets_what_an_answer_has_at_most():
