@@ -45,7 +45,7 @@ def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY
         prompt_logprobs=body.prompt_logprobs,
     )
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field)
+    settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field)
     pairs = [(prompt, settings[0])]
     return text_job("chatcmpl", model, body, pairs, tenant, context=context, continues=body.continue_final_message)
 

@@ -196,6 +196,7 @@ def with_room(
     default: int | None,
     common: SamplingParams,
     context: ServerContext,
+    *,
     field: str = "max_tokens",
 ) -> list[SamplingParams]:
     """The settings of each prompt, with a `max_tokens` for which prompt and output fit the context.
