@@ -228,6 +228,8 @@ class EngineLoop:
             for result in self._transfer_worker.finished():
                 self._scheduler.absorb_transfer(result)
                 self._carried += 1
+            for name, changes in self._transfer_worker.changes():
+                self._scheduler.transfers.tiers.follow(name, changes)
             for name in self._transfer_worker.lost():
                 self._scheduler.transfers.tiers.mark_lost(name)
                 self._emit([])

@@ -58,7 +58,8 @@ def _index(tier: TierEntry, block_bytes: int, settings: Settings, store: BlockSt
     content = tier.content_bytes(block_bytes)
     policy = eviction_of(settings.eviction, tier.capacity // content)
     survives = store is not None and store.capabilities.survives
-    index = TierIndex(tier.name, tier.capacity, content, policy, survives=survives)
+    shared = store is not None and store.capabilities.shared
+    index = TierIndex(tier.name, tier.capacity, content, policy, survives=survives, shared=shared)
     if store is not None and survives:
         for block_key, size in store.kept():
             index.seed(block_key, size)

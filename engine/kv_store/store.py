@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from scheduler.types.block_hash import BlockKey
+from scheduler.types.transfers import TierChanges
 
 
 class StoreLost(Exception):
@@ -59,7 +60,8 @@ class Capabilities:
     Attributes:
         contiguous_rows: its blocks are rows of one range of host memory, which `lend` gives out without a copy.
         device_visible: `put` and `get` take rows of a GPU's pool. For other stores such rows are copied through host memory.
-        shared: other processes put, get and drop at the same time: contents come and go without our doing.
+        shared: other processes put, get and drop at the same time: contents come and go without our doing. Then the store evicts,
+            and says in `changes` what came and went; it is told to drop only what must be read by nobody.
         survives: what it keeps is there for the next process, which finds it in `kept`.
     """
 
@@ -73,9 +75,10 @@ class BlockStore(ABC):
     """A place that keeps copies of KV blocks.
 
     Contract. The store owns its memory and decides where in it a block lies; the caller owns the rows it passes and leaves them
-    unchanged until the call returns. The *scheduler* decides what is kept: a store never evicts, it is only asked to `drop`, and it
-    is never given more than its size. A content is there from the return of `put` until `drop` (or until `get` finds it damaged);
-    it is never served half-written or damaged. Calls may come from several threads at once; for one content, `put` and `drop`
+    unchanged until the call returns. The *scheduler* decides what is kept: a store that is not `shared` never evicts, it is only
+    asked to `drop`, and it is never given more than its size. A content is there from the return of `put` until `drop` (or until
+    `get` finds it damaged); it is never served half-written or damaged. Calls may come from several threads at once; for one
+    content, `put` and `drop`
     never overlap another call, and reads may overlap each other. No method but `get` and `put` takes long.
 
     Raises (from `put` and `get`):
@@ -120,6 +123,18 @@ class BlockStore(ABC):
     def kept(self) -> Iterable[Kept]:
         """What was there when the store was opened, least recently used first: nothing, unless the store `survives`."""
         return ()
+
+    def changes(self) -> TierChanges:
+        """What came and went since the last call, or since `kept` was read: for a store that is `shared`. It is asked for every
+        second, and a load may have to wait for the answer, so it should take no longer than reading one block.
+
+        What we put and dropped ourselves may be in it. A content that is there now is never only among those that went. What is
+        left out does no harm: it is not found, or not there when it is read.
+
+        Raises:
+            StoreLost: as from `get`.
+        """
+        return TierChanges([], [])
 
     def check(self) -> None:  # noqa: B027 - most stores cannot go away
         """See whether the store can still be reached, though nothing is transferred. May take as long as `get`.

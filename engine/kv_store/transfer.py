@@ -9,6 +9,7 @@ keeps it.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -21,13 +22,14 @@ from torch import Tensor
 
 from engine.kv_store.store import BlockStore, Lent, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
-from scheduler.types.transfers import DEVICE, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
 
 log = logging.getLogger("headrace.engine")
 
 _SLICE = 32  # blocks that are copied in one go; then the steps get memory and cores to themselves for a while
 _REST_SAVING = 3.0  # times a slice's processor time: saving takes at most a quarter of one core from the steps
 _REST_LOADING = 1.0  # somebody is waiting for it: half a core
+FOLLOW_SECONDS = 1.0  # between two looks at what others have put into a shared store
 
 
 class TransferWorker:
@@ -37,6 +39,7 @@ class TransferWorker:
         pool: the device's blocks as bytes, uint8 [blocks, block bytes].
         stores: the tiers below it, by name.
         wake: called from any thread when there is a result.
+        follow_seconds: between two questions to a shared store what came and went.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class TransferWorker:
         pool: Tensor,
         stores: Mapping[str, BlockStore],
         wake: Callable[[], None],
+        follow_seconds: float = FOLLOW_SECONDS,
     ) -> None:
         self._pool = pool
         self._stores = dict(stores)
@@ -51,6 +55,11 @@ class TransferWorker:
         self._finished: deque[TransferResult] = deque()
         self._lost: deque[str] = deque()  # stores that a look has found lost
         self._looking: set[str] = set()
+        self._follow_seconds = follow_seconds
+        self._shared = {name for name, store in self._stores.items() if store.capabilities.shared}
+        self._changes: deque[tuple[str, TierChanges]] = deque()
+        self._following: set[str] = set()
+        self._followed = -math.inf  # when the stores were last asked
         self._told: set[str] = set()  # lost stores of which the log has a line
         self._tell = threading.Lock()
         self._closing = threading.Event()
@@ -82,6 +91,19 @@ class TransferWorker:
         for name in self._stores.keys() - self._looking - self._told:
             self._looking.add(name)
             self._threads[name, True].submit(self._look, name)
+
+    def changes(self) -> list[tuple[str, TierChanges]]:
+        """What others did to shared stores, as far as it is known since the last call, with the name of each. It costs no more than
+        a look at the clock: when it is time, the stores are asked beside their transfers."""
+        if self._shared and time.perf_counter() - self._followed >= self._follow_seconds:
+            self._followed = time.perf_counter()
+            for name in self._shared - self._following - self._told:
+                self._following.add(name)
+                self._threads[name, True].submit(self._follow, name)
+        changes: list[tuple[str, TierChanges]] = []
+        while self._changes:
+            changes.append(self._changes.popleft())
+        return changes
 
     def lost(self) -> list[str]:
         """The stores that were found lost since the last call, though no transfer has failed."""
@@ -129,11 +151,29 @@ class TransferWorker:
         try:
             self._stores[name].check()
         except StoreLost as error:
-            self._tell_lost(name, error)
-            self._lost.append(name)
-            self._wake()
+            self._give_up(name, error)
         finally:
             self._looking.remove(name)
+
+    def _follow(self, name: str) -> None:
+        try:
+            changes = self._stores[name].changes()
+        except StoreLost as error:
+            self._give_up(name, error)
+        except Exception:
+            log.exception("KV tier %s does not say what others put there, and is not asked again", name)
+            self._shared.discard(name)
+        else:
+            if changes.came or changes.went:
+                self._changes.append((name, changes))
+        finally:
+            self._following.remove(name)
+
+    def _give_up(self, name: str, error: StoreLost) -> None:
+        """A store is lost, though no transfer has failed."""
+        self._tell_lost(name, error)
+        self._lost.append(name)
+        self._wake()
 
     def _tell_lost(self, name: str, error: StoreLost) -> None:
         """Once, however many transfers were under way."""

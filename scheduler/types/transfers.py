@@ -7,7 +7,9 @@ resident elsewhere.
 What belongs here: plain data. Never: policy, bytes, I/O, wall-clock time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scheduler.types.block_hash import BlockKey
 
@@ -51,3 +53,10 @@ class TransferResult:
     copies: int = 0  # ranges of memory or of a file that were copied; adjacent blocks are copied as one
     lost: str | None = None  # this tier failed as a whole and serves nothing from now on
     gone: list[bytes] = field(default_factory=list)  # hashes of what the source no longer has, or has damaged
+
+
+class TierChanges(NamedTuple):
+    """What others did to a tier that several processes share."""
+
+    came: Sequence[tuple[BlockKey, int]]  # contents that are there now, and the bytes that each takes
+    went: Sequence[bytes]  # hashes of contents that are not

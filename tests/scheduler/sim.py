@@ -17,7 +17,7 @@ from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Step, StepResult
-from scheduler.types.transfers import Transfer, TransferResult
+from scheduler.types.transfers import TierChanges, Transfer, TransferResult
 from tests.scheduler.sim_worker import EOS, SimStore, SimTransferWorker, SimWorker, expected
 
 
@@ -35,6 +35,8 @@ class TransferWorker(Protocol):
     def start(self, transfers: list[Transfer]) -> None: ...
 
     def finished(self) -> list[TransferResult]: ...
+
+    def changes(self) -> list[tuple[str, TierChanges]]: ...
 
 
 class Engine:
@@ -214,6 +216,8 @@ class Engine:
         if self.transfer_worker is not None:
             for result in self.transfer_worker.finished():
                 self.scheduler.absorb_transfer(result)
+            for name, changes in self.transfer_worker.changes():
+                self.scheduler.transfers.tiers.follow(name, changes)
             self.scheduler.check_integrity()
 
     def fail_step(self) -> None:

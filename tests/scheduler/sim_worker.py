@@ -12,7 +12,7 @@ from zlib import crc32
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
-from scheduler.types.transfers import DEVICE, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
 
 VOCAB = 50
 EOS = 7
@@ -189,6 +189,10 @@ class SimTransferWorker:
             self.under_way.remove(flight)
             results.append(self.finish(*flight))
         return results
+
+    def changes(self) -> list[tuple[str, TierChanges]]:
+        """Nobody shares these stores."""
+        return []
 
     def finish(self, transfer: Transfer, before: list[list[int | None]]) -> TransferResult:
         store = self.stores[transfer.lower]

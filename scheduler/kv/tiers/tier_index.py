@@ -3,6 +3,10 @@
 The tier itself (`engine.kv_store`) only does what it is told; the books are here, so that a plan knows without asking what can be
 loaded. An entry is *arriving* from the moment its transfer is planned until the result is in, *held* while a transfer reads it, and
 may be evicted at any other time.
+
+The books of a tier that other processes *share* are what is known of it: to evict is to forget where a content is, and the tier
+keeps it for the others, as long as it likes. What others put and drop there is entered as it becomes known. It is told to drop only
+what must be read by nobody.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.kv.eviction import Eviction
 from scheduler.types.block_hash import BlockKey
+from scheduler.types.transfers import TierChanges
 
 
 @dataclass(slots=True)
@@ -19,7 +24,8 @@ class _Content:
     size: int
     arrived: bool = False
     readers: int = 0
-    doomed: bool = False  # to be dropped as soon as nobody reads or writes it
+    doomed: bool = False  # to be forgotten as soon as nobody reads or writes it
+    in_doubt: bool = False  # then the tier has to drop it
 
     @property
     def evictable(self) -> bool:
@@ -35,17 +41,28 @@ class TierIndex:
         block_bytes: most bytes of one content.
         policy: decides which content is evicted first; not shared with another tier.
         survives: whether what it keeps is there for the next process.
+        shared: whether others put and drop there, too.
 
     Attributes:
         used: bytes taken, those of contents on their way included.
         evictions: contents evicted so far.
     """
 
-    def __init__(self, name: str, capacity: int, block_bytes: int, policy: Eviction, *, survives: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        capacity: int,
+        block_bytes: int,
+        policy: Eviction,
+        *,
+        survives: bool = False,
+        shared: bool = False,
+    ) -> None:
         self.name = name
         self.capacity = capacity
         self.block_bytes = block_bytes
         self.survives = survives
+        self._shared = shared
         self.used = 0
         self.evictions = 0
         self._policy = policy
@@ -101,11 +118,11 @@ class TierIndex:
     # --- contents come ---
 
     def seed(self, block_key: BlockKey, size: int) -> None:
-        """Enter a content that was there before this process; least recently used first. It is dropped if there is no room."""
+        """Enter a content that is there without our doing; least recently used first. It is dropped if there is no room."""
         if self.reserve(block_key):
             self.arrived([block_key.hash], [size])
         elif block_key.hash not in self._entries:
-            self._drops.append(block_key.hash)
+            self._drop_own(block_key.hash)
 
     def reserve(self, block_key: BlockKey) -> bool:
         """Make room for a content that will arrive; False if there is none even without everything evictable."""
@@ -126,7 +143,7 @@ class TierIndex:
             entry.size, entry.arrived = size, size > 0
             if not size:
                 self._remove(key)
-                self._drops.append(key)  # a part of it may be there all the same
+                self._drop_own(key)  # a part of it may be there all the same
         self._settle([key for key, size in zip(keys, sizes, strict=True) if size])
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -157,16 +174,43 @@ class TierIndex:
     def forget(self, keys: Iterable[bytes]) -> None:
         """These contents are in doubt: no longer found from now on, and dropped."""
         for key in keys:
-            entry = self._entries.get(key)
-            if entry is None:
-                continue
-            if entry.evictable:
-                self._policy.remove(key)
-                self._evictable -= entry.size
-            entry.doomed = True
-            if entry.arrived and not entry.readers:
-                self._remove(key)
+            if key in self._entries:
+                self._entries[key].in_doubt = True
+                self._doom(key)
+
+    def vanished(self, keys: Iterable[bytes]) -> None:
+        """These contents cannot be read any more: no longer found from now on. What is on its way is not among them."""
+        for key in keys:
+            if key in self._entries and self._entries[key].arrived:
+                self._entries[key].in_doubt |= not self._shared  # a part of it may be there all the same
+                self._doom(key)
+
+    def _doom(self, key: bytes) -> None:
+        entry = self._entries[key]
+        if entry.evictable:
+            self._policy.remove(key)
+            self._evictable -= entry.size
+        entry.doomed = True
+        self._bury(key)
+
+    def _bury(self, key: bytes) -> None:
+        """Take a doomed entry out of the books, unless somebody still reads or writes it."""
+        entry = self._entries[key]
+        if entry.doomed and entry.arrived and not entry.readers:
+            self._remove(key)
+            if entry.in_doubt:
                 self._drops.append(key)
+
+    def follow(self, changes: TierChanges) -> None:
+        """Others have put and dropped contents."""
+        self.vanished(changes.went)
+        for block_key, size in changes.came:
+            self.seed(block_key, size)
+
+    def _drop_own(self, key: bytes) -> None:
+        """Have it dropped, unless it may be somebody else's."""
+        if not self._shared:
+            self._drops.append(key)
 
     def take_drops(self) -> list[bytes]:
         """Keys that the tier has to forget before anything else is put there; each is returned once."""
@@ -186,16 +230,13 @@ class TierIndex:
         key = self._policy.victim()
         self._evictable -= self._entries[key].size
         self._remove(key)
-        self._drops.append(key)
+        self._drop_own(key)
         self.evictions += 1
 
     def _settle(self, keys: Sequence[bytes]) -> None:
         """After a change of state: of these entries, doomed ones go and others that nobody uses may be evicted."""
         for key in keys:
-            entry = self._entries[key]
-            if entry.doomed and entry.arrived and not entry.readers:
-                self._remove(key)
-                self._drops.append(key)
+            self._bury(key)
         unused = [key for key in keys if key in self._entries and self._entries[key].evictable]
         self._policy.add(*unused)
         self._evictable += sum(self._entries[key].size for key in unused)

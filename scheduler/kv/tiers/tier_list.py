@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.types.messages import TierStats
-from scheduler.types.transfers import DEVICE, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
 
 
 class TierList:
@@ -79,6 +79,12 @@ class TierList:
 
     # --- results ---
 
+    def follow(self, name: str, changes: TierChanges) -> None:
+        """Others have put and dropped contents in a tier, if it is still up."""
+        tier = self.get(name)
+        if tier is not None:
+            tier.follow(changes)
+
     def record(self, transfer: Transfer, result: TransferResult) -> None:
         """Enter the result of a transfer into the books of both sides, and count it."""
         source, target, stats = self.get(transfer.source), self.get(transfer.target), self.stats[transfer.lower]
@@ -92,7 +98,7 @@ class TierList:
             stats.save_copies += result.copies
         if source is not None:
             source.release(transfer.hashes)
-            source.forget(result.gone)
+            source.vanished(result.gone)
         if target is not None:
             target.arrived(transfer.hashes, result.sizes)
 

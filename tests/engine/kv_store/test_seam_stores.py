@@ -27,7 +27,7 @@ from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.types.block_hash import BlockKey, block_hash, root_hash
 from scheduler.types.messages import AddRequest, Shutdown, StepOutputs
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.transfers import DEVICE, Transfer
+from scheduler.types.transfers import DEVICE, TierChanges, Transfer
 from tests.engine.kv_store.test_tiers_walk import RowsWorker
 from tests.engine.test_seam_backend import ToyBackend, Wire, source
 from tests.scheduler.sim import Engine
@@ -39,12 +39,14 @@ SIZE = 64
 
 
 class PeerStore(BlockStore):
-    """Blocks at a peer, by name. Others may drop them; `lost` is a wire that is cut."""
+    """Blocks at a peer, by name, which others may put and drop, too; `lost` is a wire that is cut."""
 
     capabilities = Capabilities(shared=True, survives=True)
 
     def __init__(self, contents=None):
         self.contents = {} if contents is None else contents
+        self.known = set(self.contents)
+        self.dropped = []
         self.lost = False
 
     def put(self, block_keys, rows):
@@ -62,11 +64,19 @@ class PeerStore(BlockStore):
 
     def drop(self, keys):
         gone = set(keys)
+        self.dropped += gone
         for block_key in [each for each in self.contents if each.hash in gone]:
             del self.contents[block_key]
 
     def kept(self):
         return [Kept(block_key, len(content)) for block_key, content in self.contents.items()]
+
+    def changes(self):
+        self.check_wire()
+        here, before = dict(self.contents), self.known
+        self.known = set(here)
+        came = [(block_key, len(content)) for block_key, content in here.items() if block_key not in before]
+        return TierChanges(came, [block_key.hash for block_key in before if block_key not in here])
 
     def close(self):
         """The peer goes on."""
@@ -76,8 +86,8 @@ class PeerStore(BlockStore):
             raise StoreLost("the wire is cut")
 
 
-def named(rows, blocks, size=SIZE):
-    return TierIndex(rows, blocks * size, size, eviction_of("lru", blocks))
+def named(name, blocks, size=SIZE):
+    return TierIndex(name, blocks * size, size, eviction_of("lru", blocks), shared=name == "peer")
 
 
 class Stack:
@@ -284,7 +294,7 @@ class Walk:
         }
         self.order = rng.sample(sorted(stores), 3)
         tiers = [named(name, slots[name], size_of(size) if name == "disk" else size) for name in self.order]
-        self.transfer_worker = TransferWorker(worker.rows, stores, self.woken.set)
+        self.transfer_worker = TransferWorker(worker.rows, stores, self.woken.set, follow_seconds=0.0)
         self.engine = Engine(
             blocks=blocks,
             worker=worker,
