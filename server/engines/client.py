@@ -20,6 +20,7 @@ from scheduler.types.messages import (
     Event,
     Failed,
     FinishReason,
+    Heartbeat,
     Output,
     Ready,
     Shutdown,
@@ -286,6 +287,8 @@ class EngineClient:
         match event:
             case StepOutputs():
                 self._dispatch(event, now)
+                return
+            case Heartbeat():
                 return
             case Ready():
                 self._become_ready(event, now)
