@@ -58,6 +58,7 @@ class Decoder:
         self._words = Shard.of(config, self._group.rank, self._group.size).axes[Axis.VOCABULARY]
         self._gated = _GATED[family_of(config).activation]
         self._rope = Rope(config, weights.rope_factors)
+        self._scale = config.attention_scale
         self._query_size = self.config.heads * config.head_dim
 
     @torch.inference_mode()
@@ -103,7 +104,7 @@ class Decoder:
         heads = qkv.view(len(qkv), -1, config.head_dim)[:, : config.heads + config.kv_heads]
         if qk_norm is not None:
             heads.copy_(rms_norm(heads, qk_norm, config.rms_norm_eps))
-        rope_(heads[..., : config.rotated], *turns)
+        rope_(heads if config.rotary_dim is None else heads[..., : config.rotary_dim], *turns)
 
     def _attend(self, qkv: Tensor, index: int, batch: Batch, pool: KvPool) -> Tensor:
         """Store keys and values of layer `index`, then attend: fp32 [rows, heads * dim]."""
@@ -116,7 +117,7 @@ class Decoder:
             pool.keys[index],
             pool.values[index],
             tiles=batch.sliding if config.sliding_layers[index] else batch.full,
-            scale=config.attention_scale,
+            scale=self._scale,
             soft_cap=config.scales.attention_soft_cap,
         )
 
