@@ -1,6 +1,7 @@
 """The name of a model's KV: it depends on content alone, and on all that changes the numbers."""
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -98,6 +99,21 @@ def test_one_value_of_any_tensor_makes_another_model(model):
             flipped(tensor, at)
     assert named(model) == before
     assert min(seen.values()) >= 7
+
+
+def test_rows_of_a_large_matrix_that_change_places_make_another_model(models, tmp_path):
+    """Of 1 KiB, 20 rows apart: each word stays in its place in a page. Between two samples."""
+    copy = tmp_path / "copy"
+    shutil.copytree(models["hf"], copy)
+    before = named(copy)
+    matrix = read_safetensors(copy)["model.embed_tokens.weight"]
+    assert matrix.size == 320 * 1024
+    with matrix.path.open("r+b") as file:
+        data = mmap.mmap(file.fileno(), 0)
+        one, other = (slice(at, at + 1024) for at in (matrix.offset + 2048, matrix.offset + 2048 + 20 * 1024))
+        data[one], data[other] = data[other], data[one]
+        data.close()
+    assert named(copy) != before
 
 
 def test_of_a_model_of_gigabytes_a_31st_of_any_tensor_is_noticed_and_a_value_between_samples_is_not(model, monkeypatch):
