@@ -73,14 +73,15 @@ def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _Sentenc
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return _ByteLevelPieces()
-    if kinds == ["Metaspace"]:
-        return _SentencePieces(steps[0].get("prepend_scheme") != "never", byte_fallback=False)
+    if "Metaspace" in kinds and set(kinds) <= {"Metaspace", "ByteFallback", "Fuse"} and "Fuse" not in kinds[:-1]:
+        strips = steps[kinds.index("Metaspace")].get("prepend_scheme") != "never"
+        return _SentencePieces(strips, "ByteFallback" in kinds)
     if kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in kinds:
         strips = any(step["type"] == "Strip" and step["start"] > 0 for step in steps)
         return _SentencePieces(strips, "ByteFallback" in kinds)
     raise TokenizerError(
-        f"tokenizer decoder {' + '.join(kinds) or 'none'} is not known; known are ByteLevel, Metaspace and "
-        "Replace + ByteFallback + Fuse + Strip"
+        f"tokenizer decoder {' + '.join(kinds) or 'none'} is not known; known are ByteLevel, Metaspace + ByteFallback + Fuse "
+        "and Replace + ByteFallback + Fuse + Strip"
     )
 
 
@@ -272,7 +273,9 @@ def _add_missing(backend: Backend, config: Mapping[str, Any], special: Iterable[
     backend.add_tokens([token for token in added if repr(token) != repr(stored.get(token.content))])
     lists = [config.get(key) or () for key in ("additional_special_tokens", "extra_special_tokens")]
     extra = [_content(token) for tokens in lists if not isinstance(tokens, dict) for token in tokens]
-    for text in dict.fromkeys((*special, *(text for text in extra if text is not None))):
+    # Of tokens that are added already, those with a role are special, and those that are only listed stay what they are.
+    listed = [text for text in extra if text is not None and text not in known]
+    for text in dict.fromkeys((*special, *listed)):
         if not known.get(text, False) and backend.token_to_id(text) is not None:
             backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
 

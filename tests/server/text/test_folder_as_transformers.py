@@ -154,3 +154,41 @@ def test_special_tokens_without_a_name(folders, key):
     assert ours.special_ids == {i for i, token in theirs.added_tokens_decoder.items() if token.special}
     assert ours.encode("cab") == theirs.encode("cab")
     assert ours.decode(ours.encode("cab")) == "c"
+
+
+def test_an_added_token_that_is_only_listed_stays_what_it_is(tmp_path):
+    backend = byte_level()
+    backend.add_special_tokens(MARKS)
+    backend.add_tokens([AddedToken("<think>", special=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours, theirs = both(tmp_path, tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=["<think>"])
+    ids = ours.encode("a<think>b")
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "a<think>b"
+
+
+SPACES = decoders.Metaspace(prepend_scheme="always")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [SPACES, decoders.ByteFallback(), decoders.Fuse()],
+        [decoders.ByteFallback(), SPACES],
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never"), decoders.Fuse()],
+    ],
+    ids=["spaces first", "bytes first", "no prefix"],
+)
+def test_unigram_with_bytes(tmp_path, steps):
+    pieces = [*MARKS, *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581abc", "\u2581ab"]
+    backend = Backend(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(MARKS)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours, theirs = both(tmp_path, tokenizer_class="PreTrainedTokenizerFast", **NAMED)
+    for text in ("ab cab", "a<s>b", "\u4f60 \u00e9\n c"):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text)
+        for skip in (True, False):
+            decoded = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert ours.decode(ids, skip_special_tokens=skip) == decoded
