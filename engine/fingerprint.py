@@ -37,7 +37,7 @@ _PAGE = (
     4096  # bytes: 512 words, each added to those in its place in the other pages, times an odd number of its page's own
 )
 # How long a sequence may be and what ends it; the type that a GPU computes in is in the format.
-_NOT_OF_KV = {"max_position", "bos_token_id", "ends", "dtype"}
+_NOT_OF_KV = {"max_position", "ends", "dtype"}
 _TEXTS = ("*.json", "*.jinja")  # of a folder: how its text becomes ids, what ends an answer
 
 

@@ -68,7 +68,6 @@ class ModelConfig:
     qk_norm: bool
     tie_word_embeddings: bool
     max_position: int
-    bos_token_id: int | None
     ends: tuple[EndToken, ...]
     dtype: str
     rotary_dim: int | None = None
@@ -94,9 +93,9 @@ class ModelConfig:
             raise ModelError(f"the sliding window {self.sliding_window} does not match the layers' types.")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ModelError(f"the model's sliding window is {self.sliding_window}; it must be at least 1.")
-        for token in (self.bos_token_id, *self.eos_token_ids):
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ModelError(f"special token {token} is outside the vocabulary of {self.vocab_size}.")
+        for end in self.ends:
+            if not 0 <= end.token_id < self.vocab_size:
+                raise ModelError(f"the end of an answer, token {end}, is outside the vocabulary of {self.vocab_size}.")
 
     def _check_rope_scaling(self) -> None:
         scaling = self.rope_scaling

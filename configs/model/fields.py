@@ -1,6 +1,7 @@
 """Typed look-ups in a model's description, so that a damaged file is refused by the name of its key."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Fields:
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise ModelError(f"{self._where}: {self.key(key)} is {value!r}, not a finite number.")
         return float(value)
 
@@ -83,10 +84,6 @@ class Fields:
         if not isinstance(value, str):
             raise ModelError(f"{self._where}: {self.key(key)} is {value!r}, not a string.")
         return value
-
-    def token(self, key: str) -> int | None:
-        """A token id, or None."""
-        return None if self.value(key) is None else self.integer(key)
 
     def tokens(self, key: str) -> tuple[int, ...]:
         """One token id, several, or none."""

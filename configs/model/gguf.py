@@ -93,7 +93,6 @@ def config_from_gguf(header: GgufHeader, architecture: str, rules: GgufRules) ->
         qk_norm="blk.0.attn_q_norm.weight" in header.tensors,
         tie_word_embeddings="output.weight" not in header.tensors,
         max_position=max_position,
-        bos_token_id=general.token("tokenizer.ggml.bos_token_id"),
         ends=gguf_ends(header.metadata, header.path.name, vocab_size),
         dtype="gguf",
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,

@@ -80,7 +80,7 @@ def _by_type(fields: Fields) -> tuple[bool, ...] | None:
     types = fields.value("layer_types")
     if types is None:
         return None
-    if isinstance(types, list) and set(types) <= {"full_attention", "sliding_attention"}:
+    if isinstance(types, list) and all(kind in ("full_attention", "sliding_attention") for kind in types):
         return tuple(kind == "sliding_attention" for kind in types)
     raise ModelError(f"{_WHERE}: layer_types may hold full_attention and sliding_attention, not {types!r}.")
 
@@ -164,7 +164,6 @@ def config_from_hf(
         qk_norm=rules.qk_norm,
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=rules.tied),
         max_position=max_position,
-        bos_token_id=fields.token("bos_token_id"),
         ends=names.end_tokens([(file, values.tokens("eos_token_id")) for file, values in eos], vocab_size),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         rotary_dim=rotary_dim,

@@ -159,7 +159,7 @@ class OwnText:
     def __init__(self, config: ModelConfig, tokens: int) -> None:
         self._config = config
         self._tables = [list(range(i * tokens // BLOCK, (i + 1) * tokens // BLOCK)) for i in range(SEQUENCES)]
-        self.ids = [[config.bos_token_id or 0] for _ in range(SEQUENCES)]
+        self.ids = [[0] for _ in range(SEQUENCES)]
         self.blocks = SEQUENCES * tokens // BLOCK
         self._tokens = tokens
 

@@ -48,7 +48,6 @@ LLAMA_3_8B = ModelConfig(
     qk_norm=False,
     tie_word_embeddings=False,
     max_position=8192,
-    bos_token_id=None,
     ends=(),
     dtype="bfloat16",
 )

@@ -203,7 +203,7 @@ OTHERS = {
     "rotary_dim": [8],
     "scales": [Scales(**{name: 3.0}) for name in Scales.__slots__],
 }
-KEPT = {"max_position": 9, "bos_token_id": 5, "ends": (EndToken(7, None, ("a test",)),), "dtype": "float16"}
+KEPT = {"max_position": 9, "ends": (EndToken(7, None, ("a test",)),), "dtype": "float16"}
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])

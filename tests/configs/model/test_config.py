@@ -146,6 +146,7 @@ def test_both_files_say_when_to_stop():
         ({"hidden_size": "64"}, "hidden_size is '64', not a whole number"),
         ({"vocab_size": True}, "not a whole number"),
         ({"rms_norm_eps": float("inf")}, "not a finite number"),
+        ({"rms_norm_eps": 10**400}, "not a finite number"),
         ({"tie_word_embeddings": "yes"}, "not true or false"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be between 1 and 4096"),
         ({"num_hidden_layers": 10**12}, "it must be between 1 and 4096"),
@@ -153,7 +154,7 @@ def test_both_files_say_when_to_stop():
         ({"rope_theta": 0.0}, "rope_theta is 0.0"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 KV heads"),
         ({"head_dim": 15}, "even head_dim"),
-        ({"eos_token_id": 320}, "token 320 is outside the vocabulary of 320"),
+        ({"eos_token_id": 320}, "the end of an answer, token 320 (config.json), is outside the vocabulary of 320"),
         ({"eos_token_id": "two"}, "not a token id"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not implemented; supported: 0."),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
@@ -231,8 +232,9 @@ def test_what_a_family_reads_is_refused_by_its_own_names(changes, message):
 
 
 def test_refuses_layer_types_it_does_not_know():
-    with pytest.raises(ModelError, match="layer_types"):
-        hf({"use_sliding_window": True, "sliding_window": 8, "layer_types": ["linear_attention"] * 3}, base=QWEN2)
+    for kind in ("linear_attention", ["full_attention"], None):
+        with pytest.raises(ModelError, match="layer_types"):
+            hf({"use_sliding_window": True, "sliding_window": 8, "layer_types": [kind] * 3}, base=QWEN2)
     with pytest.raises(ModelError, match="does not match"):
         hf({"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"]}, base=QWEN2)
 

@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
     architecture="qwen3", vocab_size=4500, hidden_size=96, intermediate_size=128, layers=1, heads=9, kv_heads=3,
     head_dim=64, rms_norm_eps=1e-6, rope_theta=1e4, rope_scaling=None, sliding_window=None, sliding_layers=(False,),
     qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=True, tie_word_embeddings=True, max_position=4096,
-    bos_token_id=None, ends=(), dtype="bfloat16",
+    ends=(), dtype="bfloat16",
 )  # fmt: skip
 
 

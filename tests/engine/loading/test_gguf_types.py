@@ -99,7 +99,7 @@ def typed(path, kind):
         architecture="llama", vocab_size=320, hidden_size=WIDE, intermediate_size=WIDE, layers=1, heads=4, kv_heads=2,
         head_dim=64, rms_norm_eps=1e-6, rope_theta=1e4, rope_scaling=None, sliding_window=None,
         sliding_layers=(False,), qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False,
-        tie_word_embeddings=False, max_position=64, bos_token_id=None, ends=(), dtype="gguf",
+        tie_word_embeddings=False, max_position=64, ends=(), dtype="gguf",
     )  # fmt: skip
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)

@@ -41,7 +41,7 @@ def test_ranks_cover_every_tensor_of_any_model_that_can_be_split(
     qkv_bias, o_bias, mlp_bias, qk_norm = flags
     changes = {"heads": heads, "kv_heads": kv_heads, "intermediate_size": inner, "vocab_size": vocabulary}
     biases = {"qkv_bias": qkv_bias, "o_bias": o_bias, "mlp_bias": mlp_bias, "qk_norm": qk_norm}
-    config = replace(described("llama")[1], **changes, **biases, bos_token_id=None, ends=())
+    config = replace(described("llama")[1], **changes, **biases, ends=())
     try:
         part = split_config(config, size)
     except ValueError:
