@@ -247,12 +247,12 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    headers, path = dict(error.headers or {}), request.scope["path"]  # `request.url` fails on some Host headers
+    headers, path = dict(error.headers or {}), request.scope["path"][:200]  # `request.url` fails on some Host headers
     if error.status_code == 404:
         return error_response(NotFound(f"There is no route {path!r}.", headers=headers), request.scope)
     if error.status_code == 405:
         allowed = headers.get("Allow") or headers.get("allow")
-        message = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
+        message = f"{path} does not take {request.method[:40]}" + (f"; it takes {allowed}." if allowed else ".")
         return error_response(MethodNotAllowed(message, headers=headers), request.scope)
     kind = InvalidRequest if error.status_code < 500 else InternalError
     return error_response(kind(str(error.detail), headers=headers), request.scope, error.status_code)

@@ -23,8 +23,7 @@ from server.engines.supervisor import Supervisor
 from server.errors import Unavailable
 from server.http.connection import protocol_factory
 from server.http.connections import Connections
-from server.http.descriptors import connection_limit
-from server.http.limits import HttpLimits
+from server.http.descriptors import limits_of
 from server.listen import url_of
 from server.signals import SIGNALS
 from server.telemetry.console import Console
@@ -94,8 +93,7 @@ class Serving:
             created=int(time.time()),
         )
         app = create_app(context)
-        limits = HttpLimits(connections=connection_limit(settings))
-        self._connections = Connections(limits, on_refusal=metrics.request_failed)
+        self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)
         self._web = WebServer(web_config(app, self._connections))
 
     def run(self, first: Mapping[str, Incarnation]) -> int:

@@ -3,23 +3,25 @@
 import logging
 import os
 import resource
+from dataclasses import replace
 
 from configs.settings import Settings
+from server.http.limits import HttpLimits
 
-RESERVED = (
-    96  # for sockets to engines, files of models and templates, pipes of threads and children, connections that part
-)
-_BELOW_LIMIT = 16  # connections that are allowed however few descriptors there are
+RESERVED = 64  # for sockets to engines, files of models and templates, pipes of threads and children
+_LEAST, _LEAST_PARTING = 16, 4  # connections that are allowed however few descriptors there are
 _log = logging.getLogger("headrace.http")
 
 
-def connection_limit(settings: Settings) -> int:
-    """How many connections may be open: as many as asked for, if there are descriptors for them.
+def limits_of(settings: Settings) -> HttpLimits:
+    """How many connections may be open, and how many more part: as many as asked for, if there are descriptors for them.
 
     Raises this process's soft limit to the hard one, and logs a line where even that is too little for `max_waiting` clients.
     """
     descriptors = raise_descriptor_limit()
-    room = max(_BELOW_LIMIT, descriptors - RESERVED - _open_descriptors())
+    free, usual = descriptors - RESERVED - _open_descriptors(), HttpLimits()
+    parting = min(usual.parting, max(_LEAST_PARTING, free // 4))
+    room = max(_LEAST, free - parting)
     if room < settings.max_waiting:
         _log.warning(
             "this process may have %d files open, so %d connections; max_waiting is %d: raise the limit (`ulimit -Hn`, "
@@ -28,7 +30,7 @@ def connection_limit(settings: Settings) -> int:
             room,
             settings.max_waiting,
         )
-    return min(settings.max_connections, room)
+    return replace(usual, connections=min(settings.max_connections, room), parting=parting)
 
 
 def raise_descriptor_limit() -> int:
