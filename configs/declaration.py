@@ -75,7 +75,7 @@ class Declaration(BaseModel):
     max_model_len: PositiveInt | None = Field(
         None,
         description="Longest prompt plus output, in tokens; the model's own limit if absent: `max_position_embeddings`, times the "
-        "factor of linear scaling, or what YaRN stretches it to if that is more.",
+        "factor of linear scaling, or what YaRN stretches it to if that is more; and never more than the pool holds.",
         json_schema_extra=MODEL,
     )
     allow_long_max_model_len: bool = Field(
@@ -115,7 +115,7 @@ class Declaration(BaseModel):
     )
     cuda_graphs: bool = Field(
         True,
-        description="Record decode steps as CUDA graphs while serving, the one that is missed most first.",
+        description="Record decode steps as CUDA graphs while serving, the most needed first.",
         json_schema_extra=MODEL | GPU,
     )
     gpu_shared_prefixes: bool = Field(
@@ -200,7 +200,8 @@ class Declaration(BaseModel):
     max_waiting: int = Field(
         1024,
         ge=1,
-        description="Sequences that may wait; more are answered 429 with Retry-After.",
+        description="Sequences that may wait; more are answered 429 with Retry-After. A request of more sequences than this is "
+        "let in when none waits.",
         json_schema_extra=SCHEDULER,
     )
     max_preemptions: int = Field(
@@ -286,7 +287,8 @@ class Declaration(BaseModel):
     allowed_hosts: list[Text] = Field(
         default_factory=list,
         description="Names that clients may use for this server in the Host header, beside those of loopback; `*` = any. Without "
-        "keys on a loopback address, and wherever names are given, all others are refused (DNS rebinding).",
+        "keys on a loopback address, and wherever names are given, all others are refused (DNS rebinding), except by the probes "
+        "/live, /ready and /health.",
         json_schema_extra=HTTP,
     )
     cors_origins: list[Text] = Field(
@@ -299,7 +301,7 @@ class Declaration(BaseModel):
         4096,
         ge=2,
         description="Connections that may be open; one address may have half of them. Beyond, the one that waits longest for its "
-        "client's request gives way; where none does, the new one is answered 503.",
+        "client's request is closed; where none does, the new one is answered 503.",
         json_schema_extra=HTTP,
     )
     max_body_bytes: int = Field(

@@ -8,7 +8,7 @@ Every problem of every source is found before anything is reported, so that one 
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,16 @@ class LoadedSettings:
     origins: dict[str, str]
 
 
-def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None = None) -> LoadedSettings:
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str], file: str | Sequence[str] | None = None
+) -> LoadedSettings:
     """Merge the sources and validate the result.
 
     Args:
         flags: values from the command line by field name, without those that were not given; texts are parsed here.
         environ: the environment; only `HEADRACE_*` is read.
-        file: a YAML file or the name of a preset; if None, the one in `HEADRACE_CONFIG`, if any.
+        file: a YAML file or the name of a preset, or several, of which later ones outdo earlier ones; if None, the one in
+            `HEADRACE_CONFIG`, if any.
 
     Raises:
         ConfigError: an unknown key or variable, an unreadable file, a value that the declaration refuses.
@@ -51,10 +54,11 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: str | None 
     problems: list[str] = []
     values: dict[str, Any] = {}
     origins = dict.fromkeys(knobs(), "default")
-    named = file or environ.get(CONFIG_VARIABLE) or None
-    if named is not None:
-        path = _find(named)
-        for name, value in _read_file(path, problems).items():
+    named = file or environ.get(CONFIG_VARIABLE) or ()
+    for path in map(_find, [named] if isinstance(named, str) else named):
+        read = _read_file(path, problems)
+        _outdo(read, values, origins)
+        for name, value in read.items():
             values[name], origins[name] = value, f"file {path}"
     read = _read_environment(environ, problems)
     _outdo(read, values, origins)

@@ -4,6 +4,7 @@ A knob that nothing would read is refused here if the settings alone show it, an
 machine (`Settings.unread_on`). No other file refuses one knob because of another.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,11 @@ from pydantic import model_validator
 from configs.declaration import Declaration, parse_weight
 
 Kind = Literal["cpu", "cuda"]
+
+# As browsers send them. An origin may be that of an extension, or `null`.
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@*\s\x80-\U0010ffff]+)"
+_HOST_NAME = re.compile(_HOST)
+_ORIGIN = re.compile(rf"null|[a-zA-Z][a-zA-Z0-9+.-]*://{_HOST}(:\d+)?/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Settings(Declaration):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        found = [*_unread(self), *_contradictory_tenants(self), *_contradictory_lengths(self)]
+        found = [*_unread(self), *_contradictory_tenants(self), *_contradictory_lengths(self), *_never_sent(self)]
         if found:
             raise ContradictionError(found)
         return self
@@ -280,3 +286,17 @@ def _contradictory_lengths(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(
                 (name, limit), f"{name} is {value}, but {limit} allows {most}: give one that is allowed"
             )
+
+
+def _never_sent(settings: Settings) -> Iterator[Contradiction]:
+    """Names and origins that no client sends in this form, so that they would allow nothing."""
+    for host in settings.allowed_hosts:
+        if host != "*" and not _HOST_NAME.fullmatch(host):
+            text = f"allowed_hosts has {host!r}: give a name as `llm.example` or `[2001:db8::1]`, without scheme and port, or `*`"
+            yield Contradiction(("allowed_hosts",), text)
+    for origin in settings.cors_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            text = (
+                f"cors_origins has {origin!r}: give an origin as in `https://chat.example:8443`, without a path, or `*`"
+            )
+            yield Contradiction(("cors_origins",), text)

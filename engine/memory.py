@@ -33,6 +33,17 @@ def longest_sequence(settings: Settings, config: ModelConfig) -> int:
     return asked
 
 
+def longest_held(settings: Settings, longest: int, blocks: int) -> int:
+    """How many of the `longest` tokens of a sequence a pool of `blocks` blocks holds; a warning if fewer than were asked for."""
+    held = blocks * settings.block_size
+    if held < longest and settings.max_model_len is not None:
+        log.warning(
+            "max_model_len is %d, but the KV pool of %d blocks (kv_blocks) of %d tokens holds only %d: a request may have no more",
+            longest, blocks, settings.block_size, held,
+        )  # fmt: skip
+    return min(longest, held)
+
+
 def check_host_memory(tiers: Sequence[TierEntry]) -> None:
     """Where the model itself is on another device: whether the host has the memory that tiers below it will take.
 

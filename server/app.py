@@ -49,6 +49,7 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
     `request.state.exchange` and its `Tenant` at `request.state.tenant`.
     """
     settings, table = context.settings, EndpointTable(endpoints)
+    is_probe = table.where(lambda endpoint: endpoint.probe)
     app = Application(
         context,
         endpoints,
@@ -63,9 +64,9 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
                 ExchangeMiddleware,
                 metrics=context.metrics,
                 access_log=settings.access_log,
-                is_probe=table.where(lambda endpoint: endpoint.probe),
+                is_probe=is_probe,
             ),
-            Middleware(OriginMiddleware, settings=settings),
+            Middleware(OriginMiddleware, settings=settings, under_any_name=is_probe),
             *_cors(settings),
             Middleware(HeadMiddleware),
             Middleware(
@@ -92,5 +93,5 @@ def _cors(settings: Settings) -> list[Middleware]:
     """What lets pages of the allowed origins ask, and read what they are answered."""
     if not settings.cors_origins:
         return []
-    origins = [origin.rstrip("/") for origin in settings.cors_origins]
+    origins = [origin.lower().rstrip("/") for origin in settings.cors_origins]
     return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])]

@@ -74,9 +74,9 @@ def serve(arguments: Sequence[str]) -> int:
     if unknown:
         return _complain(parser.prog, _unknown_argument(unknown, parser))
     flags: dict[str, Any] = vars(options)
-    print_config, file = flags.pop("print_config", False), flags.pop("config", None)
+    print_config, files = flags.pop("print_config", False), flags.pop("config", None)
     try:
-        loaded = load(flags, os.environ, file)
+        loaded = load(flags, os.environ, files)
     except ConfigError as error:
         return _complain(parser.prog, str(error))
     if print_config:
@@ -111,12 +111,13 @@ def serve_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace serve",
         usage="headrace serve [MODEL] [flags]",
-        description="Serve a model over OpenAI's HTTP API. A flag beats HEADRACE_<NAME>, which beats the file, "
-        "which beats the default.",
+        description="Serve a model over OpenAI's HTTP API. MODEL comes first, as a flag may take several values. A flag "
+        "beats HEADRACE_<NAME>, which beats the file, which beats the default.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a preset's name (HEADRACE_CONFIG)")
+    text = "YAML file of settings, or a preset's name (HEADRACE_CONFIG); may be repeated, the later one wins"
+    parser.add_argument("--config", action="append", metavar="FILE", help=text)
     parser.add_argument("--print-config", action="store_true", help="print every setting with its origin, and exit")
     for title, names in sections().items():
         group = parser.add_argument_group(title)
@@ -129,10 +130,32 @@ def serve_parser() -> argparse.ArgumentParser:
             elif knob.kind is bool:
                 group.add_argument(knob.flag, action=argparse.BooleanOptionalAction, help=text)
             elif knob.many:
-                group.add_argument(knob.flag, action="extend", nargs="+", metavar=knob.metavar, help=text)
+                group.add_argument(knob.flag, action=_Several, nargs="+", metavar=knob.metavar, help=text)
             else:
                 group.add_argument(knob.flag, metavar=knob.metavar, help=text)
     return parser
+
+
+class _Several(argparse.Action):
+    """Adds its values to a list. Where there is no MODEL yet, one that looks like a model is not taken for a further value: what
+    was meant to be served would become, say, a key.
+    """
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        model = None if hasattr(namespace, "model") else next(filter(_like_model, values[1:]), None)
+        if model is not None:
+            raise argparse.ArgumentError(
+                self,
+                f"takes several values, and {model!r} looks like MODEL, which comes first: `headrace serve MODEL "
+                f"{option_string} ...`. If it is a value, give it with a {option_string} of its own",
+            )
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, ()), *values])
+
+
+def _like_model(value: str) -> bool:
+    return value.endswith(".gguf") or ("/" in value and "://" not in value) or os.path.isdir(value)
 
 
 def _unknown_argument(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from configs.settings import Settings
 from server.errors import ApiError, ForbiddenHost, ForbiddenOrigin, error_response
+from server.middleware import RequestTest
 
 _ALL = "*"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(?::\d*)?")
@@ -20,10 +21,14 @@ _DEFAULT_PORTS = (":80", ":443")
 
 
 class OriginMiddleware:
-    """Refuses requests of foreign pages and for foreign names, whatever their method and type."""
+    """Refuses requests of foreign pages and for foreign names, whatever their method and type.
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    Those that are `under_any_name` may name any host: a probe finds a server by its address, and its answer tells next to nothing.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, under_any_name: RequestTest) -> None:
         self._app = app
+        self._under_any_name = under_any_name
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         exposed = not settings.api_key and is_loopback(settings.host)
@@ -31,15 +36,16 @@ class OriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        error = self._refusal(Headers(scope=scope)) if scope["type"] == "http" else None
+        error = self._refusal(scope) if scope["type"] == "http" else None
         if error is None:
             await self._app(scope, receive, send)
         else:
             await error_response(error, scope)(scope, receive, send)
 
-    def _refusal(self, headers: Headers) -> ApiError | None:
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
-        if self._checks_host and host and not self._knows(_without_port(host)):
+        if self._checks_host and host and not self._knows(_without_port(host)) and not self._under_any_name(scope):
             return ForbiddenHost(
                 f"This server is not served under the name {host[:100]!r}; --allowed-hosts adds one (`*`: any)."
             )

@@ -9,7 +9,7 @@ from engine.cpu.formats import Arithmetic
 from engine.device import StepLimits, step_limits
 from engine.kv_store.tiers import TierEntry
 from engine.machine import free_memory
-from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
+from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_held, longest_sequence
 from scheduler.types.messages import MemoryPlan
 
 MAX_REQUESTS = 64  # unless asked to, a pool holds no more requests of the longest context than this
@@ -48,7 +48,7 @@ def plan_memory(
         )
     kv_per_token = arithmetic.kv_bytes_per_token(config)
     blocks = _blocks(settings, kv_per_token * settings.block_size, longest, free)
-    context = min(longest, blocks * settings.block_size)
+    context = longest_held(settings, longest, blocks)
     return MemoryPlan(
         weights=weights,
         kv_per_token=kv_per_token,

@@ -10,7 +10,7 @@ from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.weights import weights_bytes
-from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_sequence
+from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_held, longest_sequence
 from engine.models.registry import family_of
 from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.decode import most_parts
@@ -53,7 +53,7 @@ def plan_gpu_memory(
         )
     block = arithmetic.kv_block_bytes(config, settings.block_size)
     blocks = _blocks(settings, block, left)
-    context = min(longest, blocks * settings.block_size)
+    context = longest_held(settings, longest, blocks)
     return MemoryPlan(
         weights=weights,
         kv_per_token=covering(block, settings.block_size),

@@ -66,7 +66,8 @@ class Endpoint(ABC):
         content: further content types of a 200, in OpenAPI's form.
         needs_key: whether an API key is required, where the server has keys.
         while_draining: whether it is still answered while the server drains, which does not wait for it.
-        probe: whether a 503 is an ordinary answer ("not now"), which does not count as an error.
+        probe: whether orchestrators poll it: a 503 is an ordinary answer ("not now"), which does not count as an error, and the
+            Host header may name anything.
     """
 
     method: ClassVar[str]

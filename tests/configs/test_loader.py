@@ -34,6 +34,8 @@ def other_value(knob: Knob):
         return knob.choices[-1]
     if knob.name == "tenant_weights":
         return ["other=2", "a=b=0.5"]
+    if knob.name == "cors_origins":
+        return ["https://other.example"]
     value = not knob.default if knob.kind is bool else OTHER[knob.kind]
     return [value] if knob.many else value
 
@@ -150,6 +152,15 @@ def test_variables_that_kubernetes_sets_are_explained():
     text = refusal({}, {"HEADRACE_SERVICE_HOST": "10.0.0.1", "HEADRACE_PORT": "tcp://10.0.0.1:8000"})
     assert "enableServiceLinks: false" in text
     assert "port (from environment HEADRACE_PORT)" in text
+
+
+def test_of_several_files_a_later_one_outdoes_an_earlier_one(file):
+    path = file("max_running: 3\nkv_memory_fraction: 0.2\n")
+    loaded = load({}, {}, ["small", path])
+    assert (loaded.settings.max_running, loaded.origins["max_running"]) == (3, f"file {path}")
+    assert loaded.settings.kv_blocks is None and loaded.settings.kv_memory_fraction == 0.2
+    assert load({}, {}, [path, "small"]).settings.max_running == 8
+    assert "absent.yaml: no such file" in refusal(file=[path, "absent.yaml"])
 
 
 def test_lists_and_absent_values_in_the_environment(file):

@@ -283,3 +283,30 @@ def test_the_command_refuses_a_contradiction_before_anything_starts(flags, names
     said = capsys.readouterr().err
     assert said.startswith("headrace serve: ")
     assert all(name in said for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("allowed_hosts", host) for host in ("https://x.example", "x.example:8000", "x.example/", "::1", "*.example", "a b")),
+        ("allowed_hosts", "ä.example"),
+        *(("cors_origins", origin) for origin in ("x.example", "https://", "https://x.example/app", "https://*.example", "//x")),
+    ],
+)  # fmt: skip
+def test_a_name_that_nobody_can_send_is_refused(name, value):
+    (found,) = contradictions(**{name: ["*", value]})
+    assert found.names == (name,) and repr(value) in found.text
+
+
+def test_names_as_clients_send_them_are_accepted():
+    Settings(
+        allowed_hosts=["llm.example", "LLM.example", "10.0.0.1", "[2001:db8::1]", "my_service", "xn--4ca.de", "*"],
+        cors_origins=[
+            "https://x.example",
+            "http://x.example:8443/",
+            "http://[::1]:3000",
+            "chrome-extension://abc",
+            "null",
+            "*",
+        ],
+    )

@@ -97,6 +97,35 @@ def test_lists_as_flags_take_several_values_and_repeat(capsys):
     assert yaml.safe_load(capsys.readouterr().out)["served_model_name"] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("flag", ["--api-key", "--served-model-name", "--key-names"])
+@pytest.mark.parametrize("model", ["my-model.gguf", "./folder", "Qwen/Qwen3-0.6B", "a-folder"])
+def test_a_list_does_not_swallow_the_model(flag, model, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-folder").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--port", "9", flag, "k1", model])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{model!r} looks like MODEL, which comes first" in said and "k1" not in said
+
+
+def test_a_list_takes_what_looks_like_a_model_where_it_cannot_be_one(capsys):
+    names = ["--served-model-name", "a", "org/b", "--served-model-name", "org/c"]
+    assert main(["serve", "x.gguf", *names, "--print-config"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert (values["model"], values["served_model_name"]) == ("x.gguf", ["a", "org/b", "org/c"])
+    origins = ["https://a.example", "https://b.example"]
+    assert main(["serve", "--cors-origins", *origins, "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["cors_origins"] == origins
+
+
+def test_config_may_be_repeated(capsys, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("max_running: 3\n")
+    assert main(["serve", "--config", "small", "--config", str(file), "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["max_running"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

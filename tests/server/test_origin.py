@@ -13,12 +13,14 @@ from tests.server.engines.harness import http, make_app, run
 PATHS = ("/live", "/v1/completions", "/nowhere")
 
 
-def status_of(headers: dict[str, str], method: str = "GET", path: str = "/live", **settings) -> tuple[int, str, dict]:
+def status_of(
+    headers: dict[str, str], method: str = "GET", path: str = "/version", **settings
+) -> tuple[int, str, dict]:
     async def ask():
         typed, metrics = Settings(**settings), Metrics()
         app = make_app(typed, Engines([EngineClient("engine", typed, metrics)]), metrics, Drain())
         async with http(app) as client:
-            response = await client.request(method, path, headers=headers)
+            response = await client.request(method, path, headers={"authorization": "Bearer k"} | headers)
             answers.append((response.status_code, response.text, dict(response.headers)))
 
     answers: list[tuple[int, str, dict]] = []
@@ -77,6 +79,15 @@ def test_names_that_are_allowed(settings, status):
     assert status_of({"host": "my.example:8000"}, **settings)[0] == status
 
 
+@pytest.mark.parametrize("path", ["/live", "/ready", "/health"])
+@pytest.mark.parametrize("host", ["10.1.2.3:8000", "pod.example"])
+def test_a_probe_may_find_the_server_under_any_name_and_a_foreign_page_may_not_probe(path, host):
+    for settings in ({}, {"allowed_hosts": ["llm.example.com"], "host": "0.0.0.0"}):
+        assert status_of({"host": host}, path=path, **settings)[0] == (200 if path == "/live" else 503)
+        assert status_of({"host": host, "origin": "http://evil.example"}, path=path, **settings)[0] == 403
+        assert status_of({"host": host}, path="/v1/models", **settings)[0] == 403
+
+
 def test_a_rebound_name_is_refused_though_it_is_of_one_origin():
     assert status_of({"host": "evil.example:8000", "origin": "http://evil.example:8000"})[0] == 403
 
@@ -90,6 +101,8 @@ def test_a_page_that_cors_allows_may_ask_and_read():
         chat | asked, "OPTIONS", "/v1/completions", cors_origins=["https://chat.example"], api_key=["k"]
     )
     assert status == 200 and "POST" in headers["access-control-allow-methods"]
+    status, _, headers = status_of(chat, cors_origins=["HTTPS://Chat.example"])
+    assert status == 200 and headers["access-control-allow-origin"] == "https://chat.example"
     assert status_of(chat | {"origin": "https://other.example"}, cors_origins=["https://chat.example"])[0] == 403
     status, _, headers = status_of(chat, cors_origins=["*"])
     assert status == 200 and headers["access-control-allow-origin"] == "*"

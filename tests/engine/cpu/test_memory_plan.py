@@ -81,6 +81,16 @@ def test_blocks_that_were_asked_for_are_taken(plan):
     assert plan(8, kv_blocks=10, block_size=8).context == 80
 
 
+def test_a_context_that_was_asked_for_and_that_the_pool_does_not_hold_is_warned_of(plan, caplog):
+    assert plan(8, kv_blocks=100).context == 3200
+    assert plan(8, kv_blocks=100, max_model_len=3200).context == 3200
+    assert not caplog.records
+    assert plan(8, kv_blocks=100, max_model_len=8192).context == 3200
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert all(part in record.getMessage() for part in ("max_model_len is 8192", "100 blocks (kv_blocks)", "only 3200"))
+
+
 def test_the_context_is_no_longer_than_asked_for(plan):
     made = plan(8, max_model_len=1000)
     assert (made.max_model_len, made.context) == (1000, 1000)
