@@ -1,6 +1,7 @@
 """Typed look-ups in a model's description, so that a damaged file is refused by the name of its key."""
 
 import json
+import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,8 +54,8 @@ class Fields:
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelError(f"{self._where}: {self.key(key)} is {value!r}, not a whole number.")
+        if isinstance(value, bool) or not isinstance(value, int) or not abs(value) < 2**64:
+            raise ModelError(f"{self._where}: {self.key(key)} is {reprlib.repr(value)}, not a whole number of 64 bits.")
         return value
 
     def layers(self, key: str) -> int:

@@ -68,7 +68,7 @@ class ScaleRules:
         attention_scale = self.attention_scale(fields)
         return Scales(
             embedding_scale=self.embedding_scale(fields),
-            attention_scale=None if attention_scale == head_dim**-0.5 else attention_scale,
+            attention_scale=None if attention_scale == max(1, head_dim) ** -0.5 else attention_scale,
             attention_soft_cap=self.attention_soft_cap(fields),
             final_soft_cap=self.final_soft_cap(fields),
         )

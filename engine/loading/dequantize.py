@@ -1,4 +1,4 @@
-"""GGUF storage types to fp32, bit for bit what `gguf.quants` computes, and some of them to 8-bit groups.
+"""GGUF storage types to fp32, bit for bit what `gguf.quants` and, for Q1_0, ggml computes, and some of them to 8-bit groups.
 
 Torch does plain numbers, Q8_0, Q4_0 and Q4_1 straight into their place. Every other type goes through `gguf.quants`, in pieces that
 stay in cache, which doubles its speed: 50 M (IQ2 and IQ3), 100 M (IQ1, IQ4) to 500 M values a second on one core, while other
@@ -23,6 +23,7 @@ _AT_ONCE = 2**17  # values: half a megabyte of results, so that intermediates st
 
 # Where the fp16 scale is in a block whose weights are all that scale times whole numbers of 8 bits.
 _SCALE_AT = {
+    GGMLQuantizationType.Q1_0: 0,
     GGMLQuantizationType.Q5_0: 0,
     GGMLQuantizationType.IQ4_NL: 0,
     GGMLQuantizationType.TQ1_0: 52,
@@ -42,7 +43,7 @@ def dequantize_into(stored: Tensor, kind: GGMLQuantizationType, out: Tensor) -> 
         if kind in _BLOCKS_OF_32:
             _blocks_of_32(some, kind, their)
         else:
-            their.copy_(_by_library(some, kind))
+            their.copy_(_numbers(some, kind))
 
 
 def to_q8_0(rows: Tensor, kind: GGMLQuantizationType) -> Tensor:
@@ -50,8 +51,9 @@ def to_q8_0(rows: Tensor, kind: GGMLQuantizationType) -> Tensor:
 
     Args:
         rows: as stored.
-        kind: a type of one scale and small whole numbers: Q5_0, IQ4_NL, TQ1_0, TQ2_0 or MXFP4. Of MXFP4's scales, powers of two,
-            those under 2^-24 or over 2^15 are no fp16: weights are then rounded to a multiple of 2^-24, or cut at 127 * 2^15.
+        kind: a type of one scale and small whole numbers: Q1_0, Q5_0, IQ4_NL, TQ1_0, TQ2_0 or MXFP4. Of MXFP4's scales, powers
+            of two, those under 2^-24 or over 2^15 are no fp16: weights are then rounded to a multiple of 2^-24, or cut at
+            127 * 2^15.
     """
     block, size = GGML_QUANT_SIZES[kind]
     blocks, repeats = rows.reshape(-1, size), block // _GROUP
@@ -59,14 +61,17 @@ def to_q8_0(rows: Tensor, kind: GGMLQuantizationType) -> Tensor:
     at_once = _AT_ONCE // block
     for some, their in zip(torch.split(blocks, at_once), torch.split(out, at_once * repeats), strict=True):
         scale = _scale(some, kind).repeat_interleave(repeats, 0)
-        whole = _by_library(some, kind).view(-1, _GROUP) / torch.where(scale == 0, 1.0, scale)
+        whole = _numbers(some, kind).view(-1, _GROUP) / torch.where(scale == 0, 1.0, scale)
         their[:, :2] = scale.half().view(torch.uint8)
         their[:, 2:] = whole.nan_to_num_(0.0).round_().clamp_(-127, 127).to(torch.int8).view(torch.uint8)
     return out.view(len(rows), -1)
 
 
-def _by_library(blocks: Tensor, kind: GGMLQuantizationType) -> Tensor:
+def _numbers(blocks: Tensor, kind: GGMLQuantizationType) -> Tensor:
     """uint8 [n, bytes of a block] as fp32 [n, values of a block]."""
+    if kind == GGMLQuantizationType.Q1_0:  # a scale and signs, 1 for plus, which `gguf.quants` does not know
+        bits = blocks[:, 2:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        return torch.where(bits.flatten(1) == 1, _half(blocks[:, :2]), -_half(blocks[:, :2]))
     with np.errstate(all="ignore"):  # a damaged scale is no number, and what is computed with it is none
         return torch.from_numpy(quants.dequantize(blocks.reshape(-1).numpy(), kind)).view(len(blocks), -1)
 

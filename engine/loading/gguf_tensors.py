@@ -8,8 +8,8 @@ from configs.model.gguf_header import GgufHeader, TensorInfo
 from configs.model.source import ModelError
 from configs.model.stored_tensor import StoredTensor
 
-# What ggml computes with but keeps in no file, what is no weight, and what `gguf.quants` cannot read.
-_UNREADABLE = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "Q1_0"}
+# What ggml computes with but keeps in no file, and what is no weight.
+_UNREADABLE = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64"}
 READABLE = frozenset(kind for kind in GGMLQuantizationType if kind.name not in _UNREADABLE)
 # Numbers of types that llama.cpp has given up; a file in them has to be made again.
 _GIVEN_UP = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8"}

@@ -145,6 +145,8 @@ def test_both_files_say_when_to_stop():
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "64"}, "hidden_size is '64', not a whole number"),
         ({"vocab_size": True}, "not a whole number"),
+        ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+        ({"hidden_size": 10**400}, "not a whole number of 64 bits"),
         ({"rms_norm_eps": float("inf")}, "not a finite number"),
         ({"rms_norm_eps": 10**400}, "not a finite number"),
         ({"tie_word_embeddings": "yes"}, "not true or false"),
