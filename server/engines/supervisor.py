@@ -127,18 +127,18 @@ class Supervisor:
         """Ask the engine to exit, and kill it if it does not in time; `run` returns soon after.
 
         Args:
-            grace: seconds for its current step, and for whatever else it does not count.
+            grace: seconds for its current step, and for whatever else it does not count; an engine that hangs has none.
             flush_seconds: beyond that, for writing KV that would be lost with it.
         """
         self._stop.set()
-        was_ready = self._client.state == "ready"
+        was_ready, hangs = self._client.state == "ready", self._client.hang is not None
         self._client.stopped()
         process = self._process
         if process is None:
             return
         if was_ready and grace > 0:
             self._client.shut_down(flush_seconds)
-            await process.exited(grace + flush_seconds)
+            await process.exited((0.0 if hangs else grace) + flush_seconds)
         process.kill()
 
     def kill(self) -> None:

@@ -10,6 +10,7 @@ import zmq
 
 from engine.ipc.sockets import connected
 from scheduler.types.messages import FinishReason
+from server.engines.client import EngineClient
 from server.engines.process import EngineProcess
 from server.engines.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
 from server.errors import EngineDied, Unavailable
@@ -222,6 +223,18 @@ def test_stop_waits_while_the_engine_writes_and_a_second_signal_does_not():
             rig.supervisor.kill()
             await stop
             assert process.exit_code == -signal.SIGKILL
+
+    run(body)
+
+
+def test_stop_does_not_wait_for_an_engine_that_hangs(monkeypatch):
+    async def body():
+        async with running() as rig:
+            process = rig.processes[0]
+            os.kill(process.pid, signal.SIGSTOP)
+            monkeypatch.setattr(EngineClient, "hang", "has said nothing for 5 s")
+            await asyncio.wait_for(rig.supervisor.stop(grace=600.0), timeout=60)
+            await eventually(lambda: process.exit_code == -signal.SIGKILL)
 
     run(body)
 
