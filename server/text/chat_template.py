@@ -175,7 +175,7 @@ def load_chat_template(
     Raises:
         TemplateError: the file cannot be read or is not a valid template.
     """
-    source = tokenizer.model_chat_template
+    source = tokenizer.model_chat_template or None  # some files hold an empty one
     if path is not None:
         try:
             source = Path(path).read_text(encoding="utf-8")

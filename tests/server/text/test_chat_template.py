@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.text.chat_template import ChatTemplate, TemplateError, load_chat_template
+from server.text.tokenizer import Tokenizer
 from tests.drawn import drawn
 
 # In the manner of templates in public use: whole-line tags, trims, namespaces, loop controls, tojson, generation blocks.
@@ -206,3 +207,7 @@ def test_the_operators_file_replaces_the_models_template(smollm, tmp_path):
         load_chat_template(smollm, str(path))
     with pytest.raises(TemplateError, match="cannot be read"):
         load_chat_template(smollm, str(tmp_path / "absent.jinja"))
+
+
+def test_an_empty_template_of_a_model_is_none(smollm):
+    assert load_chat_template(Tokenizer(smollm._backend, {}, "")) is None
