@@ -35,6 +35,11 @@ class ReplicaView(Protocol):
         ...
 
     @property
+    def available(self) -> bool:
+        """Whether it takes anything now."""
+        ...
+
+    @property
     def open(self) -> int:
         """Requests that have not ended."""
         ...
@@ -43,8 +48,14 @@ class ReplicaView(Protocol):
 class Router(Protocol):
     """Chooses for each request once a phase, in the order of arrival."""
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
-        """The index of the replica that gets the request.
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase, salt: str = "") -> int:
+        """The index of the replica that gets the request. The same replicas are given each time, in the same order.
+
+        Args:
+            prompt_ids: of the request.
+            replicas: all there are; only those that are available and take the phase can be chosen.
+            phase: that the request is in.
+            salt: prefixes are shared only between requests with equal salts.
 
         Raises:
             ValueError: no replica takes the phase.
@@ -58,7 +69,7 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turn = count()
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase, salt: str = "") -> int:
         """The next in turn of those that take the phase."""
         able = _able(replicas, phase)
         return able[next(self._turn) % len(able)]
@@ -67,7 +78,7 @@ class RoundRobin:
 class LeastLoaded:
     """The fewest open requests; the first of several."""
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase, salt: str = "") -> int:
         """The least loaded of those that take the phase."""
         return _least_loaded(replicas, _able(replicas, phase))
 
@@ -90,9 +101,9 @@ class PrefixAware:
         self._slack = slack
         self._sent: OrderedDict[tuple[ChunkPhase, bytes], int] = OrderedDict()
 
-    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase) -> int:
+    def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase, salt: str = "") -> int:
         """The replica of the longest prefix remembered, or the least loaded; remembers the prompt's blocks as sent there."""
-        keys = [(phase, key) for key in self._keys(prompt_ids)]
+        keys = [(phase, key) for key in self._keys(prompt_ids, salt)]
         able = _able(replicas, phase)
         least = _least_loaded(replicas, able)
         chosen = least
@@ -108,8 +119,8 @@ class PrefixAware:
             self._sent.popitem(last=False)
         return chosen
 
-    def _keys(self, prompt_ids: list[int]) -> list[bytes]:
-        size, keys = self._block_size, [root_hash("router")]
+    def _keys(self, prompt_ids: list[int], salt: str) -> list[bytes]:
+        size, keys = self._block_size, [root_hash("router", salt)]
         for begin in range(0, len(prompt_ids) - size + 1, size):
             keys.append(block_hash(keys[-1], prompt_ids[begin : begin + size]))
         return keys[1:]
@@ -117,10 +128,10 @@ class PrefixAware:
 
 def _able(replicas: Sequence[ReplicaView], phase: ChunkPhase) -> list[int]:
     """The indices of those that take the phase, at least one."""
-    able = [index for index, replica in enumerate(replicas) if replica.role.takes(phase)]
+    able = [index for index, replica in enumerate(replicas) if replica.available and replica.role.takes(phase)]
     if not able:
-        roles = ", ".join(sorted({replica.role for replica in replicas})) or "none"
-        raise ValueError(f"no replica takes the phase {phase.value!r} (roles: {roles})")
+        roles = ", ".join(sorted({replica.role for replica in replicas if replica.available})) or "none"
+        raise ValueError(f"no available replica takes the phase {phase.value!r} (roles: {roles})")
     return able
 
 

@@ -75,6 +75,11 @@ class Replica:
         self._ends: list[float] = []  # of the steps of that stretch
 
     @property
+    def available(self) -> bool:
+        """It always is: nothing dies here."""
+        return True
+
+    @property
     def role(self) -> Role:
         """Every simulated scheduler computes prompts and decodes."""
         return Role.MIXED

@@ -9,9 +9,10 @@ PREFILL, DECODE = ChunkPhase.PREFILL, ChunkPhase.DECODE
 
 
 class Busy:
-    def __init__(self, open_: int, role: Role = Role.MIXED) -> None:
+    def __init__(self, open_: int, role: Role = Role.MIXED, available: bool = True) -> None:
         self.open = open_
         self.role = role
+        self.available = available
 
 
 def test_a_prefix_is_left_where_its_replica_is_too_busy():
@@ -73,7 +74,7 @@ def test_a_request_goes_to_a_replica_that_takes_its_phase(name):
 @pytest.mark.parametrize("name", ROUTERS)
 @pytest.mark.parametrize(("phase", "role"), [(PREFILL, Role.DECODE), (DECODE, Role.PREFILL)])
 def test_a_phase_that_no_replica_takes_is_refused(name, phase, role):
-    with pytest.raises(ValueError, match=f"no replica takes the phase '{phase.value}' .roles: {role.value}"):
+    with pytest.raises(ValueError, match=f"no available replica takes the phase '{phase.value}' .roles: {role.value}"):
         ROUTERS[name]().choose([1], [Busy(0, role), Busy(1, role)], phase)
 
 
@@ -86,3 +87,23 @@ def test_a_prefix_is_remembered_for_each_phase_and_as_long_as_its_replica_takes_
     assert router.choose(prompt, replicas, PREFILL) == 0
     replicas[0].role = Role.DECODE
     assert router.choose(prompt, replicas, PREFILL) == 1
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_replica_that_is_not_available_gets_nothing_until_it_is_back(name):
+    router, prompt = ROUTERS[name](), [1] * 70
+    replicas = [Busy(0, available=False), Busy(5), Busy(9, available=False)]
+    assert [router.choose(prompt, replicas, PREFILL) for _ in range(3)] == [1, 1, 1]
+    replicas[1].available = False
+    with pytest.raises(ValueError, match="roles: none"):
+        router.choose(prompt, replicas, PREFILL)
+    replicas[0].available = True
+    assert router.choose(prompt, replicas, PREFILL) == 0
+
+
+def test_equal_prompts_under_different_salts_are_different_prefixes():
+    router, replicas, prompt = PrefixAware(block_size=4), [Busy(0), Busy(1)], list(range(8))
+    assert router.choose(prompt, replicas, PREFILL, "a") == 0
+    replicas[0].open = 2
+    assert router.choose(prompt, replicas, PREFILL, "b") == 1
+    assert router.choose(prompt, replicas, PREFILL, "a") == 0
