@@ -113,6 +113,15 @@ class Declaration(BaseModel):
         "width and the vocabulary.",
         json_schema_extra=MODEL | GPU,
     )
+    engines: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Engines behind the server, each a process that serves the whole model. GPUs are shared out in order, "
+        "tensor_parallel to each; on a CPU each has its part of the cores and weights of its own. What is left of the memory, "
+        "kv_host_gib and kv_disk_gib are divided among them; kv_blocks, threads, max_running and max_waiting are each engine's.",
+        json_schema_extra=MODEL,
+    )
     cuda_graphs: bool = Field(
         True,
         description="Record decode steps as CUDA graphs while serving, the most needed first.",
@@ -161,7 +170,8 @@ class Declaration(BaseModel):
     )
     kv_disk_path: Text | None = Field(
         None,
-        description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time.",
+        description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time; "
+        "of several engines each has a folder of its own name in it.",
         json_schema_extra=KV_CACHE,
     )
     kv_disk_gib: float = Field(
@@ -249,6 +259,13 @@ class Declaration(BaseModel):
         default_factory=list,
         description="With `fair`: shares of tenants, each NAME=WEIGHT with a weight from 0.01 to 100; 1 for those not named. A "
         "tenant is an API key, by its name in key_names, or a request's `user` where no keys are required.",
+        json_schema_extra=SCHEDULER,
+    )
+    routing: Literal["round-robin", "least-loaded", "prefix-aware"] = Field(
+        "prefix-aware",
+        description="With several engines: which of them gets a request. `round-robin`: the next in turn. `least-loaded`: the one "
+        "with the fewest open sequences. `prefix-aware`: the one that got the longest part of the prompt before, unless it has 8 "
+        "open sequences more than another.",
         json_schema_extra=SCHEDULER,
     )
     decode_price: float | None = Field(

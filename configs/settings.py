@@ -4,6 +4,7 @@ A knob that nothing would read is refused here if the settings alone show it, an
 machine (`Settings.unread_on`). No other file refuses one knob because of another.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Settings(Declaration):
     def asks_for(self, name: str) -> bool:
         """Whether this knob was set, and to something that has an effect: `false`, 0, `auto` and none ask for nothing."""
         value = getattr(self, name)
-        nothing = not value or value == "auto" or (name == "tensor_parallel" and value == 1)
+        nothing = not value or value == "auto" or (name in _COUNTS and value == 1)
         return name in self.model_fields_set and not nothing
 
     def unread_on(self, kind: Kind) -> list[str]:
@@ -76,6 +77,28 @@ class Settings(Declaration):
         """Whether there are keys, and none may write a priority: with `throughput` tenants have no places of their own to order."""
         tenants_order_nothing = self.scheduling == "throughput" and self.priority_scope == "tenant"
         return bool(self.api_key) and tenants_order_nothing and not self.priority_keys
+
+    @property
+    def engine_names(self) -> list[str]:
+        """Names of the engines: they label metrics, and each keeps its KV on disk under its own."""
+        return ["engine"] if self.engines == 1 else [f"engine-{number}" for number in range(self.engines)]
+
+    @property
+    def router(self) -> str:
+        """The routing that has an effect: without cached prefixes there is nothing to be aware of."""
+        return self.routing if self.prefix_caching or self.routing != "prefix-aware" else "least-loaded"
+
+    def of_engine(self, name: str) -> Self:
+        """What one of several engines reads: its part of what is divided, and its own folder."""
+        if self.engines == 1:
+            return self
+        divided: dict[str, object] = {}
+        if self.kv_host_gib:
+            divided["kv_host_gib"] = self.kv_host_gib / self.engines
+        if self.kv_disk_path is not None:
+            divided["kv_disk_path"] = os.path.join(self.kv_disk_path, name)
+            divided["kv_disk_gib"] = self.kv_disk_gib / self.engines
+        return self.model_copy(update=divided)
 
     def for_engine(self) -> str:
         """As JSON for an engine's command line, which is public: without the keys, and without what is said about keys.
@@ -120,6 +143,7 @@ FAST_BLOCK_UNIT = 16  # tokens: the C++ kernels take block sizes that are multip
 _ABOUT_KEYS = {"api_key", "key_names", "isolate_keys", "priority_keys"}
 _TIERS = ("kv_host_gib", "kv_disk_path")
 _SHARES = ("kv_memory_fraction", "gpu_memory_fraction")
+_COUNTS = ("engines", "tensor_parallel")
 
 # Two ways to say one thing: by a stronger source (a flag) the one replaces what a weaker one (a file) says by the other.
 RIVALS: dict[str, tuple[str, ...]] = {"kv_blocks": _SHARES, **dict.fromkeys(_SHARES, ("kv_blocks",))}
@@ -171,6 +195,20 @@ _NEEDS = (
         "prefix_caching",
         lambda self: self.prefix_caching or self.scheduling != "throughput",
         "throughput orders requests by shared prefixes, and with prefix_caching off none are kept",
+        "set prefix_caching",
+    ),
+    _Need(
+        ("routing",),
+        "engines",
+        lambda self: self.engines > 1,
+        "a single engine gets every request",
+        "set engines 2 or more",
+    ),
+    _Need(
+        ("routing",),
+        "prefix_caching",
+        lambda self: self.prefix_caching or self.routing != "prefix-aware",
+        "with prefix_caching off there are no prefixes to be aware of",
         "set prefix_caching",
     ),
     _Need(

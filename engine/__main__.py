@@ -16,6 +16,7 @@ from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
 from engine.ipc.child import add_arguments, socket_folder, watch_parent
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
+from engine.ipc.share import Share, decode_share
 from engine.start import Starter
 from scheduler.types.messages import Failed
 
@@ -31,10 +32,15 @@ def main() -> int:
     )
     parser.add_argument("--commands", required=True, help="ZeroMQ endpoint to pull commands from")
     parser.add_argument("--events", required=True, help="ZeroMQ endpoint to push events to")
+    parser.add_argument("--share", type=decode_share, help="its part of the machine, as JSON, if it is one of several")
     add_arguments(parser)
     options = parser.parse_args()
     settings: Settings = options.settings
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    share: Share | None = options.share
+    name = "engine" if share is None else share.engine
+    logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {name}: %(message)s")
+    if share is not None:
+        share.take()
     # A service manager signals every process of the server; open requests are drained only if the engine ends last.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

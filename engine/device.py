@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.ipc.private_folder import private_folder, remove_folder
+from engine.ipc.share import visible_devices
 
 log = logging.getLogger("headrace.engine")
 
@@ -46,6 +47,26 @@ def choose_device(settings: Settings) -> Device:
     if settings.tensor_parallel > 1:
         raise ModelError(f"--tensor-parallel {settings.tensor_parallel} needs as many GPUs: {obstacle}.")
     return Device("cpu", obstacle)
+
+
+def gpus_for(settings: Settings) -> list[str]:
+    """The GPUs of all engines of a server, as `CUDA_VISIBLE_DEVICES` names them; none where a CPU computes.
+
+    Raises:
+        ModelError: a GPU is asked for and there is none to use, or there are too few for all engines.
+    """
+    if choose_device(settings).kind == "cpu" or os.environ.get("TRITON_INTERPRET") == "1":
+        return []
+    import torch
+
+    count, ranks = torch.cuda.device_count(), settings.tensor_parallel
+    needed = settings.engines * ranks
+    if count < needed:
+        each = f" of {ranks} GPUs each (--tensor-parallel)" if ranks > 1 else ""
+        raise ModelError(
+            f"--engines {settings.engines}{each} needs {needed} GPUs and torch finds {count}: ask for fewer, or use --device cpu."
+        )
+    return visible_devices(needed)
 
 
 def _keep_builds() -> None:

@@ -4,7 +4,7 @@ It knows no output length, no queue inside a replica and no block pool; what a r
 have roles: a request is sent to one that takes the phase it is in, its prompt or its decodes.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import count
@@ -84,7 +84,8 @@ class LeastLoaded:
 
 
 class PrefixAware:
-    """The replica to which the longest known prefix went before, unless it is much busier than the least loaded one.
+    """The replica to which the longest known prefix went before, unless it is much busier than the least loaded one. Of equally
+    loaded ones the one that was sent the fewest blocks.
 
     Remembers for each prefix block where it was last sent, and forgets the least recently used. The blocks are hashed as in a
     block pool, so that what it remembers is what a pool can hold.
@@ -100,12 +101,15 @@ class PrefixAware:
         self._capacity = capacity
         self._slack = slack
         self._sent: OrderedDict[tuple[ChunkPhase, bytes], int] = OrderedDict()
+        self._held: Counter[int] = Counter()  # blocks of those by replica
 
     def choose(self, prompt_ids: list[int], replicas: Sequence[ReplicaView], phase: ChunkPhase, salt: str = "") -> int:
         """The replica of the longest prefix remembered, or the least loaded; remembers the prompt's blocks as sent there."""
         keys = [(phase, key) for key in self._keys(prompt_ids, salt)]
         able = _able(replicas, phase)
-        least = _least_loaded(replicas, able)
+        least = min(
+            able, key=lambda index: (replicas[index].open, self._held[index])
+        )  # so that idle ones share the prefixes
         chosen = least
         for key in reversed(keys):
             if (found := self._sent.get(key)) is not None:
@@ -113,11 +117,16 @@ class PrefixAware:
                     chosen = found
                 break
         for key in keys:
+            self._forget(key)
             self._sent[key] = chosen
-            self._sent.move_to_end(key)
+        self._held[chosen] += len(keys)
         while len(self._sent) > self._capacity * len(replicas):
-            self._sent.popitem(last=False)
+            self._forget(next(iter(self._sent)))
         return chosen
+
+    def _forget(self, key: tuple[ChunkPhase, bytes]) -> None:
+        if (held_by := self._sent.pop(key, None)) is not None:
+            self._held[held_by] -= 1
 
     def _keys(self, prompt_ids: list[int], salt: str) -> list[bytes]:
         size, keys = self._block_size, [root_hash("router", salt)]

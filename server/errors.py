@@ -12,7 +12,9 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── ForbiddenOrigin          403  a page of another origin
     ├── NotFound                 404  no such route
     ├── ModelNotFound            404  no such model
+    ├── EngineNotFound           404  no such engine
     ├── MethodNotAllowed         405
+    ├── Conflict                 409  not in the state that something is in
     ├── MalformedRequest         400  the bytes are no HTTP request, or could be read in two ways
     ├── RequestTimeout           408  the client was too slow in sending the request
     ├── BodyTooLarge             413
@@ -126,6 +128,18 @@ class ModelNotFound(NotFound):
     """No model of that name."""
 
     code = "model_not_found"
+
+
+class EngineNotFound(NotFound):
+    """No engine of that name."""
+
+    code = "engine_not_found"
+
+
+class Conflict(ApiError):
+    """What is asked for cannot be done to something in this state."""
+
+    status, type, code = 409, "invalid_request_error", "conflict"
 
 
 class MethodNotAllowed(ApiError):

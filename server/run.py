@@ -10,9 +10,9 @@ import time
 
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.ipc.child import module_arguments
 from engine.ipc.private_folder import remove_leftovers
 from scheduler.types.messages import Event, Failed
+from server.engines.commands import CannotShare, engine_commands
 from server.engines.launch import Incarnation, launch
 from server.listen import ListenError, listen
 from server.signals import end_on_signals
@@ -27,38 +27,42 @@ def run(settings: Settings, source: ModelSource) -> int:
     """Serve until a signal or a fatal failure.
 
     Returns:
-        0 after a drain; 1 if the address cannot be listened on, nothing can be written to, the tokenizer cannot be read, or
-        the engine does not start (or restart). A signal before the event loop runs, or a second one, ends the process at once
-        with 128 + its number.
+        0 after a drain; 1 if the address cannot be listened on, nothing can be written to, the tokenizer cannot be read, the
+        machine is too small for so many engines, or no engine starts (or restarts). A signal before the event loop runs, or a
+        second one, ends the process at once with 128 + its number.
     """
     started = time.monotonic()
     configure_logging(settings.log_level)
     end_on_signals()
-    arguments = module_arguments("engine", settings, source)
+    engines: dict[str, Incarnation] = {}
     try:
         listener = listen(settings.host, settings.port)
     except ListenError as error:
         return _fail(error)
     try:
-        for folder in remove_leftovers():
-            _log.info("removed %s, which a server that was killed had left behind", folder)
-        engine = launch(arguments)
-    except OSError as error:
-        listener.close()
-        return _fail(f"the engine's process cannot be started: {error}")
-    try:
-        from server.serving import ENGINE, Serving
+        commands = engine_commands(settings, source)
+        try:
+            for folder in remove_leftovers():
+                _log.info("removed %s, which a server that was killed had left behind", folder)
+            for name, arguments in commands.items():
+                engines[name] = launch(arguments)
+        except OSError as error:
+            return _fail(f"the engine's process cannot be started: {error}")
+        from server.serving import Serving
         from server.text.chat_template import TemplateError
         from server.text.tokenizer import TokenizerError
 
         try:
-            serving = Serving(settings, source, listener, {ENGINE: arguments}, started)
+            serving = Serving(settings, source, listener, commands, started)
         except (TokenizerError, TemplateError, ModelError, OSError) as error:
-            return _fail(_refusal(engine) or error)
-        return serving.run({ENGINE: engine})
+            return _fail(_refusal(next(iter(engines.values()))) or error)
+        return serving.run(engines)
+    except CannotShare as error:
+        return _fail(error)
     finally:
         end_on_signals()  # the loop's handlers are gone with it
-        engine.close()
+        for engine in engines.values():
+            engine.close()
         listener.close()
 
 

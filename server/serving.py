@@ -13,12 +13,14 @@ import uvicorn
 
 from configs.model.source import ModelSource
 from configs.settings import Settings
+from scheduler.router import ROUTERS
 from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.engines.launch import Incarnation, launch
+from server.engines.restarts import Restarts
 from server.engines.supervisor import Supervisor
 from server.errors import Unavailable
 from server.http.connection import protocol_factory
@@ -31,7 +33,6 @@ from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
 from server.text.chat_renderer import load_chat_renderer
 
-ENGINE = "engine"  # the name of a server's only engine
 SHUTDOWN_REASON = "the server is shutting down"
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
@@ -81,10 +82,14 @@ class Serving:
         )
         self._settings, self._listener, self._arguments = settings, listener, dict(engines)
         metrics, self._drain = Metrics(), Drain()
-        self._engines = Engines([EngineClient(name, settings, metrics, console.on_event) for name in engines])
+        clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
+        self._engines = Engines(clients, ROUTERS[settings.router]())
+        self._supervisors = {client.name: self._supervisor(client) for client in clients}
+        self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         context = ServerContext(
             settings=settings,
             engines=self._engines,
+            restarts=self._restarts,
             drain=self._drain,
             metrics=metrics,
             tokenizer=tokenizer,
@@ -105,7 +110,7 @@ class Serving:
 
     async def _run(self, first: Mapping[str, Incarnation]) -> int:
         """Serve until a signal, or until the web server or all engines have ended by themselves."""
-        supervisors = {client.name: self._supervisor(client) for client in self._engines}
+        supervisors = self._supervisors
         signalled = self._handle_signals(supervisors.values())
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
@@ -114,6 +119,7 @@ class Serving:
         ends: set[asyncio.Future[Any]] = {engines, web, stop}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, drained = engines.done() or web.done(), time.monotonic() + self._settings.drain_seconds
+        self._restarts.cancel()
         if not failed:
             await self._end_requests()
         stop.cancel()

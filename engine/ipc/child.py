@@ -29,18 +29,22 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         arguments: command line, the program first.
         environment: added to this process's.
     """
-    secrets = {knob.variable for knob in knobs().values() if knob.secret}
-    inherited = {name: value for name, value in os.environ.items() if name not in secrets}
     return subprocess.Popen(
         arguments,
         stdin=subprocess.PIPE,
-        env={**inherited, **(environment or {})},
-        cwd=_working_folder(),
+        env={**without_secrets(), **(environment or {})},
+        cwd=working_folder(),
         start_new_session=True,
     )
 
 
-def _working_folder() -> str | None:
+def without_secrets() -> dict[str, str]:
+    """This process's variables, but for those that hold secrets of the server."""
+    secrets = {knob.variable for knob in knobs().values() if knob.secret}
+    return {name: value for name, value in os.environ.items() if name not in secrets}
+
+
+def working_folder() -> str | None:
     """This process's own (None), unless it is gone: PyTorch's libraries do not load in such a one."""
     try:
         os.getcwd()

@@ -7,6 +7,7 @@ from scheduler.types.messages import Ready
 from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
+from server.engines.restarts import Restarts
 from server.errors import ModelNotFound
 from server.schema.openapi import ModelBounds
 from server.telemetry.metrics import Metrics
@@ -19,11 +20,12 @@ class ServerContext:
     """The server's parts as its endpoints see them.
 
     `model_names` are the names clients may use; answers carry the first when the request names none.
-    `created` is in Unix seconds.
+    `created` is in Unix seconds. `restarts` are those of engines that operators ask for.
     """
 
     settings: Settings
     engines: Engines
+    restarts: Restarts
     drain: Drain
     metrics: Metrics
     tokenizer: Tokenizer

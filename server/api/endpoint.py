@@ -124,7 +124,7 @@ class Endpoint(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GetEndpoint(Endpoint):
+class BodilessEndpoint(Endpoint):
     """A request without a body.
 
     Attributes:
@@ -132,7 +132,6 @@ class GetEndpoint(Endpoint):
         parameters: those in the path, in OpenAPI's form.
     """
 
-    method: ClassVar[str] = "GET"
     answer: Callable[[Call], Awaitable[AnswerBody | Response]]
     parameters: Sequence[Mapping[str, Any]] = ()
 
@@ -144,6 +143,20 @@ class GetEndpoint(Endpoint):
     def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """The parameters."""
         return {"parameters": [dict(parameter) for parameter in self.parameters]} if self.parameters else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetEndpoint(BodilessEndpoint):
+    """Says something, and changes nothing."""
+
+    method: ClassVar[str] = "GET"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionEndpoint(BodilessEndpoint):
+    """Does something to what its path names. A body means nothing, and is not read."""
+
+    method: ClassVar[str] = "POST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from server.api import chat, completions, detokenize, health, models, tokenize
+from server.api import chat, completions, detokenize, engines, health, models, tokenize
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint
 
@@ -15,6 +15,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     models.ONE,
     tokenize.ENDPOINT,
     detokenize.ENDPOINT,
+    *engines.ENDPOINTS,
     *health.ENDPOINTS,
 )
 

@@ -47,7 +47,7 @@ class EngineClient:
 
     `name` tells the engine from the server's others. Requests are taken while it is `usable`. `state` is "starting" until the
     engine is ready and again while it is restarted, "dead" once restarting has been given up, "stopped" after `stopped`. While an
-    incarnation starts, `info` is still what the one before said.
+    incarnation starts, `info` is still what the one before said. While `draining` it takes no new requests, whatever its state.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class EngineClient:
     ) -> None:
         self.name = name
         self.state: State = "starting"
+        self.draining = False
         self.info: Ready | None = None
         self.stats = EngineStats()
         self.phases: list[StartPhase] = []
@@ -103,14 +104,19 @@ class EngineClient:
             Unavailable: the engine is not ready, or hangs.
         """
         self._ensure_usable()
-        limit = self._settings.max_waiting
-        # A job of more sequences than the bound must have a chance: it may enter an empty queue.
-        if self.waiting + sequences <= limit or (self.waiting == 0 and sequences > limit):
+        if self.has_room(sequences):
             return
+        limit = self._settings.max_waiting
         raise QueueFull(
             f"The queue is full: {self.waiting} sequences wait, max_waiting is {limit} and this request needs {sequences}.",
             headers={"Retry-After": str(self._seconds_of_work())},
         )
+
+    def has_room(self, sequences: int) -> bool:
+        """Whether the queue is short enough for a job of this many."""
+        limit = self._settings.max_waiting
+        # A job of more sequences than the bound must have a chance: it may enter an empty queue.
+        return self.waiting + sequences <= limit or (self.waiting == 0 and sequences > limit)
 
     def _seconds_of_work(self) -> int:
         """Until all that is open now will have been served. Not until one place is free: under overload somebody else has it then,
@@ -163,13 +169,18 @@ class EngineClient:
         return self.liveness.hang(0.0, self._settings.health_seconds) if self.state == "ready" else None
 
     @property
-    def usable(self) -> bool:
-        """Whether it takes requests: it is ready, and nothing hangs."""
+    def working(self) -> bool:
+        """Whether it could take requests: it is ready, and nothing hangs."""
         return self.state == "ready" and self.hang is None
 
+    @property
+    def usable(self) -> bool:
+        """Whether it takes requests: it is working, and nobody has asked to leave it alone."""
+        return self.working and not self.draining
+
     def health(self) -> EngineHealth:
-        """How it is doing now; nothing is asked of the engine."""
-        trouble = None if self.usable else self.unavailable().message
+        """How it is doing now; nothing is asked of the engine. One that is drained is in good health."""
+        trouble = None if self.working else self.unavailable().message
         if trouble is not None and self.failure is not None:
             trouble += f" The last engine ended: {for_clients(self.failure)}."
         age = round(time.monotonic() - self.last_token, 3)
@@ -185,6 +196,8 @@ class EngineClient:
             )
         if self.state == "stopped":
             return Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
+        if self.state == "ready":
+            return Unavailable("The engine is drained and takes no new requests.", headers={"Retry-After": "5"})
         done = f" ({self.phases[-1].name} done)" if self.phases else ""
         elapsed = time.monotonic() - self._process.started if self._process is not None else 0.0
         retry = max(1, math.ceil(self._start_seconds - elapsed))

@@ -1,11 +1,26 @@
-"""The engines of one server, by name. A job goes to one of them: to the usable one with the fewest open sequences."""
+"""The engines of one server, by name. A job goes to one of them: where there are several, a router says to which."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
+from scheduler.router import LeastLoaded, Role, Router
 from scheduler.types.messages import Ready
+from scheduler.types.step import ChunkPhase
 from server.engines.client import EngineClient
 from server.errors import Unavailable
+from server.stream.job import Job
+
+_HOPE = {"starting": 0, "ready": 1, "stopped": 2, "dead": 3}  # the sooner it may take requests, the less
+
+
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    """What a router sees of an engine."""
+
+    available: bool
+    open: int
+    role: Role = Role.MIXED
 
 
 class Engines:
@@ -13,15 +28,17 @@ class Engines:
 
     Args:
         clients: one or more, each with a name of its own.
+        router: asked for each job, where there are several.
     """
 
-    def __init__(self, clients: Sequence[EngineClient]) -> None:
+    def __init__(self, clients: Sequence[EngineClient], router: Router | None = None) -> None:
         if not clients:
             raise ValueError("a server needs an engine")
         self.by_name: Mapping[str, EngineClient] = MappingProxyType({client.name: client for client in clients})
         if len(self.by_name) < len(clients):
             raise ValueError(f"two engines have the same name: {', '.join(client.name for client in clients)}")
         self._clients = tuple(clients)
+        self._router = router or LeastLoaded()
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients)
@@ -42,15 +59,28 @@ class Engines:
         usable = [info for use, info in known if use] or [info for _, info in known]
         return min(usable, key=lambda info: info.context, default=None)
 
-    def choose(self) -> EngineClient:
+    def choose(self, job: Job) -> EngineClient:
         """The engine for one job. All its sequences go there, so that they share their prompt's blocks.
 
         Raises:
-            Unavailable: no engine is ready, or all that are hang.
+            Unavailable: no engine is ready, or all that are hang or are drained.
         """
         if not self.ready:
             raise self.unavailable()
-        return self._by_load()[0]
+        if len(self._clients) == 1:
+            return self._clients[0]
+        first = job.sequences[0].request
+        salt = f"{first.adapter}|{first.cache_salt}"
+        return self._clients[
+            self._router.choose(first.prompt_ids, self._replicas(len(job.sequences)), ChunkPhase.PREFILL, salt)
+        ]
+
+    def _replicas(self, sequences: int) -> list[_Replica]:
+        """All engines, for a job of so many sequences. One whose queue is full counts only where all are: then it refuses."""
+        taking = [client.usable and client.has_room(sequences) for client in self._clients]
+        if not any(taking):
+            taking = [client.usable for client in self._clients]
+        return [_Replica(able, client.open_count) for able, client in zip(taking, self._clients, strict=True)]
 
     def abort_all(self, reason: str) -> None:
         """End everything open, for its readers and in the engines; `reason` is the error they read."""
@@ -59,9 +89,4 @@ class Engines:
 
     def unavailable(self) -> Unavailable:
         """Why no request is taken now, with Retry-After, as the engine says that may be ready first."""
-        hope = {"starting": 0, "stopped": 1, "dead": 2}
-        return min(self._clients, key=lambda client: hope.get(client.state, 0)).unavailable()
-
-    def _by_load(self) -> list[EngineClient]:
-        """All clients, those first that take requests, then by their number of open sequences."""
-        return sorted(self._clients, key=lambda client: (not client.usable, client.open_count))
+        return min(self._clients, key=lambda client: _HOPE[client.state]).unavailable()

@@ -45,6 +45,7 @@ class Supervisor:
         self._tick = tick
         self._ended: asyncio.Future[str] | None = None
         self._process: EngineProcess | None = None
+        self._replacing: asyncio.Event | None = None  # set when the incarnation that was told to end has ended
         self._stop = asyncio.Event()
 
     async def run(self, first: Incarnation | None = None) -> None:
@@ -60,10 +61,17 @@ class Supervisor:
             except OSError as error:  # not even a process
                 cause, was_ready = f"cannot be started: {error}", False
             incarnation = None
+            replacing, self._replacing = self._replacing, None
+            if replacing is not None:
+                replacing.set()
+                cause = "it was told to restart"
             if self._stop.is_set():
                 return
             self._client.detach(cause)
             ever_ready = ever_ready or was_ready
+            if replacing is not None:
+                self._client.restarting()
+                continue
             delay = self._policy.after_death(time.monotonic(), was_ready=was_ready) if ever_ready else None
             if delay is None:
                 self._client.give_up()
@@ -123,6 +131,20 @@ class Supervisor:
                 if hang is not None:
                     return f"it {hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
 
+    async def restart(self, flush_seconds: float) -> None:
+        """End the present incarnation in good order, so that another follows at once; this counts as no death. What is open on it
+        fails, so it should be drained. Returns when it has ended.
+
+        Args:
+            flush_seconds: for writing KV that would be lost with it.
+        """
+        process = self._process
+        if process is None:  # another one follows anyway
+            return
+        replacing = self._replacing = asyncio.Event()
+        await self._dismiss(process, STOP_GRACE_SECONDS if self._client.state == "ready" else 0.0, flush_seconds)
+        await replacing.wait()
+
     async def stop(self, grace: float = STOP_GRACE_SECONDS, flush_seconds: float = 0.0) -> None:
         """Ask the engine to exit, and kill it if it does not in time; `run` returns soon after.
 
@@ -133,10 +155,11 @@ class Supervisor:
         self._stop.set()
         was_ready, hangs = self._client.state == "ready", self._client.hang is not None
         self._client.stopped()
-        process = self._process
-        if process is None:
-            return
-        if was_ready and grace > 0:
+        if self._process is not None:
+            await self._dismiss(self._process, grace if was_ready else 0.0, flush_seconds)
+
+    async def _dismiss(self, process: EngineProcess, grace: float, flush_seconds: float) -> None:
+        if grace > 0:
             self._client.shut_down(flush_seconds)
             await process.exited((0.0 if hangs else grace) + flush_seconds)
         process.kill()

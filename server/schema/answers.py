@@ -216,6 +216,53 @@ class HealthAnswer(AnswerBody):
     engines: dict[str, EngineHealthAnswer] = {}
 
 
+EngineState = Literal["starting", "ready", "draining", "drained", "hanging", "dead", "stopped"]
+
+
+class EngineLoad(AnswerBody):
+    """How much an engine has to do, in sequences."""
+
+    running: int
+    waiting: int = Field(description="In the engine, or on the way to it.")
+
+
+class EngineKv(AnswerBody):
+    """The KV pool of an engine, in blocks."""
+
+    blocks: int
+    used: int = Field(description="By sequences that run.")
+    cached: int = Field(description="By prefixes that may be asked for again.")
+    free: int
+
+
+class EngineCard(AnswerBody):
+    """One engine, as `/v1/engines` lists it."""
+
+    id: str = Field(description="Its name.")
+    object: Literal["engine"] = "engine"
+    role: Literal["mixed", "prefill", "decode"]
+    state: EngineState = Field(
+        description="`draining`: it takes no new requests and works on open ones; `drained`: those have ended. `dead`: it was "
+        "given up."
+    )
+    restarting: bool = Field(
+        description="A restart was asked for: it is under way, or waits for another engine's to end."
+    )
+    trouble: str | None = Field(description="Why it does not work now.")
+    load: EngineLoad
+    kv: EngineKv
+    version: str | None = Field(description="headrace's; null until it has been ready.")
+    fingerprint: str | None = Field(description="`system_fingerprint` of its answers.")
+    device: str | None
+
+
+class EngineList(AnswerBody):
+    """All engines of the server."""
+
+    object: Literal["list"] = "list"
+    data: list[EngineCard]
+
+
 class VersionAnswer(AnswerBody):
     """The answer of `/version`."""
 
@@ -237,7 +284,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "description": "Something in the request is wrong; the message names the field, the limit and the value.",
     },
     401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
-    404: {"model": ErrorAnswer, "description": "No such model."},
+    404: {"model": ErrorAnswer, "description": "No such model, or no such engine."},
+    409: {"model": ErrorAnswer, "description": "Not possible in the state that the engine is in."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
     415: {"model": ErrorAnswer, "description": "The body is no JSON in UTF-8, or its content coding is not served."},
     429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when to come back."},

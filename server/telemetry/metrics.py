@@ -167,7 +167,7 @@ class EngineMetrics(Declared):
         self.registry.register(self._stats)
         self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
         self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
-        self._restarts = self._counter("engine_restarts", "Times a dead engine was started again.")
+        self._restarts = self._counter("engine_restarts", "Times it was started again, after a death or as asked.")
         self._up = self._gauge("engine_up", "1 while the engine takes requests: it is ready and nothing hangs.")
         self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
         self._phases = self._gauge(

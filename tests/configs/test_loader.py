@@ -21,6 +21,7 @@ PARTNERS = {
     "kv_disk_gib": {"kv_disk_path": "kv"},
     "tenant_weights": {"scheduling": "fair"},
     "decode_price": {"scheduling": "fair"},
+    "routing": {"engines": 2},
     "key_names": {"api_key": ["a"]},
     "isolate_keys": {"api_key": ["a"]},
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},

@@ -52,6 +52,7 @@ PAIRS = [
     ({"isolate_keys": True}, {"api_key": []}, KEYS),
     ({"key_names": ["a", "b"]}, {"api_key": []}, KEYS),
     ({"priority_keys": ["key1"]}, {"api_key": []}, KEYS),
+    ({"routing": "least-loaded"}, {"engines": 1}, {"engines": 2}),
     ({"priority_scope": "all"}, {"scheduling": "fcfs"}, {"scheduling": "fair"}),
     ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
@@ -118,6 +119,8 @@ def test_what_is_only_a_default_contradicts_nothing(asked, against, along):
         {"scheduling": "fcfs", "priority_scope": "none"},
         {"isolate_keys": False, "key_names": []},
         {"tensor_parallel": 2, "kv_host_gib": 0.0},
+        {"engines": 1},
+        {"engines": 2, "prefix_caching": False},
     ],
     ids=str,
 )
@@ -216,6 +219,24 @@ def test_the_declaration_says_which_device_reads_a_knob():
 def test_defaults_are_told_of_by_nobody(kind):
     assert Settings().unread_on(kind) == []
     assert Settings(device=kind, kv_blocks=9).unread_on(kind) == []
+
+
+def test_what_is_one_of_a_kind_is_divided_among_engines():
+    settings = Settings(engines=4, kv_host_gib=2.0, kv_disk_path="kv", kv_disk_gib=10.0, kv_blocks=64)
+    assert settings.engine_names == ["engine-0", "engine-1", "engine-2", "engine-3"]
+    got = Settings.model_validate_json(settings.of_engine("engine-3").for_engine())
+    assert (got.kv_host_gib, got.kv_disk_path, got.kv_disk_gib, got.kv_blocks) == (0.5, "kv/engine-3", 2.5, 64)
+    assert Settings(engines=4).of_engine("engine-0").for_engine() == '{"engines":4}'
+    alone = Settings(kv_host_gib=2.0, kv_disk_path="kv")
+    assert alone.engine_names == ["engine"] and alone.of_engine("engine") == alone
+
+
+def test_routing_by_prefixes_needs_prefixes():
+    assert Settings(engines=2).router == "prefix-aware"
+    assert Settings(engines=2, prefix_caching=False).router == "least-loaded"
+    assert Settings(engines=2, prefix_caching=False, routing="round-robin").router == "round-robin"
+    (found,) = contradictions(engines=2, prefix_caching=False, routing="prefix-aware")
+    assert found.names == ("routing", "prefix_caching")
 
 
 def test_an_engine_gets_what_was_set_and_nothing_about_keys():

@@ -107,3 +107,12 @@ def test_equal_prompts_under_different_salts_are_different_prefixes():
     replicas[0].open = 2
     assert router.choose(prompt, replicas, PREFILL, "b") == 1
     assert router.choose(prompt, replicas, PREFILL, "a") == 0
+
+
+def test_prefixes_are_spread_over_replicas_that_have_nothing_to_do():
+    router, replicas = PrefixAware(block_size=4, capacity=4), [Busy(0), Busy(0)]
+    assert [router.choose([token] * 8, replicas, PREFILL) for token in range(4)] == [0, 1, 0, 1]
+    assert [router.choose([token] * 8, replicas, PREFILL) for token in (1, 0)] == [1, 0]
+    assert router.choose([9] * 40, replicas, PREFILL) == 0
+    assert sum(router._held.values()) == len(router._sent) == 8
+    assert router.choose([8] * 8, replicas, PREFILL) == 1

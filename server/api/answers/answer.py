@@ -36,7 +36,7 @@ def text_answer(
     async def answer(job: TextJob[S], call: Call) -> Response:
         tokenizer = call.context.tokenizer
         written = form(job, tokenizer)
-        engine = call.context.engines.choose()
+        engine = call.context.engines.choose(job)
         fingerprint = engine.fingerprint
         generation = Generation(job, engine, tokenizer, call.exchange)
         return await (_streamed if job.body.stream else _whole)(generation, written, fingerprint, call)
@@ -48,7 +48,7 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
     """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence."""
 
     async def answer(job: Job, call: Call) -> Response:
-        submission = Submission(job, call.context.engines.choose(), call.exchange)
+        submission = Submission(job, call.context.engines.choose(job), call.exchange)
         try:
             results = await unless_disconnected(pooled(submission), call.request.receive)
         finally:

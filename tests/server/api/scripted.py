@@ -33,6 +33,7 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.restarts import Restarts
 from server.telemetry.metrics import Metrics
 from server.text.chat_renderer import load_chat_renderer
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
@@ -196,9 +197,11 @@ class Server:
         self.process.client = self.engine
         if ready:
             self.replace(self.process)
+        engines = Engines([self.engine])
         self.context = ServerContext(
             settings=self.settings,
-            engines=Engines([self.engine]),
+            engines=engines,
+            restarts=Restarts(engines, {}, flush_seconds=0.0),
             drain=Drain(),
             metrics=metrics,
             tokenizer=tokenizer,

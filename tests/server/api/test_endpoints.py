@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configs.settings import Settings
-from server.api.endpoint import GetEndpoint, PostEndpoint
+from server.api.endpoint import BodilessEndpoint, PostEndpoint
 from server.api.endpoints import ENDPOINTS
 from server.api.requests.parse import parse
 from server.schema.answers import ERRORS
@@ -14,14 +14,14 @@ from server.schema.base import Body
 from tests.server.api.scripted import Server, run
 
 POSTS = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)]
-GETS = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, GetEndpoint)]
+BODILESS = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, BodilessEndpoint)]
 BY_PATH = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 POSTED = pytest.mark.parametrize("endpoint", POSTS, ids=lambda endpoint: endpoint.path)
 
 
 def test_no_two_have_one_place():
     places = [(endpoint.method, endpoint.shown_path) for endpoint in ENDPOINTS]
-    assert len(places) == len(set(places)) == len(POSTS) + len(GETS)
+    assert len(places) == len(set(places)) == len(POSTS) + len(BODILESS)
 
 
 @BY_PATH
@@ -74,10 +74,10 @@ def test_a_model_that_is_not_served_is_refused_everywhere(endpoint):
     assert all(name in response.json()["error"]["message"] for name in ("large", "small", "org/small"))
 
 
-@pytest.mark.parametrize("endpoint", GETS, ids=lambda endpoint: endpoint.path)
+@pytest.mark.parametrize("endpoint", BODILESS, ids=lambda endpoint: endpoint.path)
 def test_what_is_asked_without_a_body_answers_as_declared(endpoint):
-    path = endpoint.shown_path.replace("{model}", "org/small")
-    response = run(lambda: Server().client.get(path))
+    path = endpoint.shown_path.replace("{model}", "org/small").replace("{engine}", "engine")
+    response = run(lambda: Server().client.request(endpoint.method, path))
     assert response.status_code == 200
     if endpoint.answers is not None:
         assert endpoint.answers.model_validate_json(response.content)

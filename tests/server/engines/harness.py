@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from server.engines.health import Liveness
 from server.engines.launch import Incarnation, launch
 from server.engines.process import EngineProcess
 from server.engines.restart import RestartPolicy
+from server.engines.restarts import Restarts
 from server.engines.supervisor import Supervisor
+from server.stream.job import Job, SequenceRequest, TokenizedPrompt
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
@@ -47,11 +49,19 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(resolve_model(None).path)
 
 
-def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drain, **parts: Any) -> FastAPI:
+def make_app(
+    settings: Settings,
+    engines: Engines,
+    metrics: Metrics,
+    drain: Drain,
+    supervisors: Mapping[str, Supervisor] | None = None,
+    **parts: Any,
+) -> FastAPI:
     """`parts`: further fields of the context."""
     context = ServerContext(
         settings=settings,
         engines=engines,
+        restarts=Restarts(engines, supervisors or {}, flush_seconds=0.0),
         drain=drain,
         metrics=metrics,
         tokenizer=tokenizer(),
@@ -66,6 +76,16 @@ def make_app(settings: Settings, engines: Engines, metrics: Metrics, drain: Drai
 def http(app: FastAPI) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+
+def job(prompt_ids: list[int], sequences: int = 1) -> Job:
+    """So many sequences of one prompt."""
+    prompt, sampling = TokenizedPrompt(prompt_ids, None, "prompt"), SamplingParams(max_tokens=3)
+    requests = [
+        AddRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt_ids, sampling=sampling) for _ in range(sequences)
+    ]
+    asked = [SequenceRequest(index, prompt, request) for index, request in enumerate(requests)]
+    return Job(id="job", created=0, model="scripted", sequences=asked)
 
 
 def arguments(*options: str) -> list[str]:

@@ -8,7 +8,7 @@ from configs.settings import Settings
 from server.engines.launch import launch
 from server.listen import listen
 from server.run import configure_logging
-from server.serving import ENGINE, Serving
+from server.serving import Serving
 from tests.server.engines.harness import arguments
 
 
@@ -17,10 +17,11 @@ def main(start: str, *knobs: str) -> int:
     settings = Settings.model_validate(values, strict=False)
     configure_logging(settings.log_level)
     listener = listen("127.0.0.1", 0)
-    line = arguments("--start", start)
-    engine = launch(line)
-    print(f"engine {engine.process.pid} port {listener.getsockname()[1]}", flush=True)
-    return Serving(settings, resolve_model(None), listener, {ENGINE: line}, time.monotonic()).run({ENGINE: engine})
+    lines = {name: arguments("--start", start) for name in settings.engine_names}
+    engines = {name: launch(line) for name, line in lines.items()}
+    first = next(iter(engines.values()))
+    print(f"engine {first.process.pid} port {listener.getsockname()[1]}", flush=True)
+    return Serving(settings, resolve_model(None), listener, lines, time.monotonic()).run(engines)
 
 
 if __name__ == "__main__":

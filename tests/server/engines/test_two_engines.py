@@ -1,4 +1,4 @@
-"""Seam 5: a second engine behind the client in one server, added here and nowhere else."""
+"""Two engines behind one server: which gets a job, and what is told of each."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,13 @@ from server.engines.engines import Engines
 from server.errors import Unavailable
 from server.telemetry.metrics import Metrics
 from tests.server.api.scripted import Server, ready_event
-from tests.server.engines.harness import eventually, http, make_app, run, running
+from tests.server.engines.harness import eventually, http, job, make_app, run, running
 from tests.server.engines.scripted_engine import HOLD, READY
 
 pytestmark = pytest.mark.processes
 
 NAMES = ("first", "second")
+JOB = job([5, 6])
 
 
 @contextlib.asynccontextmanager
@@ -174,7 +175,7 @@ def test_names_are_each_engines_own():
 )
 def test_of_engines_that_are_not_ready_the_one_that_may_be_first_answers(states, message):
     with pytest.raises(Unavailable, match=message):
-        Engines(clients(*states)).choose()
+        Engines(clients(*states)).choose(JOB)
 
 
 def test_what_engines_say_of_the_model_is_taken_from_one_that_is_ready():
@@ -200,10 +201,10 @@ def test_an_engine_that_hangs_gets_no_job_while_another_works():
     silent, other = clients("ready", "ready")
     engines = Engines([silent, other])
     silent.liveness.passed(1e6)
-    assert engines.ready and engines.choose() is other
+    assert engines.ready and engines.choose(JOB) is other
     other.liveness.passed(1e6)
     assert not engines.ready
     with pytest.raises(Unavailable, match="The engine hangs: it has said nothing for 1000000 s"):
-        engines.choose()
+        engines.choose(JOB)
     silent.handle(Heartbeat(doing="idle"))
-    assert engines.ready and engines.choose() is silent
+    assert engines.ready and engines.choose(JOB) is silent

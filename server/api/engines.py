@@ -1,0 +1,115 @@
+"""`GET /v1/engines`, and what an operator may do to one of them: `POST /v1/engines/{engine}/drain`, `undrain` and `restart`.
+
+Each answers at once, with the engine as it is then. A restart goes on by itself: `restarting` says when it has ended.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from scheduler.router import Role
+from server.api.context import ServerContext
+from server.api.endpoint import ActionEndpoint, Call, GetEndpoint
+from server.engines.client import EngineClient
+from server.errors import Conflict, EngineNotFound, for_clients
+from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState
+
+
+def _card(client: EngineClient, context: ServerContext) -> EngineCard:
+    stats, info = client.stats, client.info
+    return EngineCard(
+        id=client.name,
+        role=Role.MIXED.value,
+        state=_state(client),
+        restarting=context.restarts.pending(client.name),
+        trouble=client.health().trouble,
+        load=EngineLoad(running=stats.running, waiting=client.waiting),
+        kv=EngineKv(
+            blocks=stats.blocks_total, used=stats.blocks_used, cached=stats.blocks_cached, free=stats.blocks_free
+        ),
+        version=info.version if info else None,
+        fingerprint=client.fingerprint if info else None,
+        device=info.device if info else None,
+    )
+
+
+def _state(client: EngineClient) -> EngineState:
+    if client.state != "ready":
+        return client.state
+    if client.hang is not None:
+        return "hanging"
+    if not client.draining:
+        return "ready"
+    return "draining" if client.open_count else "drained"
+
+
+async def _list(call: Call) -> EngineList:
+    return EngineList(data=[_card(client, call.context) for client in call.context.engines])
+
+
+def _named(call: Call) -> EngineClient:
+    """The engine that the path names.
+
+    Raises:
+        EngineNotFound: there is none of that name.
+    """
+    name = call.request.path_params["engine"]
+    engines = call.context.engines.by_name
+    if name not in engines:
+        known = ", ".join(f"`{known}`" for known in engines)
+        raise EngineNotFound(f"There is no engine `{name[:200]}`; there is {known}.")
+    return engines[name]
+
+
+def _drain(client: EngineClient, context: ServerContext) -> None:
+    client.draining = True
+
+
+def _undrain(client: EngineClient, context: ServerContext) -> None:
+    if context.restarts.pending(client.name):
+        raise Conflict(f"{client.name} is being restarted, and takes requests by itself when it is ready.")
+    client.draining = False
+
+
+def _restart(client: EngineClient, context: ServerContext) -> None:
+    if client.state in ("dead", "stopped"):
+        why = for_clients(client.failure or "the server is shutting down")
+        raise Conflict(f"{client.name} is {client.state} ({why}), and only a new server starts it again.")
+    context.restarts.ask(client)
+
+
+def _doing(act: Callable[[EngineClient, ServerContext], None]) -> Callable[[Call], Awaitable[EngineCard]]:
+    async def answer(call: Call) -> EngineCard:
+        client = _named(call)
+        act(client, call.context)
+        return _card(client, call.context)
+
+    return answer
+
+
+def _action(
+    name: str, summary: str, act: Callable[[EngineClient, ServerContext], None], *errors: int
+) -> ActionEndpoint:
+    return ActionEndpoint(
+        path=f"/v1/engines/{{engine}}/{name}",
+        tag="engines",
+        summary=summary,
+        answer=_doing(act),
+        answers=EngineCard,
+        errors=(401, 404, *errors),
+        parameters=[{"name": "engine", "in": "path", "required": True, "schema": {"type": "string"}}],
+    )
+
+
+ENDPOINTS = (
+    GetEndpoint(
+        path="/v1/engines",
+        tag="engines",
+        summary="The engines behind the server: what each does, how much it has to do, what it is",
+        answer=_list,
+        answers=EngineList,
+        errors=(401,),
+        while_draining=True,
+    ),
+    _action("drain", "Give the engine no new requests; open ones go on", _drain),
+    _action("undrain", "Give the engine requests again", _undrain, 409),
+    _action("restart", "Drain the engine, start it again, undrain it; one engine after the other", _restart, 409),
+)

@@ -1,0 +1,83 @@
+"""Two real engines behind one server: the answers of one engine, and a rolling restart that nobody notices."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+
+pytestmark = pytest.mark.processes
+
+PROMPTS = [f"The {word} of the water wheel" for word in ("age", "size", "sound", "maker", "price", "shape")]
+OPTIONS = ("--kv-blocks", "400", "--max-step-tokens", "256")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kv")
+    server = ServerProcess("--engines", "2", "--routing", "round-robin", "--kv-disk-path", str(folder), *OPTIONS)
+    server.wait_until(lambda: all(card["state"] == "ready" for card in cards(server)))
+    server.folder = folder
+    yield server
+    assert server.stop() == 0, "".join(server.output)
+
+
+def cards(server):
+    return httpx.get(f"{server.url}/v1/engines", timeout=30).json()["data"]
+
+
+async def ask(client, server, prompt, **body):
+    request = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": True, **body}
+    answer = await client.post(f"{server.url}/v1/completions", json=request)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def asked_together(server, prompts, **body):
+    async def together():
+        async with httpx.AsyncClient(timeout=120) as client:
+            return await asyncio.gather(*(ask(client, server, prompt, **body) for prompt in prompts))
+
+    return asyncio.run(together())
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 7, "logprobs": 2}], ids=["greedy", "seeded"])
+def test_answers_are_those_of_one_engine(pool, server, sampling):
+    before = {card["id"]: steps(pool, card["id"]) for card in cards(pool)}
+    several, one = (asked_together(each, PROMPTS, **sampling) for each in (pool, server))
+    assert [answer["choices"] for answer in several] == [answer["choices"] for answer in one]
+    fingerprints = {answer["system_fingerprint"] for answer in several}
+    assert fingerprints == {card["fingerprint"] for card in cards(pool)} and len(fingerprints) == 1
+    assert all(steps(pool, name) > count for name, count in before.items()), "both had their part"
+
+
+def steps(server, engine):
+    return server.metrics()[f'headrace_steps_total{{engine="{engine}"}}']
+
+
+def test_a_rolling_restart_changes_no_answer(pool):
+    prompts = PROMPTS[:2]
+    expected = [answer["choices"] for answer in asked_together(pool, prompts)]
+
+    async def body():
+        async with httpx.AsyncClient(timeout=120) as client:
+            for card in cards(pool):
+                asked = await client.post(f"{pool.url}/v1/engines/{card['id']}/restart")
+                assert asked.json()["restarting"]
+            rounds = 0
+            while any(card["restarting"] for card in cards(pool)):
+                answers = await asyncio.gather(*(ask(client, pool, prompt) for prompt in prompts))
+                assert [answer["choices"] for answer in answers] == expected
+                rounds += 1
+            return rounds
+
+    assert asyncio.run(body()) >= 2
+    metrics = pool.metrics()
+    assert [metrics[f'headrace_engine_restarts_total{{engine="engine-{number}"}}'] for number in (0, 1)] == [1, 1]
+    assert all(card["state"] == "ready" for card in cards(pool))
+
+
+def test_each_engine_keeps_its_kv_in_a_folder_of_its_own(pool):
+    assert {path.name for path in pool.folder.iterdir()} == {"engine-0", "engine-1"}
+    assert all((path / "headrace.lock").exists() for path in pool.folder.iterdir())

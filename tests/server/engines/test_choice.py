@@ -1,0 +1,108 @@
+"""Which engine gets a job, with the routers that the server is given."""
+
+from dataclasses import replace
+
+import pytest
+
+from configs.settings import Settings
+from scheduler.router import ROUTERS, PrefixAware, RoundRobin
+from scheduler.types.messages import EngineStats
+from server.engines.client import EngineClient
+from server.engines.engines import Engines
+from server.errors import QueueFull, Unavailable
+from server.telemetry.lifetime import Lifetime
+from server.telemetry.metrics import Metrics
+from tests.server.engines.harness import job
+from tests.server.engines.scripted_engine import READY
+
+
+def engines_of(router, count=2, **settings):
+    made = [EngineClient(f"engine-{number}", Settings(**settings), Metrics()) for number in range(count)]
+    for client in made:
+        client.handle(READY)
+    return Engines(made, router)
+
+
+def submit(engines, prompt):
+    chosen = engines.choose(job(prompt))
+    chosen.submit(job(prompt).sequences[0].request, Lifetime(received=0.0, prompt_tokens=len(prompt)))
+    return chosen.name
+
+
+def test_equal_prefixes_meet_in_one_engine():
+    engines = engines_of(PrefixAware(slack=2))
+    first, other = [1] * 64, [2] * 64
+    assert [submit(engines, prompt) for prompt in (first, other, first, other)] == [
+        "engine-0",
+        "engine-1",
+        "engine-0",
+        "engine-1",
+    ]
+    assert submit(engines, [*first, 9]) == "engine-0"
+    assert submit(engines, first) == "engine-0"
+    assert submit(engines, first) == "engine-0", "two more than the other"
+    assert submit(engines, first) == "engine-1", "three more"
+
+
+def test_turns_pass_over_an_engine_that_is_drained_and_come_back():
+    engines = engines_of(RoundRobin(), 3)
+    assert [engines.choose(job([5])).name[-1] for _ in range(4)] == list("0120")
+    engines.by_name["engine-1"].draining = True
+    assert {engines.choose(job([5])).name[-1] for _ in range(4)} == {"0", "2"}
+    engines.by_name["engine-1"].draining = False
+    assert "1" in {engines.choose(job([5])).name[-1] for _ in range(3)}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_full_queue_is_chosen_only_where_all_are_full(name):
+    engines, prompt = engines_of(ROUTERS[name](), max_waiting=1), [1] * 64
+    assert {submit(engines, prompt), submit(engines, prompt)} == {"engine-0", "engine-1"}
+    with pytest.raises(QueueFull, match="max_waiting is 1"):
+        engines.choose(job(prompt)).ensure_room(1)
+    one = engines.by_name["engine-1"]
+    one.stats = EngineStats(running=1)
+    assert {engines.choose(job(prompt)).name for _ in range(4)} == {"engine-1"}
+
+
+def test_a_single_engine_is_chosen_without_asking_anybody():
+    class Asked(RoundRobin):
+        def choose(self, *arguments):
+            pytest.fail("asked")
+
+    engines = engines_of(Asked(), 1)
+    assert engines.choose(job([5])).name == "engine-0"
+
+
+def test_a_drained_engine_says_so_and_is_in_good_health():
+    engines = engines_of(RoundRobin(), 1)
+    (client,) = engines
+    client.draining = True
+    with pytest.raises(Unavailable, match="is drained and takes no new requests"):
+        engines.choose(job([5]))
+    with pytest.raises(Unavailable, match="is drained"):
+        client.ensure_room(1)
+    assert client.health().trouble is None and not engines.ready
+
+
+def test_what_fits_the_shortest_context_fits_every_engine():
+    engines = engines_of(RoundRobin())
+    short = engines.by_name["engine-1"]
+    short.info = replace(READY, context=100)
+    assert engines.info.context == 100
+    short.draining = True
+    assert engines.info.context == READY.context
+
+
+class Shortest:
+    """Short prompts to the first one that is available, long ones to the last."""
+
+    def choose(self, prompt_ids, replicas, phase, salt=""):
+        able = [index for index, replica in enumerate(replicas) if replica.available and replica.role.takes(phase)]
+        return able[0] if len(prompt_ids) < 32 else able[-1]
+
+
+def test_a_router_of_another_kind_is_one_class():
+    engines = engines_of(Shortest(), 3)
+    assert [engines.choose(job([5] * size)).name for size in (1, 32)] == ["engine-0", "engine-2"]
+    engines.by_name["engine-0"].draining = True
+    assert engines.choose(job([5])).name == "engine-1"
