@@ -291,6 +291,11 @@ class Declaration(BaseModel):
         "`key1`, `key2`, ... if empty.",
         json_schema_extra=HTTP,
     )
+    admin_keys: list[Text] = Field(
+        default_factory=list,
+        description="API keys, by their names in key_names, that may drain and restart engines; all keys if empty.",
+        json_schema_extra=HTTP,
+    )
     isolate_keys: bool = Field(
         False,
         description="Requests with different keys share no cached prefixes: each key adds a salt of its own.",

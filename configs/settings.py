@@ -140,7 +140,7 @@ def read_by(kind: Kind) -> tuple[str, ...]:
 
 FAST_BLOCK_UNIT = 16  # tokens: the C++ kernels take block sizes that are multiples of it
 
-_ABOUT_KEYS = {"api_key", "key_names", "isolate_keys", "priority_keys"}
+_ABOUT_KEYS = {"api_key", "key_names", "isolate_keys", "priority_keys", "admin_keys"}
 _TIERS = ("kv_host_gib", "kv_disk_path")
 _SHARES = ("kv_memory_fraction", "gpu_memory_fraction")
 _COUNTS = ("engines", "tensor_parallel")
@@ -282,7 +282,7 @@ _NEEDS = (
         "set priority_keys",
     ),
     _Need(
-        ("isolate_keys", "key_names", "priority_keys"),
+        ("isolate_keys", "key_names", "priority_keys", "admin_keys"),
         "api_key",
         lambda self: bool(self.api_key),
         "api_key is empty, so there are no keys to which it could apply",
@@ -306,10 +306,11 @@ def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:
         yield Contradiction(("key_names", "api_key"), text)
         return
     known = settings.tenants
-    for tenant in settings.priority_keys:
-        if keys and tenant not in known:
-            text = f"priority_keys names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"
-            yield Contradiction(("priority_keys", "api_key"), text)
+    for name in ("priority_keys", "admin_keys"):
+        for tenant in getattr(settings, name):
+            if keys and tenant not in known:
+                text = f"{name} names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"
+                yield Contradiction((name, "api_key"), text)
     for tenant, _ in map(parse_weight, settings.tenant_weights):
         if known and tenant not in known:
             text = f"tenant_weights names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"

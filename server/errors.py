@@ -10,6 +10,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── Unauthorized             401  no key, or a wrong one
     ├── ForbiddenHost            403  the server is not served under this name
     ├── ForbiddenOrigin          403  a page of another origin
+    ├── ForbiddenKey             403  this key may not do that
     ├── NotFound                 404  no such route
     ├── ModelNotFound            404  no such model
     ├── EngineNotFound           404  no such engine
@@ -116,6 +117,12 @@ class ForbiddenOrigin(ApiError):
     """The request is from a web page of another origin, and CORS does not allow it."""
 
     status, type, code = 403, "invalid_request_error", "forbidden_origin"
+
+
+class ForbiddenKey(ApiError):
+    """The key is known, and may not do this."""
+
+    status, type, code = 403, "authentication_error", "forbidden_key"
 
 
 class NotFound(ApiError):

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from scheduler.router import Role
 from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, GetEndpoint
+from server.api.tenants import administers
 from server.engines.client import EngineClient
-from server.errors import Conflict, EngineNotFound, for_clients
+from server.errors import Conflict, EngineNotFound, ForbiddenKey, for_clients
 from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState
 
 
@@ -78,6 +79,8 @@ def _restart(client: EngineClient, context: ServerContext) -> None:
 
 def _doing(act: Callable[[EngineClient, ServerContext], None]) -> Callable[[Call], Awaitable[EngineCard]]:
     async def answer(call: Call) -> EngineCard:
+        if not administers(call.tenant, call.context.settings):
+            raise ForbiddenKey("This API key may not drain or restart engines; those of admin_keys may.")
         client = _named(call)
         act(client, call.context)
         return _card(client, call.context)
@@ -94,7 +97,7 @@ def _action(
         summary=summary,
         answer=_doing(act),
         answers=EngineCard,
-        errors=(401, 404, *errors),
+        errors=(401, 403, 404, *errors),
         parameters=[{"name": "engine", "in": "path", "required": True, "schema": {"type": "string"}}],
     )
 

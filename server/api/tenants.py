@@ -43,6 +43,11 @@ def tenants_of(settings: Settings) -> Mapping[str, Tenant]:
     }
 
 
+def administers(tenant: Tenant, settings: Settings) -> bool:
+    """Whether this tenant may drain and restart engines."""
+    return not settings.admin_keys or tenant.name in settings.admin_keys
+
+
 def outranks(tenant: Tenant, settings: Settings) -> bool:
     """Whether the priorities of this tenant's requests hold among everybody's, not only among its own."""
     match settings.priority_scope:

@@ -284,6 +284,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "description": "Something in the request is wrong; the message names the field, the limit and the value.",
     },
     401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
+    403: {"model": ErrorAnswer, "description": "This key may not do that."},
     404: {"model": ErrorAnswer, "description": "No such model, or no such engine."},
     409: {"model": ErrorAnswer, "description": "Not possible in the state that the engine is in."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},

@@ -25,6 +25,7 @@ PARTNERS = {
     "key_names": {"api_key": ["a"]},
     "isolate_keys": {"api_key": ["a"]},
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
+    "admin_keys": {"api_key": ["a"], "key_names": ["other"]},
 }
 
 

@@ -1,7 +1,5 @@
 """Which engine gets a job, with the routers that the server is given."""
 
-from dataclasses import replace
-
 import pytest
 
 from configs.settings import Settings
@@ -82,15 +80,6 @@ def test_a_drained_engine_says_so_and_is_in_good_health():
     with pytest.raises(Unavailable, match="is drained"):
         client.ensure_room(1)
     assert client.health().trouble is None and not engines.ready
-
-
-def test_what_fits_the_shortest_context_fits_every_engine():
-    engines = engines_of(RoundRobin())
-    short = engines.by_name["engine-1"]
-    short.info = replace(READY, context=100)
-    assert engines.info.context == 100
-    short.draining = True
-    assert engines.info.context == READY.context
 
 
 class Shortest:

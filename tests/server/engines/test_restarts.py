@@ -182,6 +182,21 @@ def test_engines_are_guarded_by_the_key_and_known_by_name():
     run_scripted(body)
 
 
+@pytest.mark.parametrize("what", ["drain", "undrain", "restart"])
+def test_where_some_keys_are_the_operators_no_other_touches_engines(what):
+    async def body():
+        server = Server(api_key=["a", "b"], key_names=["ops", "shop"], admin_keys=["ops"])
+        server.client.headers["Authorization"] = "Bearer b"
+        refused = await server.client.post(f"/v1/engines/engine/{what}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden_key")
+        assert server.engine.usable and (await server.client.get("/v1/engines")).status_code == 200
+        server.client.headers["Authorization"] = "Bearer a"
+        assert (await server.client.post("/v1/engines/engine/undrain")).status_code == 200
+        assert (await server.client.post("/v1/engines/engine/drain")).json()["state"] == "drained"
+
+    run_scripted(body)
+
+
 def test_an_engine_that_was_never_ready_has_a_card_too():
     async def body():
         (card,) = (await Server(ready=False).client.get("/v1/engines")).json()["data"]
