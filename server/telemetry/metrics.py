@@ -168,7 +168,7 @@ class EngineMetrics(Declared):
         self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
         self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
         self._restarts = self._counter("engine_restarts", "Times it was started again, after a death or as asked.")
-        self._up = self._gauge("engine_up", "1 while the engine takes requests: it is ready and nothing hangs.")
+        self._up = self._gauge("engine_up", "1 while the engine works, drained or not: it is ready and nothing hangs.")
         self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
         self._phases = self._gauge(
             "startup_phase_seconds", "Duration of each phase of the engine's last start.", "phase"
