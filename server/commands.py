@@ -160,12 +160,14 @@ def _like_model(value: str) -> bool:
 
 def _unknown_argument(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     from configs.loader import nearest
+    from server.other_flags import meaning_of
 
     flag = next((word for word in unknown if word.startswith("-")), None)
     if flag is None:
         return f"unexpected argument {unknown[0]!r}; one MODEL is served"
     known = [option for action in parser._actions for option in action.option_strings]
-    return f"unknown flag {flag}.{nearest(flag.partition('=')[0], known)}"
+    name = flag.partition("=")[0]
+    return f"unknown flag {flag}.{meaning_of(name) or nearest(name, known)}"
 
 
 def _requirement(entry: EntryPoint) -> str:

@@ -23,6 +23,11 @@ class Drain:
         if self._active == 0:
             self._idle.set()
 
+    @property
+    def active(self) -> int:
+        """How many requests are under way."""
+        return self._active
+
     def begin(self) -> None:
         """Take no new requests from now on."""
         self.draining = True

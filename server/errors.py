@@ -48,9 +48,10 @@ _log = logging.getLogger("headrace.server")
 
 
 class _Recorded(Protocol):
-    """Where the code of an answered error is noted: the exchange of the request."""
+    """Where the code of an answered error is noted, and the field at fault: the exchange of the request."""
 
     error_code: str | None
+    error_param: str | None
 
 
 class ApiError(Exception):
@@ -251,7 +252,7 @@ def error_response(error: ApiError, scope: Scope, status: int | None = None) -> 
     """The answer for an error. The JSON is ASCII: a message may quote what cannot be encoded as UTF-8."""
     exchange: _Recorded | None = scope.get("state", {}).get("exchange")
     if exchange is not None:
-        exchange.error_code = error.code
+        exchange.error_code, exchange.error_param = error.code, error.param
     return Response(json.dumps(error.body()), status or error.status, error.headers, media_type="application/json")
 
 

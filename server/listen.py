@@ -1,5 +1,6 @@
 """The listening socket, bound before anything slow happens: a port in use is noticed at once, and `/live` answers early."""
 
+import errno
 import socket
 
 
@@ -28,6 +29,8 @@ def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
         listener.listen(backlog)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ListenError(f"--host {host} is no address of this machine; 0.0.0.0 is all of them.") from None
         raise ListenError(f"{host}:{port}: {error.strerror}. Stop what uses it, or choose another --port.") from None
     listener.setblocking(False)
     return listener

@@ -25,6 +25,7 @@ from server.telemetry.metrics import Metrics
 RequestTest = Callable[[Scope], bool]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_MAX_PARAM = 100  # characters
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _access_log = logging.getLogger("headrace.access")
 
@@ -75,16 +76,18 @@ class ExchangeMiddleware:
 def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
     """One line about one request, as `key=value` pairs; never a word of a prompt or an answer.
 
-    `status=-`: the client left before the answer began. Times are in milliseconds and those of the request's first
-    sequence; tokens are summed over its sequences.
+    `status=-`: the client left before the answer began. `key`: the name of the tenant whose key was sent. Times are in
+    milliseconds and those of the request's first sequence; tokens are summed over its sequences.
     """
     lifetimes = exchange.lifetimes
+    tenant = scope.get("state", {}).get("tenant", ANYBODY).name
     pairs: dict[str, object] = {
         "id": exchange.request_id,
         "client": (scope.get("client") or ("-",))[0],
         "method": scope["method"],
         "path": quote(scope["path"]),
         "status": status or "-",
+        **({} if tenant is None else {"key": quote(tenant)}),
         "ms": round(1000 * (time.monotonic() - exchange.received), 1),
     }
     if lifetimes:
@@ -101,6 +104,8 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
         }
     if exchange.error_code is not None:
         pairs["error"] = exchange.error_code
+    if exchange.error_param is not None:  # a name that the client may have made up
+        pairs["param"] = quote(exchange.error_param[:_MAX_PARAM], safe="[].")
     return " ".join(f"{key}={value}" for key, value in pairs.items())
 
 

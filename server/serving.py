@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -34,6 +35,7 @@ from server.text import load_tokenizer
 from server.text.chat_renderer import load_chat_renderer
 
 SHUTDOWN_REASON = "the server is shutting down"
+_log = logging.getLogger("headrace.server")
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
 
@@ -149,6 +151,9 @@ class Serving:
                 os._exit(128 + number)
             self._drain.begin()
             signalled.set()
+            if requests := self._drain.active:
+                told = "stopping: %d open %s, at most %g s; a second signal ends them now"
+                _log.warning(told, requests, "request" if requests == 1 else "requests", self._settings.drain_seconds)
 
         loop = asyncio.get_running_loop()
         for number in SIGNALS:

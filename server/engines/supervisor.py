@@ -75,12 +75,14 @@ class Supervisor:
             delay = self._policy.after_death(time.monotonic(), was_ready=was_ready) if ever_ready else None
             if delay is None:
                 self._client.give_up()
-                _log.error("%s: %s; given up", self._client.name, cause)
+                _log.error("%s: %s; given up", self._client.name, cause.rstrip("."))
                 return
             await self._pause(cause, delay)
 
     async def _pause(self, cause: str, delay: float) -> None:
-        _log.error("%s: %s; starting it again%s", self._client.name, cause, f" in {delay:g} s" if delay else "")
+        _log.error(
+            "%s: %s; starting it again%s", self._client.name, cause.rstrip("."), f" in {delay:g} s" if delay else ""
+        )
         self._client.restarting()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), delay)

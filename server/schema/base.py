@@ -24,6 +24,8 @@ class Body(BaseModel):
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     # Known but not served; the values listed ask for nothing and are therefore accepted.
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    # Fields of another endpoint that clients mix up with this one, and that endpoint.
+    ELSEWHERE: ClassVar[dict[str, str]] = {}
     # Fields that hold an object of this kind, or an array of them.
     NESTED: ClassVar[dict[str, "type[Body]"]] = {}
 

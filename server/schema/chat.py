@@ -77,6 +77,7 @@ class ChatRequest(Sampling):
         "verbosity": ("medium",),
         "web_search_options": (),
     }
+    ELSEWHERE: ClassVar[dict[str, str]] = {"prompt": "POST /v1/completions"}
     NESTED: ClassVar[dict[str, type[Body]]] = {**Sampling.NESTED, "messages": Message}
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")

@@ -18,6 +18,7 @@ class CompletionRequest(Sampling):
     """Text or token ids in, text out."""
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.UNSUPPORTED, "prompt_embeds": (), "suffix": ("",)}
+    ELSEWHERE: ClassVar[dict[str, str]] = {"messages": "POST /v1/chat/completions"}
 
     prompt: Prompt = Field(description="A string, strings, token ids, or arrays of token ids.")
     echo: bool = Field(False, description="Begin the text with the prompt.")

@@ -96,6 +96,7 @@ class Exchange:
     validated: float | None = None  # from then on it can only be refused for lack of room in the queue
     lifetimes: list[Lifetime] = field(default_factory=list)
     error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
+    error_param: str | None = None  # its request field, if it has one
 
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""

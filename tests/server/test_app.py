@@ -232,6 +232,24 @@ def test_the_access_log_has_one_line_a_request_and_no_text(caplog):
     assert "error=not_found" in lines[1]
 
 
+def test_the_access_log_names_the_tenant_and_the_field_and_never_the_key(caplog):
+    async def body():
+        settings = {"access_log": True, "api_key": ["sesame"], "key_names": ["the shop"]}
+        async with http(idle_app(**settings)[0]) as client:
+            for payload in ({"prompt": "x", "max_tokens": -1}, {"prompt": "x", "a b\nstatus=200": 1}):
+                headers = {"authorization": "Bearer sesame"}
+                assert (await client.post("/v1/completions", json=payload, headers=headers)).status_code == 400
+            await client.get("/v1/models")
+
+    with caplog.at_level(logging.INFO, "headrace.access"):
+        run(body)
+    lines = [record.getMessage() for record in caplog.records if record.name == "headrace.access"]
+    assert "key=the%20shop" in lines[0] and lines[0].endswith("error=invalid_value param=max_tokens")
+    assert lines[1].endswith("error=unknown_field param=a%20b%0Astatus%3D200")
+    assert "key=" not in lines[2] and "param=" not in lines[2] and "status=401" in lines[2]
+    assert not any("sesame" in line for line in lines)
+
+
 # --- the operator's routes ---
 
 

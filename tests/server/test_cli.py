@@ -15,6 +15,7 @@ from configs.settings import Settings
 from engine.ipc.private_folder import NoFolder
 from server.cli import main
 from server.commands import COMMANDS, plugins, serve_parser
+from server.other_flags import _MEANINGS, meaning_of
 from server.telemetry import doctor
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,9 @@ def test_config_may_be_repeated(capsys, tmp_path):
         (["serv"], "unknown command 'serv'"),
         (["serve", "--prot", "9"], "unknown flag --prot. Did you mean --port?"),
         (["serve", "--kv-block=9"], "unknown flag --kv-block=9. Did you mean --kv-blocks?"),
+        (["serve", "-m", "x.gguf"], "unknown flag -m. The model is the argument MODEL"),
+        (["serve", "--ctx-size=9"], "unknown flag --ctx-size=9. Here it is --max-model-len."),
+        (["serve", "--lora", "x"], "unknown flag --lora. Adapters are not served."),
         (["serve", "a", "b"], "unexpected argument 'b'"),
         (["serve", "--port", "70000"], "port (from flag --port): '70000' is refused; it must be an integer from 0 to"),
         (["serve", "--block-size", "33"], "'33' is refused; it must be one of 8, 16, 32, 64, 128"),
@@ -144,6 +148,15 @@ def test_a_wrong_call_is_one_sentence_and_exit_code_two(arguments, said, capsys)
     printed = capsys.readouterr()
     assert said in printed.err
     assert not printed.out
+
+
+def test_what_other_servers_flags_are_called_here_exists_and_they_themselves_do_not():
+    known = {option for action in serve_parser()._actions for option in action.option_strings}
+    for flag, meaning in _MEANINGS.items():
+        assert flag not in known
+        assert meaning in known or not meaning.startswith("-")
+        assert re.fullmatch(r" [A-Z].*\.", meaning_of(flag))
+    assert meaning_of("--nothing") == ""
 
 
 def test_a_flag_without_its_value_is_refused(capsys):

@@ -228,13 +228,15 @@ def _nested(model: type[Body], value: Any, path: str, ignored: list[str] | None)
 def _check_neutral(neutral: tuple[Any, ...], value: Any, path: str) -> None:
     if any(type(value) is type(item) and value == item for item in neutral):
         return
-    accepted = f"; accepted are only {' and '.join(json.dumps(item) for item in neutral)}" if neutral else ""
+    accepted = f"; only {' or '.join(json.dumps(item) for item in neutral)} is accepted" if neutral else ""
     raise UnsupportedField(f"`{path}` is not served yet, got {shown(value)}{accepted}", param=path)
 
 
 def _unknown(model: type[Body], name: str, path: str) -> UnknownField:
     near = difflib.get_close_matches(name[:64], sorted(model.known()), n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
+    if name in model.ELSEWHERE:
+        hint = f"; {model.ELSEWHERE[name]} takes it"
     return UnknownField(f"`{path}` is not a field of this request{hint}", param=path)
 
 
@@ -272,8 +274,10 @@ _SENTENCES: Mapping[str, str] = {
 
 def _sentence(error: ErrorDetails) -> str:
     kind = error["type"]
-    template = _SENTENCES.get(kind)
-    text = template.format(**error.get("ctx", {})) if template else f"is invalid: {error['msg']}"
+    template, bounds = _SENTENCES.get(kind), error.get("ctx", {})
+    text = template.format(**bounds) if template else f"is invalid: {error['msg']}"
+    if 1 in (bounds.get("min_length"), bounds.get("max_length")):
+        text = text.replace("1 entries", "1 entry").replace("1 characters", "1 character")
     if kind in ("missing", "checked"):
         return text
     value = error["input"]

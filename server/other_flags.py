@@ -1,0 +1,78 @@
+"""Flags that other servers have and this one calls differently or does not have, for the sentence that refuses them."""
+
+_MODEL = "the model is the argument MODEL: `headrace serve MODEL`"
+_ALWAYS = "that is always so: leave it out"
+_TLS = "TLS is not served: put a proxy before the server"
+_ADAPTERS = "adapters are not served"
+_DRAFTS = "speculative decoding is not served"
+_TOOLS = "tool calls are not served"
+_ONE_ENGINE = "more than one engine is not served"
+_IMAGES = "images are not served"
+
+# Of vLLM and llama.cpp. A flag of ours, or a sentence.
+_MEANINGS = {
+    "--model": _MODEL,
+    "-m": _MODEL,
+    "--hf-repo": _MODEL,
+    "--alias": "--served-model-name",
+    "-a": "--served-model-name",
+    "--ctx-size": "--max-model-len",
+    "-c": "--max-model-len",
+    "--max-num-seqs": "--max-running",
+    "--parallel": "--max-running",
+    "-np": "--max-running",
+    "--max-num-batched-tokens": "--max-step-tokens",
+    "--batch-size": "--max-step-tokens",
+    "-b": "--max-step-tokens",
+    "--ubatch-size": "--max-step-tokens",
+    "-ub": "--max-step-tokens",
+    "-t": "--threads",
+    "--enable-prefix-caching": "--prefix-caching",
+    "--no-enable-prefix-caching": "--no-prefix-caching",
+    "--num-gpu-blocks-override": "--kv-blocks",
+    "--gpu-memory-utilization": "--gpu-memory-fraction",
+    "--swap-space": "--kv-host-gib",
+    "--kv-cache-dtype": "--gpu-kv",
+    "--quantization": "--gpu-weights",
+    "--tensor-parallel-size": "--tensor-parallel",
+    "-tp": "--tensor-parallel",
+    "--enforce-eager": "--no-cuda-graphs",
+    "--scheduling-policy": "--scheduling",
+    "--enable-log-requests": "--access-log",
+    "--uvicorn-log-level": "--log-level",
+    "--allowed-origins": "--cors-origins",
+    "--chat-template-file": "--chat-template",
+    "--dtype": "the model's files and the device decide it: --cpu-precision and --gpu-weights say how",
+    "--n-gpu-layers": "a model is on one device as a whole: --device says on which",
+    "-ngl": "a model is on one device as a whole: --device says on which",
+    "--pipeline-parallel-size": _ONE_ENGINE,
+    "--data-parallel-size": _ONE_ENGINE,
+    "--enable-chunked-prefill": _ALWAYS,
+    "--cont-batching": _ALWAYS,
+    "--jinja": _ALWAYS,
+    "--trust-remote-code": "no code that comes with a model is run",
+    "--tokenizer": "the tokenizer is the model's own",
+    "--root-path": "no path prefix is served: let the proxy strip it",
+    "--ssl-keyfile": _TLS,
+    "--ssl-certfile": _TLS,
+    "--ssl-key-file": _TLS,
+    "--ssl-cert-file": _TLS,
+    "--lora": _ADAPTERS,
+    "--lora-modules": _ADAPTERS,
+    "--enable-lora": _ADAPTERS,
+    "--speculative-config": _DRAFTS,
+    "--model-draft": _DRAFTS,
+    "-md": _DRAFTS,
+    "--enable-auto-tool-choice": _TOOLS,
+    "--tool-call-parser": _TOOLS,
+    "--reasoning-parser": "what a model thinks stays in the text",
+    "--mmproj": _IMAGES,
+    "--limit-mm-per-prompt": _IMAGES,
+    "--embedding": "embeddings are not served",
+}
+
+
+def meaning_of(flag: str) -> str:
+    """What to use instead of another server's flag, as the end of a sentence; nothing if it is not known either."""
+    meaning = _MEANINGS.get(flag, "")
+    return f" Here it is {meaning}." if meaning.startswith("-") else meaning and f" {meaning[0].upper()}{meaning[1:]}."
