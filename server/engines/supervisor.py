@@ -144,7 +144,8 @@ class Supervisor:
         if process is None:  # another one follows anyway
             return
         replacing = self._replacing = asyncio.Event()
-        await self._dismiss(process, STOP_GRACE_SECONDS if self._client.state == "ready" else 0.0, flush_seconds)
+        seconds = STOP_GRACE_SECONDS + flush_seconds if self._client.state == "ready" else 0.0
+        await self._dismiss(process, seconds, flush_seconds)
         await replacing.wait()
 
     async def stop(self, grace: float = STOP_GRACE_SECONDS, flush_seconds: float = 0.0) -> None:
@@ -157,13 +158,15 @@ class Supervisor:
         self._stop.set()
         was_ready, hangs = self._client.state == "ready", self._client.hang is not None
         self._client.stopped()
+        seconds = (0.0 if hangs else grace) + flush_seconds if was_ready and grace > 0 else 0.0
         if self._process is not None:
-            await self._dismiss(self._process, grace if was_ready else 0.0, flush_seconds)
+            await self._dismiss(self._process, seconds, flush_seconds)
 
-    async def _dismiss(self, process: EngineProcess, grace: float, flush_seconds: float) -> None:
-        if grace > 0:
+    async def _dismiss(self, process: EngineProcess, seconds: float, flush_seconds: float) -> None:
+        """End it, at its own pace for that long, of which it may write for `flush_seconds`."""
+        if seconds > 0:
             self._client.shut_down(flush_seconds)
-            await process.exited((0.0 if hangs else grace) + flush_seconds)
+            await process.exited(seconds)
         process.kill()
 
     def kill(self) -> None:
