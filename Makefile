@@ -8,7 +8,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt
+INSTALL = $(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt
 RUNTIME := $(VENV)/.runtime
 KERNELS := $(VENV)/.kernels
 TESTS := $(VENV)/.tests
@@ -34,9 +34,9 @@ PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-l
 test: $(TESTS) $(KERNELS) ## run the suite; pytest's arguments go in ARGS
 	$(PYTEST) -m "not long" $(ARGS)
 
-# What is worth an hour: tests marked `long`, every case of the kernels' tables, more prompts and tokens through the embedded
+# What takes an hour: tests marked `long`, every case of the kernels' tables, more prompts and tokens through the embedded
 # model, and many examples, drawn anew, where a test draws them. All four run, any fails it.
-test-long: $(TESTS) $(KERNELS) ## run what is worth an hour: long tests, all kernel cases, many drawn examples
+test-long: $(TESTS) $(KERNELS) ## run the tests that take an hour: long tests, all kernel cases, many drawn examples
 	@failed=0; \
 	$(PYTEST) -m long $(ARGS) || failed=1; \
 	KERNEL_CASES=all $(PYTEST) tests/kernels/gpu $(ARGS) || failed=1; \
@@ -68,7 +68,7 @@ clean: ## remove .venv, builds and caches
 $(RUNTIME): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
 	  f"headrace needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make setup PYTHON=python3.12")'
-	@echo "Setting up $(VENV): about 1 GB, most of it PyTorch."
+	@echo "Setting up $(VENV): 1.3 GB with the CPU build of PyTorch, several more with CUDA (README)."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) pip setuptools
 	$(INSTALL) --no-build-isolation -e '.[loadtest]'

@@ -6,7 +6,6 @@ _TLS = "TLS is not served: put a proxy before the server"
 _ADAPTERS = "adapters are not served"
 _DRAFTS = "speculative decoding is not served"
 _TOOLS = "tool calls are not served"
-_ONE_ENGINE = "more than one engine is not served"
 _IMAGES = "images are not served"
 
 # Of vLLM and llama.cpp. A flag of ours, or a sentence.
@@ -45,8 +44,9 @@ _MEANINGS = {
     "--dtype": "the model's files and the device decide it: --cpu-precision and --gpu-weights say how",
     "--n-gpu-layers": "a model is on one device as a whole: --device says on which",
     "-ngl": "a model is on one device as a whole: --device says on which",
-    "--pipeline-parallel-size": _ONE_ENGINE,
-    "--data-parallel-size": _ONE_ENGINE,
+    "--data-parallel-size": "--engines",
+    "-dp": "--engines",
+    "--pipeline-parallel-size": "a model is not split by layers: --tensor-parallel splits each layer",
     "--enable-chunked-prefill": _ALWAYS,
     "--cont-batching": _ALWAYS,
     "--jinja": _ALWAYS,

@@ -44,7 +44,8 @@ PROSE = """## Rules
 - A message's text parts are joined as they are. Role `developer` is given to the chat template as `system`.
 - A client that leaves ends its request, streamed or not.
 - `/openapi.json` states what bodies are refused by, as far as a schema can: rules between fields and, once an engine is ready, what
-  the model bounds. To JSON Schema, but not here, `1.0` is an integer, and it says that `best_of` equals `n` up to 4 only.
+  the model bounds. To JSON Schema, but not here, `1.0` is an integer. That `best_of` has to equal `n` takes a branch of the schema
+  for each number, so the schema says it up to 4; here it holds for all.
 
 ## Answers
 

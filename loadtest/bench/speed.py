@@ -156,4 +156,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=1, help="how often to repeat [%(default)s]")
     options = parser.parse_args(arguments)
-    asyncio.run(run(options.url, options.model, options.seed, options.rounds))
+    asyncio.run(run(options.url.rstrip("/").removesuffix("/v1"), options.model, options.seed, options.rounds))

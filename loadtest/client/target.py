@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -33,7 +34,7 @@ class Target:
     """What the user says about the target.
 
     Attributes:
-        base_url: up to and including `/v1`.
+        base_url: up to and including `/v1`, which may be left out where there is no other path.
         model: None for the first that the target lists.
         endpoint: `completions` (the prompt is the model's input, token for token) or `chat` (the template's tokens are added).
         tokenizer: path of a `tokenizer.json`, for a target that cannot be asked.
@@ -61,9 +62,15 @@ class Target:
         return self.base_url.rstrip("/").removesuffix("/v1")
 
     @property
+    def api(self) -> str:
+        """The URL of the API, `/v1` included."""
+        url = self.base_url.rstrip("/")
+        return url if urlsplit(url).path else f"{url}/v1"
+
+    @property
     def url(self) -> str:
         """The URL that requests go to."""
-        return f"{self.base_url.rstrip('/')}/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
+        return f"{self.api}/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
 
     def client(self) -> httpx.AsyncClient:
         """A client for the questions asked before and after the run."""
@@ -135,7 +142,7 @@ async def meet(target: Target, client: httpx.AsyncClient) -> Known:
 
 
 async def _model(target: Target, client: httpx.AsyncClient) -> tuple[str, str, int | None]:
-    url = f"{target.base_url.rstrip('/')}/models"
+    url = f"{target.api}/models"
     try:
         answer = await client.get(url)
         listed = {entry["id"]: entry for entry in answer.json()["data"]}

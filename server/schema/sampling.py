@@ -77,7 +77,8 @@ class Sampling(Body):
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     stop: Stop = Field(
         default_factory=list,
-        description="Strings that end the text; they are not part of it. What spells a special token means it, shown or not.",
+        description="Strings that end the text; they are not part of it. A stop string that spells a special token stops at that "
+        "token, even if the text does not show it.",
     )
     seed: Int64 | None = Field(None, description="The same seed gives the same text, whatever else runs.")
     presence_penalty: Penalty = Field(0.0, description="Subtracted once from every token that was generated.")

@@ -23,6 +23,22 @@ ANSWER = {"choices": [{"text": "x", "token_ids": [1], "finish_reason": "length"}
 WHOLE = StreamedAnswer(
     texts=[(0.0, "abc", None)], finish_reason="stop", usage={"prompt_tokens": 4, "completion_tokens": 3}
 )
+
+
+@pytest.mark.parametrize(
+    ("given", "api", "root"),
+    [
+        ("http://h:1", "http://h:1/v1", "http://h:1"),
+        ("http://h:1/", "http://h:1/v1", "http://h:1"),
+        ("http://h:1/v1/", "http://h:1/v1", "http://h:1"),
+        ("http://h:1/gate/v1", "http://h:1/gate/v1", "http://h:1/gate"),
+    ],
+)
+def test_v1_may_be_left_out_of_a_target(given, api, root):
+    target = Target(base_url=given)
+    assert (target.api, target.root, target.url) == (api, root, f"{api}/completions")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
