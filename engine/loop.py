@@ -36,6 +36,7 @@ from scheduler.types.messages import (
     Command,
     FinishReason,
     Output,
+    SequencesStarted,
     Shutdown,
     StepOutputs,
 )
@@ -165,6 +166,8 @@ class EngineLoop:
         return self._scheduler.schedule(now) if step is None else self._scheduler.refresh(step, now)
 
     def _launch(self, step: Step) -> None:
+        if step.new:
+            self._channel.send(SequencesStarted(request_ids=[new.request_id for new in step.new]))
         if not self._flights:
             self._start_transfers(step)
         self._flights.append(_Flight(step, self._thread.submit(self._worker.submit, step)))

@@ -112,6 +112,13 @@ class Failed:
 
 
 @dataclass(slots=True, kw_only=True)
+class SequencesStarted:
+    """These are about to be computed for the first time. Sent before the step, so that it is known who was in one that kills."""
+
+    request_ids: list[str]
+
+
+@dataclass(slots=True, kw_only=True)
 class RequestTimes:
     """The engine's part of a request's `Lifetime`."""
 
@@ -200,7 +207,7 @@ class Heartbeat:
 
 
 Command = AddRequest | AbortRequests | Shutdown
-Event = MemoryPlan | StartPhase | Ready | Failed | StepOutputs | Heartbeat
+Event = MemoryPlan | StartPhase | Ready | Failed | SequencesStarted | StepOutputs | Heartbeat
 
 COMMANDS = (AddRequest, AbortRequests, Shutdown)
-EVENTS = (MemoryPlan, StartPhase, Ready, Failed, StepOutputs, Heartbeat)
+EVENTS = (MemoryPlan, StartPhase, Ready, Failed, SequencesStarted, StepOutputs, Heartbeat)

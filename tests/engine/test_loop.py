@@ -26,6 +26,7 @@ from scheduler.types.messages import (
     EngineStats,
     FinishReason,
     Heartbeat,
+    SequencesStarted,
     Shutdown,
     StepOutputs,
 )
@@ -88,7 +89,7 @@ class Client:
         self._push, self._pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
         self._push.bind(self.endpoints[0])
         self._pull.bind(self.endpoints[1])
-        self.tokens, self.ends, self.beats, self.stats = {}, {}, [], EngineStats()
+        self.tokens, self.ends, self.beats, self.started, self.stats = {}, {}, [], [], EngineStats()
 
     def send(self, message):
         self._push.send_multipart([type(message).__name__.encode(), msgspec.msgpack.encode(message)])
@@ -106,6 +107,11 @@ class Client:
             assert self._pull.poll(WAIT_MS), "no event came"
             self._read()
 
+    def until_started(self, request_id):
+        while request_id not in self.started:
+            assert self._pull.poll(WAIT_MS), "no event came"
+            self._read()
+
     def read_waiting(self):
         """What has arrived so far."""
         while self._pull.poll(0):
@@ -115,6 +121,9 @@ class Client:
         name, body = self._pull.recv_multipart()
         if name == b"Heartbeat":
             self.beats.append(msgspec.msgpack.decode(body, type=Heartbeat))
+            return
+        if name == b"SequencesStarted":
+            self.started += msgspec.msgpack.decode(body, type=SequencesStarted).request_ids
             return
         assert name == b"StepOutputs"
         event = msgspec.msgpack.decode(body, type=StepOutputs)
@@ -164,6 +173,17 @@ def test_requests_are_answered_and_bad_messages_dropped(engine, caplog):
     client.until_ended(*(f"r{i}" for i in range(6)))
     assert client.tokens == {f"r{i}": want([1 + i] * (3 + 5 * i)) for i in range(6)}
     assert caplog.text.count("dropped a message") == 3
+
+
+def test_what_is_computed_for_the_first_time_is_told_before_the_step(engine):
+    client, _, _ = engine
+    client.add("never", [1] * CONTEXT)
+    client.add("a", [5, 6, 7])
+    client.until_started("a")
+    assert client.tokens["a"] == []
+    client.add("b", [5, 6, 8])
+    client.until_ended("a", "b")
+    assert client.started == ["a", "b"], "each once, and not what can never run"
 
 
 def test_what_can_never_run_ends_with_an_error_that_says_why(engine):
