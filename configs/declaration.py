@@ -377,6 +377,12 @@ class Declaration(BaseModel):
         "times what its latest steps took for each token, is killed and started again.",
         json_schema_extra=HTTP,
     )
+    replay_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="How long an open request whose engine ended may wait for an engine to go on with it.",
+        json_schema_extra=HTTP,
+    )
     access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged.", json_schema_extra=HTTP

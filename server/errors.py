@@ -23,11 +23,12 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── HeadTooLarge             431
     ├── QueueFull                429  with Retry-After from measured speed
     ├── InternalError            500  a defect of ours
-    │   └── GenerationFailed     500  the engine failed this request
+    │   ├── GenerationFailed     500  the engine failed this request
+    │   └── PoisonRequest        500  engines died of this request
     └── Unavailable              503  starting, draining, or the engine died; with Retry-After
         ├── TooManyConnections   503  in all, or from this address
         ├── TooManyBodies        503  there was no room for this one
-        └── EngineDied           503  while this request was open
+        └── EngineDied           503  while this request was open, and no other took it over
 
 The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present. Every code that a client
 gets is recorded on its exchange.
@@ -202,6 +203,12 @@ class GenerationFailed(InternalError):
     code = "generation_failed"
 
 
+class PoisonRequest(InternalError):
+    """Engines died while they computed this one request, so it is given to no further one."""
+
+    code = "poison_request"
+
+
 class Unavailable(ApiError):
     """The server cannot take requests now."""
 
@@ -221,7 +228,7 @@ class TooManyBodies(Unavailable):
 
 
 class EngineDied(Unavailable):
-    """The engine process ended while the request was open."""
+    """The engine process ended while the request was open, and none could go on with it."""
 
     code = "engine_died"
 

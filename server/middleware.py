@@ -100,6 +100,7 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
             "cached_tokens": sum(lifetime.cached_tokens for lifetime in lifetimes),
             "completion_tokens": sum(lifetime.completion_tokens for lifetime in lifetimes),
             "preemptions": sum(lifetime.preemptions for lifetime in lifetimes),
+            "replays": sum(lifetime.replays for lifetime in lifetimes),
             "reason": ",".join(dict.fromkeys(str(lifetime.reason or "-") for lifetime in lifetimes)),
         }
     if exchange.error_code is not None:

@@ -23,15 +23,17 @@ from scheduler.types.messages import (
     Heartbeat,
     Output,
     Ready,
+    SequencesStarted,
     Shutdown,
     StartPhase,
     StepOutputs,
 )
 from server.engines.health import EngineHealth, Liveness
 from server.engines.process import EngineProcess
+from server.engines.replay import Replays
 from server.engines.speed import Speed
 from server.engines.wire import EngineWire
-from server.errors import ApiError, EngineDied, QueueFull, Unavailable, for_clients
+from server.errors import QueueFull, Unavailable, for_clients
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
@@ -48,6 +50,8 @@ class EngineClient:
     `name` tells the engine from the server's others. Requests are taken while it is `usable`. `state` is "starting" until the
     engine is ready and again while it is restarted, "dead" once restarting has been given up, "stopped" after `stopped`. While an
     incarnation starts, `info` is still what the one before said. While `draining` it takes no new requests, whatever its state.
+    What is open when an incarnation ends goes to `replays`: the client's own, unless `Engines` has given it one that it shares
+    with others.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class EngineClient:
     ) -> None:
         self.name = name
         self.state: State = "starting"
-        self.draining = False
+        self._draining = False
         self.info: Ready | None = None
         self.stats = EngineStats()
         self.phases: list[StartPhase] = []
@@ -74,6 +78,7 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._wire: EngineWire | None = None
         self._streams: dict[str, OutputStream] = {}
+        self.replays = Replays([self])
         self._speed = Speed()
         self._hang: str | None = None  # what hangs, as the log and the metrics were told
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
@@ -89,12 +94,21 @@ class EngineClient:
         self._ensure_usable()
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use; every sequence needs one of its own")
+        stream = OutputStream(request, lifetime, self.sequence_ended)
+        self._open(stream, request)
+        return stream
+
+    def replay(self, stream: OutputStream) -> None:
+        """Go on with a sequence of an engine that ended. It was let in then, so there is room for it."""
+        stream.owned_by(self.sequence_ended)
+        self._open(stream, stream.replay())
+        self._engine_metrics.replayed()
+
+    def _open(self, stream: OutputStream, request: AddRequest) -> None:
         if not self._streams:
             self._speed.begun(time.monotonic())
-        stream = OutputStream(request, lifetime, self._sequence_ended)
         self._send(request)
         self._streams[request.request_id] = stream
-        return stream
 
     def ensure_room(self, sequences: int) -> None:
         """Refuse a job of this many sequences before any of them is submitted.
@@ -142,6 +156,11 @@ class EngineClient:
         return "fp_" + hashlib.blake2b(self.info.computes.encode(), digest_size=6).hexdigest()
 
     @property
+    def computes(self) -> str | None:
+        """Everything besides the request on which its answers depend; None if it was never ready, so that it is not known."""
+        return self.info.computes if self.info is not None else None
+
+    @property
     def waiting(self) -> int:
         """Open sequences that are not running. What was submitted since the engine's last report counts as waiting."""
         return max(0, len(self._streams) - self.stats.running)
@@ -172,6 +191,16 @@ class EngineClient:
     def working(self) -> bool:
         """Whether it could take requests: it is ready, and nothing hangs."""
         return self.state == "ready" and self.hang is None
+
+    @property
+    def draining(self) -> bool:
+        """Whether somebody has asked to leave it alone."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._draining = value
+        self.replays.engines_changed()
 
     @property
     def usable(self) -> bool:
@@ -215,7 +244,8 @@ class EngineClient:
         if request_ids:
             self._send(AbortRequests(request_ids=request_ids))
 
-    def _sequence_ended(self, stream: OutputStream) -> None:
+    def sequence_ended(self, stream: OutputStream) -> None:
+        """Its reader has read the end, or has closed it."""
         if self._streams.pop(stream.request_id, None) is not None:  # closed before the engine ended it
             self._send_abort([stream.request_id])
         lifetime = stream.lifetime
@@ -252,6 +282,7 @@ class EngineClient:
             self._engine_metrics.answers(self._hang is None)
             if self._hang is None:
                 _log.info("%s: no longer hangs", self.name)
+                self.replays.engines_changed()
             else:
                 _log.warning("%s: hangs: it %s", self.name, self._hang)
 
@@ -266,14 +297,14 @@ class EngineClient:
         self._process = self._wire = None
 
     def detach(self, cause: str) -> None:
-        """The incarnation ended: every open sequence gets one `EngineDied`."""
+        """The incarnation ended: another engine, or the next incarnation, goes on with every open sequence."""
         self.failure = cause
         if self.state == "ready":
             self.state = "starting"
         self.stats = EngineStats()
         self._engine_metrics.detached()
-        died = EngineDied("The engine died while it worked on this request.", headers=self.unavailable().headers)
-        self._fail_all(died)
+        streams, self._streams = self._streams, {}
+        self.replays.inherit(self, list(streams.values()), self._settings.replay_seconds)
 
     def restarting(self) -> None:
         """Another incarnation will follow."""
@@ -282,16 +313,15 @@ class EngineClient:
     def give_up(self) -> None:
         """No further incarnation will come."""
         self.state = "dead"
+        self.replays.engines_changed()
 
     def stopped(self) -> None:
         """The server is stopping: no further request is taken, and open ones fail."""
         self.state = "stopped"
-        self._fail_all(self.unavailable())
-
-    def _fail_all(self, error: ApiError) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.fail(type(error)(error.message, headers=error.headers))  # one each: a traceback belongs to one task
+            stream.fail(self.unavailable())  # one each: a traceback belongs to one task
+        self.replays.engines_changed()
 
     def handle(self, event: Event) -> None:
         """Absorb one event."""
@@ -302,6 +332,9 @@ class EngineClient:
                 self._dispatch(event, now)
                 return
             case Heartbeat():
+                return
+            case SequencesStarted():
+                self._started(event.request_ids)
                 return
             case Ready():
                 self._become_ready(event, now)
@@ -322,6 +355,12 @@ class EngineClient:
             self._wire.once_connected(self._process.remove_endpoints)
             self._start_seconds = now - self._process.started
         self._engine_metrics.ready(event, self._start_seconds)
+        self.replays.engines_changed()
+
+    def _started(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            if (stream := self._streams.get(request_id)) is not None:
+                stream.started = True
 
     def _dispatch(self, event: StepOutputs, now: float) -> None:
         self.stats = event.stats

@@ -8,6 +8,7 @@ from scheduler.router import LeastLoaded, Role, Router
 from scheduler.types.messages import Ready
 from scheduler.types.step import ChunkPhase
 from server.engines.client import EngineClient
+from server.engines.replay import Replays
 from server.errors import Unavailable
 from server.stream.job import Job
 
@@ -39,6 +40,9 @@ class Engines:
             raise ValueError(f"two engines have the same name: {', '.join(client.name for client in clients)}")
         self._clients = tuple(clients)
         self._router = router or LeastLoaded()
+        self._replays = Replays(clients)
+        for client in clients:
+            client.replays = self._replays
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients)
@@ -86,6 +90,7 @@ class Engines:
         """End everything open, for its readers and in the engines; `reason` is the error they read."""
         for client in self._clients:
             client.abort_all(reason)
+        self._replays.abort_all(reason)
 
     def unavailable(self) -> Unavailable:
         """Why no request is taken now, with Retry-After, as the engine says that may be ready first."""

@@ -162,7 +162,7 @@ class Generation:
         """The deltas of all choices, those of one engine step together. Ends when all choices have ended.
 
         Raises:
-            GenerationFailed, EngineDied, Unavailable: the whole request ends here, with all its choices.
+            GenerationFailed, EngineDied, PoisonRequest, Unavailable: the whole request ends here, with all its choices.
         """
         if len(self.choices) == 1:
             async for output in self._streams[0]:

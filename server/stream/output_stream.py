@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from server.errors import ApiError
@@ -16,16 +17,26 @@ from server.telemetry.lifetime import Lifetime
 class OutputStream:
     """What the engine produces for one sequence, in order; an `AsyncIterator[Output]` for one reader.
 
-    Ends after the `Output` that has a `finish_reason`. Raises `EngineDied` if the engine ends first. Whoever opened it
-    closes it (`async with contextlib.aclosing(stream)`): closing it or cancelling the iteration before the end aborts the
-    sequence in the engine. `lifetime` is up to date for what has been read so far; the reader may still correct it after
+    Ends after the `Output` that has a `finish_reason`. Raises an `ApiError` if the engine ends first and no other goes on. Whoever
+    opened it closes it (`async with contextlib.aclosing(stream)`): closing it or cancelling the iteration before the end aborts
+    the sequence in the engine. `lifetime` is up to date for what has been read so far; the reader may still correct it after
     the final output, until it closes the stream or asks for more.
+
+    Attributes:
+        generated_ids: all tokens that have arrived; another engine can go on after them (`replay`).
+        started: whether the engine that has it has computed any of it.
+        deaths: engines that ended while they computed it.
     """
 
     def __init__(self, request: AddRequest, lifetime: Lifetime, on_end: Callable[["OutputStream"], None]) -> None:
         self.request = request
         self.request_id = request.request_id
         self.lifetime = lifetime
+        self.generated_ids = list(request.generated_ids)
+        self.started = False
+        self.deaths = 0
+        self._prompt_logprobs = 0  # that have arrived
+        self._repeated = 0  # of those that come next, so many have arrived before
         self._on_end = on_end
         self._outputs: deque[Output] = deque()
         self._error: ApiError | None = None
@@ -76,8 +87,29 @@ class OutputStream:
 
     def push(self, output: Output) -> None:
         """Feed one output; called by the engine client."""
+        self.generated_ids += output.token_ids
+        if output.prompt_logprobs:
+            self._take_prompt_logprobs(output)
         self._outputs.append(output)
         self._wake()
+
+    def _take_prompt_logprobs(self, output: Output) -> None:
+        repeated = min(self._repeated, len(output.prompt_logprobs))
+        output.prompt_logprobs = output.prompt_logprobs[repeated:]
+        self._repeated -= repeated
+        self._prompt_logprobs += len(output.prompt_logprobs)
+
+    def owned_by(self, on_end: Callable[["OutputStream"], None]) -> None:
+        """Another is told of its end."""
+        self._on_end = on_end
+
+    def replay(self) -> AddRequest:
+        """What an engine is asked that goes on where the one before ended. As long as no token has arrived, it repeats
+        log-probabilities of the prompt that have; the reader gets each once."""
+        self.started = False
+        self._repeated = 0 if self.generated_ids else self._prompt_logprobs
+        self.lifetime.replayed()
+        return replace(self.request, generated_ids=self.generated_ids.copy())
 
     def fail(self, error: ApiError) -> None:
         """End with an error, after what has arrived; called by the engine client."""

@@ -10,7 +10,7 @@ async def pooled(submission: Submission) -> list[Pooled]:
 
     Raises:
         GenerationFailed: the engine failed on one of them, or ended it without a result of the kind that was asked for.
-        EngineDied, Unavailable: the engine died, or the server ended one of them.
+        EngineDied, PoisonRequest, Unavailable: the engine died and none went on, or the server ended one of them.
     """
     kinds = [sequence.request.produces for sequence in submission.job.sequences]
     return [await _result(stream, kind) for stream, kind in zip(submission.streams, kinds, strict=True)]

@@ -9,7 +9,7 @@ from server.telemetry.lifetime import Exchange, Lifetime
 
 
 class SequenceStream(Protocol):
-    """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied`."""
+    """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied` or `PoisonRequest`."""
 
     def __aiter__(self) -> Self: ...
 

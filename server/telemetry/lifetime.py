@@ -16,6 +16,9 @@ class Lifetime:
     when a token arrives here, however fast the client reads. `completion_tokens` counts the tokens handed to the reader
     of the stream, so that a stop string leaves the same count whatever the engine had computed ahead. `reason` is set
     once: whoever ends a sequence on purpose (a stop string) sets it before closing the stream.
+
+    A sequence whose engine ended has one lifetime all the same: `queued`, `scheduled` and `cached_tokens` are of the engine that
+    brought the first token, `preemptions` are those of all.
     """
 
     received: float
@@ -30,11 +33,20 @@ class Lifetime:
     cached_tokens: int = 0
     preemptions: int = 0
     reason: FinishReason | None = None
+    replays: int = 0  # engines that went on with it after the one before had ended
+    _earlier_preemptions: int = 0
+    _begun: bool = False  # an earlier engine brought the first token
 
     def absorb(self, times: RequestTimes) -> None:
         """Take over the engine's timestamps and counts."""
-        self.queued, self.scheduled = times.queued, times.scheduled
-        self.cached_tokens, self.preemptions = times.cached_tokens, times.preemptions
+        if not self._begun:
+            self.queued, self.scheduled, self.cached_tokens = times.queued, times.scheduled, times.cached_tokens
+        self.preemptions = self._earlier_preemptions + times.preemptions
+
+    def replayed(self) -> None:
+        """The engine ended; what follows is another's."""
+        self.replays += 1
+        self._earlier_preemptions, self._begun = self.preemptions, self.first_token is not None
 
     def token_arrived(self, now: float) -> float | None:
         """Record that tokens arrived now; seconds since the ones before, None for the first."""

@@ -168,6 +168,9 @@ class EngineMetrics(Declared):
         self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
         self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
         self._restarts = self._counter("engine_restarts", "Times it was started again, after a death or as asked.")
+        self._replayed = self._counter(
+            "replayed_requests", "Sequences that this engine took over, or back, because the one that had them ended."
+        )
         self._up = self._gauge("engine_up", "1 while the engine works, drained or not: it is ready and nothing hangs.")
         self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
         self._phases = self._gauge(
@@ -215,6 +218,10 @@ class EngineMetrics(Declared):
     def restarted(self) -> None:
         """It is about to be started again."""
         self._restarts.inc()
+
+    def replayed(self) -> None:
+        """It goes on with a sequence of an engine that ended."""
+        self._replayed.inc()
 
 
 class EnginesCollector(Collector):

@@ -72,8 +72,78 @@ async def until_status(client, url, status):
             await asyncio.sleep(0.01)
 
 
-def test_kill_9_under_load(breakable):
-    """Each open request ends with exactly one error; then the server recovers and answers."""
+@pytest.fixture(scope="module")
+def mortal():
+    """A server whose engine is killed, with 5 s for a hang, and what it answers if nothing happens."""
+    server = ServerProcess("--kv-blocks", "400", "--hang-seconds", "5")
+    try:
+        yield server, [said(events) for events in asyncio.run(streamed(server))]
+    finally:
+        server.stop()
+
+
+REPLAYED = [
+    {**LONG, "max_tokens": 100},
+    {**LONG, "max_tokens": 100, "prompt": "It was", "stop": [" the time", ". And"], "prompt_logprobs": 1},
+    {**LONG, "max_tokens": 100, "temperature": 1, "seed": 7, "n": 2, "logprobs": 1},
+    {**LONG, "max_tokens": 100, "presence_penalty": 1, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+]
+
+
+async def streamed(server, midway=None):
+    """The events of all of `REPLAYED` at once. `midway` is called when each has begun."""
+    begun = [asyncio.Event() for _ in REPLAYED]
+    async with http() as client, asyncio.timeout(PATIENCE):
+        streams = [
+            asyncio.create_task(stream_events(client, server.url, {**body, **USAGE}, begun=event))
+            for body, event in zip(REPLAYED, begun, strict=True)
+        ]
+        for event in begun:
+            await event.wait()
+        if midway is not None:
+            midway()
+        return await asyncio.gather(*streams)
+
+
+USAGE = {"stream_options": {"include_usage": True}, "return_token_ids": True}
+
+
+def said(events):
+    """Everything that a stream says of its answer, by choice, however it was cut into events."""
+    told = {}
+    for event in (json.loads(event.removeprefix("data:")) for event in events if "[DONE]" not in event):
+        assert "error" not in event, event
+        for choice in event["choices"]:
+            one = told.setdefault(choice["index"], {"text": "", "ids": [], "logprobs": [], "prompt": [], "end": []})
+            one["text"] += choice["text"]
+            one["ids"] += choice.get("token_ids") or []
+            one["prompt"] += choice.get("prompt_logprobs") or []
+            one["logprobs"] += (choice["logprobs"] or {}).get("token_logprobs", [])
+            one["end"] += [choice["finish_reason"]] if choice["finish_reason"] else []
+        if event.get("usage"):
+            told["tokens"] = [event["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
+    return told
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_no_client_notices_that_the_engine_died_or_hung(mortal, number):
+    server, undisturbed = mortal
+    before = server.metrics()
+    pid = server.engine.pid
+    events = asyncio.run(streamed(server, lambda: server.engine.send_signal(number)))
+    for stream, body in zip(events, REPLAYED, strict=True):
+        validate(stream, choices=body.get("n", 1), include_usage=True)
+    assert [said(stream) for stream in events] == undisturbed
+    assert server.engine.pid != pid
+    metrics = server.metrics()
+    for name, more in (("headrace_engine_restarts_total", 1), ("headrace_replayed_requests_total", 5)):
+        assert metrics[name] == before[name] + more
+    finished = [name for name in metrics if name.startswith("headrace_sequences_finished_total")]
+    assert sum(metrics[name] - before[name] for name in finished) == 5
+
+
+def test_a_request_that_two_engines_died_of_is_ended_and_the_server_recovers(breakable):
+    """Those that come while the engine is away are refused; then the server answers again."""
 
     async def scenario():
         begun = [asyncio.Event() for _ in range(6)]
@@ -82,27 +152,31 @@ def test_kill_9_under_load(breakable):
             whole = asyncio.create_task(client.post(f"{breakable.url}/v1/completions", json=LONG))
             for event in begun:
                 await event.wait()
-            await asyncio.to_thread(breakable.wait_until, lambda: in_engine(breakable.metrics()) == 7)
-            unhealthy = asyncio.create_task(until_status(client, f"{breakable.url}/health", 503))
-            late = asyncio.create_task(stream_events(client, breakable.url, {**LONG, "max_tokens": 8}))
-            breakable.engine.kill()
-            await unhealthy
+            for _ in range(2):
+                await asyncio.to_thread(breakable.wait_until, lambda: breakable.metrics()[RUNNING] == 7)
+                unhealthy = asyncio.create_task(until_status(client, f"{breakable.url}/health", 503))
+                late = asyncio.create_task(stream_events(client, breakable.url, {**LONG, "max_tokens": 8}))
+                breakable.engine.kill()
+                await unhealthy
+                await late
             return await asyncio.gather(*streams), await late, await whole
 
     restarts = breakable.metrics()["headrace_engine_restarts_total"]
     streams, late, whole = asyncio.run(scenario())
     for events in streams:
         assert len(events) > 1
-        assert validate(events).error["code"] == "engine_died"
+        assert validate(events).error["code"] == "poison_request"
     late_error = validate(late).error
-    assert late_error is None or late_error["code"] in ("engine_died", "unavailable")  # before, with or after the death
-    assert whole.status_code == 503
-    assert whole.json()["error"]["code"] == "engine_died"
+    assert late_error is None or late_error["code"] == "unavailable"  # before or after the death
+    assert (whole.status_code, whole.json()["error"]["code"]) == (500, "poison_request")
     breakable.wait_until(lambda: httpx.get(f"{breakable.url}/ready").status_code == 200, PATIENCE)
     answer = httpx.post(f"{breakable.url}/v1/completions", json={**LONG, "max_tokens": 4}, timeout=PATIENCE)
     assert answer.status_code == 200
     assert httpx.get(f"{breakable.url}/health", timeout=PATIENCE).status_code == 200
-    assert breakable.metrics()["headrace_engine_restarts_total"] == restarts + 1
+    assert breakable.metrics()["headrace_engine_restarts_total"] == restarts + 2
+
+
+RUNNING = "headrace_sequences_running"
 
 
 def test_a_stopped_engine_is_not_ready_and_is_again_when_it_goes_on(breakable):

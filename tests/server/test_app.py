@@ -356,18 +356,18 @@ def test_health_fails_with_the_cause_once_the_engine_is_dead():
     run(body)
 
 
-def test_a_dying_engine_is_a_503_of_its_own_code():
+def test_a_request_that_kills_engines_is_a_500_of_its_own_code():
     async def body():
         async with running() as rig, rig.http() as client:
             response = await client.post("/v1/completions", json={"prompt": [DIE], "max_tokens": 3})
-            check_error(response, 503, "engine_died")
-            assert int(response.headers["retry-after"]) >= 1
+            check_error(response, 500, "poison_request")
             await eventually(lambda: rig.client.state == "ready")
             response = await client.post(
                 "/v1/completions", json={"prompt": [5], "max_tokens": 3, "return_token_ids": True}
             )
             assert response.json()["usage"]["completion_tokens"] == 3
-            assert rig.sample("headrace_request_errors_total", code="engine_died") == 1
+            assert rig.sample("headrace_request_errors_total", code="poison_request") == 1
+            assert rig.sample("headrace_engine_restarts_total") == 2
 
     run(body)
 

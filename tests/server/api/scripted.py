@@ -24,6 +24,7 @@ from scheduler.types.messages import (
     Output,
     Ready,
     RequestTimes,
+    SequencesStarted,
     StepOutputs,
 )
 from scheduler.types.step import TokenLogprobs
@@ -64,6 +65,8 @@ class Playing:
     request: AddRequest
     tokens: list[int]  # still to come
     done: int = 0
+    prompt_scored: int = 0  # of the prompt's log-probabilities
+    started: bool = False
 
 
 @dataclass
@@ -75,6 +78,7 @@ class ScriptedProcess:
 
     reply: Callable[[AddRequest], Iterable[int]]
     per_step: int = 1
+    prompt_per_step: int = 10**6  # log-probabilities
     pid: int = 1
     started: float = 0.0
     requests: list[AddRequest] = field(default_factory=list)
@@ -103,7 +107,8 @@ class ScriptedProcess:
     def send(self, command):
         if isinstance(command, AddRequest):
             self.requests.append(command)
-            self.playing[command.request_id] = Playing(command, list(self.reply(command)))
+            done = len(command.generated_ids)
+            self.playing[command.request_id] = Playing(command, list(self.reply(command))[done:], done)
             if self.task is None or self.task.done():
                 self.task = asyncio.create_task(self.run())
         elif isinstance(command, AbortRequests):
@@ -121,6 +126,8 @@ class ScriptedProcess:
 
     def step(self):
         self.steps += 1
+        if new := [name for name, playing in self.playing.items() if not playing.started]:
+            self.client.handle(SequencesStarted(request_ids=new))
         outputs = [self.advance(playing) for playing in list(self.playing.values())]
         for output in outputs:
             if output.finish_reason is not None:
@@ -131,11 +138,16 @@ class ScriptedProcess:
         request, sampling = playing.request, playing.request.sampling
         now = time.monotonic()
         output = Output(request_id=request.request_id)
-        if playing.done == 0:
-            output.times = RequestTimes(queued=now, scheduled=now, cached_tokens=len(request.prompt_ids) // 2)
-            if sampling.prompt_logprobs is not None:
-                ids = request.prompt_ids[1:]
-                output.prompt_logprobs = [entry(token, sampling.prompt_logprobs) for token in ids]
+        playing.started = True
+        if playing.done == 0 and sampling.prompt_logprobs is not None:
+            ids = request.prompt_ids[1:][playing.prompt_scored :][: self.prompt_per_step]
+            output.prompt_logprobs = [entry(token, sampling.prompt_logprobs) for token in ids]
+            playing.prompt_scored += len(ids)
+            if playing.prompt_scored < len(request.prompt_ids) - 1:
+                return output
+        if playing.done == len(request.generated_ids):
+            cached = len(request.prompt_ids) if playing.done else len(request.prompt_ids) // 2
+            output.times = RequestTimes(queued=now, scheduled=now, cached_tokens=cached)
         if playing.done in self.fail:
             failure = self.fail[playing.done]
             output.finish_reason, output.error = failure.finish_reason, failure.error

@@ -34,12 +34,13 @@ from scheduler.types.messages import (
     Output,
     Ready,
     RequestTimes,
+    SequencesStarted,
     Shutdown,
     StartPhase,
     StepOutputs,
 )
 
-DIE, HANG, HOLD, FAIL, GARBAGE, STUCK = 1001, 1002, 1003, 1004, 1005, 1006
+DIE, HANG, HOLD, FAIL, GARBAGE, STUCK, WAIT = 1001, 1002, 1003, 1004, 1005, 1006, 1007
 TOKEN = 7
 
 COMMAND_CODEC, EVENT_CODEC = MessageCodec(COMMANDS), MessageCodec(EVENTS)
@@ -63,8 +64,10 @@ READY = Ready(
 
 class Peer:
     def __init__(self, commands: str, events: str) -> None:
-        context = zmq.Context()
-        self.commands, self.events = connected(context, zmq.PULL, commands), connected(context, zmq.PUSH, events)
+        self.context = zmq.Context()
+        self.commands, self.events = (
+            connected(self.context, kind, endpoint) for kind, endpoint in ((zmq.PULL, commands), (zmq.PUSH, events))
+        )
         self.open: dict[str, AddRequest] = {}
         self.aborted: list[str] = []
         self.stuck_since: float | None = None
@@ -101,12 +104,17 @@ class Peer:
 
     def add(self, request: AddRequest) -> None:
         self.open[request.request_id] = request
+        if request.prompt_ids[0] != WAIT:
+            self.send(SequencesStarted(request_ids=[request.request_id]))
         match request.prompt_ids[0]:
             case 1001:
+                self.commands.close()
+                self.events.close(linger=10_000)
+                self.context.term()  # as soon as everything has been sent
                 os.kill(os.getpid(), signal.SIGKILL)
             case 1002:
                 time.sleep(3600)
-            case 1003:
+            case 1003 | 1007:
                 self.report()
             case 1004:
                 del self.open[request.request_id]
@@ -123,7 +131,8 @@ class Peer:
         count, now = request.sampling.max_tokens, time.monotonic()
         self.stats.prompt_tokens += len(request.prompt_ids)
         times = RequestTimes(queued=now, scheduled=now, first_token=now, cached_tokens=3, preemptions=1)
-        for i in range(count):
+        done = len(request.generated_ids)
+        for i in range(done, count):
             self.stats.generation_tokens += 1
             if i == count - 1:
                 del self.open[request.request_id]
@@ -132,7 +141,7 @@ class Peer:
                     request_id=request.request_id,
                     token_ids=[TOKEN],
                     finish_reason=FinishReason.LENGTH if i == count - 1 else None,
-                    times=times if i in (0, count - 1) else None,
+                    times=times if i in (done, count - 1) else None,
                 )
             )
 

@@ -171,12 +171,14 @@ def test_a_killed_engine_is_replaced_while_the_server_goes_on(tmp_path):
         lines: list[str] = []
         thread = held_stream(server, lines)
         os.kill(server.engine_pid, signal.SIGKILL)
-        thread.join(60)
-        assert lines[0] == "503" or "engine_died" in lines[-1]
+        while "headrace_replayed_requests_total 1.0" not in server.client.get("/metrics").text:
+            time.sleep(0.02)
         server.until("/health", 200)
         answer = server.client.post("/v1/completions", json={"prompt": [5], "max_tokens": 4})
         assert answer.json()["usage"]["completion_tokens"] == 4
         server.signal()
+        thread.join(60)
+        assert lines[0] == "503" or "shutting down" in lines[-1]
         assert server.ended() == 0
         assert len(server.process.stderr.read().splitlines()) == 1
 

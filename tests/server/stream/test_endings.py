@@ -137,7 +137,7 @@ def test_a_failure_within_a_stream_is_its_last_event(n, reason, code):
 
 @PATHS
 @pytest.mark.parametrize(("stream", "begun"), [(False, False), (True, False), (True, True)])
-def test_the_engine_dies(path, stream, begun):
+def test_the_engine_dies_for_good(path, stream, begun):
     async def die():
         server = Server("a" * 100)
         server.process.gate.clear()
@@ -148,6 +148,7 @@ def test_the_engine_dies(path, stream, begun):
             await call.started.wait()
         server.process.task.cancel()
         server.engine.detach("killed")
+        server.engine.give_up()
         await asyncio.wait_for(call.task, 5)
         metrics = (await server.client.get("/metrics")).text
         return call, metrics
