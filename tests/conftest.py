@@ -80,6 +80,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> tiny_models.Saver:
     return get
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Of a test with long bytes: their length. They are no name, and another with each run if they hold a time."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > 16 else None
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport():
     """What a test printed or logged may hold halves of characters; reports travel between processes as UTF-8."""
