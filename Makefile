@@ -27,9 +27,10 @@ setup: $(KERNELS) ## create .venv with headrace and its embedded model
 serve: $(KERNELS) ## start the server; flags go in ARGS, e.g. make serve ARGS="--port 9000"
 	@exec $(BIN)/headrace serve $(ARGS)
 
-# A process for each core, at most four: each holds models of its own. Files stay whole, as their fixtures are dear, and in
-# order: the dear ones are not left for the end, when the other processes have nothing to do.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process for each core and one more, as tests of deadlines wait; at most four, each holds models of its own. Files stay whole,
+# as their fixtures are dear, and in order: the dear ones are not left for the end, when the other processes have nothing to do.
+WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(TESTS) $(KERNELS) ## run the suite; pytest's arguments go in ARGS
 	$(PYTEST) -m "not long" $(ARGS)
