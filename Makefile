@@ -57,10 +57,11 @@ format: $(LINTERS) ## let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(RUNTIME) ## write the generated pages of docs/ again
+docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files of configs/ again
 	$(BIN)/python -m configs.reference > docs/configuration.md
 	$(BIN)/python -m server.reference > docs/api.md
 	$(BIN)/python -m server.telemetry.metrics > docs/metrics.md
+	$(BIN)/python -m server.monitoring.files
 
 clean: ## remove .venv, builds and caches
 	rm -rf $(VENV) kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

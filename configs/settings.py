@@ -73,6 +73,12 @@ class Settings(Declaration):
         return self.key_names or [f"key{number + 1}" for number in range(len(self.api_key))]
 
     @property
+    def shares(self) -> dict[str, float]:
+        """The weight of each tenant that has a key; none where no keys are required."""
+        weights = dict(map(parse_weight, self.tenant_weights))
+        return {name: weights.get(name, 1.0) for name in self.tenants}
+
+    @property
     def _no_key_has_priorities(self) -> bool:
         """Whether there are keys, and none may write a priority: with `throughput` tenants have no places of their own to order."""
         tenants_order_nothing = self.scheduling == "throughput" and self.priority_scope == "tenant"

@@ -21,6 +21,7 @@ from server.drain import Drain
 from server.errors import BodyTooLarge, Unauthorized, Unavailable, error_response
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
+from server.telemetry.tenants import ANYBODYS
 
 RequestTest = Callable[[Scope], bool]
 
@@ -65,9 +66,13 @@ class ExchangeMiddleware:
             await self._app(scope, receive, tagged)
         finally:
             if exchange.error_code is not None and not self._is_probe_answer(scope, exchange):
-                self._metrics.request_failed(exchange.error_code)
+                self._metrics.request_failed(exchange.error_code, self._tenant_of(scope))
             if self._access_log:
                 _access_log.info("%s", access_line(scope, exchange, status))
+
+    def _tenant_of(self, scope: Scope) -> str | None:
+        tenant: Tenant | None = scope["state"].get("tenant")
+        return None if tenant is None else tenant.name_for(ANYBODYS)
 
     def _is_probe_answer(self, scope: Scope, exchange: Exchange) -> bool:
         return exchange.error_code == Unavailable.code and self._is_probe(scope)

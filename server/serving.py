@@ -83,7 +83,7 @@ class Serving:
             started=started,
         )
         self._settings, self._listener, self._arguments = settings, listener, dict(engines)
-        metrics, self._drain = Metrics(), Drain()
+        metrics, self._drain = Metrics(settings.shares), Drain()
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
         self._engines = Engines(clients, ROUTERS[settings.router]())
         self._supervisors = {client.name: self._supervisor(client) for client in clients}

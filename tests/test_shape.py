@@ -38,7 +38,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 LAYERS = {
-    "server": ("http", "schema", "text", "telemetry", "stream", "engines", "api"),
+    "server": ("http", "schema", "text", "telemetry", "monitoring", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
     "scheduler": ("types", "kv", "policies"),
     "scheduler.kv": ("tiers",),

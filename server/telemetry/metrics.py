@@ -6,22 +6,23 @@ sequence comes from its `Lifetime`, what is reported about an engine from its me
 
 import functools
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
 from server.errors import ApiError
+from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.exposition import accepted
 from server.telemetry.lifetime import Lifetime
+from server.telemetry.tenants import ANYBODYS, TenantMetrics
 
-_FROM_1_MS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_WHOLE_REQUEST = (*_FROM_1_MS, 600.0, 1800.0)  # an answer may take longer than any of its parts
+_WHOLE_REQUEST = (*FROM_1_MS, 600.0, 1800.0)  # an answer may take longer than any of its parts
 _TOKENS = tuple(float(2**power) for power in range(0, 18))
 
 
@@ -141,22 +142,6 @@ def _sample(
     )
 
 
-class Declared:
-    """Declares metrics in a registry."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"headrace_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _FROM_1_MS) -> Histogram:
-        return Histogram(f"headrace_{name}", text, registry=self.registry, buckets=buckets)
-
-
 class EngineMetrics(Declared):
     """The metrics of one engine, and the events that feed them. Its registry knows nothing of the server's other engines."""
 
@@ -245,13 +230,18 @@ class EnginesCollector(Collector):
 
 
 class Metrics(Declared):
-    """The registry of one server and the events that feed it."""
+    """The registry of one server and the events that feed it.
 
-    def __init__(self) -> None:
+    Args:
+        tenants: weights by name of those with a key; none where no keys are required.
+    """
+
+    def __init__(self, tenants: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self._engines = EnginesCollector()
         self.registry.register(self._engines)
         self._declare_requests()
+        self._tenants = TenantMetrics(self.registry, tenants or {})
         ProcessCollector("headrace_server", registry=self.registry)
 
     def engine(self, name: str) -> EngineMetrics:
@@ -279,8 +269,13 @@ class Metrics(Declared):
 
     # --- events ---
 
-    def sequence_ended(self, lifetime: Lifetime) -> None:
+    def sequence_begun(self, tenant: str) -> None:
+        """A sequence of this tenant was given to an engine."""
+        self._tenants.sequence_begun(tenant)
+
+    def sequence_ended(self, lifetime: Lifetime, tenant: str = ANYBODYS) -> None:
         """Absorb a whole lifetime, once, at its end."""
+        self._tenants.sequence_ended(tenant, lifetime)
         self._finished.labels((lifetime.reason or FinishReason.ERROR).value).inc()
         self._prompt.observe(lifetime.prompt_tokens)
         self._completion.observe(lifetime.completion_tokens)
@@ -299,9 +294,11 @@ class Metrics(Declared):
         if gap is not None:
             self._gap.observe(gap)
 
-    def request_failed(self, code: str) -> None:
-        """A client got an error, in the answer or within a stream."""
+    def request_failed(self, code: str, tenant: str | None = None) -> None:
+        """A client got an error, in the answer or within a stream. `tenant`: None if it is not known who it was."""
         self._errors.labels(code).inc()
+        if tenant is not None:
+            self._tenants.request_failed(tenant)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Body and content type of `/metrics`: OpenMetrics where `accept` asks for it, else the Prometheus text format."""
@@ -322,16 +319,22 @@ The counters of an engine continue across its restarts. If a server has several 
 |---|---|---|---|"""
 
 
+def every_family(engines: Sequence[str]) -> list[Metric]:
+    """The families of a server with these engines, each with a sample of every series that it may have."""
+    metrics = Metrics()
+    for name in engines:
+        engine = metrics.engine(name)
+        engine.attached(pid=1)  # any process: the families are the same
+        engine.phase_ended(StartPhase(name="load", seconds=1.0))
+        engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
+    return list(metrics.registry.collect())
+
+
 def page() -> str:
     """The text of docs/metrics.md."""
-    metrics = Metrics()
-    engine = metrics.engine("engine")
-    engine.attached(pid=1)  # any process: the families are the same
-    engine.phase_ended(StartPhase(name="load", seconds=1.0))
-    engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
-    rows = [_row(family) for family in metrics.registry.collect()]
-    buckets = ", ".join(f"{bound:g}" for bound in _FROM_1_MS)
-    further = " and ".join(f"{bound:g}" for bound in _WHOLE_REQUEST[len(_FROM_1_MS) :])
+    rows = [_row(family) for family in every_family(["engine"])]
+    buckets = ", ".join(f"{bound:g}" for bound in FROM_1_MS)
+    further = " and ".join(f"{bound:g}" for bound in _WHOLE_REQUEST[len(FROM_1_MS) :])
     last = f"Buckets of latencies: {buckets}; `headrace_request_seconds` has {further} as well."
     return "\n".join([_HEAD, *sorted(rows), "", last])
 
