@@ -177,6 +177,12 @@ class Declaration(BaseModel):
     kv_disk_gib: float = Field(
         8.0, gt=0, description="How much the folder may take, in GiB.", json_schema_extra=KV_CACHE
     )
+    protect_kv: bool = Field(
+        False,
+        description="Copy the KV of running requests to the first tier as its blocks become full, so that after the death of an "
+        "engine it is loaded instead of computed again. The copies take at most a quarter of a core.",
+        json_schema_extra=KV_CACHE,
+    )
     eviction: Literal["lru", "predicted"] = Field(
         "lru",
         description="Which cached KV is evicted when room is needed: `lru`, the least recently used; `predicted`, what is least "

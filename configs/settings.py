@@ -225,6 +225,13 @@ _NEEDS = (
         "set kv_host_gib or kv_disk_path",
     ),
     _Need(
+        ("protect_kv",),
+        "kv_host_gib",
+        lambda self: any(map(self.asks_for, _TIERS)),
+        "KV is protected by copies in a tier, and there is none",
+        "set kv_host_gib or kv_disk_path",
+    ),
+    _Need(
         ("preemption",),
         "max_preemptions",
         lambda self: self.preemption != "swap" or self.max_preemptions > 0,

@@ -1,5 +1,6 @@
 """The waits of the engine's loop: while it waits, the server hears every second that it lives, and what it waits for."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -24,13 +25,16 @@ class Patience:
         self._awaited: tuple[str, int] = ("idle", 0)
         self._seconds = 0.0
 
-    def wait(self, doing: Literal["idle", "step", "transfer"], number: int = 0, tokens: int = 0) -> None:
+    def wait(
+        self, doing: Literal["idle", "step", "transfer"], number: int = 0, tokens: int = 0, seconds: float = math.inf
+    ) -> None:
         """Sleep until a command or a wake-up comes or a heartbeat is due.
 
         Args:
             doing: what is waited for.
             number: tells one such wait from the next; as long as it stays the same, the seconds add up.
             tokens: of the step.
+            seconds: the longest sleep.
 
         Raises:
             ParentGone: the HTTP process has ended.
@@ -38,7 +42,7 @@ class Patience:
         if self._awaited != (doing, number):
             self._awaited, self._seconds = (doing, number), 0.0
         before = self._clock()
-        self._channel.wait(max(0.0, self._due - before))
+        self._channel.wait(min(seconds, max(0.0, self._due - before)))
         now = self._clock()
         self._seconds += min(
             now - before, 2 * self._interval

@@ -15,6 +15,7 @@ What belongs here: the order of those calls, and turning results into events. Ne
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from engine.heartbeat import Patience
 from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
 from engine.kv_store.flush import flush
-from engine.kv_store.transfer import TransferWorker
+from engine.kv_store.transfer import EXPECT_SECONDS, TransferWorker
 from engine.worker import Pending, Worker
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
@@ -179,13 +180,14 @@ class EngineLoop:
             self._transfer_worker.start(step.transfers)
 
     def _wait_for_transfer(self, step: Step) -> None:
-        """Nothing can run before a transfer ends."""
+        """Nothing can run before a transfer ends, perhaps another engine's."""
         self._start_transfers(step)
-        if not self._scheduler.transferring:
+        expecting = self._scheduler.expecting
+        if not self._scheduler.transferring and not expecting:
             raise IntegrityError("requests wait and nothing can run")
         self._scheduler.put_off(step)
         self._emit([])  # what transfers have brought since
-        self._patience.wait("transfer", self._carried)
+        self._patience.wait("transfer", self._carried, seconds=EXPECT_SECONDS if expecting else math.inf)
 
     def _land(self) -> None:
         """Wait for the oldest step and absorb what it brought."""
@@ -227,20 +229,23 @@ class EngineLoop:
     # --- commands and events ---
 
     def _receive(self) -> None:
-        if self._transfer_worker is not None:
-            for result in self._transfer_worker.finished():
-                self._scheduler.absorb_transfer(result)
-                self._carried += 1
-            for name, changes in self._transfer_worker.changes():
-                self._scheduler.transfers.tiers.follow(name, changes)
-            for name in self._transfer_worker.lost():
-                self._scheduler.transfers.tiers.mark_lost(name)
-                self._emit([])
         ended: list[Output] = []
         for command in self._channel.receive():
             self._obey(command, ended)
         if ended:
             self._emit(ended)
+        if self._transfer_worker is not None:  # after the commands, of which one may have to know what a tier has now
+            self._hear_of_tiers(self._transfer_worker)
+
+    def _hear_of_tiers(self, worker: TransferWorker) -> None:
+        for result in worker.finished():
+            self._scheduler.absorb_transfer(result)
+            self._carried += 1
+        for name, changes in worker.changes(expected=self._scheduler.expecting):
+            self._scheduler.transfers.tiers.follow(name, changes)
+        for name in worker.lost():
+            self._scheduler.transfers.tiers.mark_lost(name)
+            self._emit([])
 
     def _obey(self, command: Command, ended: list[Output]) -> None:
         match command:

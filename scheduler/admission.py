@@ -99,8 +99,8 @@ class Admission:
         return next((each for each in islice(waiting, _SCAN) if not self._waits(each)), None)
 
     def _waits(self, request: Request) -> bool:
-        """Whether it waits for content that another one is computing, or for its own drafts to be verified."""
-        return request.verifying or self._cache.awaits_pending(request)
+        """Whether it waits for content that another one is computing or another engine saves, or for its drafts to be verified."""
+        return request.verifying or request in self._transfers.expected or self._cache.awaits_pending(request)
 
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
         """Blocks needed beyond what the pool has, less the watermark that is left to running requests."""

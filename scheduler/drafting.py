@@ -107,6 +107,6 @@ class Drafting:
     def _most(self, request: Request, budget: int) -> int:
         """How many guesses the request can use of `budget`."""
         # One token is sampled even without drafts, so they must leave room for it in each limit.
-        left = min(request.sampling.max_tokens - request.output_tokens, self._context - request.known) - 1
+        left = min(request.output_limit - request.output_tokens, self._context - request.known) - 1
         room = (len(request.block_table) + self._pool.available) * self._pool.block_size - request.computed - 1
         return min(budget, left, room)

@@ -69,7 +69,7 @@ class FastForward:
             if place < previous or not _is_steady(chunk, request):
                 return 0
             known, output = len(request.tokens), len(request.tokens) - len(request.prompt_ids)
-            steps = min(steps, min(request.sampling.max_tokens - output, self._config.context - known) - 1)
+            steps = min(steps, min(request.output_limit - output, self._config.context - known) - 1)
             previous = place
         return max(steps, 0)
 

@@ -91,10 +91,13 @@ class RequestTable:
             self.waiting.remove(request)
             self._policy.on_dequeue(request)
         self._policy.on_finish(request)
-        keys = request.block_hashes[: request.published]
-        self.release(request)
-        self._transfers.released(keys)
-        self._transfers.ended(request)
+        if reason is FinishReason.HANDED_OVER:
+            self._hand_over(request)
+        else:
+            keys = request.block_hashes[: request.published]
+            self.release(request)
+            self._transfers.released(keys)
+            self._transfers.ended(request)
         self._drafting.ended(request)
         request.state = RequestState.FINISHED
         request.times.finished = now
@@ -102,6 +105,13 @@ class RequestTable:
         if request.announced:
             self.retired.append(request.request_id)
         return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
+
+    def _hand_over(self, request: Request) -> None:
+        """Release its blocks to a transfer that saves, the partly filled last one included, what is not saved yet."""
+        self._cache.publish(request)
+        keys, tail = request.block_hashes[: request.published], request.cut_tail(self._cache.block_size)
+        self.release(request)
+        self._transfers.hand_over(keys, tail)
 
     def release(self, request: Request) -> None:
         """Take its blocks away; it no longer runs. Blocks that are being filled stay with their transfers."""

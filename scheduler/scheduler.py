@@ -163,9 +163,13 @@ class Scheduler:
             adapter=message.adapter,
             produces=message.produces,
             generated_ids=message.generated_ids,
+            hand_over=message.hand_over,
         )
         self._next_arrival += 1
         self._table.add(request)
+        if message.kv_wait_seconds and request.reads_cache:
+            request.expect_tail(self.pool.block_size)
+            self.transfers.expect(request, self._cache.usable_hashes(request), now + message.kv_wait_seconds)
         if message.pin_seconds:
             until = now + message.pin_seconds
             self.transfers.pin(self._cache.pin(request, until), until)
@@ -194,6 +198,11 @@ class Scheduler:
         """Whether the result of a transfer is still to come."""
         return self.transfers.in_flight
 
+    @property
+    def expecting(self) -> bool:
+        """Whether a request waits for what another engine saves to a tier that both share."""
+        return len(self.transfers.expected) > 0
+
     # --- plan ---
 
     def schedule(self, now: float) -> Step:
@@ -207,11 +216,12 @@ class Scheduler:
         self._chunks.published_by.clear()
         self.pool.eviction.expire(now)
         self.transfers.expire(now)
+        self.transfers.expected.look(now)
         self._aging.plan(self._table.open.values(), now)
         self._prefills.make_room(now)
         decodes, preempted = self._decodes.grow()
         if not preempted:
-            self.transfers.plan_saves()
+            self.transfers.plan_saves(self._table.running.values())
         self._decodes.add(step, decodes)
         self._prefills.add(step, now, admit=not preempted)
         step.retired = self._table.take_retired()
@@ -229,6 +239,7 @@ class Scheduler:
         if step.chunks:
             # The chunk of an ended request writes to blocks that are no longer held: none is given away before it has run.
             orphaned = any(chunk.request_id not in running for chunk in step.chunks)
+            self.transfers.expected.look(now)
             if not orphaned:
                 self._decodes.add_late(step)
             self._prefills.add(step, now, admit=not orphaned)
@@ -339,5 +350,6 @@ class Scheduler:
         held += (request.block_table for request in table.running.values())
         self.pool.check_integrity(held)
         self.transfers.check_integrity()
+        self.transfers.expected.check_integrity(request.request_id for request in table.waiting)
         check_requests(table.open, table.running, table.waiting, self.pool.block_size, self._open_steps)
         self._cache.pending.check_integrity(table.running)

@@ -48,7 +48,7 @@ def open_tiers(
     indices = [_index(tier, device.block_bytes, settings, stores.get(tier.name)) for tier in tiers]
     bandwidth = {tier.name: tier.bandwidth for tier in tiers}
     estimate = LoadOrRecompute(device.block_bytes, pool.block_size, pool.block_size, bandwidth)
-    planner = TransferPlanner(pool, indices, estimate, settings.preemption)
+    planner = TransferPlanner(pool, indices, estimate, settings.preemption, protect=settings.protect_kv)
     for name in lost:
         planner.tiers.mark_lost(name)
     return planner, TransferWorker(device.rows, stores, wake) if stores else None

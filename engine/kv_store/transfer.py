@@ -30,6 +30,7 @@ _SLICE = 32  # blocks that are copied in one go; then the steps get memory and c
 _REST_SAVING = 3.0  # times a slice's processor time: saving takes at most a quarter of one core from the steps
 _REST_LOADING = 1.0  # somebody is waiting for it: half a core
 FOLLOW_SECONDS = 1.0  # between two looks at what others have put into a shared store
+EXPECT_SECONDS = 0.004  # the same while a request waits for what another engine is saving there
 
 
 class TransferWorker:
@@ -92,10 +93,12 @@ class TransferWorker:
             self._looking.add(name)
             self._threads[name, True].submit(self._look, name)
 
-    def changes(self) -> list[tuple[str, TierChanges]]:
+    def changes(self, *, expected: bool = False) -> list[tuple[str, TierChanges]]:
         """What others did to shared stores, as far as it is known since the last call, with the name of each. It costs no more than
-        a look at the clock: when it is time, the stores are asked beside their transfers."""
-        if self._shared and time.perf_counter() - self._followed >= self._follow_seconds:
+        a look at the clock: when it is time, the stores are asked beside their transfers, and `wake` is called if they know any.
+        While something is `expected` of others, it is soon time."""
+        interval = min(EXPECT_SECONDS, self._follow_seconds) if expected else self._follow_seconds
+        if self._shared and time.perf_counter() - self._followed >= interval:
             self._followed = time.perf_counter()
             for name in self._shared - self._following - self._told:
                 self._following.add(name)
@@ -166,6 +169,7 @@ class TransferWorker:
         else:
             if changes.came or changes.went:
                 self._changes.append((name, changes))
+                self._wake()
         finally:
             self._following.remove(name)
 

@@ -21,6 +21,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens or the context is used up
     ABORT = "abort"  # the client left, or the server drains
     ERROR = "error"  # this request failed; `Output.error` says why
+    HANDED_OVER = "handed_over"  # its first token is there and another engine goes on: no client ever reads this one
 
 
 # --- HTTP process -> engine ------------------------------------------------------------------------------------------
@@ -43,6 +44,12 @@ class AddRequest:
     # penalties, usage) and are not sent again.
     generated_ids: list[int] = field(default_factory=list)
     produces: OutputKind = OutputKind.TOKENS
+    hand_over: bool = (
+        False  # end it after one token, unless it ends there anyway, and save its KV at once for who goes on
+    )
+    kv_wait_seconds: float = (
+        0.0  # how long it may wait for KV that another engine still saves to a tier that both share
+    )
 
 
 @dataclass(slots=True, kw_only=True)

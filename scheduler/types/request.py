@@ -29,10 +29,11 @@ class RequestState(Enum):
 
 
 class SwappedTail(NamedTuple):
-    """The copy of a partly filled last block. Its key is made of the tokens that were computed, so nothing else can match it."""
+    """The copy of a partly filled last block. Its key is made of the tokens that were computed, so only equal prompts match it."""
 
     block_key: BlockKey
     end: int  # tokens computed when it was made
+    own: bool = True  # nobody else has a use for it: it goes when this request has it back, or has ended
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -51,6 +52,8 @@ class Request:
     adapter: str = ""
     produces: OutputKind = OutputKind.TOKENS
     generated_ids: list[int] = field(default_factory=list)  # output that existed when the request arrived
+    hand_over: bool = False  # another engine goes on after the first token that this one generates
+    output_limit: int = field(init=False)  # most output tokens here: `max_tokens`, or fewer if it is handed over
     tokens: list[int] = field(init=False)  # prompt and known output
     place: int = field(
         init=False
@@ -67,6 +70,7 @@ class Request:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
     published: int = 0  # leading blocks of the table that were offered to the content index
+    offered: int = 0  # leading blocks that were offered to the tiers below while it runs
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
     passed: int = 0  # how often a request behind it in the waiting queue came in before it
@@ -82,6 +86,8 @@ class Request:
         self.tokens = self.prompt_ids + self.generated_ids
         self.place = self.arrival
         self.waits_since = self.times.queued
+        most = self.sampling.max_tokens
+        self.output_limit = min(most, len(self.generated_ids) + 1) if self.hand_over else most
         if self.generated_ids:
             # Another engine has computed all but the newest token, and has sent the prompt's log-probabilities.
             self.high_water = len(self.tokens) - 1
@@ -105,7 +111,7 @@ class Request:
     @property
     def to_generate(self) -> int:
         """Most tokens that were still to be generated when the request arrived."""
-        return self.sampling.max_tokens - len(self.generated_ids)
+        return self.output_limit - len(self.generated_ids)
 
     @property
     def prefilling(self) -> bool:
@@ -116,7 +122,7 @@ class Request:
     def wants_step(self) -> bool:
         """Whether there is something to compute. Not once the last allowed token is in flight: its KV is never needed."""
         prompt_open = self.computed < len(self.prompt_ids)
-        return self.remaining > 0 and (prompt_open or self.output_tokens < self.sampling.max_tokens)
+        return self.remaining > 0 and (prompt_open or self.output_tokens < self.output_limit)
 
     @property
     def decodes(self) -> bool:
@@ -125,7 +131,7 @@ class Request:
         Every plan asks this of every running request.
         """
         known, prompt = len(self.tokens) + self.in_flight, len(self.prompt_ids)
-        return known - self.computed == 1 and self.computed >= prompt and known - prompt < self.sampling.max_tokens
+        return known - self.computed == 1 and self.computed >= prompt and known - prompt < self.output_limit
 
     @property
     def reads_cache(self) -> bool:
@@ -137,7 +143,7 @@ class Request:
 
     def longest(self) -> int:
         """Most tokens when finished; the last of them needs no KV."""
-        return len(self.prompt_ids) + self.sampling.max_tokens
+        return len(self.prompt_ids) + self.output_limit
 
     def send_logprobs(self, start: int, entries: list[TokenLogprobs]) -> list[TokenLogprobs]:
         """Those of a chunk's entries that were not sent before: after a preemption the same positions come again.
@@ -165,11 +171,24 @@ class Request:
         begin, end = self.published * block_size, self.computed
         if not begin < end <= len(self.tokens) or end - begin >= block_size:
             return None
-        self.extend_hashes(block_size)
-        parent = self.block_hashes[self.published - 1] if self.published else self.root
-        token_ids = tuple(self.tokens[begin:end])
-        self.swapped_tail = SwappedTail(BlockKey(block_hash(parent, token_ids), token_ids), end)
+        self.swapped_tail = self._tail(end, block_size)
         return self.swapped_tail.block_key, self.block_table.pop(self.published)
+
+    def expect_tail(self, block_size: int) -> None:
+        """Another engine has computed all but the newest token: what it saved of the partly filled last block is `swapped_tail`."""
+        end = len(self.tokens) - 1
+        if end % block_size:
+            self.swapped_tail = self._tail(end, block_size)._replace(
+                own=False
+            )  # other choices of the prompt have the same
+
+    def _tail(self, end: int, block_size: int) -> SwappedTail:
+        """The part of a block that begins with the last multiple of the block size before `end`."""
+        full = end // block_size
+        self.extend_hashes(block_size)
+        parent = self.block_hashes[full - 1] if full else self.root
+        token_ids = tuple(self.tokens[full * block_size : end])
+        return SwappedTail(BlockKey(block_hash(parent, token_ids), token_ids), end)
 
     def stop_cause(self, is_eos: Callable[[int], bool], context: int) -> FinishReason | None:
         """Why the newest known token ends the request; None if it does not."""
@@ -179,4 +198,4 @@ class Request:
             return FinishReason.STOP
         if output >= self.sampling.max_tokens or len(self.tokens) >= context:
             return FinishReason.LENGTH
-        return None
+        return FinishReason.HANDED_OVER if output >= self.output_limit else None

@@ -263,7 +263,8 @@ class Metrics(Declared):
         self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens of one sequence.", _TOKENS)
         self._completion = self._histogram("request_generation_tokens", "Tokens generated for one sequence.", _TOKENS)
         for reason in FinishReason:  # a series that exists from the start has a rate from the start
-            self._finished.labels(reason.value)
+            if reason is not FinishReason.HANDED_OVER:
+                self._finished.labels(reason.value)
         for code in error_codes(ApiError):
             self._errors.labels(code)
 

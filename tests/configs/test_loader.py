@@ -19,6 +19,7 @@ OTHER = {int: 2048, float: 0.25, str: "other", bool: True}
 PARTNERS = {
     "allow_long_max_model_len": {"max_model_len": 2048},
     "kv_disk_gib": {"kv_disk_path": "kv"},
+    "protect_kv": {"kv_host_gib": 1.0},
     "tenant_weights": {"scheduling": "fair"},
     "decode_price": {"scheduling": "fair"},
     "routing": {"engines": 2},

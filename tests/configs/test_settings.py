@@ -40,6 +40,8 @@ PAIRS = [
     ({"scheduling": "throughput"}, NO_CACHE, {"prefix_caching": True}),
     ({"preemption": "swap"}, {"kv_host_gib": 0.0}, {"kv_host_gib": 1.0}),
     ({"preemption": "swap"}, {"kv_host_gib": 0.0}, {"kv_disk_path": "kv"}),
+    ({"protect_kv": True}, {"kv_host_gib": 0.0}, {"kv_host_gib": 1.0}),
+    ({"protect_kv": True}, {"kv_host_gib": 0.0}, {"kv_disk_path": "kv"}),
     ({"kv_host_gib": 0.5}, {"tensor_parallel": 2}, {"tensor_parallel": 1}),
     ({"kv_disk_path": "kv"}, {"tensor_parallel": 2}, {"tensor_parallel": 1}),
     *(

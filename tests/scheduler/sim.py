@@ -150,7 +150,7 @@ class Engine:
         step = self.next_step()
         if self.transfer_worker is not None:
             self.transfer_worker.start(step.transfers)
-        if not step.chunks and self.scheduler.transferring:
+        if not step.chunks and self.waits:
             self.scheduler.put_off(step)
             meanwhile()
             self.stalled()
@@ -193,12 +193,17 @@ class Engine:
                 return True
             if not self.flights:
                 self.start_moves(step)
-            if not step.chunks and self.scheduler.transferring:
+            if not step.chunks and self.waits:
                 self.scheduler.put_off(step)
                 return False
             assert step.chunks or not self.scheduler.has_work, "requests wait and nothing can run"
             self.flights.append((step, self.worker.submit(step)))
         return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether something may come of a transfer, perhaps another engine's."""
+        return self.scheduler.transferring or self.scheduler.expecting
 
     def start_moves(self, step: Step) -> None:
         if self.transfer_worker is not None:

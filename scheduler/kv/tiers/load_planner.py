@@ -148,9 +148,9 @@ class LoadPlanner:
 
     def forget_tail(self, request: Request) -> None:
         """Drop the copy of a partly filled block, no other's prefix: useless once it is loaded or its request has ended."""
-        if request.swapped_tail is not None:
-            self._tiers.forget([request.swapped_tail.block_key.hash])
-            request.swapped_tail = None
+        tail, request.swapped_tail = request.swapped_tail, None
+        if tail is not None and tail.own:
+            self._tiers.forget([tail.block_key.hash])
 
     def check_integrity(self) -> None:
         """Compare the loads with the transfers in flight.

@@ -1,6 +1,7 @@
 """What is saved below the device: blocks of requests that ended, of those that were preempted, and copies of copies.
 
     save     device -> first tier     a block that was released, when there is time; it is held as by a reader until copied
+    filled   device -> first tier     a block of a running request: in case this process dies, or because another will go on
     swap     device -> first tier     what a preempted request has computed, all of it and at once
     spill    each tier -> the next    what has arrived there, so that it is not lost with a tier that is smaller or volatile
 
@@ -75,6 +76,30 @@ class SavePlanner:
         tier.touch(there)
         self._to_save.update((key, None) for key in keys if not tier.knows(key))
 
+    def filled(self, keys: Sequence[bytes], *, urgent: bool) -> None:
+        """Blocks of a running request have become full: they are saved when there is time, or with this step if another engine
+        waits for them."""
+        tier = self._tiers.first
+        if tier is None:
+            return
+        if urgent:
+            self._save(tier, keys, urgent=True)
+        elif self._estimate.pays(tier.name):
+            self._to_save.update((key, None) for key in keys if not tier.knows(key))
+
+    def hand_over(self, keys: Sequence[bytes], tail: tuple[BlockKey, int] | None) -> None:
+        """Save at once what is not saved yet of a request that another engine goes on with.
+
+        Args:
+            keys: hashes of its full blocks, which it has released.
+            tail: key and block of its last, partly filled one. The block belongs to the transfer from now on.
+        """
+        tier = self._tiers.first
+        if tier is not None:
+            self._save(tier, [key for key in keys if not tier.knows(key)], tail, urgent=True)
+        elif tail is not None:
+            self._pool.release([tail[1]])
+
     def swaps(self) -> bool:
         """Whether the blocks of a preempted request are to be saved."""
         tier = self._tiers.first
@@ -95,7 +120,7 @@ class SavePlanner:
         tier = self._tiers.first
         if tier is None:
             raise ValueError("no tier to save to: `swaps` was not asked")
-        self._save(tier, keys, tail, urgent=True)
+        self._save(tier, keys, tail, urgent=True, yielded=True)
 
     def plan(self) -> None:
         """Plan saves for some of what waits. To be called before the step has any chunk."""
@@ -109,7 +134,13 @@ class SavePlanner:
         self._plan_spills()
 
     def _save(
-        self, tier: TierIndex, keys: Iterable[bytes], tail: tuple[BlockKey, int] | None = None, *, urgent: bool = False
+        self,
+        tier: TierIndex,
+        keys: Iterable[bytes],
+        tail: tuple[BlockKey, int] | None = None,
+        *,
+        urgent: bool = False,
+        yielded: bool = False,
     ) -> None:
         block_keys, blocks = list[BlockKey](), list[int]()
         for key in keys:
@@ -131,7 +162,7 @@ class SavePlanner:
             else:
                 self._pool.release([tail[1]])
         if block_keys:
-            self._in_flight.plan(DEVICE, tier.name, block_keys, blocks, held=True, urgent=urgent)
+            self._in_flight.plan(DEVICE, tier.name, block_keys, blocks, held=True, yielded=yielded, urgent=urgent)
 
     # --- from tier to tier ---
 

@@ -62,7 +62,7 @@ class TierIndex:
         self.capacity = capacity
         self.block_bytes = block_bytes
         self.survives = survives
-        self._shared = shared
+        self.shared = shared
         self.used = 0
         self.evictions = 0
         self._policy = policy
@@ -182,7 +182,7 @@ class TierIndex:
         """These contents cannot be read any more: no longer found from now on. What is on its way is not among them."""
         for key in keys:
             if key in self._entries and self._entries[key].arrived:
-                self._entries[key].in_doubt |= not self._shared  # a part of it may be there all the same
+                self._entries[key].in_doubt |= not self.shared  # a part of it may be there all the same
                 self._doom(key)
 
     def _doom(self, key: bytes) -> None:
@@ -209,7 +209,7 @@ class TierIndex:
 
     def _drop_own(self, key: bytes) -> None:
         """Have it dropped, unless it may be somebody else's."""
-        if not self._shared:
+        if not self.shared:
             self._drops.append(key)
 
     def take_drops(self) -> list[bytes]:

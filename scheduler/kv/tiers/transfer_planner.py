@@ -5,7 +5,8 @@ transfers, the next step to start carries them (`Step.transfers`), the transfer 
 `absorb` takes in the results. Until then a transfer's blocks are its own.
 
     load_planner           which contents a waiting request loads, and what it still waits for
-    save_planner           what is saved, swapped out, and copied from tier to tier
+    save_planner           what is saved, swapped out, handed over, and copied from tier to tier
+    expected_kv            which requests wait for what another engine saves
     flush_planner          what is saved before an orderly stop
     transfers_in_flight    the transfers without a result, and the blocks that they hold
     tier_list              the tiers, fastest first, with their books (`tier_index`)
@@ -16,6 +17,7 @@ What belongs here: which part learns what, and in which order. Never: bytes, I/O
 from collections.abc import Iterable, Mapping, Sequence
 
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.tiers.expected_kv import ExpectedKv
 from scheduler.kv.tiers.flush_planner import FlushPlanner
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from scheduler.kv.tiers.load_planner import FinishedLoad, LoadPlanner, Wanted
@@ -39,9 +41,11 @@ class TransferPlanner:
         estimate: says whether a transfer pays.
         preemption: what is done with the blocks of a preempted request: `swap` saves them, `recompute` does not, `auto` saves
             them if that is faster.
+        protect: whether the blocks of running requests are saved as they become full.
 
     Attributes:
         tiers: those that are up.
+        expected: requests that wait for what another engine saves.
         flush: what is saved before an orderly stop.
 
     Raises:
@@ -54,6 +58,8 @@ class TransferPlanner:
         tiers: Sequence[TierIndex] = (),
         estimate: LoadOrRecompute | None = None,
         preemption: Preemption = "auto",
+        *,
+        protect: bool = False,
     ) -> None:
         self.tiers = TierList(tiers)
         self._pool = pool
@@ -61,6 +67,8 @@ class TransferPlanner:
         self._estimate = estimate or LoadOrRecompute(1, pool.block_size, telling_tokens=pool.block_size)
         self._loads = LoadPlanner(pool, self.tiers, self._in_flight, self._estimate)
         self._saves = SavePlanner(pool, self.tiers, self._in_flight, self._estimate, preemption)
+        self._protect = protect
+        self.expected = ExpectedKv(pool, self.tiers)
         self.flush = FlushPlanner(pool, self.tiers, self._in_flight, self._estimate)
 
     # --- how things stand ---
@@ -121,6 +129,7 @@ class TransferPlanner:
     def ended(self, request: Request) -> None:
         """The request has ended: drop what only it could use."""
         self._loads.forget_tail(request)
+        self.expected.drop(request)
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """These contents are in doubt: no tier serves them from now on."""
@@ -140,6 +149,12 @@ class TransferPlanner:
         """The request gives its blocks back. Returns those that are being filled, which stay with their transfers."""
         return self._loads.detach(request)
 
+    def expect(self, request: Request, keys: Sequence[bytes], until: float) -> None:
+        """Another engine still saves the request's blocks, by their hashes, and perhaps its `swapped_tail`. It is not admitted
+        before they are there, or that time has come."""
+        tail = request.swapped_tail
+        self.expected.add(request, [*keys, tail.block_key.hash] if tail is not None else keys, until)
+
     # --- saves ---
 
     def released(self, keys: Iterable[bytes]) -> None:
@@ -158,8 +173,20 @@ class TransferPlanner:
         """
         self._saves.swap_out(keys, tail)
 
-    def plan_saves(self) -> None:
-        """Plan saves for some of what waits. To be called before the step has any chunk."""
+    def hand_over(self, keys: Sequence[bytes], tail: tuple[BlockKey, int] | None) -> None:
+        """Save at once what is not saved yet of a request that another engine goes on with. It has just released its full blocks,
+        by their hashes; the block of its `tail`, a partly filled last one, belongs to the transfer."""
+        self._saves.hand_over(keys, tail)
+
+    def plan_saves(self, running: Iterable[Request] = ()) -> None:
+        """Plan saves for some of what waits, and of what has become full of running requests that are to be handed over (or of
+        all, if they are protected). To be called before the step has any chunk."""
+        if self.active:
+            for request in running:
+                if (self._protect or request.hand_over) and request.published > request.offered:
+                    fresh = request.block_hashes[request.offered : request.published]
+                    request.offered = request.published
+                    self._saves.filled(fresh, urgent=request.hand_over)
         self._saves.plan()
         self._in_flight.plan_drops()
 

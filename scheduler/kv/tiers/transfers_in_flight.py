@@ -51,6 +51,7 @@ class TransfersInFlight:
         blocks: Sequence[int] = (),
         *,
         held: bool = False,
+        yielded: bool = False,
         urgent: bool = False,
         request_id: str | None = None,
     ) -> Transfer:
@@ -62,6 +63,7 @@ class TransfersInFlight:
             block_keys: keys of the contents.
             blocks: blocks of the device, one for each content, if the device is on one side.
             held: whether the blocks belong to the transfer, which gives them back at its end.
+            yielded: whether a request gave them up for others, who wait for them.
             urgent: whether a request waits for it.
             request_id: that request, if it is a load.
         """
@@ -79,7 +81,7 @@ class TransfersInFlight:
         self._next_id += 1
         self._planned.append(transfer)
         own = list(blocks) if held else []
-        self._active[transfer.transfer_id] = ActiveTransfer(transfer, own, held and urgent, request_id)
+        self._active[transfer.transfer_id] = ActiveTransfer(transfer, own, yielded, request_id)
         return transfer
 
     def plan_drops(self) -> None:
