@@ -79,7 +79,7 @@ _STEPS = PanelRow(
         Panel(
             title="Tokens of a step",
             about="Mean: tokens decoded and tokens of prompts. The budget is `max_step_tokens`.",
-            queries=[Query(mean("headrace_step_tokens", by=_BY), _NAME)],
+            queries=[Query(mean("headrace_step_tokens", _CHOSEN, by=_BY), _NAME)],
         ),
     ],
 )

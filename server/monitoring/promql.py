@@ -29,20 +29,20 @@ def gauge(series: str, *matchers: str, by: str = "") -> str:
     return _summed(select(series, *matchers), by)
 
 
-def per_second(series: str, *matchers: str, by: str = "", over: str = RATE) -> str:
+def per_second(series: str, *matchers: str, by: str = "") -> str:
     """How fast a counter grows, per second, in sum."""
-    return _summed(f"rate({select(series, *matchers)}[{over}])", by)
+    return _summed(f"rate({select(series, *matchers)}[{RATE}])", by)
 
 
-def quantile(q: float, histogram: str, *matchers: str, by: str = "", over: str = RATE) -> str:
+def quantile(q: float, histogram: str, *matchers: str, by: str = "") -> str:
     """A quantile of a histogram; `histogram` is its name without `_bucket`."""
-    buckets = per_second(f"{histogram}_bucket", *matchers, by=f"le, {by}" if by else "le", over=over)
+    buckets = per_second(f"{histogram}_bucket", *matchers, by=f"le, {by}" if by else "le")
     return f"histogram_quantile({q:g}, {buckets})"
 
 
-def mean(histogram: str, by: str = "", over: str = RATE) -> str:
+def mean(histogram: str, *matchers: str, by: str = "") -> str:
     """Mean of what a histogram observed."""
-    return share(per_second(f"{histogram}_sum", by=by, over=over), per_second(f"{histogram}_count", by=by, over=over))
+    return share(per_second(f"{histogram}_sum", *matchers, by=by), per_second(f"{histogram}_count", *matchers, by=by))
 
 
 def heat(histogram: str) -> str:

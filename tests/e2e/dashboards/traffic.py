@@ -1,0 +1,54 @@
+"""A server with all that metrics tell of (two engines, two tiers, two tenants, too small a pool), and the load that moves it."""
+
+import asyncio
+import itertools
+import random
+import signal
+
+import httpx
+
+from tests.e2e.server_process import ServerProcess
+
+KEYS = {"ann": "key-of-ann", "ben": "key-of-ben"}
+FLAGS = (
+    *("--engines", "2", "--routing", "round-robin", "--threads", "1"),
+    *("--kv-blocks", "24", "--kv-host-gib", "0.02", "--preemption", "swap", "--max-model-len", "512"),
+    *("--api-key", *KEYS.values(), "--key-names", *KEYS, "--scheduling", "fair", "--tenant-weights", "ann=2"),
+)
+PROMPTS = [[1000 * number + place for place in range(180)] for number in range(1, 9)]
+LANES = 10  # requests at once: more than two pools of 24 blocks have room for
+
+
+class Traffic:
+    """Requests of both tenants, good and bad."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._numbers = itertools.count()
+        self._draw = random.Random(0)
+        self.answered = self.refused = 0
+
+    def run(self, seconds: float) -> None:
+        """Keep `LANES` requests open for so long; a third of the time in, the first engine is killed."""
+        asyncio.run(self._run(seconds))
+
+    async def _run(self, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
+        async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as client:
+            lanes = [self._lane(client, tenant, end) for tenant in KEYS for _ in range(LANES // 2)]
+            await asyncio.gather(*lanes, self._kill(seconds / 3))
+
+    async def _lane(self, client: httpx.AsyncClient, tenant: str, end: float) -> None:
+        while asyncio.get_running_loop().time() < end:
+            number = next(self._numbers)
+            body = {"prompt": self._draw.choice(PROMPTS), "max_tokens": 48, "temperature": 0, "ignore_eos": True}
+            if number % 7 == 6:
+                body |= {"temperature": 9}
+            headers = {"Authorization": f"Bearer {KEYS[tenant] if number % 11 else 'no such key'}"}
+            answer = await client.post("/v1/completions", json=body, headers=headers)
+            self.answered += answer.status_code == 200
+            self.refused += answer.status_code in (400, 401)
+
+    async def _kill(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._server.engine.send_signal(signal.SIGKILL)
