@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from loadtest.client.annotations import Grafana
 from loadtest.client.target import Target
 from loadtest.replay import ReplayPlan
 from loadtest.report.objectives import parse_objectives
@@ -41,6 +42,7 @@ def plan_of(options: argparse.Namespace) -> ReplayPlan:
         max_lateness=options.max_lateness / 1000,
         verify=options.verify,
         live=not options.quiet,
+        grafana=Grafana(options.annotate, os.environ.get("GRAFANA_TOKEN")) if options.annotate else None,
     )
 
 
@@ -67,6 +69,11 @@ def replay_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
     parser.add_argument("--label", default="", help="the run's name in reports [the model's name]")
     parser.add_argument("--slo", help="objectives: ttft=500ms,tpot=50ms; by class: chat:ttft=1s;batch:e2e=60s")
+    parser.add_argument(
+        "--annotate",
+        metavar="URL",
+        help="mark the run in this Grafana (http://user:password@host:3000, or with a token in GRAFANA_TOKEN)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     _add_requests(parser.add_argument_group("requests"))
     _add_target(parser.add_argument_group("target"))

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from loadtest.client.annotations import Grafana, marked
 from loadtest.client.http1 import ConnectionPool
 from loadtest.client.judge import Expected, judge
 from loadtest.client.progress import shown
@@ -36,6 +37,7 @@ class ReplayPlan:
         max_lateness: seconds that the client may be late (p99) before the run is invalid.
         verify: how many answers to ask for again.
         live: whether to show progress on stderr.
+        grafana: where the run is marked, if anywhere.
     """
 
     trace: Trace
@@ -47,6 +49,7 @@ class ReplayPlan:
     max_lateness: float = 0.02
     verify: int = 0
     live: bool = False
+    grafana: Grafana | None = None
 
 
 def replay(plan: ReplayPlan, target: Target) -> LoadRun:
@@ -76,8 +79,10 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
         await pool.resolve()
         driver = Driver(pool, work, _builder(target, known, prompts), patience=plan.patience, stall=plan.stall)
         before, started = await scrape(client, target.root), time.time()
-        with _stoppable(driver), shown(driver, plan.live):
-            await driver.run()
+        async with marked(plan.grafana, _title(plan, known, work, target)) as mark:
+            with _stoppable(driver), shown(driver, plan.live):
+                await driver.run()
+            mark.outcome = f"{driver.live.done} ended, {driver.live.failed} of them failed"
         await pool.close()
         after = await scrape(client, target.root)
         records, answers = _judged(driver, work, known, target, prompts)
@@ -91,6 +96,11 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
             await verify(client, target, known, again)
     scraped = {"before": before, "after": after}
     return _run(plan, target, known, work=work, driver=driver, records=records, started=started, scraped=scraped)
+
+
+def _title(plan: ReplayPlan, known: Known, work: Plan, target: Target) -> str:
+    """What a mark of the run says while it is under way."""
+    return f"{plan.label or known.model}: {len(work.requests)} requests to {target.base_url}"
 
 
 async def _counted(work: Plan, known: Known, target: Target) -> Plan:
