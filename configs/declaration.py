@@ -267,11 +267,19 @@ class Declaration(BaseModel):
         "tenant is an API key, by its name in key_names, or a request's `user` where no keys are required.",
         json_schema_extra=SCHEDULER,
     )
-    routing: Literal["round-robin", "least-loaded", "prefix-aware"] = Field(
+    routing: Literal["round-robin", "least-work", "prefix-aware", "least-loaded"] = Field(
         "prefix-aware",
-        description="With several engines: which of them gets a request. `round-robin`: the next in turn. `least-loaded`: the one "
-        "with the fewest open sequences. `prefix-aware`: the one that got the longest part of the prompt before, unless it has 8 "
-        "open sequences more than another.",
+        description="With several engines: which of them gets a request. `round-robin`: the next in turn. `least-work`: the one "
+        "where prompts wait the shortest time. `prefix-aware`: the one from which the first token is expected the soonest, by what "
+        "waits there, what of the prompt is cached there, and the measured speed. `least-loaded` is the old name of `least-work`.",
+        json_schema_extra=SCHEDULER,
+    )
+    decode_slo_ms: float | None = Field(
+        None,
+        gt=0,
+        le=60_000,
+        description="With several engines: milliseconds between the tokens of a sequence that `prefix-aware` routing keeps to. An "
+        "engine where they would be longer gets a request only if they would be longer everywhere. Absent: no limit.",
         json_schema_extra=SCHEDULER,
     )
     decode_price: float | None = Field(

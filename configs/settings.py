@@ -92,7 +92,7 @@ class Settings(Declaration):
     @property
     def router(self) -> str:
         """The routing that has an effect: without cached prefixes there is nothing to be aware of."""
-        return self.routing if self.prefix_caching or self.routing != "prefix-aware" else "least-loaded"
+        return self.routing if self.prefix_caching or self.routing != "prefix-aware" else "least-work"
 
     def of_engine(self, name: str) -> Self:
         """What one of several engines reads: its part of what is divided, and its own folder."""
@@ -204,7 +204,7 @@ _NEEDS = (
         "set prefix_caching",
     ),
     _Need(
-        ("routing",),
+        ("routing", "decode_slo_ms"),
         "engines",
         lambda self: self.engines > 1,
         "a single engine gets every request",
@@ -216,6 +216,13 @@ _NEEDS = (
         lambda self: self.prefix_caching or self.routing != "prefix-aware",
         "with prefix_caching off there are no prefixes to be aware of",
         "set prefix_caching",
+    ),
+    _Need(
+        ("decode_slo_ms",),
+        "routing",
+        lambda self: self.router == "prefix-aware",
+        "only prefix-aware routing looks at the time between tokens",
+        "set routing prefix-aware",
     ),
     _Need(
         ("preemption",),

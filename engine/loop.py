@@ -41,9 +41,10 @@ from scheduler.types.messages import (
     Shutdown,
     StepOutputs,
 )
-from scheduler.types.step import Step, StepResult
+from scheduler.types.step import Step, StepResult, StepWork
 
 log = logging.getLogger("headrace.engine")
+_NO_WORK = StepWork()  # of a report between steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class EngineLoop:
             self._fail(step, f"the step failed: {type(error).__name__}: {error}", now)
             return
         outputs = self._scheduler.update(step, result, now)
-        self._emit(outputs, step.tokens, result.seconds)
+        self._emit(outputs, step.tokens, result.seconds, step.work())
 
     def _fail(self, step: Step, cause: str, now: float) -> None:
         """Fail a step, and those behind it, which were built on what it was to bring; they run to their ends first."""
@@ -294,6 +295,8 @@ class EngineLoop:
         for command in self._channel.receive():
             log.debug("ignored while stopping: %s", type(command).__name__)
 
-    def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0) -> None:
+    def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0, work: StepWork = _NO_WORK) -> None:
         stats = replace(self._scheduler.snapshot())
-        self._channel.send(StepOutputs(outputs=outputs, stats=stats, step_tokens=tokens, step_seconds=seconds))
+        self._channel.send(
+            StepOutputs(outputs=outputs, stats=stats, step_tokens=tokens, step_seconds=seconds, step_work=work)
+        )

@@ -145,6 +145,9 @@ class Starter:
             device=backend.name,
             version=version("headrace"),
             computes=names.answer,
+            kv_fingerprint=names.kv,
+            max_step_tokens=backend.limits.tokens,
+            max_running=backend.limits.sequences,
         )
         return self._loop(config, plan, backend, worker, names.kv), ready
 

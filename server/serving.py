@@ -14,7 +14,7 @@ import uvicorn
 
 from configs.model.source import ModelSource
 from configs.settings import Settings
-from scheduler.router import ROUTERS
+from scheduler.router.policies import make_router
 from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
@@ -85,7 +85,8 @@ class Serving:
         self._settings, self._listener, self._arguments = settings, listener, dict(engines)
         metrics, self._drain = Metrics(settings.shares), Drain()
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
-        self._engines = Engines(clients, ROUTERS[settings.router]())
+        slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
+        self._engines = Engines(clients, make_router(settings.router, decode_slo=slo))
         self._supervisors = {client.name: self._supervisor(client) for client in clients}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         context = ServerContext(

@@ -40,7 +40,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 LAYERS = {
     "server": ("http", "schema", "text", "telemetry", "monitoring", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
-    "scheduler": ("types", "kv", "policies"),
+    "scheduler": ("types", "kv", "policies", "router"),
     "scheduler.kv": ("tiers",),
     "engine": ("ipc", "models", "loading", "kv_store", "pooling", "sampling", "tensor_parallel", "cpu", "gpu", "bench"),
     "engine.models": ("families",),

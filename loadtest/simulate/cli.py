@@ -18,7 +18,7 @@ from loadtest.simulate.specs import SpecError
 from loadtest.workload.arrivals import ArrivalError
 from loadtest.workload.plan import Plan
 from loadtest.workload.traces.problems import TraceError
-from scheduler.router import ROUTERS
+from scheduler.router.policies import OLD_NAMES, ROUTERS, make_router
 
 _TOLD_EVERY = 1.0  # seconds between updates of the progress line
 
@@ -62,7 +62,7 @@ def simulate(
 
 def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> PolicyOutcome:
     shape = server_of(options, budget)
-    cluster = Cluster(cost, shape, ROUTERS[options.router](), options.replicas)
+    cluster = Cluster(cost, shape, make_router(options.router), options.replicas)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("trace", help="a file in any known format")
     add_server_options(parser)
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="schedulers behind a router [%(default)s]")
-    parser.add_argument("--router", choices=list(ROUTERS), default="round-robin", help="[%(default)s]")
+    parser.add_argument("--router", choices=[*ROUTERS, *OLD_NAMES], default="prefix-aware", help="[%(default)s]")
     add_plan_options(parser)
     group = parser.add_argument_group("report")
     group.add_argument(

@@ -14,7 +14,8 @@ from loadtest.simulate.cost import CostModel
 from loadtest.simulate.replica import Log, Replica
 from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
-from scheduler.router import Router
+from scheduler.router.policy import Router
+from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats
 from scheduler.types.sampling_params import SamplingParams
@@ -76,8 +77,10 @@ class Cluster:
         self.config = config
         self.blocks = blocks
         self._cost = cost
+        self._block_size = shape.block_size
         self._router = router
         self._content = Content()
+        self._root = root_hash(config.fingerprint)
         self.replicas = [
             Replica(
                 config,
@@ -132,10 +135,12 @@ class Cluster:
         )
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
-        chosen = self._router.choose(prompt, self.replicas, ChunkPhase.PREFILL)
+        names = block_names(self._root, prompt[:-1], self._block_size) if len(self.replicas) > 1 else []
+        views = [replica.view(message, names, now) for replica in self.replicas]
+        chosen = self._router.choose(prompt, views, ChunkPhase.PREFILL)
         replica = self.replicas[chosen]
         before = replica.due
-        replica.submit(message, token, record, now)
+        replica.submit(message, token, record, now, names)
         if replica.due != before:
             _push(due, replica, chosen)
         return record

@@ -21,7 +21,7 @@ from loadtest.simulate.cost import STEP_COSTS, CostModel
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs
 from loadtest.workload.plan import Planned
-from scheduler.router import RoundRobin
+from scheduler.router.round_robin import RoundRobin
 
 Floats = npt.NDArray[np.float64]
 FITTED = (*STEP_COSTS, "request")

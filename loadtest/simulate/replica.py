@@ -9,12 +9,15 @@ step that has ended. What belongs here: that order and each request's record. Ne
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
+from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
-from scheduler.router import Role
+from scheduler.router.state import ReplicaLimits, ReplicaState
+from scheduler.router.view import ReplicaView, Role
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, Output, RequestTimes
@@ -49,6 +52,7 @@ class Replica:
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
         open: requests that have not ended.
+        role: which requests a router should send there.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Replica:
         log: Log | None = None,
     ) -> None:
         self.scheduler = Scheduler(config, pool)
+        self.role = Role.MIXED
         self.due: float | None = None
         self._cost = cost
         self._delivery = cost.costs.delivery
@@ -69,28 +74,43 @@ class Replica:
         self._fast_forward = fast_forward
         self._log = log
         self._open: dict[str, _Open] = {}
+        self._pool = pool
+        pool.journal = BlockJournal()
+        self._state = ReplicaState(
+            ReplicaLimits(
+                blocks=pool.blocks,
+                block_size=pool.block_size,
+                step_tokens=config.max_step_tokens,
+                running=config.max_running,
+            )
+        )
         self._step: Step | None = None  # running
         self._planned: Step | None = None
         self._began = 0.0  # of the running step, or of the stretch that is being skipped
         self._ends: list[float] = []  # of the steps of that stretch
 
     @property
-    def available(self) -> bool:
-        """It always is: nothing dies here."""
-        return True
-
-    @property
-    def role(self) -> Role:
-        """Every simulated scheduler computes prompts and decodes."""
-        return Role.MIXED
-
-    @property
     def open(self) -> int:
         """Requests that have not ended."""
         return len(self._open)
 
-    def submit(self, message: AddRequest, token: int, record: RequestRecord, now: float) -> None:
-        """A request arrives. Each of its steps samples `token`; `record` is filled in as it runs."""
+    def view(self, message: AddRequest, names: Sequence[bytes], now: float) -> ReplicaView:
+        """What a router sees of it when the request arrives, the blocks of whose prompt have these `names`."""
+        self._catch_up(now)
+        self._tell()
+        return self._state.view(len(message.prompt_ids), names, now, role=self.role)
+
+    def _tell(self) -> None:
+        """Which blocks came and went, as an engine tells it."""
+        assert self._pool.journal is not None
+        if (changes := self._pool.journal.take()) is not None:
+            self._state.changed(changes)
+
+    def submit(
+        self, message: AddRequest, token: int, record: RequestRecord, now: float, names: Sequence[bytes] = ()
+    ) -> None:
+        """A request arrives, with these `names` of its prompt's blocks. Each of its steps samples `token`; `record` is filled in as
+        it runs."""
         if self._ends:
             self._cut(now)
         if self.scheduler.snapshot().waiting >= self._max_waiting:
@@ -103,6 +123,7 @@ class Replica:
             return
         sampled = ChunkResult(request_id=message.request_id, token_ids=[token])
         self._open[message.request_id] = _Open(record, sampled, token)
+        self._state.submitted(message.request_id, len(message.prompt_ids), message.sampling.max_tokens, names)
         if self._step is None:
             self._begin(now)
 
@@ -136,6 +157,7 @@ class Replica:
     def _run(self, step: Step, now: float) -> None:
         work = work_of(step)
         self._step, self._began = step, now
+        self._state.started([new.request_id for new in step.new])
         self.due = now + self._cost.seconds(work)
         if self._log is not None:
             self._log.append((now, self.due, self._cost.features(work)))
@@ -146,14 +168,19 @@ class Replica:
         running = self._open
         results = [running[chunk.request_id].sampled if chunk.samples else _NOTHING for chunk in step.chunks]
         tick = (now + self._delivery, 1)
-        for output in self.scheduler.update(step, StepResult(step_id=step.step_id, results=results), now):
+        outputs = self.scheduler.update(step, StepResult(step_id=step.step_id, results=results), now)
+        self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
+        for output in outputs:
             record = running[output.request_id].record
+            if not record.tokens:
+                self._state.first_token(output.request_id)
             record.tokens.append(tick)
             if output.finish_reason is not None:
                 self._end(record, output, tick[0])
 
     def _end(self, record: RequestRecord, output: Output, at: float) -> None:
         del self._open[output.request_id]
+        self._state.ended(output.request_id)
         assert output.finish_reason is not None and output.times is not None
         times: RequestTimes = output.times
         record.finished, record.status = at, 200
@@ -191,12 +218,22 @@ class Replica:
         if self._log is not None:
             self._log_stretch(planned, ends)
         running = [self._open[chunk.request_id] for chunk in planned.chunks]
+        seconds, work = (ends[-1] - self._began) / steps, planned.work()
         self._planned = self.scheduler.fast_forward(planned, steps, lambda request_id: self._open[request_id].token)
+        self._state.step_ended(work, seconds, self.scheduler.snapshot(), ends[-1], steps)
         ticks = [(end + self._delivery, 1) for end in ends]
         for each in running:
             each.record.tokens += ticks
         self._ends = []
         self._began = ends[-1]
+
+    def _catch_up(self, now: float) -> None:
+        """Skip to the last step that has ended by now; the stretch goes on."""
+        ended = bisect_right(self._ends, now)
+        if ended:
+            rest = self._ends[ended:]
+            self._skip(ended)
+            self._ends = rest
 
     def _cut(self, now: float) -> None:
         """Skip to the last step that has ended by now, and let the next one run plainly."""

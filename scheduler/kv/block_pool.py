@@ -18,9 +18,11 @@ What belongs here: ownership, content addresses. Never: requests, policy, tensor
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.eviction import Eviction, eviction_of
 from scheduler.kv.unused_blocks import UnusedBlocks
 from scheduler.types.block_hash import BlockKey
+from scheduler.types.transfers import DEVICE
 
 
 class OutOfBlocks(Exception):
@@ -52,6 +54,7 @@ class BlockPool:
 
     Attributes:
         evictions: contents evicted so far.
+        journal: told which contents come and go, if there is one.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class BlockPool:
         self.block_size = block_size
         self.caching = caching
         self.evictions = 0
+        self.journal: BlockJournal | None = None
         self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
         self._state = [_Block() for _ in range(blocks)]
         self._index: dict[bytes, int] = {}
@@ -199,8 +203,14 @@ class BlockPool:
             raise IntegrityError(f"block {block_id} has no key")
         return BlockKey(block.key, block.tokens)
 
-    def publish(self, block_id: int, key: bytes, tokens: Sequence[int]) -> None:
+    def publish(self, block_id: int, key: bytes, tokens: Sequence[int], parent: bytes | None = None) -> None:
         """Give a full block that one sequence holds its key. The first block with a content wins; others stay private.
+
+        Args:
+            block_id: the block.
+            key: of its content.
+            tokens: the ids in it.
+            parent: key of what precedes them, for the journal.
 
         Raises:
             IntegrityError: the block has a key already, or not exactly one owner.
@@ -212,6 +222,8 @@ class BlockPool:
             raise IntegrityError(f"block {block_id} published with {block.refs} owners and key {block.key!r}")
         block.key, block.tokens = key, tuple(tokens)
         self._index[key] = block_id
+        if self.journal is not None:
+            self.journal.stored(DEVICE, key, parent)
 
     def pin(self, keys: Sequence[bytes], until: float) -> int:
         """`Eviction.pin`, after handing lazily evicted contents back to the policy."""
@@ -246,6 +258,8 @@ class BlockPool:
         block = self._state[block_id]
         if block.key is not None:
             del self._index[block.key]
+            if self.journal is not None:
+                self.journal.removed(DEVICE, block.key)
         block.key, block.tokens = None, ()
 
     # --- invariants ---

@@ -49,7 +49,8 @@ class PrefixCache:
         request.extend_hashes(size)
         for index in range(request.published, full):
             tokens = request.tokens[index * size : (index + 1) * size]
-            self._pool.publish(request.block_table[index], request.block_hashes[index], tokens)
+            parent = request.block_hashes[index - 1] if index else request.root
+            self._pool.publish(request.block_table[index], request.block_hashes[index], tokens, parent)
             self.pending.resolve(request.block_hashes[index])
         request.published = full
         return True

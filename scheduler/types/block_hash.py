@@ -38,3 +38,12 @@ def root_hash(fingerprint: str, cache_salt: str = "", adapter: str = "") -> byte
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The hash of a block that holds `token_ids` after the prefix with the hash `parent`."""
     return blake2b(array("I", token_ids).tobytes(), digest_size=HASH_BYTES, key=parent).digest()
+
+
+def block_names(root: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """The hashes of all full blocks of a sequence, from its `root_hash` on."""
+    names, parent = [], root
+    for begin in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = block_hash(parent, token_ids[begin : begin + block_size])
+        names.append(parent)
+    return names

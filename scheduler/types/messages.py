@@ -11,7 +11,7 @@ from typing import Literal
 
 from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
-from scheduler.types.step import TokenLogprobs
+from scheduler.types.step import StepWork, TokenLogprobs
 
 
 class FinishReason(StrEnum):
@@ -109,6 +109,9 @@ class Ready:
     device: str
     version: str
     computes: str  # everything besides the request on which an answer depends: model, arithmetic, device, code
+    kv_fingerprint: str  # of model and KV format: the beginning of every block's name (`scheduler/types/block_hash.py`)
+    max_step_tokens: int  # tokens of a step
+    max_running: int  # sequences of a step
 
 
 @dataclass(slots=True, kw_only=True)
@@ -199,6 +202,7 @@ class StepOutputs:
     stats: EngineStats
     step_tokens: int = 0
     step_seconds: float = 0.0
+    step_work: StepWork = field(default_factory=StepWork)  # what the tokens were
 
 
 HEARTBEAT_SECONDS = 1.0

@@ -57,6 +57,16 @@ class Chunk:
 
 
 @dataclass(slots=True, kw_only=True)
+class StepWork:
+    """How much a step computes: what its duration depends on."""
+
+    prompt_tokens: int = 0  # of prompts, and of sequences that are computed again
+    prompt_keys: int = 0  # keys that these tokens read, each those before it and itself
+    decodes: int = 0  # tokens of sequences that decode, drafts included
+    decode_keys: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
 class Step:
     """What runs next. Steps run in the order of their ids, one after the other."""
 
@@ -70,6 +80,20 @@ class Step:
     def tokens(self) -> int:
         """Tokens computed by this step."""
         return sum(chunk.length for chunk in self.chunks)
+
+    def work(self) -> StepWork:
+        """How much it computes."""
+        work = StepWork()
+        for chunk in self.chunks:
+            length, end = chunk.length, chunk.start + chunk.length
+            keys = (end * (end + 1) - chunk.start * (chunk.start + 1)) // 2
+            if chunk.phase is ChunkPhase.DECODE:
+                work.decodes += length
+                work.decode_keys += keys
+            else:
+                work.prompt_tokens += length
+                work.prompt_keys += keys
+        return work
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ Each answers at once, with the engine as it is then. A restart goes on by itself
 
 from collections.abc import Awaitable, Callable
 
-from scheduler.router import Role
+from scheduler.router.view import Role
 from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, GetEndpoint
 from server.api.tenants import administers

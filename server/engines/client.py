@@ -8,10 +8,11 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from configs.settings import Settings
+from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
@@ -80,6 +81,10 @@ class EngineClient:
         self._streams: dict[str, OutputStream] = {}
         self.replays = Replays([self])
         self._speed = Speed()
+        self.routing = ReplicaState()  # what a router knows of it
+        self.names_of: Callable[[AddRequest], Sequence[bytes]] = (
+            lambda _: ()
+        )  # of a prompt's blocks, where that is of use
         self._hang: str | None = None  # what hangs, as the log and the metrics were told
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
 
@@ -110,6 +115,8 @@ class EngineClient:
             self._speed.begun(time.monotonic())
         self._send(request)
         self._streams[request.request_id] = stream
+        tokens, limit = len(request.prompt_ids) + len(request.generated_ids), request.sampling.max_tokens
+        self.routing.submitted(request.request_id, tokens, limit - len(request.generated_ids), self.names_of(request))
 
     def ensure_room(self, sequences: int) -> None:
         """Refuse a job of this many sequences before any of them is submitted.
@@ -176,6 +183,7 @@ class EngineClient:
         known = [request_id for request_id in request_ids if request_id in self._streams]
         for request_id in known:
             stream = self._streams.pop(request_id)
+            self.routing.ended(request_id)
             stream.push(Output(request_id=request_id, finish_reason=FinishReason.ABORT, error=reason))
         self._send_abort(known)
 
@@ -248,6 +256,7 @@ class EngineClient:
     def sequence_ended(self, stream: OutputStream) -> None:
         """Its reader has read the end, or has closed it."""
         if self._streams.pop(stream.request_id, None) is not None:  # closed before the engine ended it
+            self.routing.ended(stream.request_id)
             self._send_abort([stream.request_id])
         lifetime = stream.lifetime
         if lifetime.first_token is not None and lifetime.reason is not FinishReason.ERROR:
@@ -303,6 +312,7 @@ class EngineClient:
         if self.state == "ready":
             self.state = "starting"
         self.stats = EngineStats()
+        self.routing.restarted()
         self._engine_metrics.detached()
         streams, self._streams = self._streams, {}
         self.replays.inherit(self, list(streams.values()), self._settings.replay_seconds)
@@ -352,13 +362,20 @@ class EngineClient:
         self.state = "ready"
         self.failure = None
         self.last_token = now  # Ready means that a real token was produced
+        self.routing.limits = ReplicaLimits(
+            blocks=event.blocks,
+            block_size=event.block_size,
+            step_tokens=event.max_step_tokens,
+            running=event.max_running,
+        )
         if self._process is not None and self._wire is not None:
             self._wire.once_connected(self._process.remove_endpoints)
             self._start_seconds = now - self._process.started
         self._engine_metrics.ready(event, self._start_seconds)
         self.replays.engines_changed()
 
-    def _started(self, request_ids: Iterable[str]) -> None:
+    def _started(self, request_ids: Sequence[str]) -> None:
+        self.routing.started(request_ids)
         for request_id in request_ids:
             if (stream := self._streams.get(request_id)) is not None:
                 stream.started = True
@@ -366,6 +383,7 @@ class EngineClient:
     def _dispatch(self, event: StepOutputs, now: float) -> None:
         self.stats = event.stats
         self._engine_metrics.step_ended(event)
+        self.routing.step_ended(event.step_work, event.step_seconds, event.stats, now)
         busy, served = bool(self._streams), 0
         for output in event.outputs:
             stream = self._streams.get(output.request_id)
@@ -383,9 +401,11 @@ class EngineClient:
             stream.lifetime.absorb(output.times)
         if output.token_ids:
             self.last_token = now
+            self.routing.first_token(output.request_id)
             self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
         if output.finish_reason is not None:
             stream.lifetime.finished = now
             del self._streams[output.request_id]
+            self.routing.ended(output.request_id)
         stream.push(output)
         return served

@@ -1,27 +1,22 @@
 """The engines of one server, by name. A job goes to one of them: where there are several, a router says to which."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
-from scheduler.router import LeastLoaded, Role, Router
-from scheduler.types.messages import Ready
+from scheduler.router.least_work import LeastWork
+from scheduler.router.policy import Router
+from scheduler.router.view import ReplicaView
+from scheduler.types.messages import AddRequest, Ready
 from scheduler.types.step import ChunkPhase
 from server.engines.client import EngineClient
+from server.engines.prompt_names import PromptNames
 from server.engines.replay import Replays
 from server.errors import Unavailable
 from server.stream.job import Job
 
 _HOPE = {"starting": 0, "ready": 1, "stopped": 2, "dead": 3}  # the sooner it may take requests, the less
-
-
-@dataclass(frozen=True, slots=True)
-class _Replica:
-    """What a router sees of an engine."""
-
-    available: bool
-    open: int
-    role: Role = Role.MIXED
 
 
 class Engines:
@@ -39,10 +34,13 @@ class Engines:
         if len(self.by_name) < len(clients):
             raise ValueError(f"two engines have the same name: {', '.join(client.name for client in clients)}")
         self._clients = tuple(clients)
-        self._router = router or LeastLoaded()
+        self._router = router or LeastWork()
+        self._names = PromptNames()
         self._replays = Replays(clients)
         for client in clients:
             client.replays = self._replays
+            if len(clients) > 1:
+                client.names_of = partial(self._names_at, client)
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients)
@@ -74,17 +72,26 @@ class Engines:
         if len(self._clients) == 1:
             return self._clients[0]
         first = job.sequences[0].request
-        salt = f"{first.adapter}|{first.cache_salt}"
-        return self._clients[
-            self._router.choose(first.prompt_ids, self._replicas(len(job.sequences)), ChunkPhase.PREFILL, salt)
-        ]
+        chosen = self._router.choose(first.prompt_ids, self._views(first, len(job.sequences)), ChunkPhase.PREFILL)
+        return self._clients[chosen]
 
-    def _replicas(self, sequences: int) -> list[_Replica]:
-        """All engines, for a job of so many sequences. One whose queue is full counts only where all are: then it refuses."""
+    def _views(self, request: AddRequest, sequences: int) -> list[ReplicaView]:
+        """All engines, for a job of so many sequences, of which `request` is the first.
+
+        One whose queue is full counts only where all are: then it refuses.
+        """
         taking = [client.usable and client.has_room(sequences) for client in self._clients]
         if not any(taking):
             taking = [client.usable for client in self._clients]
-        return [_Replica(able, client.open_count) for able, client in zip(taking, self._clients, strict=True)]
+        now = time.monotonic()
+        return [
+            client.routing.view(len(request.prompt_ids), self._names_at(client, request), now, available=able)
+            for able, client in zip(taking, self._clients, strict=True)
+        ]
+
+    def _names_at(self, client: EngineClient, request: AddRequest) -> Sequence[bytes]:
+        """The names that this engine gives to the blocks of a prompt."""
+        return self._names.of(request, client.info)
 
     def abort_all(self, reason: str) -> None:
         """End everything open, for its readers and in the engines; `reason` is the error they read."""

@@ -22,6 +22,7 @@ PARTNERS = {
     "protect_kv": {"kv_host_gib": 1.0},
     "tenant_weights": {"scheduling": "fair"},
     "decode_price": {"scheduling": "fair"},
+    "decode_slo_ms": {"engines": 2},
     "routing": {"engines": 2},
     "key_names": {"api_key": ["a"]},
     "isolate_keys": {"api_key": ["a"]},

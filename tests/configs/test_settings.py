@@ -55,7 +55,8 @@ PAIRS = [
     ({"key_names": ["a", "b"]}, {"api_key": []}, KEYS),
     ({"priority_keys": ["key1"]}, {"api_key": []}, KEYS),
     ({"admin_keys": ["key1"]}, {"api_key": []}, KEYS),
-    ({"routing": "least-loaded"}, {"engines": 1}, {"engines": 2}),
+    ({"routing": "least-work"}, {"engines": 1}, {"engines": 2}),
+    ({"decode_slo_ms": 50.0}, {"engines": 1}, {"engines": 2}),
     ({"priority_scope": "all"}, {"scheduling": "fcfs"}, {"scheduling": "fair"}),
     ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
@@ -237,7 +238,14 @@ def test_what_is_one_of_a_kind_is_divided_among_engines():
 
 def test_routing_by_prefixes_needs_prefixes():
     assert Settings(engines=2).router == "prefix-aware"
-    assert Settings(engines=2, prefix_caching=False).router == "least-loaded"
+    assert Settings(engines=2, prefix_caching=False).router == "least-work"
+
+
+def test_only_routing_by_expected_time_keeps_to_a_time_between_tokens():
+    assert Settings(engines=2, decode_slo_ms=50.0).decode_slo_ms == 50.0
+    for other in ({"routing": "round-robin"}, {"prefix_caching": False}):
+        (found,) = contradictions(engines=2, decode_slo_ms=50.0, **other)
+        assert found.names == ("decode_slo_ms", "routing")
     assert Settings(engines=2, prefix_caching=False, routing="round-robin").router == "round-robin"
     (found,) = contradictions(engines=2, prefix_caching=False, routing="prefix-aware")
     assert found.names == ("routing", "prefix_caching")

@@ -11,7 +11,9 @@ from loadtest.simulate.cost import CostModel, Work
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import load_hardware, load_model
 from loadtest.workload.plan import Planned
-from scheduler.router import LeastLoaded, PrefixAware, RoundRobin
+from scheduler.router.least_work import LeastWork
+from scheduler.router.prefix_aware import PrefixAware
+from scheduler.router.round_robin import RoundRobin
 
 
 def cost() -> CostModel:
@@ -121,8 +123,8 @@ def spread_over(records: list[RequestRecord], cluster: Cluster) -> list[int]:
     return [stats.prompt_tokens for stats in cluster.stats()]
 
 
-def test_least_loaded_goes_round_a_busy_replica():
-    cluster = Cluster(cost(), ServerShape(), LeastLoaded(), 2)
+def test_least_work_goes_round_a_busy_replica():
+    cluster = Cluster(cost(), ServerShape(), LeastWork(), 2)
     requests = [planned(0, 0.0, 10, 400), planned(1, 0.1, 11, 1), planned(2, 0.2, 12, 1), planned(3, 0.3, 13, 1)]
     assert spread_over(cluster.run(requests), cluster) == [10, 11 + 12 + 13]
 

@@ -10,7 +10,7 @@ from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_hardware, load_model
 from loadtest.workload.plan import Planned
-from scheduler.router import RoundRobin
+from scheduler.router.round_robin import RoundRobin
 from scheduler.types.messages import EngineStats
 
 # In each of them something else runs short: the step's tokens, slots, blocks.

@@ -14,7 +14,7 @@ from loadtest.simulate.fit import STEP_SECONDS, CalibrationRun, fit, nonnegative
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs, load_hardware, load_model
 from loadtest.workload.plan import Planned
-from scheduler.router import RoundRobin
+from scheduler.router.round_robin import RoundRobin
 
 TRUE = Costs(step=0.004, token=2e-5, sequence=3e-4, matrices=2.0, attention=3.0, request=0.02, delivery=0.002)
 SHAPE = ServerShape(max_step_tokens=128, kv_blocks=2000)

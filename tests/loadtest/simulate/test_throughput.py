@@ -9,7 +9,7 @@ from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_hardware, load_model
 from loadtest.workload.plan import Planned
-from scheduler.router import RoundRobin
+from scheduler.router.round_robin import RoundRobin
 from scheduler.types.messages import EngineStats
 
 BLOCK, PREFIX, OWN = 32, 32, 4  # tokens; blocks; blocks

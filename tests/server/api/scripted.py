@@ -191,6 +191,9 @@ def ready_event() -> Ready:
         device="cpu",
         version="1",
         computes="a script",
+        kv_fingerprint="a script's",
+        max_step_tokens=512,
+        max_running=64,
     )
 
 

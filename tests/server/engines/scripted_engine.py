@@ -59,6 +59,9 @@ READY = Ready(
     device="scripted",
     version="0",
     computes="a script",
+    kv_fingerprint="a script's",
+    max_step_tokens=512,
+    max_running=64,
 )
 
 

@@ -3,7 +3,9 @@
 import pytest
 
 from configs.settings import Settings
-from scheduler.router import ROUTERS, PrefixAware, RoundRobin
+from scheduler.router.policies import ROUTERS, make_router
+from scheduler.router.prefix_aware import PrefixAware
+from scheduler.router.round_robin import RoundRobin
 from scheduler.types.messages import EngineStats
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
@@ -21,15 +23,18 @@ def engines_of(router, count=2, **settings):
     return Engines(made, router)
 
 
-def submit(engines, prompt):
-    chosen = engines.choose(job(prompt))
-    chosen.submit(job(prompt).sequences[0].request, Lifetime(received=0.0, prompt_tokens=len(prompt)))
+def submit(engines, prompt, salt=""):
+    asked = job(prompt)
+    request = asked.sequences[0].request
+    request.cache_salt = salt
+    chosen = engines.choose(asked)
+    chosen.submit(request, Lifetime(received=0.0, prompt_tokens=len(prompt)))
     return chosen.name
 
 
 def test_equal_prefixes_meet_in_one_engine():
-    engines = engines_of(PrefixAware(slack=2))
-    first, other = [1] * 64, [2] * 64
+    engines = engines_of(PrefixAware())
+    first, other = [1] * 640, [2] * 640
     assert [submit(engines, prompt) for prompt in (first, other, first, other)] == [
         "engine-0",
         "engine-1",
@@ -37,9 +42,12 @@ def test_equal_prefixes_meet_in_one_engine():
         "engine-1",
     ]
     assert submit(engines, [*first, 9]) == "engine-0"
-    assert submit(engines, first) == "engine-0"
-    assert submit(engines, first) == "engine-0", "two more than the other"
-    assert submit(engines, first) == "engine-1", "three more"
+    assert {submit(engines, [1] * 641) for _ in range(3)} == {"engine-0"}
+
+
+def test_equal_prompts_under_different_salts_do_not_meet():
+    engines = engines_of(PrefixAware())
+    assert [submit(engines, [1] * 640, salt) for salt in ("a", "b", "a")] == ["engine-0", "engine-1", "engine-0"]
 
 
 def test_turns_pass_over_an_engine_that_is_drained_and_come_back():
@@ -53,7 +61,7 @@ def test_turns_pass_over_an_engine_that_is_drained_and_come_back():
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_full_queue_is_chosen_only_where_all_are_full(name):
-    engines, prompt = engines_of(ROUTERS[name](), max_waiting=1), [1] * 64
+    engines, prompt = engines_of(make_router(name), max_waiting=1), [1] * 64
     assert {submit(engines, prompt), submit(engines, prompt)} == {"engine-0", "engine-1"}
     with pytest.raises(QueueFull, match="max_waiting is 1"):
         engines.choose(job(prompt)).ensure_room(1)
@@ -85,7 +93,7 @@ def test_a_drained_engine_says_so_and_is_in_good_health():
 class Shortest:
     """Short prompts to the first one that is available, long ones to the last."""
 
-    def choose(self, prompt_ids, replicas, phase, salt=""):
+    def choose(self, prompt_ids, replicas, phase):
         able = [index for index, replica in enumerate(replicas) if replica.available and replica.role.takes(phase)]
         return able[0] if len(prompt_ids) < 32 else able[-1]
 

@@ -1,0 +1,83 @@
+"""What a step takes, learnt from the steps that ran.
+
+    seconds = step + token * prompt tokens + key * keys they read + decode * decodes + decode key * keys they read
+
+The five constants are fitted to recent steps by non-negative least squares, in which an error weighs less the longer the step
+(coordinate descent: Franc, Hlavac and Navara 2005, "Sequential coordinate-wise algorithm for the non-negative least squares
+problem"). What a step of the mix at hand takes is thereby known from steps of any other mix. Until steps were seen, guesses
+stand in.
+"""
+
+from scheduler.types.step import StepWork
+
+_MEMORY = 0.998  # weight of a step relative to the next one: about 500 steps count
+_SOLVE_EVERY = 32  # steps, once so many were seen; before, each time their number has doubled
+_SWEEPS = 24
+_ENOUGH = 8  # steps with prompts, before what they cost counts as known
+_UNSEEN = 1e-9  # of the weight of all steps: less says nothing about a constant
+# The order in which time is explained: what tells engines apart first, so that few steps lead to no constant of its own.
+_GUESS = (2e-4, 5e-4, 5e-3, 0.0, 0.0)  # prompt token, decode, step, prompt key, decode key
+
+
+class StepCost:
+    """The cost of one replica's steps. All replicas start with the same guess, so unmeasured ones are equal.
+
+    Attributes:
+        measured: whether enough steps with prompts were seen to rely on the costs.
+    """
+
+    def __init__(self) -> None:
+        size = len(_GUESS)
+        self._constants = list(_GUESS)
+        self._products = [[0.0] * size for _ in range(size)]  # of features with each other, summed over steps
+        self._targets = [0.0] * size  # of features with seconds
+        self._steps = 0  # seen
+        self._solved = 0  # of these, those that are in the constants
+        self._prompt_steps = 0
+
+    @property
+    def measured(self) -> bool:
+        """Whether enough steps with prompts were seen."""
+        return self._prompt_steps >= _ENOUGH
+
+    def observe(self, work: StepWork, seconds: float) -> None:
+        """A step took so long; 0 if that was not measured."""
+        if seconds <= 0 or not work.prompt_tokens + work.decodes:
+            return
+        features = _features(work)
+        for row, feature in zip(self._products, features, strict=True):
+            for column, other in enumerate(features):
+                row[column] = row[column] * _MEMORY + feature * other / seconds
+        for index, feature in enumerate(features):
+            self._targets[index] = self._targets[index] * _MEMORY + feature
+        self._steps += 1
+        self._prompt_steps += work.prompt_tokens > 0
+        if self._steps >= min(2 * self._solved, self._solved + _SOLVE_EVERY):
+            self._solve()
+
+    def seconds(self, work: StepWork, steps: float = 1.0) -> float:
+        """What `steps` steps take with this work in all of them together."""
+        features = _features(work, steps)
+        return sum(constant * feature for constant, feature in zip(self._constants, features, strict=True))
+
+    @property
+    def token_seconds(self) -> float:
+        """What a prompt token costs in a step that runs anyhow, without the keys it reads."""
+        return self._constants[0]
+
+    def _solve(self) -> None:
+        self._solved = self._steps
+        constants, products = self._constants, self._products
+        seen = [products[index][index] > _UNSEEN * products[2][2] for index in range(len(constants))]
+        if not self._prompt_steps or self._steps < 2:
+            return
+        for _ in range(_SWEEPS):
+            for index, row in enumerate(products):
+                if seen[index]:
+                    gradient = sum(a * b for a, b in zip(row, constants, strict=True)) - self._targets[index]
+                    constants[index] = max(0.0, constants[index] - gradient / row[index])
+
+
+def _features(work: StepWork, steps: float = 1.0) -> tuple[float, float, float, float, float]:
+    """What each constant multiplies, in the order of `_GUESS`."""
+    return float(work.prompt_tokens), float(work.decodes), steps, float(work.prompt_keys), float(work.decode_keys)
