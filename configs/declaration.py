@@ -119,7 +119,8 @@ class Declaration(BaseModel):
         le=4096,
         description="Engines behind the server, each a process that serves the whole model. GPUs are shared out in order, "
         "tensor_parallel to each; on a CPU each has its part of the cores and weights of its own. What is left of the memory, "
-        "kv_host_gib and kv_disk_gib are divided among them; kv_blocks, threads, max_running and max_waiting are each engine's.",
+        "and kv_disk_gib, are divided among them, kv_host_gib is shared by all; kv_blocks, threads, max_running and "
+        "max_waiting are each engine's.",
         json_schema_extra=MODEL,
     )
     cuda_graphs: bool = Field(
@@ -165,7 +166,8 @@ class Declaration(BaseModel):
     kv_host_gib: float = Field(
         0.0,
         ge=0,
-        description="Memory of the host, in GiB, for copies of KV blocks that the pool has no room for; 0 = no such tier.",
+        description="Memory of the host, in GiB, for copies of KV blocks that the pool has no room for, of all engines together; "
+        "0 = no such tier.",
         json_schema_extra=KV_CACHE,
     )
     kv_disk_path: Text | None = Field(

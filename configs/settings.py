@@ -94,13 +94,16 @@ class Settings(Declaration):
         """The routing that has an effect: without cached prefixes there is nothing to be aware of."""
         return self.routing if self.prefix_caching or self.routing != "prefix-aware" else "least-work"
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the engines share what is below their devices: then a process beside them keeps it."""
+        return self.engines > 1 and bool(self.kv_host_gib)
+
     def of_engine(self, name: str) -> Self:
         """What one of several engines reads: its part of what is divided, and its own folder."""
         if self.engines == 1:
             return self
         divided: dict[str, object] = {}
-        if self.kv_host_gib:
-            divided["kv_host_gib"] = self.kv_host_gib / self.engines
         if self.kv_disk_path is not None:
             divided["kv_disk_path"] = os.path.join(self.kv_disk_path, name)
             divided["kv_disk_gib"] = self.kv_disk_gib / self.engines

@@ -10,13 +10,17 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
 from engine.ipc.child import add_arguments, socket_folder, watch_parent
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
+from engine.ipc.keeper_address import decode_address
 from engine.ipc.share import Share, decode_share
+from engine.keeper.tiers import kept_tiers
+from engine.kv_store.tiers import tiers_of
 from engine.start import Starter
 from scheduler.types.messages import Failed
 
@@ -33,6 +37,7 @@ def main() -> int:
     parser.add_argument("--commands", required=True, help="ZeroMQ endpoint to pull commands from")
     parser.add_argument("--events", required=True, help="ZeroMQ endpoint to push events to")
     parser.add_argument("--share", type=decode_share, help="its part of the machine, as JSON, if it is one of several")
+    parser.add_argument("--keeper", type=decode_address, help="where the keeper of shared KV tiers is, as JSON")
     add_arguments(parser)
     options = parser.parse_args()
     settings: Settings = options.settings
@@ -46,7 +51,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stdin = sys.stdin.fileno()
     channel = Channel(options.commands, options.events, parent=stdin)
-    starter = Starter(settings, options.source, channel)
+    tiers = tiers_of if options.keeper is None else partial(kept_tiers, address=options.keeper)
+    starter = Starter(settings, options.source, channel, tiers=tiers)
     started = threading.Event()
 
     def parent_ended() -> None:

@@ -242,8 +242,11 @@ class EngineLoop:
         for result in worker.finished():
             self._scheduler.absorb_transfer(result)
             self._carried += 1
-        for name, changes in worker.changes(expected=self._scheduler.expecting):
-            self._scheduler.transfers.tiers.follow(name, changes)
+        changed = worker.changes(expected=self._scheduler.expecting)
+        for name, kept in worker.returned():
+            self._scheduler.transfers.take_up(name, kept)
+        for name, changes in changed:
+            self._scheduler.transfers.follow(name, changes)
         for name in worker.lost():
             self._scheduler.transfers.tiers.mark_lost(name)
             self._emit([])

@@ -174,7 +174,9 @@ class Starter:
             eviction=eviction_of(settings.eviction, plan.blocks),
             choice=_CHOICE if self._tiers else 0.0,
         )
-        blocks = DeviceBlocks(worker.blocks, backend.kv_element_bytes, f"{fingerprint}|{plan.block_size}")
+        blocks = DeviceBlocks(
+            worker.blocks, backend.kv_element_bytes, plan.block_size, f"{fingerprint}|{plan.block_size}"
+        )
         transfers, transfer_worker = open_tiers(self._tiers, pool, blocks, settings, self._channel.wake)
         scheduler = Scheduler(
             SchedulerConfig(

@@ -13,6 +13,7 @@ from configs.settings import Settings
 from engine.ipc.private_folder import remove_leftovers
 from scheduler.types.messages import Event, Failed
 from server.engines.commands import CannotShare, engine_commands
+from server.engines.keeper import KeeperSupervisor
 from server.engines.launch import Incarnation, launch
 from server.listen import ListenError, listen
 from server.signals import end_on_signals
@@ -35,17 +36,19 @@ def run(settings: Settings, source: ModelSource) -> int:
     configure_logging(settings.log_level)
     end_on_signals()
     engines: dict[str, Incarnation] = {}
+    keeper: KeeperSupervisor | None = None
     try:
         listener = listen(settings.host, settings.port)
     except ListenError as error:
         return _fail(error)
     try:
-        commands = engine_commands(settings, source)
         try:
             for folder in remove_leftovers():
                 _log.info("removed %s, which a server that was killed had left behind", folder)
+            keeper = KeeperSupervisor(settings) if settings.keeps else None
+            commands = engine_commands(settings, source, keeper.address if keeper else None)
             for name, arguments in commands.items():
-                engines[name] = launch(arguments)
+                engines[name] = launch(arguments, keeper.descriptors if keeper else ())
         except OSError as error:
             return _fail(f"the engine's process cannot be started: {error}")
         from server.serving import Serving
@@ -53,7 +56,7 @@ def run(settings: Settings, source: ModelSource) -> int:
         from server.text.tokenizer import TokenizerError
 
         try:
-            serving = Serving(settings, source, listener, commands, started)
+            serving = Serving(settings, source, listener, commands, started, keeper=keeper)
         except (TokenizerError, TemplateError, ModelError, OSError) as error:
             return _fail(_refusal(next(iter(engines.values()))) or error)
         return serving.run(engines)
@@ -63,6 +66,8 @@ def run(settings: Settings, source: ModelSource) -> int:
         end_on_signals()  # the loop's handlers are gone with it
         for engine in engines.values():
             engine.close()
+        if keeper is not None:
+            keeper.close()
         listener.close()
 
 

@@ -20,6 +20,7 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.keeper import KeeperSupervisor
 from server.engines.launch import Incarnation, launch
 from server.engines.restarts import Restarts
 from server.engines.supervisor import Supervisor
@@ -57,6 +58,7 @@ class Serving:
         listener: the socket to serve on.
         engines: the command line of each engine, without its endpoints, by the engine's name.
         started: when the process started, in `time.monotonic()` seconds.
+        keeper: of the KV tiers that the engines share, if they do.
 
     Raises:
         TokenizerError, TemplateError, ModelError: the model's text side is broken.
@@ -69,6 +71,8 @@ class Serving:
         listener: socket.socket,
         engines: Mapping[str, Sequence[str]],
         started: float,
+        *,
+        keeper: KeeperSupervisor | None = None,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
         chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens)
@@ -83,6 +87,7 @@ class Serving:
             started=started,
         )
         self._settings, self._listener, self._arguments = settings, listener, dict(engines)
+        self._keeper = keeper
         metrics, self._drain = Metrics(settings.shares), Drain()
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
@@ -117,6 +122,7 @@ class Serving:
         signalled = self._handle_signals(supervisors.values())
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
+        keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
         web = asyncio.create_task(self._web.serve(sockets=[self._listener]))
         stop = asyncio.create_task(signalled.wait())
         ends: set[asyncio.Future[Any]] = {engines, web, stop}
@@ -130,13 +136,16 @@ class Serving:
         left = max(0.0, drained - time.monotonic())
         await asyncio.gather(*(each.stop(flush_seconds=left) for each in supervisors.values()), web)
         await engines
+        if self._keeper is not None and keeping is not None:
+            await self._keeper.stop()
+            await keeping
         return 1 if failed else 0
 
     def _supervisor(self, client: EngineClient) -> Supervisor:
         arguments = self._arguments[client.name]
         return Supervisor(
             client,
-            lambda: launch(arguments),
+            lambda: launch(arguments, self._keeper.descriptors if self._keeper else ()),
             start_seconds=self._settings.start_seconds,
             hang_seconds=self._settings.hang_seconds,
         )

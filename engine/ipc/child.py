@@ -19,7 +19,9 @@ from configs.model.source import ModelSource
 from configs.settings import Settings
 
 
-def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+def spawn(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, descriptors: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
     """Start a child, which does not inherit the variables that hold secrets of the server.
 
     It has a session of its own: Ctrl-C reaches the first process of a server only, which then decides what becomes of open
@@ -28,6 +30,7 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     Args:
         arguments: command line, the program first.
         environment: added to this process's.
+        descriptors: of this process that the child has, too, under the same numbers.
     """
     return subprocess.Popen(
         arguments,
@@ -35,6 +38,7 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         env={**without_secrets(), **(environment or {})},
         cwd=working_folder(),
         start_new_session=True,
+        pass_fds=descriptors,
     )
 
 

@@ -1,7 +1,7 @@
 """What every tier below the device has in common: blocks go in and come out by the name of their content."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,12 +63,14 @@ class Capabilities:
         shared: other processes put, get and drop at the same time: contents come and go without our doing. Then the store evicts,
             and says in `changes` what came and went; it is told to drop only what must be read by nobody.
         survives: what it keeps is there for the next process, which finds it in `kept`.
+        returns: once it is lost, `check` tries to reach it again; when that succeeds, `kept` says what is there.
     """
 
     contiguous_rows: bool = False
     device_visible: bool = False
     shared: bool = False
     survives: bool = False
+    returns: bool = False
 
 
 class BlockStore(ABC):
@@ -82,7 +84,8 @@ class BlockStore(ABC):
     never overlap another call, and reads may overlap each other. No method but `get` and `put` takes long.
 
     Raises (from `put` and `get`):
-        StoreLost: nothing it holds can be trusted or reached any more; all later calls raise it too.
+        StoreLost: nothing it holds can be trusted or reached any more; all later calls raise it too, until a store that `returns`
+            has been reached again.
 
     Attributes:
         capabilities: what it can do beyond that.
@@ -135,6 +138,9 @@ class BlockStore(ABC):
             StoreLost: as from `get`.
         """
         return TierChanges([], [])
+
+    def on_changes(self, tell: Callable[[], None]) -> None:  # noqa: B027 - most stores are asked every second
+        """Call this, from any thread, as soon as `changes` has something to say, or the store is lost: then it is asked at once."""
 
     def check(self) -> None:  # noqa: B027 - most stores cannot go away
         """See whether the store can still be reached, though nothing is transferred. May take as long as `get`.

@@ -30,11 +30,13 @@ class DeviceBlocks:
     Attributes:
         rows: as bytes, uint8 [blocks, block bytes].
         element_bytes: bytes of one number of a key or value.
+        block_tokens: tokens of a block.
         fingerprint: of model, KV format and block size. What was kept under another one is of no use here.
     """
 
     rows: "Tensor"
     element_bytes: int
+    block_tokens: int
     fingerprint: str
 
     @property

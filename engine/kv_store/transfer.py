@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from engine.kv_store.store import BlockStore, Lent, Rows, StoreLost
+from engine.kv_store.store import BlockStore, Kept, Lent, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
 
@@ -61,6 +62,8 @@ class TransferWorker:
         self._changes: deque[tuple[str, TierChanges]] = deque()
         self._following: set[str] = set()
         self._followed = -math.inf  # when the stores were last asked
+        self._returned: deque[tuple[str, list[Kept]]] = deque()  # stores that were lost and can be used again
+        self._sought = -math.inf  # when lost stores were last looked for
         self._told: set[str] = set()  # lost stores of which the log has a line
         self._tell = threading.Lock()
         self._closing = threading.Event()
@@ -69,6 +72,8 @@ class TransferWorker:
             for tier in stores
             for up in (True, False)
         }
+        for name in self._shared:
+            self._stores[name].on_changes(partial(self._hear, name))
 
     def start(self, transfers: Sequence[Transfer]) -> None:
         """Start these. What they drop is dropped at once, before anything is put in its place."""
@@ -107,6 +112,20 @@ class TransferWorker:
         while self._changes:
             changes.append(self._changes.popleft())
         return changes
+
+    def returned(self) -> list[tuple[str, list[Kept]]]:
+        """Lost stores that can be used again, with what they hold. It costs no more than a look at the clock: when it is time, they
+        are sought beside the transfers. Ask for `changes` before, and tell the books of them after this."""
+        if self._told and time.perf_counter() - self._sought >= self._follow_seconds:
+            self._sought = time.perf_counter()
+            for name in self._told - self._looking:
+                if self._stores[name].capabilities.returns:
+                    self._looking.add(name)
+                    self._threads[name, True].submit(self._seek, name)
+        returned: list[tuple[str, list[Kept]]] = []
+        while self._returned:
+            returned.append(self._returned.popleft())
+        return returned
 
     def lost(self) -> list[str]:
         """The stores that were found lost since the last call, though no transfer has failed."""
@@ -158,6 +177,37 @@ class TransferWorker:
         finally:
             self._looking.remove(name)
 
+    def _seek(self, name: str) -> None:
+        try:
+            self._stores[name].check()
+            kept = list(self._stores[name].kept())
+        except StoreLost:
+            return
+        except Exception:
+            log.exception("KV tier %s cannot be taken up again", name)
+            return
+        finally:
+            self._looking.remove(name)
+        log.info("KV tier %s is back, with %d blocks", name, len(kept))
+        self._returned.append((name, kept))  # before any change after it
+        with self._tell:
+            self._told.discard(name)
+        self._hear(name)
+        self._wake()
+
+    def _hear(self, name: str) -> None:
+        """A store has something to say; in its thread."""
+        if name in self._told:
+            return
+        try:
+            changes = self._stores[name].changes()
+        except StoreLost as error:
+            self._give_up(name, error)
+            return
+        if changes.came or changes.went:
+            self._changes.append((name, changes))
+            self._wake()
+
     def _follow(self, name: str) -> None:
         try:
             changes = self._stores[name].changes()
@@ -185,7 +235,9 @@ class TransferWorker:
             first = name not in self._told
             self._told.add(name)
         if first:
-            log.warning("KV tier %s is lost until the next start, serving goes on without it: %s", name, error)
+            returns = self._stores[name].capabilities.returns
+            until = "it is back" if returns else "the next start"
+            log.warning("KV tier %s is lost until %s, serving goes on without it: %s", name, until, error)
 
     def _carry(self, transfer: Transfer, result: TransferResult) -> float:
         """Carry it out slice by slice, with rests in between. Returns the rest that is due after the last, in seconds.

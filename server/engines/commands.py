@@ -12,6 +12,7 @@ import sys
 from configs.model.source import ModelSource
 from configs.settings import Settings
 from engine.ipc.child import module_arguments, without_secrets, working_folder
+from engine.ipc.keeper_address import KeeperAddress
 from engine.ipc.share import Share
 
 _log = logging.getLogger("headrace.engine")
@@ -22,8 +23,15 @@ class CannotShare(Exception):
     """The machine cannot be divided among the engines; the sentence says why."""
 
 
-def engine_commands(settings: Settings, source: ModelSource) -> dict[str, list[str]]:
+def engine_commands(
+    settings: Settings, source: ModelSource, keeper: KeeperAddress | None = None
+) -> dict[str, list[str]]:
     """The command lines by the engines' names, in order. They lack the endpoints, which each incarnation has of its own.
+
+    Args:
+        settings: the server's.
+        source: the model's files.
+        keeper: of the tiers below the device, where all engines share them.
 
     Raises:
         CannotShare: there is too little for so many.
@@ -34,6 +42,7 @@ def engine_commands(settings: Settings, source: ModelSource) -> dict[str, list[s
         share.engine: [
             *module_arguments("engine", settings.of_engine(share.engine), source),
             *("--share", share.encode()),
+            *(("--keeper", keeper.encode()) if keeper else ()),
         ]
         for share in shares(settings, _measured(settings))
     }

@@ -20,13 +20,13 @@ class Incarnation:
         self.process.close()
 
 
-def launch(arguments: Sequence[str]) -> Incarnation:
-    """Start an engine process and bind the sockets it will connect to.
+def launch(arguments: Sequence[str], descriptors: Sequence[int] = ()) -> Incarnation:
+    """Start an engine process, which has these descriptors of ours, and bind the sockets it will connect to.
 
     Raises:
         OSError: the process cannot be started, or a socket not bound; nothing is left behind.
     """
-    process = EngineProcess(arguments)
+    process = EngineProcess(arguments, descriptors)
     try:
         return Incarnation(process, EngineWire(process.endpoints))
     except BaseException:

@@ -27,8 +27,8 @@ class Endpoints:
 class EngineProcess:
     """Starts `arguments` with `--commands` and `--events` at once; the rest of the server may be imported meanwhile."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        """Start it.
+    def __init__(self, arguments: Sequence[str], descriptors: Sequence[int] = ()) -> None:
+        """Start it; it has these descriptors of ours, too.
 
         Raises:
             OSError: it cannot be started.
@@ -38,7 +38,7 @@ class EngineProcess:
         self.endpoints = Endpoints(*(f"ipc://{self.folder}/{name}" for name in ("commands", "events")))
         wires = ["--commands", self.endpoints.commands, "--events", self.endpoints.events]
         try:
-            self._child = spawn([*arguments, *wires])
+            self._child = spawn([*arguments, *wires], descriptors=descriptors)
         except BaseException:
             remove_folder(self.folder)
             raise
@@ -55,15 +55,8 @@ class EngineProcess:
         return self._child.poll()
 
     def watch(self, on_exit: Callable[[], None]) -> None:
-        """Call `on_exit` in the running loop as soon as the child has ended. A thread waits: no polling, on any platform."""
-        loop = asyncio.get_running_loop()
-
-        def wait() -> None:
-            self._child.wait()
-            with contextlib.suppress(RuntimeError):  # the loop closed first
-                loop.call_soon_threadsafe(on_exit)
-
-        threading.Thread(target=wait, name="engine-exit", daemon=True).start()
+        """Call `on_exit` in the running loop as soon as the child has ended."""
+        watch_child(self._child, on_exit)
 
     def remove_endpoints(self) -> None:
         """Remove the folder: once both sides are connected nobody needs the names, and even kill -9 leaves nothing behind."""
@@ -96,10 +89,26 @@ class EngineProcess:
 
     def describe_exit(self) -> str:
         """How it ended, for a log line."""
-        code = self.exit_code
-        if code is None:
-            return "is still running"
-        return f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return exit_words(self.exit_code)
+
+
+def watch_child(child: "subprocess.Popen[bytes]", on_exit: Callable[[], None]) -> None:
+    """Call `on_exit` in the running loop as soon as the child has ended. A thread waits: no polling, on any platform."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        child.wait()
+        with contextlib.suppress(RuntimeError):  # the loop closed first
+            loop.call_soon_threadsafe(on_exit)
+
+    threading.Thread(target=wait, name="child-exit", daemon=True).start()
+
+
+def exit_words(code: int | None) -> str:
+    """How a child ended, for a log line; None: it has not."""
+    if code is None:
+        return "is still running"
+    return f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
 
 def _signal_name(number: int) -> str:

@@ -230,8 +230,9 @@ def test_what_is_one_of_a_kind_is_divided_among_engines():
     settings = Settings(engines=4, kv_host_gib=2.0, kv_disk_path="kv", kv_disk_gib=10.0, kv_blocks=64)
     assert settings.engine_names == ["engine-0", "engine-1", "engine-2", "engine-3"]
     got = Settings.model_validate_json(settings.of_engine("engine-3").for_engine())
-    assert (got.kv_host_gib, got.kv_disk_path, got.kv_disk_gib, got.kv_blocks) == (0.5, "kv/engine-3", 2.5, 64)
+    assert (got.kv_host_gib, got.kv_disk_path, got.kv_disk_gib, got.kv_blocks) == (2.0, "kv/engine-3", 2.5, 64)
     assert Settings(engines=4).of_engine("engine-0").for_engine() == '{"engines":4}'
+    assert settings.keeps and not Settings(engines=4).keeps and not Settings(kv_host_gib=2.0).keeps
     alone = Settings(kv_host_gib=2.0, kv_disk_path="kv")
     assert alone.engine_names == ["engine"] and alone.of_engine("engine") == alone
 

@@ -207,6 +207,13 @@ class TierIndex:
         for block_key, size in changes.came:
             self.seed(block_key, size)
 
+    def reset(self) -> None:
+        """The tier was lost and is back: whatever was known of it is no longer so. No transfer may concern it."""
+        self.used = self._evictable = 0
+        self._entries.clear()
+        self._drops.clear()
+        self._policy.clear()
+
     def _drop_own(self, key: bytes) -> None:
         """Have it dropped, unless it may be somebody else's."""
         if not self.shared:

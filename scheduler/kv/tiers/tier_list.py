@@ -26,6 +26,7 @@ class TierList:
     def __init__(self, tiers: Sequence[TierIndex]) -> None:
         self.stats = {tier.name: TierStats() for tier in tiers}
         self._tiers = {tier.name: tier for tier in tiers}
+        self._all = list(tiers)
         if len(self._tiers) < len(tiers) or DEVICE in self._tiers:
             raise ValueError(f"tiers need names of their own, none of them {DEVICE!r}: {[tier.name for tier in tiers]}")
 
@@ -106,6 +107,13 @@ class TierList:
         """A tier failed as a whole. Transfers to and from it will fail too, each by a result of its own."""
         self._tiers.pop(name, None)
         self.stats[name].up = False
+
+    def mark_back(self, name: str) -> None:
+        """A lost tier can be used again; what it holds is not known yet. No transfer to or from it may be under way."""
+        back = next(tier for tier in self._all if tier.name == name)
+        back.reset()
+        self._tiers = {tier.name: tier for tier in self._all if tier is back or tier.name in self._tiers}
+        self.stats[name].up = True
 
     def snapshot(self) -> Mapping[str, TierStats]:
         """The counters by the tiers' names, with gauges brought up to date."""

@@ -29,7 +29,7 @@ from scheduler.types.block_hash import BlockKey
 from scheduler.types.messages import TierStats
 from scheduler.types.request import Request
 from scheduler.types.step import ChunkPhase, Step
-from scheduler.types.transfers import DEVICE, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
 
 
 class TransferPlanner:
@@ -69,6 +69,7 @@ class TransferPlanner:
         self._saves = SavePlanner(pool, self.tiers, self._in_flight, self._estimate, preemption)
         self._protect = protect
         self.expected = ExpectedKv(pool, self.tiers)
+        self._returning: dict[str, list[TierChanges]] = {}  # lost tiers that are back, and what is known of them
         self.flush = FlushPlanner(pool, self.tiers, self._in_flight, self._estimate)
 
     # --- how things stand ---
@@ -221,7 +222,28 @@ class TransferPlanner:
         if result.lost is not None:
             self.tiers.mark_lost(result.lost)
         self._pool.release(active.held)
+        self._take_up()
         return [] if active.request_id is None else self._loads.arrive(active.request_id, result)
+
+    # --- what others do to tiers ---
+
+    def follow(self, name: str, changes: TierChanges) -> None:
+        """Others have put and dropped contents in a tier."""
+        if name in self._returning:
+            self._returning[name].append(changes)
+        else:
+            self.tiers.follow(name, changes)
+
+    def take_up(self, name: str, kept: Sequence[tuple[BlockKey, int]]) -> None:
+        """A lost tier is back, with these contents: it is used again once the transfers that were under way have failed."""
+        self._returning[name] = [TierChanges(kept, [])]
+        self._take_up()
+
+    def _take_up(self) -> None:
+        for name in [name for name in self._returning if not self._in_flight.concern(name)]:
+            self.tiers.mark_back(name)
+            for changes in self._returning.pop(name):
+                self.tiers.follow(name, changes)
 
     # --- invariants ---
 

@@ -120,3 +120,7 @@ class TransfersInFlight:
     def to(self, tier: str) -> list[int]:
         """The transfers that are on their way to this tier."""
         return [active.transfer.transfer_id for active in self if active.transfer.target == tier]
+
+    def concern(self, tier: str) -> bool:
+        """Whether any of them reads or writes this tier."""
+        return any(tier in (active.transfer.source, active.transfer.target) for active in self)

@@ -44,7 +44,7 @@ def tiered(make, *, estimate=None, codec=None, element_bytes=2, settings, **conf
 
     def tiers(pool, worker):
         rows = worker.blocks
-        device = DeviceBlocks(rows, element_bytes, "test")
+        device = DeviceBlocks(rows, element_bytes, 2, "test")
         below, transfer_worker = open_tiers(tiers_of(settings), pool, device, settings, woken.set)
         if estimate is not None:
             below._loads._estimate = estimate(rows.shape[1], BLOCK, telling_tokens=BLOCK)

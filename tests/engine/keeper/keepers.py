@@ -1,0 +1,95 @@
+"""A keeper for tests: real sockets and real shared memory, its loop in a thread of this process."""
+
+import asyncio
+import os
+import socket
+import threading
+import time
+
+from engine.ipc.keeper_address import KeeperAddress
+from engine.keeper.client import KeeperClient
+from engine.keeper.host import KeptHost, SharedSlab
+from engine.keeper.keeper import Keeper
+from engine.keeper.messages import Hello
+
+SIZE = 96  # bytes of a block
+
+
+def hello(**other):
+    return Hello(
+        **{
+            "pid": 0,
+            "client": 0,
+            "fingerprint": "model",
+            "block_bytes": SIZE,
+            "block_tokens": 4,
+            "element_bytes": 2,
+            "fresh": False,
+        }
+        | other
+    )
+
+
+class KeeperThread:
+    """One keeper after the other over the same memory and the same socket."""
+
+    def __init__(self, folder, blocks=4, eviction="lru"):
+        self.slab = os.memfd_create("test")
+        self.listener = socket.socket(socket.AF_UNIX)
+        path = str(folder / "keeper")
+        self.listener.bind(path)
+        self.listener.listen()
+        self.address = KeeperAddress(socket=path, slab=self.slab)
+        self.capacity, self.eviction = blocks * SIZE, eviction
+        self.start()
+
+    def start(self):
+        self.keeper = Keeper(self.slab, self.capacity, self.eviction)
+        self._started, self._loop = threading.Event(), asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True)
+        self._thread.start()
+        assert self._started.wait(10)
+
+    async def _serve(self):
+        self._over = asyncio.Event()
+        server = await self.keeper.serve(self.listener.dup())
+        self._started.set()
+        await self._over.wait()
+        server.close()
+
+    def kill(self):
+        """End it in the middle of whatever it does: nothing is tidied up."""
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0.01))
+        self._loop.close()
+
+    def call(self, work):
+        """Do something in the keeper's thread; returns the result."""
+
+        async def body():
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(body(), self._loop).result(10)
+
+    def check_integrity(self):
+        if self.keeper._books is not None:
+            self.call(self.keeper.books.check_integrity)
+
+    def host(self, **other):
+        """The host tier as another engine sees it."""
+        client = KeeperClient(self.address, hello(**other))
+        return KeptHost(client, SharedSlab(client, SIZE, pinned=False))
+
+    def close(self):
+        self.kill()
+        self.listener.close()
+        os.close(self.slab)
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come true in time"
+            time.sleep(0.002)
