@@ -29,8 +29,8 @@ def children(folder, monkeypatch):
     """The children of processes whose folder's name is too long for a socket in it."""
     started = []
 
-    def noted(arguments):
-        started.append(spawn(arguments))
+    def noted(arguments, **options):
+        started.append(spawn(arguments, **options))
         return started[-1]
 
     def long(prefix):
