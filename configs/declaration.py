@@ -399,6 +399,28 @@ class Declaration(BaseModel):
         description="How long an open request whose engine ended may wait for an engine to go on with it.",
         json_schema_extra=HTTP,
     )
+    resume_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86400,
+        description="How long a stream that was asked for as `resumable` is kept, and computed, for a client whose connection "
+        "broke, and how long after its end. 0: such requests are refused.",
+        json_schema_extra=HTTP,
+    )
+    resume_bytes: int = Field(
+        4 * 2**20,
+        ge=1024,
+        description="Most bytes of one resumable stream that are kept, at most half of them for what was sent already. Beyond that "
+        "a stream whose client is away ends with an error.",
+        json_schema_extra=HTTP,
+    )
+    resume_total_bytes: int = Field(
+        256 * 2**20,
+        ge=1024,
+        description="Most bytes of all resumable streams that are kept. Those that were read to their end give way first; beyond "
+        "that, what was sent already, and a new resumable request is answered 429.",
+        json_schema_extra=HTTP,
+    )
     access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged.", json_schema_extra=HTTP

@@ -48,7 +48,8 @@ class Settings(Declaration):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        found = [*_unread(self), *_contradictory_tenants(self), *_contradictory_lengths(self), *_never_sent(self)]
+        found = [*_unread(self), *_contradictory_tenants(self), *_contradictory_lengths(self)]
+        found += [*_contradictory_room(self), *_never_sent(self)]
         if found:
             raise ContradictionError(found)
         return self
@@ -305,6 +306,13 @@ _NEEDS = (
         "set priority_keys",
     ),
     _Need(
+        ("resume_bytes", "resume_total_bytes"),
+        "resume_seconds",
+        lambda self: self.resume_seconds > 0,
+        "with resume_seconds 0 no stream is kept",
+        "set resume_seconds to more",
+    ),
+    _Need(
         ("isolate_keys", "key_names", "priority_keys", "admin_keys"),
         "api_key",
         lambda self: bool(self.api_key),
@@ -348,6 +356,14 @@ def _contradictory_lengths(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(
                 (name, limit), f"{name} is {value}, but {limit} allows {most}: give one that is allowed"
             )
+
+
+def _contradictory_room(settings: Settings) -> Iterator[Contradiction]:
+    """Room for all resumable streams that is not even enough for one."""
+    one, all_of_them = settings.resume_bytes, settings.resume_total_bytes
+    if settings.resume_seconds and one > all_of_them:
+        text = f"resume_bytes is {one}, but resume_total_bytes allows {all_of_them}: give one that is allowed"
+        yield Contradiction(("resume_bytes", "resume_total_bytes"), text)
 
 
 def _never_sent(settings: Settings) -> Iterator[Contradiction]:

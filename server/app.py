@@ -17,6 +17,7 @@ from server.errors import ErrorBoundary, install_handlers
 from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware, HeadMiddleware
 from server.origin import OriginMiddleware
 from server.schema.openapi import ModelBounds
+from server.stream.resumable_answer import STREAM_ID
 from server.telemetry.metrics import server_version
 
 
@@ -94,4 +95,13 @@ def _cors(settings: Settings) -> list[Middleware]:
     if not settings.cors_origins:
         return []
     origins = [origin.lower().rstrip("/") for origin in settings.cors_origins]
-    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])]
+    methods = ["GET", "POST", "DELETE"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=methods,
+            allow_headers=["*"],
+            expose_headers=[STREAM_ID],
+        )
+    ]

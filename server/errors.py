@@ -14,14 +14,20 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── NotFound                 404  no such route
     ├── ModelNotFound            404  no such model
     ├── EngineNotFound           404  no such engine
+    ├── StreamNotFound           404  no such resumable stream, or another key's
     ├── MethodNotAllowed         405
     ├── Conflict                 409  not in the state that something is in
+    │   └── StreamTaken          409  another connection reads on in this one's place
+    ├── EventsDropped            410  what comes next in a resumable stream is kept no longer
+    │   ├── StreamDeleted        410  the stream as a whole
+    │   └── StreamOverrun        410  more waited for its client than is kept
     ├── MalformedRequest         400  the bytes are no HTTP request, or could be read in two ways
     ├── RequestTimeout           408  the client was too slow in sending the request
     ├── BodyTooLarge             413
     ├── UnsupportedMediaType     415  no JSON in UTF-8, or a content coding that is not served
     ├── HeadTooLarge             431
     ├── QueueFull                429  with Retry-After from measured speed
+    ├── TooManyStreams           429  those that are kept leave no room for a resumable one
     ├── InternalError            500  a defect of ours
     │   ├── GenerationFailed     500  the engine failed this request
     │   └── PoisonRequest        500  engines died of this request
@@ -145,10 +151,40 @@ class EngineNotFound(NotFound):
     code = "engine_not_found"
 
 
+class StreamNotFound(NotFound):
+    """No resumable stream of that id is kept for this key."""
+
+    code = "stream_not_found"
+
+
 class Conflict(ApiError):
     """What is asked for cannot be done to something in this state."""
 
     status, type, code = 409, "invalid_request_error", "conflict"
+
+
+class StreamTaken(Conflict):
+    """Another connection went on with the resumable stream; the last event of the one before."""
+
+    code = "stream_taken"
+
+
+class EventsDropped(ApiError):
+    """The next events of a resumable stream are not kept any more."""
+
+    status, type, code = 410, "invalid_request_error", "events_dropped"
+
+
+class StreamDeleted(EventsDropped):
+    """The resumable stream was deleted, or is kept no longer; the last event of who still reads it."""
+
+    code = "stream_deleted"
+
+
+class StreamOverrun(EventsDropped):
+    """More of a resumable stream waited for its client than is kept, so that the rest was not computed; its last event."""
+
+    code = "stream_overrun"
 
 
 class MethodNotAllowed(ApiError):
@@ -191,6 +227,12 @@ class QueueFull(ApiError):
     """As many sequences wait as `max_waiting` allows."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class TooManyStreams(ApiError):
+    """Resumable streams that are kept take all the room there is for them."""
+
+    status, type, code = 429, "rate_limit_error", "too_many_streams"
 
 
 class InternalError(ApiError):

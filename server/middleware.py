@@ -81,6 +81,7 @@ class ExchangeMiddleware:
 def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
     """One line about one request, as `key=value` pairs; never a word of a prompt or an answer.
 
+    `stream`: the resumable stream that it began or went on with; one whose client has left goes on, and `reason` is `-`.
     `status=-`: the client left before the answer began. `key`: the name of the tenant whose key was sent. Times are in
     milliseconds and those of the request's first sequence; tokens are summed over its sequences.
     """
@@ -108,6 +109,8 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
             "replays": sum(lifetime.replays for lifetime in lifetimes),
             "reason": ",".join(dict.fromkeys(str(lifetime.reason or "-") for lifetime in lifetimes)),
         }
+    if exchange.stream is not None:
+        pairs["stream"] = exchange.stream
     if exchange.error_code is not None:
         pairs["error"] = exchange.error_code
     if exchange.error_param is not None:  # a name that the client may have made up
@@ -116,7 +119,7 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
 
 
 class HeadMiddleware:
-    """Answers HEAD as GET, but for the body."""
+    """Answers HEAD as GET, but for the body. Endpoints to which a GET means more find `request.state.head`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -129,6 +132,8 @@ class HeadMiddleware:
 
         async def bodiless(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        scope.setdefault("state", {})["head"] = True
 
         await self._app({**scope, "method": "GET"}, receive, bodiless)
 

@@ -42,13 +42,13 @@ PROSE = """## Rules
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
   from it, so the same request gives the same text each time.
 - A message's text parts are joined as they are. Role `developer` is given to the chat template as `system`.
-- A client that leaves ends its request, streamed or not.
+- A client that leaves ends its request, streamed or not, unless it asked for a stream that is `resumable`: docs/sse.md.
 - When an engine dies or hangs while a request is open, another one, or the same one started anew, goes on with it: the answer
   comes later and is the same, `usage` included (`cached_tokens` are those of the engine that brought the first token).
   `engine_died` says that none did within `--replay-seconds`, `poison_request` that two engines died while they computed it.
 - `/openapi.json` states what bodies are refused by, as far as a schema can: rules between fields and, once an engine is ready, what
   the model bounds. To JSON Schema, but not here, `1.0` is an integer. That `best_of` has to equal `n` takes a branch of the schema
-  for each number, so the schema says it up to 4; here it holds for all.
+  for each number, so the schema says it up to 3; here it holds for all.
 
 ## Answers
 

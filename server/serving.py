@@ -30,6 +30,7 @@ from server.http.connections import Connections
 from server.http.descriptors import limits_of
 from server.listen import url_of
 from server.signals import SIGNALS
+from server.stream.resumables import ResumableStreams
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
@@ -94,11 +95,13 @@ class Serving:
         self._engines = Engines(clients, make_router(settings.router, decode_slo=slo))
         self._supervisors = {client.name: self._supervisor(client) for client in clients}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
+        self._streams = ResumableStreams(settings, metrics, self._drain)
         context = ServerContext(
             settings=settings,
             engines=self._engines,
             restarts=self._restarts,
             drain=self._drain,
+            streams=self._streams,
             metrics=metrics,
             tokenizer=tokenizer,
             chat=chat,
@@ -180,6 +183,7 @@ class Serving:
         if await self._drain.idle(seconds - last):
             return
         self._engines.abort_all(SHUTDOWN_REASON)
+        self._streams.stop()
         self._connections.end_receiving(Unavailable(f"The request was not sent in time: {SHUTDOWN_REASON}."))
         if not await self._drain.idle(last):
             self._connections.cut()

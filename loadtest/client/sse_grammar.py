@@ -58,6 +58,7 @@ class StreamSummary:
     error: dict[str, Any] | None = None
     chunks: int = 0  # JSON events, the error included
     comments: int = 0
+    last_id: int = 0  # of the events; 0 if they have none
 
     @property
     def text(self) -> str:
@@ -128,18 +129,33 @@ class StreamValidator:
         if all(line.startswith(":") for line in lines):
             self._summary.comments += 1
             return
+        numbered = self._id(lines)
         self._check(len(lines) == 1 and lines[0].startswith("data: "), "an event is one line `data: ` or a comment")
         payload = lines[0].removeprefix("data: ")
         if payload == "[DONE]":
             self._done()
         else:
             self._json_event(self._parse(payload))
+        # What ends a connection, and not its stream, is no event of the stream.
+        self._check(
+            numbered == (self._summary.last_id > 0) or self._summary.error is not None, "all events have ids or none"
+        )
 
     def finish(self) -> StreamSummary:
         """The stream has ended: what it said. Raises GrammarError unless a terminal event ended it."""
         if not self._ended:
             raise GrammarError(self._event + 1, "the stream ends without [DONE] or an error")
         return self._summary
+
+    def _id(self, lines: list[str]) -> bool:
+        """Take an event's id out of its lines; whether it has one."""
+        if not lines[0].startswith("id: "):
+            return False
+        first = self._summary.last_id == 0 and self._summary.chunks == 0
+        self._check(first or self._summary.last_id > 0, "all events have ids or none")
+        self._summary.last_id += 1
+        self._check(lines.pop(0) == f"id: {self._summary.last_id}", "ids count the events from 1")
+        return True
 
     def _fail(self, rule: str) -> NoReturn:
         raise GrammarError(self._event, rule)

@@ -10,6 +10,7 @@ from server.engines.engines import Engines
 from server.engines.restarts import Restarts
 from server.errors import ModelNotFound
 from server.schema.openapi import ModelBounds
+from server.stream.resumables import ResumableStreams
 from server.telemetry.metrics import Metrics
 from server.text.chat_renderer import ChatRenderer
 from server.text.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ class ServerContext:
     engines: Engines
     restarts: Restarts
     drain: Drain
+    streams: ResumableStreams
     metrics: Metrics
     tokenizer: Tokenizer
     chat: ChatRenderer | None

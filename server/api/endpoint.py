@@ -52,6 +52,11 @@ class Call:
         tenant: Tenant = self.request.state.tenant
         return tenant
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it is a HEAD, which is answered as a GET but for the body."""
+        return getattr(self.request.state, "head", False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint(ABC):
@@ -64,6 +69,7 @@ class Endpoint(ABC):
         answers: the JSON of a 200, or None where it is not JSON.
         errors: statuses other than 200 that the endpoint may answer with.
         content: further content types of a 200, in OpenAPI's form.
+        empty: what a 204 says, where there may be one.
         needs_key: whether an API key is required, where the server has keys.
         while_draining: whether it is still answered while the server drains, which does not wait for it.
         probe: whether orchestrators poll it: a 503 is an ordinary answer ("not now"), which does not count as an error, and the
@@ -77,6 +83,7 @@ class Endpoint(ABC):
     answers: type[AnswerBody] | None = None
     errors: Sequence[int] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
+    empty: str | None = None
     needs_key: bool = True
     while_draining: bool = False
     probe: bool = False
@@ -110,6 +117,7 @@ class Endpoint(ABC):
 
         answer: dict[str, Any] = {"model": self.answers} if self.answers is not None else {}
         content = {"content": dict(self.content)} if self.content else {}
+        empty: dict[int | str, Any] = {204: {"description": self.empty}} if self.empty is not None else {}
         router.add_api_route(
             self.path,
             respond,
@@ -117,7 +125,7 @@ class Endpoint(ABC):
             name=re.sub(r"\W+", "_", self.shown_path.removeprefix("/v1")).strip("_") or "index",
             tags=[self.tag],
             summary=self.summary,
-            responses={**errors(*self.errors), 200: {**answer, **content}},
+            responses={**errors(*self.errors), **empty, 200: {**answer, **content}},
             response_class=Response,
             response_model=None,
         )
@@ -129,7 +137,7 @@ class BodilessEndpoint(Endpoint):
 
     Attributes:
         answer: the answer's JSON, or a response of another kind.
-        parameters: those in the path, in OpenAPI's form.
+        parameters: those in path, query and headers, in OpenAPI's form.
     """
 
     answer: Callable[[Call], Awaitable[AnswerBody | Response]]
@@ -157,6 +165,13 @@ class ActionEndpoint(BodilessEndpoint):
     """Does something to what its path names. A body means nothing, and is not read."""
 
     method: ClassVar[str] = "POST"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteEndpoint(BodilessEndpoint):
+    """Ends what its path names."""
+
+    method: ClassVar[str] = "DELETE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from server.api import chat, completions, detokenize, engines, health, models, tokenize
+from server.api import chat, completions, detokenize, engines, health, models, streams, tokenize
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
+    *streams.ENDPOINTS,
     models.LIST,
     models.ONE,
     tokenize.ENDPOINT,

@@ -263,6 +263,14 @@ class EngineList(AnswerBody):
     data: list[EngineCard]
 
 
+class DeletedStream(AnswerBody):
+    """A resumable stream that is no more."""
+
+    id: str
+    object: Literal["stream"] = "stream"
+    deleted: Literal[True] = True
+
+
 class VersionAnswer(AnswerBody):
     """The answer of `/version`."""
 
@@ -285,8 +293,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     },
     401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
     403: {"model": ErrorAnswer, "description": "This key may not do that."},
-    404: {"model": ErrorAnswer, "description": "No such model, or no such engine."},
+    404: {"model": ErrorAnswer, "description": "No such model, engine or stream."},
     409: {"model": ErrorAnswer, "description": "Not possible in the state that the engine is in."},
+    410: {"model": ErrorAnswer, "description": "The events that come next are not kept any more."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
     415: {"model": ErrorAnswer, "description": "The body is no JSON in UTF-8, or its content coding is not served."},
     429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when to come back."},

@@ -11,7 +11,7 @@ from server.schema.sampling import Sampling
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 # A schema says that two numbers are equal by a branch for each. Generators multiply the branches of all rules, and give up soon.
-PUBLISHED_BEST_OF = 4
+PUBLISHED_BEST_OF = 3
 
 
 class CompletionRequest(Sampling):

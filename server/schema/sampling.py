@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from configs.settings import Settings
-from server.schema.base import INT32_MAX, Body, either, where
+from server.schema.base import INT32_MAX, Body, both, either, where
 from server.schema.fields import Count, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -75,6 +75,11 @@ class Sampling(Body):
     n: int = Field(1, ge=1, description="Choices for each prompt.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    resumable: bool = Field(
+        False,
+        description="Extension: the stream's events have ids, and when the connection breaks the answer goes on: `GET "
+        "/v1/streams/{id}` has the rest. Only with `stream`.",
+    )
     stop: Stop = Field(
         default_factory=list,
         description="Strings that end the text; they are not part of it. A stop string that spells a special token stops at that "
@@ -136,8 +141,11 @@ class Sampling(Body):
 
     @classmethod
     def rules(cls, settings: Settings) -> list[dict[str, Any]]:
-        """`stream_options` needs `stream`; two fields need what the operator may have turned off."""
-        rules = [either(where("stream_options", None), where("stream", True))]
+        """`stream_options` and `resumable` need `stream`; three fields need what the operator may have turned off."""
+        unasked = both(where("stream_options", None), where("resumable", False, None))
+        rules = [either(unasked, where("stream", True))]
+        if not settings.resume_seconds:
+            rules.append(where("resumable", False, None))
         if settings.scheduling == "fcfs":
             rules.append(where("priority", 0, None))
         if not settings.prefix_caching:

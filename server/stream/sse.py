@@ -22,6 +22,7 @@ from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
 KEEP_ALIVE_SECONDS = 10.0
 KEEP_ALIVE = b": waiting\n\n"
 CLIENT_GONE = 499  # nobody reads it; the access log does
+EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
 _log = logging.getLogger("headrace.http")
@@ -32,12 +33,12 @@ async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) ->
 
     The request's body must have been read: only the disconnect is left for `receive` to report.
     """
-    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+    task, gone = asyncio.create_task(work), asyncio.create_task(disconnect(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:
-        await _cancel(task, gone)
+        await cancelled(task, gone)
 
 
 class Writer(Protocol):
@@ -61,7 +62,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, generation: Generation, writer: Writer, exchange: Exchange, headers: Mapping[str, str]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        super().__init__(headers={**EVENT_HEADERS, **headers})
         del self.headers["content-length"]
         self._generation = generation
         self._writer = writer
@@ -76,7 +77,7 @@ class EventStream(Response):
             ApiError: the request ended before it produced anything.
         """
         self._first = asyncio.create_task(_next(self._steps))
-        gone = asyncio.create_task(_disconnect(receive))
+        gone = asyncio.create_task(disconnect(receive))
         started = False
         try:
             await asyncio.wait({self._first, gone}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +85,7 @@ class EventStream(Response):
                 self._first.result()
             started = not gone.done()
         finally:
-            await _cancel(gone)
+            await cancelled(gone)
             if not started:
                 await self._close()
         return started
@@ -98,7 +99,7 @@ class EventStream(Response):
 
     async def _close(self) -> None:
         if self._first is not None:
-            await _cancel(self._first)
+            await cancelled(self._first)
         await self._steps.aclose()
         self._generation.close()
 
@@ -150,12 +151,13 @@ async def _next(steps: AsyncIterator[list[Delta]]) -> list[Delta] | None:
     return await anext(steps, None)
 
 
-async def _disconnect(receive: Receive) -> None:
+async def disconnect(receive: Receive) -> None:
+    """Wait until the client leaves. The request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+async def cancelled(*tasks: asyncio.Task[Any]) -> None:
     """Cancel these and wait until they have ended; what they raise is ignored."""
     for task in tasks:
         task.cancel()

@@ -109,6 +109,7 @@ class Exchange:
     lifetimes: list[Lifetime] = field(default_factory=list)
     error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
     error_param: str | None = None  # its request field, if it has one
+    stream: str | None = None  # id of the resumable stream that it began or went on with
 
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""

@@ -6,9 +6,10 @@ sequence comes from its `Lifetime`, what is reported about an engine from its me
 
 import functools
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, get_args
 
 from prometheus_client import Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,6 +22,8 @@ from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.exposition import accepted
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.tenants import ANYBODYS, TenantMetrics
+
+StreamEnd = Literal["delivered", "expired", "overrun", "deleted", "stopped"]  # why a resumable stream is kept no longer
 
 _WHOLE_REQUEST = (*FROM_1_MS, 600.0, 1800.0)  # an answer may take longer than any of its parts
 _TOKENS = tuple(float(2**power) for power in range(0, 18))
@@ -242,6 +245,7 @@ class Metrics(Declared):
         self.registry.register(self._engines)
         self._declare_requests()
         self._tenants = TenantMetrics(self.registry, tenants or {})
+        self._declare_streams()
         ProcessCollector("headrace_server", registry=self.registry)
 
     def engine(self, name: str) -> EngineMetrics:
@@ -268,7 +272,35 @@ class Metrics(Declared):
         for code in error_codes(ApiError):
             self._errors.labels(code)
 
+    def _declare_streams(self) -> None:
+        self._streams = self._gauge(
+            "resumable_streams", "Resumable streams that are kept: open ones, and those that have ended of late."
+        )
+        self._stream_bytes = self._gauge("resumable_stream_bytes", "Memory that their events take.")
+        self._resumed = self._counter("streams_resumed", "Connections that went on with a resumable stream.")
+        self._streams_ended = self._counter(
+            "resumable_streams_ended",
+            "Resumable streams that are kept no longer: `delivered`, read to the end; `expired`, as nobody came back; `overrun`, "
+            "as too much waited for the client; `deleted` by the client; `stopped` with the server.",
+            "end",
+        )
+        for end in get_args(StreamEnd):
+            self._streams_ended.labels(end)
+
     # --- events ---
+
+    def watch_streams(self, kept: Callable[[], int], held: Callable[[], int]) -> None:
+        """Show how many resumable streams are kept, and how many bytes they hold."""
+        self._streams.set_function(kept)
+        self._stream_bytes.set_function(held)
+
+    def stream_resumed(self) -> None:
+        """A connection goes on with a resumable stream."""
+        self._resumed.inc()
+
+    def stream_ended(self, end: StreamEnd) -> None:
+        """A resumable stream is kept no longer."""
+        self._streams_ended.labels(end).inc()
 
     def sequence_begun(self, tenant: str) -> None:
         """A sequence of this tenant was given to an engine."""

@@ -28,6 +28,7 @@ PARTNERS = {
     "isolate_keys": {"api_key": ["a"]},
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
     "admin_keys": {"api_key": ["a"], "key_names": ["other"]},
+    "resume_total_bytes": {"resume_bytes": 1024},
 }
 
 

@@ -3,6 +3,8 @@
 Each path is given its endpoint's form, and ends what it submitted when the client leaves.
 """
 
+import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -16,6 +18,8 @@ from server.schema.sampling import Sampling
 from server.stream.generation import Delta, Generation, scored_tokens
 from server.stream.job import Job, TextJob
 from server.stream.pooled import pooled
+from server.stream.resumable import Source
+from server.stream.resumable_answer import ResumableAnswer, has_begun
 from server.stream.sse import CLIENT_GONE, EventStream, unless_disconnected
 from server.stream.submission import Submission
 from server.text.tokenizer import Tokenizer
@@ -36,10 +40,13 @@ def text_answer(
     async def answer(job: TextJob[S], call: Call) -> Response:
         tokenizer = call.context.tokenizer
         written = form(job, tokenizer)
+        if job.body.resumable:
+            call.context.streams.ensure_room()
         engine = call.context.engines.choose(job)
         fingerprint = engine.fingerprint
         generation = Generation(job, engine, tokenizer, call.exchange)
-        return await (_streamed if job.body.stream else _whole)(generation, written, fingerprint, call)
+        kind = _resumable if job.body.resumable else _streamed if job.body.stream else _whole
+        return await kind(generation, written, fingerprint, call)
 
     return answer
 
@@ -66,6 +73,32 @@ async def _streamed(generation: Generation, form: AnswerFormat[Any], fingerprint
     except BaseException:  # until the stream has started, nobody else ends what was submitted
         generation.close()
         raise
+
+
+async def _resumable(generation: Generation, form: AnswerFormat[Any], fingerprint: str, call: Call) -> Response:
+    """A client that leaves before the answer has begun ends it: it does not know the answer's id."""
+    streams, kept = call.context.streams, False
+    try:
+        source = _numbered(generation, ChunkWriter(generation, form, fingerprint))
+        stream = streams.open(generation.job.id, call.tenant, source, generation.close, call.exchange.lifetimes)
+    except BaseException:
+        generation.close()
+        raise
+    try:
+        kept = await has_begun(stream, call.request.receive)
+    finally:
+        (streams.keep if kept else streams.drop)(stream)
+    call.exchange.stream = stream.id
+    return ResumableAnswer(stream, call.exchange, call.headers) if kept else _client_left()
+
+
+async def _numbered(generation: Generation, writer: ChunkWriter) -> Source:
+    """The events of a stream, a step's at a time."""
+    async with contextlib.aclosing(generation.steps()) as steps:
+        async for deltas in steps:
+            write = functools.partial(writer.events, deltas)
+            yield await to_thread_if_larger(scored_tokens(deltas), INLINE_SCORED_TOKENS, write)
+    yield writer.last_events()
 
 
 async def _whole(generation: Generation, form: AnswerFormat[Any], fingerprint: str, call: Call) -> Response:

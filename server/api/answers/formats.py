@@ -81,13 +81,21 @@ class ChunkWriter:
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
-        return b"".join([event for delta in deltas for event in self._events(delta)])
+        return b"".join(self.events(deltas))
+
+    def events(self, deltas: Iterable[Delta]) -> list[bytes]:
+        """The events of one step; there may be none."""
+        return [event for delta in deltas for event in self._events(delta)]
 
     def end(self) -> bytes:
         """What follows the last choice's finish chunk."""
+        return b"".join(self.last_events())
+
+    def last_events(self) -> list[bytes]:
+        """The events that follow the last choice's finish chunk."""
         if not self._usage:
-            return DONE
-        return self._head + b'],"usage":' + _encode(usage(self._generation)) + b"}\n\n" + DONE
+            return [DONE]
+        return [self._head + b'],"usage":' + _encode(usage(self._generation)) + b"}\n\n", DONE]
 
     def _events(self, delta: Delta) -> Iterator[bytes]:
         if delta.first:

@@ -149,6 +149,7 @@ def check_shared(body: Sampling, context: ServerContext, tenant: Tenant) -> None
         InvalidRequest, UnsupportedField: with the field and the value.
     """
     _check_stream_options(body)
+    _check_resumable(body, context.settings)
     _check_priority(body, context.settings, tenant)
     _check_pin(body, context)
 
@@ -164,6 +165,18 @@ def _check_stream_options(body: Sampling) -> None:
             "`stream_options.continuous_usage_stats` needs `stream_options.include_usage` to be true, got false",
             param="stream_options.continuous_usage_stats",
         )
+
+
+def _check_resumable(body: Sampling, settings: Settings) -> None:
+    if not body.resumable:
+        return
+    if not settings.resume_seconds:
+        raise UnsupportedField(
+            "`resumable` must be false where no stream is kept for its client (resume_seconds is 0), got true",
+            param="resumable",
+        )
+    if not body.stream:
+        raise InvalidRequest("`resumable` needs `stream` to be true, got false", param="resumable")
 
 
 def _check_pin(body: Sampling, context: ServerContext) -> None:

@@ -201,6 +201,21 @@ def test_events_have_one_form(text, rule):
     fails([": first\n\n", text], rule, at=1)
 
 
+def ids(events, first=1):
+    return [f"id: {number}\n{one}" for number, one in enumerate(events, start=first)]
+
+
+def test_all_events_have_ids_or_none():
+    events = [*map(event, stream("chat")), DONE]
+    assert (validate(events).last_id, validate([": first\n\n", *ids(events)]).last_id) == (0, 5)
+    ended = [*ids(events[:2]), event(ERROR)]  # of the connection, which another has replaced
+    assert validate(ended).error and validate(ids([*events[:2], event(ERROR)])).error
+    for broken, at in ((ids(events, first=2), 0), ([events[0], *ids(events[1:])], 1), ([*ids(events[:4]), DONE], 4)):
+        fails(broken, "ids", at=at)
+    for again in ([*ids(events[:2]), *ids(events[1:])], [*ids(events[:2]), *ids(events[3:], first=4)]):
+        fails(again, "ids count", at=2)
+
+
 @both
 def test_a_stream_has_exactly_one_terminal_event(kind):
     chunks = stream(kind)

@@ -35,6 +35,7 @@ from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.engines.restarts import Restarts
+from server.stream.resumables import ResumableStreams
 from server.telemetry.metrics import Metrics
 from server.text.chat_renderer import load_chat_renderer
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
@@ -212,12 +213,13 @@ class Server:
         self.process.client = self.engine
         if ready:
             self.replace(self.process)
-        engines = Engines([self.engine])
+        engines, drain = Engines([self.engine]), Drain()
         self.context = ServerContext(
             settings=self.settings,
             engines=engines,
             restarts=Restarts(engines, {}, flush_seconds=0.0),
-            drain=Drain(),
+            drain=drain,
+            streams=ResumableStreams(self.settings, metrics, drain),
             metrics=metrics,
             tokenizer=tokenizer,
             chat=chat,
@@ -246,9 +248,10 @@ class Server:
         return hand_made(app or self.app, path, json.dumps(body).encode())
 
 
-def hand_made(app, path, body: bytes) -> SimpleNamespace:
-    """A call whose client stays until `leave` is set; `task` ends with the application."""
-    call = SimpleNamespace(leave=asyncio.Event(), sent=[], started=asyncio.Event(), task=None)
+def hand_made(app, path, body: bytes = b"", *, method="POST", headers=()) -> SimpleNamespace:
+    """A call whose client stays until `leave` is set and takes what it is sent while `takes` is; `task` is the application's."""
+    call = SimpleNamespace(leave=asyncio.Event(), takes=asyncio.Event(), sent=[], started=asyncio.Event(), task=None)
+    call.takes.set()
     unread = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive():
@@ -260,18 +263,19 @@ def hand_made(app, path, body: bytes) -> SimpleNamespace:
     async def send(message):
         call.sent.append(message)
         call.started.set()
+        await call.takes.wait()
 
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"content-type", b"application/json"), *headers],
         "client": ("127.0.0.1", 1),
         "server": ("headrace", 80),
     }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import reduce
 
 import pytest
 
@@ -76,8 +77,14 @@ def test_a_model_that_is_not_served_is_refused_everywhere(endpoint):
 
 @pytest.mark.parametrize("endpoint", BODILESS, ids=lambda endpoint: endpoint.path)
 def test_what_is_asked_without_a_body_answers_as_declared(endpoint):
-    path = endpoint.shown_path.replace("{model}", "org/small").replace("{engine}", "engine")
-    response = run(lambda: Server().client.request(endpoint.method, path))
+    async def ask():
+        server = Server()
+        stream = await server.post("/v1/completions", {"prompt": "a", "stream": True, "resumable": True})
+        named = {"{model}": "org/small", "{engine}": "engine", "{stream}": stream.headers["x-stream-id"]}
+        path = reduce(lambda path, name: path.replace(name, named[name]), named, endpoint.shown_path)
+        return await server.client.request(endpoint.method, path)
+
+    response = run(ask)
     assert response.status_code == 200
     if endpoint.answers is not None:
         assert endpoint.answers.model_validate_json(response.content)

@@ -32,6 +32,7 @@ from server.engines.restarts import Restarts
 from server.engines.supervisor import Supervisor
 from server.stream.job import Job, SequenceRequest, TokenizedPrompt
 from server.stream.output_stream import OutputStream
+from server.stream.resumables import ResumableStreams
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
@@ -63,6 +64,7 @@ def make_app(
         engines=engines,
         restarts=Restarts(engines, supervisors or {}, flush_seconds=0.0),
         drain=drain,
+        streams=ResumableStreams(settings, metrics, drain),
         metrics=metrics,
         tokenizer=tokenizer(),
         chat=load_chat_renderer(tokenizer()),

@@ -35,6 +35,7 @@ STRICT = {
     "unknown_fields": "ignore",
     "default_max_tokens": 5,
     "max_output_tokens": 9,
+    "resume_seconds": 0,
 }
 CONTEXTS = [Server(scheduling="fair").context, Server(**STRICT).context]
 
@@ -45,6 +46,7 @@ SHARED = {
     "min_tokens": [None, 0, 5, 6, 16, 17, CONTEXT],
     "n": [None, 1, 2, 3],
     "stream": [None, False, True],
+    "resumable": [None, False, True],
     "stream_options": [
         None,
         {},
@@ -133,6 +135,7 @@ def test_a_body_is_accepted_if_and_only_if_it_fits_the_schema(path, number, data
     [
         ("/v1/completions", {"prompt": "a", "stream_options": {"include_usage": True}}),
         ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"continuous_usage_stats": True}}),
+        ("/v1/completions", {"prompt": "a", "resumable": True}),
         ("/v1/completions", {"prompt": "a", "best_of": 2}),
         ("/v1/completions", {"prompt": "a", "best_of": 2, "n": 3}),
         ("/v1/completions", {"prompt": "a", "min_tokens": 17}),
@@ -167,6 +170,8 @@ def test_what_depends_on_an_operator_is_published():
 
     assert fits({"priority": 1}, scheduling="fair") and not fits({"priority": 1}, scheduling="fcfs")
     assert fits({"cache_pin_seconds": 1}) and not fits({"cache_pin_seconds": 1}, prefix_caching=False)
+    kept = {"stream": True, "resumable": True}
+    assert fits(kept) and not fits(kept, resume_seconds=0)
     assert fits({"x": 1}, unknown_fields="ignore") and not fits({"x": 1})
     assert fits({"prompt": ""}, bos=True) and not fits({"prompt": ""})
     assert fits({"max_tokens": 9}, max_output_tokens=9) and not fits({"max_tokens": 10}, max_output_tokens=9)
