@@ -85,18 +85,16 @@ _TIERS = PanelRow(
         ),
         Panel(
             title="Bytes",
-            about="What the blocks in a tier take.",
-            queries=[Query(gauge("headrace_kv_tier_bytes", by="tier"), "{{tier}}")],
+            about="What the blocks in a tier take, as each engine knows it: several engines share one host tier.",
+            queries=[Query(gauge("headrace_kv_tier_bytes", by="engine, tier"), "{{tier}} {{engine}}")],
             unit="bytes",
             width=6,
-            stacked=True,
         ),
         Panel(
             title="Blocks",
-            about="KV blocks in a tier.",
-            queries=[Query(gauge("headrace_kv_tier_blocks", by="tier"), "{{tier}}")],
+            about="KV blocks in a tier, as each engine knows it.",
+            queries=[Query(gauge("headrace_kv_tier_blocks", by="engine, tier"), "{{tier}} {{engine}}")],
             width=6,
-            stacked=True,
         ),
         _by_tier("Loaded", "Blocks loaded instead of computed, per second.", ("loaded_blocks", "")),
         _by_tier(
