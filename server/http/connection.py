@@ -17,20 +17,19 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
-from server.errors import ApiError, HeadTooLarge, MalformedRequest, RequestTimeout
+from server.errors import ApiError, HeadTooLarge, MalformedRequest
 from server.http.answer import error_bytes
-from server.http.body import BodyReader, body_reader
 from server.http.connections import Connections
 from server.http.cycle import RequestCycle
-from server.http.head import MAX_HEAD_BYTES, HeadReader, RequestHead
+from server.http.head import MAX_HEAD_BYTES, RequestHead
+from server.http.host import WebHost
+from server.http.intake import Intake
 from server.http.write_watch import WriteWatch
 
-_NEVER = float("inf")
 _PROBE_SECONDS = (0.25, 5.0)  # the first probe of a client that has stopped sending, and the longest time between two
 
 
@@ -53,38 +52,28 @@ class HttpConnection(asyncio.BufferedProtocol):
         *,
         connections: Connections,
     ) -> None:
-        if not config.loaded:
-            config.load()
         self.address = ""
         self.write_paused = False
-        self._app = cast(ASGIApp, config.loaded_app)
-        self._root_path = config.root_path
-        self._app_state = app_state
-        self._server = server_state
+        self._host = WebHost(config, server_state, app_state)
         self._books = connections
         self._limits = connections.limits
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
         self._ends: dict[str, Any] = {}
-        self._buffer = bytearray()
-        self._head = HeadReader()
-        self._body: BodyReader | None = None  # of the request whose body is on its way
+        self._intake: Intake = None  # type: ignore[assignment]  # until then
+        self._watch: WriteWatch = None  # type: ignore[assignment]
         self._cycle: RequestCycle | None = None
         self._writable = asyncio.Event()
-        self._reading = True
         self._half_closed = False  # the client sends no more, and may still read
         self._lingering = False  # answered, and closed but for what the client still sends
         self._linger_left = 0
         self._closed = False
-        self._deadline = _NEVER
-        self._body_seconds_left = 0.0  # of a body that is not read on for now
-        self._watch: WriteWatch = None  # type: ignore[assignment]  # until then
         self._probe: asyncio.TimerHandle | None = None
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         """Those of every answer."""
-        return self._server.default_headers
+        return self._host.default_headers
 
     # --- the transport's part ---
 
@@ -95,11 +84,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.address = client[0] if client else ""
         self._ends = {"client": client, "server": get_local_addr(self._transport)}
         self._writable.set()
+        self._intake = Intake(self._transport, self._limits, self._loop.time)
         self._watch = WriteWatch(self._transport, self._loop.time())
-        self._server.connections.add(self)  # type: ignore[arg-type]  # it knows uvicorn's own protocols only
+        self._host.enter(self)
         error = self._books.admit(self)
         if error is None:
-            self._expect(self._limits.head_seconds)
+            self._intake.expect(self._limits.head_seconds)
         else:
             self._part(error)
 
@@ -116,9 +106,9 @@ class HttpConnection(asyncio.BufferedProtocol):
             if self._linger_left < 0:
                 self.cut()
             return
-        if self._cycle is None and not self._buffer:
-            self._expect(self._limits.head_seconds)
-        self._buffer += self._books.received[:nbytes]
+        if self._cycle is None and not self._intake.buffer:
+            self._intake.expect(self._limits.head_seconds)
+        self._intake.buffer += self._books.received[:nbytes]
         self._go_on()
 
     def eof_received(self) -> bool:
@@ -126,7 +116,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         and only writing to it tells. True keeps the connection open."""
         if self._cycle is None and not self._lingering:
             self._go_on()
-        if self._closed or self._lingering or self._cycle is None or self._body is not None:
+        if self._closed or self._lingering or self._cycle is None or self._intake.in_body:
             return False
         self._half_closed = True
         self._probe_after(_PROBE_SECONDS[0])
@@ -136,11 +126,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         """It is closed, by whichever side."""
         self._end()
         self._books.remove(self)
-        self._server.connections.discard(self)
+        self._host.leave(self)
         if self._cycle is not None:
             self._cycle.disconnect()
         self._writable.set()
-        self._buffer.clear()
+        self._intake.buffer.clear()
 
     def pause_writing(self) -> None:
         """The client does not take what is written."""
@@ -165,75 +155,46 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _advance(self) -> None:
         """Go on with what is in the buffer, until more bytes are needed or an answer is under way."""
-        while self._buffer and not self._lingering and not self._closed:
+        while self._intake.buffer and not self._lingering and not self._closed:
             if not self._advance_part():
                 return
 
     def _advance_part(self) -> bool:
         """Take one head, or what is there of a body, out of the buffer; whether it was complete."""
-        if self._body is not None and self._cycle is not None:
-            return self._advance_body(self._cycle, self._body)
-        if (
-            self._cycle is not None
-        ):  # the next request comes before the answer: it waits here, and more of it with the client
-            if len(self._buffer) > MAX_HEAD_BYTES:
-                self._pause_reading()
+        if self._cycle is not None:
+            if self._intake.in_body:
+                return self._advance_body(self._cycle)
+            if len(self._intake.buffer) > MAX_HEAD_BYTES:
+                self._intake.hold()  # the next request comes before the answer: it waits here, and more of it with the client
             return False
-        head = self._head.take(self._buffer)
+        head = self._intake.take_head()
         if head is None:
             return False
         self._begin(head)
         return True
 
     def _begin(self, head: RequestHead) -> None:
-        self._cycle = cycle = RequestCycle(self._scope(head), self, head.keep_alive, head.expects_continue)
-        reader = body_reader(head.length)
-        if reader.done:
+        self._cycle = cycle = RequestCycle(
+            self._host.scope(head, self._ends), self, head.keep_alive, head.expects_continue
+        )
+        self._intake.begin_body(head.length)
+        if not self._intake.in_body:
             self._body_ended(cycle)
-        else:
-            self._body = reader
-            self._body_seconds_left = self._limits.body_seconds
-            self._expect(self._limits.body_seconds)
-        task = self._loop.create_task(cycle.run(self._app))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        self._host.start(cycle)
 
-    def _advance_body(self, cycle: RequestCycle, reader: BodyReader) -> bool:
-        data = reader.take(self._buffer)
+    def _advance_body(self, cycle: RequestCycle) -> bool:
+        data = self._intake.take_body()
         enough = cycle.feed(data) if data else False
-        if reader.done:
+        if not self._intake.in_body:
             self._body_ended(cycle)
             return True
-        now = self._loop.time()
-        left = self._deadline - now + len(data) / self._limits.body_rate
-        self._body_seconds_left = min(left, self._limits.body_seconds)
-        self._deadline = now + self._body_seconds_left
         if enough:
-            self._deadline = _NEVER  # it is not the client that is slow now
-            self._pause_reading()
+            self._intake.hold()
         return False
 
     def _body_ended(self, cycle: RequestCycle) -> None:
-        self._body = None
-        self._deadline = _NEVER
         self._books.works(self)
         cycle.end_body()
-
-    def _scope(self, head: RequestHead) -> Scope:
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": head.version,
-            "scheme": "http",
-            "root_path": self._root_path,
-            "method": head.method,
-            "path": self._root_path + head.path,
-            "raw_path": self._root_path.encode("ascii") + head.raw_path,
-            "query_string": head.query,
-            "headers": head.headers,
-            "state": self._app_state.copy(),
-            **self._ends,
-        }
 
     # --- what a cycle asks for ---
 
@@ -248,30 +209,23 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         """The application, or the next request, wants more."""
-        if not self._reading and not self._closed:
-            self._reading = True
-            self._transport.resume_reading()
-            if self._body is not None:
-                self._expect(self._body_seconds_left)
-
-    def _pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._transport.pause_reading()
+        if not self._closed:
+            self._intake.go_on()
 
     def answered(self) -> None:
         """The answer is complete: go on with the next request, or close."""
         cycle, self._cycle = self._cycle, None
-        self._server.total_requests += 1
+        self._host.answered()
         if self._closed or cycle is None:
             return
         if not cycle.keep_alive:
-            self._linger() if self._body is not None or self._buffer else self._close()
+            self._linger() if self._intake.in_body or self._intake.buffer else self._close()
             return
         self._books.waits(self)
         self.resume_reading()
-        self._expect(self._limits.head_seconds if self._buffer else self._limits.idle_seconds)
-        if self._buffer:
+        begun = bool(self._intake.buffer)
+        self._intake.expect(self._limits.head_seconds if begun else self._limits.idle_seconds)
+        if begun:
             self._loop.call_soon(self._next)
         elif self._half_closed:
             self._close()
@@ -296,15 +250,14 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _linger(self) -> None:
         """Send no more, and listen a while: closing while the client sends would reset the connection, and the answer with it."""
-        self._buffer.clear()
-        self._body = None
+        self._intake.discard()
         if self._half_closed or self._transport.is_closing():
             self._close()
             return
         self._lingering = True
         self._linger_left = self._limits.linger_bytes
         self._books.waits(self)
-        self._expect(self._limits.linger_seconds)
+        self._intake.expect(self._limits.linger_seconds)
         self._transport.write_eof()
         self.resume_reading()
 
@@ -322,7 +275,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _end(self) -> None:
         self._closed = True
-        self._deadline = _NEVER
+        self._intake.expect_nothing()
         if self._probe is not None:
             self._probe.cancel()
 
@@ -339,7 +292,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def end_receiving(self, error: ApiError) -> None:
         """Refuse the request whose body is still on its way, if one is."""
-        if self._body is not None:
+        if self._intake.in_body:
             self._refuse(error)
 
     def shutdown(self) -> None:
@@ -351,24 +304,18 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     # --- time ---
 
-    def _expect(self, seconds: float) -> None:
-        """The client has this long for what comes next."""
-        self._deadline = self._loop.time() + seconds
-
     def check(self, now: float) -> None:
         """End, if the client was too slow in sending or does not take what is written."""
         if self._watch.stalled_seconds(now) > self._limits.stall_seconds:
             self._books.on_refusal("client_stalled")
             self.cut()
-        if self._closed or now < self._deadline:
+        if self._closed or not self._intake.overdue(now):
             return
         if self._lingering:
             if self._watch.all_taken:  # otherwise it still takes its answer
                 self.cut()
-        elif self._body is not None:
-            self._refuse(RequestTimeout("The body of the request did not come in time."))
-        elif self._buffer:
-            self._refuse(RequestTimeout("The head of the request did not come in time."))
+        elif (error := self._intake.unfinished()) is not None:
+            self._refuse(error)
         else:
             self._close()
 
