@@ -8,6 +8,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib.metadata import distribution
 from itertools import permutations
 from pathlib import Path
@@ -170,14 +171,20 @@ def test_what_is_imported_by_name_is_followed_through_constants(text, followed, 
     assert bool(unfollowed(path)) == (not followed)
 
 
+@cache
+def our_arrows() -> dict[str, set[str]]:
+    """Of all our modules."""
+    return module_arrows(sources(*PACKAGES))
+
+
 def test_no_module_leads_back_to_itself():
     """Also not by late imports, or by those for type checking: what needs each other is one module, or one too many."""
-    assert circle(module_arrows(sources(*PACKAGES))) == []
+    assert circle(our_arrows()) == []
 
 
 @pytest.mark.parametrize("folder", LAYERS)
 def test_packages_and_modules_of_a_folder_form_no_circle(folder):
-    inside = arrows_inside(folder, module_arrows(sources(*PACKAGES)))
+    inside = arrows_inside(folder, our_arrows())
     assert circle(inside) == []
 
 
@@ -186,14 +193,14 @@ def test_packages_of_a_folder_import_those_below_them(folder):
     order = [f"{folder}.{name}" for name in LAYERS[folder]]
     here = ROOT.joinpath(*folder.split("."))
     assert sorted(order) == sorted(f"{folder}.{path.parent.name}" for path in here.glob("*/__init__.py"))
-    inside = arrows_inside(folder, module_arrows(sources(*PACKAGES)))
+    inside = arrows_inside(folder, our_arrows())
     modules = set(inside) - set(order)  # what they import counts for the package that imports them
     upward = {(a, b) for a in order for b in order[order.index(a) :] if b in reached(a, inside, modules)}
     assert not upward
 
 
 def test_the_backends_know_nothing_of_each_other():
-    inside = arrows_inside("engine", module_arrows(sources(*PACKAGES)))
+    inside = arrows_inside("engine", our_arrows())
     assert "engine.cpu" not in inside["engine.gpu"] and "engine.gpu" not in inside["engine.cpu"]
 
 
