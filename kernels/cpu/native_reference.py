@@ -48,10 +48,10 @@ def attention(
         for row in range(chunk.rows):
             place = _views(storage, chunk, layer, chunk.start + row, dim)
             _write(place, keys[first + row], values[first + row])
+        held = [read(storage, chunk, layer, position, dim) for position in range(chunk.start + chunk.rows)]
         for row in range(chunk.rows):
             end = chunk.start + row + 1
-            begin = max(0, end - window) if window else 0
-            seen = [read(storage, chunk, layer, position, dim) for position in range(begin, end)]
+            seen = held[max(0, end - window) if window else 0 : end]
             k = torch.stack([key for key, _ in seen], dim=1).repeat_interleave(heads // kv_heads, dim=0)
             v = torch.stack([value for _, value in seen], dim=1).repeat_interleave(heads // kv_heads, dim=0)
             weights = (k @ queries[first + row, :, :, None] * dim**-0.5).softmax(dim=1)

@@ -10,6 +10,7 @@ from engine.cpu.model import FastModel
 from engine.cpu.packed_weights import assemble_packed
 from engine.cpu.worker import CpuWorker
 from engine.loading import load
+from engine.models.registry import read_config
 from kernels.cpu.build import build as build_kernels
 from kernels.cpu.build import compiler
 from kernels.cpu.variants import supported
@@ -22,10 +23,10 @@ __all__ = ["prompts"]  # a fixture
 
 
 @pytest.fixture(scope="module")
-def build(smollm2_source, smollm2_decoder):
+def build(smollm2_source):
     """An engine on the embedded model: `build(blocks=.., **scheduler's config)`."""
     build_kernels(supported()[:1])
-    config = smollm2_decoder.config
+    config = read_config(smollm2_source)
     arithmetic = choose_arithmetic(Settings(), config)
     weights = load(smollm2_source, config, "auto", assemble_packed)
     eos = frozenset(config.eos_token_ids)

@@ -1,6 +1,7 @@
 """The C++ kernels against plain torch, every variant this processor runs."""
 
 import random
+from functools import cache
 
 import gguf
 import pytest
@@ -135,34 +136,36 @@ def table(blocks, total, seed):
     return random.Random(seed).sample(range(total), blocks)
 
 
+TOTAL = 40  # blocks of two sequences
+
+
+@cache
+def two_sequences(heads, kv_heads, dim, size, window):
+    """Steps over both: their chunks, the rows, and what comes out. The same for every variant, and slow to compute."""
+    theirs = torch.zeros(TOTAL, 2, kv_heads, 2, size * dim // 2, dtype=torch.int32)
+    blocks, generator = table(TOTAL, TOTAL, seed=size), torch.Generator().manual_seed(dim + window)
+    steps, done = [], 0
+    for rows in (37, 1, 1, 100, 1, 5):
+        chunks = [NativeChunk(rows, done, half) for half in (blocks[: TOTAL // 2], blocks[TOTAL // 2 :])]
+        qkv = torch.randn(2 * rows, (heads + 2 * kv_heads) * dim, generator=generator)
+        steps.append((chunks, qkv, reference.attention(qkv, chunks, theirs, heads=heads, layer=1, window=window)))
+        done += rows
+    return steps
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 32), (8, 1, 80), (4, 2, 128), (2, 1, 256), (4, 2, 16)]
 )
 @pytest.mark.parametrize("size", [16, 32, 64])
-def test_attention_over_scattered_blocks(ops, heads, kv_heads, dim, size):
+@pytest.mark.parametrize("window", [0, 21])
+def test_attention_over_scattered_blocks(ops, heads, kv_heads, dim, size, window):
     """A prompt in chunks, then single tokens, beside another sequence; window or none."""
-    total, generator = 40, torch.Generator().manual_seed(dim)
-    for window in (0, 21):
-        ours, theirs = (
-            pool(total, 2, kv_heads, size, dim),
-            torch.zeros(total, 2, kv_heads, 2, size * dim // 2, dtype=torch.int32),
+    ours = pool(TOTAL, 2, kv_heads, size, dim)
+    for chunks, qkv, expected in two_sequences(heads, kv_heads, dim, size, window):
+        out = ops.attention(
+            qkv.clone(), chunks, ours, heads=heads, layers=range(1, 2), window=window, **still(200, dim)
         )
-        blocks = table(total, total, seed=size)
-        first, second = blocks[: total // 2], blocks[total // 2 :]
-        done = 0
-        for rows in (37, 1, 1, 100, 1, 5):
-            chunks = (
-                [NativeChunk(rows, done, first), NativeChunk(1, done, second)]
-                if rows == 1
-                else [NativeChunk(rows, done, first)]
-            )
-            if rows > 1:
-                chunks.append(NativeChunk(rows, done, second))
-            qkv = torch.randn(sum(chunk.rows for chunk in chunks), (heads + 2 * kv_heads) * dim, generator=generator)
-            expected = reference.attention(qkv.clone(), chunks, theirs, heads=heads, layer=1, window=window)
-            out = ops.attention(qkv, chunks, ours, heads=heads, layers=range(1, 2), window=window, **still(200, dim))
-            torch.testing.assert_close(out, expected, atol=0.03, rtol=0.03)
-            done += rows
+        torch.testing.assert_close(out, expected, atol=0.03, rtol=0.03)
 
 
 def test_the_cache_is_written_as_the_reference_reads_it(ops):
