@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in engine/start.py, be
 # `pytest -m gpu` is for compiled kernels.
 os.environ.setdefault("TRITON_INTERPRET", "0" if ("-m", "gpu") in pairwise(sys.argv) else "1")
 
+import gguf
 import torch
 import transformers
 
@@ -60,9 +62,12 @@ def smollm2_tokenizer(smollm2_source: ModelSource) -> Tokenizer:
 def smollm2_reference(smollm2_source: ModelSource) -> transformers.PreTrainedModel:
     """The embedded model, loaded by transformers in fp32 with eager attention. Takes several seconds."""
     path = smollm2_source.path
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-    )
+    with pytest.MonkeyPatch.context() as patch:  # it reads the header twice, and asks for the same names 400 times
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+        )
     return model.eval()
 
 

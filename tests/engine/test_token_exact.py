@@ -18,22 +18,26 @@ from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.worker import CpuWorker
 from scheduler.types.step import Step, StepResult
+from tests.engine.cpu.test_decoder import run_chunks
 from tests.engine.samplers import cpu_sampler
 from tests.scheduler.sim import Engine
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 BLOCK = 32
-WHOLE = os.environ.get("TOKEN_CASES") == "all"  # `make test-long`: twice the prompts and the tokens
-OUTPUT = 64 if WHOLE else 32
-COUNT = 20 if WHOLE else 10
+WHOLE = (
+    os.environ.get("TOKEN_CASES") == "all"
+)  # `make test-long`: three times the prompts and the tokens, and the longest
+OUTPUT = 64 if WHOLE else 24
+COUNT = 20 if WHOLE else 6
 LONG = COUNT // 5
+LONGEST = 1000 if WHOLE else 256  # tokens of a prompt
 
 
 @pytest.fixture(scope="module")
 def prompts(smollm2_tokenizer):
     """Of the real prompts some of the shortest, the shortest that fill a block, and the longest."""
     texts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
-    ids = sorted((smollm2_tokenizer.encode(text) for text in texts), key=len)
+    ids = sorted((ids for text in texts if len(ids := smollm2_tokenizer.encode(text)) < LONGEST), key=len)
     filling = [prompt for prompt in ids if len(prompt) > BLOCK]
     return ids[: COUNT // 2] + filling[: COUNT // 2 - LONG] + filling[-LONG:]
 
@@ -64,6 +68,17 @@ def reference(smollm2_decoder, prompts, smollm2_reference):
     return outputs
 
 
+def test_logits_equal_transformers(smollm2_decoder, prompts, smollm2_reference):
+    """GGUF read by us (dequantized, q and k rows put back in order) against transformers' own reading."""
+    ids = prompts[COUNT // 2]  # more than a block
+    pool = KvPool(smollm2_decoder.config, 4, BLOCK)
+    logits = run_chunks(smollm2_decoder, pool, ids, [2, 0], 20)
+    with torch.inference_mode():
+        expected = smollm2_reference(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(logits, expected, atol=5e-4, rtol=0)
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
 def test_transformers_generates_the_same(prompts, reference, smollm2_reference):
     for prompt, output in list(zip(prompts, reference, strict=True))[::10]:
         ids = torch.tensor([prompt])
@@ -76,7 +91,8 @@ def test_transformers_generates_the_same(prompts, reference, smollm2_reference):
 
 def test_alone(smollm2_decoder, prompts, reference):
     engine = build(smollm2_decoder, max_running=1)
-    assert generate(engine, prompts) == reference
+    some = slice(None, None, 1 if WHOLE else 2)
+    assert generate(engine, prompts[some]) == reference[some]
 
 
 def test_staggered_arrival(smollm2_decoder, prompts, reference):
@@ -128,22 +144,23 @@ class Lanes:
 
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_small_chunks(smollm2_decoder, prompts, reference, chunk):
-    longest = max(len(prompt) for prompt in prompts) + OUTPUT
-    lanes = Lanes(smollm2_decoder, COUNT, -(-longest // BLOCK), max_step_tokens=chunk)
-    for i, (engine, prompt) in enumerate(zip(lanes.engines, prompts, strict=True)):
+    some = prompts[: COUNT if WHOLE or chunk > 1 else -LONG]  # one token at a time, a long one takes a while
+    longest = max(len(prompt) for prompt in some) + OUTPUT
+    lanes = Lanes(smollm2_decoder, len(some), -(-longest // BLOCK), max_step_tokens=chunk)
+    for i, (engine, prompt) in enumerate(zip(lanes.engines, some, strict=True)):
         engine.add(f"p{i}", prompt, max_tokens=OUTPUT, ignore_eos=True)
     lengths = []
     while any(engine.scheduler.has_work for engine in lanes.engines):
         lengths += lanes.tick()
-    assert [engine.outputs[f"p{i}"] for i, engine in enumerate(lanes.engines)] == reference
+    assert [engine.outputs[f"p{i}"] for i, engine in enumerate(lanes.engines)] == reference[: len(some)]
     assert max(lengths) == chunk
-    assert len(lengths) == sum(-(-len(prompt) // chunk) + OUTPUT - 1 for prompt in prompts)
+    assert len(lengths) == sum(-(-len(prompt) // chunk) + OUTPUT - 1 for prompt in some)
 
 
 def test_warm_cache(smollm2_decoder, prompts, reference):
     engine = build(smollm2_decoder)
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > BLOCK]
-    assert generate(engine, prompts, "cold") == reference
+    generate(engine, prompts, "cold", output=1)
     assert generate(engine, prompts, "warm") == reference
     cached = [engine.ends[f"warm{i}"].times.cached_tokens for i in range(COUNT)]
     assert all(cached[i] >= (len(prompts[i]) - 1) // BLOCK * BLOCK for i in range(COUNT))
@@ -151,9 +168,10 @@ def test_warm_cache(smollm2_decoder, prompts, reference):
 
 
 def test_preemption(smollm2_decoder, prompts, reference):
-    longest = max(len(prompt) for prompt in prompts) + OUTPUT
-    engine = build(smollm2_decoder, blocks=-(-longest // BLOCK) + COUNT // 2, decode_watermark=0.0)
-    assert generate(engine, prompts) == reference
+    some = prompts[:-LONG]
+    longest = max(len(prompt) for prompt in some) + OUTPUT
+    engine = build(smollm2_decoder, blocks=-(-longest // BLOCK) + COUNT // 3, decode_watermark=0.0)
+    assert generate(engine, some) == reference[: len(some)]
     stats = engine.scheduler.snapshot()
     assert stats.preemptions > 0
     assert stats.recomputed_tokens > 0
