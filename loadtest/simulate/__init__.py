@@ -4,7 +4,10 @@ specs    what a device and a model are, read from YAML
 cost     seconds of one step
 content  token ids of a trace's prompts: equal where the trace says that text is equal
 replica  one scheduler and its pool, stepped as the engine's loop steps them
-cluster  the event loop over arrivals and replicas
+timeline what is to happen, in order of time
+cluster  arrivals and replicas, and what goes from one to another
+hand_over   prompts that one replica computes and another goes on with
+role_watch  role switching
 evictions  hit rates of the eviction policies, without time
 calibrate, fit   the cost model's constants from measured runs
 """

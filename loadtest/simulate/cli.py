@@ -12,7 +12,16 @@ from loadtest.report.objectives import parse_objectives
 from loadtest.report.records import LoadRun, Objective
 from loadtest.simulate.cluster import Cluster, summary
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.options import add_plan_options, add_server_options, cost_of, plan_of, server_of
+from loadtest.simulate.options import (
+    add_link_options,
+    add_plan_options,
+    add_role_options,
+    add_server_options,
+    cost_of,
+    plan_of,
+    replicas_of,
+    server_of,
+)
 from loadtest.simulate.policy import PolicyOutcome, header
 from loadtest.simulate.specs import SpecError
 from loadtest.workload.arrivals import ArrivalError
@@ -62,18 +71,20 @@ def simulate(
 
 def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> PolicyOutcome:
     shape = server_of(options, budget)
-    cluster = Cluster(cost, shape, make_router(options.router), options.replicas)
+    replicas = replicas_of(options, cost, options.slo)
+    cluster = Cluster(cost, shape, make_router(options.router), replicas)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
         "costs": asdict(cost.costs),
         "devices": cost.devices,
-        "replicas": options.replicas,
+        "replicas": len(cluster.replicas),
+        "roles": [replica.role.value for replica in cluster.replicas],
         "router": options.router,
         "server": asdict(shape) | {"kv_blocks": cluster.blocks, "context": cluster.config.context},
     }
     several = len(options.max_step_tokens) > 1
-    label = options.label or f"{cost.model.name} on {options.replicas} x {cost.hardware.name}"
+    label = options.label or f"{cost.model.name} on {len(cluster.replicas)} x {cost.hardware.name}"
     label = f"{label}, {budget} tokens a step" if several else label
     began = time.perf_counter()
     run = simulate(plan, cluster, label=label, objectives=options.slo, about=about)
@@ -83,6 +94,8 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
         f"({len(run.records) / took:.0f} requests/s)",
         file=sys.stderr,
     )
+    for at, switch in cluster.watch.switches if cluster.watch else []:
+        print(f"{at:.0f} s: replica {switch.engine}: {switch}", file=sys.stderr)
     if options.output:
         folder = options.output / str(budget) if several else options.output
         for path in write_report(run, folder):
@@ -119,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("trace", help="a file in any known format")
     add_server_options(parser)
-    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="schedulers behind a router [%(default)s]")
+    add_role_options(parser)
+    add_link_options(parser)
     parser.add_argument("--router", choices=[*ROUTERS, *OLD_NAMES], default="prefix-aware", help="[%(default)s]")
     add_plan_options(parser)
     group = parser.add_argument_group("report")

@@ -1,20 +1,26 @@
-"""The event loop: arrivals and the replicas' steps, in order of time.
+"""What happens in order of time: arrivals, the replicas' steps, hand-overs from one replica to another, looks at the roles.
 
 A step that ends exactly when a request arrives ends first. Records have the form of a real run's; times are seconds of the
 simulation, and nothing is late.
 """
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from loadtest.report.records import RequestRecord
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
+from loadtest.simulate.hand_over import Bypass, HandOver, Link, missing
 from loadtest.simulate.replica import Log, Replica
+from loadtest.simulate.role_watch import LOOK_SECONDS, RoleWatch
+from loadtest.simulate.timeline import Timeline
 from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.policy import Router
+from scheduler.router.role_switching import RoleSwitching
+from scheduler.router.view import Role
 from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats
@@ -39,19 +45,40 @@ class ServerShape:
     scheduling: str = "priority"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolePool:
+    """Replicas with roles, and the way of KV between them.
+
+    Attributes:
+        roles: one for each replica.
+        bytes_per_second: bandwidth of what each replica sends KV over.
+        seconds: latency of a hand-over.
+        switching: changes the roles while the pool runs; None: they stay.
+    """
+
+    roles: tuple[Role, ...]
+    bytes_per_second: float
+    seconds: float = 0.0
+    switching: RoleSwitching | None = None
+
+
 class Cluster:
     """Replicas of one kind behind one router.
 
     Args:
         cost: what a step costs on one replica.
         shape: the settings of each replica.
-        router: chooses the replica of each request.
-        replicas: how many.
+        router: chooses the replica of each request, and for one that is handed over that of its decodes.
+        replicas: how many, all with the role `mixed`; or a pool.
         fast_forward: see `Replica`.
         log: filled with the steps of all replicas, if given.
 
+    Attributes:
+        watch: sees to the roles; None: they stay.
+
     Raises:
         SpecError: the model leaves no room for KV.
+        ValueError: prompts are to be handed over, and no prefix is cached.
     """
 
     def __init__(
@@ -59,39 +86,57 @@ class Cluster:
         cost: CostModel,
         shape: ServerShape,
         router: Router,
-        replicas: int = 1,
+        replicas: int | RolePool = 1,
         *,
         fast_forward: bool = True,
         log: Log | None = None,
     ) -> None:
-        blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
-        longest = min(cost.model.max_position, blocks * shape.block_size)
-        config = SchedulerConfig(
-            context=min(shape.context or longest, longest),
-            eos_token_ids=frozenset(),  # answers have the trace's lengths
-            fingerprint=cost.model.name,
-            max_step_tokens=shape.max_step_tokens,
-            max_running=shape.max_running,
-            scheduling=shape.scheduling,
-        )
-        self.config = config
-        self.blocks = blocks
+        self.blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
+        self.config = _config(cost, shape, self.blocks)
+        self.watch: RoleWatch | None = None
         self._cost = cost
-        self._block_size = shape.block_size
         self._router = router
         self._content = Content()
-        self._root = root_hash(config.fingerprint)
+        self._timeline = Timeline()
+        self._block_size = shape.block_size
+        self._root = root_hash(self.config.fingerprint)
+        self._arriving = True
+        pool = (
+            replicas
+            if isinstance(replicas, RolePool)
+            else RolePool(roles=(Role.MIXED,) * replicas, bytes_per_second=1.0)
+        )
         self.replicas = [
             Replica(
-                config,
-                BlockPool(blocks, shape.block_size, caching=shape.prefix_caching),
+                self.config,
+                BlockPool(self.blocks, shape.block_size, caching=shape.prefix_caching),
                 cost,
+                role=role,
                 max_waiting=shape.max_waiting,
                 fast_forward=fast_forward,
                 log=log,
+                give=partial(self._hand_over, index),
             )
-            for _ in range(replicas)
+            for index, role in enumerate(pool.roles)
         ]
+        self._connect(pool, shape)
+
+    def _connect(self, pool: RolePool, shape: ServerShape) -> None:
+        """Make what lies between the replicas."""
+        if Role.PREFILL in pool.roles and not shape.prefix_caching:
+            raise ValueError("a prompt is handed over by the names of its blocks: prefix caching must be on")
+        self._links = [Link(pool.bytes_per_second, pool.seconds) for _ in self.replicas]
+        self._block_bytes = shape.block_size * self._cost.model.kv_bytes_per_token
+        seconds = pool.seconds + self._message_seconds
+        self._bypass = Bypass(self._cost, shape.max_step_tokens, seconds, pool.bytes_per_second)
+        if pool.switching is not None:
+            self.watch = RoleWatch(pool.switching, self.replicas)
+            self._timeline.at(0.0, self._look)
+
+    @property
+    def _message_seconds(self) -> float:
+        """From a replica to the HTTP process, and from there to another one."""
+        return 2 * self._cost.costs.delivery
 
     def run(self, requests: Iterable[Planned], progress: Callable[[int], None] = lambda _: None) -> list[RequestRecord]:
         """Simulate to the last token.
@@ -101,28 +146,20 @@ class Cluster:
             progress: called after each arrival with the number of arrivals so far.
         """
         records: list[RequestRecord] = []
-        due: list[tuple[float, int]] = []
         for request in requests:
             now = request.intended + self._cost.costs.request
-            self._until(now, due)
-            records.append(self._arrive(len(records), request, now, due))
+            self._timeline.run_until(now)
+            records.append(self._arrive(len(records), request, now))
             progress(len(records))
-        self._until(float("inf"), due)
+        self._arriving = False
+        self._timeline.run_until(float("inf"))
         return records
 
     def stats(self) -> Iterator[EngineStats]:
         """The schedulers' own counters."""
         return (replica.scheduler.snapshot() for replica in self.replicas)
 
-    def _until(self, now: float, due: list[tuple[float, int]]) -> None:
-        while due and due[0][0] <= now:
-            at, index = heapq.heappop(due)
-            replica = self.replicas[index]
-            if replica.due == at:  # otherwise an arrival has cut a stretch short
-                replica.advance()
-                _push(due, replica, index)
-
-    def _arrive(self, index: int, request: Planned, now: float, due: list[tuple[float, int]]) -> RequestRecord:
+    def _arrive(self, index: int, request: Planned, now: float) -> RequestRecord:
         prompt, token = self._content.prompt(request)
         record = RequestRecord(
             index=index,
@@ -135,20 +172,74 @@ class Cluster:
         )
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
-        names = block_names(self._root, prompt[:-1], self._block_size) if len(self.replicas) > 1 else []
-        views = [replica.view(message, names, now) for replica in self.replicas]
-        chosen = self._router.choose(prompt, views, ChunkPhase.PREFILL)
-        replica = self.replicas[chosen]
-        before = replica.due
-        replica.submit(message, token, record, now, names)
-        if replica.due != before:
-            _push(due, replica, chosen)
+        names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
+        replica, message.hand_over = self._choose(message, names, now)
+        with self._waking(replica):
+            replica.submit(message, token, record, now, names)
+        if self.watch is not None:
+            self.watch.arrived(record)
         return record
 
+    def _choose(self, message: AddRequest, names: Sequence[bytes], now: float) -> tuple[Replica, bool]:
+        """The replica that computes a prompt, and whether another goes on after the first token."""
+        usable = names[: (len(message.prompt_ids) - 1) // self._block_size]  # the last token is always computed
+        views = [replica.view(message, usable, now) for replica in self.replicas]
+        chosen = self._router.choose(message.prompt_ids, views, ChunkPhase.PREFILL)
+        if self.replicas[chosen].role is not Role.PREFILL:
+            return self.replicas[chosen], False
+        other = self._router.choose(message.prompt_ids, views, ChunkPhase.DECODE)
+        if self._bypass.takes(len(message.prompt_ids) - views[other].cached_tokens):
+            return self.replicas[other], False
+        return self.replicas[chosen], True
 
-def _push(due: list[tuple[float, int]], replica: Replica, index: int) -> None:
-    if replica.due is not None:
-        heapq.heappush(due, (replica.due, index))
+    def _hand_over(self, source: int, given: HandOver) -> None:
+        """The first token of a request is there: another replica goes on as soon as it has the prompt's KV."""
+        prompt, now = given.message.prompt_ids, given.ended
+        views = [replica.view(given.message, given.names, now) for replica in self.replicas]
+        target = self.replicas[self._router.choose(prompt, views, ChunkPhase.DECODE)]
+        size = self._block_bytes * missing(target.scheduler.pool, given.names, prompt)
+        there = self._links[source].arrival(size, given.begun, given.ended)
+        target.expect(given)
+
+        def arrive(now: float) -> None:
+            with self._waking(target):
+                target.take(given, now)
+
+        self._timeline.at(max(there, given.ended + self._message_seconds), arrive)
+
+    @contextmanager
+    def _waking(self, replica: Replica) -> Iterator[None]:
+        """What is done may change when the replica is due."""
+        before = replica.due
+        yield
+        if replica.due is not None and replica.due != before:
+            self._timeline.at(replica.due, partial(self._advance, replica))
+
+    def _advance(self, replica: Replica, now: float) -> None:
+        if replica.due == now:  # otherwise an arrival has cut a stretch short
+            with self._waking(replica):
+                replica.advance()
+
+    def _look(self, now: float) -> None:
+        """See to the roles, every second as long as there are requests."""
+        assert self.watch is not None
+        for replica in self.replicas:
+            replica.catch_up(now)
+        self.watch.look(now)
+        if self._arriving or self.watch.busy:
+            self._timeline.at(now + LOOK_SECONDS, self._look)
+
+
+def _config(cost: CostModel, shape: ServerShape, blocks: int) -> SchedulerConfig:
+    longest = min(cost.model.max_position, blocks * shape.block_size)
+    return SchedulerConfig(
+        context=min(shape.context or longest, longest),
+        eos_token_ids=frozenset(),  # answers have the trace's lengths
+        fingerprint=cost.model.name,
+        max_step_tokens=shape.max_step_tokens,
+        max_running=shape.max_running,
+        scheduling=shape.scheduling,
+    )
 
 
 def summary(stats: Sequence[EngineStats]) -> dict[str, float]:

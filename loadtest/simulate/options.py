@@ -1,15 +1,20 @@
 """The command line options of the simulator's commands, and what is built from them."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from loadtest.simulate.cluster import ServerShape
+from loadtest.report.records import Objective
+from loadtest.simulate.cluster import RolePool, ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_costs, load_hardware, load_model
 from loadtest.workload.arrivals import ArrivalError, parse_arrivals
 from loadtest.workload.plan import LoadShape, Plan, make_plan
 from loadtest.workload.traces.read import FORMATS, read_trace
 from scheduler.policies.factory import POLICIES
+from scheduler.router.role_switching import PhaseBounds, RoleSwitching
+from scheduler.router.view import Role
+from scheduler.types.step import ChunkPhase
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +72,79 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-prefix-caching", action="store_true", help="do not share prefixes")
 
 
+def add_link_options(parser: argparse.ArgumentParser) -> None:
+    """The way of KV from one replica to another."""
+    group = parser.add_argument_group("hand-over")
+    group.add_argument(
+        "--link-bandwidth",
+        type=_positive,
+        metavar="B",
+        help="bytes per second at which a replica hands KV over [that of the hardware's host tier]",
+    )
+    group.add_argument(
+        "--link-latency",
+        type=float,
+        default=0.0005,
+        metavar="S",
+        help="seconds that a hand-over takes beside that [%(default)g]",
+    )
+
+
+def add_role_options(parser: argparse.ArgumentParser) -> None:
+    """How many replicas there are, and what each is for."""
+    group = parser.add_argument_group("replicas")
+    many = group.add_mutually_exclusive_group()
+    many.add_argument("--replicas", type=int, default=1, metavar="N", help="schedulers behind a router [%(default)s]")
+    many.add_argument(
+        "--roles",
+        type=parse_roles,
+        metavar="prefill:1,decode:2",
+        help="how many replicas there are of each role: mixed, prefill, decode",
+    )
+    group.add_argument(
+        "--role-switching",
+        choices=("auto", "off"),
+        default="auto",
+        help="with prefill and decode replicas and --slo ttft=..,tpot=..: change a replica's role when a phase falls behind "
+        "[%(default)s]",
+    )
+
+
+def parse_roles(text: str) -> tuple[Role, ...]:
+    """A role for each replica, from how many there are of each. Raises ArgumentTypeError."""
+    found: dict[Role, int] = {}
+    for part in text.split(","):
+        name, _, many = part.strip().partition(":")
+        if name not in list(Role) or not many.isdecimal() or int(many) < 1 or Role(name) in found:
+            raise argparse.ArgumentTypeError(f"{part!r} is not a role with its number, given once: prefill:1,decode:2")
+        found[Role(name)] = int(many)
+    roles = tuple(role for role, many in found.items() for _ in range(many))
+    for phase in ChunkPhase:
+        if not any(role.takes(phase) for role in roles):
+            raise argparse.ArgumentTypeError(f"{text!r} has no replica for the phase {phase.value!r}")
+    return roles
+
+
+def replicas_of(options: argparse.Namespace, cost: CostModel, objectives: dict[str, Objective]) -> int | RolePool:
+    """The replicas that the options describe."""
+    if options.roles is None:
+        replicas: int = options.replicas
+        return replicas
+    pool = pool_of(options, cost, options.roles)
+    slo = objectives.get("default")
+    if options.role_switching == "off" or slo is None or slo.ttft is None or slo.tpot is None:
+        return pool
+    if not {Role.PREFILL, Role.DECODE} <= set(options.roles):
+        return pool
+    return replace(pool, switching=RoleSwitching(PhaseBounds(slo.ttft, slo.tpot)))
+
+
+def pool_of(options: argparse.Namespace, cost: CostModel, roles: tuple[Role, ...]) -> RolePool:
+    """Replicas of these roles, with the link that the options describe."""
+    bandwidth = options.link_bandwidth or cost.devices * cost.hardware.tier_bytes_per_second["host"]
+    return RolePool(roles=roles, bytes_per_second=bandwidth, seconds=options.link_latency)
+
+
 def plan_of(options: argparse.Namespace, trace: str) -> Plan:
     """The plan for `trace`.
 
@@ -113,6 +191,13 @@ def server_of(options: argparse.Namespace, max_step_tokens: int) -> ServerShape:
         prefix_caching=not options.no_prefix_caching,
         scheduling=options.scheduling,
     )
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def _window(text: str) -> tuple[float, float]:

@@ -5,22 +5,26 @@
     step N ends      `update` absorbs its tokens; step N+1 begins
 
 A stretch of steps in which nothing can change is skipped (`Scheduler.fast_forward`); an arrival in its middle cuts it at the last
-step that has ended. What belongs here: that order and each request's record. Never: which replica, what a step costs.
+step that has ended. A request that is to be handed over ends here with its first token; one that another replica hands over is
+added when there is room for its blocks. What belongs here: that order and each request's record. Never: which replica, what a step
+costs.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
+from loadtest.simulate.hand_over import HandOver, make_resident
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.view import ReplicaView, Role
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AddRequest, Output, RequestTimes
+from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.step import ChunkResult, Step, StepResult
 from scheduler.validation import RequestTooLong
 
@@ -31,8 +35,10 @@ Log = list[tuple[float, float, Features]]  # begin, end and cost features of eve
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has not ended, and what each of its steps samples."""
+    """A request that has not ended, the names of its prompt's blocks, and what each of its steps samples."""
 
+    message: AddRequest
+    names: Sequence[bytes]
     record: RequestRecord
     sampled: ChunkResult
     token: int
@@ -45,15 +51,19 @@ class Replica:
         config: the scheduler's.
         pool: an empty pool of blocks.
         cost: how long steps take.
+        role: which requests a router should send there; may change at any time.
         max_waiting: once this many requests wait, further ones are answered 429.
         fast_forward: whether stretches without a change are skipped; the result is the same.
         log: filled with the steps, if given.
+        give: called with each request that is to be handed over, when its first token is there.
 
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
         open: requests that have not ended.
-        role: which requests a router should send there.
+        available: always: nothing dies here.
     """
+
+    available = True
 
     def __init__(
         self,
@@ -61,19 +71,23 @@ class Replica:
         pool: BlockPool,
         cost: CostModel,
         *,
+        role: Role = Role.MIXED,
         max_waiting: int = 1024,
         fast_forward: bool = True,
         log: Log | None = None,
+        give: Callable[[HandOver], None] = lambda _: None,
     ) -> None:
         self.scheduler = Scheduler(config, pool)
-        self.role = Role.MIXED
+        self.role = role
         self.due: float | None = None
         self._cost = cost
         self._delivery = cost.costs.delivery
         self._max_waiting = max_waiting
         self._fast_forward = fast_forward
         self._log = log
+        self._give = give
         self._open: dict[str, _Open] = {}
+        self._given: deque[_Open] = deque()  # handed over to this replica, until there is room for them
         self._pool = pool
         pool.journal = BlockJournal()
         self._state = ReplicaState(
@@ -94,9 +108,14 @@ class Replica:
         """Requests that have not ended."""
         return len(self._open)
 
+    @property
+    def request_ids(self) -> Collection[str]:
+        """Those that have not ended."""
+        return self._open.keys()
+
     def view(self, message: AddRequest, names: Sequence[bytes], now: float) -> ReplicaView:
         """What a router sees of it when the request arrives, the blocks of whose prompt have these `names`."""
-        self._catch_up(now)
+        self.catch_up(now)
         self._tell()
         return self._state.view(len(message.prompt_ids), names, now, role=self.role)
 
@@ -121,11 +140,40 @@ class Replica:
         except RequestTooLong as error:
             record.error, record.status, record.detail = ErrorClass.STATUS, 400, str(error)
             return
-        sampled = ChunkResult(request_id=message.request_id, token_ids=[token])
-        self._open[message.request_id] = _Open(record, sampled, token)
-        self._state.submitted(message.request_id, len(message.prompt_ids), message.sampling.max_tokens, names)
+        self._opened(message, token, record, names)
         if self._step is None:
             self._begin(now)
+
+    def expect(self, given: HandOver) -> None:
+        """A request will be handed over to this replica: it counts as open from now on."""
+        self._opened(given.message, given.token, given.record, given.names)
+
+    def take(self, given: HandOver, now: float) -> None:
+        """The KV of a request that was expected has arrived."""
+        if self._ends:
+            self._cut(now)
+        self._given.append(self._open[given.message.request_id])
+        if self._step is None:
+            self._begin(now)
+
+    def _opened(self, message: AddRequest, token: int, record: RequestRecord, names: Sequence[bytes]) -> None:
+        sampled = ChunkResult(request_id=message.request_id, token_ids=[token])
+        self._open[message.request_id] = _Open(message, names, record, sampled, token)
+        tokens, known = len(message.prompt_ids) + len(message.generated_ids), len(message.generated_ids)
+        self._state.submitted(message.request_id, tokens, message.sampling.max_tokens - known, names)
+
+    def _let_in(self, now: float) -> None:
+        """Add what was handed over and has room: its blocks are there, and belong to it as soon as it is admitted."""
+        scheduler, pool = self.scheduler, self._pool
+        while self._given:
+            given, stats = self._given[0], scheduler.snapshot()
+            seats = scheduler.config.max_running - stats.running - stats.waiting
+            fits = seats > 0 and pool.blocks_for(len(given.message.prompt_ids) + 1) <= pool.available
+            if scheduler.has_work and not fits:
+                return
+            self._given.popleft()
+            make_resident(pool, given.names, given.message.prompt_ids)
+            scheduler.add(given.message, now)
 
     def advance(self) -> None:
         """Go on to `due`: a step or a stretch of steps ends, and the next begins."""
@@ -135,6 +183,7 @@ class Replica:
             self._skip(len(self._ends))
         else:
             self._finish_step(now)
+        self._let_in(now)
         if not (self._fast_forward and self._begin_stretch(now)):
             self._begin(now)
 
@@ -142,6 +191,7 @@ class Replica:
 
     def _begin(self, now: float) -> None:
         scheduler = self.scheduler
+        self._let_in(now)
         while not scheduler.idle:
             planned = self._planned
             step = scheduler.schedule(now) if planned is None else scheduler.refresh(planned, now)
@@ -152,6 +202,7 @@ class Replica:
             if scheduler.has_work:
                 raise RuntimeError("requests wait and nothing can run")
             scheduler.update(step, StepResult(step_id=step.step_id, results=[]), now)
+            self._let_in(now)
         self._step = self._planned = self.due = None
 
     def _run(self, step: Step, now: float) -> None:
@@ -171,28 +222,31 @@ class Replica:
         outputs = self.scheduler.update(step, StepResult(step_id=step.step_id, results=results), now)
         self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
         for output in outputs:
-            record = running[output.request_id].record
-            if not record.tokens:
-                self._state.first_token(output.request_id)
-            record.tokens.append(tick)
+            self._state.first_token(output.request_id)
+            running[output.request_id].record.tokens.append(tick)
             if output.finish_reason is not None:
-                self._end(record, output, tick[0])
+                self._end(running.pop(output.request_id), output, tick[0])
 
-    def _end(self, record: RequestRecord, output: Output, at: float) -> None:
-        del self._open[output.request_id]
+    def _end(self, ended: _Open, output: Output, at: float) -> None:
+        """A request ends here: as a whole, or with the first token, after which another replica goes on."""
         self._state.ended(output.request_id)
         assert output.finish_reason is not None and output.times is not None
-        times: RequestTimes = output.times
+        times, record = output.times, ended.record
+        assert times.first_token is not None and times.finished is not None
+        if record.timings is None:  # else another replica has computed its prompt
+            record.cached_tokens = times.cached_tokens
+            record.timings = {
+                "queue_ms": 1e3 * (times.scheduled - times.queued),
+                "prefill_ms": 1e3 * (times.first_token - times.scheduled),
+            }
+        if output.finish_reason is FinishReason.HANDED_OVER:
+            message = replace(ended.message, hand_over=False, generated_ids=[ended.token])
+            self._give(HandOver(message, ended.names, ended.token, record, times.scheduled, times.first_token))
+            return
         record.finished, record.status = at, 200
         record.finish_reason = output.finish_reason.value
         record.prompt_tokens, record.output_tokens = record.asked_prompt, len(record.tokens)
-        record.cached_tokens = times.cached_tokens
-        assert times.first_token is not None and times.finished is not None
-        record.timings = {
-            "queue_ms": 1e3 * (times.scheduled - times.queued),
-            "prefill_ms": 1e3 * (times.first_token - times.scheduled),
-            "decode_ms": 1e3 * (times.finished - times.first_token),
-        }
+        record.timings["decode_ms"] = 1e3 * (at - record.tokens[0][0])
 
     # --- stretches without a change ---
 
@@ -227,7 +281,7 @@ class Replica:
         self._ends = []
         self._began = ends[-1]
 
-    def _catch_up(self, now: float) -> None:
+    def catch_up(self, now: float) -> None:
         """Skip to the last step that has ended by now; the stretch goes on."""
         ended = bisect_right(self._ends, now)
         if ended:

@@ -9,4 +9,5 @@ torch, no I/O; time is passed in.
     sequences      what is open in a replica: prompts still to be computed, sequences that decode
     block_index    which KV blocks a replica holds, by name
     state          all that is known of one replica; makes views
+    role_switching which replica changes its role, and when
 """
