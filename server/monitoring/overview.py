@@ -214,6 +214,32 @@ _WORK = PanelRow(
     ],
 )
 
+_STREAMS = PanelRow(
+    "Resumable streams",
+    [
+        Panel(
+            title="Kept",
+            about="Open ones, and those that have ended of late. `--resume-seconds` says for how long.",
+            queries=[Query(gauge("headrace_resumable_streams"), "streams")],
+        ),
+        Panel(
+            title="Memory",
+            about="Near `--resume-total-bytes` new ones are refused with 429.",
+            queries=[Query(gauge("headrace_resumable_stream_bytes"), "bytes")],
+            unit="bytes",
+        ),
+        Panel(
+            title="Gone on with, and ended",
+            about="Clients that came back, and why streams are kept no longer. `overrun`: more waited for a client than is kept.",
+            queries=[
+                Query(per_second("headrace_streams_resumed_total"), "gone on with"),
+                Query(per_second("headrace_resumable_streams_ended_total", by="end"), "{{end}}"),
+            ],
+            unit="reqps",
+        ),
+    ],
+)
+
 
 def _bounds(first: float) -> list[str]:
     """Bounds of buckets to choose from, as Prometheus writes them; the first is what is chosen when the page opens."""
@@ -224,7 +250,7 @@ OVERVIEW = Dashboard(
     name="overview",
     title="Overview",
     about="Whether it works and how quick it is.",
-    rows=[_NOW, _REQUESTS, _LATENCY, _WORK],
+    rows=[_NOW, _REQUESTS, _LATENCY, _WORK, _STREAMS],
     variables=[
         INSTANCE,
         Variable(name="ttft", title="first token within, s", values=_bounds(1.0)),

@@ -42,6 +42,8 @@ class Traffic:
         while asyncio.get_running_loop().time() < end:
             number = next(self._numbers)
             body = {"prompt": self._draw.choice(PROMPTS), "max_tokens": 48, "temperature": 0, "ignore_eos": True}
+            if number % 5 == 4:
+                body |= {"stream": True, "resumable": True}
             if number % 7 == 6:
                 body |= {"temperature": 9}
             headers = {"Authorization": f"Bearer {KEYS[tenant] if number % 11 else 'no such key'}"}
