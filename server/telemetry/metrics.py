@@ -346,7 +346,9 @@ _HEAD = """# Metrics
 Generated from the registry by `python -m server.telemetry.metrics > docs/metrics.md`; a test compares the two.
 `GET /metrics` answers in the Prometheus text format, or in OpenMetrics if the client accepts it. Times are in seconds.
 The counters of an engine continue across its restarts. If a server has several engines, their metrics have one more label,
-`engine`: the engine's name. Process metrics exist on Linux only.
+`engine`: the engine's name. Values of labels come from the code and from settings (names of engines and of API keys), never from a
+request, so no client can make series. Process metrics exist on Linux only.
+Dashboards and alerts: [operations.md](operations.md#watching-it).
 
 | name | type | labels | what |
 |---|---|---|---|"""

@@ -16,6 +16,7 @@ from server.monitoring.catalog import Catalog, UnknownSeriesError, catalog
 from server.monitoring.files import DASHBOARDS, files
 from server.monitoring.panels import COLUMNS, Panel, PanelRow, Query
 from server.monitoring.promql import check, selections
+from tests.e2e.dashboards.check import queries
 from tests.source_tree import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -138,6 +139,11 @@ def test_every_panel_says_what_it_shows_in_the_metrics_own_words():
             for target in panel.get("targets", ()):
                 for name, _, _ in selections(target["expr"]):
                     assert name == "ALERTS" or f"`{name}`: {known.help[name]}" in panel["description"]
+
+
+def test_the_real_check_chooses_a_value_for_every_variable():
+    asked = [expression for _, _, _, expression in queries()]
+    assert len(asked) > 90 and not [expression for expression in asked if "$" in expression]
 
 
 def test_bounds_of_objectives_are_bounds_of_buckets():
