@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from configs.roles import MOST_ENGINES, RoleCount
+
 # What a field's `json_schema_extra` says: the section to which it belongs, the device that reads it, whether it is shown.
 MODEL: JsonDict = {"section": "model"}
 KV_CACHE: JsonDict = {"section": "KV cache"}
@@ -116,11 +118,18 @@ class Declaration(BaseModel):
     engines: int = Field(
         1,
         ge=1,
-        le=4096,
+        le=MOST_ENGINES,
         description="Engines behind the server, each a process that serves the whole model. GPUs are shared out in order, "
         "tensor_parallel to each; on a CPU each has its part of the cores and weights of its own. What is left of the memory, "
         "and kv_disk_gib, are divided among them, kv_host_gib is shared by all; kv_blocks, threads, max_running and "
         "max_waiting are each engine's.",
+        json_schema_extra=MODEL,
+    )
+    roles: list[RoleCount] = Field(
+        default_factory=list,
+        description="What engines are meant for, as in `prefill:1,decode:2`; `engines` follows from it. A `prefill` engine "
+        "computes long prompts and hands each request over to a `decode` engine with its first token; a `mixed` one does both. "
+        "All are mixed if empty.",
         json_schema_extra=MODEL,
     )
     cuda_graphs: bool = Field(

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from configs.declaration import Declaration, parse_weight
+from configs.roles import parse_role
 
 Kind = Literal["cpu", "cuda"]
 
@@ -46,10 +47,27 @@ class Settings(Declaration):
         a value outside its bounds, or settings that contradict each other (a `ContradictionError` in its context).
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_roles(cls, data: Any) -> Any:
+        """Where roles are given and `engines` is not, it is as many as they name."""
+        if isinstance(data, dict) and data.get("roles") and "engines" not in data:
+            try:
+                return {**data, "engines": sum(count for _, count in map(parse_role, data["roles"]))}
+            except (TypeError, ValueError, AttributeError):
+                pass  # refused as a value
+        return data
+
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        found = [*_unread(self), *_contradictory_tenants(self), *_contradictory_lengths(self)]
-        found += [*_contradictory_room(self), *_never_sent(self)]
+        found = [
+            *_unread(self),
+            *_contradictory_roles(self),
+            *_contradictory_tenants(self),
+            *_contradictory_lengths(self),
+            *_contradictory_room(self),
+            *_never_sent(self),
+        ]
         if found:
             raise ContradictionError(found)
         return self
@@ -89,6 +107,12 @@ class Settings(Declaration):
     def engine_names(self) -> list[str]:
         """Names of the engines: they label metrics, and each keeps its KV on disk under its own."""
         return ["engine"] if self.engines == 1 else [f"engine-{number}" for number in range(self.engines)]
+
+    @property
+    def engine_roles(self) -> dict[str, str]:
+        """What each engine is meant for, by its name: `mixed`, `prefill` or `decode`."""
+        given = [role for role, count in map(parse_role, self.roles) for _ in range(count)]
+        return dict(zip(self.engine_names, given or ["mixed"] * self.engines, strict=True))
 
     @property
     def router(self) -> str:
@@ -229,6 +253,13 @@ _NEEDS = (
         "set routing prefix-aware",
     ),
     _Need(
+        ("roles",),
+        "kv_host_gib",
+        lambda self: "prefill" not in dict(map(parse_role, self.roles)) or self.asks_for("kv_host_gib"),
+        "a prefill engine hands KV over by way of the host's tier, and there is none",
+        "set kv_host_gib",
+    ),
+    _Need(
         ("preemption",),
         "kv_host_gib",
         lambda self: self.preemption != "swap" or any(map(self.asks_for, _TIERS)),
@@ -328,6 +359,20 @@ def _unread(settings: Settings) -> Iterator[Contradiction]:
             if settings.asks_for(name) and not need.met(settings):
                 text = f"{name} is set, but {need.because}: {need.fix}, or leave {name} out"
                 yield Contradiction((name, need.partner), text)
+
+
+def _contradictory_roles(settings: Settings) -> Iterator[Contradiction]:
+    roles = dict(map(parse_role, settings.roles))
+    named = sum(count for _, count in map(parse_role, settings.roles))
+    if roles and named != settings.engines:
+        text = (
+            f"roles names {named} engines, but engines is {settings.engines}: give equal numbers, or leave engines out"
+        )
+        yield Contradiction(("roles", "engines"), text)
+    for phase, other in (("prefill", "decode"), ("decode", "prefill")):
+        if set(roles) == {other}:
+            text = f"roles has only {other} engines, so that none is meant for {phase}: add {phase}:1 or mixed:1"
+            yield Contradiction(("roles",), text)
 
 
 def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:

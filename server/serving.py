@@ -15,6 +15,7 @@ import uvicorn
 from configs.model.source import ModelSource
 from configs.settings import Settings
 from scheduler.router.policies import make_router
+from scheduler.router.view import Role
 from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
@@ -92,7 +93,9 @@ class Serving:
         metrics, self._drain = Metrics(settings.shares), Drain()
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
-        self._engines = Engines(clients, make_router(settings.router, decode_slo=slo))
+        self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)
+        for name, role in settings.engine_roles.items():
+            self._engines.by_name[name].role = Role(role)
         self._supervisors = {client.name: self._supervisor(client) for client in clients}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)

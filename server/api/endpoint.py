@@ -74,6 +74,7 @@ class Endpoint(ABC):
         while_draining: whether it is still answered while the server drains, which does not wait for it.
         probe: whether orchestrators poll it: a 503 is an ordinary answer ("not now"), which does not count as an error, and the
             Host header may name anything.
+        parameters: those in path, query and headers, in OpenAPI's form.
     """
 
     method: ClassVar[str]
@@ -87,6 +88,7 @@ class Endpoint(ABC):
     needs_key: bool = True
     while_draining: bool = False
     probe: bool = False
+    parameters: Sequence[Mapping[str, Any]] = ()
 
     @abstractmethod
     async def respond(self, request: Request, context: ServerContext) -> Response:
@@ -100,6 +102,9 @@ class Endpoint(ABC):
     @abstractmethod
     def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """What FastAPI cannot find out about the request by itself, in OpenAPI's form."""
+
+    def _shown_parameters(self) -> dict[str, Any]:
+        return {"parameters": [dict(parameter) for parameter in self.parameters]} if self.parameters else {}
 
     @property
     def shown_path(self) -> str:
@@ -137,11 +142,9 @@ class BodilessEndpoint(Endpoint):
 
     Attributes:
         answer: the answer's JSON, or a response of another kind.
-        parameters: those in path, query and headers, in OpenAPI's form.
     """
 
     answer: Callable[[Call], Awaitable[AnswerBody | Response]]
-    parameters: Sequence[Mapping[str, Any]] = ()
 
     async def respond(self, request: Request, context: ServerContext) -> Response:
         """Answer at once; there is no body to validate."""
@@ -150,7 +153,7 @@ class BodilessEndpoint(Endpoint):
 
     def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """The parameters."""
-        return {"parameters": [dict(parameter) for parameter in self.parameters]} if self.parameters else {}
+        return self._shown_parameters()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +217,8 @@ class PostEndpoint(Endpoint, Generic[B, V]):
             return await by_size(size, valid)
 
     def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
-        """The body's schema and examples."""
-        return request_body(self.body, settings, bounds, dict(self.examples))
+        """The body's schema and examples, and the parameters."""
+        return {**request_body(self.body, settings, bounds, dict(self.examples)), **self._shown_parameters()}
 
 
 async def _content(request: Request, share: BodyShare) -> bytes:

@@ -1,24 +1,28 @@
-"""`GET /v1/engines`, and what an operator may do to one of them: `POST /v1/engines/{engine}/drain`, `undrain` and `restart`.
+"""`GET /v1/engines`, and what an operator may do to one of them: `POST /v1/engines/{engine}/drain`, `undrain`, `restart` and
+`role`.
 
 Each answers at once, with the engine as it is then. A restart goes on by itself: `restarting` says when it has ended.
 """
 
 from collections.abc import Awaitable, Callable
 
+from starlette.responses import Response
+
 from scheduler.router.view import Role
 from server.api.context import ServerContext
-from server.api.endpoint import ActionEndpoint, Call, GetEndpoint
-from server.api.tenants import administers
+from server.api.endpoint import ActionEndpoint, Call, GetEndpoint, PostEndpoint, json_response
+from server.api.tenants import Tenant, administers
 from server.engines.client import EngineClient
 from server.errors import Conflict, EngineNotFound, ForbiddenKey, for_clients
 from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState
+from server.schema.roles import RoleBody
 
 
 def _card(client: EngineClient, context: ServerContext) -> EngineCard:
     stats, info = client.stats, client.info
     return EngineCard(
         id=client.name,
-        role=Role.MIXED.value,
+        role=client.role.value,
         state=_state(client),
         restarting=context.restarts.pending(client.name),
         trouble=client.health().trouble,
@@ -77,15 +81,35 @@ def _restart(client: EngineClient, context: ServerContext) -> None:
     context.restarts.ask(client)
 
 
+def _ensure_administers(tenant: Tenant, context: ServerContext) -> None:
+    if not administers(tenant, context.settings):
+        raise ForbiddenKey("This API key may not change engines; those of admin_keys may.")
+
+
+def _asked_role(body: RoleBody, context: ServerContext, tenant: Tenant) -> Role:
+    _ensure_administers(tenant, context)
+    return Role(body.role)
+
+
+async def _change_role(role: Role, call: Call) -> Response:
+    client, settings = _named(call), call.context.settings
+    if role is Role.PREFILL and not settings.kv_host_gib:
+        raise Conflict("A prefill engine hands KV over by way of the host's tier, and there is none (kv_host_gib).")
+    call.context.engines.change_role(client, role)
+    return json_response(_card(client, call.context))
+
+
 def _doing(act: Callable[[EngineClient, ServerContext], None]) -> Callable[[Call], Awaitable[EngineCard]]:
     async def answer(call: Call) -> EngineCard:
-        if not administers(call.tenant, call.context.settings):
-            raise ForbiddenKey("This API key may not drain or restart engines; those of admin_keys may.")
+        _ensure_administers(call.tenant, call.context)
         client = _named(call)
         act(client, call.context)
         return _card(client, call.context)
 
     return answer
+
+
+_ENGINE = [{"name": "engine", "in": "path", "required": True, "schema": {"type": "string"}}]
 
 
 def _action(
@@ -98,7 +122,7 @@ def _action(
         answer=_doing(act),
         answers=EngineCard,
         errors=(401, 403, 404, *errors),
-        parameters=[{"name": "engine", "in": "path", "required": True, "schema": {"type": "string"}}],
+        parameters=_ENGINE,
     )
 
 
@@ -115,4 +139,16 @@ ENDPOINTS = (
     _action("drain", "Give the engine no new requests; open ones go on", _drain),
     _action("undrain", "Give the engine requests again", _undrain, 409),
     _action("restart", "Drain the engine, start it again, undrain it; one engine after the other", _restart, 409),
+    PostEndpoint(
+        path="/v1/engines/{engine}/role",
+        tag="engines",
+        summary="Say what the engine is meant for: new requests heed it, open ones stay where they are",
+        body=RoleBody,
+        validate=_asked_role,
+        answer=_change_role,
+        answers=EngineCard,
+        errors=(400, 401, 403, 404, 409),
+        parameters=_ENGINE,
+        examples={"mixed": {"value": {"role": "mixed"}}},
+    ),
 )

@@ -13,6 +13,7 @@ from typing import Literal
 
 from configs.settings import Settings
 from scheduler.router.state import ReplicaLimits, ReplicaState
+from scheduler.router.view import Role
 from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
@@ -29,6 +30,7 @@ from scheduler.types.messages import (
     StartPhase,
     StepOutputs,
 )
+from server.engines.disaggregation.hand_overs import HandOvers
 from server.engines.health import EngineHealth, Liveness
 from server.engines.process import EngineProcess
 from server.engines.replay import Replays
@@ -52,7 +54,7 @@ class EngineClient:
     engine is ready and again while it is restarted, "dead" once restarting has been given up, "stopped" after `stopped`. While an
     incarnation starts, `info` is still what the one before said. While `draining` it takes no new requests, whatever its state.
     What is open when an incarnation ends goes to `replays`: the client's own, unless `Engines` has given it one that it shares
-    with others.
+    with others. What it was asked to hand over goes to `hand_overs`, which only engines with others beside them have.
     """
 
     def __init__(
@@ -80,6 +82,9 @@ class EngineClient:
         self._wire: EngineWire | None = None
         self._streams: dict[str, OutputStream] = {}
         self.replays = Replays([self])
+        self.hand_overs: HandOvers | None = None
+        self.role = Role.MIXED  # what it is meant for: new requests heed it, open ones stay
+        self._engine_metrics.follow_role(lambda: self.role.value)
         self._speed = Speed()
         self.routing = ReplicaState()  # what a router knows of it
         self.names_of: Callable[[AddRequest], Sequence[bytes]] = (
@@ -109,6 +114,24 @@ class EngineClient:
         stream.owned_by(self.sequence_ended)
         self._open(stream, stream.replay())
         self._engine_metrics.replayed()
+
+    def take_over(self, stream: OutputStream, kv_wait_seconds: float) -> None:
+        """Go on with a sequence whose prompt another engine has computed, or this one; it was let in then.
+
+        Args:
+            stream: the sequence's.
+            kv_wait_seconds: how long it may wait for KV that the other engine still saves.
+        """
+        stream.owned_by(self.sequence_ended)
+        self._open(stream, stream.hand_over(kv_wait_seconds))
+
+    def orphan(self, stream: OutputStream) -> None:
+        """Have a sequence of this engine wait until one can go on with it, though none has died of it."""
+        self.replays.wait(self, stream, self._settings.replay_seconds)
+
+    def serves(self, job: str) -> bool:
+        """Whether a sequence of this job is open here."""
+        return any(request_id.rpartition("-")[0] == job for request_id in self._streams)
 
     def _open(self, stream: OutputStream, request: AddRequest) -> None:
         if not self._streams:
@@ -143,14 +166,7 @@ class EngineClient:
     def _seconds_of_work(self) -> int:
         """Until all that is open now will have been served. Not until one place is free: under overload somebody else has it then,
         and everybody would come again each second."""
-        return self._speed.seconds_for(sum(map(self._owed, self._streams.values())), time.monotonic())
-
-    def _owed(self, stream: OutputStream) -> float:
-        """Tokens of a sequence that are still to be served."""
-        answer = self._speed.expected(stream.request.sampling.max_tokens)
-        if stream.lifetime.first_token is None:
-            return len(stream.request.prompt_ids) + answer
-        return max(0.0, answer - stream.lifetime.completion_tokens)
+        return self._speed.seconds_for(sum(map(self._speed.owed, self._streams.values())), time.monotonic())
 
     @property
     def fingerprint(self) -> str:
@@ -399,13 +415,25 @@ class EngineClient:
             served += len(stream.request.prompt_ids)
         if output.times is not None:
             stream.lifetime.absorb(output.times)
+            if stream.handed_over is not None and output.token_ids and self.hand_overs is not None:
+                self.hand_overs.arrived(self, stream, output.times)
         if output.token_ids:
             self.last_token = now
             self.routing.first_token(output.request_id)
             self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
         if output.finish_reason is not None:
-            stream.lifetime.finished = now
             del self._streams[output.request_id]
             self.routing.ended(output.request_id)
+            if output.finish_reason is FinishReason.HANDED_OVER:
+                self._hand_over(stream, output)
+                return served
+            stream.lifetime.finished = now
         stream.push(output)
         return served
+
+    def _hand_over(self, stream: OutputStream, output: Output) -> None:
+        """Give the sequence away; for its reader the output is one like others."""
+        output.finish_reason = None
+        stream.push(output)
+        assert self.hand_overs is not None, "nobody has asked for it"
+        self.hand_overs.take(self, stream)

@@ -1,21 +1,26 @@
 """The engines of one server, by name. A job goes to one of them: where there are several, a router says to which."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
 from scheduler.router.least_work import LeastWork
 from scheduler.router.policy import Router
-from scheduler.router.view import ReplicaView
+from scheduler.router.view import ReplicaView, Role
 from scheduler.types.messages import AddRequest, Ready
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.step import ChunkPhase
 from server.engines.client import EngineClient
+from server.engines.disaggregation.hand_overs import HandOvers, Peer
+from server.engines.disaggregation.split import Split
 from server.engines.prompt_names import PromptNames
-from server.engines.replay import Replays
-from server.errors import Unavailable
+from server.engines.replay import Host, Replays
+from server.errors import Conflict, Unavailable
 from server.stream.job import Job
+from server.telemetry.hand_overs import HandOverMetrics
 
+_LEAST_KV_WAIT, _MOST_KV_WAIT = 0.1, 2.0  # seconds
 _HOPE = {"starting": 0, "ready": 1, "stopped": 2, "dead": 3}  # the sooner it may take requests, the less
 
 
@@ -25,9 +30,12 @@ class Engines:
     Args:
         clients: one or more, each with a name of its own.
         router: asked for each job, where there are several.
+        metrics: counts hand-overs.
     """
 
-    def __init__(self, clients: Sequence[EngineClient], router: Router | None = None) -> None:
+    def __init__(
+        self, clients: Sequence[EngineClient], router: Router | None = None, metrics: HandOverMetrics | None = None
+    ) -> None:
         if not clients:
             raise ValueError("a server needs an engine")
         self.by_name: Mapping[str, EngineClient] = MappingProxyType({client.name: client for client in clients})
@@ -37,10 +45,13 @@ class Engines:
         self._router = router or LeastWork()
         self._names = PromptNames()
         self._replays = Replays(clients)
+        self._split = Split(self._router)
+        hand_overs = HandOvers(clients, self._best_decoder, self._kv_wait, self._split, metrics or HandOverMetrics())
         for client in clients:
             client.replays = self._replays
             if len(clients) > 1:
                 client.names_of = partial(self._names_at, client)
+                client.hand_overs = hand_overs
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients)
@@ -62,7 +73,8 @@ class Engines:
         return min(usable, key=lambda info: info.context, default=None)
 
     def choose(self, job: Job) -> EngineClient:
-        """The engine for one job. All its sequences go there, so that they share their prompt's blocks.
+        """The engine for one job. All its sequences go there, so that they share their prompt's blocks. If another one is to go on
+        after their first token, they are marked.
 
         Raises:
             Unavailable: no engine is ready, or all that are hang or are drained.
@@ -72,22 +84,51 @@ class Engines:
         if len(self._clients) == 1:
             return self._clients[0]
         first = job.sequences[0].request
-        chosen = self._router.choose(first.prompt_ids, self._views(first, len(job.sequences)), ChunkPhase.PREFILL)
-        return self._clients[chosen]
+        decodes = first.produces is OutputKind.TOKENS and first.sampling.max_tokens > 1
+        views = self._views(first, self._taking(len(job.sequences)))
+        placement = self._split.place(first.prompt_ids, views, decodes=decodes)
+        for sequence in job.sequences:
+            sequence.request.hand_over = placement.hand_over
+        return self._clients[placement.index]
 
-    def _views(self, request: AddRequest, sequences: int) -> list[ReplicaView]:
-        """All engines, for a job of so many sequences, of which `request` is the first.
+    def change_role(self, client: EngineClient, role: Role) -> None:
+        """Say what an engine is meant for. New requests heed it, open ones stay where they are.
 
-        One whose queue is full counts only where all are: then it refuses.
+        Raises:
+            Conflict: no other engine that is there, or will be, would be meant for a phase.
         """
-        taking = [client.usable and client.has_room(sequences) for client in self._clients]
-        if not any(taking):
-            taking = [client.usable for client in self._clients]
-        now = time.monotonic()
+        for phase in ChunkPhase:
+            others = (each for each in self._clients if each is not client and each.state in ("starting", "ready"))
+            if not role.takes(phase) and not any(each.role.takes(phase) for each in others):
+                raise Conflict(
+                    f"{client.name} cannot become a {role.value} engine: no other one would be meant for {phase.value}."
+                )
+        client.role = role
+
+    def _taking(self, sequences: int) -> Collection[EngineClient]:
+        """Those that take a job of so many sequences. One whose queue is full counts only where all are: then it refuses."""
+        usable = [client for client in self._clients if client.usable]
+        return [client for client in usable if client.has_room(sequences)] or usable
+
+    def _views(self, request: AddRequest, taking: Collection[Host]) -> list[ReplicaView]:
+        """All engines, for a job of which `request` is the first sequence."""
+        now, tokens = time.monotonic(), len(request.prompt_ids) + len(request.generated_ids)
         return [
-            client.routing.view(len(request.prompt_ids), self._names_at(client, request), now, available=able)
-            for able, client in zip(taking, self._clients, strict=True)
+            client.routing.view(
+                tokens, self._names_at(client, request), now, role=client.role, available=client in taking
+            )
+            for client in self._clients
         ]
+
+    def _best_decoder(self, request: AddRequest, able: Sequence[Peer]) -> Peer:
+        """Which of these engines goes on with a request whose prompt is computed."""
+        views = self._views(request, able)
+        return self._clients[self._router.choose(request.prompt_ids, views, ChunkPhase.DECODE)]
+
+    def _kv_wait(self, request: AddRequest) -> float:
+        """How long a request may wait for KV that is being saved: not longer than it would take to compute it."""
+        seconds = len(request.prompt_ids) * max(client.routing.cost.token_seconds for client in self._clients)
+        return min(max(seconds, _LEAST_KV_WAIT), _MOST_KV_WAIT)
 
     def _names_at(self, client: EngineClient, request: AddRequest) -> Sequence[bytes]:
         """The names that this engine gives to the blocks of a prompt."""

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from scheduler.router.view import Role
 from scheduler.types.messages import FinishReason, Output
+from scheduler.types.step import ChunkPhase
 from server.errors import ApiError, EngineDied, PoisonRequest, Unavailable
 from server.stream.output_stream import OutputStream
 
@@ -36,6 +38,10 @@ class Host(Protocol):
     @property
     def computes(self) -> str | None:
         """What its answers depend on."""
+
+    @property
+    def role(self) -> Role:
+        """What it is meant for."""
 
     @property
     def open_count(self) -> int:
@@ -94,10 +100,18 @@ class Replays:
             if stream.deaths >= DEATHS:
                 stream.fail(PoisonRequest(f"{DEATHS} engines died while they computed this request; no other will."))
                 continue
-            stream.owned_by(functools.partial(self._ended, parent))
-            until = asyncio.get_running_loop().time() + seconds
-            self._waiting[stream.request_id] = _Orphan(stream, parent, parent.computes, seconds, until)
+            self._wait(parent, stream, seconds)
         self.engines_changed()
+
+    def wait(self, parent: Host, stream: OutputStream, seconds: float) -> None:
+        """Take over a sequence with which no engine can go on now, through no fault of its own; see `inherit`."""
+        self._wait(parent, stream, seconds)
+        self.engines_changed()
+
+    def _wait(self, parent: Host, stream: OutputStream, seconds: float) -> None:
+        stream.owned_by(functools.partial(self._ended, parent))
+        until = asyncio.get_running_loop().time() + seconds
+        self._waiting[stream.request_id] = _Orphan(stream, parent, parent.computes, seconds, until)
 
     def engines_changed(self) -> None:
         """An engine became ready, or will never be again: find an engine for those that wait, or end them if there will be none.
@@ -108,6 +122,7 @@ class Replays:
         for orphan in list(self._waiting.values()):
             able = [host for host in self._hosts if host.computes == orphan.computes]
             usable = [host for host in able if host.usable]
+            usable = [host for host in usable if host.role.takes(ChunkPhase.DECODE)] or usable
             if usable:
                 home = homes.setdefault(orphan.job, min(usable, key=lambda host: host.open_count))
                 del self._waiting[orphan.stream.request_id]

@@ -7,6 +7,8 @@ Those that are still owed are counted in the same way, so that cache hits and th
 import math
 from collections import deque
 
+from server.stream.output_stream import OutputStream
+
 MOST_SECONDS = 600  # longer waits cannot be foreseen
 _GUESS = 5  # seconds, until anything was measured
 _MEMORY = 30.0  # seconds of work after which what was served counts e times less
@@ -40,6 +42,13 @@ class Speed:
     def expected(self, max_tokens: int) -> float:
         """Tokens that a sequence with this limit can be expected to generate."""
         return min(max_tokens, sum(self._answers) / len(self._answers)) if self._answers else max_tokens
+
+    def owed(self, stream: OutputStream) -> float:
+        """Tokens of a sequence that are still to be served."""
+        answer = self.expected(stream.request.sampling.max_tokens)
+        if stream.lifetime.first_token is None:
+            return len(stream.request.prompt_ids) + answer
+        return max(0.0, answer - stream.lifetime.completion_tokens)
 
     def seconds_for(self, tokens: float, now: float) -> int:
         """Whole seconds, 1 to 600, until so many tokens are served; 5 where none was yet."""

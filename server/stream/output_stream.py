@@ -26,6 +26,7 @@ class OutputStream:
         generated_ids: all tokens that have arrived; another engine can go on after them (`replay`).
         started: whether the engine that has it has computed any of it.
         deaths: engines that ended while they computed it.
+        handed_over: when it was given to another engine, in `time.monotonic()` seconds; None once that has brought a token.
     """
 
     def __init__(self, request: AddRequest, lifetime: Lifetime, on_end: Callable[["OutputStream"], None]) -> None:
@@ -35,6 +36,7 @@ class OutputStream:
         self.generated_ids = list(request.generated_ids)
         self.started = False
         self.deaths = 0
+        self.handed_over: float | None = None
         self._prompt_logprobs = 0  # that have arrived
         self._repeated = 0  # of those that come next, so many have arrived before
         self._on_end = on_end
@@ -106,10 +108,17 @@ class OutputStream:
     def replay(self) -> AddRequest:
         """What an engine is asked that goes on where the one before ended. As long as no token has arrived, it repeats
         log-probabilities of the prompt that have; the reader gets each once."""
-        self.started = False
+        self.started, self.handed_over = False, None
         self._repeated = 0 if self.generated_ids else self._prompt_logprobs
         self.lifetime.replayed()
-        return replace(self.request, generated_ids=self.generated_ids.copy())
+        return replace(self.request, generated_ids=self.generated_ids.copy(), hand_over=False)
+
+    def hand_over(self, kv_wait_seconds: float) -> AddRequest:
+        """What the next engine is asked, which may wait so long for KV that the one before still saves."""
+        self.started = False
+        self.lifetime.handed_over()
+        ids = self.generated_ids.copy()
+        return replace(self.request, generated_ids=ids, hand_over=False, kv_wait_seconds=kv_wait_seconds)
 
     def fail(self, error: ApiError) -> None:
         """End with an error, after what has arrived; called by the engine client."""

@@ -17,8 +17,8 @@ class Lifetime:
     of the stream, so that a stop string leaves the same count whatever the engine had computed ahead. `reason` is set
     once: whoever ends a sequence on purpose (a stop string) sets it before closing the stream.
 
-    A sequence whose engine ended has one lifetime all the same: `queued`, `scheduled` and `cached_tokens` are of the engine that
-    brought the first token, `preemptions` are those of all.
+    A sequence that another engine goes on with has one lifetime all the same: `queued`, `scheduled` and `cached_tokens` are of the
+    engine that brought the first token, `preemptions` are those of all.
     """
 
     received: float
@@ -46,6 +46,10 @@ class Lifetime:
     def replayed(self) -> None:
         """The engine ended; what follows is another's."""
         self.replays += 1
+        self.handed_over()
+
+    def handed_over(self) -> None:
+        """What follows is another engine's."""
         self._earlier_preemptions, self._begun = self.preemptions, self.first_token is not None
 
     def token_arrived(self, now: float) -> float | None:

@@ -16,10 +16,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from configs.roles import ROLES
 from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
 from server.errors import ApiError
 from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.exposition import accepted
+from server.telemetry.hand_overs import HandOverMetrics
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.tenants import ANYBODYS, TenantMetrics
 
@@ -160,6 +162,8 @@ class EngineMetrics(Declared):
             "replayed_requests", "Sequences that this engine took over, or back, because the one that had them ended."
         )
         self._up = self._gauge("engine_up", "1 while the engine works, drained or not: it is ready and nothing hangs.")
+        self._role = self._gauge("engine_role", "1 for the role that the engine has, 0 for the others.", "role")
+        self.follow_role(lambda: "mixed")
         self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
         self._phases = self._gauge(
             "startup_phase_seconds", "Duration of each phase of the engine's last start.", "phase"
@@ -196,6 +200,11 @@ class EngineMetrics(Declared):
     def answers(self, answers: bool) -> None:
         """It begins to hang, or no longer does."""
         self._up.set(answers)
+
+    def follow_role(self, role: Callable[[], str]) -> None:
+        """What it is meant for is what this says."""
+        for each in ROLES:
+            self._role.labels(each).set_function(functools.partial(lambda name: float(role() == name), each))
 
     def detached(self) -> None:
         """It ended."""
@@ -235,6 +244,9 @@ class EnginesCollector(Collector):
 class Metrics(Declared):
     """The registry of one server and the events that feed it.
 
+    Attributes:
+        hand_overs: those of requests from engine to engine.
+
     Args:
         tenants: weights by name of those with a key; none where no keys are required.
     """
@@ -246,6 +258,7 @@ class Metrics(Declared):
         self._declare_requests()
         self._tenants = TenantMetrics(self.registry, tenants or {})
         self._declare_streams()
+        self.hand_overs = HandOverMetrics(self.registry)
         ProcessCollector("headrace_server", registry=self.registry)
 
     def engine(self, name: str) -> EngineMetrics:

@@ -20,6 +20,7 @@ PARTNERS = {
     "allow_long_max_model_len": {"max_model_len": 2048},
     "kv_disk_gib": {"kv_disk_path": "kv"},
     "protect_kv": {"kv_host_gib": 1.0},
+    "roles": {"kv_host_gib": 1.0},
     "tenant_weights": {"scheduling": "fair"},
     "decode_price": {"scheduling": "fair"},
     "decode_slo_ms": {"engines": 2},
@@ -39,6 +40,8 @@ def other_value(knob: Knob):
         return knob.choices[-1]
     if knob.name == "tenant_weights":
         return ["other=2", "a=b=0.5"]
+    if knob.name == "roles":
+        return ["prefill:1", "decode:2"]
     if knob.name == "cors_origins":
         return ["https://other.example"]
     value = not knob.default if knob.kind is bool else OTHER[knob.kind]

@@ -1,6 +1,7 @@
 """What one knob means for another: contradictions are refused with both names, what only the machine decides is told."""
 
 import json
+import re
 from itertools import product
 
 import pytest
@@ -41,6 +42,7 @@ PAIRS = [
     ({"preemption": "swap"}, {"kv_host_gib": 0.0}, {"kv_host_gib": 1.0}),
     ({"preemption": "swap"}, {"kv_host_gib": 0.0}, {"kv_disk_path": "kv"}),
     ({"protect_kv": True}, {"kv_host_gib": 0.0}, {"kv_host_gib": 1.0}),
+    ({"roles": ["prefill:1", "decode:1"]}, {"kv_host_gib": 0.0}, {"kv_host_gib": 1.0}),
     ({"protect_kv": True}, {"kv_host_gib": 0.0}, {"kv_disk_path": "kv"}),
     ({"kv_host_gib": 0.5}, {"tensor_parallel": 2}, {"tensor_parallel": 1}),
     ({"kv_disk_path": "kv"}, {"tensor_parallel": 2}, {"tensor_parallel": 1}),
@@ -344,3 +346,29 @@ def test_names_as_clients_send_them_are_accepted():
             "*",
         ],
     )
+
+
+def test_engines_follow_from_their_roles():
+    settings = Settings(roles=["prefill:1", "decode:2"], kv_host_gib=1.0)
+    assert settings.engines == 3
+    assert settings.engine_roles == {"engine-0": "prefill", "engine-1": "decode", "engine-2": "decode"}
+    assert Settings(engines=2).engine_roles == {"engine-0": "mixed", "engine-1": "mixed"}
+    assert Settings(roles=["mixed:2"], engines=2).engine_roles == {"engine-0": "mixed", "engine-1": "mixed"}
+    again = Settings.model_validate_json(settings.for_engine())
+    assert again.engine_roles == settings.engine_roles
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"roles": ["prefill:1", "decode:2"], "engines": 2}, "roles names 3 engines, but engines is 2"),
+        ({"roles": ["prefill:2"]}, "none is meant for decode: add decode:1 or mixed:1"),
+        ({"roles": ["decode:2"]}, "none is meant for prefill: add prefill:1 or mixed:1"),
+        ({"roles": ["decode:0"]}, "must be ROLE:COUNT with a role of mixed, prefill, decode, got 'decode:0'"),
+        ({"roles": ["reader:1"]}, "got 'reader:1'"),
+        ({"roles": ["prefill"]}, "got 'prefill'"),
+    ],
+)
+def test_roles_that_say_nothing_or_too_much_are_refused(settings, sentence):
+    with pytest.raises(ValidationError, match=re.escape(sentence)):
+        Settings(kv_host_gib=1.0, **settings)

@@ -16,7 +16,8 @@ BASE = {
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
 }
-MODELS = {endpoint.path: endpoint.body for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)}
+POSTS = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)]
+MODELS = {endpoint.path: endpoint.body for endpoint in POSTS if "model" in endpoint.body.known()}
 # As JSON text: what Python's json module would write, or could not.
 NOT_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 401, "-" + "9" * 401, "9" * 100_000]
 HUGE = ["9" * 30, "-" + "9" * 30, str(2**63), str(-(2**63) - 1), str(2**64)]

@@ -153,7 +153,7 @@ class ScriptedProcess:
             failure = self.fail[playing.done]
             output.finish_reason, output.error = failure.finish_reason, failure.error
             return output
-        left = sampling.max_tokens - playing.done
+        left = 1 if request.hand_over else sampling.max_tokens - playing.done
         ids = output.token_ids = playing.tokens[: min(self.per_step, left)]
         playing.tokens = playing.tokens[len(ids) :]
         playing.done += len(ids)
@@ -166,6 +166,8 @@ class ScriptedProcess:
             output.finish_reason, output.stop_token = FinishReason.STOP, ids[hit]
         elif playing.done >= sampling.max_tokens or not playing.tokens:
             output.finish_reason = FinishReason.LENGTH
+        elif request.hand_over:
+            output.finish_reason = FinishReason.HANDED_OVER
         return output
 
 

@@ -33,7 +33,7 @@ def test_every_field_of_the_engines_stats_is_a_metric():
 def test_names_are_prefixed_unique_and_carry_units():
     names = re.findall(r"^\| `(\w+)`", page(), re.MULTILINE)
     assert len(names) == len(set(names)) > 35
-    units = r"(seconds|tokens|bytes|blocks|streams|total|info|fds|running|waiting|up|open|weight)(_total)?$"
+    units = r"(seconds|tokens|bytes|blocks|streams|total|info|fds|running|waiting|up|open|weight|role)(_total)?$"
     assert [name for name in names if not name.startswith("headrace_") or not re.search(units, name)] == []
     assert all(not name.endswith("_total") for name in re.findall(r"^\| `(\w+)` \| gauge", page(), re.MULTILINE))
 
@@ -129,7 +129,7 @@ def test_every_latency_has_buckets_from_a_millisecond():
         for family in metrics.registry.collect()
         if family.type == "histogram" and family.name.endswith("_seconds") and "_tenant_" not in family.name
     ]
-    assert len(latencies) == 6
+    assert len(latencies) == 7
     for family in latencies:
         bounds = [sample.labels["le"] for sample in family.samples if sample.name.endswith("_bucket")]
         assert bounds[0] == "0.001" and float(bounds[-2]) >= 300, family.name
