@@ -18,6 +18,7 @@ from engine.ipc.channel import Channel, ParentGone
 from engine.ipc.child import add_arguments, socket_folder, watch_parent
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
 from engine.ipc.keeper_address import decode_address
+from engine.ipc.log_lines import name_log_lines
 from engine.ipc.share import Share, decode_share
 from engine.keeper.tiers import kept_tiers
 from engine.kv_store.tiers import tiers_of
@@ -43,7 +44,7 @@ def main() -> int:
     settings: Settings = options.settings
     share: Share | None = options.share
     name = "engine" if share is None else share.engine
-    logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {name}: %(message)s")
+    name_log_lines(name, settings.log_level)
     if share is not None:
         share.take()
     # A service manager signals every process of the server; open requests are drained only if the engine ends last.

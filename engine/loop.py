@@ -36,6 +36,7 @@ from scheduler.types.messages import (
     AddRequest,
     Command,
     FinishReason,
+    Heartbeat,
     Output,
     SequencesStarted,
     Shutdown,
@@ -265,6 +266,7 @@ class EngineLoop:
             case Shutdown():
                 log.info("told to stop: %s", command.reason)
                 self._shutdown = command
+                self._channel.send(Heartbeat(doing="idle"))  # so that it is known to be obeyed, however long that takes
 
     # --- the end ---
 

@@ -22,6 +22,8 @@ from engine.gpu.loader import GpuLoader, rank_device
 from engine.gpu.worker import GpuWorker, PendingStep
 from engine.ipc.child import add_arguments, watch_parent
 from engine.ipc.failures import EXIT_MODEL, exit_at_once
+from engine.ipc.log_lines import name_log_lines
+from engine.ipc.share import own_share
 from engine.models.registry import read_config
 from engine.tensor_parallel.commands import RankCommandReceiver, Record, Submit, Warmup
 from engine.tensor_parallel.group import command_endpoint, rendezvous
@@ -71,9 +73,9 @@ def main() -> NoReturn:
     parser.add_argument("--folder", required=True, type=Path, help="where the ranks meet and commands come from")
     add_arguments(parser)
     options = parser.parse_args()
-    name = f"engine rank {options.rank}"
-    level = options.settings.log_level.upper()
-    logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s {name}: %(message)s")
+    share = own_share()
+    engine = "engine" if share is None else share.engine
+    name_log_lines(f"{engine} rank {options.rank}", options.settings.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The main thread may be waiting for the first rank on the device when that dies, where no exception reaches it.

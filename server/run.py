@@ -5,12 +5,14 @@ engine loads. Nothing heavy may be imported at the top of this file.
 """
 
 import logging
+import os
 import sys
 import time
 
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.private_folder import remove_leftovers
+from engine.ipc.shared_memory import shared_memory
 from scheduler.types.messages import Event, Failed
 from server.engines.commands import CannotShare, engine_commands
 from server.engines.keeper import KeeperSupervisor
@@ -41,14 +43,17 @@ def run(settings: Settings, source: ModelSource) -> int:
         listener = listen(settings.host, settings.port)
     except ListenError as error:
         return _fail(error)
+    weights = shared_memory("headrace-weights") if settings.engines > 1 else None
     try:
         try:
             for folder in remove_leftovers():
                 _log.info("removed %s, which a server that was killed had left behind", folder)
             keeper = KeeperSupervisor(settings) if settings.keeps else None
-            commands = engine_commands(settings, source, keeper.address if keeper else None)
+            inherited = [*(keeper.descriptors if keeper else ()), *([] if weights is None else [weights])]
+            address = keeper.address if keeper else None
+            commands = engine_commands(settings, source, weights=weights, keeper=address)
             for name, arguments in commands.items():
-                engines[name] = launch(arguments, keeper.descriptors if keeper else ())
+                engines[name] = launch(arguments, inherited)
         except OSError as error:
             return _fail(f"the engine's process cannot be started: {error}")
         from server.serving import Serving
@@ -56,7 +61,7 @@ def run(settings: Settings, source: ModelSource) -> int:
         from server.text.tokenizer import TokenizerError
 
         try:
-            serving = Serving(settings, source, listener, commands, started, keeper=keeper)
+            serving = Serving(settings, source, listener, commands, inherited=inherited, started=started, keeper=keeper)
         except (TokenizerError, TemplateError, ModelError, OSError) as error:
             return _fail(_refusal(next(iter(engines.values()))) or error)
         return serving.run(engines)
@@ -68,6 +73,8 @@ def run(settings: Settings, source: ModelSource) -> int:
             engine.close()
         if keeper is not None:
             keeper.close()
+        if weights is not None:
+            os.close(weights)
         listener.close()
 
 

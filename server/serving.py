@@ -59,6 +59,7 @@ class Serving:
         source: the model's files.
         listener: the socket to serve on.
         engines: the command line of each engine, without its endpoints, by the engine's name.
+        inherited: descriptors that each engine inherits.
         started: when the process started, in `time.monotonic()` seconds.
         keeper: of the KV tiers that the engines share, if they do.
 
@@ -72,8 +73,9 @@ class Serving:
         source: ModelSource,
         listener: socket.socket,
         engines: Mapping[str, Sequence[str]],
-        started: float,
         *,
+        inherited: Sequence[int],
+        started: float,
         keeper: KeeperSupervisor | None = None,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
@@ -88,14 +90,15 @@ class Serving:
             keyed=bool(settings.api_key),
             started=started,
         )
-        self._settings, self._listener, self._arguments = settings, listener, dict(engines)
-        self._keeper = keeper
+        self._settings, self._listener, self._keeper = settings, listener, keeper
+        self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
         self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)
         for name, role in settings.engine_roles.items():
             self._engines.by_name[name].role = Role(role)
+        self._given_up = asyncio.Event()  # all engines
         self._supervisors = {client.name: self._supervisor(client) for client in clients}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)
@@ -130,14 +133,15 @@ class Serving:
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
         web = asyncio.create_task(self._web.serve(sockets=[self._listener]))
-        stop = asyncio.create_task(signalled.wait())
-        ends: set[asyncio.Future[Any]] = {engines, web, stop}
+        stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
+        ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        failed, drained = engines.done() or web.done(), time.monotonic() + self._settings.drain_seconds
+        failed, drained = not signalled.is_set(), time.monotonic() + self._settings.drain_seconds
         self._restarts.cancel()
         if not failed:
             await self._end_requests()
         stop.cancel()
+        given_up.cancel()
         self._web.should_exit = True
         left = max(0.0, drained - time.monotonic())
         await asyncio.gather(*(each.stop(flush_seconds=left) for each in supervisors.values()), web)
@@ -151,10 +155,15 @@ class Serving:
         arguments = self._arguments[client.name]
         return Supervisor(
             client,
-            lambda: launch(arguments, self._keeper.descriptors if self._keeper else ()),
+            lambda: launch(arguments, self._inherited),
             start_seconds=self._settings.start_seconds,
             hang_seconds=self._settings.hang_seconds,
+            on_given_up=self._on_given_up,
         )
+
+    def _on_given_up(self) -> None:
+        if all(client.state == "dead" for client in self._engines):
+            self._given_up.set()
 
     def _handle_signals(self, supervisors: Iterable[Supervisor]) -> asyncio.Event:
         """An event that the first signal sets; the second one ends the process at once."""

@@ -1,15 +1,17 @@
 """The CPU as a backend. The plan needs no torch, so that it is reported before torch is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from engine.backend import Startup, import_torch
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import USUAL_STEP, plan_memory
 from engine.device import StepLimits, step_limits
-from engine.fingerprint import build
+from engine.fingerprint import build, fingerprints
+from engine.ipc.share import own_share
 from engine.worker import Worker
 from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
@@ -17,6 +19,9 @@ from scheduler.types.output_kind import OutputKind
 
 if TYPE_CHECKING:
     from engine.cpu.model import Model
+    from engine.cpu.shared_weights import Placer
+
+T = TypeVar("T")
 
 
 class CpuBackend:
@@ -104,19 +109,29 @@ class CpuBackend:
             from engine.cpu.decoder import Decoder
             from engine.cpu.kv_pool import KvPool
 
-            decoder = Decoder(config, load_weights(source, config, load_format))
-            return ExactModel(decoder, KvPool(config, plan.blocks, plan.block_size))
+            weights = self._weights(lambda place: load_weights(source, config, load_format, place=place))
+            return ExactModel(Decoder(config, weights), KvPool(config, plan.blocks, plan.block_size))
         from engine.cpu.kv_pool import PackedKvPool
         from engine.cpu.packed_weights import assemble_packed
 
         return FastModel(
             config,
-            load(source, config, load_format, assemble_packed),
+            self._weights(lambda place: load(source, config, load_format, partial(assemble_packed, place=place))),
             PackedKvPool(config, plan.blocks, plan.block_size),
             arithmetic=self.arithmetic,
             context=plan.context,
             threads=torch.get_num_threads(),
         )
+
+    def _weights(self, pack: "Callable[[Placer], T]") -> T:
+        """Those that this machine's engines share, or, where this is the only one, its own."""
+        from engine.cpu.shared_weights import SharedWeights, in_place
+
+        start, share = self._startup, own_share()
+        if share is None or share.weights is None:
+            return pack(in_place)
+        kv = fingerprints(start.source, start.config, start.settings, self).kv
+        return SharedWeights(share.weights).get(f"{kv}|{self.build}", pack)
 
     def warm_up(self) -> None:
         """Nothing: the first token has warmed up all there is."""

@@ -7,6 +7,7 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.cpu.formats import Arithmetic
 from engine.device import StepLimits, step_limits
+from engine.ipc.share import own_share
 from engine.kv_store.tiers import TierEntry
 from engine.machine import free_memory
 from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_held, longest_sequence
@@ -35,10 +36,11 @@ def plan_memory(
     """
     longest = longest_sequence(settings, config)
     weights, activations = arithmetic.weights_bytes(settings, source, config), activation_bytes(settings, config)
-    bound = free_memory()
+    share, bound = own_share(), free_memory()
+    holders = 1 if share is None else share.weights_holders
     available = int(bound.amount)
     here = [tier for tier in tiers if tier.host_bytes]
-    free = available - weights - activations - RUNTIME_BYTES - sum(tier.host_bytes for tier in here)
+    free = available - -(-weights // holders) - activations - RUNTIME_BYTES - sum(tier.host_bytes for tier in here)
     if free <= 0:
         takers = " and ".join(["weights and activations", *(f"the KV tier {tier.name}" for tier in here)])
         flags = " or ".join(["--max-step-tokens", *(tier.sized_by for tier in here)])
@@ -51,6 +53,7 @@ def plan_memory(
     context = longest_held(settings, longest, blocks)
     return MemoryPlan(
         weights=weights,
+        weights_holders=holders,
         kv_per_token=kv_per_token,
         arithmetic=f"{arithmetic.precision}: {arithmetic.reason}",
         block_size=settings.block_size,

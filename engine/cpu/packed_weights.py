@@ -2,13 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.cpu.formats import FAST
+from engine.cpu.shared_weights import Placer, in_place
 from engine.loading.reader import TensorReader, read
 from engine.models.registry import family_of
 from kernels.cpu.native import NativeLayer
@@ -26,8 +26,9 @@ class PackedWeights:
     rope_factors: Tensor | None
 
 
-def assemble_packed(reader: TensorReader, config: ModelConfig) -> PackedWeights:
-    """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice.
+def assemble_packed(reader: TensorReader, config: ModelConfig, *, place: Placer = in_place) -> PackedWeights:
+    """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice, or one layer if it is moved
+    to its place.
 
     Raises:
         ModelError: the C++ kernels do not compute all that the model has.
@@ -35,14 +36,14 @@ def assemble_packed(reader: TensorReader, config: ModelConfig) -> PackedWeights:
     FAST.check(config)
     family = family_of(config)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        table = threads.submit(_matrix, reader, family.tensor("embedding").hf)
-        layers = list(threads.map(partial(_layer, reader, config), range(config.layers)))
+        table = threads.submit(lambda: place(_matrix(reader, family.tensor("embedding").hf)))
+        layers = list(threads.map(lambda index: place(_layer(reader, config, index)), range(config.layers)))
         embedding = table.result()
     return PackedWeights(
         embedding=embedding,
         layers=layers,
         final_norm=read(reader, family.tensor("final_norm").hf).clone(),
-        head=embedding if config.tie_word_embeddings else _matrix(reader, family.tensor("head").hf),
+        head=embedding if config.tie_word_embeddings else place(_matrix(reader, family.tensor("head").hf)),
         rope_factors=reader.rope_factors,
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
 from engine.cpu.formats import EXACT
+from engine.cpu.shared_weights import Placer, in_place
 from engine.linear import Linear, Product
 from engine.loading import load
 from engine.loading.reader import TensorReader, read
@@ -52,7 +53,13 @@ class Weights:
 
 
 def load_weights(
-    source: ModelSource, config: ModelConfig, load_format: str, *, rank: int = 0, size: int = 1
+    source: ModelSource,
+    config: ModelConfig,
+    load_format: str,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    place: Placer = in_place,
 ) -> Weights:
     """Load rank `rank`'s shard of a model that `size` ranks compute.
 
@@ -60,10 +67,10 @@ def load_weights(
         ModelError: the files do not fit the description or the format, or the description has what is not computed.
         ValueError: the model cannot be split over `size` ranks.
     """
-    return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size)))
+    return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size), place=place))
 
 
-def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard) -> Weights:
+def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard, place: Placer = in_place) -> Weights:
     """Read a shard; the layers are read in parallel, on as many threads as torch has.
 
     Raises:
@@ -73,14 +80,14 @@ def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard) -> Weig
     family = family_of(config)
     reading = _ShardReader(reader, config, family, shard)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        embedding = threads.submit(reading.part, family.tensor("embedding"))
-        layers = list(threads.map(reading.layer, range(config.layers)))
-        head = embedding if config.tie_word_embeddings else threads.submit(reading.part, family.tensor("head"))
+        table = threads.submit(lambda: place(reading.part(family.tensor("embedding"))))
+        layers = list(threads.map(lambda index: place(reading.layer(index)), range(config.layers)))
+        embedding = table.result()
         return Weights(
-            embedding=embedding.result(),
+            embedding=embedding,
             layers=layers,
             final_norm=reading.part(family.tensor("final_norm")),
-            head=head.result(),
+            head=embedding if config.tie_word_embeddings else place(reading.part(family.tensor("head"))),
             rope_factors=reader.rope_factors,
         )
 

@@ -22,6 +22,7 @@ class Share(msgspec.Struct, frozen=True):
         memory: of the host, in bytes.
         cores: it may keep busy.
         devices: its GPUs, as `CUDA_VISIBLE_DEVICES` names them; empty where a CPU computes.
+        weights: descriptor of the memory in which all engines that compute on a CPU have their weights; None: each has its own.
     """
 
     engine: str
@@ -29,6 +30,12 @@ class Share(msgspec.Struct, frozen=True):
     memory: int
     cores: int
     devices: list[str]
+    weights: int | None = None
+
+    @property
+    def weights_holders(self) -> int:
+        """How many engines have the same copy of their weights."""
+        return 1 if self.weights is None else self.engines
 
     def encode(self) -> str:
         """As text, for a command line."""

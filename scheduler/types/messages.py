@@ -86,6 +86,7 @@ class MemoryPlan:
     arithmetic: str  # how the model will be computed, and why
     available_by: str = ""  # what says how much is available
     cores: str = ""  # how many may be kept busy, and what says so
+    weights_holders: int = 1  # engines that have these weights in memory together, once
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, GetEndpoint, PostEndpoint, json_response
 from server.api.tenants import Tenant, administers
 from server.engines.client import EngineClient
-from server.errors import Conflict, EngineNotFound, ForbiddenKey, for_clients
+from server.errors import Conflict, EngineNotFound, ForbiddenKey
 from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState
 from server.schema.roles import RoleBody
 
@@ -23,7 +23,7 @@ def _card(client: EngineClient, context: ServerContext) -> EngineCard:
     return EngineCard(
         id=client.name,
         role=client.role.value,
-        state=_state(client),
+        state=state_of(client),
         restarting=context.restarts.pending(client.name),
         trouble=client.health().trouble,
         load=EngineLoad(running=stats.running, waiting=client.waiting),
@@ -36,7 +36,8 @@ def _card(client: EngineClient, context: ServerContext) -> EngineCard:
     )
 
 
-def _state(client: EngineClient) -> EngineState:
+def state_of(client: EngineClient) -> EngineState:
+    """An engine's state and what is asked of it, in one word for operators."""
     if client.state != "ready":
         return client.state
     if client.hang is not None:
@@ -75,9 +76,8 @@ def _undrain(client: EngineClient, context: ServerContext) -> None:
 
 
 def _restart(client: EngineClient, context: ServerContext) -> None:
-    if client.state in ("dead", "stopped"):
-        why = for_clients(client.failure or "the server is shutting down")
-        raise Conflict(f"{client.name} is {client.state} ({why}), and only a new server starts it again.")
+    if client.state == "stopped":
+        raise Conflict(f"{client.name} is stopped: the server is shutting down.")
     context.restarts.ask(client)
 
 
@@ -138,7 +138,12 @@ ENDPOINTS = (
     ),
     _action("drain", "Give the engine no new requests; open ones go on", _drain),
     _action("undrain", "Give the engine requests again", _undrain, 409),
-    _action("restart", "Drain the engine, start it again, undrain it; one engine after the other", _restart, 409),
+    _action(
+        "restart",
+        "Drain the engine, start it again, undrain it; one after the other. One that was given up is started anew",
+        _restart,
+        409,
+    ),
     PostEndpoint(
         path="/v1/engines/{engine}/role",
         tag="engines",

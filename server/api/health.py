@@ -6,9 +6,16 @@ from math import isfinite
 from starlette.responses import Response
 
 from server.api.endpoint import Call, GetEndpoint
-from server.engines.health import EngineHealth
+from server.api.engines import state_of
 from server.errors import Unavailable
-from server.schema.answers import EngineHealthAnswer, HealthAnswer, IndexAnswer, StatusAnswer, VersionAnswer
+from server.schema.answers import (
+    EngineHealthAnswer,
+    HealthAnswer,
+    IndexAnswer,
+    ReadyAnswer,
+    StatusAnswer,
+    VersionAnswer,
+)
 from server.telemetry.metrics import server_version
 
 
@@ -16,19 +23,23 @@ async def _live(call: Call) -> StatusAnswer:
     return StatusAnswer(status="live")
 
 
-async def _ready(call: Call) -> StatusAnswer:
+async def _ready(call: Call) -> ReadyAnswer | Response:
+    engines = call.context.engines
     if call.context.drain.draining:
         raise Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
-    if not call.context.engines.ready:
-        raise call.context.engines.unavailable()
-    return StatusAnswer(status="ready")
+    if not engines.ready:
+        troubles = {client.name: client.unavailable().message for client in engines}
+        raise Unavailable(_by_name(troubles), headers=engines.unavailable().headers)
+    answer = ReadyAnswer(status="ready", engines={client.name: state_of(client) for client in engines})
+    return answer if len(engines) > 1 else _without_engines(answer)
 
 
 async def _health(call: Call) -> HealthAnswer | Response:
     engines = {client.name: client.health() for client in call.context.engines}
     useful = [engine for engine in engines.values() if engine.trouble is None]
     if not useful:
-        raise Unavailable(_troubles(engines), headers=call.context.engines.unavailable().headers)
+        troubles = {name: str(engine.trouble) for name, engine in engines.items()}
+        raise Unavailable(_by_name(troubles), headers=call.context.engines.unavailable().headers)
     newest = min(useful, key=lambda engine: engine.last_token_seconds_ago)
     answer = HealthAnswer(
         status="healthy",
@@ -37,7 +48,7 @@ async def _health(call: Call) -> HealthAnswer | Response:
         last_token_seconds_ago=newest.last_token_seconds_ago,
     )
     if len(engines) == 1:
-        return Response(answer.model_dump_json(exclude={"engines"}), media_type="application/json")
+        return _without_engines(answer)
     answer.engines = {
         name: EngineHealthAnswer(
             status="unhealthy" if engine.trouble else "healthy",
@@ -51,11 +62,16 @@ async def _health(call: Call) -> HealthAnswer | Response:
     return answer
 
 
-def _troubles(engines: Mapping[str, EngineHealth]) -> str:
-    """By name, where there are several."""
-    if len(engines) == 1:
-        return "".join(str(engine.trouble) for engine in engines.values())
-    return " ".join(f"{name}: {engine.trouble}" for name, engine in engines.items())
+def _by_name(troubles: Mapping[str, str]) -> str:
+    """Of all engines; with their names where there are several."""
+    if len(troubles) == 1:
+        return "".join(troubles.values())
+    return " ".join(f"{name}: {trouble}" for name, trouble in troubles.items())
+
+
+def _without_engines(answer: ReadyAnswer | HealthAnswer) -> Response:
+    """Of a server that has only one."""
+    return Response(answer.model_dump_json(exclude={"engines"}), media_type="application/json")
 
 
 async def _metrics(call: Call) -> Response:
@@ -88,7 +104,7 @@ ENDPOINTS = (
         tag="operations",
         summary="Whether new requests are taken: 200, else 503 with the start-up phase or the reason (draining, a hang)",
         answer=_ready,
-        answers=StatusAnswer,
+        answers=ReadyAnswer,
         errors=(503,),
         needs_key=False,
         while_draining=True,

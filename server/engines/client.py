@@ -91,6 +91,7 @@ class EngineClient:
             lambda _: ()
         )  # of a prompt's blocks, where that is of use
         self._hang: str | None = None  # what hangs, as the log and the metrics were told
+        self._given_up = "it does not start"  # why, once it is "dead"
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
 
     # --- requests ---
@@ -235,7 +236,7 @@ class EngineClient:
     def health(self) -> EngineHealth:
         """How it is doing now; nothing is asked of the engine. One that is drained is in good health."""
         trouble = None if self.working else self.unavailable().message
-        if trouble is not None and self.failure is not None:
+        if trouble is not None and self.failure is not None and self.state != "dead":
             trouble += f" The last engine ended: {for_clients(self.failure)}."
         age = round(time.monotonic() - self.last_token, 3)
         return EngineHealth(trouble, self.liveness.doing, self.stats.steps, age)
@@ -245,9 +246,8 @@ class EngineClient:
         if (hang := self.hang) is not None:
             return Unavailable(f"The engine hangs: it {hang}.", headers={"Retry-After": "5"})
         if self.state == "dead":
-            return Unavailable(
-                f"The engine does not start: {for_clients(str(self.failure))}", headers={"Retry-After": "60"}
-            )
+            why = f"The engine was given up, as {self._given_up}: {for_clients(str(self.failure))}"
+            return Unavailable(why, headers={"Retry-After": "60"})
         if self.state == "stopped":
             return Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
         if self.state == "ready":
@@ -297,7 +297,7 @@ class EngineClient:
         self.liveness.restarted()
         self._hang = None
         self._engine_metrics.attached(process.pid)
-        wire.listen(self.handle, on_broken)
+        wire.listen(self.name, self.handle, on_broken)
 
     def passed(self, seconds: float) -> None:
         """So much time went by in which events of a ready engine would have been heard. The log has a line when it begins to hang,
@@ -337,14 +337,19 @@ class EngineClient:
         """Another incarnation will follow."""
         self._engine_metrics.restarted()
 
-    def give_up(self) -> None:
-        """No further incarnation will come."""
-        self.state = "dead"
+    def give_up(self, why: str = "it does not start") -> None:
+        """No further incarnation will come, unless somebody asks for one; `why` goes on after "as"."""
+        self.state, self._given_up = "dead", why
         self.replays.engines_changed()
+
+    def revived(self) -> None:
+        """An incarnation will come after all."""
+        self.state = "starting"
+        self._engine_metrics.restarted()
 
     def stopped(self) -> None:
         """The server is stopping: no further request is taken, and open ones fail."""
-        self.state = "stopped"
+        self.state, self._hang = "stopped", None
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(self.unavailable())  # one each: a traceback belongs to one task

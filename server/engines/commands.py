@@ -24,13 +24,14 @@ class CannotShare(Exception):
 
 
 def engine_commands(
-    settings: Settings, source: ModelSource, keeper: KeeperAddress | None = None
+    settings: Settings, source: ModelSource, *, weights: int | None = None, keeper: KeeperAddress | None = None
 ) -> dict[str, list[str]]:
     """The command lines by the engines' names, in order. They lack the endpoints, which each incarnation has of its own.
 
     Args:
         settings: the server's.
         source: the model's files.
+        weights: descriptor of memory for the weights of several engines, which they inherit; see `Share.weights`.
         keeper: of the tiers below the device, where all engines share them.
 
     Raises:
@@ -44,11 +45,11 @@ def engine_commands(
             *("--share", share.encode()),
             *(("--keeper", keeper.encode()) if keeper else ()),
         ]
-        for share in shares(settings, _measured(settings))
+        for share in shares(settings, _measured(settings), weights)
     }
 
 
-def shares(settings: Settings, machine: dict[str, object]) -> list[Share]:
+def shares(settings: Settings, machine: dict[str, object], weights: int | None = None) -> list[Share]:
     """Equal parts for all engines, of what `python -m engine.machine --settings` found. What does not divide is left over.
 
     Raises:
@@ -80,6 +81,7 @@ def shares(settings: Settings, machine: dict[str, object]) -> list[Share]:
             memory=memory // count,
             cores=max(1, cores // count),
             devices=gpus[number * ranks : (number + 1) * ranks],
+            weights=None if gpus else weights,
         )
         for number, name in enumerate(settings.engine_names)
     ]

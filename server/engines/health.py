@@ -55,12 +55,14 @@ class Liveness:
         """Another incarnation begins."""
         self.doing: Literal["idle", "step", "transfer"] = "idle"
         self.silence = 0.0
+        self.events = 0  # heard of it
         self._waits: Heartbeat | None = None  # for a step or a transfer, as far as that has not ended
         self._steps: deque[tuple[float, int]] = deque(maxlen=_LATEST_STEPS)  # seconds and tokens
 
     def heard(self, event: Event) -> None:
         """The engine sent something."""
         self.silence = 0.0
+        self.events += 1
         match event:
             case Heartbeat():
                 self.doing = event.doing
@@ -74,6 +76,10 @@ class Liveness:
     def passed(self, seconds: float) -> None:
         """So much time went by in which this process would have heard it."""
         self.silence += seconds
+
+    def missed(self, beats: int) -> bool:
+        """Whether so many heartbeats in a row did not come."""
+        return self.silence > beats * self._heartbeat
 
     def hang(self, silence: float, step: float) -> str | None:
         """What hangs, as the end of a sentence about the engine; None if nothing does.

@@ -20,6 +20,16 @@ class RestartPolicy:
         self._deaths: deque[float] = deque()
         self._failed_starts: deque[float] = deque()
 
+    @property
+    def why(self) -> str:
+        """Why it gives up, when it does."""
+        return f"{self._max_failed_starts} starts failed within {WINDOW_SECONDS:g} s"
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._deaths.clear()
+        self._failed_starts.clear()
+
     def after_death(self, now: float, *, was_ready: bool) -> float | None:
         """Seconds to wait before the next start, or None to give up."""
         for stamps in (self._deaths, self._failed_starts):

@@ -1,6 +1,7 @@
 """Restarts that an operator asks for: one engine after the other, each drained before and open for requests again afterwards.
 
-So a server of several engines is renewed without losing a request, however many restarts are asked for at once.
+So a server of several engines is renewed without losing a request, however many restarts are asked for at once. An engine that was
+given up is started anew at once.
 """
 
 import asyncio
@@ -38,7 +39,8 @@ class Restarts:
     def ask(self, client: EngineClient) -> None:
         """Restart this engine when its turn comes; a second time means nothing."""
         if client.name not in self._tasks:
-            task = self._tasks[client.name] = asyncio.create_task(self._restart(client))
+            restart = self._revive if client.state == "dead" else self._restart
+            task = self._tasks[client.name] = asyncio.create_task(restart(client))
             task.add_done_callback(lambda _: self._tasks.pop(client.name))
 
     def cancel(self, but: str | None = None) -> None:
@@ -46,6 +48,11 @@ class Restarts:
         for name, task in list(self._tasks.items()):
             if name != but:
                 task.cancel()
+
+    async def _revive(self, client: EngineClient) -> None:
+        """One that was given up: nothing is lost with it, whatever the others do."""
+        self._supervisors[client.name].revive()
+        await self._returned(client)
 
     async def _restart(self, client: EngineClient) -> None:
         async with self._turn:
@@ -58,12 +65,15 @@ class Restarts:
             try:
                 await _until(lambda: client.open_count == 0)
                 await self._supervisors[client.name].restart(self._flush_seconds)
-                await _until(lambda: client.state in ("ready", "dead", "stopped"))
+                await self._returned(client)
             finally:
                 client.draining = False
             if client.state == "dead" and len(self._tasks) > 1:  # the next one would not start either
                 _log.error("%s: has not come back: the other engines are not restarted", client.name)
                 self.cancel(but=client.name)
+
+    async def _returned(self, client: EngineClient) -> None:
+        await _until(lambda: client.state in ("ready", "dead", "stopped"))
 
     def _can_be_spared(self, client: EngineClient) -> bool:
         """Whether others take requests meanwhile. A server's only engine can: whoever asks for its restart knows."""

@@ -17,6 +17,9 @@ _LAST_OUTPUTS_SECONDS = 0.1  # what a dead engine had sent may still be on its w
 # The longest wait for the engine's own account of why it failed, if its exit code says that there is one.
 _LAST_WORDS_SECONDS = 5.0
 STOP_GRACE_SECONDS = 5.0
+OBEY_BEATS = (
+    3  # heartbeats: an engine that is told to stop says something at once, and who misses so many will not stop
+)
 _EXIT = "exit"
 
 
@@ -35,6 +38,7 @@ class Supervisor:
         start_seconds: float,
         hang_seconds: float,
         policy: RestartPolicy | None = None,
+        on_given_up: Callable[[], None] = lambda: None,
         tick: float = 0.5,
     ) -> None:
         self._client = client
@@ -42,14 +46,16 @@ class Supervisor:
         self._start_seconds = start_seconds
         self._hang_seconds = hang_seconds
         self._policy = policy or RestartPolicy()
+        self._on_given_up = on_given_up
         self._tick = tick
         self._ended: asyncio.Future[str] | None = None
         self._process: EngineProcess | None = None
         self._replacing: asyncio.Event | None = None  # set when the incarnation that was told to end has ended
         self._stop = asyncio.Event()
+        self._revival = asyncio.Event()  # set where nothing is to be waited for after giving up
 
     async def run(self, first: Incarnation | None = None) -> None:
-        """Run until `stop`, or until restarting is given up (the client's state says which).
+        """Run until `stop`. Once restarting is given up (the client's state says so), nothing is started before `revive`.
 
         `first`: an incarnation that was started beforehand. An engine that has never become ready is not started again: the
         cause (a missing file, too little memory) is for the operator to remove.
@@ -74,10 +80,24 @@ class Supervisor:
                 continue
             delay = self._policy.after_death(time.monotonic(), was_ready=was_ready) if ever_ready else None
             if delay is None:
-                self._client.give_up()
-                _log.error("%s: %s; given up", self._client.name, cause.rstrip("."))
-                return
-            await self._pause(cause, delay)
+                await self._given_up(cause, self._policy.why if ever_ready else "its first start failed")
+            else:
+                await self._pause(cause, delay)
+
+    async def _given_up(self, cause: str, why: str) -> None:
+        """Tell everybody, and wait until something else is to be done."""
+        _log.error("%s: %s; given up, as %s", self._client.name, cause.rstrip("."), why)
+        self._client.give_up(why)
+        self._on_given_up()
+        await self._revival.wait()
+        self._revival.clear()
+
+    def revive(self) -> None:
+        """Start anew an engine that has been given up, as if nothing had happened before."""
+        _log.info("%s: started anew, as it was told", self._client.name)
+        self._policy.forget()
+        self._client.revived()
+        self._revival.set()
 
     async def _pause(self, cause: str, delay: float) -> None:
         _log.error(
@@ -127,8 +147,9 @@ class Supervisor:
             passed, before = min(now - before, 2 * self._tick), now
             if self._client.state == "starting" and now - process.started > self._start_seconds:
                 return f"was not ready within {self._start_seconds:g} s (start_seconds)"
-            if self._client.state == "ready":
+            if self._client.state in ("ready", "stopped"):
                 self._client.passed(passed)
+            if self._client.state == "ready":
                 hang = self._client.liveness.hang(self._hang_seconds, self._hang_seconds)
                 if hang is not None:
                     return f"it {hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
@@ -152,10 +173,12 @@ class Supervisor:
         """Ask the engine to exit, and kill it if it does not in time; `run` returns soon after.
 
         Args:
-            grace: seconds for its current step, and for whatever else it does not count; an engine that hangs has none.
+            grace: seconds for its current step, and for whatever else it does not count; an engine that hangs has none, one that
+                is silent no more than `OBEY_BEATS`.
             flush_seconds: beyond that, for writing KV that would be lost with it.
         """
         self._stop.set()
+        self._revival.set()
         was_ready, hangs = self._client.state == "ready", self._client.hang is not None
         self._client.stopped()
         seconds = (0.0 if hangs else grace) + flush_seconds if was_ready and grace > 0 else 0.0
@@ -166,7 +189,11 @@ class Supervisor:
         """End it, at its own pace for that long, of which it may write for `flush_seconds`."""
         if seconds > 0:
             self._client.shut_down(flush_seconds)
-            await process.exited(seconds)
+            liveness, until = self._client.liveness, time.monotonic() + seconds
+            events = liveness.events
+            while (left := until - time.monotonic()) > 0 and not await process.exited(min(left, self._tick)):
+                if liveness.events == events and liveness.missed(OBEY_BEATS):
+                    break
         process.kill()
 
     def kill(self) -> None:

@@ -40,12 +40,14 @@ class EngineWire:
         self._outbox: deque[list[bytes]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that listens
         self._closed = False
+        self._name = "engine"
         self._has_dropped = False
 
-    def listen(self, on_event: Callable[[Event], None], on_broken: Callable[[str], None]) -> None:
+    def listen(self, name: str, on_event: Callable[[Event], None], on_broken: Callable[[str], None]) -> None:
         """From now on hand every event to `on_event`, in the order in which they were sent.
 
         Args:
+            name: of the engine, for the log.
             on_event: called in the running loop.
             on_broken: called with the reason when `on_event` fails. Later events are still handed over.
         """
@@ -54,9 +56,10 @@ class EngineWire:
             try:
                 self.receive_waiting(on_event)
             except Exception as error:  # a defect of ours must not leave the socket unread: that would be a hang
-                _log.exception("an event of the engine could not be handled")
+                _log.exception("%s: an event could not be handled", name)
                 on_broken(f"an event could not be handled ({type(error).__name__}: {error})")
 
+        self._name = name
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._descriptor, read)
         read()  # the descriptor only signals changes, and one may have happened before there was a reader
@@ -77,7 +80,8 @@ class EngineWire:
                 event = self._event_codec.decode(frames)
             except ProtocolError as error:
                 if not self._has_dropped:
-                    _log.error("dropped what is no event of an engine, and will drop more without a word: %s", error)
+                    dropped = "%s: dropped what is no event of an engine, and will drop more without a word: %s"
+                    _log.error(dropped, self._name, error)
                 self._has_dropped = True
                 continue
             on_event(event)

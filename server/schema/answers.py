@@ -187,9 +187,19 @@ class DetokenizeAnswer(AnswerBody):
 
 
 class StatusAnswer(AnswerBody):
-    """The answer of `/live` and `/ready`."""
+    """The answer of `/live`."""
 
-    status: Literal["live", "ready"]
+    status: Literal["live"]
+
+
+EngineState = Literal["starting", "ready", "draining", "drained", "hanging", "dead", "stopped"]
+
+
+class ReadyAnswer(AnswerBody):
+    """The answer of `/ready`. `engines`, by name, where the server has several: it is ready while any of them is."""
+
+    status: Literal["ready"]
+    engines: dict[str, EngineState] = {}
 
 
 Doing = Literal["idle", "step", "transfer"]
@@ -216,9 +226,6 @@ class HealthAnswer(AnswerBody):
     engines: dict[str, EngineHealthAnswer] = {}
 
 
-EngineState = Literal["starting", "ready", "draining", "drained", "hanging", "dead", "stopped"]
-
-
 class EngineLoad(AnswerBody):
     """How much an engine has to do, in sequences."""
 
@@ -243,7 +250,7 @@ class EngineCard(AnswerBody):
     role: Literal["mixed", "prefill", "decode"]
     state: EngineState = Field(
         description="`draining`: it takes no new requests and works on open ones; `drained`: those have ended. `dead`: it was "
-        "given up."
+        "given up, and a restart starts it anew."
     )
     restarting: bool = Field(
         description="A restart was asked for: it is under way, or waits for another engine's to end."

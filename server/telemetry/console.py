@@ -97,10 +97,12 @@ def size(count: int) -> str:
 def plan_lines(plan: MemoryPlan) -> list[str]:
     """The memory plan as a table."""
     pool = plan.kv_per_token * plan.block_size * plan.blocks
-    total = plan.weights + pool + plan.activations
+    holders = plan.weights_holders
+    shared = f"its part of {size(plan.weights)}, which {holders} engines share" if holders > 1 else ""
+    total = plan.weights // holders + pool + plan.activations
     bound = "max_model_len" if plan.context == plan.max_model_len else "as much as the pool holds"
     rows = [
-        ("weights", size(plan.weights), ""),
+        ("weights", size(plan.weights // holders), shared),
         ("KV pool", size(pool), f"{plan.blocks} blocks of {plan.block_size} tokens, {size(plan.kv_per_token)} a token"),
         ("activations", size(plan.activations), ""),
         (

@@ -96,7 +96,7 @@ class ScriptedProcess:
     def __post_init__(self):
         self.gate.set()
 
-    def listen(self, on_event, on_broken):
+    def listen(self, name, on_event, on_broken):
         """Events are handed to the client where they arise."""
 
     def once_connected(self, action):

@@ -38,7 +38,7 @@ class ScheduledProcess:
         self.requests: list[AddRequest] = []
         self.task = None
 
-    def listen(self, on_event, on_broken):
+    def listen(self, name, on_event, on_broken):
         """Events are handed to the client where they arise."""
 
     def once_connected(self, action):

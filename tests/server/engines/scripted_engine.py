@@ -96,6 +96,7 @@ class Peer:
                 self.beat()
             match COMMAND_CODEC.decode(self.commands.recv_multipart()):
                 case Shutdown(flush_seconds=seconds):
+                    self.beat()
                     time.sleep(seconds)  # as if a slow disk took all of it
                     return
                 case AbortRequests(request_ids=ids):

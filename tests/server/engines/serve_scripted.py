@@ -21,7 +21,7 @@ def main(start: str, *knobs: str) -> int:
     engines = {name: launch(line) for name, line in lines.items()}
     first = next(iter(engines.values()))
     print(f"engine {first.process.pid} port {listener.getsockname()[1]}", flush=True)
-    return Serving(settings, resolve_model(None), listener, lines, time.monotonic()).run(engines)
+    return Serving(settings, resolve_model(None), listener, lines, inherited=[], started=time.monotonic()).run(engines)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class Wire(SimpleNamespace):
     def __init__(self):
         super().__init__(pid=1, started=0.0, sent=[])
 
-    def listen(self, on_event, on_broken):
+    def listen(self, name, on_event, on_broken):
         """Events are handed over by the test."""
 
     def once_connected(self, action):

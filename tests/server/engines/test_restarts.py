@@ -38,6 +38,10 @@ async def cards(server):
     return {card["id"]: card for card in answer.json()["data"]}
 
 
+async def health(server):
+    return (await server.client.get("/health")).json()["engines"]
+
+
 async def act(server, name, what):
     return await server.client.post(f"/v1/engines/{name}/{what}")
 
@@ -140,9 +144,11 @@ def test_where_one_does_not_come_back_the_others_are_left_alone(tmp_path, caplog
             await settled(server)
             states = {name: card["state"] for name, card in (await cards(server)).items()}
             assert states == {"a": "dead", "b": "ready"} and lives(server)["b"] == 1
+            for trouble in ((await cards(server))["a"]["trouble"], (await health(server))["a"]["trouble"]):
+                assert "given up, as 4 starts failed within 600 s: no such weights" in trouble
+            ready = await server.client.get("/ready")
+            assert ready.json() == {"status": "ready", "engines": states}
             assert (await post(server)).status_code == 200
-            refused = await act(server, "a", "restart")
-            assert refused.status_code == 409 and "no such weights" in refused.json()["error"]["message"]
             assert not (await act(server, "b", "restart")).json()["trouble"]
             await settled(server)
             assert lives(server)["b"] == 1, "nobody else would take requests"
@@ -150,6 +156,24 @@ def test_where_one_does_not_come_back_the_others_are_left_alone(tmp_path, caplog
     run(body)
     assert "b: is not restarted: no other engine would take requests meanwhile" in caplog.text
     assert "a: has not come back: the other engines are not restarted" in caplog.text
+
+
+def test_an_engine_that_was_given_up_is_started_anew(tmp_path, caplog):
+    async def body():
+        failing = ("--start", "fail:6", "--counter", str(tmp_path / "starts"))  # the second time it needs three starts
+        async with pool(*failing) as server:
+            a, b = (server.rigs[name].client for name in "ab")
+            for started in (5, 8):
+                card = await act(server, "a", "restart")
+                assert card.status_code == 200 and card.json()["restarting"]
+                await settled(server)
+                assert lives(server) == {"a": started, "b": 1}
+            assert a.usable and a.failure is None and (await cards(server))["a"]["trouble"] is None
+            b.draining = True
+            assert (await post(server)).status_code == 200
+
+    run(body)
+    assert caplog.text.count("given up") == 1
 
 
 def test_a_servers_only_engine_is_restarted_too():

@@ -244,6 +244,17 @@ def test_stop_does_not_wait_for_an_engine_that_hangs(monkeypatch):
     run(body)
 
 
+def test_stop_does_not_wait_for_an_engine_that_was_stopped_just_before():
+    async def body():
+        async with running(hang_seconds=600.0) as rig:
+            process = rig.processes[0]
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.wait_for(rig.supervisor.stop(grace=600.0, flush_seconds=600.0), timeout=60)
+            await eventually(lambda: process.exit_code == -signal.SIGKILL)
+
+    run(body)
+
+
 def test_stop_does_not_wait_for_an_engine_that_is_still_starting():
     async def body():
         async with running("--start", "never", until=lambda rig: bool(rig.processes)) as rig:

@@ -29,7 +29,7 @@ class Recording:
     def __init__(self, refuse_at: int | None = None):
         self.sent, self.refuse_at = [], refuse_at
 
-    def listen(self, on_event, on_broken):
+    def listen(self, name, on_event, on_broken):
         """There are no events."""
 
     def once_connected(self, action):
