@@ -40,7 +40,7 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 
-DIE, HANG, HOLD, FAIL, GARBAGE, STUCK, WAIT = 1001, 1002, 1003, 1004, 1005, 1006, 1007
+DIE, HANG, HOLD, FAIL, GARBAGE, STUCK, WAIT, BEGIN = 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008
 TOKEN = 7
 
 COMMAND_CODEC, EVENT_CODEC = MessageCodec(COMMANDS), MessageCodec(EVENTS)
@@ -120,6 +120,8 @@ class Peer:
                 time.sleep(3600)
             case 1003 | 1007:
                 self.report()
+            case 1008:
+                self.report(Output(request_id=request.request_id, token_ids=[TOKEN]))
             case 1004:
                 del self.open[request.request_id]
                 error = Output(request_id=request.request_id, finish_reason=FinishReason.ERROR, error="scripted")

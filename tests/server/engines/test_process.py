@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.server.engines.harness import ROOT
-from tests.server.engines.scripted_engine import HOLD
+from tests.server.engines.scripted_engine import BEGIN, HOLD
 
 pytestmark = pytest.mark.processes
 
@@ -226,3 +226,30 @@ def test_what_is_never_sent_does_not_hold_the_server_past_its_promise(tmp_path, 
         assert len(said) <= sent.startswith(b"POST"), (
             "it waits for a request that had begun to arrive before the signal"
         )
+
+
+def broken_stream(server: Served) -> tuple[str, bytes]:
+    """Id and first event of a resumable stream that the engine never finishes, and whose client has left."""
+    server.until("/ready", 200)
+    asked = {"prompt": [BEGIN], "max_tokens": 3, "stream": True, "resumable": True}
+    with server.client.stream("POST", "/v1/completions", json=asked) as answer:
+        return answer.headers["x-stream-id"], next(answer.iter_raw())
+
+
+def test_a_client_may_come_back_while_the_server_stops(tmp_path):
+    with served(tmp_path, "ok", "drain_seconds=60") as server:
+        stream, first = broken_stream(server)
+        server.signal()
+        server.until("/ready", 503)
+        with server.client.stream("GET", f"/v1/streams/{stream}") as again:
+            assert next(again.iter_raw()) == first
+        assert server.process.poll() is None
+        assert server.client.delete(f"/v1/streams/{stream}").status_code == 200
+        assert server.ended() == 0
+
+
+def test_a_stop_does_not_wait_for_a_client_for_longer_than_it_may(tmp_path):
+    with served(tmp_path, "ok", "drain_seconds=0.3") as server:
+        broken_stream(server)
+        server.signal()
+        assert server.ended() == 0
