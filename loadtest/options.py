@@ -41,6 +41,7 @@ def plan_of(options: argparse.Namespace) -> ReplayPlan:
         stall=options.stall,
         max_lateness=options.max_lateness / 1000,
         verify=options.verify,
+        breaks=options.breaks,
         live=not options.quiet,
         grafana=Grafana(options.annotate, os.environ.get("GRAFANA_TOKEN")) if options.annotate else None,
     )
@@ -144,6 +145,13 @@ def _add_bounds(group: Any) -> None:
         help="the run is invalid if the client's p99 lateness is above it [%(default)g]",
     )
     group.add_argument("--verify", type=int, default=0, metavar="N", help="ask N again unstreamed [%(default)s]")
+    group.add_argument(
+        "--breaks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="break the connection of each stream at up to N random places, and resume it [%(default)s]",
+    )
 
 
 def window(text: str) -> tuple[float, float]:

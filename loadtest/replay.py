@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from loadtest.client.annotations import Grafana, marked
+from loadtest.client.breaks import Breaks
 from loadtest.client.http1 import ConnectionPool
 from loadtest.client.judge import Expected, judge
 from loadtest.client.progress import shown
 from loadtest.client.scrape import scrape
 from loadtest.client.sender import Build, BuiltRequest, Driver
 from loadtest.client.streams import StreamedAnswer
-from loadtest.client.target import Known, Target, meet, request_body
+from loadtest.client.target import Known, Target, TargetError, meet, request_body
 from loadtest.client.verify import sampled, verify
 from loadtest.report.records import LoadRun, Objective, RequestRecord
 from loadtest.workload.plan import LoadShape, Plan, Planned, make_plan
@@ -36,6 +37,7 @@ class ReplayPlan:
         stall: seconds without a byte after which a stream is given up.
         max_lateness: seconds that the client may be late (p99) before the run is invalid.
         verify: how many answers to ask for again.
+        breaks: how often each stream's connection is broken, to be resumed.
         live: whether to show progress on stderr.
         grafana: where the run is marked, if anywhere.
     """
@@ -48,6 +50,7 @@ class ReplayPlan:
     stall: float = 60.0
     max_lateness: float = 0.02
     verify: int = 0
+    breaks: int = 0
     live: bool = False
     grafana: Grafana | None = None
 
@@ -77,7 +80,14 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
         prompts = Prompts(known.vocabulary, plan.shape.seed)
         pool = ConnectionPool(target.base_url)
         await pool.resolve()
-        driver = Driver(pool, work, _builder(target, known, prompts), patience=plan.patience, stall=plan.stall)
+        driver = Driver(
+            pool,
+            work,
+            _builder(target, known, prompts, resumable=plan.breaks > 0),
+            patience=plan.patience,
+            stall=plan.stall,
+            breaks=_breaks(plan, target, known, pool),
+        )
         before, started = await scrape(client, target.root), time.time()
         async with marked(plan.grafana, _title(plan, known, work, target)) as mark:
             with _stoppable(driver), shown(driver, plan.live):
@@ -119,17 +129,35 @@ async def _counted(work: Plan, known: Known, target: Target) -> Plan:
     return replace(work, requests=requests)
 
 
-def _builder(target: Target, known: Known, prompts: Prompts) -> Build:
-    parts = urlsplit(target.url)
-    head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-    head += "Accept: text/event-stream\r\nUser-Agent: headrace-loadtest\r\n"
-    if target.api_key:
-        head += f"Authorization: Bearer {target.api_key}\r\n"
+def _breaks(plan: ReplayPlan, target: Target, known: Known, pool: ConnectionPool) -> Breaks | None:
+    """What breaks connections. Raises TargetError: the target's streams cannot be resumed."""
+    if not plan.breaks:
+        return None
+    if not known.own_grammar:
+        raise TargetError(f"breaks need headrace's resumable streams, and the target says it is {known.owner}")
+    path, headers = urlsplit(target.api).path, _headers(target)
+
+    def request(stream: str, number: int) -> bytes:
+        return f"GET {path}/streams/{stream} HTTP/1.1\r\n{headers}Last-Event-ID: {number}\r\n\r\n".encode()
+
+    return Breaks(pool, request, plan.breaks, plan.shape.seed)
+
+
+def _headers(target: Target) -> str:
+    """Those of every request for a stream."""
+    headers = f"Host: {urlsplit(target.url).netloc}\r\nAccept: text/event-stream\r\nUser-Agent: headrace-loadtest\r\n"
+    return headers + (f"Authorization: Bearer {target.api_key}\r\n" if target.api_key else "")
+
+
+def _builder(target: Target, known: Known, prompts: Prompts, *, resumable: bool) -> Build:
+    path = urlsplit(target.url).path
+    head = f"POST {path} HTTP/1.1\r\n{_headers(target)}Content-Type: application/json\r\n"
+    asked: dict[str, object] = {"resumable": True} if resumable else {}
 
     def build(planned: Planned) -> BuiltRequest:
         prompt = prompts.prompt(planned)
         ids = known.token_ids and prompt.tokens <= target.token_ids_up_to
-        body = json.dumps(request_body(target, known, prompt.text, planned.output_tokens, ids=ids)).encode()
+        body = json.dumps(request_body(target, known, prompt.text, planned.output_tokens, ids=ids) | asked).encode()
         return BuiltRequest(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, prompt.tokens)
 
     return build
@@ -197,6 +225,7 @@ def _run(
         "patience": plan.patience,
         "stall": plan.stall,
         "verify": plan.verify,
+        "breaks": plan.breaks,
     }
     return LoadRun(
         label=plan.label or known.model,

@@ -33,6 +33,9 @@ class HttpExchange:
         done: called once, when the exchange has ended.
         chunk_times, chunk_ends: when each piece of the body arrived, and the offset in `body` where it ends.
         error, detail: set if no complete answer came.
+        stream: the answer's id, if the server says that it can be resumed.
+        resumed: its connection broke, and another goes on with the answer.
+        arrived: called after each piece of the body, with its size.
     """
 
     payload: bytes
@@ -48,11 +51,34 @@ class HttpExchange:
     error: ErrorClass | None = None
     detail: str | None = None
     connection: "Connection | None" = None
+    stream: str | None = None
+    resumed: bool = False
+    arrived: Callable[["HttpExchange", int], None] | None = None
 
     @property
     def last_heard(self) -> float:
         """When the server last sent something, or when the request left."""
         return self.chunk_times[-1] if self.chunk_times else self.headers or self.sent
+
+    def answered(self, at: float, status: int) -> None:
+        """The head of an answer came. If it goes on with another, that one's stays, unless it cannot go on; a 204 says that
+        nothing was left."""
+        if not self.resumed:
+            self.headers, self.status = at, status
+        elif status not in (200, 204):
+            self.status = status
+            self.cut_back(0)
+
+    def cut_back(self, end: int) -> None:
+        """Keep the body up to this offset alone."""
+        del self.body[end:]
+        at = 0.0
+        while self.chunk_ends and self.chunk_ends[-1] > end:
+            self.chunk_ends.pop()
+            at = self.chunk_times.pop()
+        if end > (self.chunk_ends[-1] if self.chunk_ends else 0):
+            self.chunk_ends.append(end)
+            self.chunk_times.append(at)
 
     def end(self, at: float, error: ErrorClass | None = None, detail: str | None = None) -> None:
         """End the exchange at time `at`; only the first call counts."""
@@ -116,15 +142,17 @@ class Connection(asyncio.Protocol):
             self._end(None, None)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser for each header: notes whether the body says where it ends."""
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+        """Called by the parser for each header: notes whether the body says where it ends, and whether it can be resumed."""
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif name == b"x-stream-id" and self._exchange is not None:
+            self._exchange.stream = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Called by the parser after the last header."""
         if self._exchange is not None:
-            self._exchange.headers = self._now
-            self._exchange.status = self._parser.get_status_code()
+            self._exchange.answered(self._now, self._parser.get_status_code())
 
     def on_body(self, data: bytes) -> None:
         """Called by the parser for each piece of the body; pieces of one read count as one."""
@@ -137,6 +165,8 @@ class Connection(asyncio.Protocol):
         else:
             exchange.chunk_times.append(self._now)
             exchange.chunk_ends.append(len(exchange.body))
+        if exchange.arrived is not None:
+            exchange.arrived(exchange, len(data))
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of the answer: the connection is kept or closed, as the server says."""
@@ -200,6 +230,10 @@ class ConnectionPool:
                 connection.carry(exchange)
                 return
             connection.drop()
+        self.open(exchange)
+
+    def open(self, exchange: HttpExchange) -> None:
+        """Send on a new connection as soon as it is open. Never raises: failures end the exchange."""
         task = asyncio.get_running_loop().create_task(self._open(exchange))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import median
 
+from loadtest.client.breaks import Breaks
 from loadtest.client.http1 import ConnectionPool, HttpExchange, clock
 from loadtest.client.judge import Raw
 from loadtest.report.records import ErrorClass, RequestRecord
@@ -78,6 +79,7 @@ class ClientHealth:
     cpu_share: float = 0.0
     connections: int = 0
     most_running: int = 0
+    breaks: int = 0
 
     def summary(self) -> dict[str, float]:
         """For a run's `client` entry: seconds, and the share of one processor."""
@@ -90,6 +92,7 @@ class ClientHealth:
             "cpu_share": self.cpu_share,
             "connections": self.connections,
             "most_running": self.most_running,
+            **({"breaks": self.breaks} if self.breaks else {}),
         }
 
     def doubts(self, bound: float) -> list[str]:
@@ -118,9 +121,19 @@ class Driver:
         build: makes the bytes of a planned request.
         patience: seconds that a request may take.
         stall: seconds without a byte after which a stream is given up.
+        breaks: breaks connections of streams; None: nobody does.
     """
 
-    def __init__(self, pool: ConnectionPool, plan: Plan, build: Build, *, patience: float, stall: float) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        plan: Plan,
+        build: Build,
+        *,
+        patience: float,
+        stall: float,
+        breaks: Breaks | None = None,
+    ) -> None:
         self.live = Live(planned=len(plan.requests))
         self.health = ClientHealth()
         self.kept: list[SpooledAnswer] = []
@@ -130,6 +143,7 @@ class Driver:
         self._build = build
         self._patience = patience
         self._stall = stall
+        self._breaks = breaks
         self._start = 0.0
         self._open: set[HttpExchange] = set()
         self._ready: deque[tuple[Planned, BuiltRequest]] = deque()
@@ -174,6 +188,7 @@ class Driver:
                 await asyncio.gather(*watchers, return_exceptions=True)
             self.health.cpu_share = (time.process_time() - cpu) / max(self.elapsed, 1e-9)
         self.health.connections = self._pool.opened
+        self.health.breaks = 0 if self._breaks is None else self._breaks.made
 
     def answers(self) -> Iterator[tuple[RequestRecord, Raw]]:
         """Every record with its body, by index. Call once, after the run."""
@@ -252,6 +267,8 @@ class Driver:
             session=planned.session,
         )
         exchange = HttpExchange(built.payload, clock(), lambda ended: self._over(ended, record, over))
+        if self._breaks is not None:
+            self._breaks.watch(exchange, planned.index)
         record.sent = exchange.sent - self._start
         lateness = record.sent - intended
         self.health.lateness.append(lateness)

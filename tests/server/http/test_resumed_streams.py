@@ -11,7 +11,13 @@ import pytest
 import uvloop
 
 from loadtest.client.sse_grammar import validate_body
+from loadtest.client.target import Target
+from loadtest.replay import ReplayPlan, replay
+from loadtest.workload.arrivals import Poisson
+from loadtest.workload.plan import LoadShape
+from loadtest.workload.traces.read import read_trace
 from tests.server.api.scripted import Server
+from tests.server.engines.harness import ROOT
 from tests.server.http import real_server
 from tests.server.http.real_server import answers
 from tests.server.stream.test_event_buffer import last_id, whole_events
@@ -231,3 +237,14 @@ def test_foreign_pages_and_names_get_nothing_of_a_stream(served, line, code):
     served.do(served.server.process.gate.set)
     with connection:
         assert b"[DONE]" in received(connection)
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_the_load_tester_breaks_streams_and_finds_no_fault(served, endpoint):
+    shape = LoadShape(limit=12, arrivals=Poisson(200), max_prompt=40, max_output=60)
+    trace = read_trace(ROOT / "tests/loadtest/data/burstgpt_1.csv")
+    plan = ReplayPlan(trace=trace, shape=shape, patience=60, stall=60, max_lateness=60, verify=3, breaks=3)
+    found = replay(plan, Target(base_url=f"http://127.0.0.1:{served.port}", endpoint=endpoint))
+    assert [(record.error, record.detail, record.violations) for record in found.records] == [(None, None, [])] * 12
+    assert found.client["breaks"] >= 12
+    assert all(record.output_tokens == record.asked_output for record in found.records)
