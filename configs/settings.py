@@ -50,13 +50,14 @@ class Settings(Declaration):
     @model_validator(mode="before")
     @classmethod
     def _count_roles(cls, data: Any) -> Any:
-        """Where roles are given and `engines` is not, it is as many as they name."""
-        if isinstance(data, dict) and data.get("roles") and "engines" not in data:
-            try:
-                return {**data, "engines": sum(count for _, count in map(parse_role, data["roles"]))}
-            except (TypeError, ValueError, AttributeError):
-                pass  # refused as a value
-        return data
+        """An item of `roles` may name several, with commas between them. If `engines` is not given, it is as many as they name."""
+        if not isinstance(data, dict) or not data.get("roles"):
+            return data
+        try:
+            roles = [each.strip() for item in data["roles"] for each in item.split(",")]
+            return {"engines": sum(count for _, count in map(parse_role, roles)), **data, "roles": roles}
+        except (TypeError, ValueError, AttributeError):
+            return data  # refused as a value
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

@@ -152,6 +152,7 @@ class ReplicaState:
             waiting_tokens=sequences.waiting_tokens,
             waiting_seconds=waiting_seconds,
             token_seconds=self.cost.token_seconds,
+            measured=self.cost.measured,
             first_token_seconds=full_seconds + loading + first,
             decode_seconds=self.decode_seconds(tokens),
             blocks_used=self._stats.blocks_used,

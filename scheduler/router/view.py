@@ -31,6 +31,7 @@ class ReplicaView:
         waiting_tokens: prompt tokens of open sequences that are still to be computed.
         waiting_seconds: until these are computed, beside the sequences that decode.
         token_seconds: what a prompt token costs.
+        measured: whether enough prompts were computed there to rely on that; if not, times are guesses.
         first_token_seconds: until the first token of this request.
         decode_seconds: between two tokens of each sequence there, with this request among them.
         blocks_used: KV blocks that open sequences hold.
@@ -48,6 +49,7 @@ class ReplicaView:
     waiting_tokens: int = 0
     waiting_seconds: float = 0.0
     token_seconds: float = 0.0
+    measured: bool = True
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
     blocks_used: int = 0

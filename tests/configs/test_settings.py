@@ -352,6 +352,7 @@ def test_engines_follow_from_their_roles():
     settings = Settings(roles=["prefill:1", "decode:2"], kv_host_gib=1.0)
     assert settings.engines == 3
     assert settings.engine_roles == {"engine-0": "prefill", "engine-1": "decode", "engine-2": "decode"}
+    assert Settings(roles=["prefill:1,decode:2"], kv_host_gib=1.0) == settings
     assert Settings(engines=2).engine_roles == {"engine-0": "mixed", "engine-1": "mixed"}
     assert Settings(roles=["mixed:2"], engines=2).engine_roles == {"engine-0": "mixed", "engine-1": "mixed"}
     again = Settings.model_validate_json(settings.for_engine())

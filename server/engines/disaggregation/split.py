@@ -57,14 +57,22 @@ class Split:
         second = self._router.choose(prompt_ids, replicas, ChunkPhase.DECODE)
         if replicas[second].role is Role.PREFILL:  # none that is meant for decodes is available
             return Placement(first, False)
-        if self._whole(len(prompt_ids), replicas[second]) <= self._split(replicas[first]):
+        if _whole(len(prompt_ids), replicas[second], replicas[first]) <= self._split(replicas[first]):
             return Placement(second, False)
         return Placement(first, True)
 
     def _split(self, prefill: ReplicaView) -> float:
         return prefill.first_token_seconds + self._hand_over_seconds
 
-    def _whole(self, tokens: int, decode: ReplicaView) -> float:
-        """Until the first token, and for how long the prompt holds up what decodes there, or would come meanwhile."""
-        own = (tokens - decode.cached_tokens - decode.tier_tokens) * decode.token_seconds
-        return decode.first_token_seconds + own * max(1, decode.running)
+
+def _whole(tokens: int, decode: ReplicaView, prefill: ReplicaView) -> float:
+    """Until the first token if a decode replica does it all, and for how long the prompt holds up what decodes there meanwhile (at
+    least one: what would have come).
+
+    A decode replica that has computed few prompts does not know what they cost: then they cost what they do in the other.
+    """
+    own = decode.first_token_seconds - decode.waiting_seconds
+    if not decode.measured:
+        each = (prefill.first_token_seconds - prefill.waiting_seconds) / max(1, tokens - prefill.cached_tokens)
+        own = each * (tokens - decode.cached_tokens - decode.tier_tokens)
+    return decode.waiting_seconds + own * (1 + max(1, decode.running))

@@ -37,6 +37,13 @@ def test_what_waits_for_the_prefill_engine_counts_against_a_split_and_what_decod
     assert place(1000, waits=(9.0, 0.0), running=(0, 8)) == Placement(1, False)
 
 
+def test_a_decode_engine_that_has_seen_no_prompts_is_assumed_to_be_as_fast_as_the_other():
+    slow, guessed = views(1000)
+    guessed = replace(guessed, measured=False, first_token_seconds=0.01)
+    assert Split(PrefixAware()).place([1] * 1000, [slow, guessed]) == Placement(0, True)
+    assert Split(PrefixAware()).place([1] * 1000, [slow, replace(guessed, measured=True)]) == Placement(1, False)
+
+
 def test_slow_hand_overs_make_the_shortest_prompt_that_is_split_longer():
     split = Split(PrefixAware())
     assert place(200, split) == Placement(0, True)
