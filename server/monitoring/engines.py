@@ -146,10 +146,47 @@ _WORK = PanelRow(
     ],
 )
 
+_HAND_OVERS = PanelRow(
+    "Roles and hand-overs",
+    [
+        Panel(
+            title="Roles",
+            about="What each engine is meant for; `mixed` for both.",
+            queries=[
+                Query(f"sum by ({_BY}, role) ({select('headrace_engine_role', _CHOSEN)} == 1)", "{{engine}}: {{role}}"),
+            ],
+            kind="stat",
+            width=6,
+        ),
+        Panel(
+            title="Hand-overs per second",
+            about="What came of sequences whose prompt a prefill engine computed. Many that `computed`: transfers are late.",
+            queries=[Query(per_second("headrace_hand_overs_total", by="outcome"), "{{outcome}}")],
+            unit="reqps",
+            width=6,
+            stacked=True,
+        ),
+        Panel(
+            title="From the first token to the next",
+            about="Where another engine went on: the pause that a hand-over costs.",
+            queries=[Query(quantile(q, "headrace_hand_over_seconds"), f"p{100 * q:g}") for q in (0.5, 0.99)],
+            unit="s",
+            width=6,
+        ),
+        Panel(
+            title="Tokens handed over per second",
+            about="By how the engine that goes on came by their KV.",
+            queries=[Query(per_second("headrace_hand_over_tokens_total", by="how"), "{{how}}")],
+            width=6,
+            stacked=True,
+        ),
+    ],
+)
+
 ENGINES = Dashboard(
     name="engines",
     title="Engines",
     about="The engines of a server beside each other.",
-    rows=[_STATE, _STEPS, _WORK],
+    rows=[_STATE, _STEPS, _WORK, _HAND_OVERS],
     variables=[INSTANCE, Variable(name="engine", title="engine", series="headrace_engine_up", label="engine")],
 )
