@@ -32,6 +32,7 @@ MOVED = (
     *("headrace_preemptions_total", "headrace_preemptions_swapped_total", "headrace_prefix_hit_tokens_total"),
     *("headrace_kv_tier_loaded_blocks_total", "headrace_kv_tier_saved_blocks_total", "headrace_kv_tier_copies_total"),
     *("headrace_engine_restarts_total", "headrace_replayed_requests_total", "headrace_request_errors_total"),
+    *("headrace_hand_overs_total", "headrace_hand_over_tokens_total"),
     'headrace_resumable_streams_ended_total{end="delivered"}',
     *(
         f'headrace_tenant_{name}_total{{tenant="{tenant}"}}'

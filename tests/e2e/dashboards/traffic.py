@@ -1,4 +1,4 @@
-"""A server with all that metrics tell of (two engines, two tiers, two tenants, too small a pool), and the load that moves it."""
+"""A server with all that metrics tell of (two engines with roles, two tiers, two tenants, too small a pool), and what moves it."""
 
 import asyncio
 import itertools
@@ -6,13 +6,15 @@ import random
 import signal
 
 import httpx
+import psutil
 
 from tests.e2e.server_process import ServerProcess
 
 KEYS = {"ann": "key-of-ann", "ben": "key-of-ben"}
 FLAGS = (
-    *("--engines", "2", "--routing", "round-robin", "--threads", "1"),
+    *("--roles", "prefill:1", "decode:1", "--threads", "1"),
     *("--kv-blocks", "24", "--kv-host-gib", "0.02", "--preemption", "swap", "--max-model-len", "512"),
+    *("--resume-seconds", "5"),  # after which streams that were read are forgotten, and counted
     *("--api-key", *KEYS.values(), "--key-names", *KEYS, "--scheduling", "fair", "--tenant-weights", "ann=2"),
 )
 PROMPTS = [[1000 * number + place for place in range(180)] for number in range(1, 9)]
@@ -29,7 +31,7 @@ class Traffic:
         self.answered = self.refused = 0
 
     def run(self, seconds: float) -> None:
-        """Keep `LANES` requests open for so long; a third of the time in, the first engine is killed."""
+        """Keep `LANES` requests open for so long; a third of the time in, the engine that decodes is killed."""
         asyncio.run(self._run(seconds))
 
     async def _run(self, seconds: float) -> None:
@@ -53,4 +55,6 @@ class Traffic:
 
     async def _kill(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        self._server.engine.send_signal(signal.SIGKILL)
+        children = psutil.Process(self._server.process.pid).children()
+        *_, decoding = (child for child in children if "engine" in child.cmdline())
+        decoding.send_signal(signal.SIGKILL)
