@@ -37,6 +37,7 @@ class Prompts:
         for word, count in vocabulary.words:
             self._by_length.setdefault(count, []).append(word)
         self._spellable = self._lengths(2 * PHRASE)
+        self._first_lengths = lru_cache(None)(self._choices)
         if PHRASE not in self._spellable:
             raise ValueError(f"no combination of words has {PHRASE} tokens")
         rng = Random(f"{seed} phrases")
@@ -98,12 +99,16 @@ class Prompts:
         """Random words of `tokens` in all, which must be a possible length."""
         found: list[str] = []
         while tokens:
-            lengths = [length for length in self._by_length if tokens - length in self._spellable]
-            weights = [len(self._by_length[length]) for length in lengths]
-            (length,) = rng.choices(lengths, weights)
+            lengths, weights = self._first_lengths(tokens)
+            (length,) = rng.choices(lengths, cum_weights=weights)
             found.append(rng.choice(self._by_length[length]))
             tokens -= length
         return found
+
+    def _choices(self, tokens: int) -> tuple[list[int], list[int]]:
+        """The lengths that a first word of `tokens` may have, and how many words have them, added up."""
+        lengths = [length for length in self._by_length if tokens - length in self._spellable]
+        return lengths, list(accumulate(len(self._by_length[length]) for length in lengths))
 
     def _lengths(self, most: int) -> frozenset[int]:
         """The lengths up to `most` tokens that some combination of words has."""

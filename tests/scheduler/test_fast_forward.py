@@ -12,6 +12,7 @@ from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult, Step, StepResult
+from tests.drawn import drawn
 
 
 def books(thing: object, seen: dict[int, int] | None = None) -> object:
@@ -79,7 +80,7 @@ def schedulers_of(rng: random.Random, scheduling: str) -> list[Scheduler]:
 
 
 @pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(drawn(8)))
 def test_skipped_steps_are_as_many_rounds(seed, scheduling):
     rng = random.Random(seed)
     skipping, plain = schedulers_of(rng, scheduling)

@@ -24,11 +24,11 @@ TINY = replace(
 
 def test_steps_are_timed_against_the_bytes_they_read():
     bench = StepBench(TINY, Timer(torch.device("cpu"), rounds=1), torch.float32, 256, bandwidth=1.0, sequences=3)
-    decode, prefill = bench.decode(2, 64), bench.prefill(40)
+    decode, prefill = bench.decode(2, 64), bench.prefill(20)
     layer = 64 * (4 + 2 * 2) * 16 + 64 * 64 + 3 * 64 * 96
     weights = 4 * (2 * layer + 64 * 64)
     assert decode.floor == weights + 2 * 64 * 2 * 2 * 2 * 16 * 4
-    assert prefill.floor == weights + 40 * 2 * 2 * 2 * 16 * 4
+    assert prefill.floor == weights + 20 * 2 * 2 * 2 * 16 * 4
     assert decode.seconds > 0 and prefill.seconds > 0
     assert (decode.bucket, prefill.bucket) == (Bucket(2, 128), None)
     assert decode.eager > 0 and prefill.eager is None

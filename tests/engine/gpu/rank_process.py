@@ -14,6 +14,7 @@ import torch
 from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess, TorchProcessGroup
 from tests.engine.gpu.cases import CPU, chunk, gpu_model
+from tests.interpreter import quicken
 
 TABLES = [[5, 0, 9], [3, 10, 1]]
 PROMPTS = [[7, 31, 5, 300, 12, 44, 91, 6, 250, 3, 77, 18, 9, 40, 41, 42, 8], [64, 8, 8]]
@@ -47,6 +48,7 @@ def main() -> None:
     """Join the group, compute every model, save."""
     rank, size, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
+    quicken()
     ranks = TorchProcessGroup(rank, size, rendezvous, CPU, timeout=60)
     models = [argument.split("=") for argument in sys.argv[5:]]
     torch.save({Path(path).name: results(path, form, ranks) for form, path in models}, out)

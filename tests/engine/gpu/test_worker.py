@@ -171,7 +171,7 @@ def test_seeded_rows_are_the_same_alone_and_in_any_batch(folder):
             engine.add(
                 f"r{index}",
                 prompt(12, index),
-                max_tokens=6,
+                max_tokens=4,
                 ignore_eos=True,
                 **({"temperature": 1.0} | settings[index]),
             )

@@ -21,6 +21,7 @@ from tests.server.engines.scripted_engine import BEGIN, HOLD
 pytestmark = pytest.mark.processes
 
 SCRIPT = Path(__file__).with_name("serve_scripted.py")
+QUICK = "drain_seconds=1"  # which the scripted engine takes to its end when the server stops
 
 
 class Served:
@@ -97,7 +98,7 @@ def held_stream(server: Served, lines: list[str]) -> threading.Thread:
 
 
 def test_a_signal_ends_an_idle_server_cleanly(tmp_path):
-    with served(tmp_path) as server:
+    with served(tmp_path, "ok", QUICK) as server:
         server.until("/ready", 200)
         server.signal()
         assert server.ended() == 0
@@ -166,7 +167,7 @@ def test_the_engine_does_not_outlive_a_killed_server(tmp_path):
 
 
 def test_a_killed_engine_is_replaced_while_the_server_goes_on(tmp_path):
-    with served(tmp_path) as server:
+    with served(tmp_path, "ok", QUICK) as server:
         server.until("/ready", 200)
         lines: list[str] = []
         thread = held_stream(server, lines)
