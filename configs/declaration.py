@@ -120,9 +120,8 @@ class Declaration(BaseModel):
         ge=1,
         le=MOST_ENGINES,
         description="Engines behind the server, each a process that serves the whole model. GPUs are shared out in order, "
-        "tensor_parallel to each; on a CPU each has its part of the cores and weights of its own. What is left of the memory, "
-        "and kv_disk_gib, are divided among them, kv_host_gib is shared by all; kv_blocks, threads, max_running and "
-        "max_waiting are each engine's.",
+        "tensor_parallel to each; on a CPU each has its part of the cores and weights of its own. What is left of the memory "
+        "is divided among them; KV tiers are shared by all; kv_blocks, threads, max_running and max_waiting are each engine's.",
         json_schema_extra=MODEL,
     )
     roles: list[RoleCount] = Field(
@@ -182,7 +181,7 @@ class Declaration(BaseModel):
     kv_disk_path: Text | None = Field(
         None,
         description="A folder for copies of KV blocks that outlive the server; none = no such tier. One server at a time; "
-        "of several engines each has a folder of its own name in it.",
+        "its engines share it.",
         json_schema_extra=KV_CACHE,
     )
     kv_disk_gib: float = Field(

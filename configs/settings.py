@@ -4,7 +4,6 @@ A knob that nothing would read is refused here if the settings alone show it, an
 machine (`Settings.unread_on`). No other file refuses one knob because of another.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ class Settings(Declaration):
 
     @property
     def engine_names(self) -> list[str]:
-        """Names of the engines: they label metrics, and each keeps its KV on disk under its own."""
+        """Names of the engines, as they label metrics."""
         return ["engine"] if self.engines == 1 else [f"engine-{number}" for number in range(self.engines)]
 
     @property
@@ -123,17 +122,7 @@ class Settings(Declaration):
     @property
     def keeps(self) -> bool:
         """Whether the engines share what is below their devices: then a process beside them keeps it."""
-        return self.engines > 1 and bool(self.kv_host_gib)
-
-    def of_engine(self, name: str) -> Self:
-        """What one of several engines reads: its part of what is divided, and its own folder."""
-        if self.engines == 1:
-            return self
-        divided: dict[str, object] = {}
-        if self.kv_disk_path is not None:
-            divided["kv_disk_path"] = os.path.join(self.kv_disk_path, name)
-            divided["kv_disk_gib"] = self.kv_disk_gib / self.engines
-        return self.model_copy(update=divided)
+        return self.engines > 1 and (self.kv_host_gib > 0 or self.kv_disk_path is not None)
 
     def for_engine(self) -> str:
         """As JSON for an engine's command line, which is public: without the keys, and without what is said about keys.

@@ -246,6 +246,7 @@ class EngineLoop:
         changed = worker.changes(expected=self._scheduler.expecting)
         for name, kept in worker.returned():
             self._scheduler.transfers.take_up(name, kept)
+            self._emit([])
         for name, changes in changed:
             self._scheduler.transfers.follow(name, changes)
         for name in worker.lost():
@@ -272,7 +273,9 @@ class EngineLoop:
 
     def _flush(self, command: Shutdown) -> None:
         """Write KV that only this process has to a tier that survives it, if there is one."""
-        if self._transfer_worker is None or not any(tier.survives for tier in self._scheduler.transfers.tiers):
+        if self._transfer_worker is None or command.flush_seconds is None:
+            return
+        if not any(tier.survives for tier in self._scheduler.transfers.tiers):
             return
         ends = self._clock() + command.flush_seconds
         self._settle()

@@ -144,10 +144,12 @@ class Serving:
         given_up.cancel()
         self._web.should_exit = True
         left = max(0.0, drained - time.monotonic())
-        await asyncio.gather(*(each.stop(flush_seconds=left) for each in supervisors.values()), web)
+        outlived = not self._settings.keeps or self._settings.kv_disk_path is not None
+        flush = left if outlived else None  # what a keeper has in memory alone ends with it
+        await asyncio.gather(*(each.stop(flush_seconds=flush) for each in supervisors.values()), web)
         await engines
         if self._keeper is not None and keeping is not None:
-            await self._keeper.stop()
+            await self._keeper.stop(max(0.0, drained - time.monotonic()))
             await keeping
         return 1 if failed else 0
 

@@ -1,6 +1,8 @@
 """`python -m engine.keeper`: the keeper of one server, started by the HTTP process before its engines. No torch.
 
-Exit codes: 0 the server is gone; 1 a defect.
+On its stdin it is told when to stop, by the seconds that it may still write to the disk; when that closes, the server is gone.
+
+Exit codes: 0 told to stop, or the server is gone; 1 a defect.
 """
 
 import argparse
@@ -10,15 +12,17 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from configs.settings import Settings
-from engine.ipc.child import parent_gone
+from engine.keeper.budget import KeeperBudget
 from engine.keeper.keeper import Keeper
+from engine.keeper.session import serve
 from engine.kv_store.tiers import GIB
 
 
 def main() -> int:
-    """Parse, and answer until the server is gone."""
+    """Parse, and answer until told to stop."""
     parser = argparse.ArgumentParser(prog="python -m engine.keeper", description="Keeps the KV of several engines.")
     parser.add_argument("--settings", required=True, type=Settings.model_validate_json, help="settings, as JSON")
     parser.add_argument("--listener", required=True, type=int, help="descriptor of the socket that engines connect to")
@@ -29,23 +33,41 @@ def main() -> int:
     # A service manager signals every process of the server; what engines save last must find a keeper.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    keeper = Keeper(options.slab, int(settings.kv_host_gib * GIB), settings.eviction)
-    asyncio.run(serve(keeper, socket.socket(fileno=options.listener), sys.stdin.fileno()))
+    listener = socket.socket(fileno=options.listener)
+    asyncio.run(keep(options.slab, settings, listener, sys.stdin.fileno()))
     return 0
 
 
-async def serve(keeper: Keeper, listener: socket.socket, parent: int) -> None:
-    """Answer until the parent is gone: until its end of `parent` closes."""
-    gone = asyncio.Event()
+async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: int) -> None:
+    """Answer until told to stop, then write what is left to write; end at once if `stdin` closes."""
+    folder = None if settings.kv_disk_path is None else Path(settings.kv_disk_path)
+    budget = KeeperBudget(
+        slab=int(settings.kv_host_gib * GIB),
+        folder=folder,
+        disk=int(settings.kv_disk_gib * GIB),
+        engines=settings.engines,
+    )
+    keeper = Keeper(slab, budget, settings.eviction)
+    gone, told = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     def heard() -> None:
-        if parent_gone(parent):
+        line = os.read(stdin, 4096)
+        if not line:
             gone.set()
+            asyncio.get_running_loop().remove_reader(stdin)
+        elif not told.done():
+            told.set_result(float(line))
 
-    os.set_blocking(parent, False)
-    asyncio.get_running_loop().add_reader(parent, heard)
-    await keeper.serve(listener)
-    await gone.wait()
+    asyncio.get_running_loop().add_reader(stdin, heard)
+    server = await serve(keeper, listener)
+    gone_task = asyncio.ensure_future(gone.wait())
+    await asyncio.wait({gone_task, told}, return_when=asyncio.FIRST_COMPLETED)
+    if told.done() and not gone.is_set():
+        server.close()
+        flush = asyncio.ensure_future(keeper.flush(told.result()))
+        await asyncio.wait({gone_task, flush}, return_when=asyncio.FIRST_COMPLETED)
+    gone_task.cancel()
+    keeper.close()
 
 
 if __name__ == "__main__":

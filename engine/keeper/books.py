@@ -93,6 +93,10 @@ class SlabBooks:
         """Whether the content can be read now."""
         return self._index.finds(block_key)
 
+    def slot(self, block_key: BlockKey) -> int:
+        """Where a content is, that is lent or being written."""
+        return self._slots[block_key.hash]
+
     # --- leases ---
 
     def reserve(self, owner: Owner, block_keys: Sequence[BlockKey]) -> tuple[Lease, list[int]]:

@@ -21,6 +21,7 @@ from engine.keeper.messages import (
     REQUESTS,
     Changed,
     Contents,
+    DiskLost,
     Done,
     Follow,
     Hello,
@@ -31,12 +32,13 @@ from engine.keeper.messages import (
     Welcome,
 )
 from engine.keeper.wire import Line, packed
-from engine.kv_store.store import Kept, StoreLost
+from engine.kv_store.store import Kept, StoreLost, StoreRefused
 from scheduler.types.transfers import TierChanges
 
 Answer = TypeVar("Answer", bound=Reply)
 
-SECONDS = 5.0  # for an answer: the keeper waits for nothing
+SECONDS = 5.0  # for an answer: the keeper waits for nothing but its disk
+HELLO_SECONDS = 60.0  # for the first one: it looks at everything in memory and on disk before
 
 
 @dataclass(slots=True)
@@ -47,6 +49,10 @@ class _Tier:
     went: dict[bytes, None]
     tell: Callable[[], None]
     stale: bool = False  # the keeper was lost since its contents were last read
+
+
+class DiskFailed(StoreLost):
+    """The keeper is there, and its disk tier is lost."""
 
 
 class Lane:
@@ -61,6 +67,8 @@ class Lane:
 
         Raises:
             OSError, EOFError, ProtocolError: none came.
+            DiskFailed: it is about the disk tier, which cannot be used.
+            StoreRefused: the keeper wants nothing to do with this engine.
         """
         self.line.send(packed(self._codec, request))
         return self.next(kind)
@@ -70,6 +78,10 @@ class Lane:
         reply = self.line.receive()
         if isinstance(reply, kind):
             return reply
+        if isinstance(reply, DiskLost):
+            raise DiskFailed(reply.reason)
+        if isinstance(reply, Refused) and reply.final:
+            raise StoreRefused(reply.reason)
         reason = reply.reason if isinstance(reply, Refused) else f"it answered {type(reply).__name__}"
         raise ProtocolError(reason)
 
@@ -113,7 +125,7 @@ class KeeperClient:
             with self._telling_of_loss():
                 feed, welcome = self._opened(fresh=True)
                 feed.ask(Follow(), Done)
-                feed.line.wait_for_ever()
+                feed.line.wait_at_most(None)
             with self._lock:
                 if self._closed:
                     feed.line.close()
@@ -124,18 +136,20 @@ class KeeperClient:
                 return welcome
 
     @contextlib.contextmanager
-    def lane(self) -> Iterator[Lane]:
-        """A connection for this thread.
+    def lane(self, seconds: float | None = None) -> Iterator[Lane]:
+        """A connection for this thread, where an answer may take that long.
 
         Raises:
             StoreLost: there is none, or it broke inside the `with`.
         """
         lane = self._take()
+        lane.line.wait_at_most(seconds or self._seconds)
         try:
             with self._telling_of_loss():
                 yield lane
         except BaseException as error:
-            self._give_back(lane, whole=isinstance(error, Exception) and not isinstance(error, StoreLost))
+            whole = isinstance(error, DiskFailed) or not isinstance(error, StoreLost)
+            self._give_back(lane, whole=whole and isinstance(error, Exception))
             raise
         self._give_back(lane, whole=True)
 
@@ -185,7 +199,7 @@ class KeeperClient:
     # --- connections ---
 
     def _opened(self, *, fresh: bool) -> tuple[Lane, Welcome]:
-        lane = Lane(Line(self.address.socket, MessageCodec[Reply](REPLIES), self._seconds))
+        lane = Lane(Line(self.address.socket, MessageCodec[Reply](REPLIES), HELLO_SECONDS))
         try:
             return lane, lane.ask(replace(self._hello, fresh=fresh), Welcome)
         except BaseException:

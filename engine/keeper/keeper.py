@@ -1,48 +1,37 @@
-"""The keeper: answers engines on a Unix socket, each connection by itself, and owns the books that they share.
+"""The keeper: what is in the slab and on the disk for all engines of a machine, and who is told of changes.
 
 Everything but reading and writing the disk happens in one thread, the event loop's, so the books need no locks.
 
-What belongs here: connections, and which blocks the slab is for. Never: what is kept and where (`SlabBooks`), bytes of blocks.
+What belongs here: which blocks the tiers are for, and what goes between them. Never: connections (`session`), what is kept and
+where (`SlabBooks`, `Shelf`).
 """
 
 import asyncio
 import logging
 import os
-import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from mmap import mmap
 
-from engine.ipc.codec import MessageCodec, ProtocolError
+import numpy as np
+
 from engine.keeper.books import Lease, SlabBooks
-from engine.keeper.messages import (
-    REPLIES,
-    REQUESTS,
-    Commit,
-    Contents,
-    Done,
-    Drop,
-    Follow,
-    GivenSlots,
-    Hello,
-    Lend,
-    Refused,
-    Release,
-    Reply,
-    Request,
-    Reserve,
-    There,
-    Welcome,
-)
+from engine.keeper.budget import KeeperBudget
+from engine.keeper.messages import Hello, Welcome
 from engine.keeper.records import NOBODY, Geometry, Owner, Records
+from engine.keeper.shelf import Shelf
 from engine.keeper.subscriber import Subscriber
-from engine.keeper.wire import packed, receive
+from engine.kv_store.disk.opening import open_disk
+from engine.kv_store.disk.record import checksum, size_of
+from engine.kv_store.store import Rows, StoreLost
 from scheduler.kv.eviction import eviction_of
-from scheduler.types.block_hash import HASH_BYTES, BlockKey
+from scheduler.types.block_hash import BlockKey
 
 log = logging.getLogger("headrace.keeper")
 
-HOST = "host"  # the tier in the slab
-_PART = 4096  # contents of one message
+HOST, DISK = "host", "disk"
+_FLUSHED = 16  # blocks at once: the last ones may still be written when the time is over
 
 
 class Nonsense(Exception):
@@ -50,58 +39,99 @@ class Nonsense(Exception):
 
 
 class Keeper:
-    """The books of one machine.
+    """The tiers of one machine.
 
     Args:
         descriptor: of the shared memory, which grows to its size with the first engine.
-        capacity: bytes of blocks that it may hold.
+        budget: what the tiers may take.
         eviction: name of the policy.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, descriptor: int, capacity: int, eviction: str) -> None:
+    def __init__(
+        self, descriptor: int, budget: KeeperBudget, eviction: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._descriptor = descriptor
-        self._capacity = capacity
+        self._budget = budget
         self._eviction = eviction
+        self._clock = clock
+        self._own = Owner(os.getpid(), 0)
         self._books: SlabBooks | None = None
         self._geometry: Geometry | None = None
+        self._rows = Rows(np.empty((0, 0), np.uint8), [])
+        self._shelf: Shelf | None = None
+        self._no_shelf = "there is no disk tier"
         self._subscribers: set[Subscriber] = set()
-        self._engines = 0  # connections that were welcomed
-
-    async def serve(self, listener: socket.socket) -> asyncio.Server:
-        """Answer whoever connects."""
-        return await asyncio.start_unix_server(self._connected, sock=listener)
+        self._connections = 0  # that were welcomed
+        self._dividing = asyncio.Lock()
+        self._fetching = asyncio.Lock()
 
     @property
     def books(self) -> SlabBooks:
-        """Those of the present engines.
+        """What is in the slab.
 
         Raises:
-            Nonsense: none has said hello yet.
+            Nonsense: no engine has said hello yet.
         """
         if self._books is None:
             raise Nonsense("the first message must be Hello")
         return self._books
 
-    def welcome(self, hello: Hello) -> Welcome:
-        """Take an engine in. The first one decides what the slab is for.
+    @property
+    def shelf(self) -> Shelf:
+        """What is on the disk.
+
+        Raises:
+            StoreLost: there is none, or it cannot be used.
+        """
+        if self._shelf is None:
+            raise StoreLost(self._no_shelf)
+        return self._shelf
+
+    def contents(self, tier: str) -> list[tuple[BlockKey, int]]:
+        """What can be read from a tier, least recently used first, with the bytes that each takes.
+
+        Raises:
+            StoreLost: there is no such tier.
+        """
+        return self.books.contents() if tier == HOST else self.shelf.contents()
+
+    def drop(self, tier: str, keys: Sequence[bytes]) -> None:
+        """Nobody finds these contents in that tier any more; what is dropped from the disk is not read from memory instead.
+
+        Raises:
+            StoreLost: there is no such tier.
+        """
+        self.books.drop(keys)
+        if tier == DISK:
+            self.shelf.drop(keys)
+
+    # --- engines come and go ---
+
+    async def welcome(self, hello: Hello) -> Welcome:
+        """Take an engine in. The first one decides what the tiers are for.
 
         Raises:
             Nonsense: its blocks are not those of the engines that are here.
+            StoreRefused: another server holds the folder.
         """
-        slots = self._capacity // max(1, hello.block_bytes)
+        if hello.block_bytes < 1:
+            raise Nonsense(f"a block takes {hello.block_bytes} bytes")
+        slots = self._budget.slots(hello.block_bytes)
         geometry = Geometry(hello.fingerprint, slots, hello.block_bytes, hello.block_tokens)
-        if self._geometry != geometry:
-            if self._engines:
-                raise Nonsense(f"it keeps KV blocks of another kind: {_difference(self._geometry, geometry)}")
-            self._divide(geometry)
+        async with self._dividing:
+            if self._geometry != geometry:
+                if self._connections:
+                    raise Nonsense(f"it keeps KV blocks of another kind: {_difference(self._geometry, geometry)}")
+                await self._divide(geometry, hello.element_bytes)
         if hello.fresh:
             self.books.settled(Owner(hello.pid, hello.client))
-        self._engines += 1
+        self._connections += 1
         return Welcome(slots=geometry.slots, offset=geometry.offset)
 
     def goodbye(self) -> None:
         """A connection that was welcomed has ended."""
-        self._engines -= 1
+        self._connections -= 1
 
     def subscribe(self, owner: Owner) -> Subscriber:
         """Whom to tell of changes from now on."""
@@ -113,138 +143,137 @@ class Keeper:
         """It does not listen any more."""
         self._subscribers.discard(subscriber)
 
-    def _divide(self, geometry: Geometry) -> None:
-        """Use the slab for these blocks: with what is there if it was for them before."""
+    # --- between slab and disk ---
+
+    async def write(self, lease: Lease) -> list[int]:
+        """Write what is lent to the disk. Returns the bytes that each content takes there; 0 if it was not kept.
+
+        Raises:
+            StoreLost: the disk has failed, or there is none.
+        """
+        slots = [self.books.slot(block_key) for block_key in lease.block_keys]
+        with self._losing():
+            return await self.shelf.write(lease.block_keys, Rows(self._rows.pool, slots))
+
+    async def fetch(self, block_keys: Sequence[BlockKey]) -> None:
+        """Bring those of these contents that are not in the slab there from the disk, as far as there is room.
+
+        Raises:
+            StoreLost: the disk has failed, or there is none.
+        """
+        async with self._fetching:  # what two engines ask for is read once
+            wanted = [each for each in dict.fromkeys(block_keys) if self.shelf.finds(each)]
+            self.shelf.touch(wanted)
+            lease, slots = self.books.reserve(self._own, wanted)
+            into = Rows(self._rows.pool, [slot for slot in slots if slot >= 0])
+            checksums: list[int | None] = [None] * len(into.ids)
+            try:
+                with self._losing():
+                    came = await self.shelf.read(lease.block_keys, into)
+                sums = [checksum(into.array[row].data) for row in into.ids]
+                checksums = [each if there else None for each, there in zip(sums, came, strict=True)]
+            finally:
+                self.books.commit(lease, checksums)
+
+    async def look(self) -> None:
+        """See whether the disk can still be reached.
+
+        Raises:
+            StoreLost: it cannot, or there is none.
+        """
+        with self._losing():
+            await self.shelf.check()
+
+    async def flush(self, seconds: float) -> None:
+        """Write to the disk what only the slab has, what was used last first, for that long, and say in one line how much it was.
+
+        No more is written than fits beside what the disk has of it, so that nothing of more worth is pushed out.
+        """
+        if self._books is None or self._shelf is None:
+            return
+        began = self._clock()
+        newest = [block_key for block_key, _ in reversed(self._books.contents())]
+        safe = [block_key for block_key in newest if self._shelf.finds(block_key)]
+        self._shelf.touch(safe)
+        unsaved = [block_key for block_key in newest if not self._shelf.finds(block_key)]
+        waiting = unsaved[: max(0, self._shelf.capacity - len(safe))]
+        self._shelf.expect_newest_first()
+        written, cause = 0, "the disk has no room for them"
+        while waiting and not cause.startswith("the tier"):
+            if self._clock() - began >= seconds:
+                cause = "drain_seconds are over"
+                break
+            part, waiting = waiting[:_FLUSHED], waiting[_FLUSHED:]
+            lease, _ = self._books.lend(self._own, part)
+            try:
+                written += sum(size > 0 for size in await self.write(lease))
+            except StoreLost as error:
+                cause = f"the tier failed: {error}"
+            finally:
+                self._books.end(lease)
+        if unsaved:
+            text = "stopping: wrote %d of %d KV blocks that were nowhere else to tier disk in %.2f s"
+            log.info(text, written, len(unsaved), self._clock() - began)
+        if written < len(unsaved):
+            log.warning("stopping: %d KV blocks are lost: %s", len(unsaved) - written, cause)
+
+    def close(self) -> None:
+        """Give the folder back."""
+        if self._shelf is not None:
+            self._shelf.close()
+
+    async def _divide(self, geometry: Geometry, element_bytes: int) -> None:
+        """Use the tiers for these blocks: with what is there if they were for them before."""
         if geometry.slots < 1:
-            raise Nonsense(f"a block takes {geometry.block_bytes} bytes, and there is room for {self._capacity}")
+            raise Nonsense(f"a block takes {geometry.block_bytes} bytes, and there is room for {self._budget.slab}")
         if os.fstat(self._descriptor).st_size < geometry.size:
             os.ftruncate(self._descriptor, geometry.size)
-        records = Records(mmap(self._descriptor, geometry.size), geometry)
+        memory = mmap(self._descriptor, geometry.size)
         policy = eviction_of(self._eviction, geometry.slots)
-        self._books, self._geometry = SlabBooks(records, policy, self._tell), geometry
-        if len(self._books) or self._books.damaged:
-            log.info(
-                "found %d KV blocks in memory, dropped %d that were damaged", len(self._books), self._books.damaged
-            )
+        books = await asyncio.to_thread(SlabBooks, Records(memory, geometry), policy, self._tell_of_slab)
+        await self._open_shelf(geometry, element_bytes)
+        array = np.frombuffer(memory, np.uint8, geometry.slots * geometry.block_bytes, geometry.offset)
+        self._rows = Rows(array.reshape(geometry.slots, geometry.block_bytes), range(geometry.slots))
+        self._books, self._geometry = books, geometry
+        if len(books) or books.damaged:
+            log.info("found %d KV blocks in memory, dropped %d that were damaged", len(books), books.damaged)
 
-    def _tell(self, block_key: BlockKey, size: int, owner: Owner) -> None:
+    async def _open_shelf(self, geometry: Geometry, element_bytes: int) -> None:
+        if self._shelf is not None:
+            await asyncio.to_thread(self._shelf.close)
+            self._shelf = None
+        folder, capacity, block_bytes = self._budget.folder, self._budget.disk, geometry.block_bytes
+        if folder is None:
+            return
+        try:
+            store = await asyncio.to_thread(
+                open_disk, folder, capacity, block_bytes, element_bytes, geometry.fingerprint
+            )
+        except StoreLost as error:
+            self._no_shelf = str(error)
+            log.warning("the KV tier on disk cannot be used: %s", error)
+            return
+        policy = eviction_of(self._eviction, capacity // size_of(block_bytes))
+        self._shelf = Shelf(store, capacity, block_bytes, policy, self._tell_of_shelf)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """A disk that fails is not used any more."""
+        try:
+            yield
+        except StoreLost as error:
+            if self._shelf is not None:
+                self._shelf, self._no_shelf = None, str(error)
+                log.warning("the KV tier on disk is lost until the next start: %s", error)
+            raise
+
+    def _tell_of_slab(self, block_key: BlockKey, size: int, owner: Owner) -> None:
         for subscriber in self._subscribers:
             subscriber.tell(HOST, block_key, size, owner)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        session = Session(self)
-        try:
-            await session.run(reader, writer)
-        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
-            pass  # the engine has closed, or has ended; or the keeper ends
-        except (Nonsense, ProtocolError) as error:
-            log.warning("refused an engine: %s", error)
-            writer.write(packed(session.codec, Refused(reason=str(error))))
-        finally:
-            session.end()
-            writer.close()
-
-
-class Session:
-    """One connection of an engine, with the lease that it has."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self.codec = MessageCodec[Reply](REPLIES)
-        self._requests = MessageCodec[Request](REQUESTS)
-        self._keeper = keeper
-        self._owner = NOBODY
-        self._lease: Lease | None = None
-
-    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer until the engine closes.
-
-        Raises:
-            IncompleteReadError, OSError: it has.
-            Nonsense, ProtocolError: it says what makes no sense.
-        """
-        while True:
-            request = await receive(reader, self._requests)
-            if isinstance(request, Follow):
-                await self._feed(reader, writer)
-                return
-            for reply in self._answers(request):
-                writer.write(packed(self.codec, reply))
-            await writer.drain()
-
-    def end(self) -> None:
-        """Give back what it has."""
-        if self._lease is not None:
-            self._keeper.books.end(self._lease)
-        if self._owner != NOBODY:
-            self._keeper.goodbye()
-
-    def _answers(self, request: Request) -> Iterator[Reply]:
-        match request:
-            case Hello():
-                if self._owner != NOBODY:
-                    raise Nonsense("it has said Hello before")
-                yield self._keeper.welcome(request)
-                self._owner = Owner(request.pid, request.client)
-            case Reserve():
-                self._lease, slots = self._keeper.books.reserve(self._owner, self._asked(request.block_keys))
-                yield GivenSlots(slots=slots)
-            case Commit():
-                self._keeper.books.commit(self._take_lease(len(request.checksums)), request.checksums)
-                yield Done()
-            case Lend():
-                self._lease, slots = self._keeper.books.lend(self._owner, self._asked(request.block_keys))
-                yield GivenSlots(slots=slots)
-            case Release():
-                self._keeper.books.give_back(self._take_lease())
-                yield Done()
-            case Drop():
-                self._keeper.books.drop(request.keys)
-                yield Done()
-            case Contents():
-                contents = self._keeper.books.contents()
-                for begin in range(0, len(contents) + 1, _PART):
-                    part = contents[begin : begin + _PART]
-                    yield There(contents=part, more=begin + _PART <= len(contents))
-
-    def _asked(self, block_keys: list[BlockKey]) -> list[BlockKey]:
-        if self._lease is not None:
-            raise Nonsense("it has a lease already")
-        if any(len(block_key.token_ids) > self._keeper.books.ids for block_key in block_keys):
-            raise Nonsense(f"a block has at most {self._keeper.books.ids} token ids")
-        if any(len(block_key.hash) > HASH_BYTES for block_key in block_keys):
-            raise Nonsense(f"a hash has at most {HASH_BYTES} bytes")
-        return block_keys
-
-    def _take_lease(self, written: int | None = None) -> Lease:
-        """Its lease, if it is one over so many slots to be written, or, with None, to be read."""
-        lease = self._lease
-        if (
-            lease is None
-            or lease.writes != (written is not None)
-            or (lease.writes and written != len(lease.block_keys))
-        ):
-            raise Nonsense("it has no such lease")
-        self._lease = None
-        return lease
-
-    async def _feed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Tell of changes until the engine closes."""
-        subscriber = self._keeper.subscribe(self._owner)
-        closed = asyncio.ensure_future(reader.read(1))
-        try:
-            writer.write(packed(self.codec, Done()))
-            while not closed.done():
-                changes = asyncio.ensure_future(subscriber.changes())
-                await asyncio.wait({closed, changes}, return_when=asyncio.FIRST_COMPLETED)
-                if changes.done():
-                    for message in changes.result():
-                        writer.write(packed(self.codec, message))
-                    await writer.drain()
-                else:
-                    changes.cancel()
-        finally:
-            closed.cancel()
-            self._keeper.unsubscribe(subscriber)
+    def _tell_of_shelf(self, block_key: BlockKey, size: int) -> None:
+        for subscriber in self._subscribers:
+            subscriber.tell(DISK, block_key, size, NOBODY)
 
 
 def _difference(here: Geometry | None, there: Geometry) -> str:

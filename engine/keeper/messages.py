@@ -1,7 +1,7 @@
 """What engines and keeper say to each other. Names and places of blocks cross the socket, never their bytes.
 
-A connection belongs to one engine and has one lease at most: slots to be written (`Reserve` to `Commit`), or to be read (`Lend` to
-`Release`). It ends with the connection. Each request gets one answer, but `Contents` (several) and `Follow` (without end).
+A connection belongs to one engine and has one lease at most: slots to be written (`Reserve` to `Commit`), or to be read (`Lend` or
+`Read` to `Release`). It ends with the connection. Each request gets one answer, but `Contents` (several) and `Follow` (no end).
 """
 
 from dataclasses import dataclass, field
@@ -55,6 +55,23 @@ class Release:
 
 
 @dataclass(slots=True, kw_only=True)
+class Write:
+    """Write what is lent to me to the disk."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Read:
+    """Let me read these contents of the disk: bring them into memory, and lend them to me."""
+
+    block_keys: list[BlockKey]
+
+
+@dataclass(slots=True, kw_only=True)
+class Look:
+    """Can the disk still be reached?"""
+
+
+@dataclass(slots=True, kw_only=True)
 class Drop:
     """These contents are in doubt, or nobody's any more."""
 
@@ -74,8 +91,8 @@ class Follow:
     """Tell me on this connection what others put, and what goes."""
 
 
-REQUESTS = (Hello, Reserve, Commit, Lend, Release, Drop, Contents, Follow)
-Request = Hello | Reserve | Commit | Lend | Release | Drop | Contents | Follow
+REQUESTS = (Hello, Reserve, Commit, Lend, Release, Write, Read, Look, Drop, Contents, Follow)
+Request = Hello | Reserve | Commit | Lend | Release | Write | Read | Look | Drop | Contents | Follow
 
 
 # --- keeper -> engine ---
@@ -94,6 +111,14 @@ class Refused:
     """The request makes no sense here; the sentence says why. The connection ends."""
 
     reason: str
+    final: bool = False  # the engine must not start like this
+
+
+@dataclass(slots=True, kw_only=True)
+class DiskLost:
+    """The disk tier cannot be used; the sentence says why. Instead of the answer to what concerns it."""
+
+    reason: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,6 +126,13 @@ class GivenSlots:
     """A slot for each content that was asked for, `NOT_THERE` or `KNOWN`."""
 
     slots: list[int]
+
+
+@dataclass(slots=True, kw_only=True)
+class Sizes:
+    """The bytes on disk of each content that was lent; 0: it is not there."""
+
+    sizes: list[int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,5 +157,5 @@ class Changed:
     went: list[bytes] = field(default_factory=list)
 
 
-REPLIES = (Welcome, Refused, GivenSlots, Done, There, Changed)
-Reply = Welcome | Refused | GivenSlots | Done | There | Changed
+REPLIES = (Welcome, Refused, DiskLost, GivenSlots, Sizes, Done, There, Changed)
+Reply = Welcome | Refused | DiskLost | GivenSlots | Sizes | Done | There | Changed

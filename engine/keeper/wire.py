@@ -52,9 +52,9 @@ class Line(Generic[Message]):
             self._socket.close()
             raise
 
-    def wait_for_ever(self) -> None:
-        """From now on messages may be as far apart as they like."""
-        self._socket.settimeout(None)
+    def wait_at_most(self, seconds: float | None) -> None:
+        """From now on a message may take that long; None: as long as it likes."""
+        self._socket.settimeout(seconds)
 
     def send(self, data: bytes) -> None:
         """Send a message's bytes.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from engine.kv_store.host_memory import pin, reserve, unpin
@@ -96,7 +97,7 @@ class HostStore(BlockStore):
                 (row_of[block_key.hash], slot)
                 for block_key, slot in zip(reserved.block_keys, reserved.rows.ids, strict=True)
             ]
-            copies = self._copied(rows.pool, pairs, self._copy.to_slab)
+            copies = self._copied(rows, pairs, self._copy.to_slab)
             reserved.arrived[:] = [True] * len(pairs)
         with self._lock:
             self.save_copies += copies
@@ -106,7 +107,7 @@ class HostStore(BlockStore):
         """Copy these contents out of the slab; False where one is not there."""
         with self._lending(block_keys) as entries:
             pairs = [(entry.slot, row) for entry, row in zip(entries, rows.ids, strict=True) if entry]
-            copies = self._copied(rows.pool, pairs, self._copy.from_slab)
+            copies = self._copied(rows, pairs, self._copy.from_slab)
         with self._lock:
             self.load_copies += copies
         return [entry is not None for entry in entries]
@@ -221,10 +222,10 @@ class HostStore(BlockStore):
         entry = self._entries.get(block_key.hash)
         return entry if entry and entry.token_ids == block_key.token_ids else None
 
-    def _copied(self, pool: Tensor, pairs: RowPairs, copy: Callable[[Tensor, RowPairs], int]) -> int:
+    def _copied(self, rows: Rows, pairs: RowPairs, copy: Callable[[Tensor, RowPairs], int]) -> int:
         """Copy these and count them; returns the copies it took. After an error of the GPU all later copies would fail, too."""
         try:
-            copies = copy(pool, pairs)
+            copies = copy(torch.as_tensor(rows.pool), pairs)
         except RuntimeError as error:
             self._lost = f"copying between GPU and host failed: {error}"
             raise StoreLost(self._lost) from error

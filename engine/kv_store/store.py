@@ -4,12 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.transfers import TierChanges
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a keeper's process has none
 
 
 class StoreLost(Exception):
@@ -29,8 +33,13 @@ class Rows:
         ids: one row for each block, in the order of its keys. Neighbours may be copied together.
     """
 
-    pool: Tensor
+    pool: "Tensor | npt.NDArray[np.uint8]"
     ids: Sequence[int]
+
+    @property
+    def array(self) -> "npt.NDArray[np.uint8]":
+        """The pool, which is in host memory, as numpy sees it."""
+        return self.pool if isinstance(self.pool, np.ndarray) else self.pool.numpy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ A further tier is one more `TierEntry`, from here or from elsewhere: start, memo
 and know none of them by name.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from engine.kv_store.store import BlockStore
 
 GIB = 2**30
-_DISK_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +106,9 @@ class DiskTier(TierEntry):
 
     def open(self, device: DeviceBlocks) -> "BlockStore":
         """Take the folder, and read what an earlier process left there."""
-        from engine.kv_store.disk.codec import PlanesCodec
-        from engine.kv_store.disk.coded_disk import CodedDisk, TimedCodec
-        from engine.kv_store.disk.disk_store import DiskStore
+        from engine.kv_store.disk.opening import open_disk
 
-        codec = TimedCodec(PlanesCodec(device.element_bytes), time.perf_counter)
-        disk = DiskStore(
-            self.folder,
-            block_bytes=device.block_bytes,
-            fingerprint=device.fingerprint,
-            limit_bytes=self.capacity,
-            codecs=[codec],
-            depth=_DISK_THREADS,
-        )
-        return CodedDisk(disk, codec, _DISK_THREADS)
+        return open_disk(self.folder, self.capacity, device.block_bytes, device.element_bytes, device.fingerprint)
 
 
 def tiers_of(settings: Settings) -> Sequence[TierEntry]:

@@ -64,7 +64,8 @@ class Shutdown:
     """Exit after the current step. The HTTP process has drained, or has given up on what is open."""
 
     reason: str = ""
-    flush_seconds: float = 0.0  # how long KV may be written that only this process has to a tier that survives it
+    # How long KV may be written that only this process has to a tier that survives it; None: not at all, all tiers end, too.
+    flush_seconds: float | None = 0.0
 
 
 # --- engine -> HTTP process ------------------------------------------------------------------------------------------

@@ -312,8 +312,8 @@ class EngineClient:
             else:
                 _log.warning("%s: hangs: it %s", self.name, self._hang)
 
-    def shut_down(self, flush_seconds: float) -> None:
-        """Ask the engine to exit, after it has written KV that would be lost with it for at most so long."""
+    def shut_down(self, flush_seconds: float | None) -> None:
+        """Ask the engine to exit, after it has written KV that would be lost with it for at most so long (None: not at all)."""
         self._send(Shutdown(reason="the server stops", flush_seconds=flush_seconds))
 
     def disconnect(self) -> None:

@@ -41,7 +41,7 @@ def engine_commands(
         return {name: module_arguments("engine", settings, source) for name in settings.engine_names}
     return {
         share.engine: [
-            *module_arguments("engine", settings.of_engine(share.engine), source),
+            *module_arguments("engine", settings, source),
             *("--share", share.encode()),
             *(("--keeper", keeper.encode()) if keeper else ()),
         ]

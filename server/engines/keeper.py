@@ -87,15 +87,18 @@ class KeeperSupervisor:
             if not self._stop.is_set():
                 self._start()
 
-    async def stop(self) -> None:
-        """Let it end. `run` returns soon after."""
+    async def stop(self, flush_seconds: float) -> None:
+        """Let it write for that long what would be lost with it, and end. `run` returns soon after."""
         self._stop.set()
         child = self._child
-        if child is not None and child.stdin is not None:
-            child.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(child.wait, _GRACE_SECONDS)
-            child.kill()
+        if child is None or child.stdin is None or child.poll() is not None:
+            return
+        with contextlib.suppress(OSError):  # it has just died
+            child.stdin.write(f"{flush_seconds}\n".encode())
+            child.stdin.flush()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(child.wait, flush_seconds + _GRACE_SECONDS)
+        child.kill()
 
     def close(self) -> None:
         """End it at once, and release everything. May be called again."""

@@ -169,23 +169,23 @@ class Supervisor:
         await self._dismiss(process, seconds, flush_seconds)
         await replacing.wait()
 
-    async def stop(self, grace: float = STOP_GRACE_SECONDS, flush_seconds: float = 0.0) -> None:
+    async def stop(self, grace: float = STOP_GRACE_SECONDS, flush_seconds: float | None = 0.0) -> None:
         """Ask the engine to exit, and kill it if it does not in time; `run` returns soon after.
 
         Args:
             grace: seconds for its current step, and for whatever else it does not count; an engine that hangs has none, one that
                 is silent no more than `OBEY_BEATS`.
-            flush_seconds: beyond that, for writing KV that would be lost with it.
+            flush_seconds: beyond that, for writing KV that would be lost with it; None: no tier survives the server.
         """
         self._stop.set()
         self._revival.set()
         was_ready, hangs = self._client.state == "ready", self._client.hang is not None
         self._client.stopped()
-        seconds = (0.0 if hangs else grace) + flush_seconds if was_ready and grace > 0 else 0.0
+        seconds = (0.0 if hangs else grace) + (flush_seconds or 0.0) if was_ready and grace > 0 else 0.0
         if self._process is not None:
             await self._dismiss(self._process, seconds, flush_seconds)
 
-    async def _dismiss(self, process: EngineProcess, seconds: float, flush_seconds: float) -> None:
+    async def _dismiss(self, process: EngineProcess, seconds: float, flush_seconds: float | None) -> None:
         """End it, at its own pace for that long, of which it may write for `flush_seconds`."""
         if seconds > 0:
             self._client.shut_down(flush_seconds)

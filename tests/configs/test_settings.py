@@ -228,15 +228,12 @@ def test_defaults_are_told_of_by_nobody(kind):
     assert Settings(device=kind, kv_blocks=9).unread_on(kind) == []
 
 
-def test_what_is_one_of_a_kind_is_divided_among_engines():
-    settings = Settings(engines=4, kv_host_gib=2.0, kv_disk_path="kv", kv_disk_gib=10.0, kv_blocks=64)
+def test_several_engines_share_what_is_below_their_devices():
+    settings = Settings(engines=4, kv_host_gib=2.0)
     assert settings.engine_names == ["engine-0", "engine-1", "engine-2", "engine-3"]
-    got = Settings.model_validate_json(settings.of_engine("engine-3").for_engine())
-    assert (got.kv_host_gib, got.kv_disk_path, got.kv_disk_gib, got.kv_blocks) == (2.0, "kv/engine-3", 2.5, 64)
-    assert Settings(engines=4).of_engine("engine-0").for_engine() == '{"engines":4}'
-    assert settings.keeps and not Settings(engines=4).keeps and not Settings(kv_host_gib=2.0).keeps
-    alone = Settings(kv_host_gib=2.0, kv_disk_path="kv")
-    assert alone.engine_names == ["engine"] and alone.of_engine("engine") == alone
+    assert settings.keeps and Settings(engines=2, kv_disk_path="kv").keeps
+    assert not Settings(engines=4).keeps and not Settings(kv_host_gib=2.0, kv_disk_path="kv").keeps
+    assert Settings().engine_names == ["engine"]
 
 
 def test_routing_by_prefixes_needs_prefixes():

@@ -78,6 +78,5 @@ def test_a_rolling_restart_changes_no_answer(pool):
     assert all(card["state"] == "ready" for card in cards(pool))
 
 
-def test_each_engine_keeps_its_kv_in_a_folder_of_its_own(pool):
-    assert {path.name for path in pool.folder.iterdir()} == {"engine-0", "engine-1"}
-    assert all((path / "headrace.lock").exists() for path in pool.folder.iterdir())
+def test_engines_share_one_folder(pool):
+    assert (pool.folder / "headrace.lock").exists() and not (pool.folder / "engine-0").exists()

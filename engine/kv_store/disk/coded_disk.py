@@ -81,7 +81,7 @@ class CodedDisk(BlockStore):
             self._choice.wrote(sum(sizes), self._without_codec(seconds))
             if not self._tried and rows.ids:
                 self._tried = True
-                self._try(rows.pool[rows.ids[0]].numpy())
+                self._try(rows.array[rows.ids[0]])
             self._decide()
         return sizes
 

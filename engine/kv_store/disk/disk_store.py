@@ -191,7 +191,7 @@ class DiskStore(BlockStore):
     def _each(
         self, work: Callable[[BlockKey, Bytes], Outcome], block_keys: Sequence[BlockKey], rows: Rows
     ) -> list[Outcome]:
-        pool: Bytes = rows.pool.numpy()
+        pool = rows.array
         if pool.dtype != np.uint8 or pool.shape[1:] != (self._block_bytes,) or not pool.flags.c_contiguous:
             raise ValueError(f"rows are {pool.dtype} {pool.shape}; this store keeps uint8 [n, {self._block_bytes}]")
         pairs = list(zip(block_keys, (pool[row] for row in rows.ids), strict=True))

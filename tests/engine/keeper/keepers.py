@@ -7,10 +7,15 @@ import threading
 import time
 
 from engine.ipc.keeper_address import KeeperAddress
+from engine.keeper.budget import KeeperBudget
 from engine.keeper.client import KeeperClient
-from engine.keeper.host import KeptHost, SharedSlab
+from engine.keeper.disk import KeptDisk
+from engine.keeper.host import KeptHost
 from engine.keeper.keeper import Keeper
 from engine.keeper.messages import Hello
+from engine.keeper.session import serve
+from engine.keeper.slab import SharedSlab
+from engine.kv_store.disk.record import size_of
 
 SIZE = 96  # bytes of a block
 
@@ -33,18 +38,21 @@ def hello(**other):
 class KeeperThread:
     """One keeper after the other over the same memory and the same socket."""
 
-    def __init__(self, folder, blocks=4, eviction="lru"):
+    def __init__(self, folder, blocks=4, eviction="lru", disk=0, size=SIZE):
         self.slab = os.memfd_create("test")
         self.listener = socket.socket(socket.AF_UNIX)
         path = str(folder / "keeper")
         self.listener.bind(path)
         self.listener.listen()
         self.address = KeeperAddress(socket=path, slab=self.slab)
-        self.capacity, self.eviction = blocks * SIZE, eviction
+        self.budget = KeeperBudget(
+            slab=blocks * size, folder=folder / "kv" if disk else None, disk=disk * size_of(size), engines=1
+        )
+        self.eviction, self.size = eviction, size
         self.start()
 
     def start(self):
-        self.keeper = Keeper(self.slab, self.capacity, self.eviction)
+        self.keeper = Keeper(self.slab, self.budget, self.eviction)
         self._started, self._loop = threading.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True)
         self._thread.start()
@@ -52,7 +60,7 @@ class KeeperThread:
 
     async def _serve(self):
         self._over = asyncio.Event()
-        server = await self.keeper.serve(self.listener.dup())
+        server = await serve(self.keeper, self.listener.dup())
         self._started.set()
         await self._over.wait()
         server.close()
@@ -64,6 +72,7 @@ class KeeperThread:
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.sleep(0.01))
+        self.keeper.close()
         self._loop.close()
 
     def call(self, work):
@@ -77,11 +86,20 @@ class KeeperThread:
     def check_integrity(self):
         if self.keeper._books is not None:
             self.call(self.keeper.books.check_integrity)
+        if self.keeper._shelf is not None:
+            self.call(self.keeper.shelf.check_integrity)
 
     def host(self, **other):
         """The host tier as another engine sees it."""
-        client = KeeperClient(self.address, hello(**other))
-        return KeptHost(client, SharedSlab(client, SIZE, pinned=False))
+        return KeptHost(self.mapped(**other))
+
+    def disk(self, **other):
+        """The disk tier as another engine sees it."""
+        return KeptDisk(self.mapped(**other))
+
+    def mapped(self, **other):
+        client = KeeperClient(self.address, hello(block_bytes=self.size, **other))
+        return SharedSlab(client, self.size, pinned=False)
 
     def close(self):
         self.kill()
@@ -93,3 +111,7 @@ class KeeperThread:
         while not condition():
             assert time.monotonic() < deadline, "it did not come true in time"
             time.sleep(0.002)
+
+    def run(self, work):
+        """Await something in the keeper's thread; returns the result."""
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)

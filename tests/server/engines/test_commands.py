@@ -63,7 +63,7 @@ def test_each_command_line_has_its_part(monkeypatch):
     for name, line in lines.items():
         share = decode_share(line[line.index("--share") + 1])
         assert (share.engine, share.memory, share.cores) == (name, 4 * GIB, 4)
-        assert json.loads(line[line.index("--settings") + 1])["kv_disk_path"] == f"kv/{name}"
+        assert json.loads(line[line.index("--settings") + 1])["kv_disk_path"] == "kv"
 
 
 @pytest.mark.processes
