@@ -38,6 +38,7 @@ from scheduler.types.messages import (
     FinishReason,
     Heartbeat,
     Output,
+    PublishBlocks,
     SequencesStarted,
     Shutdown,
     StepOutputs,
@@ -139,6 +140,7 @@ class EngineLoop:
             if self._transfer_worker is not None:
                 self._transfer_worker.look()
             self._receive()
+            self._tell_blocks()
 
     def _serve_until_idle(self) -> None:
         while self._flights or self._news or not self._scheduler.idle:
@@ -264,6 +266,8 @@ class EngineLoop:
             case AbortRequests():
                 outputs = (self._scheduler.abort(request_id, self._clock()) for request_id in command.request_ids)
                 ended += [output for output in outputs if output is not None]
+            case PublishBlocks():
+                self._scheduler.publish_blocks(command.publish)
             case Shutdown():
                 log.info("told to stop: %s", command.reason)
                 self._shutdown = command
@@ -304,7 +308,13 @@ class EngineLoop:
             log.debug("ignored while stopping: %s", type(command).__name__)
 
     def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0, work: StepWork = _NO_WORK) -> None:
+        self._tell_blocks()
         stats = replace(self._scheduler.snapshot())
         self._channel.send(
             StepOutputs(outputs=outputs, stats=stats, step_tokens=tokens, step_seconds=seconds, step_work=work)
         )
+
+    def _tell_blocks(self) -> None:
+        """Which contents came and went, if somebody asked; before the outputs, which end what was known of a request's blocks."""
+        while (changes := self._scheduler.block_changes()) is not None:
+            self._channel.send(changes)

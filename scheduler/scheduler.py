@@ -23,6 +23,7 @@ from scheduler.decodes import DecodePlanner
 from scheduler.drafting import Drafter, Drafting
 from scheduler.fast_forward import FastForward
 from scheduler.integrity import check_requests
+from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
@@ -33,6 +34,7 @@ from scheduler.preemption import Preemption
 from scheduler.prefills import PrefillPlanner
 from scheduler.request_table import RequestTable
 from scheduler.results import ResultProcessor
+from scheduler.types.block_changes import BlockChanges
 from scheduler.types.block_hash import root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
@@ -87,6 +89,7 @@ class Scheduler:
         )
         self._plan_with(drafting)
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
+        self._journal: BlockJournal | None = None
         self._next_arrival = 0
         self._next_step = 0
 
@@ -328,6 +331,17 @@ class Scheduler:
         return after
 
     # --- observation ---
+
+    def publish_blocks(self, publish: bool) -> None:
+        """From now on keep a record of which contents come and go, beginning with those that are there; or no longer."""
+        self._journal = BlockJournal() if publish else None
+        for tier in self.transfers.tiers:
+            tier.publish_to(self._journal)
+        self.pool.publish_to(self._journal)
+
+    def block_changes(self) -> BlockChanges | None:
+        """Contents that came and went and were not told yet, not all at once; None if there are none, or nobody asked."""
+        return None if self._journal is None else self._journal.take()
 
     def snapshot(self) -> EngineStats:
         """The stats with gauges brought up to date."""

@@ -89,7 +89,8 @@ class Replica:
         self._open: dict[str, _Open] = {}
         self._given: deque[_Open] = deque()  # handed over to this replica, until there is room for them
         self._pool = pool
-        pool.journal = BlockJournal()
+        self._journal = BlockJournal()
+        pool.publish_to(self._journal)
         self._state = ReplicaState(
             ReplicaLimits(
                 blocks=pool.blocks,
@@ -116,14 +117,9 @@ class Replica:
     def view(self, message: AddRequest, names: Sequence[bytes], now: float) -> ReplicaView:
         """What a router sees of it when the request arrives, the blocks of whose prompt have these `names`."""
         self.catch_up(now)
-        self._tell()
+        while (changes := self._journal.take()) is not None:
+            self._state.blocks.change(changes)
         return self._state.view(len(message.prompt_ids), names, now, role=self.role)
-
-    def _tell(self) -> None:
-        """Which blocks came and went, as an engine tells it."""
-        assert self._pool.journal is not None
-        if (changes := self._pool.journal.take()) is not None:
-            self._state.changed(changes)
 
     def submit(
         self, message: AddRequest, token: int, record: RequestRecord, now: float, names: Sequence[bytes] = ()

@@ -54,7 +54,6 @@ class BlockPool:
 
     Attributes:
         evictions: contents evicted so far.
-        journal: told which contents come and go, if there is one.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class BlockPool:
         self.block_size = block_size
         self.caching = caching
         self.evictions = 0
-        self.journal: BlockJournal | None = None
+        self._journal: BlockJournal | None = None
         self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
         self._state = [_Block() for _ in range(blocks)]
         self._index: dict[bytes, int] = {}
@@ -222,8 +221,8 @@ class BlockPool:
             raise IntegrityError(f"block {block_id} published with {block.refs} owners and key {block.key!r}")
         block.key, block.tokens = key, tuple(tokens)
         self._index[key] = block_id
-        if self.journal is not None:
-            self.journal.stored(DEVICE, key, parent)
+        if self._journal is not None:
+            self._journal.stored(DEVICE, key, len(block.tokens), parent)
 
     def pin(self, keys: Sequence[bytes], until: float) -> int:
         """`Eviction.pin`, after handing lazily evicted contents back to the policy."""
@@ -258,9 +257,17 @@ class BlockPool:
         block = self._state[block_id]
         if block.key is not None:
             del self._index[block.key]
-            if self.journal is not None:
-                self.journal.removed(DEVICE, block.key)
+            if self._journal is not None:
+                self._journal.removed(DEVICE, block.key)
         block.key, block.tokens = None, ()
+
+    def publish_to(self, journal: BlockJournal | None) -> None:
+        """Tell the journal which contents are there, and from now on which come and go; None: tell nobody."""
+        self._journal = journal
+        if journal is None:
+            return
+        for key, block_id in self._index.items():
+            journal.stored(DEVICE, key, len(self._state[block_id].tokens))
 
     # --- invariants ---
 

@@ -8,11 +8,19 @@ there, and what is here in vain is found to be gone by the replica: either costs
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scheduler.types.block_changes import BlockChanges
 from scheduler.types.transfers import DEVICE
 
 MOST_BLOCKS = 2**17  # remembered of one tier; some 25 MB
+
+
+class KnownBlock(NamedTuple):
+    """What is known of a block beside its name."""
+
+    tokens: int
+    parent: bytes | None  # None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class BlockIndex:
 
     def __init__(self, capacity: int = MOST_BLOCKS) -> None:
         self._capacity = capacity
-        self._tiers: dict[str, dict[bytes, bytes | None]] = {DEVICE: {}}  # parents by name
+        self._tiers: dict[str, dict[bytes, KnownBlock]] = {DEVICE: {}}
         self._announced: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
@@ -59,13 +67,16 @@ class BlockIndex:
             for name in gone.names:
                 known.pop(name, None)
         for came in changes.stored:
-            known, parent = self._tiers.setdefault(came.tier, {}), came.parent
-            for name in came.names:
+            known = self._tiers.setdefault(came.tier, {})
+            for name, tokens, parent in zip(came.names, came.tokens, came.parents, strict=True):
                 known.pop(name, None)
-                known[name] = parent
-                parent = name
+                known[name] = KnownBlock(tokens, self._parent_of(name) if parent is None else parent)
             while len(known) > self._capacity:
                 del known[next(iter(known))]
+
+    def _parent_of(self, name: bytes) -> bytes | None:
+        """As another tier knows it."""
+        return next((known[name].parent for known in self._tiers.values() if name in known), None)
 
     def held(self, names: Sequence[bytes]) -> HeldBlocks:
         """How much of a prompt is there, given the names of its leading blocks."""
@@ -80,11 +91,11 @@ class BlockIndex:
             tiers.append(tier)
         return HeldBlocks(found, tuple(tiers))
 
-    def contents(self) -> Iterator[tuple[str, bytes, bytes | None]]:
-        """All that is known: tier, name and parent, where the parent is known."""
+    def contents(self) -> Iterator[tuple[str, bytes, KnownBlock]]:
+        """All that is known, tier by tier."""
         for tier, known in self._tiers.items():
-            for name, parent in known.items():
-                yield tier, name, parent
+            for name, block in known.items():
+                yield tier, name, block
 
     def clear(self) -> None:
         """The replica starts anew, with nothing."""

@@ -11,8 +11,7 @@ from scheduler.router.block_index import BlockIndex
 from scheduler.router.sequences import OpenSequence, OpenSequences, keys_of
 from scheduler.router.step_cost import StepCost
 from scheduler.router.view import ReplicaView, Role
-from scheduler.types.block_changes import BlockChanges
-from scheduler.types.messages import EngineStats
+from scheduler.types.messages import EngineStats, Ready
 from scheduler.types.step import StepWork
 
 _RECENT = 0.9  # weight of the steps before beside a new one, in the mix that sequences decode beside
@@ -33,6 +32,16 @@ class ReplicaLimits:
     block_size: int
     step_tokens: int
     running: int
+
+    @classmethod
+    def of(cls, ready: Ready) -> "ReplicaLimits":
+        """As an engine says that is ready."""
+        return cls(
+            blocks=ready.blocks,
+            block_size=ready.block_size,
+            step_tokens=ready.max_step_tokens,
+            running=ready.max_running,
+        )
 
 
 class ReplicaState:
@@ -106,10 +115,6 @@ class ReplicaState:
         sequence = self.sequences.ended(request_id)
         if sequence is not None:
             self.blocks.withdraw(sequence.names)
-
-    def changed(self, changes: BlockChanges) -> None:
-        """It told which contents came and went."""
-        self.blocks.change(changes)
 
     # --- what is expected ---
 

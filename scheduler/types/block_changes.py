@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, kw_only=True)
 class StoredBlocks:
-    """Full blocks of one prefix that came, each the next one's parent."""
+    """Blocks that came to a tier."""
 
     tier: str
-    names: list[bytes]  # hashes, see `scheduler/types/block_hash.py`
-    parent: bytes | None  # of the first; None: not known. A prompt's first block has the root as its parent
+    names: list[bytes]  # hashes of their contents, see `scheduler/types/block_hash.py`
+    tokens: list[int]  # in each; less than a block holds: only the request that was preempted there can use it
+    parents: list[bytes | None]  # of each; None: not known. A prompt's first block has the root as its parent
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +23,8 @@ class RemovedBlocks:
 
 @dataclass(slots=True, kw_only=True)
 class BlockChanges:
-    """What changed since the last one. No name is in both lists of one tier."""
+    """What changed in an engine's device and tiers since the last one; sent after `PublishBlocks`, before the outputs of the step
+    that brought it. No name is in both lists of one tier."""
 
     stored: list[StoredBlocks] = field(default_factory=list)
     removed: list[RemovedBlocks] = field(default_factory=list)

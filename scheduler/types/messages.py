@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from scheduler.types.block_changes import BlockChanges
 from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import StepWork, TokenLogprobs
@@ -66,6 +67,13 @@ class Shutdown:
     reason: str = ""
     # How long KV may be written that only this process has to a tier that survives it; None: not at all, all tiers end, too.
     flush_seconds: float | None = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class PublishBlocks:
+    """From now on tell which KV contents come and go (`BlockChanges`), beginning with those that are there; or no longer."""
+
+    publish: bool = True
 
 
 # --- engine -> HTTP process ------------------------------------------------------------------------------------------
@@ -219,8 +227,8 @@ class Heartbeat:
     tokens: int = 0  # of the step
 
 
-Command = AddRequest | AbortRequests | Shutdown
-Event = MemoryPlan | StartPhase | Ready | Failed | SequencesStarted | StepOutputs | Heartbeat
+Command = AddRequest | AbortRequests | PublishBlocks | Shutdown
+Event = MemoryPlan | StartPhase | Ready | Failed | SequencesStarted | BlockChanges | StepOutputs | Heartbeat
 
-COMMANDS = (AddRequest, AbortRequests, Shutdown)
-EVENTS = (MemoryPlan, StartPhase, Ready, Failed, SequencesStarted, StepOutputs, Heartbeat)
+COMMANDS = (AddRequest, AbortRequests, PublishBlocks, Shutdown)
+EVENTS = (MemoryPlan, StartPhase, Ready, Failed, SequencesStarted, BlockChanges, StepOutputs, Heartbeat)

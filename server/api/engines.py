@@ -51,7 +51,7 @@ async def _list(call: Call) -> EngineList:
     return EngineList(data=[_card(client, call.context) for client in call.context.engines])
 
 
-def _named(call: Call) -> EngineClient:
+def engine_of(call: Call) -> EngineClient:
     """The engine that the path names.
 
     Raises:
@@ -92,7 +92,7 @@ def _asked_role(body: RoleBody, context: ServerContext, tenant: Tenant) -> Role:
 
 
 async def _change_role(role: Role, call: Call) -> Response:
-    client, settings = _named(call), call.context.settings
+    client, settings = engine_of(call), call.context.settings
     if role is Role.PREFILL and not settings.kv_host_gib:
         raise Conflict("A prefill engine hands KV over by way of the host's tier, and there is none (kv_host_gib).")
     call.context.engines.change_role(client, role)
@@ -102,7 +102,7 @@ async def _change_role(role: Role, call: Call) -> Response:
 def _doing(act: Callable[[EngineClient, ServerContext], None]) -> Callable[[Call], Awaitable[EngineCard]]:
     async def answer(call: Call) -> EngineCard:
         _ensure_administers(call.tenant, call.context)
-        client = _named(call)
+        client = engine_of(call)
         act(client, call.context)
         return _card(client, call.context)
 

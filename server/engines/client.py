@@ -14,6 +14,7 @@ from typing import Literal
 from configs.settings import Settings
 from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.view import Role
+from scheduler.types.block_changes import BlockChanges
 from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
@@ -33,6 +34,7 @@ from scheduler.types.messages import (
 from server.engines.disaggregation.hand_overs import HandOvers
 from server.engines.health import EngineHealth, Liveness
 from server.engines.process import EngineProcess
+from server.engines.published_blocks import PublishedBlocks
 from server.engines.replay import Replays
 from server.engines.speed import Speed
 from server.engines.wire import EngineWire
@@ -87,9 +89,8 @@ class EngineClient:
         self._engine_metrics.follow_role(lambda: self.role.value)
         self._speed = Speed()
         self.routing = ReplicaState()  # what a router knows of it
-        self.names_of: Callable[[AddRequest], Sequence[bytes]] = (
-            lambda _: ()
-        )  # of a prompt's blocks, where that is of use
+        self.blocks = PublishedBlocks(self.routing.blocks, self._send)
+        self.names_of: Callable[[AddRequest], Sequence[bytes]] = lambda _: ()  # of a prompt's blocks, where of use
         self._hang: str | None = None  # what hangs, as the log and the metrics were told
         self._given_up = "it does not start"  # why, once it is "dead"
         self._start_seconds = 5.0  # how long the last start took; a first guess until one has been seen
@@ -329,6 +330,7 @@ class EngineClient:
             self.state = "starting"
         self.stats = EngineStats()
         self.routing.restarted()
+        self.blocks.engine_ended()
         self._engine_metrics.detached()
         streams, self._streams = self._streams, {}
         self.replays.inherit(self, list(streams.values()), self._settings.replay_seconds)
@@ -365,6 +367,9 @@ class EngineClient:
                 return
             case Heartbeat():
                 return
+            case BlockChanges():
+                self.blocks.changed(event)
+                return
             case SequencesStarted():
                 self._started(event.request_ids)
                 return
@@ -383,12 +388,8 @@ class EngineClient:
         self.state = "ready"
         self.failure = None
         self.last_token = now  # Ready means that a real token was produced
-        self.routing.limits = ReplicaLimits(
-            blocks=event.blocks,
-            block_size=event.block_size,
-            step_tokens=event.max_step_tokens,
-            running=event.max_running,
-        )
+        self.routing.limits = ReplicaLimits.of(event)
+        self.blocks.engine_ready()
         if self._process is not None and self._wire is not None:
             self._wire.once_connected(self._process.remove_endpoints)
             self._start_seconds = now - self._process.started

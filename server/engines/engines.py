@@ -52,6 +52,7 @@ class Engines:
             if len(clients) > 1:
                 client.names_of = partial(self._names_at, client)
                 client.hand_overs = hand_overs
+                client.blocks.keep()
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients)

@@ -1,10 +1,12 @@
 """Two real engines behind one server: the answers of one engine, and a rolling restart that nobody notices."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
 
+from scheduler.types.block_hash import block_names, root_hash
 from tests.e2e.server_process import ServerProcess
 
 pytestmark = pytest.mark.processes
@@ -76,6 +78,23 @@ def test_a_rolling_restart_changes_no_answer(pool):
     metrics = pool.metrics()
     assert [metrics[f'headrace_engine_restarts_total{{engine="engine-{number}"}}'] for number in (0, 1)] == [1, 1]
     assert all(card["state"] == "ready" for card in cards(pool))
+
+
+def test_what_an_engine_tells_of_its_blocks_has_the_names_that_anybody_can_compute(pool):
+    (answer,) = asked_together(pool, [PROMPTS[0] * 20], max_tokens=1)
+    ids = httpx.post(f"{pool.url}/tokenize", json={"prompt": PROMPTS[0] * 20}, timeout=30).json()["tokens"]
+    found = []
+    for card in cards(pool):
+        with httpx.stream("GET", f"{pool.url}/v1/engines/{card['id']}/blocks", timeout=30) as told:
+            line = json.loads(next(told.iter_lines()))
+        assert line["anew"] and line["block_size"] == 32
+        names = block_names(root_hash(line["fingerprint"]), ids, line["block_size"])
+        known = {block["name"]: block for block in line["stored"] if block["tier"] == "device"}
+        if names[0].hex() in known:
+            found.append(card["id"])
+            assert [known[name.hex()]["parent"] for name in names[1:]] == [name.hex() for name in names[:-1]]
+            assert {known[name.hex()]["tokens"] for name in names} == {32}
+    assert len(found) == 1 and answer["usage"]["prompt_tokens"] == len(ids)
 
 
 def test_engines_share_one_folder(pool):

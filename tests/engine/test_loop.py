@@ -18,7 +18,10 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
+from scheduler.router.block_index import BlockIndex, HeldBlocks
 from scheduler.scheduler import Scheduler
+from scheduler.types.block_changes import BlockChanges
+from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import (
     AbortRequests,
@@ -26,6 +29,7 @@ from scheduler.types.messages import (
     EngineStats,
     FinishReason,
     Heartbeat,
+    PublishBlocks,
     SequencesStarted,
     Shutdown,
     StepOutputs,
@@ -89,6 +93,7 @@ class Client:
         self._push, self._pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
         self._push.bind(self.endpoints[0])
         self._pull.bind(self.endpoints[1])
+        self.blocks = BlockIndex()
         self.tokens, self.ends, self.beats, self.started, self.stats = {}, {}, [], [], EngineStats()
 
     def send(self, message):
@@ -124,6 +129,9 @@ class Client:
             return
         if name == b"SequencesStarted":
             self.started += msgspec.msgpack.decode(body, type=SequencesStarted).request_ids
+            return
+        if name == b"BlockChanges":
+            self.blocks.change(msgspec.msgpack.decode(body, type=BlockChanges))
             return
         assert name == b"StepOutputs"
         event = msgspec.msgpack.decode(body, type=StepOutputs)
@@ -272,6 +280,25 @@ def test_blocks_move_between_tiers_beside_steps(tmp_path, depth):
     client.close()
     assert stats.tiers["host"].loaded > 20
     assert stats.swapped_out > 0
+
+
+def test_who_asks_is_told_which_blocks_are_there_and_which_come(engine):
+    client, _, _ = engine
+    names = [block_names(root_hash("sim"), [token] * 20, BLOCK) for token in (1, 2, 3)]
+    client.add("before", [1] * 20)
+    client.until_ended("before")
+    assert not len(client.blocks), "nobody asked"
+    client.send(PublishBlocks())
+    client.add("after", [2] * 20)
+    client.until_ended("after")
+    assert [client.blocks.held(each) for each in names] == [HeldBlocks(5), HeldBlocks(5), HeldBlocks(0)]
+    client.add("long", [9] * (CONTEXT - 10))
+    client.until_ended("long")
+    assert [client.blocks.held(each) for each in names] != [HeldBlocks(5), HeldBlocks(5), HeldBlocks(0)], "evicted"
+    client.send(PublishBlocks(publish=False))
+    client.add("later", [3] * 20)
+    client.until_ended("later")
+    assert client.blocks.held(names[2]) == HeldBlocks(0)
 
 
 def test_a_lost_device_ends_the_loop(tmp_path, request, engine):

@@ -12,12 +12,13 @@ from scheduler.kv.tiers.save_planner import Preemption
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
+from scheduler.router.block_index import BlockIndex
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Step, StepResult
-from scheduler.types.transfers import TierChanges, Transfer, TransferResult
+from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
 from tests.scheduler.sim_worker import EOS, SimStore, SimTransferWorker, SimWorker, expected
 
 
@@ -80,6 +81,8 @@ class Engine:
                 stores = {tier: SimStore(size) for tier, size in sizes.items()}
                 self.transfer_worker = SimTransferWorker(self.worker, stores, Random(seed))
         self.scheduler = Scheduler(self.config, pool, below, policy, drafter=drafter, worker_depth=depth)
+        self.scheduler.publish_blocks(True)
+        self.told = BlockIndex()
         self.drafts = drafter is not None
         self.steps = 0
         self.planned: Step | None = None
@@ -264,6 +267,20 @@ class Engine:
             self.tick()
         assert not self.scheduler.has_work, f"not drained after {limit} steps"
         self.scheduler.check_integrity()
+        self.check_told()
+
+    def check_told(self) -> None:
+        """Whoever was told which blocks came and went knows what is there."""
+        while (changes := self.scheduler.block_changes()) is not None:
+            self.told.change(changes)
+        told: dict[str, set[bytes]] = {}
+        for tier, name, _ in self.told.contents():
+            told.setdefault(tier, set()).add(name)
+        assert told.pop(DEVICE, set()) == set(self.scheduler.pool.contents())
+        for index in self.scheduler.transfers.tiers:
+            names = told.pop(index.name, set())
+            assert set(index.contents()) <= names and all(index.knows(name) for name in names)
+        assert not any(told.values()), "a tier that is lost"
 
     def check_outputs(self) -> None:
         """Every request that ran to its end has exactly the tokens it would have alone."""

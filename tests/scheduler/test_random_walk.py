@@ -161,6 +161,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             for engine in self.engines:
                 engine.scheduler.check_integrity()
+                engine.check_told()
                 assert engine.worker.max_tokens_in_step <= engine.config.max_step_tokens
 
     def teardown(self):

@@ -12,6 +12,7 @@ what must be read by nobody.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.kv.eviction import Eviction
 from scheduler.types.block_hash import BlockKey
@@ -65,6 +66,7 @@ class TierIndex:
         self.shared = shared
         self.used = 0
         self.evictions = 0
+        self._journal: BlockJournal | None = None
         self._policy = policy
         self._entries: dict[bytes, _Content] = {}
         self._evictable = 0  # bytes
@@ -99,6 +101,19 @@ class TierIndex:
         """What can be read now: what is in use first, then what would be evicted last (with LRU, what was used last)."""
         yield from (key for key in self._entries if key not in self._policy and self.readable(key))
         yield from reversed(list(self._policy))
+
+    def publish_to(self, journal: BlockJournal | None) -> None:
+        """Tell the journal which contents are there, and from now on which come and go; None: tell nobody."""
+        self._journal = journal
+        for key, entry in self._entries.items():
+            if journal is not None and entry.arrived:
+                journal.stored(self.name, key, len(entry.token_ids))
+
+    def lost(self) -> None:
+        """The tier failed: nothing is there any more."""
+        if self._journal is not None:
+            for key in self._entries:
+                self._journal.removed(self.name, key)
 
     # --- what the eviction policy learns ---
 
@@ -144,6 +159,8 @@ class TierIndex:
             if not size:
                 self._remove(key)
                 self._drop_own(key)  # a part of it may be there all the same
+            elif self._journal is not None:
+                self._journal.stored(self.name, key, len(entry.token_ids))
         self._settle([key for key, size in zip(keys, sizes, strict=True) if size])
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -250,6 +267,8 @@ class TierIndex:
 
     def _remove(self, key: bytes) -> None:
         self.used -= self._entries.pop(key).size
+        if self._journal is not None:
+            self._journal.removed(self.name, key)
 
     def check_integrity(self, reading: Iterable[bytes], arriving: Iterable[bytes]) -> None:
         """Compare the books with the transfers in flight.

@@ -105,7 +105,9 @@ class TierList:
 
     def mark_lost(self, name: str) -> None:
         """A tier failed as a whole. Transfers to and from it will fail too, each by a result of its own."""
-        self._tiers.pop(name, None)
+        tier = self._tiers.pop(name, None)
+        if tier is not None:
+            tier.lost()
         self.stats[name].up = False
 
     def mark_back(self, name: str) -> None:

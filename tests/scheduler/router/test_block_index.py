@@ -13,8 +13,13 @@ from scheduler.types.block_hash import block_names, root_hash
 ROOT = root_hash("model")
 
 
+def blocks(tier: str, *names: bytes, parent: bytes | None = None) -> StoredBlocks:
+    """A chain that begins behind `parent`."""
+    return StoredBlocks(tier=tier, names=list(names), tokens=[4] * len(names), parents=[parent, *names][: len(names)])
+
+
 def stored(tier: str, *names: bytes, parent: bytes | None = None) -> BlockChanges:
-    return BlockChanges(stored=[StoredBlocks(tier=tier, names=list(names), parent=parent)])
+    return BlockChanges(stored=[blocks(tier, *names, parent=parent)])
 
 
 def test_a_prefix_ends_at_the_first_block_that_is_missing():
@@ -48,9 +53,15 @@ def test_it_is_bounded_and_starts_anew():
     index.change(stored("device", b"c", b"d"))
     assert len(index) == 3 and index.held([b"a"]) == HeldBlocks(1), "b came first"
     assert index.held([b"b"]) == HeldBlocks()
-    assert list(index.contents()) == [("device", b"a", None), ("device", b"c", None), ("device", b"d", b"c")]
-    index.change(BlockChanges(anew=True, stored=[StoredBlocks(tier="host", names=[b"z"], parent=None)]))
-    assert list(index.contents()) == [("host", b"z", None)]
+    assert list(index.contents()) == [
+        ("device", b"a", (4, None)),
+        ("device", b"c", (4, None)),
+        ("device", b"d", (4, b"c")),
+    ]
+    index.change(stored("host", b"d"))
+    assert list(index.contents())[-1] == ("host", b"d", (4, b"c")), "as the device knows it"
+    index.change(BlockChanges(anew=True, stored=[blocks("host", b"z")]))
+    assert list(index.contents()) == [("host", b"z", (4, None))]
     index.announce([b"q"])
     index.clear()
     assert not len(index) and index.held([b"q"]) == HeldBlocks()
@@ -59,8 +70,8 @@ def test_it_is_bounded_and_starts_anew():
 @pytest.mark.parametrize("seed", range(5))
 def test_it_follows_a_pool_whatever_happens_there(seed):
     rng, size = random.Random(seed), 4
-    pool, index = BlockPool(12, size), BlockIndex()
-    pool.journal = BlockJournal()
+    pool, index, journal = BlockPool(12, size), BlockIndex(), BlockJournal()
+    pool.publish_to(journal)
     tables: list[list[int]] = []
     for _ in range(300):
         action = rng.randrange(6)
@@ -75,32 +86,46 @@ def test_it_follows_a_pool_whatever_happens_there(seed):
             pool.release(tables.pop(rng.randrange(len(tables))))
         elif tables and rng.random() < 0.2:
             pool.drop_contents()
-        if rng.random() < 0.5 and (changes := pool.journal.take()) is not None:
+        if rng.random() < 0.5 and (changes := journal.take()) is not None:
             index.change(changes)
             assert {name for _, name, _ in index.contents()} == set(pool.contents())
 
 
-def test_a_journal_tells_chains_as_runs_and_the_last_change_of_each_content():
+def test_a_journal_tells_the_last_change_of_each_content():
     journal = BlockJournal()
     first = journal.take()
     assert first == BlockChanges(anew=True) and journal.take() is None
     for name, parent in ((b"a", ROOT), (b"b", b"a"), (b"x", ROOT), (b"y", b"b")):
-        journal.stored("device", name, parent)
-    journal.stored("host", b"b", b"a")
+        journal.stored("device", name, 4, parent)
+    journal.stored("host", b"b", 4, b"a")
     journal.removed("device", b"x")
     assert journal.take() == BlockChanges(
         stored=[
-            StoredBlocks(tier="device", names=[b"a", b"b", b"y"], parent=ROOT),
-            StoredBlocks(tier="host", names=[b"b"], parent=b"a"),
+            blocks("device", b"a", b"b", b"y", parent=ROOT),
+            blocks("host", b"b", parent=b"a"),
         ],
         removed=[RemovedBlocks(tier="device", names=[b"x"])],
     )
 
 
+def test_a_journal_tells_much_in_several_parts(monkeypatch):
+    monkeypatch.setattr("scheduler.kv.block_journal.MOST_AT_ONCE", 2)
+    journal = BlockJournal()
+    for number in range(3):
+        journal.stored("device", bytes([number]), 4, ROOT)
+    parts = [journal.take() for _ in range(3)]
+    assert [part and [name for each in part.stored for name in each.names] for part in parts] == [
+        [b"\0", b"\1"],
+        [b"\2"],
+        None,
+    ]
+    assert [part.anew for part in parts if part] == [True, False]
+
+
 def test_a_journal_that_nobody_takes_stays_small():
     journal = BlockJournal(limit=3)
     for number in range(9):
-        journal.stored("device", bytes([number]), None)
+        journal.stored("device", bytes([number]), 4)
     changes = journal.take()
     assert changes is not None
     assert [name for each in changes.stored for name in each.names] == [bytes([6]), bytes([7]), bytes([8])]

@@ -11,6 +11,10 @@ from scheduler.types.step import StepWork
 
 LIMITS = ReplicaLimits(blocks=100, block_size=10, step_tokens=50, running=4)
 NAMES = [bytes([number]) for number in range(20)]
+ON_DEVICE, IN_HOST = (
+    BlockChanges(stored=[StoredBlocks(tier=tier, names=NAMES[:3], tokens=[10] * 3, parents=[None] * 3)])
+    for tier in ("device", "host")
+)
 STEP, TOKEN, DECODE = 0.01, 0.001, 0.002
 
 
@@ -64,7 +68,11 @@ def test_what_waits_goes_first_and_shrinks_with_each_step():
 
 def test_what_is_cached_or_on_its_way_there_is_not_computed():
     state = replica()
-    state.changed(BlockChanges(anew=True, stored=[StoredBlocks(tier="device", names=NAMES[:3], parent=None)]))
+    state.blocks.change(
+        BlockChanges(
+            anew=True, stored=[StoredBlocks(tier="device", names=NAMES[:3], tokens=[10] * 3, parents=[None] * 3)]
+        )
+    )
     assert state.view(45, NAMES[:4], 0.0).cached_tokens == 30
     state.submitted("a", 45, 5, NAMES[:4])
     view = state.view(45, NAMES[:4], 0.0)
@@ -76,7 +84,7 @@ def test_what_is_cached_or_on_its_way_there_is_not_computed():
 
 def test_a_tier_is_counted_on_where_loading_is_sooner():
     state = replica()
-    state.changed(BlockChanges(stored=[StoredBlocks(tier="host", names=NAMES[:3], parent=None)]))
+    state.blocks.change(IN_HOST)
     view = state.view(45, NAMES[:4], 0.0, load_seconds={"host": 0.001})
     assert (view.cached_tokens, view.tier_tokens) == (0, 30)
     assert view.first_token_seconds == pytest.approx(3 * 0.001 + STEP + 15 * TOKEN)
@@ -115,7 +123,7 @@ def test_tokens_follow_each_other_more_slowly_beside_prompts_and_others():
 
 def test_one_that_starts_again_has_nothing():
     state = replica()
-    state.changed(BlockChanges(stored=[StoredBlocks(tier="device", names=NAMES[:3], parent=None)]))
+    state.blocks.change(ON_DEVICE)
     state.submitted("a", 45, 5, NAMES[:4])
     state.restarted()
     view = state.view(45, NAMES[:4], 0.0)

@@ -81,7 +81,10 @@ def test_a_model_that_is_not_served_is_refused_everywhere(endpoint):
     assert all(name in response.json()["error"]["message"] for name in ("large", "small", "org/small"))
 
 
-@pytest.mark.parametrize("endpoint", BODILESS, ids=lambda endpoint: endpoint.path)
+ENDING = [endpoint for endpoint in BODILESS if "application/x-ndjson" not in endpoint.content]  # the others never end
+
+
+@pytest.mark.parametrize("endpoint", ENDING, ids=lambda endpoint: endpoint.path)
 def test_what_is_asked_without_a_body_answers_as_declared(endpoint):
     async def ask():
         server = Server()
