@@ -1,4 +1,4 @@
-"""The engines of one server, by name. A job goes to one of them: where there are several, a router says to which."""
+"""The engines of one server, by name. A prompt goes to one of them: where there are several, a router says to which."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from server.engines.disaggregation.hand_overs import HandOvers, Peer
 from server.engines.disaggregation.split import Split
 from server.engines.prompt_names import PromptNames
 from server.engines.replay import Host, Replays
+from server.engines.spread import Spread
 from server.errors import Conflict, Unavailable
 from server.stream.job import Job
 from server.telemetry.hand_overs import HandOverMetrics
@@ -73,9 +74,9 @@ class Engines:
         usable = [info for use, info in known if use] or [info for _, info in known]
         return min(usable, key=lambda info: info.context, default=None)
 
-    def choose(self, job: Job) -> EngineClient:
-        """The engine for one job. All its sequences go there, so that they share their prompt's blocks. If another one is to go on
-        after their first token, they are marked.
+    def choose(self, job: Job) -> EngineClient | Spread:
+        """The engine for one job, or, if it has several prompts, what spreads them over engines. The sequences of one prompt go to
+        one engine, so that they share its blocks. If another one is to go on after their first token, they are marked.
 
         Raises:
             Unavailable: no engine is ready, or all that are hang or are drained.
@@ -84,12 +85,20 @@ class Engines:
             raise self.unavailable()
         if len(self._clients) == 1:
             return self._clients[0]
-        first = job.sequences[0].request
-        decodes = first.produces is OutputKind.TOKENS and first.sampling.max_tokens > 1
-        views = self._views(first, self._taking(len(job.sequences)))
-        placement = self._split.place(first.prompt_ids, views, decodes=decodes)
+        first, last = job.sequences[0].request, job.sequences[-1].request
+        taking = self._taking(len(job.sequences))
+        if first.prompt_ids is not last.prompt_ids:
+            return Spread(_alike(taking), self._place)
+        engine = self._place(first, taking)
         for sequence in job.sequences:
-            sequence.request.hand_over = placement.hand_over
+            sequence.request.hand_over = first.hand_over
+        return engine
+
+    def _place(self, request: AddRequest, taking: Collection[EngineClient]) -> EngineClient:
+        """Which of those that take requests gets a prompt; marks the sequence if another one is to go on with it."""
+        decodes = request.produces is OutputKind.TOKENS and request.sampling.max_tokens > 1
+        placement = self._split.place(request.prompt_ids, self._views(request, taking), decodes=decodes)
+        request.hand_over = placement.hand_over
         return self._clients[placement.index]
 
     def change_role(self, client: EngineClient, role: Role) -> None:
@@ -144,3 +153,11 @@ class Engines:
     def unavailable(self) -> Unavailable:
         """Why no request is taken now, with Retry-After, as the engine says that may be ready first."""
         return min(self._clients, key=lambda client: _HOPE[client.state]).unavailable()
+
+
+def _alike(engines: Collection[EngineClient]) -> list[EngineClient]:
+    """The most of these that compute the same: parts of one answer may not come from others."""
+    groups: dict[str | None, list[EngineClient]] = {}
+    for engine in engines:
+        groups.setdefault(engine.computes, []).append(engine)
+    return max(groups.values(), key=len)

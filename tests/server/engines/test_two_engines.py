@@ -128,11 +128,33 @@ def test_all_sequences_of_a_job_go_to_one_engine(tmp_path):
             held = asyncio.create_task(post(server, [HOLD], n=3))
             await eventually(lambda: server.first.client.stats.running == 3)
             assert server.second.client.open_count == 0
-            answer = await post(server, [[5], [6], [7]])
+            answer = await post(server, [5], n=3)
             assert answer.json()["usage"]["completion_tokens"] == 9
             assert server.metrics.registry.get_sample_value("headrace_steps_total", {"engine": "second"}) >= 9
             held.cancel()
             await asyncio.gather(held, return_exceptions=True)
+
+    run(body)
+
+
+def test_prompts_of_a_job_are_spread_over_engines_and_sequences_of_a_prompt_are_not(tmp_path):
+    async def body():
+        async with two_engines(tmp_path) as server:
+            clients = [rig.client for rig in (server.first, server.second)]
+            held = [asyncio.create_task(post(server, [[HOLD, 1], [HOLD, 2]], n=3))]
+            await eventually(lambda: [client.stats.running for client in clients] == [3, 3])
+            for client in clients:
+                ids = {tuple(stream.request.prompt_ids) for stream in client._streams.values()}
+                assert len(ids) == 1, "the sequences of one prompt"
+            held.append(asyncio.create_task(post(server, [[HOLD], [HOLD, 3], [HOLD, 4], [HOLD, 5]])))
+            await eventually(lambda: [client.stats.running for client in clients] == [5, 5])
+            clients[0].draining = True
+            answer = await post(server, [[5], [6], [7]])
+            assert [choice["index"] for choice in answer.json()["choices"]] == [0, 1, 2]
+            for request in held:
+                request.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+            await eventually(lambda: not any(client.open_count for client in clients))
 
     run(body)
 

@@ -1,0 +1,60 @@
+"""Half an hour in which processes die and hang under load: no request is lost, no text changes, nothing is left behind.
+
+CHAOS_MINUTES, CHAOS_SEED and CHAOS_ARGUMENTS (more of `headrace serve`, such as "--roles prefill:1,decode:2") say what is run; the
+table of faults is printed (`pytest -s`).
+"""
+
+import asyncio
+import os
+import shlex
+
+import pytest
+
+from tests.e2e.chaos.clients import Clients, undisturbed
+from tests.e2e.chaos.faults import Faults, percentile, table
+from tests.e2e.chaos.pool import Pool
+from tests.e2e.chaos.questions import questions
+
+pytestmark = [pytest.mark.processes, pytest.mark.long]
+
+MINUTES = float(os.environ.get("CHAOS_MINUTES", "30"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+ARGUMENTS = shlex.split(os.environ.get("CHAOS_ARGUMENTS", ""))
+CLIENTS = 5
+SERVER = (
+    *("--engines", "3", "--kv-blocks", "200", "--max-step-tokens", "128", "--kv-host-gib", "0.1"),
+    *("--hang-seconds", "5", "--drain-seconds", "5"),
+)
+
+
+@pytest.mark.timeout(60 * MINUTES + 900)
+def test_no_client_notices_whatever_is_killed(tmp_path):
+    pool = Pool(tmp_path, *SERVER, *ARGUMENTS)
+    try:
+        pool.wait_ready()
+        clients, faults = asyncio.run(disturbed(pool))
+    finally:
+        wrong = list(pool.stop())
+    streams = [one.pause for one in clients.asked if one.pause]
+    print(f"\n{len(clients.asked)} requests in {MINUTES:g} minutes, seed {SEED}\n{table(faults.done, clients.asked)}")
+    print(f"longest pause of a stream: median {percentile(streams, 0.5):.2f} s, p99 {percentile(streams, 0.99):.2f} s")
+    lost = [f"{one.kind}, {one.ended - one.begun:.1f} s: {one.outcome}" for one in clients.asked if one.lost]
+    wrong += [f"{len(lost)} requests were lost", *lost[:10]] if lost else []
+    wrong += [line.strip() for line in pool.printed if "Traceback" in line or "ends by a defect" in line]
+    assert not wrong, "\n".join([*wrong, "".join(pool.printed[-200:])])
+    assert faults.done, "nothing was done"
+
+
+async def disturbed(pool):
+    over = asyncio.Event()
+    faults = Faults(pool, SEED)
+    expected = await undisturbed(pool.url, questions())
+    clients = Clients(pool.url, expected, faults.reachable.wait, faults.http_killed)
+    asking = [asyncio.create_task(clients.run(SEED * 1000 + number, over)) for number in range(CLIENTS)]
+    try:
+        await faults.run(clients, 60 * MINUTES)
+    finally:
+        over.set()
+        await asyncio.gather(*asking)
+    await asyncio.to_thread(pool.wait_ready)
+    return clients, faults
