@@ -16,7 +16,7 @@ from server.engines.disaggregation.hand_overs import HandOvers, Peer
 from server.engines.disaggregation.split import Split
 from server.engines.prompt_names import PromptNames
 from server.engines.replay import Host, Replays
-from server.engines.spread import Spread
+from server.engines.spread import SpreadJob
 from server.errors import Conflict, Unavailable
 from server.stream.job import Job
 from server.telemetry.hand_overs import HandOverMetrics
@@ -74,7 +74,7 @@ class Engines:
         usable = [info for use, info in known if use] or [info for _, info in known]
         return min(usable, key=lambda info: info.context, default=None)
 
-    def choose(self, job: Job) -> EngineClient | Spread:
+    def choose(self, job: Job) -> EngineClient | SpreadJob:
         """The engine for one job, or, if it has several prompts, what spreads them over engines. The sequences of one prompt go to
         one engine, so that they share its blocks. If another one is to go on after their first token, they are marked.
 
@@ -88,7 +88,7 @@ class Engines:
         first, last = job.sequences[0].request, job.sequences[-1].request
         taking = self._taking(len(job.sequences))
         if first.prompt_ids is not last.prompt_ids:
-            return Spread(_alike(taking), self._place)
+            return SpreadJob(_alike(taking), self._place)
         engine = self._place(first, taking)
         for sequence in job.sequences:
             sequence.request.hand_over = first.hand_over

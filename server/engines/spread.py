@@ -8,7 +8,7 @@ from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
 
 
-class Spread:
+class SpreadJob:
     """Stands for these engines while a job is submitted. The sequences of one prompt go to one, so that they share its blocks.
 
     Args:

@@ -42,6 +42,7 @@ class Pool:
         os.environ["TMPDIR"] = str(self._folder)
         try:
             self.server = ServerProcess("--port", self._port, *self._arguments, wait=False)
+            self.server.url = self.url
         finally:
             del os.environ["TMPDIR"]
 
@@ -79,9 +80,7 @@ class Pool:
 
     def metric(self, name: str) -> float:
         """The sum over all engines."""
-        with contextlib.suppress(httpx.TransportError):
-            return sum(value for full, value in self.server.metrics().items() if full.partition("{")[0] == name)
-        return 0.0
+        return sum(value for full, value in self.server.metrics().items() if full.partition("{")[0] == name)
 
     def stop(self) -> Iterator[str]:
         """End it in good order. Gives what is wrong then."""
