@@ -16,6 +16,7 @@ from server.stream.event_buffer import EventBuffer, size_of
 from server.telemetry.lifetime import Exchange, Lifetime
 
 WRITE_BYTES = 64 * 1024  # of what waited for a client, that are written to it at once
+_LAST_EVENT_BYTES = 4096  # that an event may take which says why there is no more, beyond all bounds
 
 Source = AsyncGenerator[list[bytes], None]
 _log = logging.getLogger("headrace.http")
@@ -46,6 +47,9 @@ class Books(Protocol):
 
     def expired(self, stream: "ResumableStream") -> None:
         """Nobody has come for as long as it is kept."""
+
+    def too_large(self, stream: "ResumableStream") -> None:
+        """Its reader has left it with more than is kept of one stream."""
 
 
 class EventReader:
@@ -109,6 +113,7 @@ class ResumableStream:
         self._books = books
         self._buffer = EventBuffer()
         self._reader: EventReader | None = None
+        self._away = False  # the client; before it first reads, it is about to
         self._begun = asyncio.Event()
         self._taken = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -142,7 +147,7 @@ class ResumableStream:
     async def _add(self, event: bytes) -> None:
         size = size_of(event)
         while not self._make_room(size):
-            if self._reader is None:
+            if self._away:
                 raise StreamOverrun(
                     f"The client was away while more than {self._books.most_bytes} bytes (resume_bytes) came, or more than there "
                     "is room for in all (resume_total_bytes); the rest was not computed."
@@ -162,7 +167,8 @@ class ResumableStream:
                     break
             else:
                 return True
-        if self._reader is not None and self._reader.position == buffer.last:
+        position = 0 if self._reader is None else self._reader.position
+        if position == buffer.last and not self._away:
             self._books.overdraw(size)  # it goes straight to the reader
             return True
         return False
@@ -242,7 +248,7 @@ class ResumableStream:
         if self._reader is not None:
             self._reader.end(StreamTaken("Another connection goes on with this stream; this one gets no more of it."))
         self._stop_timer()
-        self._reader, self.delivered = reader, False
+        self._reader, self._away, self.delivered = reader, False, False
         self._taken.set()
         self._books.changed(self)
 
@@ -250,11 +256,14 @@ class ResumableStream:
         """The connection has ended; the time within which another must come begins, if none has come yet."""
         if self._reader is not reader:
             return
-        self._reader = None
+        self._reader, self._away = None, True
         self._taken.set()
-        if self._closed is None:
-            self.await_reader()
-            self._books.changed(self)
+        if self._closed is not None:
+            return
+        self.await_reader()
+        self._books.changed(self)
+        if self._buffer.size > self._books.most_bytes + _LAST_EVENT_BYTES:
+            self._books.too_large(self)
 
     def await_reader(self) -> None:
         """The time within which a reader must come begins."""
@@ -275,7 +284,10 @@ class ResumableStream:
                 return
             elif not await _within(reader.news, sse.KEEP_ALIVE_SECONDS):
                 yield sse.KEEP_ALIVE
-        reader.exchange.error_code = reader.displaced.code
+        if not isinstance(
+            reader.displaced, StreamTaken
+        ):  # that is mostly a connection that is dead, whose client came back
+            reader.exchange.error_code = reader.displaced.code
         yield sse.error_event(reader.displaced)
 
     def _read_to_the_end(self, reader: EventReader) -> None:

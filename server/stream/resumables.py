@@ -131,6 +131,10 @@ class ResumableStreams:
         """Nobody has come for as long as it is kept."""
         self._forget(stream, "delivered" if stream.delivered else "expired")
 
+    def too_large(self, stream: ResumableStream) -> None:
+        """Its reader has left it with more than is kept of one stream: an event that is larger than that, or its last one."""
+        self._forget(stream, "delivered" if stream.delivered else "overrun")
+
     # --- the books ---
 
     def _fits(self, size: int) -> bool:

@@ -1,7 +1,8 @@
 """Sending an answer while watching the client: a stream as server-sent events, or one JSON body.
 
 Nothing more is computed for a client that has left. The response starts with the first output, so that whatever goes wrong
-before it has its own HTTP status. If that takes long, the stream starts with comments, which keep proxies from giving up.
+before it has its own HTTP status. If that takes long, the stream starts with comments, and has them wherever it pauses: they keep
+proxies from giving up.
 """
 
 import asyncio
@@ -69,6 +70,7 @@ class EventStream(Response):
         self._exchange = exchange
         self._steps = generation.steps()
         self._first: asyncio.Task[list[Delta] | None] | None = None
+        self._writes = 0
 
     async def start(self, receive: Receive) -> bool:
         """Wait for the first output, or until a keep-alive is due; False if the client has left.
@@ -106,12 +108,25 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with contextlib.aclosing(self._events()) as events:
-                async for data in events:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            pulse = asyncio.create_task(self._keep_alive(send))
+            try:
+                async with contextlib.aclosing(self._events()) as events:
+                    async for data in events:
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+                        self._writes += 1
+            finally:
+                await cancelled(pulse)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:  # what a server may raise if the client has left
             _log.debug("the client of %s left", self._generation.job.id)
+
+    async def _keep_alive(self, send: Send) -> None:
+        """A comment whenever nothing was written for long. One look at a time, so that tokens cost nothing more."""
+        while True:
+            before = self._writes
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            if self._writes == before:
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         try:
@@ -134,13 +149,12 @@ class EventStream(Response):
         )
 
     async def _all_steps(self) -> AsyncGenerator[list[Delta], None]:
-        """The generation's steps; an empty one whenever only a keep-alive is due."""
+        """The generation's steps; an empty one first if the first is late: the answer's head goes out with a comment."""
         first = self._first
         assert first is not None, "await start() before sending"
-        while not first.done():
+        if not first.done():
             yield []
-            await asyncio.wait({first}, timeout=KEEP_ALIVE_SECONDS)
-        deltas = first.result()
+        deltas = await first
         if deltas is not None:
             yield deltas
         async for deltas in self._steps:

@@ -16,7 +16,7 @@ HEADERS = (
     *("content-length", "content-type", "cookie", "expect", "forwarded", "host", "if-modified-since", "if-none-match"),
     *("origin", "access-control-request-headers", "access-control-request-method", "prefer", "range", "referer"),
     *("te", "traceparent", "tracestate", "transfer-encoding", "user-agent", "x-forwarded-for", "x-forwarded-host"),
-    *("x-forwarded-proto", "x-http-method-override", "x-request-id"),
+    *("x-forwarded-proto", "x-http-method-override", "x-request-id", "last-event-id"),
 )
 FRAGMENTS = (
     *(

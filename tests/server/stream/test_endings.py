@@ -227,6 +227,26 @@ def test_a_long_wait_is_bridged_with_comments(monkeypatch):
     assert summary.text == "abc" and summary.comments >= 2
 
 
+def test_a_pause_within_a_stream_is_bridged_with_comments(monkeypatch):
+    """As one is in which another engine goes on."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.001)
+
+    async def wait():
+        server = Server("abc")
+        server.process.gate.clear()
+        call = server.call(COMPLETIONS, {"prompt": "a", "stream": True})
+        await until(lambda: server.process.requests)
+        server.process.step()
+        await until(lambda: b'"a"' in body_of(call))
+        begun = body_of(call).count(sse.KEEP_ALIVE)
+        await until(lambda: body_of(call).count(sse.KEEP_ALIVE) >= begun + 2)
+        server.process.gate.set()
+        await asyncio.wait_for(call.task, 5)
+        return call
+
+    assert validate_body(body_of(run(wait))).text == "abc"
+
+
 def test_a_client_that_leaves_while_it_waits(monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.001)
 

@@ -135,6 +135,26 @@ def test_what_was_read_long_ago_is_not_kept():
     run(body)
 
 
+def test_an_event_that_is_larger_than_what_is_kept_goes_to_who_is_there_and_is_kept_for_nobody():
+    huge = {"prompt": [97] * 200, "echo": True, "logprobs": 20, "max_tokens": 3}
+
+    async def body():
+        client = Client(resume_bytes=2**15)
+        call = client.asks(**huge)
+        await call.task
+        assert validate_body(body_of(call)).text.endswith("aaa") and len(body_of(call)) > 2**15
+        call = client.asks(**huge)
+        call.takes.clear()
+        await call.started.wait()
+        call.leave.set()
+        await call.task
+        assert (await client.get(id_of(call))).status_code == 404 and client.server.engine.open_count == 0
+        assert await client.ended("overrun") == 1
+        assert await client.metric("headrace_resumable_stream_bytes") < 2**15
+
+    run(body)
+
+
 def test_a_client_that_reads_slowly_gets_all_of_it():
     async def body():
         client = Client(**SMALL)
