@@ -58,7 +58,7 @@ def _label(series: str) -> str:
     return series.split('"')[1]
 
 
-class Cases:
+class ApartCases:
     """The cases. Each prints a line of figures."""
 
     def __init__(self, rounds: int, seed: int, tokens: int) -> None:
@@ -190,7 +190,7 @@ def _versus(one: Sequence[float], other: Sequence[float]) -> str:
     return f"{first:.3f} s against {second:.3f} s: {first / second:.2f} x"
 
 
-CASES = {"hand-over": Cases.hand_over, "gaps": Cases.gaps, "recovery": Cases.recovery}
+CASES = {"hand-over": ApartCases.hand_over, "gaps": ApartCases.gaps, "recovery": ApartCases.recovery}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(asked) - CASES.keys():
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(CASES)}")
     for name in asked:
-        line = asyncio.run(CASES[name](Cases(options.rounds, options.seed, options.tokens)))
+        line = asyncio.run(CASES[name](ApartCases(options.rounds, options.seed, options.tokens)))
         print(f"{name:9} {line}", flush=True)
 
 
