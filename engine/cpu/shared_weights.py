@@ -5,7 +5,7 @@ lock packs. What is complete is *sealed*: from then on the system lets nobody wr
 of it: an engine that dies while it packs leaves no seal, the system takes its lock back, and the next one starts from nothing. As
 the server holds the memory, an engine that is started again finds the weights there.
 
-Laid out as: the key's digest, each tensor from a page of its own, the rest of the model's structure pickled, the length of that.
+Laid out as: the key's digest, the tensors, the rest of the model's structure pickled, the length of that.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from torch import Tensor
 T = TypeVar("T")
 log = logging.getLogger("headrace.engine")
 
-_PAGE = mmap.ALLOCATIONGRANULARITY
+_LINE = 64  # bytes of a cache, on which tensors begin
 _LENGTH = 8  # bytes at the end
 _LOOK_SECONDS = 0.01
 _STALLED_SECONDS = 30.0  # in which an engine that packs must have come further: a layer takes a second of a large model
@@ -160,7 +160,7 @@ class _Arena:
         if (placed := self._placed.get(id(tensor))) is not None:
             return placed[1]
         with self._lock:
-            start = -(-self._end // _PAGE) * _PAGE
+            start = -(-self._end // _LINE) * _LINE
             self._end = start + tensor.nbytes
         _write(self._descriptor, memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data), start)
         return _Spot(start, tensor.dtype, tuple(tensor.shape))

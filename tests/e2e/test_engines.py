@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from scheduler.types.block_hash import block_names, root_hash
@@ -52,6 +55,15 @@ def test_answers_are_those_of_one_engine(pool, server, sampling):
     fingerprints = {answer["system_fingerprint"] for answer in several}
     assert fingerprints == {card["fingerprint"] for card in cards(pool)} and len(fingerprints) == 1
     assert all(steps(pool, name) > count for name, count in before.items()), "both had their part"
+
+
+def test_weights_are_in_memory_once(pool):
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no memory without a name")
+    engines = [child.pid for child in psutil.Process(pool.process.pid).children() if "--share" in child.cmdline()]
+    maps = [line.split() for pid in engines for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    inodes = [entry[4] for entry in maps if any("headrace-weights" in word for word in entry)]
+    assert len(engines) == len(inodes) == 2 and len(set(inodes)) == 1
 
 
 def steps(server, engine):

@@ -71,7 +71,7 @@ def test_the_first_packs_and_the_others_map(memory):
     with pytest.raises(PermissionError):
         os.pwrite(memory, b"no", 100)
     size = os.fstat(memory).st_size
-    assert 5000 + 48 + 28 < size < 8 * 4096, "each tensor once"
+    assert 5000 + 48 + 28 < size < 5000 + 4096, "each tensor once"
 
 
 def test_other_weights_are_not_taken_for_these(memory, caplog):
