@@ -21,7 +21,7 @@ from server.errors import Conflict, Unavailable
 from server.stream.job import Job
 from server.telemetry.hand_overs import HandOverMetrics
 
-_LEAST_KV_WAIT, _MOST_KV_WAIT = 0.1, 2.0  # seconds
+_LEAST_KV_WAIT, _MOST_KV_WAIT = 0.5, 2.0  # seconds: most hand-overs take some hundredths of one
 _HOPE = {"starting": 0, "ready": 1, "stopped": 2, "dead": 3}  # the sooner it may take requests, the less
 
 
@@ -136,7 +136,7 @@ class Engines:
         return self._clients[self._router.choose(request.prompt_ids, views, ChunkPhase.DECODE)]
 
     def _kv_wait(self, request: AddRequest) -> float:
-        """How long a request may wait for KV that is being saved: not longer than it would take to compute it."""
+        """How long a request may wait for KV that is being saved: about as long as it would take to compute it."""
         seconds = len(request.prompt_ids) * max(client.routing.cost.token_seconds for client in self._clients)
         return min(max(seconds, _LEAST_KV_WAIT), _MOST_KV_WAIT)
 

@@ -296,3 +296,12 @@ def test_random_walk(seed):
     pair.drain()
     pair.check()
     assert not any(engine.scheduler.expecting for engine in pair.engines)
+
+
+def test_nobody_waits_for_more_than_the_tier_holds():
+    pair = Pair(max_step_tokens=16, store=4)
+    pair.wait = 1000.0
+    pair.add("a", lasting(prompt_of(30)))
+    pair.drain(100)
+    pair.check()
+    assert len(pair.second.outputs["a"]) == 4

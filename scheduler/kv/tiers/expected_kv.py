@@ -38,9 +38,9 @@ class ExpectedKv:
         return request.request_id in self._open
 
     def add(self, request: Request, keys: Sequence[bytes], until: float) -> None:
-        """The request waits for these contents, which form a prefix, but no longer than that. Without a tier that others fill it
-        does not."""
-        if keys and any(tier.shared for tier in self._tiers):
+        """The request waits for these contents, which form a prefix, but no longer than that. It does not without a tier that
+        others fill and that has room for all of them."""
+        if keys and any(tier.shared and len(keys) * tier.block_bytes <= tier.capacity for tier in self._tiers):
             self._open[request.request_id] = _Expectation(keys, until)
 
     def look(self, now: float) -> None:
