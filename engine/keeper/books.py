@@ -8,6 +8,7 @@ none of its copies is under way: it may still be copying.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,13 +57,22 @@ class SlabBooks:
         policy: decides which content is evicted first.
         tell: called with a content, the bytes it takes (0: it has gone) and who put it.
         alive: whether a process has not ended.
+        clock: seconds, monotonic; for pins.
 
     Attributes:
         ids: most token ids of a content.
         damaged: contents that the records had, and whose bytes were others.
     """
 
-    def __init__(self, records: Records, policy: Eviction, tell: Tell, alive: Callable[[int], bool] = is_alive) -> None:
+    def __init__(
+        self,
+        records: Records,
+        policy: Eviction,
+        tell: Tell,
+        *,
+        alive: Callable[[int], bool] = is_alive,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         geometry = records.geometry
         self.ids = geometry.ids
         self.damaged = 0
@@ -71,6 +81,7 @@ class SlabBooks:
         self._index = TierIndex("slab", geometry.slots * geometry.block_bytes, geometry.block_bytes, policy)
         self._tell = tell
         self._alive = alive
+        self._clock = clock
         self._slots: dict[bytes, int] = {}
         self._free = FreeExtents(geometry.slots)
         self._leases: set[Lease] = set()
@@ -106,6 +117,7 @@ class SlabBooks:
             The lease, and a slot for each content, `KNOWN` if it is there, or `NOT_THERE`.
         """
         self._index.touch(list({block_key.hash: None for block_key in block_keys if self._index.finds(block_key)}))
+        self._index.expire(self._clock())
         if self._abandoned:
             self._end_abandoned()
         absent = [block_key for block_key in block_keys if self._index.reserve(block_key)]
@@ -171,6 +183,10 @@ class SlabBooks:
     def settled(self, owner: Owner) -> None:
         """None of its earlier copies is under way."""
         self._end_abandoned(owner)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """Keep these contents, present or yet to come, until then."""
+        self._index.pin(keys, until)
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Nobody finds these contents any more. Their slots are free when their last readers have gone."""

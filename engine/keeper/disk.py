@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from engine.keeper.messages import Done, Drop, GivenSlots, Lend, Look, Read, Release, Sizes, Write
+from engine.keeper.messages import Done, Drop, GivenSlots, Keep, Lend, Look, Read, Release, Sizes, Write
 from engine.keeper.slab import SharedSlab
 from engine.kv_store.store import BlockStore, Capabilities, Kept, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
@@ -59,6 +59,11 @@ class KeptDisk(BlockStore):
         if keys:
             with suppress(StoreLost), self._client.lane() as lane:
                 lane.ask(Drop(tier=DISK, keys=keys), Done)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """Have these contents kept until then, whoever put them."""
+        with self._client.lane() as lane:
+            lane.ask(Keep(tier=DISK, keys=list(keys), until=until), Done)
 
     def kept(self) -> Iterable[Kept]:
         """What is there."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from engine.keeper.client import Lane
-from engine.keeper.messages import KNOWN, Done, Drop, GivenSlots, Lend, Release
+from engine.keeper.messages import KNOWN, Done, Drop, GivenSlots, Keep, Lend, Release
 from engine.keeper.slab import SharedSlab
 from engine.kv_store.store import BlockStore, Capabilities, Kept, Lent, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
@@ -60,6 +60,11 @@ class KeptHost(BlockStore):
         if keys:
             with suppress(StoreLost), self._client.lane() as lane:
                 lane.ask(Drop(tier=HOST, keys=keys), Done)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """Have these contents kept until then, whoever put them."""
+        with self._client.lane() as lane:
+            lane.ask(Keep(tier=HOST, keys=list(keys), until=until), Done)
 
     def kept(self) -> Iterable[Kept]:
         """What is there."""

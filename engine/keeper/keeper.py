@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from mmap import mmap
 
 import numpy as np
@@ -105,6 +106,15 @@ class Keeper:
         self.books.drop(keys)
         if tier == DISK:
             self.shelf.drop(keys)
+
+    def pin(self, tier: str, keys: Sequence[bytes], until: float) -> None:
+        """Keep these contents in that tier until then.
+
+        Raises:
+            StoreLost: there is no such tier.
+        """
+        tier_books = self.books if tier == HOST else self.shelf
+        tier_books.pin(keys, until)
 
     # --- engines come and go ---
 
@@ -230,7 +240,8 @@ class Keeper:
             os.ftruncate(self._descriptor, geometry.size)
         memory = mmap(self._descriptor, geometry.size)
         policy = eviction_of(self._eviction, geometry.slots)
-        books = await asyncio.to_thread(SlabBooks, Records(memory, geometry), policy, self._tell_of_slab)
+        make = partial(SlabBooks, clock=self._clock)
+        books = await asyncio.to_thread(make, Records(memory, geometry), policy, self._tell_of_slab)
         await self._open_shelf(geometry, element_bytes)
         array = np.frombuffer(memory, np.uint8, geometry.slots * geometry.block_bytes, geometry.offset)
         self._rows = Rows(array.reshape(geometry.slots, geometry.block_bytes), range(geometry.slots))
@@ -254,7 +265,7 @@ class Keeper:
             log.warning("the KV tier on disk cannot be used: %s", error)
             return
         policy = eviction_of(self._eviction, capacity // size_of(block_bytes))
-        self._shelf = Shelf(store, capacity, block_bytes, policy, self._tell_of_shelf)
+        self._shelf = Shelf(store, capacity, block_bytes, policy, self._tell_of_shelf, clock=self._clock)
 
     @contextmanager
     def _losing(self) -> Iterator[None]:

@@ -72,6 +72,15 @@ class Look:
 
 
 @dataclass(slots=True, kw_only=True)
+class Keep:
+    """Evict these contents, present or yet to come, only where nothing else is left, until then (`time.monotonic`)."""
+
+    tier: str
+    keys: list[bytes]
+    until: float
+
+
+@dataclass(slots=True, kw_only=True)
 class Drop:
     """These contents are in doubt, or nobody's any more."""
 
@@ -91,8 +100,8 @@ class Follow:
     """Tell me on this connection what others put, and what goes."""
 
 
-REQUESTS = (Hello, Reserve, Commit, Lend, Release, Write, Read, Look, Drop, Contents, Follow)
-Request = Hello | Reserve | Commit | Lend | Release | Write | Read | Look | Drop | Contents | Follow
+REQUESTS = (Hello, Reserve, Commit, Lend, Release, Write, Read, Look, Keep, Drop, Contents, Follow)
+Request = Hello | Reserve | Commit | Lend | Release | Write | Read | Look | Keep | Drop | Contents | Follow
 
 
 # --- keeper -> engine ---

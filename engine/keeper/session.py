@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from engine.ipc.codec import MessageCodec, ProtocolError
 from engine.keeper.books import Lease
@@ -19,6 +19,7 @@ from engine.keeper.messages import (
     Follow,
     GivenSlots,
     Hello,
+    Keep,
     Lend,
     Look,
     Read,
@@ -48,8 +49,10 @@ async def serve(keeper: Keeper, listener: socket.socket) -> asyncio.Server:
         session = Session(keeper)
         try:
             await session.run(reader, writer)
-        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
-            pass  # the engine has closed, or has ended; or the keeper ends
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # the engine has closed, or has ended
+        except asyncio.CancelledError:  # the keeper ends
+            writer.transport.abort()
         except (Nonsense, ProtocolError, StoreRefused) as error:
             log.warning("refused an engine: %s", error)
             writer.write(packed(session.codec, Refused(reason=str(error), final=isinstance(error, StoreRefused))))
@@ -121,17 +124,30 @@ class Session:
             case Release():
                 self._keeper.books.give_back(self._take_lease())
                 yield Done()
+            case Contents():
+                for part in self._parts(request.tier):
+                    yield part
+            case _:
+                await self._obey(request)
+                yield Done()
+
+    async def _obey(self, request: Request) -> None:
+        """What concerns no lease, and is done or not."""
+        match request:
             case Look():
                 await self._keeper.look()
-                yield Done()
+            case Keep():
+                self._keeper.pin(request.tier, request.keys, request.until)
             case Drop():
                 self._keeper.drop(request.tier, request.keys)
-                yield Done()
-            case Contents():
-                contents = self._keeper.contents(request.tier)
-                for begin in range(0, len(contents) + 1, _PART):
-                    part = contents[begin : begin + _PART]
-                    yield There(contents=part, more=begin + _PART <= len(contents))
+            case _:
+                raise Nonsense(f"{type(request).__name__} is out of place")
+
+    def _parts(self, tier: str) -> Iterator[There]:
+        contents = self._keeper.contents(tier)
+        for begin in range(0, len(contents) + 1, _PART):
+            part = contents[begin : begin + _PART]
+            yield There(contents=part, more=begin + _PART <= len(contents))
 
     def _lent(self, block_keys: list[BlockKey]) -> GivenSlots:
         self._lease, slots = self._keeper.books.lend(self._owner, block_keys)

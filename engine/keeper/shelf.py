@@ -4,6 +4,7 @@ What belongs here: which contents are on the disk, and what goes when room is ne
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.kv_store.disk.record import size_of
@@ -22,6 +23,7 @@ class Shelf:
         block_bytes: of a block.
         policy: decides which content is evicted first.
         tell: called with a content and the bytes it takes; 0: it has gone.
+        clock: seconds, monotonic; for pins.
     """
 
     def __init__(
@@ -31,11 +33,14 @@ class Shelf:
         block_bytes: int,
         policy: Eviction,
         tell: Callable[[BlockKey, int], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.capacity = capacity // size_of(block_bytes)
         self._store = store
         self._index = TierIndex("disk", capacity, size_of(block_bytes), policy)
         self._tell = tell
+        self._clock = clock
         self._reading: list[bytes] = []
         self._arriving: list[bytes] = []
         for block_key, size in store.kept():
@@ -69,6 +74,7 @@ class Shelf:
             StoreLost: the disk has failed.
         """
         row_of = dict(zip(block_keys, rows.ids, strict=True))
+        self._index.expire(self._clock())
         absent = [block_key for block_key in block_keys if self._index.reserve(block_key)]
         self._drop()
         keys = [block_key.hash for block_key in absent]
@@ -117,6 +123,10 @@ class Shelf:
             StoreLost: it cannot.
         """
         await asyncio.to_thread(self._store.check)
+
+    def pin(self, keys: Sequence[bytes], until: float) -> None:
+        """Keep these contents, present or yet to come, until then."""
+        self._index.pin(keys, until)
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Nobody finds these contents any more."""

@@ -118,6 +118,13 @@ class BlockStore(ABC):
     def drop(self, keys: Iterable[bytes]) -> None:
         """Forget the contents of these hashes; unknown ones are ignored."""
 
+    def pin(self, keys: Sequence[bytes], until: float) -> None:  # noqa: B027 - only a store that is `shared` evicts
+        """Keep these contents, present or yet to come, until then (`time.monotonic`), as far as there is room for pins.
+
+        Raises:
+            StoreLost: as from `put`.
+        """
+
     def lend(self, block_keys: Sequence[BlockKey]) -> AbstractContextManager[Lent]:
         """Those of these contents that are there, to be read in place. For stores with `contiguous_rows`.
 

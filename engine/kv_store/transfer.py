@@ -152,6 +152,8 @@ class TransferWorker:
         result = TransferResult(transfer_id=transfer.transfer_id, sizes=[0] * len(transfer.block_keys))
         rest = 0.0
         try:
+            for pin in transfer.pins:
+                self._stores[transfer.lower].pin(pin.keys, pin.until)
             rest = self._carry(transfer, result)
         except StoreLost as error:
             self._tell_lost(transfer.lower, error)

@@ -30,6 +30,7 @@ class Transfer:
     block_keys: list[BlockKey]
     blocks: list[int]  # of the device, one for each content, if it is source or target; else empty
     drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the transfer begins
+    pins: list["Pin"] = field(default_factory=list)  # that the lower tier, which evicts by itself, shall know of
     urgent: bool = False  # a request waits for it: no pauses for the sake of what runs beside it
 
     @property
@@ -41,6 +42,13 @@ class Transfer:
     def hashes(self) -> list[bytes]:
         """The hashes of its contents."""
         return [block_key.hash for block_key in self.block_keys]
+
+
+class Pin(NamedTuple):
+    """A prefix that a request wants kept, present or yet to come."""
+
+    keys: Sequence[bytes]
+    until: float  # seconds of the clock that all processes of a machine share
 
 
 @dataclass(slots=True, kw_only=True)

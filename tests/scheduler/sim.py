@@ -224,8 +224,13 @@ class Engine:
         if self.transfer_worker is not None:
             for result in self.transfer_worker.finished():
                 self.scheduler.absorb_transfer(result)
-            for name, changes in self.transfer_worker.changes():
-                self.scheduler.transfers.tiers.follow(name, changes)
+            changed = self.transfer_worker.changes()
+            for name, kept in self.transfer_worker.returned():
+                self.scheduler.transfers.take_up(name, kept)
+            for name, changes in changed:
+                self.scheduler.transfers.follow(name, changes)
+            for name in self.transfer_worker.lost():
+                self.scheduler.transfers.tiers.mark_lost(name)
             self.scheduler.check_integrity()
 
     def fail_step(self) -> None:

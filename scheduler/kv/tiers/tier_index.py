@@ -16,7 +16,7 @@ from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.kv.eviction import Eviction
 from scheduler.types.block_hash import BlockKey
-from scheduler.types.transfers import TierChanges
+from scheduler.types.transfers import Pin, TierChanges
 
 
 @dataclass(slots=True)
@@ -71,6 +71,7 @@ class TierIndex:
         self._entries: dict[bytes, _Content] = {}
         self._evictable = 0  # bytes
         self._drops: list[bytes] = []
+        self._pins: list[Pin] = []  # of which the tier, where others evict, has to be told
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -125,6 +126,8 @@ class TierIndex:
     def pin(self, keys: Sequence[bytes], until: float) -> None:
         """Keep these contents until then, in seconds of the caller's clock, as far as the limit on pins allows."""
         self._policy.pin(keys, until)
+        if self.shared:
+            self._pins.append(Pin(list(keys), until))
 
     def expire(self, now: float) -> None:
         """End the pins whose time has come."""
@@ -229,6 +232,7 @@ class TierIndex:
         self.used = self._evictable = 0
         self._entries.clear()
         self._drops.clear()
+        self._pins.clear()
         self._policy.clear()
 
     def _drop_own(self, key: bytes) -> None:
@@ -241,14 +245,23 @@ class TierIndex:
         drops, self._drops = self._drops, []
         return drops
 
+    def take_pins(self) -> list[Pin]:
+        """Pins that the tier has to be told of; each is returned once."""
+        pins, self._pins = self._pins, []
+        return pins
+
+    def pin_again(self, pins: Iterable[Pin]) -> None:
+        """Return pins that a transfer took but never carried out."""
+        self._pins += pins
+
     def drop_again(self, keys: Iterable[bytes]) -> None:
         """Return drops that a transfer took but never carried out; contents that have come back since are kept."""
         self._drops += [key for key in keys if key not in self._entries]
 
     @property
-    def has_drops(self) -> bool:
-        """Whether the tier has something to forget."""
-        return bool(self._drops)
+    def has_word(self) -> bool:
+        """Whether the tier has something to forget, or pins to be told of."""
+        return bool(self._drops or self._pins)
 
     def _evict(self) -> None:
         key = self._policy.victim()

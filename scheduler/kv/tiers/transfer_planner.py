@@ -82,7 +82,7 @@ class TransferPlanner:
     @property
     def busy(self) -> bool:
         """Whether transfers are under way or wait to be planned."""
-        return self.in_flight or self._saves.busy or any(tier.has_drops for tier in self.tiers)
+        return self.in_flight or self._saves.busy or any(tier.has_word for tier in self.tiers)
 
     @property
     def frees_soon(self) -> bool:
@@ -208,6 +208,7 @@ class TransferPlanner:
             lower = self.tiers.get(transfer.lower)
             if lower is not None:
                 lower.drop_again(transfer.drops)
+                lower.pin_again(transfer.pins)
         return arrivals
 
     def absorb(self, result: TransferResult) -> list[FinishedLoad]:

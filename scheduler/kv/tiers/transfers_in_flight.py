@@ -77,7 +77,7 @@ class TransfersInFlight:
         )
         lower = self._tiers.get(transfer.lower)
         if lower is not None:
-            transfer.drops = lower.take_drops()
+            transfer.drops, transfer.pins = lower.take_drops(), lower.take_pins()
         self._next_id += 1
         self._planned.append(transfer)
         own = list(blocks) if held else []
@@ -85,9 +85,9 @@ class TransfersInFlight:
         return transfer
 
     def plan_drops(self) -> None:
-        """Plan an empty transfer to each tier that has something to forget and gets no other transfer."""
+        """Plan an empty transfer to each tier that has something to be told and gets no other transfer."""
         for tier in self._tiers:
-            if tier.has_drops:
+            if tier.has_word:
                 self.plan(DEVICE, tier.name)
 
     def take(self) -> list[Transfer]:

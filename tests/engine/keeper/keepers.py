@@ -60,18 +60,23 @@ class KeeperThread:
 
     async def _serve(self):
         self._over = asyncio.Event()
-        server = await serve(self.keeper, self.listener.dup())
+        listener = self.listener.dup()
+        server = await serve(self.keeper, listener)
         self._started.set()
         await self._over.wait()
+        asyncio.get_running_loop().remove_reader(listener)  # asyncio trips over who is let in while it closes
+        await asyncio.sleep(0.005)
         server.close()
 
     def kill(self):
         """End it in the middle of whatever it does: nothing is tidied up."""
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.01))
+        for _ in range(3):  # who has just been let in has no task yet
+            self._loop.run_until_complete(asyncio.sleep(0.005))
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0.005))
         self.keeper.close()
         self._loop.close()
 
@@ -91,11 +96,13 @@ class KeeperThread:
 
     def host(self, **other):
         """The host tier as another engine sees it."""
-        return KeptHost(self.mapped(**other))
+        return self.host_on(self.mapped(**other))
 
     def disk(self, **other):
         """The disk tier as another engine sees it."""
-        return KeptDisk(self.mapped(**other))
+        return self.disk_on(self.mapped(**other))
+
+    host_on, disk_on = staticmethod(KeptHost), staticmethod(KeptDisk)
 
     def mapped(self, **other):
         client = KeeperClient(self.address, hello(block_bytes=self.size, **other))

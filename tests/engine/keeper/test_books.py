@@ -54,7 +54,7 @@ class Walk:
         self.records = Records(self.memory, GEOMETRY)
         self.told.clear()
         self.books = SlabBooks(
-            self.records, eviction_of(self.policy, GEOMETRY.slots), self.tell, lambda pid: pid not in self.ended
+            self.records, eviction_of(self.policy, GEOMETRY.slots), self.tell, alive=lambda pid: pid not in self.ended
         )
         self.told |= {each.hash: each for each, _ in self.books.contents()}
 

@@ -92,6 +92,22 @@ def test_a_closed_store_is_lost_and_what_it_kept_is_not(keeper, store):
     assert get(store, 1, 2) == [1, 2]
 
 
+def test_what_is_pinned_by_one_engine_is_kept_from_all(keeper, store):
+    now = [0.0]
+    put(store, 1)
+    keeper.keeper.books._clock = lambda: now[0]
+    other = keeper.host()
+    other.pin([block_key(1).hash, block_key(9).hash], 10.0)
+    for number in range(2, 8):
+        assert put(store, number) == [SIZE]
+    assert [each.token_ids[0] for each in (kept.block_key for kept in store.kept())][-1] == 1, "evicted last"
+    now[0] = 11.0
+    for number in range(10, 15):
+        put(store, number)
+    assert get(store, 1) == []
+    other.close()
+
+
 def test_what_one_engine_puts_the_others_are_told_of_at_once(keeper, store):
     other, told = keeper.host(), []
     other.on_changes(lambda: told.append(other.changes()))
