@@ -124,7 +124,11 @@ class KeeperClient:
                     raise StoreLost("calls to the keeper are still under way")
             with self._telling_of_loss():
                 feed, welcome = self._opened(fresh=True)
-                feed.ask(Follow(), Done)
+                try:
+                    feed.ask(Follow(), Done)
+                except BaseException:
+                    feed.line.close()
+                    raise
                 feed.line.wait_at_most(None)
             with self._lock:
                 if self._closed:

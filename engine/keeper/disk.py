@@ -36,10 +36,7 @@ class KeptDisk(BlockStore):
             lent = list(
                 dict.fromkeys(block_key for block_key, slot in zip(block_keys, slots, strict=True) if slot >= 0)
             )
-            try:
-                sizes = dict(zip(lent, lane.ask(Write(), Sizes).sizes, strict=True))
-            finally:
-                lane.ask(Release(), Done)
+            sizes = dict(zip(lent, lane.ask(Write(), Sizes).sizes, strict=True))
         return [sizes.get(block_key, 0) for block_key in block_keys]
 
     def get(self, block_keys: Sequence[BlockKey], rows: Rows) -> list[bool]:

@@ -56,7 +56,7 @@ class Release:
 
 @dataclass(slots=True, kw_only=True)
 class Write:
-    """Write what is lent to me to the disk."""
+    """Write what is lent to me to the disk, and take it back."""
 
 
 @dataclass(slots=True, kw_only=True)

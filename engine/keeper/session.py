@@ -120,7 +120,11 @@ class Session:
                 await self._keeper.fetch(self._asked(request.block_keys))
                 yield self._lent(request.block_keys)
             case Write():
-                yield Sizes(sizes=await self._keeper.write(self._checked_lease()))
+                try:
+                    sizes = await self._keeper.write(self._checked_lease())
+                finally:
+                    self._keeper.books.give_back(self._take_lease())
+                yield Sizes(sizes=sizes)
             case Release():
                 self._keeper.books.give_back(self._take_lease())
                 yield Done()

@@ -1,7 +1,7 @@
 """The shared memory as an engine has it: mapped, with the engine's connections to the keeper."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -11,8 +11,9 @@ from engine.keeper.client import KeeperClient, Lane
 from engine.keeper.messages import Commit, Done, GivenSlots, Reserve
 from engine.kv_store.disk.record import checksum
 from engine.kv_store.host_memory import pin, unpin
-from engine.kv_store.row_copy import RowCopy
+from engine.kv_store.row_copy import RowCopy, RowPairs
 from engine.kv_store.store import Rows, StoreLost, StoreRefused
+from kernels.runs import joined
 from scheduler.types.block_hash import BlockKey
 
 
@@ -64,11 +65,18 @@ class SharedSlab:
         pairs = [(row, slot) for (_, row), slot in zip(asked, slots, strict=True) if slot >= 0]
         checksums: list[int | None] = [None] * len(pairs)
         try:
-            copies = self._copy.to_slab(torch.as_tensor(rows.pool), pairs)
-            checksums = [checksum(self.rows[slot].numpy().data) for _, slot in pairs]
+            checksums = list(self._filled(torch.as_tensor(rows.pool), pairs))
         finally:
             lane.ask(Commit(checksums=checksums), Done)
-        return slots, copies
+        return slots, len(joined(pairs))
+
+    def _filled(self, pool: Tensor, pairs: RowPairs) -> Iterator[int]:
+        """Copy rows of the pool to slots; their checksums. On a CPU a block is added up while it is in the cache."""
+        at_once = len(pairs) if pool.is_cuda else 1
+        for begin in range(0, len(pairs), at_once or 1):
+            part = pairs[begin : begin + at_once]
+            self._copy.to_slab(pool, part)
+            yield from (checksum(self.rows[slot].numpy().data) for _, slot in part)
 
     def load(self, slots: Sequence[int], rows: Rows) -> int:
         """Copy slots that are lent to rows; a negative one is none. Returns how many ranges of memory were copied."""
