@@ -128,7 +128,7 @@ def test_a_wire_that_is_cut_is_noticed_when_the_peer_is_asked(sharing):
     engine = sharing()
     engine.peer.lost = True
     engine.hear()
-    assert engine.transfer_worker.lost() == ["peer"]
+    assert not engine.engine.scheduler.snapshot().tiers["peer"].up
 
 
 def test_a_content_in_doubt_is_dropped_for_all(sharing):
