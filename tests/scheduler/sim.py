@@ -14,6 +14,7 @@ from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.router.block_index import BlockIndex
 from scheduler.scheduler import Scheduler
+from scheduler.types.block_hash import BlockKey
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.sampling_params import SamplingParams
@@ -38,6 +39,10 @@ class TransferWorker(Protocol):
     def finished(self) -> list[TransferResult]: ...
 
     def changes(self) -> list[tuple[str, TierChanges]]: ...
+
+    def returned(self) -> Sequence[tuple[str, Sequence[tuple[BlockKey, int]]]]: ...
+
+    def lost(self) -> list[str]: ...
 
 
 class Engine:

@@ -194,6 +194,14 @@ class SimTransferWorker:
         """Nobody shares these stores."""
         return []
 
+    def returned(self) -> list[tuple[str, list[tuple[BlockKey, int]]]]:
+        """What is lost stays so."""
+        return []
+
+    def lost(self) -> list[str]:
+        """Transfers alone find that out."""
+        return []
+
     def finish(self, transfer: Transfer, before: list[list[int | None]]) -> TransferResult:
         store = self.stores[transfer.lower]
         for key in transfer.drops:
