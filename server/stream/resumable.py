@@ -186,6 +186,8 @@ class ResumableStream:
 
     def _break(self, error: ApiError) -> None:
         """The last event says why there is no other."""
+        if self._closed is not None:
+            return  # nobody reads it, and what was counted is given back
         self.error = error
         event = sse.error_event(error)
         self._books.overdraw(size_of(event))
