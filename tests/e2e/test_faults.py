@@ -22,7 +22,7 @@ LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "t
 
 @pytest.fixture(scope="module")
 def breakable():
-    server = ServerProcess("--kv-blocks", "400", "--drain-seconds", "1")
+    server = ServerProcess("--kv-blocks", "400", "--drain-seconds", "600")
     yield server
     server.stop()
 
@@ -142,6 +142,16 @@ def test_no_client_notices_that_the_engine_died_or_hung(mortal, number):
         assert metrics[name] == before[name] + more
     finished = [name for name in metrics if name.startswith("headrace_sequences_finished_total")]
     assert sum(metrics[name] - before[name] for name in finished) == 5
+
+
+def test_the_engine_ends_with_its_parent(mortal):
+    """The last test of this server."""
+    server, _ = mortal
+    engine = server.engine
+    server.process.kill()
+    server.process.wait()
+    engine.wait(PATIENCE)
+    assert not engine.is_running()
 
 
 def test_a_request_that_two_engines_died_of_is_ended_and_the_server_recovers(breakable):
@@ -276,9 +286,29 @@ def test_sigterm_drains_then_ends_the_rest_with_a_reason(start):
     assert server.process.wait(PATIENCE) == 0
 
 
-def test_a_second_signal_ends_at_once(start):
-    server = start("--kv-blocks", "400", "--drain-seconds", "600")
-    engine = server.engine
+def test_port_in_use_is_said_at_once(breakable, start):
+    port = breakable.url.rsplit(":", 1)[1]
+    second = start("--port", port, wait=False)
+    assert second.process.wait(PATIENCE) == 1
+    second.wait_for(rf"{port}.*in use|in use.*{port}", 5)
+
+
+def test_a_model_that_cannot_be_served_is_said_plainly(tmp_path, start):
+    config = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    server = start(str(tmp_path), wait=False)
+    assert server.process.wait(PATIENCE) == 1
+    server.stop()  # all it printed has been read
+    text = "".join(server.output)
+    assert "gpt_neox" in text
+    assert "llama" in text
+    assert "Traceback" not in text
+
+
+def test_a_second_signal_ends_at_once(breakable):
+    """The last test of this server."""
+    server, engine = breakable, breakable.engine
 
     async def scenario():
         begun = asyncio.Event()
@@ -298,32 +328,3 @@ def test_a_second_signal_ends_at_once(start):
     while engine.is_running() and engine.status() != "zombie" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not engine.is_running() or engine.status() == "zombie"
-
-
-def test_the_engine_ends_with_its_parent(start):
-    server = start("--kv-blocks", "64")
-    engine = server.engine
-    server.process.kill()
-    server.process.wait()
-    engine.wait(PATIENCE)
-    assert not engine.is_running()
-
-
-def test_port_in_use_is_said_at_once(breakable, start):
-    port = breakable.url.rsplit(":", 1)[1]
-    second = start("--port", port, wait=False)
-    assert second.process.wait(PATIENCE) == 1
-    second.wait_for(rf"{port}.*in use|in use.*{port}", 5)
-
-
-def test_a_model_that_cannot_be_served_is_said_plainly(tmp_path, start):
-    config = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
-    server = start(str(tmp_path), wait=False)
-    assert server.process.wait(PATIENCE) == 1
-    server.stop()  # all it printed has been read
-    text = "".join(server.output)
-    assert "gpt_neox" in text
-    assert "llama" in text
-    assert "Traceback" not in text
