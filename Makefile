@@ -30,7 +30,9 @@ serve: $(KERNELS) ## start the server; flags go in ARGS, e.g. make serve ARGS="-
 # A process for each core and one more, as tests of deadlines wait; at most four, each holds models of its own. Files stay whole,
 # as their fixtures are dear, and in order: the dear ones are not left for the end, when the other processes have nothing to do.
 WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Bytecode is kept even where the environment forbids it, as images of containers do: hundreds of processes are started, and
+# each would compile all sources anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(TESTS) $(KERNELS) ## run the suite; pytest's arguments go in ARGS
 	$(PYTEST) -m "not long" $(ARGS)
@@ -47,7 +49,7 @@ test-long: $(TESTS) $(KERNELS) ## run the tests that take an hour: long tests, a
 	exit $$failed
 
 test-repeat: $(TESTS) $(KERNELS) ## run tests of processes and sockets 20 times in a row beside other work
-	$(BIN)/python -m tests.repeat -m "processes and not long" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.repeat -m "processes and not long" $(ARGS)
 
 lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
 	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy --strict"; do \
