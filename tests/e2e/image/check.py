@@ -78,10 +78,11 @@ def base() -> str:
 def build(on: str) -> None:
     begun = time.monotonic()
     further = shlex.split(os.environ.get("IMAGE_BUILD_ARGS", ""))
-    run(
+    command = (
         *("buildah", *STORE, "build", "--runtime", "runc", "--network", "host", "--format", "docker"),
         *("--build-arg", f"PYTHON_IMAGE={on}", *further, "-t", IMAGE, str(ROOT)),
     )
+    subprocess.run(command, check=True)  # minutes, so that it is good to see where it is
     size = int(run(*PODMAN, "image", "inspect", "--format", "{{.Size}}", IMAGE))
     print(f"built in {time.monotonic() - begun:.0f} s; {size / 1e9:.2f} GB unpacked")
     assert size <= MAX_BYTES, "the image is larger than docs/operations.md says"
