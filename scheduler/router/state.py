@@ -73,7 +73,9 @@ class ReplicaState:
         self.sequences = OpenSequences()
         self._stats = EngineStats()
 
-    def submitted(self, request_id: str, tokens: int, limit: int, names: Sequence[bytes] = ()) -> None:
+    def submitted(
+        self, request_id: str, tokens: int, limit: int, names: Sequence[bytes] = (), *, loads: bool = False
+    ) -> None:
         """A sequence was sent there.
 
         Args:
@@ -81,8 +83,9 @@ class ReplicaState:
             tokens: of its prompt, with what was generated elsewhere.
             limit: most tokens it will generate.
             names: of the leading full blocks of its prompt, if they are known.
+            loads: whether another replica has computed all but the last token, so that it is loaded here.
         """
-        computes = max(1, tokens - self._cached(tokens, self.blocks.held(names).device))
+        computes = 1 if loads else max(1, tokens - self._cached(tokens, self.blocks.held(names).device))
         self.sequences.submitted(request_id, OpenSequence(prompt=tokens, computes=computes, limit=limit, names=names))
         self.blocks.announce(names)
         self.computed_tokens += computes

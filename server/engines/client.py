@@ -140,8 +140,10 @@ class EngineClient:
             self._speed.begun(time.monotonic())
         self._send(request)
         self._streams[request.request_id] = stream
-        tokens, limit = len(request.prompt_ids) + len(request.generated_ids), request.sampling.max_tokens
-        self.routing.submitted(request.request_id, tokens, limit - len(request.generated_ids), self.names_of(request))
+        tokens, left = len(request.prompt_ids) + len(request.generated_ids), request.sampling.max_tokens
+        left = 1 if request.hand_over else left - len(request.generated_ids)
+        loads = request.kv_wait_seconds > 0
+        self.routing.submitted(request.request_id, tokens, left, self.names_of(request), loads=loads)
 
     def ensure_room(self, sequences: int) -> None:
         """Refuse a job of this many sequences before any of them is submitted.

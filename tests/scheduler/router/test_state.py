@@ -82,6 +82,14 @@ def test_what_is_cached_or_on_its_way_there_is_not_computed():
     assert state.view(30, NAMES[:3], 0.0).cached_tokens == 29, "the last token is always computed"
 
 
+def test_what_another_has_computed_is_not_waited_for():
+    state = replica()
+    state.submitted("a", 400, 5, loads=True)
+    assert state.view(10, [], 0.0).waiting_tokens == 1
+    state.submitted("b", 400, 5)
+    assert state.view(10, [], 0.0).waiting_tokens == 401
+
+
 def test_a_tier_is_counted_on_where_loading_is_sooner():
     state = replica()
     state.blocks.change(IN_HOST)
