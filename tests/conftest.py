@@ -102,6 +102,15 @@ def pytest_runtest_makereport():
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests told by `record_property("told", text)`, which may have run in other processes."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    for report in reports:
+        if getattr(report, "when", None) == "call":
+            for text in (text for name, text in report.user_properties if name == "told"):
+                terminalreporter.write_line(text)
+
+
 @pytest.fixture(scope="session")
 def row_scaled_products() -> None:
     """For tests of products of 8-bit floats with a scale for each row: torch 2.11 lacks them on a CPU."""

@@ -1,7 +1,7 @@
 """Half an hour in which processes die and hang under load: no request is lost, no text changes, nothing is left behind.
 
 CHAOS_MINUTES, CHAOS_SEED and CHAOS_ARGUMENTS (more of `headrace serve`, such as "--roles prefill:1,decode:2") say what is run; the
-table of faults is printed (`pytest -s`).
+table of faults is printed at the end of the run.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ SERVER = (
 
 
 @pytest.mark.timeout(60 * MINUTES + 900)
-def test_no_client_notices_whatever_is_killed(tmp_path):
+def test_no_client_notices_whatever_is_killed(tmp_path, record_property):
     pool = Pool(tmp_path, *SERVER, *ARGUMENTS)
     try:
         pool.wait_ready()
@@ -36,8 +36,12 @@ def test_no_client_notices_whatever_is_killed(tmp_path):
     finally:
         wrong = list(pool.stop())
     streams = [one.pause for one in clients.asked if one.pause]
-    print(f"\n{len(clients.asked)} requests in {MINUTES:g} minutes, seed {SEED}\n{table(faults.done, clients.asked)}")
-    print(f"longest pause of a stream: median {percentile(streams, 0.5):.2f} s, p99 {percentile(streams, 0.99):.2f} s")
+    told = [
+        f"{len(clients.asked)} requests in {MINUTES:g} minutes, seed {SEED}",
+        table(faults.done, clients.asked),
+        f"longest pause of a stream: median {percentile(streams, 0.5):.2f} s, p99 {percentile(streams, 0.99):.2f} s",
+    ]
+    record_property("told", "\n".join(told))
     lost = [f"{one.kind}, {one.ended - one.begun:.1f} s: {one.outcome}" for one in clients.asked if one.lost]
     wrong += [f"{len(lost)} requests were lost", *lost[:10]] if lost else []
     wrong += [line.strip() for line in pool.printed if "Traceback" in line or "ends by a defect" in line]
