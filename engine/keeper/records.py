@@ -95,6 +95,7 @@ class Records:
     def __init__(self, memory: mmap, geometry: Geometry) -> None:
         self.geometry = geometry
         self._memory = memoryview(memory)
+        self._stride = geometry.record_bytes
         self._used = 0
 
     def found(self) -> bool:
@@ -160,4 +161,4 @@ class Records:
         self.touch(slot)
 
     def _place(self, slot: int) -> int:
-        return PAGE + slot * self.geometry.record_bytes
+        return PAGE + slot * self._stride
