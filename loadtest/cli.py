@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": ("loadtest.sweep", "find the highest rate that keeps the objectives"),
     "compare": ("loadtest.report.compare", "show runs side by side, and say what is noise"),
     "simulate": ("loadtest.simulate.cli", "run the real scheduler with a cost model"),
+    "plan": ("loadtest.planner.cli", "find the best use of a number of GPUs"),
     "calibrate": ("loadtest.simulate.calibrate", "fit the cost model to measured runs"),
     "evictions": ("loadtest.simulate.evictions", "hit rates of the eviction policies over a trace"),
     "record": ("loadtest.workload.record", "make a trace from the server's access log"),

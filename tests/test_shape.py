@@ -63,7 +63,7 @@ LAYERS = {
     "kernels.cpu": ("ops",),
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),
     "configs": ("model",),
-    "loadtest": ("workload", "report", "client", "simulate", "bench"),
+    "loadtest": ("workload", "report", "client", "simulate", "planner", "bench"),
     "loadtest.workload": ("traces",),
 }
 

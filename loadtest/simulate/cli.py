@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loadtest.report import print_table, write_report
-from loadtest.report.objectives import parse_objectives
 from loadtest.report.records import LoadRun, Objective
 from loadtest.simulate.cluster import Cluster, summary
 from loadtest.simulate.cost import CostModel
@@ -18,6 +17,7 @@ from loadtest.simulate.options import (
     add_role_options,
     add_server_options,
     cost_of,
+    parse_slo,
     plan_of,
     replicas_of,
     server_of,
@@ -118,13 +118,6 @@ def _progress(total: int) -> Callable[[int], None]:
     return tell if sys.stderr.isatty() else lambda _: None
 
 
-def _slo(text: str) -> dict[str, Objective]:
-    try:
-        return parse_objectives(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace loadtest simulate",
@@ -138,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_options(parser)
     group = parser.add_argument_group("report")
     group.add_argument(
-        "--slo", type=_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives that goodput counts"
+        "--slo", type=parse_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives that goodput counts"
     )
     group.add_argument("--label", help="the run's name in reports")
     group.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")

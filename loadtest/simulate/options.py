@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from loadtest.report.objectives import parse_objectives
 from loadtest.report.records import Objective
 from loadtest.simulate.cluster import RolePool, ServerShape
 from loadtest.simulate.cost import CostModel
@@ -145,14 +146,9 @@ def pool_of(options: argparse.Namespace, cost: CostModel, roles: tuple[Role, ...
     return RolePool(roles=roles, bytes_per_second=bandwidth, seconds=options.link_latency)
 
 
-def plan_of(options: argparse.Namespace, trace: str) -> Plan:
-    """The plan for `trace`.
-
-    Raises:
-        TraceError: the trace cannot be read.
-        ArrivalError: the arrivals make no sense, or are a closed loop.
-    """
-    shape = LoadShape(
+def load_of(options: argparse.Namespace) -> LoadShape:
+    """Which part of a trace is used and how it arrives. Raises ArrivalError."""
+    return LoadShape(
         window=options.window,
         limit=options.limit,
         speed=options.speed,
@@ -165,10 +161,27 @@ def plan_of(options: argparse.Namespace, trace: str) -> Plan:
         max_output=options.max_output,
         seed=options.seed,
     )
-    plan = make_plan(read_trace(trace, options.format, strict=options.strict), shape)
+
+
+def plan_of(options: argparse.Namespace, trace: str) -> Plan:
+    """The plan for `trace`.
+
+    Raises:
+        TraceError: the trace cannot be read.
+        ArrivalError: the arrivals make no sense, or are a closed loop.
+    """
+    plan = make_plan(read_trace(trace, options.format, strict=options.strict), load_of(options))
     if plan.closed:
         raise ArrivalError("the simulator takes arrivals with times, not closed loops")
     return plan
+
+
+def parse_slo(text: str) -> dict[str, Objective]:
+    """Objectives by class. Raises ArgumentTypeError."""
+    try:
+        return parse_objectives(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def cost_of(options: argparse.Namespace) -> CostModel:

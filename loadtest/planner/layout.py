@@ -1,0 +1,68 @@
+"""Ways to share GPUs out among engines, in the order of their simplicity."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loadtest.simulate.cost import CostModel
+from loadtest.simulate.specs import Hardware, ModelSpec, SpecError
+from scheduler.router.view import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Engines of `devices` GPUs each, one for each of the `roles`."""
+
+    devices: int
+    roles: tuple[Role, ...]
+
+    @property
+    def split(self) -> bool:
+        """Whether any engine does not do all."""
+        return set(self.roles) != {Role.MIXED}
+
+    def __str__(self) -> str:
+        """As `--roles` has it: `prefill:2,decode:6`."""
+        return ",".join(f"{role}:{many}" for role, many in Counter(self.roles).items())
+
+    def flags(self) -> list[str]:
+        """Of `headrace serve`, to start it."""
+        many = ["--roles", str(self)] if self.split else ["--engines", str(len(self.roles))]
+        return [*many, "--tensor-parallel", str(self.devices)]
+
+
+def layouts(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) -> list[Layout]:
+    """All that use every GPU and on which the model fits: engines that do all, then those split by prefill and decode.
+
+    All engines have equally many GPUs, as in a server.
+
+    Raises:
+        SpecError: the model fits on none.
+    """
+    sizes = list(_sizes(hardware, model, gpus, block_size))
+    mixed = [Layout(size, (Role.MIXED,) * (gpus // size)) for size in sizes]
+    split = [
+        Layout(size, (Role.PREFILL,) * prefill + (Role.DECODE,) * (gpus // size - prefill))
+        for size in sizes
+        for prefill in range(1, gpus // size)
+    ]
+    return mixed + split
+
+
+def _sizes(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) -> Iterator[int]:
+    """GPUs that an engine may have: powers of two that divide them all, and over which the heads can be divided."""
+    refusal, found = None, False
+    size = 1
+    while size <= gpus:
+        heads = model.heads % size == 0 and (model.kv_heads % size == 0 or size % model.kv_heads == 0)
+        if gpus % size == 0 and heads:
+            try:
+                CostModel(hardware, model, size).kv_blocks(block_size)
+            except SpecError as error:
+                refusal = error
+            else:
+                found = True
+                yield size
+        size *= 2
+    if not found:
+        raise refusal or SpecError(f"{model.name} cannot be divided over {gpus} x {hardware.name}")
