@@ -292,6 +292,18 @@ class Declaration(BaseModel):
         "engine where they would be longer gets a request only if they would be longer everywhere. Absent: no limit.",
         json_schema_extra=SCHEDULER,
     )
+    ttft_slo_ms: float | None = Field(
+        None,
+        gt=0,
+        le=600_000,
+        description="With prefill and decode engines: milliseconds to the first token that requests are held against.",
+        json_schema_extra=SCHEDULER,
+    )
+    role_switching: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto`: where requests exceed ttft_slo_ms or decode_slo_ms, an engine that can be spared changes its role.",
+        json_schema_extra=SCHEDULER,
+    )
     decode_price: float | None = Field(
         None,
         gt=0,

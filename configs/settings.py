@@ -115,6 +115,13 @@ class Settings(Declaration):
         return dict(zip(self.engine_names, given or ["mixed"] * self.engines, strict=True))
 
     @property
+    def phase_slos(self) -> tuple[float, float] | None:
+        """ttft_slo_ms and decode_slo_ms in seconds if roles switch by them, else None."""
+        if self.role_switching == "off" or self.ttft_slo_ms is None or self.decode_slo_ms is None:
+            return None
+        return self.ttft_slo_ms / 1000, self.decode_slo_ms / 1000
+
+    @property
     def router(self) -> str:
         """The routing that has an effect: without cached prefixes there is nothing to be aware of."""
         return self.routing if self.prefix_caching or self.routing != "prefix-aware" else "least-work"
@@ -248,6 +255,20 @@ _NEEDS = (
         lambda self: "prefill" not in dict(map(parse_role, self.roles)) or self.asks_for("kv_host_gib"),
         "a prefill engine hands KV over by way of the host's tier, and there is none",
         "set kv_host_gib",
+    ),
+    _Need(
+        ("ttft_slo_ms", "role_switching"),
+        "roles",
+        lambda self: {"prefill", "decode"} <= set(dict(map(parse_role, self.roles))),
+        "without prefill and decode engines no role can switch",
+        "set roles prefill:1,decode:1",
+    ),
+    _Need(
+        ("ttft_slo_ms",),
+        "decode_slo_ms",
+        lambda self: self.phase_slos is not None,
+        "roles switch, unless role_switching is off, only by bounds of both phases",
+        "set decode_slo_ms, and leave role_switching at auto",
     ),
     _Need(
         ("preemption",),

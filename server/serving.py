@@ -15,11 +15,13 @@ import uvicorn
 from configs.model.source import ModelSource
 from configs.settings import Settings
 from scheduler.router.policies import make_router
+from scheduler.router.role_switching import PhaseBounds, RoleSwitching
 from scheduler.router.view import Role
 from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
+from server.engines.disaggregation.role_switcher import RoleSwitcher
 from server.engines.engines import Engines
 from server.engines.keeper import KeeperSupervisor
 from server.engines.launch import Incarnation, launch
@@ -98,6 +100,8 @@ class Serving:
         self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)
         for name, role in settings.engine_roles.items():
             self._engines.by_name[name].role = Role(role)
+        bounds = settings.phase_slos
+        self._roles = RoleSwitcher(RoleSwitching(PhaseBounds(*bounds)), clients, metrics) if bounds else None
         self._given_up = asyncio.Event()  # all engines
         self._supervisors = {client.name: self._supervisor(client) for client in clients}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
@@ -132,12 +136,15 @@ class Serving:
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
+        roles = asyncio.create_task(self._roles.run()) if self._roles else None
         web = asyncio.create_task(self._web.serve(sockets=[self._listener]))
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, drained = not signalled.is_set(), time.monotonic() + self._settings.drain_seconds
         self._restarts.cancel()
+        if roles is not None:
+            roles.cancel()
         if not failed:
             await self._end_requests()
         stop.cancel()

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from configs.settings import Settings
@@ -130,6 +130,11 @@ class EngineClient:
     def orphan(self, stream: OutputStream) -> None:
         """Have a sequence of this engine wait until one can go on with it, though none has died of it."""
         self.replays.wait(self, stream, self._settings.replay_seconds)
+
+    @property
+    def streams(self) -> Mapping[str, OutputStream]:
+        """Its open sequences by their ids."""
+        return self._streams
 
     def serves(self, job: str) -> bool:
         """Whether a sequence of this job is open here."""

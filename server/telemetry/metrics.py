@@ -164,6 +164,12 @@ class EngineMetrics(Declared):
         self._up = self._gauge("engine_up", "1 while the engine works, drained or not: it is ready and nothing hangs.")
         self._role = self._gauge("engine_role", "1 for the role that the engine has, 0 for the others.", "role")
         self.follow_role(lambda: "mixed")
+        self._role_switches = self._counter(
+            "role_switches",
+            "Times the server changed its role: to which, and the phase that was behind.",
+            "role",
+            "behind",
+        )
         self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
         self._phases = self._gauge(
             "startup_phase_seconds", "Duration of each phase of the engine's last start.", "phase"
@@ -206,6 +212,10 @@ class EngineMetrics(Declared):
         for each in ROLES:
             self._role.labels(each).set_function(functools.partial(lambda name: float(role() == name), each))
 
+    def role_switched(self, role: str, behind: str) -> None:
+        """The server has changed its role, as this phase was behind."""
+        self._role_switches.labels(role, behind).inc()
+
     def detached(self) -> None:
         """It ended."""
         self._up.set(0)
@@ -246,6 +256,7 @@ class Metrics(Declared):
 
     Attributes:
         hand_overs: those of requests from engine to engine.
+        on_end: told of each sequence that has ended, whoever wants to know.
 
     Args:
         tenants: weights by name of those with a key; none where no keys are required.
@@ -253,6 +264,7 @@ class Metrics(Declared):
 
     def __init__(self, tenants: Mapping[str, float] | None = None) -> None:
         super().__init__()
+        self.on_end: Callable[[Lifetime], None] = lambda _: None
         self._engines = EnginesCollector()
         self.registry.register(self._engines)
         self._declare_requests()
@@ -321,6 +333,7 @@ class Metrics(Declared):
 
     def sequence_ended(self, lifetime: Lifetime, tenant: str = ANYBODYS) -> None:
         """Absorb a whole lifetime, once, at its end."""
+        self.on_end(lifetime)
         self._tenants.sequence_ended(tenant, lifetime)
         self._finished.labels((lifetime.reason or FinishReason.ERROR).value).inc()
         self._prompt.observe(lifetime.prompt_tokens)
