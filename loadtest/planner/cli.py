@@ -38,6 +38,7 @@ from loadtest.workload.traces.read import read_trace
 from scheduler.router.policies import ROUTERS
 
 _WIDE = 1000.0  # times the first rate, in both directions, that the search may go
+_WIDTH = 96  # columns of the table
 _DECODES = 32  # sequences of a step, for the first guess of a rate
 
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from loadtest.report.table import section_table
 
-    Console().print(section_table(table(standings, search.goal)))
+    Console(width=max(Console().width, _WIDTH)).print(section_table(table(standings, search.goal)))
     if winner is None:
         print("\nNo layout meets the objectives at any rate that was tried.")
         return 1

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import ceil
 
 from loadtest.planner.tournament import Standing
 from loadtest.planner.trial import TrialOutcome, Workbench
 from loadtest.report.rows import Section, figure, percent
 
+_UNDER_WAY = 4
 _HEADER = ("roles", "GPUs", "goodput", "holds", "fails", "TTFT", "TPOT", "short of")
 
 
@@ -33,6 +35,11 @@ def serve_flags(winner: Standing, bench: Workbench) -> list[str]:
     server = bench.server
     flags = [*winner.layout.flags(), "--max-step-tokens", str(server.max_step_tokens)]
     flags += ["--max-running", str(server.max_running), "--max-waiting", str(server.max_waiting)]
+    if winner.layout.split:  # the way of KV from engine to engine: some of the longest prompts under way at a time
+        flags += [
+            "--kv-host-gib",
+            str(ceil(_UNDER_WAY * bench.model.max_position * bench.model.kv_bytes_per_token / 2**30)),
+        ]
     if len(winner.layout.roles) > 1:
         flags += ["--routing", bench.router]
     bounds = [each.tpot for each in bench.objectives.values() if each.tpot is not None]

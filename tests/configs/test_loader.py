@@ -24,6 +24,8 @@ PARTNERS = {
     "tenant_weights": {"scheduling": "fair"},
     "decode_price": {"scheduling": "fair"},
     "decode_slo_ms": {"engines": 2},
+    "ttft_slo_ms": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0, "decode_slo_ms": 50.0},
+    "role_switching": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0},
     "routing": {"engines": 2},
     "key_names": {"api_key": ["a"]},
     "isolate_keys": {"api_key": ["a"]},

@@ -142,7 +142,7 @@ def test_the_flags_start_what_was_simulated():
     split = Standing(Layout(2, (Role.PREFILL, Role.DECODE, Role.DECODE)), outcome(4.0), outcome(5.0, 0.8, ttft=0.8))
     flags = " ".join(serve_flags(split, made))
     assert flags.startswith("--roles prefill:1,decode:2 --tensor-parallel 2 --max-step-tokens 2048 --max-running 64")
-    assert "--decode-slo-ms 20" in flags
+    assert "--decode-slo-ms 20" in flags and "--kv-host-gib 4" in flags
     assert serve_flags(Standing(Layout(1, (Role.MIXED,))), made)[:4] == ["--engines", "1", "--tensor-parallel", "1"]
     assert table([split], 0.9).rows == [
         ("prefill:1,decode:2", "2", "4.00", "4.00", "5.00", "80.0 %", "100.0 %", "prefill")
