@@ -118,12 +118,8 @@ class EngineClient:
         self._engine_metrics.replayed()
 
     def take_over(self, stream: OutputStream, kv_wait_seconds: float) -> None:
-        """Go on with a sequence whose prompt another engine has computed, or this one; it was let in then.
-
-        Args:
-            stream: the sequence's.
-            kv_wait_seconds: how long it may wait for KV that the other engine still saves.
-        """
+        """Go on with a sequence whose prompt another engine has computed, or this one; it was let in then. It may wait for
+        `kv_wait_seconds` for KV that the other engine still saves."""
         stream.owned_by(self.sequence_ended)
         self._open(stream, stream.hand_over(kv_wait_seconds))
 
