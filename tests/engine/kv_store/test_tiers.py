@@ -171,11 +171,11 @@ def test_in_fp32(smollm2_decoder, prompts, tmp_path):
     ) as engine:
         assert generate(engine, some, "a", output) == plain
         generate(engine, prompts[: COUNT // 2], "others", 4)
-        assert generate(engine, some, "b", output) == plain
+        assert generate(engine, some, "b", 8) == [tokens[:8] for tokens in plain]
         assert engine.scheduler.snapshot().swapped_out > 0
         assert tier(engine, "host").loaded > 0
     with tiered(make, settings=settings, estimate=Half, element_bytes=4) as engine:
-        assert generate(engine, some, output=output) == plain
+        assert generate(engine, some, output=8) == [tokens[:8] for tokens in plain]
         assert tier(engine, "disk").loaded > 0
 
 
