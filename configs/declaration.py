@@ -410,7 +410,7 @@ class Declaration(BaseModel):
         120.0,
         gt=0,
         description="An engine that is silent for this long (at least 5 s), or whose step takes longer than this and than four "
-        "times what its latest steps took for each token, is killed and started again.",
+        "times what its latest steps took for each token, is killed and started again. So is a keeper that is silent so long.",
         json_schema_extra=HTTP,
     )
     replay_seconds: float = Field(

@@ -7,6 +7,7 @@ Exit codes: 0 told to stop, or the server is gone; 1 a defect.
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from engine.keeper.budget import KeeperBudget
 from engine.keeper.keeper import Keeper
 from engine.keeper.session import serve
 from engine.kv_store.tiers import GIB
+from scheduler.types.messages import HEARTBEAT_SECONDS
 
 
 def main() -> int:
@@ -27,6 +29,9 @@ def main() -> int:
     parser.add_argument("--settings", required=True, type=Settings.model_validate_json, help="settings, as JSON")
     parser.add_argument("--listener", required=True, type=int, help="descriptor of the socket that engines connect to")
     parser.add_argument("--slab", required=True, type=int, help="descriptor of the shared memory")
+    parser.add_argument(
+        "--beats", type=int, help="descriptor to write to every second, so that it is known to be alive"
+    )
     options = parser.parse_args()
     settings: Settings = options.settings
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s keeper: %(message)s")
@@ -34,11 +39,20 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     listener = socket.socket(fileno=options.listener)
-    asyncio.run(keep(options.slab, settings, listener, sys.stdin.fileno()))
+    asyncio.run(keep(options.slab, settings, listener, sys.stdin.fileno(), options.beats))
     return 0
 
 
-async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: int) -> None:
+async def beat(descriptor: int) -> None:
+    """Show that the loop goes on, until cancelled."""
+    os.set_blocking(descriptor, False)
+    while True:
+        with contextlib.suppress(OSError):  # nobody reads, or not yet
+            os.write(descriptor, b".")
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: int, beats: int | None) -> None:
     """Answer until told to stop, then write what is left to write; end at once if `stdin` closes."""
     folder = None if settings.kv_disk_path is None else Path(settings.kv_disk_path)
     budget = KeeperBudget(
@@ -59,6 +73,7 @@ async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: in
             told.set_result(float(line))
 
     asyncio.get_running_loop().add_reader(stdin, heard)
+    beating = None if beats is None else asyncio.ensure_future(beat(beats))
     server = await serve(keeper, listener)
     gone_task = asyncio.ensure_future(gone.wait())
     await asyncio.wait({gone_task, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,6 +82,8 @@ async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: in
         flush = asyncio.ensure_future(keeper.flush(told.result()))
         await asyncio.wait({gone_task, flush}, return_when=asyncio.FIRST_COMPLETED)
     gone_task.cancel()
+    if beating is not None:
+        beating.cancel()
     keeper.close()
 
 

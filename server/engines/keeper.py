@@ -17,6 +17,7 @@ from configs.settings import Settings
 from engine.ipc.child import spawn
 from engine.ipc.keeper_address import KeeperAddress
 from engine.ipc.private_folder import private_folder, remove_folder
+from engine.ipc.shared_memory import shared_memory
 from server.engines.process import exit_words, watch_child
 from server.engines.restart import RestartPolicy
 
@@ -24,6 +25,7 @@ _log = logging.getLogger("headrace.keeper")
 _UP_SECONDS = 2.0  # one that lived for less has not started
 _GRACE_SECONDS = 2.0
 _BACKLOG = 128
+_LOOK_SECONDS = 0.5
 
 
 class KeeperSupervisor:
@@ -44,12 +46,18 @@ class KeeperSupervisor:
     def __init__(self, settings: Settings, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._child: subprocess.Popen[bytes] | None = None
+        self._hang_seconds = settings.hang_seconds
+        self._silence = 0.0  # seconds, of those in which this process was awake
+        self._beats = -1  # descriptor from which a living keeper is heard
         self._stop = asyncio.Event()
         self._folder = private_folder()
         self._listener: socket.socket | None = None
         self._slab = -1
         try:
-            self._slab = os.memfd_create("headrace-kv")
+            slab = shared_memory("headrace-kv")
+            if slab is None:
+                raise OSError("shared KV tiers take Linux; leave out kv_host_gib and kv_disk_path, or take one engine")
+            self._slab = slab
             path = str(self._folder / "keeper")
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._listener.bind(path)
@@ -109,26 +117,53 @@ class KeeperSupervisor:
                 self._child.stdin.close()
             self._child = None
         self._refuse()
-        if self._slab >= 0:
-            os.close(self._slab)
-            self._slab = -1
+        for descriptor in (self._slab, self._beats):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._slab = self._beats = -1
         remove_folder(self._folder)
 
     def _start(self) -> None:
         assert self._listener is not None
-        self._child = spawn(self._arguments, descriptors=[self._listener.fileno(), self._slab])
+        self._beats, beats = os.pipe()
+        os.set_blocking(self._beats, False)
+        try:
+            inherited = [self._listener.fileno(), self._slab, beats]
+            self._child = spawn([*self._arguments, "--beats", str(beats)], descriptors=inherited)
+        finally:
+            os.close(beats)
 
     async def _live(self, child: "subprocess.Popen[bytes]") -> tuple[str, float]:
         """Wait for its end: the cause in words, and how many seconds it lived."""
         ended, began = asyncio.Event(), time.monotonic()
         watch_child(child, ended.set)
-        await ended.wait()
+        cause = ""
+        while not await _set_within(ended, _LOOK_SECONDS):
+            self._silence = 0.0 if self._heard() else self._silence + _LOOK_SECONDS
+            if self._silence > self._hang_seconds and not cause:
+                cause = f"has said nothing for {self._hang_seconds:g} s (hang_seconds)"
+                child.kill()
         if child.stdin is not None:
             child.stdin.close()
-        return f"process {child.pid} {exit_words(child.returncode)}", time.monotonic() - began
+        os.close(self._beats)
+        self._beats, self._silence = -1, 0.0
+        return f"process {child.pid} {cause or exit_words(child.returncode)}", time.monotonic() - began
+
+    def _heard(self) -> bool:
+        try:
+            return bool(os.read(self._beats, 4096))
+        except BlockingIOError:
+            return False
 
     def _refuse(self) -> None:
         """Nobody waits any more for a keeper that does not come."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for it, for at most so long; whether it is set."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()

@@ -70,6 +70,26 @@ def test_a_keeper_that_is_killed_is_back_with_what_it_had_and_a_stop_writes_it(t
     assert list((tmp_path / "kv").glob("kv-*/*.blocks"))
 
 
+def test_a_keeper_that_hangs_is_killed_and_started_again(tmp_path, caplog):
+    async def body():
+        supervisor = KeeperSupervisor(settings(tmp_path), RestartPolicy(delays=(0.0,)))
+        supervisor._hang_seconds = 1.5
+        running = asyncio.create_task(supervisor.run())
+        store = await asyncio.to_thread(connected, supervisor)
+        await asyncio.to_thread(put, store, 1)
+        first = supervisor.pid
+        os.kill(first, signal.SIGSTOP)
+        await back(store)
+        assert supervisor.pid != first and await asyncio.to_thread(get, store, 1) == [1]
+        store.close()
+        await supervisor.stop(5.0)
+        await running
+        supervisor.close()
+
+    asyncio.run(body())
+    assert "has said nothing for 1.5 s (hang_seconds)" in caplog.text
+
+
 def test_a_keeper_that_never_stays_is_given_up_and_nobody_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
 
