@@ -156,7 +156,8 @@ class Replica:
         sampled = ChunkResult(request_id=message.request_id, token_ids=[token])
         self._open[message.request_id] = _Open(message, names, record, sampled, token)
         tokens, known = len(message.prompt_ids) + len(message.generated_ids), len(message.generated_ids)
-        self._state.submitted(message.request_id, tokens, message.sampling.max_tokens - known, names)
+        left = message.sampling.max_tokens - known
+        self._state.submitted(message.request_id, tokens, left, names, loads=known > 0)
 
     def _let_in(self, now: float) -> None:
         """Add what was handed over and has room: its blocks are there, and belong to it as soon as it is admitted."""
