@@ -27,6 +27,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── UnsupportedMediaType     415  no JSON in UTF-8, or a content coding that is not served
     ├── HeadTooLarge             431
     ├── QueueFull                429  with Retry-After from measured speed
+    ├── DeadlineRefused          429  with the quote: `deadline_ms` could not be kept
     ├── TooManyStreams           429  those that are kept leave no room for a resumable one
     ├── InternalError            500  a defect of ours
     │   ├── GenerationFailed     500  the engine failed this request
@@ -233,6 +234,20 @@ class TooManyStreams(ApiError):
     """Resumable streams that are kept take all the room there is for them."""
 
     status, type, code = 429, "rate_limit_error", "too_many_streams"
+
+
+class DeadlineRefused(ApiError):
+    """What the request needs would not be there in time. `quote_ms`: when it could be expected, from the request's arrival."""
+
+    status, type, code = 429, "rate_limit_error", "deadline_refused"
+
+    def __init__(self, message: str, *, quote_ms: float, headers: dict[str, str]) -> None:
+        super().__init__(message, param="deadline_ms", headers=headers)
+        self.quote_ms = quote_ms
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body, with the quote."""
+        return {"error": {**super().body()["error"], "quote_ms": self.quote_ms}}
 
 
 class InternalError(ApiError):

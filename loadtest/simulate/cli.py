@@ -11,6 +11,7 @@ from loadtest.report import print_table, write_report
 from loadtest.report.records import LoadRun, Objective
 from loadtest.simulate.cluster import Cluster, summary
 from loadtest.simulate.cost import CostModel
+from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.options import (
     add_link_options,
     add_plan_options,
@@ -27,6 +28,7 @@ from loadtest.simulate.specs import SpecError
 from loadtest.workload.arrivals import ArrivalError
 from loadtest.workload.plan import Plan
 from loadtest.workload.traces.problems import TraceError
+from scheduler.router.deadlines import Deadline, DeadlineFor
 from scheduler.router.policies import OLD_NAMES, ROUTERS, make_router
 
 _TOLD_EVERY = 1.0  # seconds between updates of the progress line
@@ -72,7 +74,8 @@ def simulate(
 def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> PolicyOutcome:
     shape = server_of(options, budget)
     replicas = replicas_of(options, cost, options.slo)
-    cluster = Cluster(cost, shape, make_router(options.router), replicas)
+    gate = DeadlineGate(options.deadline) if options.deadline else None
+    cluster = Cluster(cost, shape, make_router(options.router), replicas, deadlines=gate)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
@@ -96,6 +99,8 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     )
     for at, switch in cluster.watch.switches if cluster.watch else []:
         print(f"{at:.0f} s: replica {switch.engine}: {switch}", file=sys.stderr)
+    if gate is not None:
+        print(gate, file=sys.stderr)
     if options.output:
         folder = options.output / str(budget) if several else options.output
         for path in write_report(run, folder):
@@ -118,6 +123,16 @@ def _progress(total: int) -> Callable[[int], None]:
     return tell if sys.stderr.isatty() else lambda _: None
 
 
+def _deadline(text: str) -> Deadline:
+    what, _, seconds = text.partition("=")
+    try:
+        return Deadline(float(seconds), DeadlineFor(what))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no deadline; write first_token=2 or end=10, in seconds"
+        ) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace loadtest simulate",
@@ -128,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     add_role_options(parser)
     add_link_options(parser)
     parser.add_argument("--router", choices=[*ROUTERS, *OLD_NAMES], default="prefix-aware", help="[%(default)s]")
+    parser.add_argument(
+        "--deadline",
+        type=_deadline,
+        metavar="first_token=S",
+        help="of every request, or end=S; those for which it would not be met are refused at once",
+    )
     add_plan_options(parser)
     group = parser.add_argument_group("report")
     group.add_argument(

@@ -12,6 +12,7 @@ from functools import partial
 from loadtest.report.records import RequestRecord
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
+from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.hand_over import Bypass, HandOver, Link, missing
 from loadtest.simulate.replica import Log, Replica
 from loadtest.simulate.role_watch import LOOK_SECONDS, RoleWatch
@@ -20,7 +21,7 @@ from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.policy import Router
 from scheduler.router.role_switching import RoleSwitching
-from scheduler.router.view import Role
+from scheduler.router.view import ReplicaView, Role
 from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats
@@ -70,6 +71,7 @@ class Cluster:
         shape: the settings of each replica.
         router: chooses the replica of each request, and for one that is handed over that of its decodes.
         replicas: how many, all with the role `mixed`; or a pool.
+        deadlines: refuses requests, if given.
         fast_forward: see `Replica`.
         log: filled with the steps of all replicas, if given.
 
@@ -88,9 +90,11 @@ class Cluster:
         router: Router,
         replicas: int | RolePool = 1,
         *,
+        deadlines: DeadlineGate | None = None,
         fast_forward: bool = True,
         log: Log | None = None,
     ) -> None:
+        self._deadlines = deadlines
         self.blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
         self.config = _config(cost, shape, self.blocks)
         self.watch: RoleWatch | None = None
@@ -153,6 +157,8 @@ class Cluster:
             progress(len(records))
         self._arriving = False
         self._timeline.run_until(float("inf"))
+        if self._deadlines is not None:
+            self._deadlines.settle()
         return records
 
     def stats(self) -> Iterator[EngineStats]:
@@ -173,24 +179,25 @@ class Cluster:
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
         names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
-        replica, message.hand_over = self._choose(message, names, now)
-        with self._waking(replica):
-            replica.submit(message, token, record, now, names)
+        replica, message.hand_over, view = self._choose(message, names, now)
+        if self._deadlines is None or self._deadlines.accepts(record, view, now):
+            with self._waking(replica):
+                replica.submit(message, token, record, now, names)
         if self.watch is not None:
             self.watch.arrived(record)
         return record
 
-    def _choose(self, message: AddRequest, names: Sequence[bytes], now: float) -> tuple[Replica, bool]:
-        """The replica that computes a prompt, and whether another goes on after the first token."""
+    def _choose(self, message: AddRequest, names: Sequence[bytes], now: float) -> tuple[Replica, bool, ReplicaView]:
+        """The replica that computes a prompt, whether another goes on after the first token, and what was seen of the former."""
         usable = names[: (len(message.prompt_ids) - 1) // self._block_size]  # the last token is always computed
         views = [replica.view(message, usable, now) for replica in self.replicas]
         chosen = self._router.choose(message.prompt_ids, views, ChunkPhase.PREFILL)
         if self.replicas[chosen].role is not Role.PREFILL:
-            return self.replicas[chosen], False
+            return self.replicas[chosen], False, views[chosen]
         other = self._router.choose(message.prompt_ids, views, ChunkPhase.DECODE)
         if self._bypass.takes(len(message.prompt_ids) - views[other].cached_tokens):
-            return self.replicas[other], False
-        return self.replicas[chosen], True
+            return self.replicas[other], False, views[other]
+        return self.replicas[chosen], True, views[chosen]
 
     def _hand_over(self, source: int, given: HandOver) -> None:
         """The first token of a request is there: another replica goes on as soon as it has the prompt's KV."""

@@ -76,6 +76,22 @@ class Hardware:
         """The same device with other constants."""
         return replace(self, costs=costs)
 
+    def times(self, number: int) -> "Hardware":
+        """One device that is as large and as fast as so many of these together, if all work could be divided among them."""
+        return replace(
+            self,
+            memory_bytes=self.memory_bytes * number,
+            memory_bytes_per_second=self.memory_bytes_per_second * number,
+            operations_per_second={kind: rate * number for kind, rate in self.operations_per_second.items()},
+            attention_operations_per_second=self.attention_operations_per_second * number,
+            costs=replace(
+                self.costs,
+                step=self.costs.step / number,
+                token=self.costs.token / number,
+                sequence=self.costs.sequence / number,
+            ),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:

@@ -141,10 +141,15 @@ class OpenSequences:
     def _generated(self, sequence: OpenSequence) -> int:
         return 0 if sequence.first_step is None else self._steps - sequence.first_step
 
+    @property
+    def usual_answer(self) -> float:
+        """Tokens of a recent answer, on average; 0 if there was none."""
+        return sum(self._answers) / len(self._answers) if self._answers else 0.0
+
     def steps_left(self, sequence: OpenSequence) -> int:
         """Steps until it will have ended, by its limit and the length of recent answers; at least 1."""
         generated, end = self._generated(sequence), float(sequence.limit)
         if self._answers:
-            usual = sum(self._answers) / len(self._answers)
+            usual = self.usual_answer
             end = min(end, usual) if generated < usual else generated + _MOST_OF_IT * (end - generated)
         return max(1, round(end) - generated)

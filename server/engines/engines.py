@@ -3,8 +3,10 @@
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from math import ceil
 from types import MappingProxyType
 
+from scheduler.router.deadlines import Deadline, DeadlineFor, Promise, Promises
 from scheduler.router.least_work import LeastWork
 from scheduler.router.policy import Router
 from scheduler.router.view import ReplicaView, Role
@@ -17,7 +19,7 @@ from server.engines.disaggregation.split import Split
 from server.engines.prompt_names import PromptNames
 from server.engines.replay import Host, Replays
 from server.engines.spread import SpreadJob
-from server.errors import Conflict, Unavailable
+from server.errors import Conflict, DeadlineRefused, Unavailable
 from server.stream.job import Job
 from server.telemetry.hand_overs import HandOverMetrics
 
@@ -48,12 +50,14 @@ class Engines:
         self._replays = Replays(clients)
         self._split = Split(self._router)
         hand_overs = HandOvers(clients, self._best_decoder, self._kv_wait, self._split, metrics or HandOverMetrics())
+        self._promises = Promises()
+        self._knows_blocks = False
         for client in clients:
             client.replays = self._replays
             if len(clients) > 1:
-                client.names_of = partial(self._names_at, client)
                 client.hand_overs = hand_overs
-                client.blocks.keep()
+        if len(clients) > 1:
+            self._know_blocks()
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients)
@@ -74,22 +78,41 @@ class Engines:
         usable = [info for use, info in known if use] or [info for _, info in known]
         return min(usable, key=lambda info: info.context, default=None)
 
-    def choose(self, job: Job) -> EngineClient | SpreadJob:
+    def _know_blocks(self) -> None:
+        """From now on know which engine has which KV blocks: to choose one of several, or to say how long a prompt will take."""
+        if self._knows_blocks:
+            return
+        self._knows_blocks = True
+        for client in self._clients:
+            client.names_of = partial(self._names_at, client)
+            client.blocks.keep()
+
+    def choose(self, job: Job, received: float | None = None) -> EngineClient | SpreadJob:
         """The engine for one job, or, if it has several prompts, what spreads them over engines. The sequences of one prompt go to
         one engine, so that they share its blocks. If another one is to go on after their first token, they are marked.
 
+        Args:
+            job: if it has a deadline that is accepted, it is given a promise.
+            received: when it arrived, in `time.monotonic()` seconds; None: now.
+
         Raises:
             Unavailable: no engine is ready, or all that are hang or are drained.
+            DeadlineRefused: its deadline would not be met.
         """
         if not self.ready:
             raise self.unavailable()
-        if len(self._clients) == 1:
+        if job.deadline is not None:
+            self._know_blocks()
+        elif len(self._clients) == 1:
             return self._clients[0]
         first, last = job.sequences[0].request, job.sequences[-1].request
         taking = self._taking(len(job.sequences))
         if first.prompt_ids is not last.prompt_ids:
             return SpreadJob(_alike(taking), self._place)
         engine = self._place(first, taking)
+        if job.deadline is not None:
+            waited = 0.0 if received is None else time.monotonic() - received
+            job.promise = self._promise(job.deadline, first, engine, waited)
         for sequence in job.sequences:
             sequence.request.hand_over = first.hand_over
         return engine
@@ -100,6 +123,19 @@ class Engines:
         placement = self._split.place(request.prompt_ids, self._views(request, taking), decodes=decodes)
         request.hand_over = placement.hand_over
         return self._clients[placement.index]
+
+    def _promise(self, deadline: Deadline, request: AddRequest, engine: EngineClient, waited: float) -> Promise:
+        """That this engine will meet the deadline of the request, which arrived so many seconds ago."""
+        view = self._views(request, [engine])[self._clients.index(engine)]
+        quote = self._promises.quote(deadline, view, request.sampling.max_tokens, waited)
+        if quote is None or deadline.allows(quote):
+            return self._promises.promise(deadline, quote)
+        what = "first token" if deadline.until is DeadlineFor.FIRST_TOKEN else "end"
+        raise DeadlineRefused(
+            f"`deadline_ms` is {1000 * deadline.seconds:g}, and the {what} can be expected after {1000 * quote:.0f} ms.",
+            quote_ms=round(1000 * quote, 1),
+            headers={"Retry-After": str(max(1, ceil(quote - deadline.seconds)))},
+        )
 
     def change_role(self, client: EngineClient, role: Role) -> None:
         """Say what an engine is meant for. New requests heed it, open ones stay where they are.

@@ -1,6 +1,6 @@
 """What `/v1/completions` and `/v1/chat/completions` have in common: sampling, stopping, reporting."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -131,6 +131,16 @@ class Sampling(Body):
         le=86400,
         description="Extension: keep the prompt's cached KV for this long, up to a quarter of the cache; what is not pinned is "
         "evicted first.",
+    )
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        le=86_400_000,
+        description="Extension: milliseconds from the request's arrival within which its first token has to be there, or its end "
+        "(`deadline_for`). What cannot be expected in time is refused at once with 429 and the quote. For one prompt.",
+    )
+    deadline_for: Literal["first_token", "end"] = Field(
+        "first_token", description="Extension: what has to be there within `deadline_ms`."
     )
     prompt_logprobs: Count | None = Field(
         None,

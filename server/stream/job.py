@@ -7,6 +7,7 @@ a vector or scores are a plain `Job` answered by `server/stream/pooled.py`.
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from scheduler.router.deadlines import Deadline, Promise
 from scheduler.types.messages import AddRequest
 from server.schema.sampling import Sampling
 
@@ -31,7 +32,7 @@ class SequenceRequest:
     request: AddRequest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Job:
     """A valid request: nothing about it can be refused any more, except for lack of room in the queue.
 
@@ -40,15 +41,19 @@ class Job:
         created: Unix seconds.
         model: the name that the answer carries.
         sequences: in the order of the answer.
+        deadline: by when it needs what it asked for.
+        promise: that this will be kept, once an engine was chosen.
     """
 
     id: str
     created: int
     model: str
     sequences: list[SequenceRequest]
+    deadline: Deadline | None = None
+    promise: Promise | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TextJob(Job, Generic[S]):
     """A job whose sequences produce text.
 

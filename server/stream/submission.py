@@ -51,6 +51,7 @@ class Submission:
         try:
             for sequence in job.sequences:
                 lifetime = exchange.begin(len(sequence.prompt.ids))
+                lifetime.promise = job.promise
                 self.streams.append(engine.submit(sequence.request, lifetime))
                 self.lifetimes.append(lifetime)
         except BaseException:

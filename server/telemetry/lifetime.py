@@ -5,6 +5,7 @@ Metrics, the access log, `usage` and `timings` all read it; nothing else measure
 
 from dataclasses import dataclass, field
 
+from scheduler.router.deadlines import Outcome, Promise
 from scheduler.types.messages import FinishReason, RequestTimes
 
 
@@ -33,6 +34,7 @@ class Lifetime:
     cached_tokens: int = 0
     preemptions: int = 0
     reason: FinishReason | None = None
+    promise: Promise | None = None  # that it will meet a deadline
     replays: int = 0  # engines that went on with it after the one before had ended
     _earlier_preemptions: int = 0
     _begun: bool = False  # an earlier engine brought the first token
@@ -66,6 +68,15 @@ class Lifetime:
             self.finished = now
         if self.reason is None:
             self.reason = reason
+
+    def promise_kept(self) -> Outcome | None:
+        """What became of the promise, if there was one; to be asked once, at the end."""
+        if self.promise is None:
+            return None
+        first = None if self.first_token is None else self.first_token - self.received
+        complete = self.reason in (FinishReason.STOP, FinishReason.LENGTH)
+        end = self.finished - self.received if complete and self.finished is not None else None
+        return self.promise.ended(first, end)
 
     def waits(self) -> dict[str, float]:
         """Two parts of `queue_ms` for the access log, in milliseconds; the rest is the way to the engine.

@@ -17,8 +17,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from configs.roles import ROLES
+from scheduler.router.deadlines import Outcome
 from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
-from server.errors import ApiError
+from server.errors import ApiError, DeadlineRefused
 from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.exposition import accepted
 from server.telemetry.hand_overs import HandOverMetrics
@@ -280,6 +281,11 @@ class Metrics(Declared):
     def _declare_requests(self) -> None:
         self._finished = self._counter("sequences_finished", "Sequences that ended, by reason.", "reason")
         self._errors = self._counter("request_errors", "HTTP requests answered with an error, by error code.", "code")
+        self._deadlines = self._counter(
+            "deadlines",
+            "Sequences with a deadline, by what became of it; those refused at once count once a request.",
+            "outcome",
+        )
         self._queue = self._histogram("queue_time_seconds", "From received to first scheduled.")
         self._ttft = self._histogram("time_to_first_token_seconds", "From received to the first token.")
         self._gap = self._histogram(
@@ -294,6 +300,8 @@ class Metrics(Declared):
         for reason in FinishReason:  # a series that exists from the start has a rate from the start
             if reason is not FinishReason.HANDED_OVER:
                 self._finished.labels(reason.value)
+        for outcome in Outcome:
+            self._deadlines.labels(outcome.value)
         for code in error_codes(ApiError):
             self._errors.labels(code)
 
@@ -336,6 +344,8 @@ class Metrics(Declared):
         self.on_end(lifetime)
         self._tenants.sequence_ended(tenant, lifetime)
         self._finished.labels((lifetime.reason or FinishReason.ERROR).value).inc()
+        if (outcome := lifetime.promise_kept()) is not None:
+            self._deadlines.labels(outcome.value).inc()
         self._prompt.observe(lifetime.prompt_tokens)
         self._completion.observe(lifetime.completion_tokens)
         if lifetime.finished is not None:
@@ -356,6 +366,8 @@ class Metrics(Declared):
     def request_failed(self, code: str, tenant: str | None = None) -> None:
         """A client got an error, in the answer or within a stream. `tenant`: None if it is not known who it was."""
         self._errors.labels(code).inc()
+        if code == DeadlineRefused.code:
+            self._deadlines.labels(Outcome.REFUSED.value).inc()
         if tenant is not None:
             self._tenants.request_failed(tenant)
 

@@ -42,7 +42,7 @@ def text_answer(
         written = form(job, tokenizer)
         if job.body.resumable:
             call.context.streams.ensure_room()
-        engine = call.context.engines.choose(job)
+        engine = call.context.engines.choose(job, call.exchange.received)
         fingerprint = engine.fingerprint
         generation = Generation(job, engine, tokenizer, call.exchange)
         kind = _resumable if job.body.resumable else _streamed if job.body.stream else _whole
@@ -55,7 +55,7 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
     """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence."""
 
     async def answer(job: Job, call: Call) -> Response:
-        submission = Submission(job, call.context.engines.choose(job), call.exchange)
+        submission = Submission(job, call.context.engines.choose(job, call.exchange.received), call.exchange)
         try:
             results = await unless_disconnected(pooled(submission), call.request.receive)
         finally:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from configs.settings import Settings
+from scheduler.router.deadlines import Deadline, DeadlineFor
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from server.api.context import ServerContext
@@ -149,6 +150,7 @@ def check_shared(body: Sampling, context: ServerContext, tenant: Tenant) -> None
         InvalidRequest, UnsupportedField: with the field and the value.
     """
     _check_stream_options(body)
+    _check_deadline(body)
     _check_resumable(body, context.settings)
     _check_priority(body, context.settings, tenant)
     _check_pin(body, context)
@@ -177,6 +179,21 @@ def _check_resumable(body: Sampling, settings: Settings) -> None:
         )
     if not body.stream:
         raise InvalidRequest("`resumable` needs `stream` to be true, got false", param="resumable")
+
+
+def _check_deadline(body: Sampling) -> None:
+    if body.deadline_ms is None and body.deadline_for != "first_token":
+        raise InvalidRequest(
+            f"`deadline_for` needs `deadline_ms`, got {body.deadline_for!r} without", param="deadline_for"
+        )
+
+
+def _deadline_of(body: Sampling, prompts: int) -> Deadline | None:
+    if body.deadline_ms is None:
+        return None
+    if prompts > 1:
+        raise InvalidRequest(f"`deadline_ms` is for a request of 1 prompt, got {prompts}", param="deadline_ms")
+    return Deadline(body.deadline_ms / 1000, DeadlineFor(body.deadline_for))
 
 
 def _check_pin(body: Sampling, context: ServerContext) -> None:
@@ -341,7 +358,15 @@ def text_job(
             )
             sequences.append(SequenceRequest(index, prompt, request))
     created = int(time.time())
-    return TextJob(id=job_id, created=created, model=model, sequences=sequences, body=body, continues=continues)
+    return TextJob(
+        id=job_id,
+        created=created,
+        model=model,
+        sequences=sequences,
+        deadline=_deadline_of(body, len(prompts)),
+        body=body,
+        continues=continues,
+    )
 
 
 def choice_seed(seed: int | None, choice: int) -> int:

@@ -1,0 +1,52 @@
+"""A deadline for every simulated request: who is refused at once, and what became of the promises made to the others."""
+
+from collections import Counter
+
+from loadtest.report.records import ErrorClass, RequestRecord
+from scheduler.router.deadlines import Deadline, Outcome, Promise, Promises
+from scheduler.router.view import ReplicaView
+
+
+class DeadlineGate:
+    """Quotes as a server does, and learns from what came of it.
+
+    Args:
+        deadline: of every request.
+
+    Attributes:
+        outcomes: of the requests that have ended, or were refused.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self._deadline = deadline
+        self._promises = Promises()
+        self._open: list[tuple[RequestRecord, Promise]] = []
+
+    def accepts(self, record: RequestRecord, view: ReplicaView, now: float) -> bool:
+        """Whether a request that would get this replica is accepted; if not, its record says so."""
+        self.settle()
+        waited = now - record.intended
+        quote = self._promises.quote(self._deadline, view, record.asked_output, waited)
+        if self._deadline.allows(quote):
+            self._open.append((record, self._promises.promise(self._deadline, quote)))
+            return True
+        self.outcomes[Outcome.REFUSED] += 1
+        record.error, record.status = ErrorClass.STATUS, 429
+        record.detail = f"expected after {quote:.3f} s, needed after {self._deadline.seconds:g} s"
+        return False
+
+    def settle(self) -> None:
+        """Look at those that have ended since the last call."""
+        still: list[tuple[RequestRecord, Promise]] = []
+        for record, promise in self._open:
+            if record.finished is None and record.error is None:
+                still.append((record, promise))
+            else:
+                self.outcomes[promise.ended(record.ttft, record.e2e)] += 1
+        self._open = still
+
+    def __str__(self) -> str:
+        kept, broken = self.outcomes[Outcome.KEPT], self.outcomes[Outcome.BROKEN]
+        share = f"{kept / (kept + broken):.2%}" if kept + broken else "none"
+        return f"deadlines: {self.outcomes[Outcome.REFUSED]} refused at once, {kept + broken} promised, {share} of these kept"

@@ -1,0 +1,109 @@
+"""Deadlines: what a router quotes for a request, and how well what was promised is kept.
+
+A request that says by when it needs its first token, or its end, is accepted if the quote is within its deadline, and otherwise
+refused at once: it would have taken time from others and failed all the same. The quote is what the costs of steps make one expect,
+times a margin. The margin follows the outcomes: each promise that took longer than its quote raises it, each other one lowers it a
+little, so that in the long run a small share of quotes is exceeded (stochastic approximation of a quantile: Robbins and Monro 1951,
+"A stochastic approximation method").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from math import exp
+
+from scheduler.router.view import ReplicaView
+
+_EXCEEDED = 0.003  # share of quotes that may be: with deadlines beyond their quotes, fewer promises are broken
+_GAIN = 0.05  # by how much an exceeded quote raises the logarithm of the margin
+_FIRST = 0.3  # the margin's logarithm before anything is known
+_LEAST, _MOST = 0.05, 1.5
+_SLACK = 0.05  # of a deadline, that is left free: what a quote is off by less does no harm
+
+
+class DeadlineFor(StrEnum):
+    """What has to be there in time."""
+
+    FIRST_TOKEN = "first_token"
+    END = "end"
+
+
+class Outcome(StrEnum):
+    """What became of a request with a deadline."""
+
+    KEPT = "kept"
+    BROKEN = "broken"
+    REFUSED = "refused"  # at once
+    ABANDONED = "abandoned"  # its client left before it was due
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Seconds from the request's arrival until something has to be there."""
+
+    seconds: float
+    until: DeadlineFor = DeadlineFor.FIRST_TOKEN
+
+    def allows(self, quote: float | None) -> bool:
+        """Whether it can be met by this quote, with a little to spare; None: nothing is known that would speak against it."""
+        return quote is None or quote <= (1 - _SLACK) * self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """An accepted request's. Times are seconds from its arrival.
+
+    Attributes:
+        deadline: that was accepted.
+        quote: what was expected, with its margin; None: nothing was known.
+        learn: told whether the quote was exceeded.
+    """
+
+    deadline: Deadline
+    quote: float | None
+    learn: Callable[[bool], None]
+
+    def ended(self, first_token: float | None, end: float | None) -> Outcome:
+        """The request has ended; `end` is None if it was not complete. To be called once."""
+        took = first_token if self.deadline.until is DeadlineFor.FIRST_TOKEN else end
+        if took is None:
+            return Outcome.ABANDONED
+        if self.quote is not None:
+            self.learn(took > self.quote + _SLACK * self.deadline.seconds)
+        return Outcome.KEPT if took <= self.deadline.seconds else Outcome.BROKEN
+
+
+class Promises:
+    """The quotes of one pool of replicas, and what was learnt from them."""
+
+    def __init__(self) -> None:
+        self._margin = _FIRST
+
+    @property
+    def margin(self) -> float:
+        """Factor on what is expected."""
+        return exp(self._margin)
+
+    def quote(self, deadline: Deadline, view: ReplicaView, tokens: int, waited: float = 0.0) -> float | None:
+        """Seconds from a request's arrival until what it has a deadline for; None where nothing was measured yet.
+
+        Args:
+            deadline: the request's.
+            view: the replica that would get it.
+            tokens: that it will generate, at most.
+            waited: seconds since it arrived.
+        """
+        if not view.measured:
+            return None
+        seconds = view.first_token_seconds
+        if deadline.until is DeadlineFor.END:
+            seconds += max(0, tokens - 1) * view.decode_seconds
+        return waited + seconds * self.margin
+
+    def promise(self, deadline: Deadline, quote: float | None) -> Promise:
+        """The request is accepted."""
+        return Promise(deadline, quote, self._learn)
+
+    def _learn(self, exceeded: bool) -> None:
+        step = _GAIN if exceeded else -_GAIN * _EXCEEDED / (1 - _EXCEEDED)
+        self._margin = min(_MOST, max(_LEAST, self._margin + step))
