@@ -35,7 +35,7 @@ class PrefixAware:
         if self._decode_slo is not None:
             slo = self._decode_slo
             found = [index for index in found if replicas[index].decode_seconds <= slo] or found
-        fastest = min(replicas[index].decode_seconds for index in found)
+        fastest = min(replicas[index].step_seconds for index in found)
         answer = max(replicas[index].answer_tokens for index in found)
 
         def seconds(index: int) -> float:
@@ -43,7 +43,7 @@ class PrefixAware:
             if phase is ChunkPhase.DECODE:
                 return replica.decode_seconds
             own = replica.first_token_seconds - replica.waiting_seconds
-            decodes = answer * (replica.decode_seconds - fastest)
+            decodes = answer * (replica.step_seconds - fastest)
             return replica.waiting_seconds + _OWN * own + _DECODES * decodes
 
         def rank(index: int) -> tuple[int, int, int]:

@@ -163,6 +163,9 @@ class ReplicaState:
             measured=self.cost.measured,
             first_token_seconds=full_seconds + loading + first,
             decode_seconds=self.decode_seconds(tokens),
+            step_seconds=self.cost.seconds(
+                StepWork(decodes=sequences.decodes + 1, decode_keys=sequences.decode_keys + tokens)
+            ),
             answer_tokens=sequences.usual_answer,
             blocks_used=self._stats.blocks_used,
             blocks_total=self.limits.blocks if self.limits else 0,

@@ -34,6 +34,7 @@ class ReplicaView:
         measured: whether enough prompts were computed there to rely on that; if not, times are guesses.
         first_token_seconds: until the first token of this request.
         decode_seconds: between two tokens of each sequence there, with this request among them.
+        step_seconds: of a step of its decodes alone, with this request among them.
         answer_tokens: of a usual answer there.
         blocks_used: KV blocks that open sequences hold.
         blocks_total: KV blocks of the device.
@@ -53,6 +54,7 @@ class ReplicaView:
     measured: bool = True
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
+    step_seconds: float = 0.0
     answer_tokens: float = 0.0
     blocks_used: int = 0
     blocks_total: int = 0
