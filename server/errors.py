@@ -241,13 +241,23 @@ class DeadlineRefused(ApiError):
 
     status, type, code = 429, "rate_limit_error", "deadline_refused"
 
-    def __init__(self, message: str, *, quote_ms: float, headers: dict[str, str]) -> None:
-        super().__init__(message, param="deadline_ms", headers=headers)
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = "deadline_ms",
+        headers: dict[str, str] | None = None,
+        quote_ms: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, headers=headers)
         self.quote_ms = quote_ms
 
     def body(self) -> dict[str, Any]:
-        """The JSON body, with the quote."""
-        return {"error": {**super().body()["error"], "quote_ms": self.quote_ms}}
+        """The JSON body, with the quote where there is one."""
+        body = super().body()
+        if self.quote_ms is not None:
+            body["error"]["quote_ms"] = self.quote_ms
+        return body
 
 
 class InternalError(ApiError):

@@ -1,6 +1,6 @@
 """The CPU as a backend. The plan needs no torch, so that it is reported before torch is imported."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -101,7 +101,7 @@ class CpuBackend:
         import torch
 
         from engine.cpu.model import ExactModel, FastModel
-        from engine.cpu.weights import load_weights
+        from engine.cpu.weights import WEIGHT_CLASSES, load_weights
         from engine.loading import load
 
         source, config, load_format = self._startup.source, self._startup.config, self._startup.settings.load_format
@@ -109,21 +109,25 @@ class CpuBackend:
             from engine.cpu.decoder import Decoder
             from engine.cpu.kv_pool import KvPool
 
-            weights = self._weights(lambda place: load_weights(source, config, load_format, place=place))
+            weights = self._weights(
+                lambda place: load_weights(source, config, load_format, place=place), WEIGHT_CLASSES
+            )
             return ExactModel(Decoder(config, weights), KvPool(config, plan.blocks, plan.block_size))
         from engine.cpu.kv_pool import PackedKvPool
-        from engine.cpu.packed_weights import assemble_packed
+        from engine.cpu.packed_weights import PACKED_CLASSES, assemble_packed
 
         return FastModel(
             config,
-            self._weights(lambda place: load(source, config, load_format, partial(assemble_packed, place=place))),
+            self._weights(
+                lambda place: load(source, config, load_format, partial(assemble_packed, place=place)), PACKED_CLASSES
+            ),
             PackedKvPool(config, plan.blocks, plan.block_size),
             arithmetic=self.arithmetic,
             context=plan.context,
             threads=torch.get_num_threads(),
         )
 
-    def _weights(self, pack: "Callable[[Placer], T]") -> T:
+    def _weights(self, pack: "Callable[[Placer], T]", classes: Sequence[type]) -> T:
         """Those that this machine's engines share, or, where this is the only one, its own."""
         from engine.cpu.shared_weights import SharedWeights, in_place
 
@@ -131,7 +135,7 @@ class CpuBackend:
         if share is None or share.weights is None:
             return pack(in_place)
         kv = fingerprints(start.source, start.config, start.settings, self).kv
-        return SharedWeights(share.weights).get(f"{kv}|{self.build}", pack)
+        return SharedWeights(share.weights, classes).get(f"{kv}|{self.build}", pack)
 
     def warm_up(self) -> None:
         """Nothing: the first token has warmed up all there is."""

@@ -26,6 +26,9 @@ class PackedWeights:
     rope_factors: Tensor | None
 
 
+PACKED_CLASSES = (PackedWeights, NativeLayer, PackedMatrix)  # what they are made of
+
+
 def assemble_packed(reader: TensorReader, config: ModelConfig, *, place: Placer = in_place) -> PackedWeights:
     """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice, or one layer if it is moved
     to its place.

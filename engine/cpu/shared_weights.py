@@ -5,25 +5,24 @@ lock packs. What is complete is *sealed*: from then on the system lets nobody wr
 of it: an engine that dies while it packs leaves no seal, the system takes its lock back, and the next one starts from nothing. As
 the server holds the memory, an engine that is started again finds the weights there.
 
-Laid out as: the key's digest, the tensors, the rest of the model's structure pickled, the length of that.
+Laid out as: the key's digest, the tensors, the structure that they are parts of (`engine/cpu/tensor_tree.py`), the length of that.
 """
 
 import ctypes
 import fcntl
-import io
 import logging
 import mmap
 import os
-import pickle
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from engine.cpu.tensor_tree import Spot, decode, encode, map_tensors, tensor_at
 
 T = TypeVar("T")
 log = logging.getLogger("headrace.engine")
@@ -38,7 +37,7 @@ class Placer(Protocol):
     """Moves the tensors of something, a matrix or a layer, to where the weights are to lie, and gives the same with those."""
 
     def __call__(self, value: T, /) -> T:
-        """Placer it; may be called from several threads."""
+        """Place it; may be called from several threads."""
 
 
 def in_place(value: T) -> T:
@@ -51,11 +50,15 @@ class SharedWeights:
 
     Args:
         descriptor: of memory that can be sealed; it stays the caller's.
+        classes: the dataclasses that the weights are made of, no two of one name.
         stalled_seconds: after which an engine that does not go on packing is not waited for.
     """
 
-    def __init__(self, descriptor: int, stalled_seconds: float = _STALLED_SECONDS) -> None:
+    def __init__(
+        self, descriptor: int, classes: Sequence[type] = (), stalled_seconds: float = _STALLED_SECONDS
+    ) -> None:
         self._descriptor = descriptor
+        self._classes = {each.__name__: each for each in classes}
         self._stalled_seconds = stalled_seconds
 
     def get(self, key: str, pack: Callable[[Placer], T]) -> T:
@@ -72,7 +75,7 @@ class SharedWeights:
             self._ensure_complete(digest, pack)
             found = _mapped(self._descriptor)
             if found[: len(digest)] == digest:
-                weights: T = _opened(found, _pickled(found))
+                weights: T = decode(_structure(found), self._classes, found)
                 return weights
             why = "the model's files, or the kernels, have changed since the server started"
         except (TimeoutError, OSError) as error:
@@ -121,15 +124,6 @@ class SharedWeights:
         _give_back()
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Where a tensor lies."""
-
-    start: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
 class _Arena:
     """The memory while it is filled, from several threads."""
 
@@ -137,68 +131,38 @@ class _Arena:
         self._descriptor = descriptor
         self._end = _write(descriptor, digest, 0)
         self._lock = threading.Lock()
-        self._placed: dict[int, tuple[Tensor, _Spot]] = {}  # by `id`, which a living tensor has for itself
+        self._placed: dict[int, tuple[Tensor, Spot]] = {}  # by `id`, which a living tensor has for itself
 
     def place(self, value: T) -> T:
         """A `Placer`."""
-        pickled = self._pickle(value)
-        placed: T = _opened(_mapped(self._descriptor), pickled, self._placed)
+        spots = dict[int, Spot]()
+
+        def write(tensor: Tensor) -> Spot:
+            if id(tensor) not in spots:  # what is one tensor stays one
+                spots[id(tensor)] = self._spot(tensor)
+            return spots[id(tensor)]
+
+        written = map_tensors(value, write)
+        memory = _mapped(self._descriptor)  # only now is all of it there
+        there = {spot: tensor_at(memory, spot) for spot in spots.values()}
+        self._placed.update((id(tensor), (tensor, spot)) for spot, tensor in there.items())
+        placed: T = map_tensors(written, there.__getitem__, of=Spot)
         return placed
 
     def finish(self, weights: object) -> None:
         """Write the structure, and the tensors that were not placed before."""
-        pickled = self._pickle(weights)
-        end = _write(self._descriptor, pickled, self._end)
-        _write(self._descriptor, len(pickled).to_bytes(_LENGTH), end)
+        structure = encode(weights, self._spot)
+        end = _write(self._descriptor, structure, self._end)
+        _write(self._descriptor, len(structure).to_bytes(_LENGTH), end)
 
-    def _pickle(self, value: object) -> bytes:
-        file = io.BytesIO()
-        _Pickler(file, self._spot).dump(value)
-        return file.getvalue()
-
-    def _spot(self, tensor: Tensor) -> _Spot:
+    def _spot(self, tensor: Tensor) -> Spot:
         if (placed := self._placed.get(id(tensor))) is not None:
             return placed[1]
         with self._lock:
             start = -(-self._end // _LINE) * _LINE
             self._end = start + tensor.nbytes
         _write(self._descriptor, memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data), start)
-        return _Spot(start, tensor.dtype, tuple(tensor.shape))
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles all but the tensors, for which it writes their spots."""
-
-    def __init__(self, file: io.BytesIO, spot: Callable[[Tensor], _Spot]) -> None:
-        super().__init__(file)
-        self._spot = spot
-
-    def persistent_id(self, obj: object) -> _Spot | None:
-        return self._spot(obj) if isinstance(obj, Tensor) else None
-
-
-class _Unpickler(pickle.Unpickler):
-    """Puts tensors in the mapped memory where it finds spots, and notes them in `placed`."""
-
-    def __init__(self, memory: mmap.mmap, pickled: bytes, placed: dict[int, tuple[Tensor, _Spot]]) -> None:
-        super().__init__(io.BytesIO(pickled))
-        self._memory = memory
-        self._placed = placed
-        self._found: dict[_Spot, Tensor] = {}  # what is one tensor stays one
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        spot: _Spot = pid
-        if (found := self._found.get(spot)) is not None:
-            return found
-        count = torch.Size(spot.shape).numel()
-        tensor = torch.frombuffer(self._memory, dtype=spot.dtype, count=count, offset=spot.start).view(spot.shape)
-        self._found[spot] = tensor
-        self._placed[id(tensor)] = (tensor, spot)
-        return tensor
-
-
-def _opened(memory: mmap.mmap, pickled: bytes, placed: dict[int, tuple[Tensor, _Spot]] | None = None) -> Any:
-    return _Unpickler(memory, pickled, {} if placed is None else placed).load()
+        return Spot.of(tensor, start)
 
 
 def _mapped(descriptor: int) -> mmap.mmap:
@@ -206,7 +170,7 @@ def _mapped(descriptor: int) -> mmap.mmap:
     return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
 
 
-def _pickled(memory: mmap.mmap) -> bytes:
+def _structure(memory: mmap.mmap) -> bytes:
     end = len(memory) - _LENGTH
     return memory[end - int.from_bytes(memory[end:]) : end]
 

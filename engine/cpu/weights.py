@@ -52,6 +52,9 @@ class Weights:
     rope_factors: Tensor | None = None  # fp32 [dim / 2], for `engine.models.rope.Rope`
 
 
+WEIGHT_CLASSES = (Weights, LayerWeights, Linear)  # what they are made of
+
+
 def load_weights(
     source: ModelSource,
     config: ModelConfig,

@@ -8,11 +8,14 @@ problem"). What a step of the mix at hand takes is thereby known from steps of a
 stand in.
 """
 
+from collections import deque
+
 from scheduler.types.step import StepWork
 
 _MEMORY = 0.998  # weight of a step relative to the next one: about 500 steps count
 _SOLVE_EVERY = 32  # steps, once so many were seen; before, each time their number has doubled
 _SWEEPS = 24
+_UNREAD = 512  # steps that nobody has asked about: older ones would hardly count
 _ENOUGH = 8  # steps with prompts, before what they cost counts as known
 _UNSEEN = 1e-9  # of the weight of all steps: less says nothing about a constant
 # The order in which time is explained: what tells engines apart first, so that few steps lead to no constant of its own.
@@ -34,16 +37,25 @@ class StepCost:
         self._steps = 0  # seen
         self._solved = 0  # of these, those that are in the constants
         self._prompt_steps = 0
+        self._unread = deque[tuple[StepWork, float]](maxlen=_UNREAD)
 
     @property
     def measured(self) -> bool:
         """Whether enough steps with prompts were seen."""
+        self._read()
         return self._prompt_steps >= _ENOUGH
 
     def observe(self, work: StepWork, seconds: float) -> None:
-        """A step took so long; 0 if that was not measured."""
-        if seconds <= 0 or not work.prompt_tokens + work.decodes:
-            return
+        """A step took so long; 0 if that was not measured. It costs next to nothing until somebody asks: a server of one engine
+        never does."""
+        if seconds > 0 and work.prompt_tokens + work.decodes:
+            self._unread.append((work, seconds))
+
+    def _read(self) -> None:
+        while self._unread:
+            self._learn(*self._unread.popleft())
+
+    def _learn(self, work: StepWork, seconds: float) -> None:
         features = _features(work)
         for row, feature in zip(self._products, features, strict=True):
             for column, other in enumerate(features):
@@ -57,12 +69,14 @@ class StepCost:
 
     def seconds(self, work: StepWork, steps: float = 1.0) -> float:
         """What `steps` steps take with this work in all of them together."""
+        self._read()
         features = _features(work, steps)
         return sum(constant * feature for constant, feature in zip(self._constants, features, strict=True))
 
     @property
     def token_seconds(self) -> float:
         """What a prompt token costs in a step that runs anyhow, without the keys it reads."""
+        self._read()
         return self._constants[0]
 
     def _solve(self) -> None:

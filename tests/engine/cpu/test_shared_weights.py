@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,14 +25,13 @@ SECONDS = 60.0  # for a process to start on a busy machine
 PACKER = """
 import os, sys
 sys.path.insert(0, {root!r})
-from engine.cpu.shared_weights import SharedWeights
-from tests.engine.cpu.test_shared_weights import pack
+from tests.engine.cpu.test_shared_weights import pack, shared
 def slowly(place):
     place(pack(place))
     os.write({said}, b".")
     os.read({go}, 1)
     return pack(place)
-SharedWeights({memory}).get("key", slowly)
+shared({memory}).get("key", slowly)
 os.write({said}, b"!")
 """
 
@@ -43,11 +43,23 @@ def memory():
     os.close(descriptor)
 
 
+@dataclass
+class Packed:
+    layers: list[object]
+    head: torch.Tensor
+    norm: torch.Tensor
+    window: int
+
+
+def shared(memory, **options):
+    return SharedWeights(memory, [Packed], **options)
+
+
 def pack(place):
-    shared = place({"matrix": torch.arange(12.0).view(3, 4)})
-    return SimpleNamespace(
-        layers=[place(torch.arange(5000, dtype=torch.uint8)), shared],
-        head=shared["matrix"],
+    tied = place({"matrix": torch.arange(12.0).view(3, 4)})
+    return Packed(
+        layers=[place(torch.arange(5000, dtype=torch.uint8)), tied],
+        head=tied["matrix"],
         norm=torch.ones(7),
         window=3,
     )
@@ -58,14 +70,14 @@ def twice(place):
 
 
 def check(weights):
-    table, shared = weights.layers
+    table, tied = weights.layers
     assert table.equal(torch.arange(5000, dtype=torch.uint8)) and weights.norm.equal(torch.ones(7))
-    assert shared["matrix"].equal(torch.arange(12.0).view(3, 4)) and shared["matrix"] is weights.head
+    assert tied["matrix"].equal(torch.arange(12.0).view(3, 4)) and tied["matrix"] is weights.head
     assert weights.window == 3
 
 
 def test_the_first_packs_and_the_others_map(memory):
-    for weights in (SharedWeights(memory).get("key", pack), SharedWeights(memory).get("key", twice)):
+    for weights in (shared(memory).get("key", pack), shared(memory).get("key", twice)):
         check(weights)
         assert weights.layers[0].data_ptr() % 64 == weights.norm.data_ptr() % 64 == 0
     with pytest.raises(PermissionError):
@@ -75,8 +87,8 @@ def test_the_first_packs_and_the_others_map(memory):
 
 
 def test_other_weights_are_not_taken_for_these(memory, caplog):
-    SharedWeights(memory).get("key", lambda place: place(torch.zeros(3)))
-    check(SharedWeights(memory).get("another", pack))
+    shared(memory).get("key", lambda place: place(torch.zeros(3)))
+    check(shared(memory).get("another", pack))
     assert "this engine holds weights of its own: the model's files" in caplog.text
 
 
@@ -86,9 +98,9 @@ def test_what_cannot_be_packed_leaves_the_memory_to_the_next(memory):
         raise ValueError("no such tensor")
 
     with pytest.raises(ValueError, match="no such tensor"):
-        SharedWeights(memory).get("key", broken)
+        shared(memory).get("key", broken)
     assert os.fstat(memory).st_size == 0
-    check(SharedWeights(memory).get("key", pack))
+    check(shared(memory).get("key", pack))
 
 
 def test_where_memory_is_full_each_has_its_own(memory, caplog, monkeypatch):
@@ -96,7 +108,7 @@ def test_where_memory_is_full_each_has_its_own(memory, caplog, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    check(SharedWeights(memory).get("key", pack))
+    check(shared(memory).get("key", pack))
     assert "No space left" in caplog.text
 
 
@@ -120,16 +132,16 @@ def packer(memory):
 def test_the_others_pack_if_the_first_is_killed_while_it_does(memory, packer):
     packer.process.send_signal(signal.SIGKILL)
     packer.process.wait()
-    check(SharedWeights(memory).get("key", pack))
-    check(SharedWeights(memory).get("key", twice))
+    check(shared(memory).get("key", pack))
+    check(shared(memory).get("key", twice))
 
 
 @pytest.mark.processes
 def test_the_others_wait_for_the_first_but_not_for_one_that_is_stuck(memory, packer, caplog):
-    check(SharedWeights(memory, stalled_seconds=0.05).get("key", pack))
+    check(shared(memory, stalled_seconds=0.05).get("key", pack))
     assert "this engine holds weights of its own: another one has packed nothing for 0.05 s" in caplog.text
     packer.go_on()
-    check(SharedWeights(memory).get("key", twice))
+    check(shared(memory).get("key", twice))
     assert packer.said() == b"!"
 
 
