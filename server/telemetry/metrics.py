@@ -171,6 +171,8 @@ class EngineMetrics(Declared):
             "role",
             "behind",
         )
+        for phase in ("prefill", "decode"):
+            self._role_switches.labels(phase, phase)
         self._start = self._gauge("engine_start_seconds", "From the start of the engine's process until it was ready.")
         self._phases = self._gauge(
             "startup_phase_seconds", "Duration of each phase of the engine's last start.", "phase"

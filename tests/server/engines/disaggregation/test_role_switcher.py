@@ -48,7 +48,8 @@ def switcher(engines, metrics):
 def switches(metrics: Metrics) -> dict[tuple[str, str, str], float]:
     samples = (sample for family in metrics.registry.collect() for sample in family.samples)
     found = [sample for sample in samples if sample.name == "headrace_role_switches_total"]
-    return {tuple(sample.labels[name] for name in ("engine", "role", "behind")): sample.value for sample in found}
+    labels = ("engine", "role", "behind")
+    return {tuple(sample.labels[name] for name in labels): sample.value for sample in found if sample.value}
 
 
 def waiting(received: float, number: int) -> OutputStream:
