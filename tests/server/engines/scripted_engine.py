@@ -42,6 +42,7 @@ from scheduler.types.messages import (
 
 DIE, HANG, HOLD, FAIL, GARBAGE, STUCK, WAIT, BEGIN = 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008
 TOKEN = 7
+WORD = 504  # a token that has text at once
 
 COMMAND_CODEC, EVENT_CODEC = MessageCodec(COMMANDS), MessageCodec(EVENTS)
 EXIT_ORPHAN = 7
@@ -121,7 +122,7 @@ class Peer:
             case 1003 | 1007:
                 self.report()
             case 1008:
-                self.report(Output(request_id=request.request_id, token_ids=[TOKEN]))
+                self.report(Output(request_id=request.request_id, token_ids=[WORD]))
             case 1004:
                 del self.open[request.request_id]
                 error = Output(request_id=request.request_id, finish_reason=FinishReason.ERROR, error="scripted")
