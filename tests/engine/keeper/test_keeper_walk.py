@@ -74,7 +74,7 @@ class Member:
 def total():
     counts = {"host": 0, "disk": 0, "back": 0}
     yield counts
-    # From which tier is a matter of time: what was not copied down before the keeper died is loaded from the other one, or computed.
+    # From which tier is a matter of time: what the dead keeper had may be on the disk alone, or nowhere.
     assert counts["host"] + counts["disk"] > 5 and counts["back"] > 0, counts
 
 
