@@ -22,6 +22,7 @@ SECRET: JsonDict = {"secret": True}  # masked wherever settings are shown
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+_WEIGHT = "NAME=WEIGHT with a WEIGHT from 0.01 to 100"
 
 
 def parse_weight(text: str) -> tuple[str, float]:
@@ -31,9 +32,12 @@ def parse_weight(text: str) -> tuple[str, float]:
         ValueError: the text is not such a pair, or the weight is not from 0.01 to 100.
     """
     name, equals, number = text.rpartition("=")
-    weight = float(number)
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
     if not equals or not 0.01 <= weight <= 100:
-        raise ValueError(f"must be NAME=WEIGHT with a weight from 0.01 to 100, got {text!r}")
+        raise ValueError(f"must be {_WEIGHT}, got {text!r}")
     return name, weight
 
 
@@ -42,7 +46,7 @@ def _check_weight(text: str) -> str:
     return text
 
 
-Weight = Annotated[str, AfterValidator(_check_weight)]
+Weight = Annotated[str, AfterValidator(_check_weight), Field(description=_WEIGHT)]
 
 
 class Declaration(BaseModel):

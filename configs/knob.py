@@ -24,6 +24,7 @@ class Knob:
     name: str
     kind: type  # bool, int, float or str; the type of one item if `many`
     many: bool
+    item: str  # what an item has to be, in words, if there is more to say than its type
     optional: bool
     choices: tuple[Any, ...]
     lower: float | None
@@ -52,7 +53,11 @@ class Knob:
             return f"one of {words}" if len(self.choices) > 1 else words
         noun = {bool: "true or false", int: "an integer", float: "a number", str: "text"}[self.kind]
         if self.many:
-            noun = "a list of non-empty texts" if self.kind is str else f"a list, each item {noun}"
+            noun = (
+                "a list of non-empty texts"
+                if self.kind is str and not self.item
+                else f"a list, each item {self.item or noun}"
+            )
         return noun + self._range()
 
     @property
@@ -108,11 +113,12 @@ def sections() -> dict[str, list[str]]:
 
 def _read(name: str, info: FieldInfo) -> Knob:
     bounds = dict(_bounds(info.metadata))
-    annotation, optional, many = info.annotation, False, False
+    annotation, optional, many, item = info.annotation, False, False, ""
     while (origin := get_origin(annotation)) is not Literal and origin is not None:
         arguments = get_args(annotation)
         if origin is Annotated:
-            bounds |= _bounds(item for meta in arguments[1:] for item in getattr(meta, "metadata", [meta]))
+            bounds |= _bounds(bound for meta in arguments[1:] for bound in getattr(meta, "metadata", [meta]))
+            item = next((meta.description for meta in arguments[1:] if getattr(meta, "description", None)), item)
         elif origin is list:
             many = True
         elif origin in (Union, types.UnionType):
@@ -132,6 +138,7 @@ def _read(name: str, info: FieldInfo) -> Knob:
         name=name,
         kind=kind,
         many=many,
+        item=item,
         optional=optional,
         choices=choices,
         lower=bounds.get("gt", bounds.get("ge")),

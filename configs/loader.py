@@ -163,7 +163,9 @@ def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
 
 
 def _validate(values: dict[str, Any], origins: Mapping[str, str], problems: list[str]) -> Settings | None:
-    refused = {name for name, value in values.items() if isinstance(value, bool) and knobs()[name].kind is not bool}
+    refused = {
+        name: [value] for name, value in values.items() if isinstance(value, bool) and knobs()[name].kind is not bool
+    }
     settings, contradictions = None, list[Contradiction]()
     try:
         settings = Settings.model_validate(
@@ -172,12 +174,12 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str], problems: list
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             if detail["loc"]:
-                refused.add(str(detail["loc"][0]))
+                refused.setdefault(str(detail["loc"][0]), []).append(detail["input"])
             else:
                 contradictions += detail["ctx"]["error"].found
     for name in knobs():
         if name in refused:
-            problems.append(_refusal(knobs()[name], values[name], origins[name]))
+            problems.append(_refusal(knobs()[name], refused[name], origins[name]))
     for contradiction in contradictions:
         places = ", ".join(f"{name} from {origins[name]}" for name in contradiction.names)
         problems.append(f"{contradiction.text} ({places})")
@@ -189,6 +191,8 @@ def _idle(name: str, value: Any, origins: Mapping[str, str]) -> bool:
     return origins[name].startswith("file ") and bool(value == knobs()[name].default)
 
 
-def _refusal(knob: Knob, value: Any, origin: str) -> str:
-    shown = "the value (masked)" if knob.secret else repr(value)
-    return f"{knob.name} (from {origin}): {shown} is refused; it must be {knob.domain}"
+def _refusal(knob: Knob, values: Sequence[Any], origin: str) -> str:
+    """Why what a source says is refused: the value, or those items of a list that are wrong."""
+    shown = "the value (masked)" if knob.secret else ", ".join(map(repr, values))
+    verb = "are" if len(values) > 1 and not knob.secret else "is"
+    return f"{knob.name} (from {origin}): {shown} {verb} refused; it must be {knob.domain}"

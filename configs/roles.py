@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 ROLES = ("mixed", "prefill", "decode")
 MOST_ENGINES = 4096
+_FORM = f"ROLE:COUNT with a ROLE of {', '.join(ROLES)} and a COUNT from 1 to {MOST_ENGINES}"
 
 
 def parse_role(text: str) -> tuple[str, int]:
@@ -16,7 +17,7 @@ def parse_role(text: str) -> tuple[str, int]:
     """
     role, colon, count = text.partition(":")
     if role not in ROLES or not colon or not count.isdecimal() or not 1 <= int(count) <= MOST_ENGINES:
-        raise ValueError(f"must be ROLE:COUNT with a role of {', '.join(ROLES)}, got {text!r}")
+        raise ValueError(f"must be {_FORM}, got {text!r}")
     return role, int(count)
 
 
@@ -25,4 +26,4 @@ def _check_role(text: str) -> str:
     return text
 
 
-RoleCount = Annotated[str, AfterValidator(_check_role)]
+RoleCount = Annotated[str, AfterValidator(_check_role), Field(description=f"{_FORM}, as in prefill:1,decode:2")]

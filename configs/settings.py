@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from configs.declaration import Declaration, parse_weight
-from configs.roles import parse_role
+from configs.roles import MOST_ENGINES, parse_role
 
 Kind = Literal["cpu", "cuda"]
 
@@ -54,9 +54,14 @@ class Settings(Declaration):
             return data
         try:
             roles = [each.strip() for item in data["roles"] for each in item.split(",")]
-            return {"engines": sum(count for _, count in map(parse_role, roles)), **data, "roles": roles}
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, AttributeError):
             return data  # refused as a value
+        try:
+            named = sum(count for _, count in map(parse_role, roles))
+        except ValueError:
+            named = 0
+        counted = {"engines": named} if 0 < named <= MOST_ENGINES else {}  # others are refused for what `roles` says
+        return {**counted, **data, "roles": roles}
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
@@ -375,7 +380,11 @@ def _unread(settings: Settings) -> Iterator[Contradiction]:
 def _contradictory_roles(settings: Settings) -> Iterator[Contradiction]:
     roles = dict(map(parse_role, settings.roles))
     named = sum(count for _, count in map(parse_role, settings.roles))
-    if roles and named != settings.engines:
+    if named > MOST_ENGINES:
+        yield Contradiction(
+            ("roles",), f"roles names {named} engines, and there can be at most {MOST_ENGINES}: give fewer"
+        )
+    elif roles and named != settings.engines:
         text = (
             f"roles names {named} engines, but engines is {settings.engines}: give equal numbers, or leave engines out"
         )

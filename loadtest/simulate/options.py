@@ -117,7 +117,9 @@ def parse_roles(text: str) -> tuple[Role, ...]:
     for part in text.split(","):
         name, _, many = part.strip().partition(":")
         if name not in list(Role) or not many.isdecimal() or int(many) < 1 or Role(name) in found:
-            raise argparse.ArgumentTypeError(f"{part!r} is not a role with its number, given once: prefill:1,decode:2")
+            raise argparse.ArgumentTypeError(
+                f"{part!r} must be ROLE:COUNT with a ROLE of {', '.join(Role)}, each given once, as in prefill:1,decode:2"
+            )
         found[Role(name)] = int(many)
     roles = tuple(role for role, many in found.items() for _ in range(many))
     for phase in ChunkPhase:

@@ -240,3 +240,26 @@ def test_the_declaration_sorts_every_knob_under_one_title():
 def test_the_reference_page_is_the_one_generated_from_the_declaration():
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == page(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            {"roles": ["prefill:1,x:1"]},
+            "'x:1' is refused; it must be a list, each item ROLE:COUNT with a ROLE of mixed, prefill,",
+        ),
+        ({"roles": ["x:1", "decode"]}, "'x:1', 'decode' are refused; it must be a list, each item ROLE:COUNT"),
+        ({"roles": ["x:1"], "engines": 3}, "as in prefill:1,decode:2"),
+        ({"roles": ["prefill:99999"]}, "and a COUNT from 1 to 4096"),
+        (
+            {"tenant_weights": ["a=1", "b=0"]},
+            "'b=0' is refused; it must be a list, each item NAME=WEIGHT with a WEIGHT from 0.01",
+        ),
+        ({"tenant_weights": ["heavy"]}, "'heavy' is refused; it must be a list, each item NAME=WEIGHT"),
+        ({"key_names": ["a", ""], "api_key": ["x", "y"]}, "'' is refused; it must be a list of non-empty texts"),
+        ({"api_key": ["secret", ""]}, "api_key (from flag --api-key): the value (masked) is refused"),
+    ],
+)
+def test_a_refused_list_shows_which_items_are_wrong_and_what_they_must_be(flags, said):
+    assert said in refusal(flags)

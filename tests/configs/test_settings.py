@@ -362,7 +362,11 @@ def test_engines_follow_from_their_roles():
         ({"roles": ["prefill:1", "decode:2"], "engines": 2}, "roles names 3 engines, but engines is 2"),
         ({"roles": ["prefill:2"]}, "none is meant for decode: add decode:1 or mixed:1"),
         ({"roles": ["decode:2"]}, "none is meant for prefill: add prefill:1 or mixed:1"),
-        ({"roles": ["decode:0"]}, "must be ROLE:COUNT with a role of mixed, prefill, decode, got 'decode:0'"),
+        (
+            {"roles": ["decode:0"]},
+            "must be ROLE:COUNT with a ROLE of mixed, prefill, decode and a COUNT from 1 to 4096",
+        ),
+        ({"roles": ["prefill:4000", "decode:4000"]}, "roles names 8000 engines, and there can be at most 4096"),
         ({"roles": ["reader:1"]}, "got 'reader:1'"),
         ({"roles": ["prefill"]}, "got 'prefill'"),
     ],
