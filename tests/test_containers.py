@@ -22,7 +22,7 @@ def test_every_setting_in_a_variable_exists():
     told |= {
         name.removeprefix("HEADRACE_").lower() for each in SERVICES.values() for name in each.get("environment", ())
     }
-    ours = {name for name in told if not name.startswith(("gf_", "openai_"))}
+    ours = {name for name in told if not name.startswith(("gf_", "openai_", "otel_", "jaeger_"))}
     assert len(ours) >= 7 and not ours - set(Settings.model_fields)
 
 
@@ -32,7 +32,7 @@ def test_settings_of_the_services_agree_with_each_other():
         given = {
             key.removeprefix("HEADRACE_").lower(): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for key, value in SERVICES[name]["environment"].items()
-            if value is not None  # the key, which is passed on as it is outside
+            if value is not None  # the key and where traces go, which are passed on as they are outside
         }
         settings = Settings(
             **{key: [value] if key == "allowed_hosts" else value for key, value in given.items() if value}
@@ -69,6 +69,30 @@ def test_prometheus_asks_the_server_and_grafana_asks_prometheus():
     (folder,) = yaml.safe_load(made["grafana/provisioning/dashboards/headrace.yml"])["providers"]
     mounts = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
     assert mounts["./configs/grafana/dashboards"] == folder["options"]["path"]
+
+
+def test_traces_find_their_way_to_grafana():
+    """From the server's variable over the collector to Jaeger, and from a histogram's point to Jaeger."""
+    collector = yaml.safe_load((ROOT / "configs/tracing/collector.yml").read_text(encoding="utf-8"))
+    (endpoint,) = re.findall(
+        r"^#   OTEL_EXPORTER_OTLP_ENDPOINT=http://(\S+) docker compose", COMPOSE_TEXT, re.MULTILINE
+    )
+    host, _, port = endpoint.partition(":")
+    assert collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"] == f"0.0.0.0:{port}"
+    assert SERVICES[host]["ports"][0].endswith(f":{port}")
+    assert SERVICES[host]["volumes"] == [
+        f"./configs/tracing/collector.yml:{SERVICES[host]['command'][0].removeprefix('--config=')}:ro"
+    ]
+    to, _, port = collector["exporters"]["otlp"]["endpoint"].partition(":")
+    assert port == "4317" and SERVICES[to]["profiles"] == SERVICES[host]["profiles"] == ["tracing"]
+    (pipeline,) = collector["service"]["pipelines"].values()
+    for kind in ("receivers", "processors", "exporters"):
+        assert pipeline[kind] == list(collector[kind])
+    made = files()
+    (traces,) = yaml.safe_load(made["grafana/provisioning/datasources/jaeger.yml"])["datasources"]
+    (metrics,) = yaml.safe_load(made["grafana/provisioning/datasources/prometheus.yml"])["datasources"]
+    assert [each["datasourceUid"] for each in metrics["jsonData"]["exemplarTraceIdDestinations"]] == [traces["uid"]]
+    assert traces["url"] == f"http://{to}:{SERVICES[to]['ports'][0].rpartition(':')[2]}"
 
 
 def test_the_load_is_one_that_the_tester_understands():
