@@ -15,8 +15,8 @@ from engine.ipc.private_folder import remove_leftovers
 from engine.ipc.shared_memory import shared_memory
 from scheduler.types.messages import Event, Failed
 from server.engines.commands import CannotShare, engine_commands
-from server.engines.keeper import KeeperSupervisor
 from server.engines.launch import Incarnation, launch
+from server.engines.supervision.keeper import KeeperSupervisor
 from server.listen import ListenError, listen
 from server.signals import end_on_signals
 

@@ -23,10 +23,10 @@ from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.disaggregation.role_switcher import RoleSwitcher
 from server.engines.engines import Engines
-from server.engines.keeper import KeeperSupervisor
 from server.engines.launch import Incarnation, launch
-from server.engines.restarts import Restarts
-from server.engines.supervisor import Supervisor
+from server.engines.supervision.keeper import KeeperSupervisor
+from server.engines.supervision.restarts import Restarts
+from server.engines.supervision.supervisor import Supervisor
 from server.errors import Unavailable
 from server.http.connection import protocol_factory
 from server.http.connections import Connections

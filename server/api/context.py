@@ -7,7 +7,7 @@ from scheduler.types.messages import Ready
 from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
-from server.engines.restarts import Restarts
+from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
 from server.schema.openapi import ModelBounds
 from server.stream.resumables import ResumableStreams

@@ -1,1 +1,1 @@
-"""The engines behind the server: their clients, processes, wires and supervisors."""
+"""The engines behind the server: their clients, processes and wires."""

@@ -1,7 +1,7 @@
 """The HTTP process's view of one engine: submit sequences, read their outputs, know how it is doing.
 
 What belongs here: the wire to the engine, dispatch of events to open sequences, admission by queue length, the engine's state.
-Never: HTTP, text, what a request means. How a dead engine comes back stands in `server/engines/supervisor.py`.
+Never: HTTP, text, what a request means. How a dead engine comes back stands in `server/engines/supervision/supervisor.py`.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.engines.restarts import Restarts
+from server.engines.supervision.restarts import Restarts
 from server.stream.resumables import ResumableStreams
 from server.telemetry.metrics import Metrics
 from server.text.chat_renderer import load_chat_renderer

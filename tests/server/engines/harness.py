@@ -27,9 +27,9 @@ from server.engines.engines import Engines
 from server.engines.health import Liveness
 from server.engines.launch import Incarnation, launch
 from server.engines.process import EngineProcess
-from server.engines.restart import RestartPolicy
-from server.engines.restarts import Restarts
-from server.engines.supervisor import Supervisor
+from server.engines.supervision.restart import RestartPolicy
+from server.engines.supervision.restarts import Restarts
+from server.engines.supervision.supervisor import Supervisor
 from server.stream.job import Job, SequenceRequest, TokenizedPrompt
 from server.stream.output_stream import OutputStream
 from server.stream.resumables import ResumableStreams

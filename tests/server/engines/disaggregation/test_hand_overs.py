@@ -18,7 +18,7 @@ from scheduler.types.sampling_params import SamplingParams
 from server.app import create_app
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.engines.restarts import Restarts
+from server.engines.supervision.restarts import Restarts
 from server.telemetry.lifetime import Lifetime
 from tests.drawn import drawn
 from tests.server.api.scripted import ScriptedProcess, Server, ready_event, run

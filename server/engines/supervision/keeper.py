@@ -19,7 +19,7 @@ from engine.ipc.keeper_address import KeeperAddress
 from engine.ipc.private_folder import private_folder, remove_folder
 from engine.ipc.shared_memory import shared_memory
 from server.engines.process import exit_words, watch_child
-from server.engines.restart import RestartPolicy
+from server.engines.supervision.restart import RestartPolicy
 
 _log = logging.getLogger("headrace.keeper")
 _UP_SECONDS = 2.0  # one that lived for less has not started

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
-from server.engines.supervisor import Supervisor
+from server.engines.supervision.supervisor import Supervisor
 
 _log = logging.getLogger("headrace.engine")
 _LOOK_SECONDS = 0.05

@@ -12,7 +12,7 @@ from engine.ipc.sockets import connected
 from scheduler.types.messages import FinishReason
 from server.engines.client import EngineClient
 from server.engines.process import EngineProcess
-from server.engines.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
+from server.engines.supervision.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
 from server.errors import ApiError, EngineDied, PoisonRequest, Unavailable
 from tests.server.engines.harness import arguments, eventually, read, run, running
 from tests.server.engines.scripted_engine import DIE, EXIT_ORPHAN, GARBAGE, HANG, HOLD, STUCK, WAIT

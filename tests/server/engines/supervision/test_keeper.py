@@ -13,8 +13,8 @@ from engine.keeper.client import KeeperClient
 from engine.keeper.host import KeptHost
 from engine.keeper.slab import SharedSlab
 from engine.kv_store.store import StoreLost
-from server.engines.keeper import KeeperSupervisor
-from server.engines.restart import RestartPolicy
+from server.engines.supervision.keeper import KeeperSupervisor
+from server.engines.supervision.restart import RestartPolicy
 from tests.engine.keeper.keepers import SIZE, hello
 from tests.engine.kv_store.test_host import get, put
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engines.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
+from server.engines.supervision.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
 
 DEATHS = st.lists(st.tuples(st.floats(0, 400, allow_nan=False), st.booleans()), max_size=30)
 

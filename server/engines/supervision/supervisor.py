@@ -10,7 +10,7 @@ from engine.ipc.failures import EXIT_MODEL
 from server.engines.client import EngineClient
 from server.engines.launch import Incarnation
 from server.engines.process import EngineProcess
-from server.engines.restart import RestartPolicy
+from server.engines.supervision.restart import RestartPolicy
 
 _log = logging.getLogger("headrace.engine")
 _LAST_OUTPUTS_SECONDS = 0.1  # what a dead engine had sent may still be on its way through the socket
