@@ -6,10 +6,11 @@ another, in `configs/settings.py`.
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from configs.roles import MOST_ENGINES, RoleCount
+from configs.weights import Weight
 
 # What a field's `json_schema_extra` says: the section to which it belongs, the device that reads it, whether it is shown.
 MODEL: JsonDict = {"section": "model"}
@@ -22,31 +23,6 @@ SECRET: JsonDict = {"secret": True}  # masked wherever settings are shown
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
-_WEIGHT = "NAME=WEIGHT with a WEIGHT from 0.01 to 100"
-
-
-def parse_weight(text: str) -> tuple[str, float]:
-    """A tenant and its weight from `NAME=WEIGHT`; the name may contain equals signs too.
-
-    Raises:
-        ValueError: the text is not such a pair, or the weight is not from 0.01 to 100.
-    """
-    name, equals, number = text.rpartition("=")
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not equals or not 0.01 <= weight <= 100:
-        raise ValueError(f"must be {_WEIGHT}, got {text!r}")
-    return name, weight
-
-
-def _check_weight(text: str) -> str:
-    parse_weight(text)
-    return text
-
-
-Weight = Annotated[str, AfterValidator(_check_weight), Field(description=_WEIGHT)]
 
 
 class Declaration(BaseModel):

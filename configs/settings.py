@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from configs.declaration import Declaration, parse_weight
+from configs.declaration import Declaration
 from configs.roles import MOST_ENGINES, parse_role
+from configs.weights import parse_weight
 
 Kind = Literal["cpu", "cuda"]
 

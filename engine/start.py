@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.declaration import parse_weight
 from configs.model.config import ModelConfig
 from configs.model.ends import describe_ends
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
+from configs.weights import parse_weight
 from engine.backend import Backend, Startup, generate
 from engine.device import choose_device
 from engine.fingerprint import fingerprints
