@@ -119,7 +119,10 @@ def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
 
 
 class HeadMiddleware:
-    """Answers HEAD as GET, but for the body. Endpoints to which a GET means more find `request.state.head`."""
+    """Answers HEAD as GET, but for the body, and is done with the head: what would stream finds that the client has left.
+
+    Endpoints to which a GET means more find `request.state.head`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -131,10 +134,11 @@ class HeadMiddleware:
             return
 
         async def bodiless(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         scope.setdefault("state", {})["head"] = True
-
         await self._app({**scope, "method": "GET"}, receive, bodiless)
 
 

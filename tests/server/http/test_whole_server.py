@@ -64,6 +64,19 @@ def test_a_client_that_leaves_ends_its_sequences_in_the_engine(stream):
     served(check)
 
 
+def test_head_of_a_stream_without_end_is_its_head():
+    async def check(server, rig):
+        path = f"/v1/engines/{rig.client.name}/blocks"
+        kept, closed = (get(path, method="HEAD", close=close) for close in (False, True))
+        data = await server.ask((kept + closed).replace(b"Host: here", b"Host: localhost"))
+        heads = data.split(b"\r\n\r\n")
+        assert [head.split(b"\r\n")[0] for head in heads] == [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK", b""]
+        assert b"content-type: application/x-ndjson" in heads[0]
+        await eventually(lambda: not rig.client.blocks.wanted)
+
+    served(check)
+
+
 def test_a_body_over_the_limit_is_answered_413_to_a_client_that_sends_it_all_first():
     def client(port: int) -> bytes:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
