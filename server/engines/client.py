@@ -83,7 +83,7 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._wire: EngineWire | None = None
         self._streams: dict[str, OutputStream] = {}
-        self.replays = Replays([self])
+        self.replays = Replays([self], lambda _, able: able[0])
         self.hand_overs: HandOvers | None = None
         self.role = Role.MIXED  # what it is meant for: new requests heed it, open ones stay
         self._engine_metrics.follow_role(lambda: self.role.value)
@@ -132,9 +132,9 @@ class EngineClient:
         """Its open sequences by their ids."""
         return self._streams
 
-    def serves(self, job: str) -> bool:
-        """Whether a sequence of this job is open here."""
-        return any(request_id.rpartition("-")[0] == job for request_id in self._streams)
+    def serves(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a sequence of this prompt, the very object, is open here."""
+        return any(stream.request.prompt_ids is prompt_ids for stream in self._streams.values())
 
     def _open(self, stream: OutputStream, request: AddRequest) -> None:
         if not self._streams:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from server.engines.replay import Host, Replays
 from server.engines.spread import SpreadJob
 from server.errors import Conflict, DeadlineRefused, Unavailable
 from server.stream.job import Job
+from server.stream.output_stream import OutputStream
 from server.telemetry.hand_overs import HandOverMetrics
 
 _LEAST_KV_WAIT, _MOST_KV_WAIT = 0.5, 2.0  # seconds: most hand-overs take some hundredths of one
@@ -47,7 +49,7 @@ class Engines:
         self._clients = tuple(clients)
         self._router = router or LeastWork()
         self._names = PromptNames()
-        self._replays = Replays(clients)
+        self._replays = Replays(clients, self._best_to_go_on)
         self._split = Split(self._router)
         hand_overs = HandOvers(clients, self._best_decoder, self._kv_wait, self._split, metrics or HandOverMetrics())
         self._promises = Promises()
@@ -170,6 +172,12 @@ class Engines:
         """Which of these engines goes on with a request whose prompt is computed."""
         views = self._views(request, able)
         return self._clients[self._router.choose(request.prompt_ids, views, ChunkPhase.DECODE)]
+
+    def _best_to_go_on(self, stream: OutputStream, able: Sequence[Host]) -> Host:
+        """Which of these goes on with a sequence whose engine has ended: all that is known is computed there, whatever its role."""
+        request = replace(stream.request, generated_ids=stream.generated_ids)
+        views = [replace(view, role=Role.MIXED) for view in self._views(request, able)]
+        return self._clients[self._router.choose(request.prompt_ids, views, ChunkPhase.PREFILL)]
 
     def _kv_wait(self, request: AddRequest) -> float:
         """How long a request may wait for KV that is being saved: about as long as it would take to compute it."""

@@ -10,7 +10,7 @@ lost their place to others since. A request that has only waited is never blamed
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,10 +43,6 @@ class Host(Protocol):
     def role(self) -> Role:
         """What it is meant for."""
 
-    @property
-    def open_count(self) -> int:
-        """Its open sequences."""
-
     def unavailable(self) -> Unavailable:
         """Why it takes no requests, with Retry-After."""
 
@@ -67,11 +63,6 @@ class _Orphan:
     seconds: float  # that it may wait
     until: float  # on the loop's clock
 
-    @property
-    def job(self) -> str:
-        """The id of its request; see `Job.id`."""
-        return self.stream.request_id.rpartition("-")[0]
-
     def error(self, why: str = "") -> ApiError:
         """What its reader is told if none goes on with it."""
         refusal = self.parent.unavailable()
@@ -79,10 +70,16 @@ class _Orphan:
 
 
 class Replays:
-    """The sequences of `hosts` that wait for an engine, because theirs has ended. All calls belong to the event loop's thread."""
+    """The sequences of `hosts` that wait for an engine, because theirs has ended. All calls belong to the event loop's thread.
 
-    def __init__(self, hosts: Sequence[Host]) -> None:
+    Args:
+        hosts: all engines.
+        choose: the best of some of them to go on with a sequence; asked when those before it have been sent.
+    """
+
+    def __init__(self, hosts: Sequence[Host], choose: Callable[[OutputStream, Sequence[Host]], Host]) -> None:
         self._hosts = tuple(hosts)
+        self._choose = choose
         self._waiting: dict[str, _Orphan] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -116,15 +113,17 @@ class Replays:
     def engines_changed(self) -> None:
         """An engine became ready, or will never be again: find an engine for those that wait, or end them if there will be none.
 
-        Sequences of one request go to one engine, so that they share their prompt's blocks.
+        Sequences of one prompt go to one engine, so that they share its blocks; several prompts of one request are spread, as when
+        they came.
         """
-        homes: dict[str, Host] = {}
+        homes: dict[int, Host] = {}  # by the object that all sequences of a prompt have
         for orphan in list(self._waiting.values()):
             able = [host for host in self._hosts if host.computes == orphan.computes]
             usable = [host for host in able if host.usable]
             usable = [host for host in usable if host.role.takes(ChunkPhase.DECODE)] or usable
             if usable:
-                home = homes.setdefault(orphan.job, min(usable, key=lambda host: host.open_count))
+                prompt = id(orphan.stream.request.prompt_ids)
+                home = homes[prompt] = homes.get(prompt) or self._choose(orphan.stream, usable)
                 del self._waiting[orphan.stream.request_id]
                 home.replay(orphan.stream)
             elif not any(host.state in ("starting", "ready") for host in able):

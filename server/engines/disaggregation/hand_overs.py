@@ -34,8 +34,8 @@ class Peer(Host, Protocol):
     def info(self) -> Ready | None:
         """What it said when it became ready, if it ever did."""
 
-    def serves(self, job: str) -> bool:
-        """Whether a sequence of this job is open there."""
+    def serves(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a sequence of this prompt, the very object, is open there."""
 
     def take_over(self, stream: OutputStream, kv_wait_seconds: float) -> None:
         """Go on with a sequence, for whose KV it may wait so long."""
@@ -106,8 +106,10 @@ class HandOvers:
         if not decoding and source.working:
             return source
         found = decoding or able
-        job = stream.request_id.rpartition("-")[0]
-        together = next((peer for peer in found if peer.serves(job)), None)  # its choices share their prompt's blocks
+        prompt = stream.request.prompt_ids
+        together = next(
+            (peer for peer in found if peer.serves(prompt)), None
+        )  # its choices share their prompt's blocks
         if together is not None or not found:
             return together
         return self._choose(stream.request, found)

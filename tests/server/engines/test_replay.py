@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -205,8 +206,15 @@ class Pool:
 
 
 def submit(client, *names, max_tokens=9):
+    """Sequences `job-index`; those of one job have one prompt."""
+    prompts = defaultdict(lambda: [1, 2])
     requests = [
-        AddRequest(request_id=name, prompt_ids=[1, 2], sampling=SamplingParams(max_tokens=max_tokens)) for name in names
+        AddRequest(
+            request_id=name,
+            prompt_ids=prompts[name.rpartition("-")[0]],
+            sampling=SamplingParams(max_tokens=max_tokens),
+        )
+        for name in names
     ]
     return [client.submit(request, Lifetime(received=time.monotonic(), prompt_tokens=2)) for request in requests]
 
@@ -238,6 +246,23 @@ def test_another_engine_goes_on_at_once_and_requests_stay_together():
             stream.close()
         assert [client.open_count for client in pool.clients] == [0, 0, 0]
         assert pool.sample("headrace_sequences_finished_total", reason="abort") == 3
+
+    run(body)
+
+
+def test_several_prompts_of_one_call_are_spread_over_those_that_are_left():
+    async def body():
+        pool = Pool("a", "b", "c")
+        prompts = [[1, 2], [3, 4], [5, 6], [7, 8]]
+        for index in range(8):  # two choices of each
+            request = AddRequest(
+                request_id=f"x-{index}", prompt_ids=prompts[index // 2], sampling=SamplingParams(max_tokens=9)
+            )
+            pool.clients[0].submit(request, Lifetime(received=time.monotonic(), prompt_tokens=2))
+        pool.clients[0].detach("killed")
+        assert [name for name, _ in pool.wires["b"].added] == ["x-0", "x-1", "x-4", "x-5"]
+        assert [name for name, _ in pool.wires["c"].added] == ["x-2", "x-3", "x-6", "x-7"]
+        pool.engines.abort_all("the test ends")
 
     run(body)
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import httpx
@@ -133,9 +134,15 @@ def test_timings_and_metrics_are_those_of_one_request():
 
 
 def handing(pool, client, *names):
-    """Sequences that this engine is to hand over."""
+    """Sequences `job-index` that this engine is to hand over; those of one job have one prompt."""
+    prompts = defaultdict(lambda: [1] * 40)
     requests = [
-        AddRequest(request_id=name, prompt_ids=[1] * 40, sampling=SamplingParams(max_tokens=9), hand_over=True)
+        AddRequest(
+            request_id=name,
+            prompt_ids=prompts[name.rpartition("-")[0]],
+            sampling=SamplingParams(max_tokens=9),
+            hand_over=True,
+        )
         for name in names
     ]
     return [client.submit(request, Lifetime(received=time.monotonic(), prompt_tokens=40)) for request in requests]
@@ -166,7 +173,7 @@ def with_roles(*roles):
     return pool
 
 
-def test_the_choices_of_a_job_go_to_one_engine():
+def test_the_choices_of_a_prompt_go_to_one_engine():
     async def body():
         pool = with_roles("prefill", "decode", "decode")
         streams = handing(pool, pool.clients[0], "x-0", "x-1", "y-0")
