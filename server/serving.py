@@ -95,6 +95,8 @@ class Serving:
         self._settings, self._listener, self._keeper = settings, listener, keeper
         self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
+        if keeper is not None:
+            metrics.watch_keeper(lambda: keeper.pid, lambda: keeper.restarts)
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
         self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)

@@ -49,11 +49,26 @@ _STATE = PanelRow(
             about="How long each phase of the engine's last start took.",
             queries=[
                 Query(gauge("headrace_startup_phase_seconds", _CHOSEN, by=f"{_BY}, phase"), "{{engine}} {{phase}}"),
+                Query(gauge("headrace_engine_start_seconds", _CHOSEN, by=_BY), "{{engine}} until it was ready"),
             ],
             kind="bargauge",
             unit="s",
             width=8,
             height=5,
+        ),
+        Panel(
+            title="What runs",
+            about="Version, and the device of each engine. Two versions: an update is under way, or was forgotten.",
+            queries=[
+                Query(
+                    f"sum by ({_BY}, version, python, device) ({select('headrace_build_info', _CHOSEN)})",
+                    "{{version}}, Python {{python}} on {{device}}: {{engine}}",
+                ),
+            ],
+            kind="stat",
+            width=24,
+            height=3,
+            named=True,
         ),
         Panel(
             title="Taken over",
@@ -157,13 +172,26 @@ _HAND_OVERS = PanelRow(
             ],
             kind="stat",
             width=6,
+            named=True,
+        ),
+        Panel(
+            title="Roles changed, in an hour",
+            about="By the server, for the phase that was behind (`--role-switching`). Many, to and fro: the bounds cannot be "
+            "kept with these engines.",
+            queries=[
+                Query(
+                    f"sum by ({_BY}, role, behind) (increase({select('headrace_role_switches_total', _CHOSEN)}[1h]))",
+                    "{{engine}} to {{role}}, as {{behind}} was behind",
+                ),
+            ],
+            width=6,
         ),
         Panel(
             title="Hand-overs per second",
             about="What came of sequences whose prompt a prefill engine computed. Many that `computed`: transfers are late.",
             queries=[Query(per_second("headrace_hand_overs_total", by="outcome"), "{{outcome}}")],
             unit="reqps",
-            width=6,
+            width=12,
             stacked=True,
         ),
         Panel(

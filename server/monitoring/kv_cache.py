@@ -143,6 +143,38 @@ _TIERS = PanelRow(
     ],
 )
 
+_KEEPER = PanelRow(
+    "Keeper of the tiers",
+    [
+        Panel(
+            title="Lives",
+            about="The process that keeps the tiers of several engines. Empty where there is one engine, or no tier.",
+            queries=[Query(f"min by (instance) ({select('headrace_keeper_up')})", "{{instance}}")],
+            kind="stat",
+            height=6,
+            warn=1.0,
+            bad=1.0,
+        ),
+        Panel(
+            title="Started again, in an hour",
+            about="After deaths. What it had in memory is there for the next one; meanwhile engines compute.",
+            queries=[
+                Query(f"sum by (instance) (increase({select('headrace_keeper_restarts_total')}[1h]))", "{{instance}}")
+            ],
+            kind="stat",
+            height=6,
+            warn=1.0,
+            bad=3.0,
+        ),
+        Panel(
+            title="Processor in use",
+            about="Cores that it keeps busy: its part of finding, copying to the disk, and packing.",
+            queries=[Query(per_second("headrace_keeper_process_cpu_seconds_total", by="instance"), "{{instance}}")],
+            height=6,
+        ),
+    ],
+)
+
 _CHECKS = PanelRow(
     "Integrity",
     [
@@ -162,5 +194,5 @@ KV_CACHE = Dashboard(
     name="kv-cache",
     title="KV cache",
     about="Where KV blocks are, what was found of prompts, and what moves between tiers.",
-    rows=[_POOL, _PREFIXES, _TIERS, _CHECKS],
+    rows=[_POOL, _PREFIXES, _TIERS, _KEEPER, _CHECKS],
 )

@@ -137,6 +137,32 @@ _REQUESTS = PanelRow(
             width=6,
             stacked=True,
         ),
+        Panel(
+            title="Deadlines",
+            about="Sequences that were to meet one: `kept`, `broken`, `refused` at once, or `abandoned` by the client.",
+            queries=[Query(per_second("headrace_deadlines_total", by="outcome"), "{{outcome}}")],
+            unit="reqps",
+            width=12,
+            height=6,
+            stacked=True,
+        ),
+        Panel(
+            title="Promises kept",
+            about="Of the deadlines that were promised. Below 99 %: steps take longer than the server has learnt to expect.",
+            queries=[
+                Query(
+                    share(
+                        per_second("headrace_deadlines_total", 'outcome="kept"'),
+                        per_second("headrace_deadlines_total", 'outcome=~"kept|broken"'),
+                    ),
+                    "kept",
+                )
+            ],
+            unit="percentunit",
+            width=12,
+            height=6,
+            limit=1.0,
+        ),
     ],
 )
 
@@ -168,7 +194,12 @@ _LATENCY = PanelRow(
     ],
 )
 
-_PROMPTS = per_second("headrace_prefix_query_tokens_total")
+
+def _open_files(process: str, by: str) -> str:
+    names = (f"headrace_{process}_process_{which}_fds" for which in ("open", "max"))
+    return share(*(f"max by ({by}) ({select(name)})" for name in names))
+
+
 _WORK = PanelRow(
     "Work",
     [
@@ -206,10 +237,37 @@ _WORK = PanelRow(
             queries=[
                 Query(gauge("headrace_server_process_resident_memory_bytes"), "HTTP process"),
                 Query(gauge("headrace_engine_process_resident_memory_bytes"), "engines"),
+                Query(gauge("headrace_keeper_process_resident_memory_bytes"), "keeper of tiers"),
             ],
             unit="bytes",
             width=6,
             stacked=True,
+        ),
+        Panel(
+            title="Up for",
+            about="Since the HTTP process was started.",
+            queries=[
+                Query(
+                    f"time() - max by (instance) ({select('headrace_server_process_start_time_seconds')})",
+                    "{{instance}}",
+                )
+            ],
+            kind="stat",
+            unit="s",
+            width=6,
+            height=6,
+        ),
+        Panel(
+            title="Open files",
+            about="Part of the descriptors that a process may have. Each connection is one; near 100 % new ones are refused.",
+            queries=[
+                Query(_open_files("server", "instance"), "HTTP process {{instance}}"),
+                Query(_open_files("engine", "instance, engine"), "engine {{engine}} {{instance}}"),
+            ],
+            unit="percentunit",
+            width=18,
+            height=6,
+            limit=1.0,
         ),
     ],
 )

@@ -34,6 +34,7 @@ class Panel:
         warn, bad: values from which a number or bar is yellow and red; None for never. With `bad` below `warn`, low is bad.
         stacked: series are parts of a whole.
         limit: highest value of the axis, where one is known.
+        named: of a `stat`, its legend is shown, and not its number.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Panel:
     bad: float | None = None
     stacked: bool = False
     limit: float | None = None
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _panel(panel: Panel, catalog: Catalog) -> dict[str, Any]:
             _target(panel, query, letter, catalog) for query, letter in zip(panel.queries, "ABCDEFGH", strict=False)
         ],
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
-        "options": _OPTIONS[panel.kind],
+        "options": _OPTIONS[panel.kind] | ({"textMode": "name"} if panel.named else {}),
     }
 
 

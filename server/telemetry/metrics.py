@@ -23,6 +23,7 @@ from server.errors import ApiError, DeadlineRefused
 from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.exposition import accepted
 from server.telemetry.hand_overs import HandOverMetrics
+from server.telemetry.keeper import KeeperCollector
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.tenants import ANYBODYS, TenantMetrics
 
@@ -329,6 +330,10 @@ class Metrics(Declared):
         self._streams.set_function(kept)
         self._stream_bytes.set_function(held)
 
+    def watch_keeper(self, pid: Callable[[], int | None], restarts: Callable[[], int]) -> None:
+        """Show the process that keeps the engines' tiers: its id, None while there is none, and how often it was started again."""
+        KeeperCollector(self.registry, pid, restarts)
+
     def stream_resumed(self) -> None:
         """A connection goes on with a resumable stream."""
         self._resumed.inc()
@@ -397,9 +402,10 @@ Dashboards and alerts: [operations.md](operations.md#watching-it).
 def every_family(engines: Sequence[str]) -> list[Metric]:
     """The families of a server with these engines, each with a sample of every series that it may have."""
     metrics = Metrics()
+    metrics.watch_keeper(pid=lambda: 1, restarts=lambda: 0)  # any process: the families are the same
     for name in engines:
         engine = metrics.engine(name)
-        engine.attached(pid=1)  # any process: the families are the same
+        engine.attached(pid=1)
         engine.phase_ended(StartPhase(name="load", seconds=1.0))
         engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
     return list(metrics.registry.collect())

@@ -38,6 +38,7 @@ class KeeperSupervisor:
     Attributes:
         address: what engines are told.
         descriptors: that engines inherit.
+        restarts: how often it was started again.
 
     Raises:
         OSError: the process cannot be started, or the memory or the socket not be made; nothing is left behind.
@@ -46,6 +47,7 @@ class KeeperSupervisor:
     def __init__(self, settings: Settings, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._child: subprocess.Popen[bytes] | None = None
+        self.restarts = 0
         self._hang_seconds = settings.hang_seconds
         self._silence = 0.0  # seconds, of those in which this process was awake
         self._beats = -1  # descriptor from which a living keeper is heard
@@ -76,7 +78,7 @@ class KeeperSupervisor:
     @property
     def pid(self) -> int | None:
         """Process id of the keeper; None: there is none at the moment."""
-        return None if self._child is None else self._child.pid
+        return None if self._child is None or self._child.returncode is not None else self._child.pid
 
     async def run(self) -> None:
         """Run one keeper after the other, until `stop` or until that is given up."""
@@ -93,6 +95,7 @@ class KeeperSupervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), delay)
             if not self._stop.is_set():
+                self.restarts += 1
                 self._start()
 
     async def stop(self, flush_seconds: float) -> None:

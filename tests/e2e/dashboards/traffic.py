@@ -31,14 +31,14 @@ class Traffic:
         self.answered = self.refused = 0
 
     def run(self, seconds: float) -> None:
-        """Keep `LANES` requests open for so long; a third of the time in, the engine that decodes is killed."""
+        """Keep `LANES` requests open for so long; a third of the time in, the engine that decodes is killed, then the keeper."""
         asyncio.run(self._run(seconds))
 
     async def _run(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
         async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as client:
             lanes = [self._lane(client, tenant, end) for tenant in KEYS for _ in range(LANES // 2)]
-            await asyncio.gather(*lanes, self._kill(seconds / 3))
+            await asyncio.gather(*lanes, self._kill("engine", seconds / 3), self._kill("engine.keeper", seconds / 2))
 
     async def _lane(self, client: httpx.AsyncClient, tenant: str, end: float) -> None:
         while asyncio.get_running_loop().time() < end:
@@ -46,15 +46,18 @@ class Traffic:
             body = {"prompt": self._draw.choice(PROMPTS), "max_tokens": 48, "temperature": 0, "ignore_eos": True}
             if number % 5 == 4:
                 body |= {"stream": True, "resumable": True}
+            if number % 3 == 1:
+                body |= {"deadline_ms": 60_000 if number % 2 else 1}
             if number % 7 == 6:
                 body |= {"temperature": 9}
             headers = {"Authorization": f"Bearer {KEYS[tenant] if number % 11 else 'no such key'}"}
             answer = await client.post("/v1/completions", json=body, headers=headers)
             self.answered += answer.status_code == 200
-            self.refused += answer.status_code in (400, 401)
+            self.refused += answer.status_code in (400, 401, 429)
 
-    async def _kill(self, seconds: float) -> None:
+    async def _kill(self, module: str, seconds: float) -> None:
+        """The last process of this module."""
         await asyncio.sleep(seconds)
         children = psutil.Process(self._server.process.pid).children()
-        *_, decoding = (child for child in children if "engine" in child.cmdline())
-        decoding.send_signal(signal.SIGKILL)
+        *_, last = (child for child in children if module in child.cmdline())
+        last.send_signal(signal.SIGKILL)

@@ -141,6 +141,28 @@ def test_every_panel_says_what_it_shows_in_the_metrics_own_words():
                     assert name == "ALERTS" or f"`{name}`: {known.help[name]}" in panel["description"]
 
 
+UNSHOWN = {
+    "headrace_server_process_virtual_memory_bytes": "resident memory is what a machine runs out of",
+    "headrace_engine_process_virtual_memory_bytes": "the same",
+    "headrace_keeper_process_virtual_memory_bytes": "the same",
+    "headrace_engine_process_start_time_seconds": "Engines show how long it took, and how often it was started again",
+    "headrace_keeper_process_start_time_seconds": "the KV cache page shows how often it was started again",
+    "headrace_keeper_process_open_fds": "it has one connection for each engine, and a file for each segment of the disk tier",
+    "headrace_keeper_process_max_fds": "the same",
+}
+
+
+def test_every_metric_is_in_a_panel_or_has_a_reason_why_not():
+    shown = {name for page in DASHBOARDS for panel in page.panels for name in named(panel)}
+    every = {family.name: {sample.name for sample in family.samples} for family in monitoring_families()}
+    blank = {name for name, series in every.items() if not series & shown}
+    assert blank == UNSHOWN.keys()
+
+
+def named(panel: Panel) -> set[str]:
+    return {name for query in panel.queries for name, _, _ in selections(query.expression)}
+
+
 def test_the_real_check_chooses_a_value_for_every_variable():
     asked = [expression for _, _, _, expression in queries()]
     assert len(asked) > 90 and not [expression for expression in asked if "$" in expression]

@@ -15,6 +15,7 @@ from engine.keeper.slab import SharedSlab
 from engine.kv_store.store import StoreLost
 from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restart import RestartPolicy
+from server.telemetry.metrics import Metrics
 from tests.engine.keeper.keepers import SIZE, hello
 from tests.engine.kv_store.test_host import get, put
 
@@ -51,16 +52,23 @@ def test_a_keeper_that_is_killed_is_back_with_what_it_had_and_a_stop_writes_it(t
         store = await asyncio.to_thread(connected, supervisor)
         other = await asyncio.to_thread(connected, supervisor)
         assert await asyncio.to_thread(put, store, 1, 2, 3) == [SIZE] * 3
+        metrics = Metrics()
+        metrics.watch_keeper(lambda: supervisor.pid, lambda: supervisor.restarts)
+        value = metrics.registry.get_sample_value
+        assert (value("headrace_keeper_up"), value("headrace_keeper_restarts_total")) == (1, 0)
         first = supervisor.pid
         os.kill(first, signal.SIGKILL)
         await back(store)
         await back(other)
         assert supervisor.pid != first
+        assert (value("headrace_keeper_up"), value("headrace_keeper_restarts_total")) == (1, 1)
+        assert value("headrace_keeper_process_resident_memory_bytes") > 2**20
         assert await asyncio.to_thread(get, other, 1, 2, 3) == [1, 2, 3]
         store.close()
         other.close()
         await supervisor.stop(20.0)
         await running
+        assert (value("headrace_keeper_up"), value("headrace_keeper_restarts_total")) == (0, 1)
         supervisor.close()
 
     asyncio.run(body())
