@@ -45,6 +45,14 @@ sys.exit(engine.main())
 """
 
 
+@pytest.fixture(autouse=True)
+def signals_as_from_a_terminal():
+    """Ctrl-C ends what a test starts also where the tests themselves ignore it, as a job in the background of a shell does."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
 def run(code: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     return subprocess.Popen(
