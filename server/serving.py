@@ -96,7 +96,7 @@ class Serving:
         self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
         if keeper is not None:
-            metrics.watch_keeper(lambda: keeper.pid, lambda: keeper.restarts)
+            metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
         clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
         self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)
@@ -119,6 +119,7 @@ class Serving:
             chat=chat,
             model_names=names,
             created=int(time.time()),
+            keeper=keeper,
         )
         app = create_app(context)
         self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)

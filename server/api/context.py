@@ -7,6 +7,7 @@ from scheduler.types.messages import Ready
 from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
+from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
 from server.schema.openapi import ModelBounds
@@ -22,6 +23,7 @@ class ServerContext:
 
     `model_names` are the names clients may use; answers carry the first when the request names none.
     `created` is in Unix seconds. `restarts` are those of engines that operators ask for.
+    `keeper`: of the KV tiers that engines share, if they do.
     """
 
     settings: Settings
@@ -34,6 +36,7 @@ class ServerContext:
     chat: ChatRenderer | None
     model_names: tuple[str, ...]
     created: int
+    keeper: KeeperSupervisor | None = None
     bodies: BodyRoom = field(default_factory=BodyRoom)
 
     def info(self) -> Ready:

@@ -13,8 +13,9 @@ from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, GetEndpoint, PostEndpoint, json_response
 from server.api.tenants import Tenant, administers
 from server.engines.client import EngineClient
+from server.engines.supervision.keeper import KeeperSupervisor
 from server.errors import Conflict, EngineNotFound, ForbiddenKey
-from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState
+from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState, KeeperAnswer
 from server.schema.roles import RoleBody
 
 
@@ -48,7 +49,15 @@ def state_of(client: EngineClient) -> EngineState:
 
 
 async def _list(call: Call) -> EngineList:
-    return EngineList(data=[_card(client, call.context) for client in call.context.engines])
+    context = call.context
+    return EngineList(data=[_card(client, context) for client in context.engines], keeper=keeper_of(context.keeper))
+
+
+def keeper_of(keeper: KeeperSupervisor | None) -> KeeperAnswer | None:
+    """What operators are told of it, if there is one."""
+    if keeper is None:
+        return None
+    return KeeperAnswer(state=keeper.state, trouble=keeper.trouble, restarts=sum(keeper.restarts.values()))
 
 
 def engine_of(call: Call) -> EngineClient:

@@ -147,7 +147,7 @@ _KEEPER = PanelRow(
     "Keeper of the tiers",
     [
         Panel(
-            title="Lives",
+            title="Works",
             about="The process that keeps the tiers of several engines. Empty where there is one engine, or no tier.",
             queries=[Query(f"min by (instance) ({select('headrace_keeper_up')})", "{{instance}}")],
             kind="stat",
@@ -157,9 +157,12 @@ _KEEPER = PanelRow(
         ),
         Panel(
             title="Started again, in an hour",
-            about="After deaths. What it had in memory is there for the next one; meanwhile engines compute.",
+            about="It died, or it hung and was killed. What it had in memory is there for the next one; meanwhile engines compute.",
             queries=[
-                Query(f"sum by (instance) (increase({select('headrace_keeper_restarts_total')}[1h]))", "{{instance}}")
+                Query(
+                    f"sum by (instance, reason) (increase({select('headrace_keeper_restarts_total')}[1h]))",
+                    "{{reason}} {{instance}}",
+                )
             ],
             kind="stat",
             height=6,

@@ -154,6 +154,15 @@ ALERTS = (
         "look at the kernel's log for the OOM killer.",
     ),
     Alert(
+        name="HeadraceKeeperRestartLoop",
+        measures=[Measure("sum by (instance, job) (increase(headrace_keeper_restarts_total[30m]))", ">= 3")],
+        wait="0m",
+        severity="warning",
+        summary="The keeper of {{ $labels.instance }} was started again {{ $value | humanize }} times within 30 minutes",
+        what_to_do="Each time engines serve without KV tiers until it is back. The log says how it ended: if it was killed, look "
+        "at the kernel's log for the OOM killer, and give the tier less memory (kv_host_gib); if it hung, look at the disk.",
+    ),
+    Alert(
         name="HeadraceNoTokens",
         measures=[
             Measure(f"sum by ({_BY_ENGINE}) (headrace_sequences_running)", "> 0"),

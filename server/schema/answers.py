@@ -215,15 +215,26 @@ class EngineHealthAnswer(AnswerBody):
     last_token_seconds_ago: float | None
 
 
+class KeeperAnswer(AnswerBody):
+    """The process that keeps the KV tiers of several engines. They serve without it, and compute what it would have had."""
+
+    state: Literal["starting", "ready", "hanging", "dead", "stopped"] = Field(
+        description="`dead`: it was given up until the server is started again."
+    )
+    trouble: str | None = Field(description="Why there are no KV tiers below the devices now.")
+    restarts: int = Field(description="How often it was started again.")
+
+
 class HealthAnswer(AnswerBody):
     """The answer of `/health`. `engines`, by name, where the server has several: it is healthy while any of them is, and the first
-    fields are then those of the healthy one with the newest token."""
+    fields are then those of the healthy one with the newest token. `keeper` where these engines have KV tiers."""
 
     status: Literal["healthy"]
     doing: Doing = Field(description="What the engine waits for: a request, a step, or a transfer between KV tiers.")
     steps: int = Field(description="Steps that have ended since the engine started.")
     last_token_seconds_ago: float
     engines: dict[str, EngineHealthAnswer] = {}
+    keeper: KeeperAnswer | None = None
 
 
 class EngineLoad(AnswerBody):
@@ -268,6 +279,9 @@ class EngineList(AnswerBody):
 
     object: Literal["list"] = "list"
     data: list[EngineCard]
+    keeper: KeeperAnswer | None = Field(
+        None, description="Of their KV tiers; null where they have none, or one engine has its own."
+    )
 
 
 class DeletedStream(AnswerBody):

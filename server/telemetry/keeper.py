@@ -1,6 +1,6 @@
-"""The process that keeps the KV tiers of several engines: whether it lives, how often it was started again, what it takes."""
+"""The process that keeps the KV tiers of several engines, as metrics. A server without one has none of these series."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,22 +9,35 @@ from prometheus_client.registry import Collector
 
 
 class KeeperCollector(Collector):
-    """The series of one keeper, asked for when they are read. Without a keeper there are none.
+    """The series of one keeper, read when they are asked for.
 
     Args:
-        registry: where they are declared.
-        pid: process id of the keeper; None while there is none.
-        restarts: how often it was started again.
+        up: whether it works.
+        restarts: how often it was started again, by why.
+        pid: of its process; None while there is none.
+        registry: where they appear.
     """
 
-    def __init__(self, registry: CollectorRegistry, pid: Callable[[], int | None], restarts: Callable[[], int]) -> None:
-        self._pid, self._restarts = pid, restarts
+    def __init__(
+        self,
+        up: Callable[[], bool],
+        restarts: Callable[[], Mapping[str, int]],
+        pid: Callable[[], int | None],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._up = up
+        self._restarts = restarts
         registry.register(self)
         ProcessCollector("headrace_keeper", pid=lambda: pid() or "none", registry=registry)
 
     def collect(self) -> Iterable[Metric]:
         """The families."""
-        up = "1 while the process that keeps the KV tiers of several engines lives."
-        yield GaugeMetricFamily("headrace_keeper_up", up, value=self._pid() is not None)
-        again = "Times the keeper was started again after a death."
-        yield CounterMetricFamily("headrace_keeper_restarts", again, value=self._restarts())
+        up = GaugeMetricFamily(
+            "headrace_keeper_up", "1 while the keeper of the KV tiers works; engines serve without it."
+        )
+        up.add_metric([], float(self._up()))
+        text = "Times the keeper was started again, by why: it `died`, or it `hung` and was killed."
+        restarts = CounterMetricFamily("headrace_keeper_restarts", text, labels=["reason"])
+        for reason, count in self._restarts().items():
+            restarts.add_metric([reason], count)
+        return up, restarts

@@ -330,9 +330,11 @@ class Metrics(Declared):
         self._streams.set_function(kept)
         self._stream_bytes.set_function(held)
 
-    def watch_keeper(self, pid: Callable[[], int | None], restarts: Callable[[], int]) -> None:
-        """Show the process that keeps the engines' tiers: its id, None while there is none, and how often it was started again."""
-        KeeperCollector(self.registry, pid, restarts)
+    def watch_keeper(
+        self, up: Callable[[], bool], restarts: Callable[[], Mapping[str, int]], pid: Callable[[], int | None]
+    ) -> None:
+        """Show whether the keeper of the KV tiers works, how often it was started again by why, and its process."""
+        KeeperCollector(up, restarts, pid, self.registry)
 
     def stream_resumed(self) -> None:
         """A connection goes on with a resumable stream."""
@@ -402,7 +404,9 @@ Dashboards and alerts: [operations.md](operations.md#watching-it).
 def every_family(engines: Sequence[str]) -> list[Metric]:
     """The families of a server with these engines, each with a sample of every series that it may have."""
     metrics = Metrics()
-    metrics.watch_keeper(pid=lambda: 1, restarts=lambda: 0)  # any process: the families are the same
+    metrics.watch_keeper(
+        lambda: True, lambda: {"died": 0, "hung": 0}, lambda: 1
+    )  # any process: the families are the same
     for name in engines:
         engine = metrics.engine(name)
         engine.attached(pid=1)

@@ -12,14 +12,20 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Literal
 
 from configs.settings import Settings
 from engine.ipc.child import spawn
 from engine.ipc.keeper_address import KeeperAddress
 from engine.ipc.private_folder import private_folder, remove_folder
 from engine.ipc.shared_memory import shared_memory
+from scheduler.types.messages import HEARTBEAT_SECONDS
+from server.engines.health import SILENT_BEATS
 from server.engines.process import exit_words, watch_child
 from server.engines.supervision.restart import RestartPolicy
+
+KeeperState = Literal["starting", "ready", "hanging", "dead", "stopped"]
+
 
 _log = logging.getLogger("headrace.keeper")
 _UP_SECONDS = 2.0  # one that lived for less has not started
@@ -38,7 +44,8 @@ class KeeperSupervisor:
     Attributes:
         address: what engines are told.
         descriptors: that engines inherit.
-        restarts: how often it was started again.
+        restarts: how often it was started again, by what had ended it.
+        trouble: why there are no KV tiers below the devices now, or None.
 
     Raises:
         OSError: the process cannot be started, or the memory or the socket not be made; nothing is left behind.
@@ -47,9 +54,11 @@ class KeeperSupervisor:
     def __init__(self, settings: Settings, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._child: subprocess.Popen[bytes] | None = None
-        self.restarts = 0
         self._hang_seconds = settings.hang_seconds
         self._silence = 0.0  # seconds, of those in which this process was awake
+        self._awake = self._given_up = False
+        self.trouble: str | None = None
+        self.restarts = {"died": 0, "hung": 0}
         self._beats = -1  # descriptor from which a living keeper is heard
         self._stop = asyncio.Event()
         self._folder = private_folder()
@@ -78,25 +87,37 @@ class KeeperSupervisor:
     @property
     def pid(self) -> int | None:
         """Process id of the keeper; None: there is none at the moment."""
-        return None if self._child is None or self._child.returncode is not None else self._child.pid
+        return None if self._child is None else self._child.pid
+
+    @property
+    def state(self) -> KeeperState:
+        """In one word, as an engine's."""
+        if self._stop.is_set():
+            return "stopped"
+        if self._given_up:
+            return "dead"
+        if not self._awake:
+            return "starting"
+        return "hanging" if self._silence > SILENT_BEATS * HEARTBEAT_SECONDS else "ready"
 
     async def run(self) -> None:
         """Run one keeper after the other, until `stop` or until that is given up."""
-        while self._child is not None and not self._stop.is_set():
-            cause, seconds = await self._live(self._child)
+        while not self._stop.is_set():
+            try:
+                cause, reason, seconds = await self._live(self._child or self._start())
+            except OSError as error:
+                cause, reason, seconds = f"cannot be started: {error}", "died", 0.0
             if self._stop.is_set():
                 return
             delay = self._policy.after_death(time.monotonic(), was_ready=seconds > _UP_SECONDS)
             if delay is None:
-                _log.error("keeper: %s; given up: engines go on without KV tiers", cause)
-                self._refuse()
+                self._give_up(cause)
                 return
             _log.error("keeper: %s; starting it again%s", cause, f" in {delay:g} s" if delay else "")
+            self.trouble = f"{cause}; it is started again"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), delay)
-            if not self._stop.is_set():
-                self.restarts += 1
-                self._start()
+            self.restarts[reason] += not self._stop.is_set()
 
     async def stop(self, flush_seconds: float) -> None:
         """Let it write for that long what would be lost with it, and end. `run` returns soon after."""
@@ -126,31 +147,52 @@ class KeeperSupervisor:
         self._slab = self._beats = -1
         remove_folder(self._folder)
 
-    def _start(self) -> None:
+    def _start(self) -> "subprocess.Popen[bytes]":
         assert self._listener is not None
-        self._beats, beats = os.pipe()
-        os.set_blocking(self._beats, False)
+        heard, beats = os.pipe()
         try:
+            os.set_blocking(heard, False)
             inherited = [self._listener.fileno(), self._slab, beats]
             self._child = spawn([*self._arguments, "--beats", str(beats)], descriptors=inherited)
+        except BaseException:
+            os.close(heard)
+            raise
         finally:
             os.close(beats)
+        self._beats = heard
+        return self._child
 
-    async def _live(self, child: "subprocess.Popen[bytes]") -> tuple[str, float]:
-        """Wait for its end: the cause in words, and how many seconds it lived."""
+    async def _live(self, child: "subprocess.Popen[bytes]") -> tuple[str, str, float]:
+        """Wait for its end: the cause, in a sentence and in a word, and how many seconds it lived."""
         ended, began = asyncio.Event(), time.monotonic()
         watch_child(child, ended.set)
         cause = ""
         while not await _set_within(ended, _LOOK_SECONDS):
-            self._silence = 0.0 if self._heard() else self._silence + _LOOK_SECONDS
+            self._look()
             if self._silence > self._hang_seconds and not cause:
                 cause = f"has said nothing for {self._hang_seconds:g} s (hang_seconds)"
                 child.kill()
         if child.stdin is not None:
             child.stdin.close()
         os.close(self._beats)
-        self._beats, self._silence = -1, 0.0
-        return f"process {child.pid} {cause or exit_words(child.returncode)}", time.monotonic() - began
+        self._child, self._beats, self._silence, self._awake = None, -1, 0.0, False
+        words = f"process {child.pid} {cause or exit_words(child.returncode)}"
+        return words, "hung" if cause else "died", time.monotonic() - began
+
+    def _look(self) -> None:
+        """See whether it has been heard of lately."""
+        if self._heard():
+            self._awake, self._silence, self.trouble = True, 0.0, None
+            return
+        self._silence += _LOOK_SECONDS
+        if self.state == "hanging":
+            self.trouble = f"it has said nothing for {self._silence:g} s"
+
+    def _give_up(self, cause: str) -> None:
+        _log.error("keeper: %s; given up: engines go on without KV tiers", cause)
+        self._given_up = True
+        self.trouble = f"{cause}; given up until the server is started again, as {self._policy.why}"
+        self._refuse()
 
     def _heard(self) -> bool:
         try:

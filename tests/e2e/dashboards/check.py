@@ -33,7 +33,7 @@ MOVED = (
     *("headrace_kv_tier_loaded_blocks_total", "headrace_kv_tier_saved_blocks_total", "headrace_kv_tier_copies_total"),
     *("headrace_engine_restarts_total", "headrace_replayed_requests_total", "headrace_request_errors_total"),
     *("headrace_hand_overs_total", "headrace_hand_over_tokens_total"),
-    *("headrace_keeper_restarts_total", 'headrace_resumable_streams_ended_total{end="delivered"}'),
+    *('headrace_keeper_restarts_total{reason="died"}', 'headrace_resumable_streams_ended_total{end="delivered"}'),
     *(f'headrace_deadlines_total{{outcome="{outcome}"}}' for outcome in ("kept", "refused")),
     *(
         f'headrace_tenant_{name}_total{{tenant="{tenant}"}}'
