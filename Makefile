@@ -59,7 +59,7 @@ format: $(LINTERS) ## let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Needs Debian's prometheus (its programs prometheus and promtool), on the PATH or in the folder that PROMETHEUS names.
+# Needs npm, and Debian's prometheus (its programs prometheus and promtool), on the PATH or in the folder that PROMETHEUS names.
 dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel and alert after a real load (two minutes, not in CI)
 	$(BIN)/python -m tests.e2e.dashboards.check $(ARGS)
 

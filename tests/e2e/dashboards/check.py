@@ -1,8 +1,8 @@
 """Asks a real Prometheus for every panel and every alert after a real load: `make dashboards-check`.
 
-Needs the programs prometheus and promtool (Debian: `apt install prometheus`; or PROMETHEUS=FOLDER where they are), and some two
-minutes. Not part of CI. None of the expressions may be empty or an error, and each label of a legend must be one of the answer.
-Grafana itself is not asked: it draws what Prometheus answers.
+Needs the programs prometheus and promtool (Debian: `apt install prometheus`; or PROMETHEUS=FOLDER where they are), npm, and some
+two minutes. Not part of CI. None of the expressions may be empty or an error, and each label of a legend must be one of the answer.
+Grafana itself is not asked: it draws what Prometheus answers, and the pages fit its own types (`schema.py`).
 """
 
 import argparse
@@ -21,6 +21,7 @@ from server.monitoring.files import DASHBOARDS
 from server.monitoring.panels import Panel, Query, legend_labels
 from server.monitoring.rules import ALERTS, RECORDINGS, recorded
 from tests.e2e.dashboards.real_prometheus import MissingProgramError, RealPrometheus, program
+from tests.e2e.dashboards.schema import check_schema
 from tests.e2e.dashboards.traffic import FLAGS, KEYS, Traffic
 from tests.e2e.server_process import ServerProcess
 from tests.source_tree import ROOT
@@ -170,13 +171,15 @@ def watched(seconds: float, folder: Path) -> list[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1 if an expression is empty or an error, 2 if a program is missing."""
+    """Exit code 1 if an expression is empty or an error, 2 if a program is missing. Raises CalledProcessError: a file is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.dashboards.check", description=__doc__)
     parser.add_argument("--seconds", type=float, default=45.0, help="of load [%(default)g]")
     seconds = parser.parse_args(argv).seconds
     try:
         program("prometheus")
         promtool()
+        with tempfile.TemporaryDirectory() as folder:
+            check_schema(Path(folder))
     except MissingProgramError as error:
         print(error, file=sys.stderr)
         return 2

@@ -5,6 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_reader
+from prometheus_client.parser import text_string_to_metric_families as plain_reader
 
 from configs.settings import Settings
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, StartPhase, StepOutputs, TierStats
@@ -192,6 +194,40 @@ def test_each_family_is_declared_once_however_many_engines_there_are():
     lines = fed("a", "b", "c").render("")[0].decode().splitlines()
     types = [line for line in lines if line.startswith("# TYPE")]
     assert len(types) == len(set(types)) > 35
+
+
+@pytest.mark.parametrize("engines", [["engine"], ["engine-0", "engine-1"]])
+def test_both_formats_are_read_by_a_strict_reader_and_say_the_same(engines):
+    """A histogram's series in order, a family in one piece, units and suffixes where they belong, no series twice."""
+    metrics = fed(*engines)
+    metrics.sequence_ended(Lifetime(received=10.0, first_token=11.0, finished=12.0, reason=FinishReason.STOP))
+    plain, open_metrics = (metrics.render(accept) for accept in ("", "application/openmetrics-text"))
+    assert (plain[1].partition(";")[0], open_metrics[1].partition(";")[0]) == (
+        "text/plain",
+        "application/openmetrics-text",
+    )
+    one = samples(plain_reader(plain[0].decode()))
+    other = samples(open_metrics_reader(open_metrics[0].decode()))
+    assert one == other and len(one) > 300
+
+
+def samples(families) -> dict[tuple[str, frozenset], float]:
+    """By series, of what does not change from one reading to the next."""
+    every = [sample for family in families for sample in family.samples if "_process_" not in sample.name]
+    found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in every}
+    assert len(found) == len(every)
+    return found
+
+
+def test_what_clients_send_makes_no_series():
+    """Codes, reasons, tenants and tiers that nobody declared have no series; those of the server have theirs from the start."""
+    before = fed("a")
+    after = fed("a")
+    for number in range(20):
+        after.sequence_begun(f"stranger-{number}")
+        after.sequence_ended(Lifetime(received=0.0, finished=1.0, reason=FinishReason.ABORT), f"stranger-{number}")
+        after.request_failed("invalid_value", f"stranger-{number}")
+    assert told(after) == told(before)
 
 
 def test_an_engine_that_restarts_leaves_the_others_counters_alone():
