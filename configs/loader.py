@@ -17,7 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from configs.knob import PREFIX, Knob, knobs
-from configs.settings import RIVALS, Contradiction, Settings
+from configs.needs import Contradiction
+from configs.settings import RIVALS, Settings
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_VARIABLE = PREFIX + "CONFIG"

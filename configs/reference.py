@@ -6,9 +6,10 @@ from configs.knob import Knob, knobs, sections
 
 HEADER = """# Configuration
 
-<!-- Written by `make docs` from configs/declaration.py; a test compares the two. -->
+<!-- Written by `make docs` from configs/declaration.py and configs/http_declaration.py; a test compares the two. -->
 
-Every knob is declared once, in `configs/declaration.py`, and can be set in four places. The first that has it wins:
+Every knob is declared once, in `configs/declaration.py` or `configs/http_declaration.py`, and can be set
+in four places. The first that has it wins:
 
 1. a flag: `headrace serve --kv-blocks 64`
 2. an environment variable: `HEADRACE_KV_BLOCKS=64`

@@ -40,6 +40,7 @@ _MEANINGS = {
     "--enable-log-requests": "--access-log",
     "--uvicorn-log-level": "--log-level",
     "--allowed-origins": "--cors-origins",
+    "--unix-socket": "--uds",
     "--chat-template-file": "--chat-template",
     "--dtype": "the model's files and the device decide it: --cpu-precision and --gpu-weights say how",
     "--n-gpu-layers": "a model is on one device as a whole: --device says on which",

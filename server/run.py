@@ -17,7 +17,7 @@ from scheduler.types.messages import Event, Failed
 from server.engines.commands import CannotShare, engine_commands
 from server.engines.launch import Incarnation, launch
 from server.engines.supervision.keeper import KeeperSupervisor
-from server.listen import ListenError, listen
+from server.listen import ListenError, listeners_of
 from server.signals import end_on_signals
 
 _log = logging.getLogger("headrace.engine")
@@ -40,7 +40,7 @@ def run(settings: Settings, source: ModelSource) -> int:
     engines: dict[str, Incarnation] = {}
     keeper: KeeperSupervisor | None = None
     try:
-        listener = listen(settings.host, settings.port)
+        listeners = listeners_of(settings)
     except ListenError as error:
         return _fail(error)
     weights = shared_memory("headrace-weights") if settings.engines > 1 else None
@@ -61,7 +61,9 @@ def run(settings: Settings, source: ModelSource) -> int:
         from server.text.tokenizer import TokenizerError
 
         try:
-            serving = Serving(settings, source, listener, commands, inherited=inherited, started=started, keeper=keeper)
+            serving = Serving(
+                settings, source, listeners, commands, inherited=inherited, started=started, keeper=keeper
+            )
         except (TokenizerError, TemplateError, ModelError, OSError) as error:
             return _fail(_refusal(next(iter(engines.values()))) or error)
         return serving.run(engines)
@@ -75,7 +77,7 @@ def run(settings: Settings, source: ModelSource) -> int:
             keeper.close()
         if weights is not None:
             os.close(weights)
-        listener.close()
+        listeners.close()
 
 
 def _fail(problem: object) -> int:

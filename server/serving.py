@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from server.errors import Unavailable
 from server.http.connection import protocol_factory
 from server.http.connections import Connections
 from server.http.descriptors import limits_of
-from server.listen import url_of
+from server.listen import Listeners
 from server.signals import SIGNALS
 from server.stream.resumables import ResumableStreams
 from server.telemetry.console import Console
@@ -59,7 +58,7 @@ class Serving:
     Args:
         settings: the server's.
         source: the model's files.
-        listener: the socket to serve on.
+        listeners: the sockets to serve on.
         engines: the command line of each engine, without its endpoints, by the engine's name.
         inherited: descriptors that each engine inherits.
         started: when the process started, in `time.monotonic()` seconds.
@@ -73,7 +72,7 @@ class Serving:
         self,
         settings: Settings,
         source: ModelSource,
-        listener: socket.socket,
+        listeners: Listeners,
         engines: Mapping[str, Sequence[str]],
         *,
         inherited: Sequence[int],
@@ -86,13 +85,14 @@ class Serving:
         console = Console(
             sys.stdout,
             engines=list(engines),
-            url=url_of(listener),
+            url=f"http://{listeners.authority}",
+            uds=settings.uds,
             model=names[0],
             has_template=chat is not None,
             keyed=bool(settings.api_key),
             started=started,
         )
-        self._settings, self._listener, self._keeper = settings, listener, keeper
+        self._settings, self._sockets, self._keeper = settings, listeners.sockets, keeper
         self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
         if keeper is not None:
@@ -140,7 +140,7 @@ class Serving:
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
         roles = asyncio.create_task(self._roles.run()) if self._roles else None
-        web = asyncio.create_task(self._web.serve(sockets=[self._listener]))
+        web = asyncio.create_task(self._web.serve(sockets=list(self._sockets)))
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

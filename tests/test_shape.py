@@ -413,16 +413,16 @@ def settings_read(path: Path) -> Iterator[str]:
 
 
 def read_by_members() -> dict[str, set[str]]:
-    """Of each method and property of `Settings`, the knobs that it reads itself."""
-    (settings,) = (
-        node for node in tree(ROOT / "configs" / "settings.py").body if getattr(node, "name", "") == "Settings"
-    )
+    """Of each method and property of `Settings` and its base, the knobs that it reads itself."""
+    files = [tree(ROOT / "configs" / file) for file in ("derived.py", "settings.py")]
+    classes = [node for file in files for node in file.body if isinstance(node, ast.ClassDef)]
     return {
         member.name: {
             node.attr
             for node in ast.walk(member)
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
         }
+        for settings in classes
         for member in settings.body
         if isinstance(member, ast.FunctionDef)
     }

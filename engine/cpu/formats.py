@@ -7,7 +7,8 @@ from typing import Literal
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
-from configs.settings import FAST_BLOCK_UNIT, Settings
+from configs.needs import FAST_BLOCK_UNIT
+from configs.settings import Settings
 from engine.loading.stored import stored_kinds
 from engine.models.abilities import VARIANTS, Abilities
 from engine.models.layout import expected_shapes, weights_bytes

@@ -108,7 +108,7 @@ class Connections:
 
     def _make_room(self, address: str) -> TooManyConnections | None:
         limits = self.limits
-        if self._of[address] >= limits.of_one_address:
+        if address and self._of[address] >= limits.of_one_address:  # clients of a Unix socket have none
             if address not in self._crowded:
                 self._crowded.add(address)
                 _log.warning(

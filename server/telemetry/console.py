@@ -31,6 +31,7 @@ class Console:
         out: the stream to print to.
         engines: names of the server's engines. They are printed only if there are several.
         url: the server's address.
+        uds: the Unix socket on which it is served there, if it is one.
         model: the name that requests use.
         has_template: whether the model can chat.
         keyed: whether requests need an API key.
@@ -43,14 +44,15 @@ class Console:
         *,
         engines: Sequence[str],
         url: str,
+        uds: str | None = None,
         model: str,
         has_template: bool,
         keyed: bool,
         started: float,
     ) -> None:
         self._out = out
-        self._url = url
-        self._curl = first_curl(url, model, has_template=has_template, keyed=keyed)
+        self._place = url if uds is None else f"the Unix socket {uds}"
+        self._curl = first_curl(url, model, has_template=has_template, keyed=keyed, uds=uds)
         self._started = started
         self._told = {name: _Told() for name in engines}
 
@@ -69,7 +71,7 @@ class Console:
                 lines = phase_lines(told.phases, time.monotonic() - self._started)
                 self._print([*self._heading(engine), *lines, f"End tokens  {event.ends}"])
                 if first:
-                    self._print([f"headrace listens on {self._url} ({event.device}). Try:", "", f"  {self._curl}"])
+                    self._print([f"headrace listens on {self._place} ({event.device}). Try:", "", f"  {self._curl}"])
             case _:
                 pass
 
@@ -127,7 +129,7 @@ def phase_lines(phases: Sequence[StartPhase], total: float) -> list[str]:
     return ["Start-up", *(f"  {name:{width}}  {seconds:8.2f} s" for name, seconds in rows)]
 
 
-def first_curl(url: str, model: str, *, has_template: bool, keyed: bool) -> str:
+def first_curl(url: str, model: str, *, has_template: bool, keyed: bool, uds: str | None = None) -> str:
     """A request to try. If keys are needed, it names a shell variable that holds one, never the key itself."""
     body: dict[str, object] = {"model": model}
     if has_template:
@@ -137,4 +139,5 @@ def first_curl(url: str, model: str, *, has_template: bool, keyed: bool) -> str:
     body["max_tokens"] = 64
     key = ' -H "Authorization: Bearer $API_KEY"' if keyed else ""
     payload = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {payload}"
+    socket = "" if uds is None else f"--unix-socket {shlex.quote(uds)} "
+    return f"curl {socket}{url}/v1/{path} -H 'Content-Type: application/json'{key} -d {payload}"

@@ -28,6 +28,7 @@ PARTNERS = {
     "role_switching": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0},
     "routing": {"engines": 2},
     "key_names": {"api_key": ["a"]},
+    "uds_access": {"uds": "x.sock"},
     "isolate_keys": {"api_key": ["a"]},
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
     "admin_keys": {"api_key": ["a"], "key_names": ["other"]},

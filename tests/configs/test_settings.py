@@ -7,9 +7,10 @@ from itertools import product
 import pytest
 from pydantic import ValidationError
 
+from configs.derived import read_by
 from configs.knob import knobs
 from configs.loader import ConfigError, load, render
-from configs.settings import ContradictionError, Settings, read_by
+from configs.settings import ContradictionError, Settings
 from server.cli import main
 from server.commands import EXIT_USAGE
 
@@ -63,6 +64,9 @@ PAIRS = [
     ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
     ({"cpu_precision": "fast"}, {"block_size": 8}, {"block_size": 16}),
+    ({"host": "::"}, {"uds": "x.sock"}, {"uds": None}),
+    ({"port": 80}, {"uds": "x.sock"}, {"uds": None}),
+    ({"uds_access": "all"}, {"uds": None}, {"uds": "x.sock"}),
     ({"health_seconds": 200.0}, {"hang_seconds": 120.0}, {"hang_seconds": 300.0}),
 ]
 EACH_PAIR = pytest.mark.parametrize(

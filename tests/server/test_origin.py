@@ -72,7 +72,7 @@ def test_without_a_key_on_loopback_only_names_of_loopback_are_served(host, allow
         ({"api_key": ["k"]}, 200), ({"host": "0.0.0.0"}, 200), ({"allowed_hosts": ["my.example"]}, 200),
         ({"allowed_hosts": ["MY.example"]}, 200), ({"allowed_hosts": ["*"]}, 200), ({"allowed_hosts": ["other"]}, 403),
         ({"host": "0.0.0.0", "allowed_hosts": ["other"]}, 403), ({"api_key": ["k"], "allowed_hosts": ["other"]}, 403),
-        ({"host": "localhost"}, 403), ({"host": "::1"}, 403),
+        ({"host": "localhost"}, 403), ({"host": "::1"}, 403), ({"uds": "x"}, 200),
     ],
 )  # fmt: skip
 def test_names_that_are_allowed(settings, status):

@@ -16,12 +16,12 @@ def main(start: str, *knobs: str) -> int:
     values = dict(knob.split("=", 1) for knob in knobs)
     settings = Settings.model_validate(values, strict=False)
     configure_logging(settings.log_level)
-    listener = listen("127.0.0.1", 0)
+    listeners = listen("127.0.0.1", 0)
     lines = {name: arguments("--start", start) for name in settings.engine_names}
     engines = {name: launch(line) for name, line in lines.items()}
     first = next(iter(engines.values()))
-    print(f"engine {first.process.pid} port {listener.getsockname()[1]}", flush=True)
-    return Serving(settings, resolve_model(None), listener, lines, inherited=[], started=time.monotonic()).run(engines)
+    print(f"engine {first.process.pid} port {listeners.port}", flush=True)
+    return Serving(settings, resolve_model(None), listeners, lines, inherited=[], started=time.monotonic()).run(engines)
 
 
 if __name__ == "__main__":

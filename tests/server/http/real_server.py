@@ -101,13 +101,13 @@ class Running:
 async def running(app: ASGIApp, limits: HttpLimits | None = None) -> AsyncIterator[Running]:
     refusals: list[str] = []
     connections = Connections(limits or HttpLimits(), refusals.append)
-    listener = listen("127.0.0.1", 0)
+    listeners = listen("127.0.0.1", 0)
     web = WebServer(web_config(app, connections))
-    task = asyncio.create_task(web.serve(sockets=[listener]))
+    task = asyncio.create_task(web.serve(sockets=list(listeners.sockets)))
     while not web.started:
         await asyncio.sleep(0.001)
     try:
-        yield Running(listener.getsockname()[1], connections, refusals, web)
+        yield Running(listeners.port, connections, refusals, web)
     finally:
         connections.cut()
         web.should_exit = True

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from scheduler.types.messages import FinishReason, MemoryPlan, RequestTimes, StartPhase
-from server.listen import ListenError, listen, url_of
+from server.listen import ListenError, listen
 from server.telemetry.console import Console, first_curl, phase_lines, plan_lines, size
 from server.telemetry.lifetime import Lifetime
 from tests.server.engines.scripted_engine import PLAN, READY
@@ -102,10 +102,27 @@ def test_the_curl_is_one_that_a_shell_understands(has_template):
     assert ("messages" in body) is has_template
 
 
+def test_a_unix_socket_is_named_and_in_the_curl():
+    out = io.StringIO()
+    told = Console(
+        out,
+        engines=["engine"],
+        url="http://localhost",
+        uds="/a b",
+        model="m",
+        has_template=True,
+        keyed=False,
+        started=0.0,
+    )
+    told.on_event("engine", READY)
+    assert "headrace listens on the Unix socket /a b (" in out.getvalue()
+    assert "curl --unix-socket '/a b' http://localhost/v1/chat/completions" in out.getvalue()
+
+
 def test_listen_picks_a_port_and_says_where():
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        assert url_of(listener) == f"http://127.0.0.1:{port}"
+    with listen("127.0.0.1", 0) as listeners:
+        port = listeners.port
+        assert listeners.authority == f"127.0.0.1:{port}"
         with socket.create_connection(("127.0.0.1", port)):
             pass
         with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{port}: Address already in use\. .*--port"):
@@ -113,8 +130,8 @@ def test_listen_picks_a_port_and_says_where():
 
 
 def test_a_wildcard_is_reached_at_localhost():
-    with listen("0.0.0.0", 0) as listener:
-        assert url_of(listener).startswith("http://localhost:")
+    with listen("0.0.0.0", 0) as listeners:
+        assert listeners.authority.startswith("localhost:")
 
 
 def test_an_address_of_another_machine_is_refused():
