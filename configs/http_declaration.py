@@ -154,6 +154,7 @@ class HttpDeclaration(Declaration):
         "that, what was sent already, and a new resumable request is answered 429.",
         json_schema_extra=HTTP,
     )
+    playground: bool = Field(True, description="Serve a page to try the model on at `/`.", json_schema_extra=HTTP)
     access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged.", json_schema_extra=HTTP

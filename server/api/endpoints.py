@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from server.api import chat, completions, detokenize, engine_blocks, engines, health, models, streams, tokenize
+from server.api import chat, completions, detokenize, engine_blocks, engines, health, models, pages, streams, tokenize
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint
 
@@ -19,6 +19,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *engines.ENDPOINTS,
     engine_blocks.ENDPOINT,
     *health.ENDPOINTS,
+    pages.INDEX,
 )
 
 

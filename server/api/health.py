@@ -1,4 +1,4 @@
-"""The small endpoints for operators: `/live`, `/ready`, `/health`, `/metrics`, `/version` and `/`."""
+"""The small endpoints for operators: `/live`, `/ready`, `/health`, `/metrics` and `/version`."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -11,7 +11,6 @@ from server.errors import Unavailable
 from server.schema.answers import (
     EngineHealthAnswer,
     HealthAnswer,
-    IndexAnswer,
     ReadyAnswer,
     StatusAnswer,
     VersionAnswer,
@@ -84,10 +83,6 @@ async def _version(call: Call) -> VersionAnswer:
     return VersionAnswer(version=server_version())
 
 
-async def _index(call: Call) -> IndexAnswer:
-    return IndexAnswer(name="headrace", version=server_version(), openapi="/openapi.json", models="/v1/models")
-
-
 # All are answered while the server drains: that is when somebody looks.
 ENDPOINTS = (
     GetEndpoint(
@@ -136,15 +131,6 @@ ENDPOINTS = (
         summary="The server's version",
         answer=_version,
         answers=VersionAnswer,
-        errors=(401,),
-        while_draining=True,
-    ),
-    GetEndpoint(
-        path="/",
-        tag="operations",
-        summary="Where to look next",
-        answer=_index,
-        answers=IndexAnswer,
         errors=(401,),
         while_draining=True,
     ),

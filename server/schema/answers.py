@@ -299,10 +299,9 @@ class VersionAnswer(AnswerBody):
 
 
 class IndexAnswer(AnswerBody):
-    """Where to look next."""
+    """Where to look next, on a server without a page."""
 
     name: str
-    version: str
     openapi: str = Field(description="Path of the API's schema.")
     models: str = Field(description="Path of the served models.")
 

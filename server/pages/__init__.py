@@ -1,0 +1,1 @@
+"""Pages for people: each is one self-contained document, put together from the files of this folder."""
