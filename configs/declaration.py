@@ -1,5 +1,5 @@
 """Every knob of the server, declared once: type, bounds, default, help. Flags, variables, YAML and docs derive from it. Those
-of the HTTP side stand in `http_declaration.py`.
+of the HTTP side stand in `http_declaration.py`, those of what is told of requests in `observability.py`.
 
 A knob belongs here if an operator may set it. What a *request* may set stands in `server/schema`; what one knob means for
 another, in `configs/settings.py`.

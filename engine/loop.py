@@ -243,7 +243,7 @@ class EngineLoop:
 
     def _hear_of_tiers(self, worker: TransferWorker) -> None:
         for result in worker.finished():
-            self._scheduler.absorb_transfer(result)
+            self._scheduler.absorb_transfer(result, self._clock())
             self._carried += 1
         changed = worker.changes(expected=self._scheduler.expecting)
         for name, kept in worker.returned():

@@ -3,7 +3,7 @@
 What belongs here: conditions of admission, and how much is reserved. Never: who has to give up blocks, what a step holds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from scheduler.kv.block_pool import BlockPool
@@ -12,8 +12,10 @@ from scheduler.kv.tiers.load_planner import Wanted
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import Need, SchedulingPolicy
 from scheduler.token_budget import split_prefill
+from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.request import Request
+from scheduler.types.trail import WaitCause
 
 _SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
 
@@ -23,17 +25,22 @@ class Admission:
 
     def __init__(
         self,
+        *,
         config: SchedulerConfig,
         pool: BlockPool,
         cache: PrefixCache,
         transfers: TransferPlanner,
         policy: SchedulingPolicy,
+        trails: Trails,
+        running: Mapping[str, Request],
     ) -> None:
         self._config = config
         self._pool = pool
         self._cache = cache
         self._transfers = transfers
         self._policy = policy
+        self._trails = trails
+        self._running = running
 
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
@@ -55,16 +62,19 @@ class Admission:
         for request in islice(waiting, _SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
-            if self._waits(request):
+            if (own := self._own_wait(request)) is not None:
+                self._trails.passed_over(request, *own)
                 continue
             hits = self._cache.hits(request)
             wanted = self._wanted(request, hits)
             need = self._policy.need(request, len(hits) * self._pool.block_size)
             if not wanted and not _gets_tokens(need, needs, budget):  # one that loads takes nothing from this step
+                self._trails.passed_over(request, WaitCause.TOKENS)
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
             alone = running + len(admitted) == 0
-            if self._lacks(request, shared, alone=alone) > 0:
+            if (lacking := self._lacks(request, shared, alone=alone)) > 0:
+                self._trails.line_stands(WaitCause.BLOCKS, self._running.values(), request, lacking)
                 break
             self._take_blocks(request, hits, wanted, alone=alone)
             if not wanted:
@@ -96,11 +106,18 @@ class Admission:
 
     def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
         """The first of the queue that waits for nothing but room: the one for which others may have to make room."""
-        return next((each for each in islice(waiting, _SCAN) if not self._waits(each)), None)
+        return next((each for each in islice(waiting, _SCAN) if self._own_wait(each) is None), None)
 
-    def _waits(self, request: Request) -> bool:
-        """Whether it waits for content that another one is computing or another engine saves, or for its drafts to be verified."""
-        return request.verifying or request in self._transfers.expected or self._cache.awaits_pending(request)
+    def _own_wait(self, request: Request) -> tuple[WaitCause, str] | None:
+        """Whether it waits for content that another one is computing or another engine saves, or for its drafts to be verified;
+        and for whom."""
+        if request.verifying:
+            return WaitCause.DRAFTS, ""
+        if request in self._transfers.expected:
+            return WaitCause.HAND_OVER, ""
+        if self._cache.awaits_pending(request):
+            return WaitCause.PREFIX, self._cache.maker_of(request)
+        return None
 
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
         """Blocks needed beyond what the pool has, less the watermark that is left to running requests."""
@@ -110,8 +127,11 @@ class Admission:
         return needed + watermark - (self._pool.available - idle_hits)
 
     def _reservation(self, request: Request) -> int:
-        """Tokens whose blocks are taken at admission: those that exist, or after many preemptions all that can ever exist."""
-        return request.longest() if self.protected(request) else len(request.tokens)
+        """Tokens whose blocks are taken at admission: those that exist, or after many preemptions all that can ever exist.
+
+        One that is still in flight since before a preemption counts: the chunk that computes the others again may compute it, too.
+        """
+        return request.longest() if self.protected(request) else request.known
 
     def _wanted(self, request: Request, hits: list[int]) -> list[Wanted]:
         """What is loaded from lower tiers after the hits."""
@@ -130,6 +150,7 @@ class Admission:
         request.published = len(hits)
         self._cache.announce(request, len(hits))
         if wanted:
+            self._trails.loads(request, [item.tier for item in wanted if item.tier is not None])
             self._transfers.load(request, wanted, loaded, alone=alone)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.policies.base import SchedulingPolicy
+from scheduler.trails import Trails
 from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
 from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
@@ -23,15 +24,17 @@ class ChunkBuilder:
             build on it, so its chunk is computed even if the request has ended.
     """
 
-    def __init__(self, cache: PrefixCache, policy: SchedulingPolicy, stats: EngineStats) -> None:
+    def __init__(self, cache: PrefixCache, policy: SchedulingPolicy, trails: Trails, stats: EngineStats) -> None:
         self.published_by = set[str]()
         self._cache = cache
         self._policy = policy
+        self._trails = trails
         self._stats = stats
 
     def prefill(self, step: Step, request: Request, length: int) -> None:
         """The request computes `length` tokens of its prompt or of a recomputation; the last one samples."""
         samples = int(request.computed + length == request.known and request.sampling.max_tokens > 0)
+        self._trails.chunk(request, step, length)
         self._add(step, request, ChunkPhase.PREFILL, length, samples)
 
     def decode(self, step: Step, request: Request, draft_ids: Sequence[int] = ()) -> None:

@@ -123,7 +123,7 @@ class DecodePlanner:
             victim = self._preemption.victim_for(request)
             if self._transfers.frees_soon or (victim is request and self._transfers.holds_blocks):
                 break  # blocks are about to come back: there will be room without preempting anybody else
-            self._preemption.preempt(victim)
+            self._preemption.preempt(victim, request)
             preempted = True
         return preempted
 

@@ -8,6 +8,7 @@ from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.request_table import RequestTable
+from scheduler.trails import Trails
 from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
 
@@ -44,6 +45,7 @@ class Preemption:
         table: the requests.
         admission: knows what a waiting request lacks.
         policy: knows who may be preempted for whom.
+        trails: writes down who was.
         stats: the counters to update.
     """
 
@@ -57,6 +59,7 @@ class Preemption:
         table: RequestTable,
         admission: Admission,
         policy: SchedulingPolicy,
+        trails: Trails,
         stats: EngineStats,
     ) -> None:
         self._slots = slots
@@ -66,6 +69,7 @@ class Preemption:
         self._table = table
         self._admission = admission
         self._policy = policy
+        self._trails = trails
         self._stats = stats
 
     def victim_for(self, needy: Request) -> Request:
@@ -90,9 +94,11 @@ class Preemption:
                 return self._needed(newcomer, chosen)
         return []
 
-    def preempt(self, request: Request) -> None:
-        """Put the request back into the queue, its blocks saved first if that pays."""
-        if self._transfers.swaps() and not request.loading:
+    def preempt(self, request: Request, by: Request) -> None:
+        """Put the request back into the queue for another one, its blocks saved first if that pays."""
+        saved = self._transfers.swaps() and not request.loading
+        self._trails.preempted(request, by, lost=lost_work(request, self._pool), saved=saved)
+        if saved:
             self._swap_out(request)
         self._table.put_back(request)
         request.preemptions += 1

@@ -13,9 +13,11 @@ from scheduler.policies.base import SchedulingPolicy
 from scheduler.preemption import Preemption
 from scheduler.request_table import RequestTable
 from scheduler.token_budget import split_prefill
+from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.request import Request
 from scheduler.types.step import Step
+from scheduler.types.trail import WaitCause
 
 
 class PrefillPlanner:
@@ -30,6 +32,7 @@ class PrefillPlanner:
         admission: gives newcomers their blocks.
         preemption: takes blocks from others for them.
         chunks: adds chunks to the step.
+        trails: writes down why nobody comes in.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class PrefillPlanner:
         admission: Admission,
         preemption: Preemption,
         chunks: ChunkBuilder,
+        trails: Trails,
     ) -> None:
         self._config = config
         self._table = table
@@ -52,6 +56,7 @@ class PrefillPlanner:
         self._admission = admission
         self._preemption = preemption
         self._chunks = chunks
+        self._trails = trails
 
     def make_room(self, now: float) -> None:
         """Let the first of the queue in at the cost of running requests, as long as it may preempt them.
@@ -69,7 +74,7 @@ class PrefillPlanner:
                 return
             victims = self._preemption.victims_of(newcomer)
             for victim in victims:
-                self._preemption.preempt(victim)
+                self._preemption.preempt(victim, newcomer)
             if not victims or not self._admission.admit([newcomer], [], len(table.running), budget):
                 return
             table.start(newcomer, now)
@@ -77,10 +82,12 @@ class PrefillPlanner:
 
     def add(self, step: Step, now: float, *, admit: bool) -> None:
         """Share the step's remaining tokens among prompts that have no chunk in it yet, those of newcomers included."""
-        budget = self._config.max_step_tokens - step.tokens
+        budget, running = self._config.max_step_tokens - step.tokens, self._table.running
+        if self._table.waiting:
+            self._note_closed_door(budget, admit=admit)
         if budget <= 0:
             return
-        planned, running = {chunk.request_id for chunk in step.chunks}, self._table.running
+        planned = {chunk.request_id for chunk in step.chunks}
         prefills = [
             r
             for r in running.values()
@@ -95,6 +102,16 @@ class PrefillPlanner:
         for request in prefills:
             if request.arrival in shares:
                 self._chunks.prefill(step, request, shares[request.arrival])
+
+    def _note_closed_door(self, budget: int, *, admit: bool) -> None:
+        """Write down why nobody is even looked at, if that is so."""
+        running = self._table.running.values()
+        if len(running) >= self._config.max_running:
+            self._trails.line_stands(WaitCause.PLACES, running)
+        elif budget <= 0:
+            self._trails.line_stands(WaitCause.TOKENS, running)
+        elif not admit:
+            self._trails.line_stands(WaitCause.BLOCKS, running)
 
     def _line(self) -> Iterator[Request]:
         return self._policy.admission_order(self._table.waiting, self._table.running.values(), self._cache.warm)

@@ -13,6 +13,7 @@ from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.waiting_queue import WaitingQueue
+from scheduler.trails import Trails
 from scheduler.types.messages import EngineStats, FinishReason, Output
 from scheduler.types.request import Request, RequestState
 
@@ -27,6 +28,7 @@ class RequestTable:
         policy: learns who leaves the queue and who has ended.
         drafting: learns who has ended.
         waiting: the queue, empty.
+        trails: writes down who starts.
         stats: the counters to update.
 
     Attributes:
@@ -45,6 +47,7 @@ class RequestTable:
         policy: SchedulingPolicy,
         drafting: Drafting,
         waiting: WaitingQueue,
+        trails: Trails,
         stats: EngineStats,
     ) -> None:
         self.open: dict[str, Request] = {}
@@ -56,6 +59,7 @@ class RequestTable:
         self._transfers = transfers
         self._policy = policy
         self._drafting = drafting
+        self._trails = trails
         self._stats = stats
 
     def add(self, request: Request) -> None:
@@ -71,6 +75,7 @@ class RequestTable:
         self._policy.on_dequeue(request)
         request.state = RequestState.RUNNING
         self.running[request.request_id] = request
+        self._trails.started(request, evicted=self._cache.was_evicted(request))
         if not request.started:
             request.started = True
             request.times.scheduled = now
@@ -104,7 +109,7 @@ class RequestTable:
         del self.open[request.request_id]
         if request.announced:
             self.retired.append(request.request_id)
-        return Output(request_id=request.request_id, finish_reason=reason, times=request.times)
+        return Output(request_id=request.request_id, finish_reason=reason, times=request.times, trail=request.trail)
 
     def _hand_over(self, request: Request) -> None:
         """Release its blocks to a transfer that saves, the partly filled last one included, what is not saved yet."""

@@ -9,6 +9,7 @@ from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.load_planner import FinishedLoad
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.request_table import RequestTable
+from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import EngineStats, FinishReason, Output
 from scheduler.types.output_kind import OutputKind
@@ -26,6 +27,7 @@ class ResultProcessor:
         transfers: forgets contents that are in doubt.
         table: the requests.
         chunks: counts accepted drafts.
+        trails: writes down when loads ended.
         stats: the counters to update.
     """
 
@@ -38,6 +40,7 @@ class ResultProcessor:
         transfers: TransferPlanner,
         table: RequestTable,
         chunks: ChunkBuilder,
+        trails: Trails,
         stats: EngineStats,
     ) -> None:
         self._context = config.context
@@ -47,6 +50,7 @@ class ResultProcessor:
         self._transfers = transfers
         self._table = table
         self._chunks = chunks
+        self._trails = trails
         self._stats = stats
 
     def absorb(self, chunk: Chunk, result: ChunkResult, now: float) -> Output | None:
@@ -68,7 +72,7 @@ class ResultProcessor:
             reason = FinishReason.LENGTH if request.produces is OutputKind.TOKENS else FinishReason.STOP
         if reason is not None:
             final = self._table.finish(request, reason, now)
-            output.finish_reason, output.times = reason, final.times
+            output.finish_reason, output.times, output.trail = reason, final.times, final.trail
         return output if output.token_ids or output.prompt_logprobs or reason else None
 
     @staticmethod
@@ -78,9 +82,10 @@ class ResultProcessor:
         if chunk.draft_ids:
             request.verifying = False
 
-    def on_loads_done(self, arrivals: list[FinishedLoad]) -> None:
+    def on_loads_done(self, arrivals: list[FinishedLoad], now: float) -> None:
         """Loads have ended."""
         for request, whole in arrivals:
+            self._trails.loaded(request, now, whole=whole)
             gained = request.computed - request.published * self._pool.block_size
             self._cache.publish(request)
             if not request.preemptions:

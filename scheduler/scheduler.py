@@ -10,6 +10,7 @@ pass `now`), text, HTTP, device memory. A new feature is a small object beside t
     ChunkBuilder      chunks, and what a plan counts on
     ResultProcessor   tokens, errors and loads that have arrived
     FastForward       many equal steps at once
+    Trails            what became of each request, for whoever asks why it was slow
 
 Step N+1 is planned while step N runs, so a plan counts on results that do not exist yet: a token *in flight*. What the results
 change afterwards (a request has ended) is corrected by `refresh`, before the step starts.
@@ -34,6 +35,7 @@ from scheduler.preemption import Preemption
 from scheduler.prefills import PrefillPlanner
 from scheduler.request_table import RequestTable
 from scheduler.results import ResultProcessor
+from scheduler.trails import Trails
 from scheduler.types.block_changes import BlockChanges
 from scheduler.types.block_hash import root_hash
 from scheduler.types.config import SchedulerConfig
@@ -74,6 +76,7 @@ class Scheduler:
         self._cache = cache = PrefixCache(pool)
         self.transfers = transfers = transfers or TransferPlanner(pool)
         drafting = Drafting(drafter, pool, config.context)
+        self._trails = trails = Trails()
         self._table = table = RequestTable(
             waiting=policy.make_queue(config.prefix_lookahead, cache),
             pool=pool,
@@ -81,11 +84,19 @@ class Scheduler:
             transfers=transfers,
             policy=policy,
             drafting=drafting,
+            trails=trails,
             stats=stats,
         )
-        self._chunks = chunks = ChunkBuilder(cache, policy, stats)
+        self._chunks = chunks = ChunkBuilder(cache, policy, trails, stats)
         self._results = ResultProcessor(
-            config=config, pool=pool, cache=cache, transfers=transfers, table=table, chunks=chunks, stats=stats
+            config=config,
+            pool=pool,
+            cache=cache,
+            transfers=transfers,
+            table=table,
+            chunks=chunks,
+            trails=trails,
+            stats=stats,
         )
         self._plan_with(drafting)
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
@@ -96,8 +107,16 @@ class Scheduler:
     def _plan_with(self, drafting: Drafting) -> None:
         """Make the parts that plan."""
         config, pool, cache, transfers = self.config, self.pool, self._cache, self.transfers
-        table, policy, chunks = self._table, self._policy, self._chunks
-        admission = Admission(config, pool, cache, transfers, policy)
+        table, policy, chunks, trails = self._table, self._policy, self._chunks, self._trails
+        admission = Admission(
+            config=config,
+            pool=pool,
+            cache=cache,
+            transfers=transfers,
+            policy=policy,
+            trails=trails,
+            running=table.running,
+        )
         preemption = Preemption(
             slots=config.max_running,
             pool=pool,
@@ -106,6 +125,7 @@ class Scheduler:
             table=table,
             admission=admission,
             policy=policy,
+            trails=trails,
             stats=self.stats,
         )
         self._prefills = PrefillPlanner(
@@ -117,6 +137,7 @@ class Scheduler:
             admission=admission,
             preemption=preemption,
             chunks=chunks,
+            trails=trails,
         )
         self._decodes = DecodePlanner(
             budget=config.max_step_tokens,
@@ -217,6 +238,7 @@ class Scheduler:
         step = Step(step_id=self._next_step, chunks=[])
         self._next_step += 1
         self._chunks.published_by.clear()
+        self._trails.planning(now)
         self.pool.eviction.expire(now)
         self.transfers.expire(now)
         self.transfers.expected.look(now)
@@ -241,6 +263,7 @@ class Scheduler:
         step.chunks = [chunk for chunk in step.chunks if self._still_runs(chunk)]
         if step.chunks:
             # The chunk of an ended request writes to blocks that are no longer held: none is given away before it has run.
+            self._trails.planning(now)
             orphaned = any(chunk.request_id not in running for chunk in step.chunks)
             self.transfers.expected.look(now)
             if not orphaned:
@@ -270,13 +293,14 @@ class Scheduler:
         self.stats.steps += 1
         self._policy.on_step(step, result)
         self.transfers.on_step(step, result.seconds)
+        self._trails.step_ended(step, result, self._table.open, now)
         results = zip(step.chunks, result.results, strict=True)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]
         return [output for output in outputs if output is not None]
 
-    def absorb_transfer(self, result: TransferResult) -> None:
+    def absorb_transfer(self, result: TransferResult, now: float) -> None:
         """Absorb the result of a transfer. May be called at any time after the step that carried it has started."""
-        self._results.on_loads_done(self.transfers.absorb(result))
+        self._results.on_loads_done(self.transfers.absorb(result), now)
 
     def fail(self, steps: Sequence[Step], planned: Step | None, error: str, now: float) -> list[Output]:
         """Whole steps failed, the later ones because of the first: their requests end with an error, the rest is computed anew.
@@ -295,7 +319,8 @@ class Scheduler:
                 self._results.on_chunk_done(table.open[chunk.request_id], chunk)
         unstarted = [*steps[1:], *([planned] if planned else [])]
         self._retract_announcements(steps[0], *unstarted)
-        self._results.on_loads_done(self.transfers.cancel([each for step in unstarted for each in step.transfers]))
+        canceled = self.transfers.cancel([each for step in unstarted for each in step.transfers])
+        self._results.on_loads_done(canceled, now)
         for request in list(table.running.values()):
             table.put_back(request)
         self.pool.drop_contents()

@@ -152,6 +152,12 @@ class EngineNotFound(NotFound):
     code = "engine_not_found"
 
 
+class RequestNotFound(NotFound):
+    """No request of that id is remembered for this key."""
+
+    code = "request_not_found"
+
+
 class StreamNotFound(NotFound):
     """No resumable stream of that id is kept for this key."""
 

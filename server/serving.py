@@ -31,8 +31,10 @@ from server.http.connection import protocol_factory
 from server.http.connections import Connections
 from server.http.descriptors import limits_of
 from server.listen import Listeners
+from server.origin import is_loopback
 from server.signals import SIGNALS
 from server.stream.resumables import ResumableStreams
+from server.telemetry.black_box import BlackBox
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
@@ -120,6 +122,7 @@ class Serving:
             model_names=names,
             created=int(time.time()),
             keeper=keeper,
+            black_box=BlackBox(settings.black_box_requests, texts=bool(settings.api_key) or is_loopback(settings.host)),
         )
         app = create_app(context)
         self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)

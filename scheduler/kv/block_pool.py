@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.eviction import Eviction, eviction_of
+from scheduler.kv.gone_blocks import GoneBlocks
 from scheduler.kv.unused_blocks import UnusedBlocks
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.transfers import DEVICE
@@ -54,6 +55,7 @@ class BlockPool:
 
     Attributes:
         evictions: contents evicted so far.
+        evicted: the latest of them.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class BlockPool:
         self.block_size = block_size
         self.caching = caching
         self.evictions = 0
+        self.evicted = GoneBlocks(blocks)
         self._journal: BlockJournal | None = None
         self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
         self._state = [_Block() for _ in range(blocks)]
@@ -122,6 +125,7 @@ class BlockPool:
             block = self._state[block_id]
             block.refs = 1
             if block.key is not None:
+                self.evicted.add(block.key)
                 self._forget(block_id)
                 self._unused.gave_up()
                 self.evictions += 1

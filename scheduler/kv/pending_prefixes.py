@@ -38,6 +38,10 @@ class PendingPrefixes:
         """Whether a request is about to compute this content."""
         return key in self._maker
 
+    def maker(self, key: bytes) -> str:
+        """Id of the request that is about to compute this content; empty if none is."""
+        return self._maker.get(key, "")
+
     def check_integrity(self, running: Collection[str]) -> None:
         """Whoever computes a pending prefix must be running.
 

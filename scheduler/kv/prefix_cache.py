@@ -34,6 +34,10 @@ class PrefixCache:
         request.awaits = missing if missing is not None and self.pending.holds(missing) else None
         return request.awaits is not None
 
+    def maker_of(self, request: Request) -> str:
+        """Id of the request that computes what this one awaits; empty if it awaits nothing."""
+        return "" if request.awaits is None else self.pending.maker(request.awaits)
+
     def announce(self, request: Request, hits: int) -> None:
         """The request starts to compute what follows its first `hits` blocks."""
         if self._pool.caching:
@@ -54,6 +58,11 @@ class PrefixCache:
             self.pending.resolve(request.block_hashes[index])
         request.published = full
         return True
+
+    def was_evicted(self, request: Request) -> bool:
+        """Whether the first block that a request, just admitted, did not find had been there before others needed the room."""
+        missing = self.usable_hashes(request)[request.computed // self._pool.block_size :]
+        return bool(missing) and self._pool.evicted.holds(missing[0])
 
     def on_lookup(self, request: Request) -> list[bytes]:
         """Tell the eviction policy what the request, just admitted, can use and what was there. Returns the keys."""

@@ -13,6 +13,7 @@ from scheduler.types.block_changes import BlockChanges
 from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import StepWork, TokenLogprobs
+from scheduler.types.trail import Trail
 
 
 class FinishReason(StrEnum):
@@ -163,6 +164,7 @@ class Output:
     stop_token: int | None = None  # the EOS or stop token that ended it; it is the last of `token_ids`
     error: str | None = None
     times: RequestTimes | None = None  # with the first token and with the end
+    trail: Trail | None = None  # with the end
 
 
 @dataclass(slots=True, kw_only=True)

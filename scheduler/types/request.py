@@ -18,6 +18,7 @@ from scheduler.types.messages import FinishReason, RequestTimes
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
+from scheduler.types.trail import Trail
 
 
 class RequestState(Enum):
@@ -47,6 +48,7 @@ class Request:
     arrival: int  # how many came before it: the tie-break everywhere
     root: bytes  # the hash on which the first block's hash builds
     times: RequestTimes
+    trail: Trail = field(default_factory=Trail)
     own_priority: int = 0
     tenant: str = ""
     adapter: str = ""

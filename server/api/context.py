@@ -12,6 +12,7 @@ from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
 from server.schema.openapi import ModelBounds
 from server.stream.resumables import ResumableStreams
+from server.telemetry.black_box import BlackBox
 from server.telemetry.metrics import Metrics
 from server.text.chat_renderer import ChatRenderer
 from server.text.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ class ServerContext:
     created: int
     keeper: KeeperSupervisor | None = None
     bodies: BodyRoom = field(default_factory=BodyRoom)
+    black_box: BlackBox = field(default_factory=BlackBox)
 
     def info(self) -> Ready:
         """What an engine said when it became ready.

@@ -4,7 +4,19 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from server.api import chat, completions, detokenize, engine_blocks, engines, health, models, pages, streams, tokenize
+from server.api import (
+    black_box,
+    chat,
+    completions,
+    detokenize,
+    engine_blocks,
+    engines,
+    health,
+    models,
+    pages,
+    streams,
+    tokenize,
+)
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint
 
@@ -12,6 +24,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
     *streams.ENDPOINTS,
+    black_box.ENDPOINT,
     models.LIST,
     models.ONE,
     tokenize.ENDPOINT,

@@ -423,7 +423,7 @@ class EngineClient:
         if stream.lifetime.first_token is None and (output.token_ids or output.finish_reason in _COMPLETE):
             served += len(stream.request.prompt_ids)
         if output.times is not None:
-            stream.lifetime.absorb(output.times)
+            stream.lifetime.absorb(output.times, output.trail, self.name)
             if stream.handed_over is not None and output.token_ids and self.hand_overs is not None:
                 self.hand_overs.arrived(self, stream, output.times)
         if output.token_ids:

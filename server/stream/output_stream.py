@@ -33,7 +33,7 @@ class OutputStream:
         self.request = request
         self.request_id = request.request_id
         self.lifetime = lifetime
-        self.generated_ids = list(request.generated_ids)
+        self.generated_ids = lifetime.output_ids = list(request.generated_ids)
         self.started = False
         self.deaths = 0
         self.handed_over: float | None = None

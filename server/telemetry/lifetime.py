@@ -7,6 +7,16 @@ from dataclasses import dataclass, field
 
 from scheduler.router.deadlines import Outcome, Promise
 from scheduler.types.messages import FinishReason, RequestTimes
+from scheduler.types.trail import Trail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRun:
+    """What one engine says of a sequence that it had until it ended, or was handed over."""
+
+    engine: str
+    times: RequestTimes
+    trail: Trail
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,7 +29,8 @@ class Lifetime:
     once: whoever ends a sequence on purpose (a stop string) sets it before closing the stream.
 
     A sequence that another engine goes on with has one lifetime all the same: `queued`, `scheduled` and `cached_tokens` are of the
-    engine that brought the first token, `preemptions` are those of all.
+    engine that brought the first token, `preemptions` are those of all. `runs` has one entry for each engine that told of its end;
+    one that died did not. `output_ids`: all tokens that have arrived, whether or not they were read.
     """
 
     received: float
@@ -36,11 +47,15 @@ class Lifetime:
     reason: FinishReason | None = None
     promise: Promise | None = None  # that it will meet a deadline
     replays: int = 0  # engines that went on with it after the one before had ended
+    runs: list[EngineRun] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list)
     _earlier_preemptions: int = 0
     _begun: bool = False  # an earlier engine brought the first token
 
-    def absorb(self, times: RequestTimes) -> None:
-        """Take over the engine's timestamps and counts."""
+    def absorb(self, times: RequestTimes, trail: Trail | None = None, engine: str = "") -> None:
+        """Take over the engine's timestamps and counts, and at the end what it wrote down."""
+        if trail is not None:
+            self.runs.append(EngineRun(engine=engine, times=times, trail=trail))
         if not self._begun:
             self.queued, self.scheduled, self.cached_tokens = times.queued, times.scheduled, times.cached_tokens
         self.preemptions = self._earlier_preemptions + times.preemptions

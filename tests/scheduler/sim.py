@@ -228,7 +228,7 @@ class Engine:
     def absorb_moves(self) -> None:
         if self.transfer_worker is not None:
             for result in self.transfer_worker.finished():
-                self.scheduler.absorb_transfer(result)
+                self.scheduler.absorb_transfer(result, self.now)
             changed = self.transfer_worker.changes()
             for name, kept in self.transfer_worker.returned():
                 self.scheduler.transfers.take_up(name, kept)

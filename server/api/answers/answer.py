@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from scheduler.types.output_kind import Pooled
 from server.api.answers.formats import AnswerFormat, ChunkWriter, answer_body
+from server.api.black_box import note
 from server.api.endpoint import Call, json_response
 from server.schema.answers import AnswerBody
 from server.schema.sampling import Sampling
@@ -45,6 +46,7 @@ def text_answer(
         engine = call.context.engines.choose(job, call.exchange.received)
         fingerprint = engine.fingerprint
         generation = Generation(job, engine, tokenizer, call.exchange)
+        note(job, call)
         kind = _resumable if job.body.resumable else _streamed if job.body.stream else _whole
         return await kind(generation, written, fingerprint, call)
 
@@ -56,6 +58,7 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
 
     async def answer(job: Job, call: Call) -> Response:
         submission = Submission(job, call.context.engines.choose(job, call.exchange.received), call.exchange)
+        note(job, call)
         try:
             results = await unless_disconnected(pooled(submission), call.request.receive)
         finally:

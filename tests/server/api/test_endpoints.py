@@ -89,7 +89,8 @@ def test_what_is_asked_without_a_body_answers_as_declared(endpoint):
     async def ask():
         server = Server()
         stream = await server.post("/v1/completions", {"prompt": "a", "stream": True, "resumable": True})
-        named = {"{model}": "org/small", "{engine}": "engine", "{stream}": stream.headers["x-stream-id"]}
+        named = {"{model}": "org/small", "{engine}": "engine"}
+        named |= {"{stream}": stream.headers["x-stream-id"], "{request}": stream.headers["x-request-id"]}
         path = reduce(lambda path, name: path.replace(name, named[name]), named, endpoint.shown_path)
         return await server.client.request(endpoint.method, path)
 

@@ -1,0 +1,20 @@
+"""Which contents were evicted of late: so that a miss can be told from a prompt that nobody has sent before."""
+
+
+class GoneBlocks:
+    """The last `size` keys that were added, or up to twice as many: an old generation goes as a whole, so that none is searched."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._young = set[bytes]()
+        self._old = set[bytes]()
+
+    def add(self, key: bytes) -> None:
+        """This content is gone."""
+        self._young.add(key)
+        if len(self._young) >= self._size:
+            self._old, self._young = self._young, set()
+
+    def holds(self, key: bytes) -> bool:
+        """Whether this content went of late. It may be back."""
+        return key in self._young or key in self._old

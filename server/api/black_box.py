@@ -1,0 +1,211 @@
+"""`GET /v1/requests/{id}`: why a request was slow, and why it found nothing in the KV cache."""
+
+from dataclasses import dataclass
+
+from scheduler.types.output_kind import OutputKind
+from scheduler.types.trail import PromptChunk, Wait
+from server.api.endpoint import Call, GetEndpoint
+from server.errors import RequestNotFound
+from server.schema.request_story import (
+    ChunkStory,
+    EngineStory,
+    LoadStory,
+    MissStory,
+    PreemptionStory,
+    RequestStory,
+    SequenceStory,
+    WaitStory,
+)
+from server.schema.shown import shown
+from server.stream.job import Job
+from server.telemetry.black_box import NotedRequest, NotedSequence, packed
+from server.telemetry.explain import TextOf, request_of, request_sentences, shortened
+from server.telemetry.lifetime import EngineRun
+from server.telemetry.misses import Miss, why_missed
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+
+
+def note(job: Job, call: Call) -> None:
+    """Remember a job that was submitted, whose lifetimes are its exchange's."""
+    box, exchange = call.context.black_box, call.exchange
+    if not box.size:
+        return
+    prompts: dict[int, bytes] = {}  # choices of one prompt share it
+    sequences = []
+    for sequence, lifetime in zip(job.sequences, exchange.lifetimes, strict=True):
+        request = sequence.request
+        key = id(request.prompt_ids)
+        if key not in prompts:
+            prompts[key] = packed(request.prompt_ids)
+        reads = request.produces is OutputKind.TOKENS and request.sampling.prompt_logprobs is None
+        sequences.append(
+            NotedSequence(lifetime=lifetime, prompt=prompts[key], salt=request.cache_salt, reads_cache=reads)
+        )
+    box.note(
+        NotedRequest(
+            id=job.id,
+            request_id=exchange.request_id,
+            owner=call.tenant.name,
+            tenant=job.sequences[0].request.tenant,
+            model=job.model,
+            created=job.created,
+            received=exchange.received,
+            sequences=sequences,
+        )
+    )
+
+
+async def _story(call: Call) -> RequestStory:
+    context, name = call.context, call.request.path_params["request"]
+    box, settings = context.black_box, context.settings
+    everybodys = call.tenant.name in settings.admin_keys
+    record = box.find(name, call.tenant.name, everybodys=everybodys)
+    if record is None:
+        last = f"the last {box.size} are" if box.size else "none is (black_box_requests is 0)"
+        raise RequestNotFound(f"No request {shown(name)} of this key is remembered; {last}.", param="request")
+    block_size = context.info().block_size
+    misses = [
+        why_missed(box, record, each, block_size=block_size, caching=settings.prefix_caching)
+        for each in record.sequences
+    ]
+    own = record.owner == call.tenant.name
+    text_of = _text_of(context.tokenizer) if box.texts and own else None
+    return RequestStory(
+        summary=request_sentences(record, misses, text_of),
+        id=record.id,
+        request_id=record.request_id,
+        tenant=record.tenant,
+        model=record.model,
+        created=record.created,
+        open=not record.ended,
+        sequences=[
+            _sequence(index, sequence, record.received, miss, text_of)
+            for index, (sequence, miss) in enumerate(zip(record.sequences, misses, strict=True))
+        ],
+    )
+
+
+def _text_of(tokenizer: Tokenizer) -> TextOf:
+    def text(tokens: bytes) -> str:
+        detokenizer = Detokenizer(tokenizer, skip_special_tokens=False, continues=True)
+        return detokenizer.push(memoryview(tokens).cast("I").tolist()) + detokenizer.finish()
+
+    return text
+
+
+def _sequence(
+    index: int, sequence: NotedSequence, received: float, miss: Miss | None, text_of: TextOf | None
+) -> SequenceStory:
+    lifetime = sequence.lifetime
+    return SequenceStory(
+        index=index,
+        finish_reason=None if lifetime.reason is None else lifetime.reason.value,
+        prompt_tokens=lifetime.prompt_tokens,
+        cached_tokens=lifetime.cached_tokens,
+        completion_tokens=lifetime.completion_tokens,
+        preemptions=lifetime.preemptions,
+        replays=lifetime.replays,
+        timings=lifetime.timings(),
+        miss=None if miss is None else _miss(sequence, miss, text_of),
+        engines=[_engine(run, received) for run in lifetime.runs],
+    )
+
+
+def _miss(sequence: NotedSequence, miss: Miss, text_of: TextOf | None) -> MissStory:
+    nearest = miss.nearest
+    story = MissStory(
+        cause=miss.cause.value,
+        tokens=miss.tokens,
+        lost_tokens=miss.lost,
+        nearest=None if nearest is None else nearest.record.id,
+        position=None if nearest is None else nearest.common,
+    )
+    if nearest is not None and text_of is not None:
+        here, there = map(text_of, nearest.continuations(sequence.prompt))
+        story.text_here, story.text_there = shortened(here), shortened(there)
+    return story
+
+
+@dataclass(frozen=True, slots=True)
+class _Since:
+    """Milliseconds since a request was received."""
+
+    received: float
+
+    def ms(self, stamp: float) -> float:
+        return round(1000 * (stamp - self.received), 3)
+
+    def maybe(self, stamp: float | None) -> float | None:
+        return None if stamp is None else self.ms(stamp)
+
+
+def _engine(run: EngineRun, received: float) -> EngineStory:
+    times, trail, since = run.times, run.trail, _Since(received)
+    return EngineStory(
+        engine=run.engine,
+        queued_ms=since.ms(times.queued),
+        scheduled_ms=since.ms(times.scheduled),
+        first_token_ms=since.maybe(times.first_token),
+        finished_ms=since.maybe(times.finished),
+        found_tokens=trail.found_tokens,
+        waits=[_wait(wait, since) for wait in trail.waits],
+        chunks=[_chunk(chunk, since) for chunk in trail.chunks],
+        more_chunks=trail.more_chunks,
+        preemptions=[
+            PreemptionStory(
+                at_ms=since.ms(each.at),
+                by=request_of(each.by),
+                lost_tokens=each.lost,
+                saved=each.saved,
+                resumed_ms=since.maybe(each.resumed),
+            )
+            for each in trail.preemptions
+        ],
+        loads=[
+            LoadStory(
+                since_ms=since.ms(each.since),
+                until_ms=since.maybe(each.until),
+                blocks=each.blocks,
+                tiers=each.tiers,
+                whole=each.whole,
+            )
+            for each in trail.loads
+        ],
+    )
+
+
+def _wait(wait: Wait, since: _Since) -> WaitStory:
+    return WaitStory(
+        cause=wait.cause.value,
+        since_ms=since.ms(wait.since),
+        until_ms=since.ms(wait.until),
+        behind=request_of(wait.behind) or None,
+        lacking_blocks=wait.lacking,
+        running=wait.running,
+        holders=[request_of(each) for each in wait.holders],
+    )
+
+
+def _chunk(chunk: PromptChunk, since: _Since) -> ChunkStory:
+    return ChunkStory(
+        step=chunk.step,
+        start=chunk.start,
+        tokens=chunk.tokens,
+        planned_ms=since.ms(chunk.planned),
+        ended_ms=since.maybe(chunk.ended),
+        step_tokens=chunk.step_tokens,
+        step_ms=round(1000 * chunk.step_seconds, 3),
+    )
+
+
+ENDPOINT = GetEndpoint(
+    path="/v1/requests/{request}",
+    tag="operations",
+    summary="Why a request was slow, and why it missed the KV cache, by the id of its answer or its `x-request-id`",
+    answer=_story,
+    answers=RequestStory,
+    errors=(401, 404, 503),
+    parameters=[{"name": "request", "in": "path", "required": True, "schema": {"type": "string"}}],
+    while_draining=True,
+)

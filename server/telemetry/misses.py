@@ -1,0 +1,131 @@
+"""Why a prompt was not found in the KV cache: by the first token that differs from the nearest prompt known of its tenant."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.telemetry.black_box import TOKEN_BYTES, BlackBox, NotedRequest, NotedSequence
+
+_SHOWN = 16  # tokens of a text
+
+
+class MissCause(StrEnum):
+    """Why something was computed that might have been found."""
+
+    OFF = "off"  # nothing is kept on this server
+    SCORED = "scored"  # it asked for something of each token of its prompt
+    FIRST = "first"  # no request of its tenant that is remembered begins with a block of it
+    LONGER = "longer"  # all that is known of the nearest one was found, or is less than a block; what follows is new
+    DIFFERS = "differs"  # a token differs from the nearest one's
+    SALTED = "salted"  # the nearest one was sent with another salt, which keeps them apart
+    ELSEWHERE = "elsewhere"  # another engine has it
+    EVICTED = "evicted"  # it had been there, and made room for others
+    GONE = "gone"  # it is not there any more, or was never kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """The known sequence that has the most tokens in common with a prompt, and how many."""
+
+    record: NotedRequest
+    sequence: NotedSequence
+    common: int
+    tokens: bytes  # its own, packed
+
+    def continuations(self, prompt: bytes) -> tuple[bytes, bytes]:
+        """Some tokens, packed, with which the prompt and this sequence go on after those that they share."""
+        begin, end = self.common * TOKEN_BYTES, (self.common + _SHOWN) * TOKEN_BYTES
+        return prompt[begin:end], self.tokens[begin:end]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """What was not found of a prompt, and why.
+
+    Attributes:
+        tokens: of whole blocks, not counting the last token of a prompt, which is always computed.
+        lost: of these, those that would have been found but for the cause.
+    """
+
+    cause: MissCause
+    tokens: int
+    lost: int
+    nearest: Nearest | None = None
+
+
+def common_tokens(a: bytes, b: bytes) -> int:
+    """Leading tokens that two packed sequences share."""
+    low, high = 0, min(len(a), len(b)) // TOKEN_BYTES
+    if a[: high * TOKEN_BYTES] == b[: high * TOKEN_BYTES]:
+        return high
+    while high - low > 1:  # the first `low` are equal, the first `high` are not
+        middle = (low + high) // 2
+        begin, end = low * TOKEN_BYTES, middle * TOKEN_BYTES
+        low, high = (middle, high) if a[begin:end] == b[begin:end] else (low, middle)
+    return low
+
+
+def why_missed(
+    box: BlackBox, record: NotedRequest, sequence: NotedSequence, *, block_size: int, caching: bool
+) -> Miss | None:
+    """Why part of a prompt was computed; None if all of it that can be found was.
+
+    Args:
+        box: knows the requests before it.
+        record: the request.
+        sequence: one of its sequences.
+        block_size: tokens of a KV block.
+        caching: whether KV is kept at all.
+    """
+    prompt = len(sequence.prompt) // TOKEN_BYTES
+    usable, cached = (prompt - 1) // block_size * block_size, sequence.lifetime.cached_tokens
+    missed = usable - cached
+    if missed <= 0:
+        return None
+    if not caching or not sequence.reads_cache:
+        return Miss(cause=MissCause.SCORED if caching else MissCause.OFF, tokens=missed, lost=missed)
+
+    def kept(nearest: Nearest | None) -> int:
+        return 0 if nearest is None else min(nearest.common // block_size * block_size, usable)
+
+    same = _nearest(box, record, sequence, salted_apart=False)
+    other = _nearest(box, record, sequence, salted_apart=True)
+    if same is not None and kept(same) > cached:
+        cause = _cause_of_absence(sequence, same)
+        return Miss(cause=cause, tokens=missed, lost=kept(same) - cached, nearest=same)
+    if kept(other) > cached:
+        return Miss(cause=MissCause.SALTED, tokens=missed, lost=kept(other) - cached, nearest=other)
+    if same is None or same.common == 0:
+        return Miss(cause=MissCause.FIRST, tokens=missed, lost=0)
+    there = len(same.tokens) // TOKEN_BYTES
+    longer = same.common == there or same.common + block_size <= cached
+    lost = 0 if longer else max(0, min(usable, there // block_size * block_size) - cached)
+    return Miss(cause=MissCause.LONGER if longer else MissCause.DIFFERS, tokens=missed, lost=lost, nearest=same)
+
+
+def _nearest(box: BlackBox, record: NotedRequest, sequence: NotedSequence, *, salted_apart: bool) -> Nearest | None:
+    """Of those with the same salt, or of those with another; of equally near ones the newest."""
+    known = ((other, each) for other, each in _known(box, record) if (each.salt != sequence.salt) is salted_apart)
+    best: Nearest | None = None
+    for other, each in known:
+        tokens = each.tokens()
+        common = common_tokens(sequence.prompt, tokens)
+        if best is None or common > best.common:
+            best = Nearest(record=other, sequence=each, common=common, tokens=tokens)
+    return best
+
+
+def _known(box: BlackBox, record: NotedRequest) -> Iterator[tuple[NotedRequest, NotedSequence]]:
+    for other in box.earlier(record):
+        for each in other.sequences:
+            yield other, each
+
+
+def _cause_of_absence(sequence: NotedSequence, nearest: Nearest) -> MissCause:
+    """Why something is not there that another sequence had computed."""
+    here, there = sequence.lifetime.runs, nearest.sequence.lifetime.runs
+    if here and here[0].trail.evicted:
+        return MissCause.EVICTED
+    if here and there and here[0].engine not in {run.engine for run in there}:
+        return MissCause.ELSEWHERE
+    return MissCause.GONE
