@@ -23,6 +23,7 @@ from server.engines.client import EngineClient
 from server.engines.disaggregation.role_switcher import RoleSwitcher
 from server.engines.engines import Engines
 from server.engines.launch import Incarnation, launch
+from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.supervisor import Supervisor
@@ -99,7 +100,7 @@ class Serving:
         metrics, self._drain = Metrics(settings.shares), Drain()
         if keeper is not None:
             metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
-        clients = [EngineClient(name, settings, metrics, console.on_event) for name in engines]
+        clients = [EngineClient(name, settings, metrics) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
         self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)
         for name, role in settings.engine_roles.items():
@@ -107,7 +108,8 @@ class Serving:
         bounds = settings.phase_slos
         self._roles = RoleSwitcher(RoleSwitching(PhaseBounds(*bounds)), clients, metrics) if bounds else None
         self._given_up = asyncio.Event()  # all engines
-        self._supervisors = {client.name: self._supervisor(client) for client in clients}
+        incarnations = (Incarnations(client, metrics, console.on_event) for client in clients)
+        self._supervisors = {each.client.name: self._supervisor(each) for each in incarnations}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)
         context = ServerContext(
@@ -166,10 +168,10 @@ class Serving:
             await keeping
         return 1 if failed else 0
 
-    def _supervisor(self, client: EngineClient) -> Supervisor:
-        arguments = self._arguments[client.name]
+    def _supervisor(self, incarnations: Incarnations) -> Supervisor:
+        arguments = self._arguments[incarnations.client.name]
         return Supervisor(
-            client,
+            incarnations,
             lambda: launch(arguments, self._inherited),
             start_seconds=self._settings.start_seconds,
             hang_seconds=self._settings.hang_seconds,
@@ -177,7 +179,7 @@ class Serving:
         )
 
     def _on_given_up(self) -> None:
-        if all(client.state == "dead" for client in self._engines):
+        if all(client.status.state == "dead" for client in self._engines):
             self._given_up.set()
 
     def _handle_signals(self, supervisors: Iterable[Supervisor]) -> asyncio.Event:

@@ -67,7 +67,7 @@ class BlockStream(Response):
                 if not changes.done():
                     yield _KEEP_ALIVE
                     continue
-                yield line_of(changes.result(), number, self._client.info)
+                yield line_of(changes.result(), number, self._client.status.info)
                 number, changes = number + 1, asyncio.ensure_future(anext(subscription))
         finally:
             changes.cancel()

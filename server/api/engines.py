@@ -20,13 +20,13 @@ from server.schema.roles import RoleBody
 
 
 def _card(client: EngineClient, context: ServerContext) -> EngineCard:
-    stats, info = client.stats, client.info
+    status, stats, info = client.status, client.status.stats, client.status.info
     return EngineCard(
         id=client.name,
         role=client.role.value,
         state=state_of(client),
         restarting=context.restarts.pending(client.name),
-        trouble=client.health().trouble,
+        trouble=status.health().trouble,
         load=EngineLoad(running=stats.running, waiting=client.waiting),
         kv=EngineKv(
             blocks=stats.blocks_total, used=stats.blocks_used, cached=stats.blocks_cached, free=stats.blocks_free
@@ -39,11 +39,12 @@ def _card(client: EngineClient, context: ServerContext) -> EngineCard:
 
 def state_of(client: EngineClient) -> EngineState:
     """An engine's state and what is asked of it, in one word for operators."""
-    if client.state != "ready":
-        return client.state
-    if client.hang is not None:
+    status = client.status
+    if status.state != "ready":
+        return status.state
+    if status.hang is not None:
         return "hanging"
-    if not client.draining:
+    if not status.draining:
         return "ready"
     return "draining" if client.open_count else "drained"
 
@@ -75,17 +76,17 @@ def engine_of(call: Call) -> EngineClient:
 
 
 def _drain(client: EngineClient, context: ServerContext) -> None:
-    client.draining = True
+    client.status.draining = True
 
 
 def _undrain(client: EngineClient, context: ServerContext) -> None:
     if context.restarts.pending(client.name):
         raise Conflict(f"{client.name} is being restarted, and takes requests by itself when it is ready.")
-    client.draining = False
+    client.status.draining = False
 
 
 def _restart(client: EngineClient, context: ServerContext) -> None:
-    if client.state == "stopped":
+    if client.status.state == "stopped":
         raise Conflict(f"{client.name} is stopped: the server is shutting down.")
     context.restarts.ask(client)
 

@@ -27,14 +27,14 @@ async def _ready(call: Call) -> ReadyAnswer | Response:
     if call.context.drain.draining:
         raise Unavailable("The server is shutting down.", headers={"Retry-After": "5"})
     if not engines.ready:
-        troubles = {client.name: client.unavailable().message for client in engines}
+        troubles = {client.name: client.status.unavailable().message for client in engines}
         raise Unavailable(_by_name(troubles), headers=engines.unavailable().headers)
     answer = ReadyAnswer(status="ready", engines={client.name: state_of(client) for client in engines})
     return answer if len(engines) > 1 else _without_engines(answer)
 
 
 async def _health(call: Call) -> HealthAnswer | Response:
-    engines = {client.name: client.health() for client in call.context.engines}
+    engines = {client.name: client.status.health() for client in call.context.engines}
     useful = [engine for engine in engines.values() if engine.trouble is None]
     if not useful:
         troubles = {name: str(engine.trouble) for name, engine in engines.items()}

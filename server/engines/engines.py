@@ -70,13 +70,15 @@ class Engines:
     @property
     def ready(self) -> bool:
         """Whether any engine takes requests."""
-        return any(client.usable for client in self._clients)
+        return any(client.status.usable for client in self._clients)
 
     @property
     def info(self) -> Ready | None:
         """What the engine with the shortest context said when it became ready, of those that take requests if any does: what is
         valid for it is valid for all, as they serve the same model."""
-        known = [(client.usable, client.info) for client in self._clients if client.info is not None]
+        known = [
+            (client.status.usable, client.status.info) for client in self._clients if client.status.info is not None
+        ]
         usable = [info for use, info in known if use] or [info for _, info in known]
         return min(usable, key=lambda info: info.context, default=None)
 
@@ -146,7 +148,9 @@ class Engines:
             Conflict: no other engine that is there, or will be, would be meant for a phase.
         """
         for phase in ChunkPhase:
-            others = (each for each in self._clients if each is not client and each.state in ("starting", "ready"))
+            others = (
+                each for each in self._clients if each is not client and each.status.state in ("starting", "ready")
+            )
             if not role.takes(phase) and not any(each.role.takes(phase) for each in others):
                 raise Conflict(
                     f"{client.name} cannot become a {role.value} engine: no other one would be meant for {phase.value}."
@@ -155,7 +159,7 @@ class Engines:
 
     def _taking(self, sequences: int) -> Collection[EngineClient]:
         """Those that take a job of so many sequences. One whose queue is full counts only where all are: then it refuses."""
-        usable = [client for client in self._clients if client.usable]
+        usable = [client for client in self._clients if client.status.usable]
         return [client for client in usable if client.has_room(sequences)] or usable
 
     def _views(self, request: AddRequest, taking: Collection[Host]) -> list[ReplicaView]:
@@ -186,7 +190,7 @@ class Engines:
 
     def _names_at(self, client: EngineClient, request: AddRequest) -> Sequence[bytes]:
         """The names that this engine gives to the blocks of a prompt."""
-        return self._names.of(request, client.info)
+        return self._names.of(request, client.status.info)
 
     def abort_all(self, reason: str) -> None:
         """End everything open, for its readers and in the engines; `reason` is the error they read."""
@@ -196,12 +200,12 @@ class Engines:
 
     def unavailable(self) -> Unavailable:
         """Why no request is taken now, with Retry-After, as the engine says that may be ready first."""
-        return min(self._clients, key=lambda client: _HOPE[client.state]).unavailable()
+        return min(self._clients, key=lambda client: _HOPE[client.status.state]).status.unavailable()
 
 
 def _alike(engines: Collection[EngineClient]) -> list[EngineClient]:
     """The most of these that compute the same: parts of one answer may not come from others."""
     groups: dict[str | None, list[EngineClient]] = {}
     for engine in engines:
-        groups.setdefault(engine.computes, []).append(engine)
+        groups.setdefault(engine.status.computes, []).append(engine)
     return max(groups.values(), key=len)

@@ -17,7 +17,8 @@ from typing import Protocol
 from scheduler.router.view import Role
 from scheduler.types.messages import FinishReason, Output
 from scheduler.types.step import ChunkPhase
-from server.errors import ApiError, EngineDied, PoisonRequest, Unavailable
+from server.engines.status import EngineStatus
+from server.errors import ApiError, EngineDied, PoisonRequest
 from server.stream.output_stream import OutputStream
 
 DEATHS = 2  # of engines that computed the same request, after which it is ended
@@ -28,23 +29,12 @@ class Host(Protocol):
     """As much of an engine's client as is needed here."""
 
     @property
-    def state(self) -> str:
-        """ "starting", "ready", "dead" or "stopped"."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether it takes requests now."""
-
-    @property
-    def computes(self) -> str | None:
-        """What its answers depend on."""
+    def status(self) -> EngineStatus:
+        """How it is doing."""
 
     @property
     def role(self) -> Role:
         """What it is meant for."""
-
-    def unavailable(self) -> Unavailable:
-        """Why it takes no requests, with Retry-After."""
 
     def replay(self, stream: OutputStream) -> None:
         """Go on with a sequence."""
@@ -65,8 +55,10 @@ class _Orphan:
 
     def error(self, why: str = "") -> ApiError:
         """What its reader is told if none goes on with it."""
-        refusal = self.parent.unavailable()
-        return refusal if self.parent.state == "stopped" else EngineDied(f"{_DIED}{why}.", headers=refusal.headers)
+        refusal = self.parent.status.unavailable()
+        return (
+            refusal if self.parent.status.state == "stopped" else EngineDied(f"{_DIED}{why}.", headers=refusal.headers)
+        )
 
 
 class Replays:
@@ -108,7 +100,7 @@ class Replays:
     def _wait(self, parent: Host, stream: OutputStream, seconds: float) -> None:
         stream.owned_by(functools.partial(self._ended, parent))
         until = asyncio.get_running_loop().time() + seconds
-        self._waiting[stream.request_id] = _Orphan(stream, parent, parent.computes, seconds, until)
+        self._waiting[stream.request_id] = _Orphan(stream, parent, parent.status.computes, seconds, until)
 
     def engines_changed(self) -> None:
         """An engine became ready, or will never be again: find an engine for those that wait, or end them if there will be none.
@@ -118,15 +110,15 @@ class Replays:
         """
         homes: dict[int, Host] = {}  # by the object that all sequences of a prompt have
         for orphan in list(self._waiting.values()):
-            able = [host for host in self._hosts if host.computes == orphan.computes]
-            usable = [host for host in able if host.usable]
+            able = [host for host in self._hosts if host.status.computes == orphan.computes]
+            usable = [host for host in able if host.status.usable]
             usable = [host for host in usable if host.role.takes(ChunkPhase.DECODE)] or usable
             if usable:
                 prompt = id(orphan.stream.request.prompt_ids)
                 home = homes[prompt] = homes.get(prompt) or self._choose(orphan.stream, usable)
                 del self._waiting[orphan.stream.request_id]
                 home.replay(orphan.stream)
-            elif not any(host.state in ("starting", "ready") for host in able):
+            elif not any(host.status.state in ("starting", "ready") for host in able):
                 self._fail(orphan)
         self._set_timer()
 

@@ -86,11 +86,11 @@ def test_what_an_engine_says_of_a_failure(name, reason, stream):
 def test_what_is_said_while_no_engine_starts(name):
     async def ask():
         server = Server(ready=False)
-        server.engine.handle(Failed(error=HARMFUL[name]))
-        server.engine.detach(HARMFUL[name])
+        server.incarnations.handle(Failed(error=HARMFUL[name]))
+        server.incarnations.detach(HARMFUL[name])
         answers = [await server.client.get(path) for path in ("/ready", "/health", "/live")]
         answers.append(await server.post("/v1/completions", {"prompt": "a"}))
-        server.engine.give_up()
+        server.incarnations.give_up()
         answers += [await server.client.get(path) for path in ("/ready", "/health")]
         return [*answers, await server.post("/v1/chat/completions", {"messages": [USER]})]
 

@@ -66,7 +66,7 @@ async def one_end(server: Server, draw: random.Random, calls: list) -> None:
     elif end == "die":
         if server.process.task is not None:
             server.process.task.cancel()
-        server.engine.detach("killed")
+        server.incarnations.detach("killed")
         await steps(draw.randrange(20))
         server.replace(ScriptedProcess(server.process.reply))
     elif end == "pause":
@@ -159,7 +159,7 @@ def test_an_engine_that_is_not_ready_costs_nothing():
             assert (await server.post(path, fields)).status_code == 503
         assert server.engine.open_count == 0
         server.replace(server.process)
-        server.engine.handle(ready_event())
+        server.incarnations.handle(ready_event())
         assert (await server.post(COMPLETIONS, {"prompt": "a"})).status_code == 200
 
     run(ask)

@@ -275,10 +275,10 @@ def test_while_the_engine_starts_live_answers_and_ready_tells_the_phase():
 def test_asking_how_an_engine_is_costs_it_nothing():
     async def body():
         async with running() as rig, rig.http() as client:
-            rig.client.last_token -= 1e6  # no token for long: nobody asked for one
+            rig.client.status.last_token -= 1e6  # no token for long: nobody asked for one
             for path in ("/ready", "/health") * 3:
                 assert (await client.get(path)).status_code == 200
-            assert rig.client.open_count == rig.client.stats.steps == 0
+            assert rig.client.open_count == rig.client.status.stats.steps == 0
             assert len(await read(rig.submit())) == 3
             health = (await client.get("/health")).json()
             assert health == {
@@ -287,7 +287,7 @@ def test_asking_how_an_engine_is_costs_it_nothing():
                 "steps": 3,
                 "last_token_seconds_ago": health["last_token_seconds_ago"],
             }  # engines are listed only where there are several
-            await eventually(lambda: rig.client.liveness.doing == "idle")
+            await eventually(lambda: rig.client.status.liveness.doing == "idle")
 
     run(body)
 
@@ -297,7 +297,7 @@ def test_a_stopped_engine_is_not_ready_until_it_goes_on(caplog):
         async with running(settings=Settings()) as rig, rig.http() as client:
             os.kill(rig.processes[0].pid, signal.SIGSTOP)
             try:
-                await eventually(lambda: not rig.client.usable)
+                await eventually(lambda: not rig.client.status.usable)
                 for path in ("/ready", "/health"):
                     response = await client.get(path)
                     error = check_error(response, 503, "unavailable")
@@ -308,7 +308,7 @@ def test_a_stopped_engine_is_not_ready_until_it_goes_on(caplog):
                 assert (await client.get("/live")).status_code == 200
             finally:
                 os.kill(rig.processes[0].pid, signal.SIGCONT)
-            await eventually(lambda: rig.client.usable)
+            await eventually(lambda: rig.client.status.usable)
             assert [(await client.get(path)).status_code for path in ("/ready", "/health")] == [200, 200]
             await eventually(lambda: rig.sample("headrace_engine_up") == 1)
             assert len(await read(rig.submit())) == 3 and len(rig.processes) == 1
@@ -322,7 +322,7 @@ def test_an_engine_whose_step_does_not_end_is_not_healthy():
         async with running(settings=Settings(health_seconds=0.2)) as rig, rig.http() as client:
             await read(rig.submit())  # so that it is known how long its steps take
             waiting = [rig.submit(STUCK), *(rig.submit(HOLD) for _ in range(5))]
-            await eventually(lambda: not rig.client.usable)
+            await eventually(lambda: not rig.client.status.usable)
             for path in ("/ready", "/health"):
                 error = check_error(await client.get(path), 503, "unavailable")
                 assert "has waited for 0 s for a step of 100 tokens" in error["message"]
@@ -336,7 +336,7 @@ def test_a_busy_engine_is_healthy_however_much_waits():
     async def body():
         async with running(settings=Settings(health_seconds=0.05)) as rig, rig.http() as client:
             streams = [rig.submit(HOLD) for _ in range(50)]
-            await eventually(lambda: rig.client.stats.running == 50)
+            await eventually(lambda: rig.client.status.stats.running == 50)
             await asyncio.sleep(0.2)  # no token came for longer than health_seconds
             assert [(await client.get(path)).status_code for path in ("/ready", "/health")] == [200, 200]
             assert rig.client.open_count == 50
@@ -348,7 +348,7 @@ def test_a_busy_engine_is_healthy_however_much_waits():
 
 def test_health_fails_with_the_cause_once_the_engine_is_dead():
     async def body():
-        until = lambda rig: rig.client.state == "dead"  # noqa: E731
+        until = lambda rig: rig.client.status.state == "dead"  # noqa: E731
         async with running("--start", "refuse", until=until) as rig, rig.http() as client:
             error = check_error(await client.get("/health"), 503, "unavailable")
             assert "no such weights" in error["message"]
@@ -361,7 +361,7 @@ def test_a_request_that_kills_engines_is_a_500_of_its_own_code():
         async with running() as rig, rig.http() as client:
             response = await client.post("/v1/completions", json={"prompt": [DIE], "max_tokens": 3})
             check_error(response, 500, "poison_request")
-            await eventually(lambda: rig.client.state == "ready")
+            await eventually(lambda: rig.client.status.state == "ready")
             response = await client.post(
                 "/v1/completions", json={"prompt": [5], "max_tokens": 3, "return_token_ids": True}
             )
@@ -376,7 +376,7 @@ def test_a_full_queue_is_a_429():
     async def body():
         async with running(settings=Settings(max_waiting=1)) as rig, rig.http() as client:
             holds = [rig.submit(HOLD)]
-            await eventually(lambda: rig.client.stats.running == 1)
+            await eventually(lambda: rig.client.status.stats.running == 1)
             holds.append(rig.submit(STUCK))  # never reported as running
             response = await client.post("/v1/completions", json={"prompt": [5], "max_tokens": 3})
             assert "max_waiting is 1" in check_error(response, 429, "queue_full")["message"]
@@ -411,7 +411,7 @@ def test_draining_refuses_new_work_and_lets_open_work_end():
     async def body():
         async with running() as rig, rig.http() as client:
             task = asyncio.create_task(client.post("/v1/completions", json={"prompt": [HOLD], "max_tokens": 3}))
-            await eventually(lambda: rig.client.stats.running == 1)
+            await eventually(lambda: rig.client.status.stats.running == 1)
             assert not await rig.drain.idle(0)
             rig.drain.begin()
             assert check_error(await client.get("/ready"), 503, "unavailable")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from scheduler.types.messages import AddRequest, Ready, RequestTimes
+from scheduler.types.messages import AddRequest, RequestTimes
 from scheduler.types.step import ChunkPhase
 from server.engines.disaggregation.split import Split
 from server.engines.replay import Host
@@ -25,14 +25,6 @@ class Peer(Host, Protocol):
     @property
     def name(self) -> str:
         """Its name among the engines."""
-
-    @property
-    def working(self) -> bool:
-        """Whether it could take requests, drained or not."""
-
-    @property
-    def info(self) -> Ready | None:
-        """What it said when it became ready, if it ever did."""
 
     def serves(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a sequence of this prompt, the very object, is open there."""
@@ -99,11 +91,11 @@ class HandOvers:
         self._metrics.arrived(outcome, seconds, times.cached_tokens, computed)
 
     def _target(self, source: Peer, stream: OutputStream) -> Peer | None:
-        if source.usable and source.role.takes(ChunkPhase.DECODE):  # its role has changed meanwhile
+        if source.status.usable and source.role.takes(ChunkPhase.DECODE):  # its role has changed meanwhile
             return source
-        able = [peer for peer in self._peers if peer.usable and self._accepts(source, peer)]
+        able = [peer for peer in self._peers if peer.status.usable and self._accepts(source, peer)]
         decoding = [peer for peer in able if peer.role.takes(ChunkPhase.DECODE)]
-        if not decoding and source.working:
+        if not decoding and source.status.working:
             return source
         found = decoding or able
         prompt = stream.request.prompt_ids
@@ -117,8 +109,8 @@ class HandOvers:
     def _accepts(self, source: Peer, target: Peer) -> bool:
         """Whether the target computes what the source does, over blocks of the same size. If not, the log says so once."""
         why = None
-        if target.computes != source.computes:
-            why = f"it computes `{target.computes}`, the other `{source.computes}`"
+        if target.status.computes != source.status.computes:
+            why = f"it computes `{target.status.computes}`, the other `{source.status.computes}`"
         elif _block_size(target) != _block_size(source):
             why = f"its KV blocks have {_block_size(target)} tokens, the other's {_block_size(source)}"
         pair = (source.name, target.name)
@@ -130,4 +122,4 @@ class HandOvers:
 
 def _block_size(peer: Peer) -> int:
     """Tokens of one of its KV blocks; 0 if it was never ready."""
-    return 0 if peer.info is None else peer.info.block_size
+    return 0 if peer.status.info is None else peer.status.info.block_size

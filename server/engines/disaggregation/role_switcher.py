@@ -9,6 +9,7 @@ from typing import Protocol
 
 from scheduler.router.role_switching import RequestProgress, RoleSwitching
 from scheduler.router.view import Role
+from server.engines.status import EngineStatus
 from server.stream.output_stream import OutputStream
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
@@ -27,8 +28,8 @@ class RoleHolder(Protocol):
         """Its name among the engines."""
 
     @property
-    def usable(self) -> bool:
-        """Whether it takes requests."""
+    def status(self) -> EngineStatus:
+        """How it is doing."""
 
     @property
     def streams(self) -> Mapping[str, OutputStream]:
@@ -67,7 +68,7 @@ class RoleSwitcher:
 
     def look(self, now: float) -> None:
         """Make the switch that is due, if any. What is open stays where it is."""
-        seen = [_Seen(engine.role, engine.usable, engine.streams.keys()) for engine in self._engines]
+        seen = [_Seen(engine.role, engine.status.usable, engine.streams.keys()) for engine in self._engines]
         streams = (stream for engine in self._engines for stream in engine.streams.values())
         progress = (_progress(stream.lifetime, len(stream.generated_ids)) for stream in streams)
         switch = self._switching.look(seen, progress, now)

@@ -39,7 +39,7 @@ class Restarts:
     def ask(self, client: EngineClient) -> None:
         """Restart this engine when its turn comes; a second time means nothing."""
         if client.name not in self._tasks:
-            restart = self._revive if client.state == "dead" else self._restart
+            restart = self._revive if client.status.state == "dead" else self._restart
             task = self._tasks[client.name] = asyncio.create_task(restart(client))
             task.add_done_callback(lambda _: self._tasks.pop(client.name))
 
@@ -61,27 +61,27 @@ class Restarts:
                 _log.error("%s: is not restarted: no other engine would take requests meanwhile", client.name)
                 return
             _log.info("%s: drained, to be restarted", client.name)
-            client.draining = True
+            client.status.draining = True
             try:
                 await _until(lambda: client.open_count == 0)
                 await self._supervisors[client.name].restart(self._flush_seconds)
                 await self._returned(client)
             finally:
-                client.draining = False
-            if client.state == "dead" and len(self._tasks) > 1:  # the next one would not start either
+                client.status.draining = False
+            if client.status.state == "dead" and len(self._tasks) > 1:  # the next one would not start either
                 _log.error("%s: has not come back: the other engines are not restarted", client.name)
                 self.cancel(but=client.name)
 
     async def _returned(self, client: EngineClient) -> None:
-        await _until(lambda: client.state in ("ready", "dead", "stopped"))
+        await _until(lambda: client.status.state in ("ready", "dead", "stopped"))
 
     def _can_be_spared(self, client: EngineClient) -> bool:
         """Whether others take requests meanwhile. A server's only engine can: whoever asks for its restart knows."""
-        return len(self._engines) == 1 or any(other.usable for other in self._others(client))
+        return len(self._engines) == 1 or any(other.status.usable for other in self._others(client))
 
     def _is_hopeless(self, client: EngineClient) -> bool:
         """Whether no other will take requests unless somebody does something."""
-        return all(other.draining or other.state in ("dead", "stopped") for other in self._others(client))
+        return all(other.status.draining or other.status.state in ("dead", "stopped") for other in self._others(client))
 
     def _others(self, client: EngineClient) -> list[EngineClient]:
         return [other for other in self._engines if other is not client]

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 from engine.ipc.failures import EXIT_MODEL
-from server.engines.client import EngineClient
 from server.engines.launch import Incarnation
 from server.engines.process import EngineProcess
+from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restart import RestartPolicy
 
 _log = logging.getLogger("headrace.engine")
@@ -32,7 +32,7 @@ class Supervisor:
 
     def __init__(
         self,
-        client: EngineClient,
+        incarnations: Incarnations,
         launch: Callable[[], Incarnation],
         *,
         start_seconds: float,
@@ -41,7 +41,8 @@ class Supervisor:
         on_given_up: Callable[[], None] = lambda: None,
         tick: float = 0.5,
     ) -> None:
-        self._client = client
+        self._incarnations = incarnations
+        self._name, self._status = incarnations.client.name, incarnations.client.status
         self._launch = launch
         self._start_seconds = start_seconds
         self._hang_seconds = hang_seconds
@@ -73,10 +74,10 @@ class Supervisor:
                 cause = "it was told to restart"
             if self._stop.is_set():
                 return
-            self._client.detach(cause)
+            self._incarnations.detach(cause)
             ever_ready = ever_ready or was_ready
             if replacing is not None:
-                self._client.restarting()
+                self._incarnations.restarting()
                 continue
             delay = self._policy.after_death(time.monotonic(), was_ready=was_ready) if ever_ready else None
             if delay is None:
@@ -86,24 +87,22 @@ class Supervisor:
 
     async def _given_up(self, cause: str, why: str) -> None:
         """Tell everybody, and wait until something else is to be done."""
-        _log.error("%s: %s; given up, as %s", self._client.name, cause.rstrip("."), why)
-        self._client.give_up(why)
+        _log.error("%s: %s; given up, as %s", self._name, cause.rstrip("."), why)
+        self._incarnations.give_up(why)
         self._on_given_up()
         await self._revival.wait()
         self._revival.clear()
 
     def revive(self) -> None:
         """Start anew an engine that has been given up, as if nothing had happened before."""
-        _log.info("%s: started anew, as it was told", self._client.name)
+        _log.info("%s: started anew, as it was told", self._name)
         self._policy.forget()
-        self._client.revived()
+        self._incarnations.revived()
         self._revival.set()
 
     async def _pause(self, cause: str, delay: float) -> None:
-        _log.error(
-            "%s: %s; starting it again%s", self._client.name, cause.rstrip("."), f" in {delay:g} s" if delay else ""
-        )
-        self._client.restarting()
+        _log.error("%s: %s; starting it again%s", self._name, cause.rstrip("."), f" in {delay:g} s" if delay else "")
+        self._incarnations.restarting()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), delay)
 
@@ -112,7 +111,7 @@ class Supervisor:
         process = self._process = incarnation.process
         self._ended = ended = asyncio.get_running_loop().create_future()
         try:
-            self._client.attach(process, incarnation.wire, self._end)
+            self._incarnations.attach(process, incarnation.wire, self._end)
             process.watch(lambda: self._end(_EXIT))
             end = await self._watch(process, ended)
             if end == _EXIT:
@@ -120,17 +119,17 @@ class Supervisor:
         finally:
             self._process = None
             exit_words = process.describe_exit()
-            self._client.disconnect()
+            self._incarnations.disconnect()
             process.close()
-        said = self._client.last_words
+        said = self._incarnations.last_words
         cause = (said or f"process {process.pid} {exit_words}") if end == _EXIT else end
-        return cause, self._client.state == "ready"
+        return cause, self._status.state == "ready"
 
     async def _last_words(self, process: EngineProcess) -> None:
         """Wait for what it had sent to arrive."""
         seconds = _LAST_WORDS_SECONDS if process.exit_code == EXIT_MODEL else _LAST_OUTPUTS_SECONDS
         deadline = time.monotonic() + seconds
-        while self._client.last_words is None and time.monotonic() < deadline:
+        while self._incarnations.last_words is None and time.monotonic() < deadline:
             await asyncio.sleep(_LAST_OUTPUTS_SECONDS / 10)
 
     def _end(self, cause: str) -> None:
@@ -145,12 +144,12 @@ class Supervisor:
                 return ended.result()
             now = time.monotonic()
             passed, before = min(now - before, 2 * self._tick), now
-            if self._client.state == "starting" and now - process.started > self._start_seconds:
+            if self._status.state == "starting" and now - process.started > self._start_seconds:
                 return f"was not ready within {self._start_seconds:g} s (start_seconds)"
-            if self._client.state in ("ready", "stopped"):
-                self._client.passed(passed)
-            if self._client.state == "ready":
-                hang = self._client.liveness.hang(self._hang_seconds, self._hang_seconds)
+            if self._status.state in ("ready", "stopped"):
+                self._status.passed(passed)
+            if self._status.state == "ready":
+                hang = self._status.liveness.hang(self._hang_seconds, self._hang_seconds)
                 if hang is not None:
                     return f"it {hang}, longer than {self._hang_seconds:g} s (hang_seconds)"
 
@@ -165,7 +164,7 @@ class Supervisor:
         if process is None:  # another one follows anyway
             return
         replacing = self._replacing = asyncio.Event()
-        seconds = STOP_GRACE_SECONDS + flush_seconds if self._client.state == "ready" else 0.0
+        seconds = STOP_GRACE_SECONDS + flush_seconds if self._status.state == "ready" else 0.0
         await self._dismiss(process, seconds, flush_seconds)
         await replacing.wait()
 
@@ -179,8 +178,8 @@ class Supervisor:
         """
         self._stop.set()
         self._revival.set()
-        was_ready, hangs = self._client.state == "ready", self._client.hang is not None
-        self._client.stopped()
+        was_ready, hangs = self._status.state == "ready", self._status.hang is not None
+        self._incarnations.stopped()
         seconds = (0.0 if hangs else grace) + (flush_seconds or 0.0) if was_ready and grace > 0 else 0.0
         if self._process is not None:
             await self._dismiss(self._process, seconds, flush_seconds)
@@ -188,8 +187,8 @@ class Supervisor:
     async def _dismiss(self, process: EngineProcess, seconds: float, flush_seconds: float | None) -> None:
         """End it, at its own pace for that long, of which it may write for `flush_seconds`."""
         if seconds > 0:
-            self._client.shut_down(flush_seconds)
-            liveness, until = self._client.liveness, time.monotonic() + seconds
+            self._incarnations.shut_down(flush_seconds)
+            liveness, until = self._status.liveness, time.monotonic() + seconds
             events = liveness.events
             while (left := until - time.monotonic()) > 0 and not await process.exited(min(left, self._tick)):
                 if liveness.events == events and liveness.missed(OBEY_BEATS):

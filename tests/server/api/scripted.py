@@ -34,6 +34,7 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
 from server.stream.resumables import ResumableStreams
 from server.telemetry.metrics import Metrics
@@ -72,7 +73,7 @@ class Playing:
 
 @dataclass
 class ScriptedProcess:
-    """What `EngineClient` takes for an engine process and the wire to it. `reply` says what a request is answered with, as tokens.
+    """What `Incarnations` takes for an engine process and the wire to it. `reply` says what a request is answered with, as tokens.
 
     The end is the model's (a final `END`) or `max_tokens`. `pace` is awaited before each step, so a test can hold time.
     """
@@ -89,7 +90,7 @@ class ScriptedProcess:
         default_factory=dict
     )  # by number of tokens: sent after that many, in place of the next
     steps: int = 0
-    client: EngineClient | None = None
+    incarnations: Incarnations | None = None
     task: asyncio.Task | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -128,12 +129,12 @@ class ScriptedProcess:
     def step(self):
         self.steps += 1
         if new := [name for name, playing in self.playing.items() if not playing.started]:
-            self.client.handle(SequencesStarted(request_ids=new))
+            self.incarnations.handle(SequencesStarted(request_ids=new))
         outputs = [self.advance(playing) for playing in list(self.playing.values())]
         for output in outputs:
             if output.finish_reason is not None:
                 self.playing.pop(output.request_id, None)
-        self.client.handle(StepOutputs(outputs=outputs, stats=EngineStats(running=len(self.playing))))
+        self.incarnations.handle(StepOutputs(outputs=outputs, stats=EngineStats(running=len(self.playing))))
 
     def advance(self, playing: Playing) -> Output:
         request, sampling = playing.request, playing.request.sampling
@@ -212,7 +213,8 @@ class Server:
         metrics = Metrics()
         self.engine = EngineClient("engine", self.settings, metrics)
         self.process = ScriptedProcess(text_reply(reply) if isinstance(reply, str) else reply)
-        self.process.client = self.engine
+        self.incarnations = Incarnations(self.engine, metrics)
+        self.process.incarnations = self.incarnations
         if ready:
             self.replace(self.process)
         engines, drain = Engines([self.engine]), Drain()
@@ -233,9 +235,9 @@ class Server:
 
     def replace(self, process):
         """Go on with this engine, which is ready."""
-        process.client, self.process = self.engine, process
-        self.engine.attach(process, process, on_broken=pytest.fail)
-        self.engine.handle(ready_event())
+        process.incarnations, self.process = self.incarnations, process
+        self.incarnations.attach(process, process, on_broken=pytest.fail)
+        self.incarnations.handle(ready_event())
 
     async def post(self, path, body, **kwargs):
         if isinstance(body, bytes):

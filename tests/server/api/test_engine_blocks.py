@@ -124,8 +124,8 @@ def test_a_stream_is_json_lines_and_ends_with_its_reader():
         assert first == {
             "sequence": 0,
             "anew": True,
-            "fingerprint": server.engine.info.kv_fingerprint,
-            "block_size": server.engine.info.block_size,
+            "fingerprint": server.engine.status.info.kv_fingerprint,
+            "block_size": server.engine.status.info.block_size,
             "stored": [],
             "removed": [],
         }

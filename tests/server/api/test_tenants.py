@@ -25,12 +25,12 @@ KEYS = {"api_key": ["sesame", "open-up"]}
 
 
 class ScheduledProcess:
-    """What `EngineClient` takes for an engine process: the real scheduler over a worker without a model."""
+    """What `Incarnations` takes for an engine process: the real scheduler over a worker without a model."""
 
     pid, started = 1, 0.0
 
-    def __init__(self, client):
-        self.client = client
+    def __init__(self):
+        self.incarnations = None
         self.pool = BlockPool(CONTEXT // 8, 8)
         config = SchedulerConfig(context=CONTEXT, eos_token_ids=frozenset(), fingerprint="http")
         self.scheduler = Scheduler(config, self.pool)
@@ -62,12 +62,12 @@ class ScheduledProcess:
             await asyncio.sleep(0)
             step = self.scheduler.schedule(0.0)
             outputs = self.scheduler.update(step, self.worker.run(step), 0.0)
-            self.client.handle(StepOutputs(outputs=outputs, stats=self.scheduler.snapshot()))
+            self.incarnations.handle(StepOutputs(outputs=outputs, stats=self.scheduler.snapshot()))
 
 
 def served(**settings):
     server = Server(**settings)
-    server.replace(ScheduledProcess(server.engine))
+    server.replace(ScheduledProcess())
     return server
 
 

@@ -27,6 +27,7 @@ from server.engines.engines import Engines
 from server.engines.health import Liveness
 from server.engines.launch import Incarnation, launch
 from server.engines.process import EngineProcess
+from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restart import RestartPolicy
 from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.supervisor import Supervisor
@@ -111,14 +112,15 @@ class Rig:
         self.processes: list[EngineProcess] = []
         self.events: list[tuple[str, object]] = []
         self.metrics = metrics or Metrics()
-        self.client = EngineClient(name, settings, self.metrics, lambda name, event: self.events.append((name, event)))
+        self.client = EngineClient(name, settings, self.metrics)
+        incarnations = Incarnations(self.client, self.metrics, lambda name, event: self.events.append((name, event)))
         if command is None:
-            self.client.liveness = Liveness(hang_seconds, HEARTBEAT)
+            self.client.status.liveness = Liveness(hang_seconds, HEARTBEAT)
         self.drain = Drain()
         self.settings = settings
         self._arguments = command or arguments("--heartbeat", str(HEARTBEAT), *options)
         self.supervisor = Supervisor(
-            self.client,
+            incarnations,
             self.launch,
             start_seconds=start_seconds,
             hang_seconds=hang_seconds,
@@ -149,7 +151,7 @@ class Rig:
 @contextlib.asynccontextmanager
 async def running(
     *options: str,
-    until: Callable[[Rig], bool] = lambda rig: rig.client.state == "ready",
+    until: Callable[[Rig], bool] = lambda rig: rig.client.status.state == "ready",
     hang_seconds: float = 60.0,
     start_seconds: float = 60.0,
     settings: Settings | None = None,

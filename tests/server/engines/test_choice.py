@@ -9,6 +9,7 @@ from scheduler.router.round_robin import RoundRobin
 from scheduler.types.messages import EngineStats
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.supervision.incarnations import Incarnations
 from server.errors import QueueFull, Unavailable
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
@@ -17,9 +18,10 @@ from tests.server.engines.scripted_engine import READY
 
 
 def engines_of(router, count=2, **settings):
-    made = [EngineClient(f"engine-{number}", Settings(**settings), Metrics()) for number in range(count)]
+    metrics = Metrics()
+    made = [EngineClient(f"engine-{number}", Settings(**settings), metrics) for number in range(count)]
     for client in made:
-        client.handle(READY)
+        Incarnations(client, metrics).handle(READY)
     return Engines(made, router)
 
 
@@ -53,9 +55,9 @@ def test_equal_prompts_under_different_salts_do_not_meet():
 def test_turns_pass_over_an_engine_that_is_drained_and_come_back():
     engines = engines_of(RoundRobin(), 3)
     assert [engines.choose(job([5])).name[-1] for _ in range(4)] == list("0120")
-    engines.by_name["engine-1"].draining = True
+    engines.by_name["engine-1"].status.draining = True
     assert {engines.choose(job([5])).name[-1] for _ in range(4)} == {"0", "2"}
-    engines.by_name["engine-1"].draining = False
+    engines.by_name["engine-1"].status.draining = False
     assert "1" in {engines.choose(job([5])).name[-1] for _ in range(3)}
 
 
@@ -66,7 +68,7 @@ def test_a_full_queue_is_chosen_only_where_all_are_full(name):
     with pytest.raises(QueueFull, match="max_waiting is 1"):
         engines.choose(job(prompt)).ensure_room(1)
     one = engines.by_name["engine-1"]
-    one.stats = EngineStats(running=1)
+    one.status.stats = EngineStats(running=1)
     assert {engines.choose(job(prompt)).name for _ in range(4)} == {"engine-1"}
 
 
@@ -82,12 +84,12 @@ def test_a_single_engine_is_chosen_without_asking_anybody():
 def test_a_drained_engine_says_so_and_is_in_good_health():
     engines = engines_of(RoundRobin(), 1)
     (client,) = engines
-    client.draining = True
+    client.status.draining = True
     with pytest.raises(Unavailable, match="is drained and takes no new requests"):
         engines.choose(job([5]))
     with pytest.raises(Unavailable, match="is drained"):
         client.ensure_room(1)
-    assert client.health().trouble is None and not engines.ready
+    assert client.status.health().trouble is None and not engines.ready
 
 
 class Shortest:
@@ -101,5 +103,5 @@ class Shortest:
 def test_a_router_of_another_kind_is_one_class():
     engines = engines_of(Shortest(), 3)
     assert [engines.choose(job([5] * size)).name for size in (1, 32)] == ["engine-0", "engine-2"]
-    engines.by_name["engine-0"].draining = True
+    engines.by_name["engine-0"].status.draining = True
     assert engines.choose(job([5])).name == "engine-1"

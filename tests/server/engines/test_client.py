@@ -46,8 +46,8 @@ def test_start_up_events_are_told_in_order():
             assert [(name, type(event)) for name, event in rig.events] == [
                 ("engine", kind) for kind in (MemoryPlan, StartPhase, Ready)
             ]
-            assert rig.client.info == READY
-            assert rig.client.phases == [StartPhase(name="load weights", seconds=0.25)]
+            assert rig.client.status.info == READY
+            assert rig.client.status.phases == [StartPhase(name="load weights", seconds=0.25)]
 
     run(body)
 
@@ -56,9 +56,9 @@ def test_closing_early_aborts_in_the_engine():
     async def body():
         async with running() as rig:
             stream = rig.submit(HOLD)
-            await eventually(lambda: rig.client.stats.running == 1)
+            await eventually(lambda: rig.client.status.stats.running == 1)
             stream.close()
-            await eventually(lambda: rig.client.stats.running == 0)
+            await eventually(lambda: rig.client.status.stats.running == 0)
             assert stream.lifetime.reason is FinishReason.ABORT
             assert await read(stream) == []
             assert rig.sample("headrace_sequences_finished_total", reason="abort") == 1
@@ -71,11 +71,11 @@ def test_cancelling_the_reader_aborts_in_the_engine():
         async with running() as rig:
             stream = rig.submit(HOLD)
             task = asyncio.create_task(anext(stream))
-            await eventually(lambda: rig.client.stats.running == 1)
+            await eventually(lambda: rig.client.status.stats.running == 1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await eventually(lambda: rig.client.stats.running == 0)
+            await eventually(lambda: rig.client.status.stats.running == 0)
             assert rig.client.open_count == 0
 
     run(body)
@@ -116,7 +116,7 @@ def test_abort_ends_the_reader_with_the_reason():
             outputs = [output for stream in streams for output in await read(stream)]
             assert [output.finish_reason for output in outputs] == [FinishReason.ABORT] * 3
             assert [output.error for output in outputs] == ["enough", *["the server is shutting down"] * 2]
-            await eventually(lambda: rig.client.stats.running == 0)
+            await eventually(lambda: rig.client.status.stats.running == 0)
 
     run(body)
 
@@ -139,7 +139,7 @@ def test_a_full_queue_refuses_with_the_numbers_and_a_delay():
             with pytest.raises(QueueFull, match="2 sequences wait, max_waiting is 2") as refused:
                 rig.client.ensure_room(1)
             assert int(refused.value.headers["Retry-After"]) >= 1
-            await eventually(lambda: rig.client.stats.running == 2)  # running ones leave the queue
+            await eventually(lambda: rig.client.status.stats.running == 2)  # running ones leave the queue
             rig.client.ensure_room(2)
             streams.append(rig.submit(HOLD))
             with pytest.raises(QueueFull):

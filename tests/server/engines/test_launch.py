@@ -59,8 +59,8 @@ def test_no_socket(folder, children):
 
 def test_the_supervisor_survives_an_engine_that_has_no_socket(folder, children):
     async def body():
-        async with running(until=lambda rig: rig.client.state == "dead") as rig:
-            assert "cannot be started" in rig.client.failure and "cannot bind" in rig.client.failure
+        async with running(until=lambda rig: rig.client.status.state == "dead") as rig:
+            assert "cannot be started" in rig.client.status.failure and "cannot bind" in rig.client.status.failure
             assert not rig.processes
 
     run(body)

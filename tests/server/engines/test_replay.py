@@ -21,13 +21,13 @@ from scheduler.types.messages import (
     FinishReason,
     Output,
     RequestTimes,
-    SequencesStarted,
     StepOutputs,
 )
 from scheduler.types.sampling_params import SamplingParams
 from server.app import create_app
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.supervision.incarnations import Incarnations
 from server.errors import EngineDied, PoisonRequest, Unavailable
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
@@ -86,7 +86,7 @@ class Mortal:
                 step()
                 return
             process.playing.clear()
-            self.server.engine.detach("killed")
+            self.server.incarnations.detach("killed")
             then()
 
         process.step = stepping
@@ -191,15 +191,19 @@ class Pool:
         self.metrics = Metrics()
         self.clients = [EngineClient(name, Settings(**settings), self.metrics) for name in names]
         self.engines = Engines(self.clients)
+        self.lives = {client.name: Incarnations(client, self.metrics) for client in self.clients}
         self.wires = {}
         for client in self.clients:
             self.up(client)
 
     def up(self, client, **ready):
         wire = self.wires[client.name] = Wire()
-        client.attach(wire, wire, pytest.fail)
+        self.lives[client.name].attach(wire, wire, pytest.fail)
         event = ready_event()
-        client.handle(replace(event, **ready))
+        self.lives[client.name].handle(replace(event, **ready))
+
+    def kill(self, client):
+        self.lives[client.name].detach("killed")
 
     def sample(self, name, **labels):
         return self.metrics.registry.get_sample_value(name, labels)
@@ -220,12 +224,12 @@ def submit(client, *names, max_tokens=9):
 
 
 def started(client, *streams):
-    client.handle(SequencesStarted(request_ids=[stream.request_id for stream in streams]))
+    client.sequences_started([stream.request_id for stream in streams])
 
 
 def tokens(client, stream, *ids):
     output = Output(request_id=stream.request_id, token_ids=list(ids))
-    client.handle(StepOutputs(outputs=[output], stats=EngineStats(running=1)))
+    client.step_ended(StepOutputs(outputs=[output], stats=EngineStats(running=1)), time.monotonic())
 
 
 def test_another_engine_goes_on_at_once_and_requests_stay_together():
@@ -235,7 +239,7 @@ def test_another_engine_goes_on_at_once_and_requests_stay_together():
         streams = submit(first, "x-0", "x-1", "y-0")
         started(first, *streams)
         tokens(first, streams[0], 5, 6)
-        first.detach("killed")
+        pool.kill(first)
         assert pool.wires["b"].added == [("x-0", [5, 6]), ("x-1", [])]
         assert pool.wires["c"].added == [("y-0", [])]
         assert [client.open_count for client in pool.clients] == [0, 2, 1]
@@ -259,7 +263,7 @@ def test_several_prompts_of_one_call_are_spread_over_those_that_are_left():
                 request_id=f"x-{index}", prompt_ids=prompts[index // 2], sampling=SamplingParams(max_tokens=9)
             )
             pool.clients[0].submit(request, Lifetime(received=time.monotonic(), prompt_tokens=2))
-        pool.clients[0].detach("killed")
+        pool.kill(pool.clients[0])
         assert [name for name, _ in pool.wires["b"].added] == ["x-0", "x-1", "x-4", "x-5"]
         assert [name for name, _ in pool.wires["c"].added] == ["x-2", "x-3", "x-6", "x-7"]
         pool.engines.abort_all("the test ends")
@@ -274,7 +278,7 @@ def test_a_request_that_two_engines_died_of_is_ended_and_those_that_waited_are_n
         poison, once, innocent = submit(client, "poison-0", "once-0", "innocent-0")
         for in_step in ((poison,), (poison, once)):
             started(client, *in_step)
-            client.detach("killed")
+            pool.kill(client)
             pool.up(client)
         with pytest.raises(PoisonRequest, match="2 engines died"):
             await anext(poison)
@@ -283,7 +287,7 @@ def test_a_request_that_two_engines_died_of_is_ended_and_those_that_waited_are_n
         for _ in range(3):
             (other,) = submit(client, "other-0")
             started(client, other)
-            client.detach("killed")
+            pool.kill(client)
             other.close()
             pool.up(client)
         assert pool.wires["a"].added == [("once-0", []), ("innocent-0", [])]
@@ -299,7 +303,7 @@ def test_who_only_waited_is_blamed_if_nobody_else_can_be():
         client = pool.clients[0]
         (stream,) = submit(client, "x-0")
         for _ in range(2):
-            client.detach("killed")
+            pool.kill(client)
             pool.up(client)
         with pytest.raises(PoisonRequest):
             await anext(stream)
@@ -313,13 +317,13 @@ def test_an_engine_that_computes_otherwise_does_not_go_on():
         first, second = pool.clients
         pool.up(second, computes="another model")
         (stream,) = submit(first, "x-0")
-        first.detach("killed")
+        pool.kill(first)
         assert pool.wires["b"].added == []
         pool.up(first)
         assert pool.wires["a"].added == [("x-0", [])]
         started(first, stream)
         stream.deaths = 0
-        first.detach("killed")
+        pool.kill(first)
         pool.up(first, computes="a third one")
         with pytest.raises(EngineDied):
             await anext(stream)
@@ -331,14 +335,14 @@ def test_waits_end_with_the_last_hope():
     async def body():
         pool = Pool("a", "b")
         first, second = pool.clients
-        second.detach("killed")
+        pool.kill(second)
         (stream,) = submit(first, "x-0")
-        first.detach("killed")
-        first.give_up()
+        pool.kill(first)
+        pool.lives["a"].give_up()
         reader = asyncio.create_task(anext(stream))
         await asyncio.sleep(0)
         assert not reader.done()
-        second.give_up()
+        pool.lives["b"].give_up()
         with pytest.raises(EngineDied, match="while it worked on this request") as told:
             await reader
         assert int(told.value.headers["Retry-After"]) >= 1
@@ -351,7 +355,7 @@ def test_waits_end_in_time():
     async def body():
         pool = Pool("a", replay_seconds=0.02)
         (stream,) = submit(pool.clients[0], "x-0")
-        pool.clients[0].detach("killed")
+        pool.kill(pool.clients[0])
         with pytest.raises(EngineDied, match=r"within 0.02 s \(replay_seconds\)"):
             await anext(stream)
         pool.up(pool.clients[0])
@@ -364,7 +368,7 @@ def test_who_leaves_while_waiting_is_forgotten_at_once():
     async def body():
         pool = Pool("a")
         left, stays = submit(pool.clients[0], "x-0", "y-0")
-        pool.clients[0].detach("killed")
+        pool.kill(pool.clients[0])
         left.close()
         assert pool.sample("headrace_sequences_finished_total", reason="abort") == 1
         pool.up(pool.clients[0])
@@ -379,14 +383,14 @@ def test_a_server_that_stops_ends_those_that_wait_with_its_reason(end):
     async def body():
         pool = Pool("a")
         (stream,) = submit(pool.clients[0], "x-0")
-        pool.clients[0].detach("killed")
+        pool.kill(pool.clients[0])
         if end == "drain":
             pool.engines.abort_all("the server is shutting down")
             output = await anext(stream)
             assert (output.finish_reason, output.error) == (FinishReason.ABORT, "the server is shutting down")
             stream.close()
         else:
-            pool.clients[0].stopped()
+            pool.lives["a"].stopped()
             with pytest.raises(Unavailable, match="shutting down"):
                 await anext(stream)
         reasons = set(FinishReason) - {FinishReason.HANDED_OVER}  # which no client ever reads
@@ -399,12 +403,12 @@ def test_an_engine_that_goes_on_after_a_hang_takes_those_that_wait():
     async def body():
         pool = Pool("a", "b")
         first, second = pool.clients
-        second.passed(1e6)
+        second.status.passed(1e6)
         (stream,) = submit(first, "x-0")
-        first.detach("killed")
+        pool.kill(first)
         assert pool.wires["b"].added == []
-        second.liveness.restarted()
-        second.passed(0.0)
+        second.status.liveness.restarted()
+        second.status.passed(0.0)
         assert pool.wires["b"].added == [("x-0", [])]
         stream.close()
 
@@ -425,7 +429,7 @@ def test_a_stream_over_http_goes_on_in_the_second_engine():
         first.process.step()
         await call.started.wait()
         first.process.task.cancel()
-        first.engine.detach("killed")
+        first.incarnations.detach("killed")
         await asyncio.wait_for(call.task, 20)
         text = validate_body(b"".join(message.get("body", b"") for message in call.sent)).text
         assert text == validate_body(whole.content).text

@@ -67,7 +67,7 @@ class Overloaded:
         self.now = 8000.0
         monkeypatch.setattr("server.engines.client.time", SimpleNamespace(monotonic=lambda: self.now))
         self.client = EngineClient("engine", Settings(**settings), Metrics())
-        self.client.state = "ready"
+        self.client.status.state = "ready"
         self.seats = seats
         self.running, self.queue, self.streams = [], [], {}
         self.number = 0
@@ -76,7 +76,7 @@ class Overloaded:
     def rest(self, seconds):
         """Nothing is open, and the engine says so now and then."""
         for _ in range(3):
-            self.client.handle(StepOutputs(outputs=[], stats=EngineStats()))
+            self.client.step_ended(StepOutputs(outputs=[], stats=EngineStats()), self.now)
             self.now += seconds / 3
 
     def submit(self, prompt, answer, max_tokens):
@@ -102,7 +102,7 @@ class Overloaded:
                 self.running.remove(sequence)
                 reason = FinishReason.STOP
             outputs.append(Output(request_id=sequence[0], token_ids=[5], finish_reason=reason))
-        self.client.handle(StepOutputs(outputs=outputs, stats=EngineStats(running=len(self.running))))
+        self.client.step_ended(StepOutputs(outputs=outputs, stats=EngineStats(running=len(self.running))), self.now)
         for output in outputs:
             stream = self.streams[output.request_id]
             stream.lifetime.completion_tokens += 1  # as its reader counts

@@ -15,6 +15,7 @@ from server.app import create_app
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.supervision.incarnations import Incarnations
 from server.errors import Unavailable
 from server.telemetry.metrics import Metrics
 from tests.server.api.scripted import Server, ready_event
@@ -52,7 +53,7 @@ async def hold_one_each(server):
     tasks = []
     for rig in (server.first, server.second):
         tasks.append(asyncio.create_task(post(server, [HOLD])))
-        await eventually(lambda client=rig.client: client.stats.running == 1)
+        await eventually(lambda client=rig.client: client.status.stats.running == 1)
     return tasks
 
 
@@ -62,21 +63,21 @@ def test_requests_reach_both_and_one_dies_while_the_other_goes_on_serving(tmp_pa
             on_first, on_second = await hold_one_each(server)
             server.gate.unlink()
             os.kill(server.first.processes[0].pid, signal.SIGKILL)
-            await eventually(lambda: server.second.client.stats.running == 2)
+            await eventually(lambda: server.second.client.status.stats.running == 2)
             assert not on_first.done()
             answer = await post(server, [5])  # while the first is down
             assert answer.json()["usage"]["completion_tokens"] == 3
-            assert server.first.client.state == "starting" and not on_second.done()
+            assert server.first.client.status.state == "starting" and not on_second.done()
             await told_apart(server)
             server.gate.touch()
-            await eventually(lambda: server.first.client.state == "ready")
+            await eventually(lambda: server.first.client.status.state == "ready")
             assert len(server.first.processes) == 2 and len(server.second.processes) == 1
             assert (await post(server, [5])).status_code == 200  # the second holds one, so this is the first's
             assert server.metrics.registry.get_sample_value("headrace_steps_total", {"engine": "first"}) >= 3
             for request in (on_first, on_second):
                 request.cancel()
             await asyncio.gather(on_first, on_second, return_exceptions=True)
-            await eventually(lambda: server.second.client.stats.running == 0)
+            await eventually(lambda: server.second.client.status.stats.running == 0)
 
     run(body)
 
@@ -126,7 +127,7 @@ def test_all_sequences_of_a_job_go_to_one_engine(tmp_path):
     async def body():
         async with two_engines(tmp_path) as server:
             held = asyncio.create_task(post(server, [HOLD], n=3))
-            await eventually(lambda: server.first.client.stats.running == 3)
+            await eventually(lambda: server.first.client.status.stats.running == 3)
             assert server.second.client.open_count == 0
             answer = await post(server, [5], n=3)
             assert answer.json()["usage"]["completion_tokens"] == 9
@@ -142,13 +143,13 @@ def test_prompts_of_a_job_are_spread_over_engines_and_sequences_of_a_prompt_are_
         async with two_engines(tmp_path) as server:
             clients = [rig.client for rig in (server.first, server.second)]
             held = [asyncio.create_task(post(server, [[HOLD, 1], [HOLD, 2]], n=3))]
-            await eventually(lambda: [client.stats.running for client in clients] == [3, 3])
+            await eventually(lambda: [client.status.stats.running for client in clients] == [3, 3])
             for client in clients:
                 ids = {tuple(stream.request.prompt_ids) for stream in client._streams.values()}
                 assert len(ids) == 1, "the sequences of one prompt"
             held.append(asyncio.create_task(post(server, [[HOLD], [HOLD, 3], [HOLD, 4], [HOLD, 5]])))
-            await eventually(lambda: [client.stats.running for client in clients] == [5, 5])
-            clients[0].draining = True
+            await eventually(lambda: [client.status.stats.running for client in clients] == [5, 5])
+            clients[0].status.draining = True
             answer = await post(server, [[5], [6], [7]])
             assert [choice["index"] for choice in answer.json()["choices"]] == [0, 1, 2]
             for request in held:
@@ -166,7 +167,7 @@ def test_an_answer_names_what_computes_in_the_engine_that_gave_it(stream):
         second.engine.name = "second"
         ready = ready_event()
         ready.computes = "another script"
-        second.engine.handle(ready)
+        second.incarnations.handle(ready)
         names = [server.engine.fingerprint for server in (first, second)]
         assert names[0] != names[1]
         context = replace(first.context, engines=Engines([first.engine, second.engine]))
@@ -182,7 +183,7 @@ def test_an_answer_names_what_computes_in_the_engine_that_gave_it(stream):
 def clients(*states):
     made = [EngineClient(f"engine-{number}", Settings(), Metrics()) for number in range(len(states))]
     for client, state in zip(made, states, strict=True):
-        client.state = state
+        client.status.state = state
     return made
 
 
@@ -206,7 +207,7 @@ def test_what_engines_say_of_the_model_is_taken_from_one_that_is_ready():
     dead, ready = clients("dead", "starting")
     engines = Engines([dead, ready])
     assert engines.info is None and not engines.ready
-    ready.handle(READY)
+    Incarnations(ready, Metrics()).handle(READY)
     assert engines.info == READY and engines.ready
     assert engines.by_name["engine-1"] is ready
 
@@ -215,20 +216,20 @@ def test_what_is_valid_for_the_shortest_context_that_is_served_is_valid_for_all(
     long, short = clients("ready", "ready")
     engines = Engines([long, short])
     assert READY.context > 9
-    long.info, short.info = READY, replace(READY, context=9)
-    assert engines.info == short.info
-    short.liveness.passed(1e6)
+    long.status.info, short.status.info = READY, replace(READY, context=9)
+    assert engines.info == short.status.info
+    short.status.liveness.passed(1e6)
     assert engines.info == READY, "it gets no job now"
 
 
 def test_an_engine_that_hangs_gets_no_job_while_another_works():
     silent, other = clients("ready", "ready")
     engines = Engines([silent, other])
-    silent.liveness.passed(1e6)
+    silent.status.liveness.passed(1e6)
     assert engines.ready and engines.choose(JOB) is other
-    other.liveness.passed(1e6)
+    other.status.liveness.passed(1e6)
     assert not engines.ready
     with pytest.raises(Unavailable, match="The engine hangs: it has said nothing for 1000000 s"):
         engines.choose(JOB)
-    silent.handle(Heartbeat(doing="idle"))
+    silent.status.liveness.heard(Heartbeat(doing="idle"))
     assert engines.ready and engines.choose(JOB) is silent

@@ -147,8 +147,8 @@ def test_the_engine_dies_for_good(path, stream, begun):
             server.process.step()
             await call.started.wait()
         server.process.task.cancel()
-        server.engine.detach("killed")
-        server.engine.give_up()
+        server.incarnations.detach("killed")
+        server.incarnations.give_up()
         await asyncio.wait_for(call.task, 5)
         metrics = (await server.client.get("/metrics")).text
         return call, metrics

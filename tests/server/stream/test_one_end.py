@@ -30,7 +30,7 @@ def incident(kind: str, at: int, server: Server, call) -> None:
         return
     happen = {
         "none": lambda: None,
-        "dies": lambda: (server.engine.detach("killed"), server.engine.give_up()),
+        "dies": lambda: (server.incarnations.detach("killed"), server.incarnations.give_up()),
         "stops": lambda: server.engine.abort_all("the server is shutting down"),
         "leaves": call.leave.set,
     }[kind]

@@ -12,6 +12,7 @@ from configs.settings import Settings
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, StartPhase, StepOutputs, TierStats
 from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
+from server.engines.supervision.incarnations import Incarnations
 from server.errors import PoisonRequest
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import ENGINE_METRICS, TIER_METRICS, Metrics, page
@@ -81,7 +82,7 @@ def test_counters_stay_monotonic_over_a_real_restart():
                 await read(rig.submit(DIE))
             assert rig.sample("headrace_engine_up") == 0
             assert rig.sample("headrace_generation_tokens_total") == 4
-            await eventually(lambda: rig.client.state == "ready")
+            await eventually(lambda: rig.client.status.state == "ready")
             await read(rig.submit(max_tokens=2))
             assert rig.sample("headrace_generation_tokens_total") == 6
             assert rig.sample("headrace_engine_restarts_total") == 2
@@ -147,14 +148,15 @@ def test_a_sequence_without_tokens_says_nothing_of_latency():
 def test_gaps_are_measured_between_arrivals():
     metrics = Metrics()
     client = EngineClient("engine", Settings(), metrics)
-    client.handle(StartPhase(name="import", seconds=1.0))
-    client.handle(READY)
+    incarnations = Incarnations(client, metrics)
+    incarnations.handle(StartPhase(name="import", seconds=1.0))
+    incarnations.handle(READY)
     request = AddRequest(request_id="a", prompt_ids=[1], sampling=SamplingParams(max_tokens=3))
     stream = client.submit(request, Lifetime(received=0.0))
     for last in (None, None, FinishReason.LENGTH):
         output = Output(request_id="a", token_ids=[1], finish_reason=last)
-        client.handle(StepOutputs(outputs=[output], stats=EngineStats(), step_tokens=1, step_seconds=0.25))
-    client.handle(StepOutputs(outputs=[], stats=EngineStats()))  # a report is no step
+        incarnations.handle(StepOutputs(outputs=[output], stats=EngineStats(), step_tokens=1, step_seconds=0.25))
+    incarnations.handle(StepOutputs(outputs=[], stats=EngineStats()))  # a report is no step
     assert value(metrics, "headrace_inter_token_latency_seconds_count") == 2
     assert value(metrics, "headrace_step_seconds_sum") == 0.75
     assert value(metrics, "headrace_step_tokens_count") == 3

@@ -418,7 +418,7 @@ def test_the_fingerprint_is_that_of_what_the_engine_says_computes():
         seen = []
         for computes in (ready.computes, "another model or device", ready.computes):  # the last: a restart
             ready.computes = computes
-            server.engine.handle(ready)
+            server.incarnations.handle(ready)
             seen.append((await server.post("/v1/completions", {"prompt": "a"})).json()["system_fingerprint"])
         assert seen[0] == seen[2] != seen[1]
         assert all(re.fullmatch("fp_[0-9a-f]{12}", name) for name in seen)

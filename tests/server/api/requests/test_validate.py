@@ -86,7 +86,7 @@ def test_an_empty_prompt_is_refused_unless_the_tokenizer_begins_it():
 
 def test_a_text_must_not_hold_tokens_that_only_the_tokenizer_knows():
     server = Server()
-    server.engine.info.vocab_size = 257  # <|im_end|> has no row in the model
+    server.engine.status.info.vocab_size = 257  # <|im_end|> has no row in the model
     error = refused(complete, context=server.context, prompt=["a", "b<|im_end|>"])
     assert error.param == "prompt[1]" and all(word in error.message for word in ("256", "257", "<|im_end|>"))
     assert refused(chat, context=server.context).param == "messages"

@@ -19,6 +19,7 @@ from scheduler.types.sampling_params import SamplingParams
 from server.app import create_app
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
+from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
 from server.telemetry.lifetime import Lifetime
 from tests.drawn import drawn
@@ -33,6 +34,7 @@ class Apart(Server):
         super().__init__(reply, **settings)
         metrics = self.context.metrics
         self.clients = [EngineClient(name, self.settings, metrics) for name in ("first", "second")]
+        self.lives = {client.name: Incarnations(client, metrics) for client in self.clients}
         for client, role in zip(self.clients, (Role.PREFILL, Role.DECODE), strict=True):
             client.role = role
             self.up(client)
@@ -45,9 +47,10 @@ class Apart(Server):
 
     def up(self, client):
         process = ScriptedProcess(drawn_reply)
-        process.client, process.prompt_per_step = client, 7
-        client.attach(process, process, on_broken=pytest.fail)
-        client.handle(ready_event())
+        lives = self.lives[client.name]
+        process.incarnations, process.prompt_per_step = lives, 7
+        lives.attach(process, process, on_broken=pytest.fail)
+        lives.handle(ready_event())
         client.process = process
 
     def sample(self, name, **labels):
@@ -100,7 +103,7 @@ def test_nor_that_one_of_the_two_engines_died(asked, which, steps):
                 step()
                 return
             process.playing.clear()
-            client.detach("killed")
+            apart.lives[client.name].detach("killed")
             apart.up(client)
 
         process.step = stepping
@@ -153,7 +156,7 @@ def hand_over(client, stream, token=5):
     output = Output(
         request_id=stream.request_id, token_ids=[token], finish_reason=FinishReason.HANDED_OVER, times=times
     )
-    client.handle(StepOutputs(outputs=[output], stats=EngineStats(running=1)))
+    client.step_ended(StepOutputs(outputs=[output], stats=EngineStats(running=1)), time.monotonic())
 
 
 def outcomes(pool):
@@ -196,13 +199,13 @@ def test_where_no_other_engine_can_go_on_it_stays(change, caplog):
         first, second = pool.clients
         (stream,) = handing(pool, first, "x-0")
         if change == "drained":
-            second.draining = True
+            second.status.draining = True
         elif change == "gone":
-            second.detach("killed")
+            pool.kill(second)
         elif change == "another model":
-            second.info = replace(second.info, computes="another")
+            second.status.info = replace(second.status.info, computes="another")
         elif change == "another block size":
-            second.info = replace(second.info, block_size=64)
+            second.status.info = replace(second.status.info, block_size=64)
         else:
             pool.engines.change_role(first, Role.MIXED)
         hand_over(first, stream)
@@ -224,8 +227,8 @@ def test_where_no_engine_works_it_waits_and_nobody_is_blamed():
         pool = with_roles("prefill", "decode")
         first, second = pool.clients
         (stream,) = handing(pool, first, "x-0")
-        second.detach("killed")
-        first.liveness.silence = 1e9
+        pool.kill(second)
+        first.status.liveness.silence = 1e9
         hand_over_late = Output(request_id="x-0", token_ids=[5], finish_reason=FinishReason.HANDED_OVER)
         first._deliver(stream, hand_over_late, 0.0)
         assert outcomes(pool) == {"waits": 1} and first.open_count == 0

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +24,7 @@ from server.telemetry.metrics import Metrics
 class Engine:
     name: str
     role: Role
-    usable: bool = True
+    status: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(usable=True))
     streams: dict[str, OutputStream] = field(default_factory=dict)
 
 
@@ -85,7 +86,7 @@ def test_requests_that_wait_count_and_what_is_open_there_is_its_drain(switcher, 
 
 def test_engines_that_take_nothing_are_left_alone(switcher, engines):
     engines[0].streams = {f"r-{number}": waiting(10.0, number) for number in range(LEAST)}
-    engines[1].usable = False
+    engines[1].status.usable = False
     switcher.look(20.0)
     assert [engine.role for engine in engines] == [Role.PREFILL, Role.DECODE, Role.DECODE]
 

@@ -64,11 +64,11 @@ def test_a_drained_engine_ends_what_it_has_and_gets_nothing_new():
         async with pool() as server:
             held = asyncio.create_task(post(server, HOLD))
             a = server.rigs["a"].client
-            await eventually(lambda: a.stats.running == 1)
+            await eventually(lambda: a.status.stats.running == 1)
             assert (await act(server, "a", "drain")).json()["state"] == "draining"
-            steps = a.stats.steps
+            steps = a.status.stats.steps
             assert [(await post(server)).status_code for _ in range(3)] == [200] * 3
-            assert a.stats.steps == steps and (await server.client.get("/ready")).status_code == 200
+            assert a.status.stats.steps == steps and (await server.client.get("/ready")).status_code == 200
             held.cancel()
             await asyncio.gather(held, return_exceptions=True)
             card = (await cards(server))["a"]
@@ -99,7 +99,7 @@ def test_a_rolling_restart_loses_no_request(caplog):
                 assert (await act(server, name, "restart")).json()["restarting"]
             least = 2
             while any(card["restarting"] for card in (await cards(server)).values()):
-                least = min(least, sum(client.usable for client in server.engines))
+                least = min(least, sum(client.status.usable for client in server.engines))
                 await asyncio.sleep(0.005)
             stop.set()
             await asyncio.gather(*streams)
@@ -120,9 +120,9 @@ def test_a_restart_waits_for_what_is_open():
         async with pool() as server:
             held = asyncio.create_task(post(server, HOLD))
             a = server.rigs["a"].client
-            await eventually(lambda: a.stats.running == 1)
+            await eventually(lambda: a.status.stats.running == 1)
             await act(server, "a", "restart")
-            await eventually(lambda: a.draining)
+            await eventually(lambda: a.status.draining)
             conflict = await act(server, "a", "undrain")
             assert conflict.status_code == 409 and "being restarted" in conflict.json()["error"]["message"]
             assert (await act(server, "a", "restart")).json()["state"] == "draining", "a second time means nothing"
@@ -130,7 +130,7 @@ def test_a_restart_waits_for_what_is_open():
             held.cancel()
             await asyncio.gather(held, return_exceptions=True)
             await settled(server)
-            assert lives(server) == {"a": 2, "b": 1} and a.usable
+            assert lives(server) == {"a": 2, "b": 1} and a.status.usable
 
     run(body)
 
@@ -168,8 +168,8 @@ def test_an_engine_that_was_given_up_is_started_anew(tmp_path, caplog):
                 assert card.status_code == 200 and card.json()["restarting"]
                 await settled(server)
                 assert lives(server) == {"a": started, "b": 1}
-            assert a.usable and a.failure is None and (await cards(server))["a"]["trouble"] is None
-            b.draining = True
+            assert a.status.usable and a.status.failure is None and (await cards(server))["a"]["trouble"] is None
+            b.status.draining = True
             assert (await post(server)).status_code == 200
 
     run(body)
@@ -182,7 +182,7 @@ def test_a_servers_only_engine_is_restarted_too():
             app = make_app(rig.settings, Engines([rig.client]), rig.metrics, rig.drain, {"engine": rig.supervisor})
             async with http(app) as client:
                 await client.post("/v1/engines/engine/restart")
-                await eventually(lambda: len(rig.processes) == 2 and rig.client.usable)
+                await eventually(lambda: len(rig.processes) == 2 and rig.client.status.usable)
                 answer = await client.post("/v1/completions", json={"prompt": [5], "max_tokens": 3})
                 assert answer.status_code == 200
 
@@ -194,7 +194,7 @@ def test_engines_are_guarded_by_the_key_and_known_by_name():
         server = Server(api_key=["secret"])
         assert (await server.client.get("/v1/engines")).status_code == 401
         assert (await server.client.post("/v1/engines/engine/drain")).status_code == 401
-        assert server.engine.usable
+        assert server.engine.status.usable
         server.client.headers["Authorization"] = "Bearer secret"
         (card,) = (await server.client.get("/v1/engines")).json()["data"]
         assert (card["id"], card["state"], card["version"], card["device"]) == ("engine", "ready", "1", "cpu")
@@ -213,7 +213,7 @@ def test_where_some_keys_are_the_operators_no_other_touches_engines(what):
         server.client.headers["Authorization"] = "Bearer b"
         refused = await server.client.post(f"/v1/engines/engine/{what}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden_key")
-        assert server.engine.usable and (await server.client.get("/v1/engines")).status_code == 200
+        assert server.engine.status.usable and (await server.client.get("/v1/engines")).status_code == 200
         server.client.headers["Authorization"] = "Bearer a"
         assert (await server.client.post("/v1/engines/engine/undrain")).status_code == 200
         assert (await server.client.post("/v1/engines/engine/drain")).json()["state"] == "drained"

@@ -10,8 +10,8 @@ import zmq
 
 from engine.ipc.sockets import connected
 from scheduler.types.messages import FinishReason
-from server.engines.client import EngineClient
 from server.engines.process import EngineProcess
+from server.engines.status import EngineStatus
 from server.engines.supervision.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
 from server.errors import ApiError, EngineDied, PoisonRequest, Unavailable
 from tests.server.engines.harness import arguments, eventually, read, run, running
@@ -31,15 +31,15 @@ def test_a_killed_engine_comes_back_and_goes_on_with_every_open_sequence(caplog)
     async def body():
         async with running() as rig:
             streams = [rig.submit(HOLD) for _ in range(50)] + [rig.submit(WAIT)]
-            await eventually(lambda: rig.client.stats.running == 51)
+            await eventually(lambda: rig.client.status.stats.running == 51)
             readers = [asyncio.create_task(outcome(stream)) for stream in streams]
             await asyncio.sleep(0)
             os.kill(rig.processes[0].pid, signal.SIGKILL)
-            await eventually(lambda: rig.client.state == "starting")
+            await eventually(lambda: rig.client.status.state == "starting")
             with pytest.raises(Unavailable) as refused:
                 rig.submit()
             assert int(refused.value.headers["Retry-After"]) >= 1
-            await eventually(lambda: rig.client.stats.running == 51)
+            await eventually(lambda: rig.client.status.stats.running == 51)
             assert not any(reader.done() for reader in readers)
             assert len(await read(rig.submit())) == 3
             os.kill(rig.processes[1].pid, signal.SIGKILL)
@@ -48,7 +48,7 @@ def test_a_killed_engine_comes_back_and_goes_on_with_every_open_sequence(caplog)
             assert len({id(result) for result in results}) == 50
             assert all(stream.lifetime.reason is FinishReason.ERROR for stream in streams[:50])
             assert [await read(stream) for stream in streams[:50]] == [[]] * 50  # once
-            await eventually(lambda: rig.client.stats.running == 1)
+            await eventually(lambda: rig.client.status.stats.running == 1)
             assert not readers[50].done(), "it has only waited"
             streams[50].close()
             await readers[50]
@@ -78,7 +78,7 @@ def test_a_silent_engine_with_open_work_is_killed(caplog):
         async with running(hang_seconds=0.2) as rig:
             with pytest.raises(PoisonRequest):
                 await read(rig.submit(HANG))
-            await eventually(lambda: rig.client.state == "ready")
+            await eventually(lambda: rig.client.status.state == "ready")
             assert len(rig.processes) == 3
             assert len(await read(rig.submit())) == 3
 
@@ -93,7 +93,7 @@ def test_an_engine_without_work_is_left_alone_as_long_as_its_heart_beats(caplog)
             assert len(rig.processes) == 1
             assert len(await read(rig.submit())) == 3
             os.kill(rig.processes[0].pid, signal.SIGSTOP)  # or nobody would ever start another
-            await eventually(lambda: len(rig.processes) == 2 and rig.client.state == "ready")
+            await eventually(lambda: len(rig.processes) == 2 and rig.client.status.state == "ready")
 
     run(body)
     assert "has said nothing for 0 s, longer than 0.1 s (hang_seconds)" in caplog.text
@@ -104,7 +104,7 @@ def test_an_engine_whose_step_does_not_end_is_killed_although_its_heart_beats(ca
         async with running(hang_seconds=0.2) as rig:
             with pytest.raises(PoisonRequest):
                 await read(rig.submit(STUCK))
-            await eventually(lambda: rig.client.state == "ready")
+            await eventually(lambda: rig.client.status.state == "ready")
             assert len(await read(rig.submit())) == 3
 
     run(body)
@@ -116,7 +116,7 @@ def test_what_is_no_event_is_dropped_with_one_line(caplog):
         async with running() as rig:
             streams = [rig.submit(GARBAGE) for _ in range(3)]
             assert len(await read(rig.submit())) == 3
-            assert len(rig.processes) == 1 and rig.client.state == "ready"
+            assert len(rig.processes) == 1 and rig.client.status.state == "ready"
             for stream in streams:
                 stream.close()
 
@@ -138,7 +138,7 @@ def test_garbage_during_the_first_start_is_dropped_too(frames, tmp_path, caplog)
                 stranger.send_multipart(frames)
             await eventually(lambda: "dropped" in caplog.text)
             gate.touch()
-            await eventually(lambda: rig.client.state == "ready")
+            await eventually(lambda: rig.client.status.state == "ready")
             assert len(await read(rig.submit())) == 3 and len(rig.processes) == 1
             context.destroy(linger=0)
 
@@ -152,10 +152,10 @@ def test_garbage_during_the_first_start_is_dropped_too(frames, tmp_path, caplog)
 def test_a_first_start_that_fails_is_final_and_says_why(start, cause, caplog):
     async def body():
         seconds = 0.3 if start == "never" else 60.0
-        dead = lambda rig: rig.client.state == "dead"  # noqa: E731
+        dead = lambda rig: rig.client.status.state == "dead"  # noqa: E731
         async with running("--start", start, until=dead, start_seconds=seconds) as rig:
             assert len(rig.processes) == 1
-            assert cause in rig.client.failure
+            assert cause in rig.client.status.failure
             with pytest.raises(Unavailable, match=cause.replace("(", ".")):
                 rig.submit()
 
@@ -169,7 +169,7 @@ def test_restarts_that_fail_are_tried_again_and_then_given_up(tmp_path, caplog):
         async with running(*options) as rig:
             with pytest.raises(EngineDied):
                 await read(rig.submit(DIE))
-            await eventually(lambda: rig.client.state == "dead")
+            await eventually(lambda: rig.client.status.state == "dead")
             assert len(rig.processes) == 1 + MAX_FAILED_STARTS
 
     run(body)
@@ -181,7 +181,7 @@ def test_a_restart_that_fails_once_succeeds_later(tmp_path):
         async with running("--start", "fail:1", "--counter", str(tmp_path / "starts")) as rig:
             with pytest.raises(PoisonRequest):
                 await read(rig.submit(DIE))
-            await eventually(lambda: rig.client.state == "ready")
+            await eventually(lambda: rig.client.status.state == "ready")
             assert len(rig.processes) == 4
             assert len(await read(rig.submit())) == 3
 
@@ -237,7 +237,7 @@ def test_stop_does_not_wait_for_an_engine_that_hangs(monkeypatch):
         async with running() as rig:
             process = rig.processes[0]
             os.kill(process.pid, signal.SIGSTOP)
-            monkeypatch.setattr(EngineClient, "hang", "has said nothing for 5 s")
+            monkeypatch.setattr(EngineStatus, "hang", "has said nothing for 5 s")
             await asyncio.wait_for(rig.supervisor.stop(grace=600.0), timeout=60)
             await eventually(lambda: process.exit_code == -signal.SIGKILL)
 
