@@ -283,10 +283,11 @@ def test_asking_how_an_engine_is_costs_it_nothing():
             health = (await client.get("/health")).json()
             assert health == {
                 "status": "healthy",
-                "doing": "step",
+                "doing": health["doing"],
                 "steps": 3,
                 "last_token_seconds_ago": health["last_token_seconds_ago"],
             }  # engines are listed only where there are several
+            assert health["doing"] in ("step", "idle")  # a heartbeat may have come after the last step
             await eventually(lambda: rig.client.status.liveness.doing == "idle")
 
     run(body)
