@@ -27,6 +27,7 @@ from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
 from engine.kv_store.flush import flush
 from engine.kv_store.transfer import EXPECT_SECONDS, TransferWorker
+from engine.map_sampler import MapSampler
 from engine.worker import Pending, Worker
 from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
@@ -39,6 +40,7 @@ from scheduler.types.messages import (
     Heartbeat,
     Output,
     PublishBlocks,
+    PublishMap,
     SequencesStarted,
     Shutdown,
     StepOutputs,
@@ -96,6 +98,7 @@ class EngineLoop:
         self._clock = clock
         self._transfer_worker = transfer_worker
         self._patience = Patience(channel, clock, heartbeat)
+        self._map = MapSampler(scheduler, clock)
         self._carried = 0  # transfers that have ended
         self._shutdown: Shutdown | None = None
         self._planned: Step | None = None
@@ -136,7 +139,7 @@ class EngineLoop:
         finally:
             self._emit([])
         while not self._scheduler.has_work and self._shutdown is None:
-            self._patience.wait("idle")
+            self._patience.wait("idle", seconds=self._map.wait)
             if self._transfer_worker is not None:
                 self._transfer_worker.look()
             self._receive()
@@ -178,6 +181,7 @@ class EngineLoop:
         self._flights.append(_Flight(step, self._thread.submit(self._worker.submit, step)))
         if self._worker.depth == 1:
             self._planned = self._scheduler.schedule(self._clock())
+        self._map.changed()
 
     def _start_transfers(self, step: Step) -> None:
         if self._transfer_worker is not None:
@@ -191,7 +195,8 @@ class EngineLoop:
             raise IntegrityError("requests wait and nothing can run")
         self._scheduler.put_off(step)
         self._emit([])  # what transfers have brought since
-        self._patience.wait("transfer", self._carried, seconds=EXPECT_SECONDS if expecting else math.inf)
+        longest = min(self._map.wait, EXPECT_SECONDS if expecting else math.inf)
+        self._patience.wait("transfer", self._carried, seconds=longest)
 
     def _land(self) -> None:
         """Wait for the oldest step and absorb what it brought."""
@@ -199,7 +204,7 @@ class EngineLoop:
         future = self._thread.submit(flight.result)
         future.add_done_callback(lambda _: self._channel.wake())
         while not future.done():
-            self._patience.wait("step", flight.step.step_id, flight.step.tokens)
+            self._patience.wait("step", flight.step.step_id, flight.step.tokens, self._map.wait)
             self._receive()
         self._flights.popleft()
         self._absorb(flight.step, future)
@@ -217,6 +222,7 @@ class EngineLoop:
             self._fail(step, f"the step failed: {type(error).__name__}: {error}", now)
             return
         outputs = self._scheduler.update(step, result, now)
+        self._map.step_ended(step, result.seconds)
         self._emit(outputs, step.tokens, result.seconds, step.work())
 
     def _fail(self, step: Step, cause: str, now: float) -> None:
@@ -240,6 +246,8 @@ class EngineLoop:
             self._emit(ended)
         if self._transfer_worker is not None:  # after the commands, of which one may have to know what a tier has now
             self._hear_of_tiers(self._transfer_worker)
+        if (drawn := self._map.take()) is not None:
+            self._channel.send(drawn)
 
     def _hear_of_tiers(self, worker: TransferWorker) -> None:
         for result in worker.finished():
@@ -258,6 +266,7 @@ class EngineLoop:
     def _obey(self, command: Command, ended: list[Output]) -> None:
         match command:
             case AddRequest():
+                self._map.changed()
                 try:
                     self._scheduler.add(command, self._clock())
                 except ValueError as error:
@@ -268,6 +277,8 @@ class EngineLoop:
                 ended += [output for output in outputs if output is not None]
             case PublishBlocks():
                 self._scheduler.publish_blocks(command.publish)
+            case PublishMap():
+                self._map.publish(command.publish)
             case Shutdown():
                 log.info("told to stop: %s", command.reason)
                 self._shutdown = command
@@ -309,6 +320,7 @@ class EngineLoop:
 
     def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0, work: StepWork = _NO_WORK) -> None:
         self._tell_blocks()
+        self._map.changed()
         stats = replace(self._scheduler.snapshot())
         self._channel.send(
             StepOutputs(outputs=outputs, stats=stats, step_tokens=tokens, step_seconds=seconds, step_work=work)

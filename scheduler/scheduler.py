@@ -22,6 +22,7 @@ from scheduler.admission import Admission
 from scheduler.chunks import ChunkBuilder
 from scheduler.decodes import DecodePlanner
 from scheduler.drafting import Drafter, Drafting
+from scheduler.drawing import draw_map
 from scheduler.fast_forward import FastForward
 from scheduler.integrity import check_requests
 from scheduler.kv.block_journal import BlockJournal
@@ -39,6 +40,7 @@ from scheduler.trails import Trails
 from scheduler.types.block_changes import BlockChanges
 from scheduler.types.block_hash import root_hash
 from scheduler.types.config import SchedulerConfig
+from scheduler.types.engine_map import EngineMap
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
 from scheduler.types.request import Request
 from scheduler.types.step import Chunk, Step, StepResult
@@ -377,6 +379,10 @@ class Scheduler:
         self.stats.blocks_free = self.pool.free
         self.stats.tiers = dict(self.transfers.snapshot())
         return self.stats
+
+    def draw_map(self, now: float) -> EngineMap:
+        """What it does at this moment, for people who watch. Takes a time that grows with the number of blocks."""
+        return draw_map(self._table, self.pool, self.transfers, self.snapshot(), now)
 
     def check_integrity(self) -> None:
         """Compare all books with each other.

@@ -241,6 +241,10 @@ class BlockPool:
         """Whether more than one sequence refers to the block."""
         return self._state[block_id].refs > 1
 
+    def occupancy(self) -> bytearray:
+        """For each block 0 if it is free, 1 if it is cached, 2 if it is used. One pass over all blocks."""
+        return bytearray([2 if block.refs else block.key is not None for block in self._state])
+
     def forget(self, block_ids: Iterable[int], copied: Collection[int] = ()) -> None:
         """Make the contents of these used blocks unfindable, as they are in doubt. Owners keep their blocks.
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from scheduler.types.block_changes import BlockChanges
+from scheduler.types.engine_map import EngineMap
 from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import StepWork, TokenLogprobs
@@ -73,6 +74,13 @@ class Shutdown:
 @dataclass(slots=True, kw_only=True)
 class PublishBlocks:
     """From now on tell which KV contents come and go (`BlockChanges`), beginning with those that are there; or no longer."""
+
+    publish: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class PublishMap:
+    """From now on tell what the engine does, for people who watch (`EngineMap`), beginning with what it does now; or no longer."""
 
     publish: bool = True
 
@@ -229,8 +237,8 @@ class Heartbeat:
     tokens: int = 0  # of the step
 
 
-Command = AddRequest | AbortRequests | PublishBlocks | Shutdown
-Event = MemoryPlan | StartPhase | Ready | Failed | SequencesStarted | BlockChanges | StepOutputs | Heartbeat
+Command = AddRequest | AbortRequests | PublishBlocks | PublishMap | Shutdown
+Event = MemoryPlan | StartPhase | Ready | Failed | SequencesStarted | BlockChanges | EngineMap | StepOutputs | Heartbeat
 
-COMMANDS = (AddRequest, AbortRequests, PublishBlocks, Shutdown)
-EVENTS = (MemoryPlan, StartPhase, Ready, Failed, SequencesStarted, BlockChanges, StepOutputs, Heartbeat)
+COMMANDS = (AddRequest, AbortRequests, PublishBlocks, PublishMap, Shutdown)
+EVENTS = (MemoryPlan, StartPhase, Ready, Failed, SequencesStarted, BlockChanges, EngineMap, StepOutputs, Heartbeat)

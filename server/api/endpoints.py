@@ -12,6 +12,7 @@ from server.api import (
     engine_blocks,
     engines,
     health,
+    live_map,
     models,
     pages,
     streams,
@@ -31,6 +32,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     detokenize.ENDPOINT,
     *engines.ENDPOINTS,
     engine_blocks.ENDPOINT,
+    live_map.ENDPOINT,
     *health.ENDPOINTS,
     pages.INDEX,
 )

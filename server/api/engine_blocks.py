@@ -14,7 +14,7 @@ from server.api.endpoint import Call, GetEndpoint
 from server.api.engines import engine_of
 from server.api.tenants import administers
 from server.engines.client import EngineClient
-from server.engines.published_blocks import BlockSubscription
+from server.engines.published.blocks import BlockSubscription
 from server.errors import ForbiddenKey
 from server.stream.sse import KEEP_ALIVE_SECONDS, unless_disconnected
 
@@ -47,7 +47,7 @@ class BlockStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
-        subscription = self._client.blocks.subscribe()
+        subscription = self._client.published.blocks.subscribe()
         try:
             await unless_disconnected(self._send(subscription, send), receive)
         finally:

@@ -22,7 +22,7 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 from server.engines.disaggregation.hand_overs import HandOvers
-from server.engines.published_blocks import PublishedBlocks
+from server.engines.published.published import Published
 from server.engines.replay import Replays
 from server.engines.speed import Speed
 from server.engines.status import EngineStatus
@@ -56,7 +56,7 @@ class EngineClient:
         self.status = EngineStatus(name, settings, metrics.engine(name), self._usability_changed)
         self.role = Role.MIXED
         self.routing = ReplicaState()
-        self.blocks = PublishedBlocks(self.routing.blocks, self.send)
+        self.published = Published(self.routing.blocks, self.send)
         self.names_of: Callable[[AddRequest], Sequence[bytes]] = lambda _: ()
         self.replays = Replays([self], lambda _, able: able[0])
         self.hand_overs: HandOvers | None = None
@@ -206,7 +206,7 @@ class EngineClient:
     def engine_ready(self, info: Ready) -> None:
         """An incarnation takes commands."""
         self.routing.limits = ReplicaLimits.of(info)
-        self.blocks.engine_ready()
+        self.published.engine_ready()
 
     def sequences_started(self, request_ids: Sequence[str]) -> None:
         """These are in a step for the first time."""
@@ -261,7 +261,7 @@ class EngineClient:
     def engine_ended(self) -> None:
         """The incarnation ended, and `status` says so: what is open goes to `replays`."""
         self.routing.restarted()
-        self.blocks.engine_ended()
+        self.published.engine_ended()
         streams, self._streams = self._streams, {}
         self.replays.inherit(self, list(streams.values()), self._settings.replay_seconds)
 

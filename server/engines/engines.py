@@ -89,7 +89,7 @@ class Engines:
         self._knows_blocks = True
         for client in self._clients:
             client.names_of = partial(self._names_at, client)
-            client.blocks.keep()
+            client.published.blocks.keep()
 
     def choose(self, job: Job, received: float | None = None) -> EngineClient | SpreadJob:
         """The engine for one job, or, if it has several prompts, what spreads them over engines. The sequences of one prompt go to

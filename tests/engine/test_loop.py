@@ -23,6 +23,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.types.block_changes import BlockChanges
 from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
+from scheduler.types.engine_map import EngineMap
 from scheduler.types.messages import (
     AbortRequests,
     AddRequest,
@@ -30,6 +31,7 @@ from scheduler.types.messages import (
     FinishReason,
     Heartbeat,
     PublishBlocks,
+    PublishMap,
     SequencesStarted,
     Shutdown,
     StepOutputs,
@@ -94,6 +96,7 @@ class Client:
         self._push.bind(self.endpoints[0])
         self._pull.bind(self.endpoints[1])
         self.blocks = BlockIndex()
+        self.maps = []
         self.tokens, self.ends, self.beats, self.started, self.stats = {}, {}, [], [], EngineStats()
 
     def send(self, message):
@@ -133,6 +136,9 @@ class Client:
         if name == b"BlockChanges":
             self.blocks.change(msgspec.msgpack.decode(body, type=BlockChanges))
             return
+        if name == b"EngineMap":
+            self.maps.append(msgspec.msgpack.decode(body, type=EngineMap))
+            return
         assert name == b"StepOutputs"
         event = msgspec.msgpack.decode(body, type=StepOutputs)
         self.stats = event.stats
@@ -141,6 +147,12 @@ class Client:
             self.tokens[output.request_id] += output.token_ids
             if output.finish_reason is not None:
                 self.ends[output.request_id] = output
+
+    def until_drawn(self, holds):
+        """Read until a map of which that holds has come."""
+        while not any(holds(drawn) for drawn in self.maps):
+            assert self._pull.poll(WAIT_MS), "no event came"
+            self._read()
 
     def close(self):
         self._context.destroy(linger=0)
@@ -299,6 +311,28 @@ def test_who_asks_is_told_which_blocks_are_there_and_which_come(engine):
     client.add("later", [3] * 20)
     client.until_ended("later")
     assert client.blocks.held(names[2]) == HeldBlocks(0)
+
+
+def test_who_watches_sees_a_request_come_and_go_and_then_nothing_more(engine):
+    client, worker, _ = engine
+    client.add("unseen", [1] * 9)
+    client.until_ended("unseen")
+    assert not client.maps, "nobody watched"
+    client.send(PublishMap())
+    client.until_drawn(lambda drawn: drawn.running == 0 and drawn.used == 0 and drawn.cached > 0)
+    worker.gate.clear()
+    client.add("seen", [2] * 20)
+    client.until_drawn(lambda drawn: [row.request_id for row in drawn.requests] == ["seen"] and drawn.used >= 5)
+    worker.gate.set()
+    client.until_ended("seen")
+    client.until_drawn(lambda drawn: drawn.steps and drawn.running == 0)
+    told = [step for drawn in client.maps for step in drawn.steps]
+    assert sum(step.prompt_tokens for step in told) == 20 and sum(step.decodes for step in told) >= 4
+    assert [name for step in told for name, _, _ in step.prompts] == ["seen", "seen"]
+    client.send(PublishMap(publish=False))
+    client.add("later", [3] * 9)
+    client.until_ended("later")
+    assert not [row for drawn in client.maps for row in drawn.requests if row.request_id == "later"]
 
 
 def test_a_lost_device_ends_the_loop(tmp_path, request, engine):

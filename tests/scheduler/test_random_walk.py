@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from scheduler.validation import RequestTooLong
 from tests.drawn import drawn
+from tests.scheduler.drawn_map import check_map
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB
 from tests.scheduler.test_seam_tokens import ToyDrafter
@@ -73,6 +74,7 @@ class SchedulerWalk(RuleBasedStateMachine):
 
         self.engine = engine(depth, ToyDrafter(drafts, error) if drafts else None)
         self.second = engine(3 - depth, ToyDrafter(2, 0.3))
+        self.engine.after_step = lambda _: check_map(self.engine.scheduler)
         self.count = 0
 
     @rule(

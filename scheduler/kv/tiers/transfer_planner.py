@@ -103,6 +103,11 @@ class TransferPlanner:
         """Device blocks that transfers hold, a list for each transfer."""
         return self._in_flight.held
 
+    @property
+    def moves(self) -> list[Transfer]:
+        """The transfers without a result."""
+        return [active.transfer for active in self._in_flight]
+
     def snapshot(self) -> Mapping[str, TierStats]:
         """The counters by the tiers' names, with gauges brought up to date."""
         return self.tiers.snapshot()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from scheduler.types.block_changes import BlockChanges
+from scheduler.types.engine_map import EngineMap
 from scheduler.types.messages import (
     Event,
     Failed,
@@ -72,8 +73,8 @@ class Incarnations:
                 return
             case Heartbeat():
                 return
-            case BlockChanges():
-                client.blocks.changed(event)
+            case BlockChanges() | EngineMap():
+                client.published.heard(event)
                 return
             case SequencesStarted():
                 client.sequences_started(event.request_ids)

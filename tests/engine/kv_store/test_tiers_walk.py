@@ -20,6 +20,7 @@ from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from tests.engine.kv_store.disk.disk_parts import Faulty, Shrink
+from tests.scheduler.drawn_map import check_map
 from tests.scheduler.sim import Engine
 from tests.scheduler.sim_worker import VOCAB, SimWorker
 from tests.scheduler.test_random_walk import PREFIXES
@@ -98,6 +99,7 @@ class Walk:
         ]
         self.rng.choice([*choices, self.run, self.run, self.run])()
         self.engine.scheduler.check_integrity()
+        check_map(self.engine.scheduler)
 
     def add(self, prompt, **sampling):
         tokens = sampling.setdefault("max_tokens", self.rng.randint(0, 12))

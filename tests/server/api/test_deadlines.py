@@ -32,7 +32,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_with_the_quote(until, words):
         server = measured()
         sent = []
         server.engine._send = sent.append
-        server.engine.blocks._send = sent.append
+        server.engine.published.blocks._send = sent.append
         refused = await server.post("/v1/completions", asked(deadline_ms=1, deadline_for=until))
         error = refused.json()["error"]
         assert (refused.status_code, error["code"], error["param"]) == (429, "deadline_refused", "deadline_ms")

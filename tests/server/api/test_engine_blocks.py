@@ -9,8 +9,8 @@ from scheduler.router.block_index import BlockIndex
 from scheduler.types.block_changes import BlockChanges, RemovedBlocks, StoredBlocks
 from scheduler.types.messages import PublishBlocks
 from server.api.engine_blocks import BlockStream
-from server.engines import published_blocks
-from server.engines.published_blocks import PublishedBlocks
+from server.engines.published import blocks as published_blocks
+from server.engines.published.blocks import PublishedBlocks
 from tests.server.api.scripted import Server
 from tests.server.api.scripted import run as run_scripted
 
@@ -110,7 +110,7 @@ async def read_lines(client, changes):
             if len(lines) > len(changes):
                 read.set()
             else:
-                client.blocks.changed(changes[len(lines) - 1])
+                client.published.blocks.changed(changes[len(lines) - 1])
 
     await BlockStream(client)({"type": "http"}, receive, send)
     return lines
@@ -132,7 +132,7 @@ def test_a_stream_is_json_lines_and_ends_with_its_reader():
         assert second["stored"][0] == {"name": "61", "parent": None, "tokens": 32, "tier": "device"}
         assert second["sequence"] == 1 and not second["anew"] and len(second["stored"]) == 2
         assert third["removed"] == [{"name": "61", "tier": "host"}]
-        assert not server.engine.blocks.wanted
+        assert not server.engine.published.blocks.wanted
 
     run_scripted(body)
 
