@@ -84,7 +84,7 @@ ENDPOINT = GetEndpoint(
     tag="engines",
     summary="What the engines do, drawn while somebody reads: blocks, requests, steps, as JSON lines without end",
     answer=_map,
-    content={"application/x-ndjson": {"schema": {"type": "string", "description": "See docs/operations.md."}}},
+    content={"application/x-ndjson": {"schema": {"type": "string", "description": "See docs/map.md."}}},
     errors=(401, 403),
     while_draining=True,
 )
