@@ -44,7 +44,7 @@ def main() -> int:
     settings: Settings = options.settings
     share: Share | None = options.share
     name = "engine" if share is None else share.engine
-    name_log_lines(name, settings.log_level)
+    name_log_lines(name, settings.log_level, settings.log_format)
     if share is not None:
         share.take()
     # A service manager signals every process of the server; open requests are drained only if the engine ends last.

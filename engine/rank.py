@@ -75,7 +75,7 @@ def main() -> NoReturn:
     options = parser.parse_args()
     share = own_share()
     engine = "engine" if share is None else share.engine
-    name_log_lines(f"{engine} rank {options.rank}", options.settings.log_level)
+    name_log_lines(f"{engine} rank {options.rank}", options.settings.log_level, options.settings.log_format)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The main thread may be waiting for the first rank on the device when that dies, where no exception reaches it.

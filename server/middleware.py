@@ -11,7 +11,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.tenants import ANYBODY, Tenant
 from server.drain import Drain
 from server.errors import BodyTooLarge, Unauthorized, Unavailable, error_response
+from server.telemetry.access_log import access_fields
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
 from server.telemetry.tenants import ANYBODYS
@@ -26,7 +26,6 @@ from server.telemetry.tenants import ANYBODYS
 RequestTest = Callable[[Scope], bool]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_MAX_PARAM = 100  # characters
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _access_log = logging.getLogger("headrace.access")
 
@@ -53,13 +52,15 @@ class ExchangeMiddleware:
         request_id = offered if _REQUEST_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}"
         exchange = Exchange(request_id=request_id, received=time.monotonic())
         scope.setdefault("state", {})["exchange"] = exchange
-        status: int | None = None
+        status, sent = None, 0
 
         async def tagged(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+            else:
+                sent += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -68,7 +69,7 @@ class ExchangeMiddleware:
             if exchange.error_code is not None and not self._is_probe_answer(scope, exchange):
                 self._metrics.request_failed(exchange.error_code, self._tenant_of(scope))
             if self._access_log:
-                _access_log.info("%s", access_line(scope, exchange, status))
+                _access_log.info(access_fields(scope, exchange, status, sent))
 
     def _tenant_of(self, scope: Scope) -> str | None:
         tenant: Tenant | None = scope["state"].get("tenant")
@@ -76,46 +77,6 @@ class ExchangeMiddleware:
 
     def _is_probe_answer(self, scope: Scope, exchange: Exchange) -> bool:
         return exchange.error_code == Unavailable.code and self._is_probe(scope)
-
-
-def access_line(scope: Scope, exchange: Exchange, status: int | None) -> str:
-    """One line about one request, as `key=value` pairs; never a word of a prompt or an answer.
-
-    `stream`: the resumable stream that it began or went on with; one whose client has left goes on, and `reason` is `-`.
-    `status=-`: the client left before the answer began. `key`: the name of the tenant whose key was sent. Times are in
-    milliseconds and those of the request's first sequence; tokens are summed over its sequences.
-    """
-    lifetimes = exchange.lifetimes
-    tenant = scope.get("state", {}).get("tenant", ANYBODY).name
-    pairs: dict[str, object] = {
-        "id": exchange.request_id,
-        "client": (scope.get("client") or ("-",))[0],
-        "method": scope["method"],
-        "path": quote(scope["path"]),
-        "status": status or "-",
-        **({} if tenant is None else {"key": quote(tenant)}),
-        "ms": round(1000 * (time.monotonic() - exchange.received), 1),
-    }
-    if lifetimes:
-        timings = lifetimes[0].timings()
-        pairs |= lifetimes[0].waits()
-        pairs |= {name: timings[name] for name in ("queue_ms", "prefill_ms", "decode_ms")}
-        pairs |= {
-            "sequences": len(lifetimes),
-            "prompt_tokens": sum(lifetime.prompt_tokens for lifetime in lifetimes),
-            "cached_tokens": sum(lifetime.cached_tokens for lifetime in lifetimes),
-            "completion_tokens": sum(lifetime.completion_tokens for lifetime in lifetimes),
-            "preemptions": sum(lifetime.preemptions for lifetime in lifetimes),
-            "replays": sum(lifetime.replays for lifetime in lifetimes),
-            "reason": ",".join(dict.fromkeys(str(lifetime.reason or "-") for lifetime in lifetimes)),
-        }
-    if exchange.stream is not None:
-        pairs["stream"] = exchange.stream
-    if exchange.error_code is not None:
-        pairs["error"] = exchange.error_code
-    if exchange.error_param is not None:  # a name that the client may have made up
-        pairs["param"] = quote(exchange.error_param[:_MAX_PARAM], safe="[].")
-    return " ".join(f"{key}={value}" for key, value in pairs.items())
 
 
 class HeadMiddleware:

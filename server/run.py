@@ -11,6 +11,7 @@ import time
 
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
+from engine.ipc.log_lines import LogFormat, configure_lines
 from engine.ipc.private_folder import remove_leftovers
 from engine.ipc.shared_memory import shared_memory
 from scheduler.types.messages import Event, Failed
@@ -35,7 +36,7 @@ def run(settings: Settings, source: ModelSource) -> int:
         second one, ends the process at once with 128 + its number.
     """
     started = time.monotonic()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     end_on_signals()
     engines: dict[str, Incarnation] = {}
     keeper: KeeperSupervisor | None = None
@@ -85,9 +86,9 @@ def _fail(problem: object) -> int:
     return EXIT_FAILED
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, form: LogFormat = "text") -> None:
     """Lines on stderr: time, level, logger, message. The web server's own chatter starts at warnings."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_lines(level, form, "server", "%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
     logging.getLogger("headrace.access").setLevel(logging.INFO)  # --access-log asks for it, whatever the level
 

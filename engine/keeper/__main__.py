@@ -8,7 +8,6 @@ Exit codes: 0 told to stop, or the server is gone; 1 a defect.
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ import sys
 from pathlib import Path
 
 from configs.settings import Settings
+from engine.ipc.log_lines import configure_lines
 from engine.keeper.budget import KeeperBudget
 from engine.keeper.keeper import Keeper
 from engine.keeper.session import serve
@@ -34,7 +34,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     settings: Settings = options.settings
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s keeper: %(message)s")
+    text = "%(asctime)s %(levelname)s keeper: %(message)s"
+    configure_lines(settings.log_level, settings.log_format, "keeper", text)
     # A service manager signals every process of the server; what engines save last must find a keeper.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,18 +17,21 @@ from server.schema.request_story import (
     WaitStory,
 )
 from server.schema.shown import shown
+from server.stream.content import content_of
 from server.stream.job import Job
 from server.telemetry.black_box import NotedRequest, NotedSequence, packed
 from server.telemetry.explain import TextOf, request_of, request_sentences, shortened
 from server.telemetry.lifetime import EngineRun
 from server.telemetry.misses import Miss, why_missed
-from server.text.detokenizer import Detokenizer
+from server.text.detokenizer import text_of_tokens
 from server.text.tokenizer import Tokenizer
 
 
 def note(job: Job, call: Call) -> None:
-    """Remember a job that was submitted, whose lifetimes are its exchange's."""
+    """Remember a job that was submitted, whose lifetimes are its exchange's, and its texts if the operator wants them told."""
     box, exchange = call.context.black_box, call.exchange
+    if call.context.settings.log_content:
+        exchange.content = content_of(job, exchange, call.context.tokenizer)
     if not box.size:
         return
     prompts: dict[int, bytes] = {}  # choices of one prompt share it
@@ -87,11 +90,7 @@ async def _story(call: Call) -> RequestStory:
 
 
 def _text_of(tokenizer: Tokenizer) -> TextOf:
-    def text(tokens: bytes) -> str:
-        detokenizer = Detokenizer(tokenizer, skip_special_tokens=False, continues=True)
-        return detokenizer.push(memoryview(tokens).cast("I").tolist()) + detokenizer.finish()
-
-    return text
+    return lambda tokens: text_of_tokens(tokenizer, memoryview(tokens).cast("I").tolist())
 
 
 def _sequence(

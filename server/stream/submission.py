@@ -45,6 +45,7 @@ class Submission:
             QueueFull, Unavailable: the engine does not take them now.
         """
         self.job = job
+        exchange.job, exchange.model = job.id, job.model
         self.streams: list[SequenceStream] = []
         self.lifetimes: list[Lifetime] = []
         engine.ensure_room(len(job.sequences))

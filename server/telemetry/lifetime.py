@@ -3,6 +3,7 @@
 Metrics, the access log, `usage` and `timings` all read it; nothing else measures a request.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler.router.deadlines import Outcome, Promise
@@ -140,6 +141,11 @@ class Exchange:
     error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
     error_param: str | None = None  # its request field, if it has one
     stream: str | None = None  # id of the resumable stream that it began or went on with
+    job: str = ""  # id of the answer, once its sequences were submitted
+    model: str = ""  # the name that the answer carries
+    content: Callable[[], dict[str, object]] | None = (
+        None  # prompts and answers, where the operator wants them to be told
+    )
 
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""

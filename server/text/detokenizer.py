@@ -202,3 +202,9 @@ class Detokenizer:
         while self.released < tokens and self._ends[self.released] <= self._handed_out:
             self.released += 1
         return text
+
+
+def text_of_tokens(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of these tokens, special ones included."""
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    return detokenizer.push(token_ids) + detokenizer.finish()
