@@ -3,7 +3,7 @@
 from collections import Counter
 
 from loadtest.report.records import ErrorClass, RequestRecord
-from scheduler.router.deadlines import Deadline, Outcome, Promise, Promises
+from scheduler.router.deadlines import Deadline, Outcome, Promise, PromiseProgress, Promises
 from scheduler.router.view import ReplicaView
 
 
@@ -43,7 +43,8 @@ class DeadlineGate:
             if record.finished is None and record.error is None:
                 still.append((record, promise))
             else:
-                self.outcomes[promise.ended(record.ttft, record.e2e)] += 1
+                progress = PromiseProgress(first_token=record.ttft, complete=record.e2e, over=record.e2e or 0.0)
+                self.outcomes[promise.ended(progress)] += 1
         self._open = still
 
     def __str__(self) -> str:

@@ -32,7 +32,7 @@ class Outcome(StrEnum):
     """What became of a request with a deadline."""
 
     KEPT = "kept"
-    BROKEN = "broken"
+    BROKEN = "broken"  # late, or never there
     REFUSED = "refused"  # at once
     ABANDONED = "abandoned"  # its client left before it was due
 
@@ -49,6 +49,25 @@ class Deadline:
         return quote is None or quote <= (1 - _SLACK) * self.seconds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromiseProgress:
+    """How far a request came, in seconds from its arrival; None where it did not get there.
+
+    Attributes:
+        first_token: when it came.
+        complete: when the last one came of an answer that was complete.
+        over: when nobody waited for it any longer.
+        failed: whether it ended by no will of its client's.
+        disturbed: whether its replica died and another one went on: that says nothing about quotes.
+    """
+
+    first_token: float | None
+    complete: float | None
+    over: float
+    failed: bool = False
+    disturbed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Promise:
     """An accepted request's. Times are seconds from its arrival.
@@ -63,14 +82,17 @@ class Promise:
     quote: float | None
     learn: Callable[[bool], None]
 
-    def ended(self, first_token: float | None, end: float | None) -> Outcome:
-        """The request has ended; `end` is None if it was not complete. To be called once."""
-        took = first_token if self.deadline.until is DeadlineFor.FIRST_TOKEN else end
-        if took is None:
+    def ended(self, progress: PromiseProgress) -> Outcome:
+        """The request has ended. To be called once."""
+        took = progress.first_token if self.deadline.until is DeadlineFor.FIRST_TOKEN else progress.complete
+        late = (progress.over if took is None else took) > self.deadline.seconds
+        if took is None and progress.failed:
+            return Outcome.BROKEN
+        if took is None and not late:
             return Outcome.ABANDONED
-        if self.quote is not None:
-            self.learn(took > self.quote + _SLACK * self.deadline.seconds)
-        return Outcome.KEPT if took <= self.deadline.seconds else Outcome.BROKEN
+        if self.quote is not None and not progress.disturbed:
+            self.learn(took is None or took > self.quote + _SLACK * self.deadline.seconds)
+        return Outcome.BROKEN if late else Outcome.KEPT
 
 
 class Promises:

@@ -134,10 +134,11 @@ class Engines:
         quote = self._promises.quote(deadline, view, request.sampling.max_tokens, waited)
         if quote is None or deadline.allows(quote):
             return self._promises.promise(deadline, quote)
+        quote_ms = round(1000 * quote, 1)
         what = "first token" if deadline.until is DeadlineFor.FIRST_TOKEN else "end"
         raise DeadlineRefused(
-            f"`deadline_ms` is {1000 * deadline.seconds:g}, and the {what} can be expected after {1000 * quote:.0f} ms.",
-            quote_ms=round(1000 * quote, 1),
+            f"`deadline_ms` is {1000 * deadline.seconds:g}, and the {what} can be expected after {quote_ms:.0f} ms.",
+            quote_ms=quote_ms,
             headers={"Retry-After": str(max(1, ceil(quote - deadline.seconds)))},
         )
 

@@ -77,6 +77,7 @@ class OutputStream:
     def _take(self) -> Output:
         output = self._outputs.popleft()
         self.lifetime.completion_tokens += len(output.token_ids)
+        self.lifetime.failed |= output.error is not None
         self._last = output.finish_reason
         return output
 

@@ -6,7 +6,7 @@ Metrics, the access log, `usage` and `timings` all read it; nothing else measure
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scheduler.router.deadlines import Outcome, Promise
+from scheduler.router.deadlines import Outcome, Promise, PromiseProgress
 from scheduler.types.messages import FinishReason, RequestTimes
 from scheduler.types.trail import Trail
 
@@ -46,6 +46,7 @@ class Lifetime:
     cached_tokens: int = 0
     preemptions: int = 0
     reason: FinishReason | None = None
+    failed: bool = False  # an engine or the server ended it before it was complete
     promise: Promise | None = None  # that it will meet a deadline
     replays: int = 0  # engines that went on with it after the one before had ended
     runs: list[EngineRun] = field(default_factory=list)
@@ -89,10 +90,15 @@ class Lifetime:
         """What became of the promise, if there was one; to be asked once, at the end."""
         if self.promise is None:
             return None
-        first = None if self.first_token is None else self.first_token - self.received
-        complete = self.reason in (FinishReason.STOP, FinishReason.LENGTH)
-        end = self.finished - self.received if complete and self.finished is not None else None
-        return self.promise.ended(first, end)
+        over = (self.received if self.finished is None else self.finished) - self.received
+        progress = PromiseProgress(
+            first_token=None if self.first_token is None else self.first_token - self.received,
+            complete=over if self.reason in (FinishReason.STOP, FinishReason.LENGTH) else None,
+            over=over,
+            failed=self.failed or self.reason is FinishReason.ERROR,
+            disturbed=self.replays > 0,
+        )
+        return self.promise.ended(progress)
 
     def waits(self) -> dict[str, float]:
         """Two parts of `queue_ms` for the access log, in milliseconds; the rest is the way to the engine.

@@ -2,11 +2,12 @@
 
 import pytest
 
-from scheduler.router.deadlines import Deadline, DeadlineFor, Outcome, Promises
+from scheduler.router.deadlines import Deadline, DeadlineFor, Outcome, Promise, PromiseProgress, Promises
 from scheduler.router.view import ReplicaView
-from scheduler.types.messages import PublishBlocks
+from scheduler.types.messages import FinishReason, PublishBlocks
 from server.telemetry.lifetime import Lifetime
 from tests.server.api.scripted import Server, run
+from tests.server.engines.test_replay import Mortal
 
 LONG = [5] * 100
 
@@ -85,6 +86,11 @@ def test_a_deadline_that_makes_no_sense_is_refused_by_name(fields, param, words)
     run(body)
 
 
+def came(seconds, **fields):
+    """A request whose first token came after so many seconds, and whose client then left."""
+    return PromiseProgress(first_token=seconds, complete=None, over=seconds, **fields)
+
+
 def test_the_margin_follows_what_came_of_the_quotes():
     promises, deadline = Promises(), Deadline(10.0)
     view = ReplicaView(first_token_seconds=1.0, decode_seconds=0.5)
@@ -93,18 +99,49 @@ def test_the_margin_follows_what_came_of_the_quotes():
     assert promises.quote(Deadline(10.0, DeadlineFor.END), view, 5, waited=1.0) == pytest.approx(
         1 + 3 * promises.margin
     )
-    assert promises.promise(deadline, first).ended(9.0, None) is Outcome.KEPT
+    assert promises.promise(deadline, first).ended(came(9.0)) is Outcome.KEPT
     raised = promises.quote(deadline, view, 5)
     assert raised > first, "it took much longer than the quote"
-    assert promises.promise(deadline, raised).ended(11.0, None) is Outcome.BROKEN
+    assert promises.promise(deadline, raised).ended(came(11.0)) is Outcome.BROKEN
     for _ in range(2000):
-        promises.promise(deadline, 2.0).ended(1.0, None)
+        promises.promise(deadline, 2.0).ended(came(1.0))
     assert promises.quote(deadline, view, 5) < first
     assert promises.quote(deadline, ReplicaView(measured=False), 5) is None
     assert not deadline.allows(9.9) and deadline.allows(9.0) and deadline.allows(None)
 
 
-def test_a_client_that_leaves_before_the_end_breaks_no_promise():
-    promise = Promises().promise(Deadline(1.0, DeadlineFor.END), 0.5)
-    lifetime = Lifetime(received=0.0, promise=promise, first_token=0.1, finished=0.2)
-    assert lifetime.promise_kept() is Outcome.ABANDONED
+@pytest.mark.parametrize(
+    ("fields", "outcome"),
+    [
+        ({"finished": 0.9}, Outcome.ABANDONED),  # the client left while there was time
+        ({"finished": 1.1}, Outcome.BROKEN),  # it left when it was late
+        ({"finished": 0.2, "reason": FinishReason.ERROR}, Outcome.BROKEN),  # no engine goes on
+        ({"finished": 0.2, "reason": FinishReason.ABORT, "failed": True}, Outcome.BROKEN),  # the server ended it
+        ({"finished": 0.9, "reason": FinishReason.STOP, "replays": 1}, Outcome.KEPT),
+        ({"finished": 1.1, "reason": FinishReason.LENGTH, "replays": 1}, Outcome.BROKEN),
+    ],
+)
+def test_a_promise_is_broken_by_what_is_late_or_fails_and_not_by_a_client_that_leaves_in_time(fields, outcome):
+    learnt = []
+    promise = Promise(Deadline(1.0, DeadlineFor.END), 0.5, learnt.append)
+    assert Lifetime(received=0.0, promise=promise, first_token=0.1, **fields).promise_kept() is outcome
+    assert learnt == ([True] if fields["finished"] == 1.1 and "replays" not in fields else [])
+
+
+@pytest.mark.parametrize("steps", [0, 2])  # before and after the first token
+@pytest.mark.parametrize("until", ["first_token", "end"])
+@pytest.mark.parametrize(("deadline_ms", "outcome"), [(60_000, "kept"), (0.001, "broken")])
+def test_a_promise_outlives_its_engine_and_is_counted_once(deadline_ms, outcome, until, steps):
+    async def body():
+        mortal = Mortal()
+        server = mortal.server
+        mortal.dies_after(steps, mortal.comes_back)
+        fields = {"deadline_ms": deadline_ms, "deadline_for": until, "ignore_eos": True, "stream": True}
+        answer = await server.post("/v1/completions", asked(**fields))
+        assert answer.status_code == 200 and answer.text.endswith("[DONE]\n\n") and '"error"' not in answer.text
+        assert server.process.requests, "another engine went on"
+        assert {each.value: counted(server, each.value) for each in Outcome if counted(server, each.value)} == {
+            outcome: 1
+        }
+
+    run(body)

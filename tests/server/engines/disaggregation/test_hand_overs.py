@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from scheduler.router.deadlines import Outcome
 from scheduler.router.round_robin import RoundRobin
 from scheduler.router.view import Role
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes, StepOutputs
@@ -129,6 +130,20 @@ def test_timings_and_metrics_are_those_of_one_request():
         assert metrics.get_sample_value("headrace_inter_token_latency_seconds_count") == 5
         second = apart.clients[1].process.requests[0]
         assert 0.5 <= second.kv_wait_seconds <= 2.0 and not second.hand_over
+
+    run(body)
+
+
+@pytest.mark.parametrize("until", ["first_token", "end"])
+@pytest.mark.parametrize(("deadline_ms", "outcome"), [(60_000, "kept"), (0.001, "broken")])
+def test_a_promise_is_handed_over_with_its_request_and_counted_once(deadline_ms, outcome, until):
+    async def body():
+        apart = Apart()
+        asked = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0}
+        answer = await apart.post("/v1/completions", {**asked, "deadline_ms": deadline_ms, "deadline_for": until})
+        assert answer.status_code == 200 and apart.outcomes() == {"loaded": 1}
+        counts = {each.value: apart.sample("headrace_deadlines_total", outcome=each.value) for each in Outcome}
+        assert {each: count for each, count in counts.items() if count} == {outcome: 1}
 
     run(body)
 
