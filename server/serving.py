@@ -102,11 +102,12 @@ class Serving:
             metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
         clients = [EngineClient(name, settings, metrics) for name in engines]
         slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
-        self._engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs)
+        router = make_router(settings.router, decode_slo=slo)
+        bounds = PhaseBounds(*settings.phase_slos) if settings.phase_slos else None
+        self._engines = Engines(clients, router, metrics.hand_overs, bounds=bounds)
         for name, role in settings.engine_roles.items():
             self._engines.by_name[name].role = Role(role)
-        bounds = settings.phase_slos
-        self._roles = RoleSwitcher(RoleSwitching(PhaseBounds(*bounds)), clients, metrics) if bounds else None
+        self._roles = RoleSwitcher(RoleSwitching(bounds), clients, metrics) if bounds else None
         self._given_up = asyncio.Event()  # all engines
         incarnations = (Incarnations(client, metrics, console.on_event) for client in clients)
         self._supervisors = {each.client.name: self._supervisor(each) for each in incarnations}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loadtest.report import print_table, write_report
 from loadtest.report.records import LoadRun, Objective
-from loadtest.simulate.cluster import Cluster, summary
+from loadtest.simulate.cluster import Cluster, RolePool, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.options import (
@@ -75,7 +75,9 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     shape = server_of(options, budget)
     replicas = replicas_of(options, cost, options.slo)
     gate = DeadlineGate(options.deadline) if options.deadline else None
-    cluster = Cluster(cost, shape, make_router(options.router), replicas, deadlines=gate)
+    switching = replicas.switching if isinstance(replicas, RolePool) else None
+    slo = switching.bounds.tpot if switching else None
+    cluster = Cluster(cost, shape, make_router(options.router, decode_slo=slo), replicas, deadlines=gate)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,

@@ -13,7 +13,7 @@ from loadtest.report.records import RequestRecord
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
-from loadtest.simulate.hand_over import Bypass, HandOver, Link, missing
+from loadtest.simulate.hand_over import HandOver, Link, missing
 from loadtest.simulate.replica import Log, Replica
 from loadtest.simulate.role_watch import LOOK_SECONDS, RoleWatch
 from loadtest.simulate.timeline import Timeline
@@ -21,6 +21,7 @@ from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.policy import Router
 from scheduler.router.role_switching import RoleSwitching
+from scheduler.router.split import Split
 from scheduler.router.view import ReplicaView, Role
 from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
@@ -110,6 +111,8 @@ class Cluster:
             if isinstance(replicas, RolePool)
             else RolePool(roles=(Role.MIXED,) * replicas, bytes_per_second=1.0)
         )
+        bounds = pool.switching.bounds if pool.switching else None
+        self._split = Split(router, bounds=bounds, guess=pool.seconds + self._message_seconds)
         self.replicas = [
             Replica(
                 self.config,
@@ -120,6 +123,7 @@ class Cluster:
                 fast_forward=fast_forward,
                 log=log,
                 give=partial(self._hand_over, index),
+                handed_over=self._split.handed_over,
             )
             for index, role in enumerate(pool.roles)
         ]
@@ -131,8 +135,6 @@ class Cluster:
             raise ValueError("a prompt is handed over by the names of its blocks: prefix caching must be on")
         self._links = [Link(pool.bytes_per_second, pool.seconds) for _ in self.replicas]
         self._block_bytes = shape.block_size * self._cost.model.kv_bytes_per_token
-        seconds = pool.seconds + self._message_seconds
-        self._bypass = Bypass(self._cost, shape.max_step_tokens, seconds, pool.bytes_per_second)
         if pool.switching is not None:
             self.watch = RoleWatch(pool.switching, self.replicas)
             self._timeline.at(0.0, self._look)
@@ -179,25 +181,26 @@ class Cluster:
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
         names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
-        replica, message.hand_over, view = self._choose(message, names, now)
-        if self._deadlines is None or self._deadlines.accepts(record, view, now):
+        views = self._views(message, names, now)
+        placement = self._split.place(prompt, views, decodes=request.output_tokens > 1)
+        message.hand_over, replica = placement.hand_over, self.replicas[placement.index]
+        if self._deadlines is None or self._deadlines.accepts(
+            record,
+            views[placement.index],
+            views[placement.decodes],
+            now,
+            hand_over_seconds=self._split.hand_over_seconds,
+        ):
             with self._waking(replica):
                 replica.submit(message, token, record, now, names)
         if self.watch is not None:
             self.watch.arrived(record)
         return record
 
-    def _choose(self, message: AddRequest, names: Sequence[bytes], now: float) -> tuple[Replica, bool, ReplicaView]:
-        """The replica that computes a prompt, whether another goes on after the first token, and what was seen of the former."""
+    def _views(self, message: AddRequest, names: Sequence[bytes], now: float) -> list[ReplicaView]:
+        """All replicas, as they are for a request."""
         usable = names[: (len(message.prompt_ids) - 1) // self._block_size]  # the last token is always computed
-        views = [replica.view(message, usable, now) for replica in self.replicas]
-        chosen = self._router.choose(message.prompt_ids, views, ChunkPhase.PREFILL)
-        if self.replicas[chosen].role is not Role.PREFILL:
-            return self.replicas[chosen], False, views[chosen]
-        other = self._router.choose(message.prompt_ids, views, ChunkPhase.DECODE)
-        if self._bypass.takes(len(message.prompt_ids) - views[other].cached_tokens):
-            return self.replicas[other], False, views[other]
-        return self.replicas[chosen], True, views[chosen]
+        return [replica.view(message, usable, now) for replica in self.replicas]
 
     def _hand_over(self, source: int, given: HandOver) -> None:
         """The first token of a request is there: another replica goes on as soon as it has the prompt's KV."""

@@ -23,11 +23,25 @@ class DeadlineGate:
         self._promises = Promises()
         self._open: list[tuple[RequestRecord, Promise]] = []
 
-    def accepts(self, record: RequestRecord, view: ReplicaView, now: float) -> bool:
-        """Whether a request that would get this replica is accepted; if not, its record says so."""
+    def accepts(
+        self,
+        record: RequestRecord,
+        prefill: ReplicaView,
+        decode: ReplicaView,
+        now: float,
+        *,
+        hand_over_seconds: float = 0.0,
+    ) -> bool:
+        """Whether a request is accepted; if not, its record says so. For the replicas see `Promises.quote`."""
         self.settle()
-        waited = now - record.intended
-        quote = self._promises.quote(self._deadline, view, record.asked_output, waited)
+        quote = self._promises.quote(
+            self._deadline,
+            prefill,
+            decode,
+            record.asked_output,
+            hand_over_seconds=hand_over_seconds,
+            waited=now - record.intended,
+        )
         if self._deadline.allows(quote):
             self._open.append((record, self._promises.promise(self._deadline, quote)))
             return True

@@ -1,4 +1,4 @@
-"""Prompts that one replica computes and another goes on with: who is asked to, how KV gets there, what is there when it arrives.
+"""Prompts that one replica computes and another goes on with: how KV gets there, and what is there when it arrives.
 
 Modelled: the blocks that the target lacks are in its pool when their bytes have been sent. The scheduler that finds them, and
 computes what does not fill a block, is the real one.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.report.records import RequestRecord
-from loadtest.simulate.cost import CostModel, Work
 from scheduler.kv.block_pool import BlockPool
 from scheduler.types.messages import AddRequest
 
@@ -66,27 +65,3 @@ def make_resident(pool: BlockPool, names: Sequence[bytes], prompt_ids: Sequence[
         tokens = prompt_ids[index * size : (index + 1) * size]
         pool.publish(table[index], names[index], tokens, names[index - 1] if index else None)
     pool.release(table)
-
-
-class Bypass:
-    """Which prompts are not split: those that take no longer to compute than to hand over.
-
-    Args:
-        cost: of a replica's steps.
-        max_step_tokens: of a step.
-        seconds: that a hand-over takes in any case.
-        bytes_per_second: of the link.
-
-    Attributes:
-        token_seconds: what a prompt token takes to compute, in a full step.
-    """
-
-    def __init__(self, cost: CostModel, max_step_tokens: int, seconds: float, bytes_per_second: float) -> None:
-        full = Work(max_step_tokens, 1, 1, 0, max_step_tokens, max_step_tokens * (max_step_tokens + 1) // 2)
-        self.token_seconds = cost.seconds(full) / max_step_tokens
-        self._seconds = seconds
-        self._sending = cost.model.kv_bytes_per_token / bytes_per_second
-
-    def takes(self, uncached: int) -> bool:
-        """Whether a prompt with this many tokens to compute is computed where it is decoded."""
-        return uncached * self.token_seconds <= self._seconds + uncached * self._sending

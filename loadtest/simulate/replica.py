@@ -42,6 +42,7 @@ class _Open:
     record: RequestRecord
     sampled: ChunkResult
     token: int
+    given: float | None = None  # when another replica had its first token, until the next one is there
 
 
 class Replica:
@@ -56,6 +57,7 @@ class Replica:
         fast_forward: whether stretches without a change are skipped; the result is the same.
         log: filled with the steps, if given.
         give: called with each request that is to be handed over, when its first token is there.
+        handed_over: told how long it took until a request that was handed over here had its next token.
 
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
@@ -76,6 +78,7 @@ class Replica:
         fast_forward: bool = True,
         log: Log | None = None,
         give: Callable[[HandOver], None] = lambda _: None,
+        handed_over: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.scheduler = Scheduler(config, pool)
         self.role = role
@@ -86,6 +89,7 @@ class Replica:
         self._fast_forward = fast_forward
         self._log = log
         self._give = give
+        self._handed_over = handed_over
         self._open: dict[str, _Open] = {}
         self._given: deque[_Open] = deque()  # handed over to this replica, until there is room for them
         self._pool = pool
@@ -143,6 +147,7 @@ class Replica:
     def expect(self, given: HandOver) -> None:
         """A request will be handed over to this replica: it counts as open from now on."""
         self._opened(given.message, given.token, given.record, given.names)
+        self._open[given.message.request_id].given = given.ended
 
     def take(self, given: HandOver, now: float) -> None:
         """The KV of a request that was expected has arrived."""
@@ -220,7 +225,11 @@ class Replica:
         self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
         for output in outputs:
             self._state.first_token(output.request_id)
-            running[output.request_id].record.tokens.append(tick)
+            each = running[output.request_id]
+            each.record.tokens.append(tick)
+            if each.given is not None:
+                self._handed_over(now - each.given)
+                each.given = None
             if output.finish_reason is not None:
                 self._end(running.pop(output.request_id), output, tick[0])
 

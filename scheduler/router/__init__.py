@@ -8,6 +8,7 @@ torch, no I/O; time is passed in.
     step_cost      seconds of a step, learnt from the steps that ran
     sequences      what is open in a replica: prompts still to be computed, sequences that decode
     block_index    which KV blocks a replica holds, by name
+    split          whose prompts one replica computes and another goes on with
     state          all that is known of one replica; makes views
     role_switching which replica changes its role, and when
 """

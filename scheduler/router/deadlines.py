@@ -106,20 +106,34 @@ class Promises:
         """Factor on what is expected."""
         return exp(self._margin)
 
-    def quote(self, deadline: Deadline, view: ReplicaView, tokens: int, waited: float = 0.0) -> float | None:
+    def quote(
+        self,
+        deadline: Deadline,
+        prefill: ReplicaView,
+        decode: ReplicaView,
+        tokens: int,
+        *,
+        hand_over_seconds: float = 0.0,
+        waited: float = 0.0,
+    ) -> float | None:
         """Seconds from a request's arrival until what it has a deadline for; None where nothing was measured yet.
 
         Args:
             deadline: the request's.
-            view: the replica that would get it.
+            prefill: the replica that would compute its prompt.
+            decode: the one that would go on; the same one if the request is not handed over.
             tokens: that it will generate, at most.
+            hand_over_seconds: from the first token to the next if it is.
             waited: seconds since it arrived.
         """
-        if not view.measured:
+        if not prefill.measured:
             return None
-        seconds = view.first_token_seconds
-        if deadline.until is DeadlineFor.END:
-            seconds += max(0, tokens - 1) * view.decode_seconds
+        seconds = prefill.first_token_seconds
+        if deadline.until is DeadlineFor.END and tokens > 1:
+            steps = tokens - 1
+            if decode is not prefill:
+                seconds, steps = seconds + hand_over_seconds, steps - 1
+            seconds += steps * decode.decode_seconds
         return waited + seconds * self.margin
 
     def promise(self, deadline: Deadline, quote: float | None) -> Promise:

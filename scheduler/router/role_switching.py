@@ -164,10 +164,13 @@ class RoleSwitching:
         bounds: of requests.
         window: seconds for which a request that has ended counts.
         settling: seconds after a drain in which nothing is switched.
+
+    Attributes:
+        bounds: of requests.
     """
 
     def __init__(self, bounds: PhaseBounds, *, window: float = 30.0, settling: float = 15.0) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self._window = window
         self._settling = settling
         self._ended: deque[_Ended] = deque()
@@ -179,7 +182,7 @@ class RoleSwitching:
 
     def ended(self, request: RequestProgress, now: float) -> None:
         """A request ended, however it did."""
-        bounds = self._bounds
+        bounds = self.bounds
         times = bounds.first_token(request, now), bounds.pace(request)
         self._ended.append(_Ended(now, request.received, *times))
 
@@ -189,7 +192,7 @@ class RoleSwitching:
             self._ended.popleft()
         recent = [each for each in self._ended if each.received >= self._since]
         running = [each for each in open_requests if each.received >= self._since]
-        bounds = self._bounds
+        bounds = self.bounds
         first = [*(each.first for each in recent), *(bounds.first_token(each, now) for each in running)]
         pace = [*(each.pace for each in recent), *(bounds.pace_so_far(each, now) for each in running)]
         return (

@@ -147,8 +147,9 @@ class ReplicaState:
         loaded = min(loaded, max(0, tokens - cached - 1))
         begin = cached + loaded
         waiting_seconds = self._seconds(sequences.waiting_tokens, sequences.waiting_keys, now)
+        own = StepWork(prompt_tokens=tokens - begin, prompt_keys=keys_of(tokens, begin))
         first = self._seconds(
-            sequences.waiting_tokens + tokens - begin, sequences.waiting_keys + keys_of(tokens, begin), now
+            sequences.waiting_tokens + own.prompt_tokens, sequences.waiting_keys + own.prompt_keys, now
         )
         full_seconds = self._until_room(tokens)
         return ReplicaView(
@@ -162,10 +163,10 @@ class ReplicaState:
             token_seconds=self.cost.token_seconds,
             measured=self.cost.measured,
             first_token_seconds=full_seconds + loading + first,
+            prompt_seconds=self.cost.seconds(own, 0.0),
             decode_seconds=self.decode_seconds(tokens),
-            step_seconds=self.cost.seconds(
-                StepWork(decodes=sequences.decodes + 1, decode_keys=sequences.decode_keys + tokens)
-            ),
+            step_seconds=self._step_seconds(tokens),
+            mixed_step_seconds=self._step_seconds(tokens, own),
             answer_tokens=sequences.usual_answer,
             blocks_used=self._stats.blocks_used,
             blocks_total=self.limits.blocks if self.limits else 0,
@@ -176,11 +177,18 @@ class ReplicaState:
 
     def decode_seconds(self, tokens: int) -> float:
         """Between two tokens of each sequence, with one more of so many tokens, beside prompts as in recent steps."""
+        prompts = StepWork(prompt_tokens=round(self._beside[0]), prompt_keys=round(self._beside[1]))
+        return self._step_seconds(tokens, prompts)
+
+    def _step_seconds(self, tokens: int, prompts: StepWork | None = None) -> float:
+        """Of a step of all decodes and of one more of so many tokens, beside as much of these prompts as it takes."""
         decodes, keys = self.sequences.decodes + 1, self.sequences.decode_keys + tokens
-        beside = StepWork(
-            prompt_tokens=round(self._beside[0]), prompt_keys=round(self._beside[1]), decodes=decodes, decode_keys=keys
-        )
-        return self.cost.seconds(beside)
+        if prompts is None or not prompts.prompt_tokens:
+            return self.cost.seconds(StepWork(decodes=decodes, decode_keys=keys))
+        most = max(1, self.limits.step_tokens - decodes) if self.limits else prompts.prompt_tokens
+        chunk = min(prompts.prompt_tokens, most)
+        read = round(prompts.prompt_keys * chunk / prompts.prompt_tokens)
+        return self.cost.seconds(StepWork(prompt_tokens=chunk, prompt_keys=read, decodes=decodes, decode_keys=keys))
 
     def _cached(self, tokens: int, blocks: int) -> int:
         """Tokens in so many leading blocks of a prompt; its last one is always computed."""

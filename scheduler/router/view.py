@@ -33,8 +33,10 @@ class ReplicaView:
         token_seconds: what a prompt token costs.
         measured: whether enough prompts were computed there to rely on that; if not, times are guesses.
         first_token_seconds: until the first token of this request.
+        prompt_seconds: of these, by how much what is to be computed of its prompt makes steps longer that run anyhow.
         decode_seconds: between two tokens of each sequence there, with this request among them.
         step_seconds: of a step of its decodes alone, with this request among them.
+        mixed_step_seconds: of a step of these decodes beside as much of what is to be computed of this prompt as a step takes.
         answer_tokens: of a usual answer there.
         blocks_used: KV blocks that open sequences hold.
         blocks_total: KV blocks of the device.
@@ -53,8 +55,10 @@ class ReplicaView:
     token_seconds: float = 0.0
     measured: bool = True
     first_token_seconds: float = 0.0
+    prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     step_seconds: float = 0.0
+    mixed_step_seconds: float = 0.0
     answer_tokens: float = 0.0
     blocks_used: int = 0
     blocks_total: int = 0

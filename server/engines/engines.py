@@ -10,13 +10,14 @@ from types import MappingProxyType
 from scheduler.router.deadlines import Deadline, DeadlineFor, Promise, Promises
 from scheduler.router.least_work import LeastWork
 from scheduler.router.policy import Router
+from scheduler.router.role_switching import PhaseBounds
+from scheduler.router.split import Placement, Split
 from scheduler.router.view import ReplicaView, Role
 from scheduler.types.messages import AddRequest, Ready
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.step import ChunkPhase
 from server.engines.client import EngineClient
 from server.engines.disaggregation.hand_overs import HandOvers, Peer
-from server.engines.disaggregation.split import Split
 from server.engines.prompt_names import PromptNames
 from server.engines.replay import Host, Replays
 from server.engines.spread import SpreadJob
@@ -36,10 +37,16 @@ class Engines:
         clients: one or more, each with a name of its own.
         router: asked for each job, where there are several.
         metrics: counts hand-overs.
+        bounds: by which roles switch; None: they do not.
     """
 
     def __init__(
-        self, clients: Sequence[EngineClient], router: Router | None = None, metrics: HandOverMetrics | None = None
+        self,
+        clients: Sequence[EngineClient],
+        router: Router | None = None,
+        metrics: HandOverMetrics | None = None,
+        *,
+        bounds: PhaseBounds | None = None,
     ) -> None:
         if not clients:
             raise ValueError("a server needs an engine")
@@ -50,7 +57,7 @@ class Engines:
         self._router = router or LeastWork()
         self._names = PromptNames()
         self._replays = Replays(clients, self._best_to_go_on)
-        self._split = Split(self._router)
+        self._split = Split(self._router, bounds=bounds)
         hand_overs = HandOvers(clients, self._best_decoder, self._kv_wait, self._split, metrics or HandOverMetrics())
         self._promises = Promises()
         self._knows_blocks = False
@@ -113,25 +120,42 @@ class Engines:
         taking = self._taking(len(job.sequences))
         if first.prompt_ids is not last.prompt_ids:
             return SpreadJob(_alike(taking), self._place)
-        engine = self._place(first, taking)
+        views = self._views(first, taking)
+        placement = self._placement(first, views)
         if job.deadline is not None:
             waited = 0.0 if received is None else time.monotonic() - received
-            job.promise = self._promise(job.deadline, first, engine, waited)
+            job.promise = self._promise(job.deadline, first, placement, views, waited)
         for sequence in job.sequences:
-            sequence.request.hand_over = first.hand_over
-        return engine
+            sequence.request.hand_over = placement.hand_over
+        return self._clients[placement.index]
 
     def _place(self, request: AddRequest, taking: Collection[EngineClient]) -> EngineClient:
         """Which of those that take requests gets a prompt; marks the sequence if another one is to go on with it."""
-        decodes = request.produces is OutputKind.TOKENS and request.sampling.max_tokens > 1
-        placement = self._split.place(request.prompt_ids, self._views(request, taking), decodes=decodes)
+        placement = self._placement(request, self._views(request, taking))
         request.hand_over = placement.hand_over
         return self._clients[placement.index]
 
-    def _promise(self, deadline: Deadline, request: AddRequest, engine: EngineClient, waited: float) -> Promise:
-        """That this engine will meet the deadline of the request, which arrived so many seconds ago."""
-        view = self._views(request, [engine])[self._clients.index(engine)]
-        quote = self._promises.quote(deadline, view, request.sampling.max_tokens, waited)
+    def _placement(self, request: AddRequest, views: Sequence[ReplicaView]) -> Placement:
+        decodes = request.produces is OutputKind.TOKENS and request.sampling.max_tokens > 1
+        return self._split.place(request.prompt_ids, views, decodes=decodes)
+
+    def _promise(
+        self,
+        deadline: Deadline,
+        request: AddRequest,
+        placement: Placement,
+        views: Sequence[ReplicaView],
+        waited: float,
+    ) -> Promise:
+        """That the deadline of a request will be met, which arrived so many seconds ago and is placed so."""
+        quote = self._promises.quote(
+            deadline,
+            views[placement.index],
+            views[placement.decodes],
+            request.sampling.max_tokens,
+            hand_over_seconds=self._split.hand_over_seconds,
+            waited=waited,
+        )
         if quote is None or deadline.allows(quote):
             return self._promises.promise(deadline, quote)
         quote_ms = round(1000 * quote, 1)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from scheduler.router.split import Split
 from scheduler.types.messages import AddRequest, RequestTimes
 from scheduler.types.step import ChunkPhase
-from server.engines.disaggregation.split import Split
 from server.engines.replay import Host
 from server.stream.output_stream import OutputStream
 from server.telemetry.hand_overs import HandOverMetrics

@@ -8,7 +8,7 @@ import pytest
 from loadtest.simulate import cli
 from loadtest.simulate.cluster import Cluster, RolePool, ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.hand_over import Bypass, Link, make_resident, missing
+from loadtest.simulate.hand_over import Link, make_resident, missing
 from loadtest.simulate.specs import load_hardware, load_model
 from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
@@ -74,26 +74,27 @@ def test_an_answer_of_one_token_is_not_handed_over():
 
 def test_short_and_cached_prompts_are_computed_where_they_are_decoded():
     pool = cluster("pd")
+    costs_are_learnt = [planned(index, index / 100, 1000, 1) for index in range(10)]
     pool.run(
         [
-            planned(0, 0.0, 40, 5),
-            planned(1, 1.0, 1000, 5, session="a"),
-            planned(2, 2.0, 1030, 5, session="a"),
-            planned(3, 3.0, 2000, 5, session="a"),
+            *costs_are_learnt,
+            planned(10, 1.0, 40, 5),
+            planned(11, 2.0, 1000, 5, session="a"),
+            planned(12, 3.0, 1030, 5, session="a"),
+            planned(13, 4.0, 2000, 5, session="a"),
         ]
     )
     check(pool)
-    assert tokens_by(pool) == [2, 5 + 4 + 5 + 4]
+    assert tokens_by(pool) == [10 + 2, 5 + 4 + 5 + 4]
 
 
-def test_what_takes_no_longer_to_compute_than_to_hand_over_is_bypassed():
-    bypass = Bypass(COST, 512, 0.004, RATE)
-    sent = COST.model.kv_bytes_per_token / RATE
-    most = max(tokens for tokens in range(5000) if bypass.takes(tokens))
-    computed = (0.004 + most * sent) / most
-    assert 0.004 / sent > most > 0 and not bypass.takes(most + 1)
-    assert computed == pytest.approx(bypass.token_seconds, rel=0.01)
-    assert Bypass(COST, 512, 0.004, RATE / 1e6).takes(10**6), "over a slow link nothing is worth it"
+def test_a_slow_link_is_learnt_and_then_spared():
+    pool = cluster("pd", seconds=0.0)
+    pool._links[0] = Link(RATE, 2.0)
+    records = pool.run([planned(index, 5.0 * index, 1000, 3) for index in range(6)])
+    check(pool)
+    waited = [record.gaps[0] > 2.0 for record in records]
+    assert waited[0] and not any(waited[2:]), "what takes longer than to compute the prompt is not done again"
 
 
 def test_a_link_sends_one_after_the_other_and_while_it_is_computed():

@@ -35,9 +35,14 @@ def trace(*mixes: tuple[float, int, int]) -> list[Planned]:
 def simulate(roles: str, *mixes: tuple[float, int, int], switches: bool = False) -> tuple[float, list[RoleSwitch]]:
     """The share of requests within their objective, and the switches."""
     switching = RoleSwitching(PhaseBounds(SLO.ttft or 0.0, SLO.tpot or 0.0)) if switches else None
-    pool = RolePool(roles=tuple(map(ROLES.get, roles)), bytes_per_second=5e9, seconds=0.0005, switching=switching)  # type: ignore[arg-type]
+    pool = RolePool(
+        roles=tuple(map(ROLES.__getitem__, roles)),
+        bytes_per_second=5e9,
+        seconds=0.0005,
+        switching=switching,
+    )
     shape = ServerShape(max_step_tokens=128, max_running=32, kv_blocks=2000)
-    cluster = Cluster(COST, shape, PrefixAware(), pool)
+    cluster = Cluster(COST, shape, PrefixAware(SLO.tpot), pool)
     records: list[RequestRecord] = cluster.run(trace(*mixes))
     assert all(record.ok for record in records)
     return sum(map(SLO.met_by, records)) / len(records), [
@@ -53,7 +58,7 @@ def test_roles_that_follow_the_mix_beat_every_fixed_split(fixed):
         (Role.PREFILL, Role.DECODE),
     ]
     assert met > 0.97
-    assert met > 1.1 * simulate(fixed, LONG_PROMPTS, LONG_ANSWERS)[0]
+    assert met > 0.04 + simulate(fixed, LONG_PROMPTS, LONG_ANSWERS)[0]
 
 
 def test_a_steady_mix_is_found_and_kept():

@@ -44,6 +44,8 @@ def test_an_idle_one_takes_the_steps_of_the_prompt():
     assert view.first_token_seconds == pytest.approx(3 * STEP + 120 * TOKEN)
     assert (view.waiting_seconds, view.waiting_tokens, view.full, view.role) == (0.0, 0, False, Role.PREFILL)
     assert (view.token_seconds, view.blocks_total) == (TOKEN, 100)
+    assert view.prompt_seconds == pytest.approx(120 * TOKEN)
+    assert view.mixed_step_seconds == pytest.approx(STEP + DECODE + 49 * TOKEN), "as much as a step takes"
 
 
 def test_what_waits_goes_first_and_shrinks_with_each_step():

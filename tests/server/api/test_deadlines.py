@@ -94,20 +94,31 @@ def came(seconds, **fields):
 def test_the_margin_follows_what_came_of_the_quotes():
     promises, deadline = Promises(), Deadline(10.0)
     view = ReplicaView(first_token_seconds=1.0, decode_seconds=0.5)
-    first = promises.quote(deadline, view, 5)
+    first = promises.quote(deadline, view, view, 5)
     assert first == pytest.approx(promises.margin)
-    assert promises.quote(Deadline(10.0, DeadlineFor.END), view, 5, waited=1.0) == pytest.approx(
+    assert promises.quote(Deadline(10.0, DeadlineFor.END), view, view, 5, waited=1.0) == pytest.approx(
         1 + 3 * promises.margin
     )
     assert promises.promise(deadline, first).ended(came(9.0)) is Outcome.KEPT
-    raised = promises.quote(deadline, view, 5)
+    raised = promises.quote(deadline, view, view, 5)
     assert raised > first, "it took much longer than the quote"
     assert promises.promise(deadline, raised).ended(came(11.0)) is Outcome.BROKEN
     for _ in range(2000):
         promises.promise(deadline, 2.0).ended(came(1.0))
-    assert promises.quote(deadline, view, 5) < first
-    assert promises.quote(deadline, ReplicaView(measured=False), 5) is None
+    assert promises.quote(deadline, view, view, 5) < first
+    unknown = ReplicaView(measured=False)
+    assert promises.quote(deadline, unknown, unknown, 5) is None
     assert not deadline.allows(9.9) and deadline.allows(9.0) and deadline.allows(None)
+
+
+def test_a_quote_for_the_end_counts_the_hand_over_and_the_pace_of_the_replica_that_decodes():
+    promises, end = Promises(), Deadline(10.0, DeadlineFor.END)
+    prefill = ReplicaView(first_token_seconds=1.0, decode_seconds=9.0)
+    decode = ReplicaView(first_token_seconds=9.0, decode_seconds=0.5, measured=False)
+    quote = promises.quote(end, prefill, decode, 5, hand_over_seconds=0.25)
+    assert quote == pytest.approx((1.0 + 0.25 + 3 * 0.5) * promises.margin)
+    assert promises.quote(end, prefill, decode, 1, hand_over_seconds=0.25) == pytest.approx(promises.margin)
+    assert promises.quote(Deadline(10.0), prefill, decode, 5, hand_over_seconds=0.25) == pytest.approx(promises.margin)
 
 
 @pytest.mark.parametrize(

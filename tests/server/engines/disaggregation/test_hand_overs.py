@@ -40,7 +40,7 @@ class Apart(Server):
             client.role = role
             self.up(client)
         self.engines = Engines(self.clients, RoundRobin(), metrics.hand_overs)
-        self.engines._split._split = lambda _: -math.inf
+        self.engines._split.hand_over_seconds = -math.inf
         restarts = Restarts(self.engines, {}, flush_seconds=0.0)
         self.context = replace(self.context, engines=self.engines, restarts=restarts)
         self.app = create_app(self.context)

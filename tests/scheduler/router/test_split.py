@@ -1,0 +1,84 @@
+"""Which jobs are split between a prefill and a decode replica."""
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.router.prefix_aware import PrefixAware
+from scheduler.router.role_switching import PhaseBounds
+from scheduler.router.split import Placement, Split
+from scheduler.router.view import ReplicaView, Role
+
+TOKEN = 0.001  # seconds
+
+
+def views(tokens, *, waits=(0.0, 0.0), cached=(0, 0), running=(0, 0), roles=(Role.PREFILL, Role.DECODE)):
+    """What two engines look like to a request of so many tokens."""
+    made = []
+    for role, wait, there, busy in zip(roles, waits, cached, running, strict=True):
+        view = ReplicaView(role=role, token_seconds=TOKEN, cached_tokens=there, running=busy)
+        own = TOKEN * (tokens - there)
+        made.append(replace(view, first_token_seconds=wait + own, waiting_seconds=wait, prompt_seconds=own))
+    return made
+
+
+def place(tokens, split=None, **there):
+    return (split or Split(PrefixAware())).place([1] * tokens, views(tokens, **there))
+
+
+def test_long_prompts_are_split_and_short_or_cached_ones_are_not():
+    assert place(4000) == Placement(0, 1)
+    assert place(20) == Placement(1, 1)
+    assert place(4000, cached=(0, 3990)) == Placement(1, 1), "cached where it decodes"
+    assert place(4000, cached=(3990, 0)) == Placement(0, 1), "cached where prompts are computed"
+
+
+def test_what_waits_for_the_prefill_engine_counts_against_a_split_and_what_decodes_counts_for_it():
+    assert place(1000, waits=(5.0, 0.0)) == Placement(1, 1)
+    assert place(1000, waits=(5.0, 0.0), running=(0, 8)) == Placement(0, 1), "eight sequences would be held up"
+    assert place(1000, waits=(9.0, 0.0), running=(0, 8)) == Placement(1, 1)
+
+
+def test_where_roles_switch_decodes_keep_their_pace_unless_waiting_is_hopeless():
+    bounds = PhaseBounds(ttft=4.0, tpot=0.03)
+
+    def placed(wait, beside):
+        prefill, decode = views(1000, waits=(wait, 0.0))
+        return Split(PrefixAware(), bounds=bounds).place(
+            [1] * 1000, [prefill, replace(decode, mixed_step_seconds=beside)]
+        )
+
+    assert placed(wait=3.5, beside=0.02) == Placement(1, 1)
+    assert placed(wait=3.5, beside=0.04) == Placement(0, 1), "prefill falls behind, and will get another engine"
+    assert placed(wait=7.5, beside=0.04) == Placement(1, 1)
+
+
+def test_a_decode_engine_that_has_seen_no_prompts_is_assumed_to_be_as_fast_as_the_other():
+    slow, guessed = views(1000)
+    guessed = replace(guessed, measured=False, first_token_seconds=0.01)
+    assert Split(PrefixAware()).place([1] * 1000, [slow, guessed]) == Placement(0, 1)
+    assert Split(PrefixAware()).place([1] * 1000, [slow, replace(guessed, measured=True)]) == Placement(1, 1)
+
+
+def test_slow_hand_overs_make_the_shortest_prompt_that_is_split_longer():
+    split = Split(PrefixAware())
+    assert place(200, split) == Placement(0, 1)
+    for _ in range(100):
+        split.handed_over(1.0)
+    assert place(200, split) == Placement(1, 1)
+    assert place(2000, split) == Placement(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("roles", "index"),
+    [((Role.MIXED, Role.DECODE), 0), ((Role.PREFILL, Role.PREFILL), 0), ((Role.DECODE, Role.DECODE), 0)],
+)
+def test_without_both_roles_nothing_is_split(roles, index):
+    assert place(4000, roles=roles) == Placement(index, index)
+
+
+def test_a_request_without_decodes_stays_where_its_prompt_is_computed():
+    placed = Split(PrefixAware()).place([1] * 4000, views(4000), decodes=False)
+    assert placed == Placement(0, 0)
+    gone = [view if view.role is Role.PREFILL else replace(view, available=False) for view in views(4000)]
+    assert Split(PrefixAware()).place([1] * 4000, gone) == Placement(0, 0), "nobody is there for decodes"
