@@ -29,6 +29,28 @@ class HttpDeclaration(Declaration):
         description="Who may connect to the Unix socket: the server's user, also its group, or all users of the machine.",
         json_schema_extra=HTTP,
     )
+    tls_cert: Text | None = Field(
+        None,
+        description="A PEM file with the server's certificate and those that lead to its root; with it TLS is spoken, and nothing "
+        "else. Taken up anew when it changes; open connections stay.",
+        json_schema_extra=HTTP,
+    )
+    tls_key: Text | None = Field(
+        None,
+        description="A PEM file with the private key, not encrypted; if absent the key is in tls_cert.",
+        json_schema_extra=HTTP,
+    )
+    root_path: str = Field(
+        "",
+        description="Path under which a proxy serves this server, as in `/llm`; the proxy may strip it or not.",
+        json_schema_extra=HTTP,
+    )
+    forwarded_allow_ips: list[Text] = Field(
+        default_factory=list,
+        description="Addresses or networks of proxies, beside this machine itself, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed; `*` = all.",
+        json_schema_extra=HTTP,
+    )
     api_key: list[Text] = Field(
         default_factory=list,
         description="Keys that clients must send as a bearer token; none = open.",

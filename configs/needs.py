@@ -218,6 +218,20 @@ _NEEDS = (
         "leave uds out",
     ),
     Requirement(
+        ("tls_key",),
+        "tls_cert",
+        lambda self: self.tls_cert is not None,
+        "without tls_cert TLS is not spoken",
+        "set tls_cert",
+    ),
+    Requirement(
+        ("forwarded_allow_ips",),
+        "uds",
+        lambda self: self.uds is None,
+        "whoever may connect to a Unix socket is believed",
+        "leave uds out",
+    ),
+    Requirement(
         ("uds_access",),
         "uds",
         lambda self: self.uds is not None,

@@ -4,6 +4,7 @@ A knob that nothing would read is refused here if the settings alone show it (`c
 depends on the machine (`Settings.unread_on`). No other file refuses one knob because of another.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,6 +19,7 @@ from configs.weights import parse_weight
 
 # As browsers send them. An origin may be that of an extension, or `null`.
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@*\s\x80-\U0010ffff]+)"
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _HOST_NAME = re.compile(_HOST)
 _ORIGIN = re.compile(rf"null|[a-zA-Z][a-zA-Z0-9+.-]*://{_HOST}(:\d+)?/?")
 
@@ -142,7 +144,16 @@ def _contradictory_room(settings: Settings) -> Iterator[Contradiction]:
 
 
 def _never_sent(settings: Settings) -> Iterator[Contradiction]:
-    """Names and origins that no client sends in this form, so that they would allow nothing."""
+    """Names, origins and paths that no client sends in this form, so that they would allow nothing."""
+    if settings.root_path and (
+        not _ROOT_PATH.fullmatch(settings.root_path) or f"{settings.root_path}/".startswith("/v1/")
+    ):
+        text = f"root_path is {settings.root_path!r}: give a path as `/llm`, without a slash at its end, and not `/v1`"
+        yield Contradiction(("root_path",), text)
+    for address in settings.forwarded_allow_ips:
+        if address != "*" and not _is_network(address):
+            text = f"forwarded_allow_ips has {address!r}: give an address or a network as `10.0.0.0/8`, or `*`"
+            yield Contradiction(("forwarded_allow_ips",), text)
     for host in settings.allowed_hosts:
         if host != "*" and not _HOST_NAME.fullmatch(host):
             text = f"allowed_hosts has {host!r}: give a name as `llm.example` or `[2001:db8::1]`, without scheme and port, or `*`"
@@ -153,3 +164,11 @@ def _never_sent(settings: Settings) -> Iterator[Contradiction]:
                 f"cors_origins has {origin!r}: give an origin as in `https://chat.example:8443`, without a path, or `*`"
             )
             yield Contradiction(("cors_origins",), text)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True

@@ -95,13 +95,14 @@ def _cors(settings: Settings) -> list[Middleware]:
     if not settings.cors_origins:
         return []
     origins = [origin.lower().rstrip("/") for origin in settings.cors_origins]
-    methods = ["GET", "POST", "DELETE"]
+    methods = ["GET", "HEAD", "POST", "DELETE"]
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=methods,
             allow_headers=["*"],
-            expose_headers=[STREAM_ID],
+            allow_private_network=True,  # a page of the Internet asks a browser's permission to reach a server at home
+            expose_headers=[STREAM_ID, "X-Request-Id", "Retry-After", "Warning"],
         )
     ]

@@ -5,11 +5,12 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 from configs.settings import Settings
+from server.http.certificate import CertificateError, ServerCertificate
 
 _BACKLOG = 2048
 _LOOPBACKS = ("127.0.0.1", "::1")  # a client that looks up `localhost` may try either first
@@ -29,11 +30,18 @@ class Listeners:
         sockets: they listen, and do not block.
         authority: host and port at which a client on this machine reaches them; `localhost` for a Unix socket.
         uds: the file of a Unix socket, and which one it is.
+        certificate: with which TLS is spoken on them; None: it is not.
     """
 
     sockets: tuple[socket.socket, ...]
     authority: str
     uds: tuple[str, tuple[int, int]] | None = None
+    certificate: ServerCertificate | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL at which a client on this machine reaches them."""
+        return f"{'http' if self.certificate is None else 'https'}://{self.authority}"
 
     @property
     def port(self) -> int:
@@ -66,9 +74,15 @@ def listeners_of(settings: Settings) -> Listeners:
     Raises:
         ListenError: it cannot be done.
     """
+    try:
+        certificate = None if settings.tls_cert is None else ServerCertificate(settings.tls_cert, settings.tls_key)
+    except CertificateError as error:
+        raise ListenError(str(error)) from None
     if settings.uds is not None:
-        return listen_unix(settings.uds, _MODES[settings.uds_access])
-    return listen(settings.host, settings.port)
+        listeners = listen_unix(settings.uds, _MODES[settings.uds_access])
+    else:
+        listeners = listen(settings.host, settings.port)
+    return replace(listeners, certificate=certificate)
 
 
 def listen(host: str, port: int) -> Listeners:

@@ -2,7 +2,6 @@
 
 _MODEL = "the model is the argument MODEL: `headrace serve MODEL`"
 _ALWAYS = "that is always so: leave it out"
-_TLS = "TLS is not served: put a proxy before the server"
 _ADAPTERS = "adapters are not served"
 _DRAFTS = "speculative decoding is not served"
 _TOOLS = "tool calls are not served"
@@ -53,11 +52,11 @@ _MEANINGS = {
     "--jinja": _ALWAYS,
     "--trust-remote-code": "no code that comes with a model is run",
     "--tokenizer": "the tokenizer is the model's own",
-    "--root-path": "no path prefix is served: let the proxy strip it",
-    "--ssl-keyfile": _TLS,
-    "--ssl-certfile": _TLS,
-    "--ssl-key-file": _TLS,
-    "--ssl-cert-file": _TLS,
+    "--ssl-keyfile": "--tls-key",
+    "--ssl-certfile": "--tls-cert",
+    "--ssl-key-file": "--tls-key",
+    "--ssl-cert-file": "--tls-cert",
+    "--enable-ssl-refresh": _ALWAYS,
     "--lora": _ADAPTERS,
     "--lora-modules": _ADAPTERS,
     "--enable-lora": _ADAPTERS,

@@ -28,9 +28,10 @@ from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.supervisor import Supervisor
 from server.errors import Unavailable
-from server.http.connection import protocol_factory
+from server.http.certificate import ServerCertificate
 from server.http.connections import Connections
 from server.http.descriptors import limits_of
+from server.http.tls import protocol_factory
 from server.listen import Listeners
 from server.origin import is_loopback
 from server.signals import SIGNALS
@@ -43,6 +44,7 @@ from server.text.chat_renderer import load_chat_renderer
 
 SHUTDOWN_REASON = "the server is shutting down"
 _log = logging.getLogger("headrace.server")
+_LOOPBACK = ("127.0.0.0/8", "::1", "::ffff:127.0.0.0/104")
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
 
@@ -88,14 +90,14 @@ class Serving:
         console = Console(
             sys.stdout,
             engines=list(engines),
-            url=f"http://{listeners.authority}",
+            url=listeners.url,
             uds=settings.uds,
             model=names[0],
             has_template=chat is not None,
             keyed=bool(settings.api_key),
             started=started,
         )
-        self._settings, self._sockets, self._keeper = settings, listeners.sockets, keeper
+        self._settings, self._listeners, self._keeper = settings, listeners, keeper
         self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
         if keeper is not None:
@@ -129,7 +131,7 @@ class Serving:
         )
         app = create_app(context)
         self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)
-        self._web = WebServer(web_config(app, self._connections))
+        self._web = WebServer(web_config(app, self._connections, settings, listeners.certificate))
 
     def run(self, first: Mapping[str, Incarnation]) -> int:
         """Serve, with `first` as the first incarnations of the engines it names. Returns the exit code of the process."""
@@ -146,14 +148,17 @@ class Serving:
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
         roles = asyncio.create_task(self._roles.run()) if self._roles else None
-        web = asyncio.create_task(self._web.serve(sockets=list(self._sockets)))
+        certificate = self._listeners.certificate
+        renewal = asyncio.create_task(certificate.watch()) if certificate else None
+        web = asyncio.create_task(self._web.serve(sockets=list(self._listeners.sockets)))
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, drained = not signalled.is_set(), time.monotonic() + self._settings.drain_seconds
         self._restarts.cancel()
-        if roles is not None:
-            roles.cancel()
+        for task in (roles, renewal):
+            if task is not None:
+                task.cancel()
         if not failed:
             await self._end_requests()
         stop.cancel()
@@ -219,16 +224,28 @@ class Serving:
             self._connections.cut()
 
 
-def web_config(app: object, connections: Connections) -> uvicorn.Config:
-    """The web server's settings: its own logs, signals and lifespan protocol stay out of the way."""
+def web_config(
+    app: object, connections: Connections, settings: Settings, certificate: ServerCertificate | None = None
+) -> uvicorn.Config:
+    """The web server's settings: its own logs, signals and lifespan protocol stay out of the way.
+
+    Args:
+        app: the application.
+        connections: the books of its connections.
+        settings: those of proxies.
+        certificate: with which connections speak TLS.
+    """
+    anybody = settings.uds is not None or "*" in settings.forwarded_allow_ips
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's ASGI types and starlette's name the same thing
-        http=protocol_factory(connections),  # type: ignore[arg-type]  # it is called, and nothing else
+        http=protocol_factory(connections, certificate),  # type: ignore[arg-type]  # it is called, and nothing else
         loop="uvloop",
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
         server_header=False,
+        root_path=settings.root_path,
+        forwarded_allow_ips="*" if anybody else [*_LOOPBACK, *settings.forwarded_allow_ips],
         timeout_graceful_shutdown=1,
     )

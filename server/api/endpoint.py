@@ -249,6 +249,7 @@ class EndpointTable:
     def of(self, scope: Scope) -> Endpoint | None:
         """The endpoint of this path and method, HEAD being GET's; None: there is none."""
         method, path = "GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]
+        path = path.removeprefix(scope.get("root_path", "")) or "/"
         plain = self._plain.get((method, path))
         return plain or next(
             (each for regex, each in self._patterns if each.method == method and regex.match(path)), None

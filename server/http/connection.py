@@ -14,7 +14,6 @@ So h11 has another part: `tests/server/http/test_against_h11.py` holds what we r
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -23,7 +22,7 @@ from uvicorn.server import ServerState
 
 from server.errors import ApiError, HeadTooLarge, MalformedRequest
 from server.http.answer import error_bytes
-from server.http.connections import Connections
+from server.http.connections import Connections, Held
 from server.http.cycle import RequestCycle
 from server.http.head import MAX_HEAD_BYTES, RequestHead
 from server.http.host import WebHost
@@ -69,11 +68,16 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._linger_left = 0
         self._closed = False
         self._probe: asyncio.TimerHandle | None = None
+        self._before: Held | None = None
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         """Those of every answer."""
         return self._host.default_headers
+
+    def follow(self, before: Held) -> None:
+        """Take this one's place in the books, once the connection is made."""
+        self._before = before
 
     # --- the transport's part ---
 
@@ -82,11 +86,18 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         client = get_remote_addr(self._transport)
         self.address = client[0] if client else ""
-        self._ends = {"client": client, "server": get_local_addr(self._transport)}
+        secured = self._transport.get_extra_info("sslcontext") is not None
+        self._ends = {
+            "client": client,
+            "server": get_local_addr(self._transport),
+            "scheme": "https" if secured else "http",
+        }
         self._writable.set()
         self._intake = Intake(self._transport, self._limits, self._loop.time)
         self._watch = WriteWatch(self._transport, self._loop.time())
         self._host.enter(self)
+        if self._before is not None:
+            self._books.remove(self._before)
         error = self._books.admit(self)
         if error is None:
             self._intake.expect(self._limits.head_seconds)
@@ -117,6 +128,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._cycle is None and not self._lingering:
             self._go_on()
         if self._closed or self._lingering or self._cycle is None or self._intake.in_body:
+            return False
+        if (
+            not self._transport.can_write_eof()
+        ):  # over TLS, as the event loop does it, a connection ends in both directions
             return False
         self._half_closed = True
         self._probe_after(_PROBE_SECONDS[0])
@@ -258,7 +273,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._linger_left = self._limits.linger_bytes
         self._books.waits(self)
         self._intake.expect(self._limits.linger_seconds)
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
         self.resume_reading()
 
     def _close(self) -> None:
@@ -326,12 +342,3 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._probe_after(min(2 * seconds, _PROBE_SECONDS[1]))
 
         self._probe = self._loop.call_later(seconds, probe)
-
-
-def protocol_factory(connections: Connections) -> Callable[..., HttpConnection]:
-    """What uvicorn makes its connections with."""
-
-    def make(**parts: Any) -> HttpConnection:
-        return HttpConnection(**parts, connections=connections)
-
-    return make

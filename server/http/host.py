@@ -56,17 +56,18 @@ class WebHost:
 
         Args:
             head: of the request.
-            ends: `client` and `server`, each an address and a port.
+            ends: `client` and `server`, each an address and a port, and the `scheme`.
         """
+        stripped = not f"{head.path}/".startswith(f"{self._root_path}/")
+        root = self._root_path if stripped else ""
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": head.version,
-            "scheme": "http",
             "root_path": self._root_path,
             "method": head.method,
-            "path": self._root_path + head.path,
-            "raw_path": self._root_path.encode("ascii") + head.raw_path,
+            "path": root + head.path,
+            "raw_path": root.encode("ascii") + head.raw_path,
             "query_string": head.query,
             "headers": head.headers,
             "state": self._app_state.copy(),

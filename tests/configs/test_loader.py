@@ -28,6 +28,7 @@ PARTNERS = {
     "role_switching": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0},
     "routing": {"engines": 2},
     "key_names": {"api_key": ["a"]},
+    "tls_key": {"tls_cert": "cert.pem"},
     "uds_access": {"uds": "x.sock"},
     "isolate_keys": {"api_key": ["a"]},
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
@@ -36,17 +37,21 @@ PARTNERS = {
 }
 
 
+OTHER_VALUES = {
+    "preemption": "recompute",
+    "tenant_weights": ["other=2", "a=b=0.5"],
+    "roles": ["prefill:1", "decode:2"],
+    "root_path": "/other/path",
+    "forwarded_allow_ips": ["10.0.0.0/8", "*"],
+    "cors_origins": ["https://other.example"],
+}
+
+
 def other_value(knob: Knob):
-    if knob.name == "preemption":
-        return "recompute"
+    if knob.name in OTHER_VALUES:
+        return OTHER_VALUES[knob.name]
     if knob.choices:
         return knob.choices[-1]
-    if knob.name == "tenant_weights":
-        return ["other=2", "a=b=0.5"]
-    if knob.name == "roles":
-        return ["prefill:1", "decode:2"]
-    if knob.name == "cors_origins":
-        return ["https://other.example"]
     value = not knob.default if knob.kind is bool else OTHER[knob.kind]
     return [value] if knob.many else value
 

@@ -66,6 +66,8 @@ PAIRS = [
     ({"cpu_precision": "fast"}, {"block_size": 8}, {"block_size": 16}),
     ({"host": "::"}, {"uds": "x.sock"}, {"uds": None}),
     ({"port": 80}, {"uds": "x.sock"}, {"uds": None}),
+    ({"tls_key": "k.pem"}, {"tls_cert": None}, {"tls_cert": "c.pem"}),
+    ({"forwarded_allow_ips": ["10.0.0.1"]}, {"uds": "x.sock"}, {"uds": None}),
     ({"uds_access": "all"}, {"uds": None}, {"uds": "x.sock"}),
     ({"health_seconds": 200.0}, {"hang_seconds": 120.0}, {"hang_seconds": 300.0}),
 ]
@@ -327,6 +329,7 @@ def test_the_command_refuses_a_contradiction_before_anything_starts(flags, names
     [
         *(("allowed_hosts", host) for host in ("https://x.example", "x.example:8000", "x.example/", "::1", "*.example", "a b")),
         ("allowed_hosts", "ä.example"),
+        *(("forwarded_allow_ips", address) for address in ("proxy.example", "10.0.0.1/8")),
         *(("cors_origins", origin) for origin in ("x.example", "https://", "https://x.example/app", "https://*.example", "//x")),
     ],
 )  # fmt: skip

@@ -9,9 +9,10 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from configs.settings import Settings
 from server.http.connections import Connections
 from server.http.limits import HttpLimits
-from server.listen import listen
+from server.listen import Listeners, listen
 from server.serving import WebServer, web_config
 from tests.server.engines.harness import run
 
@@ -77,10 +78,14 @@ class Echo:
 
 @dataclass
 class Running:
-    port: int
+    listeners: Listeners
     connections: Connections
     refusals: list[str]
     web: WebServer
+
+    @property
+    def port(self) -> int:
+        return self.listeners.port
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -98,16 +103,21 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(app: ASGIApp, limits: HttpLimits | None = None) -> AsyncIterator[Running]:
+async def running(
+    app: ASGIApp,
+    limits: HttpLimits | None = None,
+    listeners: Listeners | None = None,
+    settings: Settings | None = None,
+) -> AsyncIterator[Running]:
     refusals: list[str] = []
     connections = Connections(limits or HttpLimits(), refusals.append)
-    listeners = listen("127.0.0.1", 0)
-    web = WebServer(web_config(app, connections))
+    listeners = listeners or listen("127.0.0.1", 0)
+    web = WebServer(web_config(app, connections, settings or Settings(), listeners.certificate))
     task = asyncio.create_task(web.serve(sockets=list(listeners.sockets)))
     while not web.started:
         await asyncio.sleep(0.001)
     try:
-        yield Running(listeners.port, connections, refusals, web)
+        yield Running(listeners, connections, refusals, web)
     finally:
         connections.cut()
         web.should_exit = True
