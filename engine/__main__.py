@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from functools import partial
+from typing import NoReturn
 
 from configs.model.source import ModelError
 from configs.settings import Settings
@@ -30,7 +31,7 @@ log = logging.getLogger("headrace.engine")
 LAST_SECONDS = 30.0  # for the step that runs when the HTTP process has ended
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Parse, start, serve."""
     parser = argparse.ArgumentParser(
         prog="python -m engine", description="One headrace engine (started by the server)."
@@ -63,9 +64,7 @@ def main() -> int:
 
     watch_parent(stdin, parent_ended)
     code = serve(starter, channel, started)
-    if settings.tensor_parallel > 1:
-        exit_at_once(code)
-    return code
+    exit_at_once(code)  # all is closed; what Python and torch would take apart takes seconds
 
 
 def serve(starter: Starter, channel: Channel, started: threading.Event) -> int:
@@ -91,4 +90,4 @@ def serve(starter: Starter, channel: Channel, started: threading.Event) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -37,13 +37,13 @@ from scheduler.types.messages import (
     AddRequest,
     Command,
     FinishReason,
-    Heartbeat,
     Output,
     PublishBlocks,
     PublishMap,
     SequencesStarted,
     Shutdown,
     StepOutputs,
+    Stopping,
 )
 from scheduler.types.step import Step, StepResult, StepWork
 
@@ -282,7 +282,7 @@ class EngineLoop:
             case Shutdown():
                 log.info("told to stop: %s", command.reason)
                 self._shutdown = command
-                self._channel.send(Heartbeat(doing="idle"))  # so that it is known to be obeyed, however long that takes
+                self._channel.send(Stopping())
 
     # --- the end ---
 

@@ -26,6 +26,7 @@ from server.engines.launch import Incarnation, launch
 from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
+from server.engines.supervision.stop import StopDeadline, stop_all
 from server.engines.supervision.supervisor import Supervisor
 from server.errors import Unavailable
 from server.http.certificate import ServerCertificate
@@ -154,23 +155,20 @@ class Serving:
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        failed, drained = not signalled.is_set(), time.monotonic() + self._settings.drain_seconds
+        failed, deadline = not signalled.is_set(), StopDeadline(self._settings.drain_seconds)
         self._restarts.cancel()
         for task in (roles, renewal):
             if task is not None:
                 task.cancel()
         if not failed:
-            await self._end_requests()
+            await self._end_requests(deadline.left)
         stop.cancel()
         given_up.cancel()
         self._web.should_exit = True
-        left = max(0.0, drained - time.monotonic())
-        outlived = not self._settings.keeps or self._settings.kv_disk_path is not None
-        flush = left if outlived else None  # what a keeper has in memory alone ends with it
-        await asyncio.gather(*(each.stop(flush_seconds=flush) for each in supervisors.values()), web)
+        outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
+        await asyncio.gather(stop_all(supervisors.values(), self._keeper, deadline, outlived=outlived), web)
         await engines
-        if self._keeper is not None and keeping is not None:
-            await self._keeper.stop(max(0.0, drained - time.monotonic()))
+        if keeping is not None:
             await keeping
         return 1 if failed else 0
 
@@ -208,12 +206,11 @@ class Serving:
             loop.add_signal_handler(number, on_signal, number)
         return signalled
 
-    async def _end_requests(self) -> None:
-        """Let open requests finish for `drain_seconds`, of which the last moment is for ending the rest with a reason.
+    async def _end_requests(self, seconds: float) -> None:
+        """Let open requests finish for so long, of which the last moment is for ending the rest with a reason.
 
         What is left of that time is for the engines.
         """
-        seconds = self._settings.drain_seconds
         last = min(_LAST_WRITES_SECONDS, seconds / 10)
         if await self._drain.idle(seconds - last):
             return

@@ -20,7 +20,7 @@ class DeviceLost(RuntimeError):
 
 def exit_at_once(code: int, *folders: Path | None) -> NoReturn:
     """End this process without cleaning up: freeing what a lost device holds, or leaving a group of ranks one by one, would wait
-    forever.
+    forever, and taking modules apart that end anyway is only slow.
 
     The first thread that calls this decides the exit code; any other stays here until the process is gone. Whatever else fails
     meanwhile, say because the folder is gone, is not logged.

@@ -237,8 +237,35 @@ class Heartbeat:
     tokens: int = 0  # of the step
 
 
+@dataclass(slots=True, kw_only=True)
+class Stopping:
+    """The engine has been told to stop, and does. It may have much to write before it ends, and no heart beats meanwhile."""
+
+
 Command = AddRequest | AbortRequests | PublishBlocks | PublishMap | Shutdown
-Event = MemoryPlan | StartPhase | Ready | Failed | SequencesStarted | BlockChanges | EngineMap | StepOutputs | Heartbeat
+Event = (
+    MemoryPlan
+    | StartPhase
+    | Ready
+    | Failed
+    | SequencesStarted
+    | BlockChanges
+    | EngineMap
+    | StepOutputs
+    | Heartbeat
+    | Stopping
+)
 
 COMMANDS = (AddRequest, AbortRequests, PublishBlocks, PublishMap, Shutdown)
-EVENTS = (MemoryPlan, StartPhase, Ready, Failed, SequencesStarted, BlockChanges, EngineMap, StepOutputs, Heartbeat)
+EVENTS = (
+    MemoryPlan,
+    StartPhase,
+    Ready,
+    Failed,
+    SequencesStarted,
+    BlockChanges,
+    EngineMap,
+    StepOutputs,
+    Heartbeat,
+    Stopping,
+)

@@ -10,9 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from scheduler.types.messages import HEARTBEAT_SECONDS, Event, Heartbeat, StepOutputs
+from scheduler.types.messages import HEARTBEAT_SECONDS, Event, Heartbeat, StepOutputs, Stopping
 
 SILENT_BEATS = 5  # heartbeats in a row whose absence means silence
+OBEY_BEATS = 3  # who is told to stop says something at once, and who misses so many will not stop
 _USUAL = 4  # times what its latest steps took for each token is what a step may take
 _LATEST_STEPS = 32
 
@@ -55,14 +56,13 @@ class Liveness:
         """Another incarnation begins."""
         self.doing: Literal["idle", "step", "transfer"] = "idle"
         self.silence = 0.0
-        self.events = 0  # heard of it
+        self.stops = False  # it has said that it obeys
         self._waits: Heartbeat | None = None  # for a step or a transfer, as far as that has not ended
         self._steps: deque[tuple[float, int]] = deque(maxlen=_LATEST_STEPS)  # seconds and tokens
 
     def heard(self, event: Event) -> None:
         """The engine sent something."""
         self.silence = 0.0
-        self.events += 1
         match event:
             case Heartbeat():
                 self.doing = event.doing
@@ -70,6 +70,8 @@ class Liveness:
             case StepOutputs(step_tokens=tokens) if tokens:
                 self.doing, self._waits = "step", None
                 self._steps.append((event.step_seconds, tokens))
+            case Stopping():
+                self.stops = True
             case _:
                 pass
 

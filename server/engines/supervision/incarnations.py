@@ -18,6 +18,7 @@ from scheduler.types.messages import (
     Shutdown,
     StartPhase,
     StepOutputs,
+    Stopping,
 )
 from server.engines.client import EngineClient
 from server.engines.process import EngineProcess
@@ -71,7 +72,7 @@ class Incarnations:
             case StepOutputs():
                 client.step_ended(event, now)
                 return
-            case Heartbeat():
+            case Heartbeat() | Stopping():
                 return
             case BlockChanges() | EngineMap():
                 client.published.heard(event)

@@ -20,7 +20,7 @@ from engine.ipc.keeper_address import KeeperAddress
 from engine.ipc.private_folder import private_folder, remove_folder
 from engine.ipc.shared_memory import shared_memory
 from scheduler.types.messages import HEARTBEAT_SECONDS
-from server.engines.health import SILENT_BEATS
+from server.engines.health import OBEY_BEATS, SILENT_BEATS
 from server.engines.process import exit_words, watch_child
 from server.engines.supervision.restart import RestartPolicy
 
@@ -29,7 +29,6 @@ KeeperState = Literal["starting", "ready", "hanging", "dead", "stopped"]
 
 _log = logging.getLogger("headrace.keeper")
 _UP_SECONDS = 2.0  # one that lived for less has not started
-_GRACE_SECONDS = 2.0
 _BACKLOG = 128
 _LOOK_SECONDS = 0.5
 
@@ -54,7 +53,7 @@ class KeeperSupervisor:
     def __init__(self, settings: Settings, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._child: subprocess.Popen[bytes] | None = None
-        self._hang_seconds = settings.hang_seconds
+        self._start_seconds, self._hang_seconds = settings.start_seconds, settings.hang_seconds
         self._silence = 0.0  # seconds, of those in which this process was awake
         self._awake = self._given_up = False
         self.trouble: str | None = None
@@ -119,8 +118,9 @@ class KeeperSupervisor:
                 await asyncio.wait_for(self._stop.wait(), delay)
             self.restarts[reason] += not self._stop.is_set()
 
-    async def stop(self, flush_seconds: float) -> None:
-        """Let it write for that long what would be lost with it, and end. `run` returns soon after."""
+    async def stop(self, flush_seconds: float, grace: float = 2.0) -> None:
+        """Let it write for that long what would be lost with it, and end within `grace` seconds more; one that is silent is not
+        waited for. `run`, which has to run meanwhile, returns soon after."""
         self._stop.set()
         child = self._child
         if child is None or child.stdin is None or child.poll() is not None:
@@ -128,8 +128,11 @@ class KeeperSupervisor:
         with contextlib.suppress(OSError):  # it has just died
             child.stdin.write(f"{flush_seconds}\n".encode())
             child.stdin.flush()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(child.wait, flush_seconds + _GRACE_SECONDS)
+        until = time.monotonic() + flush_seconds + grace
+        while (left := until - time.monotonic()) > 0 and self._silence <= OBEY_BEATS * HEARTBEAT_SECONDS:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(child.wait, min(left, _LOOK_SECONDS))
+                return
         child.kill()
 
     def close(self) -> None:
@@ -169,8 +172,8 @@ class KeeperSupervisor:
         cause = ""
         while not await _set_within(ended, _LOOK_SECONDS):
             self._look()
-            if self._silence > self._hang_seconds and not cause:
-                cause = f"has said nothing for {self._hang_seconds:g} s (hang_seconds)"
+            if self._silence > (self._hang_seconds if self._awake else self._start_seconds) and not cause:
+                cause = f"has said nothing for {self._silence:g} s ({'hang' if self._awake else 'start'}_seconds)"
                 child.kill()
         if child.stdin is not None:
             child.stdin.close()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 
 from engine.ipc.failures import EXIT_MODEL
+from scheduler.types.messages import HEARTBEAT_SECONDS
+from server.engines.health import OBEY_BEATS
 from server.engines.launch import Incarnation
 from server.engines.process import EngineProcess
 from server.engines.supervision.incarnations import Incarnations
@@ -17,9 +19,6 @@ _LAST_OUTPUTS_SECONDS = 0.1  # what a dead engine had sent may still be on its w
 # The longest wait for the engine's own account of why it failed, if its exit code says that there is one.
 _LAST_WORDS_SECONDS = 5.0
 STOP_GRACE_SECONDS = 5.0
-OBEY_BEATS = (
-    3  # heartbeats: an engine that is told to stop says something at once, and who misses so many will not stop
-)
 _EXIT = "exit"
 
 
@@ -173,7 +172,7 @@ class Supervisor:
 
         Args:
             grace: seconds for its current step, and for whatever else it does not count; an engine that hangs has none, one that
-                is silent no more than `OBEY_BEATS`.
+                is silent no more than `OBEY_BEATS`, nor than half of the time for writing, which may be others' too.
             flush_seconds: beyond that, for writing KV that would be lost with it; None: no tier survives the server.
         """
         self._stop.set()
@@ -189,11 +188,18 @@ class Supervisor:
         if seconds > 0:
             self._incarnations.shut_down(flush_seconds)
             liveness, until = self._status.liveness, time.monotonic() + seconds
-            events = liveness.events
+            before = liveness.silence
             while (left := until - time.monotonic()) > 0 and not await process.exited(min(left, self._tick)):
-                if liveness.events == events and liveness.missed(OBEY_BEATS):
+                before = min(before, liveness.silence)  # what it had sent before is heard first
+                if not liveness.stops and self._is_silent(liveness.silence - before, flush_seconds):
                     break
         process.kill()
+
+    def _is_silent(self, seconds: float, flush_seconds: float | None) -> bool:
+        """Whether it will not stop by itself, as it has said nothing for so long since it was told to."""
+        if flush_seconds is not None and seconds > max(HEARTBEAT_SECONDS, flush_seconds / 2):
+            return True
+        return self._status.liveness.missed(OBEY_BEATS)
 
     def kill(self) -> None:
         """End the engine at once; for the second signal."""

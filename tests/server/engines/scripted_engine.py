@@ -38,6 +38,7 @@ from scheduler.types.messages import (
     Shutdown,
     StartPhase,
     StepOutputs,
+    Stopping,
 )
 
 DIE, HANG, HOLD, FAIL, GARBAGE, STUCK, WAIT, BEGIN = 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008
@@ -97,7 +98,7 @@ class Peer:
                 self.beat()
             match COMMAND_CODEC.decode(self.commands.recv_multipart()):
                 case Shutdown(flush_seconds=seconds):
-                    self.beat()
+                    self.send(Stopping())
                     time.sleep(seconds)  # as if a slow disk took all of it
                     return
                 case AbortRequests(request_ids=ids):

@@ -141,7 +141,7 @@ def test_a_keeper_that_hangs_is_killed_and_started_again(tmp_path, caplog, monke
         supervisor.close()
 
     asyncio.run(body())
-    assert "has said nothing for 1.5 s (hang_seconds)" in caplog.text
+    assert "has said nothing for 2 s (hang_seconds)" in caplog.text
 
 
 def test_a_keeper_that_never_stays_is_given_up_and_nobody_waits_for_it(tmp_path, monkeypatch, caplog):

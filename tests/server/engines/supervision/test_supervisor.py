@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 
 import pytest
 import zmq
@@ -12,9 +13,10 @@ from engine.ipc.sockets import connected
 from scheduler.types.messages import FinishReason
 from server.engines.process import EngineProcess
 from server.engines.status import EngineStatus
+from server.engines.supervision import supervisor as supervisor_module
 from server.engines.supervision.restart import MAX_FAILED_STARTS, RESTART_DELAYS, WINDOW_SECONDS, RestartPolicy
 from server.errors import ApiError, EngineDied, PoisonRequest, Unavailable
-from tests.server.engines.harness import arguments, eventually, read, run, running
+from tests.server.engines.harness import HEARTBEAT, arguments, eventually, read, run, running
 from tests.server.engines.scripted_engine import DIE, EXIT_ORPHAN, GARBAGE, HANG, HOLD, STUCK, WAIT
 
 pytestmark = pytest.mark.processes
@@ -250,6 +252,36 @@ def test_stop_does_not_wait_for_an_engine_that_was_stopped_just_before():
             process = rig.processes[0]
             os.kill(process.pid, signal.SIGSTOP)
             await asyncio.wait_for(rig.supervisor.stop(grace=600.0, flush_seconds=600.0), timeout=60)
+            await eventually(lambda: process.exit_code == -signal.SIGKILL)
+
+    run(body)
+
+
+def test_stop_does_not_wait_for_an_engine_that_was_stopped_after_it_was_last_heard():
+    """What it had sent is read only when it has been told to stop, and does not mean that it obeys."""
+
+    async def body():
+        async with running(hang_seconds=600.0) as rig:
+            process = rig.processes[0]
+            time.sleep(2 * HEARTBEAT)  # this process hears nothing meanwhile
+            os.kill(process.pid, signal.SIGSTOP)
+            stop = asyncio.create_task(rig.supervisor.stop(grace=600.0, flush_seconds=600.0))
+            await eventually(lambda: rig.client.status.liveness.silence == 0.0)
+            await asyncio.wait_for(stop, timeout=60)
+            await eventually(lambda: process.exit_code == -signal.SIGKILL)
+
+    run(body)
+
+
+def test_a_silent_engine_leaves_time_to_write_to_others(monkeypatch):
+    monkeypatch.setattr(supervisor_module, "OBEY_BEATS", 10**9)
+    monkeypatch.setattr(supervisor_module, "HEARTBEAT_SECONDS", HEARTBEAT)
+
+    async def body():
+        async with running(hang_seconds=600.0) as rig:
+            process = rig.processes[0]
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.wait_for(rig.supervisor.stop(grace=600.0, flush_seconds=0.2), timeout=60)
             await eventually(lambda: process.exit_code == -signal.SIGKILL)
 
     run(body)
