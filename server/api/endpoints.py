@@ -35,6 +35,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     live_map.ENDPOINT,
     *health.ENDPOINTS,
     pages.INDEX,
+    pages.MAP,
 )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
@@ -21,9 +22,16 @@ _PULSE_SECONDS = 1.0  # at least so often there is a line about each engine
 
 def line_of(client: EngineClient, *, unchanged: bool) -> bytes:
     """A line about one engine: its state, and its newest map; `unchanged`: the map is the one of the line before."""
-    head = {"engine": client.name, "role": client.role.value, "state": state_of(client), "unchanged": unchanged}
     drawn = None if unchanged else client.published.map.newest
-    return msgspec.json.encode({**head, "map": None if drawn is None else msgspec.Raw(drawn)}) + b"\n"
+    line = {
+        "engine": client.name,
+        "role": client.role.value,
+        "state": state_of(client),
+        "now": time.monotonic(),
+        "unchanged": unchanged,
+        "map": None if drawn is None else msgspec.Raw(drawn),
+    }
+    return msgspec.json.encode(line) + b"\n"
 
 
 class MapStream(Response):

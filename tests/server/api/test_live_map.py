@@ -51,6 +51,7 @@ class Reader:
         self.lines: asyncio.Queue[dict] = asyncio.Queue()
         self.may_read, self.leaves = asyncio.Event(), asyncio.Event()
         self.may_read.set()
+        self.now = 0.0
         self.ended = asyncio.create_task(MapStream(list(server.context.engines))({}, self.receive, self.send))
 
     async def receive(self):
@@ -64,7 +65,10 @@ class Reader:
                 self.lines.put_nowait(json.loads(line))
 
     async def line(self):
-        return await asyncio.wait_for(self.lines.get(), 10)
+        line = await asyncio.wait_for(self.lines.get(), 10)
+        assert self.now <= line["now"]
+        self.now = line.pop("now")
+        return line
 
     async def leave(self):
         self.leaves.set()
