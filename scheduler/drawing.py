@@ -74,7 +74,8 @@ def _state(request: Request) -> Literal["waiting", "preempted", "loading", "pref
         return "preempted" if request.started else "waiting"
     if request.loading:
         return "loading"
-    return "prefill" if request.prefilling else "decode"
+    written = len(request.tokens) > len(request.prompt_ids)  # `computed` is ahead by the step that runs
+    return "decode" if written and not request.prefilling else "prefill"
 
 
 def _tiers(transfers: TransferPlanner, stats: EngineStats, moves: list[Transfer]) -> Iterator[MapTier]:

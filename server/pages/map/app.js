@@ -2,10 +2,11 @@
 
 const PLAY = ["M8 5v14l11-7Z"], PAUSE = ["M9 6v12M15 6v12"], BACK = ["M15 5 8 12l7 7"], FORTH = ["M9 5l7 7-7 7"]
 const RETRY_MS = [500, 1000, 2000, 5000]
+const BEHIND_SECONDS = .35 // rows are shown so much late, so that they grow evenly between pictures
 const HIDDEN_MS = 10000 // a page that nobody sees asks no longer, so that engines need not draw
 
 const pictures = new Pictures()
-let tracks = new Tracks()
+const tracks = new Tracks()
 const story = new Story(byId("story"))
 const cards = new Map()
 let held = null // the time that is looked at; null: now
@@ -16,7 +17,7 @@ let stream = null
 
 const choose = id => { selected = id === selected ? null : id; paint() }
 const timeline = new Timeline(byId("timeline"), tracks, story, choose)
-const openKey = offerKey(() => listen())
+const openKey = offerKey(() => { document.activeElement?.blur(); listen() }) // space is for pausing again
 offerTheme()
 
 // --- the stream ---
@@ -49,7 +50,7 @@ function take(text) {
   if (line.map) tracks.add(line.engine, line.map)
   else if (!line.unchanged) tracks.ended(line.engine)
   if (!cards.has(line.engine)) {
-    const card = new EngineCard(line.engine, tracks, story, choose)
+    const card = new EngineCard(line.engine, tracks, story, choose, repaint)
     cards.set(line.engine, card)
     byId("engines").append(card.node)
   }
@@ -119,12 +120,12 @@ function paint() {
   showShared(sharesTiers ? [...lines.values()] : [])
   const drawn = [...lines.values()].find(line => line?.map)?.map
   if (drawn) byId("block-size").textContent = drawn.block_size
-  paintTimeline(held ?? Math.max(at, now()))
+  paintTimeline(held ?? now())
   showTime(at)
   story.again()
 }
 
-const now = () => performance.now() / 1000 + clock
+const now = () => performance.now() / 1000 + clock - BEHIND_SECONDS
 
 function paintTimeline(at) {
   const hidden = timeline.paint([...cards.keys()], at, selected, paints)
@@ -177,7 +178,9 @@ function recolor() {
 new MutationObserver(recolor).observe(document.documentElement, {attributeFilter: ["data-theme"]})
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor)
 new ResizeObserver(() => { if (cards.size) repaint() }).observe(byId("engines"))
-if (innerWidth < 640) byId("legend").open = false
+const legend = remembered("localStorage", "headrace-map-legend")
+byId("legend").open = legend.get() ? legend.get() === "open" : innerWidth >= 640
+byId("legend").addEventListener("toggle", event => legend.set(event.target.open ? "open" : "closed"))
 recolor()
 listen()
 flow()

@@ -8,10 +8,10 @@ const AWAY = {
 }
 
 class EngineCard {
-  constructor(name, tracks, story, chosen) {
+  constructor(name, tracks, story, chosen, repaint) {
     this.name = name
     this._tracks = tracks
-    this.blocks = new Blocks(tracks, story, chosen)
+    this.blocks = new Blocks(tracks, story, chosen, repaint)
     this._role = el("span", {class: "chip role"})
     this._state = el("span", {class: "chip"})
     this._figures = Object.fromEntries(["running", "waiting", "prompt tokens/s", "tokens written/s"].map(label => [label, el("dd")]))

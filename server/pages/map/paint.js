@@ -37,10 +37,11 @@ function sized(canvas, width, height) {
 
 /**
  * One square.
- * @param {{state: number, colors: string[], used: number, cached: number}} cell `colors` of its owners; `used` and `cached` as shares.
+ * @param {{state: number, colors: string[], used: number, cached: number, filled: number}} cell `colors` of its owners; `used` and
+ *   `cached` as shares of its blocks; `filled`: how much of a block in use has been written.
  */
 function square(context, x, y, size, cell, paints) {
-  const gap = size > 9 ? 2 : 1, side = size - gap, round = Math.min(3, side / 4)
+  const gap = size > 9 ? 2 : 1, side = size - gap, round = Math.min(3, side / 4), alpha = context.globalAlpha
   const shape = () => { context.beginPath(); context.roundRect(x, y, side, side, round) }
   shape()
   context.fillStyle = paints.free
@@ -52,8 +53,12 @@ function square(context, x, y, size, cell, paints) {
   if (cell.used > 0) {
     const height = side * cell.used, colors = cell.colors.length ? cell.colors : [paints.wait]
     colors.forEach((color, index) => {
+      const [left, width] = [x + side * index / colors.length, side / colors.length + .5]
       context.fillStyle = color
-      context.fillRect(x + side * index / colors.length, y + side - height, side / colors.length + .5, height)
+      context.globalAlpha = alpha * .3
+      context.fillRect(left, y + side - height, width, height)
+      context.globalAlpha = alpha
+      context.fillRect(left, y + side - height * cell.filled, width, height * cell.filled)
     })
   }
   context.restore()
@@ -62,9 +67,10 @@ function square(context, x, y, size, cell, paints) {
 
 function hatched(context, x, y, width, height, paints) {
   context.fillStyle = paints.cached
-  context.globalAlpha = .45
+  const alpha = context.globalAlpha
+  context.globalAlpha = alpha * .45
   context.fillRect(x, y, width, height)
-  context.globalAlpha = 1
+  context.globalAlpha = alpha
   context.strokeStyle = paints.cached
   context.lineWidth = 1.4
   context.beginPath()

@@ -34,7 +34,7 @@ function storyOf(tracks, engine, drawn, cells, index, at) {
   const first = index * cells.perCell, last = Math.min(cells.blocks, first + cells.perCell) - 1
   const name = first === last ? `Block ${first}` : `Blocks ${first} to ${last}`
   const owners = cells.owners[cells.sets[index]][0]
-  if (first !== last) return `${name}: ${cells.active[index]} in use, ${cells.cached[index]} cached.${owners ? ` ${ofOwners(drawn, cells, index)}` : ""}`
+  if (first !== last) return ofSeveral(name, drawn, cells, index)
   switch (cells.states[index]) {
     case CELL.FREE: return `${name} is free. ${wasFormerly(tracks.lastStay(engine, index, at), at)}`
     case CELL.CACHED: return `${name} is cached: nobody uses it now, but what it holds is kept. ${isKept(tracks.lastStay(engine, index, at), drawn, at)}`
@@ -42,6 +42,17 @@ function storyOf(tracks, engine, drawn, cells, index, at) {
     case CELL.LOADING: return `${name} is being filled from ${tierThat(drawn, "loading")}, which is quicker than computing it.${owners ? ` ${ofOwners(drawn, cells, index)}` : ""}`
   }
   return owners ? `${name}. ${ofOwners(drawn, cells, index)}` : `${name} is in use, by a request that is not among those shown.`
+}
+
+/** A square of several blocks tells of the busiest of them. */
+function ofSeveral(name, drawn, cells, index) {
+  const [used, cached] = [cells.active[index], cells.cached[index]]
+  if (!used && !cached) return `${name} are free.`
+  const counts = `${name}: ${used || "none"} in use, ${cached || "none"} cached.`
+  const [owners, ...rows] = cells.owners[cells.sets[index]]
+  if (!owners) return counts
+  const who = owners > 1 ? plural(owners, "request") : short(drawn.requests[rows[0]].request_id)
+  return `${counts} One of them has tokens ${tokensAt(cells.places[index], drawn)} of ${who}.${owners > 1 ? "" : ` ${doing(drawn.requests[rows[0]])}`}`
 }
 
 function tierThat(drawn, way) {

@@ -28,7 +28,7 @@ class Timeline {
       Object.assign(row, {y})
       context.globalAlpha = selected === null || !row.track || row.track.id === selected ? 1 : .25
       if (row.track) this._request(row.track, y, narrow)
-      else this._steps(row.engine, y, engines.length > 1)
+      else this._steps(row.engine, y, engines.length > 1, narrow)
       y += row.height
     }
     context.globalAlpha = 1
@@ -82,11 +82,11 @@ class Timeline {
   }
 
   /** Each step as a bar as wide as it took; its height is its share of the largest that is seen. */
-  _steps(engine, y, several) {
+  _steps(engine, y, several, narrow) {
     const context = this._context, paints = this._paints
     const steps = (this._tracks.steps.get(engine) ?? []).filter(step => step.ended > this._at0 && step.ended - step.seconds <= this._time)
     const most = Math.max(1, ...steps.map(step => step.prompt_tokens + step.decodes)), room = STEP_ROW - 12
-    this._text(several ? `${engine}: steps` : "steps", 0, y + STEP_ROW / 2, this._label - 8, paints.soft, "600")
+    this._text(!several ? "steps" : narrow ? engine : `${engine}: steps`, 0, y + STEP_ROW / 2, this._label - 8, paints.soft, "600")
     for (const step of steps) {
       const from = this._x(step.ended - step.seconds), to = this._x(Math.min(this._time, step.ended))
       const width = Math.max(1, to - from - (to - from > 4 ? 1 : 0)), scale = room / most
@@ -121,24 +121,42 @@ class Timeline {
 
   /** Between the chunks of its prompt: waits as a line, writing as a band, loads in their own colour. */
   _states(track, middle, color) {
-    const context = this._context, paints = this._paints
-    const points = track.points.filter(point => point.at <= this._time)
-    let from = track.from
-    for (const [index, point] of points.entries()) {
-      const until = point.at
-      if (until >= this._at0) {
-        const [x, width] = [this._x(from), this._x(until) - this._x(from)]
-        const state = index ? points[index - 1].state : point.state
-        const wrote = point.output - (points[index - 1]?.output ?? point.output)
-        context.fillStyle = state === "loading" ? paints.moving : THIN.has(state) ? paints.wait : color
-        const alpha = context.globalAlpha
-        if (state === "decode" || wrote > 0) {
-          context.globalAlpha = alpha * .55
-          context.fillRect(x, middle - 4, width + .5, 8)
-        } else context.fillRect(x, middle - (THIN.has(state) ? 1 : 2), width + .5, THIN.has(state) ? 2 : 4)
-        context.globalAlpha = alpha
-      }
-      from = until
+    const context = this._context, paints = this._paints, alpha = context.globalAlpha
+    for (const {kind, from, to} of this._stretches(track)) {
+      const x = this._x(from), width = this._x(to) - x
+      context.fillStyle = {moving: paints.moving, thin: paints.wait}[kind] ?? color
+      const height = {writes: 8, thin: 2}[kind] ?? 4
+      context.globalAlpha = kind === "writes" ? alpha * .55 : alpha
+      context.fillRect(x, middle - height / 2, width, height)
+      context.globalAlpha = alpha
+      if (kind === "writes") this._cuts(track.engine, from, to, middle, height)
+    }
+  }
+
+  /** What a request did and how long, as far as pictures tell: from one to the next it did what it did at the first, or wrote. */
+  _stretches(track) {
+    const found = []
+    let before = null
+    for (const point of track.points) {
+      if (point.at > this._time) break
+      const {state} = before ?? point, wrote = before !== null && point.output > before.output
+      const kind = wrote || state === "decode" ? "writes" : THIN.has(state) ? "thin" : state === "loading" ? "moving" : "reads"
+      const from = before?.at ?? track.from
+      if (found.at(-1)?.kind === kind) found.at(-1).to = point.at
+      else found.push({kind, from, to: point.at})
+      before = point
+    }
+    return found.filter(stretch => stretch.to >= this._at0)
+  }
+
+  /** A band is cut where steps end, if they are wide enough to be seen. */
+  _cuts(engine, from, to, middle, height) {
+    const context = this._context
+    context.fillStyle = this._paints.sheet
+    let last = -Infinity
+    for (const step of this._tracks.steps.get(engine) ?? []) {
+      const x = this._x(step.ended)
+      if (step.ended > from && step.ended < to && step.ended > this._at0 && x - last >= 3) context.fillRect(last = x, middle - height / 2, .8, height)
     }
   }
 
