@@ -1,4 +1,7 @@
-"""`GET /`, the playground, and `GET /map`, the live map. Pages need no key: they hold nothing but themselves, and ask for all else with the reader's key."""
+"""`GET /`, the playground, and `GET /map`, the live map.
+
+Pages need no key: they hold nothing but themselves, and ask for all else with the reader's key.
+"""
 
 from starlette.responses import Response
 
