@@ -3,7 +3,7 @@
 #   docker build -t headrace .
 #   docker run --rm -p 127.0.0.1:8000:8000 headrace
 #
-# Runs as any user (`--user 12345`), without a home, on a read-only root (`--read-only`): docs/operations.md. docker-compose.yml adds
+# Runs as any user (`--user 12345`), without a home, on a read-only root (`--read-only`): docs/deploy.md. docker-compose.yml adds
 # Prometheus and Grafana. `make image-check` builds and runs it.
 
 ARG DEVICE=cpu

