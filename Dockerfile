@@ -22,7 +22,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Dependencies first, by a project without code: they are a layer of their own, which changes of the code leave alone. Of the load
-# tester's, rich alone: with matplotlib, which draws the pictures of its reports, the image would be 100 MB larger.
+# tester's, rich alone: with matplotlib, which draws the pictures of its reports, the image would be 100 MB larger. Taken out is what
+# nothing here runs: headers, tests, and the symbols for a debugger that some packages bring (45 MB).
 RUN python3 -m venv /opt/headrace \
     && mkdir server engine kernels scheduler configs loadtest \
     && /opt/headrace/bin/pip install --no-cache-dir -c constraints.txt pip setuptools \
@@ -35,8 +36,10 @@ RUN python3 -m venv /opt/headrace \
     && for torch in /opt/headrace/lib/python3*/site-packages/torch; do \
          rm -rf "$torch/test" "$torch/include" "$torch/share" "$torch"/bin/test_* "$torch"/bin/protoc*; \
        done \
-    && rm -rf /opt/headrace/lib/python3*/site-packages/networkx/*/tests \
-    && find /opt/headrace/lib/python3*/site-packages/sympy -type d -name tests -prune -exec rm -rf {} +
+    && find /opt/headrace/lib/python3*/site-packages -type d -name tests -prune -exec rm -rf {} + \
+    && for name in hf_xet httptools safetensors tokenizers uvloop xxhash yaml zstandard; do \
+         find /opt/headrace/lib/python3*/site-packages/"$name" -name '*.so' -exec strip --strip-unneeded {} +; \
+       done
 
 COPY server server
 COPY engine engine

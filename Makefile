@@ -64,8 +64,7 @@ format: $(LINTERS) ## let ruff fix and format what it can
 dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel and alert after a real load (two minutes, not in CI)
 	$(BIN)/python -m tests.e2e.dashboards.check $(ARGS)
 
-# Needs Debian's buildah, podman, runc, podman-compose and mmdebstrap; tests/e2e/image/check.py says what else, and what it makes
-# of IMAGE_BASE.
+# Needs Debian's buildah, podman, runc and mmdebstrap; tests/e2e/image/check.py says what else, and what it makes of IMAGE_BASE.
 image-check: $(TESTS) $(IMAGE) ## build the container image and run it, alone and by docker-compose.yml (not in CI)
 	$(BIN)/python -m tests.e2e.image.check
 

@@ -1,7 +1,7 @@
 """Builds the CPU image and runs it as a stranger would, alone and by docker-compose.yml: `make image-check`. Not part of CI.
 
-Needs Debian's buildah, podman, runc, podman-compose and mmdebstrap, root, a network for the packages, some 20 GB of disk and some
-twenty minutes on two cores.
+Needs Debian's buildah, podman, runc and mmdebstrap, the extra `image`, root, a network for the packages, some 20 GB of disk and
+some twenty minutes on two cores.
 
 Without IMAGE_BASE (a name, or a .tar of a root file system) the base is a Debian that mmdebstrap makes: a stand-in for
 python:3.11-slim-bookworm, which is not to be had everywhere. IMAGE_BUILD_ARGS: further arguments of `buildah build`, such as
@@ -22,16 +22,17 @@ import httpx
 
 from tests.e2e.dashboards.real_prometheus import free_port
 from tests.e2e.image.compose import build_prometheus
-from tests.e2e.image.containers import BASE, BUILDAH_BUILD, FOLDER, IMAGE, PODMAN, build_arguments, found, run
+from tests.e2e.image.containers import BASE, BUILDAH_BUILD, FOLDER, IMAGE, PODMAN, ULIMITS, build_arguments, found, run
 from tests.source_tree import ROOT
 
 MAX_BYTES = 1.2e9
 UID = 12345
-PROGRAMS = ("buildah", "podman", "runc", "podman-compose", "mmdebstrap", "unshare", "ip")
+PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap", "unshare", "ip")  # the last two: util-linux, iproute2
 LINTS = (
     ("hadolint", "Dockerfile"),
     ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"),
 )
+BOUNDED = tuple(f"--ulimit={name}={most}:{most}" for name, most in ULIMITS.items())
 QUOTA = ("--cpus", "1.5", "--memory", "2g")
 NO_COMPILER = "import shutil; print([shutil.which(each) for each in ('gcc', 'cc', 'g++', 'c++', 'clang', 'ld', 'as')])"
 KERNELS = "from kernels.cpu.variants import VARIANTS; print([each.name for each in VARIANTS if each.library.is_file()])"
@@ -73,13 +74,12 @@ def build() -> None:
 @contextlib.contextmanager
 def running(port: int, *limits: str) -> Iterator[str]:
     """The id of a container on a read-only root, as a user that nobody knows, without a capability and without HOME."""
-    ulimits = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")  # a nested container may not ask for more
     stranger = ("--read-only", "--cap-drop", "all", "--user", f"{UID}:{UID}")
     settings = {"PORT": port, "KV_DISK_PATH": "/kv/cache", "HOST": "127.0.0.1"}
     environment = [f"--env=HEADRACE_{name}={value}" for name, value in settings.items()]
     no_home = ("--entrypoint", '["env", "-u", "HOME", "headrace"]')  # podman and runc give one to whoever has none
     name = run(
-        *(*PODMAN, "run", "--detach", "--network", "host", *ulimits, *stranger, *environment, *limits, *no_home),
+        *(*PODMAN, "run", "--detach", "--network", "host", *BOUNDED, *stranger, *environment, *limits, *no_home),
         *(IMAGE, "serve"),
     )
     try:
@@ -155,10 +155,15 @@ def drain(url: str, name: str) -> None:
 def limited() -> None:
     """A container with a quota of 1.5 cores and 2 GiB computes with one thread, within its memory, and says so at its start."""
     tried = subprocess.run(
-        [*PODMAN, "run", "--rm", *QUOTA, IMAGE, "--version"], check=False, capture_output=True, text=True
+        [*PODMAN, "run", "--rm", "--network", "host", *BOUNDED, *QUOTA, IMAGE, "--version"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if tried.returncode != 0:
-        print(f"not checked: a container with limits, which needs control groups: {tried.stderr.strip()}")
+        print(
+            f"not checked: a container with limits, which needs control groups: {tried.stderr.strip().splitlines()[-1]}"
+        )
         return
     port = free_port()
     with running(port, *QUOTA, "--env=HEADRACE_KV_HOST_GIB=0") as name:
@@ -172,9 +177,12 @@ def limited() -> None:
 
 def main() -> int:
     """Exit code 2 if a program is missing."""
-    missing = [name for name in (*PROGRAMS, *(name for name, *_ in LINTS)) if found(name) is None]
-    if missing:
-        print(f"missing: {', '.join(missing)} (of Debian: {' '.join(PROGRAMS)})", file=sys.stderr)
+    ours = (*(name for name, *_ in LINTS), "podman-compose")
+    if missing := [name for name in (*PROGRAMS, *ours) if found(name) is None]:
+        print(
+            f"missing: {', '.join(missing)}; Debian has {', '.join(PROGRAMS)}, headrace[image] the others",
+            file=sys.stderr,
+        )
         return 2
     lint()
     try:

@@ -13,12 +13,13 @@ FOLDER = Path(tempfile.gettempdir()) / "headrace-image-check"
 STORE = ("--root", f"{FOLDER}/store", "--runroot", f"{FOLDER}/run", "--storage-driver", "vfs")
 PODMAN_OPTIONS = (*STORE, "--runtime", "runc", "--cgroup-manager", "cgroupfs")
 PODMAN = ("podman", *PODMAN_OPTIONS)
+ULIMITS = {"nofile": 4096, "nproc": 4096}  # a container within another may not ask for more
 BUILDAH_BUILD = ("buildah", *STORE, "build", "--runtime", "runc", "--network", "host", "--format", "docker")
 
 
 def run(*command: str, **options: object) -> str:
     """Its output, without the newline at its end. Raises CalledProcessError."""
-    print("+", shlex.join(command), flush=True)
+    print("+", shlex.join(command).replace(f" {shlex.join(PODMAN_OPTIONS)}", ""), flush=True)
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options)
     return done.stdout.strip()
 
