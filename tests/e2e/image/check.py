@@ -133,6 +133,8 @@ def look_inside(name: str) -> None:
 def chat(url: str) -> None:
     body = {"messages": [{"role": "user", "content": "Where does a river end?"}], "max_tokens": 20, "temperature": 0}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()
+    page = httpx.get(f"{url}/", headers={"Accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html") and "<html" in page.text, "the page is not in the image"
     print(f"it says: {answer['choices'][0]['message']['content']!r}, {answer['usage']}")
     assert answer["usage"]["completion_tokens"] > 0
 
