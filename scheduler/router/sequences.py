@@ -82,9 +82,11 @@ class OpenSequences:
 
     def step_ended(self, work: StepWork, steps: int = 1) -> None:
         """So many equal steps ended; what they brought is told afterwards."""
-        self._done_tokens = min(self._tokens, self._done_tokens + work.prompt_tokens)
-        self._done_keys = min(self._keys, self._done_keys + work.prompt_keys)
-        self._steps += steps * (work.decodes > 0)
+        if work.prompt_tokens:
+            self._done_tokens = min(self._tokens, self._done_tokens + work.prompt_tokens)
+            self._done_keys = min(self._keys, self._done_keys + work.prompt_keys)
+        if work.decodes:
+            self._steps += steps
 
     def first_token(self, request_id: str) -> None:
         """Its prompt is computed."""

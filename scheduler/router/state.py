@@ -14,8 +14,6 @@ from scheduler.router.view import ReplicaView, Role
 from scheduler.types.messages import EngineStats, Ready
 from scheduler.types.step import StepWork
 
-_RECENT = 0.9  # weight of the steps before beside a new one, in the mix that sequences decode beside
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLimits:
@@ -61,7 +59,6 @@ class ReplicaState:
         self.sequences = OpenSequences()
         self.computed_tokens = 0
         self._stats = EngineStats()
-        self._beside = (0.0, 0.0)  # prompt tokens and their keys in recent steps in which sequences decoded
         self._stepped = -inf  # when the last step ended
 
     # --- what happens ---
@@ -104,10 +101,6 @@ class ReplicaState:
         self._stepped = now
         self.cost.observe(work, seconds)
         self.sequences.step_ended(work, steps)
-        if work.decodes:
-            new = (work.prompt_tokens, work.prompt_keys)
-            tokens, keys = (_RECENT * old + (1 - _RECENT) * each for old, each in zip(self._beside, new, strict=True))
-            self._beside = (tokens, keys)
 
     def first_token(self, request_id: str) -> None:
         """The sequence's prompt is computed."""
@@ -177,7 +170,8 @@ class ReplicaState:
 
     def decode_seconds(self, tokens: int) -> float:
         """Between two tokens of each sequence, with one more of so many tokens, beside prompts as in recent steps."""
-        prompts = StepWork(prompt_tokens=round(self._beside[0]), prompt_keys=round(self._beside[1]))
+        tokens_beside, keys_beside = self.cost.beside_decodes
+        prompts = StepWork(prompt_tokens=round(tokens_beside), prompt_keys=round(keys_beside))
         return self._step_seconds(tokens, prompts)
 
     def _step_seconds(self, tokens: int, prompts: StepWork | None = None) -> float:

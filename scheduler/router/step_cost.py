@@ -15,6 +15,7 @@ from scheduler.types.step import StepWork
 _MEMORY = 0.998  # weight of a step relative to the next one: about 500 steps count
 _SOLVE_EVERY = 32  # steps, once so many were seen; before, each time their number has doubled
 _SWEEPS = 24
+_RECENT = 0.9  # weight of the steps before beside a new one, in the mix that sequences decode beside
 _UNREAD = 512  # steps that nobody has asked about: older ones would hardly count
 _ENOUGH = 8  # steps with prompts, before what they cost counts as known
 _UNSEEN = 1e-9  # of the weight of all steps: less says nothing about a constant
@@ -37,6 +38,7 @@ class StepCost:
         self._steps = 0  # seen
         self._solved = 0  # of these, those that are in the constants
         self._prompt_steps = 0
+        self._beside = (0.0, 0.0)  # see `beside_decodes`
         self._unread = deque[tuple[StepWork, float]](maxlen=_UNREAD)
 
     @property
@@ -44,6 +46,12 @@ class StepCost:
         """Whether enough steps with prompts were seen."""
         self._read()
         return self._prompt_steps >= _ENOUGH
+
+    @property
+    def beside_decodes(self) -> tuple[float, float]:
+        """Prompt tokens, and the keys that they read, in a recent step in which sequences decoded, on average."""
+        self._read()
+        return self._beside
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """A step took so long; 0 if that was not measured. It costs next to nothing until somebody asks: a server of one engine
@@ -62,6 +70,12 @@ class StepCost:
                 row[column] = row[column] * _MEMORY + feature * other / seconds
         for index, feature in enumerate(features):
             self._targets[index] = self._targets[index] * _MEMORY + feature
+        if work.decodes:
+            tokens, keys = self._beside
+            self._beside = (
+                _RECENT * tokens + (1 - _RECENT) * work.prompt_tokens,
+                _RECENT * keys + (1 - _RECENT) * work.prompt_keys,
+            )
         self._steps += 1
         self._prompt_steps += work.prompt_tokens > 0
         if self._steps >= min(2 * self._solved, self._solved + _SOLVE_EVERY):

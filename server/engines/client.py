@@ -235,11 +235,12 @@ class EngineClient:
             served += len(stream.request.prompt_ids)
         if output.times is not None:
             stream.lifetime.absorb(output.times, output.trail, self.name)
+            if output.token_ids:  # the first here, or the last
+                self.routing.first_token(output.request_id)
             if stream.handed_over is not None and output.token_ids and self.hand_overs is not None:
                 self.hand_overs.arrived(self, stream, output.times)
         if output.token_ids:
             self.status.last_token = now
-            self.routing.first_token(output.request_id)
             self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
         if output.finish_reason is not None:
             del self._streams[output.request_id]

@@ -25,8 +25,8 @@ class Linear(StepCost):
         super().__init__()
         self._constants = [TOKEN, DECODE, STEP, 0.0, 0.0]
 
-    def observe(self, work: StepWork, seconds: float) -> None:
-        pass
+    def _solve(self) -> None:
+        """Nothing is learnt."""
 
 
 def replica() -> ReplicaState:
