@@ -3,7 +3,7 @@
 What belongs here: the sum of the parts. Never: which replica is chosen, who may be asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -82,7 +82,9 @@ class ReplicaState:
             names: of the leading full blocks of its prompt, if they are known.
             loads: whether another replica has computed all but the last token, so that it is loaded here.
         """
-        computes = 1 if loads else max(1, tokens - self._cached(tokens, self.blocks.held(names).device))
+        held = self.blocks.held(names)
+        uncached = tokens - self._cached(tokens, held.device)
+        computes = 1 if loads else max(1, uncached - self._loads(held.tiers, uncached)[1])
         self.sequences.submitted(request_id, OpenSequence(prompt=tokens, computes=computes, limit=limit, names=names))
         self.blocks.announce(names)
         self.computed_tokens += computes
@@ -122,7 +124,6 @@ class ReplicaState:
         *,
         role: Role = Role.MIXED,
         available: bool = True,
-        load_seconds: Mapping[str, float] | None = None,
     ) -> ReplicaView:
         """What a router sees of it.
 
@@ -132,12 +133,10 @@ class ReplicaState:
             now: the time.
             role: what the replica is meant for.
             available: whether it takes requests.
-            load_seconds: to load one block, by tier; tiers that are not named are not counted on.
         """
         held, sequences = self.blocks.held(names), self.sequences
         cached = self._cached(tokens, held.device)
-        loading, loaded = self._loads(held.tiers, load_seconds or {})
-        loaded = min(loaded, max(0, tokens - cached - 1))
+        loading, loaded = self._loads(held.tiers, tokens - cached)
         begin = cached + loaded
         waiting_seconds = self._seconds(sequences.waiting_tokens, sequences.waiting_keys, now)
         own = StepWork(prompt_tokens=tokens - begin, prompt_keys=keys_of(tokens, begin))
@@ -188,18 +187,19 @@ class ReplicaState:
         """Tokens in so many leading blocks of a prompt; its last one is always computed."""
         return min(blocks * self.limits.block_size, tokens - 1) if self.limits else 0
 
-    def _loads(self, tiers: Sequence[str], load_seconds: Mapping[str, float]) -> tuple[float, int]:
-        """How long it takes to load these blocks as far as that is sooner than to compute them, and the tokens in them."""
+    def _loads(self, tiers: Sequence[str], uncached: int) -> tuple[float, int]:
+        """How long it takes to load the blocks in these tiers as far as that is sooner than to compute them, and the tokens in them
+        of so many that are not on the device. Tiers that are down, or of which no report has come yet, are not counted on."""
         if not self.limits or not tiers:
             return 0.0, 0
         size, seconds, count = self.limits.block_size, 0.0, 0
         for tier in tiers:
-            each = load_seconds.get(tier, inf)
-            if each >= size * self.cost.token_seconds:
+            stats = self._stats.tiers.get(tier)
+            if stats is None or not stats.up or stats.block_load_seconds >= size * self.cost.token_seconds:
                 break
-            seconds += each
+            seconds += stats.block_load_seconds
             count += 1
-        return seconds, count * size
+        return seconds, min(count * size, max(0, uncached - 1))
 
     def _seconds(self, tokens: int, keys: int, now: float) -> float:
         """Until so many prompt tokens are computed, beside the sequences that decode, the step under way included."""

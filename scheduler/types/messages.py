@@ -182,6 +182,7 @@ class TierStats:
     up: bool = True  # False: it failed, and the server continues without it
     blocks: int = 0  # contents that it keeps, those on their way included
     bytes: int = 0
+    block_load_seconds: float = 0.0  # to load one block, as lately measured, or assumed before that
     loaded: int = 0  # blocks
     load_copies: int = 0  # ranges that were copied; adjacent blocks are copied as one
     saved: int = 0

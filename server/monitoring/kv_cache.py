@@ -96,6 +96,15 @@ _TIERS = PanelRow(
             queries=[Query(gauge("headrace_kv_tier_blocks", by="engine, tier"), "{{tier}} {{engine}}")],
             width=6,
         ),
+        Panel(
+            title="To load a block",
+            about="As lately measured, or assumed before that. The router counts on it where loading is sooner than computing.",
+            queries=[
+                Query(gauge("headrace_kv_tier_block_load_seconds", by="engine, tier"), "{{tier}} {{engine}}"),
+            ],
+            unit="s",
+            width=6,
+        ),
         _by_tier("Loaded", "Blocks loaded instead of computed, per second.", ("loaded_blocks", "")),
         _by_tier(
             "Saved",

@@ -86,6 +86,12 @@ TIER_METRICS = (  # fields of `TierStats`, each with the tier as a label
     EngineMetric("up", "headrace_kv_tier_up", "1, or 0 once the tier has failed and is no longer used.", counter=False),
     EngineMetric("blocks", "headrace_kv_tier_blocks", "KV blocks kept in a tier below the device.", counter=False),
     EngineMetric("bytes", "headrace_kv_tier_bytes", "Bytes that a tier's KV blocks take.", counter=False),
+    EngineMetric(
+        "block_load_seconds",
+        "headrace_kv_tier_block_load_seconds",
+        "To load one KV block from a tier, as lately measured, or assumed before that; the router counts on it.",
+        counter=False,
+    ),
     EngineMetric("loaded", "headrace_kv_tier_loaded_blocks", "KV blocks loaded from a tier instead of computed."),
     EngineMetric("saved", "headrace_kv_tier_saved_blocks", "KV blocks copied to a tier."),
     EngineMetric(

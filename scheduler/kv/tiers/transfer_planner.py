@@ -110,7 +110,10 @@ class TransferPlanner:
 
     def snapshot(self) -> Mapping[str, TierStats]:
         """The counters by the tiers' names, with gauges brought up to date."""
-        return self.tiers.snapshot()
+        tiers = self.tiers.snapshot()
+        for name, stats in tiers.items():
+            stats.block_load_seconds = self._estimate.block_seconds(name)
+        return tiers
 
     # --- what the scheduler reports ---
 

@@ -2,12 +2,13 @@
 
 import pytest
 
+from scheduler.router.prefix_aware import PrefixAware
 from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.step_cost import StepCost
 from scheduler.router.view import Role
 from scheduler.types.block_changes import BlockChanges, StoredBlocks
-from scheduler.types.messages import EngineStats
-from scheduler.types.step import StepWork
+from scheduler.types.messages import EngineStats, TierStats
+from scheduler.types.step import ChunkPhase, StepWork
 
 LIMITS = ReplicaLimits(blocks=100, block_size=10, step_tokens=50, running=4)
 NAMES = [bytes([number]) for number in range(20)]
@@ -92,15 +93,62 @@ def test_what_another_has_computed_is_not_waited_for():
     assert state.view(10, [], 0.0).waiting_tokens == 401
 
 
+def told(state: ReplicaState, **tiers: TierStats) -> None:
+    """It has reported how its tiers do."""
+    state.step_ended(StepWork(), 0.0, EngineStats(tiers=tiers), 0.0)
+
+
 def test_a_tier_is_counted_on_where_loading_is_sooner():
     state = replica()
     state.blocks.change(IN_HOST)
-    view = state.view(45, NAMES[:4], 0.0, load_seconds={"host": 0.001})
+    nothing = pytest.approx(STEP + 45 * TOKEN)
+    assert state.view(45, NAMES[:4], 0.0).first_token_seconds == nothing, "it has not said how fast it loads"
+    told(state, host=TierStats(block_load_seconds=0.001))
+    view = state.view(45, NAMES[:4], 0.0)
     assert (view.cached_tokens, view.tier_tokens) == (0, 30)
     assert view.first_token_seconds == pytest.approx(3 * 0.001 + STEP + 15 * TOKEN)
-    for slow in ({"host": 0.02}, {}):
-        view = state.view(45, NAMES[:4], 0.0, load_seconds=slow)
-        assert view.tier_tokens == 0 and view.first_token_seconds == pytest.approx(STEP + 45 * TOKEN)
+    assert view.prompt_seconds == pytest.approx(15 * TOKEN), "what is loaded holds up nobody"
+    assert state.view(30, NAMES[:3], 0.0).tier_tokens == 29, "the last token is always computed"
+    for useless in (TierStats(block_load_seconds=0.02), TierStats(block_load_seconds=0.001, up=False)):
+        told(state, host=useless)
+        view = state.view(45, NAMES[:4], 0.0)
+        assert view.tier_tokens == 0 and view.first_token_seconds == nothing
+
+
+def test_blocks_of_the_device_come_first_and_each_tier_has_its_own_rate():
+    state = replica()
+    for tier, names in (("device", NAMES[:1]), ("host", NAMES[1:2]), ("disk", NAMES[2:4])):
+        stored = StoredBlocks(tier=tier, names=names, tokens=[10] * len(names), parents=[None] * len(names))
+        state.blocks.change(BlockChanges(stored=[stored]))
+    told(state, host=TierStats(block_load_seconds=0.001), disk=TierStats(block_load_seconds=0.004))
+    view = state.view(45, NAMES[:4], 0.0)
+    assert (view.cached_tokens, view.tier_tokens) == (10, 30)
+    assert view.first_token_seconds == pytest.approx(0.001 + 2 * 0.004 + STEP + 5 * TOKEN)
+
+
+def test_what_is_loaded_is_not_waited_for_as_if_it_were_computed():
+    state = replica()
+    state.blocks.change(IN_HOST)
+    told(state, host=TierStats(block_load_seconds=0.001))
+    state.submitted("a", 45, 5, NAMES[:3])
+    assert state.view(10, [], 0.0).waiting_tokens == 15 == state.computed_tokens
+
+
+def test_of_two_that_can_load_a_prefix_from_a_shared_tier_the_one_with_less_to_do_gets_it():
+    def chosen(rate: float, waits: int) -> int:
+        states = [replica(), replica()]
+        states[0].blocks.change(ON_DEVICE)  # computed there, and saved for both
+        for state in states:
+            state.blocks.change(IN_HOST)
+            told(state, host=TierStats(block_load_seconds=rate))
+        if waits:
+            states[0].submitted("busy", waits, 5)
+        views = [state.view(45, NAMES[:4], 0.0) for state in states]
+        return PrefixAware().choose([0] * 45, views, ChunkPhase.PREFILL)
+
+    assert chosen(0.001, waits=0) == 0, "it need not be loaded"
+    assert chosen(0.001, waits=40) == 1, "loading is sooner than waiting"
+    assert chosen(0.02, waits=40) == 0, "from a slow tier it would be computed, which takes longer than waiting"
 
 
 def test_it_is_full_when_a_place_or_blocks_are_missing_and_says_for_how_long():

@@ -5,7 +5,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
+from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.types.transfers import DEVICE
 from tests.drawn import drawn
 from tests.scheduler.sim import Engine
@@ -333,6 +337,15 @@ def test_steps_of_few_prompt_tokens_and_small_transfers_tell_nothing():
     found.on_transfer("host", 3, 100.0)
     assert found.recompute_seconds(1) is None
     assert found.block_seconds("host") < 1e-5
+
+
+def test_how_long_a_block_takes_to_load_is_reported_as_measured():
+    estimate = LoadOrRecompute(2**21, 32, telling_tokens=32, bandwidth={"host": 2**31, "disk": 2**25})
+    tiers = [TierIndex(name, 2**30, 2**21, eviction_of("lru", 512)) for name in ("host", "disk")]
+    planner = TransferPlanner(BlockPool(4, 32), tiers, estimate)
+    estimate.on_transfer("host", 8, 8 * 0.004)
+    reported = {name: stats.block_load_seconds for name, stats in planner.snapshot().items()}
+    assert reported == {"host": pytest.approx(0.004), "disk": pytest.approx(1 / 16)}, "the disk's is a guess"
 
 
 def test_swapping_pays_twice_the_way():
