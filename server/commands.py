@@ -104,6 +104,13 @@ def doctor(arguments: Sequence[str]) -> int:
     return 1 if any(finding.fatal for finding in findings) else 0
 
 
+def chat(arguments: Sequence[str]) -> int:
+    """`headrace chat`: a conversation with a running server."""
+    from server.client.chat import chat as run
+
+    return run(arguments)
+
+
 def serve_parser() -> argparse.ArgumentParser:
     """One flag for each knob. Flags only collect text: `configs.loader` parses and refuses values, whatever their source."""
     from configs.knob import knobs, sections
@@ -194,5 +201,6 @@ def _complain(prog: str, problem: str) -> int:
 
 COMMANDS = {
     "serve": Command("Serve a model over HTTP", serve),
+    "chat": Command("Chat with a running server", chat),
     "doctor": Command("Report what is installed, and what is lost without the rest", doctor),
 }

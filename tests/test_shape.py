@@ -39,7 +39,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 LAYERS = {
-    "server": ("http", "schema", "text", "telemetry", "monitoring", "pages", "stream", "engines", "api"),
+    "server": ("client", "http", "schema", "text", "telemetry", "monitoring", "pages", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
     "server.engines": ("published", "disaggregation", "supervision"),
     "scheduler": ("types", "kv", "policies", "router"),

@@ -1,0 +1,1 @@
+"""Asks a running server, as any client would: `headrace chat`, `headrace doctor --url`."""
