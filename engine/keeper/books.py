@@ -188,6 +188,10 @@ class SlabBooks:
         """Keep these contents, present or yet to come, until then."""
         self._index.pin(keys, until)
 
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
+        """A new request can use these contents, which form a prefix: eviction may learn from that."""
+        self._index.on_lookup(keys)
+
     def drop(self, keys: Iterable[bytes]) -> None:
         """Nobody finds these contents any more. Their slots are free when their last readers have gone."""
         keys = [key for key in keys if self._index.knows(key)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from engine.keeper.messages import Done, Drop, GivenSlots, Keep, Lend, Look, Read, Release, Sizes, Write
+from engine.keeper.messages import Asked, Done, Drop, GivenSlots, Keep, Lend, Look, Read, Release, Sizes, Write
 from engine.keeper.slab import SharedSlab
 from engine.kv_store.store import BlockStore, Capabilities, Kept, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
@@ -61,6 +61,11 @@ class KeptDisk(BlockStore):
         """Have these contents kept until then, whoever put them."""
         with self._client.lane() as lane:
             lane.ask(Keep(tier=DISK, keys=list(keys), until=until), Done)
+
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
+        """Tell what a new request can use: the keeper evicts, for all engines."""
+        with self._client.lane() as lane:
+            lane.ask(Asked(tier=DISK, keys=list(keys)), Done)
 
     def kept(self) -> Iterable[Kept]:
         """What is there."""

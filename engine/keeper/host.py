@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from engine.keeper.client import Lane
-from engine.keeper.messages import KNOWN, Done, Drop, GivenSlots, Keep, Lend, Release
+from engine.keeper.messages import KNOWN, Asked, Done, Drop, GivenSlots, Keep, Lend, Release
 from engine.keeper.slab import SharedSlab
 from engine.kv_store.store import BlockStore, Capabilities, Kept, Lent, Rows, StoreLost
 from scheduler.types.block_hash import BlockKey
@@ -65,6 +65,11 @@ class KeptHost(BlockStore):
         """Have these contents kept until then, whoever put them."""
         with self._client.lane() as lane:
             lane.ask(Keep(tier=HOST, keys=list(keys), until=until), Done)
+
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
+        """Tell what a new request can use: the keeper evicts, for all engines."""
+        with self._client.lane() as lane:
+            lane.ask(Asked(tier=HOST, keys=list(keys)), Done)
 
     def kept(self) -> Iterable[Kept]:
         """What is there."""

@@ -116,6 +116,15 @@ class Keeper:
         tier_books = self.books if tier == HOST else self.shelf
         tier_books.pin(keys, until)
 
+    def on_lookup(self, tier: str, keys: Sequence[bytes]) -> None:
+        """A new request of some engine can use these contents of that tier, which form a prefix.
+
+        Raises:
+            StoreLost: there is no such tier.
+        """
+        tier_books = self.books if tier == HOST else self.shelf
+        tier_books.on_lookup(keys)
+
     # --- engines come and go ---
 
     async def welcome(self, hello: Hello) -> Welcome:

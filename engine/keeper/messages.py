@@ -81,6 +81,14 @@ class Keep:
 
 
 @dataclass(slots=True, kw_only=True)
+class Asked:
+    """A new request can use these contents, which form a prefix. For a policy of eviction that learns from it."""
+
+    tier: str
+    keys: list[bytes]
+
+
+@dataclass(slots=True, kw_only=True)
 class Drop:
     """These contents are in doubt, or nobody's any more."""
 
@@ -100,8 +108,8 @@ class Follow:
     """Tell me on this connection what others put, and what goes."""
 
 
-REQUESTS = (Hello, Reserve, Commit, Lend, Release, Write, Read, Look, Keep, Drop, Contents, Follow)
-Request = Hello | Reserve | Commit | Lend | Release | Write | Read | Look | Keep | Drop | Contents | Follow
+REQUESTS = (Hello, Reserve, Commit, Lend, Release, Write, Read, Look, Keep, Asked, Drop, Contents, Follow)
+Request = Hello | Reserve | Commit | Lend | Release | Write | Read | Look | Keep | Asked | Drop | Contents | Follow
 
 
 # --- keeper -> engine ---

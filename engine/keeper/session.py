@@ -11,6 +11,7 @@ from engine.keeper.keeper import Keeper, Nonsense
 from engine.keeper.messages import (
     REPLIES,
     REQUESTS,
+    Asked,
     Commit,
     Contents,
     DiskLost,
@@ -142,6 +143,8 @@ class Session:
                 await self._keeper.look()
             case Keep():
                 self._keeper.pin(request.tier, request.keys, request.until)
+            case Asked():
+                self._keeper.on_lookup(request.tier, request.keys)
             case Drop():
                 self._keeper.drop(request.tier, request.keys)
             case _:

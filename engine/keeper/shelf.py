@@ -128,6 +128,10 @@ class Shelf:
         """Keep these contents, present or yet to come, until then."""
         self._index.pin(keys, until)
 
+    def on_lookup(self, keys: Sequence[bytes]) -> None:
+        """A new request can use these contents, which form a prefix: eviction may learn from that."""
+        self._index.on_lookup(keys)
+
     def drop(self, keys: Iterable[bytes]) -> None:
         """Nobody finds these contents any more."""
         keys = [key for key in keys if self._index.knows(key)]

@@ -125,6 +125,13 @@ class BlockStore(ABC):
             StoreLost: as from `put`.
         """
 
+    def on_lookup(self, keys: Sequence[bytes]) -> None:  # noqa: B027 - only a store that is `shared` evicts
+        """A new request can use these contents, which form a prefix: eviction may learn from that.
+
+        Raises:
+            StoreLost: as from `put`.
+        """
+
     def lend(self, block_keys: Sequence[BlockKey]) -> AbstractContextManager[Lent]:
         """Those of these contents that are there, to be read in place. For stores with `contiguous_rows`.
 

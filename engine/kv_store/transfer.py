@@ -154,6 +154,8 @@ class TransferWorker:
         try:
             for pin in transfer.pins:
                 self._stores[transfer.lower].pin(pin.keys, pin.until)
+            for keys in transfer.lookups:
+                self._stores[transfer.lower].on_lookup(keys)
             rest = self._carry(transfer, result)
         except StoreLost as error:
             self._tell_lost(transfer.lower, error)

@@ -13,13 +13,19 @@ Never: blocks, bytes, tiers, a clock.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from scheduler.kv.predicted_eviction import Predicted
 
 
 class EvictionPolicy(Protocol):
-    """Which content is evicted first. It has one owner, which calls it from one thread."""
+    """Which content is evicted first. It has one owner, which calls it from one thread.
+
+    Attributes:
+        learns: whether it makes something of lookups.
+    """
+
+    learns: ClassVar[bool]
 
     def add(self, *keys: bytes) -> None:
         """These are no longer used and may be evicted, the last of them first. None of them is here yet."""
@@ -49,6 +55,8 @@ class EvictionPolicy(Protocol):
 
 class Lru:
     """Least recently used first."""
+
+    learns: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._policy: OrderedDict[bytes, None] = OrderedDict()
@@ -108,6 +116,11 @@ class Eviction:
         self._kept: OrderedDict[bytes, None] = OrderedDict()  # pinned, here and unused: least recently used first
 
     # --- as a policy ---
+
+    @property
+    def learns(self) -> bool:
+        """Whether it makes something of lookups."""
+        return self._policy.learns
 
     def add(self, *keys: bytes) -> None:
         """Nobody uses these any more: the last of them goes first."""

@@ -20,6 +20,7 @@ What belongs here: kinds, their order, the bound. Never: clock time, blocks, tie
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scheduler.kv.reuse_stats import Cohort, ReuseStats
 
@@ -42,6 +43,8 @@ class _Known:
 
 class Predicted:
     """An `EvictionPolicy` for a store of `capacity` contents."""
+
+    learns: ClassVar[bool] = True
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

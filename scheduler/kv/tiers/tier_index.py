@@ -72,6 +72,7 @@ class TierIndex:
         self._evictable = 0  # bytes
         self._drops: list[bytes] = []
         self._pins: list[Pin] = []  # of which the tier, where others evict, has to be told
+        self._lookups: list[Sequence[bytes]] = []  # the same
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -122,6 +123,8 @@ class TierIndex:
         """A new request can use these contents, which form a prefix."""
         found = next((place for place, key in enumerate(keys) if not self.readable(key)), len(keys))
         self._policy.on_lookup(keys, found)
+        if self.shared and self._policy.learns and keys:
+            self._lookups.append(list(keys))
 
     def pin(self, keys: Sequence[bytes], until: float) -> None:
         """Keep these contents until then, in seconds of the caller's clock, as far as the limit on pins allows."""
@@ -233,6 +236,7 @@ class TierIndex:
         self._entries.clear()
         self._drops.clear()
         self._pins.clear()
+        self._lookups.clear()
         self._policy.clear()
 
     def _drop_own(self, key: bytes) -> None:
@@ -250,6 +254,11 @@ class TierIndex:
         pins, self._pins = self._pins, []
         return pins
 
+    def take_lookups(self) -> list[Sequence[bytes]]:
+        """What new requests asked for, of which the tier has to be told; each is returned once."""
+        lookups, self._lookups = self._lookups, []
+        return lookups
+
     def pin_again(self, pins: Iterable[Pin]) -> None:
         """Return pins that a transfer took but never carried out."""
         self._pins += pins
@@ -260,8 +269,8 @@ class TierIndex:
 
     @property
     def has_word(self) -> bool:
-        """Whether the tier has something to forget, or pins to be told of."""
-        return bool(self._drops or self._pins)
+        """Whether the tier has something to forget, or is to be told of pins or lookups."""
+        return bool(self._drops or self._pins or self._lookups)
 
     def _evict(self) -> None:
         key = self._policy.victim()

@@ -78,6 +78,7 @@ class TransfersInFlight:
         lower = self._tiers.get(transfer.lower)
         if lower is not None:
             transfer.drops, transfer.pins = lower.take_drops(), lower.take_pins()
+            transfer.lookups = lower.take_lookups()
         self._next_id += 1
         self._planned.append(transfer)
         own = list(blocks) if held else []

@@ -25,19 +25,21 @@ from tests.scheduler.test_random_walk import PREFIXES
 class Member:
     """One of the engines, with what clients do to it."""
 
-    def __init__(self, keeper, rng):
+    def __init__(self, keeper, rng, eviction):
         self.rng, self.count = rng, 0
         self.woken = threading.Event()
         worker = RowsWorker(rng.randint(4, 14))
         slab, slots = keeper.mapped(), rng.choice([3, 8, 30])
         self.stores = {"host": keeper.host_on(slab), "disk": keeper.disk_on(slab)}
         tiers = [
-            TierIndex("host", slots * keeper.size, keeper.size, eviction_of("lru", slots), survives=True, shared=True),
+            TierIndex(
+                "host", slots * keeper.size, keeper.size, eviction_of(eviction, slots), survives=True, shared=True
+            ),
             TierIndex(
                 "disk",
                 60 * size_of(keeper.size),
                 size_of(keeper.size),
-                eviction_of("lru", 60),
+                eviction_of(eviction, 60),
                 survives=True,
                 shared=True,
             ),
@@ -72,22 +74,33 @@ class Member:
 
 @pytest.fixture(scope="module")
 def total():
-    counts = {"host": 0, "disk": 0, "back": 0}
+    counts = {"host": 0, "disk": 0, "back": 0, "learned": 0}
     yield counts
     # From which tier is a matter of time: what the dead keeper had may be on the disk alone, or nowhere.
-    assert counts["host"] + counts["disk"] > 5 and counts["back"] > 0, counts
+    assert counts["host"] + counts["disk"] > 5 and counts["back"] > 0 and counts["learned"] > 5, counts
+
+
+def learned(keeper):
+    """Contents that a policy which learns from lookups has heard of."""
+    if keeper.eviction == "lru" or keeper.keeper._books is None:
+        return 0
+    return len(keeper.call(lambda: list(keeper.keeper.books._index._policy._policy._known)))
 
 
 @pytest.mark.parametrize("seed", range(drawn(6)))
 def test_walk(tmp_path, seed, total):
     rng = Random(seed)
-    keeper = KeeperThread(tmp_path, blocks=8, disk=rng.choice([8, 60]), size=RowsWorker(1).rows.shape[1])
-    members = [Member(keeper, rng) for _ in range(2)]
+    eviction = ("lru", "predicted")[seed % 2]
+    keeper = KeeperThread(
+        tmp_path, eviction=eviction, blocks=8, disk=rng.choice([8, 60]), size=RowsWorker(1).rows.shape[1]
+    )
+    members = [Member(keeper, rng, eviction) for _ in range(2)]
     try:
         for _ in range(100):
             member = rng.choice(members)
             rng.choice([member.ask, member.ask, member.ask, member.run, member.run, member.abort])()
             if rng.random() < 0.03:
+                total["learned"] += learned(keeper)
                 keeper.kill()
                 if rng.random() < 0.3:
                     shutil.rmtree(tmp_path / "kv", ignore_errors=True)
@@ -101,6 +114,7 @@ def test_walk(tmp_path, seed, total):
             for name, stats in member.engine.scheduler.snapshot().tiers.items():
                 total[name] += stats.loaded
         keeper.check_integrity()
+        total["learned"] += learned(keeper)
     finally:
         for member in members:
             member.worker.close()
