@@ -24,7 +24,19 @@ CASES = {
 @pytest.fixture(scope="module")
 def apart():
     server = ServerProcess(
-        "--roles", "prefill:1,decode:1", "--kv-host-gib", "0.25", "--kv-blocks", "400", "--max-step-tokens", "256"
+        "--roles",
+        "prefill:1,decode:1",
+        "--kv-host-gib",
+        "0.25",
+        "--kv-blocks",
+        "400",
+        "--max-step-tokens",
+        "256",
+        # No first token comes in time, and all others do: where two engines decode and enough was seen, roles switch.
+        "--ttft-slo-ms",
+        "1",
+        "--decode-slo-ms",
+        "60000",
     )
     ready(server)
     yield server
@@ -151,3 +163,29 @@ def test_roles_change_in_the_middle_of_a_stream(apart, server):
     again = asked(apart, number=31, temperature=0)
     assert again["choices"] == asked(server, number=31, temperature=0)["choices"]
     assert hand_overs(apart, "loaded", "computed", "stays") == before, "nobody computes for others now"
+
+
+def test_an_idle_engine_changes_its_role_when_a_phase_falls_behind(apart, server):
+    """The last one here, where `engine-1` is mixed: all streams are there, and `engine-0` can be spared."""
+    for name, role in (("engine-1", "mixed"), ("engine-0", "decode")):
+        assert httpx.post(f"{apart.url}/v1/engines/{name}/role", json={"role": role}, timeout=30).status_code == 200
+    body = {"number": 40, "temperature": 0, "max_tokens": 160}
+    expected = asked(server, **body)["choices"][0]["text"]
+
+    def switched():
+        metrics = apart.metrics()
+        return {name: value for name, value in metrics.items() if "role_switches_total" in name and value}
+
+    def disturb(seen):
+        if seen == 4:
+            asked(apart, number=41, n=20, max_tokens=2, seed=1)  # as many as it takes to be sure
+            assert apart.wait_until(switched) == {
+                'headrace_role_switches_total{behind="prefill",engine="engine-0",role="prefill"}': 1.0
+            }
+
+    assert asyncio.run(streamed(apart, disturb, **body)) == expected
+    assert {name: card["role"] for name, card in cards(apart).items()} == {"engine-0": "prefill", "engine-1": "mixed"}
+    assert any("engine-0: decode -> prefill, as prefill is behind: 0%" in line for line in apart.output)
+    before = hand_overs(apart, "loaded", "computed", "stays", "waits")
+    assert asked(apart, number=42, temperature=0)["choices"] == asked(server, number=42, temperature=0)["choices"]
+    assert hand_overs(apart, "loaded", "computed", "stays", "waits") <= before + 1
