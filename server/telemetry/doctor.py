@@ -38,6 +38,7 @@ print(json.dumps({
 """
 # What bounds memory and cores here is the engine's to find out, for the same reason.
 MACHINE_PROBE = "engine.machine"
+_KERNELS = "C++ kernels"
 _NO_GPU = "serving on a GPU (--device cuda); the CPU computes instead"
 CPU_FEATURES = {
     "avx2": "AVX2",
@@ -62,7 +63,9 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything. Starts one Python process that imports PyTorch; takes a few seconds."""
-    return [python(), *packages(), folder(), *torch_build(), *machine(), embedded_model(), gpu(), compiler()]
+    torch = list(torch_build())
+    built = any(finding.subject == _KERNELS and not finding.lost for finding in torch)
+    return [python(), *packages(), folder(), *torch, *machine(), embedded_model(), gpu(), compiler(built)]
 
 
 def report(findings: Iterable[Finding]) -> str:
@@ -132,7 +135,7 @@ def torch_build() -> Iterator[Finding]:
         detail = f"built for CUDA {found['cuda']}, sees {', '.join(found['devices']) or 'no device'}"
     yield Finding("PyTorch CUDA", detail, "" if found["devices"] else _NO_GPU)
     lost = "" if found["kernels"] else "speed: prefill and batches several times slower, twice the KV memory"
-    yield Finding("C++ kernels", found["kernels_reason"], lost)
+    yield Finding(_KERNELS, found["kernels_reason"], lost)
 
 
 def machine() -> Iterator[Finding]:
@@ -191,9 +194,11 @@ def gpu(loaded: Path = Path("/proc/driver/nvidia/version")) -> Finding:
     return Finding("GPU", detail, "" if ready else _NO_GPU)
 
 
-def compiler() -> Finding:
-    """A C++ compiler, with which `make setup` builds the CPU kernels."""
+def compiler(built: bool) -> Finding:
+    """A C++ compiler, with which `make setup` builds the CPU kernels; an image has them `built`, and no compiler."""
     found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    if found is None and built:
+        return Finding("C++ compiler", "not found, and not needed: the CPU kernels are built")
     if found is None:
         return Finding(
             "C++ compiler",

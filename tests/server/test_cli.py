@@ -217,6 +217,12 @@ def test_doctor_says_that_a_gpu_serves_where_there_is_one(tmp_path, monkeypatch)
     assert doctor.gpu(driver).lost == "" and not doctor.gpu(driver).fatal
 
 
+def test_doctor_misses_no_compiler_where_the_kernels_are_built(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "not needed" in doctor.compiler(built=True).detail and not doctor.compiler(built=True).lost
+    assert "apt install g++" in doctor.compiler(built=False).lost
+
+
 def test_doctor_says_what_is_lost_with_an_old_cpu_and_little_memory(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name\t: Old One\nflags\t\t: sse sse2\n")
