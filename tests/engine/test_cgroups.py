@@ -1,10 +1,13 @@
 """What control groups leave: trees of files as Docker, Kubernetes and systemd make them, under a root of the test's own."""
 
+import os
+import resource
+
 import pytest
 
 from engine import machine
 from engine.cgroups import cpu_bounds, memory_bounds
-from engine.machine import free_memory, usable_cores
+from engine.machine import free_memory, process_bounds, usable_cores
 
 MIB = 2**20
 NONE_V1 = "9223372036854771712"
@@ -237,3 +240,37 @@ def test_whole_cores_and_at_least_one(tree, monkeypatch, quota, cores):
 def test_this_machine_has_memory_and_cores():
     assert 0 < free_memory().amount <= machine.psutil.virtual_memory().total
     assert 1 <= usable_cores().amount <= machine.os.cpu_count()
+
+
+# --- limits of the process ---
+
+GIB = 2**30
+
+
+def limited(monkeypatch, tmp_path, **limits):
+    """What is left under these limits, of a process that uses 1 GiB of addresses and 256 MiB of data, on 2 cores."""
+    given = {resource.RLIMIT_AS: limits.get("addresses"), resource.RLIMIT_DATA: limits.get("data")}
+    none = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (none if given[limit] is None else given[limit], none))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "proc/self/status").write_text("Name:\tx\nVmSize:\t 1048576 kB\nVmData:\t  262144 kB\n")
+    return {bound.source: bound.amount for bound in process_bounds(tmp_path)}
+
+
+def test_a_process_without_limits_is_bounded_by_none(monkeypatch, tmp_path):
+    assert limited(monkeypatch, tmp_path) == {}
+
+
+def test_limits_of_a_process_leave_what_libraries_and_threads_do_not_take(monkeypatch, tmp_path):
+    left = limited(monkeypatch, tmp_path, addresses=4 * GIB, data=2 * GIB)
+    assert left["ulimit -v of this process"] == 3 * GIB - (640 + 4 * 96) * MIB
+    assert left["ulimit -d of this process"] == 2 * GIB - (256 + 384 + 4 * 16) * MIB
+    assert limited(monkeypatch, tmp_path, addresses=GIB // 2) == {"ulimit -v of this process": 0}
+
+
+def test_the_least_bound_is_what_an_engine_plans_with_and_says(monkeypatch, tmp_path):
+    limited(monkeypatch, tmp_path, addresses=2 * GIB + GIB // 8)
+    bound = free_memory(tmp_path)
+    assert (bound.amount, bound.source) == (GIB // 8, "ulimit -v of this process")
+    assert free_memory(tmp_path, of_process=False).source != bound.source
