@@ -3,6 +3,7 @@
 const PLAY = ["M8 5v14l11-7Z"], PAUSE = ["M9 6v12M15 6v12"], BACK = ["M15 5 8 12l7 7"], FORTH = ["M9 5l7 7-7 7"]
 const RETRY_MS = [500, 1000, 2000, 5000]
 const BEHIND_SECONDS = .35 // rows are shown so much late, so that they grow evenly between pictures
+const FLOW_MS = 100
 const HIDDEN_MS = 10000 // a page that nobody sees asks no longer, so that engines need not draw
 
 const pictures = new Pictures()
@@ -14,6 +15,7 @@ let selected = null // the id of a request
 let paints = palette()
 let clock = 0 // what to add to this page's clock, in seconds, for that of the engines
 let stream = null
+let away = false // whether the stream is broken
 
 const choose = id => { selected = id === selected ? null : id; paint() }
 const timeline = new Timeline(byId("timeline"), tracks, story, choose)
@@ -46,6 +48,7 @@ async function listen() {
 
 function take(text) {
   const line = pictures.add(text)
+  if (line.now < pictures.newest - 5) location.reload() // another machine, or it has been started anew: another clock
   clock = line.now - performance.now() / 1000
   if (line.map) tracks.add(line.engine, line.map)
   else if (!line.unchanged) tracks.ended(line.engine)
@@ -61,7 +64,9 @@ function take(text) {
 function say(refusal) {
   const node = byId("trouble")
   node.hidden = refusal === null
+  away = refusal !== null
   if (!refusal) return
+  showTime(viewed())
   const key = refusal.status === 401 || refusal.status === 403
   node.replaceChildren(refusal.message, key ? el("span", {}, " ", el("button", {class: "button", type: "button", onclick: openKey}, "Attach a key")) : " Trying again.")
 }
@@ -108,6 +113,8 @@ byId("forth").replaceChildren(icon(...FORTH))
 byId("back").addEventListener("click", () => step(false))
 byId("forth").addEventListener("click", () => step(true))
 byId("pause").addEventListener("click", toggle)
+byId("all").addEventListener("click", () => choose(null))
+document.addEventListener("pointerdown", event => { if (event.target.tagName !== "CANVAS") story.hide() })
 byId("seek").addEventListener("input", event => hold(Number(event.target.value) >= pictures.newest - .05 ? null : Number(event.target.value)))
 
 // --- painting ---
@@ -129,7 +136,8 @@ const now = () => performance.now() / 1000 + clock - BEHIND_SECONDS
 
 function paintTimeline(at) {
   const hidden = timeline.paint([...cards.keys()], at, selected, paints)
-  byId("rows-note").textContent = selected !== null ? `${short(selected)} is chosen; Esc lets it go` : hidden ? `and ${hidden} more` : ""
+  byId("rows-note").textContent = selected !== null ? `only ${short(selected)}` : hidden ? `and ${hidden} more` : ""
+  byId("all").hidden = selected === null
 }
 
 /** Tiers that several engines use are drawn once, as the engine sees them that drew last; what is on its way is added up. */
@@ -150,8 +158,8 @@ function showTime(at) {
   button.setAttribute("aria-label", live ? "Pause" : "Back to now")
   Object.assign(seek, {min: pictures.oldest, max: pictures.newest})
   seek.value = at
-  when.dataset.live = String(live)
-  when.textContent = live ? "live" : `${span(pictures.newest - at)} ago`
+  when.dataset.live = String(live && !away)
+  when.textContent = !live ? `${span(pictures.newest - at)} ago` : away ? "no signal" : "live"
   byId("back").disabled = pictures.next(at, false) === null
   byId("forth").disabled = live
   seek.setAttribute("aria-valuetext", when.textContent)
@@ -166,7 +174,7 @@ function repaint() {
 /** Time goes on between pictures: rows move while they are looked at. */
 function flow() {
   if (held === null && cards.size && !matchMedia("(prefers-reduced-motion: reduce)").matches) paintTimeline(now())
-  setTimeout(() => requestAnimationFrame(flow), 50)
+  setTimeout(() => requestAnimationFrame(flow), FLOW_MS)
 }
 
 function recolor() {

@@ -1,6 +1,6 @@
 // The squares of one engine.
 
-const SIZES = [20, 18, 16, 14, 12, 10, 9, 8, 7]
+const SIZES = [26, 23, 20, 18, 16, 14, 12, 10, 9, 8, 7]
 const MOST_HEIGHT = 400
 
 /** The largest squares with which all fit, some 400 pixels high; below 7 pixels it grows higher. Columns fill the width. */

@@ -47,7 +47,7 @@ class EngineCard {
   }
 
   _rates(drawn, at) {
-    const steps = (this._tracks.steps.get(this.name) ?? []).filter(step => step.ended <= at && step.ended > at - RATE_SECONDS)
+    const steps = this._tracks.stepsSince(this.name, at - RATE_SECONDS).filter(step => step.ended <= at)
     const rate = field => Math.round(steps.reduce((sum, step) => sum + step[field], 0) / RATE_SECONDS).toLocaleString("en")
     const figures = [drawn?.running ?? 0, drawn?.waiting ?? 0, rate("prompt_tokens"), rate("decodes")]
     Object.values(this._figures).forEach((dd, index) => { dd.textContent = figures[index] })

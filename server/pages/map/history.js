@@ -84,12 +84,12 @@ class Pictures {
   }
 }
 
-/** Index of the first picture after that time. */
-function after(list, at) {
+/** Index of the first of a list that comes after that time. */
+function after(list, time, field = "at") {
   let low = 0, high = list.length
   while (low < high) {
     const middle = (low + high) >> 1
-    if (list[middle].at <= at) low = middle + 1
+    if (list[middle][field] <= time) low = middle + 1
     else high = middle
   }
   return low

@@ -2,19 +2,19 @@
 
 const SAMPLES = [
   ["Free", "Nobody has it, and nothing is kept in it.", () => ({state: CELL.FREE, colors: [], used: 0, cached: 0, filled: 1})],
-  ["In use", "A request's own. Each request has a colour; its newest block fills up as tokens are written.", paints => ({state: CELL.USED, colors: [hueOf(0, paints)], used: 1, cached: 0, filled: .6})],
-  ["Shared", "Several requests begin with the same text: computed once, kept once, in the colours of all of them.", paints => ({state: CELL.USED, colors: [0, 1, 2].map(number => hueOf(number, paints)), used: 1, cached: 0, filled: 1})],
-  ["Cached", "Its request has ended. What it holds stays until room is needed, for the next one that begins alike.", () => ({state: CELL.CACHED, colors: [], used: 0, cached: 1, filled: 1})],
+  ["In use", "Each request has a colour. Its newest block fills up as it goes on.", paints => ({state: CELL.USED, colors: [hueOf(0, paints)], used: 1, cached: 0, filled: .6})],
+  ["Shared", "Several requests begin with the same text, which was computed once.", paints => ({state: CELL.USED, colors: [0, 1, 2].map(number => hueOf(number, paints)), used: 1, cached: 0, filled: 1})],
+  ["Cached", "Its request has ended. It is kept for the next one that begins alike, until room is needed.", () => ({state: CELL.CACHED, colors: [], used: 0, cached: 1, filled: 1})],
   ["Being saved", "On its way down to a tier below: host memory, or a disk.", paints => ({state: CELL.SAVING, colors: [hueOf(1, paints)], used: 1, cached: 0, filled: 1})],
-  ["Being loaded", "On its way up again, because that is quicker than computing it.", paints => ({state: CELL.LOADING, colors: [hueOf(1, paints)], used: 1, cached: 0, filled: 1})],
+  ["Being loaded", "On its way back up, which is quicker than computing it.", paints => ({state: CELL.LOADING, colors: [hueOf(1, paints)], used: 1, cached: 0, filled: 1})],
 ]
 
 const ROW_SAMPLES = [
   ["waits", (context, paints) => bar(context, paints.wait, 1, 6, 2)],
-  ["reads its prompt, a chunk a step (prefill)", (context, paints) => { bar(context, hueOf(0, paints), 1, 0, 14, 9); bar(context, hueOf(0, paints), 1, 0, 14, 13, 11) }],
-  ["writes, a token a step (decode)", (context, paints) => bar(context, hueOf(0, paints), .55, 3, 8)],
+  ["reads its prompt (prefill)", (context, paints) => { bar(context, hueOf(0, paints), 1, 0, 14, 9); bar(context, hueOf(0, paints), 1, 0, 14, 13, 11) }],
+  ["writes (decode)", (context, paints) => bar(context, hueOf(0, paints), .55, 3, 8)],
   ["waits for a load", (context, paints) => bar(context, paints.moving, 1, 5, 4)],
-  ["steps: tokens of prompts, over those of answers", (context, paints) => {
+  ["steps: prompts over answers", (context, paints) => {
     for (const [index, top] of [0, 5, 2].entries()) {
       bar(context, paints.accent, 1, top, 10 - top, 9, index * 10)
       bar(context, paints.soft, 1, 10, 4, 9, index * 10)

@@ -12,6 +12,7 @@ class Story {
     this._tell = tell
     this._node.hidden = false
     this.again()
+    this._node.dataset.low = String(event.pointerType === "touch") // not under the finger
     const {clientX: x, clientY: y} = event, {offsetWidth: width, offsetHeight: height} = this._node
     const left = x + 16 + width > innerWidth - 12 ? Math.max(12, x - 16 - width) : x + 16
     const top = y + 18 + height > innerHeight - 12 ? Math.max(12, y - 14 - height) : y + 18

@@ -42,8 +42,8 @@ class Timeline {
     for (const engine of engines) {
       rows.push({engine, height: STEP_ROW})
       const all = [...this._tracks.requests.values()].filter(track => track.engine === engine && track.from <= this._time && lastSeen(track) >= this._at0)
-      all.sort((a, b) => a.number - b.number)
-      const shown = all.length <= each ? all : all.filter(track => track.id === selected || lastSeen(track) >= this._time - 2).slice(0, each)
+      const worth = track => track.id === selected ? Infinity : Math.min(lastSeen(track), this._time - 1) // those that go on are alike
+      const shown = all.sort((a, b) => worth(b) - worth(a) || a.number - b.number).slice(0, each).sort((a, b) => a.number - b.number)
       hidden += all.length - shown.length
       rows.push(...shown.map(track => ({engine, track, height: ROW})))
     }
@@ -84,7 +84,7 @@ class Timeline {
   /** Each step as a bar as wide as it took; its height is its share of the largest that is seen. */
   _steps(engine, y, several, narrow) {
     const context = this._context, paints = this._paints
-    const steps = (this._tracks.steps.get(engine) ?? []).filter(step => step.ended > this._at0 && step.ended - step.seconds <= this._time)
+    const steps = this._tracks.stepsSince(engine, this._at0).filter(step => step.ended - step.seconds <= this._time)
     const most = Math.max(1, ...steps.map(step => step.prompt_tokens + step.decodes)), room = STEP_ROW - 12
     this._text(!several ? "steps" : narrow ? engine : `${engine}: steps`, 0, y + STEP_ROW / 2, this._label - 8, paints.soft, "600")
     for (const step of steps) {
@@ -136,8 +136,9 @@ class Timeline {
   /** What a request did and how long, as far as pictures tell: from one to the next it did what it did at the first, or wrote. */
   _stretches(track) {
     const found = []
-    let before = null
-    for (const point of track.points) {
+    const first = after(track.points, this._at0) - 1 // nothing before it is seen
+    let before = track.points[first - 1] ?? null
+    for (const point of track.points.slice(Math.max(0, first))) {
       if (point.at > this._time) break
       const {state} = before ?? point, wrote = before !== null && point.output > before.output
       const kind = wrote || state === "decode" ? "writes" : THIN.has(state) ? "thin" : state === "loading" ? "moving" : "reads"
@@ -153,10 +154,12 @@ class Timeline {
   _cuts(engine, from, to, middle, height) {
     const context = this._context
     context.fillStyle = this._paints.sheet
-    let last = -Infinity
-    for (const step of this._tracks.steps.get(engine) ?? []) {
-      const x = this._x(step.ended)
-      if (step.ended > from && step.ended < to && step.ended > this._at0 && x - last >= 3) context.fillRect(last = x, middle - height / 2, .8, height)
+    let last = null
+    for (const step of this._tracks.stepsSince(engine, Math.max(from, this._at0))) {
+      const place = Math.floor(step.ended * this._scale / 3)
+      if (step.ended >= to) return
+      if (place !== last) context.fillRect(this._x(step.ended), middle - height / 2, .8, height)
+      last = place
     }
   }
 
@@ -180,8 +183,7 @@ class Timeline {
   }
 
   _tellStep(engine, time) {
-    const steps = this._tracks.steps.get(engine) ?? []
-    const step = steps.find(each => time <= each.ended && time >= each.ended - each.seconds)
+    const step = this._tracks.stepsSince(engine, time).find(each => time >= each.ended - each.seconds)
     if (!step) return "Between steps: the engine waits, or has nothing to do."
     const parts = [step.prompt_tokens && plural(step.prompt_tokens, "token of prompts", "tokens of prompts"), step.decodes && `a token each for ${plural(step.decodes, "request that writes", "requests that write")}`]
     return `Step ${step.number} took ${span(step.seconds)}: ${parts.filter(Boolean).join(", and ")}.`

@@ -87,6 +87,12 @@ class Tracks {
     this._drawn.set(engine, drawn.at)
   }
 
+  /** The steps of an engine that ended after that time. */
+  stepsSince(engine, time) {
+    const steps = this.steps.get(engine) ?? []
+    return steps.slice(after(steps, time, "ended"))
+  }
+
   /** Who was in a square before that time, last of all. */
   lastStay(engine, index, at) {
     return this._stays.get(engine)?.[index]?.findLast(stay => stay.from <= at) ?? null
