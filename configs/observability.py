@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.config import JsonDict
 
+from configs.declaration import Text
 from configs.http_declaration import HttpDeclaration
 
 WATCHING: JsonDict = {"section": "watching"}
@@ -24,6 +25,19 @@ class Observability(HttpDeclaration):
     log_content: bool = Field(
         False,
         description="Write prompts and answers into the lines of the access log, and into traces. Without it no word of them is.",
+        json_schema_extra=WATCHING,
+    )
+    otlp_endpoint: Text | None = Field(
+        None,
+        description="Where traces are sent by OTLP over HTTP, as in `http://127.0.0.1:4318`. If absent, the standard's variables "
+        "say so (`OTEL_EXPORTER_OTLP_ENDPOINT`), and without them there are no traces. Needs the extra `tracing`.",
+        json_schema_extra=WATCHING,
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, of those whose client does not say by its `traceparent` whether they are.",
         json_schema_extra=WATCHING,
     )
     black_box_requests: int = Field(

@@ -66,6 +66,8 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
                 metrics=context.metrics,
                 access_log=settings.access_log,
                 is_probe=is_probe,
+                operation_of=table.operation_of,
+                tracing=context.tracing,
             ),
             Middleware(OriginMiddleware, settings=settings, under_any_name=is_probe),
             *_cors(settings),

@@ -22,6 +22,7 @@ from server.telemetry.access_log import access_fields
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
 from server.telemetry.tenants import ANYBODYS
+from server.telemetry.traces.sending import Tracing
 
 RequestTest = Callable[[Scope], bool]
 
@@ -37,28 +38,41 @@ class ExchangeMiddleware:
     probes is not counted: polls would drown the errors of requests.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, is_probe: RequestTest) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        access_log: bool,
+        is_probe: RequestTest,
+        operation_of: Callable[[Scope], str],
+        tracing: Tracing | None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
         self._is_probe = is_probe
+        self._operation_of = operation_of
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        offered = Headers(scope=scope).get("x-request-id", "")
-        request_id = offered if _REQUEST_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}"
-        exchange = Exchange(request_id=request_id, received=time.monotonic())
-        scope.setdefault("state", {})["exchange"] = exchange
+        exchange = self._begin(scope)
+        trace = self._tracing.begin(Headers(scope=scope), exchange) if self._tracing and exchange.operation else None
+        exchange.trace_id = trace.id if trace else ""
         status, sent = None, 0
 
         async def tagged(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                status, exchange.answered = message["status"], time.monotonic()
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = exchange.request_id
+                if trace is not None:
+                    headers["traceresponse"] = trace.response_header
             else:
                 sent += len(message.get("body", b""))
             await send(message)
@@ -68,8 +82,26 @@ class ExchangeMiddleware:
         finally:
             if exchange.error_code is not None and not self._is_probe_answer(scope, exchange):
                 self._metrics.request_failed(exchange.error_code, self._tenant_of(scope))
+            now = time.monotonic()
+            if exchange.operation:
+                self._metrics.gen_ai.request_ended(exchange, now)
+            if trace is not None:
+                trace.end(exchange, scope, status, now)
             if self._access_log:
                 _access_log.info(access_fields(scope, exchange, status, sent))
+
+    def _begin(self, scope: Scope) -> Exchange:
+        """The request's record: ids that a client chose are kept if they are short and plain."""
+        received, headers = time.monotonic(), Headers(scope=scope)
+        offered, session = headers.get("x-request-id", ""), headers.get("x-session-id", "")
+        exchange = Exchange(
+            request_id=offered if _REQUEST_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}",
+            received=received,
+            operation=self._operation_of(scope),
+            session=session if _REQUEST_ID.fullmatch(session) else None,
+        )
+        scope.setdefault("state", {})["exchange"] = exchange
+        return exchange
 
     def _tenant_of(self, scope: Scope) -> str | None:
         tenant: Tenant | None = scope["state"].get("tenant")

@@ -20,6 +20,7 @@ from server.engines.launch import Incarnation, launch
 from server.engines.supervision.keeper import KeeperSupervisor
 from server.listen import ListenError, listeners_of
 from server.signals import end_on_signals
+from server.telemetry.traces.extra import missing
 
 _log = logging.getLogger("headrace.engine")
 
@@ -38,6 +39,8 @@ def run(settings: Settings, source: ModelSource) -> int:
     started = time.monotonic()
     configure_logging(settings.log_level, settings.log_format)
     end_on_signals()
+    if (lacks := missing(settings)) is not None:
+        return _fail(lacks)
     engines: dict[str, Incarnation] = {}
     keeper: KeeperSupervisor | None = None
     try:

@@ -40,6 +40,7 @@ from server.stream.resumables import ResumableStreams
 from server.telemetry.black_box import BlackBox
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
+from server.telemetry.traces.sending import tracing_of
 from server.text import load_tokenizer
 from server.text.chat_renderer import load_chat_renderer
 
@@ -88,15 +89,8 @@ class Serving:
         tokenizer = load_tokenizer(source.path)
         chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens)
         names = tuple(settings.served_model_name) or (source.name,)
-        console = Console(
-            sys.stdout,
-            engines=list(engines),
-            url=listeners.url,
-            uds=settings.uds,
-            model=names[0],
-            has_template=chat is not None,
-            keyed=bool(settings.api_key),
-            started=started,
+        console = _console(
+            settings, listeners.url, list(engines), names[0], has_template=chat is not None, started=started
         )
         self._settings, self._listeners, self._keeper = settings, listeners, keeper
         self._arguments, self._inherited = dict(engines), inherited
@@ -116,6 +110,7 @@ class Serving:
         self._supervisors = {each.client.name: self._supervisor(each) for each in incarnations}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)
+        self._tracing = tracing_of(settings)
         context = ServerContext(
             settings=settings,
             engines=self._engines,
@@ -128,6 +123,7 @@ class Serving:
             model_names=names,
             created=int(time.time()),
             keeper=keeper,
+            tracing=self._tracing,
             black_box=BlackBox(settings.black_box_requests, texts=bool(settings.api_key) or is_loopback(settings.host)),
         )
         app = create_app(context)
@@ -170,6 +166,8 @@ class Serving:
         await engines
         if keeping is not None:
             await keeping
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         return 1 if failed else 0
 
     def _supervisor(self, incarnations: Incarnations) -> Supervisor:
@@ -219,6 +217,21 @@ class Serving:
         self._connections.end_receiving(Unavailable(f"The request was not sent in time: {SHUTDOWN_REASON}."))
         if not await self._drain.idle(last):
             self._connections.cut()
+
+
+def _console(
+    settings: Settings, url: str, engines: Sequence[str], model: str, *, has_template: bool, started: float
+) -> Console:
+    return Console(
+        sys.stdout,
+        engines=engines,
+        url=url,
+        uds=settings.uds,
+        model=model,
+        has_template=has_template,
+        keyed=bool(settings.api_key),
+        started=started,
+    )
 
 
 def web_config(

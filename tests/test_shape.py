@@ -41,6 +41,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 LAYERS = {
     "server": ("client", "http", "schema", "text", "telemetry", "monitoring", "pages", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
+    "server.telemetry": ("traces",),
     "server.engines": ("published", "disaggregation", "supervision"),
     "scheduler": ("types", "kv", "policies", "router"),
     "scheduler.kv": ("tiers",),
@@ -80,7 +81,6 @@ class Rule:
     never: frozenset[str] = field(default_factory=frozenset)
 
 
-# The table of folders in the README, as code.
 RULES = {
     "server": Rule(
         ours=frozenset({"scheduler.types", "scheduler.router", "configs", "engine.ipc"}),

@@ -19,6 +19,7 @@ from server.schema.request_story import (
 from server.schema.shown import shown
 from server.stream.content import content_of
 from server.stream.job import Job
+from server.stream.trace_attributes import attributes_of
 from server.telemetry.black_box import NotedRequest, NotedSequence, packed
 from server.telemetry.explain import TextOf, request_of, request_sentences, shortened
 from server.telemetry.lifetime import EngineRun
@@ -32,6 +33,8 @@ def note(job: Job, call: Call) -> None:
     box, exchange = call.context.black_box, call.exchange
     if call.context.settings.log_content:
         exchange.content = content_of(job, exchange, call.context.tokenizer)
+    if exchange.trace_id:
+        exchange.attributes = attributes_of(job, exchange)
     if not box.size:
         return
     prompts: dict[int, bytes] = {}  # choices of one prompt share it

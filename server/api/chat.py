@@ -152,6 +152,7 @@ ENDPOINT = PostEndpoint(
     path="/v1/chat/completions",
     tag="generate",
     summary="Answer a conversation",
+    operation="chat",
     body=ChatRequest,
     validate=chat_job,
     answer=text_answer(ChatFormat),

@@ -161,6 +161,7 @@ ENDPOINT = PostEndpoint(
     path="/v1/completions",
     tag="generate",
     summary="Continue a text",
+    operation="text_completion",
     body=CompletionRequest,
     validate=completion_job,
     answer=text_answer(CompletionFormat),

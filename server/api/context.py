@@ -14,6 +14,7 @@ from server.schema.openapi import ModelBounds
 from server.stream.resumables import ResumableStreams
 from server.telemetry.black_box import BlackBox
 from server.telemetry.metrics import Metrics
+from server.telemetry.traces.sending import Tracing
 from server.text.chat_renderer import ChatRenderer
 from server.text.tokenizer import Tokenizer
 
@@ -40,6 +41,7 @@ class ServerContext:
     keeper: KeeperSupervisor | None = None
     bodies: BodyRoom = field(default_factory=BodyRoom)
     black_box: BlackBox = field(default_factory=BlackBox)
+    tracing: Tracing | None = None
 
     def info(self) -> Ready:
         """What an engine said when it became ready.

@@ -74,6 +74,7 @@ class Endpoint(ABC):
         while_draining: whether it is still answered while the server drains, which does not wait for it.
         probe: whether orchestrators poll it: a 503 is an ordinary answer ("not now"), which does not count as an error, and the
             Host header may name anything.
+        operation: what it does, in the words of OpenTelemetry's conventions for generative AI; empty where nothing is generated.
         parameters: those in path, query and headers, in OpenAPI's form.
     """
 
@@ -88,6 +89,7 @@ class Endpoint(ABC):
     needs_key: bool = True
     while_draining: bool = False
     probe: bool = False
+    operation: str = ""
     parameters: Sequence[Mapping[str, Any]] = ()
 
     @abstractmethod
@@ -208,6 +210,7 @@ class PostEndpoint(Endpoint, Generic[B, V]):
         codings, limit = codings_of(headers.getlist("content-encoding")), settings.max_body_bytes
         with call.context.bodies.share() as share:
             content = await _content(call.request, share)
+            call.exchange.read = time.monotonic()
             size = await asyncio.to_thread(decoded_size, content, codings, limit) if codings else len(content)
 
             def valid() -> tuple[V, Parsed[B]]:
@@ -254,6 +257,11 @@ class EndpointTable:
         return plain or next(
             (each for regex, each in self._patterns if each.method == method and regex.match(path)), None
         )
+
+    def operation_of(self, scope: Scope) -> str:
+        """What the request's endpoint does; empty where nothing is generated."""
+        endpoint = self.of(scope)
+        return "" if endpoint is None else endpoint.operation
 
     def where(self, holds: Callable[[Endpoint], bool]) -> Callable[[Scope], bool]:
         """A test of requests: whether they are for an endpoint of which that holds."""

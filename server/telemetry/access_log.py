@@ -13,10 +13,10 @@ _MAX_PARAM = 100  # characters
 def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | None, sent: int) -> LogFields:
     """What a line says; of prompts and answers only their sizes, unless `exchange.content` was set.
 
-    `id`: the `x-request-id`; `answer`: the id of the answer, by which `GET /v1/requests/{id}` finds it. `stream`: the resumable
-    stream that it began or went on with; one whose client has left goes on, and `reason` is `-`. `status=-`: the client left
-    before the answer began. `key`: the tenant, by the name of the key that was sent. Times are in milliseconds and those of the
-    request's first sequence; tokens are summed over its sequences; bytes are those of the bodies.
+    `id`: the `x-request-id`; `trace`: the id of its trace; `answer`: the id of the answer, by which `GET /v1/requests/{id}` finds
+    it. `stream`: the resumable stream that it began or went on with; one whose client has left goes on, and `reason` is `-`.
+    `status=-`: the client left before the answer began. `key`: the tenant, by the name of the key that was sent. Times are in
+    milliseconds and those of the request's first sequence; tokens are summed over its sequences; bytes are those of the bodies.
 
     Args:
         scope: of the request.
@@ -41,6 +41,8 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
     fields["answer_bytes"] = sent
     if exchange.lifetimes:
         fields |= _of_sequences(exchange, exchange.lifetimes)
+    if exchange.trace_id:
+        fields["trace"] = exchange.trace_id
     if exchange.stream is not None:
         fields["stream"] = exchange.stream
     if exchange.content is not None:

@@ -5,6 +5,7 @@ Metrics, the access log, `usage` and `timings` all read it; nothing else measure
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.router.deadlines import Outcome, Promise, PromiseProgress
 from scheduler.types.messages import FinishReason, RequestTimes
@@ -142,13 +143,21 @@ class Exchange:
 
     request_id: str
     received: float
+    operation: str = (
+        ""  # what its endpoint does, in the words of OpenTelemetry's conventions; empty: it generates nothing
+    )
+    session: str | None = None  # what the client calls the conversation to which it belongs
+    trace_id: str = ""  # in hexadecimal digits; empty: it is not traced
+    read: float | None = None  # when its whole body was there
     validated: float | None = None  # from then on it can only be refused for lack of room in the queue
+    answered: float | None = None  # when the head of the answer was sent
     lifetimes: list[Lifetime] = field(default_factory=list)
     error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
     error_param: str | None = None  # its request field, if it has one
     stream: str | None = None  # id of the resumable stream that it began or went on with
     job: str = ""  # id of the answer, once its sequences were submitted
     model: str = ""  # the name that the answer carries
+    attributes: Callable[[], dict[str, Any]] | None = None  # what it asked for, as its span says it; where it is traced
     content: Callable[[], dict[str, object]] | None = (
         None  # prompts and answers, where the operator wants them to be told
     )

@@ -22,6 +22,7 @@ from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhas
 from server.errors import ApiError, DeadlineRefused
 from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.exposition import accepted
+from server.telemetry.gen_ai import GenAiMetrics
 from server.telemetry.hand_overs import HandOverMetrics
 from server.telemetry.keeper import KeeperCollector
 from server.telemetry.lifetime import Lifetime
@@ -266,6 +267,7 @@ class Metrics(Declared):
 
     Attributes:
         hand_overs: those of requests from engine to engine.
+        gen_ai: those that have the names of OpenTelemetry's conventions.
         on_end: told of each sequence that has ended, whoever wants to know.
 
     Args:
@@ -281,6 +283,7 @@ class Metrics(Declared):
         self._tenants = TenantMetrics(self.registry, tenants or {})
         self._declare_streams()
         self.hand_overs = HandOverMetrics(self.registry)
+        self.gen_ai = GenAiMetrics(self.registry)
         ProcessCollector("headrace_server", registry=self.registry)
 
     def engine(self, name: str) -> EngineMetrics:

@@ -38,6 +38,7 @@ from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
 from server.stream.resumables import ResumableStreams
 from server.telemetry.metrics import Metrics
+from server.telemetry.traces.sending import tracing_of
 from server.text.chat_renderer import load_chat_renderer
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
 
@@ -229,6 +230,7 @@ class Server:
             chat=chat,
             model_names=("small", "org/small"),
             created=1_790_000_000,
+            tracing=tracing_of(self.settings),
         )
         self.app = create_app(self.context, endpoints)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
