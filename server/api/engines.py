@@ -14,7 +14,7 @@ from server.api.endpoint import ActionEndpoint, Call, GetEndpoint, PostEndpoint,
 from server.api.tenants import Tenant, administers
 from server.engines.client import EngineClient
 from server.engines.supervision.keeper import KeeperSupervisor
-from server.errors import Conflict, EngineNotFound, ForbiddenKey
+from server.errors import Conflict, EngineNotFound, ForbiddenKey, for_clients
 from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState, KeeperAnswer
 from server.schema.roles import RoleBody
 
@@ -58,7 +58,8 @@ def keeper_of(keeper: KeeperSupervisor | None) -> KeeperAnswer | None:
     """What operators are told of it, if there is one."""
     if keeper is None:
         return None
-    return KeeperAnswer(state=keeper.state, trouble=keeper.trouble, restarts=sum(keeper.restarts.values()))
+    trouble = None if keeper.trouble is None else for_clients(keeper.trouble)
+    return KeeperAnswer(state=keeper.state, trouble=trouble, restarts=sum(keeper.restarts.values()))
 
 
 def engine_of(call: Call) -> EngineClient:
