@@ -90,12 +90,17 @@ class Faults:
         return any(fault.at >= since - 1.0 for fault in self.done if fault.kind == f"{HTTP} killed")
 
 
+def hit_by(faults: Sequence[Fault], asked: Sequence[Asked]) -> list[Asked]:
+    """The requests that were open when one of these happened."""
+    return [one for one in asked if any(one.begun <= each.at <= one.ended for each in faults)]
+
+
 def table(faults: Sequence[Fault], asked: Sequence[Asked]) -> str:
     """A line for each kind of fault: how often, and what clients saw that had a request open then."""
     rows = [("fault", "times", "open then", "replayed", "answered", "left", "conn. lost", "lost", "longest pause")]
     for kind in sorted({fault.kind for fault in faults}):
         mine = [fault for fault in faults if fault.kind == kind]
-        hit = [one for one in asked if any(one.begun <= each.at <= one.ended for each in mine)]
+        hit = hit_by(mine, asked)
         seen = [sum(one.outcome == word for one in hit) for word in ("answered", "left", "connection lost")]
         pause = max((one.pause for one in hit), default=0.0)
         counts = [len(mine), len(hit), round(sum(each.replayed for each in mine)), *seen, sum(one.lost for one in hit)]
