@@ -34,7 +34,8 @@ class Layout:
 def layouts(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) -> list[Layout]:
     """All that use every GPU and on which the model fits: engines that do all, then those split by prefill and decode.
 
-    All engines have equally many GPUs, as in a server.
+    All engines have equally many GPUs, as in a server, and those that are split have one: KV is handed over by way of a tier, and
+    engines of several GPUs have none.
 
     Raises:
         SpecError: the model fits on none.
@@ -42,9 +43,8 @@ def layouts(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) ->
     sizes = list(_sizes(hardware, model, gpus, block_size))
     mixed = [Layout(size, (Role.MIXED,) * (gpus // size)) for size in sizes]
     split = [
-        Layout(size, (Role.PREFILL,) * prefill + (Role.DECODE,) * (gpus // size - prefill))
-        for size in sizes
-        for prefill in range(1, gpus // size)
+        Layout(1, (Role.PREFILL,) * prefill + (Role.DECODE,) * (gpus - prefill))
+        for prefill in range(1, gpus if 1 in sizes else 1)
     ]
     return mixed + split
 

@@ -42,9 +42,12 @@ def serve_flags(winner: Standing, bench: Workbench) -> list[str]:
         ]
     if len(winner.layout.roles) > 1:
         flags += ["--routing", bench.router]
-    bounds = [each.tpot for each in bench.objectives.values() if each.tpot is not None]
-    if bounds and bench.router == "prefix-aware" and len(winner.layout.roles) > 1:
-        flags += ["--decode-slo-ms", f"{1000 * min(bounds):g}"]
+    paces = [each.tpot for each in bench.objectives.values() if each.tpot is not None]
+    firsts = [each.ttft for each in bench.objectives.values() if each.ttft is not None]
+    if paces and bench.router == "prefix-aware" and len(winner.layout.roles) > 1:
+        flags += ["--decode-slo-ms", f"{1000 * min(paces):g}"]
+        if firsts and winner.layout.split:  # roles follow when the mix is no longer the trace's
+            flags += ["--ttft-slo-ms", f"{1000 * min(firsts):g}", "--role-switching", "auto"]
     return flags
 
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from configs.loader import load
+from configs.settings import Settings
 from loadtest.planner import cli
 from loadtest.planner.layout import Layout, layouts
 from loadtest.planner.report import serve_flags, table
@@ -18,6 +20,7 @@ from loadtest.workload.arrivals import parse_arrivals
 from loadtest.workload.plan import LoadShape
 from loadtest.workload.traces import Trace, TraceRequest
 from scheduler.router.view import Role
+from server.commands import serve_parser
 
 H200, LLAMA = load_hardware("h200"), load_model("llama-3-8b")
 ALONE = replace(H200, link_bytes_per_second=0.0)  # an engine has one of them
@@ -74,18 +77,15 @@ def test_one_gpu_does_all():
 
 def test_layouts_use_every_gpu_and_divide_the_heads():
     found = layouts(H200, LLAMA, 8, 32)
-    assert [str(each) for each in found if each.devices == 2] == [
-        "mixed:4",
-        "prefill:1,decode:3",
-        "prefill:2,decode:2",
-        "prefill:3,decode:1",
-    ]
+    assert [str(each) for each in found if each.devices > 1] == ["mixed:4", "mixed:2", "mixed:1"]
+    assert [str(each) for each in found if each.split] == [f"prefill:{many},decode:{8 - many}" for many in range(1, 8)]
     assert {each.devices for each in found} == {1, 2, 4, 8} and all(
         len(each.roles) * each.devices == 8 for each in found
     )
     assert [each.split for each in found] == sorted(each.split for each in found), "the simplest first"
     assert {each.devices for each in layouts(H200, LLAMA, 6, 32)} == {1, 2}
-    assert {each.devices for each in layouts(H200, load_model("llama-3-70b"), 4, 32)} == {2, 4}
+    large = layouts(H200, load_model("llama-3-70b"), 4, 32)
+    assert {each.devices for each in large} == {2, 4} and not any(each.split for each in large)
     with pytest.raises(SpecError, match="GB of weights"):
         layouts(H200, load_model("llama-3-70b"), 1, 32)
 
@@ -139,14 +139,25 @@ def test_a_bottleneck_is_what_was_missed_the_most(figures, text):
 
 def test_the_flags_start_what_was_simulated():
     made = bench(100, 100, Objective(ttft=1.0, tpot=0.02))
-    split = Standing(Layout(2, (Role.PREFILL, Role.DECODE, Role.DECODE)), outcome(4.0), outcome(5.0, 0.8, ttft=0.8))
+    split = Standing(Layout(1, (Role.PREFILL, Role.DECODE, Role.DECODE)), outcome(4.0), outcome(5.0, 0.8, ttft=0.8))
     flags = " ".join(serve_flags(split, made))
-    assert flags.startswith("--roles prefill:1,decode:2 --tensor-parallel 2 --max-step-tokens 2048 --max-running 64")
-    assert "--decode-slo-ms 20" in flags and "--kv-host-gib 4" in flags
+    assert flags.startswith("--roles prefill:1,decode:2 --tensor-parallel 1 --max-step-tokens 2048 --max-running 64")
+    assert "--kv-host-gib 4" in flags and flags.endswith("--decode-slo-ms 20 --ttft-slo-ms 1000 --role-switching auto")
     assert serve_flags(Standing(Layout(1, (Role.MIXED,))), made)[:4] == ["--engines", "1", "--tensor-parallel", "1"]
     assert table([split], 0.9).rows == [
-        ("prefill:1,decode:2", "2", "4.00", "4.00", "5.00", "80.0 %", "100.0 %", "prefill")
+        ("prefill:1,decode:2", "1", "4.00", "4.00", "5.00", "80.0 %", "100.0 %", "prefill")
     ]
+
+
+@pytest.mark.parametrize("router", ["prefix-aware", "least-work"])
+@pytest.mark.parametrize("objective", [Objective(ttft=1.0, tpot=0.02), Objective(ttft=1.0), Objective(tpot=0.02)])
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_a_server_takes_the_flags_of_every_layout(gpus, objective, router):
+    made = replace(bench(100, 100, objective), router=router)
+    for layout in layouts(H200, LLAMA, gpus, 32):
+        given = vars(serve_parser().parse_args(["model", *serve_flags(Standing(layout), made)]))
+        settings = load({name: value for name, value in given.items() if name in Settings.model_fields}, {}).settings
+        assert settings.engines == len(layout.roles) and settings.tensor_parallel == layout.devices
 
 
 COMMAND = ["tests/loadtest/data/azure_conv.csv", "--hardware", "h200", "--model", "llama-3-8b", "--max-prompt", "900"]
