@@ -299,6 +299,26 @@ _STREAMS = PanelRow(
 )
 
 
+def _by_operation(title: str, histogram: str, about: str) -> Panel:
+    expression = quantile(0.95, f"gen_ai_server_{histogram}_seconds", by="gen_ai_operation_name")
+    query = Query(expression, "p95 {{gen_ai_operation_name}}", exemplars=True)
+    return Panel(title=title, about=about, queries=[query], unit="s")
+
+
+_OPERATIONS = PanelRow(
+    "By operation, with traces",
+    [
+        _by_operation(
+            "Whole request", "request_duration", "With traces on, each point is a request: it leads to its trace."
+        ),
+        _by_operation(
+            "First token of an operation", "time_to_first_token", "Likewise, from received to the first token."
+        ),
+        _by_operation("Time per token of an operation", "time_per_output_token", "Likewise, after the first token."),
+    ],
+)
+
+
 def _bounds(first: float) -> list[str]:
     """Bounds of buckets to choose from, as Prometheus writes them; the first is what is chosen when the page opens."""
     return [str(first), *(str(bound) for bound in FROM_1_MS if bound != first and 0.01 <= bound <= 60.0)]
@@ -308,7 +328,7 @@ OVERVIEW = Dashboard(
     name="overview",
     title="Overview",
     about="Whether it works and how quick it is.",
-    rows=[_NOW, _REQUESTS, _LATENCY, _WORK, _STREAMS],
+    rows=[_NOW, _REQUESTS, _LATENCY, _OPERATIONS, _WORK, _STREAMS],
     variables=[
         INSTANCE,
         Variable(name="ttft", title="first token within, s", values=_bounds(1.0)),

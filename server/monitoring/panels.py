@@ -18,10 +18,16 @@ _SCHEMA = 39  # of Grafana 10 and later; newer ones convert it as they read it
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression of a panel. `legend`: with labels as `{{label}}`; the check holds these against the expression."""
+    """One expression of a panel.
+
+    Attributes:
+        legend: with labels as `{{label}}`; the check holds these against the expression.
+        exemplars: points of single requests are drawn too; each leads to its trace, where there are traces.
+    """
 
     expression: str
     legend: str
+    exemplars: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +178,7 @@ def _target(panel: Panel, query: Query, letter: str, catalog: Catalog) -> dict[s
         "range": panel.kind in ("timeseries", "heatmap"),
         "instant": panel.kind not in ("timeseries", "heatmap"),
         "format": "heatmap" if panel.kind == "heatmap" else "time_series",
+        **({"exemplar": True} if query.exemplars else {}),
     }
 
 

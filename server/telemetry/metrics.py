@@ -25,7 +25,7 @@ from server.telemetry.exposition import accepted
 from server.telemetry.gen_ai import GenAiMetrics
 from server.telemetry.hand_overs import HandOverMetrics
 from server.telemetry.keeper import KeeperCollector
-from server.telemetry.lifetime import Lifetime
+from server.telemetry.lifetime import Exchange, Lifetime
 from server.telemetry.tenants import ANYBODYS, TenantMetrics
 
 StreamEnd = Literal["delivered", "expired", "overrun", "deleted", "stopped"]  # why a resumable stream is kept no longer
@@ -421,6 +421,9 @@ def every_family(engines: Sequence[str]) -> list[Metric]:
         engine.attached(pid=1)
         engine.phase_ended(StartPhase(name="load", seconds=1.0))
         engine.step_ended(StepOutputs(outputs=[], stats=EngineStats(tiers={"host": TierStats()})))
+    lifetime = Lifetime(received=0.0, first_token=1.0, last_token=2.0, completion_tokens=2)
+    exchange = Exchange(request_id="", received=0.0, operation="chat", model="model", lifetimes=[lifetime])
+    metrics.gen_ai.request_ended(exchange, now=2.0)
     return list(metrics.registry.collect())
 
 

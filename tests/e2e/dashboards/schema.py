@@ -24,7 +24,7 @@ import type { AnnotationQuery, Dashboard, DataQuery, Panel, RowPanel } from "@gr
 // The types as they are written in JSON: a name of an enumeration is the string that it stands for.
 type Plain<T> = T extends string ? `${T}` : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
 type Source = { type: string; uid: string };
-type Target = DataQuery & { expr: string; legendFormat: string; range: boolean; instant: boolean; format: string };
+type Target = DataQuery & { expr: string; legendFormat: string; range: boolean; instant: boolean; format: string; exemplar?: true };
 type Defaults = Omit<NonNullable<Panel["fieldConfig"]>["defaults"], "custom">;
 type Shown<Kind, Options, Custom> = Omit<Panel, "options" | "targets" | "type" | "fieldConfig"> & {
   type: Kind;

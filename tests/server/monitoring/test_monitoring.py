@@ -149,9 +149,6 @@ UNSHOWN = {
     "headrace_keeper_process_start_time_seconds": "the KV cache page shows how often it was started again",
     "headrace_keeper_process_open_fds": "it has one connection for each engine, and a file for each segment of the disk tier",
     "headrace_keeper_process_max_fds": "the same",
-    "gen_ai_server_request_duration_seconds": "what OpenTelemetry calls headrace_request_seconds, for others' dashboards",
-    "gen_ai_server_time_to_first_token_seconds": "the same for headrace_time_to_first_token_seconds",
-    "gen_ai_server_time_per_output_token_seconds": "the same for headrace_time_per_output_token_seconds",
 }
 
 
