@@ -38,7 +38,7 @@ def test_no_client_notices_whatever_is_killed(tmp_path, record_property):
     told = [
         f"{len(clients.asked)} requests in {MINUTES:g} minutes, seed {SEED}",
         table(faults.done, clients.asked),
-        pauses("all streams", clients.asked),
+        pauses("streams", clients.asked),
         pauses("streams that were open at a fault", hit_by(faults.done, clients.asked)),
     ]
     record_property("told", "\n".join(told))
