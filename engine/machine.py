@@ -17,7 +17,7 @@ import psutil
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.cgroups import Bound, cpu_bounds, memory_bounds
-from engine.device import gpus_for
+from engine.device import choose_device, gpus_for
 from engine.ipc.share import own_share
 
 # Each limit that a shell sets to a process, as `ulimit` calls it, what /proc says of it is used, and what an engine takes of it
@@ -93,11 +93,17 @@ def main() -> None:
     """Print what there is, or why it is not enough for the engines of these settings."""
     parser = argparse.ArgumentParser(prog="python -m engine.machine")
     parser.add_argument("--settings", type=Settings.model_validate_json, help="of a server of several engines, as JSON")
-    settings: Settings | None = parser.parse_args().settings
+    parser.add_argument(
+        "--device", action="store_true", help="also say what computes with --device auto, which may import torch"
+    )
+    options = parser.parse_args()
+    settings: Settings | None = options.settings
     found: dict[str, object] = {
         "memory": asdict(free_memory(of_process=settings is None)),
         "cores": asdict(usable_cores()),
     }
+    if options.device:
+        found["device"] = asdict(choose_device(Settings.model_validate({})))
     try:
         if settings is not None:
             found["gpus"] = gpus_for(settings)

@@ -7,6 +7,7 @@ process, the slow part of a start, before it imports the HTTP stack.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -94,14 +95,36 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """`headrace doctor`: what is installed, and what is lost without the rest."""
+    """`headrace doctor`: what is installed, and what is lost without the rest; with --url, whether a running server serves."""
+    from server.client.api import add_arguments
     from server.telemetry.doctor import examine, report
 
     parser = argparse.ArgumentParser(prog="headrace doctor", description=doctor.__doc__, allow_abbrev=False)
-    parser.parse_args(arguments)
+    parser.add_argument(
+        "--url", metavar="URL", help="ask this server, headrace or another, for one token and how it does"
+    )
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    if options.url is not None or options.uds is not None:
+        return _ask_server(options)
     findings = examine()
     print(report(findings))
     return 1 if any(finding.fatal for finding in findings) else 0
+
+
+def _ask_server(options: argparse.Namespace) -> int:
+    from server.client.api import URL, Api, AskError, key_of
+    from server.client.checkup import PATIENCE_SECONDS, examine_server, verdict_of
+
+    key = key_of(options.api_key, os.environ)
+    try:
+        api = Api(options.url or URL, key=key, uds=options.uds, ca_file=options.ca_file, seconds=PATIENCE_SECONDS)
+    except AskError as error:
+        return _complain("headrace doctor", str(error))
+    with contextlib.closing(api):
+        findings = examine_server(api)
+    print(verdict_of(findings))
+    return 1 if any(finding.lost for finding in findings) else 0
 
 
 def chat(arguments: Sequence[str]) -> int:
@@ -202,5 +225,7 @@ def _complain(prog: str, problem: str) -> int:
 COMMANDS = {
     "serve": Command("Serve a model over HTTP", serve),
     "chat": Command("Chat with a running server", chat),
-    "doctor": Command("Report what is installed, and what is lost without the rest", doctor),
+    "doctor": Command(
+        "Report what is installed and what is lost without the rest, or how a running server does", doctor
+    ),
 }

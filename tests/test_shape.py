@@ -39,7 +39,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 LAYERS = {
-    "server": ("client", "http", "schema", "text", "telemetry", "monitoring", "pages", "stream", "engines", "api"),
+    "server": ("http", "schema", "text", "telemetry", "client", "monitoring", "pages", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
     "server.telemetry": ("traces",),
     "server.engines": ("published", "disaggregation", "supervision"),

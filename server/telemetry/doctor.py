@@ -1,12 +1,13 @@
 """`headrace doctor`: what this machine offers for serving, and what is lost for each thing that it lacks."""
 
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -62,15 +63,26 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything. Starts one Python process that imports PyTorch; takes a few seconds."""
-    torch = list(torch_build())
-    built = any(finding.subject == _KERNELS and not finding.lost for finding in torch)
-    return [python(), *packages(), folder(), *torch, *machine(), embedded_model(), gpu(), compiler(built)]
+    """Look at everything. Starts two Python processes, of which one imports PyTorch; takes a few seconds."""
+    torch, here = probe("-c", TORCH_PROBE), probe("-m", MACHINE_PROBE, "--device")
+    gpus, built = (0, False) if isinstance(torch, str) else (len(torch["devices"]), bool(torch["kernels"]))
+    on_gpu = not isinstance(here, str) and here["device"]["kind"] == "cuda"
+    return [
+        *(python(), *packages(), folder(), *torch_build(torch), *machine(here)),
+        *(*shared_memory(gpus if on_gpu else 0), embedded_model(), compiler(built, on_gpu)),
+    ]
 
 
 def report(findings: Iterable[Finding]) -> str:
-    """The findings as aligned lines, and a verdict."""
+    """The findings as aligned lines, and whether it can be served."""
     findings = list(findings)
+    fatal = [finding.subject for finding in findings if finding.fatal]
+    verdict = f"Serving is not possible: {', '.join(fatal)}." if fatal else "Serving is possible: headrace serve"
+    return f"{lines_of(findings)}\n\n{verdict}"
+
+
+def lines_of(findings: Sequence[Finding]) -> str:
+    """The findings as aligned lines."""
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:
@@ -78,9 +90,7 @@ def report(findings: Iterable[Finding]) -> str:
         lines.append(f"{mark:4}  {finding.subject:{width}}  {finding.detail}")
         if finding.lost:
             lines.append(f"{'':{width + 6}}  lost: {finding.lost}")
-    fatal = [finding.subject for finding in findings if finding.fatal]
-    verdict = f"Serving is not possible: {', '.join(fatal)}." if fatal else "Serving is possible: headrace serve"
-    return "\n".join([*lines, "", verdict])
+    return "\n".join(lines)
 
 
 def python() -> Finding:
@@ -120,14 +130,20 @@ def folder() -> Finding:
         return Finding("folder for sockets", str(error), "everything", fatal=True)
 
 
-def torch_build() -> Iterator[Finding]:
+def probe(*arguments: str) -> dict[str, Any] | str:
+    """What another Python process finds out and prints as JSON; if it fails, the last line of why."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    return (done.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+def torch_build(found: dict[str, Any] | str) -> Iterator[Finding]:
     """Whether PyTorch's libraries load, and which instruction set its kernels picked."""
-    probe = subprocess.run([sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding("PyTorch loads", f"no: {reason}", "everything; run `make setup`", fatal=True)
+    if isinstance(found, str):
+        yield Finding("PyTorch loads", f"no: {found}", "everything; run `make setup`", fatal=True)
         return
-    found: dict[str, Any] = json.loads(probe.stdout)
     yield Finding("PyTorch loads", f"yes, CPU kernels for {found['capability']}")
     if found["cuda"] is None:
         detail = f"{found['version']} is built without CUDA"
@@ -135,19 +151,17 @@ def torch_build() -> Iterator[Finding]:
         detail = f"built for CUDA {found['cuda']}, sees {', '.join(found['devices']) or 'no device'}"
     yield Finding("PyTorch CUDA", detail, "" if found["devices"] else _NO_GPU)
     lost = "" if found["kernels"] else "speed: prefill and batches several times slower, twice the KV memory"
-    yield Finding(_KERNELS, found["kernels_reason"], lost)
+    yield Finding("C++ kernels", found["kernels_reason"], lost)
 
 
-def machine() -> Iterator[Finding]:
-    """Cores and memory, as an engine would find them: what a container or a service may use of the machine's."""
-    probe = subprocess.run([sys.executable, "-m", MACHINE_PROBE], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding("CPU", f"unknown: {reason}", "everything", fatal=True)
+def machine(found: dict[str, Any] | str) -> Iterator[Finding]:
+    """Cores, memory and device, as an engine would find them: what a container or a service may use of the machine's."""
+    if isinstance(found, str):
+        yield Finding("CPU", f"unknown: {found}", "everything", fatal=True)
         return
-    found: dict[str, Any] = json.loads(probe.stdout)
     yield cpu(int(found["cores"]["amount"]), found["cores"]["source"])
     yield memory(int(found["memory"]["amount"]), found["memory"]["source"])
+    yield device(found["device"]["kind"], found["device"]["reason"])
 
 
 def cpu(cores: int, source: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
@@ -182,27 +196,32 @@ def embedded_model() -> Finding:
     return Finding("embedded model", f"{path.name}, {path.stat().st_size / 2**20:.0f} MiB")
 
 
-def gpu(loaded: Path = Path("/proc/driver/nvidia/version")) -> Finding:
-    """What serving on a GPU needs: NVIDIA's driver and Triton, which compiles the kernels."""
-    driver = loaded.exists() or shutil.which("nvidia-smi") is not None
-    try:
-        triton = f"Triton {version('triton')}"
-    except PackageNotFoundError:
-        triton = "no Triton"
-    detail = f"{'NVIDIA driver' if driver else 'no NVIDIA driver'}, {triton}"
-    ready = driver and not triton.startswith("no")
-    return Finding("GPU", detail, "" if ready else _NO_GPU)
+def device(kind: str, reason: str) -> Finding:
+    """What computes with `--device auto`, as an engine chooses it, and why."""
+    return Finding("device", f"{'a GPU' if kind == 'cuda' else 'the CPU'}: {reason}", "" if kind == "cuda" else _NO_GPU)
 
 
-def compiler(built: bool) -> Finding:
-    """A C++ compiler, with which `make setup` builds the CPU kernels; an image has them `built`, and no compiler."""
-    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    if found is None and built:
+def shared_memory(gpus: int, folder: str = "/dev/shm") -> Iterator[Finding]:
+    """Where the ranks of a tensor-parallel engine exchange data. Containers give it 64 MiB unless they are told."""
+    if gpus < 2:
+        return
+    size = shutil.disk_usage(folder).total if Path(folder).is_dir() else 0
+    lost = "" if size >= GIB else "--tensor-parallel; give the container `--shm-size 1g`, or `--ipc host`"
+    yield Finding(folder, f"{size / 2**20:.0f} MiB", lost)
+
+
+def compiler(built: bool, on_gpu: bool = False) -> Finding:
+    """A C++ compiler, with which `make setup` builds the CPU kernels, and a C one, with which Triton builds what starts its own."""
+    cpp = _first("c++", "g++", "clang++")
+    if on_gpu and not (os.environ.get("CC") or _first("cc", "gcc", "clang")):
+        return Finding("C compiler", "not found", "serving on a GPU: Triton needs one (`apt install gcc`)")
+    if cpp is not None:
+        return Finding("C++ compiler", cpp)
+    if built:
         return Finding("C++ compiler", "not found, and not needed: the CPU kernels are built")
-    if found is None:
-        return Finding(
-            "C++ compiler",
-            "not found",
-            "building the CPU kernels: `apt install g++`, then `python -m kernels.cpu.build`",
-        )
-    return Finding("C++ compiler", found)
+    fix = "building the CPU kernels: `apt install g++`, then `python -m kernels.cpu.build`"
+    return Finding("C++ compiler", "not found", fix)
+
+
+def _first(*names: str) -> str | None:
+    return next((path for name in names if (path := shutil.which(name))), None)

@@ -179,17 +179,17 @@ def test_doctor_finds_everything_here(capsys):
         "CPU",
         "memory",
         "embedded model",
-        "GPU",
+        "device",
     ):
         assert f"  {subject} " in printed
 
 
-def test_doctor_says_what_bounds_cores_and_memory(tmp_path, monkeypatch):
-    cpu, memory = doctor.machine()
+def test_doctor_says_what_bounds_cores_and_memory():
+    cpu, memory, device = doctor.machine(doctor.probe("-m", doctor.MACHINE_PROBE, "--device"))
     assert re.match(r"\d+ cores \(.+\), ", cpu.detail)
     assert re.fullmatch(r"[\d.]+ GiB available \(.+\) of [\d.]+ GiB", memory.detail)
-    monkeypatch.setattr(doctor, "MACHINE_PROBE", "a.module.that.nobody.has")
-    (unknown,) = doctor.machine()
+    assert device.detail.startswith(("the CPU: ", "a GPU: "))
+    (unknown,) = doctor.machine(doctor.probe("-m", "a.module.that.nobody.has"))
     assert unknown.fatal and "No module named" in unknown.detail
 
 
@@ -206,15 +206,6 @@ def test_doctor_fails_where_the_distribution_is_absent():
     (finding,) = doctor.packages("a-distribution-that-nobody-has-installed")
     assert finding.fatal and "make setup" in finding.lost
     assert "Serving is not possible" in doctor.report([finding])
-
-
-def test_doctor_says_that_a_gpu_serves_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
-    driver = tmp_path / "version"
-    assert "--device cuda" in doctor.gpu(driver).lost
-    assert "no NVIDIA driver" in doctor.gpu(driver).detail
-    driver.touch()
-    assert doctor.gpu(driver).lost == "" and not doctor.gpu(driver).fatal
 
 
 def test_doctor_misses_no_compiler_where_the_kernels_are_built(monkeypatch):
