@@ -14,8 +14,9 @@ from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
 from server.engines.supervision.incarnations import Incarnations
 from server.errors import PoisonRequest
+from server.telemetry.engine_stats import ENGINE_METRICS, TIER_METRICS
 from server.telemetry.lifetime import Lifetime
-from server.telemetry.metrics import ENGINE_METRICS, TIER_METRICS, Metrics, page
+from server.telemetry.metrics import Metrics, page
 from tests.server.engines.harness import ROOT, eventually, read, run, running
 from tests.server.engines.scripted_engine import DIE, READY
 
