@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from configs.model.config import ModelConfig
 from configs.model.ends import describe_ends
+from configs.model.gguf_header import keeping_gguf_headers
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from configs.weights import parse_weight
@@ -118,7 +119,7 @@ class Starter:
         Raises:
             ModelError: the model cannot be served, or memory or files are refused; the sentence says why and what to do.
         """
-        with explained(self._source.name):
+        with explained(self._source.name), keeping_gguf_headers():
             return self._start()
 
     def _start(self) -> "tuple[EngineLoop, Ready]":

@@ -11,8 +11,10 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import math
 import mmap
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +63,37 @@ class GgufHeader:
     tensors: dict[str, TensorInfo]
 
 
+_Key = tuple[Path, int, int, int]  # a file's place, number, size and time of change
+_kept: list[dict[_Key, GgufHeader]] = []  # by whoever has headers kept
+
+
+@contextmanager
+def keeping_gguf_headers() -> Iterator[None]:
+    """Meanwhile each file's header is parsed once, whoever reads it. Then it is forgotten: a vocabulary is large as objects."""
+    _kept.append({})
+    try:
+        yield
+    finally:
+        _kept.pop()
+
+
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Read metadata and tensor infos of the GGUF file at `path`.
+    """Read metadata and tensor infos of the GGUF file at `path`. What is returned may be others' too: it is not to be changed.
 
     Raises:
         ModelError: the file is not GGUF, of a version or byte order that is not read, truncated, or contradictory.
     """
     try:
         with path.open("rb") as file:
-            if file.read(4) != _MAGIC:
-                raise ModelError(f"{path} is not a GGUF file.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, data)
+            status = os.fstat(file.fileno())
+            key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+            known = _kept[-1] if _kept else {}
+            if key not in known:
+                if file.read(4) != _MAGIC:
+                    raise ModelError(f"{path} is not a GGUF file.")
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    known[key] = _parse(path, data)
+            return known[key]
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
 

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from configs.model import gguf_header
 from configs.model.source import resolve_model
 from configs.settings import Settings
 from engine.__main__ import serve
@@ -13,6 +14,7 @@ from engine.cpu import memory_plan
 from engine.ipc.failures import EXIT_MODEL
 from engine.start import Starter
 from scheduler.types.messages import Failed
+from tests.engine.loading.test_loading import write_gguf
 from tests.tiny_models import TINY
 
 BEYOND_ADDRESSES = 2**49  # bytes; no allocator can give this much, however generous the system
@@ -95,3 +97,15 @@ def test_a_defect_keeps_its_traceback(failure, monkeypatch, defect):
     monkeypatch.setattr("engine.loading.dummy.load_dummy", broken)
     with pytest.raises(type(defect)):
         failure({}, kv_blocks=8)
+
+
+def test_the_header_of_a_gguf_file_is_parsed_once(tmp_path, monkeypatch, tiny_model):
+    parsed, parse = [], gguf_header._parse
+    monkeypatch.setattr(gguf_header, "_parse", lambda path, data: parsed.append(path) or parse(path, data))
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("llama")[0])
+    starter = Starter(Settings(kv_blocks=8, cpu_precision="exact"), resolve_model(str(path)), Recorder())
+    try:
+        starter.start()
+    finally:
+        starter.close()
+    assert len(parsed) == 1

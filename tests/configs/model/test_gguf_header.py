@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.model.gguf_header import read_gguf_header
+from configs.model import gguf_header
+from configs.model.gguf_header import keeping_gguf_headers, read_gguf_header
 from configs.model.source import ModelError
 from tests.drawn import drawn
 
@@ -148,3 +149,36 @@ def test_a_damaged_header_is_read_or_refused(tmp_path, written, data):
         read_gguf_header(path)
     except ModelError as error:
         assert str(path) in str(error)
+
+
+def test_a_header_is_parsed_once_while_it_is_kept_and_again_when_the_file_changes(tmp_path, monkeypatch):
+    path, parsed = tmp_path / "m.gguf", []
+    parse = gguf_header._parse
+    monkeypatch.setattr(gguf_header, "_parse", lambda path, data: parsed.append(path) or parse(path, data))
+
+    def write(name: str) -> None:
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_name(name)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+
+    write("one")
+    with keeping_gguf_headers():
+        first = read_gguf_header(path)
+        assert read_gguf_header(path) is first and len(parsed) == 1
+        write("another")
+        assert read_gguf_header(path).metadata["general.name"] == "another" and len(parsed) == 2
+    assert read_gguf_header(path) is not read_gguf_header(path) and len(parsed) == 4
+    with keeping_gguf_headers():
+        read_gguf_header(path)
+    assert len(parsed) == 5
+
+
+def test_what_is_refused_is_not_kept(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"nonsense")
+    with keeping_gguf_headers():
+        for _ in range(2):
+            with pytest.raises(ModelError, match="not a GGUF file"):
+                read_gguf_header(path)
