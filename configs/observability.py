@@ -22,6 +22,14 @@ class Observability(HttpDeclaration):
         description="Form of all lines of the log, of the server and of its engines: text, or a JSON object a line.",
         json_schema_extra=WATCHING,
     )
+    canary: float = Field(
+        0.0,
+        ge=0,
+        le=10080,
+        description="Minutes between two checks by the canary: a fixed greedy prompt, whose tokens must stay those of the start, "
+        "with its KV computed, found, loaded from a tier and handed over. 0: none.",
+        json_schema_extra=WATCHING,
+    )
     log_content: bool = Field(
         False,
         description="Write prompts and answers into the lines of the access log, and into traces. Without it no word of them is.",

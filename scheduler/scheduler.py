@@ -196,6 +196,9 @@ class Scheduler:
         if message.kv_wait_seconds and request.reads_cache:
             request.expect_tail(self.pool.block_size)
             self.transfers.expect(request, self._cache.usable_hashes(request), now + message.kv_wait_seconds)
+        if message.from_tiers:
+            tiers = self.transfers.tiers
+            self.pool.drop(key for key in self._cache.usable_hashes(request) if tiers.holder(key) is not None)
         if message.pin_seconds:
             until = now + message.pin_seconds
             self.transfers.pin(self._cache.pin(request, until), until)

@@ -19,6 +19,7 @@ from scheduler.router.view import Role
 from server.api.context import ServerContext
 from server.app import create_app
 from server.drain import Drain
+from server.engines.canary import canary_of
 from server.engines.client import EngineClient
 from server.engines.disaggregation.role_switcher import RoleSwitcher
 from server.engines.engines import Engines
@@ -105,6 +106,7 @@ class Serving:
         for name, role in settings.engine_roles.items():
             self._engines.by_name[name].role = Role(role)
         self._roles = RoleSwitcher(RoleSwitching(bounds), clients, metrics) if bounds else None
+        self._canary = canary_of(settings, clients, tokenizer.encode, metrics.canary)
         self._given_up = asyncio.Event()  # all engines
         incarnations = (Incarnations(client, metrics, console.on_event) for client in clients)
         self._supervisors = {each.client.name: self._supervisor(each) for each in incarnations}
@@ -145,6 +147,7 @@ class Serving:
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
         roles = asyncio.create_task(self._roles.run()) if self._roles else None
+        canary = asyncio.create_task(self._canary.run()) if self._canary else None
         certificate = self._listeners.certificate
         renewal = asyncio.create_task(certificate.watch()) if certificate else None
         web = asyncio.create_task(self._web.serve(sockets=list(self._listeners.sockets)))
@@ -153,7 +156,7 @@ class Serving:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, deadline = not signalled.is_set(), StopDeadline(self._settings.drain_seconds)
         self._restarts.cancel()
-        for task in (roles, renewal):
+        for task in (roles, canary, renewal):
             if task is not None:
                 task.cancel()
         if not failed:

@@ -255,6 +255,15 @@ class BlockPool:
             if self._state[block_id].refs <= 1 + (block_id in copied):
                 self._forget(block_id)
 
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Forget these contents where no sequence has them: they are to come from somewhere else."""
+        for key in keys:
+            block_id = self._index.get(key)
+            if block_id is not None and not self.in_use(block_id):
+                self.share([block_id])
+                self._forget(block_id)
+                self.release([block_id])
+
     def drop_contents(self) -> None:
         """Forget every content: what the blocks hold is in doubt (a step failed). Owners keep their blocks."""
         self._unused.drop_contents()

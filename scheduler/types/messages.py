@@ -47,6 +47,9 @@ class AddRequest:
     # penalties, usage) and are not sent again.
     generated_ids: list[int] = field(default_factory=list)
     produces: OutputKind = OutputKind.TOKENS
+    from_tiers: bool = (
+        False  # of its prefix, what a tier below keeps is loaded from there, though the device has it, too
+    )
     hand_over: bool = (
         False  # end it after one token, unless it ends there anyway, and save its KV at once for who goes on
     )

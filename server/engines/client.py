@@ -129,7 +129,8 @@ class EngineClient:
             raise ValueError(f"request id {request.request_id!r} is in use; every sequence needs one of its own")
         stream = OutputStream(request, lifetime, self.sequence_ended)
         self._open(stream, request)
-        self._metrics.sequence_begun(request.tenant)
+        if lifetime.counted:
+            self._metrics.sequence_begun(request.tenant)
         return stream
 
     def replay(self, stream: OutputStream) -> None:
@@ -199,7 +200,8 @@ class EngineClient:
         lifetime = stream.lifetime
         if lifetime.first_token is not None and lifetime.reason is not FinishReason.ERROR:
             self._speed.ended(lifetime.completion_tokens)
-        self._metrics.sequence_ended(lifetime, stream.request.tenant)
+        if lifetime.counted:
+            self._metrics.sequence_ended(lifetime, stream.request.tenant)
 
     # --- what the engine says of them ---
 

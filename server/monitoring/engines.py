@@ -71,6 +71,20 @@ _STATE = PanelRow(
             named=True,
         ),
         Panel(
+            title="Canary",
+            about="Checks with --canary in the last hour, by what came of them. `differs` and `failed`: what is computed or kept "
+            "is not what it was at the start.",
+            queries=[
+                Query(
+                    f"sum by (path, outcome) (increase({select('headrace_canary_checks_total')}[1h]))",
+                    "{{path}} {{outcome}}",
+                ),
+            ],
+            kind="bargauge",
+            width=12,
+            height=5,
+        ),
+        Panel(
             title="Taken over",
             about="Sequences that it went on with because the engine that had them ended, per second.",
             queries=[_rate("headrace_replayed_requests_total")],

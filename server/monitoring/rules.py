@@ -228,6 +228,19 @@ ALERTS = (
         "wrong but the speed. The log says what failed.",
     ),
     Alert(
+        name="HeadraceCanary",
+        measures=[
+            Measure(
+                'sum by (instance, job) (increase(headrace_canary_checks_total{outcome=~"differs|failed"}[1h]))', "> 0"
+            )
+        ],
+        wait="0m",
+        severity="critical",
+        summary="The canary of {{ $labels.instance }} no longer sings what it sang at the start",
+        what_to_do="Answers may be wrong: memory, a disk or a kernel gives back what it was not given. The log names the engine "
+        "and where its KV came from. Drain that engine, restart it, and look at its hardware if it comes back.",
+    ),
+    Alert(
         name="HeadraceIntegrity",
         measures=[Measure("sum by (instance, job) (increase(headrace_integrity_failures_total[15m]))", "> 0")],
         wait="0m",

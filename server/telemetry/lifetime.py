@@ -5,7 +5,7 @@ Metrics, the access log, `usage` and `timings` all read it; nothing else measure
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from scheduler.router.deadlines import Outcome, Promise, PromiseProgress
 from scheduler.types.messages import FinishReason, RequestTimes
@@ -35,6 +35,7 @@ class Lifetime:
     one that died did not. `output_ids`: all tokens that have arrived, whether or not they were read.
     """
 
+    counted: ClassVar[bool] = True  # in the figures of requests, and for its tenant
     received: float
     validated: float | None = None
     queued: float | None = None

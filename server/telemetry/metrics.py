@@ -19,6 +19,7 @@ from configs.roles import ROLES
 from scheduler.router.deadlines import Outcome
 from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
 from server.errors import ApiError, DeadlineRefused
+from server.telemetry.canary import CanaryMetrics
 from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.engine_stats import EngineCollector
 from server.telemetry.exposition import accepted
@@ -159,7 +160,7 @@ class Metrics(Declared):
 
     Attributes:
         hand_overs: those of requests from engine to engine.
-        gen_ai: those that have the names of OpenTelemetry's conventions.
+        canary, gen_ai: what the canary found; those that have the names of OpenTelemetry's conventions.
         on_end: told of each sequence that has ended, whoever wants to know.
 
     Args:
@@ -175,6 +176,7 @@ class Metrics(Declared):
         self._tenants = TenantMetrics(self.registry, tenants or {})
         self._declare_streams()
         self.hand_overs = HandOverMetrics(self.registry)
+        self.canary = CanaryMetrics(self.registry)
         self.gen_ai = GenAiMetrics(self.registry)
         ProcessCollector("headrace_server", registry=self.registry)
 

@@ -1,5 +1,7 @@
 """KV that outlives the pool, the engine and the server: with real processes and a real folder."""
 
+import mmap
+import os
 import signal
 
 import httpx
@@ -86,3 +88,35 @@ def test_an_unknown_case_is_refused(capsys):
 def test_blocks_per_copy():
     metrics = {'saved_blocks_total{tier="host"}': 12.0, 'copies_total{direction="save",tier="host"}': 3.0}
     assert per_copy(metrics, "host") == "saved 12 blocks, 4.0 a copy; loaded 0 blocks, 0.0 a copy"
+
+
+def flip_signs(server) -> None:
+    """Of every number that the host's tier keeps: KV in bf16 stays finite, and means something else."""
+    folder = f"/proc/{server.process.pid}/fd"
+    (slab,) = [name for name in os.listdir(folder) if "headrace-kv" in os.readlink(f"{folder}/{name}")]
+    with open(f"{folder}/{slab}", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        size, mask = 2**20, int.from_bytes(b"\x00\x80" * 2**19, "little")
+        for begin in range(0, len(memory) // size * size, size):
+            part = memory[begin : begin + size]
+            if any(part):
+                memory[begin : begin + size] = (int.from_bytes(part, "little") ^ mask).to_bytes(size, "little")
+
+
+@pytest.mark.long
+def test_the_canary_sings_by_every_way_and_hears_bytes_that_change_in_a_tier():
+    flags = ("--roles", "prefill:1,decode:1", "--kv-host-gib", "0.1", "--kv-blocks", "64", "--device", "cpu")
+    server = ServerProcess(*flags, "--canary", "0.02")
+
+    def checks(path: str, outcome: str) -> float:
+        return server.metrics()[f'headrace_canary_checks_total{{outcome="{outcome}",path="{path}"}}']
+
+    paths = ("cold", "warm", "swapped", "handed_over")
+    try:
+        server.wait_until(lambda: all(checks(path, "equal") for path in paths))
+        assert not any(checks(path, "differs") for path in paths)
+        flip_signs(server)
+        server.wait_until(lambda: checks("swapped", "differs"))
+        assert checks("cold", "differs") == checks("cold", "failed") == 0
+        server.wait_for("the canary's tokens differ from those of the start .*KV swapped")
+    finally:
+        assert server.stop() == 0, "".join(server.output)

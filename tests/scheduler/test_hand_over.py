@@ -305,3 +305,26 @@ def test_nobody_waits_for_more_than_the_tier_holds():
     pair.drain(100)
     pair.check()
     assert len(pair.second.outputs["a"]) == 4
+
+
+def test_a_request_that_asks_for_it_loads_what_the_device_has_as_well():
+    engine = Engine(blocks=32, tiers={"host": 64})
+    prompt = list(range(1, 30))
+    for name, from_tiers in (("a", False), ("b", False), ("c", True)):
+        engine.submit(
+            AddRequest(
+                request_id=name,
+                prompt_ids=prompt,
+                sampling=SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+                from_tiers=from_tiers,
+            )
+        )
+        for _ in range(100):
+            if engine.scheduler.idle:
+                break
+            engine.tick()
+    loads = {name: sum(load.blocks for load in output.trail.loads) for name, output in engine.ends.items()}
+    found = {name: output.trail.found_tokens for name, output in engine.ends.items()}
+    assert loads == {"a": 0, "b": 0, "c": 7} and found == {"a": 0, "b": 28, "c": 0}
+    assert engine.outputs["a"] == engine.outputs["b"] == engine.outputs["c"]
+    assert engine.ends["c"].times.cached_tokens == 28
