@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 from scheduler.scheduler import Scheduler
-from scheduler.types.engine_map import MOST_PROMPTS, MOST_STEPS, EngineMap, MapStep
+from scheduler.types.engine_map import MOST_PROMPTS, MOST_STEPS, EngineMap, MapStep, short_name
 from scheduler.types.step import ChunkPhase, Step
 
 INTERVAL_SECONDS = 0.25  # between two maps
@@ -49,7 +49,7 @@ class MapSampler:
                 seconds=seconds,
                 prompt_tokens=work.prompt_tokens,
                 decodes=work.decodes,
-                prompts=[(chunk.request_id, chunk.start, chunk.length) for chunk in prompts],
+                prompts=[(short_name(chunk.request_id), chunk.start, chunk.length) for chunk in prompts],
             )
         )
 

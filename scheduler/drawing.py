@@ -11,7 +11,7 @@ from scheduler.kv.block_cells import draw_blocks
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.request_table import RequestTable
-from scheduler.types.engine_map import MOST_REQUESTS, EngineMap, MapRequest, MapTier
+from scheduler.types.engine_map import MOST_REQUESTS, EngineMap, MapRequest, MapTier, short_name
 from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request, RequestState
 from scheduler.types.transfers import DEVICE, Transfer
@@ -54,7 +54,7 @@ def draw_map(
 
 def _row(request: Request) -> MapRequest:
     return MapRequest(
-        request_id=request.request_id,
+        name=short_name(request.request_id),
         tenant=request.tenant[:_MOST_NAME],
         state=_state(request),
         queued=request.times.queued,

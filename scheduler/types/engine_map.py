@@ -12,6 +12,14 @@ MOST_REQUESTS = 256  # rows of a map: those that run first, then those that wait
 MOST_OWNERS = 8  # of one square, by their rows; how many there are is said, too
 MOST_STEPS = 64  # the newest since the map before
 MOST_PROMPTS = 8  # of one step
+_NAME = 8  # of the 32 characters that are drawn for a request
+
+
+def short_name(request_id: str) -> str:
+    """As much of a request's id as tells it from others, and too little to ask for it: whoever knows all of it may, where no keys
+    are required, read its resumable stream."""
+    job, _, number = request_id.rpartition("-")
+    return f"{job.partition('-')[2][:_NAME]}-{number}" if "-" in job else request_id[:_NAME]
 
 
 class BlockState(IntEnum):
@@ -48,7 +56,7 @@ class BlockCells:
 class MapRequest:
     """One row: a request that has not ended."""
 
-    request_id: str
+    name: str  # as `short_name` has it
     tenant: str
     # preempted: it waits with what it has generated; loading: its KV is on its way from a tier
     state: Literal["waiting", "preempted", "loading", "prefill", "decode"]
@@ -72,7 +80,7 @@ class MapStep:
     seconds: float
     prompt_tokens: int
     decodes: int  # tokens of sequences that decode, drafts included
-    prompts: list[tuple[str, int, int]]  # request, first token, tokens
+    prompts: list[tuple[str, int, int]]  # a request's name, first token, tokens
 
 
 @dataclass(slots=True, kw_only=True)

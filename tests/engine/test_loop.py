@@ -322,7 +322,7 @@ def test_who_watches_sees_a_request_come_and_go_and_then_nothing_more(engine):
     client.until_drawn(lambda drawn: drawn.running == 0 and drawn.used == 0 and drawn.cached > 0)
     worker.gate.clear()
     client.add("seen", [2] * 20)
-    client.until_drawn(lambda drawn: [row.request_id for row in drawn.requests] == ["seen"] and drawn.used >= 5)
+    client.until_drawn(lambda drawn: [row.name for row in drawn.requests] == ["seen"] and drawn.used >= 5)
     worker.gate.set()
     client.until_ended("seen")
     client.until_drawn(lambda drawn: drawn.steps and drawn.running == 0)
@@ -332,7 +332,7 @@ def test_who_watches_sees_a_request_come_and_go_and_then_nothing_more(engine):
     client.send(PublishMap(publish=False))
     client.add("later", [3] * 9)
     client.until_ended("later")
-    assert not [row for drawn in client.maps for row in drawn.requests if row.request_id == "later"]
+    assert not [row for drawn in client.maps for row in drawn.requests if row.name == "later"]
 
 
 def test_a_lost_device_ends_the_loop(tmp_path, request, engine):

@@ -25,8 +25,8 @@ def check_map(scheduler, most_cells: int = 3) -> None:
     drawn = scheduler.draw_map(1.0)
     assert (drawn.used, drawn.cached, drawn.free) == (pool.used, pool.cached, pool.free)
     assert (drawn.running, drawn.waiting) == (len(table.running), len(table.waiting))
-    assert sorted(row.request_id for row in drawn.requests) == sorted(table.open)
-    tables = [table.open[row.request_id].block_table for row in drawn.requests]
+    assert sorted(row.name for row in drawn.requests) == sorted(table.open)
+    tables = [table.open[row.name].block_table for row in drawn.requests]
     assert [row.blocks for row in drawn.requests] == [len(blocks) for blocks in tables]
     assert drawn.cells.per_cell == 1
     cells = cells_of(drawn.cells)

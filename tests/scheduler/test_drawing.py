@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scheduler.kv.block_cells import draw_blocks
 from scheduler.kv.block_pool import BlockPool
 from scheduler.types import engine_map
-from scheduler.types.engine_map import BlockState, EngineMap, MapRequest, MapStep
+from scheduler.types.engine_map import BlockState, EngineMap, MapRequest, MapStep, short_name
 from tests.scheduler.drawn_map import cells_of, check_map
 from tests.scheduler.sim import Engine
 
@@ -25,7 +25,7 @@ def test_blocks_fill_are_shared_and_are_kept():
     engine.tick()
     drawn = engine.scheduler.draw_map(engine.now)
     (row,) = drawn.requests
-    assert (row.request_id, row.tenant, row.state, row.prompt, row.output) == ("a", "shop", "prefill", 10, 0)
+    assert (row.name, row.tenant, row.state, row.prompt, row.output) == ("a", "shop", "prefill", 10, 0)
     while not engine.outputs["a"]:
         engine.tick()
     engine.add("b", PROMPT, max_tokens=3, ignore_eos=True)
@@ -103,13 +103,13 @@ def test_no_map_is_larger_than_promised(blocks):
     ids = rng.sample(pool.allocate(blocks), blocks)
     rows = engine_map.MOST_REQUESTS
     cells = draw_blocks(pool, [ids[row::rows] for row in range(rows)])
-    name = "chatcmpl-" + "0" * 32 + "-999"
+    name = short_name("chatcmpl-" + "0" * 32 + "-999")
     big = 10**6
     drawn = EngineMap(
         at=1e6 + 1 / 3, block_size=32, used=blocks, cached=0, free=0, running=big, waiting=big, cells=cells, tiers=[],
         requests=[
             MapRequest(
-                request_id=name, tenant="t" * 64, state="preempted", queued=1e6 + 1 / 3, prompt=big, output=big, most_output=big,
+                name=name, tenant="t" * 64, state="preempted", queued=1e6 + 1 / 3, prompt=big, output=big, most_output=big,
                 computed=big, cached=big, blocks=big, full=big, preemptions=99,
             )
         ] * rows,
@@ -120,3 +120,16 @@ def test_no_map_is_larger_than_promised(blocks):
     assert len(cells.runs) == 6 * engine_map.MOST_CELLS or blocks > engine_map.MOST_CELLS
     size = len(msgspec.json.encode(drawn))
     assert size < 192 * 1024, size
+
+
+@pytest.mark.parametrize(
+    ("request_id", "name"),
+    [
+        ("chatcmpl-3c7cfcf8e0a94d5b8d3ed0b9ff1a2c44-0", "3c7cfcf8-0"),
+        ("cmpl-3c7cfcf8e0a94d5b8d3ed0b9ff1a2c44-12", "3c7cfcf8-12"),
+        ("3c7cfcf8e0a94d5b8d3ed0b9ff1a2c44", "3c7cfcf8"),
+        ("r1", "r1"),
+    ],
+)
+def test_a_map_tells_too_little_of_an_id_to_ask_for_the_request(request_id, name):
+    assert short_name(request_id) == name

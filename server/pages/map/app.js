@@ -127,6 +127,8 @@ function paint() {
   showShared(sharesTiers ? [...lines.values()] : [])
   const drawn = [...lines.values()].find(line => line?.map)?.map
   if (drawn) byId("block-size").textContent = drawn.block_size
+  const total = field => [...lines.values()].reduce((sum, line) => sum + (line?.map?.[field] ?? 0), 0)
+  byId("timeline").setAttribute("aria-label", `Requests over time: ${total("running")} run, ${total("waiting")} wait`)
   paintTimeline(held ?? now())
   showTime(at)
   story.again()
@@ -136,7 +138,7 @@ const now = () => performance.now() / 1000 + clock - BEHIND_SECONDS
 
 function paintTimeline(at) {
   const hidden = timeline.paint([...cards.keys()], at, selected, paints)
-  byId("rows-note").textContent = selected !== null ? `only ${short(selected)}` : hidden ? `and ${hidden} more` : ""
+  byId("rows-note").textContent = selected !== null ? `only ${selected}` : hidden ? `and ${hidden} more` : ""
   byId("all").hidden = selected === null
 }
 

@@ -114,6 +114,3 @@ function span(seconds) {
   if (seconds < 1) return `${Math.max(0, Math.round(seconds * 1000))} ms`
   return seconds < 100 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds / 60)} min`
 }
-
-/** A request's name, short enough to be read. */
-const short = id => id.replace(/^((?:chat)?cmpl-)?(.{8}).*?(-\d+)$/, "$2$3")

@@ -52,7 +52,7 @@ function ofSeveral(name, drawn, cells, index) {
   const counts = `${name}: ${used || "none"} in use, ${cached || "none"} cached.`
   const [owners, ...rows] = cells.owners[cells.sets[index]]
   if (!owners) return counts
-  const who = owners > 1 ? plural(owners, "request") : short(drawn.requests[rows[0]].request_id)
+  const who = owners > 1 ? plural(owners, "request") : drawn.requests[rows[0]].name
   return `${counts} One of them has tokens ${tokensAt(cells.places[index], drawn)} of ${who}.${owners > 1 ? "" : ` ${doing(drawn.requests[rows[0]])}`}`
 }
 
@@ -61,12 +61,12 @@ function tierThat(drawn, way) {
   return names.length === 1 ? `the ${names[0]} tier` : "a tier below"
 }
 
-const wasFormerly = (stay, at) => stay ? `It last belonged to ${short(stay.id)}, until ${span(at - stay.to)} ago.` : "Nobody has used it since you began to watch."
+const wasFormerly = (stay, at) => stay ? `It last belonged to ${stay.id}, until ${span(at - stay.to)} ago.` : "Nobody has used it since you began to watch."
 
 function isKept(stay, drawn, at) {
   const next = "The next prompt that begins in the same way finds it here instead of computing it."
   if (!stay) return next
-  return `It has tokens ${tokensAt(stay.place, drawn)} of ${short(stay.id)}, which let it go ${span(at - stay.to)} ago. ${next}`
+  return `It has tokens ${tokensAt(stay.place, drawn)} of ${stay.id}, which let it go ${span(at - stay.to)} ago. ${next}`
 }
 
 const tokensAt = (place, drawn) => `${place * drawn.block_size} to ${(place + 1) * drawn.block_size - 1}`
@@ -77,13 +77,13 @@ function ofOwners(drawn, cells, index) {
   const requests = rows.map(row => drawn.requests[row])
   const which = `tokens ${tokensAt(place, drawn)}`
   if (count > 1) {
-    const names = requests.slice(0, 3).map(request => short(request.request_id))
+    const names = requests.slice(0, 3).map(request => request.name)
     const more = count > names.length ? ` and ${count - names.length} more` : ""
     return `It holds ${which}, with which ${plural(count, "request")} begin alike: ${names.join(", ")}${more}. They were computed once.`
   }
   const [request] = requests, filled = request.computed - place * drawn.block_size
   const part = filled < drawn.block_size ? ` ${plural(Math.max(0, filled), "place")} of ${drawn.block_size} ${filled === 1 ? "is" : "are"} taken.` : ""
-  return `It holds ${which} of ${short(request.request_id)}${request.tenant ? ` (${request.tenant})` : ""}.${part} ${doing(request)}`
+  return `It holds ${which} of ${request.name}${request.tenant ? ` (${request.tenant})` : ""}.${part} ${doing(request)}`
 }
 
 /** What a request does, as a sentence. */

@@ -108,7 +108,7 @@ class Timeline {
     context.roundRect(0, middle - 5, 10, 10, 3)
     context.fill()
     const gone = lastSeen(track) < this._time - 1.5
-    const name = narrow ? short(track.id).slice(0, 8) : `${short(track.id)}${track.tenant ? ` · ${track.tenant}` : ""}`
+    const name = narrow ? track.id.slice(0, 8) : `${track.id}${track.tenant ? ` · ${track.tenant}` : ""}`
     this._text(name, 16, middle, this._label - 24, gone ? paints.soft : paints.ink)
     this._states(track, middle, color)
     for (const chunk of track.prompts) {
@@ -175,7 +175,7 @@ class Timeline {
   }
 
   _tell(track) {
-    const name = `${short(track.id)}${track.tenant ? ` (${track.tenant})` : ""}`
+    const name = `${track.id}${track.tenant ? ` (${track.tenant})` : ""}`
     const point = track.points.findLast(each => each.at <= this._time)
     if (!point) return `${name} came and went between two pictures.`
     if (lastSeen(track) < this._time - 1.5 && track.points.at(-1) === point) return `${name} ended ${span(this._time - point.at)} ago. It had a prompt of ${plural(track.info.prompt, "token")} and wrote about ${point.output.toLocaleString("en")}.`

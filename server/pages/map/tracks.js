@@ -22,7 +22,7 @@ function cellsOf(drawn) {
 }
 
 /** The ids of the requests that a square belongs to, as far as they are told. */
-const idsAt = (drawn, cells, index) => cells.owners[cells.sets[index]].slice(1).map(row => drawn.requests[row].request_id)
+const idsAt = (drawn, cells, index) => cells.owners[cells.sets[index]].slice(1).map(row => drawn.requests[row].name)
 
 /** Requests over time, and stays in squares. */
 class Tracks {
@@ -64,7 +64,7 @@ class Tracks {
   }
 
   _point(engine, request, at) {
-    const track = this._track(engine, request.request_id, request.queued)
+    const track = this._track(engine, request.name, request.queued)
     track.tenant = request.tenant
     track.from = Math.min(track.from, request.queued)
     track.info = request
