@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -109,18 +110,19 @@ def test_what_an_engine_tells_of_its_blocks_has_the_names_that_anybody_can_compu
     assert len(found) == 1 and answer["usage"]["prompt_tokens"] == len(ids)
 
 
+def prompts_of(drawn):
+    """The requests of whose prompts the steps of a map computed something."""
+    return {name for step in drawn["steps"] for name, _, _ in step["prompts"]}
+
+
 def test_who_watches_sees_which_engine_has_a_request(pool):
     with httpx.stream("GET", f"{pool.url}/v1/map", timeout=60) as told:
         lines = (json.loads(line) for line in told.iter_lines())
         first = [next(lines) for _ in range(2)]
         assert [(line["engine"], line["state"]) for line in first] == [("engine-0", "ready"), ("engine-1", "ready")]
         (answer,) = asked_together(pool, ["A wheel that nobody has seen turn"], max_tokens=16)
-        for line in lines:
-            drawn = line["map"]
-            if drawn and any(
-                name.startswith(answer["id"]) for step in drawn["steps"] for name, _, _ in step["prompts"]
-            ):
-                break
+        maps = (line["map"] for line in islice(lines, 500) if line["map"])
+        drawn = next(each for each in maps if f"{answer['id'].partition('-')[2][:8]}-0" in prompts_of(each))
     assert drawn["cells"]["blocks"] == 400 and sum(drawn["cells"]["runs"][::6]) == 400
     assert drawn["used"] + drawn["cached"] + drawn["free"] == 400
     assert {tier["name"] for tier in drawn["tiers"]} == {"disk"}
