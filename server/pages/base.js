@@ -26,6 +26,12 @@ function icon(...paths) {
 
 const byId = id => document.getElementById(id)
 
+/** What the server says, as a sentence: it writes names and values between backticks. */
+function sentence(text) {
+  const whole = text.replace(/^[a-z]/, first => first.toUpperCase()).replace(/([^.!?:])$/, "$1.")
+  return el("p", {}, whole.split(/`([^`]+)`/).map((part, number) => number % 2 ? el("code", {}, part) : part))
+}
+
 // --- what is remembered ---
 
 /** A store that may be forbidden: then things are remembered until the page closes. */

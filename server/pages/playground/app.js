@@ -25,7 +25,7 @@ offerTheme()
 
 /** The messages so far, without those that got no answer, and then this one. */
 function conversation(before, text) {
-  const answered = before.filter(turn => turn.answer?.text && !turn.trouble.childNodes.length)
+  const answered = before.filter(turn => turn.answer?.text)
   return [...answered.flatMap(turn => [{role: "user", content: turn.asked}, {role: "assistant", content: turn.answer.text}]), {role: "user", content: text}]
 }
 
@@ -47,7 +47,7 @@ async function send(text) {
   const controller = new AbortController()
   running = {turn, controller}
   showRunning()
-  const repaint = eachFrame(() => { const follows = atEnd(); turn.show(answer); if (follows) toEnd() })
+  const repaint = eachFrame(() => following(() => turn.show(answer)))
   try {
     const response = await ask(ENDPOINTS[kind].path, {method: "POST", body, signal: controller.signal})
     for await (const chunk of chunksOf(response)) { answer.add(chunk); repaint() }
@@ -57,8 +57,8 @@ async function send(text) {
     else throw error
   } finally {
     running = null
-    repaint.now()
-    turn.end(answer.trouble)
+    repaint.stop()
+    following(() => { turn.show(answer); turn.end(answer.trouble) })
     showRunning(answer)
   }
   if (answer.id) tellStory(turn, answer.id)
@@ -77,7 +77,7 @@ function addTurn(kind, text, body) {
     asked: text,
     again: () => { if (!running) { dropFrom(turn); send(text) } },
     code: () => openSnippets(kind, body),
-    toField,
+    remedy: remedyFor,
     cost: usage => form.cost(usage),
   })
   turns[kind].push(turn)
@@ -92,7 +92,7 @@ function dropFrom(turn) {
   const all = turns[turn.mode]
   const at = turn.mode === "chat" ? all.indexOf(turn) : -1
   for (const gone of at < 0 ? [] : all.splice(at)) gone.node.remove()
-  if (turn.mode !== "chat" && !turn.answer) { all.splice(all.indexOf(turn), 1); turn.node.remove() }
+  if (turn.mode !== "chat" && !turn.answer?.text) { all.splice(all.indexOf(turn), 1); turn.node.remove() }
 }
 
 function stop() {
@@ -102,11 +102,12 @@ function stop() {
 /** What the server tells of the request, if it keeps such a record. */
 async function tellStory(turn, id) {
   const story = await ask(`v1/requests/${encodeURIComponent(id)}`).then(response => response.json()).catch(() => null)
-  if (Array.isArray(story?.summary)) turn.tell(story.summary.map(String))
+  if (Array.isArray(story?.summary)) following(() => turn.tell(story.summary.map(String)))
 }
 
-/** Where to go for what a refusal is about. */
-function toField(param) {
+/** What helps against a refusal: another key, or another value in the field that it is about. */
+function remedyFor({status, param}) {
+  if (status === 401) return {label: "Attach a key", go: openKey}
   const input = form.inputOf(param)
   if (!input) return null
   input.setAttribute("aria-invalid", "true")
@@ -116,17 +117,23 @@ function toField(param) {
 
 // --- showing ---
 
-/** Call `action` at most once a frame; `now` does it at once, and not again. */
+/** Call `action` at most once a frame, until `stop`. */
 function eachFrame(action) {
   let frame = 0
   const ask = () => { frame ||= requestAnimationFrame(() => { frame = 0; action() }) }
-  ask.now = () => { cancelAnimationFrame(frame); action() }
+  ask.stop = () => cancelAnimationFrame(frame)
   return ask
 }
 
 const page = document.scrollingElement
-const atEnd = () => page.scrollHeight - page.scrollTop - page.clientHeight < 80
 const toEnd = () => page.scrollTo({top: page.scrollHeight})
+
+/** Change something, and stay at the end of the conversation for a reader who is there. */
+function following(change) {
+  const follows = page.scrollHeight - page.scrollTop - page.clientHeight < 80
+  change()
+  if (follows) toEnd()
+}
 
 function showRunning(ended) {
   const button = byId("send")
@@ -157,9 +164,13 @@ function showMode() {
   showWelcome()
 }
 
+const narrow = matchMedia("(max-width: 59.99rem)") // where settings lie over the page
+
 function showSettings(yes) {
   document.body.dataset.settings = yes ? "open" : "closed"
   byId("settings-toggle").setAttribute("aria-expanded", String(yes))
+  document.querySelector("main").inert = yes && narrow.matches
+  if (yes && narrow.matches) byId("settings-close").focus()
 }
 
 // --- models ---
@@ -170,11 +181,13 @@ async function loadModels() {
     const {data} = await (await ask("v1/models")).json()
     const chosen = form.model.value
     form.model.replaceChildren(...data.map(({id}) => el("option", {value: id, selected: id === chosen}, id)))
+    const length = data[0]?.max_model_len
+    form.context.textContent = length ? `Prompt and answer: ${length.toLocaleString("en")} tokens together.` : ""
     note?.remove()
   } catch (error) {
     if (!(error instanceof Refusal)) throw error
     const keyless = error.status === 401
-    const trouble = el("div", {class: "trouble stack", id: "models-trouble", role: "alert"}, el("p", {}, keyless ? "This server asks for an API key." : error.message),
+    const trouble = el("div", {class: "trouble stack", id: "models-trouble", role: "alert"}, sentence(keyless ? "This server asks for an API key." : error.message),
       el("div", {class: "row"}, el("button", {class: "button", type: "button", onclick: keyless ? openKey : loadModels}, keyless ? "Attach a key" : "Try again")))
     note ? note.replaceWith(trouble) : byId("welcome").after(trouble)
   }
@@ -209,13 +222,15 @@ byId("code").addEventListener("click", () => {
   try {
     openSnippets(mode(), bodyFor(mode(), prompt.value || IDEAS[mode()][0]))
   } catch (refusal) {
-    toField(refusal.param)?.go()
+    remedyFor(refusal)?.go()
   }
 })
 for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", showMode)
 
 byId("settings-toggle").append(icon("M4 7h9M17 7h3M4 17h3M11 17h9", "M15 9.5a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5Z", "M9 19.5a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5Z"))
+narrow.addEventListener("change", () => showSettings(false))
 showSettings(false)
 showMode()
 showRunning()
 loadModels()
+if (matchMedia("(pointer: fine)").matches) prompt.focus()

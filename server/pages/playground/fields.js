@@ -2,7 +2,7 @@
 // against the server's schema; limits that are the server's to know are left to it, and its sentence is shown.
 
 const FIELDS = [
-  {"name": "max_tokens", "label": "Max tokens", "hint": "The longest answer. Empty: the server's default."},
+  {"name": "max_tokens", "label": "Max tokens", "hint": "The longest answer; if empty the server decides."},
   {"name": "temperature", "label": "Temperature", "least": 0, "most": 2, "step": 0.05, "standard": 1, "hint": "0 always takes the likeliest token."},
   {"name": "top_p", "label": "Top p", "least": 0, "most": 1, "step": 0.01, "standard": 1, "hint": "Draw from the likeliest tokens that make up this share."},
   {"name": "top_k", "label": "Top k", "standard": 0, "extension": true, "hint": "Draw from so many of the likeliest tokens; 0: from all."},
@@ -24,13 +24,14 @@ const ENDPOINTS = {
 class Form {
   constructor(place) {
     this.model = el("select", {class: "input", id: "model"})
-    this.system = el("textarea", {class: "input", id: "system", rows: "3", placeholder: "You answer briefly and kindly."})
+    this.context = el("small", {})
+    this.system = el("textarea", {class: "input", id: "system", rows: "3", placeholder: "How the model shall answer"})
     this.scores = el("input", {type: "checkbox", id: "scores"})
     this.systemField = labelled("System prompt", this.system)
     this.inputs = Object.fromEntries(FIELDS.map(field => [field.name, inputOf(field)]))
     this.prices = {prompt: priceInput("prompt"), cached: priceInput("cached"), output: priceInput("output")}
     place.append(
-      labelled("Model", this.model),
+      labelled("Model", this.model, this.context),
       this.systemField,
       ...FIELDS.slice(0, 3).map(field => this.labelledField(field)),
       el("label", {class: "check"}, this.scores, el("span", {}, "Token probabilities", el("small", {class: "note"}, "Shows how likely each token was, and what else it could have been."))),
@@ -38,16 +39,18 @@ class Form {
       ...FIELDS.slice(8).map(field => this.labelledField(field)),
       el("details", {}, el("summary", {}, "Prices"), el("div", {class: "stack"},
         el("p", {class: "note"}, "For a million tokens each. With them every answer shows what it cost."),
-        labelled("Prompt", this.prices.prompt), labelled("Prompt, cached", this.prices.cached), labelled("Output", this.prices.output))))
+        [["Prompt", "prompt"], ["Prompt, cached", "cached"], ["Output", "output"]].map(([label, name]) => el("div", {class: "field beside"}, labelled(label, this.prices[name]))))))
   }
 
   labelledField(field) {
     const input = this.inputs[field.name]
-    if (field.step === undefined) return labelled(field.label, input, field.hint)
+    if (field.lines) return labelled(field.label, input, field.hint && el("small", {}, field.hint))
+    const beside = [labelled(field.label, input), field.hint && el("small", {}, field.hint)]
+    if (field.step === undefined) return el("div", {class: "field beside"}, beside)
     const slider = el("input", {type: "range", min: field.least, max: field.most, step: field.step, value: field.standard, "aria-label": `${field.label}, slider`})
     slider.addEventListener("input", () => { input.value = Number(slider.value) === field.standard ? "" : slider.value; input.removeAttribute("aria-invalid") })
     input.addEventListener("input", () => { slider.value = input.value.trim() === "" ? field.standard : input.value })
-    return el("div", {class: "field sliding"}, labelled(field.label, input, field.hint), slider)
+    return el("div", {class: "field beside"}, beside[0], slider, beside[1])
   }
 
   /** Everything but the model as it was at first. */
@@ -95,7 +98,7 @@ class Form {
 }
 
 function labelled(label, input, hint) {
-  return el("label", {class: "field"}, el("span", {}, label), input, hint && el("small", {}, hint))
+  return el("label", {class: "field"}, el("span", {}, label), input, hint)
 }
 
 function inputOf(field) {

@@ -4,11 +4,11 @@
 const percent = logprob => { const share = 100 * Math.exp(logprob); return share >= 99.95 ? "100 %" : share >= 0.1 ? `${share.toFixed(1)} %` : "< 0.1 %" }
 const visible = text => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "∅"
 
-/** The tokens of an answer, in a node that takes further ones by `update`. */
-function tokenView() {
+/** The tokens of an answer, in a node that takes further ones by `update`; behind the text that was given, if they continue one. */
+function tokenView(given) {
   const tip = el("div", {class: "tip", role: "tooltip", id: `tip-${++tokenView.count}`, hidden: true})
   const list = el("div", {class: "tokens", role: "group", "aria-label": "Tokens; the arrow keys move between them"})
-  const node = el("div", {class: "token-view"}, list, tip)
+  const node = el("div", {class: "token-view"}, given, list, tip)
   const tokens = []
   const at = event => [...list.children].indexOf(event.target.closest(".token"))
 
@@ -23,7 +23,7 @@ function tokenView() {
       bar.style.setProperty("--share", Math.exp(logprob - likeliest))
       return el("li", {class: name === token.name ? "chosen" : null}, el("code", {}, visible(name)), el("span", {}, percent(logprob)), bar)
     })
-    tip.replaceChildren(el("p", {}, el("code", {}, visible(token.name)), ` ${percent(token.logprob)}`), el("ol", {}, rows))
+    tip.replaceChildren(el("ol", {}, rows))
     tip.hidden = false
     const frame = node.getBoundingClientRect()
     const place = span.getClientRects()[0] ?? span.getBoundingClientRect()

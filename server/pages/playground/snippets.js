@@ -73,9 +73,11 @@ function offerSnippets() {
   const dialog = el("dialog", {id: "snippets", "aria-labelledby": "snippets-title"},
     el("div", {class: "stack"},
       el("h2", {id: "snippets-title"}, "This request as code"),
-      el("div", {class: "row"}, el("div", {class: "row", role: "tablist", "aria-label": "Language", onkeydown: move}, tabs), copyButton(() => code.textContent, "button copy")),
+      el("div", {class: "row", role: "tablist", "aria-label": "Language", onkeydown: move}, tabs),
       panel,
-      el("form", {class: "row end", method: "dialog"}, el("button", {class: "button main"}, "Close"))))
+      el("div", {class: "row end"},
+        copyButton(() => code.textContent, "button"),
+        el("button", {class: "button main", type: "button", onclick: () => dialog.close()}, "Close"))))
   document.body.append(dialog)
 
   function show(name) {
