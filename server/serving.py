@@ -233,6 +233,7 @@ def _console(
         model=model,
         has_template=has_template,
         keyed=bool(settings.api_key),
+        page=settings.playground,
         started=started,
     )
 

@@ -35,6 +35,7 @@ class Console:
         model: the name that requests use.
         has_template: whether the model can chat.
         keyed: whether requests need an API key.
+        page: whether a browser finds a page there.
         started: when the server's process started, in `time.monotonic()` seconds.
     """
 
@@ -48,11 +49,13 @@ class Console:
         model: str,
         has_template: bool,
         keyed: bool,
+        page: bool,
         started: float,
     ) -> None:
         self._out = out
         self._place = url if uds is None else f"the Unix socket {uds}"
         self._curl = first_curl(url, model, has_template=has_template, keyed=keyed, uds=uds)
+        self._hint = "Open it in a browser, or try" if page and uds is None else "Try"
         self._started = started
         self._told = {name: _Told() for name in engines}
 
@@ -71,7 +74,9 @@ class Console:
                 lines = phase_lines(told.phases, time.monotonic() - self._started)
                 self._print([*self._heading(engine), *lines, f"End tokens  {event.ends}"])
                 if first:
-                    self._print([f"headrace listens on {self._place} ({event.device}). Try:", "", f"  {self._curl}"])
+                    self._print(
+                        [f"headrace listens on {self._place} ({event.device}). {self._hint}:", "", f"  {self._curl}"]
+                    )
             case _:
                 pass
 

@@ -14,18 +14,19 @@ from tests.browser.live_server import LiveServer
 
 collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-PATIENCE = 20_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: its event loop counts as running, and other tests could not run one
 def chromium():
     """A browser without windows."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if path is None:
         pytest.skip("there is no chromium on the PATH, and CHROMIUM names none")
     options = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox needs a user that is not root
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=options)
         yield browser

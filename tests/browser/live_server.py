@@ -83,9 +83,9 @@ class LiveServer:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
             server = Server(ready=False, **self._settings)
-            self.process.client, server.process = server.engine, self.process
-            server.engine.attach(self.process, self.process, on_broken=lambda *_: None)
-            server.engine.handle(replace(ready_event(), context=ROOM))
+            server.process, self.process.incarnations = self.process, server.incarnations
+            server.incarnations.attach(self.process, self.process, on_broken=lambda *_: None)
+            server.incarnations.handle(replace(ready_event(), context=ROOM))
             async with running(server.app) as socket:
                 self.url = f"http://127.0.0.1:{socket.port}/"
                 self._started.set_result(None)

@@ -52,7 +52,7 @@ def test_a_conversation_finds_its_beginning_again(page, picture):
 
 
 def run(arguments, **options):
-    environment = {**os.environ, "HEADRACE_API_KEY": KEY}
+    environment = {**os.environ, "API_KEY": KEY}
     return subprocess.run(
         arguments, env=environment, capture_output=True, text=True, timeout=120, check=True, **options
     ).stdout

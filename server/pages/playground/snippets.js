@@ -1,7 +1,7 @@
 // A request as a program: for a shell, for Python with OpenAI's client, for JavaScript. Keys are never written into one.
 
 const LANGUAGES = {curl: asCurl, Python: asPython, JavaScript: asJavaScript}
-const KEY_VARIABLE = "HEADRACE_API_KEY"
+const KEY_VARIABLE = "API_KEY"
 
 const quoted = text => `'${text.replaceAll("'", "'\\''")}'`
 

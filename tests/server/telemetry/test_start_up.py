@@ -18,9 +18,16 @@ from tests.server.engines.scripted_engine import PLAN, READY
 pytestmark = pytest.mark.processes
 
 
-def console(out, started=0.0, engines=("engine",)):
+def console(out, started=0.0, engines=("engine",), page=True, **place):
     return Console(
-        out, engines=engines, url="http://127.0.0.1:8000", model="m", has_template=True, keyed=False, started=started
+        out,
+        engines=engines,
+        **{"url": "http://127.0.0.1:8000", **place},
+        model="m",
+        has_template=True,
+        keyed=False,
+        page=page,
+        started=started,
     )
 
 
@@ -104,19 +111,18 @@ def test_the_curl_is_one_that_a_shell_understands(has_template):
 
 def test_a_unix_socket_is_named_and_in_the_curl():
     out = io.StringIO()
-    told = Console(
-        out,
-        engines=["engine"],
-        url="http://localhost",
-        uds="/a b",
-        model="m",
-        has_template=True,
-        keyed=False,
-        started=0.0,
-    )
+    told = console(out, url="http://localhost", uds="/a b")
     told.on_event("engine", READY)
     assert "headrace listens on the Unix socket /a b (" in out.getvalue()
     assert "curl --unix-socket '/a b' http://localhost/v1/chat/completions" in out.getvalue()
+    assert "browser" not in out.getvalue()
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_a_page_is_told_of_where_there_is_one(page):
+    out = io.StringIO()
+    console(out, page=page).on_event("engine", READY)
+    assert ("Open it in a browser, or try:\n" in out.getvalue()) == page
 
 
 def test_listen_picks_a_port_and_says_where():
