@@ -1,12 +1,12 @@
 // Markdown to nodes: what models write of CommonMark, and tables. HTML in it is text like any other; links lead to the web or to mail,
 // images become links, and nothing is loaded. Lengths and depths are bounded, so no text takes more than time linear in its length.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/
+const FENCE = /^ {0,3}(`{3,}|~{3,}(?!~))([^`]*)$/
 const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/
 const QUOTE = /^ {0,3}> ?/
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?: +|$)/
-const COLUMNS = /^ *\|?(?: *:?-+:? *\|)+ *(?::?-+:? *)?$/
+const SIDE = /^:?-+:?$/ // below the head of a table, once for each column
 const DEEPEST = 6 // quotes and lists inside each other
 
 /** Make `node` show `text`. Blocks that stay what they were keep their nodes, so a text that grows costs its last block. */
@@ -36,7 +36,7 @@ function blockAt(lines, at, depth) {
   const fence = FENCE.exec(line)
   if (fence) return codeAt(lines, at, fence)
   const heading = HEADING.exec(line)
-  if (heading) return {end: at + 1, build: () => el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2].replace(/[ \t]+#+[ \t]*$/, "")))}
+  if (heading) return {end: at + 1, build: () => el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2].trimEnd().replace(/(?:^|[ \t])#+$/, "")))}
   if (RULE.test(line)) return {end: at + 1, build: () => el("hr")}
   if (depth < DEEPEST && QUOTE.test(line)) return quoteAt(lines, at, depth)
   if (depth < DEEPEST && ITEM.test(line)) return listAt(lines, at, depth)
@@ -46,7 +46,8 @@ function blockAt(lines, at, depth) {
   return {end, build: () => el("p", {}, inline(lines.slice(at, end).join("\n").trim()))}
 }
 
-const isTable = (lines, at) => lines[at].includes("|") && COLUMNS.test(lines[at + 1] ?? "")
+const cells = line => line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map(cell => cell.trim())
+const isTable = (lines, at) => lines[at].includes("|") && (lines[at + 1] ?? "").includes("|") && cells(lines[at + 1]).every(cell => SIDE.test(cell))
 
 function interrupts(lines, at, depth) {
   const line = lines[at]
@@ -114,7 +115,6 @@ function itemNodes(lines, depth) {
 function tableAt(lines, at) {
   let end = at + 2
   while (end < lines.length && lines[end].includes("|") && lines[end].trim()) end++
-  const cells = line => line.trim().replace(/^\||\|$/g, "").split("|").map(cell => cell.trim())
   const sides = cells(lines[at + 1]).map(cell => /^:-+:$/.test(cell) ? "center" : /-:$/.test(cell) ? "end" : null)
   const row = (line, tag) => el("tr", {}, cells(line).map((cell, column) => el(tag, {class: sides[column]}, inline(cell))))
   return {end, build: () => el("div", {class: "table", tabindex: "0", role: "region", "aria-label": "Table"},
@@ -133,7 +133,7 @@ const INLINE = new RegExp([
   /\*(?=[^\s*])(?<emphasis>[^]{0,2000}?[^\s*])\*(?!\*)/,
   /(?<!\w)_(?=[^\s_])(?<emphasis2>[^]{0,2000}?[^\s_])_(?!\w)/,
   /~~(?=\S)(?<struck>[^]{0,2000}?\S)~~/,
-  /(?: {2,}|\\)?(?<newline>\n)/,
+  /(?:(?<! ) {2,}|\\)?(?<newline>\n)/,
 ].map(pattern => pattern.source).join("|"), "g")
 
 /** The nodes of a line of text. */
