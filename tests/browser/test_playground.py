@@ -1,4 +1,4 @@
-"""The playground in a real browser: asking, watching, stopping, refusals, keys, hostile answers, keyboard, colours, a phone."""
+"""The playground in a real browser: asking, watching, stopping, refusals, keys, keyboard, colours, a phone."""
 
 import re
 
@@ -6,66 +6,10 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import PHONE
+from tests.browser.conversation import RICH, answer, ended, eventually, figure, send, texts
 from tests.browser.live_server import LiveServer
 
-pytestmark = [pytest.mark.browser, pytest.mark.processes]
-
-EVIL = """<img src=x onerror="document.title='hacked'"> <script>document.title='hacked'</script>
-<svg onload="document.title='hacked'"></svg> <iframe srcdoc="<script>parent.document.title='hacked'</script>"></iframe>
-
-[a](javascript:document.title='hacked') ![b](x"onerror="document.title='hacked') [c](data:text/html,<script>1</script>)
-<a href="javascript:document.title='hacked'">d</a> **<b onclick=alert(1)>e</b>** `<i>f</i>`
-
-```html"><img src=x onerror=document.title='hacked'>
-</code></pre><script>document.title='hacked'</script>
-```
-
-| <img src=x onerror=document.title='hacked'> | b |
-| --- | --- |
-| </table><script>document.title='hacked'</script> | [g](JaVaScRiPt:alert(1)) |
-"""
-RICH = """# A mill
-
-It has **two** wheels, *one* shaft and `one` [headrace](https://example.org/a_(b)).
-A second line with snake_case_name and 2 * 3 * 4.
-
-1. first
-2. second
-   - inner
-
-> quoted
-
-```python
-def mill(x):
-    return x * 2
-```
-
-| a | b |
-| :-: | --: |
-| 1 | 2 |
-
----
-https://example.org/end.
-"""
-
-
-def send(page, text):
-    page.get_by_label("Message").fill(text)
-    page.get_by_role("button", name="Send").click()
-
-
-def answer(page, number=-1):
-    return page.locator(".answer").nth(number)
-
-
-def ended(page, number=-1):
-    """The answer, when it is complete."""
-    expect(answer(page, number)).to_have_attribute("aria-busy", "false")
-    return answer(page, number)
-
-
-def figure(page, name):
-    return ended(page).locator(f".meta div:has(dt:text-is('{name}')) dd").inner_text()
+pytestmark = pytest.mark.processes
 
 
 def test_an_answer_is_watched_as_it_streams(scripted, tab, picture):
@@ -99,17 +43,6 @@ def test_the_conversation_goes_on_with_what_was_answered(scripted, tab):
     send(page, "Again")
     ended(page)
     assert texts(scripted)[-1] == "system\nBe kind.\nuser\nAgain\nassistant\n"
-
-
-def texts(scripted):
-    """The prompts that the engine got; a token is a byte, and two more begin and end turns."""
-    return [bytes(token for token in request.prompt_ids if token < 256).decode() for request in scripted.bodies()]
-
-
-def eventually(page, condition):
-    """Wait for what the browser's leaving brings about in the server; the suite's own time-out is the limit."""
-    while not condition():
-        page.wait_for_timeout(20)
 
 
 def test_stopping_ends_the_request_and_keeps_what_came(scripted, tab):
@@ -177,60 +110,6 @@ def test_a_seed_that_javascript_cannot_hold_is_not_sent_as_another(scripted, tab
     send(page, "Hi")
     expect(ended(page).get_by_role("alert")).to_contain_text("Seed is too large for this page")
     assert not scripted.bodies()
-
-
-@pytest.mark.parametrize("scores", [False, True])
-@pytest.mark.parametrize("mode", ["Chat", "Completion"])
-def test_a_hostile_answer_is_text(scripted, tab, picture, mode, scores):
-    scripted.reply = EVIL
-    page = tab(scripted.url)
-    page.get_by_label("Token probabilities").set_checked(scores)
-    page.get_by_role("radio", name=mode).check()
-    page.locator("#prompt").fill(EVIL)
-    page.get_by_label("Max tokens").fill("2000")
-    page.get_by_role("button", name="Send").click()
-    whole = ended(page)
-    if scores:
-        whole.get_by_role("button", name="Probabilities").click()
-    picture(page, f"1280-hostile-{mode}")
-    expect(whole.locator(".text")).to_contain_text("<script>document.title='hacked'</script>")
-    assert page.title() == "headrace"
-    bad = "img, script, iframe, svg, object, a[href^='javascript' i], a[href^='data' i], [onclick], [onerror], [onload]"
-    assert page.locator("#log").locator(bad).count() == 0
-    assert page.locator("script").count() == 1
-
-
-def test_markdown_is_shown_as_what_it_means(scripted, tab, picture):
-    scripted.reply = RICH
-    page = tab(scripted.url)
-    send(page, "Show me")
-    text = ended(page).locator(".text")
-    expect(text.locator("h3")).to_have_text("A mill")
-    expect(text.locator("strong")).to_have_text("two")
-    expect(text.locator("em")).to_have_text("one")
-    expect(text.locator("p code")).to_have_text("one")
-    expect(text.get_by_role("link").first).to_have_attribute("href", "https://example.org/a_(b)")
-    expect(text.get_by_role("link").last).to_have_attribute("href", "https://example.org/end")
-    assert all("noopener" in link.get_attribute("rel") for link in text.get_by_role("link").all())
-    expect(text.locator("ol > li")).to_have_count(2)
-    expect(text.locator("ol > li ul > li")).to_have_text("inner")
-    expect(text.locator("blockquote")).to_have_text("quoted")
-    expect(text.locator("pre")).to_have_text("def mill(x):\n    return x * 2")
-    expect(text.locator("td")).to_have_text(["1", "2"])
-    expect(text.locator("p").first).to_contain_text("snake_case_name and 2 * 3 * 4.")
-    picture(page, "1280-markdown")
-
-
-def test_blocks_that_are_complete_keep_their_nodes_while_the_text_grows(scripted, tab):
-    scripted.reply = "```\nfirst\n```\nThen a paragraph."
-    page = tab(scripted.url)
-    scripted.let(18)
-    send(page, "Hi")
-    expect(answer(page).locator("p")).to_have_text("Then")
-    page.evaluate("document.querySelector('.text pre').dataset.mine = 'yes'")
-    scripted.let(100)
-    expect(ended(page).locator("p")).to_have_text("Then a paragraph.")
-    expect(page.locator(".text pre")).to_have_attribute("data-mine", "yes")
 
 
 @pytest.mark.parametrize("mode", ["Chat", "Completion"])

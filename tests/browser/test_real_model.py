@@ -9,10 +9,10 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_playground import ended, figure, send
+from tests.browser.conversation import ended, figure, send
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.browser, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 
 KEY = "wheel-key"
 QUESTION = 'What\'s a "water wheel"? Answer in one line:\n\\o/ $HOME `x` — größer'
