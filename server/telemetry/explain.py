@@ -126,7 +126,8 @@ def _why(group: Sequence[Wait]) -> str:
     first, behind = group[0], request_of(group[0].behind)
     if first.cause is WaitCause.BLOCKS:
         lacking = max(wait.lacking for wait in group)
-        missing = f"{count(lacking, 'KV block')} were missing" if lacking else "KV blocks were missing"
+        verb = "was" if lacking == 1 else "were"
+        missing = f"{count(lacking, 'KV block')} {verb} missing" if lacking else "KV blocks were missing"
         who = f"for {behind}, which stood before it in the queue" if behind else "for its prompt"
         held = f"; most were held by {', '.join(map(request_of, first.holders))}" if first.holders else ""
         return f"because {missing} {who}{held}"
@@ -152,7 +153,8 @@ def _prompt(chunks: Sequence[PromptChunk], more: int) -> str:
     others = all_tokens - sum(chunk.tokens for chunk in ended)
     beside = f", beside {count(others, 'token')} of other requests" if others > 0 else ""
     rest = f"; {count(more, 'chunk')} after these" if more else ""
-    return f"{count(tokens, 'token')} were computed {where}, which took {seconds(spent)}{beside}{rest}."
+    verb = "was" if tokens == 1 else "were"
+    return f"{count(tokens, 'token')} {verb} computed {where}, which took {seconds(spent)}{beside}{rest}."
 
 
 def _preemptions(trail: Trail) -> Iterator[str]:
