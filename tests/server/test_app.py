@@ -58,7 +58,7 @@ def check_error(response, status, code):
 def test_every_route_is_guarded_but_live_and_ready():
     async def body():
         app, metrics, _ = idle_app(api_key=KEYS)
-        assert {"/", "/live", "/ready"} == OPEN_PATHS
+        assert {"/", "/live", "/map", "/ready"} == OPEN_PATHS
         found = set(every_route(app.routes))
         assert {("/v1/completions", "POST"), ("/metrics", "GET"), ("/openapi.json", "GET"), ("/", "GET")} <= found
         assert len(found) >= 13

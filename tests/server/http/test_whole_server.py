@@ -72,7 +72,7 @@ def test_head_of_a_stream_without_end_is_its_head():
         heads = data.split(b"\r\n\r\n")
         assert [head.split(b"\r\n")[0] for head in heads] == [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK", b""]
         assert b"content-type: application/x-ndjson" in heads[0]
-        await eventually(lambda: not rig.client.blocks.wanted)
+        await eventually(lambda: not rig.client.published.blocks.wanted)
 
     served(check)
 
@@ -100,7 +100,7 @@ def long_body(size: int) -> bytes:
 
 def test_bodies_that_come_faster_than_they_are_parsed_wait_and_are_all_answered():
     """Twelve of 1 MB, which all send half of it first, in a room for two of them."""
-    room = BodyRoom(limit=2**21)
+    room = BodyRoom(limit=2**21, patience=600)
     most = 0
 
     async def check(server, rig):
