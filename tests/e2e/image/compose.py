@@ -32,12 +32,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends prometheus && m
 USER nobody
 """
 PROJECT = "headrace-check"
+INVALID = 3  # the load tester's exit code where it was itself too slow
 SLICE = 29  # requests of the shipped slice, of each one sequence
 PAGES = ("Overview", "Load test")  # those that one engine without roles fills
-ELSEWHERE = (
-    "headrace_keeper",
-    "headrace_deadlines",
-)  # no keeper with one engine; and no request of a trace has a deadline
+# What this load does not fill: there is no keeper with one engine, no deadline in a trace, and no request that fails.
+ELSEWHERE = ("headrace_keeper", "headrace_deadlines", "sum by (code)")
 OUTSIDE = {"cwd": ROOT, "env": {**os.environ, "HEADRACE_API_KEY": "a-key-of-the-check"}}  # what each command is given
 
 
@@ -129,6 +128,15 @@ def blank(prometheus: PrometheusQuestions, seconds: float) -> list[str]:
     return empty
 
 
+def replay(compose: tuple[str, ...]) -> None:
+    """The profile `load`. Where the machine is busy otherwise, the load tester may call its run no measurement; it was a load."""
+    command = (*compose, "--profile", "load", "run", "--rm", "--no-deps", "-T", "load")
+    code = subprocess.run(command, check=False, **OUTSIDE).returncode
+    assert code in (0, INVALID), f"the load tester ended with exit code {code}"
+    if code == INVALID:
+        print("not checked: what the load tester measures; the machine was too busy")
+
+
 def main() -> int:
     """Exit code 1 if a panel of the first pages is empty after the load."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -138,7 +146,7 @@ def main() -> int:
         wait_for("http://127.0.0.1:9090/-/ready")
         prometheus = PrometheusQuestions("http://127.0.0.1:9090")
         print(f"up after {time.monotonic() - begun:.0f} s")
-        print(run(*compose, "--profile", "load", "run", "--rm", "--no-deps", "-T", "load", **OUTSIDE))
+        replay(compose)
         time.sleep(10)  # two scrapes
         assert [target["health"] for target in prometheus.targets()] == ["up"]
         empty = blank(prometheus, time.monotonic() - begun)
