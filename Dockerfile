@@ -86,7 +86,8 @@ USER 10001:10001
 WORKDIR /tmp
 STOPSIGNAL SIGTERM
 # Ready, not only alive: a server that drains or whose engine hangs is unhealthy. Loading a large model may take minutes.
+# Over TLS where HEADRACE_TLS_CERT says so; the certificate is for the names that clients use, not for 127.0.0.1.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python3", "-S", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"HEADRACE_PORT\"]}/ready', timeout=4)"]
+    CMD ["python3", "-S", "-c", "import os, ssl, urllib.request as u; e = os.environ; tls = 'HEADRACE_TLS_CERT' in e; u.urlopen(f'http{\"s\" * tls}://127.0.0.1:{e[\"HEADRACE_PORT\"]}/ready', timeout=4, context=ssl._create_unverified_context() if tls else None)"]
 ENTRYPOINT ["headrace"]
 CMD ["serve"]
