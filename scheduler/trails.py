@@ -56,8 +56,9 @@ class Trails:
 
     def passed_over(self, request: Request, cause: WaitCause, behind: str = "") -> None:
         """The request waits for something of its own; others behind it may start."""
-        waits = request.trail.waits
-        if waits and waits[-1].cause is cause and waits[-1].behind == behind:
+        waits, taken = request.trail.waits, request.trail.preemptions
+        since = taken[-1].at if taken else request.times.queued  # before that it ran
+        if waits and waits[-1].cause is cause and waits[-1].behind == behind and waits[-1].since >= since:
             waits[-1].until = self._now
         elif len(waits) < _MOST:
             waits.append(Wait(cause=cause, since=self._now, until=self._now, behind=behind))

@@ -53,7 +53,15 @@ def draw_blocks(
             state[block] = kind
     per_cell = -(-pool.blocks // most_cells)
     runs = _runs(_cells(state, owners, places, per_cell), per_cell)
-    return BlockCells(blocks=pool.blocks, per_cell=per_cell, runs=runs, owners=sets.rows)
+    return BlockCells(blocks=pool.blocks, per_cell=per_cell, runs=runs, owners=_only_shown(runs, sets.rows))
+
+
+def _only_shown(runs: list[int], sets: Sequence[list[int]]) -> list[list[int]]:
+    """Nobody, and the sets that squares show, which get new numbers: of prompts that share beginnings there are many others."""
+    numbers = {0: 0}
+    for at in range(2, len(runs), 6):
+        runs[at] = numbers.setdefault(runs[at], len(numbers))
+    return [sets[number] for number in numbers]
 
 
 def _cells(state: bytearray, owners: Sequence[int], places: Sequence[int], per_cell: int) -> Iterator[_Cell]:

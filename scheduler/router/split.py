@@ -20,6 +20,9 @@ from scheduler.types.step import ChunkPhase
 _GUESS = 0.05  # seconds of a hand-over before one was seen
 _HOPELESS = 2.0  # times the bound, that a first token may be late, before decodes suffer for it
 _MEMORY = 0.9  # weight of those before beside a new one
+_HOPE = (
+    0.99  # what is left of how much slower they were than the guess, after each job that is not split for that alone
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Split:
     def __init__(self, router: Router, *, bounds: PhaseBounds | None = None, guess: float = _GUESS) -> None:
         self.hand_over_seconds = guess
         self._bounds = bounds
+        self._guess = guess
         self._router = router
 
     def handed_over(self, seconds: float) -> None:
@@ -75,10 +79,17 @@ class Split:
         if replicas[second].role is Role.PREFILL:  # none that is meant for decodes is available
             return Placement(first, first)
         prefill, decode = replicas[first], replicas[second]
-        sooner = _whole(len(prompt_ids), decode, prefill) <= prefill.first_token_seconds + self.hand_over_seconds
-        if sooner and self._may_go_to(decode, prefill):
+        gained = _whole(len(prompt_ids), decode, prefill) - prefill.first_token_seconds
+        if gained <= self.hand_over_seconds and self._may_go_to(decode, prefill):
+            self._hope(gained)
             return Placement(second, second)
         return Placement(first, second)
+
+    def _hope(self, gained: float) -> None:
+        """A job is not split, which would gain so many seconds less a hand-over: if those that were seen were merely slow at that
+        time, nobody would see that they no longer are."""
+        if gained > self._guess:
+            self.hand_over_seconds = _HOPE * self.hand_over_seconds + (1 - _HOPE) * self._guess
 
     def _may_go_to(self, decode: ReplicaView, prefill: ReplicaView) -> bool:
         bounds = self._bounds

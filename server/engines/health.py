@@ -84,12 +84,14 @@ class Liveness:
         return self.silence > beats * self._heartbeat
 
     def hang(self, silence: float, step: float) -> str | None:
-        """What hangs, as the end of a sentence about the engine; None if nothing does.
+        """What hangs, as the end of a sentence about the engine; None if nothing does, or it stops: it was given a time for that.
 
         Args:
             silence: seconds for which the loop may be silent, but never less than `SILENT_BEATS` heartbeats.
             step: seconds that any step, and any transfer that all wait for, may take.
         """
+        if self.stops:
+            return None
         if self.silence > max(silence, SILENT_BEATS * self._heartbeat):
             return f"has said nothing for {math.floor(self.silence)} s"
         waits = self._waits

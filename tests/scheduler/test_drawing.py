@@ -96,13 +96,15 @@ def _has_content(pool, block):
     return pool._state[block].key is not None
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("blocks", [engine_map.MOST_CELLS, 100_000])
-def test_no_map_is_larger_than_promised(blocks):
-    """Every bound reached: no two squares alike, all rows, all steps."""
+def test_no_map_is_larger_than_promised(blocks, nested):
+    """Every bound reached: no two squares alike, all rows, all steps. `nested`: each prompt goes on where the one before ends."""
     pool, rng = BlockPool(blocks, 32), Random(1)
     ids = rng.sample(pool.allocate(blocks), blocks)
     rows = engine_map.MOST_REQUESTS
-    cells = draw_blocks(pool, [ids[row::rows] for row in range(rows)])
+    step = engine_map.MOST_CELLS // rows
+    cells = draw_blocks(pool, [ids[: step * row + step] if nested else ids[row::rows] for row in range(rows)])
     name = short_name("chatcmpl-" + "0" * 32 + "-999")
     big = 10**6
     drawn = EngineMap(

@@ -85,6 +85,22 @@ def test_it_is_said_who_took_its_blocks_and_when_it_went_on():
     assert sum(chunk.tokens for chunk in trail.chunks) > 16  # computed again, as far as it was not found
 
 
+def test_two_waits_for_the_same_cause_are_two_if_it_ran_between_them():
+    trails, one = Trails(), request("a")
+    for now in (1.0, 2.0):
+        trails.planning(now)
+        trails.passed_over(one, WaitCause.TOKENS)
+    trails.planning(3.0)
+    trails.started(one, evicted=False)
+    one.started = True
+    trails.planning(50.0)
+    trails.preempted(one, one, lost=1, saved=False)
+    for now in (51.0, 52.0):
+        trails.planning(now)
+        trails.passed_over(one, WaitCause.TOKENS)
+    assert [(wait.since, wait.until) for wait in one.trail.waits] == [(1.0, 3.0), (51.0, 52.0)]
+
+
 def test_a_preemption_by_itself_says_so_and_that_it_was_saved_and_loaded():
     engine = Engine(blocks=8, block_size=4, tiers={"host": 64})
     engine.add("a", [1] * 12, max_tokens=12)

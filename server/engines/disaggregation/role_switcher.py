@@ -70,7 +70,8 @@ class RoleSwitcher:
         """Make the switch that is due, if any. What is open stays where it is."""
         seen = [_Seen(engine.role, engine.status.usable, engine.streams.keys()) for engine in self._engines]
         streams = (stream for engine in self._engines for stream in engine.streams.values())
-        progress = (_progress(stream.lifetime, len(stream.generated_ids)) for stream in streams)
+        counted = (stream for stream in streams if stream.lifetime.counted)
+        progress = (_progress(stream.lifetime, len(stream.generated_ids)) for stream in counted)
         switch = self._switching.look(seen, progress, now)
         if switch is None:
             return

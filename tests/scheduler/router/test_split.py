@@ -69,6 +69,18 @@ def test_slow_hand_overs_make_the_shortest_prompt_that_is_split_longer():
     assert place(2000, split) == Placement(0, 1)
 
 
+def test_hand_overs_that_were_slow_once_are_tried_again_but_not_for_the_sake_of_short_prompts():
+    split = Split(PrefixAware())
+    for _ in range(100):
+        split.handed_over(30.0)
+    slow = split.hand_over_seconds
+    assert [place(20, split) for _ in range(1000)] == [Placement(1, 1)] * 1000
+    assert split.hand_over_seconds == slow, "these would not be split anyway"
+    assert place(2000, split) == Placement(1, 1)
+    assert Placement(0, 1) in [place(2000, split) for _ in range(500)]
+    assert split.hand_over_seconds > 1.0, "as soon as it may pay"
+
+
 @pytest.mark.parametrize(
     ("roles", "index"),
     [((Role.MIXED, Role.DECODE), 0), ((Role.PREFILL, Role.PREFILL), 0), ((Role.DECODE, Role.DECODE), 0)],

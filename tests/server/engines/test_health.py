@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.types.messages import EngineStats, Heartbeat, StepOutputs
+from scheduler.types.messages import EngineStats, Heartbeat, StepOutputs, Stopping
 from server.engines.health import Liveness
 
 HEALTH, HANG = 20.0, 120.0
@@ -29,6 +29,16 @@ def test_silence_is_a_hang_after_five_heartbeats(liveness):
     assert liveness.hang(HANG, HANG) is None  # not yet for who would kill it
     liveness.heard(Heartbeat(doing="idle"))
     assert liveness.hang(0.0, HEALTH) is None
+
+
+def test_an_engine_that_has_said_that_it_stops_does_not_hang(liveness):
+    liveness.heard(waiting(500.0, doing="transfer"))
+    liveness.heard(Stopping())
+    liveness.passed(600.0)
+    assert liveness.hang(0.0, HEALTH) is None and liveness.hang(HANG, HANG) is None
+    liveness.restarted()
+    liveness.passed(6.0)
+    assert liveness.hang(0.0, HEALTH) is not None, "the next one may"
 
 
 def test_a_step_is_given_the_floor_and_no_more_where_steps_are_fast(liveness):

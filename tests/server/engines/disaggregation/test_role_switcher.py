@@ -13,6 +13,7 @@ from scheduler.router.role_switching import LEAST, PhaseBounds, RoleSwitching
 from scheduler.router.view import Role
 from scheduler.types.messages import AddRequest, FinishReason
 from scheduler.types.sampling_params import SamplingParams
+from server.engines.canary import CanaryLifetime
 from server.engines.disaggregation import role_switcher
 from server.engines.disaggregation.role_switcher import RoleSwitcher
 from server.stream.output_stream import OutputStream
@@ -53,9 +54,9 @@ def switches(metrics: Metrics) -> dict[tuple[str, str, str], float]:
     return {tuple(sample.labels[name] for name in labels): sample.value for sample in found if sample.value}
 
 
-def waiting(received: float, number: int) -> OutputStream:
+def waiting(received: float, number: int, lifetime: type[Lifetime] = Lifetime) -> OutputStream:
     request = AddRequest(request_id=f"r-{number}", prompt_ids=[1], sampling=SamplingParams(max_tokens=9))
-    return OutputStream(request, Lifetime(received=received), lambda _: None)
+    return OutputStream(request, lifetime(received=received), lambda _: None)
 
 
 def test_requests_that_ended_late_switch_a_role(switcher, engines, metrics, caplog):
@@ -82,6 +83,12 @@ def test_requests_that_wait_count_and_what_is_open_there_is_its_drain(switcher, 
     assert engines[2].role is Role.DECODE
     switcher.look(11.6)
     assert [engine.role for engine in engines] == [Role.PREFILL, Role.DECODE, Role.PREFILL], "the idle one"
+
+
+def test_the_canary_counts_for_neither_phase(switcher, engines):
+    engines[0].streams = {f"r-{number}": waiting(10.0, number, CanaryLifetime) for number in range(LEAST)}
+    switcher.look(20.0)
+    assert [engine.role for engine in engines] == [Role.PREFILL, Role.DECODE, Role.DECODE]
 
 
 def test_engines_that_take_nothing_are_left_alone(switcher, engines):

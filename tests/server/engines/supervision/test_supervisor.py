@@ -234,6 +234,17 @@ def test_stop_waits_while_the_engine_writes_and_a_second_signal_does_not():
     run(body)
 
 
+def test_an_engine_that_is_restarted_may_write_for_longer_than_one_may_be_silent(caplog):
+    async def body():
+        async with running(hang_seconds=0.2) as rig:
+            await asyncio.wait_for(rig.supervisor.restart(flush_seconds=0.5), timeout=60)
+            assert rig.processes[0].exit_code == 0
+            await eventually(lambda: rig.client.status.state == "ready")
+
+    run(body)
+    assert not caplog.records
+
+
 def test_stop_does_not_wait_for_an_engine_that_hangs(monkeypatch):
     async def body():
         async with running() as rig:
