@@ -101,6 +101,7 @@ class EngineLoop:
         self._map = MapSampler(scheduler, clock)
         self._carried = 0  # transfers that have ended
         self._shutdown: Shutdown | None = None
+        self._told = 0.0  # when it came
         self._planned: Step | None = None
         self._flights: deque[_Flight] = deque()  # steps that the worker has, the oldest first
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
@@ -281,7 +282,7 @@ class EngineLoop:
                 self._map.publish(command.publish)
             case Shutdown():
                 log.info("told to stop: %s", command.reason)
-                self._shutdown = command
+                self._shutdown, self._told = command, self._clock()
                 self._channel.send(Stopping())
 
     # --- the end ---
@@ -292,7 +293,7 @@ class EngineLoop:
             return
         if not any(tier.survives for tier in self._scheduler.transfers.tiers):
             return
-        ends = self._clock() + command.flush_seconds
+        ends = self._told + command.flush_seconds  # a step that still ran has taken of it, too
         self._settle()
         left = max(0.0, ends - self._clock())
         flush(self._scheduler.transfers, self._transfer_worker, left, self._wait_and_ignore, self._clock)

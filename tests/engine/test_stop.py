@@ -216,6 +216,22 @@ def test_without_time_nothing_is_started_and_the_loss_is_told(start, tmp_path):
     assert left(tmp_path / "kv") == set(hashes("a")[:written]), "the save that was under way"
 
 
+def test_a_step_that_still_runs_takes_of_the_time(start, tmp_path):
+    """The server counts from when it told the engine, and kills one that writes for longer."""
+    engine = start("disk")
+    engine.ask("a")
+    while engine.worker.started.acquire(blocking=False):
+        pass
+    engine.worker.gate.clear()
+    engine.client.add("b", PROMPTS["b"], max_tokens=1)
+    assert engine.worker.started.acquire(timeout=WAIT_MS / 1000)
+    engine.tell_to_stop(20.0)
+    engine.disk.passed += 30.0
+    engine.end()
+    assert engine.told is not None and engine.told[2].endswith("are lost: drain_seconds are over")
+    assert left(tmp_path / "kv") == set(hashes("a")[: engine.told[0]]), "the save that was under way"
+
+
 def test_what_was_used_last_goes_first_until_the_time_is_over(start, tmp_path):
     engine = start("disk")
     engine.disk.write_seconds = 1.0
