@@ -1,5 +1,6 @@
 """`GET /v1/requests/{id}`: why a request was slow, and why it found nothing in the KV cache."""
 
+import functools
 from dataclasses import dataclass
 
 from scheduler.types.output_kind import OutputKind
@@ -21,11 +22,14 @@ from server.stream.content import content_of
 from server.stream.job import Job
 from server.stream.trace_attributes import attributes_of
 from server.telemetry.black_box import NotedRequest, NotedSequence, packed
-from server.telemetry.explain import TextOf, request_of, request_sentences, shortened
+from server.telemetry.explain import Reader, TextOf, request_sentences, shortened
 from server.telemetry.lifetime import EngineRun
 from server.telemetry.misses import Miss, why_missed
 from server.text.detokenizer import text_of_tokens
 from server.text.tokenizer import Tokenizer
+from server.to_thread import to_thread_if_larger
+
+_INLINE_PAIRS = 256  # of sequences that are compared, some hundredths of a millisecond each
 
 
 def note(job: Job, call: Call) -> None:
@@ -70,23 +74,32 @@ async def _story(call: Call) -> RequestStory:
     if record is None:
         last = f"the last {box.size} are" if box.size else "none is (black_box_requests is 0)"
         raise RequestNotFound(f"No request {shown(name)} of this key is remembered; {last}.", param="request")
-    block_size = context.info().block_size
-    misses = [
-        why_missed(box, record, each, block_size=block_size, caching=settings.prefix_caching)
-        for each in record.sequences
-    ]
     own = record.owner == call.tenant.name
-    text_of = _text_of(context.tokenizer) if box.texts and own else None
+    reader = Reader(_text_of(context.tokenizer) if box.texts and own else None, whole_ids=box.texts)
+    earlier = box.earlier(record)
+    pairs = len(record.sequences) * sum(len(each.sequences) for each in earlier)
+    block_size = context.info().block_size
+    tell = functools.partial(
+        _told, record, name, reader, earlier, block_size=block_size, caching=settings.prefix_caching
+    )
+    return await to_thread_if_larger(pairs, _INLINE_PAIRS, tell)
+
+
+def _told(
+    record: NotedRequest, name: str, reader: Reader, earlier: list[NotedRequest], *, block_size: int, caching: bool
+) -> RequestStory:
+    """The story of a request, for one who asked for it by this name."""
+    misses = why_missed(earlier, record, block_size=block_size, caching=caching, salts=reader.whole_ids)
     return RequestStory(
-        summary=request_sentences(record, misses, text_of),
-        id=record.id,
+        summary=request_sentences(record, misses, reader),
+        id=record.id if name == record.id else reader.name(record.id),
         request_id=record.request_id,
         tenant=record.tenant,
         model=record.model,
         created=record.created,
         open=not record.ended,
         sequences=[
-            _sequence(index, sequence, record.received, miss, text_of)
+            _sequence(index, sequence, record.received, miss, reader)
             for index, (sequence, miss) in enumerate(zip(record.sequences, misses, strict=True))
         ],
     )
@@ -96,9 +109,7 @@ def _text_of(tokenizer: Tokenizer) -> TextOf:
     return lambda tokens: text_of_tokens(tokenizer, memoryview(tokens).cast("I").tolist())
 
 
-def _sequence(
-    index: int, sequence: NotedSequence, received: float, miss: Miss | None, text_of: TextOf | None
-) -> SequenceStory:
+def _sequence(index: int, sequence: NotedSequence, received: float, miss: Miss | None, reader: Reader) -> SequenceStory:
     lifetime = sequence.lifetime
     return SequenceStory(
         index=index,
@@ -109,22 +120,22 @@ def _sequence(
         preemptions=lifetime.preemptions,
         replays=lifetime.replays,
         timings=lifetime.timings(),
-        miss=None if miss is None else _miss(sequence, miss, text_of),
-        engines=[_engine(run, received) for run in lifetime.runs],
+        miss=None if miss is None else _miss(sequence, miss, reader),
+        engines=[_engine(run, received, reader) for run in list(lifetime.runs)],
     )
 
 
-def _miss(sequence: NotedSequence, miss: Miss, text_of: TextOf | None) -> MissStory:
+def _miss(sequence: NotedSequence, miss: Miss, reader: Reader) -> MissStory:
     nearest = miss.nearest
     story = MissStory(
         cause=miss.cause.value,
         tokens=miss.tokens,
         lost_tokens=miss.lost,
-        nearest=None if nearest is None else nearest.record.id,
+        nearest=None if nearest is None else reader.name(nearest.record.id),
         position=None if nearest is None else nearest.common,
     )
-    if nearest is not None and text_of is not None:
-        here, there = map(text_of, nearest.continuations(sequence.prompt))
+    if nearest is not None and reader.text_of is not None:
+        here, there = map(reader.text_of, nearest.continuations(sequence.prompt))
         story.text_here, story.text_there = shortened(here), shortened(there)
     return story
 
@@ -142,7 +153,7 @@ class _Since:
         return None if stamp is None else self.ms(stamp)
 
 
-def _engine(run: EngineRun, received: float) -> EngineStory:
+def _engine(run: EngineRun, received: float, reader: Reader) -> EngineStory:
     times, trail, since = run.times, run.trail, _Since(received)
     return EngineStory(
         engine=run.engine,
@@ -151,13 +162,13 @@ def _engine(run: EngineRun, received: float) -> EngineStory:
         first_token_ms=since.maybe(times.first_token),
         finished_ms=since.maybe(times.finished),
         found_tokens=trail.found_tokens,
-        waits=[_wait(wait, since) for wait in trail.waits],
+        waits=[_wait(wait, since, reader) for wait in trail.waits],
         chunks=[_chunk(chunk, since) for chunk in trail.chunks],
         more_chunks=trail.more_chunks,
         preemptions=[
             PreemptionStory(
                 at_ms=since.ms(each.at),
-                by=request_of(each.by),
+                by=reader.owner(each.by),
                 lost_tokens=each.lost,
                 saved=each.saved,
                 resumed_ms=since.maybe(each.resumed),
@@ -177,15 +188,15 @@ def _engine(run: EngineRun, received: float) -> EngineStory:
     )
 
 
-def _wait(wait: Wait, since: _Since) -> WaitStory:
+def _wait(wait: Wait, since: _Since, reader: Reader) -> WaitStory:
     return WaitStory(
         cause=wait.cause.value,
         since_ms=since.ms(wait.since),
         until_ms=since.ms(wait.until),
-        behind=request_of(wait.behind) or None,
+        behind=reader.owner(wait.behind) or None,
         lacking_blocks=wait.lacking,
         running=wait.running,
-        holders=[request_of(each) for each in wait.holders],
+        holders=[reader.owner(each) for each in wait.holders],
     )
 
 

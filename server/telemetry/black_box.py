@@ -6,13 +6,15 @@ against its tokens. What becomes of it afterwards is in its lifetimes; nothing i
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from server.telemetry.lifetime import Lifetime
 
 TOKEN_BYTES = array("I").itemsize
-_MOST_TOKENS = 2**22  # of all prompts that are kept: 16 MiB
+_MOST_BYTES = 2**25  # of all that is kept
+_SEQUENCE_BYTES = 2048  # that a sequence takes beside its tokens, with what engines wrote down of it
+_OUTPUT_BYTES = 40  # of a token that has arrived: a number in a list
 
 
 def packed(token_ids: Sequence[int]) -> bytes:
@@ -44,6 +46,7 @@ class NotedRequest:
         owner: name of the key that it was sent with; None where no keys are required.
         tenant: whom its work counts for.
         received: in `time.monotonic()` seconds.
+        held: bytes that it is known to take.
     """
 
     id: str
@@ -54,16 +57,18 @@ class NotedRequest:
     created: int
     received: float
     sequences: list[NotedSequence] = field(default_factory=list)
-
-    @property
-    def held(self) -> int:
-        """Tokens of its prompts. Choices of one prompt share it."""
-        return sum(len(prompt) for prompt in {id(each.prompt): each.prompt for each in self.sequences}.values())
+    held: int = 0
 
     @property
     def ended(self) -> bool:
         """Whether all of its sequences have."""
         return all(each.lifetime.reason is not None for each in self.sequences)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes. Choices of one prompt share it."""
+        prompts = sum(len(prompt) for prompt in {id(each.prompt): each.prompt for each in self.sequences}.values())
+        return prompts + sum(_SEQUENCE_BYTES + _OUTPUT_BYTES * len(each.lifetime.output_ids) for each in self.sequences)
 
 
 class BlackBox:
@@ -71,22 +76,42 @@ class BlackBox:
 
     Args:
         size: how many are kept; 0: none.
-        texts: whether those who ask may read parts of texts.
+        texts: whether those who ask may read parts of texts, and ids of others in full.
+        most_bytes: that all together may take. Outputs count once their request has ended: until then they are held in any case.
     """
 
-    def __init__(self, size: int = 256, *, texts: bool = True) -> None:
+    def __init__(self, size: int = 256, *, texts: bool = True, most_bytes: int = _MOST_BYTES) -> None:
         self.size = size
         self.texts = texts
+        self._most_bytes = most_bytes
         self._records: OrderedDict[str, NotedRequest] = OrderedDict()
         self._held = 0
+        self._open: list[NotedRequest] = []  # those whose outputs are not counted yet
+        self._look_at = 16  # when so many are
 
     def note(self, record: NotedRequest) -> None:
         """A request was submitted. The oldest ones go."""
         self._records[record.id] = record
-        self._held += record.held
-        while len(self._records) > self.size or (self._held > _MOST_TOKENS * TOKEN_BYTES and len(self._records) > 1):
+        self._weigh(record)
+        self._open.append(record)
+        if len(self._open) >= self._look_at:
+            self._count_ended()
+        while len(self._records) > self.size or (self._held > self._most_bytes and len(self._records) > 1):
             _, oldest = self._records.popitem(last=False)
             self._held -= oldest.held
+
+    def _count_ended(self) -> None:
+        ended = [each for each in self._open if each.ended]
+        self._open = [each for each in self._open if not each.ended and each.id in self._records]
+        for record in ended:
+            if record.id in self._records:
+                self._weigh(record)
+        self._look_at = 16 + 2 * len(self._open)  # so that each is looked at a few times, however many are open
+
+    def _weigh(self, record: NotedRequest) -> None:
+        self._held -= record.held
+        record.held = record.size
+        self._held += record.held
 
     def find(self, name: str, owner: str | None, *, everybodys: bool) -> NotedRequest | None:
         """The request whose answer, or else whose `x-request-id`, has this name: the newest of `owner`'s, or `everybodys`."""
@@ -95,10 +120,8 @@ class BlackBox:
         candidates = named if found is None else iter((found,))
         return next((each for each in candidates if everybodys or each.owner == owner), None)
 
-    def earlier(self, record: NotedRequest) -> Iterator[NotedRequest]:
+    def earlier(self, record: NotedRequest) -> list[NotedRequest]:
         """Those of its tenant that were submitted before it, the newest first."""
-        before = False
-        for each in reversed(self._records.values()):
-            if before and (each.owner, each.tenant) == (record.owner, record.tenant):
-                yield each
-            before = before or each is record
+        newest = list(reversed(self._records.values()))
+        before = newest[newest.index(record) + 1 :] if record.id in self._records else []
+        return [each for each in before if (each.owner, each.tenant) == (record.owner, record.tenant)]

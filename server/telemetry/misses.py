@@ -1,12 +1,13 @@
 """Why a prompt was not found in the KV cache: by the first token that differs from the nearest prompt known of its tenant."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from server.telemetry.black_box import TOKEN_BYTES, BlackBox, NotedRequest, NotedSequence
+from server.telemetry.black_box import TOKEN_BYTES, NotedRequest, NotedSequence
 
 _SHOWN = 16  # tokens of a text
+_MOST_COMPARED = 4096  # pairs of sequences, for one answer
 
 
 class MissCause(StrEnum):
@@ -66,30 +67,48 @@ def common_tokens(a: bytes, b: bytes) -> int:
 
 
 def why_missed(
-    box: BlackBox, record: NotedRequest, sequence: NotedSequence, *, block_size: int, caching: bool
-) -> Miss | None:
-    """Why part of a prompt was computed; None if all of it that can be found was.
+    earlier: Sequence[NotedRequest], record: NotedRequest, *, block_size: int, caching: bool, salts: bool = True
+) -> list[Miss | None]:
+    """Why parts of a request's prompts were computed: for each of its sequences, None if all of it that can be found was.
 
     Args:
-        box: knows the requests before it.
+        earlier: the requests it may be compared with, the newest first.
         record: the request.
-        sequence: one of its sequences.
         block_size: tokens of a KV block.
         caching: whether KV is kept at all.
+        salts: whether it may be told of those that another salt keeps apart.
     """
-    prompt = len(sequence.prompt) // TOKEN_BYTES
-    usable, cached = (prompt - 1) // block_size * block_size, sequence.lifetime.cached_tokens
+    known = [(other, each) for other in earlier for each in other.sequences]
+    prompts = {
+        (id(each.prompt), each.salt): each for each in record.sequences
+    }  # choices of one prompt have it in common
+    known = known[: max(1, _MOST_COMPARED // max(1, len(prompts)))]
+    near: dict[tuple[int, str], tuple[Nearest | None, Nearest | None]] = {}
+
+    def miss(sequence: NotedSequence) -> Miss | None:
+        prompt = len(sequence.prompt) // TOKEN_BYTES
+        usable = (prompt - 1) // block_size * block_size
+        missed = usable - sequence.lifetime.cached_tokens
+        if missed <= 0:
+            return None
+        if not caching or not sequence.reads_cache:
+            return Miss(cause=MissCause.SCORED if caching else MissCause.OFF, tokens=missed, lost=missed)
+        key = id(sequence.prompt), sequence.salt
+        if key not in near:
+            near[key] = _nearest(sequence, known, salts)
+        return _judged(sequence, *near[key], usable, block_size)
+
+    return [miss(sequence) for sequence in record.sequences]
+
+
+def _judged(sequence: NotedSequence, same: Nearest | None, other: Nearest | None, usable: int, block_size: int) -> Miss:
+    """The cause, by the nearest with the same salt and the nearest with another; `usable` tokens could be found at most."""
+    cached = sequence.lifetime.cached_tokens
     missed = usable - cached
-    if missed <= 0:
-        return None
-    if not caching or not sequence.reads_cache:
-        return Miss(cause=MissCause.SCORED if caching else MissCause.OFF, tokens=missed, lost=missed)
 
     def kept(nearest: Nearest | None) -> int:
         return 0 if nearest is None else min(nearest.common // block_size * block_size, usable)
 
-    same = _nearest(box, record, sequence, salted_apart=False)
-    other = _nearest(box, record, sequence, salted_apart=True)
     if same is not None and kept(same) > cached:
         cause = _cause_of_absence(sequence, same)
         return Miss(cause=cause, tokens=missed, lost=kept(same) - cached, nearest=same)
@@ -103,22 +122,20 @@ def why_missed(
     return Miss(cause=MissCause.LONGER if longer else MissCause.DIFFERS, tokens=missed, lost=lost, nearest=same)
 
 
-def _nearest(box: BlackBox, record: NotedRequest, sequence: NotedSequence, *, salted_apart: bool) -> Nearest | None:
-    """Of those with the same salt, or of those with another; of equally near ones the newest."""
-    known = ((other, each) for other, each in _known(box, record) if (each.salt != sequence.salt) is salted_apart)
-    best: Nearest | None = None
-    for other, each in known:
+def _nearest(
+    sequence: NotedSequence, known: Sequence[tuple[NotedRequest, NotedSequence]], salts: bool
+) -> tuple[Nearest | None, Nearest | None]:
+    """Of those with the same salt, and of those with another; of equally near ones the newest."""
+    best: dict[bool, Nearest] = {}
+    for record, each in known:
+        apart = each.salt != sequence.salt
+        if apart and not salts:
+            continue
         tokens = each.tokens()
         common = common_tokens(sequence.prompt, tokens)
-        if best is None or common > best.common:
-            best = Nearest(record=other, sequence=each, common=common, tokens=tokens)
-    return best
-
-
-def _known(box: BlackBox, record: NotedRequest) -> Iterator[tuple[NotedRequest, NotedSequence]]:
-    for other in box.earlier(record):
-        for each in other.sequences:
-            yield other, each
+        if apart not in best or common > best[apart].common:
+            best[apart] = Nearest(record=record, sequence=each, common=common, tokens=tokens)
+    return best.get(False), best.get(True)
 
 
 def _cause_of_absence(sequence: NotedSequence, nearest: Nearest) -> MissCause:

@@ -75,3 +75,12 @@ def test_blocks_that_are_complete_keep_their_nodes_while_the_text_grows(scripted
     scripted.let(100)
     expect(ended(page).locator("p")).to_have_text("Then a paragraph.")
     expect(page.locator(".text pre")).to_have_attribute("data-mine", "yes")
+
+
+def test_a_model_that_repeats_itself_does_not_stop_the_page(scripted, tab):
+    """Backtracking over a run of backticks once took a minute for each picture of it."""
+    scripted.reply = "so " + "`" * 2000
+    page = tab(scripted.url)
+    page.get_by_label("Max tokens").fill("3000")
+    send(page, "Go on")
+    expect(ended(page).locator(".text")).to_have_text(scripted.reply)

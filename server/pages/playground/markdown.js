@@ -123,7 +123,7 @@ function tableAt(lines, at) {
 
 // What can begin inside a line, the first that fits.
 const INLINE = new RegExp([
-  /(?<ticks>`+)(?<code>[^]{1,2000}?)(?<!`)\k<ticks>(?!`)/,
+  /(?<!`)(?<ticks>`+)(?!`)(?<code>[^]{1,2000}?)(?<!`)\k<ticks>(?!`)/,
   /\\(?<escaped>[!-/:-@[-`{-~])/,
   /!?\[(?<label>[^[\]]{0,500})\]\((?<target>[^\s()<>]{1,1000}(?:\([^\s()<>]{0,200}\)[^\s()<>]{0,200})?)(?:[ \t]+"[^"]{0,200}")?\)/,
   /<(?<angled>https?:\/\/[^\s<>]{1,2000})>/,

@@ -136,3 +136,23 @@ def test_what_the_engine_wrote_down_is_told_in_sentences():
         assert f"It was preempted for cmpl-z and {lost}." in said
 
     run(test)
+
+
+def test_without_keys_on_a_network_nobody_learns_an_id_with_which_to_read_anothers_stream():
+    async def test():
+        server = Server()
+        object.__setattr__(server.context, "black_box", BlackBox(texts=False))
+        other = (await server.post("/v1/completions", {"prompt": MONDAY, "max_tokens": 2})).json()["id"]
+        headers = {"x-request-id": "mine"}
+        own = (await server.post("/v1/completions", {"prompt": TUESDAY, "max_tokens": 2}, headers=headers)).json()["id"]
+        record = server.context.black_box.find(own, None, everybodys=False)
+        at = record.received
+        wait = Wait(cause=WaitCause.BLOCKS, since=at, until=at + 2, behind=f"{other}-0", holders=[f"{other}-0"])
+        trail = Trail(waits=[wait], preemptions=[TakenBack(at=at, by=f"{other}-0", lost=64, saved=False)])
+        record.sequences[0].lifetime.absorb(RequestTimes(queued=at, scheduled=at + 2), trail, "engine")
+        for name in (own, "mine"):
+            text = (await server.client.get(f"/v1/requests/{name}")).text
+            assert other not in text and text.count(other[:13]) >= 6
+            assert (own in text) == (name == own), "who guesses a request's name learns no more than that it is there"
+
+    run(test)

@@ -1,11 +1,14 @@
 """Why a prompt was not found in the KV cache."""
 
+from dataclasses import replace
+
 import pytest
 
-from scheduler.types.messages import RequestTimes
+from scheduler.types.messages import FinishReason, RequestTimes
 from scheduler.types.trail import Trail
+from server.telemetry import misses
 from server.telemetry.black_box import BlackBox, NotedRequest, NotedSequence, packed
-from server.telemetry.explain import request_sentences
+from server.telemetry.explain import Reader, request_sentences
 from server.telemetry.lifetime import EngineRun, Lifetime
 from server.telemetry.misses import Miss, MissCause, common_tokens, why_missed
 
@@ -41,8 +44,10 @@ class Box:
         self.box.note(record)
         return record
 
-    def why(self, record: NotedRequest, *, caching=True) -> Miss | None:
-        return why_missed(self.box, record, record.sequences[0], block_size=BLOCK, caching=caching)
+    def why(self, record: NotedRequest, *, caching=True, salts=True) -> Miss | None:
+        earlier = self.box.earlier(record)
+        (miss,) = why_missed(earlier, record, block_size=BLOCK, caching=caching, salts=salts)
+        return miss
 
 
 @pytest.fixture
@@ -82,6 +87,8 @@ def test_another_salt_keeps_apart_and_another_tenant_is_not_told_of(box):
     box.note(range(40), salt="one")
     miss = box.why(box.note(range(40), salt="two"))
     assert (miss.cause, miss.lost) == (MissCause.SALTED, 32)
+    untold = box.why(box.note(range(40), salt="three"), salts=False)
+    assert (untold.cause, untold.nearest) == (MissCause.FIRST, None)
     for other in ({"tenant": "ben"}, {"owner": "ben"}):
         assert box.why(box.note(range(40), **other)).cause is MissCause.FIRST
 
@@ -113,7 +120,7 @@ def test_each_cause_has_a_sentence(box):
         nearest = box.why(box.note(range(40))).nearest
         without = cause in (MissCause.OFF, MissCause.SCORED, MissCause.FIRST)
         miss = Miss(cause=cause, tokens=8, lost=8, nearest=None if without else nearest)
-        said = request_sentences(record, [miss], lambda tokens: f"<{len(tokens)}>")
+        said = request_sentences(record, [miss], Reader(lambda tokens: f"<{len(tokens)}>"))
         assert len(said) == 3 and all(sentence.endswith(".") for sentence in said)
     assert near.lifetime.received
 
@@ -124,6 +131,33 @@ def test_the_oldest_go_and_what_is_kept_is_bounded():
     records = [box.note(range(4)) for _ in range(5)]
     found = [box.box.find(record.id, "ann", everybodys=False) for record in records]
     assert found == [None, None, *records[2:]]
-    huge = [box.note(range(2**21)) for _ in range(3)]
+    box.box = BlackBox(most_bytes=20_000)
+    huge = [box.note(range(2**11)) for _ in range(3)]
     assert box.box.find(huge[0].id, "ann", everybodys=False) is None
     assert box.box.find(huge[2].id, "ann", everybodys=False) is huge[2]
+
+
+def test_outputs_and_sequences_count_among_what_is_kept(box):
+    box.box = BlackBox(size=10_000, most_bytes=200_000)
+    for _ in range(40):
+        record = box.note(range(8))
+        record.sequences *= 4
+        record.sequences[0].lifetime.output_ids += range(1000)
+        record.sequences[0].lifetime.reason = FinishReason.LENGTH
+    kept = sum(box.box.find(f"cmpl-{number}", "ann", everybodys=False) is not None for number in range(1, 41))
+    assert 0 < kept < 40
+
+
+def test_what_one_answer_compares_is_bounded(box, monkeypatch):
+    compared = []
+    monkeypatch.setattr(misses, "common_tokens", lambda a, b: compared.append(b) or common_tokens(a, b))
+    for _ in range(3):
+        earlier = box.note(range(40))
+        earlier.sequences *= 100
+    record = box.note(range(40))
+    record.sequences *= 100  # choices of one prompt
+    found = why_missed(box.box.earlier(record), record, block_size=BLOCK, caching=True)
+    assert len(compared) == 300 and len(found) == 100
+    record.sequences = [replace(record.sequences[0], prompt=packed(range(40))) for _ in range(100)]
+    why_missed(box.box.earlier(record), record, block_size=BLOCK, caching=True)
+    assert len(compared) == 300 + 100 * 40
