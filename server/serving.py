@@ -165,13 +165,18 @@ class Serving:
         given_up.cancel()
         self._web.should_exit = True
         outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
-        await asyncio.gather(stop_all(supervisors.values(), self._keeper, deadline, outlived=outlived), web)
+        stopping = stop_all(supervisors.values(), self._keeper, deadline, outlived=outlived)
+        await asyncio.gather(stopping, self._last_traces(web))
         await engines
         if keeping is not None:
             await keeping
+        return 1 if failed else 0
+
+    async def _last_traces(self, web: "asyncio.Task[None]") -> None:
+        """Send them when all requests have ended, while engines end."""
+        await web
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
-        return 1 if failed else 0
 
     def _supervisor(self, incarnations: Incarnations) -> Supervisor:
         arguments = self._arguments[incarnations.client.name]

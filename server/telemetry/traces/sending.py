@@ -4,7 +4,9 @@ The SDK is the official one, an extra (`pip install headrace[tracing]`): sampler
 the standard are what others rely on. It is imported only where traces are on.
 """
 
+import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _PATH = "/v1/traces"
-_FLUSH_MILLISECONDS = 2000
+_CLOSE_SECONDS = 2.0
 _PROVIDER = "headrace"
+_log = logging.getLogger("headrace.server")
 
 
 def tracing_of(settings: Settings) -> "Tracing | None":
@@ -53,10 +56,13 @@ class Tracing:
         span = self._tracer.start_span(exchange.operation, parent, SpanKind.SERVER, attributes, start_time=start)
         return RequestTrace(self._tracer, span, offset)
 
-    def close(self) -> None:
-        """Send what is left, and end the SDK's thread. Takes some seconds at most."""
-        self._provider.force_flush(_FLUSH_MILLISECONDS)
-        self._provider.shutdown()
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Send what is left, and end the SDK's thread. If that takes longer it is left behind; its own limits are for each batch."""
+        end = threading.Thread(target=self._provider.shutdown, name="last-traces", daemon=True)
+        end.start()
+        end.join(seconds)
+        if end.is_alive():
+            _log.warning("the last traces are lost: where they are sent they were not taken in %g s", seconds)
 
 
 class RequestTrace:
@@ -149,6 +155,8 @@ def _provider(settings: Settings) -> "TracerProvider":
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
+    # its warnings quote headers, whole, of anybody who sends wrong ones
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
     about = {"service.version": server_version()}
     if not os.environ.get("OTEL_SERVICE_NAME") and "service.name=" not in os.environ.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""

@@ -1,9 +1,11 @@
 """Traces, as a real receiver of OTLP decodes them."""
 
 import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 
 import pytest
@@ -87,6 +89,28 @@ def test_a_refusal_is_an_error_and_texts_are_sent_only_if_the_operator_asks(rece
     assert refused.status.code == refused.status.STATUS_CODE_ERROR
     assert "A secret" in attributes_of(answered)["gen_ai.input.messages"]
     assert "Hel" in attributes_of(answered)["gen_ai.output.messages"]
+
+
+@pytest.mark.processes
+def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(receiver, monkeypatch):
+    ended, outlived = threading.Event(), queue.Queue()
+    monkeypatch.setattr(receiver, "take", lambda *_: outlived.put(ended.wait(5)))
+
+    async def test():
+        server = Server("Hello", otlp_endpoint=receiver.url)
+        await server.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+        server.context.tracing.close(0.2)
+        ended.set()
+
+    run(test)
+    assert outlived.get(timeout=20)
+
+
+@pytest.mark.processes
+def test_headers_of_anybody_are_not_quoted_in_the_log(receiver, caplog):
+    wrong = [{"traceparent": PARENT, "tracestate": "a=b" * 100}, {"traceparent": "0" * 600}]
+    traced(receiver, [("/v1/completions", {"prompt": "a"}, each) for each in wrong])
+    assert not caplog.records
 
 
 def test_what_engines_wrote_down_hangs_below_its_phase():
