@@ -57,7 +57,7 @@ class Tracing:
         return RequestTrace(self._tracer, span, offset)
 
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
-        """Send what is left, and end the SDK's thread. If that takes longer it is left behind; its own limits are for each batch."""
+        """Send what is left, and end the SDK's thread. If that takes longer it is left behind: its limits are for each batch."""
         end = threading.Thread(target=self._provider.shutdown, name="last-traces", daemon=True)
         end.start()
         end.join(seconds)
