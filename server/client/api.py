@@ -1,25 +1,34 @@
 """One server's HTTP API, for commands that speak to a person: what goes wrong becomes a sentence."""
 
 import argparse
-import json
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
+
+from server.client.answers import ToldEvent, ToldModels
 
 URL = "http://127.0.0.1:8000"
 _CONNECT_SECONDS = 5.0
 _KEYS = ("HEADRACE_API_KEY", "OPENAI_API_KEY")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+Told = TypeVar("Told")
+
+
+def printable(text: str) -> str:
+    """What a server said, without what a terminal would take for commands; \\t and \\n it may have."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 class AskError(Exception):
     """The server was not reached, or refused: a sentence. `status`: of its answer, if there was one."""
 
     def __init__(self, text: str, status: int | None = None) -> None:
-        super().__init__(text)
+        super().__init__(printable(text))
         self.status = status
 
 
@@ -72,9 +81,19 @@ class Api:
             AskError: as `request`; also where it is no such server.
         """
         try:
-            return [str(each["id"]) for each in self.request("GET", "/v1/models").json()["data"]]
-        except (ValueError, KeyError, TypeError):
+            return [each.id for each in self.read("/v1/models", ToldModels).data]
+        except TypeError:
             raise AskError(f"What answers at {self._place} is no OpenAI-compatible server.") from None
+
+    def read(self, path: str, kind: type[Told], body: Mapping[str, Any] | None = None) -> Told:
+        """What is at a path, or answered to a body that is posted there.
+
+        Raises:
+            AskError: as `request`.
+            TypeError: the answer is of another kind.
+        """
+        content = self.request("GET" if body is None else "POST", path, body).content
+        return _decoded(content, kind)
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """An answer that is no refusal.
@@ -87,24 +106,30 @@ class Api:
         _refuse_errors(response)
         return response
 
-    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of a stream, each as its JSON. To close the iterator is to leave.
+    def events(self, path: str, body: Mapping[str, Any]) -> Generator[ToldEvent, None, None]:
+        """The events of a stream. To close the iterator is to leave.
 
         Raises:
             AskError: it is refused, or breaks.
         """
         with self._told(), self._client.stream("POST", path, json=body) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
             _refuse_errors(response)
             for line in response.iter_lines():
                 name, _, data = line.partition(":")
-                if name != "data" or data.strip() == "[DONE]":
+                if name != "data":
                     continue
-                event = json.loads(data)
-                if "error" in event:
-                    raise AskError(_message(event) or "The server failed.")
+                if data.strip() == "[DONE]":
+                    return
+                try:
+                    event = _decoded(data.encode(), ToldEvent)
+                except TypeError as error:
+                    raise AskError(f"{self._place} sent an event that is none of a chat: {error}.") from None
+                if event.error:
+                    raise AskError(_message({"error": event.error}) or "The server failed.")
                 yield event
+        raise AskError(f"{self._place} ended its answer without data: [DONE].")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -145,12 +170,20 @@ def key_of(given: str | None, environ: Mapping[str, str]) -> str | None:
     return next((key for key in keys if key), None)
 
 
+def _decoded(content: bytes, kind: type[Told]) -> Told:
+    """Raises TypeError: it is of another kind."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise TypeError(str(error)) from None
+
+
 def _refuse_errors(response: httpx.Response) -> None:
-    if not response.is_error:
+    if response.is_success:
         return
     try:
-        said = _message(response.json())
-    except ValueError:
+        said = _message(_decoded(response.content, dict))
+    except TypeError:
         said = None
     text = said or f"{response.request.url.path} is answered {response.status_code} {response.reason_phrase}."
     if response.status_code == 401:
@@ -158,8 +191,8 @@ def _refuse_errors(response: httpx.Response) -> None:
     raise AskError(text, response.status_code)
 
 
-def _message(body: Any) -> str | None:
-    error = body.get("error") if isinstance(body, dict) else None
+def _message(body: Mapping[str, Any]) -> str | None:
+    error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else error
     return str(message) if message else None
 

@@ -2,15 +2,16 @@
 
 import argparse
 import contextlib
+import io
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.client.api import URL, Api, AskError, add_arguments, key_of
+from server.client.answers import ToldEvent
+from server.client.api import URL, Api, AskError, add_arguments, key_of, printable
 from server.client.conversation import Conversation
 
 HELP = """/system TEXT  tell the model this before all else; without TEXT: nothing
@@ -18,9 +19,6 @@ HELP = """/system TEXT  tell the model this before all else; without TEXT: nothi
 /help         this
 /quit         leave; so does Ctrl-D
 Ctrl-C ends an answer. A line that ends in \\ goes on in the next one."""
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)  # a terminal would take them for commands; \t and \n it may have
 _HISTORY_LINES = 1000
 
 
@@ -32,6 +30,9 @@ def chat(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends an answer
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         key = key_of(options.api_key, os.environ)
         api = Api(options.url, key=key, uds=options.uds, ca_file=options.ca_file)
@@ -80,20 +81,19 @@ class Talk:
 
     def in_a_terminal(self) -> int:
         """Lines of a person, until they leave."""
-        print(f"{self._model} at {self._api.url}. /help lists what else can be typed.")
+        print(f"{printable(self._model)} at {self._api.url}. /help lists what else can be typed.")
         with _history():
             while True:
                 try:
                     line = _read()
+                    if line == "/quit":
+                        return 0
+                    self._take(line)
                 except KeyboardInterrupt:
                     print("\n/quit or Ctrl-D leaves.")
-                    continue
                 except EOFError:
                     print()
                     return 0
-                if line == "/quit":
-                    return 0
-                self._take(line)
 
     def _take(self, line: str) -> None:
         command, _, rest = line.partition(" ")
@@ -106,7 +106,7 @@ class Talk:
             try:
                 self._answer(line.strip())
             except AskError as error:
-                print(f"{_shown(str(error))}")
+                print(error)
 
     def _system(self, text: str) -> str:
         self._conversation.system = text
@@ -124,7 +124,7 @@ class Talk:
         """
         self._conversation.ask(text)
         parts: list[str] = []
-        last: dict[str, Any] = {}
+        last = ToldEvent()
         body = {
             "model": self._model,
             "messages": self._conversation.messages,
@@ -133,11 +133,10 @@ class Talk:
             **self._sampling,
         }
         try:
-            with contextlib.closing(self._events(body)) as events:
-                for event, part in events:
-                    last = event
-                    parts.append(part)
-                    sys.stdout.write(_shown(part) if self._terminal else part)
+            with contextlib.closing(self._api.events("/v1/chat/completions", body)) as events:
+                for last in events:
+                    parts.append(last.text)
+                    sys.stdout.write(printable(last.text) if self._terminal else last.text)
                     sys.stdout.flush()
             print()
         except KeyboardInterrupt:
@@ -148,12 +147,6 @@ class Talk:
             self._conversation.answered("".join(parts))
         if self._terminal and (said := _figures(last)):
             print(f"\033[2m{said}\033[0m")
-
-    def _events(self, body: dict[str, Any]) -> Generator[tuple[dict[str, Any], str], None, None]:
-        """Each event with its text."""
-        for event in self._api.events("/v1/chat/completions", body):
-            choices = event.get("choices") or [{}]
-            yield event, (choices[0].get("delta") or {}).get("content") or ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,17 +201,13 @@ def _help(rest: str) -> str:
     return HELP
 
 
-def _shown(text: str) -> str:
-    return _CONTROL.sub("\ufffd", text)
-
-
-def _figures(event: dict[str, Any]) -> str:
+def _figures(event: ToldEvent) -> str:
     """What the last event says of the answer's cost."""
-    usage, timings = event.get("usage") or {}, event.get("timings") or {}
-    if not usage:
+    usage = event.usage
+    if usage is None:
         return ""
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    said = [f"{usage.get('prompt_tokens')} tokens in ({cached} cached), {usage.get('completion_tokens')} out"]
-    if speed := timings.get("decode_tokens_per_second"):
-        said.append(f"{speed:.0f} tok/s")
+    cached = (usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0
+    said = [f"{usage.prompt_tokens} tokens in ({cached} cached), {usage.completion_tokens} out"]
+    if event.timings and event.timings.decode_tokens_per_second:
+        said.append(f"{event.timings.decode_tokens_per_second:.0f} tok/s")
     return ", ".join(said)

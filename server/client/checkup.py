@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TypeVar
 
-from server.client.api import Api, AskError
+from server.client.answers import ToldCompletion, ToldEngines, ToldState, ToldVersion
+from server.client.api import Api, AskError, printable
 from server.telemetry.doctor import Finding, lines_of
 
 PATIENCE_SECONDS = 60.0  # for the one token, say behind a queue
 _SKEW_SECONDS = 5.0  # the header `Date` has whole seconds
 _SERVING = "serving"
+_Told = TypeVar("_Told")
 
 
 def examine_server(api: Api, clock: Callable[[], float] = time.time) -> list[Finding]:
@@ -30,7 +33,8 @@ def examine_server(api: Api, clock: Callable[[], float] = time.time) -> list[Fin
     reached = Finding("reached", f"{api.url}, {1000 * (time.monotonic() - begun):.0f} ms")
     models = list(_models(api))
     state = [*_state(api, "/ready", "requests"), *_state(api, "/health", "answers, until the engine goes on")]
-    return [reached, *_clock(date, clock), *_version(api), *state, *_engines(api), *models]
+    findings = [reached, *_clock(date, clock), *_version(api), *state, *_engines(api), *models]
+    return [replace(each, subject=_line(each.subject), detail=_line(each.detail)) for each in findings]
 
 
 def verdict_of(findings: list[Finding]) -> str:
@@ -42,7 +46,11 @@ def verdict_of(findings: list[Finding]) -> str:
 def _clock(date: str | None, clock: Callable[[], float]) -> Iterator[Finding]:
     if date is None:
         return
-    ahead = parsedate_to_datetime(date).timestamp() - clock()
+    try:
+        ahead = parsedate_to_datetime(date).timestamp() - clock()
+    except (ValueError, OverflowError):
+        yield Finding("clock", f"its header Date is none: {date}", "times that can be compared")
+        return
     if abs(ahead) <= _SKEW_SECONDS:
         yield Finding("clock", "as this machine's")
         return
@@ -54,7 +62,7 @@ def _clock(date: str | None, clock: Callable[[], float]) -> Iterator[Finding]:
 
 def _version(api: Api) -> Iterator[Finding]:
     try:
-        found = str(_json(api, "/version").get("version"))
+        found = str(_told(api, "/version", ToldVersion()).version)
     except AskError:
         yield Finding("version", "it does not say: it is not headrace, or an old one")
         return
@@ -65,27 +73,26 @@ def _version(api: Api) -> Iterator[Finding]:
 def _state(api: Api, path: str, lost: str) -> Iterator[Finding]:
     """`/ready` or `/health`, in their own words."""
     try:
-        said = _json(api, path)
+        said = _told(api, path, ToldState())
     except AskError as error:
         if error.status not in (401, 404):  # without a key the models say so; 404: of another kind of server
             yield Finding(path, str(error), lost, fatal=True)
         return
-    doing = f", {said['doing']}; {said['steps']} steps so far" if "steps" in said else ""
-    yield Finding(path, f"{said.get('status', 'yes')}{doing}")
+    doing = "" if said.steps is None else f", {said.doing}; {said.steps} steps so far"
+    yield Finding(path, f"{said.status or 'yes'}{doing}")
 
 
 def _engines(api: Api) -> Iterator[Finding]:
     try:
-        engines = _json(api, "/v1/engines").get("data", [])
+        engines = _told(api, "/v1/engines", ToldEngines([])).data
     except AskError as error:
         if error.status in (401, 403):
             yield Finding("engines", f"not shown: {error}")
         return
     for engine in engines:
-        state, trouble = engine.get("state"), engine.get("trouble")
-        detail = f"{state}: {trouble}" if trouble else str(state)
-        lost = "" if state == "ready" and not trouble else "what this engine would serve"
-        yield Finding(str(engine.get("id") or engine.get("name") or "engine"), detail, lost)
+        detail = f"{engine.state}: {engine.trouble}" if engine.trouble else str(engine.state)
+        lost = "" if engine.state == "ready" and not engine.trouble else "what this engine would serve"
+        yield Finding(engine.id, detail, lost)
 
 
 def _models(api: Api) -> Iterator[Finding]:
@@ -105,21 +112,23 @@ def _one_token(api: Api, model: str) -> Finding:
     body = {"model": model, "prompt": "The", "max_tokens": 1, "temperature": 0}
     begun = time.monotonic()
     try:
-        answer = api.request("POST", "/v1/completions", body).json()
-        tokens, timings = answer["usage"]["completion_tokens"], answer.get("timings") or {}
+        answer = api.read("/v1/completions", ToldCompletion, body)
     except AskError as error:
         return Finding("one token", str(error), _SERVING, fatal=True)
-    except (ValueError, KeyError, TypeError):
+    except TypeError:
         return Finding("one token", "the answer is none of a completion", _SERVING, fatal=True)
-    took = f"{tokens} after {1000 * (time.monotonic() - begun):.0f} ms"
-    waited = f", of which {timings['queue_ms']:.0f} ms in the queue" if "queue_ms" in timings else ""
-    return Finding("one token", took + waited)
+    took = f"{answer.usage.completion_tokens} after {1000 * (time.monotonic() - begun):.0f} ms"
+    queued = answer.timings and answer.timings.queue_ms
+    return Finding("one token", took if queued is None else f"{took}, of which {queued:.0f} ms in the queue")
 
 
-def _json(api: Api, path: str) -> dict[str, Any]:
-    """The object at a path; an empty one if it is none."""
+def _told(api: Api, path: str, nothing: _Told) -> _Told:
+    """What a path says; `nothing` if that is of another kind."""
     try:
-        said = api.request("GET", path).json()
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
+        return api.read(path, type(nothing))
+    except TypeError:
+        return nothing
+
+
+def _line(text: str) -> str:
+    return printable(text).replace("\n", " ")

@@ -8,6 +8,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from server.telemetry.lifetime import Lifetime
 
@@ -117,7 +118,7 @@ class BlackBox:
         """The request whose answer, or else whose `x-request-id`, has this name: the newest of `owner`'s, or `everybodys`."""
         found = self._records.get(name)
         named = (each for each in reversed(self._records.values()) if each.request_id == name)
-        candidates = named if found is None else iter((found,))
+        candidates = named if found is None else chain((found,), named)
         return next((each for each in candidates if everybodys or each.owner == owner), None)
 
     def earlier(self, record: NotedRequest) -> list[NotedRequest]:

@@ -87,6 +87,9 @@ def test_an_id_that_another_client_chose_as_well_leads_to_ones_own_request():
             )
         stories = [await ask(server, "same", headers=key(who)) for who in "ab"]
         assert [story.tenant for story in stories] == ["ann", "ben"]
+        anns = stories[0].id
+        await server.post("/v1/completions", {"prompt": "b"}, headers={**key("b"), "x-request-id": anns})
+        assert [(await ask(server, anns, headers=key(who))).tenant for who in "ab"] == ["ann", "ben"]
 
     run(test)
 
