@@ -87,6 +87,7 @@ class RequestTable:
     def put_back(self, request: Request) -> None:
         """From running to waiting: it gives up its blocks and keeps its tokens."""
         self.release(request)
+        self._trails.waits_again(request)
         request.state = RequestState.WAITING
         self.waiting.add(request)
 

@@ -56,18 +56,21 @@ class Trails:
 
     def passed_over(self, request: Request, cause: WaitCause, behind: str = "") -> None:
         """The request waits for something of its own; others behind it may start."""
-        waits, taken = request.trail.waits, request.trail.preemptions
-        since = taken[-1].at if taken else request.times.queued  # before that it ran
-        if waits and waits[-1].cause is cause and waits[-1].behind == behind and waits[-1].since >= since:
-            waits[-1].until = self._now
+        waits = request.trail.waits
+        last = waits[-1] if waits and waits[-1].since >= request.in_line_since else None
+        if last is not None and last.cause is cause and last.behind == behind:
+            last.until = self._now
         elif len(waits) < _MOST:
             waits.append(Wait(cause=cause, since=self._now, until=self._now, behind=behind))
 
+    def waits_again(self, request: Request) -> None:
+        """It stands in line again, for whatever reason."""
+        request.in_line_since = self._now
+
     def started(self, request: Request, *, evicted: bool) -> None:
         """It leaves the queue. `evicted`: the first block that it missed had been there."""
-        trail, since = request.trail, request.times.queued
+        trail, since = request.trail, request.in_line_since
         if trail.preemptions and trail.preemptions[-1].resumed is None:
-            since = trail.preemptions[-1].at
             trail.preemptions[-1].resumed = self._now
         if not request.started:
             trail.found_tokens, trail.evicted = request.computed, evicted

@@ -16,7 +16,18 @@ from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult, Step, StepResult
 
 STEPS, ROUNDS = 1000, 3
-_WRITERS = ("planning", "line_stands", "passed_over", "started", "chunk", "step_ended", "preempted", "loads", "loaded")
+_WRITERS = (
+    "planning",
+    "line_stands",
+    "passed_over",
+    "waits_again",
+    "started",
+    "chunk",
+    "step_ended",
+    "preempted",
+    "loads",
+    "loaded",
+)
 
 
 def silent(trails: Trails) -> None:

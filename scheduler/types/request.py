@@ -64,6 +64,7 @@ class Request:
     waits_since: float = field(
         init=False
     )  # no later than this it last had a chunk, or was queued, as far as was looked at
+    in_line_since: float = field(init=False)  # it was queued, or queued again
     overdue: bool = False  # it has waited so long that its priority was raised
     state: RequestState = RequestState.WAITING
     in_flight: int = 0  # tokens that planned steps are certain to produce; accepted drafts are not among them
@@ -87,7 +88,7 @@ class Request:
     def __post_init__(self) -> None:
         self.tokens = self.prompt_ids + self.generated_ids
         self.place = self.arrival
-        self.waits_since = self.times.queued
+        self.waits_since = self.in_line_since = self.times.queued
         most = self.sampling.max_tokens
         self.output_limit = min(most, len(self.generated_ids) + 1) if self.hand_over else most
         if self.generated_ids:

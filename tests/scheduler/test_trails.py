@@ -94,11 +94,29 @@ def test_two_waits_for_the_same_cause_are_two_if_it_ran_between_them():
     trails.started(one, evicted=False)
     one.started = True
     trails.planning(50.0)
-    trails.preempted(one, one, lost=1, saved=False)
+    trails.waits_again(one)
     for now in (51.0, 52.0):
         trails.planning(now)
         trails.passed_over(one, WaitCause.TOKENS)
     assert [(wait.since, wait.until) for wait in one.trail.waits] == [(1.0, 3.0), (51.0, 52.0)]
+
+
+def test_what_others_waited_for_while_it_ran_is_no_wait_of_its_own():
+    """Not only who is preempted stands in line again: so does who got only a part of what it loaded."""
+    trails, one = Trails(), request("a")
+    trails.planning(1.0)
+    trails.started(one, evicted=False)
+    one.started = True
+    for now in (2.0, 3.0, 4.0):
+        trails.planning(now)
+        trails.line_stands(WaitCause.PLACES, [one])
+    trails.planning(10.0)
+    trails.waits_again(one)
+    trails.planning(11.0)
+    trails.line_stands(WaitCause.BLOCKS, [], one, 3)
+    trails.planning(12.0)
+    trails.started(one, evicted=False)
+    assert causes(one.trail) == [(WaitCause.BLOCKS, "")]
 
 
 def test_a_preemption_by_itself_says_so_and_that_it_was_saved_and_loaded():
