@@ -22,7 +22,7 @@ from scheduler.router.view import Role
 from scheduler.types.messages import AddRequest, FinishReason
 from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
-from server.errors import ApiError
+from server.errors import ApiError, Unavailable
 from server.stream.output_stream import OutputStream
 from server.telemetry.canary import CanaryMetrics, CanaryOutcome, CanaryPath
 from server.telemetry.lifetime import Lifetime
@@ -130,7 +130,8 @@ class Canary:
         """The tokens of the start, which later ones are compared with. All engines that compute the same have the same."""
         salt = _salt()
         song = await self._sing(client, CanaryPath.COLD, salt)
-        if not isinstance(song, _Song):
+        if isinstance(song, CanaryOutcome):
+            self._metrics.checked(CanaryPath.COLD, song)
             return None
         alike = next((each for each in self._kept.values() if each.computes == client.status.computes), None)
         kept = _Kept(client.status.computes, song.tokens if alike is None else alike.tokens, salt)
@@ -173,14 +174,14 @@ class Canary:
         """Run the prompt once."""
         try:
             return await asyncio.wait_for(self._run(client, path, salt), _RUN_SECONDS)
-        except TimeoutError:
+        except (TimeoutError, Unavailable):  # that an engine ended is told elsewhere
             return CanaryOutcome.SKIPPED
         except ApiError as error:
             _log.warning("%s: the canary failed: %s", client.name, error.message)
             return CanaryOutcome.FAILED
 
     async def _run(self, client: EngineClient, path: CanaryPath, salt: str) -> _Song | CanaryOutcome:
-        if client.waiting:
+        if client.waiting or not client.status.usable:
             return CanaryOutcome.SKIPPED
         prompt = self._prompt(client)
         lifetime = CanaryLifetime(received=time.monotonic(), prompt_tokens=len(prompt))
@@ -205,7 +206,7 @@ class Canary:
                 timer.cancel()
         if lifetime.reason is FinishReason.ERROR:
             return CanaryOutcome.FAILED
-        if lifetime.reason is not FinishReason.LENGTH:
+        if lifetime.reason is not FinishReason.LENGTH or lifetime.replays:  # perhaps by another engine
             return CanaryOutcome.SKIPPED
         runs = lifetime.runs
         loaded = any(run.trail.loads for run in runs)

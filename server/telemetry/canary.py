@@ -21,7 +21,7 @@ class CanaryOutcome(StrEnum):
 
     EQUAL = "equal"  # the tokens of the start
     DIFFERS = "differs"  # others, twice in a row
-    SKIPPED = "skipped"  # the engine was busy, or the KV did not come that way
+    SKIPPED = "skipped"  # the engine was busy or away, or the KV did not come that way
     FAILED = "failed"  # the engine ended it with an error
 
 
@@ -34,7 +34,7 @@ class CanaryMetrics(Declared):
             "canary_checks",
             "Checks of the canary (--canary) by where the KV of its prompt came from. `equal`: its tokens are those of the start; "
             "`differs`: they are not, twice in a row, so something computes or keeps what it should not; `skipped`: the engine was "
-            "busy, or the KV did not come that way; `failed`: the engine ended it with an error.",
+            "busy or away, or the KV did not come that way; `failed`: the engine ended it with an error.",
             "path",
             "outcome",
         )

@@ -130,6 +130,39 @@ def test_it_fails_where_the_engine_does_and_waits_where_others_wait():
     run(test)
 
 
+def test_an_engine_that_fails_from_the_start_is_told_and_one_that_is_away_is_skipped():
+    async def test():
+        rig = Rig()
+        rig.server.process.fail[2] = Output(request_id="", finish_reason=FinishReason.ERROR, error="NaN")
+        await rig.canary.round()
+        assert rig.counted() == {("cold", "failed"): 1}
+        rig.server.process.fail.clear()
+        engine = rig.server.engine
+
+        def drained(request: AddRequest) -> list[int]:
+            engine.status.draining = True
+            return SONG
+
+        rig.song = drained
+        await rig.canary.round()
+        assert rig.counted() == {("cold", "failed"): 1, ("cold", "equal"): 1, ("warm", "skipped"): 1}
+
+        def ends():
+            engine.status.ended("it died")
+            engine.status.given_up("it died too often")
+            engine.engine_ended()
+
+        def dies(request: AddRequest) -> list[int]:
+            asyncio.get_running_loop().call_soon(ends)
+            return SONG
+
+        rig.song, engine.status.draining = dies, False
+        await rig.canary.round()
+        assert rig.counted()["cold", "skipped"] == 1 and rig.counted()["cold", "failed"] == 1
+
+    run(test)
+
+
 def test_it_goes_last_and_counts_for_nobody():
     async def test():
         rig = Rig()
