@@ -45,9 +45,14 @@ class TlsHandshake(asyncio.Protocol):
         client = get_remote_addr(plain)
         self.address = client[0] if client else ""
         if self._books.admit(self) is None:  # else: no word would be understood
-            own = socket.socket(fileno=os.dup(plain.get_extra_info("socket").fileno()))
-            own.setblocking(False)
-            self._task = asyncio.get_running_loop().create_task(self._shake_hands(own))
+            try:
+                own = socket.socket(fileno=os.dup(plain.get_extra_info("socket").fileno()))
+            except OSError as error:  # there are no descriptors left
+                self._books.remove(self)
+                _log.warning("%s was not let in: %s", self.address, error.strerror)
+            else:
+                own.setblocking(False)
+                self._task = asyncio.get_running_loop().create_task(self._shake_hands(own))
         plain.abort()
 
     async def _shake_hands(self, own: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -260,3 +261,21 @@ def test_one_file_may_hold_both(made, tmp_path):
     ServerCertificate(str(both))
     with listeners_of(Settings(tls_cert=str(both), port=0)) as listeners:
         assert listeners.url == f"https://127.0.0.1:{listeners.port}"
+
+
+def test_a_machine_without_descriptors_refuses_a_client_and_keeps_nothing_of_it(made, monkeypatch, caplog):
+    async def check(server, echo):
+        def none_left(descriptor):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", none_left)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+        assert len(server.connections) == 0
+        assert statuses((await ask(server, trusting(made[0][0]), get()))[0]) == [200]
+
+    served(check, made[0])
+    assert "Too many open files" in caplog.text and "Traceback" not in caplog.text
