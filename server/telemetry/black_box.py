@@ -14,7 +14,8 @@ from server.telemetry.lifetime import Lifetime
 
 TOKEN_BYTES = array("I").itemsize
 _MOST_BYTES = 2**25  # of all that is kept
-_SEQUENCE_BYTES = 2048  # that a sequence takes beside its tokens, with what engines wrote down of it
+_SEQUENCE_BYTES = 1024  # that a sequence takes beside its tokens and what engines wrote down of it
+_ENTRY_BYTES = 256  # of what they wrote down
 _OUTPUT_BYTES = 40  # of a token that has arrived: a number in a list
 
 
@@ -68,8 +69,15 @@ class NotedRequest:
     @property
     def size(self) -> int:
         """Bytes that it takes. Choices of one prompt share it."""
-        prompts = sum(len(prompt) for prompt in {id(each.prompt): each.prompt for each in self.sequences}.values())
-        return prompts + sum(_SEQUENCE_BYTES + _OUTPUT_BYTES * len(each.lifetime.output_ids) for each in self.sequences)
+        prompts = {id(each.prompt): len(each.prompt) for each in self.sequences}
+        return sum(prompts.values()) + sum(_SEQUENCE_BYTES + _written(each.lifetime) for each in self.sequences)
+
+
+def _written(lifetime: Lifetime) -> int:
+    """Bytes of its outputs so far, and of what engines wrote down."""
+    trails = [run.trail for run in lifetime.runs]
+    entries = sum(len(each.waits) + len(each.chunks) + len(each.preemptions) + len(each.loads) for each in trails)
+    return _OUTPUT_BYTES * len(lifetime.output_ids) + _ENTRY_BYTES * (len(trails) + entries)
 
 
 class BlackBox:
