@@ -4,8 +4,8 @@ Silent corruption shows nowhere else: a wrong block gives a fluent answer. So th
 where other requests' KV is kept, and reads it again. A difference counts if a second try has it, too: on a GPU the last bits of a
 result may depend on what else is in the batch.
 
-It disturbs as little as it can: lowest priority, only where nobody waits, given up if it does not start soon; a salt of its own;
-it counts for no tenant and in no figure of requests.
+It disturbs as little as it can: lowest priority, only where nobody waits and a place is free, given up if it does not start soon;
+a salt of its own; it counts for no tenant and in no figure of requests.
 """
 
 import asyncio
@@ -181,7 +181,7 @@ class Canary:
             return CanaryOutcome.FAILED
 
     async def _run(self, client: EngineClient, path: CanaryPath, salt: str) -> _Song | CanaryOutcome:
-        if client.waiting or not client.status.usable:
+        if not client.status.usable or client.waiting or _is_full(client):
             return CanaryOutcome.SKIPPED
         prompt = self._prompt(client)
         lifetime = CanaryLifetime(received=time.monotonic(), prompt_tokens=len(prompt))
@@ -226,6 +226,12 @@ def canary_of(
 ) -> Canary | None:
     """The canary of a server, if it has one; `text_ids` tokenizes."""
     return Canary(clients, text_ids(_TEXT), metrics, 60 * settings.canary) if settings.canary else None
+
+
+def _is_full(client: EngineClient) -> bool:
+    """Whether all places are taken: it would stand in line, and count among those that wait."""
+    info = client.status.info
+    return info is not None and client.open_count >= info.max_running
 
 
 def _came_by(path: CanaryPath, song: _Song) -> bool:

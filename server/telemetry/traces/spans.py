@@ -17,6 +17,8 @@ from itertools import pairwise
 from scheduler.types.trail import PromptChunk, Trail
 from server.telemetry.lifetime import Exchange, Lifetime
 
+_MOST_CHOICES = 32  # of one request that have spans: a thousand would keep everybody waiting while they are made
+
 Attribute = str | int | float | bool | Sequence[str]
 
 
@@ -32,10 +34,10 @@ class SpanPlan:
 
 
 def parts_of(exchange: Exchange, ended: float) -> list[SpanPlan]:
-    """The spans below that of the request itself, which ended then. What never began has none."""
+    """The spans below that of the request itself, which ended then. What never began has none, nor have choices beyond the 32nd."""
     parts = [*_span("receive", exchange.received, exchange.read), *_span("validate", exchange.read, exchange.validated)]
     several = len(exchange.lifetimes) > 1
-    for index, lifetime in enumerate(exchange.lifetimes):
+    for index, lifetime in enumerate(exchange.lifetimes[:_MOST_CHOICES]):
         inner = list(_sequence(lifetime, ended))
         if several and inner:
             end = max(span.end for span in inner)

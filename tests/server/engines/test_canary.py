@@ -163,6 +163,27 @@ def test_an_engine_that_fails_from_the_start_is_told_and_one_that_is_away_is_ski
     run(test)
 
 
+def test_it_takes_no_place_in_the_queue_of_an_engine_that_is_full():
+    async def test():
+        rig = Rig()
+        await rig.canary.round()
+        engine = rig.server.engine
+        rig.song = lambda request: range(65, 91)
+        call = rig.server.call("/v1/completions", {"prompt": "a", "max_tokens": 20})
+        while not engine.status.stats.running:
+            await asyncio.sleep(0)
+        rig.server.process.gate.clear()
+        engine.status.info.max_running = 1
+        assert engine.waiting == 0 and engine.open_count == 1
+        asked = len(rig.asked)
+        await rig.canary.round()
+        assert len(rig.asked) == asked and rig.counted()["cold", "skipped"] == 1
+        rig.server.process.gate.set()
+        await call.task
+
+    run(test)
+
+
 def test_it_goes_last_and_counts_for_nobody():
     async def test():
         rig = Rig()

@@ -141,6 +141,8 @@ def test_what_engines_wrote_down_hangs_below_its_phase():
     ]
     exchange.lifetimes.append(lifetime)
     assert [part.name for part in parts_of(exchange, 13.0)][2:4] == ["choice 0", "choice 1"]
+    exchange.lifetimes *= 500
+    assert [part.name for part in parts_of(exchange, 13.0)][-2:] == ["choice 31", "stream"]
 
 
 def test_without_the_extra_a_server_that_should_trace_says_what_to_install(monkeypatch):
