@@ -28,7 +28,7 @@ KeeperState = Literal["starting", "ready", "hanging", "dead", "stopped"]
 
 
 _log = logging.getLogger("headrace.keeper")
-_UP_SECONDS = 2.0  # one that lived for less has not started
+_UP_SECONDS = 2.0  # one that lived for less, or was never heard, has not started
 _BACKLOG = 128
 _LOOK_SECONDS = 0.5
 
@@ -166,7 +166,7 @@ class KeeperSupervisor:
         return self._child
 
     async def _live(self, child: "subprocess.Popen[bytes]") -> tuple[str, str, float]:
-        """Wait for its end: the cause, in a sentence and in a word, and how many seconds it lived."""
+        """Wait for its end: the cause, in a sentence and in a word, and how many seconds it lived; 0 if it was never heard."""
         ended, began = asyncio.Event(), time.monotonic()
         watch_child(child, ended.set)
         cause = ""
@@ -178,9 +178,10 @@ class KeeperSupervisor:
         if child.stdin is not None:
             child.stdin.close()
         os.close(self._beats)
+        lived = time.monotonic() - began if self._awake else 0.0
         self._child, self._beats, self._silence, self._awake = None, -1, 0.0, False
         words = f"process {child.pid} {cause or exit_words(child.returncode)}"
-        return words, "hung" if cause else "died", time.monotonic() - began
+        return words, "hung" if cause else "died", lived
 
     def _look(self) -> None:
         """See whether it has been heard of lately."""

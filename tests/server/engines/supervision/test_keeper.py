@@ -144,7 +144,10 @@ def test_a_keeper_that_hangs_is_killed_and_started_again(tmp_path, caplog, monke
     assert "has said nothing for 2 s (hang_seconds)" in caplog.text
 
 
-def test_a_keeper_that_never_stays_is_given_up_and_nobody_waits_for_it(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("soon", [2.0, 0.0], ids=["at once", "after a while"])
+def test_a_keeper_that_never_stays_is_given_up_and_nobody_waits_for_it(tmp_path, monkeypatch, caplog, soon):
+    """However long it takes until it fails: it was never heard."""
+    monkeypatch.setattr(keeper_module, "_UP_SECONDS", soon)
     spawn = keeper_module.spawn
 
     def refused(*_, **__):
