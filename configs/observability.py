@@ -52,6 +52,6 @@ class Observability(HttpDeclaration):
         256,
         ge=0,
         le=65536,
-        description="Latest requests that `GET /v1/requests/{id}` can explain. 0: none.",
+        description="Latest requests that `GET /v1/requests/{id}` can explain, or fewer if they take more than 32 MiB. 0: none.",
         json_schema_extra=WATCHING,
     )
