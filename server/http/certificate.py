@@ -68,14 +68,17 @@ class ServerCertificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         files = self._chain if self._key is None else f"{self._chain} and {self._key}"
+        for path in (self._chain, self._key):
+            if path is not None and os.path.exists(path) and not os.path.isfile(path):
+                # who opens a pipe waits for its writer: here, all clients
+                raise CertificateError(f"{files} cannot be used for TLS: {path} is no regular file.")
         try:
             context.load_cert_chain(self._chain, self._key, password=_no_password)
         except CertificateError as error:
             raise CertificateError(f"{files} cannot be used for TLS: {error}") from None
-        except (OSError, ValueError) as error:  # SSLError is an OSError
-            reason = (
-                getattr(error, "reason", None) or getattr(error, "strerror", None) or "no certificate and key in PEM"
-            )
+        except (OSError, ValueError) as error:  # SSLError is an OSError, whose strerror is a place in OpenSSL's source
+            said = getattr(error, "reason" if isinstance(error, ssl.SSLError) else "strerror", None)
+            reason = said or "no certificate and key in PEM"
             raise CertificateError(f"{files} cannot be used for TLS: {reason}.") from None
         return context
 

@@ -140,9 +140,13 @@ def test_what_cannot_be_used_is_said_once_and_the_old_certificate_stays(made, fi
     os.unlink(files[1])
     certificate.refresh()
     assert "No such file" in caplog.messages[-1]
+    os.mkfifo(files[1])
+    certificate.refresh()  # and does not wait for a writer
+    assert "no regular file" in caplog.messages[-1]
+    os.unlink(files[1])
     shutil.copy(made[1][1], files[1])
     certificate.refresh()
-    assert "has changed and is in use" in caplog.messages[-1] and len(caplog.messages) == 3
+    assert "has changed and is in use" in caplog.messages[-1] and len(caplog.messages) == 4
 
 
 def test_files_are_looked_at_while_the_server_runs(made, files, monkeypatch):
@@ -235,7 +239,7 @@ def test_a_client_that_leaves_is_noticed(made):
     served(check, made[0])
 
 
-@pytest.mark.parametrize("broken", ["absent", "empty", "mismatch", "encrypted"])
+@pytest.mark.parametrize("broken", ["absent", "empty", "folder", "mismatch", "encrypted"])
 def test_files_that_cannot_be_used_are_refused_at_the_start(made, tmp_path, broken):
     (chain, key), (_, other) = made
     empty = tmp_path / "empty.pem"
@@ -244,7 +248,8 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(made, tmp_path, brok
         chain, key = self_signed(tmp_path, "secret", password="secret")
     chain, key, cause = {
         "absent": ("/nowhere.pem", key, "No such file"),
-        "empty": (str(empty), key, "PEM"),
+        "empty": (str(empty), key, "no certificate and key in PEM"),
+        "folder": (str(tmp_path), key, "no regular file"),
         "mismatch": (chain, other, "MISMATCH"),
         "encrypted": (chain, key, "without a password"),
     }[broken]
