@@ -43,9 +43,14 @@ def check_operation(operation, mode) -> list[int]:
     return statuses
 
 
+def ends(operation) -> bool:
+    """Whether its answer has an end; those without have tests of their own."""
+    return "application/x-ndjson" not in operation.definition.raw["responses"]["200"].get("content", {})
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
 def test_no_request_is_a_server_error(schema, mode):
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation for found in schema.get_all_operations() if ends(operation := found.ok())]
     if mode is GenerationMode.NEGATIVE:
         operations = [operation for operation in operations if operation.body]
     statuses = {operation.label: check_operation(operation, mode) for operation in operations}
