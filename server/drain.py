@@ -4,10 +4,15 @@ import asyncio
 
 
 class Drain:
-    """Counts the HTTP requests under way. `begin` closes the gate; `idle` waits for the count to reach zero."""
+    """Counts the HTTP requests under way. `begin` closes the gate; `idle` waits for the count to reach zero.
+
+    Attributes:
+        over: set when the time of requests is up, for streams that have no end of their own and are not counted.
+    """
 
     def __init__(self) -> None:
         self.draining = False
+        self.over = asyncio.Event()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()

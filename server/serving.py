@@ -163,6 +163,7 @@ class Serving:
             await self._end_requests(deadline.left)
         stop.cancel()
         given_up.cancel()
+        self._drain.over.set()
         self._web.should_exit = True
         outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
         stopping = stop_all(supervisors.values(), self._keeper, deadline, outlived=outlived)

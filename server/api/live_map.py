@@ -39,10 +39,10 @@ class MapStream(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, clients: Sequence[EngineClient]) -> None:
+    def __init__(self, clients: Sequence[EngineClient], over: asyncio.Event) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._clients = clients
+        self._clients, self._over = clients, over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
@@ -54,6 +54,7 @@ class MapStream(Response):
             async with contextlib.aclosing(self._lines()) as lines:
                 async for line in lines:
                     await send({"type": "http.response.body", "body": line, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _lines(self) -> AsyncGenerator[bytes, None]:
         fresh, arrived, now = set(self._clients), asyncio.Event(), asyncio.get_running_loop().time
@@ -65,9 +66,11 @@ class MapStream(Response):
         watches = {client: partial(on_news, client) for client in self._clients}
         for client, watch in watches.items():
             client.published.map.watch(watch)
+        ending = asyncio.create_task(self._over.wait())
+        ending.add_done_callback(lambda _: arrived.set())
         try:
             pulse = now()
-            while True:
+            while not self._over.is_set():
                 told, everyone = fresh, now() >= pulse
                 fresh = set()
                 arrived.clear()
@@ -77,6 +80,7 @@ class MapStream(Response):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(arrived.wait(), max(0.0, pulse - now()))
         finally:
+            ending.cancel()
             for client, watch in watches.items():
                 client.published.map.unwatch(watch)
 
@@ -84,7 +88,7 @@ class MapStream(Response):
 async def _map(call: Call) -> Response:
     if not administers(call.tenant, call.context.settings):
         raise ForbiddenKey("This API key may not watch the engines; those of admin_keys may.")
-    return MapStream(list(call.context.engines))
+    return MapStream(list(call.context.engines), call.context.drain.over)
 
 
 ENDPOINT = GetEndpoint(

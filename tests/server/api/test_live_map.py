@@ -52,7 +52,8 @@ class Reader:
         self.may_read, self.leaves = asyncio.Event(), asyncio.Event()
         self.may_read.set()
         self.now = 0.0
-        self.ended = asyncio.create_task(MapStream(list(server.context.engines))({}, self.receive, self.send))
+        stream = MapStream(list(server.context.engines), server.context.drain.over)
+        self.ended = asyncio.create_task(stream({}, self.receive, self.send))
 
     async def receive(self):
         await self.leaves.wait()
@@ -95,6 +96,18 @@ def test_a_stream_has_each_map_and_ends_with_its_reader():
         assert (ended["state"], ended["map"], ended["unchanged"]) == ("starting", None, False)
         await reader.leave()
         assert not published.wanted
+
+    run(body)
+
+
+def test_a_stream_ends_with_the_server():
+    async def body():
+        server = Server()
+        reader = Reader(server)
+        await reader.line()
+        server.context.drain.over.set()
+        await asyncio.wait_for(reader.ended, 5)
+        assert not server.engine.published.map.wanted
 
     run(body)
 
