@@ -19,7 +19,7 @@ from configs.weights import parse_weight
 
 # As browsers send them. An origin may be that of an extension, or `null`.
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@*\s\x80-\U0010ffff]+)"
-_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
 _HOST_NAME = re.compile(_HOST)
 _ORIGIN = re.compile(rf"null|[a-zA-Z][a-zA-Z0-9+.-]*://{_HOST}(:\d+)?/?")
 

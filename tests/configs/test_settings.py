@@ -381,3 +381,10 @@ def test_engines_follow_from_their_roles():
 def test_roles_that_say_nothing_or_too_much_are_refused(settings, sentence):
     with pytest.raises(ValidationError, match=re.escape(sentence)):
         Settings(kv_host_gib=1.0, **settings)
+
+
+@pytest.mark.parametrize("path", ["//", "/llm/", "llm", "/v1", "/a/../b", "/.", "/a/.."])
+def test_no_server_is_under_a_path_that_clients_would_change(path):
+    (found,) = contradictions(root_path=path)
+    assert found.names == ("root_path",) and repr(path) in found.text
+    assert Settings(root_path="/.well/a..b").root_path == "/.well/a..b"
