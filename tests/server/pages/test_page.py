@@ -74,6 +74,19 @@ def get(path="/", **headers):
     return run(ask)
 
 
+@EVERY_PAGE
+def test_its_links_lead_to_pages_that_are_served(name):
+    paths = set(re.findall(r'<a [^>]*href="([^"]*)"', html(name)))
+    assert paths
+    for path in paths:
+        answer = get(f"/{path.removeprefix('.')}")
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html"), path
+
+
+def test_the_playground_leads_to_the_map():
+    assert 'href="map"' in html("playground")
+
+
 def test_the_playground_is_at_the_root():
     answer = get()
     assert answer.status_code == 200 and answer.headers["content-type"] == "text/html; charset=utf-8"
