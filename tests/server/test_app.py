@@ -327,8 +327,10 @@ def test_an_engine_whose_step_does_not_end_is_not_healthy():
             waiting = [rig.submit(STUCK), *(rig.submit(HOLD) for _ in range(5))]
             await eventually(lambda: not rig.client.status.usable)
             for path in ("/ready", "/health"):
-                error = check_error(await client.get(path), 503, "unavailable")
-                assert "has waited for 0 s for a step of 100 tokens" in error["message"]
+                message = ""
+                while "has waited for" not in message:  # on a busy machine its heartbeats may be late, too
+                    message = check_error(await client.get(path), 503, "unavailable")["message"]
+                assert message.endswith(" s for a step of 100 tokens.")
             for stream in waiting:
                 stream.close()
 
