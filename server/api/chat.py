@@ -21,8 +21,10 @@ from server.text.chat_template import TemplateError
 from server.text.tokenizer import Tokenizer
 
 
-def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> TextJob[ChatRequest]:
-    """The job of a chat request.
+def chat_job(
+    body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY, prefix: str = "chatcmpl-"
+) -> TextJob[ChatRequest]:
+    """The job of a chat request; its id begins with `prefix`.
 
     Raises:
         InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
@@ -47,7 +49,7 @@ def chat_job(body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field)
     pairs = [(prompt, settings[0])]
-    return text_job("chatcmpl", model, body, pairs, tenant, context=context, continues=body.continue_final_message)
+    return text_job(prefix, model, body, pairs, tenant, context=context, continues=body.continue_final_message)
 
 
 def renderer_of(context: ServerContext) -> ChatRenderer:

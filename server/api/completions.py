@@ -49,7 +49,7 @@ def completion_job(
     most = max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)
     common = replace(sampling_of(body, context), logprobs=body.logprobs, prompt_logprobs=most)
     settings = with_room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS, common, context)
-    return text_job("cmpl", model, body, zip(prompts, settings, strict=True), tenant, context=context, continues=True)
+    return text_job("cmpl-", model, body, zip(prompts, settings, strict=True), tenant, context=context, continues=True)
 
 
 def _completion_prompts(body: CompletionRequest, context: ServerContext) -> list[TokenizedPrompt]:

@@ -51,6 +51,9 @@ class Writer(Protocol):
     def end(self) -> bytes:
         """What follows the last step."""
 
+    def failed(self, error: ApiError) -> bytes:
+        """What ends the stream in place of the rest, where something went wrong."""
+
 
 def error_event(error: ApiError) -> bytes:
     """The event that ends a stream in which something went wrong."""
@@ -137,11 +140,11 @@ class EventStream(Response):
             yield self._writer.end()
         except ApiError as error:
             self._exchange.error_code = error.code
-            yield error_event(error)
+            yield self._writer.failed(error)
         except Exception:
             _log.exception("streaming %s failed", self._generation.job.id)
             self._exchange.error_code = InternalError.code
-            yield error_event(InternalError("The server failed; its log has the cause."))
+            yield self._writer.failed(InternalError("The server failed; its log has the cause."))
 
     async def _written(self, deltas: list[Delta]) -> bytes:
         return await to_thread_if_larger(

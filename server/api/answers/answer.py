@@ -21,7 +21,7 @@ from server.stream.job import Job, TextJob
 from server.stream.pooled import pooled
 from server.stream.resumable import Source
 from server.stream.resumable_answer import ResumableAnswer, has_begun
-from server.stream.sse import CLIENT_GONE, EventStream, unless_disconnected
+from server.stream.sse import CLIENT_GONE, EventStream, Writer, unless_disconnected
 from server.stream.submission import Submission
 from server.text.tokenizer import Tokenizer
 from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
@@ -39,18 +39,30 @@ def text_answer(
     """The `answer` of an endpoint whose jobs are text, written in the shape that `form` makes."""
 
     async def answer(job: TextJob[S], call: Call) -> Response:
-        tokenizer = call.context.tokenizer
-        written = form(job, tokenizer)
+        written = form(job, call.context.tokenizer)
         if job.body.resumable:
             call.context.streams.ensure_room()
-        engine = call.context.engines.choose(job, call.exchange.received)
-        fingerprint = engine.fingerprint
-        generation = Generation(job, engine, tokenizer, call.exchange)
-        note(job, call)
-        kind = _resumable if job.body.resumable else _streamed if job.body.stream else _whole
-        return await kind(generation, written, fingerprint, call)
+        generation, fingerprint = begun(job, call)
+        if job.body.resumable:
+            return await _resumable(generation, written, fingerprint, call)
+        if job.body.stream:
+            return await streamed(generation, lambda: ChunkWriter(generation, written, fingerprint), call)
+        return await whole(generation, lambda deltas: answer_body(generation, written, deltas, fingerprint), call)
 
     return answer
+
+
+def begun(job: TextJob[Any], call: Call) -> tuple[Generation, str]:
+    """The job on its way through the engine that is chosen for it, and what fingerprint its answer has.
+
+    Raises:
+        QueueFull, DeadlineRefused, Unavailable: no engine takes it now.
+    """
+    engine = call.context.engines.choose(job, call.exchange.received)
+    fingerprint = engine.fingerprint
+    generation = Generation(job, engine, call.context.tokenizer, call.exchange)
+    note(job, call)
+    return generation, fingerprint
 
 
 def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[Job, Call], Awaitable[Response]]:
@@ -68,10 +80,10 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
     return answer
 
 
-async def _streamed(generation: Generation, form: AnswerFormat[Any], fingerprint: str, call: Call) -> Response:
+async def streamed(generation: Generation, writer: Callable[[], Writer], call: Call) -> Response:
+    """The answer as events, written by what `writer` makes; the generation ends with it, or with the client."""
     try:
-        writer = ChunkWriter(generation, form, fingerprint)
-        stream = EventStream(generation, writer, call.exchange, call.headers)
+        stream = EventStream(generation, writer(), call.exchange, call.headers)
         return stream if await stream.start(call.request.receive) else _client_left()
     except BaseException:  # until the stream has started, nobody else ends what was submitted
         generation.close()
@@ -104,18 +116,15 @@ async def _numbered(generation: Generation, writer: ChunkWriter) -> Source:
     yield writer.last_events()
 
 
-async def _whole(generation: Generation, form: AnswerFormat[Any], fingerprint: str, call: Call) -> Response:
+async def whole(generation: Generation, body: Callable[[list[Delta]], bytes], call: Call) -> Response:
+    """The answer as one JSON body, which `body` makes of all deltas; the generation ends with it, or with the client."""
     try:
         deltas = await unless_disconnected(_collect(generation), call.request.receive)
     finally:
         generation.close()
     if deltas is None:
         return _client_left()
-    content = await to_thread_if_larger(
-        scored_tokens(deltas),
-        INLINE_SCORED_TOKENS,
-        lambda: answer_body(generation, form, deltas, fingerprint),
-    )
+    content = await to_thread_if_larger(scored_tokens(deltas), INLINE_SCORED_TOKENS, functools.partial(body, deltas))
     return Response(content, media_type="application/json", headers=call.headers)
 
 

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import msgspec
 
 from server.api.answers.logprobs import prompt_objects
+from server.errors import ApiError
 from server.schema.sampling import Sampling
 from server.stream.generation import Delta, Generation, TextChoice
 from server.stream.job import TextJob, TokenizedPrompt
+from server.stream.sse import error_event
 from server.text.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=Sampling)
@@ -90,6 +92,10 @@ class ChunkWriter:
     def end(self) -> bytes:
         """What follows the last choice's finish chunk."""
         return b"".join(self.last_events())
+
+    def failed(self, error: ApiError) -> bytes:
+        """What ends the stream where something went wrong."""
+        return error_event(error)
 
     def last_events(self) -> list[bytes]:
         """The events that follow the last choice's finish chunk."""

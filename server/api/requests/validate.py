@@ -340,7 +340,7 @@ def text_job(
     """The job for these prompts, with `n` choices each; its id begins with `prefix`."""
     prompts = list(prompts)
     check_prompt_scores(prompts, body.n)
-    job_id = f"{prefix}-{uuid.uuid4().hex}"
+    job_id = f"{prefix}{uuid.uuid4().hex}"
     everybody = outranks(tenant, context.settings)
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:
