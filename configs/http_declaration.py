@@ -22,7 +22,8 @@ class HttpDeclaration(Declaration):
         None,
         description="A Unix socket to listen on instead of host and port. What a server that is no more has left there is "
         "replaced.",
-        json_schema_extra=HTTP,
+        # An empty variable in a script would otherwise open a port to everybody who reaches it.
+        json_schema_extra=HTTP | {"never_empty": True},
     )
     uds_access: Literal["user", "group", "all"] = Field(
         "group",

@@ -33,6 +33,7 @@ class Knob:
     default: Any
     section: str
     secret: bool
+    never_empty: bool  # an empty text is refused where it would unset others
     help: str
 
     @property
@@ -88,11 +89,11 @@ class Knob:
     def parse(self, text: str) -> Any:
         """The value that a flag or a variable spells; text that spells none is returned as it is, for `Settings` to refuse.
 
-        The items of a list are separated by commas; an empty text unsets an optional value.
+        The items of a list are separated by commas; an empty text unsets an optional value, unless that one is `never_empty`.
         """
         if self.many:
             return [item.strip() for item in text.split(",") if item.strip()]
-        if not text and self.optional:
+        if not text and self.optional and not self.never_empty:
             return None
         return next((choice for choice in self.choices if str(choice) == text), text)
 
@@ -147,6 +148,7 @@ def _read(name: str, info: FieldInfo) -> Knob:
         default=info.get_default(call_default_factory=True),
         section=str(extra["section"]),
         secret=bool(extra.get("secret")),
+        never_empty=bool(extra.get("never_empty")),
         help=info.description or "",
     )
 

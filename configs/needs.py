@@ -218,6 +218,13 @@ _NEEDS = (
         "leave uds out",
     ),
     Requirement(
+        ("log_content",),
+        "access_log",
+        lambda self: self.access_log or self.traced_by() is not None,
+        "there is neither an access log nor a place to which traces are sent",
+        "set access_log or otlp_endpoint",
+    ),
+    Requirement(
         ("tls_key",),
         "tls_cert",
         lambda self: self.tls_cert is not None,

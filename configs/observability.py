@@ -3,6 +3,8 @@
 They are declared as those of `configs/declaration.py` are.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -12,6 +14,7 @@ from configs.declaration import Text
 from configs.http_declaration import HttpDeclaration
 
 WATCHING: JsonDict = {"section": "watching"}
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class Observability(HttpDeclaration):
@@ -55,3 +58,11 @@ class Observability(HttpDeclaration):
         description="Latest requests that `GET /v1/requests/{id}` can explain, or fewer if they take more than 32 MiB. 0: none.",
         json_schema_extra=WATCHING,
     )
+
+    def traced_by(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """What asks for traces: the knob, or a variable of the standard; None if nothing does, or the standard's switch is off."""
+        if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return None
+        if self.otlp_endpoint is not None:
+            return "otlp_endpoint"
+        return next((name for name in _ENDPOINTS if environment.get(name)), None)

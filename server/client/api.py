@@ -55,6 +55,8 @@ class Api:
         ca_file: str | None = None,
         seconds: float | None = None,
     ) -> None:
+        if uds == "":
+            raise AskError("--uds is empty: give the path of a Unix socket, or leave --uds out.")
         url = url if "://" in url else f"http://{url}"
         self.url = url.rstrip("/").removesuffix("/v1")
         self._place = self.url if uds is None else f"the Unix socket {uds}"

@@ -60,14 +60,17 @@ class WebHost:
         """
         stripped = not f"{head.path}/".startswith(f"{self._root_path}/")
         root = self._root_path if stripped else ""
+        slash = (
+            "/" if head.path == self._root_path else ""
+        )  # a proxy that strips nothing may be asked for its bare path
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": head.version,
             "root_path": self._root_path,
             "method": head.method,
-            "path": root + head.path,
-            "raw_path": root.encode("ascii") + head.raw_path,
+            "path": root + head.path + slash,
+            "raw_path": root.encode("ascii") + head.raw_path + slash.encode("ascii"),
             "query_string": head.query,
             "headers": head.headers,
             "state": self._app_state.copy(),

@@ -28,6 +28,7 @@ PARTNERS = {
     "role_switching": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0},
     "routing": {"engines": 2},
     "key_names": {"api_key": ["a"]},
+    "log_content": {"access_log": True},
     "tls_key": {"tls_cert": "cert.pem"},
     "uds_access": {"uds": "x.sock"},
     "isolate_keys": {"api_key": ["a"]},
@@ -185,6 +186,13 @@ def test_lists_and_absent_values_in_the_environment(file):
     assert settings.served_model_name == ["a", "b"]
     assert settings.kv_blocks is None
     assert settings.api_key == ["only-one"]
+
+
+@pytest.mark.parametrize("where", ["flag", "variable"])
+def test_an_empty_socket_is_refused_and_opens_no_port_instead(where):
+    flags, environ = ({"uds": ""}, {}) if where == "flag" else ({}, {"HEADRACE_UDS": ""})
+    with pytest.raises(ConfigError, match=r"uds \(from (flag --uds|environment HEADRACE_UDS)\): '' is refused"):
+        load(flags, environ)
 
 
 def test_an_empty_key_is_refused_and_not_taken_as_a_key():

@@ -69,6 +69,7 @@ PAIRS = [
     ({"tls_key": "k.pem"}, {"tls_cert": None}, {"tls_cert": "c.pem"}),
     ({"forwarded_allow_ips": ["10.0.0.1"]}, {"uds": "x.sock"}, {"uds": None}),
     ({"uds_access": "all"}, {"uds": None}, {"uds": "x.sock"}),
+    ({"log_content": True}, {"access_log": False}, {"access_log": True}),
     ({"health_seconds": 200.0}, {"hang_seconds": 120.0}, {"hang_seconds": 300.0}),
 ]
 EACH_PAIR = pytest.mark.parametrize(
@@ -107,6 +108,14 @@ def test_the_same_is_so_where_the_other_knob_is_not_set_at_all(asked, against, a
         assert Settings(**asked, **{name: along[name] for name in along if name != "device"}).asks_for(
             next(iter(asked))
         )
+
+
+def test_words_of_requests_may_go_into_traces_alone(monkeypatch):
+    assert Settings(log_content=True, otlp_endpoint="http://127.0.0.1:4318").asks_for("log_content")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    assert Settings(log_content=True).asks_for("log_content")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert contradictions(log_content=True)
 
 
 @EACH_PAIR

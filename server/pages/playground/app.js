@@ -17,6 +17,9 @@ const turns = {chat: [], completion: []}
 let running = null // {turn, controller} while an answer comes
 const mode = () => document.querySelector("input[name=mode]:checked").value
 
+// Behind a proxy's path the page may stand at `/llm`: what it asks for lies below `/llm/`.
+if (!location.pathname.endsWith("/")) history.replaceState(history.state, "", `${location.pathname}/${location.search}${location.hash}`)
+
 const openKey = offerKey(() => loadModels())
 const openSnippets = offerSnippets()
 offerTheme()

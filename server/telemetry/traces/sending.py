@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from configs.settings import Settings
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import server_version
-from server.telemetry.traces.extra import switched_on_by
 from server.telemetry.traces.spans import Attribute, SpanPlan, parts_of
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _log = logging.getLogger("headrace.server")
 
 def tracing_of(settings: Settings) -> "Tracing | None":
     """What makes traces, if they are on."""
-    return Tracing(settings) if switched_on_by(settings) else None
+    return Tracing(settings) if settings.traced_by() else None
 
 
 class Tracing:

@@ -99,3 +99,8 @@ def test_nobody_there(capsys):
 def test_a_file_that_is_no_certificate(capsys):
     assert doctor(["--url", "https://127.0.0.1:9", "--ca-file", "/nowhere.pem"]) == 2
     assert "/nowhere.pem cannot be used" in capsys.readouterr().err
+
+
+def test_an_empty_socket_is_refused_and_not_taken_for_the_usual_address(capsys):
+    assert doctor(["--uds", ""]) == 2
+    assert "--uds is empty" in capsys.readouterr().err

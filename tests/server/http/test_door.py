@@ -102,6 +102,8 @@ def test_under_a_path_everything_is_found_whether_the_proxy_strips_it_or_not():
                 document = (await asking.get(f"{prefix}/openapi.json", headers=headers)).json()
                 assert document["servers"] == [{"url": "/llm/api"}]
                 assert "/v1/completions" in document["paths"]
+            pages = [await asking.get(f"/llm/api{end}") for end in ("", "/", "?a=b")]
+            assert [page.status_code for page in pages] == [200] * 3 and len({page.text for page in pages}) == 1
             for wrong in ("/llm", "/llm/apis/live", "/llm/api/llm/api/live", "/other/live"):
                 assert (await asking.get(wrong, headers=headers)).status_code == 404
 

@@ -154,11 +154,11 @@ def test_without_the_extra_a_server_that_should_trace_says_what_to_install(monke
 
 def test_the_standards_variables_switch_traces_on_and_off():
     asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
-    on = extra.switched_on_by
-    assert on(Settings(), {}) is None and on(Settings(), dict.fromkeys(asked, "")) is None
-    assert on(Settings(), asked) == "OTEL_EXPORTER_OTLP_ENDPOINT"
-    assert on(Settings(otlp_endpoint="http://x"), asked) == "otlp_endpoint"
-    assert on(Settings(otlp_endpoint="http://x"), {"OTEL_SDK_DISABLED": "true"}) is None
+    plain, told = Settings(), Settings(otlp_endpoint="http://x")
+    assert plain.traced_by({}) is None and plain.traced_by(dict.fromkeys(asked, "")) is None
+    assert plain.traced_by(asked) == "OTEL_EXPORTER_OTLP_ENDPOINT"
+    assert told.traced_by(asked) == "otlp_endpoint"
+    assert told.traced_by({"OTEL_SDK_DISABLED": "true"}) is None
 
 
 def test_plain_serving_imports_no_opentelemetry_sdk():
