@@ -19,8 +19,8 @@ import signal
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from loadtest.bench.processes import engine_pid
 from loadtest.bench.speed import SpeedBench, Timed
 from loadtest.bench.tiers import serving
 
@@ -128,7 +128,7 @@ class ApartCases:
             await asyncio.sleep(0.01)
         await asyncio.sleep(1.5)  # engines that share a tier ask each second what others put there
         grown = {name: count - steps[name] for name, count in (await _steps(bench)).items()}
-        os.kill(_pid(max(grown, key=lambda name: grown[name])), signal.SIGKILL)
+        os.kill(engine_pid(max(grown, key=lambda name: grown[name])), signal.SIGKILL)
         killed, before = time.perf_counter(), len(stream.tokens)
         while len(stream.tokens) < before + 8:  # what had been sent before it died may still come
             await asyncio.sleep(0.005)
@@ -139,32 +139,6 @@ class ApartCases:
 async def _steps(bench: SpeedBench) -> dict[str, float]:
     found = await metrics(bench)
     return {_label(name): value for name, value in found.items() if name.startswith("steps_total{")}
-
-
-def _pid(engine: str) -> int:
-    """The process of this engine of a server that we have started."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        words = _read(path).replace(b" ", b"").split(b"\0")
-        named = any(f'"engine":"{engine}"'.encode() in word for word in words)
-        if named and _is_ours(int(path.parent.name)):
-            return int(path.parent.name)
-    raise RuntimeError(f"no process of {engine}")
-
-
-def _is_ours(pid: int) -> bool:
-    """Whether the process descends from this one."""
-    while pid > 1 and pid != os.getpid():
-        after_name = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
-        pid = int(after_name[1]) if after_name else 0
-    return pid == os.getpid()
-
-
-def _read(path: Path) -> bytes:
-    """What a file of /proc says; nothing if its process has ended."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 async def _streams(bench: SpeedBench, count: int, prompt: int = 64) -> tuple[list[Timed], list["asyncio.Task[Timed]"]]:

@@ -12,7 +12,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -53,6 +53,12 @@ class SpeedBench:
     async def get(self, path: str) -> httpx.Response:
         """The server's answer at `path`."""
         return await self._client.get(path)
+
+    async def lines(self, path: str) -> AsyncIterator[str]:
+        """The lines of an answer that goes on."""
+        async with self._client.stream("GET", path) as answer:
+            async for line in answer.aiter_lines():
+                yield line
 
     async def request(self, prompt: int | Sequence[int], output_tokens: int, into: Timed | None = None) -> Timed:
         """Stream one completion; its times are recorded in `into` while it runs.
