@@ -25,8 +25,8 @@ is accepted.
 In a variable the items of a list are separated by commas, and an empty text unsets what has no default (but an empty `uds` is
 refused); as a flag a list takes several values (`--served-model-name A B`) and may be repeated. MODEL therefore comes first
 (`headrace serve MODEL --served-model-name A B`): where there is none yet, what looks like a model is refused as a further value of
-a list. A flag of `true or false` has a twin: `--access-log`, `--no-access-log`. Keys given as flags can be read by every user of the machine
-in its process list: prefer the variable or a file for `api_key`.
+a list. A flag of `true or false` has a twin: `--access-log`, `--no-access-log`. Keys given as flags can be read by every user of
+the machine in its process list: prefer the variable or a file for `api_key`.
 
 A few presets come with headrace and can be named without a path: `--config small` is `configs/presets/small.yaml`, for a machine
 with little memory."""
