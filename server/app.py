@@ -67,6 +67,7 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
                 access_log=settings.access_log,
                 is_probe=is_probe,
                 operation_of=table.operation_of,
+                error_body_of=table.error_body_of,
                 tracing=context.tracing,
             ),
             Middleware(OriginMiddleware, settings=settings, under_any_name=is_probe),

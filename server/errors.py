@@ -37,13 +37,14 @@ One class for each cause; the code is stable and doubles as a metric label.
         ├── TooManyBodies        503  there was no room for this one
         └── EngineDied           503  while this request was open, and no other took it over
 
-The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present. Every code that a client
-gets is recorded on its exchange.
+The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all four always present; an endpoint of another API may
+have another (`Endpoint.error_body`). Every code that a client gets is recorded on its exchange.
 """
 
 import json
 import logging
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from fastapi import FastAPI
@@ -58,6 +59,7 @@ _log = logging.getLogger("headrace.server")
 class _Recorded(Protocol):
     """Where the code of an answered error is noted, and the field at fault: the exchange of the request."""
 
+    request_id: str
     error_code: str | None
     error_param: str | None
 
@@ -328,12 +330,25 @@ def for_clients(text: str) -> str:
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
+# The JSON of an error, and of the id of the request that it answers.
+ErrorBody = Callable[[ApiError, str], dict[str, Any]]
+
+
+def openai_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """OpenAI's, in which the id is only a header."""
+    return error.body()
+
+
 def error_response(error: ApiError, scope: Scope, status: int | None = None) -> Response:
-    """The answer for an error. The JSON is ASCII: a message may quote what cannot be encoded as UTF-8."""
-    exchange: _Recorded | None = scope.get("state", {}).get("exchange")
+    """The answer for an error, in the form of the endpoint that was asked. The JSON is ASCII: a message may quote what cannot be
+    encoded as UTF-8."""
+    state = scope.get("state", {})
+    exchange: _Recorded | None = state.get("exchange")
     if exchange is not None:
         exchange.error_code, exchange.error_param = error.code, error.param
-    return Response(json.dumps(error.body()), status or error.status, error.headers, media_type="application/json")
+    spelled: ErrorBody = state.get("error_body", openai_body)
+    body = spelled(error, "" if exchange is None else exchange.request_id)
+    return Response(json.dumps(body), status or error.status, error.headers, media_type="application/json")
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.tenants import ANYBODY, Tenant
 from server.drain import Drain
-from server.errors import BodyTooLarge, Unauthorized, Unavailable, error_response
+from server.errors import BodyTooLarge, ErrorBody, Unauthorized, Unavailable, error_response
 from server.telemetry.access_log import access_fields
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
@@ -32,7 +32,8 @@ _access_log = logging.getLogger("headrace.access")
 
 
 class ExchangeMiddleware:
-    """Gives every request its `Exchange` and its `x-request-id` (the client's own if it is short and plain).
+    """Gives every request its `Exchange`, its `x-request-id` (the client's own if it is short and plain), and the form in which
+    errors are told to it.
 
     At the end, whatever ended the request, the error code is counted and the access log's line is written. The "not now" of
     probes is not counted: polls would drown the errors of requests.
@@ -46,6 +47,7 @@ class ExchangeMiddleware:
         access_log: bool,
         is_probe: RequestTest,
         operation_of: Callable[[Scope], str],
+        error_body_of: Callable[[Scope], ErrorBody],
         tracing: Tracing | None,
     ) -> None:
         self._app = app
@@ -53,6 +55,7 @@ class ExchangeMiddleware:
         self._access_log = access_log
         self._is_probe = is_probe
         self._operation_of = operation_of
+        self._error_body_of = error_body_of
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +103,8 @@ class ExchangeMiddleware:
             operation=self._operation_of(scope),
             session=session if _REQUEST_ID.fullmatch(session) else None,
         )
-        scope.setdefault("state", {})["exchange"] = exchange
+        state = scope.setdefault("state", {})
+        state["exchange"], state["error_body"] = exchange, self._error_body_of(scope)
         return exchange
 
     def _tenant_of(self, scope: Scope) -> str | None:
@@ -157,15 +161,21 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
-            "Send a valid API key in the header `Authorization: Bearer KEY`.", headers={"WWW-Authenticate": "Bearer"}
+            "Send a valid API key in the header `Authorization: Bearer KEY`, or in `x-api-key`.",
+            headers={"WWW-Authenticate": "Bearer"},
         )
         await error_response(error, scope)(scope, receive, send)
 
     def _tenant(self, scope: Scope) -> Tenant | None:
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, offered = header.partition(b" ")
-        matches = [tenant for key, tenant in self._tenants if hmac.compare_digest(offered.strip(), key)]
-        return matches[0] if scheme.lower() == b"bearer" and matches else None
+        matches = [tenant for key, tenant in self._tenants if hmac.compare_digest(_offered_key(scope), key)]
+        return matches[0] if matches else None
+
+
+def _offered_key(scope: Scope) -> bytes:
+    """The key of a request: OpenAI's clients send a bearer token, Anthropic's a header of its own."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"").strip()
 
 
 class DrainMiddleware:

@@ -9,7 +9,7 @@ from server.api.endpoint import Endpoint, PostEndpoint
 from server.api.endpoints import ENDPOINTS
 from server.body_room import FREE_BYTES, PATIENCE_SECONDS, ROOM_BYTES
 from server.errors import ApiError, TooManyBodies
-from server.schema.base import INT32_MAX, Body
+from server.schema.base import INT32_MAX, Body, Kinds, bodies_in
 from server.schema.limits import LIMITS
 from server.schema.openapi import body_schema
 from server.schema.sampling import Sampling
@@ -96,12 +96,16 @@ def _bodies(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[Body], str]]:
 
 
 def _nested(model: type[Body], prefix: str) -> Iterator[tuple[type[Body], str]]:
-    for name, inner in model.NESTED.items():
+    for name, held in model.NESTED.items():
         annotation = model.model_fields[name].annotation
-        one = inner in get_args(annotation) and get_origin(annotation) is not list  # `Inner | None`, not an array
-        path = f"{prefix}{name}" if one else f"{prefix}{name}[]"
-        yield inner, f"`{path}`"
-        yield from _nested(inner, f"{path}.")
+        for inner in bodies_in(held):
+            one = inner in get_args(annotation) and get_origin(annotation) is not list  # `Inner | None`, not an array
+            path = f"{prefix}{name}" if one else f"{prefix}{name}[]"
+            kinds = (
+                [f'"{kind}"' for kind, body in held.bodies.items() if body is inner] if isinstance(held, Kinds) else []
+            )
+            yield inner, f"`{path}`" + (f" of {held.field} {', '.join(kinds)}" if isinstance(held, Kinds) else "")
+            yield from _nested(inner, f"{path}.")
 
 
 def _sections(bodies: dict[type[Body], str]) -> Iterator[tuple[type[Body], str]]:

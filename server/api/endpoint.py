@@ -22,7 +22,8 @@ from server.api.requests.content_encoding import codings_of, decoded, decoded_si
 from server.api.requests.parse import Parsed, parse
 from server.api.tenants import Tenant
 from server.body_room import BodyShare
-from server.schema.answers import AnswerBody, errors
+from server.errors import ErrorBody, openai_body
+from server.schema.answers import AnswerBody, ErrorAnswer, errors
 from server.schema.base import Body
 from server.schema.openapi import ModelBounds, request_body
 from server.telemetry.lifetime import Exchange
@@ -76,6 +77,7 @@ class Endpoint(ABC):
             Host header may name anything.
         operation: what it does, in the words of OpenTelemetry's conventions for generative AI; empty where nothing is generated.
         parameters: those in path, query and headers, in OpenAPI's form.
+        error_body: how errors are told to its clients, as `error_answer` declares it.
     """
 
     method: ClassVar[str]
@@ -91,6 +93,8 @@ class Endpoint(ABC):
     probe: bool = False
     operation: str = ""
     parameters: Sequence[Mapping[str, Any]] = ()
+    error_body: ErrorBody = openai_body
+    error_answer: type[AnswerBody] = ErrorAnswer
 
     @abstractmethod
     async def respond(self, request: Request, context: ServerContext) -> Response:
@@ -132,7 +136,7 @@ class Endpoint(ABC):
             name=re.sub(r"\W+", "_", self.shown_path.removeprefix("/v1")).strip("_") or "index",
             tags=[self.tag],
             summary=self.summary,
-            responses={**errors(*self.errors), **empty, 200: {**answer, **content}},
+            responses={**errors(*self.errors, body=self.error_answer), **empty, 200: {**answer, **content}},
             response_class=Response,
             response_model=None,
         )
@@ -262,6 +266,11 @@ class EndpointTable:
         """What the request's endpoint does; empty where nothing is generated."""
         endpoint = self.of(scope)
         return "" if endpoint is None else endpoint.operation
+
+    def error_body_of(self, scope: Scope) -> ErrorBody:
+        """How errors are told to who sent the request."""
+        endpoint = self.of(scope)
+        return openai_body if endpoint is None else endpoint.error_body
 
     def where(self, holds: Callable[[Endpoint], bool]) -> Callable[[Scope], bool]:
         """A test of requests: whether they are for an endpoint of which that holds."""

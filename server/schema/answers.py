@@ -324,6 +324,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for these statuses."""
-    return {status: ERRORS[status] for status in statuses}
+def errors(*statuses: int, body: type[AnswerBody] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for these statuses, with errors of this form."""
+    return {status: ERRORS[status] | {"model": body} for status in statuses}

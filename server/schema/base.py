@@ -1,11 +1,14 @@
 """The base of every request body, and the tables that say what happens to a field that is not served."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from configs.settings import Settings
+from server.schema.shown import shown
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT32_MAX = 2**31 - 1  # counts and token ids; the model's own bounds are checked where the model is known
@@ -26,8 +29,8 @@ class Body(BaseModel):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
     # Fields of another endpoint that clients mix up with this one, and that endpoint.
     ELSEWHERE: ClassVar[dict[str, str]] = {}
-    # Fields that hold an object of this kind, or an array of them.
-    NESTED: ClassVar[dict[str, "type[Body]"]] = {}
+    # Fields that hold an object of this kind, or of one of these kinds, or an array of them.
+    NESTED: ClassVar[Mapping[str, "type[Body] | Kinds"]] = {}
 
     @classmethod
     def rules(cls, settings: Settings) -> list[dict[str, Any]]:
@@ -38,6 +41,49 @@ class Body(BaseModel):
     def known(cls) -> set[str]:
         """Every field name that has a meaning here, served or not."""
         return set(cls.model_fields) | cls.IGNORED | set(cls.UNSUPPORTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kinds:
+    """Objects of several kinds, told apart by one of their fields.
+
+    Attributes:
+        field: the one that tells.
+        bodies: the kinds that are served.
+        default: the kind of an object without that field, if it may be left out.
+        unserved: kinds that are known and refused by name.
+    """
+
+    field: str
+    bodies: Mapping[str, type[Body]]
+    default: str | None = None
+    unserved: frozenset[str] = frozenset()
+
+    def __iter__(self) -> Iterator[type[Body]]:
+        """The bodies, each once."""
+        return iter(dict.fromkeys(self.bodies.values()))
+
+    def of(self, value: Mapping[str, Any]) -> type[Body] | None:
+        """The body that an object must fit; None: it is of no kind that is served."""
+        kind = value.get(self.field, self.default)
+        return self.bodies.get(kind) if isinstance(kind, str) else None
+
+    def validate(self, value: Any) -> Body:
+        """The object, by its kind: for pydantic, which would report on each kind in turn."""
+        if not isinstance(value, dict):
+            raise wrong(f"must be an object, got {shown(value)}")
+        body = self.of(value)
+        if body is None:
+            names = ", ".join(f'"{name}"' for name in self.bodies)
+            if self.field not in value:
+                raise wrong(f"is required, one of {names}", f".{self.field}")
+            raise wrong(f"must be one of {names}, got {shown(value[self.field])}", f".{self.field}")
+        return body.model_validate(value)
+
+
+def bodies_in(nested: "type[Body] | Kinds") -> list[type[Body]]:
+    """All kinds of objects that a field of `Body.NESTED` may hold."""
+    return list(nested) if isinstance(nested, Kinds) else [nested]
 
 
 def wrong(message: str, path: str = "") -> PydanticCustomError:

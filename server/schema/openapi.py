@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from configs.settings import Settings
-from server.schema.base import Body
+from server.schema.base import Body, bodies_in
 from server.schema.fields import decimal_up_to
 from server.schema.limits import LIMITS, Limit
 
@@ -95,11 +95,12 @@ def _schema(model: type[Body], settings: Settings) -> Schema:
     raw: Schema = json.loads(_generated(model))
     definitions = raw.pop("$defs", {})
     raw.pop("description", None)
-    for name, nested in model.NESTED.items():
-        if nested.__name__ in definitions:
-            definitions[nested.__name__] = _schema(nested, settings)
-        elif name in raw["properties"]:
-            _replace_parts(raw["properties"][name], _schema(nested, settings))
+    for name, held in model.NESTED.items():
+        for nested in bodies_in(held):
+            if nested.__name__ in definitions:
+                definitions[nested.__name__] = _schema(nested, settings)
+            elif name in raw["properties"]:
+                _replace_parts(raw["properties"][name], _schema(nested, settings))
     schema: Schema = _inline(raw, definitions)
     required = schema.get("required", [])
     schema["properties"] = {

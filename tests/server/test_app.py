@@ -105,6 +105,23 @@ def test_only_a_known_key_opens(header, status):
     run(body)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "second-key"}, 200),
+        ({"x-api-key": "third-key"}, 401),
+        ({"x-api-key": "third-key", "authorization": "Bearer first-key"}, 200),
+        ({"x-api-key": "first-key", "authorization": "Bearer third-key"}, 401),
+    ],
+)
+def test_a_key_may_come_as_anthropics_clients_send_it(headers, status):
+    async def body():
+        async with http(idle_app(api_key=KEYS)[0]) as client:
+            assert (await client.get("/version", headers=headers)).status_code == status
+
+    run(body)
+
+
 def test_without_keys_everything_is_open():
     async def body():
         async with http(idle_app()[0]) as client:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from configs.settings import Settings
 from server.api.requests.json_bounds import check_bounds
 from server.errors import InvalidRequest, UnknownField, UnsupportedField, UnsupportedMediaType
-from server.schema.base import INT64_MAX, INT64_MIN, Body
+from server.schema.base import INT64_MAX, INT64_MIN, Body, Kinds
 from server.schema.limits import check_limits
 from server.schema.shown import shown
 
@@ -214,15 +214,25 @@ def _served(model: type[Body], fields: dict[str, Any], path: str, ignored: list[
     return kept
 
 
-def _nested(model: type[Body], value: Any, path: str, ignored: list[str] | None) -> Any:
+def _nested(model: type[Body] | Kinds, value: Any, path: str, ignored: list[str] | None) -> Any:
     if isinstance(value, dict):
-        return _served(model, value, path, ignored)
+        body = _kind_of(model, value, path) if isinstance(model, Kinds) else model
+        return value if body is None else _served(body, value, path, ignored)
     if isinstance(value, list):
         return [
             _nested(model, item, f"{path}[{i}]", ignored) if type(item) is dict else item
             for i, item in enumerate(value)
         ]
     return value
+
+
+def _kind_of(kinds: Kinds, value: dict[str, Any], path: str) -> type[Body] | None:
+    kind = value.get(kinds.field)
+    if isinstance(kind, str) and kind in kinds.unserved:
+        where = f"{path}.{kinds.field}"
+        served = ", ".join(f'"{name}"' for name in kinds.bodies)
+        raise UnsupportedField(f'`{where}` "{kind}" is not served, only {served}', param=where)
+    return kinds.of(value)
 
 
 def _check_neutral(neutral: tuple[Any, ...], value: Any, path: str) -> None:
