@@ -41,6 +41,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 LAYERS = {
     "server": ("http", "schema", "text", "telemetry", "client", "monitoring", "pages", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
+    "server.text": ("formats",),
     "server.telemetry": ("traces",),
     "server.engines": ("published", "disaggregation", "supervision"),
     "scheduler": ("types", "kv", "policies", "router"),

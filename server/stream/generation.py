@@ -4,6 +4,7 @@ What belongs here: merging, detokenizing, stop strings. Never: JSON.
 """
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from server.stream.job import SequenceRequest, TextJob
 from server.stream.submission import Engine, SequenceStream, Submission, raise_failure
 from server.telemetry.lifetime import Exchange, Lifetime
 from server.text.detokenizer import Detokenizer
+from server.text.message_parser import MessageDelta, MessageForm, MessageParser
 from server.text.tokenizer import Tokenizer
 
 
@@ -23,11 +25,13 @@ class Delta:
 
     `token_ids`, `offsets` and, if asked for, `logprobs` are parallel lists; they come with their text, so they may lag
     behind the engine. `offsets` count characters from the beginning of the generated text. `prompt_logprobs` come complete
-    with the first delta. `counted`: the choice's tokens up to here, as `usage` counts them.
+    with the first delta. `counted`: the choice's tokens up to here, as `usage` counts them. `events`: what the text is read as,
+    where the job has a form of messages; `text` is then as the model wrote it.
     """
 
     index: int
     text: str = ""
+    events: list[MessageDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -44,6 +48,7 @@ class Delta:
         return cls(
             index=last.index,
             text="".join([delta.text for delta in deltas]),
+            events=[event for delta in deltas for event in delta.events],
             token_ids=[token for delta in deltas for token in delta.token_ids],
             offsets=[offset for delta in deltas for offset in delta.offsets],
             logprobs=[entry for delta in deltas for entry in delta.logprobs],
@@ -76,8 +81,10 @@ class TextChoice:
             min_tokens=body.min_tokens,
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
+            shown_tokens=job.form.shown_tokens(tokenizer) if job.form is not None else frozenset(),
             continues=job.continues,
         )
+        self._message = MessageReader(job.form) if job.form is not None else None
         self._held_ids: list[int] = []  # tokens whose text is not out yet
         self._held_logprobs: list[TokenLogprobs] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
@@ -112,7 +119,14 @@ class TextChoice:
             self._end(delta, output.finish_reason, stop_token)
         delta.counted = self.lifetime.completion_tokens
         self._release(delta)
+        if self._message is not None:
+            self._message.read(delta)
         return self._emit(delta)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Of the answer so far, how many belong to its reasoning."""
+        return 0 if self._message is None else self._message.reasoning_tokens
 
     def _end(self, delta: Delta, reason: FinishReason, stop_reason: str | int | None) -> None:
         self.finished = True
@@ -133,6 +147,27 @@ class TextChoice:
             self._first = False
             return delta
         return delta if delta.text or delta.token_ids or delta.finish_reason is not None else None
+
+
+class MessageReader:
+    """Reads the text of one choice as a message, and counts what it takes to think."""
+
+    def __init__(self, form: MessageForm) -> None:
+        self._parser = MessageParser(form)
+        self._offsets: list[int] = []  # of all tokens, while it is not known which of them are reasoning
+
+    def read(self, delta: Delta) -> None:
+        """Give the delta its events."""
+        self._offsets += delta.offsets
+        delta.events = self._parser.push(delta.text) if delta.text else []
+        if delta.finish_reason is not None:
+            delta.events += self._parser.finish()
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many of the tokens so far are reasoning, its tags included."""
+        reasoning = self._parser.reasoning
+        return bisect_left(self._offsets, reasoning.stop) - bisect_left(self._offsets, reasoning.start)
 
 
 class Generation:

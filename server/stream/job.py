@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from scheduler.router.deadlines import Deadline, Promise
 from scheduler.types.messages import AddRequest
 from server.schema.sampling import Sampling
+from server.text.message_parser import MessageForm
 
 S = TypeVar("S", bound=Sampling)
 
@@ -58,8 +59,9 @@ class TextJob(Job, Generic[S]):
     """A job whose sequences produce text.
 
     Choices of one prompt are adjacent: choice `j` of prompt `i` is sequence `i * n + j`. `continues`: the text continues the
-    prompt's, so a space at its beginning is kept.
+    prompt's, so a space at its beginning is kept. `form`: how the text is read as a message; None: it is text and nothing else.
     """
 
     body: S
     continues: bool
+    form: MessageForm | None = None

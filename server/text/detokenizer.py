@@ -78,6 +78,7 @@ class Detokenizer:
         min_tokens: stop strings that are complete before this many tokens are ignored.
         include_stop: cut after the stop string, not before it.
         skip_special_tokens: whether special tokens add no text.
+        shown_tokens: special tokens that add their text all the same.
         continues: the text continues a prompt, so a SentencePiece vocabulary's first space is kept.
             False for a text of its own: an echoed prompt, or a chat answer.
 
@@ -93,6 +94,7 @@ class Detokenizer:
         min_tokens: int = 0,
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        shown_tokens: frozenset[int] = frozenset(),
         continues: bool = True,
     ) -> None:
         if "" in stop:
@@ -106,7 +108,7 @@ class Detokenizer:
         self._stops = [_StopString(text) for text in dict.fromkeys(stop)]
         self._min_tokens = min_tokens
         self._include_stop = include_stop
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown_tokens if skip_special_tokens else frozenset()
         self._strip_next = tokenizer.strips_first_space and not continues
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

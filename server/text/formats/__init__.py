@@ -1,0 +1,1 @@
+"""How models write what is not text, and readers of it."""

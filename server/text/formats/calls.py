@@ -1,0 +1,162 @@
+"""Reads one call of a tool: its name, then its arguments as they come."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from server.text.formats.characters import Characters, Give, Malformed, Reading, unquoted
+from server.text.formats.python_literals import literal_as_json, read_argument
+from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall
+
+NAME = re.compile(r"[\w.\-:/]*")
+
+
+class CallReader:
+    """Reads a call in the form of a description.
+
+    Args:
+        chars: the text, at the call's first character.
+        known: the parameters of each tool, in order.
+        only_known: what names another tool is no call.
+        begin: is told the name, and the id if the model gave one; from then on the call is one.
+        give: is given the arguments, the text of a JSON object, piece by piece.
+    """
+
+    def __init__(
+        self,
+        chars: Characters,
+        known: Mapping[str, Sequence[str]],
+        only_known: bool,
+        begin: Callable[[str, str], None],
+        give: Give,
+    ) -> None:
+        self._chars = chars
+        self._known = known
+        self._only_known = only_known
+        self._tell = begin
+        self._give_on = give
+        self._name = ""
+        self._given = False  # some of the arguments
+        self._early: list[str] = []  # arguments that came before the name
+
+    def read(self, call: JsonCall | NamedCall | PythonCall) -> Reading[None]:
+        """Read it, as far as it goes.
+
+        Raises:
+            Malformed: it has no name, so it is none.
+        """
+        try:
+            match call:
+                case JsonCall():
+                    yield from self._json(call)
+                case NamedCall():
+                    yield from self._named(call)
+                case PythonCall():
+                    yield from self._python()
+        except Malformed:
+            if not self._name:
+                raise
+        if not self._name:
+            raise Malformed
+        if not self._given:
+            self._give_on("{}")
+
+    def _begin(self, name: str, given_id: str = "") -> None:
+        if not name or NAME.fullmatch(name) is None or (self._only_known and name not in self._known):
+            raise Malformed
+        self._name = name
+        self._tell(name, given_id)
+        for piece in self._early:
+            self._give(piece)
+
+    def _give(self, piece: str) -> None:
+        if not self._name:
+            self._early.append(piece)
+        elif piece:
+            self._given = True
+            self._give_on(piece)
+
+    def _json(self, call: JsonCall, inside: bool = False) -> Reading[None]:
+        """An object with a name and arguments, in either order; other entries are passed over."""
+        chars = self._chars
+        yield from chars.expect("{")
+        while True:
+            yield from chars.skip()
+            if (yield from chars.literal(("}",))):
+                return
+            key = yield from chars.string()
+            yield from chars.skip()
+            yield from chars.expect(":")
+            yield from chars.skip()
+            if key == "name" and not self._name:
+                self._begin((yield from chars.string()))
+            elif key in call.arguments and not self._given and not self._early:
+                yield from self._arguments()
+            elif key == "function" and not inside and (yield from chars.peek()) == "{":
+                yield from self._json(call, inside=True)  # as in OpenAI's JSON of a call
+            else:
+                yield from chars.value(_nowhere)
+            yield from chars.skip()
+            yield from chars.literal((",",))
+
+    def _arguments(self) -> Reading[None]:
+        """The arguments' value: an object, or a string that spells one."""
+        chars = self._chars
+        first = yield from chars.peek()
+        if first == "{":
+            yield from chars.value(self._give)
+            return
+        pieces: list[str] = []
+        yield from chars.value(pieces.append)
+        text = "".join(pieces)
+        if first == '"':
+            with contextlib.suppress(Malformed):
+                text = unquoted(text)
+        self._give(text if text != "null" else "")
+
+    def _named(self, call: NamedCall) -> Reading[None]:
+        chars = self._chars
+        if call.before:
+            yield from chars.expect(call.before)
+            yield from chars.skip()
+        name = yield from chars.word(NAME)
+        given_id = ""
+        if call.before_id and (yield from chars.literal((call.before_id,))):
+            given_id = yield from chars.word(NAME)
+        yield from chars.skip()
+        yield from chars.expect(call.separator.strip())
+        yield from chars.skip()
+        self._begin(name, given_id)
+        yield from self._arguments()
+        if call.after:
+            yield from chars.skip()
+            yield from chars.literal((call.after.strip(),))
+
+    def _python(self) -> Reading[None]:
+        """A call in Python's syntax. Each argument is handed on once it is complete."""
+        chars = self._chars
+        name = yield from chars.word(NAME)
+        yield from chars.expect("(")
+        self._begin(name)
+        order = list(self._known.get(name, ()))
+        self._give("{")
+        between = ""
+        while True:
+            yield from chars.skip()
+            if (yield from chars.literal((")",))):
+                break
+            key, source = yield from read_argument(chars)
+            if key is None:
+                key = order[0] if order else "value"
+            if key in order:
+                order.remove(key)
+            self._give(f"{between}{json.dumps(key)}: {literal_as_json(source)}")
+            between = ", "
+            yield from chars.skip()
+            yield from chars.literal((",",))
+        self._give("}")
+
+
+def _nowhere(text: str) -> None:
+    """Takes a value that nobody asked for."""

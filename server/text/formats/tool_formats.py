@@ -1,0 +1,184 @@
+"""How models write what is not text: calls of tools, and what they think first. Each format is a description, and nothing else.
+
+From a description come the parser's rules (`server/text/message_parser.py`) and the grammar of an answer that must be, or may
+contain, a call. Sources: the models' chat templates and vLLM's tool parsers, whose names these formats have.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCall:
+    """A call as a JSON object: `{"name": ..., "arguments": {...}}`. Of several keys the first is the one to write."""
+
+    arguments: tuple[str, ...] = ("arguments", "parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCall:
+    """A call as `before` name `separator` arguments `after`; the arguments are JSON. Spaces at the ends of these may be missing.
+
+    `before_id` stands between the name and an id that some models give to a call.
+    """
+
+    separator: str
+    before: str = ""
+    after: str = ""
+    before_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PythonCall:
+    """A call as Python writes it: `name(key=value)`. Its values are literals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """How one family of models writes calls within a message: `begin` call `between` call ... `end`.
+
+    Attributes:
+        name: for `--tool-format`.
+        signs: what a chat template in this format has in its source, all of it.
+        begin: markers behind which calls stand; the first is the one to write.
+        bare: what calls may stand behind instead, if they name a tool of the request; the empty text is the message's beginning.
+        listed: calls are written as entries of one list in brackets.
+        call: how one call is written.
+        call_begin, call_end: what stands around each call.
+        between: what stands between two calls. If calls do not share a section, `end` and `begin` stand there, too.
+        end: markers that end the calls; the first is the one to write.
+        shared: calls stand in one section, behind one `begin`.
+    """
+
+    name: str
+    signs: tuple[str, ...]
+    begin: tuple[str, ...]
+    call: JsonCall | NamedCall | PythonCall
+    bare: tuple[str, ...] = ()
+    listed: bool = False
+    call_begin: str = ""
+    call_end: str = ""
+    between: str = ""
+    end: tuple[str, ...] = ()
+    shared: bool = True
+
+    def texts(self) -> Iterator[str]:
+        """All that the format consists of, apart from names and arguments."""
+        yield from (*self.begin, *self.bare, self.call_begin, self.call_end, *self.end)
+        if isinstance(self.call, NamedCall):
+            yield from (self.call.before, self.call.separator, self.call.after, self.call.before_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """What stands around the reasoning with which a message begins."""
+
+    name: str
+    begin: str
+    end: str
+
+    def texts(self) -> Iterator[str]:
+        """All that the format consists of."""
+        yield from (self.begin, self.end)
+
+
+# The more particular first: the first whose signs a template has is its format.
+TOOL_FORMATS: Mapping[str, ToolFormat] = {
+    each.name: each
+    for each in (
+        ToolFormat(
+            name="deepseek_v3",
+            signs=("<｜tool▁sep｜>", "```json"),
+            begin=("<｜tool▁calls▁begin｜>",),
+            call=NamedCall(before="function<｜tool▁sep｜>", separator="\n```json\n", after="\n```"),
+            call_begin="<｜tool▁call▁begin｜>",
+            call_end="<｜tool▁call▁end｜>",
+            between="\n",
+            end=("<｜tool▁calls▁end｜>",),
+        ),
+        ToolFormat(
+            name="deepseek_v31",
+            signs=("<｜tool▁sep｜>",),
+            begin=("<｜tool▁calls▁begin｜>",),
+            call=NamedCall(separator="<｜tool▁sep｜>"),
+            call_begin="<｜tool▁call▁begin｜>",
+            call_end="<｜tool▁call▁end｜>",
+            end=("<｜tool▁calls▁end｜>",),
+        ),
+        ToolFormat(
+            name="mistral_args",
+            signs=("[TOOL_CALLS]", "[ARGS]"),
+            begin=("[TOOL_CALLS]",),
+            call=NamedCall(separator="[ARGS]", before_id="[CALL_ID]"),
+            shared=False,
+        ),
+        ToolFormat(
+            name="mistral",
+            signs=("[TOOL_CALLS]",),
+            begin=("[TOOL_CALLS]",),
+            call=JsonCall(),
+            listed=True,
+            between=", ",
+        ),
+        ToolFormat(
+            name="granite",
+            signs=("<|tool_call|>",),
+            begin=("<|tool_call|>", "<tool_call>"),
+            call=JsonCall(),
+            listed=True,
+            between=", ",
+            end=("</tool_call>",),
+        ),
+        ToolFormat(
+            name="pythonic",
+            signs=("<|python_start|>",),
+            begin=("<|python_start|>",),
+            call=PythonCall(),
+            bare=("",),
+            listed=True,
+            between=", ",
+            end=("<|python_end|>",),
+        ),
+        ToolFormat(
+            name="llama3_json",
+            signs=("<|python_tag|>",),
+            begin=("<|python_tag|>",),
+            call=JsonCall(("parameters", "arguments")),
+            bare=("",),
+            between="; ",
+        ),
+        ToolFormat(
+            name="hermes",
+            signs=("<tool_call>",),
+            begin=("<tool_call>",),
+            call=JsonCall(),
+            bare=("",),
+            between="\n",
+            end=("</tool_call>",),
+            shared=False,
+        ),
+    )
+}
+
+REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
+    each.name: each
+    for each in (
+        ReasoningFormat("think", "<think>", "</think>"),
+        ReasoningFormat("mistral", "[THINK]", "[/THINK]"),
+        ReasoningFormat("seed", "<seed:think>", "</seed:think>"),
+        ReasoningFormat("granite", "Here is my thought process:", "Here is my response:"),
+    )
+}
+
+
+def tool_format_of(template_source: str) -> ToolFormat | None:
+    """The format whose signs a chat template has; None if it has none's."""
+    for each in TOOL_FORMATS.values():
+        if all(sign in template_source for sign in each.signs):
+            return each
+    return None
+
+
+def reasoning_format_of(template_source: str) -> ReasoningFormat | None:
+    """The format whose tags a chat template has; None if it has none's."""
+    return next((each for each in REASONING_FORMATS.values() if each.end in template_source), None)
