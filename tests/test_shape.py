@@ -38,6 +38,7 @@ MAX_FILE_LINES = 450
 MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
+_ENGINE = "ipc models loading kv_store keeper pooling sampling tensor_parallel cpu gpu bench"
 LAYERS = {
     "server": ("http", "schema", "text", "telemetry", "client", "monitoring", "pages", "stream", "engines", "api"),
     "server.api": ("requests", "answers"),
@@ -46,19 +47,7 @@ LAYERS = {
     "server.engines": ("published", "disaggregation", "supervision"),
     "scheduler": ("types", "kv", "policies", "router"),
     "scheduler.kv": ("tiers",),
-    "engine": (
-        "ipc",
-        "models",
-        "loading",
-        "kv_store",
-        "keeper",
-        "pooling",
-        "sampling",
-        "tensor_parallel",
-        "cpu",
-        "gpu",
-        "bench",
-    ),
+    "engine": tuple(_ENGINE.split()),
     "engine.models": ("families",),
     "engine.kv_store": ("disk",),
     "kernels": ("cpu", "gpu", "bench"),
