@@ -48,6 +48,7 @@ def ends(operation) -> bool:
     return "application/x-ndjson" not in operation.definition.raw["responses"]["200"].get("content", {})
 
 
+@pytest.mark.timeout(900)  # some hundred requests, each of which may generate for as long as the context lasts
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
 def test_no_request_is_a_server_error(schema, mode):
     operations = [operation for found in schema.get_all_operations() if ends(operation := found.ok())]
