@@ -111,13 +111,16 @@ class ResultProcessor:
             reason = request.stop_cause(self._is_eos, self._context)
             if reason is not None:
                 break
+        ended_by_token = reason is FinishReason.STOP
         taken = len(output.token_ids)
+        if result.complete and taken == len(result.token_ids):
+            reason = FinishReason.STOP
         output.logprobs = result.logprobs[:taken]
         self._stats.generation_tokens += taken
         if request.times.first_token is None:
             request.times.first_token = now
             output.times = request.times
-        if reason is FinishReason.STOP:
+        if ended_by_token:
             output.stop_token = request.tokens[-1]
         if request.state is RequestState.RUNNING:
             if taken > 1:  # all but the newest were drafts: the step has computed their KV

@@ -119,7 +119,7 @@ def _sections(bodies: dict[type[Body], str]) -> Iterator[tuple[type[Body], str]]
 def _fields(title: str, model: type[Body]) -> str:
     schema = body_schema(model, Settings.model_validate({}))
     shared = Sampling.model_fields if issubclass(model, Sampling) and model is not Sampling else {}
-    names = [name for name in model.model_fields if name not in shared]
+    names = [field.alias or name for name, field in model.model_fields.items() if name not in shared]
     rows = [_field(name, schema["properties"][name], name in schema.get("required", [])) for name in names]
     return f"## {title}\n\n| field | accepts | default | meaning |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
 

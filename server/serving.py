@@ -38,6 +38,7 @@ from server.listen import Listeners
 from server.origin import is_loopback
 from server.signals import SIGNALS
 from server.stream.resumables import ResumableStreams
+from server.structured.compiler import GrammarCompiler
 from server.telemetry.black_box import BlackBox
 from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
@@ -113,6 +114,7 @@ class Serving:
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)
         self._tracing = tracing_of(settings)
+        self._grammars = GrammarCompiler(source.path)
         context = ServerContext(
             settings=settings,
             engines=self._engines,
@@ -124,6 +126,7 @@ class Serving:
             chat=chat,
             model_names=names,
             created=int(time.time()),
+            grammars=self._grammars,
             keeper=keeper,
             tracing=self._tracing,
             black_box=BlackBox(settings.black_box_requests, texts=bool(settings.api_key) or is_loopback(settings.host)),
@@ -171,6 +174,7 @@ class Serving:
         await engines
         if keeping is not None:
             await keeping
+        await self._grammars.close()
         return 1 if failed else 0
 
     async def _last_traces(self, web: "asyncio.Task[None]") -> None:

@@ -38,9 +38,10 @@ MAX_FILE_LINES = 450
 MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
-_ENGINE = "ipc models loading kv_store keeper pooling sampling tensor_parallel cpu gpu bench"
+_SERVER = "http schema text structured telemetry client monitoring pages stream engines api"
+_ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_parallel cpu gpu bench"
 LAYERS = {
-    "server": ("http", "schema", "text", "telemetry", "client", "monitoring", "pages", "stream", "engines", "api"),
+    "server": tuple(_SERVER.split()),
     "server.api": ("requests", "answers"),
     "server.text": ("formats",),
     "server.telemetry": ("traces",),

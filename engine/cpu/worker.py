@@ -109,6 +109,7 @@ class CpuWorker:
             picked = hidden if len(rows) == len(hidden) else hidden[[index for _, index, _ in rows]]
             sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place, _, _ in rows])
             following = [
-                take(row, token, sequences[row[0]], results[row[0]]) for row, token in zip(rows, sampled, strict=True)
+                take(row, token, sequences[row[0]], results[row[0]], self._sampler.complete)
+                for row, token in zip(rows, sampled, strict=True)
             ]
             rows = [row for row in following if row is not None]

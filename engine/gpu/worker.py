@@ -84,7 +84,7 @@ class PendingStep:
                 member.ahead -= 1
         for rows, members, drawn in self._draws:
             for row, member, token in zip(rows, members, _sampled(drawn, members), strict=True):
-                take(row, token, member.sequence, self.results[row[0]])
+                take(row, token, member.sequence, self.results[row[0]], self._worker.complete)
 
     def took(self, since: float) -> float:
         """Note how long the step took: from `since`, the end of the one before, or from its own start, if that was later. Returns
@@ -180,6 +180,10 @@ class GpuWorker:
     def replayed(self) -> int:
         """Steps so far that ran on a CUDA graph."""
         return self._graphs.replayed
+
+    def complete(self, sequence: TokenSequence) -> bool:
+        """Whether nothing may follow the tokens of a sequence, because an edit says so."""
+        return self._host_sampler.complete(sequence)
 
     def run(self, step: Step) -> StepResult:
         """Compute one step, and wait for it."""
@@ -315,7 +319,7 @@ class GpuWorker:
                 drawing = [members[place] for place, _, _ in some]
                 sampled = _sampled(self._sample_after(hidden, some, drawing, verifying=True), drawing)
                 following = [
-                    take(row, token, member.sequence, results[row[0]])
+                    take(row, token, member.sequence, results[row[0]], self.complete)
                     for row, member, token in zip(some, drawing, sampled, strict=True)
                 ]
                 some = [row for row in following if row is not None]

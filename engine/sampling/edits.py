@@ -21,6 +21,7 @@ from scheduler.types.sampling_params import SamplingParams
 
 IdArray = npt.NDArray[np.int64]
 ValueArray = npt.NDArray[np.float32]
+MaskArray = npt.NDArray[np.int32]  # [rows, words]: 32 tokens a word, the first in its lowest bit
 
 
 class Additions(NamedTuple):
@@ -29,6 +30,11 @@ class Additions(NamedTuple):
     ids: IdArray
     values: ValueArray
 
+
+# What a byte of a mask adds to the logits of its eight tokens, the lowest bit first: nothing, or -inf.
+_PENALTIES = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf
+).astype(np.float32)
 
 NOTHING = Additions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 
@@ -88,6 +94,36 @@ class AddingEdit(ABC):
         logits.index_put_(where, values, accumulate=True)
 
     def forget(self, request_id: str) -> None:  # noqa: B027 - most keep nothing
+        """Drop what is kept for the request, if anything."""
+
+
+class MaskingEdit(ABC):
+    """An edit that allows some tokens and masks all others. Subclasses say which, and both forms follow.
+
+    It reads the sequence's sampled tokens: a worker with steps in flight waits for them.
+    """
+
+    in_kernel: bool = False
+
+    @abstractmethod
+    def concerns(self, sampling: SamplingParams) -> bool:
+        """Whether a request with these settings may need the edit, at any of its tokens."""
+
+    @abstractmethod
+    def masks(self, sequences: Sequence[TokenSequence]) -> MaskArray:
+        """Which tokens may follow each sequence: bit `i % 32` of word `i // 32` stands for token `i`."""
+
+    @abstractmethod
+    def complete(self, sequence: TokenSequence) -> bool:
+        """Whether nothing may follow the tokens of the sequence, which then ends."""
+
+    def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
+        """Mask what is not allowed in `logits` [all rows, vocabulary] fp32, in place."""
+        added = _PENALTIES[self.masks(sequences).view(np.uint8)].reshape(len(rows), -1)
+        for row, values in zip(rows, added[:, : logits.shape[1]], strict=True):
+            logits[row] += torch.from_numpy(values).to(logits.device)
+
+    def forget(self, request_id: str) -> None:  # noqa: B027 - some keep nothing
         """Drop what is kept for the request, if anything."""
 
 

@@ -27,8 +27,17 @@ def wanted_rows(chunk: Chunk, sequence: Sequence, poolers: Poolers) -> int:
     return chunk.length if sequence.sampling.prompt_logprobs is not None else chunk.samples
 
 
-def take(row: SampledRow, token: Sampled, sequence: Sequence, result: ChunkResult) -> SampledRow | None:
-    """Append what was sampled after the row, or note the error. Returns the next row if the token is the guessed one."""
+def take(
+    row: SampledRow,
+    token: Sampled,
+    sequence: Sequence,
+    result: ChunkResult,
+    complete: collections.abc.Callable[[Sequence], bool],
+) -> SampledRow | None:
+    """Append what was sampled after the row, or note the error. Returns the next row if the token is the guessed one.
+
+    `complete` says whether nothing may follow what a sequence has.
+    """
     if token.error is not None:
         result.error = token.error
         return None
@@ -36,8 +45,9 @@ def take(row: SampledRow, token: Sampled, sequence: Sequence, result: ChunkResul
     result.token_ids.append(token.token_id)
     if token.logprobs is not None:
         result.logprobs.append(token.logprobs)
+    result.complete = complete(sequence)
     place, index, draft_ids = row
-    if not draft_ids or draft_ids[0] != token.token_id:
+    if result.complete or not draft_ids or draft_ids[0] != token.token_id:
         return None
     return place, index + 1, draft_ids[1:]
 

@@ -2,7 +2,7 @@
 
 The order is fixed, each concern an object or a function in its own file:
 1. log-probabilities, of the raw logits (`logprobs`);
-2. edits that add to logits: `logit_bias`, bad words, `min_tokens` (`registry` lists them);
+2. edits that add to logits: `logit_bias`, bad words, `min_tokens`, the grammar's mask (`registry` lists them);
 3. repetition penalty, then presence and frequency penalties (`penalties`);
 4. the largest logit: it is the answer of greedy rows and the health check of all of them;
 5. temperature, then min_p, then top_k, then top_p (`top_k_top_p`);
@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from engine.sampling import draw, logprobs
-from engine.sampling.edits import Edit
+from engine.sampling.edits import Edit, MaskingEdit
 from engine.sampling.top_k_top_p import Limits, candidates, scaled, truncates
 from engine.sequence import Sequence
 from scheduler.types.step import TokenLogprobs
 
 ROWS_AT_ONCE = 8  # keeps a draw's temporaries in the cache: on a CPU, 32 rows of 49k in one piece cost twice as much
 NO_TOKEN = -1  # no embedding has this row: a caller who overlooks the error fails at once
-ALL_MASKED = "no token can be sampled: logit_bias, bad_words and min_tokens together mask the whole vocabulary"
+ALL_MASKED = (
+    "no token can be sampled: the grammar, logit_bias, bad_words and min_tokens together mask the whole vocabulary"
+)
 NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this request"
 
 
@@ -54,6 +56,7 @@ class CpuSampler:
     def __init__(self, vocab_size: int, edits: Iterable[Edit]) -> None:
         self._vocab_size = vocab_size
         self._edits = sorted(edits, key=lambda edit: edit.in_kernel)  # the order that a device has
+        self._masking = [edit for edit in self._edits if isinstance(edit, MaskingEdit)]
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
@@ -96,6 +99,10 @@ class CpuSampler:
             if error is not None:
                 raise ValueError(error)
         return logprobs.describe(logits, target_ids, top)
+
+    def complete(self, sequence: Sequence) -> bool:
+        """Whether nothing may follow the tokens of a sequence, because an edit says so."""
+        return any(edit.concerns(sequence.sampling) and edit.complete(sequence) for edit in self._masking)
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept for a request. Unknown ids are ignored; if the request goes on, its tokens are counted anew."""

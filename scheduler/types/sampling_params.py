@@ -26,6 +26,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None  # None = none; n = the sampled token's and the n likeliest
     prompt_logprobs: int | None = None  # the same for every prompt token but the first
+    grammar: str = ""  # which the output must fit, as llguidance serializes it; empty: none
+    vocabulary: str = ""  # path of the file that says what the model's tokens spell; with `grammar`
 
     @property
     def greedy(self) -> bool:

@@ -120,6 +120,7 @@ class ChunkResult:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # for positions start+1 .. within the prompt
     pooled: Pooled | None = None
     error: str | None = None  # this request alone failed
+    complete: bool = False  # with the last of its tokens the output is all that its grammar allows
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
 from server.schema.openapi import ModelBounds
 from server.stream.resumables import ResumableStreams
+from server.structured.compiler import GrammarCompiler
 from server.telemetry.black_box import BlackBox
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces.sending import Tracing
@@ -25,7 +26,7 @@ class ServerContext:
 
     `model_names` are the names clients may use; answers carry the first when the request names none.
     `created` is in Unix seconds. `restarts` are those of engines that operators ask for.
-    `keeper`: of the KV tiers that engines share, if they do.
+    `keeper`: of the KV tiers that engines share, if they do. `grammars` compiles what answers have to fit.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class ServerContext:
     chat: ChatRenderer | None
     model_names: tuple[str, ...]
     created: int
+    grammars: GrammarCompiler
     keeper: KeeperSupervisor | None = None
     bodies: BodyRoom = field(default_factory=BodyRoom)
     black_box: BlackBox = field(default_factory=BlackBox)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +30,8 @@ class Body(BaseModel):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
     # Fields of another endpoint that clients mix up with this one, and that endpoint.
     ELSEWHERE: ClassVar[dict[str, str]] = {}
+    # Fields in which a null says something, such as a JSON schema's `const`; elsewhere it is the same as absence.
+    VERBATIM: ClassVar[frozenset[str]] = frozenset()
     # Fields that hold an object of this kind, or of one of these kinds, or an array of them.
     NESTED: ClassVar[Mapping[str, "type[Body] | Kinds"]] = {}
 
@@ -38,9 +41,15 @@ class Body(BaseModel):
         return []
 
     @classmethod
+    @cache
+    def names(cls) -> frozenset[str]:
+        """The names of its fields in JSON."""
+        return frozenset({field.alias or name for name, field in cls.model_fields.items()})
+
+    @classmethod
     def known(cls) -> set[str]:
         """Every field name that has a meaning here, served or not."""
-        return set(cls.model_fields) | cls.IGNORED | set(cls.UNSUPPORTED)
+        return set(cls.names()) | cls.IGNORED | set(cls.UNSUPPORTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pydantic import Field
 from configs.settings import Settings
 from server.schema.base import INT32_MAX, Body, both, either, where
 from server.schema.fields import Count, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
+from server.schema.structured import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -44,25 +45,24 @@ class Sampling(Body):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "allowed_token_ids": (),
         "early_stopping": (False,),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "guided_json": (),
-        "guided_regex": (),
         "kv_transfer_params": (),
         "length_penalty": (1, 1.0),
         "logits_processors": ([],),
         "logprob_token_ids": (),
         "repetition_detection": (),
-        "response_format": ({"type": "text"},),
         "return_tokens_as_token_ids": (False,),
-        "structured_outputs": (),
         "thinking_token_budget": (),
         "truncate_prompt_tokens": (),
         "truncation_side": (),
         "use_beam_search": (False,),
         "vllm_xargs": ({},),
     }
-    NESTED: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
+    NESTED: ClassVar[dict[str, type[Body]]] = {
+        "stream_options": StreamOptions,
+        "response_format": ResponseFormat,
+        "structured_outputs": StructuredOutputs,
+    }
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"response_format", "structured_outputs", "guided_json"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     max_tokens: OutputTokens | None = Field(
@@ -92,6 +92,20 @@ class Sampling(Body):
         default_factory=dict, description="Token ids mapped to what is added to their logits."
     )
 
+    response_format: ResponseFormat | None = Field(
+        None, description="The form of the answer: `text`, `json_object`, or `json_schema` with a schema that it fits."
+    )
+
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="Extension, as in vLLM: a schema, regular expression, choice or grammar that the answer fits."
+    )
+    guided_json: Schema | None = Field(None, description="Extension: older name of `structured_outputs.json`.")
+    guided_regex: Source | None = Field(None, description="Extension: older name of `structured_outputs.regex`.")
+    guided_choice: Choices | None = Field(None, description="Extension: older name of `structured_outputs.choice`.")
+    guided_grammar: Source | None = Field(None, description="Extension: older name of `structured_outputs.grammar`.")
+    guided_whitespace_pattern: Source | None = Field(
+        None, description="Extension: older name of `structured_outputs.whitespace_pattern`. Only with `guided_json`."
+    )
     top_k: int = Field(
         0, ge=-1, le=INT32_MAX, description="Extension: sample from the k likeliest tokens; 0 and -1 are off."
     )

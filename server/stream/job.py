@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from scheduler.router.deadlines import Deadline, Promise
 from scheduler.types.messages import AddRequest
 from server.schema.sampling import Sampling
+from server.structured.grammar import Grammar
 from server.text.message_parser import MessageForm
 
 S = TypeVar("S", bound=Sampling)
@@ -60,8 +61,10 @@ class TextJob(Job, Generic[S]):
 
     Choices of one prompt are adjacent: choice `j` of prompt `i` is sequence `i * n + j`. `continues`: the text continues the
     prompt's, so a space at its beginning is kept. `form`: how the text is read as a message; None: it is text and nothing else.
+    `grammar`: what each text has to fit, compiled before any is submitted.
     """
 
     body: S
     continues: bool
     form: MessageForm | None = None
+    grammar: Grammar | None = None

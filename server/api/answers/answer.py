@@ -6,6 +6,7 @@ Each path is given its endpoint's form, and ends what it submitted when the clie
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from scheduler.types.output_kind import Pooled
 from server.api.answers.formats import AnswerFormat, ChunkWriter, answer_body
 from server.api.black_box import note
+from server.api.context import ServerContext
 from server.api.endpoint import Call, json_response
 from server.schema.answers import AnswerBody
 from server.schema.sampling import Sampling
@@ -23,6 +25,7 @@ from server.stream.resumable import Source
 from server.stream.resumable_answer import ResumableAnswer, has_begun
 from server.stream.sse import CLIENT_GONE, EventStream, Writer, unless_disconnected
 from server.stream.submission import Submission
+from server.structured.grammar import Grammar
 from server.text.tokenizer import Tokenizer
 from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
 
@@ -42,7 +45,7 @@ def text_answer(
         written = form(job, call.context.tokenizer)
         if job.body.resumable:
             call.context.streams.ensure_room()
-        generation, fingerprint = begun(job, call)
+        generation, fingerprint = await begun(job, call)
         if job.body.resumable:
             return await _resumable(generation, written, fingerprint, call)
         if job.body.stream:
@@ -52,17 +55,33 @@ def text_answer(
     return answer
 
 
-def begun(job: TextJob[Any], call: Call) -> tuple[Generation, str]:
+async def begun(job: TextJob[Any], call: Call) -> tuple[Generation, str]:
     """The job on its way through the engine that is chosen for it, and what fingerprint its answer has.
 
     Raises:
+        InvalidRequest: what the answer has to fit cannot be compiled.
         QueueFull, DeadlineRefused, Unavailable: no engine takes it now.
     """
+    if job.grammar is not None:
+        await _constrain(job, job.grammar, call.context)
     engine = call.context.engines.choose(job, call.exchange.received)
     fingerprint = engine.fingerprint
     generation = Generation(job, engine, call.context.tokenizer, call.exchange)
     note(job, call)
     return generation, fingerprint
+
+
+async def _constrain(job: TextJob[Any], grammar: Grammar, context: ServerContext) -> None:
+    """Give the compiled grammar to every sequence of the job.
+
+    Raises:
+        InvalidRequest: it cannot be compiled.
+        Unavailable: not now.
+    """
+    compiled = await context.grammars.compile(grammar, context.info())
+    for sequence in job.sequences:
+        request = sequence.request
+        request.sampling = replace(request.sampling, grammar=compiled.grammar, vocabulary=compiled.vocabulary)
 
 
 def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[Job, Call], Awaitable[Response]]:

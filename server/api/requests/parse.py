@@ -7,7 +7,7 @@ after this module sees a value of the wrong type.
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -51,7 +51,7 @@ def parse(model: type[T], body: bytes, content_type: str | None, settings: Setti
         UnsupportedMediaType: it is declared to be something else.
     """
     check_content_type(content_type)
-    fields = decode_object(body)
+    fields = decode_object(body, model.VERBATIM)
     ignored: list[str] | None = [] if settings.unknown_fields == "ignore" else None
     fields = _served(model, fields, "", ignored)
     try:
@@ -79,8 +79,10 @@ def check_content_type(value: str | None) -> None:
             raise UnsupportedMediaType(f"The charset of the body must be utf-8, got {shown(charset)}")
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
+def decode_object(body: bytes, verbatim: Collection[str] = ()) -> dict[str, Any]:
     """The JSON object in the body, without nulls and without anything a Unicode string or a 64-bit number cannot hold.
+
+    The values of the `verbatim` names keep their nulls.
 
     Raises:
         InvalidRequest: it is not such an object.
@@ -104,12 +106,15 @@ def decode_object(body: bytes) -> dict[str, Any]:
         raise InvalidRequest(_about("", value.predicate))
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, got {shown(value)}")
-    cleaned: dict[str, Any] = _clean(value, "", MAX_DEPTH)
+    cleaned: dict[str, Any] = {
+        **_clean({name: item for name, item in value.items() if name not in verbatim}, "", MAX_DEPTH),
+        **_clean({name: value[name] for name in verbatim if value.get(name) is not None}, "", MAX_DEPTH, nulls=True),
+    }
     return cleaned
 
 
-def _clean(value: Any, path: str, depth: int) -> Any:
-    """The value with nulls dropped from objects.
+def _clean(value: Any, path: str, depth: int, *, nulls: bool = False) -> Any:
+    """The value with nulls dropped from objects, unless `nulls` stay.
 
     Only the nulls of objects are dropped: one in an array has a position, and is refused by whoever reads the array.
     """
@@ -119,16 +124,16 @@ def _clean(value: Any, path: str, depth: int) -> Any:
         if depth == 0:
             raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels", param=path[:200] or None)
         return {
-            _clean_name(name, path): _clean(item, _join(path, name), depth - 1)
+            _clean_name(name, path): _clean(item, _join(path, name), depth - 1, nulls=nulls)
             for name, item in value.items()
-            if item is not None
+            if nulls or item is not None
         }
     if isinstance(value, list):
         if depth == 0:
             raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels", param=path[:200] or None)
         if set(map(type, value)) == {int} and min(value) >= INT64_MIN and max(value) <= INT64_MAX:
             return value  # token ids: no call for each
-        return [_clean(item, f"{path}[{i}]", depth - 1) for i, item in enumerate(value)]
+        return [_clean(item, f"{path}[{i}]", depth - 1, nulls=nulls) for i, item in enumerate(value)]
     if isinstance(value, _NoNumber):
         raise InvalidRequest(_about(path, value.predicate), param=path or None)
     if isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
@@ -202,8 +207,10 @@ def _served(model: type[Body], fields: dict[str, Any], path: str, ignored: list[
     """
     kept: dict[str, Any] = {}
     for name, value in fields.items():
+        if value is None:  # of an object within a verbatim field
+            continue
         where = _join(path, name)
-        if name in model.model_fields:
+        if name in model.names():
             kept[name] = _nested(model.NESTED[name], value, where, ignored) if name in model.NESTED else value
         elif name in model.UNSUPPORTED:
             _check_neutral(model.UNSUPPORTED[name], value, where)

@@ -21,6 +21,7 @@ from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.schema.sampling import Sampling
 from server.schema.shown import shown, some
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt
+from server.structured.asked import grammar_of
 from server.text.chat_renderer import Encode
 from server.text.tokenizer import Tokenizer
 
@@ -366,6 +367,7 @@ def text_job(
         deadline=_deadline_of(body, len(prompts)),
         body=body,
         continues=continues,
+        grammar=grammar_of(body),
     )
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -37,6 +38,7 @@ from server.engines.engines import Engines
 from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
 from server.stream.resumables import ResumableStreams
+from server.structured.compiler import GrammarCompiler
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces.sending import tracing_of
 from server.text.chat_renderer import load_chat_renderer
@@ -230,6 +232,7 @@ class Server:
             chat=chat,
             model_names=("small", "org/small"),
             created=1_790_000_000,
+            grammars=GrammarCompiler(Path("no model")),
             tracing=tracing_of(self.settings),
         )
         self.app = create_app(self.context, endpoints)

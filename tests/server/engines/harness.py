@@ -34,6 +34,7 @@ from server.engines.supervision.supervisor import Supervisor
 from server.stream.job import Job, SequenceRequest, TokenizedPrompt
 from server.stream.output_stream import OutputStream
 from server.stream.resumables import ResumableStreams
+from server.structured.compiler import GrammarCompiler
 from server.telemetry.lifetime import Lifetime
 from server.telemetry.metrics import Metrics
 from server.text import load_tokenizer
@@ -71,6 +72,7 @@ def make_app(
         chat=load_chat_renderer(tokenizer()),
         model_names=("scripted",),
         created=0,
+        grammars=GrammarCompiler(Path("no model")),
         **parts,
     )
     return create_app(context)

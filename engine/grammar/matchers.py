@@ -1,0 +1,111 @@
+"""Where each constrained sequence stands in its grammar, after every token that it has.
+
+A matcher is a function of the grammar and the output so far. So a sequence that is resumed, in another process too, stands where
+it stood: its tokens are accepted anew.
+"""
+
+from collections.abc import Collection
+from collections.abc import Sequence as Listed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.ipc.vocabulary import TokenSpellings, matcher_of
+from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+Masks = npt.NDArray[np.int32]
+_ALONE = 4  # masks that are made one after the other: handing them to threads takes longer than making them
+
+
+class _Walk:
+    """One sequence's matcher, and how many of its tokens have been accepted."""
+
+    def __init__(self, matcher: "LLMatcher", sequence: Sequence) -> None:
+        self.matcher = matcher
+        self._tokens = sequence.tokens
+        self._accepted = sequence.prompt_length
+
+    def follows(self, sequence: Sequence) -> bool:
+        """False if the id now names another list of tokens, or one shorter than what was accepted."""
+        return self._tokens is sequence.tokens and self._accepted <= len(sequence.tokens)
+
+    def catch_up(self) -> "LLMatcher":
+        """The matcher after all tokens that are known."""
+        fresh = self._tokens[self._accepted :]
+        if fresh and not self.matcher.is_stopped():
+            self.matcher.consume_tokens(fresh)
+        self._accepted += len(fresh)
+        return self.matcher
+
+
+class Grammars:
+    """The grammars of one worker's sequences. Used by the worker's thread alone.
+
+    Args:
+        vocab_size: of the model.
+        eos_token_ids: the tokens that end an answer.
+    """
+
+    def __init__(self, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(eos_token_ids)
+        # Of a mask: one bit for each token, and one for an end that is no token.
+        self._words = (vocab_size + (not self._eos_token_ids) + 31) // 32
+        self._tokenizer: LLTokenizer | None = None
+        self._executor: LLExecutor | None = None
+        self._walks: dict[str, _Walk] = {}
+
+    def masks(self, sequences: Listed[Sequence]) -> Masks:
+        """What may follow each sequence: int32 [sequences, words], bit `i % 32` of word `i // 32` stands for token `i`.
+
+        A sequence whose grammar turned out to be too complex has no bit set.
+        """
+        found = np.zeros((len(sequences), self._words), dtype=np.int32)
+        jobs = []
+        for row, sequence in enumerate(sequences):
+            matcher = self._walk(sequence).catch_up()
+            if not matcher.is_error():
+                jobs.append((matcher, row))
+        start, size = found.ctypes.data, found.strides[0]
+        if len(jobs) > _ALONE:
+            self._threads().unsafe_compute_mask_ptr(jobs, start, size, len(sequences))
+        else:
+            for matcher, row in jobs:
+                matcher.unsafe_compute_mask_ptr(start + row * size, size)
+        return found
+
+    def complete(self, sequence: Sequence) -> bool:
+        """Whether nothing can follow what the sequence has."""
+        matcher = self._walk(sequence).catch_up()
+        return matcher.is_stopped() and not matcher.is_error()
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+        self._walks.pop(request_id, None)
+
+    def _walk(self, sequence: Sequence) -> _Walk:
+        walk = self._walks.get(sequence.request_id)
+        if walk is None or not walk.follows(sequence):
+            sampling = sequence.sampling
+            matcher = matcher_of(self._tokenizer_of(sampling.vocabulary), sampling.grammar)
+            walk = self._walks[sequence.request_id] = _Walk(matcher, sequence)
+        return walk
+
+    def _tokenizer_of(self, path: str) -> "LLTokenizer":
+        """Of the model; the file is read once, as a server has one for its life."""
+        if self._tokenizer is None:
+            vocabulary = TokenSpellings.read(Path(path))
+            self._tokenizer = vocabulary.tokenizer(self._vocab_size, self._eos_token_ids)
+        return self._tokenizer
+
+    def _threads(self) -> "LLExecutor":
+        if self._executor is None:
+            import llguidance
+
+            self._executor = llguidance.LLExecutor()
+        return self._executor

@@ -1,0 +1,267 @@
+"""`python -m server.structured.compile_process`: compiles grammars for the server, away from it.
+
+A schema or regular expression may make llguidance compute and allocate without end, and nothing interrupts it. So each is compiled
+in a fork of this process, which has the model's tokens ready, with bounds on its CPU time and its memory that the system enforces.
+It then walks the grammar for some tokens and measures how long each takes, because the engine will pay for that.
+
+Frames on stdin and stdout, each a length of four bytes and msgpack. It ends when stdin does.
+"""
+
+import gc
+import os
+import random
+import resource
+import selectors
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from engine.ipc.vocabulary import TokenSpellings, matcher_of
+from server.structured.grammar import Grammar, lark_term
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+CPU_SECONDS = 2  # of one grammar
+MEMORY_BYTES = 512 * 2**20  # more than the process has to begin with
+AT_ONCE = 2  # forks
+_REHEARSED_TOKENS = 48
+_SLOW_SECONDS = 0.05  # for one token; some 0.05 ms are usual
+
+HEAD = struct.Struct("<I")
+
+
+class Setup(msgspec.Struct):
+    """The first frame: the model, and where its vocabulary is to be written."""
+
+    model: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    vocabulary: str
+
+
+class Task(msgspec.Struct):
+    """A grammar to compile."""
+
+    number: int
+    kind: str
+    source: str
+
+
+class CompileOutcome(msgspec.Struct):
+    """What became of the task of this number, or, with number -1, of the setup."""
+
+    number: int
+    grammar: str = ""  # as llguidance serializes it
+    refused: str = ""  # why it cannot be
+
+
+def main() -> NoReturn:
+    """Set up, then compile until stdin ends."""
+    setup = msgspec.msgpack.decode(_read(sys.stdin.fileno()) or b"", type=Setup)
+    try:
+        tokenizer = _prepare(setup)
+    except Exception as error:  # the tokenizer was read by the server, so this is memory, or the disk
+        _write(CompileOutcome(number=-1, refused=f"{type(error).__name__}: {error}"))
+        os._exit(1)
+    _write(CompileOutcome(number=-1))
+    gc.freeze()
+    Forks(tokenizer).run()
+    os._exit(0)
+
+
+def _prepare(setup: Setup) -> "LLTokenizer":
+    """Write the vocabulary for the engines, and make what grammars are compiled with."""
+    from server.text import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(setup.model))
+    vocabulary = TokenSpellings(
+        tokens=[tokenizer.token_bytes(token) for token in range(setup.vocab_size)],
+        special_ids=sorted(token for token in tokenizer.special_ids if token < setup.vocab_size),
+    )
+    vocabulary.write(Path(setup.vocabulary))
+    return vocabulary.tokenizer(setup.vocab_size, setup.eos_token_ids)
+
+
+class Forks:
+    """The forks that compile, and the tasks that wait for one."""
+
+    def __init__(self, tokenizer: "LLTokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._selector = selectors.DefaultSelector()
+        self._waiting: list[Task] = []
+        self._running: dict[int, tuple[Task, int, bytearray]] = {}  # by the descriptor that is read
+        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Until stdin ends; what still runs is killed then."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd != sys.stdin.fileno():
+                    self._read_from(key.fd)
+                elif (frame := _read(key.fd)) is None:
+                    return self._kill()
+                else:
+                    self._waiting.append(msgspec.msgpack.decode(frame, type=Task))
+            while self._waiting and len(self._running) < AT_ONCE:
+                self._start(self._waiting.pop(0))
+
+    def _start(self, task: Task) -> None:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(reader)
+            _compile_in_fork(self._tokenizer, task, writer)
+        os.close(writer)
+        self._running[reader] = task, pid, bytearray()
+        self._selector.register(reader, selectors.EVENT_READ)
+
+    def _read_from(self, reader: int) -> None:
+        task, pid, said = self._running[reader]
+        part = os.read(reader, 2**16)
+        said += part
+        if part:
+            return
+        self._selector.unregister(reader)
+        os.close(reader)
+        del self._running[reader]
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status) or not said:
+            slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+            limit = f"{CPU_SECONDS} s of CPU time" if slow else f"{MEMORY_BYTES // 2**20} MiB of memory"
+            _write(CompileOutcome(number=task.number, refused=f"it takes more than {limit} to compile"))
+        else:
+            _write_bytes(bytes(said))
+
+    def _kill(self) -> None:
+        for _, pid, _ in self._running.values():
+            os.kill(pid, signal.SIGKILL)
+
+
+def _compile_in_fork(tokenizer: "LLTokenizer", task: Task, writer: int) -> NoReturn:
+    """Compile with what a grammar may cost, say what came of it, and end. Nothing that this process holds is cleaned up."""
+    try:
+        os.nice(5)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + CPU_SECONDS + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            most = int(pages.read().split()[0]) * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what Rust says when it runs out of memory
+        outcome = compile_grammar(tokenizer, task)
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(msgspec.msgpack.encode(outcome))
+    finally:
+        os._exit(0)
+
+
+def compile_grammar(tokenizer: "LLTokenizer", task: Task) -> CompileOutcome:
+    """The grammar, or why there is none."""
+    try:
+        text = serialized(task.kind, task.source)
+    except ValueError as error:
+        return CompileOutcome(number=task.number, refused=str(error))
+    matcher = matcher_of(tokenizer, text)
+    refused = matcher.get_error() if matcher.is_error() else rehearse(matcher)
+    return (
+        CompileOutcome(number=task.number, refused=refused.strip())
+        if refused
+        else CompileOutcome(number=task.number, grammar=text)
+    )
+
+
+def serialized(kind: str, source: str) -> str:
+    """The grammar as llguidance serializes it.
+
+    Raises:
+        ValueError: it is none; so far only what is found without compiling it.
+    """
+    from llguidance import LLMatcher
+
+    match kind:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(source)
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema('{"type":"object"}')
+        case "regex":
+            return LLMatcher.grammar_from_regex(source)
+        case "choice":
+            return LLMatcher.grammar_from_lark("start: " + lark_term(Grammar("choice", source, "")))
+    return LLMatcher.grammar_from_lark(_lark_of_gbnf(source) if "::=" in source else source)
+
+
+def _lark_of_gbnf(source: str) -> str:
+    """llama.cpp's notation (grammars/README.md there) in Lark.
+
+    Raises:
+        ValueError: it has something that Lark has not.
+    """
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(source)
+    except Exception as error:  # the converter raises what it likes
+        raise ValueError(f"the GBNF cannot be converted: {error}") from None
+
+
+def rehearse(matcher: "LLMatcher") -> str:
+    """Walk the grammar at random. Returns why an engine should not; empty if it may."""
+    draw = random.Random(0)
+    for _ in range(_REHEARSED_TOKENS):
+        began = time.thread_time()
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        forced = matcher.compute_ff_tokens()
+        if matcher.is_error():
+            return matcher.get_error()
+        seconds = time.thread_time() - began
+        if seconds > _SLOW_SECONDS:
+            return f"one of its tokens takes {seconds * 1000:.0f} ms to find; at most {_SLOW_SECONDS * 1000:.0f} ms are allowed"
+        if not mask:
+            return "no text fits it"
+        token = forced[0] if forced else _any_bit(mask, draw)
+        if matcher.is_stopped() or not matcher.consume_token(token):
+            break
+    return ""
+
+
+def _any_bit(mask: int, draw: random.Random) -> int:
+    """One of the mask's set bits: the first at or after a place drawn, or else the first of all."""
+    place = draw.randrange(mask.bit_length())
+    later = mask >> place
+    return place + (later & -later).bit_length() - 1
+
+
+def _read(descriptor: int) -> bytes | None:
+    """The next frame; None at the end."""
+    head = _exactly(descriptor, HEAD.size)
+    return None if head is None else _exactly(descriptor, HEAD.unpack(head)[0])
+
+
+def _exactly(descriptor: int, size: int) -> bytes | None:
+    read = bytearray()
+    while len(read) < size:
+        part = os.read(descriptor, size - len(read))
+        if not part:
+            return None
+        read += part
+    return bytes(read)
+
+
+def _write(outcome: CompileOutcome) -> None:
+    _write_bytes(msgspec.msgpack.encode(outcome))
+
+
+def _write_bytes(frame: bytes) -> None:
+    sys.stdout.buffer.write(HEAD.pack(len(frame)) + frame)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What the answer to a request has to fit, before it is compiled.
+
+What belongs here: the kinds of grammars, and how each is written in Lark, llguidance's own language, where one is part of another.
+Never: which field of which endpoint asks for it, how it is compiled.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """One grammar.
+
+    Attributes:
+        kind: of `source`: `choice` is a JSON array of strings, `json_schema` the JSON text of one, `json_object` needs none, `lark`
+            is Lark as llguidance reads it, or GBNF.
+        source: its text.
+        param: path of the request's field that asks for it, for refusals.
+    """
+
+    kind: Kind
+    source: str
+    param: str
+
+
+def json_text(value: Any) -> str:
+    """A schema, or another JSON value, in one line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def lark_term(grammar: Grammar) -> str:
+    """The grammar as the right side of a rule, or a part of it, of a Lark grammar.
+
+    Raises:
+        ValueError: it is a Lark grammar of its own, which has several rules.
+    """
+    match grammar.kind:
+        case "json_schema":
+            return f"%json {grammar.source}"
+        case "json_object":
+            return '%json {"type":"object"}'
+        case "choice":
+            return "(" + " | ".join(map(lark_string, json.loads(grammar.source))) + ")"
+        case "regex":
+            return f"/{regex_in_lark(grammar.source)}/"
+        case "lark":
+            raise ValueError("a Lark grammar cannot be a part of another one")
+
+
+def lark_string(text: str) -> str:
+    """A text as a literal of Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def regex_in_lark(regex: str) -> str:
+    """A regular expression as it stands between the slashes of Lark."""
+    escaped, parts = False, []
+    for char in regex:
+        parts.append("\\/" if char == "/" and not escaped else "\\n" if char == "\n" else char)
+        escaped = char == "\\" and not escaped
+    return "".join(parts)

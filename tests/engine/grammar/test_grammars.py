@@ -1,0 +1,74 @@
+"""Constrained answers of a real worker: they fit their grammar, whatever else is asked, and end with it."""
+
+import re
+
+import pytest
+from llguidance import LLMatcher
+
+from scheduler.types.messages import FinishReason
+from tests.engine.cpu.test_seam_replay import Logged
+from tests.engine.grammar.walks import Constrained, text_of, write_vocabulary
+
+NUMBER = "[0-9]{3}-[0-9]{4}"
+ASKED = {
+    "greedy": {"temperature": 0.0},
+    "drawn": {"temperature": 1.3, "seed": 7, "top_p": 0.95},
+    "top k": {"temperature": 1.0, "seed": 3, "top_k": 2},
+    "min p": {"temperature": 1.0, "seed": 3, "min_p": 0.5},
+    "penalized": {"temperature": 1.0, "seed": 11, "repetition_penalty": 1.4, "presence_penalty": 0.7, "logprobs": 2},
+    "no end of the model's": {"temperature": 1.0, "seed": 5, "ignore_eos": True},
+    "longer than its grammar": {"temperature": 1.0, "seed": 5, "min_tokens": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def constrained(tiny_model, tmp_path_factory):
+    return Constrained(tiny_model("llama")[1], write_vocabulary(tmp_path_factory.mktemp("vocabulary")))
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_an_answer_fits_its_grammar_and_ends_with_it(constrained, asked):
+    engine = constrained.run(LLMatcher.grammar_from_regex(NUMBER), **asked)
+    tokens = engine.outputs["r"]
+    assert re.fullmatch(NUMBER, text_of(tokens))
+    assert engine.ends["r"].finish_reason is FinishReason.STOP
+    assert engine.ends["r"].stop_token is None and 2 not in tokens  # no end token was needed
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_a_constrained_request_cut_anywhere_is_resumed_on_another_engine(constrained, asked):
+    grammar = LLMatcher.grammar_from_regex(NUMBER)
+    tokens = constrained.run(grammar, **asked).outputs["r"]
+    for cut in range(1, len(tokens)):
+        assert tokens[:cut] + constrained.run(grammar, tokens[:cut], **asked).outputs["r"] == tokens, cut
+
+
+def test_an_answer_that_is_cut_by_max_tokens_says_so(constrained):
+    engine = constrained.run(LLMatcher.grammar_from_regex(NUMBER), max_tokens=5)
+    assert engine.ends["r"].finish_reason is FinishReason.LENGTH
+    assert len(engine.outputs["r"]) == 5
+    whole = constrained.run(LLMatcher.grammar_from_regex("[0-9]{5}"), max_tokens=5)
+    assert whole.ends["r"].finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+    exact = constrained.run(LLMatcher.grammar_from_regex("x{5}"), max_tokens=5)
+    assert exact.ends["r"].finish_reason is FinishReason.STOP
+
+
+def test_a_grammar_that_may_go_on_ends_where_the_model_ends(constrained):
+    engine = constrained.run(LLMatcher.grammar_from_regex("x+"), max_tokens=30, logit_bias={2: 100.0})
+    assert engine.outputs["r"][-1] == 2 == engine.ends["r"].stop_token
+    assert text_of(engine.outputs["r"]) == "x"
+
+
+def test_logprobs_are_those_of_the_unmasked_distribution(constrained):
+    grammar = LLMatcher.grammar_from_regex(NUMBER)
+    masked = constrained.run(grammar, kind=Logged, temperature=0.0, logprobs=3)
+    free = constrained.run("", kind=Logged, max_tokens=1, temperature=0.0, logprobs=3, vocabulary="")
+    assert masked.entries[0][1] < 0 and masked.entries[0][0] != free.entries[0][0]
+    forced = constrained.run("", kind=Logged, max_tokens=1, logprobs=3, logit_bias={masked.outputs["r"][0]: 100.0})
+    assert masked.entries[0] == forced.entries[0]
+
+
+def test_what_is_masked_altogether_fails_alone_and_says_why(constrained):
+    engine = constrained.run(LLMatcher.grammar_from_regex("xx"), logit_bias={3 + ord("x"): float("-inf")})
+    assert engine.ends["r"].finish_reason is FinishReason.ERROR
+    assert "the grammar" in engine.ends["r"].error

@@ -1,0 +1,128 @@
+"""Grammars compiled by the process that does it, for a real tokenizer."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engine.ipc.vocabulary import TokenSpellings, matcher_of
+from server.errors import InvalidRequest
+from server.structured.asked import json_grammar
+from server.structured.compiler import MAX_SOURCE_BYTES, GrammarCompiler
+from server.structured.grammar import Grammar
+from tests.server.api.scripted import byte_tokenizer
+
+pytestmark = pytest.mark.processes
+ENGINE = SimpleNamespace(vocab_size=258, eos_token_ids=[257])
+
+# What llguidance does not find the end of, or only after seconds.
+HOSTILE = {
+    "a number's remainders": json_grammar({"type": "integer", "multipleOf": 99999989}, "p"),
+    "an intersection": json_grammar({"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(30)]}, "p"),
+    "itself": json_grammar({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "p"),
+    "many properties": json_grammar({"properties": {f"p{i}": {"type": "string"} for i in range(8000)}}, "p"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    byte_tokenizer()._backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return folder
+
+
+@asynccontextmanager
+async def compiler_of(model):
+    compiler = GrammarCompiler(model)
+    try:
+        yield compiler
+    finally:
+        await compiler.close()
+
+
+async def refusal(compiler, grammar):
+    with pytest.raises(InvalidRequest) as refused:
+        await compiler.compile(grammar, ENGINE)
+    assert refused.value.param == grammar.param
+    return refused.value.message
+
+
+def test_grammars_of_every_kind_are_compiled_for_the_models_tokens(model):
+    grammars = [
+        (Grammar("regex", "ab+", "p"), b"abb", b"b"),
+        (Grammar("choice", '["one", "tw\\"o\\n"]', "p"), b'tw"o\n', b"x"),
+        (Grammar("json_object", "", "p"), b'{"a": [1, null]}', b"["),
+        (json_grammar({"const": {"a": None}}, "p"), b'{"a": null}', b"n"),
+        (Grammar("lark", 'start: "x" /[0-9]/+', "p"), b"x12", b"1"),
+        (Grammar("lark", 'root ::= "yes" | "no"', "p"), b"yes", b"x"),
+        (Grammar("lark", 'start: "a" <|im_start|> "b"', "p"), [ord("a"), 256, ord("b")], b"<"),
+    ]
+
+    async def main():
+        async with compiler_of(model) as compiler:
+            found = await asyncio.gather(*(compiler.compile(grammar, ENGINE) for grammar, _, _ in grammars))
+            tokenizer = TokenSpellings.read(Path(found[0].vocabulary)).tokenizer(258, [257])
+            for compiled, (grammar, fits, not_first) in zip(found, grammars, strict=True):
+                matcher = matcher_of(tokenizer, compiled.grammar)
+                assert matcher.consume_tokens(list(fits)) and matcher.is_accepting(), grammar
+                assert not matcher_of(tokenizer, compiled.grammar).consume_tokens(list(not_first)), grammar
+            folder = Path(found[0].vocabulary).parent
+        assert not folder.exists()
+
+    asyncio.run(main())
+
+
+def test_each_content_is_compiled_once(model):
+    async def main():
+        async with compiler_of(model) as compiler:
+            await asyncio.gather(*(compiler.compile(Grammar("regex", "ab+", str(i)), ENGINE) for i in range(5)))
+            await refusal(compiler, Grammar("regex", "(", "a"))
+            asked = compiler._next
+            await compiler.compile(Grammar("regex", "ab+", "p"), ENGINE)
+            await refusal(compiler, Grammar("regex", "(", "b"))
+            assert compiler._next == asked == 2
+
+    asyncio.run(main())
+
+
+def test_what_is_no_grammar_is_refused_with_the_reason(model):
+    async def main():
+        async with compiler_of(model) as compiler:
+            assert "unclosed group" in await refusal(compiler, Grammar("regex", "(ab", "guided_regex"))
+            assert "look-around" in await refusal(compiler, Grammar("regex", "(?=a)b", "guided_regex"))
+            assert "uniqueItems" in await refusal(compiler, json_grammar({"uniqueItems": True}, "a.b"))
+            assert "Expected token" in await refusal(compiler, Grammar("lark", "nothing", "guided_grammar"))
+            large = Grammar("regex", "a" * (MAX_SOURCE_BYTES + 1), "guided_regex")
+            assert f"at most {MAX_SOURCE_BYTES} bytes" in await refusal(compiler, large)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("grammar", HOSTILE.values(), ids=HOSTILE)
+def test_a_grammar_without_end_costs_its_own_request_and_nobody_else(model, grammar):
+    async def main():
+        async with compiler_of(model) as compiler:
+            await compiler.compile(Grammar("regex", "a", "p"), ENGINE)
+            pid = compiler._child.pid
+            hostile = asyncio.create_task(refusal(compiler, grammar))
+            others = [compiler.compile(Grammar("regex", f"a{i}", "p"), ENGINE) for i in range(3)]
+            await asyncio.gather(*others)
+            assert await hostile
+            assert compiler._child.pid == pid and compiler._child.returncode is None
+
+    asyncio.run(main())
+
+
+def test_a_process_that_was_killed_is_started_again(model):
+    async def main():
+        async with compiler_of(model) as compiler:
+            await compiler.compile(Grammar("regex", "a", "p"), ENGINE)
+            compiler._child.kill()
+            await compiler._child.wait()
+            assert (await compiler.compile(Grammar("regex", "b", "p"), ENGINE)).grammar
+
+    asyncio.run(main())
