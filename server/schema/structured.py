@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from server.schema.base import Body, wrong
+from configs.settings import Settings
+from server.schema.base import Body, both, either, given, where, wrong
 from server.schema.shown import shown
 
 MAX_CHOICES = 10_000
@@ -78,11 +79,24 @@ class ResponseFormat(Body):
         description="With `type` `structural_tag`: texts of which one begins each structure's `begin`.",
     )
 
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """What goes with which `type`."""
+        no_schema, no_tags = where("json_schema", None), both(where("structures", None), where("triggers", None))
+        return [
+            either(
+                both(where("type", "text", "json_object"), no_schema, no_tags),
+                both(where("type", "json_schema"), given("json_schema"), no_tags),
+                both(where("type", "structural_tag"), given("structures"), given("triggers"), no_schema),
+            )
+        ]
+
 
 class StructuredOutputs(Body):
     """vLLM's form. One of the constraints, and what goes with it."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"disable_fallback"})  # there is one implementation
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"disable_additional_properties": (False,)}
 
     json_: Schema | None = Field(None, alias="json", description="A JSON schema.")
     json_object: bool = Field(False, description="Any JSON object.")
@@ -96,7 +110,4 @@ class StructuredOutputs(Body):
     )
     disable_any_whitespace: bool = Field(
         False, description="With `json` or `json_object`: no space between JSON tokens."
-    )
-    disable_additional_properties: bool = Field(
-        False, description="With `json`: objects have the named properties only, where the schema does not say."
     )

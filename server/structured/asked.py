@@ -12,6 +12,7 @@ from server.structured.tags import lark_of_tags
 
 # What may stand between two JSON tokens: enough to indent, and no more, since a model that may write spaces forever sometimes does.
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+_GOES_WITH = {"json_schema": {"json_schema"}, "structural_tag": {"structures", "triggers"}}
 _NO_SPACE = {"whitespace_flexible": False}
 
 
@@ -57,12 +58,14 @@ def json_grammar(schema: dict[str, Any] | bool | str, param: str, options: dict[
 
 
 def _of_response_format(asked: ResponseFormat | None) -> Iterator[Grammar]:
-    if asked is None or asked.type == "text":
+    if asked is None:
         return
     path = "response_format"
-    for field in ("json_schema",) if asked.type != "json_schema" else ("structures", "triggers"):
+    for field in {"json_schema", "structures", "triggers"} - _GOES_WITH.get(asked.type, set()):
         if getattr(asked, field) is not None:
             raise InvalidRequest(f"`{path}.{field}` does not go with `type` {asked.type!r}", param=f"{path}.{field}")
+    if asked.type == "text":
+        return
     if asked.type == "json_object":
         yield json_grammar({"type": "object"}, path)
     elif asked.type == "structural_tag":
@@ -77,15 +80,16 @@ def _of_response_format(asked: ResponseFormat | None) -> Iterator[Grammar]:
 def _of_structured(asked: StructuredOutputs | None) -> Iterator[Grammar]:
     if asked is None:
         return
-    path, found = "structured_outputs", []
+    path, options = "structured_outputs", _options(asked)
+    found: list[Grammar] = []
     if asked.json_ is not None:
-        found.append(json_grammar(asked.json_, f"{path}.json", _options(asked)))
+        found.append(json_grammar(asked.json_, f"{path}.json", options))
     if asked.json_object:
-        found.append(json_grammar({"type": "object"}, f"{path}.json_object", _options(asked)))
+        found.append(json_grammar({"type": "object"}, f"{path}.json_object", options))
     if asked.structural_tag is not None:
         found.append(_of_tag_text(asked.structural_tag, f"{path}.structural_tag"))
     found += _plain(path, ".", asked.regex, asked.choice, asked.grammar)
-    if not found:
+    if not found:  # "one of": a second one is refused beside the first, as everywhere
         raise InvalidRequest(
             f"`{path}` must hold one of json, json_object, regex, choice, grammar and structural_tag", param=path
         )
@@ -93,12 +97,20 @@ def _of_structured(asked: StructuredOutputs | None) -> Iterator[Grammar]:
 
 
 def _options(asked: StructuredOutputs) -> dict[str, Any] | None:
+    if asked.json_ is None and not asked.json_object:
+        for field in ("whitespace_pattern", "disable_any_whitespace"):
+            if getattr(asked, field):
+                path = f"structured_outputs.{field}"
+                raise InvalidRequest(f"`{path}` needs `json` or `json_object`, got it without", param=path)
     if asked.disable_any_whitespace:
         return _NO_SPACE
     return None if asked.whitespace_pattern is None else {"whitespace_pattern": asked.whitespace_pattern}
 
 
 def _of_guided(body: Sampling) -> Iterator[Grammar]:
+    if body.guided_json is None and body.guided_whitespace_pattern is not None:
+        message = "`guided_whitespace_pattern` needs `guided_json`, got it without"
+        raise InvalidRequest(message, param="guided_whitespace_pattern")
     if body.guided_json is not None:
         pattern = body.guided_whitespace_pattern
         yield json_grammar(

@@ -28,6 +28,8 @@ ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS if isinstance(endp
 BEYOND_SCHEMA = re.compile(
     r"`min_tokens` must be at most `max_(completion_)?tokens`=|`max_completion_tokens` must equal|`n` times the number of prompts"
     r"|must fit 64 bits|a name with the NUL"
+    r"|an answer fits one of them|must be JSON: |must be a JSON schema that|must be a structural tag as JSON|must begin with one of"
+    r"|must hold one of|needs `json` or `json_object`|needs `guided_json`"
 )
 STRICT = {
     "scheduling": "fcfs",
