@@ -35,8 +35,18 @@ class Derived(Observability):
         return self.key_names or [f"key{number + 1}" for number in range(len(self.api_key))]
 
     @property
+    def keyed(self) -> bool:
+        """Whether a request needs a key."""
+        return bool(self.api_key) or self.api_keys is not None
+
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether it is counted what each key uses."""
+        return self.api_keys is not None or self.usage_db is not None
+
+    @property
     def shares(self) -> dict[str, float]:
-        """The weight of each tenant that has a key; none where no keys are required."""
+        """The weight of each tenant that has a key of `api_key`."""
         weights = dict(map(parse_weight, self.tenant_weights))
         return {name: weights.get(name, 1.0) for name in self.tenants}
 
@@ -44,7 +54,8 @@ class Derived(Observability):
     def no_key_has_priorities(self) -> bool:
         """Whether there are keys, and none may write a priority: with `throughput` tenants have no places of their own to order."""
         tenants_order_nothing = self.scheduling == "throughput" and self.priority_scope == "tenant"
-        return bool(self.api_key) and tenants_order_nothing and not self.priority_keys
+        known = bool(self.api_key) and self.api_keys is None  # a file may change
+        return known and tenants_order_nothing and not self.priority_keys
 
     @property
     def engine_names(self) -> list[str]:

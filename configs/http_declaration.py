@@ -65,7 +65,21 @@ class HttpDeclaration(Declaration):
     )
     admin_keys: list[Text] = Field(
         default_factory=list,
-        description="API keys, by their names in key_names, that may drain and restart engines; all keys if empty.",
+        description="API keys, by their names in key_names, that may do what is the operator's: watch, drain and restart engines, "
+        "and see the use of all keys. Beside them those with `admin: true` in the file of api_keys; where there are keys and none "
+        "of these, nobody may.",
+        json_schema_extra=HTTP,
+    )
+    api_keys: Text | None = Field(
+        None,
+        description="A YAML file of API keys, by their hashes: each with tenant, weight, limits, models, rights, an end. Taken up "
+        "anew when it changes, and on SIGHUP; `headrace keys` writes it. Keys of api_key hold beside it. See keys.md.",
+        json_schema_extra=HTTP,
+    )
+    usage_db: Text | None = Field(
+        None,
+        description="An SQLite file for what each key uses, by model and hour, as `GET /v1/usage` tells it. If absent and with "
+        "api_keys, it is kept in memory until the server ends.",
         json_schema_extra=HTTP,
     )
     isolate_keys: bool = Field(

@@ -246,7 +246,14 @@ _NEEDS = (
         "set uds",
     ),
     Requirement(
-        ("isolate_keys", "key_names", "priority_keys", "admin_keys"),
+        ("isolate_keys", "usage_db"),
+        "api_key",
+        lambda self: self.keyed,
+        "there are neither api_key nor api_keys, so there are no keys to which it could apply",
+        "set api_key or api_keys",
+    ),
+    Requirement(
+        ("key_names", "priority_keys", "admin_keys"),
         "api_key",
         lambda self: bool(self.api_key),
         "api_key is empty, so there are no keys to which it could apply",

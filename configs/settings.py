@@ -78,7 +78,7 @@ class Settings(Derived):
         return self.model_dump_json(exclude_unset=True, exclude=_ABOUT_KEYS)
 
 
-_ABOUT_KEYS = {"api_key", "key_names", "isolate_keys", "priority_keys", "admin_keys"}
+_ABOUT_KEYS = {"api_key", "key_names", "api_keys", "usage_db", "isolate_keys", "priority_keys", "admin_keys"}
 
 # Two ways to say one thing: by a stronger source (a flag) the one replaces what a weaker one (a file) says by the other.
 RIVALS: dict[str, tuple[str, ...]] = {
@@ -123,6 +123,9 @@ def _contradictory_tenants(settings: Settings) -> Iterator[Contradiction]:
         if known and tenant not in known:
             text = f"tenant_weights names {tenant!r}, but the keys of api_key belong to {', '.join(known)}"
             yield Contradiction(("tenant_weights", "api_key"), text)
+        elif settings.api_keys is not None and tenant not in known:
+            text = f"tenant_weights names {tenant!r}, but the weights of keys in the file of api_keys are given there, as `weight`"
+            yield Contradiction(("tenant_weights", "api_keys"), text)
 
 
 def _contradictory_lengths(settings: Settings) -> Iterator[Contradiction]:

@@ -186,6 +186,7 @@ class Scheduler:
             root=root_hash(self.config.fingerprint, message.cache_salt, self.config.adapters.get(message.adapter, "")),
             times=RequestTimes(queued=now, scheduled=now),
             tenant=message.tenant,
+            weight=message.weight,
             adapter=message.adapter,
             produces=message.produces,
             generated_ids=message.generated_ids,

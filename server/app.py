@@ -12,9 +12,17 @@ from configs.settings import Settings
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint, EndpointTable
 from server.api.endpoints import ENDPOINTS, build_router
-from server.api.tenants import tenants_of
+from server.api.tenants import KeyRing
 from server.errors import ErrorBoundary, install_handlers
-from server.middleware import AuthMiddleware, BodySizeMiddleware, DrainMiddleware, ExchangeMiddleware, HeadMiddleware
+from server.keys.allowance import RATE_HEADERS
+from server.middleware import (
+    AuthMiddleware,
+    BodySizeMiddleware,
+    DrainMiddleware,
+    ExchangeMiddleware,
+    HeadMiddleware,
+    LimitMiddleware,
+)
 from server.origin import OriginMiddleware
 from server.schema.openapi import ModelBounds
 from server.stream.resumable_answer import STREAM_ID
@@ -75,9 +83,10 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
             Middleware(HeadMiddleware),
             Middleware(
                 AuthMiddleware,
-                tenants=tenants_of(settings),
+                keys=context.keys or KeyRing(settings),
                 without_key=table.where(lambda endpoint: not endpoint.needs_key),
             ),
+            *([] if context.accounts is None else [Middleware(LimitMiddleware, accounts=context.accounts)]),
             Middleware(
                 DrainMiddleware,
                 drain=context.drain,
@@ -106,6 +115,6 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_methods=methods,
             allow_headers=["*"],
             allow_private_network=True,  # a page of the Internet asks a browser's permission to reach a server at home
-            expose_headers=[STREAM_ID, "X-Request-Id", "Retry-After", "Warning"],
+            expose_headers=[STREAM_ID, "X-Request-Id", "Retry-After", "Warning", *RATE_HEADERS],
         )
     ]

@@ -134,6 +134,13 @@ def chat(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def keys(arguments: Sequence[str]) -> int:
+    """`headrace keys`: the file of API keys."""
+    from server.keys.command import keys as run
+
+    return run(arguments)
+
+
 def serve_parser() -> argparse.ArgumentParser:
     """One flag for each knob. Flags only collect text: `configs.loader` parses and refuses values, whatever their source."""
     from configs.knob import knobs, sections
@@ -225,6 +232,7 @@ def _complain(prog: str, problem: str) -> int:
 COMMANDS = {
     "serve": Command("Serve a model over HTTP", serve),
     "chat": Command("Chat with a running server", chat),
+    "keys": Command("Add, revoke, list and check API keys in a file", keys),
     "doctor": Command(
         "Report what is installed and what is lost without the rest, or how a running server does", doctor
     ),

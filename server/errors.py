@@ -27,6 +27,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── UnsupportedMediaType     415  no JSON in UTF-8, or a content coding that is not served
     ├── HeadTooLarge             431
     ├── QueueFull                429  with Retry-After from measured speed
+    ├── RateLimited              429  a limit of this API key; with Retry-After: when it would pass
     ├── DeadlineRefused          429  with the quote: `deadline_ms` could not be kept
     ├── TooManyStreams           429  those that are kept leave no room for a resumable one
     ├── InternalError            500  a defect of ours
@@ -236,6 +237,18 @@ class QueueFull(ApiError):
     """As many sequences wait as `max_waiting` allows."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class RateLimited(ApiError):
+    """A limit of this API key is used up. `limit`: its name in the file of keys."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None, limit: str
+    ) -> None:
+        super().__init__(message, param=param, headers=headers)
+        self.limit = limit
 
 
 class TooManyStreams(ApiError):

@@ -1,23 +1,23 @@
-"""Pure ASGI middleware, outermost first: exchange and access log, HEAD, keys, drain gate, body size.
+"""Pure ASGI middleware, outermost first: exchange and access log, HEAD, keys, their limits, drain gate, body size.
 
 Each endpoint says what it needs of them; they are given tests of a request's scope. What is for no endpoint is treated like most:
 it needs a key and is refused while the server drains.
 """
 
 import contextlib
-import hmac
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.tenants import ANYBODY, Tenant
+from server.api.tenants import ANYBODY, KeyRing, Tenant
 from server.drain import Drain
-from server.errors import BodyTooLarge, ErrorBody, Unauthorized, Unavailable, error_response
+from server.errors import BodyTooLarge, ErrorBody, RateLimited, Unauthorized, Unavailable, error_response
+from server.keys.accounts import Accounts
 from server.telemetry.access_log import access_fields
 from server.telemetry.lifetime import Exchange
 from server.telemetry.metrics import Metrics
@@ -140,14 +140,14 @@ class HeadMiddleware:
 
 
 class AuthMiddleware:
-    """Guards every request, whatever it is for, except those `without_key`. All keys are compared, each in constant time.
+    """Guards every request, whatever it is for, except those `without_key`.
 
     Endpoints find whose key it was at `request.state.tenant`.
     """
 
-    def __init__(self, app: ASGIApp, tenants: Mapping[str, Tenant], without_key: RequestTest) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, without_key: RequestTest) -> None:
         self._app = app
-        self._tenants = [(key.encode(), tenant) for key, tenant in tenants.items()]
+        self._keys = keys
         self._without_key = without_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,27 +155,54 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        tenant = self._tenant(scope) if self._tenants else ANYBODY
-        if tenant is not None or self._without_key(scope):
-            scope.setdefault("state", {})["tenant"] = tenant or ANYBODY
+        try:
+            tenant = self._keys.sender(scope["headers"])
+        except Unauthorized as error:
+            if not self._without_key(scope):
+                await error_response(error, scope)(scope, receive, send)
+                return
+            tenant = ANYBODY
+        scope.setdefault("state", {})["tenant"] = tenant
+        await self._app(scope, receive, send)
+
+
+class LimitMiddleware:
+    """Counts what keys send, and refuses what is over their limits. A POST is a request that counts; what only asks does not.
+
+    Only a server that keeps accounts has it. Answers to a key with limits say how much of them is left.
+    """
+
+    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
+        self._app = app
+        self._accounts = accounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        tenant: Tenant = scope["state"]["tenant"] if scope["type"] == "http" else ANYBODY
+        if tenant.key is None:
             await self._app(scope, receive, send)
             return
-        error = Unauthorized(
-            "Send a valid API key in the header `Authorization: Bearer KEY`, or in `x-api-key`.",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-        await error_response(error, scope)(scope, receive, send)
+        account, exchange = self._accounts.of(tenant.key, tenant.limits), scope["state"]["exchange"]
 
-    def _tenant(self, scope: Scope) -> Tenant | None:
-        matches = [tenant for key, tenant in self._tenants if hmac.compare_digest(_offered_key(scope), key)]
-        return matches[0] if matches else None
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *account.headers()]
+            await send(message)
 
-
-def _offered_key(scope: Scope) -> bytes:
-    """The key of a request: OpenAI's clients send a bearer token, Anthropic's a header of its own."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"").strip()
+        sending = told if tenant.limits.any else send
+        if scope["method"] != "POST":
+            await self._app(scope, receive, sending)
+            return
+        try:
+            meter = account.begin(exchange)
+        except RateLimited as error:
+            await error_response(error, scope)(scope, receive, sending)
+            return
+        exchange.meter = meter
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            meter.answered()
 
 
 class DrainMiddleware:

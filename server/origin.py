@@ -31,7 +31,7 @@ class OriginMiddleware:
         self._under_any_name = under_any_name
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
         self._hosts = {host.lower() for host in settings.allowed_hosts}
-        exposed = not settings.api_key and settings.uds is None and is_loopback(settings.host)
+        exposed = not settings.keyed and settings.uds is None and is_loopback(settings.host)
         self._checks_host = (exposed or bool(self._hosts)) and _ALL not in self._hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
+from configs.loader import ConfigError
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.log_lines import LogFormat, configure_lines
@@ -22,6 +24,9 @@ from server.listen import ListenError, listeners_of
 from server.signals import end_on_signals
 from server.telemetry.traces.extra import missing
 
+if TYPE_CHECKING:
+    from server.keys.watch import WatchedKeyFile
+
 _log = logging.getLogger("headrace.engine")
 
 EXIT_FAILED = 1
@@ -32,9 +37,9 @@ def run(settings: Settings, source: ModelSource) -> int:
     """Serve until a signal or a fatal failure.
 
     Returns:
-        0 after a drain; 1 if the address cannot be listened on, nothing can be written to, the tokenizer cannot be read, the
-        machine is too small for so many engines, or no engine starts (or restarts). A signal before the event loop runs, or a
-        second one, ends the process at once with 128 + its number.
+        0 after a drain; 1 if the address cannot be listened on, nothing can be written to, the tokenizer or the file of keys
+        cannot be read, the machine is too small for so many engines, or no engine starts (or restarts). A signal before the event
+        loop runs, or a second one, ends the process at once with 128 + its number.
     """
     started = time.monotonic()
     configure_logging(settings.log_level, settings.log_format)
@@ -44,8 +49,9 @@ def run(settings: Settings, source: ModelSource) -> int:
     engines: dict[str, Incarnation] = {}
     keeper: KeeperSupervisor | None = None
     try:
+        keys = _keys_of(settings)
         listeners = listeners_of(settings)
-    except ListenError as error:
+    except (ConfigError, ListenError) as error:
         return _fail(error)
     weights = shared_memory("headrace-weights") if settings.engines > 1 else None
     try:
@@ -66,9 +72,9 @@ def run(settings: Settings, source: ModelSource) -> int:
 
         try:
             serving = Serving(
-                settings, source, listeners, commands, inherited=inherited, started=started, keeper=keeper
+                settings, source, listeners, commands, inherited=inherited, started=started, keeper=keeper, keys=keys
             )
-        except (TokenizerError, TemplateError, ModelError, OSError) as error:
+        except (ConfigError, TokenizerError, TemplateError, ModelError, OSError) as error:
             return _fail(_refusal(next(iter(engines.values()))) or error)
         return serving.run(engines)
     except CannotShare as error:
@@ -82,6 +88,14 @@ def run(settings: Settings, source: ModelSource) -> int:
         if weights is not None:
             os.close(weights)
         listeners.close()
+
+
+def _keys_of(settings: Settings) -> "WatchedKeyFile | None":
+    if settings.api_keys is None:
+        return None
+    from server.keys.watch import WatchedKeyFile
+
+    return WatchedKeyFile(settings.api_keys, settings.tenants)
 
 
 def _fail(problem: object) -> int:

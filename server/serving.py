@@ -34,6 +34,8 @@ from server.http.certificate import ServerCertificate
 from server.http.connections import Connections
 from server.http.descriptors import limits_of
 from server.http.tls import protocol_factory
+from server.keys.watch import WatchedKeyFile
+from server.keys_in_use import KeysInUse
 from server.listen import Listeners
 from server.origin import is_loopback
 from server.signals import SIGNALS
@@ -72,8 +74,10 @@ class Serving:
         inherited: descriptors that each engine inherits.
         started: when the process started, in `time.monotonic()` seconds.
         keeper: of the KV tiers that the engines share, if they do.
+        keys: the file of API keys, if there is one.
 
     Raises:
+        UsageError: the file of use cannot be used.
         TokenizerError, TemplateError, ModelError: the model's text side is broken.
     """
 
@@ -87,6 +91,7 @@ class Serving:
         inherited: Sequence[int],
         started: float,
         keeper: KeeperSupervisor | None = None,
+        keys: WatchedKeyFile | None = None,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
         chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens)
@@ -97,15 +102,12 @@ class Serving:
         self._settings, self._listeners, self._keeper = settings, listeners, keeper
         self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
+        self._keys = KeysInUse(settings, keys, metrics)
         if keeper is not None:
             metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
         clients = [EngineClient(name, settings, metrics) for name in engines]
-        slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
-        router = make_router(settings.router, decode_slo=slo)
         bounds = PhaseBounds(*settings.phase_slos) if settings.phase_slos else None
-        self._engines = Engines(clients, router, metrics.hand_overs, bounds=bounds)
-        for name, role in settings.engine_roles.items():
-            self._engines.by_name[name].role = Role(role)
+        self._engines = _engines_of(settings, clients, metrics, bounds)
         self._roles = RoleSwitcher(RoleSwitching(bounds), clients, metrics) if bounds else None
         self._canary = canary_of(settings, clients, tokenizer.encode, metrics.canary)
         self._given_up = asyncio.Event()  # all engines
@@ -129,7 +131,9 @@ class Serving:
             grammars=self._grammars,
             keeper=keeper,
             tracing=self._tracing,
-            black_box=BlackBox(settings.black_box_requests, texts=bool(settings.api_key) or is_loopback(settings.host)),
+            keys=self._keys.ring,
+            accounts=self._keys.accounts,
+            black_box=BlackBox(settings.black_box_requests, texts=settings.keyed or is_loopback(settings.host)),
         )
         app = create_app(context)
         self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)
@@ -153,13 +157,14 @@ class Serving:
         canary = asyncio.create_task(self._canary.run()) if self._canary else None
         certificate = self._listeners.certificate
         renewal = asyncio.create_task(certificate.watch()) if certificate else None
+        keys = asyncio.create_task(self._keys.run()) if self._keys.changes else None
         web = asyncio.create_task(self._web.serve(sockets=list(self._listeners.sockets)))
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, deadline = not signalled.is_set(), StopDeadline(self._settings.drain_seconds)
         self._restarts.cancel()
-        for task in (roles, canary, renewal):
+        for task in (roles, canary, renewal, keys):
             if task is not None:
                 task.cancel()
         if not failed:
@@ -171,6 +176,7 @@ class Serving:
         outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
         stopping = stop_all(supervisors.values(), self._keeper, deadline, outlived=outlived)
         await asyncio.gather(stopping, self._last_traces(web))
+        await self._keys.close()
         await engines
         if keeping is not None:
             await keeping
@@ -215,6 +221,7 @@ class Serving:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, on_signal, number)
+        self._keys.handle_signal(loop)
         return signalled
 
     async def _end_requests(self, seconds: float) -> None:
@@ -232,6 +239,16 @@ class Serving:
             self._connections.cut()
 
 
+def _engines_of(
+    settings: Settings, clients: Sequence[EngineClient], metrics: Metrics, bounds: PhaseBounds | None
+) -> Engines:
+    slo = None if settings.decode_slo_ms is None else settings.decode_slo_ms / 1000
+    engines = Engines(clients, make_router(settings.router, decode_slo=slo), metrics.hand_overs, bounds=bounds)
+    for name, role in settings.engine_roles.items():
+        engines.by_name[name].role = Role(role)
+    return engines
+
+
 def _console(
     settings: Settings, url: str, engines: Sequence[str], model: str, *, has_template: bool, started: float
 ) -> Console:
@@ -242,7 +259,7 @@ def _console(
         uds=settings.uds,
         model=model,
         has_template=has_template,
-        keyed=bool(settings.api_key),
+        keyed=settings.keyed,
         page=settings.playground,
         started=started,
     )

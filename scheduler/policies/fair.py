@@ -46,7 +46,7 @@ class FairPolicy(SchedulingPolicy):
         cost: the cost of a generated token.
         credit: in prompt tokens; adds to the paper's bound on the difference between two busy tenants.
         margin: in prompt tokens; for smaller differences nobody is held back or preempted.
-        weights: weights of tenants by name; 1 if absent. Twice the weight is twice the share.
+        weights: weights of tenants by name; those of others come with their requests. Twice the weight is twice the share.
     """
 
     def __init__(self, cost: TokenCost, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
@@ -99,8 +99,8 @@ class FairPolicy(SchedulingPolicy):
     def on_tokens(self, request: Request, begin: int, end: int) -> None:
         """Charge the tenant, by its weight: a prompt's tokens at 1, generated ones at the cost of a decode."""
         prompt, tenant = len(request.prompt_ids), request.tenant
-        self.counters[tenant] += max(0, min(end, prompt) - begin) * self._cost_of(tenant)
-        self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(tenant, self._cost.decode)
+        self.counters[tenant] += max(0, min(end, prompt) - begin) * self._cost_of(request)
+        self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(request, self._cost.decode)
 
     def on_step(self, step: Step, result: StepResult) -> None:
         """Refine the cost of a generated token. Tenants pay for those they get, so the time that rejected drafts take is shared
@@ -115,9 +115,9 @@ class FairPolicy(SchedulingPolicy):
                 prompt += chunk.length
         self._cost.observe(prompt, generated, result.seconds)
 
-    def _cost_of(self, tenant: str, of: float = 1.0) -> int:
-        """The cost of one token, in units of the tenant's counter."""
-        return round(of * UNIT / self._weights.get(tenant, 1.0))
+    def _cost_of(self, request: Request, of: float = 1.0) -> int:
+        """The cost of one token, in units of the counter of the request's tenant."""
+        return round(of * UNIT / self._weights.get(request.tenant, request.weight))
 
     # --- comparing ---
 
@@ -152,7 +152,7 @@ class FairPolicy(SchedulingPolicy):
         """Add what the request's prompt will still cost."""
         left = len(request.prompt_ids) - max(request.computed, request.high_water)
         if left > 0:
-            pledged[request.tenant] += left * self._cost_of(request.tenant)
+            pledged[request.tenant] += left * self._cost_of(request)
 
     def rank(self, request: Request) -> Rank:
         """By priority, then the tenant that was served least."""
@@ -177,7 +177,7 @@ class FairPolicy(SchedulingPolicy):
         if running.tenant == newcomer.tenant:
             return yields(running, newcomer) > 0
         has = self.counters[newcomer.tenant] + self._pledged[newcomer.tenant]
-        return has + self._margin + lost * self._cost_of(running.tenant) < self.counters[running.tenant]
+        return has + self._margin + lost * self._cost_of(running) < self.counters[running.tenant]
 
     def preemption_rank(self, request: Request, needy: Request) -> Rank:
         """A lower class first, then tenants ahead of the needy one's by more than the margin, then its own less urgent ones."""

@@ -42,6 +42,7 @@ class AddRequest:
     cache_salt: str = ""  # prefixes are shared only between equal salts
     pin_seconds: float = 0.0  # how long the prompt's blocks are kept while there are others to evict
     tenant: str = ""  # on whose account it runs, if scheduling is fair
+    weight: float = 1.0  # of the tenant, unless the engine was started with another
     adapter: str = ""  # name of the LoRA adapter; prefixes are shared only where its contents are the same
     # Output that another engine has generated: the request continues after it. The tokens count as output (limits,
     # penalties, usage) and are not sent again.

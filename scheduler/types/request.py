@@ -51,6 +51,7 @@ class Request:
     trail: Trail = field(default_factory=Trail)
     own_priority: int = 0
     tenant: str = ""
+    weight: float = 1.0
     adapter: str = ""
     produces: OutputKind = OutputKind.TOKENS
     generated_ids: list[int] = field(default_factory=list)  # output that existed when the request arrived

@@ -69,7 +69,7 @@ def note(job: Job, call: Call) -> None:
 async def _story(call: Call) -> RequestStory:
     context, name = call.context, call.request.path_params["request"]
     box, settings = context.black_box, context.settings
-    everybodys = call.tenant.name in settings.admin_keys
+    everybodys = call.tenant.admin
     record = box.find(name, call.tenant.name, everybodys=everybodys)
     if record is None:
         last = f"the last {box.size} are" if box.size else "none is (black_box_requests is 0)"

@@ -30,7 +30,7 @@ def chat_job(
         InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
         Unavailable: no engine was ever ready.
     """
-    model = context.model_name(body.model)
+    model = context.model_name(body.model, tenant)
     check_shared(body, context, tenant)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest(

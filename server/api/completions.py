@@ -37,7 +37,7 @@ def completion_job(
         InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
         Unavailable: no engine was ever ready.
     """
-    model = context.model_name(body.model)
+    model = context.model_name(body.model, tenant)
     if body.best_of not in (None, body.n):
         raise UnsupportedField(
             f"`best_of` is served only where it equals `n`={body.n}, got {body.best_of}", param="best_of"

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 
 from configs.settings import Settings
 from scheduler.types.messages import Ready
+from server.api.tenants import KeyRing, Tenant
 from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
 from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
+from server.keys.accounts import Accounts
 from server.schema.openapi import ModelBounds
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
@@ -27,6 +29,7 @@ class ServerContext:
     `model_names` are the names clients may use; answers carry the first when the request names none.
     `created` is in Unix seconds. `restarts` are those of engines that operators ask for.
     `keeper`: of the KV tiers that engines share, if they do. `grammars` compiles what answers have to fit.
+    `keys`: with those of a file; None: of the settings alone. `accounts`: of keys, if what they use is counted.
     """
 
     settings: Settings
@@ -44,6 +47,8 @@ class ServerContext:
     bodies: BodyRoom = field(default_factory=BodyRoom)
     black_box: BlackBox = field(default_factory=BlackBox)
     tracing: Tracing | None = None
+    accounts: Accounts | None = None
+    keys: KeyRing | None = None
 
     def info(self) -> Ready:
         """What an engine said when it became ready.
@@ -63,15 +68,23 @@ class ServerContext:
         begins = bool(self.tokenizer.encode(""))
         return ModelBounds(vocab_size=info.vocab_size, context=info.context, names=self.model_names, begins=begins)
 
-    def model_name(self, asked: str | None) -> str:
-        """The name the answer carries.
+    def names_for(self, tenant: Tenant) -> list[str]:
+        """The served names that this tenant may use."""
+        return [name for name in self.model_names if tenant.may_use(name)]
+
+    def model_name(self, asked: str | None, tenant: Tenant) -> str:
+        """The name the answer carries: the first one that is served and that the tenant may use, if it asked for none.
 
         Raises:
-            ModelNotFound: `asked` is not one of the served names.
+            ModelNotFound: `asked` is not one of the served names, or the tenant may not use it. Which of the two is not told.
         """
+        names = self.names_for(tenant)
+        if asked in names:
+            return asked
+        served = "served is " + ", ".join(f"`{name}`" for name in names) if names else "this API key may use none"
+        if asked is None and names:
+            return names[0]
         if asked is None:
-            return self.model_names[0]
-        if asked not in self.model_names:
-            names = ", ".join(f"`{name}`" for name in self.model_names)
-            raise ModelNotFound(f"The model `{asked[:200]}` does not exist; served is {names}.", param="model")
-        return asked
+            raise ModelNotFound(f"There is no model for this request: {served}.", param="model")
+        of_key = "" if tenant.models is None else " or this API key may not use it"
+        raise ModelNotFound(f"The model `{asked[:200]}` does not exist{of_key}; {served}.", param="model")

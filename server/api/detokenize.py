@@ -16,7 +16,7 @@ def detokenized(body: DetokenizeRequest, context: ServerContext, tenant: Tenant 
     Raises:
         InvalidRequest, ContextExceeded, ModelNotFound, Unavailable: as for a completion.
     """
-    context.model_name(body.model)
+    context.model_name(body.model, tenant)
     check_count(body.tokens, context, "tokens")  # decoding millions of ids would hold up every stream
     check_ids(body.tokens, context, "tokens")
     return DetokenizeAnswer(prompt=context.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens))

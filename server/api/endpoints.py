@@ -18,6 +18,7 @@ from server.api import (
     streams,
     tokenize,
 )
+from server.api.accounts import usage
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint
 
@@ -33,6 +34,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *engines.ENDPOINTS,
     engine_blocks.ENDPOINT,
     live_map.ENDPOINT,
+    usage.ENDPOINT,
     *health.ENDPOINTS,
     pages.INDEX,
     pages.MAP,

@@ -12,10 +12,9 @@ from scheduler.types.block_changes import BlockChanges
 from scheduler.types.messages import Ready
 from server.api.endpoint import Call, GetEndpoint
 from server.api.engines import engine_of
-from server.api.tenants import administers
+from server.api.tenants import ensure_administers
 from server.engines.client import EngineClient
 from server.engines.published.blocks import BlockSubscription
-from server.errors import ForbiddenKey
 from server.stream.sse import KEEP_ALIVE_SECONDS, unless_disconnected
 
 _KEEP_ALIVE = b"{}\n"
@@ -74,8 +73,7 @@ class BlockStream(Response):
 
 
 async def _blocks(call: Call) -> Response:
-    if not administers(call.tenant, call.context.settings):
-        raise ForbiddenKey("This API key may not read which blocks engines have; those of admin_keys may.")
+    ensure_administers(call.tenant, call.context.settings, "read which blocks engines have")
     return BlockStream(engine_of(call))
 
 

@@ -11,12 +11,14 @@ from starlette.responses import Response
 from scheduler.router.view import Role
 from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, GetEndpoint, PostEndpoint, json_response
-from server.api.tenants import Tenant, administers
+from server.api.tenants import Tenant, ensure_administers
 from server.engines.client import EngineClient
 from server.engines.supervision.keeper import KeeperSupervisor
-from server.errors import Conflict, EngineNotFound, ForbiddenKey, for_clients
+from server.errors import Conflict, EngineNotFound, for_clients
 from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState, KeeperAnswer
 from server.schema.roles import RoleBody
+
+_CHANGE = "change engines"
 
 
 def _card(client: EngineClient, context: ServerContext) -> EngineCard:
@@ -92,13 +94,8 @@ def _restart(client: EngineClient, context: ServerContext) -> None:
     context.restarts.ask(client)
 
 
-def _ensure_administers(tenant: Tenant, context: ServerContext) -> None:
-    if not administers(tenant, context.settings):
-        raise ForbiddenKey("This API key may not change engines; those of admin_keys may.")
-
-
 def _asked_role(body: RoleBody, context: ServerContext, tenant: Tenant) -> Role:
-    _ensure_administers(tenant, context)
+    ensure_administers(tenant, context.settings, _CHANGE)
     return Role(body.role)
 
 
@@ -112,7 +109,7 @@ async def _change_role(role: Role, call: Call) -> Response:
 
 def _doing(act: Callable[[EngineClient, ServerContext], None]) -> Callable[[Call], Awaitable[EngineCard]]:
     async def answer(call: Call) -> EngineCard:
-        _ensure_administers(call.tenant, call.context)
+        ensure_administers(call.tenant, call.context.settings, _CHANGE)
         client = engine_of(call)
         act(client, call.context)
         return _card(client, call.context)

@@ -12,9 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.endpoint import Call, GetEndpoint
 from server.api.engines import state_of
-from server.api.tenants import administers
+from server.api.tenants import ensure_administers
 from server.engines.client import EngineClient
-from server.errors import ForbiddenKey
 from server.stream.sse import unless_disconnected
 
 _PULSE_SECONDS = 1.0  # at least so often there is a line about each engine
@@ -86,8 +85,7 @@ class MapStream(Response):
 
 
 async def _map(call: Call) -> Response:
-    if not administers(call.tenant, call.context.settings):
-        raise ForbiddenKey("This API key may not watch the engines; those of admin_keys may.")
+    ensure_administers(call.tenant, call.context.settings, "watch the engines")
     return MapStream(list(call.context.engines), call.context.drain.over)
 
 

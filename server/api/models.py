@@ -11,11 +11,11 @@ def _card(name: str, context: ServerContext) -> ModelCard:
 
 
 async def _list(call: Call) -> ModelList:
-    return ModelList(data=[_card(name, call.context) for name in call.context.model_names])
+    return ModelList(data=[_card(name, call.context) for name in call.context.names_for(call.tenant)])
 
 
 async def _one(call: Call) -> ModelCard:
-    return _card(call.context.model_name(call.request.path_params["model"]), call.context)
+    return _card(call.context.model_name(call.request.path_params["model"], call.tenant), call.context)
 
 
 LIST = GetEndpoint(

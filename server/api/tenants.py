@@ -1,51 +1,212 @@
-"""Who sends a request, as far as the engine needs to know: the tenant it counts for, and who may share its cached prefixes.
+"""Who sends a request: the tenant it counts for, what it may do, and who may share its cached prefixes.
 
 A tenant is known by the API key that was sent; where no keys are required, anybody may say who they are (`user`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hmac
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from configs.settings import Settings
+from configs.weights import parse_weight
+from server.errors import ForbiddenKey, InvalidRequest, Unauthorized
+from server.keys.entry import KeyEntry, KeyLimits
+from server.keys.secret import digest_of
+
+_SALT = re.compile(r":*[0-9a-f]{32}:")
+_BY_HAND = "Send a valid API key in the header `Authorization: Bearer KEY`, or in `x-api-key`."
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """The owner of one key, or anybody.
+    """The owner of one key, or anybody. Two are equal if their requests may take each other's place.
 
     Attributes:
         name: None where the request's `user` says it.
         salt: put before the request's own `cache_salt`. It has the same length for all keys, so that no two tenants can
             make equal salts.
+        key: the name of the key.
+        admin: whether the key may do what only operators may.
+        weight: the tenant's with scheduling `fair`, unless `tenant_weights` says another.
+        everybody: whether its requests' priorities hold among everybody's, not only among its own.
+        highest_priority: the least number that its requests may give as their `priority`.
+        models: names that it may use; None: all.
+        limits: what it may use; None: of a key that is not in a file.
     """
 
     name: str | None = None
     salt: str = ""
+    key: str | None = field(default=None, compare=False)
+    admin: bool = field(default=False, compare=False)
+    weight: float = field(default=1.0, compare=False)
+    everybody: bool = field(default=False, compare=False)
+    highest_priority: int | None = field(default=None, compare=False)
+    models: frozenset[str] | None = field(default=None, compare=False)
+    limits: KeyLimits = field(default=KeyLimits(), compare=False)
 
     def name_for(self, user: str) -> str:
         """Whose share a request with this `user` uses."""
         return user if self.name is None else self.name
 
     def salted(self, cache_salt: str) -> str:
-        """The full salt of a request that gave this `cache_salt`."""
+        """The full salt of a request that gave this `cache_salt`. What a tenant without a salt gives is never the salt of another,
+        whatever it knows of it."""
+        if not self.salt and _SALT.match(cache_salt):
+            return ":" + cache_salt
         return self.salt + cache_salt
+
+    def may_use(self, model: str) -> bool:
+        """Whether this name of a model is for it."""
+        return self.models is None or model in self.models
+
+    def priority(self, asked: int | None) -> int:
+        """The priority of a request that asked for this one, or for none.
+
+        Raises:
+            InvalidRequest: it may not ask for one that high.
+        """
+        if self.highest_priority is None:
+            return asked or 0
+        if asked is None:
+            return max(0, self.highest_priority)
+        if asked < self.highest_priority:
+            raise InvalidRequest(
+                f"`priority` must be at least {self.highest_priority} with this API key (highest_priority), got {asked}",
+                param="priority",
+            )
+        return asked
 
 
 ANYBODY = Tenant()
 
 
 def tenants_of(settings: Settings) -> Mapping[str, Tenant]:
-    """The owner of each key."""
+    """The owner of each key of `--api-key`."""
+    weights = dict(map(parse_weight, settings.tenant_weights))
     return {
-        key: Tenant(name, _salt(key) if settings.isolate_keys else "")
+        key: Tenant(
+            name,
+            _salt(key) if settings.isolate_keys else "",
+            key=name,
+            admin=name in settings.admin_keys,
+            weight=weights.get(name, 1.0),
+            everybody=name in settings.priority_keys,
+        )
         for key, name in zip(settings.api_key, settings.tenants, strict=True)
     }
 
 
+def tenant_of(entry: KeyEntry, weights: Mapping[str, float], *, isolate: bool) -> Tenant:
+    """The owner of a key of a file, in which tenants have these weights."""
+    own = entry.cache_salt or (entry.hash.hex() if isolate else "")
+    return Tenant(
+        entry.owner,
+        _salt(own) if own else "",
+        key=entry.name,
+        admin=entry.admin,
+        weight=weights[entry.owner],
+        everybody=entry.highest_priority is not None,
+        highest_priority=entry.highest_priority,
+        models=None if entry.models is None else frozenset(entry.models),
+        limits=entry.limits,
+    )
+
+
+class KeyRing:
+    """All keys that the server knows, found by their hashes.
+
+    A key is looked up by the first bytes of its hash, and what is found compared in constant time. How long that takes tells
+    nothing about a key: a hash that begins as another one's says nothing of the key behind it.
+
+    Args:
+        settings: with the keys of `--api-key`, if any.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.required = settings.keyed
+        self._isolate = settings.isolate_keys
+        self._clock = clock
+        self._fixed = [(digest_of(key.encode()), tenant) for key, tenant in tenants_of(settings).items()]
+        self._known: dict[bytes, list[tuple[bytes, Tenant, float | None]]] = {}
+        self.take(())
+
+    def take(self, entries: Iterable[KeyEntry], weights: Mapping[str, float] | None = None) -> None:
+        """These are the keys of the file from now on."""
+        known: dict[bytes, list[tuple[bytes, Tenant, float | None]]] = {}
+        for digest, tenant in self._fixed:
+            known.setdefault(digest[:8], []).append((digest, tenant, None))
+        for entry in entries:
+            expires = None if entry.expires is None else entry.expires.timestamp()
+            tenant = tenant_of(entry, weights or {}, isolate=self._isolate)
+            known.setdefault(entry.hash[:8], []).append((entry.hash, tenant, expires))
+        self._known = known
+
+    def sender(self, headers: Iterable[tuple[bytes, bytes]]) -> Tenant:
+        """Whose key a request carries; anybody's, if none is required.
+
+        Raises:
+            Unauthorized: it carries none that is valid.
+        """
+        if not self.required:
+            return ANYBODY
+        offered = _offered(headers)
+        digest = digest_of(offered)
+        for known, tenant, expires in self._known.get(digest[:8], ()):
+            if hmac.compare_digest(known, digest):
+                if expires is not None and self._clock() >= expires:
+                    raise _unauthorized(f"The API key {tenant.key} has expired.")
+                return tenant
+        raise _unauthorized(_BY_HAND)
+
+
+def _offered(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key that a request carries: OpenAI's clients send it as a bearer token, Anthropic's in a header of its own.
+
+    Raises:
+        Unauthorized: it carries none, or several of which one would have to be chosen.
+    """
+    bearer, plain = [], []
+    for name, value in headers:
+        if name == b"authorization":
+            bearer.append(value)
+        elif name == b"x-api-key":
+            plain.append(value)
+    if len(bearer) > 1 or len(plain) > 1:
+        twice = "Authorization" if len(bearer) > 1 else "x-api-key"
+        raise _unauthorized(f"The header `{twice}` must be sent once, got it {max(len(bearer), len(plain))} times.")
+    if bearer:
+        scheme, _, key = bearer[0].partition(b" ")
+        if scheme.lower() == b"bearer":
+            return key.strip()
+    if plain:
+        return plain[0].strip()
+    raise _unauthorized(_BY_HAND)
+
+
+def _unauthorized(message: str) -> Unauthorized:
+    return Unauthorized(message, headers={"WWW-Authenticate": "Bearer"})
+
+
 def administers(tenant: Tenant, settings: Settings) -> bool:
-    """Whether this tenant may drain and restart engines."""
-    return not settings.admin_keys or tenant.name in settings.admin_keys
+    """Whether this tenant may do what only operators may: see and change engines, see everybody's use."""
+    return tenant.admin or not settings.keyed
+
+
+def ensure_administers(tenant: Tenant, settings: Settings, what: str) -> None:
+    """Refuse a tenant that may not.
+
+    Raises:
+        ForbiddenKey: says what names the keys that may. `what` completes "This API key may not ...".
+    """
+    if not administers(tenant, settings):
+        raise ForbiddenKey(
+            f"This API key may not {what}; those that admin_keys (--admin-keys) names may, and those with `admin: true` in the "
+            "file of --api-keys."
+        )
 
 
 def outranks(tenant: Tenant, settings: Settings) -> bool:
@@ -53,8 +214,8 @@ def outranks(tenant: Tenant, settings: Settings) -> bool:
     match settings.priority_scope:
         case "all":
             return True
-        case "tenant" if settings.api_key:
-            return tenant.name in settings.priority_keys
+        case "tenant" if settings.keyed:
+            return tenant.everybody
         case "tenant":  # `user` is a tenant only where shares are given to users
             return settings.scheduling != "fair"
     return False

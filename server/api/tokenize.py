@@ -18,7 +18,7 @@ def tokenized(body: TokenizeRequest, context: ServerContext, tenant: Tenant = AN
     Raises:
         InvalidRequest, ContextExceeded, ModelNotFound, Unavailable: as for a completion.
     """
-    context.model_name(body.model)
+    context.model_name(body.model, tenant)
     encode: Encode = context.tokenizer.encode
     if body.messages is None:
         assert body.prompt is not None, "checked by TokenizeRequest"

@@ -43,13 +43,16 @@ class Submission:
 
         Raises:
             QueueFull, Unavailable: the engine does not take them now.
+            RateLimited: a limit of the key has no room for them.
         """
         self.job = job
         exchange.job, exchange.model = job.id, job.model
         self.streams: list[SequenceStream] = []
         self.lifetimes: list[Lifetime] = []
-        engine.ensure_room(len(job.sequences))
+        meter = exchange.meter
+        self._charge = None if meter is None else meter.charge(job.model, _sizes(job), self.lifetimes)
         try:
+            engine.ensure_room(len(job.sequences))
             for sequence in job.sequences:
                 lifetime = exchange.begin(len(sequence.prompt.ids))
                 lifetime.promise = job.promise
@@ -63,6 +66,20 @@ class Submission:
         """End what is still running; the engine aborts it and frees its blocks."""
         for stream in self.streams:
             stream.close()
+        if self._charge is not None:
+            self._charge.settle()
+
+
+def _sizes(job: Job) -> list[tuple[int, int]]:
+    """Prompt tokens of each sequence, 0 for a further choice of a prompt, and the most that it generates."""
+    prompts = {id(sequence.prompt): index for index, sequence in reversed(list(enumerate(job.sequences)))}
+    return [
+        (
+            len(sequence.prompt.ids) if prompts[id(sequence.prompt)] == index else 0,
+            sequence.request.sampling.max_tokens,
+        )
+        for index, sequence in enumerate(job.sequences)
+    ]
 
 
 def raise_failure(output: Output) -> None:

@@ -15,7 +15,8 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
 
     `id`: the `x-request-id`; `trace`: the id of its trace; `answer`: the id of the answer, by which `GET /v1/requests/{id}` finds
     it. `stream`: the resumable stream that it began or went on with; one whose client has left goes on, and `reason` is `-`.
-    `status=-`: the client left before the answer began. `key`: the tenant, by the name of the key that was sent. Times are in
+    `status=-`: the client left before the answer began. `key`: the name of the key that was sent, `tenant`: whose it is, if it has
+    another name. Times are in
     milliseconds and those of the request's first sequence; tokens are summed over its sequences; bytes are those of the bodies.
 
     Args:
@@ -24,7 +25,8 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
         status: of the answer, None if there was none.
         sent: bytes of the answer's body.
     """
-    tenant = getattr(scope.get("state", {}).get("tenant"), "name", None)
+    tenant = scope.get("state", {}).get("tenant")
+    key = getattr(tenant, "key", None)
     fields = LogFields(
         id=exchange.request_id,
         client=(scope.get("client") or ("-",))[0],
@@ -32,8 +34,10 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
         path=scope["path"],
         status=status or "-",
     )
-    if tenant is not None:
-        fields["key"] = tenant
+    if tenant is not None and key is not None:
+        fields["key"] = key
+        if tenant.name != key:
+            fields["tenant"] = tenant.name
     fields["ms"] = round(1000 * (time.monotonic() - exchange.received), 1)
     declared = dict(scope["headers"]).get(b"content-length", b"")
     if declared.isdigit():

@@ -3,9 +3,9 @@
 Metrics, the access log, `usage` and `timings` all read it; nothing else measures a request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from scheduler.router.deadlines import Outcome, Promise, PromiseProgress
 from scheduler.types.messages import FinishReason, RequestTimes
@@ -138,6 +138,25 @@ def _ms(start: float | None, end: float | None) -> float:
     return 0.0 if start is None or end is None else round(1000 * max(0.0, end - start), 3)
 
 
+class Charge(Protocol):
+    """What a job is charged for."""
+
+    def settle(self) -> None:
+        """Nothing of the job is computed any more: charge what was, and nothing else."""
+
+
+class Meter(Protocol):
+    """Whoever counts what a request uses."""
+
+    def charge(self, model: str, sequences: Sequence[tuple[int, int]], lifetimes: Sequence[Lifetime]) -> Charge:
+        """Charge a job that is about to be submitted: prompt tokens of each sequence (0 for a further choice of a prompt) and most
+        tokens that it generates. `lifetimes` fills as they are submitted.
+
+        Raises:
+            RateLimited: there is no room for it in a limit.
+        """
+
+
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """One HTTP request and the sequences it opened. Made by the outermost middleware, found at `request.state.exchange`."""
@@ -156,6 +175,7 @@ class Exchange:
     error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
     error_param: str | None = None  # its request field, if it has one
     stream: str | None = None  # id of the resumable stream that it began or went on with
+    meter: Meter | None = None  # where its key has an account
     job: str = ""  # id of the answer, once its sequences were submitted
     model: str = ""  # the name that the answer carries
     attributes: Callable[[], dict[str, Any]] | None = None  # what it asked for, as its span says it; where it is traced

@@ -27,7 +27,7 @@ from server.telemetry.gen_ai import GenAiMetrics
 from server.telemetry.hand_overs import HandOverMetrics
 from server.telemetry.keeper import KeeperCollector
 from server.telemetry.lifetime import Exchange, Lifetime
-from server.telemetry.tenants import ANYBODYS, TenantMetrics
+from server.telemetry.tenants import ANYBODYS, KeyMetrics, TenantMetrics
 
 StreamEnd = Literal["delivered", "expired", "overrun", "deleted", "stopped"]  # why a resumable stream is kept no longer
 
@@ -161,6 +161,7 @@ class Metrics(Declared):
     Attributes:
         hand_overs: those of requests from engine to engine.
         canary, gen_ai: what the canary found; those that have the names of OpenTelemetry's conventions.
+        tenants, keys: what each tenant, and each key of a file of keys, uses.
         on_end: told of each sequence that has ended, whoever wants to know.
 
     Args:
@@ -173,7 +174,8 @@ class Metrics(Declared):
         self._engines = EnginesCollector()
         self.registry.register(self._engines)
         self._declare_requests()
-        self._tenants = TenantMetrics(self.registry, tenants or {})
+        self.tenants = TenantMetrics(self.registry, tenants or {})
+        self.keys = KeyMetrics(self.registry)
         self._declare_streams()
         self.hand_overs = HandOverMetrics(self.registry)
         self.canary = CanaryMetrics(self.registry)
@@ -249,12 +251,12 @@ class Metrics(Declared):
 
     def sequence_begun(self, tenant: str) -> None:
         """A sequence of this tenant was given to an engine."""
-        self._tenants.sequence_begun(tenant)
+        self.tenants.sequence_begun(tenant)
 
     def sequence_ended(self, lifetime: Lifetime, tenant: str = ANYBODYS) -> None:
         """Absorb a whole lifetime, once, at its end."""
         self.on_end(lifetime)
-        self._tenants.sequence_ended(tenant, lifetime)
+        self.tenants.sequence_ended(tenant, lifetime)
         self._finished.labels((lifetime.reason or FinishReason.ERROR).value).inc()
         if (outcome := lifetime.promise_kept()) is not None:
             self._deadlines.labels(outcome.value).inc()
@@ -281,7 +283,7 @@ class Metrics(Declared):
         if code == DeadlineRefused.code:
             self._deadlines.labels(Outcome.REFUSED.value).inc()
         if tenant is not None:
-            self._tenants.request_failed(tenant)
+            self.tenants.request_failed(tenant)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Body and content type of `/metrics`: OpenMetrics where `accept` asks for it, else the Prometheus text format."""

@@ -1,10 +1,12 @@
-"""What each tenant uses, and how long it waits.
+"""What each tenant and each key of `--api-keys` uses, and how long a tenant waits.
 
 Label values are names of API keys, which the operator chose, and no others: what a request says as its `user` would let
 any client make as many series as it likes. So where no keys are required all requests are those of one tenant, `anybody`.
 """
 
+import contextlib
 from collections.abc import Mapping
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -25,7 +27,8 @@ class TenantMetrics(Declared):
 
     def __init__(self, registry: CollectorRegistry, weights: Mapping[str, float]) -> None:
         super().__init__(registry)
-        self._weights = weights or {ANYBODYS: 1.0}
+        self._weights = dict(weights) or {ANYBODYS: 1.0}
+        self._named: set[str] = set()  # that have series: those of now, and of before
         self._open = self._gauge("tenant_sequences_open", "Sequences of a tenant that wait or run.", "tenant")
         self._ended = self._counter("tenant_sequences", "Sequences of a tenant that ended.", "tenant")
         self._prompt = self._counter("tenant_prompt_tokens", "Prompt tokens of a tenant's sequences.", "tenant")
@@ -39,15 +42,26 @@ class TenantMetrics(Declared):
         self._waits = self._histogram(
             "tenant_queue_seconds", "From received to first scheduled, by tenant.", _WAITS, "tenant"
         )
-        weight = self._gauge("tenant_weight", "Share of the work that `fair` scheduling gives to a tenant.", "tenant")
-        for name, value in self._weights.items():
-            weight.labels(name).set(value)
+        self._weight = self._gauge(
+            "tenant_weight", "Share of the work that `fair` scheduling gives to a tenant.", "tenant"
+        )
+        self.follow(self._weights)
+
+    def follow(self, weights: Mapping[str, float]) -> None:
+        """These are the tenants from now on, and their weights. What others have used stays in its series."""
+        for name in self._weights.keys() - weights.keys():
+            with contextlib.suppress(KeyError):
+                self._weight.remove(name)
+        self._weights = dict(weights)
+        self._named |= weights.keys()
+        for name, value in weights.items():
+            self._weight.labels(name).set(value)
             for series in (self._open, self._ended, self._prompt, self._cached, self._generated, self._errors):
                 series.labels(name)
             self._waits.labels(name)
 
     def _known(self, tenant: str) -> str:
-        return tenant if tenant in self._weights else ANYBODYS
+        return tenant if tenant in self._named else ANYBODYS
 
     def sequence_begun(self, tenant: str) -> None:
         """One more is open."""
@@ -67,3 +81,86 @@ class TenantMetrics(Declared):
     def request_failed(self, tenant: str) -> None:
         """A request of this tenant was answered with an error."""
         self._errors.labels(self._known(tenant)).inc()
+
+
+class _Used(Protocol):
+    """What a request used."""
+
+    requests: int
+    errors: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class KeyMetrics(Declared):
+    """The series of API keys, by the names that the operator gave them, and of the file that has them.
+
+    There is none of a key where it is not counted what they use.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self._open = self._gauge("key_requests_open", "Requests of an API key that count and have not ended.", "key")
+        self._requests = self._counter("key_requests", "Requests of an API key that count and have ended.", "key")
+        self._errors = self._counter("key_errors", "Those answered with an error.", "key")
+        self._limited = self._counter(
+            "key_limited", "Requests of an API key that were over a limit, by limit.", "key", "limit"
+        )
+        self._prompt = self._counter(
+            "key_prompt_tokens", "Prompt tokens of an API key; a prompt counts once for all choices.", "key"
+        )
+        self._cached = self._counter("key_cached_tokens", "Those that were found in the prefix cache.", "key")
+        self._generated = self._counter("key_generation_tokens", "Tokens generated for an API key.", "key")
+        self._keys = self._gauge("api_keys", "Keys of the file of API keys that is in use.")
+        self._up = self._gauge(
+            "api_keys_file_up", "0 while the file of API keys cannot be used, and what it said before holds; else 1."
+        )
+        self._up.set(1)
+        self._reads = self._counter(
+            "api_keys_reads", "Times that the file of API keys was read after a change, by outcome.", "outcome"
+        )
+        self._lost = self._counter(
+            "usage_write_failures", "Times that the use of keys could not be written; it is tried again."
+        )
+
+    def known(self, key: str) -> None:
+        """Show a key before it is used."""
+        self._open.labels(key)
+        for series in (self._requests, self._errors, self._prompt, self._cached, self._generated):
+            series.labels(key)
+
+    def request_begun(self, key: str) -> None:
+        """A request came in."""
+        self._open.labels(key).inc()
+
+    def request_ended(self, key: str, use: _Used) -> None:
+        """It is over."""
+        self._open.labels(key).dec()
+        self._requests.labels(key).inc(use.requests)
+        self._errors.labels(key).inc(use.errors)
+        self._prompt.labels(key).inc(use.prompt_tokens)
+        self._cached.labels(key).inc(use.cached_tokens)
+        self._generated.labels(key).inc(use.completion_tokens)
+
+    def request_limited(self, key: str, limit: str) -> None:
+        """A request was over this limit."""
+        self._limited.labels(key, limit).inc()
+
+    def file_taken(self, keys: int) -> None:
+        """The file is in use, with so many keys."""
+        self._keys.set(keys)
+        self._up.set(1)
+
+    def file_reread(self) -> None:
+        """The file was read again, and can be used."""
+        self._reads.labels("taken").inc()
+
+    def file_refused(self) -> None:
+        """The file has changed and cannot be used."""
+        self._up.set(0)
+        self._reads.labels("refused").inc()
+
+    def usage_not_written(self) -> None:
+        """The use of keys could not be written."""
+        self._lost.inc()

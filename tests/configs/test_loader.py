@@ -32,6 +32,7 @@ PARTNERS = {
     "tls_key": {"tls_cert": "cert.pem"},
     "uds_access": {"uds": "x.sock"},
     "isolate_keys": {"api_key": ["a"]},
+    "usage_db": {"api_key": ["a"]},
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
     "admin_keys": {"api_key": ["a"], "key_names": ["other"]},
     "resume_total_bytes": {"resume_bytes": 1024},

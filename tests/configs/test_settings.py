@@ -58,6 +58,7 @@ PAIRS = [
     ({"key_names": ["a", "b"]}, {"api_key": []}, KEYS),
     ({"priority_keys": ["key1"]}, {"api_key": []}, KEYS),
     ({"admin_keys": ["key1"]}, {"api_key": []}, KEYS),
+    ({"usage_db": "use.db"}, {"api_key": []}, KEYS),
     ({"routing": "least-work"}, {"engines": 1}, {"engines": 2}),
     ({"decode_slo_ms": 50.0}, {"engines": 1}, {"engines": 2}),
     ({"priority_scope": "all"}, {"scheduling": "fcfs"}, {"scheduling": "fair"}),
@@ -166,6 +167,7 @@ def test_all_contradictions_are_found_at_once():
         ({"key_names": ["a", "b", "c"], **KEYS}, ["3 names", "2 keys"]),
         ({"tenant_weights": ["shop=2"], "scheduling": "fair", **KEYS}, ["'shop'", "key1, key2"]),
         ({"tenant_weights": ["key1=2"], "scheduling": "fair", "key_names": ["a", "b"], **KEYS}, ["'key1'", "a, b"]),
+        ({"tenant_weights": ["shop=2"], "scheduling": "fair", "api_keys": "k"}, ["'shop'", "given there, as `weight`"]),
         ({"priority_keys": ["shop"], **KEYS}, ["'shop'", "key1, key2"]),
         ({"admin_keys": ["shop"], **KEYS}, ["admin_keys", "'shop'", "key1, key2"]),
         ({"priority_keys": ["key1"], "scheduling": "fcfs", **KEYS}, ["with fcfs requests have no priorities"]),
@@ -280,7 +282,7 @@ def test_an_engine_gets_what_was_set_and_nothing_about_keys():
 def test_valid_settings_are_valid_in_the_engine(asked, against, along):
     settings = Settings(**asked, **along)
     got = Settings.model_validate_json(settings.for_engine())
-    about_keys = {"api_key", "key_names", "isolate_keys", "priority_keys", "admin_keys"}
+    about_keys = {"api_key", "key_names", "api_keys", "usage_db", "isolate_keys", "priority_keys", "admin_keys"}
     assert got.model_dump(exclude=about_keys) == settings.model_dump(exclude=about_keys)
     assert got.unread_on("cpu") == settings.unread_on("cpu")
     assert got.unread_on("cuda") == settings.unread_on("cuda")

@@ -205,7 +205,12 @@ def _check_pin(body: Sampling, context: ServerContext) -> None:
         )
 
 
+def _asked_priority(body: Sampling) -> int | None:
+    return body.priority if "priority" in body.model_fields_set else None
+
+
 def _check_priority(body: Sampling, settings: Settings, tenant: Tenant) -> None:
+    tenant.priority(_asked_priority(body))
     if not body.priority:
         return
     if settings.priority_scope == "none":
@@ -342,7 +347,7 @@ def text_job(
     prompts = list(prompts)
     check_prompt_scores(prompts, body.n)
     job_id = f"{prefix}{uuid.uuid4().hex}"
-    everybody = outranks(tenant, context.settings)
+    everybody, priority = outranks(tenant, context.settings), tenant.priority(_asked_priority(body))
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:
         for choice in range(body.n):
@@ -351,11 +356,12 @@ def text_job(
                 request_id=f"{job_id}-{index}",
                 prompt_ids=prompt.ids,
                 sampling=replace(settings, seed=choice_seed(body.seed, choice)),
-                priority=body.priority if everybody else 0,
-                own_priority=0 if everybody else body.priority,
+                priority=priority if everybody else 0,
+                own_priority=0 if everybody else priority,
                 cache_salt=tenant.salted(body.cache_salt),
                 pin_seconds=body.cache_pin_seconds,
                 tenant=tenant.name_for(body.user),
+                weight=tenant.weight,
             )
             sequences.append(SequenceRequest(index, prompt, request))
     created = int(time.time())

@@ -37,6 +37,8 @@ from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
+from server.keys.watch import WatchedKeyFile
+from server.keys_in_use import KeysInUse
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
 from server.telemetry.metrics import Metrics
@@ -213,7 +215,9 @@ class Server:
         self.settings = Settings(**settings)
         tokenizer = byte_tokenizer(bos, template)
         chat = load_chat_renderer(tokenizer, None, self.settings.content_special_tokens)
-        metrics = Metrics()
+        metrics = Metrics(self.settings.shares)
+        path = self.settings.api_keys
+        self.keys = KeysInUse(self.settings, path and WatchedKeyFile(path, self.settings.tenants), metrics)
         self.engine = EngineClient("engine", self.settings, metrics)
         self.process = ScriptedProcess(text_reply(reply) if isinstance(reply, str) else reply)
         self.incarnations = Incarnations(self.engine, metrics)
@@ -234,6 +238,8 @@ class Server:
             created=1_790_000_000,
             grammars=GrammarCompiler(Path("no model")),
             tracing=tracing_of(self.settings),
+            keys=self.keys.ring,
+            accounts=self.keys.accounts,
         )
         self.app = create_app(self.context, endpoints)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")

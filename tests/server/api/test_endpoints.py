@@ -85,9 +85,11 @@ ENDING = [endpoint for endpoint in BODILESS if "application/x-ndjson" not in end
 
 
 @pytest.mark.parametrize("endpoint", ENDING, ids=lambda endpoint: endpoint.path)
-def test_what_is_asked_without_a_body_answers_as_declared(endpoint):
+def test_what_is_asked_without_a_body_answers_as_declared(endpoint, tmp_path):
     async def ask():
-        server = Server()
+        counted = str(tmp_path / "use.db")
+        server = Server(api_key=["key"], admin_keys=["key1"], usage_db=counted)
+        server.client.headers["Authorization"] = "Bearer key"
         stream = await server.post("/v1/completions", {"prompt": "a", "stream": True, "resumable": True})
         named = {"{model}": "org/small", "{engine}": "engine"}
         named |= {"{stream}": stream.headers["x-stream-id"], "{request}": stream.headers["x-request-id"]}

@@ -37,7 +37,7 @@ def test_every_field_of_the_engines_stats_is_a_metric():
 def test_names_are_prefixed_unique_and_carry_units():
     names = re.findall(r"^\| `(\w+)`", page(), re.MULTILINE)
     assert len(names) == len(set(names)) > 35
-    units = r"(seconds|tokens|bytes|blocks|streams|total|info|fds|running|waiting|up|open|weight|role)(_total)?$"
+    units = r"(seconds|tokens|bytes|blocks|streams|total|info|fds|running|waiting|up|open|weight|role|keys)(_total)?$"
     prefixes = ("headrace_", "gen_ai_server_")  # the second is of OpenTelemetry's conventions
     assert [name for name in names if not name.startswith(prefixes) or not re.search(units, name)] == []
     assert all(not name.endswith("_total") for name in re.findall(r"^\| `(\w+)` \| gauge", page(), re.MULTILINE))

@@ -191,7 +191,7 @@ def test_a_servers_only_engine_is_restarted_too():
 
 def test_engines_are_guarded_by_the_key_and_known_by_name():
     async def body():
-        server = Server(api_key=["secret"])
+        server = Server(api_key=["secret"], admin_keys=["key1"])
         assert (await server.client.get("/v1/engines")).status_code == 401
         assert (await server.client.post("/v1/engines/engine/drain")).status_code == 401
         assert server.engine.status.usable

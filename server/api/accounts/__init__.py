@@ -1,0 +1,1 @@
+"""What the holders of API keys may ask about themselves."""

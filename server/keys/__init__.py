@@ -1,0 +1,1 @@
+"""API keys from a file: who has one, what each may use, and what each has used."""
