@@ -55,6 +55,33 @@ class Declaration(BaseModel):
         "turn or forge another. `text`: text, whatever the chat template does to it; only the template itself makes tokens.",
         json_schema_extra=MODEL,
     )
+    tool_format: Literal[
+        "auto",
+        "deepseek_v3",
+        "deepseek_v31",
+        "granite",
+        "hermes",
+        "llama3_json",
+        "mistral",
+        "mistral_args",
+        "pythonic",
+    ] = Field(
+        "auto",
+        description="How the model writes calls of tools. `auto`: as its chat template shows, else `hermes`.",
+        json_schema_extra=MODEL,
+    )
+    tool_template: Literal["generic", "refuse"] = Field(
+        "generic",
+        description="What becomes of tools that the chat template leaves out. `generic`: they are told to the model in words. "
+        "`refuse`: such requests are refused.",
+        json_schema_extra=MODEL,
+    )
+    reasoning_format: Literal["auto", "none", "granite", "mistral", "seed", "think"] = Field(
+        "auto",
+        description="The tags around what the model thinks before it answers, which answers then keep apart from their text. "
+        "`auto`: those that its chat template has. `none`: it is text.",
+        json_schema_extra=MODEL,
+    )
     max_model_len: PositiveInt | None = Field(
         None,
         description="Longest prompt plus output, in tokens; the model's own limit if absent: `max_position_embeddings`, times the "

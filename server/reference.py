@@ -201,7 +201,7 @@ def _unsupported(bodies: dict[type[Body], str]) -> str:
             if neutral:
                 accepted = ", ".join(f"`{json.dumps(value)}`" for value in neutral)
                 rows.append(f"| {where} | `{name}` | {accepted} |")
-    note = "`best_of` is served where it equals `n`. Role `tool` is refused, as tools are."
+    note = "`best_of` is served where it equals `n`."
     return (
         "## Known, not served\n\nRefused with `unsupported_field`, except for the values that ask for nothing.\n\n"
         "| where | fields | accepted |\n| --- | --- | --- |\n" + "\n".join(rows) + f"\n\n{note}"

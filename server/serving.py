@@ -46,7 +46,7 @@ from server.telemetry.console import Console
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces.sending import tracing_of
 from server.text import load_tokenizer
-from server.text.chat_renderer import load_chat_renderer
+from server.text.chat_renderer import MessageFormats, load_chat_renderer
 
 SHUTDOWN_REASON = "the server is shutting down"
 _log = logging.getLogger("headrace.server")
@@ -94,7 +94,8 @@ class Serving:
         keys: WatchedKeyFile | None = None,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
-        chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens)
+        formats = MessageFormats(settings.tool_format, settings.reasoning_format, settings.tool_template)
+        chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens, formats)
         names = tuple(settings.served_model_name) or (source.name,)
         console = _console(
             settings, listeners.url, list(engines), names[0], has_template=chat is not None, started=started

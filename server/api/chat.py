@@ -1,23 +1,26 @@
 """`POST /v1/chat/completions`: a conversation in, the next message out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from scheduler.types.messages import FinishReason
 from server.api.answers.answer import ERRORS, STREAM, text_answer
 from server.api.answers.formats import AnswerFormat, JsonObject
 from server.api.answers.logprobs import chat_entries
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
+from server.api.requests.tools import NO_TOOLS, ToolUse, for_template, tool_use
 from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_job, with_room
 from server.api.tenants import ANYBODY, Tenant
-from server.errors import InvalidRequest, for_clients
+from server.errors import InvalidRequest, UnsupportedField, for_clients
 from server.schema.answers import ChatAnswer
 from server.schema.chat import RESERVED, ChatRequest, Message
 from server.stream.generation import Delta
 from server.stream.job import TextJob
 from server.text.chat_renderer import ChatRenderer
 from server.text.chat_template import TemplateError
+from server.text.message_parser import CallArguments, CallBegin, MessageDelta, Reasoning, Text
 from server.text.tokenizer import Tokenizer
 
 
@@ -36,10 +39,13 @@ def chat_job(
         raise InvalidRequest(
             f"`top_logprobs` needs `logprobs` to be true, got {body.top_logprobs}", param="top_logprobs"
         )
-    chat = renderer_of(context)
-    text = render(
-        chat, body.messages, body.add_generation_prompt, body.continue_final_message, body.chat_template_kwargs
-    )
+    chat, use = renderer_of(context), tool_use(body)
+    if use.required:
+        raise UnsupportedField(f"`{use.choice}` is not served where it requires a call", param=use.choice)
+    variables = thinking_variables(body, chat) | body.chat_template_kwargs
+    text = render(chat, body.messages, body.add_generation_prompt, body.continue_final_message, variables, use=use)
+    continued = "".join(body.messages[-1].content) if body.continue_final_message else None
+    form = chat.message_form(text, use.parameters(), continued)
     prompt = prompt_of(text, False, context, "messages", chat.encode)
     common = replace(
         sampling_of(body, context),
@@ -49,7 +55,30 @@ def chat_job(
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field)
     pairs = [(prompt, settings[0])]
-    return text_job(prefix, model, body, pairs, tenant, context=context, continues=body.continue_final_message)
+    job = text_job(prefix, model, body, pairs, tenant, context=context, continues=body.continue_final_message)
+    job.form = form
+    return job
+
+
+def thinking_variables(body: ChatRequest, chat: ChatRenderer) -> dict[str, Any]:
+    """What the body says of thinking, in the variables that the chat template reads.
+
+    Raises:
+        UnsupportedField: it reads none of them.
+    """
+    effort, asked = body.reasoning_effort, body.enable_thinking
+    if effort is None and asked is None:
+        return {}
+    thinks = asked if asked is not None else effort != "none"
+    given = {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
+    read = {name: value for name, value in given.items() if value is not None and chat.reads(name)}
+    if not read and thinks:
+        field, value = ("enable_thinking", "true") if effort is None else ("reasoning_effort", f'"{effort}"')
+        raise UnsupportedField(
+            f"`{field}` is not served for this model, whose chat template has no variable for it, got {value}",
+            param=field,
+        )
+    return read
 
 
 def renderer_of(context: ServerContext) -> ChatRenderer:
@@ -64,7 +93,13 @@ def renderer_of(context: ServerContext) -> ChatRenderer:
 
 
 def render(
-    chat: ChatRenderer, messages: list[Message], add: bool | None, continue_final: bool, kwargs: dict[str, Any]
+    chat: ChatRenderer,
+    messages: list[Message],
+    add: bool | None,
+    continue_final: bool,
+    kwargs: dict[str, Any],
+    *,
+    use: ToolUse = NO_TOOLS,
 ) -> str:
     """The prompt text of a conversation.
 
@@ -80,7 +115,8 @@ def render(
         raise InvalidRequest(f"`chat_template_kwargs` must not hold `{name}`", param=f"chat_template_kwargs.{name}")
     try:
         return chat.render(
-            [_for_template(message) for message in messages],
+            [for_template(message) for message in messages],
+            use.for_template(),
             add_generation_prompt=not continue_final if add is None else add,
             continue_final_message=continue_final,
             **kwargs,
@@ -89,13 +125,6 @@ def render(
         raise InvalidRequest(
             f"The chat template refuses `messages`: {for_clients(str(error))}", param="messages"
         ) from None
-
-
-def _for_template(message: Message) -> dict[str, Any]:
-    # Templates of the served architectures do not know "developer", OpenAI's newer name for the system role.
-    role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": message.content, **named}
 
 
 def _chat_max_tokens(body: ChatRequest) -> int | None:
@@ -126,7 +155,7 @@ class ChatFormat(AnswerFormat[ChatRequest]):
 
     def chunks(self, delta: Delta) -> Iterator[JsonObject]:
         """Text, and for the end a chunk of its own, with an empty delta, as at OpenAI."""
-        ids, logprobs = self.token_ids(delta), self._logprobs(delta)
+        ids, logprobs = self.token_ids(delta), self.logprobs(delta)
         if delta.text or (delta.token_ids and (ids or logprobs)):
             content = {"content": delta.text}
             yield {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": None, **ids}
@@ -139,15 +168,110 @@ class ChatFormat(AnswerFormat[ChatRequest]):
         return {
             "index": delta.index,
             "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            "logprobs": self._logprobs(delta),
+            "logprobs": self.logprobs(delta),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
             **self.token_ids(delta),
             **self.extras(delta),
         }
 
-    def _logprobs(self, delta: Delta) -> JsonObject | None:
+    def logprobs(self, delta: Delta) -> JsonObject | None:
+        """The log-probabilities of the delta's tokens, where asked for."""
         return None if self._most is None else chat_entries(delta.logprobs, self._most, self.tokenizer)
+
+
+def chat_format(job: TextJob[ChatRequest], tokenizer: Tokenizer) -> ChatFormat:
+    """How the answer to a chat request is written."""
+    return ChatFormat(job, tokenizer) if job.form is None else ReadChatFormat(job, tokenizer)
+
+
+class ReadChatFormat(ChatFormat):
+    """`/v1/chat/completions`, where the text is read as reasoning, text and calls of tools."""
+
+    def __init__(self, job: TextJob[ChatRequest], tokenizer: Tokenizer) -> None:
+        super().__init__(job, tokenizer)
+        self._older = bool(job.body.functions)
+        self._reasons = job.body.include_reasoning
+        self._calling: set[int] = set()  # choices that have called
+
+    def chunks(self, delta: Delta) -> Iterator[JsonObject]:
+        """A chunk for each event; token ids and log-probabilities with the first of those that tokens bring."""
+        extra: JsonObject = {"logprobs": self.logprobs(delta), "finish_reason": None, **self.token_ids(delta)}
+        written = [each for event in delta.events if (each := self._written(event)) is not None]
+        if not written and delta.token_ids and (extra["logprobs"] or "token_ids" in extra):
+            written = [{}]
+        for gained in written:
+            yield {"index": delta.index, "delta": gained, **extra}
+            extra = {"logprobs": None, "finish_reason": None}
+        self._note_calls(delta)
+        if delta.finish_reason is not None:
+            ends = {"finish_reason": self._reason(delta), "stop_reason": delta.stop_reason}
+            yield {"index": delta.index, "delta": {}, "logprobs": None, **ends}
+
+    def whole(self, delta: Delta) -> JsonObject:
+        """The message, put together of all events."""
+        self._note_calls(delta)
+        choice = super().whole(delta)
+        choice["finish_reason"] = self._reason(delta)
+        choice["message"] = message_of(delta.events, older=self._older, reasons=self._reasons)
+        return choice
+
+    def _note_calls(self, delta: Delta) -> None:
+        if any(isinstance(event, CallBegin) for event in delta.events):
+            self._calling.add(delta.index)
+
+    def _reason(self, delta: Delta) -> str | None:
+        if delta.index in self._calling and delta.finish_reason is FinishReason.STOP:
+            return "function_call" if self._older else "tool_calls"
+        return delta.finish_reason
+
+    def _written(self, event: MessageDelta) -> JsonObject | None:
+        match event:
+            case Text(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text, "reasoning": text} if self._reasons else None
+            case CallBegin(index, call_id, name):
+                function = {"name": name, "arguments": ""}
+                if self._older:
+                    return {"function_call": function} if index == 0 else None
+                return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+            case CallArguments(index, text):
+                if self._older:
+                    return {"function_call": {"arguments": text}} if index == 0 else None
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def message_of(events: Iterable[MessageDelta], *, older: bool, reasons: bool) -> JsonObject:
+    """The message that events add up to, as `AnswerMessage`."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[tuple[CallBegin, list[str]]] = []
+    for event in events:
+        match event:
+            case Text(text):
+                texts.append(text)
+            case Reasoning(text):
+                thoughts.append(text)
+            case CallBegin():
+                calls.append((event, []))
+            case CallArguments(index, text):
+                calls[index][1].append(text)
+    content, thought = "".join(texts), "".join(thoughts)
+    message: JsonObject = {
+        "role": "assistant",
+        "content": content if content or not (calls or thought) else None,
+        "refusal": None,
+    }
+    if thought and reasons:
+        message |= {"reasoning_content": thought, "reasoning": thought}
+    functions = [{"name": call.name, "arguments": "".join(arguments)} for call, arguments in calls]
+    if functions and older:
+        message["function_call"] = functions[0]
+    elif functions:
+        pairs = zip(calls, functions, strict=True)
+        message["tool_calls"] = [{"id": call.id, "type": "function", "function": each} for (call, _), each in pairs]
+    return message
 
 
 ENDPOINT = PostEndpoint(
@@ -157,7 +281,7 @@ ENDPOINT = PostEndpoint(
     operation="chat",
     body=ChatRequest,
     validate=chat_job,
-    answer=text_answer(ChatFormat),
+    answer=text_answer(chat_format),
     answers=ChatAnswer,
     errors=ERRORS,
     content=STREAM,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class AnswerBody(BaseModel):
@@ -34,6 +34,12 @@ class PromptDetails(AnswerBody):
     cached_tokens: int = Field(description="Taken from the prefix cache instead of computed.")
 
 
+class CompletionDetails(AnswerBody):
+    """What generated tokens were for."""
+
+    reasoning_tokens: int = Field(description="What the model thought before it answered, with the tags around it.")
+
+
 class Usage(AnswerBody):
     """Token counts of the request."""
 
@@ -41,6 +47,7 @@ class Usage(AnswerBody):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | None = Field(None, description="Of models that think first.")
 
 
 class Timings(AnswerBody):
@@ -112,12 +119,31 @@ class ChatLogprobs(AnswerBody):
     refusal: None
 
 
+class CalledFunction(AnswerBody):
+    """What is called."""
+
+    name: str
+    arguments: str = Field(description="JSON text of an object; cut off where the answer is.")
+
+
+class ToolCall(AnswerBody):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(AnswerBody):
     """What the assistant says."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="Null where it only calls tools, or has not ended thinking.")
     refusal: None
+    reasoning_content: str | None = Field(None, description="Extension: what the model thought first.")
+    reasoning: str | None = Field(None, description="Extension: the same by its other name.")
+    tool_calls: list[ToolCall] | None = Field(None, description="What it calls.")
+    function_call: CalledFunction | None = Field(None, description="Where `functions` were offered.")
 
 
 class ChatChoice(AnswerChoice):

@@ -1,16 +1,50 @@
 """From a conversation as clients send it to the ids of a prompt: template, shape of contents, special tokens in them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from server.text.chat_template import ChatTemplate, TemplateError, load_chat_template
 from server.text.content_as_text import ContentAsText
 from server.text.content_shapes import ContentShapes
+from server.text.formats.tool_formats import (
+    REASONING_FORMATS,
+    TOOL_FORMATS,
+    ReasoningFormat,
+    ToolFormat,
+    reasoning_format_of,
+    tool_format_of,
+)
+from server.text.message_parser import MessageForm
 from server.text.template_sandbox import TemplateSandbox
 from server.text.tokenizer import Tokenizer
+from server.text.tool_shapes import ToolShapes
 from server.text.tracing_sandbox import TracingSandbox
 
 Encode = Callable[[str, bool], list[int]]  # as `Tokenizer.encode`
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFormats:
+    """What an operator says of the model's messages: names of formats, `auto` for what the template shows, `none`.
+
+    `tool_template`: what becomes of tools that the template leaves out: told in words (`generic`), or refused.
+    """
+
+    tools: str = "auto"
+    reasoning: str = "auto"
+    tool_template: Literal["generic", "refuse"] = "generic"
+
+    def tool_format(self, source: str) -> ToolFormat:
+        """The format of a model with this template; what is told in words asks for the commonest."""
+        if self.tools != "auto":
+            return TOOL_FORMATS[self.tools]
+        return tool_format_of(source) or TOOL_FORMATS["hermes"]
+
+    def reasoning_format(self, source: str) -> ReasoningFormat | None:
+        """The format of a model with this template, if it thinks first."""
+        return reasoning_format_of(source) if self.reasoning == "auto" else REASONING_FORMATS.get(self.reasoning)
 
 
 class ChatRenderer:
@@ -18,27 +52,73 @@ class ChatRenderer:
 
     Attributes:
         encode: from the text of a prompt to its ids.
+        tools: how the model writes calls of tools.
+        reasoning: how it writes what it thinks first; None: it does not.
 
     Raises:
         TemplateError: the template leaves out what the user says.
     """
 
-    def __init__(self, template: ChatTemplate, encode: Encode) -> None:
+    def __init__(self, template: ChatTemplate, encode: Encode, formats: MessageFormats = MessageFormats()) -> None:
         self.encode = encode
+        self.tools = formats.tool_format(template.source)
+        self.reasoning = formats.reasoning_format(template.source)
         self._template = template
         self._shapes = ContentShapes(template)
+        self._tool_shapes = ToolShapes(template, self._shapes.takes_system)
+        self._refuses_tools = formats.tool_template == "refuse"
 
-    def render(self, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], /, tools: Sequence[Mapping[str, Any]] = (), **options: Any
+    ) -> str:
         """The prompt of a conversation, to be encoded without further special tokens: it contains its own BOS.
 
         Args:
-            messages: objects with `role` and `content`, a string or a list of the strings of its parts; oldest first.
+            messages: objects with `role` and `content`, a string or a list of the strings of its parts; oldest first. An
+                assistant's may have `tool_calls`.
+            tools: those that the model may call, as OpenAI's JSON has them.
             options: as for `ChatTemplate.render`.
 
         Raises:
-            TemplateError: the template refuses or fails, or would leave out a message.
+            TemplateError: the template refuses or fails, or would leave out a message or the tools.
         """
-        return self._template.render(self._shapes.shaped(messages), **options)
+        if tools and self._refuses_tools and not self._tool_shapes.shows_tools:
+            raise TemplateError("it would leave out the tools")
+        shaped = self._shapes.shaped(self._tool_shapes.shaped(self._with_one_system(messages), tools))
+        return self._template.render(shaped, **options, tools=list(tools) or None)
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template has a variable of this name."""
+        return variable in self._template.source
+
+    def message_form(
+        self, prompt: str, parameters: Mapping[str, Sequence[str]], continued: str | None = None
+    ) -> MessageForm | None:
+        """How the message that follows a prompt is to be read; None: as text.
+
+        Args:
+            prompt: the prompt's text.
+            parameters: the tools that may be called, with the names of their parameters.
+            continued: the beginning of the message, if it is in the prompt.
+        """
+        if not parameters and self.reasoning is None:
+            return None
+        thinks = False
+        if self.reasoning is not None:
+            begin, end = self.reasoning.begin, self.reasoning.end
+            said = prompt if continued is None else continued
+            thinks = said.rstrip().endswith(begin) or (continued is not None and said.rfind(begin) > said.rfind(end))
+        return MessageForm(
+            tools=self.tools if parameters else None, parameters=parameters, reasoning=self.reasoning, thinks=thinks
+        )
+
+    def _with_one_system(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Messages of the system at the beginning as one, where the template takes only one."""
+        first = list(takewhile(lambda message: message["role"] == "system", messages))
+        if len(first) < 2 or self._shapes.takes_several_systems:
+            return messages
+        texts = [each["content"] if isinstance(each["content"], str) else "".join(each["content"]) for each in first]
+        return [{**first[0], "content": "\n\n".join(texts)}, *messages[len(first) :]]
 
     def check_markers(self, encode: Encode) -> None:
         """Whether prompts without special tokens in their contents have the ids that `encode` gives.
@@ -55,7 +135,10 @@ class ChatRenderer:
 
 
 def load_chat_renderer(
-    tokenizer: Tokenizer, path: str | None = None, content_special_tokens: Literal["control", "text"] = "control"
+    tokenizer: Tokenizer,
+    path: str | None = None,
+    content_special_tokens: Literal["control", "text"] = "control",
+    formats: MessageFormats = MessageFormats(),
 ) -> ChatRenderer | None:
     """With the operator's template at `path`, else the model's own, else None.
 
@@ -68,7 +151,7 @@ def load_chat_renderer(
     if template is None:
         return None
     if not as_text:
-        return ChatRenderer(template, tokenizer.encode)
-    renderer = ChatRenderer(template, ContentAsText(tokenizer, template.source).encode)
+        return ChatRenderer(template, tokenizer.encode, formats)
+    renderer = ChatRenderer(template, ContentAsText(tokenizer, template.source).encode, formats)
     renderer.check_markers(tokenizer.encode)
     return renderer

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from server.text.chat_template import ChatTemplate, TemplateError
@@ -81,13 +81,24 @@ class ContentShapes:
         """The shapes in which content of this role appears; of a role that the template never rendered, the user's."""
         return self._taken.get(role) or self._taken.get("user", ())
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether a message of the system appears."""
+        return bool(self._taken.get("system"))
+
+    @cached_property
+    def takes_several_systems(self) -> bool:
+        """Whether two messages of the system at the beginning both appear."""
+        roles = ("system", "system", "user")
+        return self._rendered(roles) is not None and not self._lost(roles)
+
     def samples(self) -> Iterator[str]:
         """Prompts of conversations of all kinds that the template takes."""
         prompts = (self._rendered(roles) for roles in (_CONVERSATIONS if self._taken else ()))
         return (text for text in prompts if text is not None)
 
     def shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The conversation as the template takes it; each `content` is a `Content`.
+        """The conversation as the template takes it; each `content` is a `Content`, or None where a message only calls tools.
 
         Raises:
             TemplateError: the prompt would lack one of the messages.
@@ -95,10 +106,12 @@ class ContentShapes:
         roles = tuple(message["role"] for message in messages)
         lost = self._lost_of_short(roles) if len(roles) <= _LONGEST_REMEMBERED else self._lost(roles)
         for i in lost:
-            if any(messages[i]["content"]):
+            if roles[i] != "tool" and any(messages[i]["content"] or ""):
                 raise TemplateError(f"it would leave out messages[{i}], of the role {roles[i]}")
         return [
             {**message, "content": self._shape(message["role"], message["content"]).of(message["content"])}
+            if message["content"] is not None
+            else dict(message)
             for message in messages
         ]
 

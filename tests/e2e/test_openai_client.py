@@ -93,9 +93,8 @@ def test_errors_are_the_clients_own_classes(client):
     with pytest.raises(openai.BadRequestError, match="temperature") as refused:
         client.completions.create(model=MODEL, prompt="x", temperature=9)
     assert refused.value.param == "temperature"
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-        client.chat.completions.create(model=MODEL, messages=CHAT, tools=[tool])
+    with pytest.raises(openai.BadRequestError, match="modalities"):
+        client.chat.completions.create(model=MODEL, messages=CHAT, modalities=["text", "audio"])
     with pytest.raises(openai.BadRequestError, match="8192"):
         client.completions.create(model=MODEL, prompt="x", max_tokens=9000)
 

@@ -147,12 +147,17 @@ def usage(generation: Generation, completion: int | None = None) -> JsonObject:
     prompt = sum(choice.lifetime.prompt_tokens for choice in first_choices)
     if completion is None:
         completion = sum(choice.lifetime.completion_tokens for choice in generation.choices)
-    return {
+    counts: JsonObject = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(choice.lifetime.cached_tokens for choice in first_choices)},
     }
+    form = generation.job.form
+    if form is not None and form.reasoning is not None:
+        thought = sum(choice.reasoning_tokens for choice in generation.choices)
+        counts["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return counts
 
 
 def timings_of(generation: Generation) -> dict[str, float]:

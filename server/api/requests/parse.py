@@ -283,6 +283,7 @@ _SENTENCES: Mapping[str, str] = {
     "literal_error": "must be one of {expected}",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
     "too_short": "must have at least {min_length} entries",
     "too_long": "must have at most {max_length} entries",
     "checked": "{message}",

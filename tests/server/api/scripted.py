@@ -43,7 +43,7 @@ from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces.sending import tracing_of
-from server.text.chat_renderer import load_chat_renderer
+from server.text.chat_renderer import MessageFormats, load_chat_renderer
 from server.text.tokenizer import Tokenizer, byte_alphabet, surround
 
 START, END = 256, 257
@@ -214,7 +214,8 @@ class Server:
     ):
         self.settings = Settings(**settings)
         tokenizer = byte_tokenizer(bos, template)
-        chat = load_chat_renderer(tokenizer, None, self.settings.content_special_tokens)
+        formats = MessageFormats(self.settings.tool_format, self.settings.reasoning_format, self.settings.tool_template)
+        chat = load_chat_renderer(tokenizer, None, self.settings.content_special_tokens, formats)
         metrics = Metrics(self.settings.shares)
         path = self.settings.api_keys
         self.keys = KeysInUse(self.settings, path and WatchedKeyFile(path, self.settings.tenants), metrics)

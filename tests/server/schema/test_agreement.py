@@ -30,6 +30,8 @@ BEYOND_SCHEMA = re.compile(
     r"|must fit 64 bits|a name with the NUL"
     r"|an answer fits one of them|must be JSON: |must be a JSON schema that|must be a structural tag as JSON|must begin with one of"
     r"|must hold one of|needs `json` or `json_object`|needs `guided_json`"
+    r"|no variable for it|to hold at least one, got none|must name functions that are offered|is the older form of"
+    r"|must not be given twice|is not served where it requires"
 )
 STRICT = {
     "scheduling": "fcfs",
@@ -69,7 +71,29 @@ CONTINUED = {
     "continue_final_message": [None, False, True],
     "chat_template_kwargs": [None, {}, {"messages": None}, {"messages": []}, {"x": 1}],
 }
+CALL = {"id": "c", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}
 MESSAGES = [[USER], [USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}], [], [{"role": "tool"}]]
+MESSAGES += [[USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "c", "content": "a"}]]
+MESSAGES += [[{**USER, "tool_calls": [CALL]}], [{**USER, "tool_calls": []}], [{"role": "assistant", "reasoning": "a"}]]
+FUNCTION = {"name": "f", "parameters": {"type": "object"}, "strict": True}
+TOOL = {"type": "function", "function": FUNCTION}
+NAMED = {"type": "function", "function": {"name": "f"}}
+ALLOWED = {"mode": "auto", "tools": [NAMED]}
+TOOLS = {
+    "tools": [
+        None,
+        [],
+        [TOOL],
+        [TOOL, TOOL],
+        [{"type": "custom"}],
+        [{"type": "function", "function": {"name": "a b"}}],
+    ],
+    "tool_choice": [None, "none", "auto", "required", "any", NAMED, {"type": "function"}, {"type": "allowed_tools"}]
+    + [{"type": "allowed_tools", "allowed_tools": each} for each in (ALLOWED, {**ALLOWED, "mode": "none"}, {})],
+    "functions": [None, [], [FUNCTION], [{}]],
+    "function_call": [None, "none", "auto", "required", {"name": "f"}, {}],
+    "parallel_tool_calls": [None, False, 1],
+}
 IDS = [[0, 257], [258], [], [1] * CONTEXT, [1] * (CONTEXT + 1)]
 FIELDS = {
     "/v1/completions": SHARED
@@ -77,6 +101,7 @@ FIELDS = {
     | {"best_of": [None, 0, 1, 2, 3], "add_special_tokens": [None, True, False], "logprobs": [None, 0, True]},
     "/v1/chat/completions": SHARED
     | CONTINUED
+    | TOOLS
     | {"messages": MESSAGES, "max_completion_tokens": [None, 5, 10, CONTEXT]}
     | {"logprobs": [None, False, True], "top_logprobs": [None, 0, 3], "reasoning_effort": [None, "none", "high"]},
     "/tokenize": CONTINUED | {"prompt": [None, "", "a"], "messages": [None, *MESSAGES], "add_special_tokens": [True]},

@@ -157,8 +157,8 @@ def test_refusals_of_completions(body, path, words):
         ([None], "messages[0]", ["object", "null"]),
         ([{"content": "a"}], "messages[0].role", ["required"]),
         ([USER, {"role": "user"}], "messages[1].content", ["required"]),
-        ([USER, {"role": "assistant", "content": None}], "messages[1].content", ["required"]),
-        ([{"role": "tool", "content": "a"}], "messages[0].role", ["'assistant'", '"tool"']),
+        ([USER, {"role": "tool", "content": None}], "messages[1].content", ["required"]),
+        ([{"role": "judge", "content": "a"}], "messages[0].role", ["'assistant'", '"judge"']),
         ([{"role": "user", "content": 5}], "messages[0].content", ["string or an array", "5"]),
         ([{"role": "user", "content": ["a"]}], "messages[0].content[0]", ["object", '"a"']),
         ([{"role": "user", "content": [{"text": "a"}]}], "messages[0].content[0].type", ['"text"', "null"]),
@@ -240,7 +240,7 @@ def test_unknown_fields_may_be_ignored_with_a_warning():
 def test_known_fields_are_checked_when_unknown_ones_are_ignored():
     lax = Settings(unknown_fields="ignore")
     assert refusal(ChatRequest, {"messages": [USER], "n": 0, "x": 1}, settings=lax).param == "n"
-    assert isinstance(refusal(ChatRequest, {"messages": [USER], "tools": [1]}, settings=lax), UnsupportedField)
+    assert isinstance(refusal(ChatRequest, {"messages": [USER], "audio": [1]}, settings=lax), UnsupportedField)
 
 
 BODIES = {CompletionRequest: {"prompt": "a"}, ChatRequest: {"messages": [USER]}}

@@ -19,7 +19,7 @@ USER = {"role": "user", "content": "hi"}
         (ChatRequest, {"prompt": "a"}, "`prompt` is not a field of this request; POST /v1/completions takes it"),
         (CompletionRequest, {"messages": [USER]}, "; POST /v1/chat/completions takes it"),
         (ChatRequest, {"messages": []}, "must have at least 1 entry, got an array of 0"),
-        (ChatRequest, {"messages": [USER], "tools": [{}]}, "; only [] is accepted"),
+        (ChatRequest, {"messages": [USER], "documents": [{}]}, "; only [] is accepted"),
     ],
 )
 def test_refusals_say_in_plain_words_what_to_do(model, body, said):
