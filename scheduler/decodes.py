@@ -74,7 +74,7 @@ class DecodePlanner:
 
     def add(self, step: Step, decodes: list[Request]) -> None:
         """Add a chunk for each; drafts share what is left of the budget for decodes."""
-        if not self._drafting.active:
+        if not any(self._drafting.concerns(request) for request in decodes):
             for request in decodes:
                 self._chunks.decode(step, request)
             return
@@ -91,6 +91,7 @@ class DecodePlanner:
         if not self._drafting.active or left <= 0:
             return
         late = self._chosen(left, planned={chunk.request_id for chunk in step.chunks})
+        late = [request for request in late if self._drafting.concerns(request)]
         for request in late:
             if self._lacks_block(request) and self._pool.available:
                 self._take_block(request)

@@ -39,11 +39,20 @@ class Drafter(Protocol):
 
     name: str
 
+    def concerns(self, sampling: SamplingParams) -> bool:
+        """Whether it may have guesses for requests with these settings. Others are never candidates, and nothing waits for them."""
+        ...
+
+    def waits(self, request_id: str, known: int) -> bool:
+        """Whether a sequence, of which `known` tokens are known and the next is being computed, is worth holding back until that is
+        known, too, because guesses will follow it. Otherwise its next step is planned at once, without guesses."""
+        ...
+
     def propose(self, candidates: Sequence[DraftCandidate]) -> Sequence[Sequence[int]]:
         """Guess what comes next, for each candidate in their order; an empty guess is allowed.
 
-        One call has all sequences that decode in a plan. Those that had to wait for results when a step was planned come in a
-        second call, before the step starts. There is none without a candidate.
+        One call has all sequences of a plan that decode and concern it. Those that had to wait for results when a step was
+        planned come in a second call, before the step starts. There is none without a candidate.
         """
         ...
 
@@ -55,8 +64,8 @@ class Drafter(Protocol):
 class Drafting:
     """Proposals for one scheduler, limited to what a request may still generate and to the blocks there are.
 
-    Without a drafter nothing is held back. With one, a decode waits until all results of its sequence are in, because a
-    guess continues known tokens.
+    A guess continues known tokens. So a decode waits until all results of its sequence are in where the drafter says that this is
+    worth it; nothing else is held back.
 
     Args:
         drafter: makes the guesses; None: there are none.
@@ -74,9 +83,16 @@ class Drafting:
         """Whether there is a drafter."""
         return self._drafter is not None
 
+    def concerns(self, request: Request) -> bool:
+        """Whether there may be guesses for a request."""
+        return self._drafter is not None and self._drafter.concerns(request.sampling)
+
     def ready(self, request: Request) -> bool:
         """Whether a request that could decode has nothing to wait for."""
-        return self._drafter is None or not request.in_flight
+        drafter = self._drafter
+        if drafter is None or not request.in_flight or not drafter.concerns(request.sampling):
+            return True
+        return not (request.verifying or drafter.waits(request.request_id, len(request.tokens)))
 
     def ended(self, request: Request) -> None:
         """The request has ended."""
@@ -88,7 +104,8 @@ class Drafting:
 
         Where all guesses do not fit, those of the first requests count. No request is preempted for the sake of a guess.
         """
-        usable = [(request, most) for request in requests if (most := self._most(request, budget)) > 0]
+        able = [request for request in requests if self.concerns(request) and not request.in_flight]
+        usable = [(request, most) for request in able if (most := self._most(request, budget)) > 0]
         if self._drafter is None or not usable:
             return {}
         candidates = [

@@ -85,6 +85,8 @@ class CpuBackend:
         with start.phase("import torch"):
             import_torch(start.settings.threads)
             from engine.cpu.worker import CpuWorker
+            from engine.grammar.forced_tokens import ForcedTokens
+            from engine.grammar.matchers import Grammars
             from engine.pooling.pooler import produced
             from engine.pooling.registry import standard_poolers
             from engine.sampling.registry import standard_edits
@@ -92,7 +94,9 @@ class CpuBackend:
 
         with start.phase("load weights"):
             vocab = start.config.vocab_size
-            edits = standard_edits(vocab, start.config.eos_token_ids)
+            grammars = Grammars(vocab, start.config.eos_token_ids)
+            self.drafter = ForcedTokens(grammars, at_once=CpuWorker.depth == 1)
+            edits = standard_edits(vocab, start.config.eos_token_ids, grammars)
             poolers = standard_poolers(start.config)
             self.produces = produced(poolers)
             return CpuWorker(self._model(plan), CpuSampler(vocab, edits), self.adapters, poolers)

@@ -143,6 +143,7 @@ class GpuBackend:
         """Load the weights straight to the device."""
         with self._startup.phase("load weights"):
             self._worker = self.loader.load(plan, self._rank_group.send if self._rank_group else None)
+            self.drafter = self.loader.drafter
         return self._worker
 
     def warm_up(self) -> None:

@@ -15,6 +15,8 @@ from engine.gpu.memory_plan import plan_gpu_memory
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
+from engine.grammar.forced_tokens import ForcedTokens
+from engine.grammar.matchers import Grammars
 from engine.loading import load
 from engine.machine import free_memory
 from engine.pooling.pooler import produced
@@ -25,6 +27,7 @@ from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
+from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.output_kind import OutputKind
 
@@ -47,6 +50,7 @@ class GpuLoader:
 
     adapters: Mapping[str, str] = MappingProxyType({})  # LoRA adapters that `load` gives the worker, with digests
     produces = frozenset({OutputKind.TOKENS})  # with the kinds of the poolers that `load` gives the worker
+    drafter: Drafter | None = None  # what guesses for the worker that `load` makes
 
     def __init__(
         self,
@@ -156,7 +160,11 @@ class GpuLoader:
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
-        edits = standard_edits(self._config.vocab_size, self._config.eos_token_ids)
+        vocab, eos = self._config.vocab_size, self._config.eos_token_ids
+        grammars = Grammars(vocab, eos)
+        if self.exact_drafts:
+            self.drafter = ForcedTokens(grammars, at_once=GpuWorker.depth == 1)
+        edits = standard_edits(vocab, eos, grammars)
         poolers = standard_poolers(self._config)
         self.produces = produced(poolers)
         return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send, adapters=self.adapters, poolers=poolers)

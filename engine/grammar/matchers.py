@@ -27,6 +27,7 @@ class _Walk:
 
     def __init__(self, matcher: "LLMatcher", sequence: Sequence) -> None:
         self.matcher = matcher
+        self.forced: tuple[int, list[int]] = (0, [])  # after so many tokens, what follows
         self._tokens = sequence.tokens
         self._accepted = sequence.prompt_length
 
@@ -44,7 +45,7 @@ class _Walk:
 
 
 class Grammars:
-    """The grammars of one worker's sequences. Used by the worker's thread alone.
+    """The grammars of one worker's sequences. Used by the worker's thread alone, but for `forced`.
 
     Args:
         vocab_size: of the model.
@@ -80,9 +81,19 @@ class Grammars:
         return found
 
     def complete(self, sequence: Sequence) -> bool:
-        """Whether nothing can follow what the sequence has."""
-        matcher = self._walk(sequence).catch_up()
-        return matcher.is_stopped() and not matcher.is_error()
+        """Whether nothing can follow what the sequence has. If something can, it also notes what must."""
+        walk = self._walk(sequence)
+        matcher = walk.catch_up()
+        if matcher.is_stopped():
+            return not matcher.is_error()
+        walk.forced = len(sequence.tokens), matcher.compute_ff_tokens()
+        return False
+
+    def forced(self, request_id: str, known: int) -> list[int]:
+        """The tokens that spell what must follow the first `known` of a sequence, as far as that was noted. From any thread."""
+        walk = self._walks.get(request_id)
+        after, tokens = walk.forced if walk is not None else (0, [])
+        return tokens if after == known else []
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""

@@ -228,6 +228,12 @@ class Next:
 
     name = "next position"
 
+    def concerns(self, sampling):
+        return True
+
+    def waits(self, request_id, known):
+        return True
+
     def propose(self, candidates):
         return [[(len(each.token_ids) + place) % 50 for place in range(min(3, each.most))] for each in candidates]
 

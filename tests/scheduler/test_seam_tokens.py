@@ -23,6 +23,12 @@ class ToyDrafter:
         self.calls = 0
         self.forgotten = []
 
+    def concerns(self, sampling):
+        return True
+
+    def waits(self, request_id, known):
+        return True
+
     def propose(self, candidates):
         self.calls += 1
         return [self.guess(list(each.token_ids)) for each in candidates]
@@ -111,6 +117,12 @@ def test_guesses_fit_the_budget_the_limits_and_the_free_blocks():
     asked = []
 
     class Curious(ToyDrafter):
+        def concerns(self, sampling):
+            return True
+
+        def waits(self, request_id, known):
+            return True
+
         def propose(self, candidates):
             asked.extend((len(each.token_ids), each.most) for each in candidates)
             return super().propose(candidates)
@@ -166,6 +178,12 @@ class Grammar(ToyDrafter):
         super().__init__(3, 0.0)
         self.states = {}
         self.together = []
+
+    def concerns(self, sampling):
+        return True
+
+    def waits(self, request_id, known):
+        return True
 
     def propose(self, candidates):
         self.together.append([each.request_id for each in candidates])
@@ -233,6 +251,12 @@ class NothingToSay:
     """A drafter without a guess: decodes wait for their results all the same."""
 
     name = "nothing"
+
+    def concerns(self, sampling):
+        return True
+
+    def waits(self, request_id, known):
+        return True
 
     def propose(self, candidates):
         return [[] for _ in candidates]

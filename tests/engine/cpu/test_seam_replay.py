@@ -51,6 +51,12 @@ class Oracle:
     def __init__(self, tokens):
         self.tokens = tokens
 
+    def concerns(self, sampling):
+        return True
+
+    def waits(self, request_id, known):
+        return True
+
     def propose(self, candidates):
         (only,) = candidates
         done = len(only.token_ids) - len(PROMPT)

@@ -35,6 +35,12 @@ class Oracle:
         self.outputs = outputs
         self.proposed = 0
 
+    def concerns(self, sampling):
+        return True
+
+    def waits(self, request_id, known):
+        return True
+
     def propose(self, candidates):
         return [self.guess(each) for each in candidates]
 

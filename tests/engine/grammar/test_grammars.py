@@ -1,5 +1,6 @@
 """Constrained answers of a real worker: they fit their grammar, whatever else is asked, and end with it."""
 
+import json
 import re
 
 import pytest
@@ -7,7 +8,7 @@ from llguidance import LLMatcher
 
 from scheduler.types.messages import FinishReason
 from tests.engine.cpu.test_seam_replay import Logged
-from tests.engine.grammar.walks import Constrained, text_of, write_vocabulary
+from tests.engine.grammar.walks import PROMPT, Constrained, text_of, write_vocabulary
 
 NUMBER = "[0-9]{3}-[0-9]{4}"
 ASKED = {
@@ -72,3 +73,39 @@ def test_what_is_masked_altogether_fails_alone_and_says_why(constrained):
     engine = constrained.run(LLMatcher.grammar_from_regex("xx"), logit_bias={3 + ord("x"): float("-inf")})
     assert engine.ends["r"].finish_reason is FinishReason.ERROR
     assert "the grammar" in engine.ends["r"].error
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Ada", "Grace"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_what_must_follow_is_computed_in_one_chunk_and_changes_nothing(constrained, asked):
+    grammar = LLMatcher.grammar_from_json_schema(PERSON)
+    plain, forced = (constrained.run(grammar, forced=forced, kind=Logged, **asked) for forced in (False, True))
+    assert json.loads(text_of(plain.outputs["r"])).keys() == {"name", "age"}
+    assert forced.outputs == plain.outputs
+    assert forced.ends["r"].finish_reason is FinishReason.STOP
+    assert forced.steps < plain.steps
+    assert [token for token, _ in forced.entries] == [token for token, _ in plain.entries]
+
+
+def test_requests_without_a_grammar_are_not_held_back_by_forced_tokens(constrained):
+    grammar = LLMatcher.grammar_from_json_schema(PERSON)
+
+    def run(forced):
+        engine = constrained.engine(forced=forced)
+        asked = {"grammar": grammar, "vocabulary": constrained.vocabulary}
+        for i, settings in enumerate(({}, asked, {}, asked, {"temperature": 1.1, "seed": 4})):
+            engine.add(f"r{i}", [*PROMPT, i], max_tokens=30, **settings)
+        engine.drain()
+        return engine
+
+    plain, forced = run(False), run(True)
+    assert forced.outputs == plain.outputs
+    assert forced.steps <= plain.steps

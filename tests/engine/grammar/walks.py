@@ -6,6 +6,8 @@ from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
+from engine.grammar.forced_tokens import ForcedTokens
+from engine.grammar.matchers import Grammars
 from engine.ipc.vocabulary import TokenSpellings
 from engine.models.registry import read_config
 from engine.sampling.registry import standard_edits
@@ -39,15 +41,18 @@ class Constrained:
         self.decoder = Decoder(self.config, load_weights(source, self.config, "auto"))
         self.vocabulary = vocabulary
 
-    def engine(self, kind=Engine, **options):
-        edits = standard_edits(self.config.vocab_size, self.config.eos_token_ids)
+    def engine(self, kind=Engine, *, forced=False, **options):
+        grammars = Grammars(self.config.vocab_size, self.config.eos_token_ids)
+        edits = standard_edits(self.config.vocab_size, self.config.eos_token_ids, grammars)
+        if forced:
+            options["drafter"] = ForcedTokens(grammars, at_once=True)
         model = ExactModel(self.decoder, KvPool(self.config, BLOCKS, BLOCK))
         worker = CpuWorker(model, CpuSampler(self.config.vocab_size, edits))
         eos = frozenset(self.config.eos_token_ids)
         return kind(blocks=BLOCKS, block_size=BLOCK, worker=worker, eos=eos, **options)
 
-    def run(self, grammar, generated=(), max_tokens=40, *, kind=Engine, **asked):
-        engine = self.engine(kind)
+    def run(self, grammar, generated=(), max_tokens=40, *, kind=Engine, forced=False, **asked):
+        engine = self.engine(kind, forced=forced)
         engine.add(
             "r",
             PROMPT,

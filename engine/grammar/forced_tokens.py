@@ -1,0 +1,49 @@
+"""Guesses of what a grammar leaves no choice about: names of properties, punctuation, the only choice that is left.
+
+A text that must follow can be spelled by several sequences of tokens, and the model chooses one of them. So what is proposed is a
+guess, which a step verifies as a whole: the answer is the same, in fewer steps (Willard and Louf 2023, "Efficient guided generation
+for large language models", section 4, for the idea; llguidance's "fast-forward tokens").
+"""
+
+from collections.abc import Sequence
+
+from engine.grammar.matchers import Grammars
+from scheduler.drafting import DraftCandidate
+from scheduler.types.sampling_params import SamplingParams
+
+_WORTH_WAITING = (
+    3  # tokens: the next one is being computed, and holding a sequence back for one guess would gain nothing
+)
+
+
+class ForcedTokens:
+    """Proposes the tokens of one worker's grammars.
+
+    Args:
+        grammars: the worker's.
+        at_once: whether a worker takes one step at a time, and gets sequences that were held back with the very next one.
+    """
+
+    name = "forced tokens of grammars"
+
+    def __init__(self, grammars: Grammars, *, at_once: bool) -> None:
+        self._grammars = grammars
+        self._at_once = at_once
+
+    def concerns(self, sampling: SamplingParams) -> bool:
+        """Whether the request has a grammar."""
+        return bool(sampling.grammar)
+
+    def waits(self, request_id: str, known: int) -> bool:
+        """Where it costs nothing, always; otherwise if more than the next token must follow."""
+        return self._at_once or len(self._grammars.forced(request_id, known)) >= _WORTH_WAITING
+
+    def propose(self, candidates: Sequence[DraftCandidate]) -> list[list[int]]:
+        """What must follow."""
+        return [
+            self._grammars.forced(candidate.request_id, len(candidate.token_ids))[: candidate.most]
+            for candidate in candidates
+        ]
+
+    def forget(self, request_id: str) -> None:
+        """Nothing: the worker forgets."""
