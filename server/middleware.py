@@ -156,7 +156,7 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            tenant = self._keys.sender(scope["headers"])
+            tenant = self._keys.sender(scope["headers"]) if self._keys.required else ANYBODY
         except Unauthorized as error:
             if not self._without_key(scope):
                 await error_response(error, scope)(scope, receive, send)

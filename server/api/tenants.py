@@ -6,7 +6,7 @@ A tenant is known by the API key that was sent; where no keys are required, anyb
 import hmac
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -16,8 +16,8 @@ from server.errors import ForbiddenKey, InvalidRequest, Unauthorized
 from server.keys.entry import KeyEntry, KeyLimits
 from server.keys.secret import digest_of
 
+_FEW = 4
 _SALT = re.compile(r":*[0-9a-f]{32}:")
-_BY_HAND = "Send a valid API key in the header `Authorization: Bearer KEY`, or in `x-api-key`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,9 @@ def tenant_of(entry: KeyEntry, weights: Mapping[str, float], *, isolate: bool) -
 class KeyRing:
     """All keys that the server knows, found by their hashes.
 
-    A key is looked up by the first bytes of its hash, and what is found compared in constant time. How long that takes tells
-    nothing about a key: a hash that begins as another one's says nothing of the key behind it.
+    A few keys of the settings alone are compared one by one, each in constant time, which takes less than a hash. Else a key is
+    looked up by the first bytes of its hash, and what is found compared in constant time. How long that takes tells nothing about
+    a key: a hash that begins as another one's says nothing of the key behind it.
 
     Args:
         settings: with the keys of `--api-key`, if any.
@@ -130,7 +131,9 @@ class KeyRing:
         self.required = settings.keyed
         self._isolate = settings.isolate_keys
         self._clock = clock
-        self._fixed = [(digest_of(key.encode()), tenant) for key, tenant in tenants_of(settings).items()]
+        plain = [(key.encode(), tenant) for key, tenant in tenants_of(settings).items()]
+        self._few = plain if settings.api_keys is None and len(plain) <= _FEW else []
+        self._fixed = [(digest_of(key), tenant) for key, tenant in plain]
         self._known: dict[bytes, list[tuple[bytes, Tenant, float | None]]] = {}
         self.take(())
 
@@ -145,46 +148,36 @@ class KeyRing:
             known.setdefault(entry.hash[:8], []).append((entry.hash, tenant, expires))
         self._known = known
 
-    def sender(self, headers: Iterable[tuple[bytes, bytes]]) -> Tenant:
-        """Whose key a request carries; anybody's, if none is required.
+    def sender(self, headers: Sequence[tuple[bytes, bytes]]) -> Tenant:
+        """Whose key a request carries: OpenAI's clients send it as a bearer token, Anthropic's in a header of its own.
 
         Raises:
-            Unauthorized: it carries none that is valid.
+            Unauthorized: it carries none that is valid, or several of which one would have to be chosen.
         """
-        if not self.required:
-            return ANYBODY
-        offered = _offered(headers)
-        digest = digest_of(offered)
+        given = dict(headers)
+        if len(given) < len(headers):
+            _ensure_single(headers)
+        scheme, _, key = given.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            key = given.get(b"x-api-key", b"")
+        key = key.strip()
+        for plain, tenant in self._few:
+            if hmac.compare_digest(plain, key):
+                return tenant
+        digest = digest_of(key)
         for known, tenant, expires in self._known.get(digest[:8], ()):
             if hmac.compare_digest(known, digest):
                 if expires is not None and self._clock() >= expires:
                     raise _unauthorized(f"The API key {tenant.key} has expired.")
                 return tenant
-        raise _unauthorized(_BY_HAND)
+        raise _unauthorized("Send a valid API key in the header `Authorization: Bearer KEY`, or in `x-api-key`.")
 
 
-def _offered(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The key that a request carries: OpenAI's clients send it as a bearer token, Anthropic's in a header of its own.
-
-    Raises:
-        Unauthorized: it carries none, or several of which one would have to be chosen.
-    """
-    bearer, plain = [], []
-    for name, value in headers:
-        if name == b"authorization":
-            bearer.append(value)
-        elif name == b"x-api-key":
-            plain.append(value)
-    if len(bearer) > 1 or len(plain) > 1:
-        twice = "Authorization" if len(bearer) > 1 else "x-api-key"
-        raise _unauthorized(f"The header `{twice}` must be sent once, got it {max(len(bearer), len(plain))} times.")
-    if bearer:
-        scheme, _, key = bearer[0].partition(b" ")
-        if scheme.lower() == b"bearer":
-            return key.strip()
-    if plain:
-        return plain[0].strip()
-    raise _unauthorized(_BY_HAND)
+def _ensure_single(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    for header in (b"authorization", b"x-api-key"):
+        times = sum(name == header for name, _ in headers)
+        if times > 1:
+            raise _unauthorized(f"The header `{header.decode()}` must be sent once, got it {times} times.")
 
 
 def _unauthorized(message: str) -> Unauthorized:

@@ -53,7 +53,6 @@ class Accounts:
     def follow(self, keys: Iterable[tuple[str, KeyLimits]]) -> None:
         """Take up the limits of these keys, and show the keys in metrics before they are used."""
         for key, limits in keys:
-            self.metrics.known(key)
             self.of(key, limits)
 
     def look(self) -> None:
@@ -68,6 +67,7 @@ class Account:
     def __init__(self, key: str, limits: KeyLimits, accounts: Accounts, allowance: KeyAllowance) -> None:
         self.key, self.limits, self.allowance = key, limits, allowance
         self._accounts = accounts
+        self._series = accounts.metrics.known(key)
         self._charges: dict[TokenCharge, None] = {}  # whose tokens are still to come
 
     def limit_to(self, limits: KeyLimits) -> None:
@@ -91,7 +91,7 @@ class Account:
             self.refused(error)
             self._write_down("", Use(limited=1))
             raise
-        self._accounts.metrics.request_begun(self.key)
+        self._series.request_begun()
         return RequestMeter(self, exchange, begun)
 
     def reserve(self, used: int, expected: int) -> int:
@@ -126,7 +126,7 @@ class Account:
     def ended(self, begun: float, model: str, use: Use) -> None:
         """A request is over, and this is all that it used."""
         self.allowance.end(begun)
-        self._accounts.metrics.request_ended(self.key, use)
+        self._series.request_ended(use)
         self._write_down(model, use)
 
     def _write_down(self, model: str, use: Use) -> None:

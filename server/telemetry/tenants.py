@@ -6,9 +6,9 @@ any client make as many series as it likes. So where no keys are required all re
 
 import contextlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from server.telemetry.declared import Declared
 from server.telemetry.lifetime import Lifetime
@@ -93,6 +93,34 @@ class _Used(Protocol):
     completion_tokens: int
 
 
+class KeySeries(NamedTuple):
+    """Those of one key, at hand: to look them up by label takes longer than to count."""
+
+    open: Gauge
+    requests: Counter
+    errors: Counter
+    prompt: Counter
+    cached: Counter
+    generated: Counter
+
+    def request_begun(self) -> None:
+        """A request came in."""
+        self.open.inc()
+
+    def request_ended(self, use: _Used) -> None:
+        """It is over."""
+        self.open.dec()
+        for counter, count in (
+            (self.requests, use.requests),
+            (self.errors, use.errors),
+            (self.prompt, use.prompt_tokens),
+            (self.cached, use.cached_tokens),
+            (self.generated, use.completion_tokens),
+        ):
+            if count:
+                counter.inc(count)
+
+
 class KeyMetrics(Declared):
     """The series of API keys, by the names that the operator gave them, and of the file that has them.
 
@@ -101,6 +129,7 @@ class KeyMetrics(Declared):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
+        self._known: dict[str, KeySeries] = {}
         self._open = self._gauge("key_requests_open", "Requests of an API key that count and have not ended.", "key")
         self._requests = self._counter("key_requests", "Requests of an API key that count and have ended.", "key")
         self._errors = self._counter("key_errors", "Those answered with an error.", "key")
@@ -124,24 +153,14 @@ class KeyMetrics(Declared):
             "usage_write_failures", "Times that the use of keys could not be written; it is tried again."
         )
 
-    def known(self, key: str) -> None:
-        """Show a key before it is used."""
-        self._open.labels(key)
-        for series in (self._requests, self._errors, self._prompt, self._cached, self._generated):
-            series.labels(key)
-
-    def request_begun(self, key: str) -> None:
-        """A request came in."""
-        self._open.labels(key).inc()
-
-    def request_ended(self, key: str, use: _Used) -> None:
-        """It is over."""
-        self._open.labels(key).dec()
-        self._requests.labels(key).inc(use.requests)
-        self._errors.labels(key).inc(use.errors)
-        self._prompt.labels(key).inc(use.prompt_tokens)
-        self._cached.labels(key).inc(use.cached_tokens)
-        self._generated.labels(key).inc(use.completion_tokens)
+    def known(self, key: str) -> "KeySeries":
+        """The series of a key, which are there before it is used."""
+        series = self._known.get(key)
+        if series is None:
+            counters = (self._requests, self._errors, self._prompt, self._cached, self._generated)
+            series = KeySeries(self._open.labels(key), *(counter.labels(key) for counter in counters))
+            self._known[key] = series
+        return series
 
     def request_limited(self, key: str, limit: str) -> None:
         """A request was over this limit."""
