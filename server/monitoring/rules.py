@@ -163,6 +163,15 @@ ALERTS = (
         "at the kernel's log for the OOM killer, and give the tier less memory (kv_host_gib); if it hung, look at the disk.",
     ),
     Alert(
+        name="HeadraceKeysFile",
+        measures=[Measure("headrace_api_keys_file_up", "== 0")],
+        wait="1m",
+        severity="warning",
+        summary="The file of API keys of {{ $labels.instance }} cannot be used",
+        what_to_do="What it said before holds: new keys are refused, revoked ones let in. The log says what is wrong and in which "
+        "line; so does `headrace keys check`.",
+    ),
+    Alert(
         name="HeadraceNoTokens",
         measures=[
             Measure(f"sum by ({_BY_ENGINE}) (headrace_sequences_running)", "> 0"),

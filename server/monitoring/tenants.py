@@ -107,10 +107,80 @@ _SHARES = PanelRow(
     ],
 )
 
+_KEYS = PanelRow(
+    "Keys, where what each uses is counted",
+    [
+        Panel(
+            title="Tokens of a key per second",
+            about="Prompts and answers. A tenant may have several keys.",
+            queries=[
+                Query(
+                    f"{per_second('headrace_key_prompt_tokens_total', by='key')}"
+                    f" + {per_second('headrace_key_generation_tokens_total', by='key')}",
+                    "{{key}}",
+                )
+            ],
+            stacked=True,
+        ),
+        Panel(
+            title="Found in the cache for a key",
+            about="Share of its prompt tokens.",
+            queries=[
+                Query(
+                    share(
+                        per_second("headrace_key_cached_tokens_total", by="key"),
+                        per_second("headrace_key_prompt_tokens_total", by="key"),
+                    ),
+                    "{{key}}",
+                )
+            ],
+            unit="percentunit",
+            limit=1.0,
+        ),
+        Panel(
+            title="Requests of a key per second",
+            about="And those of them that were answered with an error.",
+            queries=[
+                Query(per_second("headrace_key_requests_total", by="key"), "{{key}}"),
+                Query(f"{per_second('headrace_key_errors_total', by='key')} > 0", "{{key}}, errors"),
+            ],
+            unit="reqps",
+        ),
+        Panel(
+            title="Requests over a limit per second",
+            about="Answered 429 for a limit that the file of keys gives to the key. Nobody else waits for them.",
+            queries=[Query(per_second("headrace_key_limited_total", by="key, limit"), "{{key}}: {{limit}}")],
+            unit="reqps",
+            stacked=True,
+        ),
+        Panel(
+            title="Open requests of a key",
+            about="What `concurrent_requests` bounds.",
+            queries=[Query(gauge("headrace_key_requests_open", by="key"), "{{key}}")],
+        ),
+        Panel(
+            title="The file of keys",
+            about="Keys in use, changes that were read, and writes of what they used that failed (they are tried again). "
+            "A file that was refused leaves the keys as they were.",
+            queries=[
+                Query(gauge("headrace_api_keys"), "keys"),
+                Query(f"1 - {gauge('headrace_api_keys_file_up')} > 0", "the file is refused"),
+                Query(
+                    f"sum by (outcome) (increase({select('headrace_api_keys_reads_total')}[1h]))",
+                    "{{outcome}} in an hour",
+                ),
+                Query(
+                    f"sum(increase({select('headrace_usage_write_failures_total')}[1h]))", "failed writes in an hour"
+                ),
+            ],
+        ),
+    ],
+)
+
 TENANTS = Dashboard(
     name="tenants",
     title="Tenants",
     about="Use, shares and waits, by API key.",
-    rows=[_USE, _SHARES],
+    rows=[_USE, _SHARES, _KEYS],
     variables=[INSTANCE, Variable(name="tenant", title="tenant", series="headrace_tenant_weight", label="tenant")],
 )

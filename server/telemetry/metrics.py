@@ -320,6 +320,9 @@ def every_family(engines: Sequence[str]) -> list[Metric]:
     lifetime = Lifetime(received=0.0, first_token=1.0, last_token=2.0, completion_tokens=2)
     exchange = Exchange(request_id="", received=0.0, operation="chat", model="model", lifetimes=[lifetime])
     metrics.gen_ai.request_ended(exchange, now=2.0)
+    metrics.keys.known("name")
+    metrics.keys.request_limited("name", "tokens_per_minute")
+    metrics.keys.file_reread()
     return list(metrics.registry.collect())
 
 

@@ -164,7 +164,7 @@ def test_it_asks_for_a_key_and_says_which_one_will_do(tab):
         page.get_by_role("button", name="Attach a key").click()
         page.keyboard.press("Escape")
         attach("shop-key")
-        expect(trouble).to_contain_text("those of admin_keys may")
+        expect(trouble).to_contain_text("those that admin_keys (--admin-keys) names may")
         attach("ops-key")
         expect(page.locator(".chip[data-state=ready]")).to_be_visible()
         expect(trouble).to_be_hidden()
