@@ -42,7 +42,8 @@ _SERVER = "http schema text structured telemetry keys client monitoring pages st
 _ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_parallel cpu gpu bench"
 LAYERS = {
     "server": tuple(_SERVER.split()),
-    "server.api": ("requests", "answers", "accounts"),
+    "server.api": ("requests", "answers", "accounts", "dialects"),
+    "server.schema": ("dialects",),
     "server.text": ("formats",),
     "server.telemetry": ("traces",),
     "server.engines": ("published", "disaggregation", "supervision"),

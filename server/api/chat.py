@@ -11,7 +11,7 @@ from server.api.answers.logprobs import chat_entries
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
 from server.api.requests.tools import NO_TOOLS, ToolUse, for_template, tool_use
-from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_job, with_room
+from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_ids, text_job, with_room
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest, UnsupportedField, for_clients
 from server.schema.answers import ChatAnswer
@@ -25,9 +25,14 @@ from server.text.tokenizer import Tokenizer
 
 
 def chat_job(
-    body: ChatRequest, context: ServerContext, tenant: Tenant = ANYBODY, prefix: str = "chatcmpl-"
+    body: ChatRequest,
+    context: ServerContext,
+    tenant: Tenant = ANYBODY,
+    *,
+    prefix: str = "chatcmpl-",
+    clipped: bool = False,
 ) -> TextJob[ChatRequest]:
-    """The job of a chat request; its id begins with `prefix`.
+    """The job of a chat request; its id begins with `prefix`. `clipped`: `max_tokens` may exceed the room that the context has.
 
     Raises:
         InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
@@ -42,8 +47,7 @@ def chat_job(
     chat, use = renderer_of(context), tool_use(body)
     if use.required:
         raise UnsupportedField(f"`{use.choice}` is not served where it requires a call", param=use.choice)
-    variables = thinking_variables(body, chat) | body.chat_template_kwargs
-    text = render(chat, body.messages, body.add_generation_prompt, body.continue_final_message, variables, use=use)
+    text = _chat_text(body, chat, use)
     continued = "".join(body.messages[-1].content) if body.continue_final_message else None
     form = chat.message_form(text, use.parameters(), continued)
     prompt = prompt_of(text, False, context, "messages", chat.encode)
@@ -53,7 +57,7 @@ def chat_job(
         prompt_logprobs=body.prompt_logprobs,
     )
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field)
+    settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field, clipped=clipped)
     pairs = [(prompt, settings[0])]
     job = text_job(prefix, model, body, pairs, tenant, context=context, continues=body.continue_final_message)
     job.form = form
@@ -79,6 +83,21 @@ def thinking_variables(body: ChatRequest, chat: ChatRenderer) -> dict[str, Any]:
             param=field,
         )
     return read
+
+
+def _chat_text(body: ChatRequest, chat: ChatRenderer, use: ToolUse) -> str:
+    variables = thinking_variables(body, chat) | body.chat_template_kwargs
+    return render(chat, body.messages, body.add_generation_prompt, body.continue_final_message, variables, use=use)
+
+
+def chat_ids(body: ChatRequest, context: ServerContext) -> list[int]:
+    """The tokens of a chat request's prompt, whether or not they fit the context.
+
+    Raises:
+        InvalidRequest, ContextExceeded: as `render` and `text_ids`.
+    """
+    chat = renderer_of(context)
+    return text_ids(_chat_text(body, chat, tool_use(body)), False, context, "messages", chat.encode)
 
 
 def renderer_of(context: ServerContext) -> ChatRenderer:

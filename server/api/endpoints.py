@@ -20,11 +20,14 @@ from server.api import (
 )
 from server.api.accounts import usage
 from server.api.context import ServerContext
+from server.api.dialects import messages, responses
 from server.api.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
+    responses.ENDPOINT,
+    *messages.ENDPOINTS,
     *streams.ENDPOINTS,
     black_box.ENDPOINT,
     models.LIST,

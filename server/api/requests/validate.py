@@ -234,11 +234,13 @@ def with_room(
     context: ServerContext,
     *,
     field: str = "max_tokens",
+    clipped: bool = False,
 ) -> list[SamplingParams]:
     """The settings of each prompt, with a `max_tokens` for which prompt and output fit the context.
 
     If the request `asked` for none, it is the operator's default or else the endpoint's (None: no bound), at most what the operator
-    allows and what is left of the context. `field` is what the request asked in.
+    allows and what is left of the context. `field` is what the request asked in. `clipped`: what it asked for is a bound, and where
+    the context has less room for it there is less.
 
     Raises:
         ContextExceeded: prompt and output do not fit together; with both numbers.
@@ -250,7 +252,7 @@ def with_room(
     settings: list[SamplingParams] = []
     for prompt in prompts:
         left = limit - len(prompt.ids)
-        wanted = asked if asked is not None else max(1, min(unasked, left))
+        wanted = max(1, min(unasked, left)) if asked is None else max(1, min(asked, left)) if clipped else asked
         if wanted > left:
             raise ContextExceeded(
                 f"prompt and output must have at most {limit} tokens together, the context of this server, "

@@ -94,6 +94,10 @@ TOOLS = {
     "function_call": [None, "none", "auto", "required", {"name": "f"}, {}],
     "parallel_tool_calls": [None, False, 1],
 }
+ITEMS = [
+    {"role": "developer", "content": "a"},
+    {"role": "assistant", "id": "m", "content": [{"type": "output_text", "text": "a", "annotations": []}]},
+]
 IDS = [[0, 257], [258], [], [1] * CONTEXT, [1] * (CONTEXT + 1)]
 FIELDS = {
     "/v1/completions": SHARED
@@ -106,6 +110,24 @@ FIELDS = {
     | {"logprobs": [None, False, True], "top_logprobs": [None, 0, 3], "reasoning_effort": [None, "none", "high"]},
     "/tokenize": CONTINUED | {"prompt": [None, "", "a"], "messages": [None, *MESSAGES], "add_special_tokens": [True]},
     "/detokenize": {"tokens": IDS, "skip_special_tokens": [None, True], "model": ["small", "large"]},
+    "/v1/responses": {
+        "input": ["a", "", [], ITEMS, [{"type": "message", **USER}], [{"role": "user", "content": [{"type": "text"}]}]],
+        "instructions": [None, "a"],
+        "max_output_tokens": SHARED["max_tokens"],
+        "include": [None, [], ["message.output_text.logprobs"], ["reasoning.content"]],
+        "text": [None, {}, {"format": {"type": "text"}}, {"format": {"type": "xml"}}],
+        "metadata": [None, {}, {"a": "b"}, {"a": 1}, {str(i): "" for i in range(17)}],
+        "stream_options": [None, {}, {"include_obfuscation": True}, {"include_usage": True}],
+    },
+    "/v1/messages": {
+        "messages": [[USER], [{"role": "user", "content": [{"type": "text", "text": "a"}]}], [], [{"role": "tool"}]],
+        "system": [None, "a", [{"type": "text", "text": "a", "cache_control": {}}], [{"type": "image"}], 5],
+        "max_tokens": [None, 0, 1, 9, 10, CONTEXT],
+        "stop_sequences": [None, [], ["a"], [""], ["a"] * 17],
+        "metadata": [None, {}, {"user_id": None}, {"user_id": "a"}, {"user": "a"}],
+        "thinking": [None, {"type": "disabled"}, {"type": "off"}],
+        "top_k": [None, 0, 5, -2],
+    },
 }
 
 
@@ -130,6 +152,8 @@ BASE = {
     "/v1/chat/completions": {"messages": [USER]},
     "/tokenize": {},
     "/detokenize": {"tokens": [1]},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": [USER], "max_tokens": 5},
 }
 
 

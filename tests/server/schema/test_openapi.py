@@ -65,7 +65,8 @@ def test_every_answer_of_ours_is_published_with_the_error_schema(openapi):
             assert "422" not in responses, f"{path}: a status that is never sent"
             for status, response in responses.items():
                 if status != "200":
-                    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+                    form = "MessagesErrorAnswer" if path.startswith("/v1/messages") else "ErrorAnswer"
+                    assert response["content"]["application/json"]["schema"]["$ref"].endswith(f"/{form}")
     error = openapi["components"]["schemas"]["ErrorDetail"]
     assert sorted(error["required"]) == ["code", "message", "param", "type"]
 

@@ -1,0 +1,134 @@
+"""`POST /v1/messages`, Anthropic's API: a conversation in, the assistant's next message out; and what a conversation counts."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+
+from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
+from server.api.chat import chat_ids, chat_job
+from server.api.context import ServerContext
+from server.api.dialects.messages_writer import MessageWriter, anthropic_error
+from server.api.dialects.parts import added_up
+from server.api.dialects.translation import chat_content, chat_request, in_words_of
+from server.api.endpoint import Call, PostEndpoint, json_response
+from server.api.tenants import ANYBODY, Tenant
+from server.schema.chat import ChatRequest
+from server.schema.dialects.messages import CountTokensRequest, MessagesRequest
+from server.schema.dialects.messages_answers import MessageAnswer, MessagesErrorAnswer, TokenCountAnswer
+from server.stream.job import TextJob
+
+# What a refusal of the chat job is about, in the words of this API.
+_NAMES = {"stop": "stop_sequences", "user": "metadata.user_id"}
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesJob:
+    """A valid request: what is computed, and whether the context has less room than was asked for."""
+
+    job: TextJob[ChatRequest]
+    clipped: bool
+
+
+def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> MessagesJob:
+    """The job of a request for a message.
+
+    Raises:
+        InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
+        Unavailable: no engine was ever ready.
+    """
+    chat = chat_request(
+        {
+            **conversation(body),
+            "max_tokens": body.max_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "stop": body.stop_sequences or None,
+            "stream": body.stream,
+            "user": None if body.metadata is None else body.metadata.user_id,
+        }
+    )
+    with in_words_of(_NAMES):
+        job = chat_job(chat, context, tenant, prefix="msg_", clipped=True)
+    return MessagesJob(job, job.sequences[0].request.sampling.max_tokens < body.max_tokens)
+
+
+def conversation(body: CountTokensRequest) -> dict[str, Any]:
+    """The fields of a chat request that make its prompt."""
+    system = [{"role": "system", "content": chat_content([block.text for block in body.system])}] if body.system else []
+    messages = [
+        {"role": message.role, "content": chat_content([block.text for block in message.content])}
+        for message in body.messages
+    ]
+    return {
+        "model": body.model,
+        "messages": system + messages,
+        "continue_final_message": body.messages[-1].role == "assistant",
+    }
+
+
+def token_count(body: CountTokensRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> TokenCountAnswer:
+    """The tokens of the prompt that would be made of a conversation.
+
+    Raises:
+        InvalidRequest, ContextExceeded, ModelNotFound, Unavailable: as for a message.
+    """
+    context.model_name(body.model, tenant)
+    with in_words_of(_NAMES):
+        return TokenCountAnswer(input_tokens=len(chat_ids(chat_request(conversation(body)), context)))
+
+
+async def _answer(asked: MessagesJob, call: Call) -> Response:
+    generation, _ = await begun(asked.job, call)
+    make = partial(MessageWriter, generation, call.exchange.request_id, asked.clipped)
+    return await (
+        streamed(generation, make, call) if asked.job.body.stream else whole(generation, added_up(make), call)
+    )
+
+
+async def _count(answer: TokenCountAnswer, call: Call) -> Response:
+    return json_response(answer, call.headers)
+
+
+_HELLO = {"messages": [{"role": "user", "content": "Say hello."}]}
+_VERSION = {
+    "name": "anthropic-version",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "Any: there is one version here.",
+}
+
+ENDPOINTS = (
+    PostEndpoint(
+        path="/v1/messages",
+        tag="generate",
+        summary="Answer a conversation, as Anthropic's API does",
+        operation="chat",
+        body=MessagesRequest,
+        validate=messages_job,
+        answer=_answer,
+        answers=MessageAnswer,
+        errors=ERRORS,
+        content=STREAM,
+        examples={"hello": {"value": {**_HELLO, "max_tokens": 16}}},
+        parameters=(_VERSION,),
+        error_body=anthropic_error,
+        error_answer=MessagesErrorAnswer,
+    ),
+    PostEndpoint(
+        path="/v1/messages/count_tokens",
+        tag="tokens",
+        summary="How many tokens a conversation of Anthropic's API has",
+        body=CountTokensRequest,
+        validate=token_count,
+        answer=_count,
+        answers=TokenCountAnswer,
+        errors=(400, 401, 404, 413, 415, 503),
+        examples={"hello": {"value": _HELLO}},
+        parameters=(_VERSION,),
+        error_body=anthropic_error,
+        error_answer=MessagesErrorAnswer,
+    ),
+)

@@ -1,0 +1,136 @@
+"""An answer as a row of parts: reasoning, texts, calls of tools. What the events of both dialects are made from.
+
+A part opens, grows and closes before the next one opens. The answer without a stream is what all parts have grown to.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from scheduler.types.messages import FinishReason
+from scheduler.types.step import TokenLogprobs
+from server.errors import ApiError
+from server.stream.generation import Delta, Generation
+
+JsonObject = dict[str, Any]
+Event = tuple[str, JsonObject]  # its name, and its data
+
+encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+
+
+class PartKind(Enum):
+    """What a part is."""
+
+    TEXT = "text"
+
+
+@dataclass(slots=True)
+class AnswerPart:
+    """One part, as far as it has come. `logprobs` only where they are asked for."""
+
+    kind: PartKind
+    index: int
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.pieces)
+
+
+class EventWriter(ABC):
+    """Deltas to the events of a dialect. Subclasses say what the events are."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self.parts: list[AnswerPart] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._open = False
+
+    def write(self, deltas: Iterable[Delta]) -> bytes:
+        """The events of one step, for one write."""
+        return b"".join([self.written(event) for event in self.events(deltas)])
+
+    def events(self, deltas: Iterable[Delta]) -> Iterator[Event]:
+        """The events of one step. An answer has one choice."""
+        for delta in deltas:
+            if delta.first:
+                yield from self.begun()
+            yield from self._grow(PartKind.TEXT, delta.text, delta.logprobs)
+            if delta.finish_reason is not None:
+                self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+                if not self.parts:
+                    yield from self._begin(PartKind.TEXT)  # clients look for one
+                yield from self._close()
+
+    def written(self, event: Event) -> bytes:
+        """An event as it is sent."""
+        name, data = event
+        return b"event: %b\ndata: %b\n\n" % (name.encode(), encode(data))
+
+    def _grow(self, kind: PartKind, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
+        if not text and not logprobs:
+            return
+        if not self._open or self.parts[-1].kind is not kind:
+            yield from self._close()
+            yield from self._begin(kind)
+        part = self.parts[-1]
+        part.pieces.append(text)
+        part.logprobs += logprobs
+        yield from self.grown(part, text, logprobs)
+
+    def _begin(self, kind: PartKind) -> Iterator[Event]:
+        self.parts.append(AnswerPart(kind, len(self.parts)))
+        self._open = True
+        yield from self.opened(self.parts[-1])
+
+    def _close(self) -> Iterator[Event]:
+        if self._open:
+            self._open = False
+            yield from self.closed(self.parts[-1])
+
+    @abstractmethod
+    def begun(self) -> Iterator[Event]:
+        """What stands in front of all parts."""
+
+    @abstractmethod
+    def opened(self, part: AnswerPart) -> Iterator[Event]:
+        """A part begins."""
+
+    @abstractmethod
+    def grown(self, part: AnswerPart, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
+        """A part, which has it already, gained this."""
+
+    @abstractmethod
+    def closed(self, part: AnswerPart) -> Iterator[Event]:
+        """A part is complete, or the answer ends within it."""
+
+    @abstractmethod
+    def answer(self) -> JsonObject:
+        """The whole answer, once it has ended."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """What stands behind all parts."""
+
+    @abstractmethod
+    def failed(self, error: ApiError) -> bytes:
+        """What ends the answer where something went wrong."""
+
+
+def added_up(make: Callable[[], EventWriter]) -> Callable[[list[Delta]], bytes]:
+    """The body of an answer without a stream: what the events of all deltas add up to."""
+
+    def body(deltas: list[Delta]) -> bytes:
+        writer = make()
+        for _ in writer.events(deltas):
+            pass
+        return encode(writer.answer())
+
+    return body

@@ -1,0 +1,92 @@
+"""`POST /v1/responses`: items of a conversation in, the items that come next out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+
+from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
+from server.api.chat import chat_job
+from server.api.context import ServerContext
+from server.api.dialects.parts import added_up
+from server.api.dialects.responses_writer import ResponseWriter, wants_logprobs
+from server.api.dialects.translation import chat_content, chat_request, in_words_of
+from server.api.endpoint import Call, PostEndpoint
+from server.api.tenants import ANYBODY, Tenant
+from server.schema.chat import ChatRequest
+from server.schema.dialects.responses import ResponsesRequest
+from server.schema.dialects.responses_answers import ResponseAnswer
+from server.schema.dialects.responses_items import InputMessage, RefusalPart
+from server.stream.job import TextJob
+
+# What a refusal of the chat job is about, in the words of this API.
+_NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens"}
+_SAMPLING = (
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "seed", "stop"),
+    *("stream", "user", "cache_salt", "model"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesJob:
+    """A valid request: what is computed, and what was asked for."""
+
+    job: TextJob[ChatRequest]
+    body: ResponsesRequest
+
+
+def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> ResponsesJob:
+    """The job of a request for a response.
+
+    Raises:
+        InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
+        Unavailable: no engine was ever ready.
+    """
+    instructions = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    chat = chat_request(
+        {
+            **{name: getattr(body, name) for name in _SAMPLING},
+            "messages": [*instructions, *messages_of(body.input)],
+            "max_completion_tokens": body.max_output_tokens,
+            "logprobs": wants_logprobs(body),
+            "top_logprobs": (body.top_logprobs or 0) if wants_logprobs(body) else None,
+        }
+    )
+    with in_words_of(_NAMES):
+        return ResponsesJob(chat_job(chat, context, tenant, prefix="resp_"), body)
+
+
+def messages_of(items: Iterable[InputMessage]) -> list[dict[str, Any]]:
+    """The messages of a chat that these items are."""
+    return [
+        {
+            "role": item.role,
+            "content": chat_content(
+                [part.refusal if isinstance(part, RefusalPart) else part.text for part in item.content]
+            ),
+        }
+        for item in items
+    ]
+
+
+async def _answer(asked: ResponsesJob, call: Call) -> Response:
+    generation, _ = await begun(asked.job, call)
+    make = partial(ResponseWriter, generation, asked.body, call.context.tokenizer)
+    return await (streamed(generation, make, call) if asked.body.stream else whole(generation, added_up(make), call))
+
+
+ENDPOINT = PostEndpoint(
+    path="/v1/responses",
+    tag="generate",
+    summary="Answer a conversation, in items",
+    operation="chat",
+    body=ResponsesRequest,
+    validate=responses_job,
+    answer=_answer,
+    answers=ResponseAnswer,
+    errors=ERRORS,
+    content=STREAM,
+    examples={"hello": {"value": {"input": "Say hello.", "max_output_tokens": 16}}},
+)

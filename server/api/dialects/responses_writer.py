@@ -1,0 +1,181 @@
+"""The events of a response, and the response itself.
+
+Sources: https://platform.openai.com/docs/api-reference/responses-streaming, https://www.openresponses.org/specification.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from scheduler.types.messages import FinishReason
+from scheduler.types.step import TokenLogprobs
+from server.api.answers.formats import DONE, usage
+from server.api.answers.logprobs import chat_entries
+from server.api.dialects.parts import AnswerPart, Event, EventWriter, JsonObject
+from server.errors import ApiError
+from server.schema.dialects.responses import LOGPROBS, ResponsesRequest
+from server.stream.generation import Generation
+from server.text.tokenizer import Tokenizer
+
+
+def item_id(prefix: str) -> str:
+    """An id that no other item has."""
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+class ResponseWriter(EventWriter):
+    """One response on its way. Each part is an item."""
+
+    def __init__(self, generation: Generation, body: ResponsesRequest, tokenizer: Tokenizer) -> None:
+        super().__init__(generation)
+        self._body = body
+        self._tokenizer = tokenizer
+        self._head = response_head(generation, body)
+        self._number = -1
+        self._ids: list[str] = []
+        self._items: list[JsonObject] = []
+
+    def written(self, event: Event) -> bytes:
+        """An event, with its type and its number."""
+        name, data = event
+        self._number += 1
+        return super().written((name, {"type": name, "sequence_number": self._number, **data}))
+
+    def begun(self) -> Iterator[Event]:
+        """There is a response, and it is being made."""
+        response = self._response("in_progress")
+        yield "response.created", {"response": response}
+        yield "response.in_progress", {"response": response}
+
+    def opened(self, part: AnswerPart) -> Iterator[Event]:
+        """An item, and the one part of its content."""
+        self._ids.append(item_id("msg"))
+        yield "response.output_item.added", {"output_index": part.index, "item": self._message(part, "in_progress", [])}
+        yield "response.content_part.added", {**self._place(part), "part": _output_text("", [])}
+
+    def grown(self, part: AnswerPart, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
+        """More of the text."""
+        yield (
+            "response.output_text.delta",
+            {**self._place(part), "delta": text, "logprobs": self._entries(logprobs)},
+        )
+
+    def closed(self, part: AnswerPart) -> Iterator[Event]:
+        """The whole text, three times, as clients of each kind look for it."""
+        text, logprobs = part.text, self._entries(part.logprobs)
+        content = _output_text(text, logprobs)
+        item = self._message(part, "incomplete" if self._is_cut else "completed", [content])
+        self._items.append(item)
+        yield "response.output_text.done", {**self._place(part), "text": text, "logprobs": logprobs}
+        yield "response.content_part.done", {**self._place(part), "part": content}
+        yield "response.output_item.done", {"output_index": part.index, "item": item}
+
+    def answer(self) -> JsonObject:
+        """The response."""
+        status = "incomplete" if self._is_cut else "completed"
+        return self._response(status) | {
+            "completed_at": None if self._is_cut else int(time.time()),
+            "incomplete_details": {"reason": "max_output_tokens"} if self._is_cut else None,
+            "usage": response_usage(usage(self.generation)),
+        }
+
+    def end(self) -> bytes:
+        """The response once more, as a whole."""
+        response = self.answer()
+        return self.written((f"response.{response['status']}", {"response": response})) + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """The response as far as it came, and what went wrong."""
+        response = self._response("failed") | {"error": {"code": _error_code(error), "message": error.message}}
+        return self.written(("response.failed", {"response": response})) + DONE
+
+    @property
+    def _is_cut(self) -> bool:
+        return self.finish_reason is FinishReason.LENGTH
+
+    def _response(self, status: str) -> JsonObject:
+        return {**self._head, "status": status, "output": list(self._items)}
+
+    def _place(self, part: AnswerPart) -> JsonObject:
+        return {"item_id": self._ids[part.index], "output_index": part.index, "content_index": 0}
+
+    def _message(self, part: AnswerPart, status: str, content: list[JsonObject]) -> JsonObject:
+        return {
+            "id": self._ids[part.index],
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def _entries(self, logprobs: list[TokenLogprobs]) -> list[Any]:
+        if not wants_logprobs(self._body):
+            return []
+        entries: list[Any] = chat_entries(logprobs, self._body.top_logprobs or 0, self._tokenizer)["content"]
+        return entries
+
+
+def wants_logprobs(body: ResponsesRequest) -> bool:
+    """Whether the answer holds log-probabilities of its tokens."""
+    return LOGPROBS in body.include or bool(body.top_logprobs)
+
+
+def _output_text(text: str, logprobs: list[Any]) -> JsonObject:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _error_code(error: ApiError) -> str:
+    """The nearest of the codes that clients know."""
+    return "rate_limit_exceeded" if error.status == 429 else "server_error"
+
+
+def response_head(generation: Generation, body: ResponsesRequest) -> JsonObject:
+    """What a response says from its beginning: what it is, and how it was asked for."""
+    job = generation.job
+    return {
+        "id": job.id,
+        "object": "response",
+        "created_at": job.created,
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "model": job.model,
+        "output": [],
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default",
+        "store": body.store,
+        "temperature": body.temperature,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": body.top_p,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user or None,
+        "metadata": body.metadata,
+    }
+
+
+def response_usage(counts: JsonObject) -> JsonObject:
+    """A chat answer's `usage` in the words of a response."""
+    cached = counts["prompt_tokens_details"]["cached_tokens"]
+    return {
+        "input_tokens": counts["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": counts["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": counts["total_tokens"],
+    }

@@ -1,0 +1,52 @@
+"""The JSON of Anthropic's answers. It is written by hand; a test holds what is written against these."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from server.schema.answers import AnswerBody, ErrorDetail
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"]
+
+
+class AnswerTextBlock(AnswerBody):
+    """What the assistant says."""
+
+    type: Literal["text"]
+    text: str
+
+
+class MessageUsage(AnswerBody):
+    """Token counts. The prompt has `input_tokens` and `cache_read_input_tokens` together."""
+
+    input_tokens: int = Field(description="Of the prompt, as many as were computed.")
+    cache_creation_input_tokens: int = Field(description="0: prefixes are cached as they are computed.")
+    cache_read_input_tokens: int = Field(description="Of the prompt, as many as the prefix cache had.")
+    output_tokens: int
+
+
+class MessageAnswer(AnswerBody):
+    """The answer of `/v1/messages`."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[AnswerTextBlock]
+    stop_reason: StopReason
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class TokenCountAnswer(AnswerBody):
+    """The answer of `/v1/messages/count_tokens`."""
+
+    input_tokens: int
+
+
+class MessagesErrorAnswer(AnswerBody):
+    """Every answer of these endpoints with a status of 400 or above. `param` and `code` of the error are extensions."""
+
+    type: Literal["error"]
+    error: ErrorDetail
+    request_id: str = Field(description="Also in the header `x-request-id`.")

@@ -1,0 +1,105 @@
+"""The JSON of a response. It is written by hand; a test holds what is written against these."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from server.schema.answers import AnswerBody, TokenLogprob
+
+
+class OutputTextPart(AnswerBody):
+    """What the model says."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[dict[str, Any]]
+    logprobs: list[TokenLogprob]
+
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputMessage(AnswerBody):
+    """A message of the assistant."""
+
+    id: str
+    type: Literal["message"]
+    status: ItemStatus
+    role: Literal["assistant"]
+    content: list[OutputTextPart]
+
+
+class ResponseFailure(AnswerBody):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class IncompleteDetails(AnswerBody):
+    """Why a response ended before its end."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class InputTokensDetails(AnswerBody):
+    """Of the tokens that were read."""
+
+    cached_tokens: int = Field(description="Taken from the prefix cache instead of computed.")
+    cache_write_tokens: int = Field(description="0: prefixes are cached as they are computed.")
+
+
+class OutputTokensDetails(AnswerBody):
+    """Of the tokens that were generated."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(AnswerBody):
+    """Token counts of a response."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+
+
+class ResponseAnswer(AnswerBody):
+    """The answer of `/v1/responses`. What was not asked for is null."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int = Field(description="Unix seconds.")
+    completed_at: int | None
+    status: ResponseStatus
+    background: bool
+    error: ResponseFailure | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    model: str
+    output: list[OutputMessage]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    truncation: str
+    usage: ResponseUsage | None
+    user: str | None
+    metadata: dict[str, str]
