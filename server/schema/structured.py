@@ -96,7 +96,6 @@ class StructuredOutputs(Body):
     """vLLM's form. One of the constraints, and what goes with it."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"disable_fallback"})  # there is one implementation
-    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"disable_additional_properties": (False,)}
 
     json_: Schema | None = Field(None, alias="json", description="A JSON schema.")
     json_object: bool = Field(False, description="Any JSON object.")
@@ -110,4 +109,7 @@ class StructuredOutputs(Body):
     )
     disable_any_whitespace: bool = Field(
         False, description="With `json` or `json_object`: no space between JSON tokens."
+    )
+    disable_additional_properties: bool = Field(
+        False, description="With `json`: objects have the named properties only, where the schema does not say."
     )

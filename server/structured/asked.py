@@ -1,17 +1,16 @@
 """The grammar that a request asks for, by whichever of its fields."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from server.errors import InvalidRequest
 from server.schema.sampling import Sampling
 from server.schema.structured import ResponseFormat, StructuredOutputs
+from server.structured.features import without_additional
 from server.structured.grammar import Grammar, json_text
+from server.structured.json_schema import as_schema, json_grammar
 from server.structured.tags import lark_of_tags
 
-# What may stand between two JSON tokens: enough to indent, and no more, since a model that may write spaces forever sometimes does.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 _GOES_WITH = {"json_schema": {"json_schema"}, "structural_tag": {"structures", "triggers"}}
 _NO_SPACE = {"whitespace_flexible": False}
 
@@ -29,32 +28,6 @@ def grammar_of(body: Sampling) -> Grammar | None:
             param=asked[1].param,
         )
     return asked[0] if asked else None
-
-
-def json_grammar(schema: dict[str, Any] | bool | str, param: str, options: dict[str, Any] | None = None) -> Grammar:
-    """The grammar of a schema.
-
-    Args:
-        schema: a schema, or its text.
-        param: path of its field.
-        options: of llguidance's JSON compiler.
-
-    Raises:
-        InvalidRequest: the text is not JSON, or no schema.
-    """
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"`{param}` must be JSON: {error}", param=param) from None
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise InvalidRequest(
-            f"`{param}` must be a JSON schema that something fits, got {json_text(schema)[:40]}", param=param
-        )
-    options = {"whitespace_pattern": WHITESPACE} if options is None else options
-    return Grammar("json_schema", json_text({**schema, "x-guidance": options}), param)
 
 
 def _of_response_format(asked: ResponseFormat | None) -> Iterator[Grammar]:
@@ -83,7 +56,9 @@ def _of_structured(asked: StructuredOutputs | None) -> Iterator[Grammar]:
     path, options = "structured_outputs", _options(asked)
     found: list[Grammar] = []
     if asked.json_ is not None:
-        found.append(json_grammar(asked.json_, f"{path}.json", options))
+        schema = as_schema(asked.json_, f"{path}.json")
+        schema = without_additional(schema) if asked.disable_additional_properties else schema
+        found.append(json_grammar(schema, f"{path}.json", options))
     if asked.json_object:
         found.append(json_grammar({"type": "object"}, f"{path}.json_object", options))
     if asked.structural_tag is not None:

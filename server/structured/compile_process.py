@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from engine.ipc.vocabulary import TokenSpellings, matcher_of
-from server.structured.grammar import Grammar, lark_term
+from server.structured.grammar import ANY_OBJECT, Grammar, lark_term
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -189,7 +189,7 @@ def serialized(kind: str, source: str) -> str:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(source)
         case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type":"object"}')
+            return LLMatcher.grammar_from_json_schema(ANY_OBJECT)
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":

@@ -20,6 +20,7 @@ from engine.ipc.private_folder import private_folder, remove_folder
 from scheduler.types.messages import Ready
 from server.errors import InvalidRequest, Unavailable, for_clients
 from server.structured.compile_process import HEAD, CompileOutcome, Setup, Task
+from server.structured.features import path_of_pattern
 from server.structured.grammar import Grammar
 
 MAX_SOURCE_BYTES = 256 * 1024
@@ -70,7 +71,10 @@ class GrammarCompiler:
         outcome = await self._outcome(grammar, engine)
         if outcome.refused:
             reason = for_clients(outcome.refused)
-            raise InvalidRequest(f"`{grammar.param}` cannot be compiled: {reason}", param=grammar.param)
+            path = grammar.param
+            if grammar.kind == "json_schema":
+                path = path_of_pattern(grammar.source, outcome.refused, path)
+            raise InvalidRequest(f"`{path}` cannot be compiled: {reason}", param=path)
         return Compiled(outcome.grammar, str(self._file))
 
     async def close(self) -> None:

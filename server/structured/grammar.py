@@ -10,6 +10,12 @@ from typing import Any, Literal
 
 Kind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 
+# What may stand between two JSON tokens: enough to indent, and no more, since a model that may write spaces forever sometimes does.
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+# Escapes that a string may have. None spells a character that can be written plainly: else a property could be named otherwise than
+# the schema names it, and then hold anything.
+_ESCAPES = '"\\bfnrt'
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
@@ -32,6 +38,15 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def schema_source(schema: dict[str, Any], options: dict[str, Any] | None = None) -> str:
+    """A checked schema as it is compiled, alone or after `%json` in Lark."""
+    options = {"whitespace_pattern": WHITESPACE} if options is None else options
+    return json_text({**schema, "x-guidance": {"json_allowed_escapes": _ESCAPES, **options}})
+
+
+ANY_OBJECT = schema_source({"type": "object"})
+
+
 def lark_term(grammar: Grammar) -> str:
     """The grammar as the right side of a rule, or a part of it, of a Lark grammar.
 
@@ -42,7 +57,7 @@ def lark_term(grammar: Grammar) -> str:
         case "json_schema":
             return f"%json {grammar.source}"
         case "json_object":
-            return '%json {"type":"object"}'
+            return f"%json {ANY_OBJECT}"
         case "choice":
             return "(" + " | ".join(map(lark_string, json.loads(grammar.source))) + ")"
         case "regex":
