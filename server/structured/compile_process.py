@@ -27,7 +27,6 @@ from server.structured.grammar import ANY_OBJECT, Grammar, lark_term
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-CPU_SECONDS = 2  # of one grammar
 MEMORY_BYTES = 512 * 2**20  # more than the process has to begin with
 AT_ONCE = 2  # forks
 _REHEARSED_TOKENS = 48
@@ -43,6 +42,7 @@ class Setup(msgspec.Struct):
     vocab_size: int
     eos_token_ids: list[int]
     vocabulary: str
+    cpu_seconds: int  # of one grammar
 
 
 class Task(msgspec.Struct):
@@ -71,7 +71,7 @@ def main() -> NoReturn:
         os._exit(1)
     _write(CompileOutcome(number=-1))
     gc.freeze()
-    Forks(tokenizer).run()
+    Forks(tokenizer, setup.cpu_seconds).run()
     os._exit(0)
 
 
@@ -91,8 +91,8 @@ def _prepare(setup: Setup) -> "LLTokenizer":
 class Forks:
     """The forks that compile, and the tasks that wait for one."""
 
-    def __init__(self, tokenizer: "LLTokenizer") -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: "LLTokenizer", cpu_seconds: int) -> None:
+        self._tokenizer, self._cpu_seconds = tokenizer, cpu_seconds
         self._selector = selectors.DefaultSelector()
         self._waiting: list[Task] = []
         self._running: dict[int, tuple[Task, int, bytearray]] = {}  # by the descriptor that is read
@@ -116,7 +116,7 @@ class Forks:
         pid = os.fork()
         if not pid:
             os.close(reader)
-            _compile_in_fork(self._tokenizer, task, writer)
+            _compile_in_fork(self._tokenizer, task, writer, self._cpu_seconds)
         os.close(writer)
         self._running[reader] = task, pid, bytearray()
         self._selector.register(reader, selectors.EVENT_READ)
@@ -133,7 +133,7 @@ class Forks:
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status) or not said:
             slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-            limit = f"{CPU_SECONDS} s of CPU time" if slow else f"{MEMORY_BYTES // 2**20} MiB of memory"
+            limit = f"{self._cpu_seconds} s of CPU time" if slow else f"{MEMORY_BYTES // 2**20} MiB of memory"
             _write(CompileOutcome(number=task.number, refused=f"it takes more than {limit} to compile"))
         else:
             _write_bytes(bytes(said))
@@ -143,12 +143,12 @@ class Forks:
             os.kill(pid, signal.SIGKILL)
 
 
-def _compile_in_fork(tokenizer: "LLTokenizer", task: Task, writer: int) -> NoReturn:
+def _compile_in_fork(tokenizer: "LLTokenizer", task: Task, writer: int, cpu_seconds: int) -> NoReturn:
     """Compile with what a grammar may cost, say what came of it, and end. Nothing that this process holds is cleaned up."""
     try:
         os.nice(5)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime) + CPU_SECONDS + 1
+        seconds = int(used.ru_utime + used.ru_stime) + cpu_seconds + 1
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         with open("/proc/self/statm", encoding="ascii") as pages:
             most = int(pages.read().split()[0]) * resource.getpagesize() + MEMORY_BYTES

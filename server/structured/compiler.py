@@ -26,6 +26,7 @@ from server.structured.grammar import Grammar
 MAX_SOURCE_BYTES = 256 * 1024
 CACHE_BYTES = 16 * 2**20
 MAX_WAITING = 64
+CPU_SECONDS = 2
 WAIT_SECONDS = 30.0  # for the process to start, or for one grammar, those before it included
 _REFUSALS_KEPT = 256  # bytes that a refusal counts in the cache
 
@@ -43,10 +44,11 @@ class GrammarCompiler:
 
     Args:
         model: its files.
+        cpu_seconds: that one grammar may take.
     """
 
-    def __init__(self, model: Path) -> None:
-        self._model = model
+    def __init__(self, model: Path, cpu_seconds: int = CPU_SECONDS) -> None:
+        self._model, self._cpu_seconds = model, cpu_seconds
         self._folder: Path | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -148,6 +150,7 @@ class GrammarCompiler:
                     vocab_size=engine.vocab_size,
                     eos_token_ids=engine.eos_token_ids,
                     vocabulary=str(self._file),
+                    cpu_seconds=self._cpu_seconds,
                 )
             except OSError as error:
                 raise _unavailable(f"the process that compiles cannot be started: {error.strerror}") from None
