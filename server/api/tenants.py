@@ -81,6 +81,7 @@ class Tenant:
 
 
 ANYBODY = Tenant()
+_Known = tuple[bytes, Tenant, float | None]  # a key's hash, whose it is, and until when in Unix seconds
 
 
 def tenants_of(settings: Settings) -> Mapping[str, Tenant]:
@@ -134,19 +135,28 @@ class KeyRing:
         plain = [(key.encode(), tenant) for key, tenant in tenants_of(settings).items()]
         self._few = plain if settings.api_keys is None and len(plain) <= _FEW else []
         self._fixed = [(digest_of(key), tenant) for key, tenant in plain]
-        self._known: dict[bytes, list[tuple[bytes, Tenant, float | None]]] = {}
         self.take(())
 
     def take(self, entries: Iterable[KeyEntry], weights: Mapping[str, float] | None = None) -> None:
         """These are the keys of the file from now on."""
-        known: dict[bytes, list[tuple[bytes, Tenant, float | None]]] = {}
-        for digest, tenant in self._fixed:
-            known.setdefault(digest[:8], []).append((digest, tenant, None))
+        keys: list[_Known] = [(digest, tenant, None) for digest, tenant in self._fixed]
         for entry in entries:
             expires = None if entry.expires is None else entry.expires.timestamp()
-            tenant = tenant_of(entry, weights or {}, isolate=self._isolate)
-            known.setdefault(entry.hash[:8], []).append((entry.hash, tenant, expires))
-        self._known = known
+            keys.append((entry.hash, tenant_of(entry, weights or {}, isolate=self._isolate), expires))
+        self._known: dict[bytes, list[_Known]] = {}
+        self._owners: dict[str | None, list[_Known]] = {}
+        for known in keys:
+            self._known.setdefault(known[0][:8], []).append(known)
+            self._owners.setdefault(known[1].name, []).append(known)
+
+    def of_name(self, name: str) -> Tenant | None:
+        """The tenant of this name, by the first of its keys that is valid, for what runs while nobody asks; None: it has none."""
+        if not self.required:
+            return ANYBODY
+        return next((tenant for _, tenant, expires in self._owners.get(name, ()) if not self._is_over(expires)), None)
+
+    def _is_over(self, expires: float | None) -> bool:
+        return expires is not None and self._clock() >= expires
 
     def sender(self, headers: Sequence[tuple[bytes, bytes]]) -> Tenant:
         """Whose key a request carries: OpenAI's clients send it as a bearer token, Anthropic's in a header of its own.
@@ -167,7 +177,7 @@ class KeyRing:
         digest = digest_of(key)
         for known, tenant, expires in self._known.get(digest[:8], ()):
             if hmac.compare_digest(known, digest):
-                if expires is not None and self._clock() >= expires:
+                if self._is_over(expires):
                     raise _unauthorized(f"The API key {tenant.key} has expired.")
                 return tenant
         raise _unauthorized("Send a valid API key in the header `Authorization: Bearer KEY`, or in `x-api-key`.")

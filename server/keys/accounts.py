@@ -40,6 +40,7 @@ class Accounts:
         self.book, self.metrics = book, metrics
         self._allowance = allowance
         self._accounts: dict[str, Account] = {}
+        self._beside: dict[str, Account] = {}
 
     def of(self, key: str, limits: KeyLimits) -> "Account":
         """The account of the key of this name, which must be one that an operator gave: it becomes a label."""
@@ -48,6 +49,13 @@ class Accounts:
             account = self._accounts[key] = Account(key, limits, self, self._allowance(limits))
         elif account.limits != limits:
             account.limit_to(limits)
+        return account
+
+    def beside(self, key: str) -> "Account":
+        """The account of a key for what runs at idle priority: it is written down with the rest, and no limit holds for it."""
+        account = self._beside.get(key)
+        if account is None:
+            account = self._beside[key] = Account(key, KeyLimits(), self, self._allowance(KeyLimits()))
         return account
 
     def follow(self, keys: Iterable[tuple[str, KeyLimits]]) -> None:

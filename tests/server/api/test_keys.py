@@ -6,11 +6,15 @@ import time
 
 import pytest
 
+from server.api.completions import completion_job
 from server.api.tenants import KeyRing
 from server.errors import Unauthorized
 from server.keys.key_file import parse_key_file
 from server.keys.usage import HOUR
 from server.keys.usage_store import UsageQuery
+from server.schema.completions import CompletionRequest
+from server.stream.submission import Submission
+from server.telemetry.lifetime import Exchange
 from tests.server.api.scripted import Server, hand_made, run
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -112,7 +116,9 @@ def test_keys_are_found_by_their_hashes_and_expire():
         return ring.sender([(b"authorization", b"Bearer " + key)])
 
     assert (sender(b"ann-key").key, sender(b"ben-key").name, sender(b"ben-key").weight) == ("ann", "lab", 3.0)
+    assert (ring.of_name("ann").key, ring.of_name("lab").key, ring.of_name("ben")) == ("ann", "ben", None)
     now[0] = 120.0
+    assert ring.of_name("ann") is None and ring.of_name("lab").key == "ben"
     with pytest.raises(Unauthorized, match="The API key ann has expired"):
         sender(b"ann-key")
     ring.take((), {})
@@ -281,6 +287,26 @@ def test_a_changed_file_holds_from_the_next_request_on_and_open_ones_go_on(serve
         ):
             assert line in metrics, line
         assert 'tenant_weight{tenant="ben"}' not in metrics
+
+    run(body)
+
+
+def test_what_runs_beside_is_counted_and_no_limit_holds_for_it(served):
+    async def body():
+        server = served({"ann": {"requests_per_minute": 1, "tokens_per_minute": 5, "concurrent_requests": 1}})
+        beside = server.context.accounts.beside("ann")
+        for number in range(3):
+            exchange = Exchange(request_id=f"r{number}", received=0.0)
+            exchange.meter = meter = beside.begin(exchange)
+            job = completion_job(CompletionRequest(prompt="abcd", max_tokens=8), server.context)
+            submission = Submission(job, server.engine, exchange)
+            async for _ in submission.streams[0]:
+                pass
+            submission.close()
+            meter.answered()
+        asked = await server.client.get("/v1/models", headers=bearer("ann-key"))
+        assert asked.headers["x-ratelimit-remaining-tokens"] == "5" and beside.headers() == []
+        assert (await used(server))["ann"] == [3, 0, 0, 12, 6, 24]
 
     run(body)
 
