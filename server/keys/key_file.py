@@ -17,6 +17,7 @@ from configs.loader import ConfigError, nearest
 from server.keys.entry import DOMAINS, SECRETS, KeyEntry
 from server.schema.shown import shown
 
+_MOST_LEVELS = 8  # a list in fields in a list in fields are four
 _MOST_BYTES = 64 * 2**20
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, which 10,000 keys notice
 
@@ -105,6 +106,7 @@ class _KeyReading:
     def nodes(self, text: str) -> Iterator[Any]:
         """The node of each key."""
         try:
+            _check_depth(text)
             root = yaml.compose(text, _LOADER)
         except yaml.YAMLError as error:
             self.problems.append(f"{self._path}: is no YAML: {_place(error)}")
@@ -214,6 +216,15 @@ def _line_behind(node: Any) -> int:
         return _line_behind(last[1] if isinstance(last, tuple) else last)
     behind: int = node.end_mark.line + (node.end_mark.column > 0)
     return behind
+
+
+def _check_depth(text: str) -> None:
+    """Refuse a deep text before it is composed: that takes stack for each level, without a limit, and would end the process."""
+    depth = 0
+    for event in yaml.parse(text, _LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_LEVELS:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_LEVELS} levels", problem_mark=event.start_mark)
 
 
 def _kind(node: Any) -> str:

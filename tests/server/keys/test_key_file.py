@@ -99,6 +99,9 @@ def one(**fields):
         ("kees: []", "line 1: unknown field `kees`"),
         ("[]", "must hold `keys:`"),
         (f"keys: [{{name: a, hash: {A}", "is no YAML: .*, line 2, column"),
+        ("keys: " + "[" * 200_000, "is no YAML: more than 8 levels, line 1, column"),
+        ("keys: &a [*a]", r"line 1: `keys\[0\]` must be fields of a key, got a list"),
+        ("keys:\n- &a\n  name: *a", "line 2 .*: `name` must be .*, got something that YAML cannot read"),
         ("keys: [*a]", "is no YAML: found undefined alias, line 1"),
     ],
 )  # fmt: skip
