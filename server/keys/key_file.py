@@ -224,7 +224,8 @@ def _check_depth(text: str) -> None:
     for event in yaml.parse(text, _LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_LEVELS:
-            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_LEVELS} levels", problem_mark=event.start_mark)
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_LEVELS} levels", problem_mark=mark)
 
 
 def _kind(node: Any) -> str:
