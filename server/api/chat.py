@@ -10,7 +10,7 @@ from server.api.answers.formats import AnswerFormat, JsonObject
 from server.api.answers.logprobs import chat_entries
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
-from server.api.requests.tools import NO_TOOLS, ToolUse, for_template, tool_use
+from server.api.requests.tools import NO_TOOLS, ToolUse, for_template, message_grammar, tool_use
 from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_ids, text_job, with_room
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest, UnsupportedField, for_clients
@@ -45,8 +45,6 @@ def chat_job(
             f"`top_logprobs` needs `logprobs` to be true, got {body.top_logprobs}", param="top_logprobs"
         )
     chat, use = renderer_of(context), tool_use(body)
-    if use.required:
-        raise UnsupportedField(f"`{use.choice}` is not served where it requires a call", param=use.choice)
     text = _chat_text(body, chat, use)
     continued = "".join(body.messages[-1].content) if body.continue_final_message else None
     form = chat.message_form(text, use.parameters(), continued)
@@ -61,6 +59,7 @@ def chat_job(
     pairs = [(prompt, settings[0])]
     job = text_job(prefix, model, body, pairs, tenant, context=context, continues=body.continue_final_message)
     job.form = form
+    job.grammar = message_grammar(form, use, job.grammar, context)
     return job
 
 

@@ -85,7 +85,7 @@ ONE_CONTINUATION = either(where("add_generation_prompt", False, None), where("co
 class ChatRequest(Sampling):
     """A conversation in, the next message out."""
 
-    IGNORED: ClassVar[frozenset[str]] = Sampling.IGNORED
+    VERBATIM: ClassVar[frozenset[str]] = Sampling.VERBATIM | {"functions", "tools"}
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         **Sampling.UNSUPPORTED,
         "add_special_tokens": (False,),

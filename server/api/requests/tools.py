@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.api.context import ServerContext
 from server.errors import InvalidRequest
 from server.schema.chat import ChatRequest, Message
 from server.schema.shown import some
 from server.schema.tools import OfferedFunction, ToolChoice
+from server.structured.grammar import Grammar
+from server.structured.messages import CallableTool, MessageGrammar
+from server.text.message_parser import MessageForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,6 @@ class ToolUse:
         required: whether it must.
         parallel: whether one answer may hold several calls.
         param: the field that offers them.
-        choice: the field that chooses among them.
     """
 
     offered: Sequence[OfferedFunction] = ()
@@ -28,7 +31,6 @@ class ToolUse:
     required: bool = False
     parallel: bool = True
     param: str = "tools"
-    choice: str = "tool_choice"
 
     def for_template(self) -> list[dict[str, Any]]:
         """The offered tools as templates know them: OpenAI's JSON, with what the client gave."""
@@ -69,7 +71,7 @@ def tool_use(body: ChatRequest) -> ToolUse:
         return NO_TOOLS
     usable = _callable(functions, chosen, choice)
     parallel = body.parallel_tool_calls and not older
-    return ToolUse(usable, usable, chosen.mode == "required", parallel, field, choice)
+    return ToolUse(functions, usable, chosen.mode == "required", parallel, field)
 
 
 def _callable(functions: Sequence[OfferedFunction], choice: ToolChoice, param: str) -> Sequence[OfferedFunction]:
@@ -91,6 +93,33 @@ def _check_names(functions: Sequence[OfferedFunction], field: str) -> None:
         if first.setdefault(each.name, i) != i:
             path = f"{field}[{i}].name" if field == "functions" else f"{field}[{i}].function.name"
             raise InvalidRequest(f'`{path}` must not be given twice, got "{each.name}"', param=path)
+
+
+def message_grammar(
+    form: MessageForm | None, use: ToolUse, content: Grammar | None, context: ServerContext
+) -> Grammar | None:
+    """What the text of a message has to fit: calls as they are read, after what is thought, beside what was asked for.
+
+    Args:
+        form: how the message is read.
+        use: the tools that it may call.
+        content: what it has to fit where it does not call.
+
+    Raises:
+        InvalidRequest: a grammar of the client's own is asked for beside tools.
+    """
+    if form is None or not (use.callable or (content is not None and form.reasoning is not None)):
+        return content
+    if content is not None and content.kind == "lark":
+        if use.callable:
+            message = f"`{content.param}` cannot be asked for beside `{use.param}`: an answer fits one of them"
+            raise InvalidRequest(message, param=content.param)
+        return content
+    tokenizer = context.tokenizer
+    special = {tokenizer.added_tokens[token]: token for token in tokenizer.special_ids if tokenizer.added_tokens[token]}
+    tools = [CallableTool(each.name, each.parameters, each.strict) for each in use.callable]
+    grammar = MessageGrammar(form, tools, special, required=use.required, parallel=use.parallel, content=content)
+    return Grammar("lark", grammar.lark(), use.param if tools or content is None else content.param)
 
 
 def for_template(message: Message) -> dict[str, Any]:

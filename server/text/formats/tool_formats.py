@@ -48,6 +48,8 @@ class ToolFormat:
         between: what stands between two calls. If calls do not share a section, `end` and `begin` stand there, too.
         end: markers that end the calls; the first is the one to write.
         shared: calls stand in one section, behind one `begin`.
+        pad: what is written behind `begin` and before `end`.
+        marked: calls are written behind a marker; if not, they are the whole message, and the markers are for other purposes.
     """
 
     name: str
@@ -61,6 +63,8 @@ class ToolFormat:
     between: str = ""
     end: tuple[str, ...] = ()
     shared: bool = True
+    pad: str = ""
+    marked: bool = True
 
     def texts(self) -> Iterator[str]:
         """All that the format consists of, apart from names and arguments."""
@@ -138,6 +142,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             listed=True,
             between=", ",
             end=("<|python_end|>",),
+            marked=False,
         ),
         ToolFormat(
             name="llama3_json",
@@ -146,6 +151,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             call=JsonCall(("parameters", "arguments")),
             bare=("",),
             between="; ",
+            marked=False,
         ),
         ToolFormat(
             name="hermes",
@@ -156,6 +162,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             between="\n",
             end=("</tool_call>",),
             shared=False,
+            pad="\n",
         ),
     )
 }

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from server.structured.compiler import Compiled, GrammarCompiler
 from tests.server.api import scripted
 from tests.server.api.scripted import END, Server, run
 from tests.server.text.transcripts import JSON_OSLO, JSON_PARIS, OSLO, PARIS
@@ -43,6 +44,19 @@ HISTORY = [
 def room_for_tools(monkeypatch):
     """A token is a byte here, and tools have many."""
     monkeypatch.setattr(scripted, "CONTEXT", 8192)
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch):
+    """The grammars that were asked for; what compiles them is a process, and what they let through is tested by themselves."""
+    grammars = []
+
+    async def compiled(self, grammar, engine):
+        grammars.append(grammar)
+        return Compiled(f"grammar {len(grammars)}", "vocabulary")
+
+    monkeypatch.setattr(GrammarCompiler, "compile", compiled)
+    return grammars
 
 
 def prompts_of(server) -> list[str]:
@@ -219,11 +233,50 @@ def test_refusals_name_the_field(body, param):
     assert status == 400 and answer["error"]["param"] == param, answer
 
 
-def test_only_allowed_tools_are_offered():
-    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "add"}}]}
-    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+NAMED = {"type": "function", "function": {"name": "add"}}
+ALLOWED = {"mode": "auto", "tools": [NAMED]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "required", "names"),
+    [
+        (None, False, ["weather", "add"]),
+        ("required", True, ["weather", "add"]),
+        (NAMED, True, ["add"]),
+        ({"type": "allowed_tools", "allowed_tools": ALLOWED}, False, ["add"]),
+        ({"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}}, True, ["add"]),
+    ],
+    ids=str,
+)
+def test_all_tools_are_told_and_the_grammar_has_those_that_may_be_called(asked, choice, required, names):
     _, _, (prompt,) = ask("ok", {"tools": TOOLS, "tool_choice": choice})
-    assert json.dumps(ADD) in prompt
+    assert all(json.dumps(tool) in prompt for tool in TOOLS), "the prompt is the same, and its cached beginning"
+    (grammar,) = asked
+    assert grammar.kind == "lark" and grammar.param == "tools"
+    assert [name for name in ("weather", "add") if f'\\"{name}\\"' in grammar.source] == names
+    assert ("main: SPACE? called\n" in grammar.source) == required
+
+
+def test_without_tools_and_thoughts_a_grammar_is_the_clients(asked):
+    body = {"response_format": {"type": "json_object"}}
+    ask("ok", body)
+    assert asked.pop().kind == "json_schema"
+    ask("ok", {**body, "tools": TOOLS, "parallel_tool_calls": False})
+    assert "called | SPACE? %json" in asked.pop().source
+    ask("ok", body, template=THINKING)
+    assert asked.pop().param == "response_format"
+    ask("ok", {"messages": HISTORY})
+    ask("ok", {}, template=THINKING)
+    assert not asked
+    status, answer, _ = ask("ok", {"tools": TOOLS, "structured_outputs": {"grammar": 'start: "x"'}})
+    assert status == 400 and answer["error"]["param"] == "structured_outputs.grammar"
+
+
+def test_schemas_keep_their_nulls(asked):
+    schema = {"properties": {"a": {"const": None, "default": None}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema, "description": None}}
+    _, _, (prompt,) = ask("ok", {"tools": [tool]})
+    assert '{"const": null, "default": null}' in prompt and '"const":null' in asked[0].source
 
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\nFour."

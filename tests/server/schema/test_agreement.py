@@ -31,7 +31,7 @@ BEYOND_SCHEMA = re.compile(
     r"|an answer fits one of them|must be JSON: |must be a JSON schema that|must be a structural tag as JSON|must begin with one of"
     r"|must hold one of|needs `json` or `json_object`|needs `guided_json`"
     r"|no variable for it|to hold at least one, got none|must name functions that are offered|is the older form of"
-    r"|must not be given twice|is not served where it requires"
+    r"|must not be given twice"
 )
 STRICT = {
     "scheduling": "fcfs",

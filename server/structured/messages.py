@@ -1,0 +1,213 @@
+"""The grammar of a message that may, or must, call tools: from the description by which it is also read.
+
+Without tools in it the text is free. Once a call has begun, it is one of the tools that may be called, with arguments that fit its
+parameters, to the end of the call. What is thought first is free to its closing tag, whatever follows.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.structured.asked import WHITESPACE
+from server.structured.grammar import Grammar, json_text, lark_string, lark_term, regex_in_lark
+from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, ToolFormat
+from server.text.message_parser import MessageForm
+
+_SPACE = r"SPACE: /[ \n\r\t]{1,4}/"
+_TEXT = r"TEXT: /(.|\n)*/"
+
+
+@dataclass(frozen=True, slots=True)
+class CallableTool:
+    """A tool that may be called. Where it is not `strict`, what of its parameters' schema no grammar can say is left out."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    strict: bool = False
+
+    def schema(self, part: Mapping[str, Any] | None = None) -> str:
+        """The arguments' schema, or that of a part of them, as a term of Lark."""
+        options = {"whitespace_pattern": WHITESPACE, "lenient": not self.strict}
+        whole = {**self.parameters, "type": "object"} if part is None else {**self._definitions(), **part}
+        text = json_text({**whole, "x-guidance": options})
+        return "%json " + text.replace("::=", r":\u003a=")  # else it would pass for GBNF
+
+    def _definitions(self) -> dict[str, Any]:
+        return {key: self.parameters[key] for key in ("$defs", "definitions") if key in self.parameters}
+
+
+class MessageGrammar:
+    """Makes the grammar of one request's message.
+
+    Args:
+        form: how the message will be read.
+        tools: those that may be called.
+        special: the model's special tokens, by their spelling: text never has them, and a grammar names them by number.
+        required: whether it must call.
+        parallel: whether it may call more than once.
+        content: what the message has to fit where it does not call; None: any text.
+    """
+
+    def __init__(
+        self,
+        form: MessageForm,
+        tools: Sequence[CallableTool],
+        special: Mapping[str, int],
+        *,
+        required: bool = False,
+        parallel: bool = True,
+        content: Grammar | None = None,
+    ) -> None:
+        self._form = form
+        self._tools = tools
+        self._special = special
+        self._split = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        self._required = required
+        self._parallel = parallel
+        self._content = content
+
+    def lark(self) -> str:
+        """The grammar, in Lark."""
+        return "\n".join([*self._start(), *self._calls(), _SPACE, _TEXT, ""])
+
+    def _marked(self, text: str) -> str:
+        """A text of the format, with its special tokens by number."""
+        parts: list[str] = []
+        done = 0
+        for found in self._split.finditer(text):
+            parts += [lark_string(text[done : found.start()])] if found.start() > done else []
+            parts.append(f"<[{self._special[found[0]]}]>")
+            done = found.end()
+        parts += [lark_string(text[done:])] if done < len(text) else []
+        return " ".join(parts)
+
+    # The whole
+
+    def _start(self) -> Iterator[str]:
+        reasoning = self._form.reasoning
+        free = self._content is None and not self._required
+        if reasoning is None:
+            yield "start: main"
+        elif self._form.thinks:
+            yield "start: thought main"
+            yield from self._until(reasoning.end, "thought", "TEXT")
+        elif reasoning.begin in self._special:
+            yield "start: (SPACE? thought)? main"
+            yield f"thought: <[{self._special[reasoning.begin]}]> rest_of_thought"
+            yield from self._until(reasoning.end, "rest_of_thought", "TEXT")
+        else:
+            begin, end = (regex_in_lark(re.escape(tag)) for tag in (reasoning.begin, reasoning.end))
+            yield f"start: thought main | {'unthought' if free else 'main'}"
+            yield rf"thought[lazy]: /[ \n\r\t]*{begin}(.|\n)*{end}/"
+            if free:
+                yield rf"FIRST: TEXT & ~/[ \n\r\t]*{begin}(.|\n)*/"
+                yield from self._free("unthought", "FIRST")
+        if free:
+            yield from self._free("main", "TEXT")
+            return
+        called = "SPACE? called" if self._tools else ""
+        content = "" if self._content is None or self._required else f"SPACE? {lark_term(self._content)}"
+        yield "main: " + " | ".join(filter(None, (called, content)))
+
+    def _until(self, tag: str, name: str, text: str) -> Iterator[str]:
+        """A rule of text up to the first occurrence of a marker."""
+        if tag in self._special:
+            yield f"{name}: {text} <[{self._special[tag]}]>"
+        else:
+            yield f"{name}[lazy]: {text} {lark_string(tag)}"
+
+    def _free(self, name: str, first: str) -> Iterator[str]:
+        """A rule of text with calls in it, which begins with text of a kind of its own."""
+        tools = self._form.tools
+        if tools is None or not self._tools:
+            yield f"{name}: {first}"
+            return
+        begun: list[str] = []
+        for i, marker in enumerate(tools.begin):
+            yield from self._until(marker, f"{name}_until_{i}", first)
+            begun.append(f"{name}_until_{i} section")
+        bare = " | bare" if "" in tools.bare else ""
+        if not self._parallel:
+            yield f"{name}: {' | '.join(begun)} | {first}{bare}"
+        elif first == "TEXT":
+            yield f"{name}: {name}_call* {first}{bare}"
+            yield f"{name}_call: {' | '.join(begun)}"
+        else:
+            yield f"{name}: ({' | '.join(begun)}) main | {first}{bare}"
+
+    # Calls
+
+    def _calls(self) -> Iterator[str]:
+        tools = self._form.tools
+        if tools is None or not self._tools:
+            return
+        for i, tool in enumerate(self._tools):
+            yield f"call_{i}: {self._call(tools, tool)}"
+            yield from self._arguments(tools, tool, i)
+        yield "call: " + " | ".join(f"call_{i}" for i in range(len(self._tools)))
+        pad, end = self._marked(tools.pad), self._marked((*tools.end, "")[0])
+        one = f"{self._marked(tools.call_begin)} call {self._marked(tools.call_end)}"
+        more = f"({self._marked(tools.between)} {one})*" if self._parallel and tools.shared else ""
+        listed = f'"[" {one} {more} "]"' if tools.listed else f"{one} {more}"
+        yield f"section: {pad} {listed} {pad} {end}"
+        if not tools.marked:
+            yield f"called: {listed}"
+        elif tools.shared or not self._parallel:
+            yield f"called: {self._marked(tools.begin[0])} section"
+        else:
+            again = self._marked(tools.between + tools.begin[0])
+            yield f"called: {self._marked(tools.begin[0])} section ({again} section)*"
+        if "" in tools.bare and not self._required and self._content is None:
+            yield from self._bare(tools)
+
+    def _bare(self, tools: ToolFormat) -> Iterator[str]:
+        """Calls without a marker, which begin the message. Each names a tool, so it is known for one as soon as it does."""
+        more = f"({self._marked(tools.between)} call)*" if self._parallel else ""
+        names = []
+        for i, tool in enumerate(self._tools):
+            name = regex_in_lark(re.escape(tool.name))
+            match tools.call:
+                case JsonCall(keys):
+                    key = "|".join(keys)
+                    space = r"[ \n\r\t]*"
+                    parts = (r"\{", '"name"', ":", f'"{name}"', ",", f'"({key})"', ":")
+                    yield f"bare_{i}[lazy]: /{space.join(('', *parts))}/"
+                    names.append(f'bare_{i} SPACE? arguments_{i} "}}" {more}')
+                case PythonCall():
+                    yield rf"bare_{i}[lazy]: /[ \n\r\t]*\[[ \n\r\t]*{name}\(/"
+                    names.append(f'bare_{i} arguments_{i} ")" {more} "]"')
+        yield "bare: " + " | ".join(names)
+
+    def _call(self, tools: ToolFormat, tool: CallableTool) -> str:
+        i = self._tools.index(tool)
+        match tools.call:
+            case JsonCall(keys):
+                head = f'{{"name": "{tool.name}", "{keys[0]}": '
+                return f'{lark_string(head)} arguments_{i} "}}"'
+            case NamedCall(separator, before, after):
+                return f"{self._marked(before + tool.name + separator)} arguments_{i} {self._marked(after)}"
+            case PythonCall():
+                return f'{lark_string(tool.name + "(")} arguments_{i} ")"'
+
+    def _arguments(self, tools: ToolFormat, tool: CallableTool, i: int) -> Iterator[str]:
+        if not isinstance(tools.call, PythonCall):
+            yield f"arguments_{i}: {tool.schema()}"
+            return
+        properties: Mapping[str, Any] = tool.parameters.get("properties") or {}
+        required = [key for key in properties if key in tool.parameters.get("required", ())]
+        others = [key for key in properties if key not in required]
+        for j, key in enumerate([*required, *others]):
+            part = properties[key] if isinstance(properties[key], dict) else {}
+            yield f"argument_{i}_{j}: {lark_string(f'{key}=')} {tool.schema(part)}"
+        yield f"arguments_{i}: {_keywords([f'argument_{i}_{j}' for j in range(len(properties))], len(required))}"
+
+
+def _keywords(names: Sequence[str], required: int) -> str:
+    """A comma list of rules in their order, of which the first so many must be there."""
+    if required:
+        first = ' ", " '.join(names[:required])
+        return " ".join([first, *(f'(", " {name})?' for name in names[required:])])
+    # Whichever is there first has no comma before it.
+    beginnings = [" ".join([name, *(f'(", " {later})?' for later in names[i + 1 :])]) for i, name in enumerate(names)]
+    return f"({' | '.join(beginnings)})?" if names else '""'
