@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.structured.asked import WHITESPACE
-from server.structured.grammar import Grammar, json_text, lark_string, lark_term, regex_in_lark
+from server.structured.grammar import WHITESPACE, Grammar, lark_string, lark_term, regex_in_lark, schema_source
 from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, ToolFormat
 from server.text.message_parser import MessageForm
 
 _SPACE = r"SPACE: /[ \n\r\t]{1,4}/"
+_SPACES = r"[ \n\r\t]*"
 _TEXT = r"TEXT: /(.|\n)*/"
 
 
@@ -30,8 +30,7 @@ class CallableTool:
         """The arguments' schema, or that of a part of them, as a term of Lark."""
         options = {"whitespace_pattern": WHITESPACE, "lenient": not self.strict}
         whole = {**self.parameters, "type": "object"} if part is None else {**self._definitions(), **part}
-        text = json_text({**whole, "x-guidance": options})
-        return "%json " + text.replace("::=", r":\u003a=")  # else it would pass for GBNF
+        return "%json " + schema_source(whole, options).replace("::=", r":\u003a=")  # else it would pass for GBNF
 
     def _definitions(self) -> dict[str, Any]:
         return {key: self.parameters[key] for key in ("$defs", "definitions") if key in self.parameters}
@@ -127,6 +126,9 @@ class MessageGrammar:
         for i, marker in enumerate(tools.begin):
             yield from self._until(marker, f"{name}_until_{i}", first)
             begun.append(f"{name}_until_{i} section")
+        for rule in self._opened(name, first):
+            yield rule
+            begun += [f"{name}_opened"] if rule.startswith(f"{name}_opened:") else []
         bare = " | bare" if "" in tools.bare else ""
         if not self._parallel:
             yield f"{name}: {' | '.join(begun)} | {first}{bare}"
@@ -162,22 +164,41 @@ class MessageGrammar:
             yield from self._bare(tools)
 
     def _bare(self, tools: ToolFormat) -> Iterator[str]:
-        """Calls without a marker, which begin the message. Each names a tool, so it is known for one as soon as it does."""
-        more = f"({self._marked(tools.between)} call)*" if self._parallel else ""
-        names = []
-        for i, tool in enumerate(self._tools):
-            name = regex_in_lark(re.escape(tool.name))
-            match tools.call:
-                case JsonCall(keys):
-                    key = "|".join(keys)
-                    space = r"[ \n\r\t]*"
-                    parts = (r"\{", '"name"', ":", f'"{name}"', ",", f'"({key})"', ":")
-                    yield f"bare_{i}[lazy]: /{space.join(('', *parts))}/"
-                    names.append(f'bare_{i} SPACE? arguments_{i} "}}" {more}')
-                case PythonCall():
-                    yield rf"bare_{i}[lazy]: /[ \n\r\t]*\[[ \n\r\t]*{name}\(/"
-                    names.append(f'bare_{i} arguments_{i} ")" {more} "]"')
-        yield "bare: " + " | ".join(names)
+        """Calls that begin the message without a marker. Each names a tool, so it is known for one as soon as it does."""
+        indexes = range(len(self._tools))
+        match tools.call:
+            case JsonCall():
+                yield r"BETWEEN: /[ \n\r\t,;]{1,4}/"
+                for i in indexes:
+                    yield f"bare_{i}[lazy]: /{_SPACES}{self._named(tools.call, i)}/"
+                    yield f'object_{i}: SPACE? arguments_{i} SPACE? "}}"'
+                    yield f"again_{i}: /{self._named(tools.call, i)}/ object_{i}"
+                more = f"(BETWEEN? ({_any('again_{}', indexes)}))*" if self._parallel else ""
+                yield f"bare: ({_any('bare_{0} object_{0}', indexes)}) {more}"
+            case PythonCall():
+                more = f"({self._marked(tools.between)} call)*" if self._parallel else ""
+                for i, tool in enumerate(self._tools):
+                    yield rf"bare_{i}[lazy]: /{_SPACES}\[{_SPACES}{regex_in_lark(re.escape(tool.name))}\(/"
+                yield "bare: " + _any('bare_{0} arguments_{0} ")" ' + more + ' "]"', indexes)
+
+    def _opened(self, name: str, first: str) -> Iterator[str]:
+        """Calls behind what is no marker of calls, such as a fence of JSON, if they name a tool."""
+        tools = self._form.tools
+        openings = [re.escape(each) for each in tools.bare if each] if tools is not None else []
+        if tools is None or not openings or not isinstance(tools.call, JsonCall):
+            return
+        for i in range(len(self._tools)):
+            opening = regex_in_lark("|".join(openings))
+            yield f"{name}_opened_{i}[lazy]: {first} /({opening}){_SPACES}{self._named(tools.call, i)}/"
+        indexes = range(len(self._tools))
+        more = f"(BETWEEN? ({_any('again_{}', indexes)}))*" if self._parallel else ""
+        ends = " | ".join(self._marked(end) for end in tools.end[1:])
+        yield f"{name}_opened: ({_any(name + '_opened_{0} object_{0}', indexes)}) {more} SPACE? ({ends})"
+
+    def _named(self, call: JsonCall, i: int) -> str:
+        """A regular expression of a call up to its arguments, with any space between."""
+        name, keys = regex_in_lark(re.escape(self._tools[i].name)), "|".join(call.arguments)
+        return _SPACES.join((r"\{", '"name"', ":", f'"{name}"', ",", f'"({keys})"', ":"))
 
     def _call(self, tools: ToolFormat, tool: CallableTool) -> str:
         i = self._tools.index(tool)
@@ -201,6 +222,10 @@ class MessageGrammar:
             part = properties[key] if isinstance(properties[key], dict) else {}
             yield f"argument_{i}_{j}: {lark_string(f'{key}=')} {tool.schema(part)}"
         yield f"arguments_{i}: {_keywords([f'argument_{i}_{j}' for j in range(len(properties))], len(required))}"
+
+
+def _any(pattern: str, indexes: Sequence[int]) -> str:
+    return " | ".join(pattern.format(i) for i in indexes)
 
 
 def _keywords(names: Sequence[str], required: int) -> str:

@@ -9,6 +9,7 @@ from server.errors import InvalidRequest
 from server.schema.chat import ChatRequest, Message
 from server.schema.shown import some
 from server.schema.tools import OfferedFunction, ToolChoice
+from server.structured.features import check_schema
 from server.structured.grammar import Grammar
 from server.structured.messages import CallableTool, MessageGrammar
 from server.text.message_parser import MessageForm
@@ -115,6 +116,9 @@ def message_grammar(
             message = f"`{content.param}` cannot be asked for beside `{use.param}`: an answer fits one of them"
             raise InvalidRequest(message, param=content.param)
         return content
+    for each in use.callable:
+        if each.strict:
+            check_schema(each.parameters, f'{use.param}["{each.name}"].parameters')
     tokenizer = context.tokenizer
     special = {tokenizer.added_tokens[token]: token for token in tokenizer.special_ids if tokenizer.added_tokens[token]}
     tools = [CallableTool(each.name, each.parameters, each.strict) for each in use.callable]

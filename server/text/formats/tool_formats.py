@@ -158,9 +158,9 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             signs=("<tool_call>",),
             begin=("<tool_call>",),
             call=JsonCall(),
-            bare=("",),
+            bare=("", "```json", "<tools>"),  # small Qwens write these in place of the marker
             between="\n",
-            end=("</tool_call>",),
+            end=("</tool_call>", "```", "</tools>"),
             shared=False,
             pad="\n",
         ),

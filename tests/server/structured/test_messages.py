@@ -37,7 +37,7 @@ SPECIAL_TEXTS = sorted(
     text
     for form in TOOL_FORMATS.values()
     for text in (*form.begin, form.call_begin, form.call_end, *form.end, "[ARGS]", "<｜tool▁sep｜>")
-    if text and text not in ("<tool_call>", "</tool_call>")
+    if text and text not in ("<tool_call>", "</tool_call>", "```", "</tools>")
 )
 SPECIAL = {text: 257 + i for i, text in enumerate(dict.fromkeys(SPECIAL_TEXTS))}
 END = 256
@@ -136,7 +136,13 @@ def test_a_call_that_begins_in_free_text_is_well_formed(name, said):
 
 @pytest.mark.parametrize("name", TOOL_FORMATS)
 def test_text_without_a_call_is_free(name):
-    for text in ('{"name": "Ada"}', "[1, 2]", "a <tool_cal> [TOOL] {} \n\nb", "now(1)"):
+    for text in (
+        '{"name": "Ada"}',
+        "[1, 2]",
+        "a <tool_cal> [TOOL] {} \n\nb",
+        "now(1)",
+        '```json\n{"name": "Ada"}\n```',
+    ):
         assert takes(form_of(name), text) == (text, True)
 
 
@@ -149,6 +155,10 @@ def test_text_without_a_call_is_free(name):
         ("pythonic", '[weather(city="Oslo", days=3), now()]'),
         ("pythonic", "[now(utc=true)]"),
         ("hermes", f"{CALL}\n{CALL}"),
+        ("hermes", '```json\n{\n  "name": "now",\n  "arguments": {\n    "zone": "UTC"\n  }\n}\n```'),
+        ("hermes", 'So: ```json\n{"name": "now", "arguments": {}}\n{"name": "now", "arguments": {}}```\nDone.'),
+        ("hermes", '<tools>\n{"name": "now", "arguments": {}}\n</tools>'),
+        ("hermes", '{"name": "now", "arguments": {}}\n{"name":"now", "arguments": {}}'),
         ("hermes", 'Hm.\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call> So.'),
     ],
 )  # fmt: skip
@@ -164,6 +174,7 @@ def test_calls_as_models_write_them(name, message):
         ("hermes", 'x <tool_call>\n{"name": "other"', 'x <tool_call>\n{"name": "'),
         ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"town"', '<tool_call>\n{"name": "weather", "arguments": {"'),
         ("pythonic", "[now(a=1)]", "[now("),
+        ("hermes", 'x ```json {"name": "now", "arguments": {"b"', 'x ```json {"name": "now", "arguments": {"'),
         ("mistral", "[TOOL_CALLS]nothing", "[TOOL_CALLS]"),
     ],
 )  # fmt: skip
