@@ -13,6 +13,7 @@ from typing import Protocol
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
+from engine.anteroom import Preparation
 from engine.device import StepLimits
 from engine.kv_store.tiers import TierEntry
 from engine.machine import usable_cores
@@ -49,7 +50,7 @@ class Backend(Protocol):
     """One model on one kind of device. `plan`, `load` and `warm_up` are called once each, in this order.
 
     Attributes that say what was chosen (`name`, `kv_format`, `build`, `kv_element_bytes`) are valid after `plan`, those that say
-    what its worker can do (`produces`, `adapters`, `drafter`) after `load`.
+    what its worker can do (`produces`, `adapters`, `drafter`, `preparation`) after `load`.
     """
 
     @property
@@ -99,6 +100,11 @@ class Backend(Protocol):
     @property
     def drafter(self) -> Drafter | None:
         """Proposes the tokens that its worker verifies; None: each decode brings one token."""
+        ...
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What its worker has to make before it can compute some requests; None: nothing."""
         ...
 
     @property

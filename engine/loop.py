@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from engine.anteroom import Anteroom, Preparation
 from engine.heartbeat import Patience
 from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost
@@ -79,6 +80,7 @@ class EngineLoop:
         transfer_worker: carries blocks between tiers.
         thread: the worker's own, if it has one already; it is shut down at the end.
         heartbeat: seconds between heartbeats while it waits.
+        preparation: what requests may need before they can be scheduled.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class EngineLoop:
         transfer_worker: TransferWorker | None = None,
         thread: ThreadPoolExecutor | None = None,
         heartbeat: float = HEARTBEAT_SECONDS,
+        preparation: Preparation | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._worker = worker
@@ -99,6 +102,7 @@ class EngineLoop:
         self._transfer_worker = transfer_worker
         self._patience = Patience(channel, clock, heartbeat)
         self._map = MapSampler(scheduler, clock)
+        self._anteroom = Anteroom(preparation, channel.wake)
         self._carried = 0  # transfers that have ended
         self._shutdown: Shutdown | None = None
         self._told = 0.0  # when it came
@@ -241,7 +245,7 @@ class EngineLoop:
 
     def _receive(self) -> None:
         ended: list[Output] = []
-        for command in self._channel.receive():
+        for command in self._anteroom.pass_on(self._channel.receive()):
             self._obey(command, ended)
         if ended:
             self._emit(ended)

@@ -200,7 +200,14 @@ class Starter:
             drafter=exact_drafter(backend),
             worker_depth=worker.depth,
         )
-        return EngineLoop(scheduler, worker, self._channel, transfer_worker=transfer_worker, thread=self._thread)
+        return EngineLoop(
+            scheduler,
+            worker,
+            self._channel,
+            transfer_worker=transfer_worker,
+            thread=self._thread,
+            preparation=backend.preparation,
+        )
 
 
 def exact_drafter(backend: Backend) -> Drafter | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from engine.anteroom import Preparation
 from engine.backend import Startup, import_torch
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import USUAL_STEP, plan_memory
@@ -36,6 +37,7 @@ class CpuBackend:
     produces = frozenset({OutputKind.TOKENS})  # with the kinds of the worker's poolers, once it is there
     adapters: Mapping[str, str] = MappingProxyType({})
     drafter: Drafter | None = None
+    preparation: Preparation | None = None
     exact_drafts = True
 
     def __init__(self, startup: Startup, reason: str) -> None:
@@ -94,7 +96,7 @@ class CpuBackend:
 
         with start.phase("load weights"):
             vocab = start.config.vocab_size
-            grammars = Grammars(vocab, start.config.eos_token_ids)
+            self.preparation = grammars = Grammars(vocab, start.config.eos_token_ids)
             self.drafter = ForcedTokens(grammars, at_once=CpuWorker.depth == 1)
             edits = standard_edits(vocab, start.config.eos_token_ids, grammars)
             poolers = standard_poolers(start.config)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.anteroom import Preparation
 from engine.backend import Startup, generate, import_torch
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build
@@ -50,6 +51,7 @@ class GpuBackend:
     """
 
     drafter: Drafter | None = None
+    preparation: Preparation | None = None
 
     def __init__(self, startup: Startup, reason: str) -> None:
         self._startup = startup
@@ -143,7 +145,7 @@ class GpuBackend:
         """Load the weights straight to the device."""
         with self._startup.phase("load weights"):
             self._worker = self.loader.load(plan, self._rank_group.send if self._rank_group else None)
-            self.drafter = self.loader.drafter
+            self.drafter, self.preparation = self.loader.drafter, self.loader.preparation
         return self._worker
 
     def warm_up(self) -> None:

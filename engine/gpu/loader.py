@@ -8,6 +8,7 @@ import torch
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
+from engine.anteroom import Preparation
 from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
 from engine.gpu.graph_policy import GraphPlan
@@ -51,6 +52,7 @@ class GpuLoader:
     adapters: Mapping[str, str] = MappingProxyType({})  # LoRA adapters that `load` gives the worker, with digests
     produces = frozenset({OutputKind.TOKENS})  # with the kinds of the poolers that `load` gives the worker
     drafter: Drafter | None = None  # what guesses for the worker that `load` makes
+    preparation: Preparation | None = None  # what that worker has to make before it can compute some requests
 
     def __init__(
         self,
@@ -161,7 +163,7 @@ class GpuLoader:
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
         vocab, eos = self._config.vocab_size, self._config.eos_token_ids
-        grammars = Grammars(vocab, eos)
+        self.preparation = grammars = Grammars(vocab, eos)
         if self.exact_drafts:
             self.drafter = ForcedTokens(grammars, at_once=GpuWorker.depth == 1)
         edits = standard_edits(vocab, eos, grammars)

@@ -4,6 +4,8 @@ A matcher is a function of the grammar and the output so far. So a sequence that
 it stood: its tokens are accepted anew.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Collection
 from collections.abc import Sequence as Listed
 from pathlib import Path
@@ -14,11 +16,13 @@ import numpy.typing as npt
 
 from engine.ipc.vocabulary import TokenSpellings, matcher_of
 from engine.sequence import Sequence
+from scheduler.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 Masks = npt.NDArray[np.int32]
+_COMPILED = 64  # grammars that are kept
 _ALONE = 4  # masks that are made one after the other: handing them to threads takes longer than making them
 
 
@@ -45,7 +49,7 @@ class _Walk:
 
 
 class Grammars:
-    """The grammars of one worker's sequences. Used by the worker's thread alone, but for `forced`.
+    """The grammars of one worker's sequences. Used by the worker's thread alone, but for what says otherwise.
 
     Args:
         vocab_size: of the model.
@@ -60,6 +64,26 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._executor: LLExecutor | None = None
         self._walks: dict[str, _Walk] = {}
+        self._compiled: OrderedDict[str, LLMatcher] = (
+            OrderedDict()
+        )  # by grammar, the one used last at the end; never walked
+        self._compiling = threading.Lock()
+
+    def needed(self, sampling: SamplingParams) -> bool:
+        """Whether the request has a grammar that is not compiled."""
+        return bool(sampling.grammar) and sampling.grammar not in self._compiled
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Compile the request's grammar; for the first one the vocabulary is read. From any thread."""
+        with self._compiling:
+            if self._tokenizer is None:
+                spellings = TokenSpellings.read(Path(sampling.vocabulary))
+                self._tokenizer = spellings.tokenizer(self._vocab_size, self._eos_token_ids)
+            if sampling.grammar not in self._compiled:
+                self._compiled[sampling.grammar] = matcher_of(self._tokenizer, sampling.grammar)
+            self._compiled.move_to_end(sampling.grammar)
+            if len(self._compiled) > _COMPILED:
+                self._compiled.popitem(last=False)
 
     def masks(self, sequences: Listed[Sequence]) -> Masks:
         """What may follow each sequence: int32 [sequences, words], bit `i % 32` of word `i // 32` stands for token `i`.
@@ -102,17 +126,16 @@ class Grammars:
     def _walk(self, sequence: Sequence) -> _Walk:
         walk = self._walks.get(sequence.request_id)
         if walk is None or not walk.follows(sequence):
-            sampling = sequence.sampling
-            matcher = matcher_of(self._tokenizer_of(sampling.vocabulary), sampling.grammar)
-            walk = self._walks[sequence.request_id] = _Walk(matcher, sequence)
+            walk = self._walks[sequence.request_id] = _Walk(self._begin(sequence.sampling), sequence)
         return walk
 
-    def _tokenizer_of(self, path: str) -> "LLTokenizer":
-        """Of the model; the file is read once, as a server has one for its life."""
-        if self._tokenizer is None:
-            vocabulary = TokenSpellings.read(Path(path))
-            self._tokenizer = vocabulary.tokenizer(self._vocab_size, self._eos_token_ids)
-        return self._tokenizer
+    def _begin(self, sampling: SamplingParams) -> "LLMatcher":
+        """A new walk through the request's grammar."""
+        compiled = self._compiled.get(sampling.grammar)
+        while compiled is None:
+            self.prepare(sampling)
+            compiled = self._compiled.get(sampling.grammar)
+        return compiled.deep_copy()
 
     def _threads(self) -> "LLExecutor":
         if self._executor is None:

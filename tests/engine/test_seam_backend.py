@@ -78,6 +78,7 @@ class ToyBackend:
     produces = frozenset({OutputKind.TOKENS})
     adapters = MappingProxyType({})
     drafter = None
+    preparation = None
     exact_drafts = True
     folder = None
 
