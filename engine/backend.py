@@ -13,8 +13,8 @@ from typing import Protocol
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.anteroom import Preparation
 from engine.device import StepLimits
+from engine.grammar.anteroom import Preparation
 from engine.kv_store.tiers import TierEntry
 from engine.machine import usable_cores
 from engine.worker import Worker

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from engine.anteroom import Anteroom, Preparation
+from engine.grammar.anteroom import Anteroom, Preparation
 from engine.heartbeat import Patience
 from engine.ipc.channel import Channel
 from engine.ipc.failures import DeviceLost

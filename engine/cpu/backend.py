@@ -6,12 +6,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from engine.anteroom import Preparation
 from engine.backend import Startup, import_torch
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import USUAL_STEP, plan_memory
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build, fingerprints
+from engine.grammar.anteroom import Preparation
 from engine.ipc.share import own_share
 from engine.worker import Worker
 from scheduler.drafting import Drafter

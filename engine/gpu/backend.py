@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.anteroom import Preparation
 from engine.backend import Startup, generate, import_torch
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build
+from engine.grammar.anteroom import Preparation
 from engine.memory import check_host_memory
 from engine.tensor_parallel.group import RankGroup, loopback, rendezvous
 from engine.worker import Worker

@@ -8,7 +8,6 @@ import torch
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
-from engine.anteroom import Preparation
 from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
 from engine.gpu.graph_policy import GraphPlan
@@ -16,6 +15,7 @@ from engine.gpu.memory_plan import plan_gpu_memory
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
+from engine.grammar.anteroom import Preparation
 from engine.grammar.forced_tokens import ForcedTokens
 from engine.grammar.matchers import Grammars
 from engine.loading import load

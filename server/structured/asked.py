@@ -12,7 +12,7 @@ from server.structured.json_schema import as_schema, json_grammar
 from server.structured.tags import lark_of_tags
 
 _GOES_WITH = {"json_schema": {"json_schema"}, "structural_tag": {"structures", "triggers"}}
-_NO_SPACE = {"whitespace_flexible": False}
+_NO_SPACE = {"whitespace_flexible": False, "whitespace_pattern": None}
 
 
 def grammar_of(body: Sampling) -> Grammar | None:

@@ -10,6 +10,7 @@ Frames on stdin and stdout, each a length of four bytes and msgpack. It ends whe
 import gc
 import os
 import random
+import re
 import resource
 import selectors
 import signal
@@ -31,6 +32,7 @@ MEMORY_BYTES = 512 * 2**20  # more than the process has to begin with
 AT_ONCE = 2  # forks
 _REHEARSED_TOKENS = 48
 _SLOW_SECONDS = 0.05  # for one token; some 0.05 ms are usual
+_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 HEAD = struct.Struct("<I")
 
@@ -194,7 +196,7 @@ def serialized(kind: str, source: str) -> str:
             return LLMatcher.grammar_from_regex(source)
         case "choice":
             return LLMatcher.grammar_from_lark("start: " + lark_term(Grammar("choice", source, "")))
-    return LLMatcher.grammar_from_lark(_lark_of_gbnf(source) if "::=" in source else source)
+    return LLMatcher.grammar_from_lark(_lark_of_gbnf(source) if _GBNF_RULE.search(source) else source)
 
 
 def _lark_of_gbnf(source: str) -> str:

@@ -5,6 +5,7 @@ Never: which field of which endpoint asks for it, how it is compiled.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,10 +39,10 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def schema_source(schema: dict[str, Any], options: dict[str, Any] | None = None) -> str:
-    """A checked schema as it is compiled, alone or after `%json` in Lark."""
-    options = {"whitespace_pattern": WHITESPACE} if options is None else options
-    return json_text({**schema, "x-guidance": {"json_allowed_escapes": _ESCAPES, **options}})
+def schema_source(schema: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> str:
+    """A checked schema as it is compiled, alone or after `%json` in Lark. `options`: further ones of llguidance's JSON compiler."""
+    usual = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": _ESCAPES}
+    return json_text({**schema, "x-guidance": {**usual, **(options or {})}})
 
 
 ANY_OBJECT = schema_source({"type": "object"})

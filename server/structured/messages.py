@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.structured.grammar import WHITESPACE, Grammar, lark_string, lark_term, regex_in_lark, schema_source
+from server.structured.grammar import Grammar, lark_string, lark_term, regex_in_lark, schema_source
 from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, ToolFormat
 from server.text.message_parser import MessageForm
 
@@ -28,9 +28,9 @@ class CallableTool:
 
     def schema(self, part: Mapping[str, Any] | None = None) -> str:
         """The arguments' schema, or that of a part of them, as a term of Lark."""
-        options = {"whitespace_pattern": WHITESPACE, "lenient": not self.strict}
         whole = {**self.parameters, "type": "object"} if part is None else {**self._definitions(), **part}
-        return "%json " + schema_source(whole, options).replace("::=", r":\u003a=")  # else it would pass for GBNF
+        text = schema_source(whole, {"lenient": not self.strict})
+        return "%json " + text.replace("::=", r":\u003a=")  # else it would pass for GBNF
 
     def _definitions(self) -> dict[str, Any]:
         return {key: self.parameters[key] for key in ("$defs", "definitions") if key in self.parameters}

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from engine.anteroom import Anteroom
+from engine.grammar.anteroom import Anteroom
 from scheduler.types.messages import AbortRequests, AddRequest, Shutdown
 from scheduler.types.sampling_params import SamplingParams
 
