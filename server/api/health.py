@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from server.api.endpoint import Call, GetEndpoint
 from server.api.engines import keeper_of, state_of
+from server.api.tenants import ensure_administers
 from server.errors import Unavailable
 from server.schema.answers import (
     EngineHealthAnswer,
@@ -75,6 +76,8 @@ def _without_engines(answer: ReadyAnswer | HealthAnswer) -> Response:
 
 
 async def _metrics(call: Call) -> Response:
+    if call.tenant.of_file:
+        ensure_administers(call.tenant, call.context.settings, "read metrics, which tell what each key uses")
     body, content_type = call.context.metrics.render(", ".join(call.request.headers.getlist("accept")))
     return Response(body, headers={"content-type": content_type})
 
@@ -122,7 +125,7 @@ ENDPOINTS = (
         summary="Prometheus text format, or OpenMetrics if the client accepts it; see docs/metrics.md",
         answer=_metrics,
         content={"text/plain": {"schema": {"type": "string"}}},
-        errors=(401,),
+        errors=(401, 403),
         while_draining=True,
     ),
     GetEndpoint(

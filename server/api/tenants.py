@@ -29,6 +29,7 @@ class Tenant:
         salt: put before the request's own `cache_salt`. It has the same length for all keys, so that no two tenants can
             make equal salts.
         key: the name of the key.
+        of_file: whether the key is in the file, which has one for each of many, and not in the settings.
         admin: whether the key may do what only operators may.
         weight: the tenant's with scheduling `fair`, unless `tenant_weights` says another.
         everybody: whether its requests' priorities hold among everybody's, not only among its own.
@@ -40,6 +41,7 @@ class Tenant:
     name: str | None = None
     salt: str = ""
     key: str | None = field(default=None, compare=False)
+    of_file: bool = field(default=False, compare=False)
     admin: bool = field(default=False, compare=False)
     weight: float = field(default=1.0, compare=False)
     everybody: bool = field(default=False, compare=False)
@@ -107,6 +109,7 @@ def tenant_of(entry: KeyEntry, weights: Mapping[str, float], *, isolate: bool) -
         entry.owner,
         _salt(own) if own else "",
         key=entry.name,
+        of_file=True,
         admin=entry.admin,
         weight=weights[entry.owner],
         everybody=entry.highest_priority is not None,

@@ -405,7 +405,10 @@ def test_without_an_admins_key_nobody_watches_or_changes_engines(settings, serve
 
 def test_an_admin_of_the_file_may(served):
     async def body():
-        server = served({"ann": {"admin": "true"}, "ben": {}})
+        server = served({"ann": {"admin": "true"}, "ben": {}}, api_key=["prometheus"])
+        for key, status in (("ann-key", 200), ("ben-key", 403), ("prometheus", 200)):
+            metrics = await server.client.get("/metrics", headers=bearer(key))
+            assert metrics.status_code == status, "they tell what everybody uses"
         drained = await server.client.post("/v1/engines/engine/drain", headers=bearer("ann-key"))
         assert drained.status_code == 200
         assert (await server.client.post("/v1/engines/engine/undrain", headers=bearer("ben-key"))).status_code == 403
