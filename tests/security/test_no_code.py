@@ -34,7 +34,19 @@ UNPICKLING = {
 }
 RUNNING = {"eval", "exec", "compile", "execfile", "__import__"}
 SHELLS = {"system", "popen", "getoutput", "getstatusoutput"}
-SAFE_YAML = {"safe_load", "safe_dump", "YAMLError", "SafeLoader", "SafeDumper"}
+SAFE_YAML = {
+    *("safe_load", "safe_dump", "YAMLError", "MarkedYAMLError", "SafeLoader", "SafeDumper"),
+    # Events and nodes: text with its place in the file, of which only a loader makes objects.
+    *(
+        "parse",
+        "CollectionStartEvent",
+        "CollectionEndEvent",
+        "compose",
+        "CollectionNode",
+        "MappingNode",
+        "SequenceNode",
+    ),
+}
 REMOTE = {"trust_remote_code", "AutoModel", "AutoTokenizer", "AutoConfig", "from_pretrained"}
 
 

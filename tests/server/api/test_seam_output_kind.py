@@ -52,7 +52,7 @@ def vector_job(body, context, tenant):
             request_id=f"vec-{i}", prompt_ids=ids, sampling=SamplingParams(max_tokens=0), produces=OutputKind.VECTOR
         )
         sequences.append(SequenceRequest(i, TokenizedPrompt(ids, None, f"inputs[{i}]"), request))
-    return Job(id="vec", created=0, model=context.model_name(None), sequences=sequences)
+    return Job(id="vec", created=0, model=context.model_name(None, tenant), sequences=sequences)
 
 
 def spelled(job, results):
