@@ -9,6 +9,7 @@ from engine.sampling.edits import Edit
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.min_tokens import MinTokens
 from engine.sampling.penalties import Penalties
+from engine.sampling.thinking import ThinkingBudget
 
 
 def standard_edits(vocab_size: int, eos_token_ids: Collection[int], grammars: Grammars | None = None) -> list[Edit]:
@@ -17,6 +18,7 @@ def standard_edits(vocab_size: int, eos_token_ids: Collection[int], grammars: Gr
         LogitBias(vocab_size),
         BadWords(vocab_size),
         MinTokens(vocab_size, eos_token_ids),
+        ThinkingBudget(vocab_size),
         GrammarMask(grammars or Grammars(vocab_size, eos_token_ids)),
         Penalties(),
     ]

@@ -20,7 +20,7 @@ from server.stream.generation import Delta
 from server.stream.job import TextJob
 from server.text.chat_renderer import ChatRenderer
 from server.text.chat_template import TemplateError
-from server.text.message_parser import CallArguments, CallBegin, MessageDelta, Reasoning, Text
+from server.text.message_parser import CallArguments, CallBegin, MessageDelta, MessageForm, Reasoning, Text
 from server.text.tokenizer import Tokenizer
 
 
@@ -53,6 +53,7 @@ def chat_job(
         sampling_of(body, context),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
+        **thinking_bound(body, form, context.tokenizer),
     )
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field, clipped=clipped)
@@ -82,6 +83,28 @@ def thinking_variables(body: ChatRequest, chat: ChatRenderer) -> dict[str, Any]:
             param=field,
         )
     return read
+
+
+def thinking_bound(body: ChatRequest, form: MessageForm | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Fields of `SamplingParams` that bound the reasoning.
+
+    Raises:
+        UnsupportedField: the model does not think first, or its tags are no tokens.
+    """
+    budget, field = body.thinking_token_budget, "thinking_token_budget"
+    if budget is None:
+        return {}
+    if form is None or form.reasoning is None:
+        raise UnsupportedField(
+            f"`{field}` is not served for a model that does not think first, got {budget}", param=field
+        )
+    tags = (form.reasoning.begin, form.reasoning.end)
+    begin, end = (tokenizer.encode(tag, add_special_tokens=False) for tag in tags)
+    if len(begin) != 1 or len(end) != 1:
+        raise UnsupportedField(
+            f"`{field}` is not served for a model whose tags are no tokens, got {budget}", param=field
+        )
+    return {"thinking_tokens": budget, "think_begin": None if form.thinks else begin[0], "think_end": end[0]}
 
 
 def _chat_text(body: ChatRequest, chat: ChatRenderer, use: ToolUse) -> str:

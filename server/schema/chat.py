@@ -138,6 +138,10 @@ class ChatRequest(Sampling):
     enable_thinking: bool | None = Field(
         None, description="Extension: the variable of chat templates that lets the model think first."
     )
+    thinking_token_budget: Count | None = Field(
+        None,
+        description="Extension: after this many tokens of reasoning its closing tag follows. For models whose tags are tokens.",
+    )
     include_reasoning: bool = Field(
         True, description="Extension: whether the answer holds what the model thinks first."
     )

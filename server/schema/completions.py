@@ -17,7 +17,12 @@ PUBLISHED_BEST_OF = 3
 class CompletionRequest(Sampling):
     """Text or token ids in, text out."""
 
-    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.UNSUPPORTED, "prompt_embeds": (), "suffix": ("",)}
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **Sampling.UNSUPPORTED,
+        "prompt_embeds": (),
+        "suffix": ("",),
+        "thinking_token_budget": (),
+    }
     ELSEWHERE: ClassVar[dict[str, str]] = {"messages": "POST /v1/chat/completions"}
 
     prompt: Prompt = Field(description="A string, strings, token ids, or arrays of token ids.")

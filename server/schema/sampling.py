@@ -51,7 +51,6 @@ class Sampling(Body):
         "logprob_token_ids": (),
         "repetition_detection": (),
         "return_tokens_as_token_ids": (False,),
-        "thinking_token_budget": (),
         "truncate_prompt_tokens": (),
         "truncation_side": (),
         "use_beam_search": (False,),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from server.structured.compiler import Compiled, GrammarCompiler
+from server.text.formats.tool_formats import REASONING_FORMATS, ReasoningFormat
 from tests.server.api import scripted
 from tests.server.api.scripted import END, Server, run
 from tests.server.text.transcripts import JSON_OSLO, JSON_PARIS, OSLO, PARIS
@@ -309,6 +310,27 @@ def test_reasoning_can_be_left_out_and_left_in_the_text():
     assert message == {"role": "assistant", "content": "Four.", "refusal": None}
     assert answered(THOUGHT, {}, template=THINKING, reasoning_format="none")["message"]["content"] == THOUGHT
     assert answered(THOUGHT, {}, reasoning_format="think")["message"]["content"] == "Four."
+
+
+def test_a_thinking_budget_reaches_the_engine(monkeypatch):
+    tags = ReasoningFormat("seed", "<|im_start|>", "<|im_end|>")
+    monkeypatch.setitem(REASONING_FORMATS, "seed", tags)
+
+    async def test():
+        server = Server("ok", template=scripted.CHATML, reasoning_format="seed")
+        for messages in ([USER], [USER, {"role": "assistant", "content": "<|im_start|>Hm"}]):
+            body = {"messages": messages, "thinking_token_budget": 5, "continue_final_message": len(messages) > 1}
+            assert (await server.post(CHAT, body)).status_code == 200
+        return [each.sampling for each in server.process.requests]
+
+    found = [(each.thinking_tokens, each.think_begin, each.think_end) for each in run(test)]
+    assert found == [(5, scripted.START, scripted.END), (5, None, scripted.END)]
+
+
+@pytest.mark.parametrize("template", [THINKING, scripted.CHATML], ids=["no tokens", "no tags"])
+def test_a_thinking_budget_needs_tags_that_are_tokens(template):
+    status, answer, _ = ask("ok", {"thinking_token_budget": 5}, template=template)
+    assert status == 400 and answer["error"]["param"] == "thinking_token_budget"
 
 
 def test_an_answer_that_only_thinks_has_no_content():

@@ -30,7 +30,8 @@ BEYOND_SCHEMA = re.compile(
     r"|must fit 64 bits|a name with the NUL"
     r"|an answer fits one of them|must be JSON: |must be a JSON schema that|must be a structural tag as JSON|must begin with one of"
     r"|must hold one of|needs `json` or `json_object`|needs `guided_json`"
-    r"|no variable for it|to hold at least one, got none|must name functions that are offered|is the older form of"
+    r"|no variable for it|that does not think first|to hold at least one, got none|must name functions that are offered"
+    r"|is the older form of"
     r"|must not be given twice"
 )
 STRICT = {
@@ -107,7 +108,8 @@ FIELDS = {
     | CONTINUED
     | TOOLS
     | {"messages": MESSAGES, "max_completion_tokens": [None, 5, 10, CONTEXT]}
-    | {"logprobs": [None, False, True], "top_logprobs": [None, 0, 3], "reasoning_effort": [None, "none", "high"]},
+    | {"logprobs": [None, False, True], "top_logprobs": [None, 0, 3], "reasoning_effort": [None, "none", "high"]}
+    | {"thinking_token_budget": [None, 0, -1]},
     "/tokenize": CONTINUED | {"prompt": [None, "", "a"], "messages": [None, *MESSAGES], "add_special_tokens": [True]},
     "/detokenize": {"tokens": IDS, "skip_special_tokens": [None, True], "model": ["small", "large"]},
     "/v1/responses": {
