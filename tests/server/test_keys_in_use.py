@@ -14,7 +14,7 @@ from server.keys.usage import Use
 from server.keys.watch import WatchedKeyFile
 from server.keys_in_use import KeysInUse
 from server.telemetry.metrics import Metrics
-from tests.server.api.test_keys import text_of
+from tests.server.api.keyed import text_of
 
 
 def test_without_a_file_and_without_accounts_there_is_nothing_to_do():
