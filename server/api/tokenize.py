@@ -5,6 +5,7 @@ from starlette.responses import Response
 from server.api.chat import render, renderer_of
 from server.api.context import ServerContext
 from server.api.endpoint import Call, PostEndpoint
+from server.api.requests.tools import ToolUse
 from server.api.requests.validate import text_ids
 from server.api.tenants import ANYBODY, Tenant
 from server.schema.answers import TokenizeAnswer
@@ -26,7 +27,8 @@ def tokenized(body: TokenizeRequest, context: ServerContext, tenant: Tenant = AN
     else:
         chat = renderer_of(context)
         kwargs = body.chat_template_kwargs
-        text = render(chat, body.messages, body.add_generation_prompt, body.continue_final_message, kwargs)
+        use = ToolUse([tool.function for tool in body.tools])
+        text = render(chat, body.messages, body.add_generation_prompt, body.continue_final_message, kwargs, use=use)
         special, param, encode = False, "messages", chat.encode
     if body.add_special_tokens is not None:
         special = body.add_special_tokens

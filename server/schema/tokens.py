@@ -8,12 +8,14 @@ from configs.settings import Settings
 from server.schema.base import Body, both, either, given, where, wrong
 from server.schema.chat import ONE_CONTINUATION, Message, TemplateVariables
 from server.schema.fields import ModelName, TokenIds
+from server.schema.tools import OfferedTool
 
 
 class TokenizeRequest(Body):
     """Text, or a conversation as the chat template renders it, into token ids."""
 
-    NESTED: ClassVar[dict[str, type[Body]]] = {"messages": Message}
+    NESTED: ClassVar[dict[str, type[Body]]] = {"messages": Message, "tools": OfferedTool}
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"tools"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     prompt: str | None = Field(None, description="Text to tokenize; this or `messages`.")
@@ -29,6 +31,7 @@ class TokenizeRequest(Body):
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="Variables for the chat template."
     )
+    tools: list[OfferedTool] = Field(default_factory=list, description="Those that the model is told of.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -48,7 +51,7 @@ class TokenizeRequest(Body):
         return [one, ONE_CONTINUATION]
 
 
-_ONLY_WITH_MESSAGES = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
+_ONLY_WITH_MESSAGES = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
 
 
 class DetokenizeRequest(Body):

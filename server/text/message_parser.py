@@ -54,9 +54,9 @@ class CallArguments:
 MessageDelta = Text | Reasoning | CallBegin | CallArguments
 
 
-def new_call_id() -> str:
-    """An id that no other call has."""
-    return f"call_{uuid.uuid4().hex[:24]}"
+def new_call_id(length: int = 0) -> str:
+    """An id that no other call has; of so many letters and digits, or as OpenAI's look."""
+    return uuid.uuid4().hex[:length] if length else f"call_{uuid.uuid4().hex[:24]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class MessageParser:
         reasoning: the characters of the whole text, from the first to behind the last, that are reasoning or its tags.
     """
 
-    def __init__(self, form: MessageForm, new_id: Callable[[], str] = new_call_id) -> None:
+    def __init__(self, form: MessageForm, new_id: Callable[[int], str] = new_call_id) -> None:
         self.calls = 0
         self.reasoning = range(0)
         self._form = form
@@ -102,6 +102,7 @@ class MessageParser:
         self._thought = False  # something but white space
         self._thought_space = ""
         tools = form.tools
+        self._id_length = tools.id_length if tools is not None else 0
         self._markers = (*tools.begin, *filter(None, tools.bare)) if tools is not None else ()
         firsts = re.escape("".join({marker[0] for marker in self._markers}))
         self._plain = re.compile(f"[^{firsts}]*" if firsts else r"[\s\S]*")
@@ -237,7 +238,7 @@ class MessageParser:
         return more
 
     def _begin_call(self, name: str, given_id: str) -> None:
-        call_id = given_id if given_id and given_id not in self._ids else self._new_id()
+        call_id = given_id if given_id and given_id not in self._ids else self._new_id(self._id_length)
         self._ids.add(call_id)
         self._events.append(CallBegin(self.calls, call_id, name))
         self.calls += 1

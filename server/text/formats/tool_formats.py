@@ -49,6 +49,7 @@ class ToolFormat:
         end: markers that end the calls; the first is the one to write.
         shared: calls stand in one section, behind one `begin`.
         pad: what is written behind `begin` and before `end`.
+        id_length: of the ids of calls, letters and digits, where templates insist on it; 0: any.
         marked: calls are written behind a marker; if not, they are the whole message, and the markers are for other purposes.
     """
 
@@ -64,6 +65,7 @@ class ToolFormat:
     end: tuple[str, ...] = ()
     shared: bool = True
     pad: str = ""
+    id_length: int = 0
     marked: bool = True
 
     def texts(self) -> Iterator[str]:
@@ -115,6 +117,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             begin=("[TOOL_CALLS]",),
             call=NamedCall(separator="[ARGS]", before_id="[CALL_ID]"),
             shared=False,
+            id_length=9,
         ),
         ToolFormat(
             name="mistral",
@@ -123,6 +126,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             call=JsonCall(),
             listed=True,
             between=", ",
+            id_length=9,
         ),
         ToolFormat(
             name="granite",

@@ -193,6 +193,17 @@ def test_a_template_without_tools_has_them_told_in_words():
     assert choice["finish_reason"] == "tool_calls"
 
 
+def test_tokenize_counts_what_the_model_is_told_of_tools():
+    async def test():
+        server = Server("ok", template=QWEN)
+        response = await server.post("/tokenize", {"messages": HISTORY, "tools": TOOLS})
+        await server.post(CHAT, {"messages": HISTORY, "tools": TOOLS})
+        return response.json()["tokens"], server.process.requests[0].prompt_ids
+
+    tokens, prompt = run(test)
+    assert tokens == list(prompt)
+
+
 def test_or_they_are_refused():
     status, answer, _ = ask("ok", {"tools": TOOLS}, template=scripted.CHATML, tool_template="refuse")
     assert status == 400 and "leave out the tools" in answer["error"]["message"]

@@ -110,7 +110,9 @@ FIELDS = {
     | {"messages": MESSAGES, "max_completion_tokens": [None, 5, 10, CONTEXT]}
     | {"logprobs": [None, False, True], "top_logprobs": [None, 0, 3], "reasoning_effort": [None, "none", "high"]}
     | {"thinking_token_budget": [None, 0, -1]},
-    "/tokenize": CONTINUED | {"prompt": [None, "", "a"], "messages": [None, *MESSAGES], "add_special_tokens": [True]},
+    "/tokenize": CONTINUED
+    | {"tools": TOOLS["tools"]}
+    | {"prompt": [None, "", "a"], "messages": [None, *MESSAGES], "add_special_tokens": [True]},
     "/detokenize": {"tokens": IDS, "skip_special_tokens": [None, True], "model": ["small", "large"]},
     "/v1/responses": {
         "input": ["a", "", [], ITEMS, [{"type": "message", **USER}], [{"role": "user", "content": [{"type": "text"}]}]],

@@ -88,7 +88,9 @@ def test_what_is_no_call_is_given_back_whole():
 
 
 def test_events_come_as_soon_as_they_are_sure():
-    parser = MessageParser(MessageForm(tools=TOOL_FORMATS["hermes"], parameters=PARAMETERS), new_id=lambda: "call_1")
+    parser = MessageParser(
+        MessageForm(tools=TOOL_FORMATS["hermes"], parameters=PARAMETERS), new_id=lambda length: "call_1"
+    )
     assert parser.push("Hello") == [Text("Hello")]
     assert parser.push(" <too") == [Text(" ")]
     assert parser.push("l> x <tool_call>\n") == [Text("<tool> x ")]
@@ -114,6 +116,11 @@ def test_a_model_may_give_a_call_its_id():
         "[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{}"
     )
     assert events == [CallBegin(0, "abcdefghi", "f"), CallArguments(0, "{}")]
+
+
+def test_ids_are_as_long_as_templates_want_them():
+    (begin, _) = MessageParser(MessageForm(tools=TOOL_FORMATS["mistral"])).push(f"[TOOL_CALLS][{JSON_PARIS}]")
+    assert len(begin.id) == 9 and begin.id.isalnum()
 
 
 def test_a_bare_call_must_name_a_tool_and_a_marked_one_need_not():
