@@ -46,13 +46,14 @@ class Served:
             self.served[message.tenant] = self.served.get(message.tenant, 0) + prompts + 2 * (end - begin - prompts)
 
 
-def backlog(engine, tenants, many, lengths):
-    """Everything of one tenant comes before anything of the next."""
+def backlog(engine, tenants, many, lengths, weights=None):
+    """Everything of one tenant comes before anything of the next. `weights`: those that come with requests."""
     number = 0
     for tenant in tenants:
         for _ in range(many):
             length, output = lengths[number % len(lengths)]
-            engine.add(f"{tenant}{number}", prompt(length, number), max_tokens=output, ignore_eos=True, tenant=tenant)
+            said = {"tenant": tenant, "weight": (weights or {}).get(tenant, 1.0)}
+            engine.add(f"{tenant}{number}", prompt(length, number), max_tokens=output, ignore_eos=True, **said)
             number += 1
 
 
@@ -100,10 +101,11 @@ def test_without_counters_the_difference_is_unbounded():
     assert difference["fair"] <= 2 * 2 * 2 * (PROMPT + OUTPUT) < difference["fcfs"] / 4
 
 
-@pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_service_goes_by_weight(weight):
-    engine = engine_of(max_running=2, tenant_weights={"heavy": weight})
-    backlog(engine, ["heavy", "light"], 60, [(8, 5)])
+@pytest.mark.parametrize(("weight", "set_at_start"), [(1.0, True), (3.0, True), (3.0, False)])
+def test_service_goes_by_weight(weight, set_at_start):
+    weights = {"heavy": weight}
+    engine = engine_of(max_running=2, tenant_weights=weights if set_at_start else {})
+    backlog(engine, ["heavy", "light"], 60, [(8, 5)], {"heavy": 0.5} if set_at_start else weights)
     served = Served(engine)
     while {r.tenant for r in engine.scheduler._table.waiting} == {"heavy", "light"}:
         engine.tick()
