@@ -1,7 +1,6 @@
 """The SQLite file of use: one row for each hour, key and model."""
 
 import os
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +49,8 @@ class UsageStore:
     """
 
     def __init__(self, path: str | None, counts: Sequence[str]) -> None:
+        import sqlite3  # plain serving has no use for it
+
         self._counts = tuple(counts)
         if path is not None:
             _make_private(path)
