@@ -5,7 +5,7 @@ other random numbers, since the device uses the Gumbel-max trick where the host 
 same text on the same kind of device, in any batch, after preemption and after a restart, but a different one on a CPU.
 
 The host's sampler draws all tokens of a request that wants more log-probabilities than the kernel lists, which needs a sort, and of
-one with an edit that neither adds to logits nor is made by the kernel.
+one with an edit that neither adds to logits, nor masks them, nor is made by the kernel.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from engine.gpu.events import AsyncCopy
-from engine.sampling.edits import AddingEdit, Edit, IdArray, ValueArray
+from engine.sampling.edits import AddingEdit, Edit, IdArray, MaskArray, MaskingEdit, ValueArray
 from engine.sampling.sampler import ALL_MASKED, NOT_FINITE, Sampled
 from engine.sequence import Sequence
 from kernels.gpu.runtime import sent
 from kernels.gpu.sampling import sample as device
+from kernels.gpu.sampling.bitmask import apply_bitmask
 from kernels.gpu.sampling.penalties import count_tokens
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
 from kernels.gpu.sampling.token_logprobs import MOST, token_logprobs
@@ -42,6 +43,7 @@ class Member:
         place: its entry in the table of newest tokens.
         settings: what it asks of the kernels.
         edits: those that apply to it and add to its logits.
+        masking: those that apply to it and allow some tokens only.
         by_host: whether the host draws its tokens.
         needs_host_tokens: whether its next token cannot be drawn before the host knows all others.
         slot: its row of token counts; -1: it has none.
@@ -52,13 +54,15 @@ class Member:
     place: int
     settings: RowSettings
     edits: tuple[AddingEdit, ...]
+    masking: tuple[MaskingEdit, ...]
     by_host: bool
     slot: int = _NO_SLOT
     ahead: int = 0
     needs_host_tokens: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.needs_host_tokens = self.by_host or any(edit.needs_host_tokens for edit in self.edits)
+        reads = any(edit.needs_host_tokens for edit in self.edits)
+        self.needs_host_tokens = self.by_host or bool(self.masking) or reads
 
     @property
     def length(self) -> int:
@@ -177,8 +181,9 @@ class GpuSampler:
         sampling = sequence.sampling
         edits = [edit for edit in self._edits if not edit.in_kernel and edit.concerns(sampling)]
         adding = tuple(edit for edit in edits if isinstance(edit, AddingEdit))
-        by_host = (sampling.logprobs or 0) > MOST or len(adding) < len(edits)
-        return Member(sequence, place, _row_settings(sampling), adding, by_host)
+        masking = tuple(edit for edit in edits if isinstance(edit, MaskingEdit))
+        by_host = (sampling.logprobs or 0) > MOST or len(adding) + len(masking) < len(edits)
+        return Member(sequence, place, _row_settings(sampling), adding, masking, by_host)
 
     def sample(self, logits: Tensor, members: list[Member], *, verifying: bool = False) -> tuple[Tensor, Draw]:
         """Draw for each row of `logits`, fp32 [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
@@ -194,7 +199,10 @@ class GpuSampler:
         settings = self._settings_anew(members) if verifying else self._settings_of(members)
         described = [row for row, member in enumerate(members) if member.sequence.sampling.logprobs is not None]
         added = _additions(members)
-        raw = logits.clone() if added and described else logits
+        masked = _masks(members)
+        raw = logits.clone() if (added or masked) and described else logits
+        for mask_rows, masks in masked:
+            apply_bitmask(logits, *(sent(torch.from_numpy(part), self._device) for part in (mask_rows, masks)))
         if added:
             rows, ids, values = (sent(torch.from_numpy(part), self._device) for part in added)
             logits.index_put_((rows, ids), values.to(logits.dtype), accumulate=True)
@@ -258,3 +266,15 @@ def _additions(members: list[Member]) -> tuple[IdArray, IdArray, ValueArray] | N
     if not rows:
         return None
     return np.array(rows, dtype=np.int64), np.concatenate(ids), np.concatenate(values)
+
+
+def _masks(members: list[Member]) -> list[tuple[IdArray, MaskArray]]:
+    """(rows, their masks) of each edit that masks; all rows of one edit together, since they are made in parallel."""
+    rows_of: dict[MaskingEdit, list[int]] = {}
+    for row, member in enumerate(members):
+        for edit in member.masking:
+            rows_of.setdefault(edit, []).append(row)
+    return [
+        (np.array(rows, dtype=np.int64), edit.masks([members[row].sequence for row in rows]))
+        for edit, rows in rows_of.items()
+    ]
