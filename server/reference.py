@@ -25,7 +25,7 @@ PROSE = """## Rules
   text is a character like others, where the tokenizer has a token for it, else a 400 that says so.
 - A body may be compressed: `Content-Encoding` `gzip`, `deflate` or `zstd`. What it decodes to counts for `--max-body-bytes`.
   Another coding, type or charset is a 415.
-- `null` counts as absent. Types are strict: `"1"` and `1.0` are not integers.
+- `null` counts as absent, except in JSON schemas. Types are strict: `"1"` and `1.0` are not integers.
 - What a request says is honoured, or refused with a 4xx that names the field, the limit and the value. The refusal of an
   unknown field names the nearest known one; with `--unknown-fields ignore` it is dropped and the answer has a `Warning` header.
 - `model` may be absent: one model is served. A name that is not served is a 404.

@@ -7,10 +7,10 @@ Floor: the masks, 1/8 byte a token, and one read and one write of the logits tha
 are nearly all. 64 rows of 151936 tokens in fp32: 16 us at 4.8 TB/s.
 """
 
-import numpy as np
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor, from_numpy
+from torch import Tensor
 
 from kernels.gpu.runtime import Variant
 
@@ -45,9 +45,9 @@ def apply_bitmask(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
 
 def reference_apply_bitmask(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
     """What `apply_bitmask` does, one row at a time."""
-    for row, mask in zip(rows.tolist(), masks.numpy(), strict=True):
-        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: logits.shape[1]]
-        logits[row] += from_numpy(np.where(bits, 0.0, -np.inf)).to(logits)
+    for row, mask in zip(rows.tolist(), masks, strict=True):
+        bits = ((mask.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)) & 1).flatten()[: logits.shape[1]]
+        logits[row] += torch.where(bits == 1, 0.0, float("-inf")).to(logits)
 
 
 VARIANTS = tuple(
