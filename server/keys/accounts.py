@@ -133,7 +133,7 @@ class Account:
 
     def ended(self, begun: float, model: str, use: Use) -> None:
         """A request is over, and this is all that it used."""
-        self.allowance.end(begun)
+        self.allowance.end(begun, served=not use.limited and not use.errors)
         self._series.request_ended(use)
         self._write_down(model, use)
 

@@ -33,8 +33,8 @@ class KeyAllowance(Protocol):
             RateLimited: it may not; nothing was counted.
         """
 
-    def end(self, begun: float) -> None:
-        """A request is over, whatever became of it."""
+    def end(self, begun: float, *, served: bool) -> None:
+        """A request is over, whatever became of it; `served`: it took as long as such a request takes."""
 
     def take_back(self) -> None:
         """A request that came in does not count for its minute: another limit refused it. It is to be ended, too."""
@@ -97,10 +97,11 @@ class LocalAllowance:
         self._open.append(now)
         return now
 
-    def end(self, begun: float) -> None:
+    def end(self, begun: float, *, served: bool) -> None:
         """See `KeyAllowance`."""
         self._open.remove(begun)
-        self._typical += _NEWEST * (self._clock() - begun - self._typical)
+        if served:
+            self._typical += _NEWEST * (self._clock() - begun - self._typical)
 
     def take_back(self) -> None:
         """See `KeyAllowance`."""

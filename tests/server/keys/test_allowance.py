@@ -88,7 +88,7 @@ class Walk:
             assert error.limit == "tokens_per_minute"
             assert ("Retry-After" in error.headers) == (prompt <= self.limits.tokens_per_minute)
             self.allowance.take_back()
-            self.allowance.end(begun)
+            self.allowance.end(begun, served=True)
             return
         assert 0 <= reserved <= most
         self.begun.append((self.clock.now, 1))
@@ -108,7 +108,7 @@ class Walk:
         if self.open:
             begun, reserved = self.open.pop(which % len(self.open))
             self.allowance.book(0, reserved)
-            self.allowance.end(begun)
+            self.allowance.end(begun, served=True)
 
     def check(self):
         limits, allowance, now = self.limits, self.allowance, self.clock.now
@@ -172,7 +172,8 @@ def test_what_is_reserved_does_not_leak_and_who_waits_for_it_is_told_when_others
     allowance = LocalAllowance(KeyLimits(tokens_per_minute=60), clock)
     first = allowance.begin()
     clock.now += 10
-    allowance.end(first)  # they take some seconds
+    allowance.end(first, served=True)  # they take some seconds
+    allowance.end(allowance.begin(), served=False)  # one that was refused says nothing
     begun = allowance.begin()
     assert allowance.reserve(0, 50) == 50
     clock.now += 600
@@ -180,7 +181,7 @@ def test_what_is_reserved_does_not_leak_and_who_waits_for_it_is_told_when_others
         allowance.reserve(20, 0)
     assert int(caught.value.headers["retry-after-ms"]) == round(1000 * (1.0 + 0.2 * 9))
     allowance.book(0, 50)
-    allowance.end(begun)
+    allowance.end(begun, served=True)
     assert allowance.reserve(20, 40) == 40
 
 
