@@ -6,6 +6,7 @@ What belongs here: conditions of admission, and how much is reserved. Never: who
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
+from scheduler.idle import IdleShare
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.load_planner import Wanted
@@ -33,6 +34,7 @@ class Admission:
         policy: SchedulingPolicy,
         trails: Trails,
         running: Mapping[str, Request],
+        idle: IdleShare,
     ) -> None:
         self._config = config
         self._pool = pool
@@ -41,9 +43,10 @@ class Admission:
         self._policy = policy
         self._trails = trails
         self._running = running
+        self._idle = idle
 
     def admit(
-        self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int
+        self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int, idle_budget: int = 0
     ) -> list[Request]:
         """Requests of the queue that would get tokens in this step, in their order, with their blocks taken.
 
@@ -56,12 +59,19 @@ class Admission:
             prefills: running requests that share the budget.
             running: number of running requests.
             budget: tokens of the step for prompts.
+            idle_budget: of these, what idle requests may have. They come in only if nobody else waits.
         """
         admitted: list[Request] = []
         needs = [self._policy.need(request) for request in prefills]
+        others = False
         for request in islice(waiting, _SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
+            others |= not request.idle
+            if request.idle:
+                if others or not idle_budget or self._idle.full(len(admitted)):
+                    break
+                budget = idle_budget
             if (own := self._own_wait(request)) is not None:
                 self._trails.passed_over(request, *own)
                 continue
@@ -116,7 +126,10 @@ class Admission:
         if request in self._transfers.expected:
             return WaitCause.HAND_OVER, ""
         if self._cache.awaits_pending(request):
-            return WaitCause.PREFIX, self._cache.maker_of(request)
+            name = self._cache.maker_of(request)
+            maker = self._running.get(name)  # None: it was admitted a moment ago, before this one
+            if request.idle or maker is None or not maker.idle:  # an idle one may take for ever
+                return WaitCause.PREFIX, name
         return None
 
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:

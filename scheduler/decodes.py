@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from scheduler.chunks import ChunkBuilder
 from scheduler.drafting import Drafting
+from scheduler.idle import IdleShare
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
@@ -29,6 +30,7 @@ class DecodePlanner:
         preemption: takes blocks from one request for another.
         drafting: proposes tokens to verify.
         chunks: adds chunks to the step.
+        idle: says how many idle decodes a step has.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DecodePlanner:
         preemption: Preemption,
         drafting: Drafting,
         chunks: ChunkBuilder,
+        idle: IdleShare,
     ) -> None:
         self._budget = budget
         self._pool = pool
@@ -51,6 +54,7 @@ class DecodePlanner:
         self._preemption = preemption
         self._drafting = drafting
         self._chunks = chunks
+        self._idle = idle
 
     def grow(self) -> tuple[list[Request], bool]:
         """Give each decode the block its token needs, preempting if there is none.
@@ -112,7 +116,8 @@ class DecodePlanner:
         if self._drafting.active:
             ready = [r for r in ready if self._drafting.ready(r)]
         prompts = [r for r in running if not r.decodes] if len(ready) < len(running) else []
-        return choose_decodes(ready, prompts, len(self._table.waiting), budget, self._policy)
+        chosen = choose_decodes(ready, prompts, len(self._table.waiting), budget, self._policy)
+        return self._idle.decodes(chosen, prompts)
 
     def _grow_one(self, request: Request) -> bool:
         """Give a request that lacks a block one; whether a request had to be preempted for that."""

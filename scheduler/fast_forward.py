@@ -105,6 +105,7 @@ class FastForward:
             self._transfers.active
             or self._drafting.active
             or takes_turns
+            or any(request.idle for request in running)
             or could_admit
             or self._pool.available < len(running)
             or not self._policy.is_stable(line, self._table.running.values())

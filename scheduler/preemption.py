@@ -75,7 +75,7 @@ class Preemption:
     def victim_for(self, needy: Request) -> Request:
         """The running request to preempt so that `needy`, a running one, gets a block. It may be the needy one itself."""
         running = self._table.running.values()
-        return choose_victim(running, needy, self._pool, self._admission.protected, self._policy)
+        return choose_victim(running, needy, self._pool, lambda other: self._protected(other, needy), self._policy)
 
     def victims_of(self, newcomer: Request) -> list[Request]:
         """The running requests to preempt so that a waiting one comes in; none if it comes in anyway or cannot come in.
@@ -101,7 +101,8 @@ class Preemption:
         if saved:
             self._swap_out(request)
         self._table.put_back(request)
-        request.preemptions += 1
+        if not _is_idler(request, by):  # that bound is among equals
+            request.preemptions += 1
         request.times.preemptions = request.preemptions
         self._stats.preemptions += 1
 
@@ -118,13 +119,17 @@ class Preemption:
         """The running requests that may be preempted for the newcomer, the first to go first."""
         losses: list[tuple[tuple[int, ...], Request]] = []
         for request in running:
-            if not self._policy.is_preemptible(request, newcomer, 0) or self._admission.protected(request):
+            if not self._policy.is_preemptible(request, newcomer, 0) or self._protected(request, newcomer):
                 continue
             lost = lost_work(request, self._pool)
             if self._policy.is_preemptible(request, newcomer, lost):
                 reluctance = *(-part for part in self._policy.rank(request)), lost, -request.arrival
                 losses.append((reluctance, request))
         return [request for _, request in sorted(losses, key=lambda pair: pair[0])]
+
+    def _protected(self, request: Request, other: Request) -> bool:
+        """Whether one request is protected from another. No idle one is from those that are not."""
+        return self._admission.protected(request) and not _is_idler(request, other)
 
     def _needed(self, newcomer: Request, victims: Sequence[Request]) -> list[Request]:
         """The victims without those that a later, larger one made superfluous. One stays: the newcomer may lack a slot."""
@@ -134,6 +139,10 @@ class Preemption:
             if self._admission.lacks(newcomer, others) <= 0:
                 needed = others
         return needed
+
+
+def _is_idler(request: Request, other: Request) -> bool:
+    return request.idle and not other.idle
 
 
 def lost_work(request: Request, pool: BlockPool) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from scheduler.admission import Admission
 from scheduler.chunks import ChunkBuilder
+from scheduler.idle import IdleShare
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
@@ -33,6 +34,7 @@ class PrefillPlanner:
         preemption: takes blocks from others for them.
         chunks: adds chunks to the step.
         trails: writes down why nobody comes in.
+        idle: says how much idle prompts have of a step.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PrefillPlanner:
         preemption: Preemption,
         chunks: ChunkBuilder,
         trails: Trails,
+        idle: IdleShare,
     ) -> None:
         self._config = config
         self._table = table
@@ -57,6 +60,7 @@ class PrefillPlanner:
         self._preemption = preemption
         self._chunks = chunks
         self._trails = trails
+        self._idle = idle
 
     def make_room(self, now: float) -> None:
         """Let the first of the queue in at the cost of running requests, as long as it may preempt them.
@@ -93,12 +97,16 @@ class PrefillPlanner:
             for r in running.values()
             if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
         ]
+        idle_budget = 0 if any(not r.idle for r in prefills) else min(budget, self._idle.left(step))
         if admit and self._table.waiting and len(running) < self._config.max_running:
-            admitted = self._admission.admit(self._line(), prefills, len(running), budget)
+            admitted = self._admission.admit(self._line(), prefills, len(running), budget, idle_budget)
             for request in admitted:
                 self._table.start(request, now)
             prefills += [request for request in admitted if not request.loading]
-        shares = split_prefill((self._policy.need(request) for request in prefills), budget)
+        others = [r for r in prefills if not r.idle]
+        if not others:
+            budget = idle_budget
+        shares = split_prefill((self._policy.need(request) for request in others or prefills), budget)
         for request in prefills:
             if request.arrival in shares:
                 self._chunks.prefill(step, request, shares[request.arrival])

@@ -36,6 +36,7 @@ class RequestTable:
         running: those that have blocks, in the order in which they started.
         waiting: the others.
         retired: ids of requests that finished since the last plan: the worker may forget them.
+        idle_open, idle_running: how many of these are idle (`scheduler/idle.py`).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class RequestTable:
         self.running: dict[str, Request] = {}
         self.waiting = waiting
         self.retired: list[str] = []
+        self.idle_open = self.idle_running = 0
         self._pool = pool
         self._cache = cache
         self._transfers = transfers
@@ -66,6 +68,7 @@ class RequestTable:
         """A new request enters the queue."""
         self._policy.on_add(request, self.waiting)
         self.open[request.request_id] = request
+        self.idle_open += request.idle
         self.waiting.add(request)
         self._stats.prompt_tokens += len(request.prompt_ids)
 
@@ -75,6 +78,7 @@ class RequestTable:
         self._policy.on_dequeue(request)
         request.state = RequestState.RUNNING
         self.running[request.request_id] = request
+        self.idle_running += request.idle
         self._trails.started(request, evicted=self._cache.was_evicted(request))
         if not request.started:
             request.started = True
@@ -108,6 +112,7 @@ class RequestTable:
         request.state = RequestState.FINISHED
         request.times.finished = now
         del self.open[request.request_id]
+        self.idle_open -= request.idle
         if request.announced:
             self.retired.append(request.request_id)
         return Output(request_id=request.request_id, finish_reason=reason, times=request.times, trail=request.trail)
@@ -121,7 +126,8 @@ class RequestTable:
 
     def release(self, request: Request) -> None:
         """Take its blocks away; it no longer runs. Blocks that are being filled stay with their transfers."""
-        self.running.pop(request.request_id, None)
+        if self.running.pop(request.request_id, None) is not None:
+            self.idle_running -= request.idle
         self._cache.pending.drop(request.request_id)
         filling = self._transfers.detach(request)
         self._pool.release([block for block in request.block_table if block not in filling])

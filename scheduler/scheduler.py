@@ -6,6 +6,7 @@ pass `now`), text, HTTP, device memory. A new feature is a small object beside t
     RequestTable      every request, on its way from waiting to running to its end
     PrefillPlanner    who comes in, and how prompts share what a step has left
     DecodePlanner     who computes its newest token, the blocks for it, and the drafts after it
+    IdleShare         how much of a step is left to those that run on what nobody else needs
     Preemption        who gives blocks back
     ChunkBuilder      chunks, and what a plan counts on
     ResultProcessor   tokens, errors and loads that have arrived
@@ -24,6 +25,7 @@ from scheduler.decodes import DecodePlanner
 from scheduler.drafting import Drafter, Drafting
 from scheduler.drawing import draw_map
 from scheduler.fast_forward import FastForward
+from scheduler.idle import IdleShare
 from scheduler.integrity import check_requests
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
@@ -110,6 +112,7 @@ class Scheduler:
         """Make the parts that plan."""
         config, pool, cache, transfers = self.config, self.pool, self._cache, self.transfers
         table, policy, chunks, trails = self._table, self._policy, self._chunks, self._trails
+        idle = IdleShare(config.idle_tokens, table)
         admission = Admission(
             config=config,
             pool=pool,
@@ -118,6 +121,7 @@ class Scheduler:
             policy=policy,
             trails=trails,
             running=table.running,
+            idle=idle,
         )
         preemption = Preemption(
             slots=config.max_running,
@@ -140,6 +144,7 @@ class Scheduler:
             preemption=preemption,
             chunks=chunks,
             trails=trails,
+            idle=idle,
         )
         self._decodes = DecodePlanner(
             budget=config.max_step_tokens,
@@ -150,6 +155,7 @@ class Scheduler:
             preemption=preemption,
             drafting=drafting,
             chunks=chunks,
+            idle=idle,
         )
         self._fast_forward = FastForward(
             config=config,
@@ -377,6 +383,7 @@ class Scheduler:
     def snapshot(self) -> EngineStats:
         """The stats with gauges brought up to date."""
         self.stats.running = len(self._table.running)
+        self.stats.running_idle = self._table.idle_running
         self.stats.waiting = len(self._table.waiting)
         self.stats.blocks_used = self.pool.used
         self.stats.blocks_cached = self.pool.cached

@@ -3,7 +3,7 @@
 A request that has had no token computed for `patience` seconds, in the queue or running, is *overdue*: from then on it is of the
 most urgent class there is, however urgent those are that come later. Within that class its arrival puts it first, and it is not
 preempted for the class. At most an eighth of the seats is given in this way at a time. So a backlog of little urgency moves on,
-oldest first, and does not turn the order around.
+oldest first, and does not turn the order around. Idle requests (`scheduler/idle.py`) do not age.
 
 What belongs here: who is overdue. Never: places in the queue, what fits.
 """
@@ -41,7 +41,7 @@ class Aging:
             return
         self._next_look = now + self._patience / _LOOKS
         first = min((request.priority for request in requests), default=0)
-        behind = [request for request in requests if request.priority > first]
+        behind = [request for request in requests if request.priority > first and not request.idle]
         raised = [request for request in behind if request.overdue]
         due = [request for request in behind if not request.overdue and self._is_due(request, now)]
         if due:

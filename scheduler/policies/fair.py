@@ -97,7 +97,10 @@ class FairPolicy(SchedulingPolicy):
         self._last = self.counters[request.tenant]
 
     def on_tokens(self, request: Request, begin: int, end: int) -> None:
-        """Charge the tenant, by its weight: a prompt's tokens at 1, generated ones at the cost of a decode."""
+        """Charge the tenant, by its weight: a prompt's tokens at 1, generated ones at the cost of a decode. What an idle request
+        gets is taken from nobody."""
+        if request.idle:
+            return
         prompt, tenant = len(request.prompt_ids), request.tenant
         self.counters[tenant] += max(0, min(end, prompt) - begin) * self._cost_of(request)
         self.counters[tenant] += max(0, end - max(begin, prompt)) * self._cost_of(request, self._cost.decode)
@@ -151,7 +154,7 @@ class FairPolicy(SchedulingPolicy):
     def _pledge(self, pledged: Counter[str], request: Request) -> None:
         """Add what the request's prompt will still cost."""
         left = len(request.prompt_ids) - max(request.computed, request.high_water)
-        if left > 0:
+        if left > 0 and not request.idle:
             pledged[request.tenant] += left * self._cost_of(request)
 
     def rank(self, request: Request) -> Rank:

@@ -25,7 +25,14 @@ class SchedulerConfig:
     )  # LoRA adapters of the worker: by name, a digest of contents
     produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
     priority_aging: float = 0.0  # seconds of waiting after which a request goes with the most urgent; 0: never
+    idle_step_tokens: int | None = None  # of a step that idle requests have at most; None: an eighth
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`
+
+    @property
+    def idle_tokens(self) -> int:
+        """Tokens of a step that idle requests have at most, and how many of them may run."""
+        asked = self.max_step_tokens // 8 if self.idle_step_tokens is None else self.idle_step_tokens
+        return max(1, min(asked, self.max_step_tokens))
 
     def __post_init__(self) -> None:
         """An adapter is told from the model as it is by its digest alone.

@@ -27,12 +27,17 @@ class FinishReason(StrEnum):
     HANDED_OVER = "handed_over"  # its first token is there and another engine goes on: no client ever reads this one
 
 
+IDLE_PRIORITY = 2**31  # beyond what a client may ask for
+
 # --- HTTP process -> engine ------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, kw_only=True)
 class AddRequest:
-    """Queue one sequence. Each of `n` choices, and each of several prompts, is one; they share prefix blocks."""
+    """Queue one sequence. Each of `n` choices, and each of several prompts, is one; they share prefix blocks.
+
+    One with `IDLE_PRIORITY` runs on what nobody else needs (`scheduler/idle.py`).
+    """
 
     request_id: str
     prompt_ids: list[int]
@@ -201,6 +206,7 @@ class EngineStats:
     """Gauges as they are and counters since the engine started."""
 
     running: int = 0
+    running_idle: int = 0  # of these, those that run on what nobody else needs
     waiting: int = 0
     blocks_total: int = 0
     blocks_used: int = 0  # referenced by a request

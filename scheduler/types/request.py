@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from scheduler.types.block_hash import BlockKey, block_hash
-from scheduler.types.messages import FinishReason, RequestTimes
+from scheduler.types.messages import IDLE_PRIORITY, FinishReason, RequestTimes
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import TokenLogprobs
@@ -96,6 +96,11 @@ class Request:
             # Another engine has computed all but the newest token, and has sent the prompt's log-probabilities.
             self.high_water = len(self.tokens) - 1
             self.prompt_logprobs_sent = len(self.prompt_ids) - 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether it runs on what nobody else needs."""
+        return self.priority == IDLE_PRIORITY
 
     @property
     def known(self) -> int:

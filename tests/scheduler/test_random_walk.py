@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from scheduler.types.messages import IDLE_PRIORITY
 from scheduler.validation import RequestTooLong
 from tests.drawn import drawn
 from tests.scheduler.drawn_map import check_map
@@ -83,7 +84,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         max_tokens=st.integers(0, 20),
         min_tokens=st.integers(0, 3),
         ignore_eos=st.booleans(),
-        priority=st.sampled_from([0, 0, 0, 1, -1]),
+        priority=st.sampled_from([0, 0, 0, 1, -1, IDLE_PRIORITY, IDLE_PRIORITY]),
         salt=st.sampled_from(["", "", "tenant"]),
         tenant=st.sampled_from(["", "a", "b"]),
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
