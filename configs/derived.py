@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from configs.observability import Observability
+from configs.batch_declaration import BatchDeclaration
 from configs.roles import parse_role
 from configs.weights import parse_weight
 
@@ -12,7 +12,7 @@ Kind = Literal["cpu", "cuda"]
 _COUNTS = ("engines", "tensor_parallel")
 
 
-class Derived(Observability):
+class Derived(BatchDeclaration):
     """All knobs, each valid by itself, and what they say together."""
 
     def asks_for(self, name: str) -> bool:

@@ -204,6 +204,13 @@ _NEEDS = (
         "set priority_keys",
     ),
     Requirement(
+        ("max_file_bytes", "max_stored_bytes", "max_batch_lines", "batch_step_tokens"),
+        "data_dir",
+        lambda self: self.data_dir is not None,
+        "without data_dir there are no files and batches",
+        "set data_dir",
+    ),
+    Requirement(
         ("resume_bytes", "resume_total_bytes"),
         "resume_seconds",
         lambda self: self.resume_seconds > 0,

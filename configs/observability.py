@@ -18,7 +18,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 class Observability(HttpDeclaration):
-    """All knobs, each valid by itself."""
+    """These, after the others."""
 
     log_format: Literal["text", "json"] = Field(
         "text",

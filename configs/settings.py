@@ -139,7 +139,10 @@ def _contradictory_lengths(settings: Settings) -> Iterator[Contradiction]:
 
 
 def _contradictory_room(settings: Settings) -> Iterator[Contradiction]:
-    """Room for all resumable streams that is not even enough for one."""
+    """Room for all resumable streams, or all files, that is not even enough for one."""
+    if settings.max_file_bytes > settings.max_stored_bytes:
+        text = f"max_file_bytes is {settings.max_file_bytes}, but max_stored_bytes allows {settings.max_stored_bytes}: give one "
+        yield Contradiction(("max_file_bytes", "max_stored_bytes"), f"{text}that is allowed")
     one, all_of_them = settings.resume_bytes, settings.resume_total_bytes
     if settings.resume_seconds and one > all_of_them:
         text = f"resume_bytes is {one}, but resume_total_bytes allows {all_of_them}: give one that is allowed"

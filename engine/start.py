@@ -192,6 +192,7 @@ class Starter:
                 tenant_weights=dict(map(parse_weight, settings.tenant_weights)),
                 decode_price=settings.decode_price,
                 priority_aging=settings.priority_aging_seconds,
+                idle_step_tokens=settings.batch_step_tokens,
                 adapters=backend.adapters,
                 produces=backend.produces,
             ),

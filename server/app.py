@@ -93,7 +93,7 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
                 retry_after=max(1, math.ceil(settings.drain_seconds)),
                 always=table.where(lambda endpoint: endpoint.while_draining),
             ),
-            Middleware(BodySizeMiddleware, limit=settings.max_body_bytes),
+            Middleware(BodySizeMiddleware, limit_of=lambda scope: table.body_limit_of(scope, settings)),
             Middleware(ErrorBoundary),
         ],
     )

@@ -15,6 +15,8 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── ModelNotFound            404  no such model
     ├── EngineNotFound           404  no such engine
     ├── StreamNotFound           404  no such resumable stream, or another key's
+    ├── NotKept                  404  no such file or batch, or another key's
+    │   └── NothingKept          404  the server keeps neither
     ├── MethodNotAllowed         405
     ├── Conflict                 409  not in the state that something is in
     │   └── StreamTaken          409  another connection reads on in this one's place
@@ -29,6 +31,8 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── QueueFull                429  with Retry-After from measured speed
     ├── RateLimited              429  a limit of this API key; with Retry-After: when it would pass
     ├── DeadlineRefused          429  with the quote: `deadline_ms` could not be kept
+    ├── TooManyBatches           429  that have not ended
+    ├── StorageFull              507  no room for a file
     ├── TooManyStreams           429  those that are kept leave no room for a resumable one
     ├── InternalError            500  a defect of ours
     │   ├── GenerationFailed     500  the engine failed this request
@@ -167,6 +171,16 @@ class StreamNotFound(NotFound):
     code = "stream_not_found"
 
 
+class NotKept(NotFound):
+    """No file or batch of that id is kept for this key."""
+
+
+class NothingKept(NotKept):
+    """Files and batches need a folder, and the server was given none."""
+
+    code = "no_data_dir"
+
+
 class Conflict(ApiError):
     """What is asked for cannot be done to something in this state."""
 
@@ -249,6 +263,18 @@ class RateLimited(ApiError):
     ) -> None:
         super().__init__(message, param=param, headers=headers)
         self.limit = limit
+
+
+class TooManyBatches(ApiError):
+    """As many batches as there may be have not ended."""
+
+    status, type, code = 429, "rate_limit_error", "too_many_batches"
+
+
+class StorageFull(ApiError):
+    """There is no room for a file."""
+
+    status, type, code = 507, "server_error", "storage_full"
 
 
 class TooManyStreams(ApiError):

@@ -232,33 +232,37 @@ class DrainMiddleware:
 
 
 class BodySizeMiddleware:
-    """Refuses a body larger than the limit: by its Content-Length before it is read, else as soon as too much has arrived."""
+    """Refuses a body larger than the limit: by its Content-Length before it is read, else as soon as too much has arrived.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    `limit_of` says for a request how many bytes it may have, and which setting says so.
+    """
+
+    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], tuple[int, str]]) -> None:
         self._app = app
-        self._limit = limit
+        self._limit_of = limit_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit, setting = self._limit_of(scope)
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limit:
-            await self._refuse(declared, scope, receive, send)
+        if declared.isdecimal() and int(declared) > limit:
+            await error_response(_too_large(declared, limit, setting), scope)(scope, receive, send)
             return
-        await self._count(scope, receive, send)
+        await self._count(limit, setting, scope, receive, send)
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _count(self, limit: int, setting: str, scope: Scope, receive: Receive, send: Send) -> None:
         arrived, overflow, started = 0, False, False
 
         async def counted() -> Message:
             nonlocal arrived, overflow
             message = await receive()
             arrived += len(message.get("body", b""))
-            if arrived > self._limit:
+            if arrived > limit:
                 overflow = True
-                raise BodyTooLarge(self._message(f"more than {self._limit}"), headers=_CLOSE)
+                raise _too_large(f"more than {limit}", limit, setting)
             return message
 
         async def held(message: Message) -> None:
@@ -271,11 +275,9 @@ class BodySizeMiddleware:
         with contextlib.suppress(BodyTooLarge):
             await self._app(scope, counted, held)
         if overflow and not started:
-            await self._refuse(f"more than {self._limit}", scope, receive, send)
+            error = _too_large(f"more than {limit}", limit, setting)
+            await error_response(error, scope)(scope, receive, send)
 
-    def _message(self, size: str) -> str:
-        return f"The request body has {size} bytes; the limit (max_body_bytes) is {self._limit}."
 
-    async def _refuse(self, size: str, scope: Scope, receive: Receive, send: Send) -> None:
-        error = BodyTooLarge(self._message(size), headers=_CLOSE)
-        await error_response(error, scope)(scope, receive, send)
+def _too_large(size: str, limit: int, setting: str) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body has {size} bytes; the limit ({setting}) is {limit}.", headers=_CLOSE)

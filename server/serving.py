@@ -16,8 +16,11 @@ from configs.settings import Settings
 from scheduler.router.policies import make_router
 from scheduler.router.role_switching import PhaseBounds, RoleSwitching
 from scheduler.router.view import Role
+from server.api.batches.lines import LineAnswers, batched
 from server.api.context import ServerContext
+from server.api.endpoints import ENDPOINTS
 from server.app import create_app
+from server.batches.batches import Batches, batches_of, window_of
 from server.drain import Drain
 from server.engines.canary import canary_of
 from server.engines.client import EngineClient
@@ -51,6 +54,7 @@ from server.text.chat_renderer import MessageFormats, load_chat_renderer
 SHUTDOWN_REASON = "the server is shutting down"
 _log = logging.getLogger("headrace.server")
 _LOOPBACK = ("127.0.0.0/8", "::1", "::ffff:127.0.0.0/104")
+_ENGINE_LOOKS_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
 
@@ -118,7 +122,8 @@ class Serving:
         self._streams = ResumableStreams(settings, metrics, self._drain)
         self._tracing = tracing_of(settings)
         self._grammars = GrammarCompiler(source.path)
-        context = ServerContext(
+        self._batches = batches_of(settings, names, list(batched(ENDPOINTS)), metrics.batches)
+        self._context = context = ServerContext(
             settings=settings,
             engines=self._engines,
             restarts=self._restarts,
@@ -134,6 +139,7 @@ class Serving:
             tracing=self._tracing,
             keys=self._keys.ring,
             accounts=self._keys.accounts,
+            batches=self._batches,
             black_box=BlackBox(settings.black_box_requests, texts=settings.keyed or is_loopback(settings.host)),
         )
         app = create_app(context)
@@ -150,12 +156,15 @@ class Serving:
     async def _run(self, first: Mapping[str, Incarnation]) -> int:
         """Serve until a signal, or until the web server or all engines have ended by themselves."""
         supervisors = self._supervisors
+        if self._batches is not None:
+            await self._batches.open()
         signalled = self._handle_signals(supervisors.values())
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
         roles = asyncio.create_task(self._roles.run()) if self._roles else None
         canary = asyncio.create_task(self._canary.run()) if self._canary else None
+        batches = asyncio.create_task(self._run_batches(self._batches)) if self._batches else None
         certificate = self._listeners.certificate
         renewal = asyncio.create_task(certificate.watch()) if certificate else None
         keys = asyncio.create_task(self._keys.run()) if self._keys.changes else None
@@ -165,7 +174,7 @@ class Serving:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, deadline = not signalled.is_set(), StopDeadline(self._settings.drain_seconds)
         self._restarts.cancel()
-        for task in (roles, canary, renewal, keys):
+        for task in (roles, canary, renewal, keys, batches):
             if task is not None:
                 task.cancel()
         if not failed:
@@ -182,7 +191,21 @@ class Serving:
         if keeping is not None:
             await keeping
         await self._grammars.close()
+        if self._batches is not None:
+            await self._batches.close()
         return 1 if failed else 0
+
+    async def _run_batches(self, batches: Batches) -> None:
+        """Run them as soon as an engine is ready, until cancelled."""
+        settings, engines = self._settings, self._engines
+
+        async def window() -> int:
+            while engines.info is None:
+                await asyncio.sleep(_ENGINE_LOOKS_SECONDS)
+            return window_of(engines.info.max_step_tokens, settings, len(engines))
+
+        answers = LineAnswers(ENDPOINTS, self._context)
+        await batches.run(answers.answer, window)
 
     async def _last_traces(self, web: "asyncio.Task[None]") -> None:
         """Send them when all requests have ended, while engines end."""

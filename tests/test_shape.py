@@ -38,14 +38,14 @@ MAX_FILE_LINES = 450
 MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
-_SERVER = "http schema text structured telemetry keys client monitoring pages stream engines api"
+_SERVER = "http schema text structured telemetry keys client monitoring pages stream engines batches api"
 _ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_parallel cpu gpu bench"
 LAYERS = {
     "server": tuple(_SERVER.split()),
-    "server.api": ("requests", "answers", "accounts", "dialects"),
+    "server.api": ("requests", "answers", "accounts", "dialects", "batches"),
     "server.schema": ("dialects",),
     "server.text": ("formats",),
-    "server.telemetry": ("traces",),
+    "server.telemetry": ("batches", "traces"),
     "server.engines": ("published", "disaggregation", "supervision"),
     "scheduler": ("types", "kv", "policies", "router"),
     "scheduler.kv": ("tiers",),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from configs.settings import Settings
 from scheduler.types.messages import Ready
 from server.api.tenants import KeyRing, Tenant
+from server.batches.batches import Batches
 from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
@@ -30,6 +31,7 @@ class ServerContext:
     `created` is in Unix seconds. `restarts` are those of engines that operators ask for.
     `keeper`: of the KV tiers that engines share, if they do. `grammars` compiles what answers have to fit.
     `keys`: with those of a file; None: of the settings alone. `accounts`: of keys, if what they use is counted.
+    `batches`: files and batches, where there is a folder for them.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class ServerContext:
     tracing: Tracing | None = None
     accounts: Accounts | None = None
     keys: KeyRing | None = None
+    batches: Batches | None = None
 
     def info(self) -> Ready:
         """What an engine said when it became ready.

@@ -109,6 +109,10 @@ class Endpoint(ABC):
     def openapi(self, settings: Settings, bounds: ModelBounds | None) -> dict[str, Any]:
         """What FastAPI cannot find out about the request by itself, in OpenAPI's form."""
 
+    def body_limit(self, settings: Settings) -> tuple[int, str]:
+        """The most bytes of a body, and the setting that says so."""
+        return settings.max_body_bytes, "max_body_bytes"
+
     def _shown_parameters(self) -> dict[str, Any]:
         return {"parameters": [dict(parameter) for parameter in self.parameters]} if self.parameters else {}
 
@@ -271,6 +275,11 @@ class EndpointTable:
         """How errors are told to who sent the request."""
         endpoint = self.of(scope)
         return openai_body if endpoint is None else endpoint.error_body
+
+    def body_limit_of(self, scope: Scope, settings: Settings) -> tuple[int, str]:
+        """The most bytes of the request's body, and the setting that says so."""
+        endpoint = self.of(scope)
+        return (settings.max_body_bytes, "max_body_bytes") if endpoint is None else endpoint.body_limit(settings)
 
     def where(self, holds: Callable[[Endpoint], bool]) -> Callable[[Scope], bool]:
         """A test of requests: whether they are for an endpoint of which that holds."""

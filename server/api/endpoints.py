@@ -19,6 +19,7 @@ from server.api import (
     tokenize,
 )
 from server.api.accounts import usage
+from server.api.batches import batches, files
 from server.api.context import ServerContext
 from server.api.dialects import messages, responses
 from server.api.endpoint import Endpoint
@@ -29,6 +30,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     responses.ENDPOINT,
     *messages.ENDPOINTS,
     *streams.ENDPOINTS,
+    *files.ENDPOINTS,
+    *batches.ENDPOINTS,
     black_box.ENDPOINT,
     models.LIST,
     models.ONE,

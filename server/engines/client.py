@@ -13,6 +13,7 @@ from configs.settings import Settings
 from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.view import Role
 from scheduler.types.messages import (
+    IDLE_PRIORITY,
     AbortRequests,
     AddRequest,
     Command,
@@ -66,6 +67,7 @@ class EngineClient:
         self._engine_metrics = metrics.engine(name)
         self._engine_metrics.follow_role(lambda: self.role.value)
         self._streams: dict[str, OutputStream] = {}
+        self._idle: set[str] = set()  # of these, those that run on what nobody else needs
         self._speed = Speed()
 
     def _usability_changed(self) -> None:
@@ -114,7 +116,8 @@ class EngineClient:
     def _seconds_of_work(self) -> int:
         """Until all that is open now will have been served. Not until one place is free: under overload somebody else has it then,
         and everybody would come again each second."""
-        return self._speed.seconds_for(sum(map(self._speed.owed, self._streams.values())), time.monotonic())
+        owed = sum(self._speed.owed(stream) for name, stream in self._streams.items() if name not in self._idle)
+        return self._speed.seconds_for(owed, time.monotonic())
 
     # --- open sequences ---
 
@@ -154,6 +157,9 @@ class EngineClient:
             self._speed.begun(time.monotonic())
         self.send(request)
         self._streams[request.request_id] = stream
+        if request.priority == IDLE_PRIORITY:  # no router counts on it, as nobody waits for it
+            self._idle.add(request.request_id)
+            return
         tokens, left = len(request.prompt_ids) + len(request.generated_ids), request.sampling.max_tokens
         left = 1 if request.hand_over else left - len(request.generated_ids)
         loads = request.kv_wait_seconds > 0
@@ -171,8 +177,15 @@ class EngineClient:
 
     @property
     def waiting(self) -> int:
-        """Open sequences that are not running. What was submitted since the engine's last report counts as waiting."""
-        return max(0, len(self._streams) - self.status.stats.running)
+        """Open sequences that are not running, but for idle ones. What was submitted since the engine's last report counts as
+        waiting."""
+        stats = self.status.stats
+        return max(0, len(self._streams) - len(self._idle) - (stats.running - stats.running_idle))
+
+    @property
+    def idle_count(self) -> int:
+        """Open sequences that run on what nobody else needs."""
+        return len(self._idle)
 
     def serves(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a sequence of this prompt, the very object, is open here."""
@@ -183,10 +196,14 @@ class EngineClient:
         known = [request_id for request_id in request_ids if request_id in self._streams]
         for request_id in known:
             stream = self._streams.pop(request_id)
-            self.routing.ended(request_id)
+            self._gone(request_id)
             stream.push(Output(request_id=request_id, finish_reason=FinishReason.ABORT, error=reason))
         if known:
             self.send(AbortRequests(request_ids=known))
+
+    def _gone(self, request_id: str) -> None:
+        self.routing.ended(request_id)
+        self._idle.discard(request_id)
 
     def abort_all(self, reason: str) -> None:
         """`abort` for everything open."""
@@ -195,7 +212,7 @@ class EngineClient:
     def sequence_ended(self, stream: OutputStream) -> None:
         """Its reader has read the end, or has closed it."""
         if self._streams.pop(stream.request_id, None) is not None:  # closed before the engine ended it
-            self.routing.ended(stream.request_id)
+            self._gone(stream.request_id)
             self.send(AbortRequests(request_ids=[stream.request_id]))
         lifetime = stream.lifetime
         if lifetime.first_token is not None and lifetime.reason is not FinishReason.ERROR:
@@ -246,7 +263,7 @@ class EngineClient:
             self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
         if output.finish_reason is not None:
             del self._streams[output.request_id]
-            self.routing.ended(output.request_id)
+            self._gone(output.request_id)
             if output.finish_reason is FinishReason.HANDED_OVER:
                 self._hand_over(stream, output)
                 return served
@@ -266,10 +283,12 @@ class EngineClient:
         self.routing.restarted()
         self.published.engine_ended()
         streams, self._streams = self._streams, {}
+        self._idle.clear()
         self.replays.inherit(self, list(streams.values()), self._settings.replay_seconds)
 
     def fail_all(self) -> None:
         """No engine will go on with what is open: it fails with the reason that `status` gives."""
         streams, self._streams = self._streams, {}
+        self._idle.clear()
         for stream in streams.values():
             stream.fail(self.status.unavailable())  # one each: a traceback belongs to one task

@@ -13,7 +13,7 @@ from scheduler.router.policy import Router
 from scheduler.router.role_switching import PhaseBounds
 from scheduler.router.split import Placement, Split
 from scheduler.router.view import ReplicaView, Role
-from scheduler.types.messages import AddRequest, Ready
+from scheduler.types.messages import IDLE_PRIORITY, AddRequest, Ready
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.step import ChunkPhase
 from server.engines.client import EngineClient
@@ -118,6 +118,8 @@ class Engines:
             return self._clients[0]
         first, last = job.sequences[0].request, job.sequences[-1].request
         taking = self._taking(len(job.sequences))
+        if first.priority == IDLE_PRIORITY:  # where the fewest are; what is the soonest does not matter
+            return min(taking, key=lambda client: client.idle_count)
         if first.prompt_ids is not last.prompt_ids:
             return SpreadJob(_alike(taking), self._place)
         views = self._views(first, taking)

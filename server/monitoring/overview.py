@@ -1,5 +1,6 @@
 """The page that a person on call opens first: whether it works, whether it is quick, and if not, where the time goes."""
 
+from server.monitoring.batches import BATCHES
 from server.monitoring.panels import INSTANCE, Dashboard, Panel, PanelRow, Query, Variable
 from server.monitoring.promql import gauge, heat, mean, per_second, quantile, select, share
 from server.telemetry.declared import FROM_1_MS
@@ -328,7 +329,7 @@ OVERVIEW = Dashboard(
     name="overview",
     title="Overview",
     about="Whether it works and how quick it is.",
-    rows=[_NOW, _REQUESTS, _LATENCY, _OPERATIONS, _WORK, _STREAMS],
+    rows=[_NOW, _REQUESTS, _LATENCY, _OPERATIONS, _WORK, _STREAMS, BATCHES],
     variables=[
         INSTANCE,
         Variable(name="ttft", title="first token within, s", values=_bounds(1.0)),

@@ -339,13 +339,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     },
     401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
     403: {"model": ErrorAnswer, "description": "This key may not do that."},
-    404: {"model": ErrorAnswer, "description": "No such model, engine or stream."},
+    404: {"model": ErrorAnswer, "description": "No such model, engine, stream, file or batch."},
     409: {"model": ErrorAnswer, "description": "Not possible in the state that the engine is in."},
     410: {"model": ErrorAnswer, "description": "The events that come next are not kept any more."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
     415: {"model": ErrorAnswer, "description": "The body is no JSON in UTF-8, or its content coding is not served."},
     429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when to come back."},
     500: {"model": ErrorAnswer, "description": "The server or the engine failed on this request."},
+    507: {"model": ErrorAnswer, "description": "There is no room for the file."},
     503: {"model": ErrorAnswer, "description": "Starting, draining, or the engine died; with Retry-After."},
 }
 

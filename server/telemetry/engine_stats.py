@@ -23,6 +23,12 @@ class EngineMetric:
 _BLOCKS = ("headrace_kv_blocks", "KV blocks of the pool by state; they sum up to the pool.")
 ENGINE_METRICS = (
     EngineMetric("running", "headrace_sequences_running", "Sequences running.", counter=False),
+    EngineMetric(
+        "running_idle",
+        "headrace_idle_sequences_running",
+        "Sequences running on what nobody else needs: those of batches.",
+        counter=False,
+    ),
     EngineMetric("waiting", "headrace_sequences_waiting", "Sequences waiting in the engine.", counter=False),
     EngineMetric(
         "blocks_total", "headrace_kv_pool_blocks", "KV blocks of the pool, whatever their state.", counter=False

@@ -36,6 +36,7 @@ class Lifetime:
     """
 
     counted: ClassVar[bool] = True  # in the figures of requests, and for its tenant
+    timed: ClassVar[bool] = True  # in the figures of how long requests take
     received: float
     validated: float | None = None
     queued: float | None = None
@@ -134,6 +135,16 @@ class Lifetime:
         return parts
 
 
+class IdleLifetime(Lifetime):
+    """Of a sequence for which nobody waits: its tokens count, and its times say nothing about the server."""
+
+    timed = False
+
+    def token_arrived(self, now: float) -> None:
+        """As for any sequence, but the gap is nobody's."""
+        super().token_arrived(now)
+
+
 def _ms(start: float | None, end: float | None) -> float:
     return 0.0 if start is None or end is None else round(1000 * max(0.0, end - start), 3)
 
@@ -186,5 +197,15 @@ class Exchange:
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""
         lifetime = Lifetime(received=self.received, validated=self.validated, prompt_tokens=prompt_tokens)
+        self.lifetimes.append(lifetime)
+        return lifetime
+
+
+class IdleExchange(Exchange):
+    """What a request without a connection opened, for which nobody waits."""
+
+    def begin(self, prompt_tokens: int) -> Lifetime:
+        """A new sequence of this request."""
+        lifetime = IdleLifetime(received=self.received, validated=self.validated, prompt_tokens=prompt_tokens)
         self.lifetimes.append(lifetime)
         return lifetime

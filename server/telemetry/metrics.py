@@ -19,6 +19,7 @@ from configs.roles import ROLES
 from scheduler.router.deadlines import Outcome
 from scheduler.types.messages import EngineStats, FinishReason, Ready, StartPhase, StepOutputs, TierStats
 from server.errors import ApiError, DeadlineRefused
+from server.telemetry.batches.metrics import BatchMetrics
 from server.telemetry.canary import CanaryMetrics
 from server.telemetry.declared import FROM_1_MS, Declared
 from server.telemetry.engine_stats import EngineCollector
@@ -160,7 +161,7 @@ class Metrics(Declared):
 
     Attributes:
         hand_overs: those of requests from engine to engine.
-        canary, gen_ai: what the canary found; those that have the names of OpenTelemetry's conventions.
+        canary, gen_ai, batches: what the canary found; those that have the names of OpenTelemetry's conventions; files and batches.
         tenants, keys: what each tenant, and each key of a file of keys, uses.
         on_end: told of each sequence that has ended, whoever wants to know.
 
@@ -180,6 +181,7 @@ class Metrics(Declared):
         self.hand_overs = HandOverMetrics(self.registry)
         self.canary = CanaryMetrics(self.registry)
         self.gen_ai = GenAiMetrics(self.registry)
+        self.batches = BatchMetrics(self.registry)
         ProcessCollector("headrace_server", registry=self.registry)
 
     def engine(self, name: str) -> EngineMetrics:
@@ -262,6 +264,8 @@ class Metrics(Declared):
             self._deadlines.labels(outcome.value).inc()
         self._prompt.observe(lifetime.prompt_tokens)
         self._completion.observe(lifetime.completion_tokens)
+        if not lifetime.timed:
+            return
         if lifetime.finished is not None:
             self._whole.observe(lifetime.finished - lifetime.received)
         if lifetime.scheduled is not None:

@@ -75,7 +75,7 @@ class TenantMetrics(Declared):
         self._prompt.labels(name).inc(lifetime.prompt_tokens)
         self._cached.labels(name).inc(lifetime.cached_tokens)
         self._generated.labels(name).inc(lifetime.completion_tokens)
-        if lifetime.scheduled is not None:
+        if lifetime.timed and lifetime.scheduled is not None:
             self._waits.labels(name).observe(max(0.0, lifetime.scheduled - lifetime.received))
 
     def request_failed(self, tenant: str) -> None:

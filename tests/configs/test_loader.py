@@ -36,6 +36,10 @@ PARTNERS = {
     "priority_keys": {"api_key": ["a"], "key_names": ["other"]},
     "admin_keys": {"api_key": ["a"], "key_names": ["other"]},
     "resume_total_bytes": {"resume_bytes": 1024},
+    "max_file_bytes": {"data_dir": "kept"},
+    "max_stored_bytes": {"data_dir": "kept", "max_file_bytes": 1024},
+    "max_batch_lines": {"data_dir": "kept"},
+    "batch_step_tokens": {"data_dir": "kept"},
 }
 
 

@@ -33,6 +33,8 @@ PAIRS = [
     ({"kv_memory_fraction": 0.2}, {"kv_blocks": 64}, {"kv_blocks": None}),
     ({"kv_memory_fraction": 0.4}, {"kv_blocks": 64}, {"kv_blocks": None}),
     ({"gpu_memory_fraction": 0.5}, {"kv_blocks": 64}, {"kv_blocks": None}),
+    ({"max_batch_lines": 10}, {"data_dir": None}, {"data_dir": "kept"}),
+    ({"batch_step_tokens": 10}, {"data_dir": None}, {"data_dir": "kept"}),
     ({"kv_disk_gib": 8.0}, {"kv_disk_path": None}, {"kv_disk_path": "kv"}),
     ({"kv_host_gib": 0.5}, NO_CACHE, {"prefix_caching": True}),
     ({"kv_disk_path": "kv"}, NO_CACHE, {"prefix_caching": True}),

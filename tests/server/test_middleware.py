@@ -45,7 +45,7 @@ def answer(app, parts, headers=()):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(BodySizeMiddleware(app, LIMIT)(scope, receive, send))
+    asyncio.run(BodySizeMiddleware(app, lambda _: (LIMIT, "max_body_bytes"))(scope, receive, send))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     return sent[0]["status"], sent[1]["body"], exchange.error_code
 

@@ -4,6 +4,7 @@ Everything but the process is real: application, middleware, `EngineClient`, str
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -29,9 +30,11 @@ from scheduler.types.messages import (
     StepOutputs,
 )
 from scheduler.types.step import TokenLogprobs
+from server.api.batches.lines import LineAnswers, batched
 from server.api.context import ServerContext
 from server.api.endpoints import ENDPOINTS
 from server.app import create_app
+from server.batches.batches import Batches
 from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
@@ -210,7 +213,15 @@ class Server:
     """The application and a client for it, on the running event loop."""
 
     def __init__(
-        self, reply="Hello, wörld!", *, template=CHATML, bos=False, ready=True, endpoints=ENDPOINTS, **settings
+        self,
+        reply="Hello, wörld!",
+        *,
+        template=CHATML,
+        bos=False,
+        ready=True,
+        endpoints=ENDPOINTS,
+        now=time.time,
+        **settings,
     ):
         self.settings = Settings(**settings)
         tokenizer = byte_tokenizer(bos, template)
@@ -226,6 +237,12 @@ class Server:
         if ready:
             self.replace(self.process)
         engines, drain = Engines([self.engine]), Drain()
+        self.batches = None
+        if self.settings.data_dir:
+            paths = list(batched(endpoints))
+            self.batches = Batches(
+                self.settings, models=("small", "org/small"), endpoints=paths, metrics=metrics.batches, now=now
+            )
         self.context = ServerContext(
             settings=self.settings,
             engines=engines,
@@ -241,9 +258,27 @@ class Server:
             tracing=tracing_of(self.settings),
             keys=self.keys.ring,
             accounts=self.keys.accounts,
+            batches=self.batches,
         )
         self.app = create_app(self.context, endpoints)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
+
+    @contextlib.asynccontextmanager
+    async def running_batches(self, window=8):
+        """Batches are open, and run."""
+
+        async def ready():
+            return window
+
+        answers = LineAnswers(ENDPOINTS, self.context)
+        await self.batches.open()
+        task = asyncio.create_task(self.batches.run(answers.answer, ready))
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.batches.close()
 
     def replace(self, process):
         """Go on with this engine, which is ready."""
