@@ -31,11 +31,6 @@ class Additions(NamedTuple):
     values: ValueArray
 
 
-# What a byte of a mask adds to the logits of its eight tokens, the lowest bit first: nothing, or -inf.
-_PENALTIES = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf
-).astype(np.float32)
-
 NOTHING = Additions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 
 
@@ -119,9 +114,12 @@ class MaskingEdit(ABC):
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
         """Mask what is not allowed in `logits` [all rows, vocabulary] fp32, in place."""
-        added = _PENALTIES[self.masks(sequences).view(np.uint8)].reshape(len(rows), -1)
-        for row, values in zip(rows, added[:, : logits.shape[1]], strict=True):
-            logits[row] += torch.from_numpy(values).to(logits.device)
+        words = self.masks(sequences).view(np.uint8)
+        allowed = torch.from_numpy(np.unpackbits(words, axis=1, bitorder="little", count=logits.shape[1])).view(
+            torch.bool
+        )
+        for row, tokens in zip(rows, allowed.to(logits.device), strict=True):  # a row at a time stays in the cache
+            logits[row].add_(torch.where(tokens, 0.0, float("-inf")))
 
     def forget(self, request_id: str) -> None:  # noqa: B027 - some keep nothing
         """Drop what is kept for the request, if anything."""
