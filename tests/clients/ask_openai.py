@@ -1,0 +1,149 @@
+"""openai: completions, chat, streams, `.parse`, the stream helper, tools, responses, refusals."""
+
+import json
+
+import openai
+from asking import (
+    ABOUT,
+    BASE,
+    CHOSEN,
+    CITIES,
+    GREETING,
+    KEY,
+    MODEL,
+    TOOL,
+    WEATHER,
+    City,
+    get_weather,
+    is_city,
+    tell,
+    was_asked,
+)
+from pydantic import BaseModel
+
+CLIENT = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0, timeout=300)
+CHAT = CLIENT.chat.completions
+SETTINGS = {"model": MODEL, "temperature": 0, "max_tokens": 24}
+
+
+def say(text):
+    return [{"role": "user", "content": text}]
+
+
+class Weather(BaseModel):
+    """The weather in a city."""
+
+    city: CITIES
+
+
+def models():
+    assert MODEL in [model.id for model in CLIENT.models.list()]
+
+
+def completion():
+    whole = CLIENT.completions.create(prompt="One, two,", **SETTINGS)
+    parts = CLIENT.completions.create(prompt="One, two,", stream=True, **SETTINGS)
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+
+
+def chat():
+    whole = CHAT.create(messages=say(GREETING), **SETTINGS)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    parts = list(CHAT.create(messages=say(GREETING), **options, **SETTINGS))
+    text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert text == whole.choices[0].message.content
+    assert parts[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+async def chat_async():
+    async with openai.AsyncOpenAI(base_url=BASE, api_key=KEY, max_retries=0) as client:
+        stream = await client.chat.completions.create(messages=say(GREETING), stream=True, **SETTINGS)
+        assert [part async for part in stream]
+
+
+def parse():
+    is_city(
+        CHAT.parse(messages=say(ABOUT), response_format=City, **SETTINGS | {"max_tokens": 80}).choices[0].message.parsed
+    )
+
+
+def parse_a_tool():
+    tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
+    answer = CHAT.parse(messages=say(WEATHER), tools=tools, tool_choice="required", **SETTINGS | {"max_tokens": 60})
+    assert isinstance(answer.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
+
+
+def stream_helper():
+    with CHAT.stream(messages=say(ABOUT), response_format=City, **SETTINGS | {"max_tokens": 80}) as stream:
+        kinds = {event.type for event in stream}
+        is_city(stream.get_final_completion().choices[0].message.parsed)
+    assert {"content.delta", "content.done", "chunk"} <= kinds
+
+
+def tool_loop():
+    loop(lambda **body: CHAT.create(**body).choices[0])
+
+
+def tool_loop_streamed():
+    def turn(**body):
+        with CHAT.stream(**body) as stream:
+            for _ in stream:
+                pass
+            return stream.get_final_completion().choices[0]
+
+    loop(turn)
+
+
+def loop(turn):
+    messages, body = say(WEATHER), SETTINGS | {"max_tokens": 60, "tools": [TOOL]}
+    first = turn(messages=messages, tool_choice="auto" if CHOSEN else "required", **body)
+    assert first.finish_reason == "tool_calls"
+    messages.append(first.message.model_dump(exclude_none=True, exclude={"parsed"}))
+    for call in first.message.tool_calls:
+        found = get_weather(**json.loads(call.function.arguments))
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": found})
+    second = turn(messages=messages, tool_choice="auto" if CHOSEN else "none", **body)
+    assert second.finish_reason in ("stop", "length")
+    was_asked(second.message.content)
+
+
+def responses():
+    settings = {"model": MODEL, "temperature": 0, "max_output_tokens": 24}
+    first = CLIENT.responses.create(input=GREETING, **settings)
+    assert first.output_text
+    second = CLIENT.responses.create(input="Again.", previous_response_id=first.id, **settings)
+    assert second.previous_response_id == first.id
+    with CLIENT.responses.stream(input=GREETING, **settings) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert stream.get_final_response().output_text == text == first.output_text
+
+
+def responses_parse():
+    is_city(CLIENT.responses.parse(model=MODEL, input=ABOUT, temperature=0, text_format=City).output_parsed)
+
+
+def responses_tool_loop():
+    tool = {"type": "function", **TOOL["function"], "strict": True}
+    body = {"model": MODEL, "temperature": 0, "max_output_tokens": 60, "tools": [tool]}
+    items = say(WEATHER)
+    first = CLIENT.responses.create(input=items, tool_choice="auto" if CHOSEN else "required", **body)
+    calls = [item for item in first.output if item.type == "function_call"]
+    items += [item.model_dump(exclude_none=True) for item in first.output]
+    for call in calls:
+        found = get_weather(**json.loads(call.arguments))
+        items.append({"type": "function_call_output", "call_id": call.call_id, "output": found})
+    was_asked(CLIENT.responses.create(input=items, tool_choice="auto" if CHOSEN else "none", **body).output_text)
+
+
+def refusals():
+    for wrong, kind in (({"temperature": 9}, openai.BadRequestError), ({"model": "another"}, openai.NotFoundError)):
+        try:
+            CHAT.create(messages=say(GREETING), **SETTINGS | wrong)
+        except kind as error:
+            assert error.param in wrong, error.param
+        else:
+            raise AssertionError(f"{wrong} was taken")
+
+
+CHECKS = (models, completion, chat, chat_async, parse, parse_a_tool, stream_helper, tool_loop, tool_loop_streamed)
+tell("openai", *CHECKS, responses, responses_parse, responses_tool_loop, refusals)
