@@ -36,11 +36,12 @@ class OfferedTool(Body):
 class ToolChoice:
     """Whether tools may be called, or must be.
 
-    `names`: those that may, None for all. `required`: at least one call; `none`: no call.
+    `names`: those that may, None for all. `required`: at least one call, exactly one where it is to be `once`; `none`: no call.
     """
 
     mode: Literal["none", "auto", "required"]
     names: tuple[str, ...] | None = None
+    once: bool = False
 
 
 _MODES = ("none", "auto", "required")
@@ -55,7 +56,7 @@ def check_tool_choice(value: Any) -> ToolChoice:
     if not isinstance(value, dict):
         raise wrong(f"must be a string or an object, got {shown(value)}")
     if value.get("type") == "function":
-        return ToolChoice("required", (_function_name(value, ""),))
+        return ToolChoice("required", (_function_name(value, ""),), once=True)
     if value.get("type") != "allowed_tools":
         raise wrong(f'must be "function" or "allowed_tools", got {shown(value.get("type"))}', ".type")
     allowed = value.get("allowed_tools")
@@ -87,7 +88,7 @@ def check_function_call(value: Any) -> ToolChoice:
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str):
         raise wrong(f'must be "none", "auto" or an object with the name of a function, got {shown(value)}')
-    return ToolChoice("required", (name,))
+    return ToolChoice("required", (name,), once=True)
 
 
 def check_arguments(value: Any) -> str | dict[str, Any]:

@@ -25,7 +25,7 @@ def stream():
 
 def tool_loop():
     messages = say(WEATHER)
-    choice = {"type": "auto" if CHOSEN else "any"}
+    choice = {"type": "auto"} if CHOSEN else {"type": "tool", "name": "get_weather"}
     with CLIENT.messages.stream(messages=messages, tools=TOOLS, tool_choice=choice, **SETTINGS) as stream:
         first = stream.get_final_message()
     assert first.stop_reason == "tool_use"

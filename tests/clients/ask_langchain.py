@@ -12,7 +12,7 @@ CHAT = ChatOpenAI(model=MODEL, base_url=BASE, api_key=KEY, temperature=0, max_to
 @wrap_model_call
 def forced_once(request, handler):
     """A small model calls in the first turn, and not in the second."""
-    turn = "none" if request.messages[-1].type == "tool" else "required"
+    turn = "none" if request.messages[-1].type == "tool" else "get_weather"
     return handler(request.override(tool_choice=turn))
 
 

@@ -3,7 +3,22 @@
 import json
 
 import litellm
-from asking import ABOUT, BASE, CHOSEN, GREETING, KEY, MODEL, TOOL, WEATHER, City, get_weather, is_city, tell, was_asked
+from asking import (
+    ABOUT,
+    BASE,
+    CHOICE,
+    CHOSEN,
+    GREETING,
+    KEY,
+    MODEL,
+    TOOL,
+    WEATHER,
+    City,
+    get_weather,
+    is_city,
+    tell,
+    was_asked,
+)
 
 SETTINGS = {"api_base": BASE, "api_key": KEY, "temperature": 0, "max_tokens": 60, "num_retries": 0}
 
@@ -40,7 +55,7 @@ def structured():
 
 def tool_loop():
     messages, settings = say(WEATHER), SETTINGS | {"model": f"hosted_vllm/{MODEL}", "tools": [TOOL]}
-    first = litellm.completion(messages=messages, tool_choice="auto" if CHOSEN else "required", **settings)
+    first = litellm.completion(messages=messages, tool_choice=CHOICE, **settings)
     assert first.choices[0].finish_reason == "tool_calls"
     messages.append(first.choices[0].message)
     for call in first.choices[0].message.tool_calls:

@@ -6,6 +6,7 @@ import openai
 from asking import (
     ABOUT,
     BASE,
+    CHOICE,
     CHOSEN,
     CITIES,
     GREETING,
@@ -69,7 +70,13 @@ def parse():
 
 def parse_a_tool():
     tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
-    answer = CHAT.parse(messages=say(WEATHER), tools=tools, tool_choice="required", **SETTINGS | {"max_tokens": 60})
+    answer = CHAT.parse(
+        messages=say(WEATHER),
+        tools=tools,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        **SETTINGS | {"max_tokens": 60},
+    )
     assert isinstance(answer.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
 
 
@@ -96,7 +103,7 @@ def tool_loop_streamed():
 
 def loop(turn):
     messages, body = say(WEATHER), SETTINGS | {"max_tokens": 60, "tools": [TOOL]}
-    first = turn(messages=messages, tool_choice="auto" if CHOSEN else "required", **body)
+    first = turn(messages=messages, tool_choice=CHOICE, **body)
     assert first.finish_reason == "tool_calls"
     messages.append(first.message.model_dump(exclude_none=True, exclude={"parsed"}))
     for call in first.message.tool_calls:
@@ -126,7 +133,8 @@ def responses_tool_loop():
     tool = {"type": "function", **TOOL["function"], "strict": True}
     body = {"model": MODEL, "temperature": 0, "max_output_tokens": 60, "tools": [tool]}
     items = say(WEATHER)
-    first = CLIENT.responses.create(input=items, tool_choice="auto" if CHOSEN else "required", **body)
+    choice = "auto" if CHOSEN else {"type": "function", "name": "get_weather"}
+    first = CLIENT.responses.create(input=items, tool_choice=choice, **body)
     calls = [item for item in first.output if item.type == "function_call"]
     items += [item.model_dump(exclude_none=True) for item in first.output]
     for call in calls:

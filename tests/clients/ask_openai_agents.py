@@ -37,7 +37,9 @@ async def typed_output():
 
 
 def with_tool(kind):
-    return agent_of(kind, tools=[function_tool(get_weather)], settings=None if CHOSEN else {"tool_choice": "required"})
+    return agent_of(
+        kind, tools=[function_tool(get_weather)], settings=None if CHOSEN else {"tool_choice": "get_weather"}
+    )
 
 
 async def tool_loop():

@@ -7,7 +7,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 PROVIDER = OpenAIProvider(base_url=BASE, api_key=KEY)
 CHAT = OpenAIChatModel(MODEL, provider=PROVIDER)
-SETTINGS = {"temperature": 0, "max_tokens": 80}
+SETTINGS = {"temperature": 0, "max_tokens": 80, "parallel_tool_calls": CHOSEN}
 
 
 def agent_of(model=CHAT, **options):
@@ -36,7 +36,7 @@ def tool_loop():
     if CHOSEN:
         was_asked(agent_of(tools=[get_weather]).run_sync(WEATHER).output)
     else:  # each turn must call, until it calls the output
-        agent = agent_of(tools=[get_weather], output_type=ToolOutput(City), end_strategy="exhaustive")
+        agent = agent_of(tools=[get_weather], output_type=ToolOutput(City))
         is_city(agent.run_sync(WEATHER + ABOUT).output)
 
 

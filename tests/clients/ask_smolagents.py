@@ -4,6 +4,7 @@ from asking import BASE, CHOSEN, FOUND, GREETING, KEY, MODEL, WEATHER, asked, te
 from smolagents import ChatMessage, CodeAgent, OpenAIModel, ToolCallingAgent, tool
 
 CHAT = OpenAIModel(MODEL, api_base=BASE, api_key=KEY, temperature=0, max_tokens=120)
+ONE_CALL = OpenAIModel(MODEL, api_base=BASE, api_key=KEY, temperature=0, max_tokens=120, parallel_tool_calls=False)
 
 
 @tool
@@ -42,12 +43,12 @@ def structured():
 
 
 def tool_loop():
-    answer = ToolCallingAgent(tools=[get_weather], model=CHAT, max_steps=3, verbosity_level=0).run(WEATHER)
+    answer = ToolCallingAgent(tools=[get_weather], model=ONE_CALL, max_steps=3, verbosity_level=0).run(WEATHER)
     assert answer and asked
 
 
 def tool_loop_streamed():
-    agent = ToolCallingAgent(tools=[get_weather], model=CHAT, max_steps=3, verbosity_level=0, stream_outputs=True)
+    agent = ToolCallingAgent(tools=[get_weather], model=ONE_CALL, max_steps=3, verbosity_level=0, stream_outputs=True)
     assert len(list(agent.run(WEATHER, stream=True))) > 3 and asked
 
 

@@ -24,6 +24,7 @@ GREETING = "Say hello in three words."
 ABOUT = "Paris is a city in France with about 2100000 inhabitants. Describe it."
 WEATHER = "What is the weather in Paris? Use the tool, then answer in one short sentence."
 CITIES = Literal["Paris", "Rome"]
+CHOICE = "auto" if CHOSEN else {"type": "function", "function": {"name": "get_weather"}}  # in a loop's first turn
 FOUND = "18 degrees and sunny"
 asked: list[str] = []  # the cities that the tool was called with
 

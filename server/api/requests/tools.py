@@ -71,7 +71,7 @@ def tool_use(body: ChatRequest) -> ToolUse:
     if not functions or chosen.mode == "none":
         return NO_TOOLS
     usable = _callable(functions, chosen, choice)
-    parallel = body.parallel_tool_calls and not older
+    parallel = body.parallel_tool_calls and not older and not chosen.once
     return ToolUse(functions, usable, chosen.mode == "required", parallel, field)
 
 

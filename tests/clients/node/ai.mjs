@@ -40,7 +40,7 @@ const loop = (model) => ({
   prompt: WEATHER,
   tools: { get_weather: tool({ description: 'The weather in a city.', inputSchema: Weather, execute: getWeather }) },
   stopWhen: isStepCount(3),
-  prepareStep: ({ stepNumber }) => (CHOSEN ? {} : { toolChoice: stepNumber === 0 ? 'required' : 'none' }),
+  prepareStep: ({ stepNumber }) => (CHOSEN ? {} : { toolChoice: stepNumber === 0 ? { type: 'tool', toolName: 'get_weather' } : 'none' }),
 });
 
 async function tool_loop() {

@@ -269,6 +269,22 @@ def test_all_tools_are_told_and_the_grammar_has_those_that_may_be_called(asked, 
     assert ("main: SPACE? called\n" in grammar.source) == required
 
 
+@pytest.mark.parametrize(
+    ("body", "several"),
+    [
+        ({"tools": TOOLS, "tool_choice": "required"}, True),
+        ({"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}, False),
+        ({"tools": TOOLS, "tool_choice": NAMED}, False),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}}}, True),
+        ({"functions": [ADD["function"]], "function_call": {"name": "add"}}, False),
+    ],
+    ids=str,
+)
+def test_one_that_is_named_is_called_once(asked, body, several):
+    ask("ok", body)
+    assert ("section)*" in asked[0].source) == several
+
+
 def test_without_tools_and_thoughts_a_grammar_is_the_clients(asked):
     body = {"response_format": {"type": "json_object"}}
     ask("ok", body)
