@@ -6,7 +6,7 @@ from asking import CHOSEN, GREETING, KEY, MODEL, TOOL, URL, WEATHER, get_weather
 CLIENT = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=300)
 FUNCTION = TOOL["function"]
 TOOLS = [{"name": FUNCTION["name"], "description": FUNCTION["description"], "input_schema": FUNCTION["parameters"]}]
-SETTINGS = {"model": MODEL, "max_tokens": 60, "temperature": 0}
+SETTINGS = {"model": MODEL, "max_tokens": 60}
 
 
 def say(text):

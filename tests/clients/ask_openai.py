@@ -69,14 +69,8 @@ def parse():
 
 
 def parse_a_tool():
-    tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
-    answer = CHAT.parse(
-        messages=say(WEATHER),
-        tools=tools,
-        tool_choice="required",
-        parallel_tool_calls=False,
-        **SETTINGS | {"max_tokens": 60},
-    )
+    offered = {"tools": [openai.pydantic_function_tool(Weather, name="get_weather")], "tool_choice": "required"}
+    answer = CHAT.parse(messages=say(WEATHER), parallel_tool_calls=False, **offered, **SETTINGS | {"max_tokens": 60})
     assert isinstance(answer.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
 
 
