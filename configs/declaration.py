@@ -41,6 +41,13 @@ class Declaration(BaseModel):
         description="Names clients may use for the model; the model's own name if empty.",
         json_schema_extra=MODEL,
     )
+    task: list[Literal["generate", "embed", "rerank"]] = Field(
+        default_factory=list,
+        description="What the model is served for, one or several. `generate`: text. `embed`: vectors, and similarities for "
+        "/v1/rerank and /v1/score; a decoder makes them beside its text. `rerank`: scores of a cross-encoder. If empty, what the "
+        "model is made for by its own files.",
+        json_schema_extra=MODEL,
+    )
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
         "auto",
         description="How weights are read. `dummy`: random weights of the shapes in the config.",

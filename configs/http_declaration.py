@@ -130,6 +130,11 @@ class HttpDeclaration(Declaration):
     max_prompts: PositiveInt = Field(
         1024, description="Most prompts in one completions request.", json_schema_extra=HTTP
     )
+    max_inputs: PositiveInt = Field(
+        2048,
+        description="Most inputs in one request for vectors, and most documents or texts in one for scores.",
+        json_schema_extra=HTTP,
+    )
     max_n: PositiveInt = Field(128, description="Largest `n`.", json_schema_extra=HTTP)
     max_stop: PositiveInt = Field(
         16, description="Most entries of `stop`, and of `stop_token_ids`.", json_schema_extra=HTTP

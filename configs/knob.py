@@ -51,7 +51,8 @@ class Knob:
         """What is accepted, in words: `an integer from 1 to 4096`."""
         if self.choices:
             words = ", ".join(str(choice) for choice in self.choices)
-            return f"one of {words}" if len(self.choices) > 1 else words
+            one = f"one of {words}" if len(self.choices) > 1 else words
+            return f"a list, each item {one}" if self.many else one
         noun = {bool: "true or false", int: "an integer", float: "a number", str: "text"}[self.kind]
         if self.many:
             noun = (

@@ -44,7 +44,8 @@ def page() -> str:
 
 def _row(knob: Knob) -> str:
     default = "–" if knob.default is None or knob.default == [] else f"`{json.dumps(knob.default)}`"
-    accepts = ", ".join(f"`{choice}`" for choice in knob.choices) or knob.domain
+    choices = ", ".join(f"`{choice}`" for choice in knob.choices)
+    accepts = f"a list of {choices}" if choices and knob.many else choices or knob.domain
     flag = " (as an argument, not a flag)" if knob.name == "model" else ""
     return f"| `{knob.name}`{flag} | {accepts} | {default} | {knob.help} |".replace("\\", "\\\\")
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from configs.model.config import ModelConfig
+from configs.model.encoder import EncoderConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import StepLimits
@@ -24,9 +25,11 @@ from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 
+Described = TypeVar("Described", ModelConfig, EncoderConfig)
+
 
 @dataclass(frozen=True, slots=True)
-class Startup:
+class Startup(Generic[Described]):
     """What a backend starts from.
 
     Attributes:
@@ -40,7 +43,7 @@ class Startup:
 
     settings: Settings
     source: ModelSource
-    config: ModelConfig
+    config: Described
     phase: Callable[[str], AbstractContextManager[None]]
     run: Callable[[Callable[[], object]], object]
     tiers: Sequence[TierEntry] = ()
@@ -157,6 +160,20 @@ def import_torch(threads: int | None) -> None:
     # Threads are not pinned to cores: with pinning, one stream lost 6 % and 8 streams gained 4 % on two cores, within the
     # machine's drift. The HTTP process needs a core now and then, and the system knows better which.
     torch.set_num_threads(threads or min(torch.get_num_threads(), int(usable_cores().amount)))
+
+
+def pool_once(worker: Worker, kind: OutputKind, prompt_length: int) -> None:
+    """Have a worker that makes no tokens make one result, likewise.
+
+    Raises:
+        ModelError: there is none.
+    """
+    name, prompt = "warm-up", list(range(prompt_length))
+    new = SequenceInit(request_id=name, prompt_ids=prompt, sampling=SamplingParams(max_tokens=0), produces=kind)
+    chunk = Chunk(request_id=name, start=0, length=prompt_length, block_table=[0], phase=ChunkPhase.PREFILL)
+    result = worker.run(Step(step_id=-1, chunks=[chunk], new=[new], retired=[name])).results[0]
+    if result.pooled is None:
+        raise ModelError(f"the model gave no {kind} while it was warmed up: {result.error}")
 
 
 def generate(worker: Worker, sampling: SamplingParams, prompt_length: int) -> None:

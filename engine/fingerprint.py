@@ -22,6 +22,7 @@ import numpy as np
 
 import kernels
 from configs.model.config import ModelConfig
+from configs.model.encoder import EncoderConfig
 from configs.model.gguf_header import GgufHeader, read_gguf_header
 from configs.model.safetensors_header import has_safetensors, read_safetensors
 from configs.model.source import ModelSource
@@ -36,8 +37,8 @@ _SUMMED = 2**30  # bytes of all tensors together: a tenth of a second
 _PAGE = (
     4096  # bytes: 512 words, each added to those in its place in the other pages, times an odd number of its page's own
 )
-# How long a sequence may be and what ends it; the type that a GPU computes in is in the format.
-_NOT_OF_KV = {"max_position", "ends", "dtype"}
+# How long a sequence may be, what ends it, what vectors are made of; the type that a GPU computes in is in the format.
+_NOT_OF_KV = {"max_position", "ends", "dtype", "pooling"}
 _TEXTS = ("*.json", "*.jinja")  # of a folder: how its text becomes ids, what ends an answer
 
 
@@ -77,7 +78,9 @@ class Fingerprints(NamedTuple):
     answer: str
 
 
-def fingerprints(source: ModelSource, config: ModelConfig, settings: Settings, backend: FormatAndBuild) -> Fingerprints:
+def fingerprints(
+    source: ModelSource, config: ModelConfig | EncoderConfig, settings: Settings, backend: FormatAndBuild
+) -> Fingerprints:
     """Read both names off a model's files.
 
     Args:
@@ -131,7 +134,7 @@ def _kernels() -> str:
     return digest.hexdigest()
 
 
-def _description(config: ModelConfig) -> str:
+def _description(config: ModelConfig | EncoderConfig) -> str:
     """All that the numbers depend on besides the weights: sizes, rotary settings, windows, epsilon."""
     said = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _NOT_OF_KV}
     return repr(sorted(said.items()))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from configs.model.config import ModelConfig
+from configs.model.encoder import EncoderConfig
 from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.kv_store.tiers import TierEntry
@@ -16,7 +17,7 @@ MIN_TOKENS = 16  # a pool that holds fewer is of no use
 SCORED_ROWS = 128  # rows of logits held at once when a prompt is scored: 25 MB at a vocabulary of 49,152
 
 
-def longest_sequence(settings: Settings, config: ModelConfig) -> int:
+def longest_sequence(settings: Settings, config: ModelConfig | EncoderConfig) -> int:
     """How many tokens a sequence may have.
 
     Raises:

@@ -21,6 +21,7 @@ class Sequence:
         announced_length: tokens that came with the announcement: the prompt, and the output so far of a resumed request.
         adapter: name of its LoRA adapter; empty: none.
         produces: what becomes of it.
+        pair_start: of two texts in one prompt, the second one's first token; 0: one text.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class Sequence:
     announced_length: int
     adapter: str = ""
     produces: OutputKind = OutputKind.TOKENS
+    pair_start: int = 0
 
     @classmethod
     def from_init(cls, init: SequenceInit) -> Self:
@@ -43,4 +45,5 @@ class Sequence:
             announced_length=len(tokens),
             adapter=init.adapter,
             produces=init.produces,
+            pair_start=init.pair_start,
         )

@@ -5,27 +5,31 @@ Each phase is timed and reported as it ends. What differs between devices is the
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs.model.config import ModelConfig
+from configs.model.encoder import EncoderConfig
 from configs.model.ends import describe_ends
 from configs.model.gguf_header import keeping_gguf_headers
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from configs.weights import parse_weight
-from engine.backend import Backend, Startup, generate
-from engine.device import choose_device
+from engine.backend import Backend, Startup, generate, pool_once
+from engine.device import Device, choose_device
 from engine.fingerprint import fingerprints
 from engine.ipc.channel import Channel
 from engine.kv_store.tiers import DeviceBlocks, TierEntry, tiers_of
 from engine.machine import usable_cores
-from engine.models.registry import read_config
+from engine.models.registry import read_description
+from engine.models.tasks import kinds_of
 from engine.worker import Worker
 from scheduler.drafting import Drafter
 from scheduler.kv.block_pool import BlockPool
@@ -33,6 +37,7 @@ from scheduler.kv.eviction import eviction_of
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import MemoryPlan, Ready, StartPhase
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -46,22 +51,22 @@ _CHOICE = 1 / 8
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 
-def _cpu(startup: Startup, reason: str) -> Backend:
+def _cpu(startup: Startup[ModelConfig], reason: str) -> Backend:
     from engine.cpu.backend import CpuBackend
 
     return CpuBackend(startup, reason)
 
 
-def _cuda(startup: Startup, reason: str) -> Backend:
+def _cuda(startup: Startup[ModelConfig], reason: str) -> Backend:
     from engine.gpu.backend import GpuBackend
 
     return GpuBackend(startup, reason)
 
 
-BACKENDS: dict[str, Callable[[Startup, str], Backend]] = {"cpu": _cpu, "cuda": _cuda}  # by kind of device
+BACKENDS: dict[str, Callable[[Startup[ModelConfig], str], Backend]] = {"cpu": _cpu, "cuda": _cuda}  # by kind of device
 
 
-def choose_backend(startup: Startup) -> Backend:
+def choose_backend(startup: Startup[Any]) -> Backend:
     """The backend of the device that computes.
 
     Raises:
@@ -71,6 +76,12 @@ def choose_backend(startup: Startup) -> Backend:
         device = choose_device(startup.settings)
     for sentence in startup.settings.unread_on(device.kind):
         log.warning("%s", sentence)
+    if isinstance(startup.config, EncoderConfig):
+        if os.environ.get("TRITON_INTERPRET") == "1":  # there is nothing of Triton's to interpret
+            device = Device("cpu", device.reason)
+        from engine.encoder.backend import EncoderBackend
+
+        return EncoderBackend(startup, device)
     return BACKENDS[device.kind](startup, device.reason)
 
 
@@ -90,7 +101,7 @@ class Starter:
         settings: Settings,
         source: ModelSource,
         channel: Channel,
-        choose: Callable[[Startup], Backend] = choose_backend,
+        choose: Callable[[Startup[Any]], Backend] = choose_backend,
         tiers: Callable[[Settings], Sequence[TierEntry]] = tiers_of,
     ) -> None:
         self._settings = settings
@@ -124,16 +135,17 @@ class Starter:
 
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
-            config = read_config(self._source)
-        startup = Startup(self._settings, self._source, config, self._phase, self._run, self._tiers)
+            config = read_description(self._source)
+            kinds = kinds_of(self._settings, config)
+        startup: Startup[Any] = Startup(self._settings, self._source, config, self._phase, self._run, self._tiers)
         self._backend = backend = self._choose(startup)
         plan = backend.plan()
         plan.cores = cores_in_words(self._settings.threads)
         self._channel.send(plan)
         worker = backend.load(plan)
-        with self._phase("first token"):
-            sampling = SamplingParams(max_tokens=1, temperature=0.0)
-            self._run(lambda: generate(worker, sampling, min(4, plan.block_size)))
+        if lacking := sorted(kinds - backend.produces):
+            raise ModelError(f"{backend.name} makes no {', '.join(lacking)}, which --task asks for.")
+        self._prove(worker, backend, min(4, plan.block_size))
         backend.warm_up()
         names = fingerprints(self._source, config, self._settings, backend)
         ready = Ready(
@@ -149,8 +161,21 @@ class Starter:
             kv_fingerprint=names.kv,
             max_step_tokens=backend.limits.tokens,
             max_running=backend.limits.sequences,
+            produces=sorted(kinds),
+            vector_size=config.hidden_size if OutputKind.VECTOR in kinds else 0,
         )
-        return self._loop(config, plan, backend, worker, names.kv), ready
+        return self._loop(ready, plan, backend, worker, whole_prompts=isinstance(config, EncoderConfig)), ready
+
+    def _prove(self, worker: Worker, backend: Backend, prompt_length: int) -> None:
+        """Have the worker make one real result."""
+        if OutputKind.TOKENS in backend.produces:
+            sampling = SamplingParams(max_tokens=1, temperature=0.0)
+            with self._phase("first token"):
+                self._run(lambda: generate(worker, sampling, prompt_length))
+            return
+        for kind in sorted(backend.produces):
+            with self._phase(f"first {kind}"):
+                self._run(partial(pool_once, worker, kind, prompt_length))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -162,16 +187,16 @@ class Starter:
         return self._thread.submit(work).result()
 
     def _loop(
-        self, config: ModelConfig, plan: MemoryPlan, backend: Backend, worker: Worker, fingerprint: str
+        self, ready: Ready, plan: MemoryPlan, backend: Backend, worker: Worker, *, whole_prompts: bool
     ) -> "EngineLoop":
         from engine.kv_store.opening import open_tiers
         from engine.loop import EngineLoop
 
-        settings = self._settings
+        settings, fingerprint = self._settings, ready.kv_fingerprint
         pool = BlockPool(
             plan.blocks,
             plan.block_size,
-            caching=settings.prefix_caching,
+            caching=settings.prefix_caching and not whole_prompts,
             eviction=eviction_of(settings.eviction, plan.blocks),
             choice=_CHOICE if self._tiers else 0.0,
         )
@@ -182,7 +207,7 @@ class Starter:
         scheduler = Scheduler(
             SchedulerConfig(
                 context=plan.context,
-                eos_token_ids=frozenset(config.eos_token_ids),
+                eos_token_ids=frozenset(ready.eos_token_ids),
                 fingerprint=fingerprint,
                 max_step_tokens=backend.limits.tokens,
                 max_running=backend.limits.sequences,
@@ -194,7 +219,8 @@ class Starter:
                 priority_aging=settings.priority_aging_seconds,
                 idle_step_tokens=settings.batch_step_tokens,
                 adapters=backend.adapters,
-                produces=backend.produces,
+                produces=frozenset(ready.produces),
+                whole_prompts=whole_prompts,
             ),
             pool,
             transfers,

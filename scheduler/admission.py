@@ -11,8 +11,8 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.load_planner import Wanted
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
-from scheduler.policies.base import Need, SchedulingPolicy
-from scheduler.token_budget import split_prefill
+from scheduler.policies.base import SchedulingPolicy
+from scheduler.token_budget import splitter
 from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.request import Request
@@ -37,6 +37,7 @@ class Admission:
         idle: IdleShare,
     ) -> None:
         self._config = config
+        self._split = splitter(config.whole_prompts)
         self._pool = pool
         self._cache = cache
         self._transfers = transfers
@@ -78,7 +79,9 @@ class Admission:
             hits = self._cache.hits(request)
             wanted = self._wanted(request, hits)
             need = self._policy.need(request, len(hits) * self._pool.block_size)
-            if not wanted and not _gets_tokens(need, needs, budget):  # one that loads takes nothing from this step
+            if not wanted and need.arrival not in self._split(
+                [*needs, need], budget
+            ):  # one that loads takes nothing from this step
                 self._trails.passed_over(request, WaitCause.TOKENS)
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
@@ -165,7 +168,3 @@ class Admission:
         if wanted:
             self._trails.loads(request, [item.tier for item in wanted if item.tier is not None])
             self._transfers.load(request, wanted, loaded, alone=alone)
-
-
-def _gets_tokens(need: Need, others: Sequence[Need], budget: int) -> bool:
-    return need.arrival in split_prefill([*others, need], budget)

@@ -97,4 +97,5 @@ def _init(request: Request) -> SequenceInit:
         generated_ids=request.generated_ids,
         adapter=request.adapter,
         produces=request.produces,
+        pair_start=request.pair_start,
     )

@@ -13,7 +13,7 @@ from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.preemption import Preemption
 from scheduler.request_table import RequestTable
-from scheduler.token_budget import split_prefill
+from scheduler.token_budget import splitter
 from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.request import Request
@@ -52,6 +52,7 @@ class PrefillPlanner:
         idle: IdleShare,
     ) -> None:
         self._config = config
+        self._split = splitter(config.whole_prompts)
         self._table = table
         self._cache = cache
         self._transfers = transfers
@@ -106,7 +107,7 @@ class PrefillPlanner:
         others = [r for r in prefills if not r.idle]
         if not others:
             budget = idle_budget
-        shares = split_prefill((self._policy.need(request) for request in others or prefills), budget)
+        shares = self._split((self._policy.need(request) for request in others or prefills), budget)
         for request in prefills:
             if request.arrival in shares:
                 self._chunks.prefill(step, request, shares[request.arrival])

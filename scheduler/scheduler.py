@@ -195,6 +195,7 @@ class Scheduler:
             weight=message.weight,
             adapter=message.adapter,
             produces=message.produces,
+            pair_start=message.pair_start,
             generated_ids=message.generated_ids,
             hand_over=message.hand_over,
         )

@@ -10,7 +10,7 @@ come, first served, which gives the lowest mean TTFT. Chunking a prompt beside d
 section 3).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from scheduler.policies.base import Need, SchedulingPolicy
 from scheduler.types.request import Request
@@ -43,6 +43,14 @@ def decode_room(budget: int, *, prompts: bool) -> int:
     return budget - min(budget - 1, max(1, budget // 8)) if prompts else budget
 
 
+Split = Callable[[Iterable[Need], int], dict[int, int]]
+
+
+def splitter(whole_prompts: bool) -> Split:
+    """How prompts share a step's tokens."""
+    return split_whole if whole_prompts else split_prefill
+
+
 def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
     """Tokens for each prompt, by its `arrival`; prompts that get none are left out. The sum is at most `budget`.
 
@@ -56,6 +64,20 @@ def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
         for arrival, tokens in _split_class(classes[rank], budget).items():
             shares[arrival] = tokens
             budget -= tokens
+    return shares
+
+
+def split_whole(needs: Iterable[Need], budget: int) -> dict[int, int]:
+    """Likewise where no prompt may be cut, since each of its tokens looks at all others (encoders): all of a prompt, or nothing.
+
+    The oldest of the lowest rank goes first, and one that does not fit in what is left is passed by shorter ones. It is not passed
+    for long: if it is first in line, it has a step that it fits in.
+    """
+    shares: dict[int, int] = {}
+    for need in sorted(needs, key=lambda need: (need.rank, need.arrival)):
+        if 0 < need.remaining <= budget:
+            shares[need.arrival] = need.remaining
+            budget -= need.remaining
     return shares
 
 

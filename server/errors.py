@@ -13,6 +13,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── ForbiddenKey             403  this key may not do that
     ├── NotFound                 404  no such route
     ├── ModelNotFound            404  no such model
+    ├── TaskNotServed            404  the model is there, and not for this
     ├── EngineNotFound           404  no such engine
     ├── StreamNotFound           404  no such resumable stream, or another key's
     ├── NotKept                  404  no such file or batch, or another key's
@@ -151,6 +152,12 @@ class ModelNotFound(NotFound):
     """No model of that name."""
 
     code = "model_not_found"
+
+
+class TaskNotServed(NotFound):
+    """The model is served, but not for what this endpoint does."""
+
+    code = "task_not_served"
 
 
 class EngineNotFound(NotFound):

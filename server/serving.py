@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from configs.model.pooling import UNSTATED, read_pooling
 from configs.model.source import ModelSource
 from configs.settings import Settings
 from scheduler.router.policies import make_router
@@ -140,6 +141,7 @@ class Serving:
             keys=self._keys.ring,
             accounts=self._keys.accounts,
             batches=self._batches,
+            pooling=read_pooling(source.path) if source.kind == "hf" else UNSTATED,
             black_box=BlackBox(settings.black_box_requests, texts=settings.keyed or is_loopback(settings.host)),
         )
         app = create_app(context)

@@ -13,6 +13,8 @@ from typing import TypeVar
 INLINE_BYTES = 16 * 1024
 # Log-probabilities of a token, with 20 alternatives, take about 50 us to write.
 INLINE_SCORED_TOKENS = 128
+# Of vectors: about 0.5 us each to write.
+INLINE_NUMBERS = 16 * 1024
 
 R = TypeVar("R")
 

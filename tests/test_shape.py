@@ -39,10 +39,10 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 _SERVER = "http schema text structured telemetry keys client monitoring pages stream engines batches api"
-_ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_parallel cpu gpu bench"
+_ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_parallel encoder cpu gpu bench"
 LAYERS = {
     "server": tuple(_SERVER.split()),
-    "server.api": ("requests", "answers", "accounts", "dialects", "batches"),
+    "server.api": ("requests", "answers", "accounts", "dialects", "pooling", "batches"),
     "server.schema": ("dialects",),
     "server.text": ("formats",),
     "server.telemetry": ("batches", "traces"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from configs.model.ends import EndToken
+from configs.model.pooling import UNSTATED, PoolingRules
 from configs.model.scales import UNSCALED, Scales
 from configs.model.source import ModelError
 
@@ -46,7 +47,7 @@ class ModelConfig:
     Sizes count elements. `sliding_window` is the number of newest tokens, the token itself included, that layers with
     `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type; a
     GPU computes in float16 for `float16` and in bfloat16 for all others, a CPU does not look at it. `rotary_dim` is how many
-    dimensions of each head are rotated, its first ones; None: all.
+    dimensions of each head are rotated, its first ones; None: all. `pooling` says how vectors are made of its states.
     """
 
     architecture: str
@@ -72,6 +73,7 @@ class ModelConfig:
     dtype: str
     rotary_dim: int | None = None
     scales: Scales = UNSCALED
+    pooling: PoolingRules = UNSTATED
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")

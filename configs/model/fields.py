@@ -18,13 +18,29 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: the file is unreadable or does not hold an object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}.") from error
+    content = _parsed(path)
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object.")
     return content
+
+
+def read_json_array(path: Path) -> list[Any]:
+    """The JSON array in the file at `path`.
+
+    Raises:
+        ModelError: the file is unreadable or does not hold an array.
+    """
+    content = _parsed(path)
+    if not isinstance(content, list):
+        raise ModelError(f"{path} does not hold a JSON array.")
+    return content
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}.") from error
 
 
 class Fields:

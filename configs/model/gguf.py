@@ -13,6 +13,7 @@ from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader
 from configs.model.hf import Window, WindowRule, no_window
 from configs.model.hf_rope import yarn_magnitude
+from configs.model.pooling import gguf_pooling
 from configs.model.scales import NO_SCALES, ScaleRules
 from configs.model.source import ModelError
 
@@ -97,6 +98,7 @@ def config_from_gguf(header: GgufHeader, architecture: str, rules: GgufRules) ->
         dtype="gguf",
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         scales=scales,
+        pooling=gguf_pooling(fields),
     )
 
 

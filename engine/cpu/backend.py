@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from configs.model.config import ModelConfig
 from engine.backend import Startup, import_torch
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import USUAL_STEP, plan_memory
@@ -40,7 +41,7 @@ class CpuBackend:
     preparation: Preparation | None = None
     exact_drafts = True
 
-    def __init__(self, startup: Startup, reason: str) -> None:
+    def __init__(self, startup: Startup[ModelConfig], reason: str) -> None:
         self._startup = startup
         self._reason = reason
         self.limits: StepLimits = step_limits(startup.settings, USUAL_STEP)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.model.config import ModelConfig
 from engine.backend import Startup, generate, import_torch
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build
@@ -53,7 +54,7 @@ class GpuBackend:
     drafter: Drafter | None = None
     preparation: Preparation | None = None
 
-    def __init__(self, startup: Startup, reason: str) -> None:
+    def __init__(self, startup: Startup[ModelConfig], reason: str) -> None:
         self._startup = startup
         self._reason = reason
         self.limits: StepLimits = step_limits(startup.settings, USUAL_STEP)

@@ -2,29 +2,42 @@
 
 import logging
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from configs.model.config import ModelConfig
+from configs.model.encoder import EncoderConfig, encoder_from_hf
 from configs.model.ends import TokenNames, read_token_names
 from configs.model.fields import Fields, read_json
 from configs.model.gguf import config_from_gguf
 from configs.model.gguf_header import GgufHeader, read_gguf_header
 from configs.model.hf import config_from_hf
+from configs.model.pooling import read_pooling
 from configs.model.safetensors_header import has_safetensors, read_safetensors
 from configs.model.source import ModelError, ModelSource
 from engine.models import families
+from engine.models.encoder_family import EncoderFamily
 from engine.models.family import Family
 
 log = logging.getLogger("headrace.engine")
 
 
-def known_families() -> dict[str, Family]:
-    """Every family by its name: what the modules of `engine.models.families` describe."""
+def _described() -> list[Family | EncoderFamily]:
+    """What the modules of `engine.models.families` describe."""
     names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
-    described: list[Family] = [import_module(f"{families.__name__}.{name}").FAMILY for name in names]
-    return {family.name: family for family in described}
+    return [import_module(f"{families.__name__}.{name}").FAMILY for name in names]
+
+
+def known_families() -> dict[str, Family]:
+    """Every family of decoders by its name."""
+    return {family.name: family for family in _described() if isinstance(family, Family)}
+
+
+def known_encoders() -> dict[str, EncoderFamily]:
+    """Every family of encoders by its name."""
+    return {family.name: family for family in _described() if isinstance(family, EncoderFamily)}
 
 
 def family_of(config: ModelConfig) -> Family:
@@ -39,8 +52,30 @@ def family_of(config: ModelConfig) -> Family:
     return known[config.architecture]
 
 
+def encoder_family_of(config: EncoderConfig) -> EncoderFamily:
+    """The family of an encoder.
+
+    Raises:
+        ModelError: there is none with that name.
+    """
+    known = known_encoders()
+    if config.architecture not in known:
+        raise _unknown("the model", config.architecture, known)
+    return known[config.architecture]
+
+
+def read_description(source: ModelSource) -> ModelConfig | EncoderConfig:
+    """Read the description of the model at `source`, whatever kind of model it is; raises what `read_config` does."""
+    if source.kind == "hf":
+        raw, known = read_json(source.path / "config.json"), known_encoders()
+        name = raw.get("model_type")
+        if isinstance(name, str) and name in known:
+            return encoder_from_hf(raw, name, known[name].hf, read_pooling(source.path))
+    return read_config(source)
+
+
 def read_config(source: ModelSource) -> ModelConfig:
-    """Read the description of the model at `source`. A head that the files hold beside the embedding is one of its own.
+    """Read the description of the decoder at `source`. A head that the files hold beside the embedding is one of its own.
 
     Raises:
         ModelError: unreadable, an unknown architecture, or a feature that is not implemented.
@@ -54,14 +89,14 @@ def read_config(source: ModelSource) -> ModelConfig:
         read_json(generation) if generation.is_file() else {},
         read_token_names(source.path),
     )
-    return _with_stored_head(config, source.path)
+    return replace(_with_stored_head(config, source.path), pooling=read_pooling(source.path))
 
 
 def read_hf_config(raw: dict[str, object], generation: dict[str, object], names: TokenNames) -> ModelConfig:
     """The description in the JSON files of a Hugging Face folder; raises what `read_config` does."""
     name, known = Fields(raw, "config.json").text("model_type", "unnamed"), known_families()
     if name not in known:
-        raise _unknown("config.json", name, known)
+        raise _unknown("config.json", name, (*known, *known_encoders()))
     return config_from_hf(raw, generation, names, name, known[name].hf)
 
 
@@ -80,7 +115,7 @@ def read_gguf_config(header: GgufHeader) -> ModelConfig:
     return config_from_gguf(header, known[name].name, known[name].gguf_rules)
 
 
-def _unknown(where: str, name: str, known: dict[str, Family]) -> ModelError:
+def _unknown(where: str, name: str, known: Iterable[str]) -> ModelError:
     return ModelError(f"{where}: the architecture {name!r} is not implemented; known: {', '.join(known)}.")
 
 

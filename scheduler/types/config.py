@@ -24,6 +24,7 @@ class SchedulerConfig:
         default_factory=dict
     )  # LoRA adapters of the worker: by name, a digest of contents
     produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
+    whole_prompts: bool = False  # a prompt is computed in one step or not at all; none is longer than a step
     priority_aging: float = 0.0  # seconds of waiting after which a request goes with the most urgent; 0: never
     idle_step_tokens: int | None = None  # of a step that idle requests have at most; None: an eighth
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`
@@ -38,8 +39,10 @@ class SchedulerConfig:
         """An adapter is told from the model as it is by its digest alone.
 
         Raises:
-            ValueError: an adapter has no digest.
+            ValueError: an adapter has no digest, or a step cannot hold the longest prompt that it has to hold whole.
         """
+        if self.whole_prompts and self.max_step_tokens < self.context:
+            raise ValueError(f"a step of {self.max_step_tokens} tokens cannot hold whole prompts of {self.context}")
         for name, digest in self.adapters.items():
             if not digest:
                 raise ValueError(f"adapter {name!r} has an empty digest: its KV would be taken for the model's own")

@@ -53,6 +53,7 @@ class AddRequest:
     # penalties, usage) and are not sent again.
     generated_ids: list[int] = field(default_factory=list)
     produces: OutputKind = OutputKind.TOKENS
+    pair_start: int = 0  # of two texts in one prompt: where the second one's tokens begin, of another type; 0: one text
     from_tiers: bool = (
         False  # of its prefix, what a tier below keeps is loaded from there, though the device has it, too
     )
@@ -140,6 +141,8 @@ class Ready:
     kv_fingerprint: str  # of model and KV format: the beginning of every block's name (`scheduler/types/block_hash.py`)
     max_step_tokens: int  # tokens of a step
     max_running: int  # sequences of a step
+    produces: list[OutputKind] = field(default_factory=lambda: [OutputKind.TOKENS])  # what requests may ask for
+    vector_size: int = 0  # numbers of a vector; 0: none are made
 
 
 @dataclass(slots=True, kw_only=True)

@@ -54,6 +54,7 @@ class Request:
     weight: float = 1.0
     adapter: str = ""
     produces: OutputKind = OutputKind.TOKENS
+    pair_start: int = 0
     generated_ids: list[int] = field(default_factory=list)  # output that existed when the request arrived
     hand_over: bool = False  # another engine goes on after the first token that this one generates
     output_limit: int = field(init=False)  # most output tokens here: `max_tokens`, or fewer if it is handed over

@@ -28,6 +28,7 @@ class SequenceInit:
     generated_ids: list[int] = field(default_factory=list)  # output that exists already: the request is resumed
     adapter: str = ""  # name of the LoRA adapter; empty: the model as it is
     produces: OutputKind = OutputKind.TOKENS  # another kind: pooled from the prompt, with the result of its last chunk
+    pair_start: int = 0  # of two texts in one prompt: the second one's first token; 0: one text
 
 
 @dataclass(slots=True, kw_only=True)

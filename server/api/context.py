@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from configs.model.pooling import UNSTATED, PoolingRules
 from configs.settings import Settings
 from scheduler.types.messages import Ready
 from server.api.tenants import KeyRing, Tenant
@@ -20,6 +21,7 @@ from server.telemetry.black_box import BlackBox
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces.sending import Tracing
 from server.text.chat_renderer import ChatRenderer
+from server.text.input_types import input_types
 from server.text.tokenizer import Tokenizer
 
 
@@ -32,6 +34,7 @@ class ServerContext:
     `keeper`: of the KV tiers that engines share, if they do. `grammars` compiles what answers have to fit.
     `keys`: with those of a file; None: of the settings alone. `accounts`: of keys, if what they use is counted.
     `batches`: files and batches, where there is a folder for them.
+    `pooling` says what is put before texts that become vectors.
     """
 
     settings: Settings
@@ -46,6 +49,7 @@ class ServerContext:
     created: int
     grammars: GrammarCompiler
     keeper: KeeperSupervisor | None = None
+    pooling: PoolingRules = UNSTATED
     bodies: BodyRoom = field(default_factory=BodyRoom)
     black_box: BlackBox = field(default_factory=BlackBox)
     tracing: Tracing | None = None
@@ -69,7 +73,15 @@ class ServerContext:
         if info is None:
             return None
         begins = bool(self.tokenizer.encode(""))
-        return ModelBounds(vocab_size=info.vocab_size, context=info.context, names=self.model_names, begins=begins)
+        return ModelBounds(
+            vocab_size=info.vocab_size,
+            context=info.context,
+            names=self.model_names,
+            begins=begins,
+            dimensions=info.vector_size,
+            prompts=tuple(sorted(self.pooling.prompts)),
+            input_types=tuple(input_types(self.pooling)),
+        )
 
     def names_for(self, tenant: Tenant) -> list[str]:
         """The served names that this tenant may use."""

@@ -23,12 +23,15 @@ from server.api.batches import batches, files
 from server.api.context import ServerContext
 from server.api.dialects import messages, responses
 from server.api.endpoint import Endpoint
+from server.api.pooling import embeddings, scores
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
     responses.ENDPOINT,
     *messages.ENDPOINTS,
+    embeddings.ENDPOINT,
+    *scores.ENDPOINTS,
     *streams.ENDPOINTS,
     *files.ENDPOINTS,
     *batches.ENDPOINTS,

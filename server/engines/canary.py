@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from configs.settings import Settings
 from scheduler.router.view import Role
 from scheduler.types.messages import AddRequest, FinishReason
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from server.engines.client import EngineClient
 from server.errors import ApiError, Unavailable
@@ -108,7 +109,7 @@ class Canary:
         """One check of each engine that takes requests."""
         async with self._alone:
             for client in self._clients:
-                if client.status.usable:
+                if client.status.usable and _sings(client):
                     await self._check(client)
 
     async def _check(self, client: EngineClient) -> None:
@@ -226,6 +227,12 @@ def canary_of(
 ) -> Canary | None:
     """The canary of a server, if it has one; `text_ids` tokenizes."""
     return Canary(clients, text_ids(_TEXT), metrics, 60 * settings.canary) if settings.canary else None
+
+
+def _sings(client: EngineClient) -> bool:
+    """Whether its model makes text."""
+    info = client.status.info
+    return info is not None and OutputKind.TOKENS in info.produces
 
 
 def _is_full(client: EngineClient) -> bool:

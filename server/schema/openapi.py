@@ -28,12 +28,18 @@ class ModelBounds:
         context: tokens of a prompt and what follows.
         names: under which the model is served.
         begins: whether its tokenizer puts a token before a text, so that an empty text is a prompt.
+        dimensions: of its vectors; 0: it makes none.
+        prompts: names of what it wants before texts.
+        input_types: what clients may call their texts.
     """
 
     vocab_size: int
     context: int
     names: tuple[str, ...]
     begins: bool
+    dimensions: int = 0
+    prompts: tuple[str, ...] = ()
+    input_types: tuple[str, ...] = ()
 
 
 def _largest(node: Schema, most: int) -> None:
@@ -45,12 +51,17 @@ def _renamed_biases(node: Schema, bounds: ModelBounds) -> None:
     node["patternProperties"] = {decimal_up_to(bounds.vocab_size - 1): bias}
 
 
+_NOTHING: Schema = {"not": {}}  # fits
 # By what a declaration calls `x-bound`.
 MODEL_BOUNDS: dict[str, Callable[[Schema, ModelBounds], None]] = {
     "vocabulary": lambda node, bounds: _largest(node, bounds.vocab_size - 1),
     "biased vocabulary": _renamed_biases,
     "context": lambda node, bounds: node.update(maxItems=bounds.context),
     "output": lambda node, bounds: _largest(node, bounds.context - 1),  # a prompt has a token
+    "tokens": lambda node, bounds: _largest(node, bounds.context),
+    "dimensions": lambda node, bounds: _largest(node, bounds.dimensions) if bounds.dimensions else None,
+    "prompts": lambda node, bounds: node.update(**({"enum": list(bounds.prompts)} if bounds.prompts else _NOTHING)),
+    "input types": lambda node, bounds: node.update(enum=list(bounds.input_types)),
     "names": lambda node, bounds: node.update(enum=list(bounds.names)),
     "beginning": lambda node, bounds: None if bounds.begins else node.update(minLength=1),
 }
@@ -151,7 +162,7 @@ def _bound(field: Schema, limit: Limit, most: int) -> None:
     """Add the operator's bound to every branch of the field to which it applies."""
     for branch in field.get("anyOf", [field]):
         kind = branch.get("type")
-        one_prompt = limit.field == "prompt" and branch.get("items", {}).get("type") == "integer"
+        one_prompt = limit.field in ("prompt", "input") and branch.get("items", {}).get("type") == "integer"
         if kind == "integer" and limit.of == "value":
             branch["maximum"] = most
         elif kind == "object" and limit.of == "entries":

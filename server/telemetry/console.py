@@ -5,11 +5,13 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TextIO
 
 from scheduler.types.messages import Event, MemoryPlan, Ready, StartPhase
+from scheduler.types.output_kind import OutputKind
 
 _log = logging.getLogger("headrace.engine")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -54,7 +56,7 @@ class Console:
     ) -> None:
         self._out = out
         self._place = url if uds is None else f"the Unix socket {uds}"
-        self._curl = first_curl(url, model, has_template=has_template, keyed=keyed, uds=uds)
+        self._curl = partial(first_curl, url, model, has_template=has_template, keyed=keyed, uds=uds)
         self._hint = "Open it in a browser, or try" if page and uds is None else "Try"
         self._started = started
         self._told = {name: _Told() for name in engines}
@@ -72,11 +74,11 @@ class Console:
                 first = not any(each.ready for each in self._told.values())
                 told.ready = True
                 lines = phase_lines(told.phases, time.monotonic() - self._started)
-                self._print([*self._heading(engine), *lines, f"End tokens  {event.ends}"])
+                ends = [f"End tokens  {event.ends}"] if OutputKind.TOKENS in event.produces else []
+                self._print([*self._heading(engine), *lines, *ends])
                 if first:
-                    self._print(
-                        [f"headrace listens on {self._place} ({event.device}). {self._hint}:", "", f"  {self._curl}"]
-                    )
+                    hint = f"headrace listens on {self._place} ({event.device}). {self._hint}:"
+                    self._print([hint, "", f"  {self._curl(produces=event.produces)}"])
             case _:
                 pass
 
@@ -110,7 +112,9 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     bound = "max_model_len" if plan.context == plan.max_model_len else "as much as the pool holds"
     rows = [
         ("weights", size(plan.weights // holders), shared),
-        ("KV pool", size(pool), f"{plan.blocks} blocks of {plan.block_size} tokens, {size(plan.kv_per_token)} a token"),
+        ("KV pool", size(pool), f"{plan.blocks} blocks of {plan.block_size} tokens, {size(plan.kv_per_token)} a token")
+        if pool
+        else ("no KV", "", "each text is computed whole, and nothing of it is kept"),
         ("activations", size(plan.activations), ""),
         (
             "together",
@@ -134,15 +138,30 @@ def phase_lines(phases: Sequence[StartPhase], total: float) -> list[str]:
     return ["Start-up", *(f"  {name:{width}}  {seconds:8.2f} s" for name, seconds in rows)]
 
 
-def first_curl(url: str, model: str, *, has_template: bool, keyed: bool, uds: str | None = None) -> str:
+def first_curl(
+    url: str,
+    model: str,
+    *,
+    has_template: bool,
+    keyed: bool,
+    uds: str | None = None,
+    produces: Collection[OutputKind] = (OutputKind.TOKENS,),
+) -> str:
     """A request to try. If keys are needed, it names a shell variable that holds one, never the key itself."""
-    body: dict[str, object] = {"model": model}
-    if has_template:
-        path, body["messages"] = "chat/completions", [{"role": "user", "content": "Name three rivers."}]
-    else:
-        path, body["prompt"] = "completions", "The longest river of the world is"
-    body["max_tokens"] = 64
+    path, asked = _first_request(has_template, produces)
+    body = {"model": model, **asked}
     key = ' -H "Authorization: Bearer $API_KEY"' if keyed else ""
     payload = shlex.quote(json.dumps(body, ensure_ascii=False))
     socket = "" if uds is None else f"--unix-socket {shlex.quote(uds)} "
     return f"curl {socket}{url}/v1/{path} -H 'Content-Type: application/json'{key} -d {payload}"
+
+
+def _first_request(has_template: bool, produces: Collection[OutputKind]) -> tuple[str, dict[str, object]]:
+    """Path and body, by what the model is served for."""
+    if OutputKind.TOKENS in produces and has_template:
+        return "chat/completions", {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 64}
+    if OutputKind.TOKENS in produces:
+        return "completions", {"prompt": "The longest river of the world is", "max_tokens": 64}
+    if OutputKind.VECTOR in produces:
+        return "embeddings", {"input": "The longest river of the world is the Nile."}
+    return "rerank", {"query": "Which river is the longest?", "documents": ["Rivers carry water.", "The Nile is."]}

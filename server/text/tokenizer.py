@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
 from server.text.respelling import respelled
@@ -65,7 +65,24 @@ class _SentencePieces:
         return self._byte_tokens.get(piece) or piece.replace("\u2581", " ").encode()
 
 
-def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _SentencePieces:
+class _WordPieces:
+    """Vocabulary entries that are words, or go on with one (`##ing`): Wu et al. 2016, arXiv 1609.08144, section 4.1, as in BERT.
+
+    What the tokenizer normalized away (case, accents, spaces) is lost; Hugging Face's decoder also closes up some punctuation.
+    """
+
+    strips_first_space = True
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def encode(self, piece: str, added: bool) -> bytes:
+        """The bytes of an entry: a word has a space before it."""
+        goes_on = piece.startswith(self._prefix) and not added
+        return (piece.removeprefix(self._prefix) if goes_on else f" {piece}").encode()
+
+
+def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _SentencePieces | _WordPieces:
     """How a tokenizer.json's `decoder` spells bytes. Raises TokenizerError for a decoder that is not byte-based."""
     steps: list[Mapping[str, Any]] = []
     if decoder is not None:
@@ -73,6 +90,8 @@ def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _Sentenc
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return _ByteLevelPieces()
+    if kinds == ["WordPiece"]:
+        return _WordPieces(steps[0].get("prefix", "##"))
     if "Metaspace" in kinds and set(kinds) <= {"Metaspace", "ByteFallback", "Fuse"} and "Fuse" not in kinds[:-1]:
         strips = steps[kinds.index("Metaspace")].get("prepend_scheme") != "never"
         return _SentencePieces(strips, "ByteFallback" in kinds)
@@ -80,8 +99,8 @@ def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _Sentenc
         strips = any(step["type"] == "Strip" and step["start"] > 0 for step in steps)
         return _SentencePieces(strips, "ByteFallback" in kinds)
     raise TokenizerError(
-        f"tokenizer decoder {' + '.join(kinds) or 'none'} is not known; known are ByteLevel, Metaspace + ByteFallback + Fuse "
-        "and Replace + ByteFallback + Fuse + Strip"
+        f"tokenizer decoder {' + '.join(kinds) or 'none'} is not known; known are ByteLevel, WordPiece, Metaspace + ByteFallback + "
+        "Fuse and Replace + ByteFallback + Fuse + Strip"
     )
 
 
@@ -100,7 +119,7 @@ class Tokenizer:
         chat_template: the model's own Jinja source, if it has one.
 
     Raises:
-        TokenizerError: the backend's decoder is neither byte-level nor SentencePiece.
+        TokenizerError: the backend's decoder is neither byte-level nor WordPiece nor SentencePiece.
     """
 
     def __init__(self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None = None) -> None:
@@ -151,6 +170,10 @@ class Tokenizer:
         """
         # The library's `encode` would hold the lock, and compute offsets that nobody needs.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def inputs(self, texts: Iterable[str | tuple[str, str]], add_special_tokens: bool = True) -> list[Encoding]:
+        """Texts, or pairs of texts, as an encoder wants them: with their special tokens and types. The lock is released."""
+        return self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that this token adds to a text; for a special token its spelling; empty for an id without an entry."""

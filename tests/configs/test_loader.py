@@ -57,7 +57,7 @@ def other_value(knob: Knob):
     if knob.name in OTHER_VALUES:
         return OTHER_VALUES[knob.name]
     if knob.choices:
-        return knob.choices[-1]
+        return [knob.choices[-1]] if knob.many else knob.choices[-1]
     value = not knob.default if knob.kind is bool else OTHER[knob.kind]
     return [value] if knob.many else value
 

@@ -274,7 +274,8 @@ def test_what_a_backend_can_do_reaches_the_scheduler(source):
         replace(vector, request_id="scores", produces=OutputKind.SCORES),
     )
     made = []
-    starter = Starter(Settings(), source, wire, choose=lambda startup: made.append(AbleBackend(startup)) or made[0])
+    settings = Settings(task=["generate", "embed"])
+    starter = Starter(settings, source, wire, choose=lambda startup: made.append(AbleBackend(startup)) or made[0])
     loop, ready = starter.start()
     assert "|adapter law 1a2b|" in ready.computes
     loop.run()

@@ -15,7 +15,7 @@ from scheduler.types.output_kind import Pooled
 from server.api.answers.formats import AnswerFormat, ChunkWriter, answer_body
 from server.api.black_box import note
 from server.api.context import ServerContext
-from server.api.endpoint import Call, json_response
+from server.api.endpoint import Call
 from server.schema.answers import AnswerBody
 from server.schema.sampling import Sampling
 from server.stream.generation import Delta, Generation, scored_tokens
@@ -27,7 +27,7 @@ from server.stream.sse import CLIENT_GONE, EventStream, Writer, unless_disconnec
 from server.stream.submission import Submission
 from server.structured.grammar import Grammar
 from server.text.tokenizer import Tokenizer
-from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
+from server.to_thread import INLINE_NUMBERS, INLINE_SCORED_TOKENS, to_thread_if_larger
 
 S = TypeVar("S", bound=Sampling)
 
@@ -84,8 +84,10 @@ async def _constrain(job: TextJob[Any], grammar: Grammar, context: ServerContext
         request.sampling = replace(request.sampling, grammar=compiled.grammar, vocabulary=compiled.vocabulary)
 
 
-def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[Job, Call], Awaitable[Response]]:
-    """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence."""
+def pooled_answer(
+    form: Callable[[Job, list[Pooled]], AnswerBody | bytes],
+) -> Callable[[Job, Call], Awaitable[Response]]:
+    """The `answer` of an endpoint whose jobs are vectors or scores, one for each sequence; `form` makes the answer, or its JSON."""
 
     async def answer(job: Job, call: Call) -> Response:
         submission = Submission(job, call.context.engines.choose(job, call.exchange.received), call.exchange)
@@ -94,9 +96,17 @@ def pooled_answer(form: Callable[[Job, list[Pooled]], AnswerBody]) -> Callable[[
             results = await unless_disconnected(pooled(submission), call.request.receive)
         finally:
             submission.close()
-        return _client_left() if results is None else json_response(form(job, results), call.headers)
+        if results is None:
+            return _client_left()
+        numbers = sum(len(result.values) for result in results)
+        content = await to_thread_if_larger(numbers, INLINE_NUMBERS, lambda: _json(form(job, results)))
+        return Response(content, media_type="application/json", headers=call.headers)
 
     return answer
+
+
+def _json(answer: AnswerBody | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.model_dump_json().encode()
 
 
 async def streamed(generation: Generation, writer: Callable[[], Writer], call: Call) -> Response:

@@ -14,10 +14,13 @@ from typing import TypeVar
 from configs.settings import Settings
 from scheduler.router.deadlines import Deadline, DeadlineFor
 from scheduler.types.messages import AddRequest
+from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from server.api.context import ServerContext
+from server.api.requests.tasks import check_task
 from server.api.tenants import Tenant, outranks
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
+from server.schema.pooled import PooledBody
 from server.schema.sampling import Sampling
 from server.schema.shown import shown, some
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt
@@ -57,7 +60,7 @@ def prompt_of(
     """
     if isinstance(given, str):
         ids = text_ids(given, add_special_tokens, context, param, encode)
-        _check_known(ids, context, param)
+        check_known(ids, context, param)
         check_count(ids, context, param)
     else:
         ids = given
@@ -76,12 +79,16 @@ def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param:
     """
     check_bytes(text, context, param)
     ids = encode(text, add_special_tokens)
-    _check_nul(text, ids, context.tokenizer, param)
+    check_nul(text, ids, context.tokenizer, param)
     return ids
 
 
-def _check_nul(text: str, ids: Iterable[int], tokenizer: Tokenizer, param: str) -> None:
-    """Some tokenizers drop a NUL, or take it for an unknown token; those that work on bytes have it."""
+def check_nul(text: str, ids: Iterable[int], tokenizer: Tokenizer, param: str) -> None:
+    """Some tokenizers drop a NUL, or take it for an unknown token; those that work on bytes have it.
+
+    Raises:
+        InvalidRequest: the text has one, and this tokenizer has no token for it.
+    """
     nuls = text.count("\0")
     if nuls and sum(tokenizer.token_bytes(token).count(0) for token in ids) < nuls:
         raise InvalidRequest(
@@ -121,8 +128,12 @@ def check_count(ids: list[int], context: ServerContext, param: str) -> None:
         )
 
 
-def _check_known(ids: list[int], context: ServerContext, param: str) -> None:
-    """Refuse tokens that the model does not have: some tokenizers know more than their model, such as an added `[PAD]`."""
+def check_known(ids: list[int], context: ServerContext, param: str) -> None:
+    """Refuse tokens that the model does not have: some tokenizers know more than their model, such as an added `[PAD]`.
+
+    Raises:
+        InvalidRequest: names the first of them and the largest id.
+    """
     size = context.info().vocab_size
     if max(ids, default=0) >= size:
         token = next(token for token in ids if token >= size)
@@ -149,11 +160,13 @@ def check_shared(body: Sampling, context: ServerContext, tenant: Tenant) -> None
 
     Raises:
         InvalidRequest, UnsupportedField: with the field and the value.
+        TaskNotServed: the model makes no text here.
     """
+    check_task(context, OutputKind.TOKENS)
     _check_stream_options(body)
     _check_deadline(body)
     _check_resumable(body, context.settings)
-    _check_priority(body, context.settings, tenant)
+    check_priority(asked_priority(body), context.settings, tenant)
     _check_pin(body, context)
 
 
@@ -205,13 +218,20 @@ def _check_pin(body: Sampling, context: ServerContext) -> None:
         )
 
 
-def _asked_priority(body: Sampling) -> int | None:
+def asked_priority(body: Sampling | PooledBody) -> int | None:
+    """What a request says of its priority; None: nothing."""
     return body.priority if "priority" in body.model_fields_set else None
 
 
-def _check_priority(body: Sampling, settings: Settings, tenant: Tenant) -> None:
-    tenant.priority(_asked_priority(body))
-    if not body.priority:
+def check_priority(priority: int | None, settings: Settings, tenant: Tenant) -> None:
+    """Refuse a priority that would mean nothing.
+
+    Raises:
+        UnsupportedField: says why, and what would make it mean something.
+        InvalidRequest: this tenant may not ask for one that high.
+    """
+    tenant.priority(priority)
+    if not priority:
         return
     if settings.priority_scope == "none":
         why, fix = "on this server (priority_scope is none)", "start with --priority-scope tenant or all"
@@ -223,7 +243,7 @@ def _check_priority(body: Sampling, settings: Settings, tenant: Tenant) -> None:
         fix = "name the key in --priority-keys, or start with --priority-scope all"
     else:
         return
-    raise UnsupportedField(f"`priority` must be 0 {why}, got {body.priority}; {fix}", param="priority")
+    raise UnsupportedField(f"`priority` must be 0 {why}, got {priority}; {fix}", param="priority")
 
 
 def with_room(
@@ -310,7 +330,7 @@ def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...],
     for i, word in enumerate(words):
         for text in (word, f" {word.lstrip()}"):
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-            _check_nul(text, ids, tokenizer, f"bad_words[{i}]")
+            check_nul(text, ids, tokenizer, f"bad_words[{i}]")
             if not ids:
                 raise InvalidRequest(f"`bad_words[{i}]` must hold at least one token, got 0", param=f"bad_words[{i}]")
             found[ids] = None
@@ -349,7 +369,7 @@ def text_job(
     prompts = list(prompts)
     check_prompt_scores(prompts, body.n)
     job_id = f"{prefix}{uuid.uuid4().hex}"
-    everybody, priority = outranks(tenant, context.settings), tenant.priority(_asked_priority(body))
+    everybody, priority = outranks(tenant, context.settings), tenant.priority(asked_priority(body))
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:
         for choice in range(body.n):

@@ -131,7 +131,10 @@ def test_both_files_say_when_to_stop():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not implemented; known: llama, mistral, qwen2, qwen3."),
+        (
+            {"model_type": "gpt2"},
+            "'gpt2' is not implemented; known: llama, mistral, qwen2, qwen3, bert, distilbert, roberta, xlm-roberta.",
+        ),
         ({"model_type": None}, "unnamed"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a text generator"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not implemented"),

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +17,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from configs.model.pooling import UNSTATED
 from configs.settings import Settings
 from scheduler.types.messages import (
     AbortRequests,
@@ -29,6 +30,7 @@ from scheduler.types.messages import (
     SequencesStarted,
     StepOutputs,
 )
+from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.step import TokenLogprobs
 from server.api.batches.lines import LineAnswers, batched
 from server.api.context import ServerContext
@@ -162,6 +164,10 @@ class ScriptedProcess:
             failure = self.fail[playing.done]
             output.finish_reason, output.error = failure.finish_reason, failure.error
             return output
+        if request.produces is not OutputKind.TOKENS:
+            output.pooled = Pooled(kind=request.produces, values=pooled_values(request))
+            output.finish_reason = FinishReason.STOP
+            return output
         left = 1 if request.hand_over else sampling.max_tokens - playing.done
         ids = output.token_ids = playing.tokens[: min(self.per_step, left)]
         playing.tokens = playing.tokens[len(ids) :]
@@ -186,6 +192,13 @@ def entry(token: int, most: int) -> TokenLogprobs:
     return TokenLogprobs(token_id=token, logprob=-0.5, rank=2, top=top[:most])
 
 
+def pooled_values(request: AddRequest) -> list[float]:
+    """Eight counts of a prompt's tokens, or of a pair its length over 100."""
+    if request.produces is OutputKind.SCORES:
+        return [len(request.prompt_ids) / 100]
+    return [float(sum(token % 8 == place for token in request.prompt_ids)) for place in range(8)]
+
+
 def text_reply(text: str, end: bool = True) -> Callable[[AddRequest], Iterable[int]]:
     """Answer every request with this text."""
     return lambda request: [*text.encode(), *([END] if end else [])]
@@ -206,6 +219,8 @@ def ready_event() -> Ready:
         kv_fingerprint="a script's",
         max_step_tokens=512,
         max_running=64,
+        produces=list(OutputKind),
+        vector_size=8,
     )
 
 
@@ -221,10 +236,14 @@ class Server:
         ready=True,
         endpoints=ENDPOINTS,
         now=time.time,
+        produces=tuple(OutputKind),
+        pooling=UNSTATED,
+        tokenizer=None,
         **settings,
     ):
+        self.produces = produces
         self.settings = Settings(**settings)
-        tokenizer = byte_tokenizer(bos, template)
+        tokenizer = tokenizer or byte_tokenizer(bos, template)
         formats = MessageFormats(self.settings.tool_format, self.settings.reasoning_format, self.settings.tool_template)
         chat = load_chat_renderer(tokenizer, None, self.settings.content_special_tokens, formats)
         metrics = Metrics(self.settings.shares)
@@ -259,6 +278,7 @@ class Server:
             keys=self.keys.ring,
             accounts=self.keys.accounts,
             batches=self.batches,
+            pooling=pooling,
         )
         self.app = create_app(self.context, endpoints)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
@@ -284,7 +304,7 @@ class Server:
         """Go on with this engine, which is ready."""
         process.incarnations, self.process = self.incarnations, process
         self.incarnations.attach(process, process, on_broken=pytest.fail)
-        self.incarnations.handle(ready_event())
+        self.incarnations.handle(replace(ready_event(), produces=list(self.produces)))
 
     async def post(self, path, body, **kwargs):
         if isinstance(body, bytes):

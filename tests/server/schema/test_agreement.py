@@ -27,7 +27,7 @@ from tests.server.api.scripted import CONTEXT, Server
 ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS if isinstance(endpoint, PostEndpoint)}
 BEYOND_SCHEMA = re.compile(
     r"`min_tokens` must be at most `max_(completion_)?tokens`=|`max_completion_tokens` must equal|`n` times the number of prompts"
-    r"|must fit 64 bits|a name with the NUL"
+    r"|`text_1` must have 1 entry|must fit 64 bits|a name with the NUL"
     r"|an answer fits one of them|must be JSON: |must be a JSON schema that|must be a structural tag as JSON|must begin with one of"
     r"|must hold one of|needs `json` or `json_object`|needs `guided_json`"
     r"|no variable for it|that does not think first|to hold at least one, got none|must name functions that are offered"

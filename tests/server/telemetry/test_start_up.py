@@ -6,10 +6,12 @@ import os
 import shlex
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
 from scheduler.types.messages import FinishReason, MemoryPlan, RequestTimes, StartPhase
+from scheduler.types.output_kind import OutputKind
 from server.listen import ListenError, listen
 from server.telemetry.console import Console, first_curl, phase_lines, plan_lines, size
 from server.telemetry.lifetime import Lifetime
@@ -177,3 +179,20 @@ def test_the_first_end_stays():
     lifetime.end(FinishReason.LENGTH, 2.0)
     lifetime.end(FinishReason.ABORT, 3.0)
     assert (lifetime.reason, lifetime.finished) == (FinishReason.LENGTH, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "field"), [(OutputKind.VECTOR, "embeddings", "input"), (OutputKind.SCORES, "rerank", "query")]
+)
+def test_the_curl_asks_for_what_the_model_is_served_for(kind, path, field):
+    words = shlex.split(first_curl("http://h:1", "m", has_template=False, keyed=False, produces=[kind]))
+    body = json.loads(words[-1])
+    assert words[1] == f"http://h:1/v1/{path}" and field in body and "max_tokens" not in body
+
+
+def test_an_encoder_has_no_kv_and_no_end_tokens():
+    out = io.StringIO()
+    told = console(out, engines=("a",))
+    for event in (replace(PLAN, kv_per_token=0), replace(READY, produces=[OutputKind.VECTOR])):
+        told.on_event("a", event)
+    assert "no KV" in out.getvalue() and "End tokens" not in out.getvalue() and "/v1/embeddings" in out.getvalue()

@@ -192,10 +192,10 @@ def test_a_broken_config_is_refused(folder, content):
         load_folder(folder)
 
 
-@pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.CTC()])
+@pytest.mark.parametrize("decoder", [None, decoders.BPEDecoder(), decoders.CTC()])
 def test_an_unknown_decoder_is_refused(decoder):
     backend = Backend(models.WordLevel({"a": 0}))
     if decoder is not None:
         backend.decoder = decoder
-    with pytest.raises(TokenizerError, match="known are ByteLevel, Metaspace"):
+    with pytest.raises(TokenizerError, match="known are ByteLevel, WordPiece"):
         Tokenizer(backend, {})

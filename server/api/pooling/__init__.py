@@ -1,0 +1,1 @@
+"""Endpoints whose results are vectors and scores instead of text."""
