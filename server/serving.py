@@ -144,9 +144,8 @@ class Serving:
             pooling=read_pooling(source.path) if source.kind == "hf" else UNSTATED,
             black_box=BlackBox(settings.black_box_requests, texts=settings.keyed or is_loopback(settings.host)),
         )
-        app = create_app(context)
         self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)
-        self._web = WebServer(web_config(app, self._connections, settings, listeners.certificate))
+        self._web = WebServer(web_config(create_app(context), self._connections, settings, listeners.certificate))
 
     def run(self, first: Mapping[str, Incarnation]) -> int:
         """Serve, with `first` as the first incarnations of the engines it names. Returns the exit code of the process."""

@@ -43,7 +43,7 @@ _ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_pa
 LAYERS = {
     "server": tuple(_SERVER.split()),
     "server.api": ("requests", "answers", "accounts", "dialects", "pooling", "batches"),
-    "server.schema": ("dialects",),
+    "server.schema": ("dialects", "pooling"),
     "server.text": ("formats",),
     "server.telemetry": ("batches", "traces"),
     "server.engines": ("published", "disaggregation", "supervision"),

@@ -15,7 +15,7 @@ from server.api.pooling.inputs import Cutting, Named, model_inputs, new_id, para
 from server.api.requests.tasks import check_task
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest
-from server.schema.pooled import EmbeddingAnswer, EmbeddingRequest
+from server.schema.pooling.bodies import EmbeddingAnswer, EmbeddingRequest
 from server.schema.shown import shown
 from server.stream.job import Job
 from server.text.input_types import input_types, prompt_for

@@ -22,7 +22,7 @@ from server.api.requests.validate import (
 )
 from server.api.tenants import Tenant, outranks
 from server.errors import ContextExceeded, InvalidRequest
-from server.schema.pooled import PooledBody
+from server.schema.pooling.bodies import PooledBody
 from server.stream.job import SequenceRequest, TokenizedPrompt
 from server.text.cutting import ModelInput, cut, special_tokens, whole
 

@@ -13,7 +13,7 @@ from server.api.pooling.inputs import Cutting, Named, model_inputs, new_id, para
 from server.api.requests.tasks import check_task
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest
-from server.schema.pooled import (
+from server.schema.pooling.bodies import (
     PooledBody,
     PooledUsage,
     Ranked,

@@ -20,7 +20,7 @@ from server.api.context import ServerContext
 from server.api.requests.tasks import check_task
 from server.api.tenants import Tenant, outranks
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
-from server.schema.pooled import PooledBody
+from server.schema.pooling.bodies import PooledBody
 from server.schema.sampling import Sampling
 from server.schema.shown import shown, some
 from server.stream.job import SequenceRequest, TextJob, TokenizedPrompt

@@ -5,7 +5,7 @@ import pytest
 from configs.model.pooling import PoolingRules
 from scheduler.types.output_kind import OutputKind
 from server.api.pooling.scores import cosine
-from server.schema.pooled import RerankAnswer, ScoreAnswer
+from server.schema.pooling.bodies import RerankAnswer, ScoreAnswer
 from server.text.tokenizer import Tokenizer
 from tests.server.api.scripted import CONTEXT, Server, pooled_values, run
 from tests.tiny_encoders import VOCABULARY, word_pieces

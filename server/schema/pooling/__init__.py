@@ -1,0 +1,1 @@
+"""The JSON of endpoints whose results are vectors and scores."""
