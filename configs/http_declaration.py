@@ -139,7 +139,9 @@ class HttpDeclaration(Declaration):
     max_stop: PositiveInt = Field(
         16, description="Most entries of `stop`, and of `stop_token_ids`.", json_schema_extra=HTTP
     )
-    max_logit_bias: PositiveInt = Field(1024, description="Most entries of `logit_bias`.", json_schema_extra=HTTP)
+    max_logit_bias: PositiveInt = Field(
+        1024, description="Most entries of `logit_bias` and of `allowed_token_ids`.", json_schema_extra=HTTP
+    )
     max_logprobs: int = Field(
         20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.", json_schema_extra=HTTP
     )

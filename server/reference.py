@@ -47,8 +47,7 @@ PROSE = """## Rules
   comes later and is the same, `usage` included (`cached_tokens` are those of the engine that brought the first token).
   `engine_died` says that none did within `--replay-seconds`, `poison_request` that two engines died while they computed it.
 - `/openapi.json` states what bodies are refused by, as far as a schema can: rules between fields and, once an engine is ready, what
-  the model bounds. To JSON Schema, but not here, `1.0` is an integer. That `best_of` has to equal `n` takes a branch of the schema
-  for each number, so the schema says it up to 3; here it holds for all.
+  the model bounds. To JSON Schema, but not here, `1.0` is an integer.
 
 ## Answers
 
@@ -201,10 +200,9 @@ def _unsupported(bodies: dict[type[Body], str]) -> str:
             if neutral:
                 accepted = ", ".join(f"`{json.dumps(value)}`" for value in neutral)
                 rows.append(f"| {where} | `{name}` | {accepted} |")
-    note = "`best_of` is served where it equals `n`."
     return (
         "## Known, not served\n\nRefused with `unsupported_field`, except for the values that ask for nothing.\n\n"
-        "| where | fields | accepted |\n| --- | --- | --- |\n" + "\n".join(rows) + f"\n\n{note}"
+        "| where | fields | accepted |\n| --- | --- | --- |\n" + "\n".join(rows)
     )
 
 

@@ -2,7 +2,7 @@
 
 The order is fixed, each concern an object or a function in its own file:
 1. log-probabilities, of the raw logits (`logprobs`);
-2. edits that add to logits: `logit_bias`, bad words, `min_tokens`, the grammar's mask (`registry` lists them);
+2. edits that add to logits: allowed tokens, `logit_bias`, bad words, `min_tokens`, the grammar's mask (`registry` lists them);
 3. repetition penalty, then presence and frequency penalties (`penalties`);
 4. the largest logit: it is the answer of greedy rows and the health check of all of them;
 5. temperature, then min_p, then top_k, then top_p (`top_k_top_p`);
@@ -27,7 +27,8 @@ from scheduler.types.step import TokenLogprobs
 ROWS_AT_ONCE = 8  # keeps a draw's temporaries in the cache: on a CPU, 32 rows of 49k in one piece cost twice as much
 NO_TOKEN = -1  # no embedding has this row: a caller who overlooks the error fails at once
 ALL_MASKED = (
-    "no token can be sampled: the grammar, logit_bias, bad_words and min_tokens together mask the whole vocabulary"
+    "no token can be sampled: the grammar, allowed_token_ids, logit_bias, bad_words and min_tokens together mask the whole "
+    "vocabulary"
 )
 NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this request"
 

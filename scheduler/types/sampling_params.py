@@ -21,6 +21,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # 1 = off; counts prompt and output tokens, as transformers does
     logit_bias: dict[int, float] = field(default_factory=dict)
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
+    allowed_token_ids: tuple[int, ...] = ()  # no others are sampled; empty = all
     seed: int = 0  # always set: the HTTP layer draws one if the client sent none
     stop_token_ids: tuple[int, ...] = ()  # besides the model's own EOS ids
     ignore_eos: bool = False

@@ -11,6 +11,7 @@ from server.api.answers.logprobs import chat_entries
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
 from server.api.requests.tools import NO_TOOLS, ToolUse, for_template, message_grammar, tool_use
+from server.api.requests.truncation import truncation_of
 from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_ids, text_job, with_room
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest, UnsupportedField, for_clients
@@ -48,7 +49,9 @@ def chat_job(
     text = _chat_text(body, chat, use)
     continued = "".join(body.messages[-1].content) if body.continue_final_message else None
     form = chat.message_form(text, use.parameters(), continued)
-    prompt = prompt_of(text, False, context, "messages", chat.encode)
+    asked = _chat_max_tokens(body)
+    truncation = truncation_of(body, asked, context)
+    prompt = prompt_of(text, False, context, "messages", chat.encode, truncation=truncation)
     common = replace(
         sampling_of(body, context),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -56,7 +59,7 @@ def chat_job(
         **thinking_bound(body, form, context.tokenizer),
     )
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    settings = with_room([prompt], _chat_max_tokens(body), None, common, context, field=field, clipped=clipped)
+    settings = with_room([prompt], asked, None, common, context, field=field, clipped=clipped)
     pairs = [(prompt, settings[0])]
     job = text_job(prefix, model, body, pairs, tenant, context=context, continues=body.continue_final_message)
     job.form = form
@@ -218,7 +221,7 @@ class ChatFormat(AnswerFormat[ChatRequest]):
 
     def logprobs(self, delta: Delta) -> JsonObject | None:
         """The log-probabilities of the delta's tokens, where asked for."""
-        return None if self._most is None else chat_entries(delta.logprobs, self._most, self.tokenizer)
+        return None if self._most is None else chat_entries(delta.logprobs, self._most, self.tokenizer, self.spell)
 
 
 def chat_format(job: TextJob[ChatRequest], tokenizer: Tokenizer) -> ChatFormat:

@@ -1,5 +1,6 @@
 """`POST /v1/completions`: texts or token ids in, what follows them out."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from server.api.answers.formats import AnswerFormat, JsonObject
 from server.api.answers.logprobs import completion_lists
 from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
+from server.api.requests.truncation import truncation_of
 from server.api.requests.validate import (
     check_bytes,
     check_count,
@@ -15,16 +17,18 @@ from server.api.requests.validate import (
     check_shared,
     prompt_of,
     sampling_of,
+    text_ids,
     text_job,
     with_room,
 )
 from server.api.tenants import ANYBODY, Tenant
-from server.errors import UnsupportedField
+from server.errors import InvalidRequest, UnsupportedField
 from server.schema.answers import CompletionAnswer
 from server.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.stream.generation import Delta
 from server.stream.job import TextJob, TokenizedPrompt
 from server.text.detokenizer import Detokenizer
+from server.text.fill_in_middle import FillTokens, fill_prompt, fill_tokens
 from server.text.tokenizer import Tokenizer
 
 
@@ -38,31 +42,82 @@ def completion_job(
         Unavailable: no engine was ever ready.
     """
     model = context.model_name(body.model, tenant)
-    if body.best_of not in (None, body.n):
-        raise UnsupportedField(
-            f"`best_of` is served only where it equals `n`={body.n}, got {body.best_of}", param="best_of"
-        )
+    _check_best_of(body)
+    fill = _fill_tokens(body, context)
     check_shared(body, context, tenant)
-    check_sequences(len(body.prompt), body.n, context)
-    prompts = _completion_prompts(body, context)
+    check_sequences(len(body.prompt), body.candidates, context)
+    prompts = _completion_prompts(body, context, fill)
     echoed = body.logprobs if body.echo else None
     most = max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)
-    common = replace(sampling_of(body, context), logprobs=body.logprobs, prompt_logprobs=most)
+    choosing = 0 if body.candidates > body.n else None  # by log probability
+    common = sampling_of(body, context)
+    common = replace(
+        common,
+        logprobs=choosing if body.logprobs is None else body.logprobs,
+        prompt_logprobs=most,
+        stop_token_ids=tuple(dict.fromkeys(common.stop_token_ids + (fill.ends if fill is not None else ()))),
+    )
     settings = with_room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS, common, context)
     return text_job("cmpl-", model, body, zip(prompts, settings, strict=True), tenant, context=context, continues=True)
 
 
-def _completion_prompts(body: CompletionRequest, context: ServerContext) -> list[TokenizedPrompt]:
+def _check_best_of(body: CompletionRequest) -> None:
+    if body.candidates < body.n:
+        raise InvalidRequest(f"`best_of` must be at least `n`={body.n}, got {body.best_of}", param="best_of")
+    if body.best_of not in (None, 1) and body.stream:
+        message = f"`best_of` must be 1 with `stream`, as what is best is known at the end, got {body.best_of}"
+        raise InvalidRequest(message, param="best_of")
+
+
+def _fill_tokens(body: CompletionRequest, context: ServerContext) -> FillTokens | None:
+    """The model's tokens for filling in the middle, if that is asked for.
+
+    Raises:
+        UnsupportedField: the model has none.
+        InvalidRequest: it is asked for together with what would show or cut the prompt.
+    """
+    if not body.suffix:
+        return None
+    for field, asked in (("echo", body.echo), ("truncate_prompt_tokens", body.truncate_prompt_tokens is not None)):
+        if asked:
+            raise InvalidRequest(f"`suffix` and `{field}` exclude each other, got both", param="suffix")
+    tokens = fill_tokens(context.tokenizer)
+    if tokens is None:
+        raise UnsupportedField(
+            "`suffix` needs a model that fills in the middle, and this one has no tokens for it (such as <|fim_prefix|>); got "
+            f"{len(body.suffix)} characters",
+            param="suffix",
+        )
+    return tokens
+
+
+def _completion_prompts(
+    body: CompletionRequest, context: ServerContext, fill: FillTokens | None
+) -> list[TokenizedPrompt]:
     params = ["prompt"] if len(body.prompt) == 1 else [f"prompt[{i}]" for i in range(len(body.prompt))]
+    truncation = truncation_of(body, body.max_tokens, context)
+    check_bytes(body.suffix, context, "suffix")
     for given, param in zip(body.prompt, params, strict=True):  # sizes first: they cost nothing
         if isinstance(given, str):
             check_bytes(given, context, param)
-        else:
+        elif truncation is None:
             check_count(given, context, param)
+    if fill is not None:
+        return [_filled(given, fill, body, context, param) for given, param in zip(body.prompt, params, strict=True)]
     return [
-        prompt_of(given, body.add_special_tokens, context, param, context.tokenizer.encode)
+        prompt_of(given, body.add_special_tokens, context, param, context.tokenizer.encode, truncation=truncation)
         for given, param in zip(body.prompt, params, strict=True)
     ]
+
+
+def _filled(
+    given: str | list[int], fill: FillTokens, body: CompletionRequest, context: ServerContext, param: str
+) -> TokenizedPrompt:
+    """The prompt for what stands between `given` and the request's suffix."""
+    tokenizer = context.tokenizer
+    before = given if isinstance(given, list) else text_ids(given, False, context, param, tokenizer.encode)
+    ids = fill_prompt(before, body.suffix, fill, tokenizer, add_special_tokens=body.add_special_tokens)
+    return prompt_of(ids, False, context, param, tokenizer.encode)
 
 
 class CompletionFormat(AnswerFormat[CompletionRequest]):
@@ -95,6 +150,17 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
         chunk = {"index": delta.index, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
         yield {**chunk, **reason, **ids}
 
+    def choices(self, deltas: list[Delta]) -> list[JsonObject]:
+        """Of each prompt's candidates the `n` best, the best first where there are more of them."""
+        n, drawn = self.job.body.n, self.job.body.candidates
+        groups = [deltas[begin : begin + drawn] for begin in range(0, len(deltas), drawn)]
+        best = [
+            delta
+            for group in groups
+            for delta in (sorted(group, key=_mean_logprob, reverse=True) if drawn > n else group)[:n]
+        ]
+        return [self.whole(delta) | {"index": index} for index, delta in enumerate(best)]
+
     def whole(self, delta: Delta) -> JsonObject:
         """The text."""
         text, logprobs = self._echo_of(delta) if self._echo else ("", None)
@@ -117,20 +183,26 @@ class CompletionFormat(AnswerFormat[CompletionRequest]):
             return text, None
         ids = self.prompt(delta).ids
         entries = [None, *delta.prompt_logprobs]
-        return text, completion_lists(entries, ids, offsets, self._most, self.tokenizer)
+        return text, completion_lists(entries, ids, offsets, self._most, self.spell)
 
     def _logprobs(self, delta: Delta) -> JsonObject | None:
         if self._most is None:
             return None
         start = len(self._echo_text(self.prompt(delta))[0]) if self._echo else 0
         offsets = [start + offset for offset in delta.offsets]
-        return completion_lists(delta.logprobs, delta.token_ids, offsets, self._most, self.tokenizer)
+        return completion_lists(delta.logprobs, delta.token_ids, offsets, self._most, self.spell)
 
     def _echo_text(self, prompt: TokenizedPrompt) -> tuple[str, list[int]]:
         key = id(prompt)
         if key not in self._echoes:
             self._echoes[key] = echo_text(prompt, self.tokenizer)
         return self._echoes[key]
+
+
+def _mean_logprob(delta: Delta) -> float:
+    """The log probability per token, by which OpenAI says that `best_of` chooses; a text without tokens comes last."""
+    values = [entry.logprob for entry in delta.logprobs]
+    return sum(values) / len(values) if values else -math.inf
 
 
 def echo_text(prompt: TokenizedPrompt, tokenizer: Tokenizer) -> tuple[str, list[int]]:

@@ -21,6 +21,7 @@ from server.telemetry.black_box import BlackBox
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces.sending import Tracing
 from server.text.chat_renderer import ChatRenderer
+from server.text.fill_in_middle import fill_tokens
 from server.text.input_types import input_types
 from server.text.tokenizer import Tokenizer
 
@@ -81,6 +82,7 @@ class ServerContext:
             dimensions=info.vector_size,
             prompts=tuple(sorted(self.pooling.prompts)),
             input_types=tuple(input_types(self.pooling)),
+            fills=fill_tokens(self.tokenizer) is not None,
         )
 
     def names_for(self, tenant: Tenant) -> list[str]:

@@ -38,6 +38,8 @@ class CompletionDetails(AnswerBody):
     """What generated tokens were for."""
 
     reasoning_tokens: int = Field(description="What the model thought before it answered, with the tags around it.")
+    accepted_prediction_tokens: int = Field(description="Tokens of `prediction` that were taken over; always 0.")
+    rejected_prediction_tokens: int = Field(description="Always 0.")
 
 
 class Usage(AnswerBody):
@@ -47,7 +49,7 @@ class Usage(AnswerBody):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails | None = Field(None, description="Of models that think first.")
+    completion_tokens_details: CompletionDetails
 
 
 class Timings(AnswerBody):

@@ -82,6 +82,15 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 ONE_CONTINUATION = either(where("add_generation_prompt", False, None), where("continue_final_message", False, None))
 
 
+class Prediction(Body):
+    """What the client expects the answer to be."""
+
+    NESTED: ClassVar[dict[str, type[Body]]] = {"content": ContentPart}
+
+    type: Literal["content"]
+    content: Content
+
+
 class ChatRequest(Sampling):
     """A conversation in, the next message out."""
 
@@ -96,7 +105,6 @@ class ChatRequest(Sampling):
         "mm_processor_kwargs": ({},),
         "modalities": (["text"],),
         "moderation": (),
-        "prediction": (),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -105,6 +113,7 @@ class ChatRequest(Sampling):
         **Sampling.NESTED,
         "functions": OfferedFunction,
         "messages": Message,
+        "prediction": Prediction,
         "tools": OfferedTool,
     }
 
@@ -112,6 +121,9 @@ class ChatRequest(Sampling):
     max_completion_tokens: OutputTokens | None = Field(None, description="OpenAI's newer name of `max_tokens`.")
     logprobs: bool = Field(False, description="Logprobs of the message's tokens.")
     top_logprobs: Count | None = Field(None, description="Alternatives for each token. Only with `logprobs`.")
+    prediction: Prediction | None = Field(
+        None, description="What the answer will be like. Checked, and of no effect: nothing is speculated on it."
+    )
     add_generation_prompt: bool | None = Field(
         None, description="Extension: open the assistant's turn. True unless `continue_final_message` is set."
     )

@@ -6,12 +6,10 @@ from pydantic import Field
 
 from configs.settings import Settings
 from server.schema.base import INT32_MAX, both, either, given, where
-from server.schema.fields import Count, Prompt
+from server.schema.fields import Count, Prompt, Suffix
 from server.schema.sampling import Sampling
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
-# A schema says that two numbers are equal by a branch for each. Generators multiply the branches of all rules, and give up soon.
-PUBLISHED_BEST_OF = 3
 
 
 class CompletionRequest(Sampling):
@@ -20,7 +18,6 @@ class CompletionRequest(Sampling):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         **Sampling.UNSUPPORTED,
         "prompt_embeds": (),
-        "suffix": ("",),
         "thinking_token_budget": (),
     }
     ELSEWHERE: ClassVar[dict[str, str]] = {"messages": "POST /v1/chat/completions"}
@@ -28,19 +25,32 @@ class CompletionRequest(Sampling):
     prompt: Prompt = Field(description="A string, strings, token ids, or arrays of token ids.")
     echo: bool = Field(False, description="Begin the text with the prompt.")
     logprobs: Count | None = Field(None, description="Logprobs of the tokens, with this many alternatives each.")
-    best_of: Count | None = Field(None, description="Served only where it equals `n`.")
+    suffix: Suffix = Field(
+        "",
+        description="What stands behind the text: the model fills the gap between `prompt` and it, if it was trained to "
+        "(fill in the middle). Not with `echo` and `truncate_prompt_tokens`.",
+    )
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=INT32_MAX,
+        description="Generate this many choices and answer the `n` with the highest log probability per token; `usage` counts all "
+        "of them. At least `n`; with `stream` only 1.",
+    )
     add_special_tokens: bool = Field(True, description="Extension: begin a text prompt as the model's tokenizer does.")
+
+    @property
+    def candidates(self) -> int:
+        """As many as are to be chosen from."""
+        return self.best_of or self.n
 
     @classmethod
     def rules(cls, settings: Settings) -> list[dict[str, Any]]:
-        """`best_of` equals `n`; without `max_tokens`, `min_tokens` is at most what stands for it."""
-        alike = [
-            both(where("best_of", n), where("n", n, *([None] if n == 1 else [])))
-            for n in range(1, min(settings.max_n, PUBLISHED_BEST_OF) + 1)
-        ]
+        """No choosing in a stream, no echo and no cut where a gap is filled; `min_tokens` is at most the usual `max_tokens`."""
         default = min(settings.default_max_tokens or DEFAULT_MAX_TOKENS, settings.max_output_tokens or INT32_MAX)
         return [
             *super().rules(settings),
-            either(where("best_of", None), *alike),
+            either(where("best_of", 1, None), where("stream", False, None)),
+            either(where("suffix", "", None), both(where("echo", False, None), where("truncate_prompt_tokens", None))),
             either({"properties": {"min_tokens": {"maximum": default}}}, given("max_tokens")),
         ]

@@ -166,4 +166,5 @@ OutputTokens = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"x-bo
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"x-bound": "vocabulary"})]
 ModelName = Annotated[str, Field(json_schema_extra={"x-bound": "names"})]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_STRING)]
+Suffix = Annotated[str, Field(json_schema_extra={"x-bound": "middle"})]
 Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]

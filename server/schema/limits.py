@@ -22,6 +22,7 @@ LIMITS = (
     Limit("max_completion_tokens", "max_output_tokens", "value"),
     Limit("max_output_tokens", "max_output_tokens", "value"),
     Limit("n", "max_n", "value"),
+    Limit("best_of", "max_n", "value"),
     Limit("logprobs", "max_logprobs", "value"),
     Limit("top_logprobs", "max_logprobs", "value"),
     Limit("prompt_logprobs", "max_logprobs", "value"),
@@ -35,6 +36,7 @@ LIMITS = (
     Limit("stop_token_ids", "max_stop", "entries"),
     Limit("bad_words", "max_bad_words", "entries"),
     Limit("logit_bias", "max_logit_bias", "entries"),
+    Limit("allowed_token_ids", "max_logit_bias", "entries"),
 )
 
 

@@ -31,6 +31,7 @@ class ModelBounds:
         dimensions: of its vectors; 0: it makes none.
         prompts: names of what it wants before texts.
         input_types: what clients may call their texts.
+        fills: whether it has tokens for filling in the middle, so that a prompt may have a suffix.
     """
 
     vocab_size: int
@@ -40,6 +41,7 @@ class ModelBounds:
     dimensions: int = 0
     prompts: tuple[str, ...] = ()
     input_types: tuple[str, ...] = ()
+    fills: bool = False
 
 
 def _largest(node: Schema, most: int) -> None:
@@ -63,6 +65,7 @@ MODEL_BOUNDS: dict[str, Callable[[Schema, ModelBounds], None]] = {
     "prompts": lambda node, bounds: node.update(**({"enum": list(bounds.prompts)} if bounds.prompts else _NOTHING)),
     "input types": lambda node, bounds: node.update(enum=list(bounds.input_types)),
     "names": lambda node, bounds: node.update(enum=list(bounds.names)),
+    "middle": lambda node, bounds: None if bounds.fills else node.update(maxLength=0),
     "beginning": lambda node, bounds: None if bounds.begins else node.update(minLength=1),
 }
 

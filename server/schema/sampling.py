@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from configs.settings import Settings
-from server.schema.base import INT32_MAX, Body, both, either, where
+from server.schema.base import INT32_MAX, Body, both, either, given, where
 from server.schema.fields import Count, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
 from server.schema.structured import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
@@ -43,16 +43,12 @@ class Sampling(Body):
     )
     # Fields other servers know: named here so that the refusal says "not served" instead of guessing at a typo.
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "allowed_token_ids": (),
         "early_stopping": (False,),
         "kv_transfer_params": (),
         "length_penalty": (1, 1.0),
         "logits_processors": ([],),
         "logprob_token_ids": (),
         "repetition_detection": (),
-        "return_tokens_as_token_ids": (False,),
-        "truncate_prompt_tokens": (),
-        "truncation_side": (),
         "use_beam_search": (False,),
         "vllm_xargs": ({},),
     }
@@ -161,12 +157,38 @@ class Sampling(Body):
         "one answer, over all prompts and choices.",
     )
     return_token_ids: bool = Field(False, description="Extension: the answer also holds the token ids.")
+    return_tokens_as_token_ids: bool = Field(
+        False,
+        description="Extension: logprobs name tokens by their ids, as in `token_id:42`, instead of by their text.",
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=INT32_MAX,
+        description="Extension: keep this many of the prompt's tokens and drop the others, at least 1; -1: as many as the context "
+        "has room for beside `max_tokens`.",
+    )
+    truncation_side: Literal["left", "right"] = Field(
+        "left", description="Extension: the side on which `truncate_prompt_tokens` drops."
+    )
+    allowed_token_ids: list[TokenId] = Field(
+        default_factory=list, description="Extension: only these tokens are generated; empty: all."
+    )
+
+    @property
+    def candidates(self) -> int:
+        """Sequences that are generated for each prompt; `n` of them are answered."""
+        return self.n
 
     @classmethod
     def rules(cls, settings: Settings) -> list[dict[str, Any]]:
-        """`stream_options` and `resumable` need `stream`; three fields need what the operator may have turned off."""
+        """Fields that need others, and three that need what the operator may have turned off."""
         unasked = both(where("stream_options", None), where("resumable", False, None))
-        rules = [either(unasked, where("stream", True))]
+        rules = [
+            either(unasked, where("stream", True)),
+            either(where("truncation_side", "left", None), given("truncate_prompt_tokens")),
+            {"properties": {"truncate_prompt_tokens": {"not": {"const": 0}}}},
+        ]
         if not settings.resume_seconds:
             rules.append(where("resumable", False, None))
         if settings.scheduling == "fcfs":

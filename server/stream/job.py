@@ -59,9 +59,9 @@ class Job:
 class TextJob(Job, Generic[S]):
     """A job whose sequences produce text.
 
-    Choices of one prompt are adjacent: choice `j` of prompt `i` is sequence `i * n + j`. `continues`: the text continues the
-    prompt's, so a space at its beginning is kept. `form`: how the text is read as a message; None: it is text and nothing else.
-    `grammar`: what each text has to fit, compiled before any is submitted.
+    Choices of one prompt are adjacent: choice `j` of prompt `i` is sequence `i * body.candidates + j`. `continues`: the text
+    continues the prompt's, so a space at its beginning is kept. `form`: how the text is read as a message; None: it is text and
+    nothing else. `grammar`: what each text has to fit, compiled before any is submitted.
     """
 
     body: S

@@ -88,6 +88,12 @@ _SPLITS = {
 }
 
 
+# Tokens for filling in the middle (`server/text/fill_in_middle.py`), by llama.cpp's names and by its older ones.
+_FILL_KEYS = (
+    *("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep"),
+    *("prefix", "suffix", "middle", "eot"),
+)
+
 # What each key of `tokenizer.ggml` holds: a type, or a list of one. A file may say anything.
 _KINDS: Mapping[str, type | list[type]] = {
     "tokens": [str],
@@ -96,6 +102,7 @@ _KINDS: Mapping[str, type | list[type]] = {
     "merges": [str],
     **dict.fromkeys(("model", "pre"), str),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"), int),
+    **dict.fromkeys([f"{key}_token_id" for key in _FILL_KEYS], int),
     **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
 }
 
@@ -205,6 +212,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         raise TokenizerError(f"the GGUF file's vocabulary is broken: {error}") from error
     _add_tokens(backend, vocabulary)
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    keys |= {f"{key}_token": key for key in _FILL_KEYS}
     special = {name: vocabulary.named(f"{key}_token_id") for name, key in keys.items()}
     adds_bos = vocabulary.optional("add_bos_token", adds_bos)
     adds_eos = vocabulary.optional("add_eos_token", False)

@@ -151,6 +151,10 @@ class Tokenizer:
         """By id, the tokens that are found in a text as they are spelled, before it is split: all special ones, and others."""
         return self._added
 
+    def id_of(self, token: str) -> int | None:
+        """The id of the vocabulary's entry of this spelling, which is not the same as its text; None if there is none."""
+        return self._backend.token_to_id(token) if token else None
+
     def renamed(self, names: Mapping[str, str]) -> "Tokenizer":
         """The same tokenizer with other spellings of these entries. Takes up to some seconds."""
         description = respelled(json.loads(self._backend.to_str()), names)

@@ -124,7 +124,7 @@ def test_every_refusal_before_the_engine_costs_nothing():
             {"max_tokens": 10**6},
             {"nobody": 1},
             {"model": "other"},
-            {"best_of": 3},
+            {"best_of": 3, "stream": True},
         ):
             answer = await server.post(COMPLETIONS, {"prompt": "a", **fields})
             assert answer.status_code in (400, 404)

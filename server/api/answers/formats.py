@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from server.api.answers.logprobs import prompt_objects
+from server.api.answers.logprobs import by_id, prompt_objects
 from server.errors import ApiError
 from server.schema.sampling import Sampling
 from server.stream.generation import Delta, Generation, TextChoice
@@ -21,6 +21,8 @@ S = TypeVar("S", bound=Sampling)
 
 JsonObject = dict[str, Any]
 
+# Of a text that is not read as a message. Nothing is speculated on a prediction.
+_NO_DETAILS = {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
@@ -34,6 +36,7 @@ class AnswerFormat(ABC, Generic[S]):
     def __init__(self, job: TextJob[S], tokenizer: Tokenizer) -> None:
         self.job = job
         self.tokenizer = tokenizer
+        self.spell = by_id if job.body.return_tokens_as_token_ids else tokenizer.token_text
 
     @abstractmethod
     def opening(self, delta: Delta) -> Iterator[JsonObject]:
@@ -46,6 +49,10 @@ class AnswerFormat(ABC, Generic[S]):
     @abstractmethod
     def whole(self, delta: Delta) -> JsonObject:
         """A choice of the non-streamed answer."""
+
+    def choices(self, deltas: list[Delta]) -> list[JsonObject]:
+        """All choices of the non-streamed answer, of which each was added up."""
+        return [self.whole(delta) for delta in deltas]
 
     def extras(self, delta: Delta) -> JsonObject:
         """What the first chunk of a choice, or the whole choice, says about its prompt."""
@@ -133,7 +140,7 @@ def answer_body(generation: Generation, answer: AnswerFormat[Any], deltas: Itera
     for delta in deltas:
         of_choice.setdefault(delta.index, []).append(delta)
     body = _head(generation.job, answer.answer_object, fingerprint)
-    body["choices"] = [answer.whole(Delta.joined(of_choice[index])) for index in sorted(of_choice)]
+    body["choices"] = answer.choices([Delta.joined(of_choice[index]) for index in sorted(of_choice)])
     body["usage"] = usage(generation)
     body["timings"] = timings_of(generation)
     return _encode(body)
@@ -143,7 +150,7 @@ def usage(generation: Generation, completion: int | None = None) -> JsonObject:
     """Tokens so far; `completion` instead of all that were generated. A prompt counts once for all its choices, with the cached
     tokens that its first choice reused.
     """
-    first_choices = generation.choices[:: generation.job.body.n]
+    first_choices = generation.choices[:: generation.job.body.candidates]
     prompt = sum(choice.lifetime.prompt_tokens for choice in first_choices)
     if completion is None:
         completion = sum(choice.lifetime.completion_tokens for choice in generation.choices)
@@ -152,11 +159,12 @@ def usage(generation: Generation, completion: int | None = None) -> JsonObject:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(choice.lifetime.cached_tokens for choice in first_choices)},
+        "completion_tokens_details": _NO_DETAILS,
     }
     form = generation.job.form
     if form is not None and form.reasoning is not None:
         thought = sum(choice.reasoning_tokens for choice in generation.choices)
-        counts["completion_tokens_details"] = {"reasoning_tokens": thought}
+        counts["completion_tokens_details"] = _NO_DETAILS | {"reasoning_tokens": thought}
     return counts
 
 

@@ -1,17 +1,23 @@
 """Log-probabilities as the three JSON shapes that clients know: completions' lists, chat's entries, the prompt's objects."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scheduler.types.step import TokenLogprobs
 from server.text.tokenizer import Tokenizer
 
+Spell = Callable[[int], str]  # what a token is called
 LEAST = -9999.0  # JSON has no -Infinity; OpenAI sends this for an impossible token
 
 
+def by_id(token: int) -> str:
+    """A token's name where a client wants ids: vLLM's `return_tokens_as_token_ids`."""
+    return f"token_id:{token}"
+
+
 def completion_lists(
-    entries: Sequence[TokenLogprobs | None], ids: Sequence[int], offsets: Sequence[int], most: int, tokenizer: Tokenizer
+    entries: Sequence[TokenLogprobs | None], ids: Sequence[int], offsets: Sequence[int], most: int, spell: Spell
 ) -> dict[str, Any]:
     """`/v1/completions`: four lists of equal length. An entry of None is the first prompt token's.
 
@@ -25,21 +31,21 @@ def completion_lists(
             continue
         top: dict[str, float] = {}
         for token, logprob in [*entry.top[:most], (entry.token_id, entry.logprob)]:
-            top.setdefault(tokenizer.token_text(token), finite(logprob))
+            top.setdefault(spell(token), finite(logprob))
         tops.append(top)
     return {
-        "tokens": [tokenizer.token_text(token) for token in ids],
+        "tokens": [spell(token) for token in ids],
         "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in entries],
         "top_logprobs": tops,
         "text_offset": list(offsets),
     }
 
 
-def chat_entries(entries: Sequence[TokenLogprobs], most: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_entries(entries: Sequence[TokenLogprobs], most: int, tokenizer: Tokenizer, spell: Spell) -> dict[str, Any]:
     """`/v1/chat/completions`: one object for each token."""
     content = [
-        _named(entry.token_id, entry.logprob, tokenizer)
-        | {"top_logprobs": [_named(token, logprob, tokenizer) for token, logprob in entry.top[:most]]}
+        _named(entry.token_id, entry.logprob, tokenizer, spell)
+        | {"top_logprobs": [_named(token, logprob, tokenizer, spell) for token, logprob in entry.top[:most]]}
         for entry in entries
     ]
     return {"content": content, "refusal": None}
@@ -64,6 +70,6 @@ def finite(logprob: float) -> float:
     return max(logprob, LEAST) if math.isfinite(logprob) else LEAST
 
 
-def _named(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+def _named(token: int, logprob: float, tokenizer: Tokenizer, spell: Spell) -> dict[str, Any]:
     raw = tokenizer.token_bytes(token)
-    return {"token": tokenizer.token_text(token), "logprob": finite(logprob), "bytes": list(raw)}
+    return {"token": spell(token), "logprob": finite(logprob), "bytes": list(raw)}

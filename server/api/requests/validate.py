@@ -18,6 +18,7 @@ from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from server.api.context import ServerContext
 from server.api.requests.tasks import check_task
+from server.api.requests.truncation import Truncation
 from server.api.tenants import Tenant, outranks
 from server.errors import ContextExceeded, InvalidRequest, UnsupportedField
 from server.schema.pooling.bodies import PooledBody
@@ -50,9 +51,15 @@ def check_ids(ids: Iterable[int], context: ServerContext, param: str) -> None:
 
 
 def prompt_of(
-    given: str | list[int], add_special_tokens: bool, context: ServerContext, param: str, encode: Encode
+    given: str | list[int],
+    add_special_tokens: bool,
+    context: ServerContext,
+    param: str,
+    encode: Encode,
+    *,
+    truncation: Truncation | None = None,
 ) -> TokenizedPrompt:
-    """A text, which is then encoded, or ids as a prompt that fits the context.
+    """A text, which is then encoded, or ids as a prompt that fits the context, cut where the request asks for that.
 
     Raises:
         ContextExceeded: it is too long; with the limit and the size.
@@ -61,13 +68,14 @@ def prompt_of(
     if isinstance(given, str):
         ids = text_ids(given, add_special_tokens, context, param, encode)
         check_known(ids, context, param)
-        check_count(ids, context, param)
     else:
         ids = given
         check_ids(ids, context, param)
     if not ids:
         raise InvalidRequest(f"`{param}` must hold at least one token, got 0", param=param)
-    return TokenizedPrompt(ids, given if isinstance(given, str) else None, param)
+    kept = ids if truncation is None else truncation.cut(ids)
+    check_count(kept, context, param)
+    return TokenizedPrompt(kept, given if isinstance(given, str) and len(kept) == len(ids) else None, param)
 
 
 def text_ids(text: str, add_special_tokens: bool, context: ServerContext, param: str, encode: Encode) -> list[int]:
@@ -294,6 +302,7 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
         InvalidRequest: a token id outside the vocabulary, or a bad word without tokens.
     """
     check_ids(body.stop_token_ids, context, "stop_token_ids")
+    check_ids(body.allowed_token_ids, context, "allowed_token_ids")
     _check_biased(body.logit_bias, context)
     top_p, temperature = (
         (body.top_p, body.temperature) if body.top_p else (1.0, 0.0)
@@ -312,6 +321,7 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
         bad_words=_bad_words(body.bad_words, context.tokenizer),
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids)),
         ignore_eos=body.ignore_eos,
+        allowed_token_ids=tuple(dict.fromkeys(body.allowed_token_ids)),
     )
 
 
@@ -365,14 +375,14 @@ def text_job(
     context: ServerContext,
     continues: bool,
 ) -> TextJob[S]:
-    """The job for these prompts, with `n` choices each; its id begins with `prefix`."""
+    """The job for these prompts, with `body.candidates` choices each; its id begins with `prefix`."""
     prompts = list(prompts)
-    check_prompt_scores(prompts, body.n)
+    check_prompt_scores(prompts, body.candidates)
     job_id = f"{prefix}{uuid.uuid4().hex}"
     everybody, priority = outranks(tenant, context.settings), tenant.priority(asked_priority(body))
     sequences: list[SequenceRequest] = []
     for prompt, settings in prompts:
-        for choice in range(body.n):
+        for choice in range(body.candidates):
             index = len(sequences)
             request = AddRequest(
                 request_id=f"{job_id}-{index}",

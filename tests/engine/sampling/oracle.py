@@ -15,12 +15,14 @@ INF = float("inf")
 
 
 def edited(row: list[float], sequence: Sequence, eos: list[int]) -> list[float]:
-    """Logits after logit_bias, bad words, min_tokens and the penalties."""
+    """Logits after allowed tokens, logit_bias, bad words, min_tokens and the penalties."""
     sampling, tokens, out = sequence.sampling, sequence.tokens, sequence.tokens[sequence.prompt_length :]
     result = list(row)
     for token, bias in sampling.logit_bias.items():
         result[token] += bias
     for token in range(len(row)):
+        if sampling.allowed_token_ids and token not in sampling.allowed_token_ids:
+            result[token] = -INF
         if any([*tokens, token][-len(word) :] == list(word) for word in sampling.bad_words):
             result[token] = -INF
         if len(out) < sampling.min_tokens and token in (*eos, *sampling.stop_token_ids):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
+from engine.sampling.allowed_tokens import AllowedTokens
 from engine.sampling.bad_words import BadWords
 from engine.sampling.bias import LogitBias
 from engine.sampling.edits import AddingEdit, Edit
@@ -75,6 +76,10 @@ def some_bias(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def some_allowed(rng: np.random.Generator) -> dict[str, Any]:
+    return {"allowed_token_ids": (*rng.permutation(VOCAB)[: rng.integers(1, VOCAB)].tolist(), VOCAB + 3)}
+
+
 def some_words(rng: np.random.Generator) -> dict[str, Any]:
     return {"bad_words": tuple(tuple(rng.integers(0, 4, length).tolist()) for length in (1, 2, 2, 3, 3, 4))}
 
@@ -90,6 +95,7 @@ def some_penalties(rng: np.random.Generator) -> dict[str, Any]:
 
 EDITS: dict[str, tuple[Callable[[], Edit], Callable[[np.random.Generator], dict[str, Any]]]] = {
     "bias": (lambda: LogitBias(VOCAB), some_bias),
+    "allowed": (lambda: AllowedTokens(VOCAB), some_allowed),
     "bad words": (lambda: BadWords(VOCAB), some_words),
     "min tokens": (lambda: MinTokens(VOCAB, EOS), some_minimum),
     "penalties": (Penalties, some_penalties),

@@ -28,6 +28,7 @@ ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS if isinstance(endp
 BEYOND_SCHEMA = re.compile(
     r"`min_tokens` must be at most `max_(completion_)?tokens`=|`max_completion_tokens` must equal|`n` times the number of prompts"
     r"|`text_1` must have 1 entry|must fit 64 bits|a name with the NUL"
+    r"|`best_of` must be at least `n`"
     r"|an answer fits one of them|must be JSON: |must be a JSON schema that|must be a structural tag as JSON|must begin with one of"
     r"|must hold one of|needs `json` or `json_object`|needs `guided_json`"
     r"|no variable for it|that does not think first|to hold at least one, got none|must name functions that are offered"
@@ -63,6 +64,9 @@ SHARED = {
     "stop_token_ids": [[], [0, 257], [258], [-1]],
     "logit_bias": [{}, {"257": 1}, {"258": 1}, {"05": 1}, {"x": None, "5": None}],
     "top_p": [None, 0, 1, 1.1],
+    "truncate_prompt_tokens": [None, -2, -1, 0, 1, 3],
+    "truncation_side": [None, "left", "right"],
+    "allowed_token_ids": [[], [0, 257], [258]],
     "priority": [None, 0, 1],
     "cache_pin_seconds": [None, 0, 3],
     "no_such_field": [None, 1],
@@ -103,7 +107,8 @@ IDS = [[0, 257], [258], [], [1] * CONTEXT, [1] * (CONTEXT + 1)]
 FIELDS = {
     "/v1/completions": SHARED
     | {"prompt": ["a", "", ["a", "b"], ["a", ""], *IDS, [[1], [257]], [[1], [258]], [[]]]}
-    | {"best_of": [None, 0, 1, 2, 3], "add_special_tokens": [None, True, False], "logprobs": [None, 0, True]},
+    | {"best_of": [None, 0, 1, 2, 3], "add_special_tokens": [None, True, False], "logprobs": [None, 0, True]}
+    | {"suffix": [None, "", "a"], "echo": [None, False, True]},
     "/v1/chat/completions": SHARED
     | CONTINUED
     | TOOLS
@@ -191,8 +196,12 @@ def test_a_body_is_accepted_if_and_only_if_it_fits_the_schema(path, number, data
         ("/v1/completions", {"prompt": "a", "stream_options": {"include_usage": True}}),
         ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"continuous_usage_stats": True}}),
         ("/v1/completions", {"prompt": "a", "resumable": True}),
-        ("/v1/completions", {"prompt": "a", "best_of": 2}),
-        ("/v1/completions", {"prompt": "a", "best_of": 2, "n": 3}),
+        ("/v1/completions", {"prompt": "a", "best_of": 2, "stream": True}),
+        ("/v1/completions", {"prompt": "a", "best_of": 3, "n": 2, "stream": True}),
+        ("/v1/completions", {"prompt": "a", "truncation_side": "right"}),
+        ("/v1/completions", {"prompt": "a", "truncate_prompt_tokens": 0}),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}),
+        ("/v1/completions", {"prompt": "a", "allowed_token_ids": [258]}),
         ("/v1/completions", {"prompt": "a", "min_tokens": 17}),
         ("/v1/completions", {"prompt": [257, 258]}),
         ("/v1/completions", {"prompt": [[257], [258]]}),

@@ -130,7 +130,9 @@ def test_what_the_model_bounds_is_published_once_an_engine_is_ready():
         return before, (await server.client.get("/openapi.json")).json(), server.context.bounds()
 
     before, after, bounds = run(documents)
-    assert bounds == ModelBounds(vocab_size=258, context=CONTEXT, names=("small", "org/small"), begins=False)
+    assert bounds == ModelBounds(
+        vocab_size=258, context=CONTEXT, names=("small", "org/small"), begins=False, fills=False
+    )
     for document, known in [(before, None), (after, bounds)]:
         for path, model in MODELS.items():
             content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]

@@ -1,11 +1,15 @@
 """Parsed bodies to valid sequences: ids, lengths, seeds and defaults, against a context of 256 tokens and 258 ids."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from tokenizers import normalizers
 
 from server.api.chat import chat_job
 from server.api.completions import completion_job
 from server.api.detokenize import detokenized
+from server.api.requests.parse import parse
 from server.api.requests.validate import choice_seed
 from server.api.tokenize import tokenized
 from server.errors import ContextExceeded, InvalidRequest, ModelNotFound, Unavailable, UnsupportedField
@@ -13,6 +17,7 @@ from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.api.scripted import CONTEXT, START, Server
+from tests.server.text.test_fill_in_middle import QWEN, bytes_with
 
 SERVER_CONTEXT = Server().context
 USER = {"role": "user", "content": "hi"}
@@ -246,9 +251,76 @@ def test_logprobs():
     assert refused(chat, top_logprobs=3).param == "top_logprobs"
 
 
-def test_best_of_equals_n():
-    assert len(complete(n=2, best_of=2).sequences) == 2
-    assert refused(complete, UnsupportedField, best_of=2).param == "best_of"
+def test_best_of_is_at_least_n_and_not_streamed():
+    job = complete(n=2, best_of=5, seed=3)
+    assert len(job.sequences) == 5 and len({each.request.sampling.seed for each in job.sequences}) == 5
+    assert {each.request.sampling.logprobs for each in job.sequences} == {0}  # by which is chosen
+    assert sampling(n=2, best_of=2).logprobs is None and sampling(best_of=3, logprobs=4).logprobs == 4
+    few = refused(complete, n=3, best_of=2)
+    assert few.param == "best_of" and "at least `n`=3, got 2" in few.message
+    assert refused(complete, best_of=2, stream=True).param == "best_of"
+    assert len(complete(best_of=1, stream=True).sequences) == 1
+    many = refused(complete, context=Server(max_prompts=4, max_n=3).context, prompt=["a", "b"], best_of=3)
+    assert many.param == "n" and "at most 4" in many.message
+
+
+def test_a_prompt_is_cut_where_that_is_asked_for():
+    def kept(**fields):
+        prompt = complete(**fields).sequences[0].prompt
+        return bytes(prompt.ids).decode(), prompt.text
+
+    assert kept(truncate_prompt_tokens=2) == ("bc", None)
+    assert kept(truncate_prompt_tokens=2, truncation_side="right") == ("ab", None)
+    assert kept(truncate_prompt_tokens=3) == ("abc", "abc")
+    assert kept(prompt=[97, 98, 99], truncate_prompt_tokens=1) == ("c", None)
+    long = "x" * (CONTEXT - 2) + "yz"
+    assert refused(complete, ContextExceeded, prompt=long).param == "prompt"
+    assert kept(prompt=long, truncate_prompt_tokens=-1, max_tokens=9)[0] == "x" * (CONTEXT - 11) + "yz"
+    assert len(kept(prompt=[97] * (CONTEXT + 9), truncate_prompt_tokens=-1)[0]) == CONTEXT - 1
+    assert chat(truncate_prompt_tokens=4).sequences[0].prompt.ids == chat().sequences[0].prompt.ids[-4:]
+    assert refused(complete, truncate_prompt_tokens=0).param == "truncate_prompt_tokens"
+    assert refused(complete, truncation_side="right").param == "truncation_side"
+    assert refused(complete, ContextExceeded, prompt=long, truncate_prompt_tokens=CONTEXT + 5).param
+
+
+def test_a_gap_is_filled_by_a_model_that_has_the_tokens_for_it():
+    filling = replace(SERVER_CONTEXT, tokenizer=bytes_with([*QWEN, "<|endoftext|>"]))
+    (sequence,) = complete(filling, prompt="ab", suffix="cd", stop_token_ids=[5]).sequences
+    assert sequence.prompt.ids == [0xF5, *b"ab", 0xF6, *b"cd", 0xF7]
+    assert sequence.request.sampling.stop_token_ids == (5, 0xF8, 0xF5, 0xF6, 0xF7)
+    several = complete(filling, prompt=[[97], [98, 99]], suffix="cd").sequences
+    assert [each.prompt.ids[1:-4] for each in several] == [[97], [98, 99]]
+    assert complete(filling, suffix="").sequences[0].prompt.ids == [97, 98, 99]
+    refusal = refused(complete, UnsupportedField, suffix="cd")
+    assert refusal.param == "suffix" and "<|fim_prefix|>" in refusal.message
+    for other in ({"echo": True}, {"truncate_prompt_tokens": 2}):
+        assert refused(complete, context=filling, suffix="cd", **other).param == "suffix"
+    assert refused(complete, ContextExceeded, context=filling, suffix="x" * (CONTEXT + 1)).param == "suffix"
+    assert refused(complete, ContextExceeded, context=filling, suffix="x" * (CONTEXT - 4)).param == "prompt"
+
+
+def test_allowed_tokens_are_in_the_vocabulary():
+    assert sampling(allowed_token_ids=[5, 257, 5]).allowed_token_ids == (5, 257)
+    assert refused(complete, allowed_token_ids=[1, 258]).param == "allowed_token_ids[1]"
+
+
+def test_a_prediction_is_checked_and_changes_nothing():
+    def judged(prediction):
+        body = json.dumps({"messages": [USER], "prediction": prediction, "seed": 1}).encode()
+        return chat_job(parse(ChatRequest, body, None, SERVER_CONTEXT.settings).request, SERVER_CONTEXT)
+
+    parts = [{"type": "text", "text": "a"}]
+    plain = chat(seed=1).sequences[0].request
+    for content in ("a b", parts):
+        asked = judged({"type": "content", "content": content}).sequences[0].request
+        assert (asked.sampling, asked.prompt_ids) == (plain.sampling, plain.prompt_ids)
+    for prediction, param in (
+        ({"type": "content"}, "prediction.content"),
+        ({"type": "draft", "content": "a"}, "prediction.type"),
+        ({"type": "content", "content": [{"type": "image"}]}, "prediction.content[0].type"),
+        ("a", "prediction"),
+    ):
+        assert refused(lambda prediction=prediction: judged(prediction)).param == param
 
 
 def test_sequences_of_one_request_are_bounded():
