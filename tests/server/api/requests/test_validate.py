@@ -295,7 +295,7 @@ def test_a_gap_is_filled_by_a_model_that_has_the_tokens_for_it():
     assert refusal.param == "suffix" and "<|fim_prefix|>" in refusal.message
     for other in ({"echo": True}, {"truncate_prompt_tokens": 2}):
         assert refused(complete, context=filling, suffix="cd", **other).param == "suffix"
-    assert refused(complete, ContextExceeded, context=filling, suffix="x" * (CONTEXT + 1)).param == "suffix"
+    assert refused(complete, ContextExceeded, context=filling, suffix="x" * (99 * CONTEXT)).param == "suffix"
     assert refused(complete, ContextExceeded, context=filling, suffix="x" * (CONTEXT - 4)).param == "prompt"
 
 
