@@ -112,7 +112,8 @@ class ResponseWriter(EventWriter):
     def _entries(self, logprobs: list[TokenLogprobs]) -> list[Any]:
         if not wants_logprobs(self._body):
             return []
-        entries: list[Any] = chat_entries(logprobs, self._body.top_logprobs or 0, self._tokenizer)["content"]
+        tokenizer, most = self._tokenizer, self._body.top_logprobs or 0
+        entries: list[Any] = chat_entries(logprobs, most, tokenizer, tokenizer.token_text)["content"]
         return entries
 
 

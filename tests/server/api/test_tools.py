@@ -321,10 +321,10 @@ def test_reasoning_stands_apart_and_is_counted():
     message = answer["choices"][0]["message"]
     assert (message["content"], message["reasoning"]) == ("Four.", "Two and two.")
     assert message["reasoning_content"] == message["reasoning"]
-    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": THOUGHT.index("\n\nFour")}
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == THOUGHT.index("\n\nFour")
     chunks = streamed(THOUGHT, {"stream_options": {"include_usage": True}}, THINKING)
     assert added_up(chunks)[0] == {"content": "Four.", "tool_calls": [], "reasoning": "Two and two."}
-    assert chunks[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": THOUGHT.index("\n\nFour")}
+    assert chunks[-1]["usage"]["completion_tokens_details"]["reasoning_tokens"] == THOUGHT.index("\n\nFour")
 
 
 def test_a_prompt_may_end_within_reasoning():
