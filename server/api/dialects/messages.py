@@ -9,18 +9,26 @@ from starlette.responses import Response
 from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
 from server.api.chat import chat_ids, chat_job
 from server.api.context import ServerContext
+from server.api.dialects.messages_history import chat_messages
 from server.api.dialects.messages_writer import MessageWriter, anthropic_error
 from server.api.dialects.parts import added_up
 from server.api.dialects.translation import chat_content, chat_request, in_words_of
 from server.api.endpoint import Call, PostEndpoint, json_response
 from server.api.tenants import ANYBODY, Tenant
 from server.schema.chat import ChatRequest
-from server.schema.dialects.messages import CountTokensRequest, MessagesRequest
+from server.schema.dialects.choices import messages_choice_for_chat
+from server.schema.dialects.messages import ClientTool, CountTokensRequest, MessagesRequest, OutputFormat
 from server.schema.dialects.messages_answers import MessageAnswer, MessagesErrorAnswer, TokenCountAnswer
 from server.stream.job import TextJob
+from server.text.chat_renderer import ChatRenderer
 
 # What a refusal of the chat job is about, in the words of this API.
-_NAMES = {"stop": "stop_sequences", "user": "metadata.user_id"}
+_NAMES = {
+    "stop": "stop_sequences",
+    "user": "metadata.user_id",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant =
     """
     chat = chat_request(
         {
-            **conversation(body),
+            **conversation(body, context.chat),
             "max_tokens": body.max_tokens,
             "temperature": body.temperature,
             "top_p": body.top_p,
@@ -55,18 +63,46 @@ def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant =
     return MessagesJob(job, job.sequences[0].request.sampling.max_tokens < body.max_tokens)
 
 
-def conversation(body: CountTokensRequest) -> dict[str, Any]:
-    """The fields of a chat request that make its prompt."""
+def conversation(body: CountTokensRequest, chat: ChatRenderer | None) -> dict[str, Any]:
+    """The fields of a chat request that make its prompt, and say how its answer is read."""
     system = [{"role": "system", "content": chat_content([block.text for block in body.system])}] if body.system else []
-    messages = [
-        {"role": message.role, "content": chat_content([block.text for block in message.content])}
-        for message in body.messages
-    ]
+    messages = [each for message in body.messages for each in chat_messages(message)]
+    output = body.output_config
     return {
         "model": body.model,
         "messages": system + messages,
-        "continue_final_message": body.messages[-1].role == "assistant",
+        "continue_final_message": messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        "tools": [_tool(tool) for tool in body.tools],
+        **messages_choice_for_chat(body.tool_choice),
+        **_thinking(body, chat),
+        "response_format": None if output is None or output.format is None else _response_format(output.format),
     }
+
+
+def _tool(tool: ClientTool) -> dict[str, Any]:
+    described = {"description": tool.description} if tool.description else {}
+    function = {"name": tool.name, **described, "parameters": tool.input_schema, "strict": tool.strict}
+    return {"type": "function", "function": function}
+
+
+def _thinking(body: CountTokensRequest, chat: ChatRenderer | None) -> dict[str, Any]:
+    """What the model's template has variables for: clients ask every model to think."""
+    said: dict[str, Any] = {}
+    kind = None if body.thinking is None else body.thinking.type
+    if (
+        chat is not None
+        and kind in ("enabled", "disabled")
+        and (chat.reads("enable_thinking") or chat.reads("thinking"))
+    ):
+        said["enable_thinking"] = kind == "enabled"
+    effort = None if body.output_config is None else body.output_config.effort
+    if chat is not None and effort is not None and chat.reads("reasoning_effort"):
+        said["reasoning_effort"] = "xhigh" if effort == "max" else effort
+    return said
+
+
+def _response_format(given: OutputFormat) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": given.schema_, "strict": True}}
 
 
 def token_count(body: CountTokensRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> TokenCountAnswer:
@@ -77,11 +113,12 @@ def token_count(body: CountTokensRequest, context: ServerContext, tenant: Tenant
     """
     context.model_name(body.model, tenant)
     with in_words_of(_NAMES):
-        return TokenCountAnswer(input_tokens=len(chat_ids(chat_request(conversation(body)), context)))
+        return TokenCountAnswer(input_tokens=len(chat_ids(chat_request(conversation(body, context.chat)), context)))
 
 
 async def _answer(asked: MessagesJob, call: Call) -> Response:
-    generation, _ = await begun(asked.job, call)
+    with in_words_of(_NAMES):
+        generation, _ = await begun(asked.job, call)
     make = partial(MessageWriter, generation, call.exchange.request_id, asked.clipped)
     return await (
         streamed(generation, make, call) if asked.job.body.stream else whole(generation, added_up(make), call)

@@ -3,12 +3,13 @@
 Source: https://platform.claude.com/docs/en/build-with-claude/streaming.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 
 from scheduler.types.messages import FinishReason
 from scheduler.types.step import TokenLogprobs
 from server.api.answers.formats import usage
-from server.api.dialects.parts import AnswerPart, Event, EventWriter, JsonObject
+from server.api.dialects.parts import AnswerPart, Event, EventWriter, JsonObject, PartKind
 from server.errors import ApiError
 from server.stream.generation import Generation
 
@@ -27,6 +28,14 @@ def anthropic_error(error: ApiError, request_id: str) -> JsonObject:
     """An error in Anthropic's form, with the field and the code of ours."""
     kind = _ERROR_TYPES.get(error.status, "invalid_request_error")
     return {"type": "error", "error": error.body()["error"] | {"type": kind}, "request_id": request_id}
+
+
+_SIGNATURE = "headrace"  # clients keep thoughts that have one; it is not checked
+_DELTAS = {
+    PartKind.TEXT: ("text_delta", "text"),
+    PartKind.REASONING: ("thinking_delta", "thinking"),
+    PartKind.CALL: ("input_json_delta", "partial_json"),
+}
 
 
 class MessageWriter(EventWriter):
@@ -49,15 +58,26 @@ class MessageWriter(EventWriter):
 
     def opened(self, part: AnswerPart) -> Iterator[Event]:
         """An empty block."""
-        yield "content_block_start", {"index": part.index, "content_block": _block("")}
+        yield "content_block_start", {"index": part.index, "content_block": _block(part, "")}
 
     def grown(self, part: AnswerPart, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
-        """More of the text."""
-        yield "content_block_delta", {"index": part.index, "delta": {"type": "text_delta", "text": text}}
+        """More of it."""
+        kind, field = _DELTAS[part.kind]
+        yield "content_block_delta", {"index": part.index, "delta": {"type": kind, field: text}}
 
     def closed(self, part: AnswerPart) -> Iterator[Event]:
-        """The block is complete."""
-        self._blocks.append(_block(part.text))
+        """The block is complete; thoughts are signed."""
+        self._blocks.append(
+            _block(part, part.text) | ({"signature": _SIGNATURE} if part.kind is PartKind.REASONING else {})
+        )
+        if part.kind is PartKind.REASONING:
+            yield (
+                "content_block_delta",
+                {
+                    "index": part.index,
+                    "delta": {"type": "signature_delta", "signature": _SIGNATURE},
+                },
+            )
         yield "content_block_stop", {"index": part.index}
 
     def answer(self) -> JsonObject:
@@ -79,6 +99,8 @@ class MessageWriter(EventWriter):
     def _stop(self) -> tuple[str, str | None]:
         if self.finish_reason is FinishReason.LENGTH:
             return "model_context_window_exceeded" if self._clipped else "max_tokens", None
+        if self.calls:
+            return "tool_use", None
         return ("stop_sequence", self.stop_reason) if isinstance(self.stop_reason, str) else ("end_turn", None)
 
     def _message(self, reason: str | None, sequence: str | None) -> JsonObject:
@@ -105,5 +127,20 @@ class MessageWriter(EventWriter):
         }
 
 
-def _block(text: str) -> JsonObject:
-    return {"type": "text", "text": text}
+def _block(part: AnswerPart, text: str) -> JsonObject:
+    match part.kind:
+        case PartKind.TEXT:
+            return {"type": "text", "text": text}
+        case PartKind.REASONING:
+            return {"type": "thinking", "thinking": text, "signature": ""}
+        case PartKind.CALL:
+            return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": _input(text)}
+
+
+def _input(arguments: str) -> JsonObject:
+    """The arguments of a call; none, if the answer ended within them."""
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

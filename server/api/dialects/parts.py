@@ -15,6 +15,7 @@ from scheduler.types.messages import FinishReason
 from scheduler.types.step import TokenLogprobs
 from server.errors import ApiError
 from server.stream.generation import Delta, Generation
+from server.text.message_parser import CallArguments, CallBegin, Reasoning, Text
 
 JsonObject = dict[str, Any]
 Event = tuple[str, JsonObject]  # its name, and its data
@@ -25,15 +26,19 @@ encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 class PartKind(Enum):
     """What a part is."""
 
+    REASONING = "reasoning"
     TEXT = "text"
+    CALL = "call"
 
 
 @dataclass(slots=True)
 class AnswerPart:
-    """One part, as far as it has come. `logprobs` only where they are asked for."""
+    """One part, as far as it has come: of a call, its arguments. `logprobs` only of texts, where they are asked for."""
 
     kind: PartKind
     index: int
+    call_id: str = ""
+    name: str = ""
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -62,7 +67,7 @@ class EventWriter(ABC):
         for delta in deltas:
             if delta.first:
                 yield from self.begun()
-            yield from self._grow(PartKind.TEXT, delta.text, delta.logprobs)
+            yield from self._gained(delta)
             if delta.finish_reason is not None:
                 self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
                 if not self.parts:
@@ -73,6 +78,30 @@ class EventWriter(ABC):
         """An event as it is sent."""
         name, data = event
         return b"event: %b\ndata: %b\n\n" % (name.encode(), encode(data))
+
+    @property
+    def calls(self) -> bool:
+        """Whether the model calls tools."""
+        return any(part.kind is PartKind.CALL for part in self.parts)
+
+    def _gained(self, delta: Delta) -> Iterator[Event]:
+        """What the delta brings; log-probabilities go with the first text in it."""
+        if self.generation.job.form is None:
+            yield from self._grow(PartKind.TEXT, delta.text, delta.logprobs)
+            return
+        logprobs = delta.logprobs
+        for event in delta.events:
+            match event:
+                case Text(text):
+                    yield from self._grow(PartKind.TEXT, text, logprobs)
+                    logprobs = []
+                case Reasoning(text):
+                    yield from self._grow(PartKind.REASONING, text, [])
+                case CallBegin(_, call_id, name):
+                    yield from self._close()
+                    yield from self._begin(PartKind.CALL, call_id, name)
+                case CallArguments(_, text):
+                    yield from self._grow(PartKind.CALL, text, [])
 
     def _grow(self, kind: PartKind, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
         if not text and not logprobs:
@@ -85,8 +114,8 @@ class EventWriter(ABC):
         part.logprobs += logprobs
         yield from self.grown(part, text, logprobs)
 
-    def _begin(self, kind: PartKind) -> Iterator[Event]:
-        self.parts.append(AnswerPart(kind, len(self.parts)))
+    def _begin(self, kind: PartKind, call_id: str = "", name: str = "") -> Iterator[Event]:
+        self.parts.append(AnswerPart(kind, len(self.parts), call_id, name))
         self._open = True
         yield from self.opened(self.parts[-1])
 

@@ -1,6 +1,5 @@
 """`POST /v1/responses`: items of a conversation in, the items that come next out."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,18 +10,25 @@ from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
 from server.api.chat import chat_job
 from server.api.context import ServerContext
 from server.api.dialects.parts import added_up
+from server.api.dialects.responses_history import messages_of
 from server.api.dialects.responses_writer import ResponseWriter, wants_logprobs
-from server.api.dialects.translation import chat_content, chat_request, in_words_of
+from server.api.dialects.translation import chat_request, in_words_of
 from server.api.endpoint import Call, PostEndpoint
 from server.api.tenants import ANYBODY, Tenant
 from server.schema.chat import ChatRequest
-from server.schema.dialects.responses import ResponsesRequest
+from server.schema.dialects.choices import responses_choice_for_chat
+from server.schema.dialects.responses import FunctionToolSpec, PlainFormat, ResponsesRequest, SchemaFormat, told
 from server.schema.dialects.responses_answers import ResponseAnswer
-from server.schema.dialects.responses_items import InputMessage, RefusalPart
 from server.stream.job import TextJob
 
 # What a refusal of the chat job is about, in the words of this API.
-_NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens"}
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
 _SAMPLING = (
     *("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "seed", "stop"),
     *("stream", "user", "cache_salt", "model"),
@@ -50,6 +56,9 @@ def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant
             **{name: getattr(body, name) for name in _SAMPLING},
             "messages": [*instructions, *messages_of(body.input)],
             "max_completion_tokens": body.max_output_tokens,
+            **_tools(body),
+            "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
+            "response_format": None if body.text is None else _response_format(body.text.format),
             "logprobs": wants_logprobs(body),
             "top_logprobs": (body.top_logprobs or 0) if wants_logprobs(body) else None,
         }
@@ -58,21 +67,23 @@ def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant
         return ResponsesJob(chat_job(chat, context, tenant, prefix="resp_"), body)
 
 
-def messages_of(items: Iterable[InputMessage]) -> list[dict[str, Any]]:
-    """The messages of a chat that these items are."""
-    return [
-        {
-            "role": item.role,
-            "content": chat_content(
-                [part.refusal if isinstance(part, RefusalPart) else part.text for part in item.content]
-            ),
-        }
-        for item in items
-    ]
+def _tools(body: ResponsesRequest) -> dict[str, Any]:
+    functions = [told(tool) for tool in body.tools if isinstance(tool, FunctionToolSpec)]
+    offered = [{"type": "function", "function": {k: v for k, v in each.items() if k != "type"}} for each in functions]
+    choice = responses_choice_for_chat(body.tool_choice)
+    return {"tools": offered, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls}
+
+
+def _response_format(given: PlainFormat | SchemaFormat | None) -> dict[str, Any] | None:
+    if not isinstance(given, SchemaFormat):
+        return None if given is None else {"type": given.type}
+    strict = bool(given.strict)
+    return {"type": "json_schema", "json_schema": {"name": given.name, "schema": given.schema_, "strict": strict}}
 
 
 async def _answer(asked: ResponsesJob, call: Call) -> Response:
-    generation, _ = await begun(asked.job, call)
+    with in_words_of(_NAMES):
+        generation, _ = await begun(asked.job, call)
     make = partial(ResponseWriter, generation, asked.body, call.context.tokenizer)
     return await (streamed(generation, make, call) if asked.body.stream else whole(generation, added_up(make), call))
 

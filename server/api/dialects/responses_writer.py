@@ -12,11 +12,20 @@ from scheduler.types.messages import FinishReason
 from scheduler.types.step import TokenLogprobs
 from server.api.answers.formats import DONE, usage
 from server.api.answers.logprobs import chat_entries
-from server.api.dialects.parts import AnswerPart, Event, EventWriter, JsonObject
+from server.api.dialects.parts import AnswerPart, Event, EventWriter, JsonObject, PartKind
 from server.errors import ApiError
-from server.schema.dialects.responses import LOGPROBS, ResponsesRequest
+from server.schema.dialects.responses import ENCRYPTED, LOGPROBS, FunctionToolSpec, ResponsesRequest, told
+from server.schema.dialects.responses_items import sealed_text
 from server.stream.generation import Generation
 from server.text.tokenizer import Tokenizer
+
+_PREFIXES = {PartKind.REASONING: "rs", PartKind.TEXT: "msg", PartKind.CALL: "fc"}
+_TYPES = {PartKind.REASONING: "reasoning", PartKind.TEXT: "message", PartKind.CALL: "function_call"}
+_EVENTS = {
+    PartKind.REASONING: "response.reasoning_text",
+    PartKind.TEXT: "response.output_text",
+    PartKind.CALL: "response.function_call_arguments",
+}
 
 
 def item_id(prefix: str) -> str:
@@ -49,26 +58,30 @@ class ResponseWriter(EventWriter):
         yield "response.in_progress", {"response": response}
 
     def opened(self, part: AnswerPart) -> Iterator[Event]:
-        """An item, and the one part of its content."""
-        self._ids.append(item_id("msg"))
-        yield "response.output_item.added", {"output_index": part.index, "item": self._message(part, "in_progress", [])}
-        yield "response.content_part.added", {**self._place(part), "part": _output_text("", [])}
+        """An item, and the one part of its content, if it has any."""
+        self._ids.append(item_id(_PREFIXES[part.kind]))
+        yield "response.output_item.added", {"output_index": part.index, "item": self._item(part, "in_progress", [])}
+        if part.kind is not PartKind.CALL:
+            yield "response.content_part.added", {**self._place(part), "part": _content(part.kind, "", [])}
 
     def grown(self, part: AnswerPart, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
-        """More of the text."""
-        yield (
-            "response.output_text.delta",
-            {**self._place(part), "delta": text, "logprobs": self._entries(logprobs)},
-        )
+        """More of it."""
+        spoken = {"logprobs": self._entries(logprobs)} if part.kind is PartKind.TEXT else {}
+        yield f"{_EVENTS[part.kind]}.delta", {**self._place(part), "delta": text, **spoken}
 
     def closed(self, part: AnswerPart) -> Iterator[Event]:
-        """The whole text, three times, as clients of each kind look for it."""
+        """The whole of it, up to three times, as clients of each kind look for it."""
         text, logprobs = part.text, self._entries(part.logprobs)
-        content = _output_text(text, logprobs)
-        item = self._message(part, "incomplete" if self._is_cut else "completed", [content])
+        cut = self._is_cut and self.finish_reason is not None
+        content = _content(part.kind, text, logprobs)
+        item = self._item(part, "incomplete" if cut else "completed", [content])
         self._items.append(item)
-        yield "response.output_text.done", {**self._place(part), "text": text, "logprobs": logprobs}
-        yield "response.content_part.done", {**self._place(part), "part": content}
+        if part.kind is PartKind.CALL:
+            yield f"{_EVENTS[part.kind]}.done", {**self._place(part), "name": part.name, "arguments": text}
+        else:
+            spoken = {"logprobs": logprobs} if part.kind is PartKind.TEXT else {}
+            yield f"{_EVENTS[part.kind]}.done", {**self._place(part), "text": text, **spoken}
+            yield "response.content_part.done", {**self._place(part), "part": content}
         yield "response.output_item.done", {"output_index": part.index, "item": item}
 
     def answer(self) -> JsonObject:
@@ -98,16 +111,23 @@ class ResponseWriter(EventWriter):
         return {**self._head, "status": status, "output": list(self._items)}
 
     def _place(self, part: AnswerPart) -> JsonObject:
-        return {"item_id": self._ids[part.index], "output_index": part.index, "content_index": 0}
+        place: JsonObject = {"item_id": self._ids[part.index], "output_index": part.index}
+        return place if part.kind is PartKind.CALL else place | {"content_index": 0}
 
-    def _message(self, part: AnswerPart, status: str, content: list[JsonObject]) -> JsonObject:
-        return {
-            "id": self._ids[part.index],
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
+    def _item(self, part: AnswerPart, status: str, content: list[JsonObject]) -> JsonObject:
+        item = {"id": self._ids[part.index], "type": _TYPES[part.kind], "status": status}
+        match part.kind:
+            case PartKind.TEXT:
+                return item | {"role": "assistant", "content": content}
+            case PartKind.CALL:
+                return item | {"call_id": part.call_id, "name": part.name, "arguments": part.text}
+            case PartKind.REASONING:
+                sealed = ENCRYPTED in self._body.include and status != "in_progress"
+                return item | {
+                    "summary": [],
+                    "content": content,
+                    "encrypted_content": sealed_text(part.text) if sealed else None,
+                }
 
     def _entries(self, logprobs: list[TokenLogprobs]) -> list[Any]:
         if not wants_logprobs(self._body):
@@ -122,7 +142,9 @@ def wants_logprobs(body: ResponsesRequest) -> bool:
     return LOGPROBS in body.include or bool(body.top_logprobs)
 
 
-def _output_text(text: str, logprobs: list[Any]) -> JsonObject:
+def _content(kind: PartKind, text: str, logprobs: list[Any]) -> JsonObject:
+    if kind is PartKind.REASONING:
+        return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
@@ -148,17 +170,23 @@ def response_head(generation: Generation, body: ResponsesRequest) -> JsonObject:
         "max_tool_calls": None,
         "model": job.model,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": body.parallel_tool_calls,
         "previous_response_id": None,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
         "store": body.store,
         "temperature": body.temperature,
-        "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "text": {
+            "format": {"type": "text"} if body.text is None or body.text.format is None else told(body.text.format)
+        },
+        "tool_choice": body.tool_choice or "auto",
+        "tools": [
+            {"description": None, "parameters": {}, "strict": False, **told(tool)}
+            for tool in body.tools
+            if isinstance(tool, FunctionToolSpec)
+        ],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "presence_penalty": body.presence_penalty,
@@ -173,10 +201,11 @@ def response_head(generation: Generation, body: ResponsesRequest) -> JsonObject:
 def response_usage(counts: JsonObject) -> JsonObject:
     """A chat answer's `usage` in the words of a response."""
     cached = counts["prompt_tokens_details"]["cached_tokens"]
+    thought = counts.get("completion_tokens_details", {}).get("reasoning_tokens", 0)
     return {
         "input_tokens": counts["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": counts["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": counts["total_tokens"],
     }

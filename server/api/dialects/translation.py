@@ -18,9 +18,9 @@ def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except ApiError as error:
         for ours, theirs in names.items():
-            error.message = re.sub(rf"`{ours}\b", f"`{theirs}", error.message)
+            error.message = re.sub(rf"`{re.escape(ours)}\b", f"`{theirs}", error.message)
             if error.param is not None:
-                error.param = re.sub(rf"^{ours}\b", theirs, error.param)
+                error.param = re.sub(rf"^{re.escape(ours)}\b", theirs, error.param)
         raise
 
 
@@ -38,4 +38,4 @@ def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
 
 def chat_content(texts: Sequence[str]) -> str | list[dict[str, str]]:
     """The content of a chat message that consists of these texts."""
-    return texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
+    return "".join(texts) if len(texts) < 2 else [{"type": "text", "text": text} for text in texts]

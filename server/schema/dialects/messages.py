@@ -5,8 +5,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from server.schema.base import INT32_MAX, Body, Kinds
+from server.schema.dialects.choices import MessagesToolChoice
 from server.schema.dialects.parts import text_or
 from server.schema.fields import ModelName, Text
+from server.schema.structured import Schema
+from server.schema.tools import ToolName
 
 
 class TextBlock(Body):
@@ -18,24 +21,73 @@ class TextBlock(Body):
     text: str
 
 
+TEXT_BLOCKS = Kinds(
+    field="type", bodies={"text": TextBlock}, unserved=frozenset({"document", "image", "search_result"})
+)
+_TextBlock = Annotated[TextBlock, PlainValidator(TEXT_BLOCKS.validate, json_schema_input_type=TextBlock)]
+_blocks = text_or("content blocks", lambda text: {"type": "text", "text": text})
+TextBlocks = Annotated[list[_TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[_TextBlock])]
+
+
+class ThoughtBlock(Body):
+    """What the model thought; whether it sees it again, its chat template says."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "signature"})
+
+    type: Literal["thinking"]
+    thinking: str
+
+
+class HiddenThoughtBlock(Body):
+    """What another server's model thought, which nobody else can read: it is left out."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "data"})
+
+    type: Literal["redacted_thinking"]
+
+
+class ToolUseBlock(Body):
+    """A call of an earlier turn."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "caller", "toolset_name"})
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any] = Field(description="Its arguments.")
+
+
+class ToolResultBlock(Body):
+    """What came of a call."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "is_error", "toolset_name"})
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {"content": TEXT_BLOCKS}
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: TextBlocks = Field(default_factory=list, description="Text, or blocks of text.")
+
+
+AnyBlock = TextBlock | ThoughtBlock | HiddenThoughtBlock | ToolUseBlock | ToolResultBlock
 BLOCKS = Kinds(
     field="type",
-    bodies={"text": TextBlock},
+    bodies={
+        "text": TextBlock,
+        "thinking": ThoughtBlock,
+        "redacted_thinking": HiddenThoughtBlock,
+        "tool_use": ToolUseBlock,
+        "tool_result": ToolResultBlock,
+    },
     unserved=frozenset(
         {
             *("bash_code_execution_tool_result", "code_execution_tool_result", "container_upload", "document", "image"),
-            *("redacted_thinking", "search_result", "server_tool_use", "text_editor_code_execution_tool_result"),
-            *("thinking", "tool_result", "tool_search_tool_result", "tool_use", "web_fetch_tool_result"),
-            "web_search_tool_result",
+            *("search_result", "server_tool_use", "text_editor_code_execution_tool_result", "tool_search_tool_result"),
+            *("web_fetch_tool_result", "web_search_tool_result"),
         }
     ),
 )
-TEXT_BLOCKS = Kinds(field="type", bodies={"text": TextBlock})
-_Block = Annotated[TextBlock, PlainValidator(BLOCKS.validate, json_schema_input_type=TextBlock)]
-_TextBlock = Annotated[TextBlock, PlainValidator(TEXT_BLOCKS.validate, json_schema_input_type=TextBlock)]
-_blocks = text_or("content blocks", lambda text: {"type": "text", "text": text})
+_Block = Annotated[AnyBlock, PlainValidator(BLOCKS.validate, json_schema_input_type=AnyBlock)]
 Blocks = Annotated[list[_Block], BeforeValidator(_blocks, json_schema_input_type=str | list[_Block])]
-TextBlocks = Annotated[list[_TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[_TextBlock])]
 
 
 class ConversationMessage(Body):
@@ -53,6 +105,61 @@ class MessageMetadata(Body):
     user_id: str = Field("", max_length=512, description="On whose behalf it is made, as `user` of a chat request.")
 
 
+class ClientTool(Body):
+    """A tool that the client has."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {"allowed_callers", "cache_control", "defer_loading", "eager_input_streaming", "input_examples"}
+    )
+
+    type: Literal["custom"] = "custom"
+    name: ToolName
+    description: str = Field("", description="What it does, for the model.")
+    input_schema: dict[str, Any] = Field(description="JSON schema of its input, an object.")
+    strict: bool = Field(False, description="The input fits `input_schema` exactly.")
+
+
+CLIENT_TOOLS = Kinds(
+    field="type",
+    bodies={"custom": ClientTool},
+    default="custom",
+    unserved=frozenset(
+        {
+            *("bash_20250124", "code_execution_20250522", "code_execution_20250825", "computer_20250124"),
+            *("memory_20250818", "text_editor_20250124", "text_editor_20250429", "text_editor_20250728"),
+            *("web_fetch_20250910", "web_search_20250305"),
+        }
+    ),
+)
+OfferedClientTool = Annotated[ClientTool, PlainValidator(CLIENT_TOOLS.validate, json_schema_input_type=ClientTool)]
+
+
+class ThinkingConfig(Body):
+    """Whether the model thinks before it answers, if it can."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"budget_tokens", "display"})
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+
+
+class OutputFormat(Body):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    schema_: Schema = Field(alias="schema", description="The JSON schema.")
+
+
+class OutputConfig(Body):
+    """The form of the answer."""
+
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {"format": OutputFormat}
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How much the model thinks, where its chat template has a variable for it."
+    )
+    format: OutputFormat | None = Field(None, description="JSON that fits a schema.")
+
+
 class CountTokensRequest(Body):
     """A conversation whose tokens are counted."""
 
@@ -61,12 +168,15 @@ class CountTokensRequest(Body):
     )
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "mcp_servers": ([],),
-        "output_config": ({},),
-        "thinking": ({"type": "disabled"},),
-        "tool_choice": ({"type": "auto"}, {"type": "none"}),
-        "tools": ([],),
     }
-    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {"messages": ConversationMessage, "system": TEXT_BLOCKS}
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {
+        "messages": ConversationMessage,
+        "output_config": OutputConfig,
+        "system": TEXT_BLOCKS,
+        "thinking": ThinkingConfig,
+        "tools": CLIENT_TOOLS,
+    }
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"output_config"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     messages: list[ConversationMessage] = Field(
@@ -74,6 +184,14 @@ class CountTokensRequest(Body):
         description="The conversation so far. If the assistant has the last word, the answer goes on with it.",
     )
     system: TextBlocks = Field(default_factory=list, description="The system's message, text or blocks of text.")
+    tools: list[OfferedClientTool] = Field(default_factory=list, description="What the model may call.")
+    tool_choice: MessagesToolChoice | None = Field(
+        None, description="Whether it calls a tool: `auto` (it decides), `any`, one `tool`, or `none`."
+    )
+    thinking: ThinkingConfig | None = Field(
+        None, description="Whether the model thinks first, where its chat template has a variable for it."
+    )
+    output_config: OutputConfig | None = Field(None, description="The form of the answer.")
 
 
 class MessagesRequest(CountTokensRequest):

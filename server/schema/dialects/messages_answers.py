@@ -1,12 +1,12 @@
 """The JSON of Anthropic's answers. It is written by hand; a test holds what is written against these."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from server.schema.answers import AnswerBody, ErrorDetail
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
 class AnswerTextBlock(AnswerBody):
@@ -14,6 +14,23 @@ class AnswerTextBlock(AnswerBody):
 
     type: Literal["text"]
     text: str
+
+
+class AnswerThoughtBlock(AnswerBody):
+    """What the model thought first."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = Field(description="Not checked when it comes back.")
+
+
+class AnswerToolUseBlock(AnswerBody):
+    """A call of a tool."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
 
 
 class MessageUsage(AnswerBody):
@@ -32,7 +49,7 @@ class MessageAnswer(AnswerBody):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[AnswerTextBlock]
+    content: list[AnswerTextBlock | AnswerThoughtBlock | AnswerToolUseBlock]
     stop_reason: StopReason
     stop_sequence: str | None
     usage: MessageUsage

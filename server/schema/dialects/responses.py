@@ -2,14 +2,18 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from server.schema.base import INT32_MAX, Body, Kinds
+from server.schema.chat import Effort
+from server.schema.dialects.choices import ResponsesToolChoice
 from server.schema.dialects.responses_items import ITEMS, Input
 from server.schema.fields import Count, Int64, ModelName, OutputTokens, Stop
 from server.schema.sampling import Penalty
+from server.schema.structured import Schema
+from server.schema.tools import ToolName
 
-LOGPROBS = "message.output_text.logprobs"
+LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 Includable = Literal[
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
@@ -20,9 +24,107 @@ Includable = Literal[
     "web_search_call.action.sources",
     "web_search_call.results",
 ]
+
+
+def told(body: Body) -> dict[str, Any]:
+    """An object as the client gave it."""
+    return body.model_dump(by_alias=True, exclude_unset=True)
+
+
+class PlainFormat(Body):
+    """Anything, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Body):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    name: str | None = Field(None, max_length=256, description="What it is called; the model does not see it.")
+    description: str | None = Field(None, description="What it is for; the model does not see it.")
+    schema_: Schema = Field(alias="schema", description="The JSON schema.")
+    strict: bool | None = Field(None, description="The text fits the schema in either case.")
+
+
+FORMATS = Kinds(
+    field="type",
+    bodies={"text": PlainFormat, "json_object": PlainFormat, "json_schema": SchemaFormat},
+    unserved=frozenset({"grammar", "python"}),
+)
+TextFormat = Annotated[
+    PlainFormat | SchemaFormat,
+    PlainValidator(FORMATS.validate, json_schema_input_type=PlainFormat | SchemaFormat),
+]
+
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
+
+
+class FunctionToolSpec(Body):
+    """A function that the model may call."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"allowed_callers", "async", "defer_loading", "output_schema"})
+
+    type: Literal["function"]
+    name: ToolName
+    description: str = Field("", description="What it does, for the model.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="JSON schema of its arguments, an object; none are taken if it is absent."
+    )
+    strict: bool = Field(False, description="The arguments fit `parameters` exactly.")
+
+
+class WebSearchTool(Body):
+    """A search that another server would do. This one has none: the model is not told of it, and the answer does not list it."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {"external_web_access", "filters", "search_content_types", "search_context_size", "user_location"}
+    )
+
+    type: Literal["web_search", "web_search_preview"]
+
+
+TOOLS = Kinds(
+    field="type",
+    bodies={"function": FunctionToolSpec, "web_search": WebSearchTool, "web_search_preview": WebSearchTool},
+    unserved=frozenset(
+        {
+            *("apply_patch", "code_interpreter", "computer", "computer_use_preview", "custom", "file_search"),
+            *(
+                "image_generation",
+                "local_shell",
+                "mcp",
+                "namespace",
+                "programmatic_tool_calling",
+                "shell",
+                "tool_search",
+            ),
+        }
+    ),
+)
+AnyTool = Annotated[
+    FunctionToolSpec | WebSearchTool,
+    PlainValidator(TOOLS.validate, json_schema_input_type=FunctionToolSpec | WebSearchTool),
+]
+
+
+class ReasoningConfig(Body):
+    """How the model thinks before it answers."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"context", "generate_summary", "mode", "summary"})
+
+    effort: Effort | None = Field(None, description="As `reasoning_effort` of a chat request.")
+
+
+class TextConfig(Body):
+    """The form of the text."""
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {"format": FORMATS}
+
+    format: TextFormat | None = Field(None, description="Plain text, any JSON object, or what fits a JSON schema.")
 
 
 class ResponseStreamOptions(Body):
@@ -36,7 +138,7 @@ class ResponsesRequest(Body):
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {
-            *("client_metadata", "max_tool_calls", "parallel_tool_calls", "prompt_cache_options"),
+            *("client_metadata", "max_tool_calls", "prompt_cache_options"),
             *("prompt_cache_retention", "service_tier"),
         }
     )
@@ -49,17 +151,20 @@ class ResponsesRequest(Body):
         "moderation": (),
         "previous_response_id": (),
         "prompt": (),
-        "reasoning": ({}, {"effort": "none"}),
-        "text": ({}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
-        "tool_choice": ("auto", "none"),
-        "tools": ([],),
         "truncation": ("disabled",),
     }
     ELSEWHERE: ClassVar[dict[str, str]] = {
         "max_tokens": "POST /v1/chat/completions",
         "messages": "POST /v1/chat/completions",
     }
-    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {"input": ITEMS, "stream_options": ResponseStreamOptions}
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {
+        "input": ITEMS,
+        "reasoning": ReasoningConfig,
+        "stream_options": ResponseStreamOptions,
+        "text": TextConfig,
+        "tools": TOOLS,
+    }
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"text"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     input: Input = Field(description="A text of the user, or items.")
@@ -85,9 +190,19 @@ class ResponsesRequest(Body):
     stop: Stop = Field(
         default_factory=list, description="Extension: strings that end the text; they are not part of it."
     )
+    tools: list[AnyTool] = Field(default_factory=list, description="What the model may call.")
+    tool_choice: ResponsesToolChoice | None = Field(
+        None,
+        description="Whether it calls a tool: `none`, `auto` (it decides), `required`, one function, or those of `allowed_tools`; "
+        "`auto` if absent.",
+    )
+    parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
+    reasoning: ReasoningConfig | None = Field(None, description="How the model thinks before it answers.")
+    text: TextConfig | None = Field(None, description="The form of the text.")
     include: list[Includable] = Field(
         default_factory=list,
-        description="What the answer holds beside the text; `message.output_text.logprobs` is served, the others say nothing here.",
+        description="What the answer holds beside the text: `message.output_text.logprobs`, `reasoning.encrypted_content`; the "
+        "others are about tools that are not served.",
     )
     top_logprobs: Count | None = Field(None, description="Alternatives for each token; more than 0 includes logprobs.")
     stream: bool = Field(False, description="Answer with server-sent events.")

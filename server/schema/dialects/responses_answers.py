@@ -29,6 +29,35 @@ class OutputMessage(AnswerBody):
     content: list[OutputTextPart]
 
 
+class AnswerCallItem(AnswerBody):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+class AnswerReasoningText(AnswerBody):
+    """A thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class AnswerReasoningItem(AnswerBody):
+    """What the model thought first."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: list[AnswerReasoningText]
+    content: list[AnswerReasoningText]
+    encrypted_content: str | None = Field(description="With `include` `reasoning.encrypted_content`.")
+
+
 class ResponseFailure(AnswerBody):
     """Why a response failed."""
 
@@ -83,7 +112,7 @@ class ResponseAnswer(AnswerBody):
     max_output_tokens: int | None
     max_tool_calls: int | None
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | AnswerCallItem | AnswerReasoningItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
     prompt_cache_key: str | None
