@@ -198,6 +198,19 @@ class HttpDeclaration(Declaration):
         "that, what was sent already, and a new resumable request is answered 429.",
         json_schema_extra=HTTP,
     )
+    response_seconds: float = Field(
+        3600.0,
+        ge=0,
+        le=30 * 86400,
+        description="How long a response of /v1/responses is stored in memory after its last use. 0: none is.",
+        json_schema_extra=HTTP,
+    )
+    response_bytes: int = Field(
+        64 * 2**20,
+        ge=1024,
+        description="Most bytes of all stored responses; those that were used least recently give way.",
+        json_schema_extra=HTTP,
+    )
     playground: bool = Field(True, description="Serve a page to try the model on at `/`.", json_schema_extra=HTTP)
     access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)
     log_level: Literal["debug", "info", "warning", "error"] = Field(

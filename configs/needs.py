@@ -211,6 +211,13 @@ _NEEDS = (
         "set data_dir",
     ),
     Requirement(
+        ("response_bytes",),
+        "response_seconds",
+        lambda self: self.response_seconds > 0,
+        "with response_seconds 0 no response is stored",
+        "set response_seconds to more",
+    ),
+    Requirement(
         ("resume_bytes", "resume_total_bytes"),
         "resume_seconds",
         lambda self: self.resume_seconds > 0,

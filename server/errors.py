@@ -15,6 +15,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── ModelNotFound            404  no such model
     ├── TaskNotServed            404  the model is there, and not for this
     ├── EngineNotFound           404  no such engine
+    ├── ResponseNotFound         404  no such stored response, or another tenant's
     ├── StreamNotFound           404  no such resumable stream, or another key's
     ├── NotKept                  404  no such file or batch, or another key's
     │   └── NothingKept          404  the server keeps neither
@@ -170,6 +171,12 @@ class RequestNotFound(NotFound):
     """No request of that id is remembered for this key."""
 
     code = "request_not_found"
+
+
+class ResponseNotFound(NotFound):
+    """No response of that id is stored for this tenant."""
+
+    code = "response_not_found"
 
 
 class StreamNotFound(NotFound):

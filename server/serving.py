@@ -43,6 +43,7 @@ from server.keys_in_use import KeysInUse
 from server.listen import Listeners
 from server.origin import is_loopback
 from server.signals import SIGNALS
+from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
 from server.telemetry.black_box import BlackBox
@@ -130,6 +131,7 @@ class Serving:
             restarts=self._restarts,
             drain=self._drain,
             streams=self._streams,
+            responses=ResponseStore(settings),
             metrics=metrics,
             tokenizer=tokenizer,
             chat=chat,

@@ -15,6 +15,7 @@ from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
 from server.keys.accounts import Accounts
 from server.schema.openapi import ModelBounds
+from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
 from server.telemetry.black_box import BlackBox
@@ -43,6 +44,7 @@ class ServerContext:
     restarts: Restarts
     drain: Drain
     streams: ResumableStreams
+    responses: ResponseStore
     metrics: Metrics
     tokenizer: Tokenizer
     chat: ChatRenderer | None

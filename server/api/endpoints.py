@@ -21,7 +21,7 @@ from server.api import (
 from server.api.accounts import usage
 from server.api.batches import batches, files
 from server.api.context import ServerContext
-from server.api.dialects import messages, responses
+from server.api.dialects import messages, responses, stored_responses
 from server.api.endpoint import Endpoint
 from server.api.pooling import embeddings, scores
 
@@ -29,6 +29,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
     responses.ENDPOINT,
+    *stored_responses.ENDPOINTS,
     *messages.ENDPOINTS,
     embeddings.ENDPOINT,
     *scores.ENDPOINTS,

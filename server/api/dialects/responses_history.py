@@ -5,14 +5,13 @@ from typing import Any
 
 from server.api.dialects.parts import AnswerPart, PartKind
 from server.api.dialects.translation import chat_content
+from server.schema.base import Body
 from server.schema.dialects.responses_items import (
-    AnyItem,
+    ITEMS,
     CallItem,
     CallOutputItem,
     InputMessage,
-    OutputText,
     ReasoningItem,
-    ReasoningText,
     RefusalPart,
     unsealed_text,
 )
@@ -20,7 +19,7 @@ from server.schema.dialects.responses_items import (
 ChatMessage = dict[str, Any]
 
 
-def messages_of(items: Iterable[AnyItem]) -> list[ChatMessage]:
+def messages_of(items: Iterable[Body]) -> list[ChatMessage]:
     """The messages of a chat that these items are: thoughts, a text and calls in a row are one message of the assistant."""
     messages: list[ChatMessage] = []
     for item in items:
@@ -68,14 +67,15 @@ def _add_message(messages: list[ChatMessage], item: InputMessage) -> None:
         messages.append({"role": item.role, "content": content})
 
 
-def item_of(part: AnswerPart) -> AnyItem:
+def item_of(part: AnswerPart) -> Body:
     """A part of an answer, as it goes into the next response."""
     match part.kind:
         case PartKind.REASONING:
-            return ReasoningItem(
-                type="reasoning", content=[ReasoningText(type="reasoning_text", text=part.text)], encrypted_content=None
-            )
+            content = [{"type": "reasoning_text", "text": part.text}]
+            return ITEMS.validate({"type": "reasoning", "content": content})
         case PartKind.CALL:
-            return CallItem(type="function_call", call_id=part.call_id, name=part.name, arguments=part.text)
+            call = {"call_id": part.call_id, "name": part.name, "arguments": part.text}
+            return ITEMS.validate({"type": "function_call", **call})
         case PartKind.TEXT:
-            return InputMessage(role="assistant", content=[OutputText(type="output_text", text=part.text)])
+            content = [{"type": "output_text", "text": part.text}]
+            return ITEMS.validate({"role": "assistant", "content": content})

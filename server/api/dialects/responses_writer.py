@@ -5,7 +5,7 @@ Sources: https://platform.openai.com/docs/api-reference/responses-streaming, htt
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from scheduler.types.messages import FinishReason
@@ -33,14 +33,20 @@ def item_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-class ResponseWriter(EventWriter):
-    """One response on its way. Each part is an item."""
+Store = Callable[[JsonObject, Sequence[AnswerPart]], None]
 
-    def __init__(self, generation: Generation, body: ResponsesRequest, tokenizer: Tokenizer) -> None:
+
+class ResponseWriter(EventWriter):
+    """One response on its way. Each part is an item. `store` gets it when it has ended, with its parts."""
+
+    def __init__(
+        self, generation: Generation, body: ResponsesRequest, tokenizer: Tokenizer, store: Store | None
+    ) -> None:
         super().__init__(generation)
+        self._store = store
         self._body = body
         self._tokenizer = tokenizer
-        self._head = response_head(generation, body)
+        self._head = response_head(generation, body, stored=store is not None)
         self._number = -1
         self._ids: list[str] = []
         self._items: list[JsonObject] = []
@@ -87,11 +93,14 @@ class ResponseWriter(EventWriter):
     def answer(self) -> JsonObject:
         """The response."""
         status = "incomplete" if self._is_cut else "completed"
-        return self._response(status) | {
+        response = self._response(status) | {
             "completed_at": None if self._is_cut else int(time.time()),
             "incomplete_details": {"reason": "max_output_tokens"} if self._is_cut else None,
             "usage": response_usage(usage(self.generation)),
         }
+        if self._store is not None:
+            self._store(response, self.parts)
+        return response
 
     def end(self) -> bytes:
         """The response once more, as a whole."""
@@ -153,7 +162,7 @@ def _error_code(error: ApiError) -> str:
     return "rate_limit_exceeded" if error.status == 429 else "server_error"
 
 
-def response_head(generation: Generation, body: ResponsesRequest) -> JsonObject:
+def response_head(generation: Generation, body: ResponsesRequest, *, stored: bool) -> JsonObject:
     """What a response says from its beginning: what it is, and how it was asked for."""
     job = generation.job
     return {
@@ -171,12 +180,12 @@ def response_head(generation: Generation, body: ResponsesRequest) -> JsonObject:
         "model": job.model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls,
-        "previous_response_id": None,
+        "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
-        "store": body.store,
+        "store": stored,
         "temperature": body.temperature,
         "text": {
             "format": {"type": "text"} if body.text is None or body.text.format is None else told(body.text.format)

@@ -176,7 +176,7 @@ class CountTokensRequest(Body):
         "thinking": ThinkingConfig,
         "tools": CLIENT_TOOLS,
     }
-    VERBATIM: ClassVar[frozenset[str]] = frozenset({"output_config"})
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"output_config", "tools"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     messages: list[ConversationMessage] = Field(

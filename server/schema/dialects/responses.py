@@ -149,7 +149,6 @@ class ResponsesRequest(Body):
         "conversation": (),
         "image": (),
         "moderation": (),
-        "previous_response_id": (),
         "prompt": (),
         "truncation": ("disabled",),
     }
@@ -164,10 +163,13 @@ class ResponsesRequest(Body):
         "text": TextConfig,
         "tools": TOOLS,
     }
-    VERBATIM: ClassVar[frozenset[str]] = frozenset({"text"})
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"text", "tools"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     input: Input = Field(description="A text of the user, or items.")
+    previous_response_id: str | None = Field(
+        None, max_length=256, description="A stored response to go on with: its items, and those before it, come first."
+    )
     instructions: str | None = Field(
         None, description="A system message in front of everything else. It is not carried over to the next response."
     )
@@ -207,7 +209,9 @@ class ResponsesRequest(Body):
     top_logprobs: Count | None = Field(None, description="Alternatives for each token; more than 0 includes logprobs.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: ResponseStreamOptions | None = Field(None, description="Nothing here changes the stream.")
-    store: bool = Field(True, description="Keep the response.")
+    store: bool = Field(
+        True, description="Keep the response, for as long as the operator lets it (`response_seconds`)."
+    )
     metadata: Metadata = Field(default_factory=dict, description="Up to 16 pairs, kept with the response.")
     user: str = Field("", max_length=512, description="On whose behalf the request is made, as in a chat request.")
     safety_identifier: str | None = Field(None, max_length=512, description="Comes back in the answer.")

@@ -58,6 +58,24 @@ class AnswerReasoningItem(AnswerBody):
     encrypted_content: str | None = Field(description="With `include` `reasoning.encrypted_content`.")
 
 
+class InputItems(AnswerBody):
+    """The items that a response was asked with, a page of them."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedResponse(AnswerBody):
+    """A response that is kept no longer."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
 class ResponseFailure(AnswerBody):
     """Why a response failed."""
 

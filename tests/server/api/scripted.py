@@ -44,6 +44,7 @@ from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
 from server.keys.watch import WatchedKeyFile
 from server.keys_in_use import KeysInUse
+from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
 from server.telemetry.metrics import Metrics
@@ -268,6 +269,7 @@ class Server:
             restarts=Restarts(engines, {}, flush_seconds=0.0),
             drain=drain,
             streams=ResumableStreams(self.settings, metrics, drain),
+            responses=ResponseStore(self.settings),
             metrics=metrics,
             tokenizer=tokenizer,
             chat=chat,

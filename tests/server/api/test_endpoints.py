@@ -92,6 +92,7 @@ def test_what_is_asked_without_a_body_answers_as_declared(endpoint, tmp_path):
         server.client.headers["Authorization"] = "Bearer key"
         stream = await server.post("/v1/completions", {"prompt": "a", "stream": True, "resumable": True})
         named = {"{model}": "org/small", "{engine}": "engine"}
+        named["{response}"] = (await server.post("/v1/responses", {"input": "a"})).json()["id"]
         named |= {"{stream}": stream.headers["x-stream-id"], "{request}": stream.headers["x-request-id"]}
         path = reduce(lambda path, name: path.replace(name, named[name]), named, endpoint.shown_path)
         return await server.client.request(endpoint.method, path)

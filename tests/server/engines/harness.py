@@ -33,6 +33,7 @@ from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.supervisor import Supervisor
 from server.stream.job import Job, SequenceRequest, TokenizedPrompt
 from server.stream.output_stream import OutputStream
+from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
 from server.telemetry.lifetime import Lifetime
@@ -67,6 +68,7 @@ def make_app(
         restarts=Restarts(engines, supervisors or {}, flush_seconds=0.0),
         drain=drain,
         streams=ResumableStreams(settings, metrics, drain),
+        responses=ResponseStore(settings),
         metrics=metrics,
         tokenizer=tokenizer(),
         chat=load_chat_renderer(tokenizer()),

@@ -19,7 +19,7 @@ from server.api.endpoint import PostEndpoint
 from server.api.endpoints import ENDPOINTS
 from server.api.requests.parse import parse
 from server.api.tenants import ANYBODY
-from server.errors import ApiError, ContextExceeded
+from server.errors import ApiError, ContextExceeded, ResponseNotFound
 from server.schema.openapi import body_schema
 from tests.drawn import drawn
 from tests.server.api.scripted import CONTEXT, Server
@@ -171,7 +171,7 @@ def refusal(path, body, context=CONTEXTS[0]):
 
 def is_beyond_a_schema(error):
     """Prompt and output exceed the context together, numbers are compared, or JSON itself is bounded."""
-    return isinstance(error, ContextExceeded) or BEYOND_SCHEMA.search(error.message)
+    return isinstance(error, ContextExceeded | ResponseNotFound) or BEYOND_SCHEMA.search(error.message)
 
 
 BASE = {

@@ -1,0 +1,139 @@
+"""Responses that are kept for their clients: to be asked for again, and to be gone on with."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from configs.settings import Settings
+from server.errors import ResponseNotFound
+from server.schema.base import Body
+
+OVERHEAD = 2048  # bytes that a response takes beside its text
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredResponse:
+    """One response.
+
+    Attributes:
+        owner: the tenant who may see it.
+        answer: its JSON.
+        asked: the items that were asked with, without those of earlier responses.
+        given: the items that it added, as they go into the next one.
+        previous: id of the response that it goes on with.
+    """
+
+    owner: str | None
+    answer: dict[str, Any]
+    asked: Sequence[Body]
+    given: Sequence[Body]
+    previous: str | None
+    size: int = field(init=False)
+    used: float = 0.0
+
+    def __post_init__(self) -> None:
+        asked = [item.model_dump(warnings=False) for item in self.asked]  # of unions it would warn
+        self.size = OVERHEAD + 2 * len(msgspec.json.encode(self.answer)) + len(msgspec.json.encode(asked))
+
+    @property
+    def id(self) -> str:
+        """The response's."""
+        name: str = self.answer["id"]
+        return name
+
+
+class ResponseStore:
+    """Keeps responses in memory for `response_seconds` after they were last used, up to `response_bytes` in all; those that were
+    used least recently give way. A response that goes on with others uses them. Calls may come from any thread.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._stored: OrderedDict[str, StoredResponse] = OrderedDict()  # the least recently used first
+        self._lock = threading.Lock()
+        self.held = 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps anything."""
+        return self._settings.response_seconds > 0
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def keep(self, stored: StoredResponse) -> None:
+        """Keep a response, if it is not larger than all may be together."""
+        with self._lock:
+            self._expire()
+            if not self.keeps or stored.size > self._settings.response_bytes:
+                return
+            self._stored[stored.id] = stored
+            stored.used = self._clock()
+            self.held += stored.size
+            while self.held > self._settings.response_bytes:
+                self._drop(next(iter(self._stored)))
+
+    def find(self, id: str, owner: str | None) -> StoredResponse:
+        """The response of this id.
+
+        Raises:
+            ResponseNotFound: there is none, or it is somebody else's, which is told apart in no way.
+        """
+        with self._lock:
+            self._expire()
+            return self._use(id, owner)
+
+    def chain(self, id: str, owner: str | None) -> list[StoredResponse]:
+        """The response of this id behind all those that it goes on with, the first one first.
+
+        Raises:
+            ResponseNotFound: as `find`, of any of them.
+        """
+        with self._lock:
+            self._expire()
+            found = [self._use(id, owner)]
+            while found[-1].previous is not None:
+                found.append(self._use(found[-1].previous, owner))
+            for each in reversed(found):  # none gives way before those that go on with it
+                self._stored.move_to_end(each.id, last=True)
+            return found[::-1]
+
+    def delete(self, id: str, owner: str | None) -> None:
+        """Forget a response; those that go on with it cannot be gone on with.
+
+        Raises:
+            ResponseNotFound: as `find`.
+        """
+        with self._lock:
+            self._expire()
+            self._use(id, owner)
+            self._drop(id)
+
+    def _use(self, id: str, owner: str | None) -> StoredResponse:
+        stored = self._stored.get(id)
+        if stored is None or stored.owner != owner:
+            raise ResponseNotFound(
+                f"There is no response {id[:100]!r} for this key: it never was stored, was deleted, or is kept no longer "
+                f"({self._settings.response_seconds:g} s after its last use, response_seconds, or until others take its room, "
+                "response_bytes)."
+            )
+        stored.used = self._clock()
+        self._stored.move_to_end(id)
+        return stored
+
+    def _expire(self) -> None:
+        old = self._clock() - self._settings.response_seconds
+        while self._stored and next(iter(self._stored.values())).used < old:
+            self._drop(next(iter(self._stored)))
+
+    def _drop(self, id: str) -> None:
+        self.held -= self._stored.pop(id).size
