@@ -31,9 +31,9 @@ class SchedulerConfig:
 
     @property
     def idle_tokens(self) -> int:
-        """Tokens of a step that idle requests have at most, and how many of them may run."""
+        """Tokens of a step that idle requests have at most, and how many of them may run; a whole prompt has to fit."""
         asked = self.max_step_tokens // 8 if self.idle_step_tokens is None else self.idle_step_tokens
-        return max(1, min(asked, self.max_step_tokens))
+        return max(self.context if self.whole_prompts else 1, min(asked, self.max_step_tokens))
 
     def __post_init__(self) -> None:
         """An adapter is told from the model as it is by its digest alone.

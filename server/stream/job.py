@@ -5,7 +5,7 @@ a vector or scores are a plain `Job` answered by `server/stream/pooled.py`.
 """
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from scheduler.router.deadlines import Deadline, Promise
 from scheduler.types.messages import AddRequest
@@ -68,3 +68,10 @@ class TextJob(Job, Generic[S]):
     continues: bool
     form: MessageForm | None = None
     grammar: Grammar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedJob:
+    """A request of another API: the job that computes what it asks for. What its answer needs besides stands in a subclass."""
+
+    job: TextJob[Any]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scheduler.policies.base import Need
 from scheduler.token_budget import split_whole
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AddRequest, FinishReason
+from scheduler.types.messages import IDLE_PRIORITY, AddRequest, FinishReason
 from scheduler.types.output_kind import OutputKind, Pooled
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult, StepResult
@@ -103,3 +103,12 @@ def test_long_texts_do_not_wait_for_ever_behind_short_ones():
 def test_a_step_that_cannot_hold_the_longest_text_is_refused():
     with pytest.raises(ValueError, match="a step of 8 tokens cannot hold whole prompts of 9"):
         SchedulerConfig(context=9, eos_token_ids=frozenset(), fingerprint="", max_step_tokens=8, whole_prompts=True)
+
+
+@pytest.mark.parametrize("share", [None, 1, BUDGET])
+def test_an_idle_prompt_has_room_for_all_of_it(share):
+    serving = engine(idle_step_tokens=share)
+    for name in ("a", "b"):
+        serving.submit(vector(name, CONTEXT, IDLE_PRIORITY))
+    serving.drain()
+    assert serving.ends.keys() == {"a", "b"}

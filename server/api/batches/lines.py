@@ -18,7 +18,7 @@ from server.api.requests.parse import parse
 from server.api.tenants import KeyRing, Tenant
 from server.batches.results import Fault, LineAnswer
 from server.errors import ApiError, InternalError, PoisonRequest, QueueFull, Unavailable
-from server.stream.job import Job
+from server.stream.job import Job, TranslatedJob
 from server.telemetry.lifetime import IdleExchange
 from server.to_thread import by_size
 
@@ -72,11 +72,17 @@ class LineAnswers:
         return LineAnswer(status=response.status_code, body=bytes(response.body), request_id=request_id)
 
 
-def make_idle(job: object) -> None:
-    """Have all sequences of a job run on what nobody else needs."""
-    if isinstance(job, Job):
-        for sequence in job.sequences:
-            sequence.request.priority, sequence.request.own_priority = IDLE_PRIORITY, 0
+def make_idle(valid: object) -> None:
+    """Have all sequences of a valid request run on what nobody else needs.
+
+    Raises:
+        TypeError: the endpoint's requests have none.
+    """
+    job = valid.job if isinstance(valid, TranslatedJob) else valid
+    if not isinstance(job, Job):
+        raise TypeError(f"a batch cannot have requests that become a {type(valid).__name__}")
+    for sequence in job.sequences:
+        sequence.request.priority, sequence.request.own_priority = IDLE_PRIORITY, 0
 
 
 def _valid(

@@ -15,11 +15,10 @@ from server.api.dialects.parts import added_up
 from server.api.dialects.translation import chat_content, chat_request, in_words_of
 from server.api.endpoint import Call, PostEndpoint, json_response
 from server.api.tenants import ANYBODY, Tenant
-from server.schema.chat import ChatRequest
 from server.schema.dialects.choices import messages_choice_for_chat
 from server.schema.dialects.messages import ClientTool, CountTokensRequest, MessagesRequest, OutputFormat
 from server.schema.dialects.messages_answers import MessageAnswer, MessagesErrorAnswer, TokenCountAnswer
-from server.stream.job import TextJob
+from server.stream.job import TranslatedJob
 from server.text.chat_renderer import ChatRenderer
 
 # What a refusal of the chat job is about, in the words of this API.
@@ -32,10 +31,9 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesJob:
+class MessagesJob(TranslatedJob):
     """A valid request: what is computed, and whether the context has less room than was asked for."""
 
-    job: TextJob[ChatRequest]
     clipped: bool
 
 

@@ -17,11 +17,10 @@ from server.api.dialects.translation import chat_request, in_words_of
 from server.api.endpoint import Call, PostEndpoint
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import ResponseNotFound
-from server.schema.chat import ChatRequest
 from server.schema.dialects.choices import responses_choice_for_chat
 from server.schema.dialects.responses import FunctionToolSpec, PlainFormat, ResponsesRequest, SchemaFormat, told
 from server.schema.dialects.responses_answers import ResponseAnswer
-from server.stream.job import TextJob
+from server.stream.job import TranslatedJob
 from server.stream.response_store import StoredResponse
 
 # What a refusal of the chat job is about, in the words of this API.
@@ -39,10 +38,9 @@ _SAMPLING = (
 
 
 @dataclass(frozen=True, slots=True)
-class ResponsesJob:
+class ResponsesJob(TranslatedJob):
     """A valid request: what is computed, and what was asked for."""
 
-    job: TextJob[ChatRequest]
     body: ResponsesRequest
 
 
