@@ -44,12 +44,12 @@ def structured():
 
 def tool_loop():
     answer = ToolCallingAgent(tools=[get_weather], model=ONE_CALL, max_steps=3, verbosity_level=0).run(WEATHER)
-    assert answer and asked
+    assert answer and (asked or not CHOSEN), (answer, asked)  # forced, it may answer by the tool for answers at once
 
 
 def tool_loop_streamed():
     agent = ToolCallingAgent(tools=[get_weather], model=ONE_CALL, max_steps=3, verbosity_level=0, stream_outputs=True)
-    assert len(list(agent.run(WEATHER, stream=True))) > 3 and asked
+    assert len(list(agent.run(WEATHER, stream=True))) > 3 and (asked or not CHOSEN), asked
 
 
 def code():
