@@ -13,12 +13,13 @@ from server.api.context import ServerContext
 from server.api.endpoint import Endpoint, EndpointTable
 from server.api.endpoints import ENDPOINTS, build_router
 from server.api.tenants import KeyRing
-from server.errors import ErrorBoundary, install_handlers
+from server.errors import install_handlers
 from server.keys.allowance import RATE_HEADERS
 from server.middleware import (
     AuthMiddleware,
     BodySizeMiddleware,
     DrainMiddleware,
+    ErrorBoundary,
     ExchangeMiddleware,
     HeadMiddleware,
     LimitMiddleware,

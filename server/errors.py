@@ -49,18 +49,15 @@ have another (`Endpoint.error_body`). Every code that a client gets is recorded 
 """
 
 import json
-import logging
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-_log = logging.getLogger("headrace.server")
+from starlette.types import Scope
 
 
 class _Recorded(Protocol):
@@ -188,6 +185,8 @@ class StreamNotFound(NotFound):
 class NotKept(NotFound):
     """No file or batch of that id is kept for this key."""
 
+    code = "object_not_found"
+
 
 class NothingKept(NotKept):
     """Files and batches need a folder, and the server was given none."""
@@ -273,7 +272,7 @@ class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
     def __init__(
-        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None, limit: str
+        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None, limit: str = ""
     ) -> None:
         super().__init__(message, param=param, headers=headers)
         self.limit = limit
@@ -405,7 +404,7 @@ def error_response(error: ApiError, scope: Scope, status: int | None = None) -> 
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer the errors that endpoints and routing raise. Unforeseen exceptions are left to the `ErrorBoundary`."""
+    """Answer the errors that endpoints and routing raise. Unforeseen exceptions are left to `server.middleware.ErrorBoundary`."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -426,31 +425,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return error_response(MethodNotAllowed(message, headers=headers), request.scope)
     kind = InvalidRequest if error.status_code < 500 else InternalError
     return error_response(kind(str(error.detail), headers=headers), request.scope, error.status_code)
-
-
-class ErrorBoundary:
-    """Innermost middleware: an unforeseen exception becomes a 500, and its traceback one entry in the log."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        except ClientDisconnect:
-            return  # the client left while it was sending; there is nobody to answer
-        except Exception as failure:
-            error = failure if isinstance(failure, ApiError) else InternalError("The server failed; see its log.")
-            if error is not failure:
-                _log.exception("%s %r failed", scope.get("method"), scope.get("path"))
-            response = error_response(error, scope)
-            if not started:  # otherwise the web server cuts the connection, which is all that can be said by then
-                await response(scope, receive, send)

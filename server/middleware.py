@@ -12,11 +12,21 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.tenants import ANYBODY, KeyRing, Tenant
 from server.drain import Drain
-from server.errors import BodyTooLarge, ErrorBody, RateLimited, Unauthorized, Unavailable, error_response
+from server.errors import (
+    ApiError,
+    BodyTooLarge,
+    ErrorBody,
+    InternalError,
+    RateLimited,
+    Unauthorized,
+    Unavailable,
+    error_response,
+)
 from server.keys.accounts import Accounts
 from server.telemetry.access_log import access_fields
 from server.telemetry.lifetime import Exchange
@@ -28,6 +38,7 @@ RequestTest = Callable[[Scope], bool]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
+_log = logging.getLogger("headrace.server")
 _access_log = logging.getLogger("headrace.access")
 
 
@@ -281,3 +292,31 @@ class BodySizeMiddleware:
 
 def _too_large(size: str, limit: int, setting: str) -> BodyTooLarge:
     return BodyTooLarge(f"The request body has {size} bytes; the limit ({setting}) is {limit}.", headers=_CLOSE)
+
+
+class ErrorBoundary:
+    """Innermost middleware: an unforeseen exception becomes a 500, and its traceback one entry in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            return  # the client left while it was sending; there is nobody to answer
+        except Exception as failure:
+            error = failure if isinstance(failure, ApiError) else InternalError("The server failed; see its log.")
+            if error is not failure:
+                _log.exception("%s %r failed", scope.get("method"), scope.get("path"))
+            response = error_response(error, scope)
+            if not started:  # otherwise the web server cuts the connection, which is all that can be said by then
+                await response(scope, receive, send)

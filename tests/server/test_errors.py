@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import errors
-from server.errors import ApiError, ErrorBoundary, InvalidRequest, QueueFull, error_response
+from server.errors import ApiError, InvalidRequest, QueueFull, error_response
+from server.middleware import ErrorBoundary
 from server.telemetry.lifetime import Exchange
 
 
