@@ -60,6 +60,11 @@ _ENGINE_LOOKS_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
 
+def _watch(keeper: KeeperSupervisor | None, metrics: Metrics) -> None:
+    if keeper is not None:
+        metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
+
+
 class WebServer(uvicorn.Server):
     """uvicorn without its signal handlers: what a signal means is decided in `Serving`."""
 
@@ -110,8 +115,7 @@ class Serving:
         self._arguments, self._inherited = dict(engines), inherited
         metrics, self._drain = Metrics(settings.shares), Drain()
         self._keys = KeysInUse(settings, keys, metrics)
-        if keeper is not None:
-            metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
+        _watch(keeper, metrics)
         clients = [EngineClient(name, settings, metrics) for name in engines]
         bounds = PhaseBounds(*settings.phase_slos) if settings.phase_slos else None
         self._engines = _engines_of(settings, clients, metrics, bounds)

@@ -7,12 +7,17 @@ import pytest
 
 from server.api.endpoint import PostEndpoint
 from server.api.endpoints import ENDPOINTS
+from server.schema.dialects.messages import CountTokensRequest, MessagesRequest
 from server.schema.openapi import body_schema
 from tests.server.api.scripted import Server, run
 
 BASE = {
     "/v1/completions": {"prompt": "a", "max_tokens": 1},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "logprobs": True},
+    "/v1/responses": {"input": "a", "max_output_tokens": 16},
+    "/v1/embeddings": {"input": "a"},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/v1/score": {"text_1": "a", "text_2": "b"},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
 }
@@ -66,7 +71,7 @@ def named(where) -> str:
 
 def test_the_schema_has_the_fields_that_this_file_is_about():
     names = {named(where) for path in BASE for where in fields_of(path)}
-    assert MODELS.keys() == BASE.keys()
+    assert {MODELS[path] for path in BASE} | {MessagesRequest, CountTokensRequest} == set(MODELS.values())
     assert {"max_tokens", "temperature", "n", "seed", "top_k", "priority", "logit_bias.5", "stop_token_ids[0]"} <= names
     assert {"prompt[0]", "prompt[0][0]", "tokens[0]", "top_logprobs", "cache_pin_seconds"} <= names
     assert len(names) > 20
@@ -108,11 +113,11 @@ def test_what_is_of_another_type_is_refused_by_name(path):
     cases = [(where, number) for where in fields_of(path) for number in WRONG]
     answers = asked(path, [body_with(BASE[path], where, number) for where, number in cases])
     for (where, number), answer in zip(cases, answers, strict=True):
-        # `echo: ..` beside; chat's `logprobs` and a completion's prompts take some of these types
+        # chat's `logprobs`, prompts and inputs take some of these types
         if answer.status_code != 200:
             check_named(answer, where, number)
         else:
-            assert where[0] in ("prompt", "logprobs", "stop", "messages"), (where, number)
+            assert where[0] in ("prompt", "logprobs", "stop", "messages", "input"), (where, number)
 
 
 @pytest.mark.parametrize("path", BASE)

@@ -26,9 +26,25 @@ def path_of(endpoint):
     return endpoint.shown_path.replace("{model}", "org/small").replace("{engine}", "engine")
 
 
+async def upload(server):
+    """The id of a file for a batch of one line."""
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+    line["body"] = {"messages": [{"role": "user", "content": "a"}]}
+    files = {"file": ("in.jsonl", json.dumps(line).encode())}
+    answer = await server.client.post("/v1/files", files=files, data={"purpose": "batch"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+async def begin_batch(server, file):
+    """The id of a batch of this file."""
+    body = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return (await server.post("/v1/batches", body)).json()["id"]
+
+
 def test_no_two_have_one_place():
     places = [(endpoint.method, endpoint.shown_path) for endpoint in ENDPOINTS]
-    assert len(places) == len(set(places)) == len(POSTS) + len(BODILESS)
+    assert len(places) == len(set(places)) == len(POSTS) + len(BODILESS) + 1, "and the upload of files"
 
 
 @BY_PATH
@@ -41,13 +57,17 @@ def test_each_says_what_it_is(endpoint):
 
 
 @POSTED
-def test_examples_are_accepted_and_answered(endpoint):
+def test_examples_are_accepted_and_answered(endpoint, tmp_path):
     assert endpoint.examples and issubclass(endpoint.body, Body)
     for example in endpoint.examples.values():
         parse(endpoint.body, json.dumps(example["value"]).encode(), "application/json", Settings())
 
         async def ask(value=example["value"]):
-            return await Server().post(path_of(endpoint), value)
+            server = Server(data_dir=str(tmp_path))
+            async with server.running_batches():
+                if "input_file_id" in value:
+                    value = {**value, "input_file_id": await upload(server)}
+                return await server.post(path_of(endpoint), value)
 
         response = run(ask)
         assert response.status_code == 200, response.text
@@ -88,11 +108,18 @@ ENDING = [endpoint for endpoint in BODILESS if "application/x-ndjson" not in end
 def test_what_is_asked_without_a_body_answers_as_declared(endpoint, tmp_path):
     async def ask():
         counted = str(tmp_path / "use.db")
-        server = Server(api_key=["key"], admin_keys=["key1"], usage_db=counted)
+        server = Server(api_key=["key"], admin_keys=["key1"], usage_db=counted, data_dir=str(tmp_path / "data"))
         server.client.headers["Authorization"] = "Bearer key"
+        async with server.running_batches():
+            return await asked_of(server)
+
+    async def asked_of(server):
         stream = await server.post("/v1/completions", {"prompt": "a", "stream": True, "resumable": True})
         named = {"{model}": "org/small", "{engine}": "engine"}
         named["{response}"] = (await server.post("/v1/responses", {"input": "a"})).json()["id"]
+        named["{file}"] = await upload(server)
+        if "{batch}" in endpoint.shown_path:  # a file that an open batch reads cannot be deleted
+            named["{batch}"] = await begin_batch(server, named["{file}"])
         named |= {"{stream}": stream.headers["x-stream-id"], "{request}": stream.headers["x-request-id"]}
         path = reduce(lambda path, name: path.replace(name, named[name]), named, endpoint.shown_path)
         return await server.client.request(endpoint.method, path)

