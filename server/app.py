@@ -25,6 +25,7 @@ from server.middleware import (
     LimitMiddleware,
 )
 from server.origin import OriginMiddleware
+from server.schema.answers import components
 from server.schema.openapi import ModelBounds
 from server.stream.resumable_answer import STREAM_ID
 from server.telemetry.metrics import server_version
@@ -45,7 +46,9 @@ class Application(FastAPI):
         if self.openapi_schema is None or bounds != self._bounds:
             self.openapi_schema, self._bounds = None, bounds
             document = super().openapi()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for endpoint in self._endpoints:
+                schemas.update(components(endpoint.error_answer))
                 operation = document["paths"][endpoint.shown_path][endpoint.method.lower()]
                 operation.update(endpoint.openapi(self._context.settings, bounds))
             self.openapi_schema = document

@@ -334,25 +334,32 @@ class IndexAnswer(AnswerBody):
     models: str = Field(description="Path of the served models.")
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {
-        "model": ErrorAnswer,
-        "description": "Something in the request is wrong; the message names the field, the limit and the value.",
-    },
-    401: {"model": ErrorAnswer, "description": "No API key, or a wrong one."},
-    403: {"model": ErrorAnswer, "description": "This key may not do that."},
-    404: {"model": ErrorAnswer, "description": "No such model, engine, stream, file or batch."},
-    409: {"model": ErrorAnswer, "description": "Not possible in the state that the engine is in."},
-    410: {"model": ErrorAnswer, "description": "The events that come next are not kept any more."},
-    413: {"model": ErrorAnswer, "description": "The body is too large."},
-    415: {"model": ErrorAnswer, "description": "The body is no JSON in UTF-8, or its content coding is not served."},
-    429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when to come back."},
-    500: {"model": ErrorAnswer, "description": "The server or the engine failed on this request."},
-    507: {"model": ErrorAnswer, "description": "There is no room for the file."},
-    503: {"model": ErrorAnswer, "description": "Starting, draining, or the engine died; with Retry-After."},
+ERRORS = {
+    400: "Something in the request is wrong; the message names the field, the limit and the value.",
+    401: "No API key, or a wrong one.",
+    403: "This key may not do that.",
+    404: "No such model, engine, stream, file or batch.",
+    409: "Not possible in the state that the engine is in.",
+    410: "The events that come next are not kept any more.",
+    413: "The body is too large.",
+    415: "The body is no JSON in UTF-8, or its content coding is not served.",
+    429: "The queue is full; Retry-After says when to come back.",
+    500: "The server or the engine failed on this request.",
+    507: "There is no room for the file.",
+    503: "Starting, draining, or the engine died; with Retry-After.",
 }
 
 
 def errors(*statuses: int, body: type[AnswerBody] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for these statuses, with errors of this form."""
-    return {status: ERRORS[status] | {"model": body} for status in statuses}
+    """FastAPI's `responses` for these statuses, with errors of this form.
+
+    They refer to it by name, and `components` has it: of a model FastAPI would make a validator for each status of each endpoint.
+    """
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+    return {status: {"description": ERRORS[status], "content": content} for status in statuses}
+
+
+def components(body: type[AnswerBody]) -> dict[str, Any]:
+    """The schema of an answer and of what it is made of, by the names that OpenAPI refers to them by."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs", {}), body.__name__: schema}
