@@ -22,7 +22,7 @@ from server.monitoring.panels import Panel, Query, legend_labels
 from server.monitoring.rules import ALERTS, RECORDINGS, recorded
 from tests.e2e.dashboards.real_prometheus import MissingProgramError, RealPrometheus, program
 from tests.e2e.dashboards.schema import check_schema
-from tests.e2e.dashboards.traffic import FLAGS, KEYS, Traffic
+from tests.e2e.dashboards.traffic import FLAGS, KEYS, Traffic, key_file
 from tests.e2e.server_process import ServerProcess
 from tests.source_tree import ROOT
 
@@ -154,11 +154,12 @@ def lint(url: str) -> None:
 
 def watched(seconds: float, folder: Path) -> list[Finding]:
     """Start server and Prometheus, load the server for so long, and ask."""
-    server = ServerProcess(*FLAGS, "--kv-disk-path", str(folder / "kv"))
+    keys = key_file(folder)
+    server = ServerProcess(*FLAGS, "--kv-disk-path", str(folder / "kv"), "--api-keys", str(keys))
     try:
         prometheus = RealPrometheus(folder, server.url.removeprefix("http://"), KEY)
         try:
-            traffic = Traffic(server)
+            traffic = Traffic(server, keys)
             traffic.run(seconds)
             print(f"{traffic.answered} requests answered, {traffic.refused} refused; one engine killed")
             lint(server.url)
