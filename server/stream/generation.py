@@ -121,6 +121,8 @@ class TextChoice:
         self._release(delta)
         if self._message is not None:
             self._message.read(delta)
+            if self.finished:
+                self.lifetime.reasoning_tokens = self._message.reasoning_tokens
         return self._emit(delta)
 
     @property

@@ -47,6 +47,7 @@ class Lifetime:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of those generated, once the sequence has ended
     preemptions: int = 0
     reason: FinishReason | None = None
     failed: bool = False  # an engine or the server ended it before it was complete

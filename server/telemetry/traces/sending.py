@@ -143,6 +143,7 @@ def request_attributes(exchange: Exchange, scope: Mapping[str, Any], status: int
             "gen_ai.usage.input_tokens": sum(each.prompt_tokens for each in lifetimes),
             "gen_ai.usage.output_tokens": sum(each.completion_tokens for each in lifetimes),
             "gen_ai.usage.cache_read.input_tokens": sum(each.cached_tokens for each in lifetimes),
+            "gen_ai.usage.reasoning.output_tokens": sum(each.reasoning_tokens for each in lifetimes),
         }
     return found
 

@@ -31,17 +31,27 @@ def receiver():
     receiver.close()
 
 
-def traced(receiver, asks, **settings):
+def traced(receiver, asks, reply="Hello", **settings):
     """The answers to these requests, once their spans have arrived."""
 
     async def test():
-        server = Server("Hello", otlp_endpoint=receiver.url, **settings)
+        server = Server(reply, otlp_endpoint=receiver.url, **settings)
         try:
             return [await server.client.post(path, json=body, headers=headers) for path, body, headers in asks]
         finally:
             server.context.tracing.close()
 
     return run(test)
+
+
+@pytest.mark.processes
+def test_what_was_thought_is_counted_apart(receiver):
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 40}
+    thinks = {"reply": "<think>hm</think>yes", "reasoning_format": "think"}
+    (answer,) = traced(receiver, [("/v1/chat/completions", body, {})], **thinks)
+    (root,) = receiver.wait_for(1)
+    thought = answer.json()["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert attributes_of(root)["gen_ai.usage.reasoning.output_tokens"] == thought > 0
 
 
 @pytest.mark.processes
@@ -58,6 +68,7 @@ def test_a_request_is_one_tree_with_the_names_of_the_conventions(receiver):
     assert told["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
     assert told["gen_ai.usage.output_tokens"] == usage["completion_tokens"] == 3
     assert told["gen_ai.usage.cache_read.input_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
+    assert told["gen_ai.usage.reasoning.output_tokens"] == 0
     names = [span.name for span in receiver.children(root)]
     assert names == ["receive", "validate", "queue", "prefill", "decode", "stream"]
     assert all(span.trace_id == root.trace_id for span in receiver.spans)
