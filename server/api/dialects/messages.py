@@ -64,7 +64,8 @@ def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant =
 def conversation(body: CountTokensRequest, chat: ChatRenderer | None) -> dict[str, Any]:
     """The fields of a chat request that make its prompt, and say how its answer is read."""
     system = [{"role": "system", "content": chat_content([block.text for block in body.system])}] if body.system else []
-    messages = [each for message in body.messages for each in chat_messages(message)]
+    told = (chat_messages(message, f"messages[{number}]") for number, message in enumerate(body.messages))
+    messages = [each for several in told for each in several]
     output = body.output_config
     return {
         "model": body.model,

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from server.api.dialects.translation import chat_content
+from server.errors import InvalidRequest
 from server.schema.dialects.messages import (
     ConversationMessage,
     HiddenThoughtBlock,
@@ -16,13 +17,21 @@ from server.schema.dialects.messages import (
 ChatMessage = dict[str, Any]
 
 
-def chat_messages(message: ConversationMessage) -> list[ChatMessage]:
-    """The messages of a chat: results of calls are messages of their own there."""
+def chat_messages(message: ConversationMessage, param: str) -> list[ChatMessage]:
+    """The messages of a chat: results of calls are messages of their own there.
+
+    Args:
+        message: of Anthropic's API.
+        param: its path, for refusals.
+
+    Raises:
+        InvalidRequest: it has a block that only the assistant's messages may have.
+    """
     if message.role == "assistant":
         return [_assistants(message)]
     told: list[ChatMessage] = []
     texts: list[str] = []
-    for block in message.content:
+    for number, block in enumerate(message.content):
         if isinstance(block, ToolResultBlock):
             if texts:
                 told.append({"role": message.role, "content": chat_content(texts)})
@@ -31,6 +40,11 @@ def chat_messages(message: ConversationMessage) -> list[ChatMessage]:
             told.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": result})
         elif isinstance(block, TextBlock):
             texts.append(block.text)
+        else:
+            where = f"{param}.content[{number}]"
+            raise InvalidRequest(
+                f"`{where}` must be text or a tool_result with role {message.role!r}, got {block.type}", param=where
+            )
     if texts or not told:
         told.append({"role": message.role, "content": chat_content(texts)})
     return told

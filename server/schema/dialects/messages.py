@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from server.schema.base import INT32_MAX, Body, Kinds
+from configs.settings import Settings
+from server.schema.base import INT32_MAX, Body, Kinds, either, where
 from server.schema.dialects.choices import MessagesToolChoice
 from server.schema.dialects.parts import text_or
 from server.schema.fields import ModelName, Text
@@ -97,6 +98,12 @@ class ConversationMessage(Body):
 
     role: Literal["user", "assistant", "system"]
     content: Blocks = Field(description="Text, or blocks.")
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """Only the assistant thinks, and calls tools."""
+        told = {"items": where("type", "text", "tool_result")}
+        return [either(where("role", "assistant"), {"properties": {"content": told}})]
 
 
 class MessageMetadata(Body):

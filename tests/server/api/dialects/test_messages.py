@@ -85,6 +85,8 @@ def test_tokens_are_counted_as_they_would_be_given_to_the_model():
         ({**HI, "stop_sequences": ["a"] * 17}, 400, "invalid_request_error", "stop_sequences", ["16", "17"]),
         ({**HI, "messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error",
          "messages[0].content[0].type", ["image", "text"]),
+        ({**HI, "messages": [{"role": "user", "content": [{"type": "tool_use", "id": "a", "name": "b", "input": {}}]}]}, 400,
+         "invalid_request_error", "messages[0].content[0]", ["text or a tool_result", "tool_use"]),
         ({**HI, "mcp_servers": [{}]}, 400, "invalid_request_error", "mcp_servers", ["not served"]),
     ],
 )  # fmt: skip
