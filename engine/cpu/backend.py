@@ -88,6 +88,7 @@ class CpuBackend:
         with start.phase("import torch"):
             import_torch(start.settings.threads)
             from engine.cpu.worker import CpuWorker
+            from engine.grammar.forced_tokens import ForcedTokens
             from engine.grammar.matchers import Grammars
             from engine.pooling.pooler import produced
             from engine.pooling.registry import standard_poolers
@@ -97,7 +98,7 @@ class CpuBackend:
         with start.phase("load weights"):
             vocab = start.config.vocab_size
             self.preparation = grammars = Grammars(vocab, start.config.eos_token_ids)
-            # No `ForcedTokens`: 8 streams lost a fifth and more with it. A CPU is busy with as many rows as there are anyway.
+            self.drafter = ForcedTokens(grammars, at_once=CpuWorker.depth == 1)
             edits = standard_edits(vocab, start.config.eos_token_ids, grammars)
             poolers = standard_poolers(start.config)
             self.produces = produced(poolers)

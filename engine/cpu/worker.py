@@ -105,7 +105,7 @@ class CpuWorker:
         self, hidden: torch.Tensor, rows: list[SampledRow], sequences: list[Sequence], results: list[ChunkResult]
     ) -> None:
         """Sample after these rows, and after those behind them while drafts hold; the head is computed for no others."""
-        while rows:
+        while rows := self._take_certain(rows, sequences, results):
             picked = hidden if len(rows) == len(hidden) else hidden[[index for _, index, _ in rows]]
             sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place, _, _ in rows])
             following = [
@@ -113,3 +113,17 @@ class CpuWorker:
                 for row, token in zip(rows, sampled, strict=True)
             ]
             rows = [row for row in following if row is not None]
+
+    def _take_certain(
+        self, rows: list[SampledRow], sequences: list[Sequence], results: list[ChunkResult]
+    ) -> list[SampledRow]:
+        """Take what must follow without asking the model. Returns the rows that it has to be asked after."""
+        left = []
+        for row in rows:
+            place = row[0]
+            following: SampledRow | None = row
+            while following is not None and (token := self._sampler.certain(sequences[place])) is not None:
+                following = take(following, token, sequences[place], results[place], self._sampler.complete)
+            if following is not None:
+                left.append(following)
+        return left

@@ -1,8 +1,9 @@
-"""Guesses of what a grammar leaves no choice about: names of properties, punctuation, the only choice that is left.
+"""What a grammar leaves no choice about, such as names of properties: proposed as guesses, which a step computes as one chunk.
 
-A text that must follow can be spelled by several sequences of tokens, and the model chooses one of them. So what is proposed is a
-guess, which a step verifies as a whole: the answer is the same, in fewer steps (Willard and Louf 2023, "Efficient guided generation
-for large language models", section 4, for the idea; llguidance's "fast-forward tokens").
+A text that must follow can be spelled by several sequences of tokens. llguidance spells it in one way, and its masks allow no other
+there, so the guesses are always right: the answer is the same, in fewer steps (Willard and Louf 2023, "Efficient guided generation
+for large language models", section 4, for the idea; llguidance's "fast-forward tokens"). A CPU computes the head for none of them
+(`CpuSampler.certain`), a GPU draws them like other guesses.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,8 @@ from engine.grammar.matchers import Grammars
 from scheduler.drafting import DraftCandidate
 from scheduler.types.sampling_params import SamplingParams
 
-_WORTH_WAITING = (
-    3  # tokens: the next one is being computed, and holding a sequence back for one guess would gain nothing
-)
+# Tokens: the next one is being computed, and holding a sequence back for one guess would gain nothing.
+_WORTH_WAITING = 3
 
 
 class ForcedTokens:

@@ -39,6 +39,12 @@ class _Walk:
         """False if the id now names another list of tokens, or one shorter than what was accepted."""
         return self._tokens is sequence.tokens and self._accepted <= len(sequence.tokens)
 
+    def note_forced(self) -> list[int]:
+        """What must follow all tokens that are known; empty if that is not one text. Found once after each of them."""
+        if self.forced[0] != self._accepted:
+            self.forced = self._accepted, self.matcher.compute_ff_tokens()
+        return self.forced[1]
+
     def catch_up(self) -> "LLMatcher":
         """The matcher after all tokens that are known."""
         fresh = self._tokens[self._accepted :]
@@ -110,8 +116,19 @@ class Grammars:
         matcher = walk.catch_up()
         if matcher.is_stopped():
             return not matcher.is_error()
-        walk.forced = len(sequence.tokens), matcher.compute_ff_tokens()
+        walk.note_forced()
         return False
+
+    def only(self, sequence: Sequence) -> int | None:
+        """The one token that may follow, where the grammar leaves no choice about the text.
+
+        What must follow is spelled in one way: masks allow no other there (`TokenParser.compute_mask` of llguidance).
+        """
+        walk = self._walk(sequence)
+        if walk.catch_up().is_stopped():
+            return None
+        tokens = walk.note_forced()
+        return tokens[0] if tokens else None
 
     def forced(self, request_id: str, known: int) -> list[int]:
         """The tokens that spell what must follow the first `known` of a sequence, as far as that was noted. From any thread."""

@@ -26,6 +26,10 @@ class GrammarMask(MaskingEdit):
         """Whether the grammar has ended."""
         return self._grammars.complete(sequence)
 
+    def only(self, sequence: Sequence) -> int | None:
+        """The next token of a text that the grammar leaves no choice about."""
+        return self._grammars.only(sequence)
+
     def forget(self, request_id: str) -> None:
         """Drop the request's place in its grammar."""
         self._grammars.forget(request_id)

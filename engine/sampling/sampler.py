@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.sampling import draw, logprobs
-from engine.sampling.edits import Edit, MaskingEdit
+from engine.sampling.edits import AddingEdit, Edit, MaskingEdit
 from engine.sampling.top_k_top_p import Limits, candidates, scaled, truncates
 from engine.sequence import Sequence
 from scheduler.types.step import TokenLogprobs
@@ -58,6 +58,7 @@ class CpuSampler:
         self._vocab_size = vocab_size
         self._edits = sorted(edits, key=lambda edit: edit.in_kernel)  # the order that a device has
         self._masking = [edit for edit in self._edits if isinstance(edit, MaskingEdit)]
+        self._adding = [edit for edit in self._edits if isinstance(edit, AddingEdit)]
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
@@ -100,6 +101,18 @@ class CpuSampler:
             if error is not None:
                 raise ValueError(error)
         return logprobs.describe(logits, target_ids, top)
+
+    def certain(self, sequence: Sequence) -> Sampled | None:
+        """The next token where nothing else may follow, so that no logits are needed; None: they are, or may be.
+
+        It is what `sample` would bring, unless the model's logits are not finite, which the next row that needs them will show.
+        """
+        sampling = sequence.sampling
+        masking = [edit for edit in self._masking if edit.concerns(sampling)]
+        if not masking or sampling.logprobs is not None or any(edit.concerns(sampling) for edit in self._adding):
+            return None
+        token = masking[0].only(sequence)
+        return None if token is None else Sampled(token)
 
     def complete(self, sequence: Sequence) -> bool:
         """Whether nothing may follow the tokens of a sequence, because an edit says so."""

@@ -95,6 +95,27 @@ def test_what_must_follow_is_computed_in_one_chunk_and_changes_nothing(constrain
     assert [token for token, _ in forced.entries] == [token for token, _ in plain.entries]
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_the_head_is_computed_for_no_token_that_must_come(constrained, forced):
+    def heads(**asked):
+        engine = constrained.engine(forced=forced)
+        model, rows = engine.worker._model, []
+        model.logits = lambda hidden, logits=model.logits: rows.append(len(hidden)) or logits(hidden)
+        asked = {"grammar": LLMatcher.grammar_from_json_schema(PERSON), "vocabulary": constrained.vocabulary, **asked}
+        for i in range(3):
+            engine.add(f"r{i}", [*PROMPT, i], max_tokens=40, **asked)
+        engine.drain()
+        return sum(rows), engine.outputs
+
+    few, outputs = heads(repetition_penalty=1.2)
+    assert few < sum(map(len, outputs.values()))
+    # Who asks for probabilities gets those of the model, and what another edit may mask is looked at.
+    for asked in ({"logprobs": 0}, {"logit_bias": {5: -1.0}}):
+        rows, again = heads(repetition_penalty=1.2, **asked)
+        assert rows == sum(map(len, again.values()))
+        assert again == outputs
+
+
 def test_requests_without_a_grammar_are_not_held_back_by_forced_tokens(constrained):
     grammar = LLMatcher.grammar_from_json_schema(PERSON)
 
