@@ -77,8 +77,10 @@ class Rig:
             for block_key, taken in stores[name].kept():
                 self.books[name].seed(block_key, taken)
         self.found = sum(map(len, self.books.values()))
+        transfers = TransferPlanner(pool, list(self.books.values()))
+        self.flush = transfers.flush
         loop = EngineLoop(
-            Scheduler(CONFIG, pool, TransferPlanner(pool, list(self.books.values())), worker_depth=depth),
+            Scheduler(CONFIG, pool, transfers, worker_depth=depth),
             self.worker,
             self.channel,
             transfer_worker=TransferWorker(memory, stores, self.channel.wake),
@@ -119,8 +121,10 @@ class Rig:
         self.end()
 
     def end(self):
-        self.disk.gate.set()
+        """The disk writes only once it is counted what it has to."""
         self.worker.gate.set()
+        self.wait_for(lambda: self.flush.target is not None or not self.thread.is_alive())
+        self.disk.gate.set()
         self.thread.join(WAIT_MS / 1000)
         assert not self.thread.is_alive()
         self.channel.close()
