@@ -9,13 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.structured.grammar import Grammar, lark_string, lark_term, regex_in_lark, schema_source
-from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, ToolFormat
+from server.structured.grammar import Grammar, json_text, lark_string, lark_term, regex_in_lark, schema_source
+from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, TaggedCall, ToolFormat
+from server.text.formats.value_types import resolved, types_of, values_of
 from server.text.message_parser import MessageForm
 
 _SPACE = r"SPACE: /[ \n\r\t]{1,4}/"
+_NUMBER = r"NUMBER: /[0-9]{1,4}/"
 _SPACES = r"[ \n\r\t]*"
 _TEXT = r"TEXT: /(.|\n)*/"
+# Arguments in one line, as templates show them: a model that may indent spends a third of their tokens on it.
+_ONE_LINE = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ",[ ]?",
+    "key_separator": ":[ ]?",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +38,20 @@ class CallableTool:
     def schema(self, part: Mapping[str, Any] | None = None) -> str:
         """The arguments' schema, or that of a part of them, as a term of Lark."""
         whole = {**self.parameters, "type": "object"} if part is None else {**self._definitions(), **part}
-        text = schema_source(whole, {"lenient": not self.strict})
+        text = schema_source(whole, {"lenient": not self.strict, **_ONE_LINE})
         return "%json " + text.replace("::=", r":\u003a=")  # else it would pass for GBNF
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """The arguments' schemas by name."""
+        properties = self.parameters.get("properties")
+        return properties if isinstance(properties, dict) else {}
+
+    @property
+    def required(self) -> Sequence[str]:
+        """The arguments that must be given, in their order."""
+        required = self.parameters.get("required")
+        return [name for name in self.properties if isinstance(required, list) and name in required]
 
     def _definitions(self) -> dict[str, Any]:
         return {key: self.parameters[key] for key in ("$defs", "definitions") if key in self.parameters}
@@ -68,7 +89,7 @@ class MessageGrammar:
 
     def lark(self) -> str:
         """The grammar, in Lark."""
-        return "\n".join([*self._start(), *self._calls(), _SPACE, _TEXT, ""])
+        return "\n".join([*self._start(), *self._calls(), _SPACE, _NUMBER, _TEXT, ""])
 
     def _marked(self, text: str) -> str:
         """A text of the format, with its special tokens by number."""
@@ -148,6 +169,8 @@ class MessageGrammar:
             yield f"call_{i}: {self._call(tools, tool)}"
             yield from self._arguments(tools, tool, i)
         yield "call: " + " | ".join(f"call_{i}" for i in range(len(self._tools)))
+        if isinstance(tools.call, TaggedCall):
+            yield from self._until(tools.call.value[1], "text_value", "TEXT")
         pad, end = self._marked(tools.pad), self._marked((*tools.end, "")[0])
         one = f"{self._marked(tools.call_begin)} call {self._marked(tools.call_end)}"
         more = f"({self._marked(tools.between)} {one})*" if self._parallel and tools.shared else ""
@@ -206,22 +229,53 @@ class MessageGrammar:
             case JsonCall(keys):
                 head = f'{{"name": "{tool.name}", "{keys[0]}": '
                 return f'{lark_string(head)} arguments_{i} "}}"'
-            case NamedCall(separator, before, after):
+            case NamedCall(separator, before, after, numbered=""):
                 return f"{self._marked(before + tool.name + separator)} arguments_{i} {self._marked(after)}"
+            case NamedCall(separator, before, after, numbered=number):
+                named = f"{self._marked(before + tool.name + number)} NUMBER"
+                return f"{named} {self._marked(separator)} arguments_{i} {self._marked(after)}"
+            case TaggedCall(name_end=name_end):
+                return f"{self._marked(tool.name + name_end)} SPACE? arguments_{i}"
             case PythonCall():
                 return f'{lark_string(tool.name + "(")} arguments_{i} ")"'
 
     def _arguments(self, tools: ToolFormat, tool: CallableTool, i: int) -> Iterator[str]:
+        if isinstance(tools.call, TaggedCall):
+            yield from self._tagged(tools.call, tool, i)
+            return
         if not isinstance(tools.call, PythonCall):
             yield f"arguments_{i}: {tool.schema()}"
             return
-        properties: Mapping[str, Any] = tool.parameters.get("properties") or {}
-        required = [key for key in properties if key in tool.parameters.get("required", ())]
+        properties, required = tool.properties, tool.required
         others = [key for key in properties if key not in required]
         for j, key in enumerate([*required, *others]):
             part = properties[key] if isinstance(properties[key], dict) else {}
             yield f"argument_{i}_{j}: {lark_string(f'{key}=')} {tool.schema(part)}"
         yield f"arguments_{i}: {_keywords([f'argument_{i}_{j}' for j in range(len(properties))], len(required))}"
+
+    def _tagged(self, call: TaggedCall, tool: CallableTool, i: int) -> Iterator[str]:
+        """Arguments between tags, in the order of the properties."""
+        (key_begin, key_end), (begin, end) = call.key, call.value
+        line = r'"\n"' if call.lines else ""
+        opened = f"SPACE? {self._marked(begin)}" if begin else line
+        parts = []
+        for j, (key, schema) in enumerate(tool.properties.items()):
+            head = f"{self._marked(f'{key_begin}{key}{key_end}')} {opened}"
+            value = tagged_value(tool, schema)
+            value = "text_value" if value is None else f"{value} {line} {self._marked(end)}"
+            yield f"argument_{i}_{j}: {head} {value} SPACE?"
+            parts.append(f"argument_{i}_{j}" if key in tool.required else f"argument_{i}_{j}?")
+        yield f"arguments_{i}: " + (" ".join(parts) or '""')
+
+
+def tagged_value(tool: CallableTool, schema: Any) -> str | None:
+    """What may stand between the tags of a value, as a term of Lark; None: any text, as where a text is among what fits."""
+    schema = resolved(schema, tool.parameters)
+    allowed = values_of(schema) if isinstance(schema, dict) else None
+    if allowed:
+        written = [each if isinstance(each, str) else json_text(each) for each in allowed]
+        return f"({' | '.join(map(lark_string, written))})"
+    return None if "string" in types_of(schema, tool.parameters) else tool.schema(schema)
 
 
 def _any(pattern: str, indexes: Sequence[int]) -> str:

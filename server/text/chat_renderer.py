@@ -16,6 +16,7 @@ from server.text.formats.tool_formats import (
     reasoning_format_of,
     tool_format_of,
 )
+from server.text.formats.value_types import JsonTypes
 from server.text.message_parser import MessageForm
 from server.text.template_sandbox import TemplateSandbox
 from server.text.tokenizer import Tokenizer
@@ -92,13 +93,13 @@ class ChatRenderer:
         return variable in self._template.source
 
     def message_form(
-        self, prompt: str, parameters: Mapping[str, Sequence[str]], continued: str | None = None
+        self, prompt: str, parameters: Mapping[str, Mapping[str, JsonTypes]], continued: str | None = None
     ) -> MessageForm | None:
         """How the message that follows a prompt is to be read; None: as text.
 
         Args:
             prompt: the prompt's text.
-            parameters: the tools that may be called, with the names of their parameters.
+            parameters: the tools that may be called, with the types of their parameters.
             continued: the beginning of the message, if it is in the prompt.
         """
         if not parameters and self.reasoning is None:

@@ -9,12 +9,13 @@ space between them.
 import itertools
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.text.formats.calls import NAME, CallReader
 from server.text.formats.characters import SPACE, Characters, Malformed, Reading
-from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, ReasoningFormat, ToolFormat
+from server.text.formats.tool_formats import JsonCall, PythonCall, ReasoningFormat, ToolFormat
+from server.text.formats.value_types import JsonTypes
 from server.text.tokenizer import Tokenizer
 
 _BETWEEN = re.compile(r"[\s,;}]*")  # small models close more braces than they have opened
@@ -65,13 +66,13 @@ class MessageForm:
 
     Attributes:
         tools: how calls are written; None: there are none.
-        parameters: for each tool that may be called the names of its parameters, in order.
+        parameters: for each tool that may be called the types of its parameters by their names, in order.
         reasoning: how reasoning is told from the rest; None: it is not.
         thinks: the prompt ends within reasoning.
     """
 
     tools: ToolFormat | None = None
-    parameters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parameters: Mapping[str, Mapping[str, JsonTypes]] = field(default_factory=dict)
     reasoning: ReasoningFormat | None = None
     thinks: bool = False
 
@@ -165,14 +166,8 @@ class MessageParser:
         if not (yield from chars.literal((form.begin,))) and not self._form.thinks:
             return
         self._blank, self.reasoning = "", range(begin, 2**62)
-        plain = re.compile(f"[^{re.escape(form.end[0])}]*")
-        while True:
-            yield from chars.run(plain, self._reason)
-            if (yield from chars.literal((form.end,))) or not (char := (yield from chars.peek())):
-                self.reasoning = range(begin, chars.place)
-                return
-            chars.at += 1
-            self._reason(char)
+        yield from chars.until((form.end,), self._reason)
+        self.reasoning = range(begin, chars.place)
 
     def _reason(self, text: str) -> None:
         """White space around it is not part of it."""
@@ -201,14 +196,14 @@ class MessageParser:
     def _calls(self, tools: ToolFormat, bare: bool) -> Reading[None]:
         chars = self._chars
         yield from chars.skip()
-        listed = not isinstance(tools.call, NamedCall) and bool((yield from chars.literal(("[",))))
+        listed = isinstance(tools.call, JsonCall | PythonCall) and bool((yield from chars.literal(("[",))))
         if isinstance(tools.call, PythonCall) and not listed:
             raise Malformed
         while True:
             yield from chars.skip()
             if tools.call_begin:
                 yield from chars.expect(tools.call_begin)
-            yield from CallReader(chars, self._form.parameters, bare, self._begin_call, self._give).read(tools.call)
+            yield from CallReader(chars, self._form.parameters, bare, self._begin_call, self._give).read(tools)
             yield from chars.skip()
             if tools.call_end:
                 yield from chars.literal((tools.call_end,))

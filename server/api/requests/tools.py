@@ -9,9 +9,10 @@ from server.errors import InvalidRequest
 from server.schema.chat import ChatRequest, Message
 from server.schema.shown import some
 from server.schema.tools import OfferedFunction, ToolChoice
-from server.structured.features import check_schema
 from server.structured.grammar import Grammar
 from server.structured.messages import CallableTool, MessageGrammar
+from server.structured.strict_tools import check_strict
+from server.text.formats.value_types import JsonTypes, types_of
 from server.text.message_parser import MessageForm
 
 
@@ -40,17 +41,19 @@ class ToolUse:
             for each in self.offered
         ]
 
-    def parameters(self) -> Mapping[str, Sequence[str]]:
-        """By tool that may be called, the names of its parameters in order."""
-        return {each.name: tuple(_properties(each)) for each in self.callable}
+    def parameters(self) -> Mapping[str, Mapping[str, JsonTypes]]:
+        """By tool that may be called, the types of its parameters by their names, in order."""
+        return {each.name: _types(each.parameters) for each in self.callable}
 
 
 NO_TOOLS = ToolUse()
 
 
-def _properties(function: OfferedFunction) -> Mapping[str, Any]:
-    properties = function.parameters.get("properties")
-    return properties if isinstance(properties, dict) else {}
+def _types(parameters: Mapping[str, Any]) -> Mapping[str, JsonTypes]:
+    properties = parameters.get("properties")
+    if not isinstance(properties, dict):
+        return {}
+    return {name: types_of(schema, parameters) for name, schema in properties.items()}
 
 
 def tool_use(body: ChatRequest) -> ToolUse:
@@ -116,12 +119,12 @@ def message_grammar(
             message = f"`{content.param}` cannot be asked for beside `{use.param}`: an answer fits one of them"
             raise InvalidRequest(message, param=content.param)
         return content
-    for each in use.callable:
-        if each.strict:
-            check_schema(each.parameters, f'{use.param}["{each.name}"].parameters')
+    tools = [CallableTool(each.name, each.parameters, each.strict) for each in use.callable]
+    for each in tools:
+        if each.strict and form.tools is not None:
+            check_strict(each, form.tools, f'{use.param}["{each.name}"].parameters')
     tokenizer = context.tokenizer
     special = {tokenizer.added_tokens[token]: token for token in tokenizer.special_ids if tokenizer.added_tokens[token]}
-    tools = [CallableTool(each.name, each.parameters, each.strict) for each in use.callable]
     grammar = MessageGrammar(form, tools, special, required=use.required, parallel=use.parallel, content=content)
     return Grammar("lark", grammar.lark(), use.param if tools or content is None else content.param)
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from server.text.formats.characters import Characters, Give, Malformed, Reading, unquoted
 from server.text.formats.python_literals import literal_as_json, read_argument
-from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall
+from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, TaggedCall, ToolFormat
+from server.text.formats.value_types import ANY_TYPE, TEXT_ONLY, JsonTypes, value_as_json
 
 NAME = re.compile(r"[\w.\-:/]*")
+_KEY = re.compile(r"[^<>\n]*")
 
 
 class CallReader:
@@ -17,7 +19,7 @@ class CallReader:
 
     Args:
         chars: the text, at the call's first character.
-        known: the parameters of each tool, in order.
+        known: the parameters of each tool, in order, with their types.
         only_known: what names another tool is no call.
         begin: is told the name, and the id if the model gave one; from then on the call is one.
         give: is given the arguments, the text of a JSON object, piece by piece.
@@ -26,7 +28,7 @@ class CallReader:
     def __init__(
         self,
         chars: Characters,
-        known: Mapping[str, Sequence[str]],
+        known: Mapping[str, Mapping[str, JsonTypes]],
         only_known: bool,
         begin: Callable[[str, str], None],
         give: Give,
@@ -40,18 +42,20 @@ class CallReader:
         self._given = False  # some of the arguments
         self._early: list[str] = []  # arguments that came before the name
 
-    def read(self, call: JsonCall | NamedCall | PythonCall) -> Reading[None]:
+    def read(self, tools: ToolFormat) -> Reading[None]:
         """Read it, as far as it goes.
 
         Raises:
             Malformed: it has no name, so it is none.
         """
         try:
-            match call:
-                case JsonCall():
+            match tools.call:
+                case JsonCall() as call:
                     yield from self._json(call)
-                case NamedCall():
+                case NamedCall() as call:
                     yield from self._named(call)
+                case TaggedCall() as call:
+                    yield from self._tagged(call, (call.key[0], *filter(None, (tools.call_end, *tools.end))))
                 case PythonCall():
                     yield from self._python()
         except Malformed:
@@ -122,6 +126,9 @@ class CallReader:
             yield from chars.skip()
         name = yield from chars.word(NAME)
         given_id = ""
+        if call.numbered and name.rpartition(call.numbered)[2].isdigit():
+            given_id = call.before + name
+            name = name.rpartition(call.numbered)[0]
         if call.before_id and (yield from chars.literal((call.before_id,))):
             given_id = yield from chars.word(NAME)
         yield from chars.skip()
@@ -132,6 +139,49 @@ class CallReader:
         if call.after:
             yield from chars.skip()
             yield from chars.literal((call.after.strip(),))
+
+    def _tagged(self, call: TaggedCall, follow: Sequence[str]) -> Reading[None]:
+        """A call in tags. `follow`: what comes behind the name; what has none of it is no call."""
+        chars = self._chars
+        name = yield from chars.word(NAME)
+        if call.name_end:
+            yield from chars.skip()
+            yield from chars.expect(call.name_end)
+        yield from chars.skip()
+        found = yield from chars.literal(follow)
+        if not found:
+            raise Malformed
+        chars.at -= len(found)
+        self._begin(name)
+        between = "{"
+        while (yield from chars.literal((call.key[0],))):
+            key = yield from chars.word(_KEY)
+            if not (yield from chars.literal((call.key[1],))):
+                break
+            types = self._known.get(name, {}).get(key, ANY_TYPE)
+            yield from self._tagged_value(call, f"{between}{json.dumps(key, ensure_ascii=False)}: ", types)
+            between = ", "
+            yield from chars.skip()
+        if (yield from chars.peek()):  # if not, it was cut off
+            self._give("{}" if between == "{" else "}")
+
+    def _tagged_value(self, call: TaggedCall, head: str, types: JsonTypes) -> Reading[None]:
+        """A value and its key. A text is handed on as it comes, another value once it is complete."""
+        chars, (begin, end) = self._chars, call.value
+        if begin:
+            yield from chars.skip()
+            yield from chars.literal((begin,))
+        if call.lines:
+            yield from chars.literal(("\n",))
+        ends = (f"\n{end}", end) if call.lines else (end,)
+        if types == TEXT_ONLY:
+            self._give(f'{head}"')
+            if (yield from chars.until(ends, lambda text: self._give(json.dumps(text, ensure_ascii=False)[1:-1]))):
+                self._give('"')
+            return
+        pieces: list[str] = []
+        if (yield from chars.until(ends, pieces.append)):
+            self._give(head + value_as_json("".join(pieces), types))
 
     def _python(self) -> Reading[None]:
         """A call in Python's syntax. Each argument is handed on once it is complete."""

@@ -95,6 +95,18 @@ class Characters:
                 return
             yield
 
+    def until(self, ends: Sequence[str], give: Give) -> Reading[bool]:
+        """A text up to the first of these, which is read, too; False if none comes."""
+        plain = re.compile(f"[^{re.escape(''.join({end[0] for end in ends}))}]*")
+        while True:
+            yield from self.run(plain, give)
+            if (yield from self.literal(ends)):
+                return True
+            if not (char := (yield from self.peek())):
+                return False
+            self.at += 1
+            give(char)
+
     def word(self, pattern: re.Pattern[str]) -> Reading[str]:
         """`run`, as one text."""
         pieces: list[str] = []

@@ -62,9 +62,9 @@ def _rest_of_string(chars: Characters, quote: str, give: Give) -> Reading[None]:
         give(char)
 
 
-def literal_as_json(source: str) -> str:
-    """The value of a literal, Python's or JSON's, as JSON. What is neither is a string."""
-    for read in (_python_value, json.loads):
+def literal_as_json(source: str, *, json_first: bool = False) -> str:
+    """The value of a literal, Python's or JSON's, as JSON. What is neither is a string. `json_first`: what is both is JSON."""
+    for read in (json.loads, _python_value) if json_first else (_python_value, json.loads):
         try:
             text = json.dumps(read(source), ensure_ascii=False, allow_nan=False)
             text.encode()

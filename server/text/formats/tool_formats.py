@@ -19,13 +19,28 @@ class JsonCall:
 class NamedCall:
     """A call as `before` name `separator` arguments `after`; the arguments are JSON. Spaces at the ends of these may be missing.
 
-    `before_id` stands between the name and an id that some models give to a call.
+    `before_id` stands between the name and an id that some models give to a call. Others number their calls: `numbered` and the
+    number follow the name, and `before`, name and number are the id.
     """
 
     separator: str
     before: str = ""
     after: str = ""
     before_id: str = ""
+    numbered: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedCall:
+    """A call as name `name_end`, then each argument's key and value between tags. Texts stand as they are, other values as JSON.
+
+    `lines`: a value stands on lines of its own.
+    """
+
+    key: tuple[str, str]
+    value: tuple[str, str]
+    name_end: str = ""
+    lines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,7 @@ class ToolFormat:
     name: str
     signs: tuple[str, ...]
     begin: tuple[str, ...]
-    call: JsonCall | NamedCall | PythonCall
+    call: JsonCall | NamedCall | TaggedCall | PythonCall
     bare: tuple[str, ...] = ()
     listed: bool = False
     call_begin: str = ""
@@ -73,6 +88,8 @@ class ToolFormat:
         yield from (*self.begin, *self.bare, self.call_begin, self.call_end, *self.end)
         if isinstance(self.call, NamedCall):
             yield from (self.call.before, self.call.separator, self.call.after, self.call.before_id)
+        if isinstance(self.call, TaggedCall):
+            yield from (*self.call.key, *self.call.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,8 @@ class ReasoningFormat:
         """All that the format consists of."""
         yield from (self.begin, self.end)
 
+
+_IN_LINES = TaggedCall(name_end=">", key=("<parameter=", ">"), value=("", "</parameter>"), lines=True)
 
 # The more particular first: the first whose signs a template has is its format.
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
@@ -110,6 +129,48 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
             call_begin="<｜tool▁call▁begin｜>",
             call_end="<｜tool▁call▁end｜>",
             end=("<｜tool▁calls▁end｜>",),
+        ),
+        ToolFormat(
+            name="kimi_k2",
+            signs=("<|tool_calls_section_begin|>",),
+            begin=("<|tool_calls_section_begin|>",),
+            call=NamedCall(before="functions.", numbered=":", separator="<|tool_call_argument_begin|>"),
+            call_begin="<|tool_call_begin|>",
+            call_end="<|tool_call_end|>",
+            end=("<|tool_calls_section_end|>",),
+        ),
+        ToolFormat(
+            name="seed_oss",
+            signs=("<seed:tool_call>", "<function="),
+            begin=("<seed:tool_call>",),
+            call=_IN_LINES,
+            call_begin="<function=",
+            call_end="</function>",
+            between="\n",
+            end=("</seed:tool_call>",),
+            shared=False,
+            pad="\n",
+        ),
+        ToolFormat(
+            name="qwen3_coder",
+            signs=("<tool_call>", "<function="),
+            begin=("<tool_call>",),
+            call=_IN_LINES,
+            call_begin="<function=",
+            call_end="</function>",
+            between="\n",
+            end=("</tool_call>",),
+            shared=False,
+            pad="\n",
+        ),
+        ToolFormat(
+            name="glm45",
+            signs=("<tool_call>", "<arg_key>"),
+            begin=("<tool_call>",),
+            call=TaggedCall(key=("<arg_key>", "</arg_key>"), value=("<arg_value>", "</arg_value>")),
+            between="\n",
+            end=("</tool_call>",),
+            shared=False,
         ),
         ToolFormat(
             name="mistral_args",

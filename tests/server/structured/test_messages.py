@@ -7,10 +7,13 @@ import jsonschema
 import pytest
 
 from engine.ipc.vocabulary import TokenSpellings, matcher_of
+from server.errors import UnsupportedField
 from server.structured.asked import json_grammar
 from server.structured.compile_process import serialized
 from server.structured.messages import CallableTool, MessageGrammar
+from server.structured.strict_tools import check_strict
 from server.text.formats.tool_formats import REASONING_FORMATS, TOOL_FORMATS
+from server.text.formats.value_types import types_of
 from server.text.message_parser import MessageForm, MessageParser
 from tests.server.text.transcripts import Whole
 
@@ -33,13 +36,24 @@ NOW = CallableTool(
 )
 TOOLS = [WEATHER, NOW]
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+_KIMI, _KIMI_BEGIN = "<|tool_call_argument_begin|>", "<|tool_calls_section_begin|>"
+PLAIN_TEXTS = ("<tool_call>", "</tool_call>", "```", "</tools>", "<function=", "</function>")
 SPECIAL_TEXTS = sorted(
     text
     for form in TOOL_FORMATS.values()
-    for text in (*form.begin, form.call_begin, form.call_end, *form.end, "[ARGS]", "<｜tool▁sep｜>")
-    if text and text not in ("<tool_call>", "</tool_call>", "```", "</tools>")
+    for text in (*form.begin, form.call_begin, form.call_end, *form.end, "[ARGS]", "<｜tool▁sep｜>", _KIMI)
+    if text and text not in PLAIN_TEXTS
 )
 SPECIAL = {text: 257 + i for i, text in enumerate(dict.fromkeys(SPECIAL_TEXTS))}
+_XML_OSLO = (
+    "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+    "</function>\n</tool_call>"
+)
+_GLM_OSLO = (
+    "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n<arg_key>days</arg_key>\n"
+    "<arg_value>3</arg_value>\n</tool_call>"
+)
+_KIMI_OSLO = '<|tool_call_begin|>functions.weather:%s<|tool_call_argument_begin|>{"city": "Oslo"}<|tool_call_end|>'
 END = 256
 SPELLINGS = TokenSpellings(
     tokens=[*(bytes([b]) for b in range(256)), b"<|end|>", *(text.encode() for text in SPECIAL)],
@@ -73,7 +87,7 @@ def takes(form, text, **asked):
     return text, found.is_accepting()
 
 
-def walked(form, dice, beginning="", most=400, **asked):
+def walked(form, dice, beginning="", most=900, **asked):
     """A message drawn at random from what the grammar lets through."""
     found = matcher(form, **asked)
     ids = ids_of(beginning)
@@ -103,9 +117,13 @@ def check(whole, tools=TOOLS):
         jsonschema.validate(json.loads(arguments), schema)
 
 
+def types(parameters):
+    return {key: types_of(schema, parameters) for key, schema in parameters["properties"].items()}
+
+
 def form_of(name, **more):
     return MessageForm(
-        tools=TOOL_FORMATS[name], parameters={each.name: tuple(each.parameters["properties"]) for each in TOOLS}, **more
+        tools=TOOL_FORMATS[name], parameters={each.name: types(each.parameters) for each in TOOLS}, **more
     )
 
 
@@ -155,11 +173,16 @@ def test_text_without_a_call_is_free(name):
         ("pythonic", '[weather(city="Oslo", days=3), now()]'),
         ("pythonic", "[now(utc=true)]"),
         ("hermes", f"{CALL}\n{CALL}"),
-        ("hermes", '```json\n{\n  "name": "now",\n  "arguments": {\n    "zone": "UTC"\n  }\n}\n```'),
+        ("hermes", '```json\n{\n  "name": "now",\n  "arguments": {"zone":"UTC", "utc": true}\n}\n```'),
         ("hermes", 'So: ```json\n{"name": "now", "arguments": {}}\n{"name": "now", "arguments": {}}```\nDone.'),
         ("hermes", '<tools>\n{"name": "now", "arguments": {}}\n</tools>'),
         ("hermes", '{"name": "now", "arguments": {}}\n{"name":"now", "arguments": {}}'),
         ("hermes", 'Hm.\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call> So.'),
+        ("qwen3_coder", f"Hm.\n{_XML_OSLO}\n<tool_call>\n<function=now>\n</function>\n</tool_call>"),
+        ("seed_oss", _XML_OSLO.replace("tool_call", "seed:tool_call")),
+        ("glm45", f"{_GLM_OSLO}<tool_call>now</tool_call>"),
+        ("glm45", _GLM_OSLO.replace("\n", "")),
+        ("kimi_k2", f"{_KIMI_BEGIN}{_KIMI_OSLO % 0}{_KIMI_OSLO % 11}<|tool_calls_section_end|>"),
     ],
 )  # fmt: skip
 def test_calls_as_models_write_them(name, message):
@@ -176,6 +199,11 @@ def test_calls_as_models_write_them(name, message):
         ("pythonic", "[now(a=1)]", "[now("),
         ("hermes", 'x ```json {"name": "now", "arguments": {"b"', 'x ```json {"name": "now", "arguments": {"'),
         ("mistral", "[TOOL_CALLS]nothing", "[TOOL_CALLS]"),
+        ("hermes", '<tool_call>\n{"name": "now", "arguments": {\n', '<tool_call>\n{"name": "now", "arguments": {'),
+        ("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=days>", "<tool_call>\n<function=weather>\n<parameter="),
+        ("qwen3_coder", _XML_OSLO.replace("Oslo", "Rome"), "<tool_call>\n<function=weather>\n<parameter=city>\nR"),
+        ("glm45", _GLM_OSLO.replace("3", "x"), _GLM_OSLO.partition("3")[0]),
+        ("kimi_k2", f"{_KIMI_BEGIN}{_KIMI_OSLO % 'a'}", f"{_KIMI_BEGIN}{_KIMI_OSLO.partition('%')[0]}"),
     ],
 )  # fmt: skip
 def test_a_call_that_does_not_fit_is_stopped_where_it_errs(name, message, taken):
@@ -224,3 +252,61 @@ def test_what_no_grammar_can_say_is_left_out_unless_a_tool_is_strict():
     )[1]
     lark = MessageGrammar(form_of("hermes"), [CallableTool("f", odd, strict=True)], SPECIAL).lark()
     assert matcher_of(TOKENIZER, serialized("lark", lark)).is_error()
+
+
+NOTE = CallableTool(
+    "note",
+    {
+        "properties": {
+            "text": {"type": "string"},
+            "to": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "kind": {"$ref": "#/$defs/Kind"},
+            "tags": {"type": "array", "items": {"enum": ["a"]}},
+        },
+        "required": ["text"],
+        "$defs": {"Kind": {"enum": ["x", 1, None]}},
+    },
+)
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45"])
+def test_texts_without_quotes_are_free_up_to_their_tag_and_other_values_fit(name):
+    form = MessageForm(tools=TOOL_FORMATS[name], parameters={"note": types(NOTE.parameters)})
+    text = 'a <b> "c" </\n\n  \\ {"x": 1}'
+    for written, given in (("x", "x"), ("1", 1), ("null", None)):
+        values = {"text": text, "to": "null", "kind": written, "tags": '["a", "a"]'}
+        if name == "glm45":
+            arguments = [f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in values.items()]
+            message = f"<tool_call>note\n{''.join(arguments)}</tool_call>"
+        else:
+            arguments = [f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items()]
+            message = f"<tool_call>\n<function=note>\n{''.join(arguments)}</function>\n</tool_call>"
+        assert takes(form, message, tools=[NOTE], required=True) == (message, True)
+        ((_, read_back),) = read(form, message).calls
+        assert json.loads(read_back) == {"text": text, "to": None, "kind": given, "tags": ["a", "a"]}
+        assert takes(form, message.replace('["a", "a"]', "a"), tools=[NOTE])[0] == message.partition('["a"')[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "^x"}}}, "properties.a.pattern"),
+        ({"properties": {"a": {"type": ["string", "integer"]}}}, "properties.a"),
+        ({"properties": {"a": {"anyOf": [{"type": "string", "format": "uuid"}]}}}, "properties.a.anyOf[0].format"),
+        ({"properties": {}, "anyOf": [{"required": ["a"]}]}, "anyOf"),
+    ],
+)  # fmt: skip
+def test_what_a_format_cannot_keep_to_is_refused_of_a_strict_tool_by_name(parameters, path):
+    tool = CallableTool("f", parameters, strict=True)
+    check_strict(tool, TOOL_FORMATS["hermes"], "parameters")
+    with pytest.raises(UnsupportedField) as refused:
+        check_strict(tool, TOOL_FORMATS["qwen3_coder"], "parameters")
+    assert refused.value.param == f"parameters.{path}"
+
+
+@pytest.mark.parametrize("form", [TOOL_FORMATS["qwen3_coder"], TOOL_FORMATS["pythonic"], TOOL_FORMATS["hermes"]])
+def test_a_strict_tool_as_clients_make_them_is_taken(form):
+    kind = {"anyOf": [{"enum": ["x", "y"], "type": "string"}, {"type": "null"}], "title": "Kind"}
+    fields = {"kind": kind, "note": {"type": "string"}, "days": {"type": "integer", "maximum": 9}}
+    parameters = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    check_strict(CallableTool("f", parameters, strict=True), form, "parameters")

@@ -118,6 +118,20 @@ def test_a_model_may_give_a_call_its_id():
     assert events == [CallBegin(0, "abcdefghi", "f"), CallArguments(0, "{}")]
 
 
+def test_a_numbered_call_has_its_name_and_number_for_an_id():
+    call = "<|tool_call_begin|>functions.f:3<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    events = MessageParser(MessageForm(tools=TOOL_FORMATS["kimi_k2"])).push(f"<|tool_calls_section_begin|>{call}")
+    assert events == [CallBegin(0, "functions.f:3", "f"), CallArguments(0, "{}")]
+
+
+def test_a_text_without_quotes_comes_as_it_is_written():
+    parser = MessageParser(MessageForm(tools=TOOL_FORMATS["qwen3_coder"], parameters=PARAMETERS), new_id=lambda _: "c")
+    assert parser.push("<tool_call>\n<function=weather>\n<param") == []
+    assert parser.push("eter=city>\nPa") == [CallBegin(0, "c", "weather"), CallArguments(0, '{"city": "Pa')]
+    assert parser.push('"ris\n') == [CallArguments(0, '\\"ris')]
+    assert parser.push("</parameter>\n</function>") == [CallArguments(0, '"}')]
+
+
 def test_ids_are_as_long_as_templates_want_them():
     (begin, _) = MessageParser(MessageForm(tools=TOOL_FORMATS["mistral"])).push(f"[TOOL_CALLS][{JSON_PARIS}]")
     assert len(begin.id) == 9 and begin.id.isalnum()
@@ -156,6 +170,10 @@ def test_an_odd_literal_is_a_string(source):
         ("<｜tool▁sep｜> ```json </think>", "deepseek_v3", "think"),
         ("<｜tool▁sep｜>", "deepseek_v31", None),
         ("<|python_start|>", "pythonic", None),
+        ("<tool_call> <function=", "qwen3_coder", None),
+        ("<seed:tool_call> <function= </seed:think>", "seed_oss", "seed"),
+        ("<tool_call> <arg_key> </think>", "glm45", "think"),
+        ("<|tool_calls_section_begin|>", "kimi_k2", None),
         ("{{ content.split('</think>')[-1] }}", None, "think"),
         ("{{ messages }}", None, None),
     ],

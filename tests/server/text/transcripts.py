@@ -1,11 +1,19 @@
 """Messages as models of each family write them, and what they consist of: reasoning, text, calls."""
 
+import json
 from dataclasses import dataclass, field
 
 from server.text.formats.tool_formats import REASONING_FORMATS, TOOL_FORMATS
+from server.text.formats.value_types import ANY_TYPE, TEXT_ONLY
 from server.text.message_parser import CallArguments, CallBegin, MessageForm, MessageParser, Reasoning, Text
 
-PARAMETERS = {"weather": ("city", "unit"), "add": ("a", "b"), "write_file": ("path", "content"), "now": ()}
+_NUMBER = frozenset({"number", "array"})
+PARAMETERS = {
+    "weather": {"city": TEXT_ONLY, "unit": TEXT_ONLY | {"null"}},
+    "add": {"a": _NUMBER, "b": ANY_TYPE},
+    "write_file": {"path": TEXT_ONLY, "content": TEXT_ONLY},
+    "now": {},
+}
 Call = tuple[str, str]
 
 
@@ -154,6 +162,48 @@ GRANITE = [
     (f"<|tool_call|>[{JSON_PARIS}, {JSON_OSLO}]", "", (PARIS, OSLO)),
     (f"<tool_call>[{JSON_PARIS}]</tool_call> So.", " So.", (PARIS,)),
 ]
+_X = "<tool_call>\n<function=%s>\n%s</function>\n</tool_call>"
+_P = "<parameter=%s>\n%s\n</parameter>\n"
+_XML_OSLO = _X % ("weather", _P % ("city", "Oslo") + _P % ("unit", "C"))
+_CONTENT = "\n  if a < b:\n\treturn '</param>'\n\\d \"ö\"\n"
+QWEN3_CODER = [
+    (f"I look.\n{_X % ('weather', _P % ('city', 'Paris'))}\n{_XML_OSLO}", "I look.\n", (PARIS, OSLO)),
+    (_X % ("write_file", _P % ("path", "a.py") + _P % ("content", _CONTENT)), "",
+     (("write_file", json.dumps({"path": "a.py", "content": _CONTENT}, ensure_ascii=False)),)),
+    (_X % ("add", _P % ("a", "1") + _P % ("b", '{"x": [true, null]}')), "", (("add", '{"a": 1, "b": {"x": [true, null]}}'),)),
+    (_X % ("add", _P % ("a", "[1, (2, 3)]") + _P % ("b", "True")), "", (("add", '{"a": [1, [2, 3]], "b": true}'),)),
+    (_X % ("add", _P % ("a", "x") + _P % ("b", '"q"') + _P % ("c", "12")), "", (("add", '{"a": "x", "b": "\\"q\\"", "c": 12}'),)),
+    (_X % ("weather", _P % ("city", "12") + _P % ("unit", "null")), "", (("weather", '{"city": "12", "unit": null}'),)),
+    (_X % ("weather", _P % ("city", "") + _P % ("unit", "12")), "", (("weather", '{"city": "", "unit": "12"}'),)),
+    (_X % ("now", ""), "", (("now", "{}"),)),
+    ("<tool_call><function=weather><parameter=city>Paris</parameter></function></tool_call>", "", (PARIS,)),
+    ("<tool_call>\n<function=weather>\n<parameter=city>\nPa", "", (("weather", '{"city": "Pa'),)),
+    ("<tool_call>\n<function=add>\n<parameter=a>\n1", "", (("add", "{}"),)),
+    ("<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n</tool_call> So.", " So.", (PARIS,)),
+    (f"<tool_call>\n{JSON_PARIS}\n</tool_call>",) * 2 + ((),),
+    ("Write <tool_call>\n<function=f> for a call.",) * 2 + ((),),
+]  # fmt: skip
+SEED = [(_XML_OSLO.replace("tool_call", "seed:tool_call"), "", (OSLO,))]
+_A = "<arg_key>%s</arg_key>\n<arg_value>%s</arg_value>\n"
+GLM = [
+    (f"Well.\n<tool_call>weather\n{_A % ('city', 'Paris')}</tool_call>\n<tool_call>weather\n{_A % ('city', 'Oslo')}"
+     f"{_A % ('unit', 'C')}</tool_call>", "Well.\n", (PARIS, OSLO)),
+    ("<tool_call>add<arg_key>a</arg_key><arg_value>-1.5</arg_value></tool_call>", "", (("add", '{"a": -1.5}'),)),
+    (f"<tool_call>write_file\n{_A % ('path', ' a ')}{_A % ('content', _CONTENT)}</tool_call>", "",
+     (("write_file", json.dumps({"path": " a ", "content": _CONTENT}, ensure_ascii=False)),)),
+    ("<tool_call>now</tool_call>", "", (("now", "{}"),)),
+    ("A <tool_call> begins",) * 2 + ((),),
+    ("<tool_call>now",) * 2 + ((),),
+]  # fmt: skip
+_K = "<|tool_call_begin|>functions.weather:%d<|tool_call_argument_begin|>%s<|tool_call_end|>"
+KIMI = [
+    (
+        f"See:<|tool_calls_section_begin|>{_K % (0, PARIS[1])}{_K % (1, OSLO[1])}<|tool_calls_section_end|>",
+        "See:",
+        (PARIS, OSLO),
+    ),
+    ("<|tool_calls_section_begin|>none<|tool_calls_section_end|>",) * 2 + ((),),
+]
 THOUGHTS = [
     Transcript("", "<think>\nHm, 1 < 2.\n\n</think>\n\nYes.", "Yes.", (), "Hm, 1 < 2.", "think"),
     Transcript("", "Hm.</thin</think>Yes.", "Yes.", (), "Hm.</thin", "think", True),
@@ -180,6 +230,10 @@ TRANSCRIPTS = [
             "deepseek_v3": DEEPSEEK,
             "deepseek_v31": DEEPSEEK_31,
             "granite": GRANITE,
+            "qwen3_coder": QWEN3_CODER,
+            "seed_oss": SEED,
+            "glm45": GLM,
+            "kimi_k2": KIMI,
         }.items()
         for each in messages
     ),
