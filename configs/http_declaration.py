@@ -135,6 +135,9 @@ class HttpDeclaration(Declaration):
         description="Most inputs in one request for vectors, and most documents or texts in one for scores.",
         json_schema_extra=HTTP,
     )
+    max_items: PositiveInt = Field(
+        16_384, description="Most items of `input` in one request for a response.", json_schema_extra=HTTP
+    )
     max_n: PositiveInt = Field(128, description="Largest `n`.", json_schema_extra=HTTP)
     max_stop: PositiveInt = Field(
         16, description="Most entries of `stop`, and of `stop_token_ids`.", json_schema_extra=HTTP

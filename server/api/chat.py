@@ -21,6 +21,7 @@ from server.stream.generation import Delta
 from server.stream.job import TextJob
 from server.text.chat_renderer import ChatRenderer
 from server.text.chat_template import TemplateError
+from server.text.formats.tool_formats import ReasoningFormat
 from server.text.message_parser import CallArguments, CallBegin, MessageDelta, MessageForm, Reasoning, Text
 from server.text.tokenizer import Tokenizer
 
@@ -101,13 +102,20 @@ def thinking_bound(body: ChatRequest, form: MessageForm | None, tokenizer: Token
         raise UnsupportedField(
             f"`{field}` is not served for a model that does not think first, got {budget}", param=field
         )
-    tags = (form.reasoning.begin, form.reasoning.end)
-    begin, end = (tokenizer.encode(tag, add_special_tokens=False) for tag in tags)
-    if len(begin) != 1 or len(end) != 1:
+    tags = thinking_tags(form.reasoning, tokenizer)
+    if tags is None:
         raise UnsupportedField(
             f"`{field}` is not served for a model whose tags are no tokens, got {budget}", param=field
         )
-    return {"thinking_tokens": budget, "think_begin": None if form.thinks else begin[0], "think_end": end[0]}
+    return {"thinking_tokens": budget, "think_begin": None if form.thinks else tags[0], "think_end": tags[1]}
+
+
+def thinking_tags(reasoning: ReasoningFormat | None, tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """The tokens between which a model thinks, by which that can be bounded; None: it does not, or its tags are no tokens."""
+    if reasoning is None:
+        return None
+    begin, end = (tokenizer.encode(tag, add_special_tokens=False) for tag in (reasoning.begin, reasoning.end))
+    return (begin[0], end[0]) if len(begin) == len(end) == 1 else None
 
 
 def _chat_text(body: ChatRequest, chat: ChatRenderer, use: ToolUse) -> str:

@@ -29,6 +29,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
     responses.ENDPOINT,
+    responses.COUNT,
     *stored_responses.ENDPOINTS,
     *messages.ENDPOINTS,
     embeddings.ENDPOINT,

@@ -1,6 +1,6 @@
 """Bounds an operator may set, each with the field it bounds: one table serves the check and the published schema."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from configs.settings import Settings
@@ -27,7 +27,7 @@ LIMITS = (
     Limit("top_logprobs", "max_logprobs", "value"),
     Limit("prompt_logprobs", "max_logprobs", "value"),
     Limit("prompt", "max_prompts", "entries"),
-    Limit("input", "max_inputs", "entries"),
+    Limit("input", "max_inputs", "entries"),  # of a response: `max_items`
     Limit("documents", "max_inputs", "entries"),
     Limit("text_1", "max_inputs", "entries"),
     Limit("text_2", "max_inputs", "entries"),
@@ -40,14 +40,24 @@ LIMITS = (
 )
 
 
+def limits_of(body: type[Body]) -> list[Limit]:
+    """Those of the fields that a body has."""
+    own, names = body.LIMITED, body.names()
+    return [
+        replace(limit, setting=own[limit.field]) if limit.field in own else limit
+        for limit in LIMITS
+        if limit.field in names
+    ]
+
+
 def check_limits(request: Body, settings: Settings) -> None:
     """Refuse what exceeds an operator's bound.
 
     Raises:
         InvalidRequest: with the field, the limit and the value.
     """
-    for limit in LIMITS:
-        value = getattr(request, limit.field, None)
+    for limit in limits_of(type(request)):
+        value = getattr(request, limit.field)
         if value is None or isinstance(value, str | bool):
             continue  # absent, a text prompt of /tokenize, or chat's boolean logprobs
         most: int | None = getattr(settings, limit.setting)

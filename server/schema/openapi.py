@@ -14,7 +14,7 @@ from typing import Any
 from configs.settings import Settings
 from server.schema.base import Body, bodies_in
 from server.schema.fields import decimal_up_to
-from server.schema.limits import LIMITS, Limit
+from server.schema.limits import Limit, limits_of
 
 Schema = dict[str, Any]
 
@@ -73,9 +73,9 @@ MODEL_BOUNDS: dict[str, Callable[[Schema, ModelBounds], None]] = {
 def body_schema(model: type[Body], settings: Settings, bounds: ModelBounds | None = None) -> Schema:
     """The schema of what is accepted for this model under these settings, as far as a schema can say it."""
     schema = _schema(model, settings)
-    for limit in LIMITS:
+    for limit in limits_of(model):
         most = getattr(settings, limit.setting)
-        if limit.field in schema["properties"] and most is not None:
+        if most is not None:
             _bound(schema["properties"][limit.field], limit, most)
     for node in list(_nodes(schema)):
         name = node.pop("x-bound", None)

@@ -1,4 +1,4 @@
-"""Responses that are kept for their clients: to be asked for again, and to be gone on with."""
+"""Responses that are kept for their clients: to be asked for again, and to be gone on with, as a whole or by their items."""
 
 import threading
 import time
@@ -12,8 +12,10 @@ import msgspec
 from configs.settings import Settings
 from server.errors import ResponseNotFound
 from server.schema.base import Body
+from server.schema.dialects.responses_items import CallItem, CallOutputItem, ReasoningItem
 
 OVERHEAD = 2048  # bytes that a response takes beside its text
+_PREFIXES: dict[type[Body], str] = {CallItem: "fc", CallOutputItem: "fco", ReasoningItem: "rs"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +48,12 @@ class StoredResponse:
         name: str = self.answer["id"]
         return name
 
+    def items(self) -> dict[str, Body]:
+        """All its items by their ids: those that were asked with have one that says where, the others that of the answer."""
+        name = self.id.removeprefix("resp_")
+        asked = {f"{_PREFIXES.get(type(item), 'msg')}_{name}_{index}": item for index, item in enumerate(self.asked)}
+        return asked | {told["id"]: item for told, item in zip(self.answer.get("output", ()), self.given, strict=False)}
+
 
 class ResponseStore:
     """Keeps responses in memory for `response_seconds` after they were last used, up to `response_bytes` in all; those that were
@@ -59,6 +67,7 @@ class ResponseStore:
         self._settings = settings
         self._clock = clock
         self._stored: OrderedDict[str, StoredResponse] = OrderedDict()  # the least recently used first
+        self._places: dict[str, str] = {}  # by the id of an item: its response
         self._lock = threading.Lock()
         self.held = 0
 
@@ -77,6 +86,7 @@ class ResponseStore:
             if not self.keeps or stored.size > self._settings.response_bytes:
                 return
             self._stored[stored.id] = stored
+            self._places.update(dict.fromkeys(stored.items(), stored.id))
             stored.used = self._clock()
             self.held += stored.size
             while self.held > self._settings.response_bytes:
@@ -107,6 +117,21 @@ class ResponseStore:
                 self._stored.move_to_end(each.id, last=True)
             return found[::-1]
 
+    def item(self, id: str, owner: str | None) -> Body:
+        """The item of this id, of any response.
+
+        Raises:
+            ResponseNotFound: as `find`.
+        """
+        with self._lock:
+            self._expire()
+            response = self._places.get(id)
+            if response is None or self._stored[response].owner != owner:
+                raise ResponseNotFound(
+                    f"There is no item {id[:100]!r} for this key: its response never was stored, was deleted, or is kept no longer."
+                )
+            return self._use(response, owner).items()[id]
+
     def delete(self, id: str, owner: str | None) -> None:
         """Forget a response; those that go on with it cannot be gone on with.
 
@@ -136,4 +161,7 @@ class ResponseStore:
             self._drop(next(iter(self._stored)))
 
     def _drop(self, id: str) -> None:
-        self.held -= self._stored.pop(id).size
+        gone = self._stored.pop(id)
+        self.held -= gone.size
+        for name in gone.items():
+            self._places.pop(name, None)

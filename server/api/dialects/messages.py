@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
-from server.api.chat import chat_ids, chat_job
+from server.api.chat import chat_ids, chat_job, thinking_tags
 from server.api.context import ServerContext
 from server.api.dialects.messages_history import chat_messages
 from server.api.dialects.messages_writer import MessageWriter, anthropic_error
@@ -19,12 +19,12 @@ from server.schema.dialects.choices import messages_choice_for_chat
 from server.schema.dialects.messages import ClientTool, CountTokensRequest, MessagesRequest, OutputFormat
 from server.schema.dialects.messages_answers import MessageAnswer, MessagesErrorAnswer, TokenCountAnswer
 from server.stream.job import TranslatedJob
-from server.text.chat_renderer import ChatRenderer
 
 # What a refusal of the chat job is about, in the words of this API.
 _NAMES = {
     "stop": "stop_sequences",
     "user": "metadata.user_id",
+    "thinking_token_budget": "thinking.budget_tokens",
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
 }
@@ -46,7 +46,7 @@ def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant =
     """
     chat = chat_request(
         {
-            **conversation(body, context.chat),
+            **conversation(body, context),
             "max_tokens": body.max_tokens,
             "temperature": body.temperature,
             "top_p": body.top_p,
@@ -61,7 +61,7 @@ def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant =
     return MessagesJob(job, job.sequences[0].request.sampling.max_tokens < body.max_tokens)
 
 
-def conversation(body: CountTokensRequest, chat: ChatRenderer | None) -> dict[str, Any]:
+def conversation(body: CountTokensRequest, context: ServerContext) -> dict[str, Any]:
     """The fields of a chat request that make its prompt, and say how its answer is read."""
     system = [{"role": "system", "content": chat_content([block.text for block in body.system])}] if body.system else []
     told = (chat_messages(message, f"messages[{number}]") for number, message in enumerate(body.messages))
@@ -73,7 +73,7 @@ def conversation(body: CountTokensRequest, chat: ChatRenderer | None) -> dict[st
         "continue_final_message": messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
         "tools": [_tool(tool) for tool in body.tools],
         **messages_choice_for_chat(body.tool_choice),
-        **_thinking(body, chat),
+        **_thinking(body, context),
         "response_format": None if output is None or output.format is None else _response_format(output.format),
     }
 
@@ -84,18 +84,19 @@ def _tool(tool: ClientTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _thinking(body: CountTokensRequest, chat: ChatRenderer | None) -> dict[str, Any]:
-    """What the model's template has variables for: clients ask every model to think."""
+def _thinking(body: CountTokensRequest, context: ServerContext) -> dict[str, Any]:
+    """What can be said of thinking to this model, which is nothing to one that does not: clients ask every model to think."""
     said: dict[str, Any] = {}
-    kind = None if body.thinking is None else body.thinking.type
-    if (
-        chat is not None
-        and kind in ("enabled", "disabled")
-        and (chat.reads("enable_thinking") or chat.reads("thinking"))
-    ):
+    chat, thinking = context.chat, body.thinking
+    if chat is None:
+        return said
+    kind = None if thinking is None else thinking.type
+    if kind in ("enabled", "disabled") and (chat.reads("enable_thinking") or chat.reads("thinking")):
         said["enable_thinking"] = kind == "enabled"
+    if thinking is not None and kind == "enabled" and thinking_tags(chat.reasoning, context.tokenizer) is not None:
+        said["thinking_token_budget"] = thinking.budget_tokens
     effort = None if body.output_config is None else body.output_config.effort
-    if chat is not None and effort is not None and chat.reads("reasoning_effort"):
+    if effort is not None and chat.reads("reasoning_effort"):
         said["reasoning_effort"] = "xhigh" if effort == "max" else effort
     return said
 
@@ -112,7 +113,7 @@ def token_count(body: CountTokensRequest, context: ServerContext, tenant: Tenant
     """
     context.model_name(body.model, tenant)
     with in_words_of(_NAMES):
-        return TokenCountAnswer(input_tokens=len(chat_ids(chat_request(conversation(body, context.chat)), context)))
+        return TokenCountAnswer(input_tokens=len(chat_ids(chat_request(conversation(body, context)), context)))
 
 
 async def _answer(asked: MessagesJob, call: Call) -> Response:

@@ -1,6 +1,6 @@
-"""`POST /v1/responses`: items of a conversation in, the items that come next out."""
+"""`POST /v1/responses`: items of a conversation in, the items that come next out; and what a conversation counts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,18 +8,28 @@ from typing import Any
 from starlette.responses import Response
 
 from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
-from server.api.chat import chat_job
+from server.api.chat import chat_ids, chat_job
 from server.api.context import ServerContext
 from server.api.dialects.parts import AnswerPart, JsonObject, added_up
 from server.api.dialects.responses_history import item_of, messages_of
 from server.api.dialects.responses_writer import ResponseWriter, Store, wants_logprobs
 from server.api.dialects.translation import chat_request, in_words_of
-from server.api.endpoint import Call, PostEndpoint
+from server.api.dialects.truncation import fitting
+from server.api.endpoint import Call, PostEndpoint, json_response
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import ResponseNotFound
+from server.schema.base import Body
 from server.schema.dialects.choices import responses_choice_for_chat
-from server.schema.dialects.responses import FunctionToolSpec, PlainFormat, ResponsesRequest, SchemaFormat, told
-from server.schema.dialects.responses_answers import ResponseAnswer
+from server.schema.dialects.responses import (
+    FunctionToolSpec,
+    PlainFormat,
+    ResponseInput,
+    ResponsesRequest,
+    SchemaFormat,
+    told,
+)
+from server.schema.dialects.responses_answers import InputTokenCount, ResponseAnswer
+from server.schema.dialects.responses_items import ItemReference
 from server.stream.job import TranslatedJob
 from server.stream.response_store import StoredResponse
 
@@ -33,15 +43,16 @@ _NAMES = {
 }
 _SAMPLING = (
     *("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "seed", "stop"),
-    *("stream", "user", "cache_salt", "model"),
+    *("stream", "user", "cache_salt"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesJob(TranslatedJob):
-    """A valid request: what is computed, and what was asked for."""
+    """A valid request: what is computed, what was asked for, and the items that were asked with."""
 
     body: ResponsesRequest
+    asked: Sequence[Body]
 
 
 def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> ResponsesJob:
@@ -49,27 +60,63 @@ def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant
 
     Raises:
         InvalidRequest, ContextExceeded, UnsupportedField, ModelNotFound: what is wrong, with limit and value.
-        ResponseNotFound: the response to go on with is not stored.
+        ResponseNotFound: the response to go on with is not stored, or the one of an item.
         Unavailable: no engine was ever ready.
     """
-    instructions = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    chat = chat_request(
-        {
-            **{name: getattr(body, name) for name in _SAMPLING},
-            "messages": [*instructions, *messages_of([*_history(body, context, tenant), *body.input])],
-            "max_completion_tokens": body.max_output_tokens,
-            **_tools(body),
-            "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
-            "response_format": None if body.text is None else _response_format(body.text.format),
-            "logprobs": wants_logprobs(body),
-            "top_logprobs": (body.top_logprobs or 0) if wants_logprobs(body) else None,
-        }
-    )
+    asked = _asked(body, context, tenant)
     with in_words_of(_NAMES):
-        return ResponsesJob(chat_job(chat, context, tenant, prefix="resp_"), body)
+        chat = chat_request(
+            {
+                **{name: getattr(body, name) for name in _SAMPLING},
+                **_conversation(body, asked, body.max_output_tokens, context, tenant),
+                "max_completion_tokens": body.max_output_tokens,
+                "logprobs": wants_logprobs(body),
+                "top_logprobs": (body.top_logprobs or 0) if wants_logprobs(body) else None,
+            }
+        )
+        return ResponsesJob(chat_job(chat, context, tenant, prefix="resp_"), body, asked)
 
 
-def _tools(body: ResponsesRequest) -> dict[str, Any]:
+def token_count(body: ResponseInput, context: ServerContext, tenant: Tenant = ANYBODY) -> InputTokenCount:
+    """The tokens of the prompt that would be made of a conversation.
+
+    Raises:
+        InvalidRequest, ContextExceeded, ModelNotFound, ResponseNotFound, Unavailable: as for a response.
+    """
+    context.model_name(body.model, tenant)
+    with in_words_of(_NAMES):
+        fields = _conversation(body, _asked(body, context, tenant), None, context, tenant)
+        return InputTokenCount(input_tokens=len(chat_ids(chat_request(fields), context)))
+
+
+def _conversation(
+    body: ResponseInput, asked: Sequence[Body], room: int | None, context: ServerContext, tenant: Tenant
+) -> Mapping[str, Any]:
+    """The fields of a chat request that make its prompt, which leaves so much room for the output if it may be cut."""
+    instructions = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    fields = {
+        "model": body.model,
+        "messages": [*instructions, *messages_of([*_history(body, context, tenant), *asked])],
+        **_tools(body),
+        "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
+        "response_format": None if body.text is None else _response_format(body.text.format),
+    }
+    return fitting(fields, room, context) if body.truncation == "auto" else fields
+
+
+def _asked(body: ResponseInput, context: ServerContext, tenant: Tenant) -> list[Body]:
+    """The items that are asked with; a reference is the item that it refers to."""
+    items: list[Body] = []
+    for index, item in enumerate(body.input):
+        try:
+            items.append(context.responses.item(item.id, tenant.name) if isinstance(item, ItemReference) else item)
+        except ResponseNotFound as error:
+            error.param = f"input[{index}].id"
+            raise
+    return items
+
+
+def _tools(body: ResponseInput) -> dict[str, Any]:
     functions = [told(tool) for tool in body.tools if isinstance(tool, FunctionToolSpec)]
     offered = [{"type": "function", "function": {k: v for k, v in each.items() if k != "type"}} for each in functions]
     choice = responses_choice_for_chat(body.tool_choice)
@@ -83,19 +130,19 @@ def _response_format(given: PlainFormat | SchemaFormat | None) -> dict[str, Any]
     return {"type": "json_schema", "json_schema": {"name": given.name, "schema": given.schema_, "strict": strict}}
 
 
-def _store(body: ResponsesRequest, call: Call) -> Store | None:
-    store, owner = call.context.responses, call.tenant.name
+def _store(job: ResponsesJob, call: Call) -> Store | None:
+    body, store, owner = job.body, call.context.responses, call.tenant.name
     if not (body.store and store.keeps):
         return None
 
     def keep(answer: JsonObject, parts: Sequence[AnswerPart]) -> None:
         given, previous = [item_of(part) for part in parts], body.previous_response_id
-        store.keep(StoredResponse(owner=owner, answer=answer, asked=body.input, given=given, previous=previous))
+        store.keep(StoredResponse(owner=owner, answer=answer, asked=job.asked, given=given, previous=previous))
 
     return keep
 
 
-def _history(body: ResponsesRequest, context: ServerContext, tenant: Tenant) -> list[Any]:
+def _history(body: ResponseInput, context: ServerContext, tenant: Tenant) -> list[Any]:
     """The items of the responses that this one goes on with."""
     if body.previous_response_id is None:
         return []
@@ -110,8 +157,12 @@ def _history(body: ResponsesRequest, context: ServerContext, tenant: Tenant) -> 
 async def _answer(asked: ResponsesJob, call: Call) -> Response:
     with in_words_of(_NAMES):
         generation, _ = await begun(asked.job, call)
-    make = partial(ResponseWriter, generation, asked.body, call.context.tokenizer, _store(asked.body, call))
+    make = partial(ResponseWriter, generation, asked.body, call.context.tokenizer, _store(asked, call))
     return await (streamed(generation, make, call) if asked.body.stream else whole(generation, added_up(make), call))
+
+
+async def _count(answer: InputTokenCount, call: Call) -> Response:
+    return json_response(answer, call.headers)
 
 
 ENDPOINT = PostEndpoint(
@@ -126,4 +177,15 @@ ENDPOINT = PostEndpoint(
     errors=ERRORS,
     content=STREAM,
     examples={"hello": {"value": {"input": "Say hello.", "max_output_tokens": 16}}},
+)
+COUNT = PostEndpoint(
+    path="/v1/responses/input_tokens",
+    tag="tokens",
+    summary="How many tokens a conversation in items has",
+    body=ResponseInput,
+    validate=token_count,
+    answer=_count,
+    answers=InputTokenCount,
+    errors=(400, 401, 404, 413, 415, 503),
+    examples={"hello": {"value": {"input": "Say hello."}}},
 )

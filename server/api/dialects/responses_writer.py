@@ -200,7 +200,7 @@ def response_head(generation: Generation, body: ResponsesRequest, *, stored: boo
         "top_p": body.top_p,
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
-        "truncation": "disabled",
+        "truncation": body.truncation,
         "usage": None,
         "user": body.user or None,
         "metadata": body.metadata,

@@ -9,7 +9,6 @@ from server.api.endpoint import Call, DeleteEndpoint, GetEndpoint
 from server.errors import InvalidRequest
 from server.schema.base import Body
 from server.schema.dialects.responses_answers import DeletedResponse, InputItems, ResponseAnswer
-from server.schema.dialects.responses_items import CallItem, CallOutputItem, ReasoningItem
 from server.schema.shown import shown
 from server.stream.response_store import StoredResponse
 
@@ -39,7 +38,7 @@ async def _items(call: Call) -> InputItems:
         raise InvalidRequest(f"`limit` must be 1 to {MOST_ITEMS}, got {shown(limit)}", param="limit")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f'`order` must be "asc" or "desc", got {shown(order)}', param="order")
-    items = [_item(each, index, stored.id) for index, each in enumerate(stored.asked)]
+    items = [_item(name, item) for name, item in list(stored.items().items())[: len(stored.asked)]]
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
@@ -56,14 +55,8 @@ async def _items(call: Call) -> InputItems:
     )
 
 
-_PREFIXES: dict[type[Body], str] = {CallItem: "fc", CallOutputItem: "fco", ReasoningItem: "rs"}
-
-
-def _item(item: Body, index: int, response: str) -> dict[str, Any]:
-    """An item that was asked with, under an id that says where."""
-    prefix = _PREFIXES.get(type(item), "msg")
-    told = item.model_dump(exclude_none=True, warnings=False)
-    return {"id": f"{prefix}_{response.removeprefix('resp_')}_{index}", "status": "completed", **told}
+def _item(name: str, item: Body) -> dict[str, Any]:
+    return {"id": name, "status": "completed", **item.model_dump(exclude_none=True, warnings=False)}
 
 
 _ID = {"name": "response", "in": "path", "required": True, "schema": {"type": "string"}}

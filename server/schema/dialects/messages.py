@@ -8,7 +8,7 @@ from configs.settings import Settings
 from server.schema.base import INT32_MAX, Body, Kinds, either, where
 from server.schema.dialects.choices import MessagesToolChoice
 from server.schema.dialects.parts import text_or
-from server.schema.fields import ModelName, Text
+from server.schema.fields import Count, ModelName, Text
 from server.schema.structured import Schema
 from server.schema.tools import ToolName
 
@@ -144,9 +144,13 @@ OfferedClientTool = Annotated[ClientTool, PlainValidator(CLIENT_TOOLS.validate, 
 class ThinkingConfig(Body):
     """Whether the model thinks before it answers, if it can."""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"budget_tokens", "display"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"display"})
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: Count | None = Field(
+        None,
+        description="With `enabled`: most tokens to think with, where the tags around thoughts are tokens of the model.",
+    )
 
 
 class OutputFormat(Body):

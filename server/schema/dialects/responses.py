@@ -133,7 +133,44 @@ class ResponseStreamOptions(Body):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
 
 
-class ResponsesRequest(Body):
+class ResponseInput(Body):
+    """A conversation in items: what the model is given."""
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"conversation": (), "personality": ()}
+    ELSEWHERE: ClassVar[dict[str, str]] = {"messages": "POST /v1/chat/completions"}
+    LIMITED: ClassVar[dict[str, str]] = {"input": "max_items"}
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {
+        "input": ITEMS,
+        "reasoning": ReasoningConfig,
+        "text": TextConfig,
+        "tools": TOOLS,
+    }
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"text", "tools"})
+
+    model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
+    input: Input = Field(description="A text of the user, or items.")
+    previous_response_id: str | None = Field(
+        None, max_length=256, description="A stored response to go on with: its items, and those before it, come first."
+    )
+    instructions: str | None = Field(
+        None, description="A system message in front of everything else. It is not carried over to the next response."
+    )
+    tools: list[AnyTool] = Field(default_factory=list, description="What the model may call.")
+    tool_choice: ResponsesToolChoice | None = Field(
+        None,
+        description="Whether it calls a tool: `none`, `auto` (it decides), `required`, one function, or those of `allowed_tools`; "
+        "`auto` if absent.",
+    )
+    parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
+    reasoning: ReasoningConfig | None = Field(None, description="How the model thinks before it answers.")
+    text: TextConfig | None = Field(None, description="The form of the text.")
+    truncation: Literal["auto", "disabled"] = Field(
+        "disabled",
+        description="`auto`: where the conversation is too long for the context, it goes on without its oldest turns.",
+    )
+
+
+class ResponsesRequest(ResponseInput):
     """Items of a conversation in, the items that come next out."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
@@ -150,29 +187,10 @@ class ResponsesRequest(Body):
         "image": (),
         "moderation": (),
         "prompt": (),
-        "truncation": ("disabled",),
     }
-    ELSEWHERE: ClassVar[dict[str, str]] = {
-        "max_tokens": "POST /v1/chat/completions",
-        "messages": "POST /v1/chat/completions",
-    }
-    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {
-        "input": ITEMS,
-        "reasoning": ReasoningConfig,
-        "stream_options": ResponseStreamOptions,
-        "text": TextConfig,
-        "tools": TOOLS,
-    }
-    VERBATIM: ClassVar[frozenset[str]] = frozenset({"text", "tools"})
+    ELSEWHERE: ClassVar[dict[str, str]] = ResponseInput.ELSEWHERE | {"max_tokens": "POST /v1/chat/completions"}
+    NESTED: ClassVar[dict[str, type[Body] | Kinds]] = ResponseInput.NESTED | {"stream_options": ResponseStreamOptions}
 
-    model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
-    input: Input = Field(description="A text of the user, or items.")
-    previous_response_id: str | None = Field(
-        None, max_length=256, description="A stored response to go on with: its items, and those before it, come first."
-    )
-    instructions: str | None = Field(
-        None, description="A system message in front of everything else. It is not carried over to the next response."
-    )
     max_output_tokens: OutputTokens | None = Field(
         None, description="Most tokens to generate, reasoning included; what is left of the context if absent."
     )
@@ -192,15 +210,6 @@ class ResponsesRequest(Body):
     stop: Stop = Field(
         default_factory=list, description="Extension: strings that end the text; they are not part of it."
     )
-    tools: list[AnyTool] = Field(default_factory=list, description="What the model may call.")
-    tool_choice: ResponsesToolChoice | None = Field(
-        None,
-        description="Whether it calls a tool: `none`, `auto` (it decides), `required`, one function, or those of `allowed_tools`; "
-        "`auto` if absent.",
-    )
-    parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
-    reasoning: ReasoningConfig | None = Field(None, description="How the model thinks before it answers.")
-    text: TextConfig | None = Field(None, description="The form of the text.")
     include: list[Includable] = Field(
         default_factory=list,
         description="What the answer holds beside the text: `message.output_text.logprobs`, `reasoning.encrypted_content`; the "

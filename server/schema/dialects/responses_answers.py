@@ -68,6 +68,13 @@ class InputItems(AnswerBody):
     has_more: bool
 
 
+class InputTokenCount(AnswerBody):
+    """How many tokens a conversation has."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
 class DeletedResponse(AnswerBody):
     """A response that is kept no longer."""
 

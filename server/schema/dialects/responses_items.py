@@ -122,6 +122,13 @@ class ReasoningItem(Body):
     )
 
 
+class ItemReference(Body):
+    """An item of a stored response, asked with or given: it stands for the item itself."""
+
+    type: Literal["item_reference"]
+    id: str = Field(max_length=256, description="Its id.")
+
+
 _SEAL = "headrace:"
 
 
@@ -138,7 +145,7 @@ def unsealed_text(sealed: str) -> str:
         return ""
 
 
-AnyItem = InputMessage | CallItem | CallOutputItem | ReasoningItem
+AnyItem = InputMessage | CallItem | CallOutputItem | ReasoningItem | ItemReference
 ITEMS = Kinds(
     field="type",
     bodies={
@@ -146,13 +153,14 @@ ITEMS = Kinds(
         "function_call": CallItem,
         "function_call_output": CallOutputItem,
         "reasoning": ReasoningItem,
+        "item_reference": ItemReference,
     },
     default="message",
     unserved=frozenset(
         {
             *("apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction", "computer_call"),
             *("computer_call_output", "custom_tool_call", "custom_tool_call_output", "file_search_call"),
-            *("image_generation_call", "item_reference", "local_shell_call"),
+            *("image_generation_call", "local_shell_call"),
             *("local_shell_call_output", "mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools"),
             *("shell_call", "shell_call_output", "web_search_call"),
         }

@@ -13,6 +13,7 @@ from server.api.tenants import ANYBODY
 from server.schema.dialects.messages_answers import MessageAnswer
 from server.schema.dialects.responses_answers import ResponseAnswer
 from server.structured.compiler import Compiled, GrammarCompiler
+from server.text.formats.tool_formats import REASONING_FORMATS, ReasoningFormat
 from tests.server.api import scripted
 from tests.server.api.dialects.asked import asked, events_of, prompt_of, streamed
 from tests.server.api.scripted import Server
@@ -176,6 +177,15 @@ def test_a_messages_events_add_up_to_it():
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
     order = [event["index"] for event in events if event["type"].startswith("content_block")]
     assert order == sorted(order), "one block ends before the next begins"
+
+
+@pytest.mark.parametrize(("format", "bound"), [("seed", 1024), ("think", None), ("none", None)])
+def test_a_budget_bounds_thoughts_where_the_model_has_tokens_around_them(format, bound, monkeypatch):
+    monkeypatch.setitem(REASONING_FORMATS, "seed", ReasoningFormat("seed", "<|im_start|>", "<|im_end|>"))
+    body = {**CLAUDE_CODE, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    response, server = asked("/v1/messages", body, **{**SERVER, "reasoning_format": format})
+    assert response.status_code == 200, "clients ask every model to think"
+    assert server.process.requests[0].sampling.thinking_tokens == bound
 
 
 def test_codexs_request_is_told_to_the_model():

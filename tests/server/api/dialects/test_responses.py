@@ -107,13 +107,35 @@ def test_sampling_reaches_the_engine():
         ({**HI, "max_tokens": 5}, "max_tokens", ["/v1/chat/completions"]),
         ({**HI, "metadata": {"a": "b" * 513}}, "metadata.a", ["512", "513"]),
         ({**HI, "include": ["thoughts"]}, "include[0]", ["thoughts"]),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id", ["msg_1", "never was stored"]),
     ],
 )  # fmt: skip
 def test_refusals_are_in_the_words_of_this_api(body, param, words):
     response, _ = asked(PATH, body)
     error = response.json()["error"]
-    assert response.status_code == 400 and error["param"] == param
+    assert response.status_code in (400, 404) and error["param"] == param
     assert all(word in error["message"] for word in words)
+
+
+def test_items_have_a_limit_of_their_own():
+    many = {"input": [{"role": "user", "content": "a"}] * 3}
+    assert asked(PATH, many, max_inputs=2)[0].status_code == 200
+    error = asked(PATH, many, max_items=2)[0].json()["error"]
+    assert error["param"] == "input" and "at most 2 entries, got 3" in error["message"]
+
+
+def test_tokens_are_counted_as_they_would_be_given_to_the_model():
+    body = {"input": [{"role": "user", "content": "Hi"}], "instructions": "Be brief."}
+    counted, _ = asked(f"{PATH}/input_tokens", body)
+    _, server = asked(PATH, body)
+    assert counted.json() == {
+        "object": "response.input_tokens",
+        "input_tokens": len(server.process.requests[0].prompt_ids),
+    }
+    long = {"input": [{"role": "user", "content": text} for text in ("a" * 200, "b" * 200)]}
+    assert asked(f"{PATH}/input_tokens", long)[0].json()["input_tokens"] > 400, "more than the context has room for"
+    cut = asked(f"{PATH}/input_tokens", {**long, "truncation": "auto"})[0].json()["input_tokens"]
+    assert cut == asked(f"{PATH}/input_tokens", {"input": "b" * 200})[0].json()["input_tokens"]
 
 
 def test_answer_and_events_are_those_of_openais_client():

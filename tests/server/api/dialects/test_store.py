@@ -93,6 +93,33 @@ def test_nobody_sees_another_tenants_response():
     assert run(ask) == [[404] * 4, [200] * 4]
 
 
+def test_an_item_stands_for_itself_wherever_it_is_referred_to():
+    async def ask():
+        server = Server("ok", **KEYS)
+        first = (await server.post(PATH, {"input": "one"}, headers=of("ann-key"))).json()
+        listed = (await server.client.get(f"{PATH}/{first['id']}/input_items", headers=of("ann-key"))).json()["data"]
+        known = [{"type": "item_reference", "id": item["id"]} for item in (*listed, *first["output"])]
+        body = {"input": [*known, {"role": "user", "content": "two"}]}
+        second = await server.post(PATH, body, headers=of("ann-key"))
+        stranger = await server.post(PATH, body, headers=of("bob-key"))
+        await server.client.delete(f"{PATH}/{first['id']}", headers=of("ann-key"))
+        on = {"input": "three", "previous_response_id": second.json()["id"]}
+        third = await server.post(PATH, on, headers=of("ann-key"))
+        gone = await server.post(PATH, body, headers=of("ann-key"))
+        return (
+            prompt_of(server),
+            third,
+            [(each.status_code, each.json()["error"]["param"]) for each in (stranger, gone)],
+        )
+
+    prompt, third, refused = run(ask)
+    said = [("user", "one"), ("assistant", "ok"), ("user", "two"), ("assistant", "ok"), ("user", "three")]
+    assert (
+        prompt == "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said) + "<|im_start|>assistant\n"
+    )
+    assert third.status_code == 200 and refused == [(404, "input[0].id")] * 2
+
+
 def stored(name, previous=None, text=""):
     return StoredResponse(owner=None, answer={"id": name, "text": text}, asked=[], given=[], previous=previous)
 
