@@ -214,6 +214,12 @@ class HttpDeclaration(Declaration):
         description="Most bytes of all stored responses; those that were used least recently give way.",
         json_schema_extra=HTTP,
     )
+    max_background: int = Field(
+        64,
+        ge=0,
+        description="Most responses of /v1/responses that run in the background at a time; one more is answered 429. 0: none may.",
+        json_schema_extra=HTTP,
+    )
     playground: bool = Field(True, description="Serve a page to try the model on at `/`.", json_schema_extra=HTTP)
     access_log: bool = Field(False, description="Log one line per request.", json_schema_extra=HTTP)
     log_level: Literal["debug", "info", "warning", "error"] = Field(

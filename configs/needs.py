@@ -211,7 +211,7 @@ _NEEDS = (
         "set data_dir",
     ),
     Requirement(
-        ("response_bytes",),
+        ("response_bytes", "max_background"),
         "response_seconds",
         lambda self: self.response_seconds > 0,
         "with response_seconds 0 no response is stored",

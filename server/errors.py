@@ -35,6 +35,7 @@ One class for each cause; the code is stable and doubles as a metric label.
     ├── DeadlineRefused          429  with the quote: `deadline_ms` could not be kept
     ├── TooManyBatches           429  that have not ended
     ├── StorageFull              507  no room for a file
+    ├── TooManyResponses         429  in the background
     ├── TooManyStreams           429  those that are kept leave no room for a resumable one
     ├── InternalError            500  a defect of ours
     │   ├── GenerationFailed     500  the engine failed this request
@@ -288,6 +289,12 @@ class StorageFull(ApiError):
     """There is no room for a file."""
 
     status, type, code = 507, "server_error", "storage_full"
+
+
+class TooManyResponses(ApiError):
+    """As many responses run in the background as may."""
+
+    status, type, code = 429, "rate_limit_error", "too_many_responses"
 
 
 class TooManyStreams(ApiError):

@@ -43,6 +43,7 @@ from server.keys_in_use import KeysInUse
 from server.listen import Listeners
 from server.origin import is_loopback
 from server.signals import SIGNALS
+from server.stream.background import BackgroundResponses
 from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
@@ -136,6 +137,7 @@ class Serving:
             drain=self._drain,
             streams=self._streams,
             responses=ResponseStore(settings),
+            background=BackgroundResponses(settings, metrics, self._drain),
             metrics=metrics,
             tokenizer=tokenizer,
             chat=chat,

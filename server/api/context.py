@@ -15,6 +15,7 @@ from server.engines.supervision.restarts import Restarts
 from server.errors import ModelNotFound
 from server.keys.accounts import Accounts
 from server.schema.openapi import ModelBounds
+from server.stream.background import BackgroundResponses
 from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
@@ -45,6 +46,7 @@ class ServerContext:
     drain: Drain
     streams: ResumableStreams
     responses: ResponseStore
+    background: BackgroundResponses
     metrics: Metrics
     tokenizer: Tokenizer
     chat: ChatRenderer | None

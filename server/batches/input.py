@@ -63,6 +63,7 @@ class _Body(msgspec.Struct):
 
     model: Any = None
     stream: Any = None
+    background: Any = None
 
 
 def read_input(path: Path, rules: InputRules) -> tuple[list[InputLine], list[LineError]]:
@@ -159,5 +160,6 @@ def _check_body(about: _Body, rules: InputRules) -> None:
         served = ", ".join(f"`{name}`" for name in rules.models)
         told = f"The model {shown(about.model)} does not exist; served is {served}"
         raise WrongLine("model_not_found", told, "body.model")
-    if about.stream:
-        raise WrongLine("invalid_value", f"`stream` must be false in a batch, got {shown(about.stream)}", "body.stream")
+    for name, asked in (("stream", about.stream), ("background", about.background)):
+        if asked:
+            raise WrongLine("invalid_value", f"`{name}` must be false in a batch, got {shown(asked)}", f"body.{name}")

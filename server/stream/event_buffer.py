@@ -14,12 +14,16 @@ def size_of(event: bytes) -> int:
 class EventBuffer:
     """Whole events (each with its blank line) in order, with numbers from 1 on; the oldest may have been dropped.
 
+    Args:
+        ids: whether events carry their numbers.
+
     Attributes:
         dropped: how many are not there any more; they were numbers 1 to `dropped`.
         size: of those that are there, in bytes (`size_of`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ids: bool = True) -> None:
+        self._written = _numbered if ids else _plain
         self.dropped = 0
         self.size = 0
         self._events: deque[bytes] = deque()
@@ -42,14 +46,14 @@ class EventBuffer:
         return size
 
     def after(self, number: int, most: int) -> tuple[bytes, int]:
-        """The next events behind event `number`, each with its `id`, and the number of the last of them.
+        """The next events behind event `number`, and the number of the last of them.
 
         Args:
             number: of an event, from `dropped` to `last`; 0 is in front of the first.
             most: bytes; more only where a single event has more.
         """
         if number == self.last - 1:  # the usual case: one event has come since
-            return _numbered(self._events[-1], self.last), self.last
+            return self._written(self._events[-1], self.last), self.last
         parts: list[bytes] = []
         taken = 0
         for event in islice(self._events, number - self.dropped, None):
@@ -57,9 +61,13 @@ class EventBuffer:
             if parts and taken > most:
                 break
             number += 1
-            parts.append(_numbered(event, number))
+            parts.append(self._written(event, number))
         return b"".join(parts), number
 
 
 def _numbered(event: bytes, number: int) -> bytes:
     return b"id: %d\n%b" % (number, event)
+
+
+def _plain(event: bytes, number: int) -> bytes:
+    return event

@@ -195,6 +195,11 @@ class Generation:
         """End what is still running; the engine aborts it and frees its blocks."""
         self._submission.close()
 
+    @property
+    def started(self) -> bool:
+        """Whether any of it has been computed."""
+        return any(stream.started for stream in self._streams)
+
     async def steps(self) -> AsyncGenerator[list[Delta], None]:
         """The deltas of all choices, those of one engine step together. Ends when all choices have ended.
 

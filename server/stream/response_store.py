@@ -13,6 +13,7 @@ from configs.settings import Settings
 from server.errors import ResponseNotFound
 from server.schema.base import Body
 from server.schema.dialects.responses_items import CallItem, CallOutputItem, ReasoningItem
+from server.stream.event_log import EventLog
 
 OVERHEAD = 2048  # bytes that a response takes beside its text
 _PREFIXES: dict[type[Body], str] = {CallItem: "fc", CallOutputItem: "fco", ReasoningItem: "rs"}
@@ -28,6 +29,7 @@ class StoredResponse:
         asked: the items that were asked with, without those of earlier responses.
         given: the items that it added, as they go into the next one.
         previous: id of the response that it goes on with.
+        events: of its stream, where they are kept.
     """
 
     owner: str | None
@@ -35,12 +37,16 @@ class StoredResponse:
     asked: Sequence[Body]
     given: Sequence[Body]
     previous: str | None
+    events: EventLog | None = None
     size: int = field(init=False)
     used: float = 0.0
 
     def __post_init__(self) -> None:
         asked = [item.model_dump(warnings=False) for item in self.asked]  # of unions it would warn
-        self.size = OVERHEAD + 2 * len(msgspec.json.encode(self.answer)) + len(msgspec.json.encode(asked))
+        answer = len(msgspec.json.encode(self.answer))
+        self.size = OVERHEAD + 2 * answer + len(msgspec.json.encode(asked))
+        if self.events is not None:
+            self.size += self.events.size + answer  # which the last event, still to come, has once more
 
     @property
     def id(self) -> str:
@@ -49,10 +55,15 @@ class StoredResponse:
         return name
 
     def items(self) -> dict[str, Body]:
-        """All its items by their ids: those that were asked with have one that says where, the others that of the answer."""
-        name = self.id.removeprefix("resp_")
-        asked = {f"{_PREFIXES.get(type(item), 'msg')}_{name}_{index}": item for index, item in enumerate(self.asked)}
-        return asked | {told["id"]: item for told, item in zip(self.answer.get("output", ()), self.given, strict=False)}
+        """All its items by their ids, those that were asked with first."""
+        told = self.answer.get("output", ())
+        return items_of(self.id, self.asked) | {each["id"]: item for each, item in zip(told, self.given, strict=False)}
+
+
+def items_of(response: str, asked: Sequence[Body]) -> dict[str, Body]:
+    """The items that a response was asked with, by the ids that say where they were."""
+    name = response.removeprefix("resp_")
+    return {f"{_PREFIXES.get(type(item), 'msg')}_{name}_{index}": item for index, item in enumerate(asked)}
 
 
 class ResponseStore:

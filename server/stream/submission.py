@@ -9,7 +9,12 @@ from server.telemetry.lifetime import Exchange, Lifetime
 
 
 class SequenceStream(Protocol):
-    """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied` or `PoisonRequest`."""
+    """The outputs of one sequence. It ends after the output with a finish reason, or raises `EngineDied` or `PoisonRequest`.
+
+    `started`: whether the engine that has it has computed any of it.
+    """
+
+    started: bool
 
     def __aiter__(self) -> Self: ...
 

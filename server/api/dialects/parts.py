@@ -60,7 +60,11 @@ class EventWriter(ABC):
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write."""
-        return b"".join([self.written(event) for event in self.events(deltas)])
+        return b"".join(self.each(deltas))
+
+    def each(self, deltas: Iterable[Delta]) -> list[bytes]:
+        """The events of one step, as they are sent."""
+        return [self.written(event) for event in self.events(deltas)]
 
     def events(self, deltas: Iterable[Delta]) -> Iterator[Event]:
         """The events of one step. An answer has one choice."""

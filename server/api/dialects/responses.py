@@ -10,14 +10,14 @@ from starlette.responses import Response
 from server.api.answers.answer import ERRORS, STREAM, begun, streamed, whole
 from server.api.chat import chat_ids, chat_job
 from server.api.context import ServerContext
-from server.api.dialects.parts import AnswerPart, JsonObject, added_up
+from server.api.dialects.parts import AnswerPart, JsonObject, added_up, encode
 from server.api.dialects.responses_history import item_of, messages_of
 from server.api.dialects.responses_writer import ResponseWriter, Store, wants_logprobs
 from server.api.dialects.translation import chat_request, in_words_of
 from server.api.dialects.truncation import fitting
 from server.api.endpoint import Call, PostEndpoint, json_response
 from server.api.tenants import ANYBODY, Tenant
-from server.errors import ResponseNotFound
+from server.errors import InvalidRequest, ResponseNotFound, UnsupportedField
 from server.schema.base import Body
 from server.schema.dialects.choices import responses_choice_for_chat
 from server.schema.dialects.responses import (
@@ -30,8 +30,11 @@ from server.schema.dialects.responses import (
 )
 from server.schema.dialects.responses_answers import InputTokenCount, ResponseAnswer
 from server.schema.dialects.responses_items import ItemReference
+from server.stream.background import EVENT_BYTES
+from server.stream.event_log import EventLog, FollowedAnswer
 from server.stream.job import TranslatedJob
 from server.stream.response_store import StoredResponse
+from server.telemetry.tenants import ANYBODYS
 
 # What a refusal of the chat job is about, in the words of this API.
 _NAMES = {
@@ -63,6 +66,7 @@ def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant
         ResponseNotFound: the response to go on with is not stored, or the one of an item.
         Unavailable: no engine was ever ready.
     """
+    _check_background(body, context)
     asked = _asked(body, context, tenant)
     with in_words_of(_NAMES):
         chat = chat_request(
@@ -75,6 +79,17 @@ def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant
             }
         )
         return ResponsesJob(chat_job(chat, context, tenant, prefix="resp_"), body, asked)
+
+
+def _check_background(body: ResponsesRequest, context: ServerContext) -> None:
+    """What runs in the background is there to be asked for later."""
+    if not body.background:
+        return
+    if not (context.responses.keeps and context.settings.max_background):
+        why = "response_seconds is 0" if context.settings.max_background else "max_background is 0"
+        raise UnsupportedField(f"`background` must be false on this server ({why}), got true", param="background")
+    if not body.store:
+        raise InvalidRequest("`background` needs `store` to be true, got false", param="background")
 
 
 def token_count(body: ResponseInput, context: ServerContext, tenant: Tenant = ANYBODY) -> InputTokenCount:
@@ -130,14 +145,17 @@ def _response_format(given: PlainFormat | SchemaFormat | None) -> dict[str, Any]
     return {"type": "json_schema", "json_schema": {"name": given.name, "schema": given.schema_, "strict": strict}}
 
 
-def _store(job: ResponsesJob, call: Call) -> Store | None:
+def _store(job: ResponsesJob, call: Call, events: EventLog | None = None) -> Store | None:
     body, store, owner = job.body, call.context.responses, call.tenant.name
     if not (body.store and store.keeps):
         return None
 
     def keep(answer: JsonObject, parts: Sequence[AnswerPart]) -> None:
         given, previous = [item_of(part) for part in parts], body.previous_response_id
-        store.keep(StoredResponse(owner=owner, answer=answer, asked=job.asked, given=given, previous=previous))
+        kept = StoredResponse(
+            owner=owner, answer=answer, asked=job.asked, given=given, previous=previous, events=events
+        )
+        store.keep(kept)
 
     return keep
 
@@ -146,6 +164,11 @@ def _history(body: ResponseInput, context: ServerContext, tenant: Tenant) -> lis
     """The items of the responses that this one goes on with."""
     if body.previous_response_id is None:
         return []
+    if context.background.find(body.previous_response_id, tenant.name) is not None:
+        raise InvalidRequest(
+            f"`previous_response_id` must be that of a response that has ended, got {body.previous_response_id!r}, which has not",
+            param="previous_response_id",
+        )
     try:
         chain = context.responses.chain(body.previous_response_id, tenant.name)
     except ResponseNotFound as error:
@@ -155,10 +178,40 @@ def _history(body: ResponseInput, context: ServerContext, tenant: Tenant) -> lis
 
 
 async def _answer(asked: ResponsesJob, call: Call) -> Response:
+    if asked.body.background:
+        return await _in_background(asked, call)
     with in_words_of(_NAMES):
         generation, _ = await begun(asked.job, call)
     make = partial(ResponseWriter, generation, asked.body, call.context.tokenizer, _store(asked, call))
     return await (streamed(generation, make, call) if asked.body.stream else whole(generation, added_up(make), call))
+
+
+async def _in_background(asked: ResponsesJob, call: Call) -> Response:
+    """What there is of the response at once, or its events as they come."""
+    books, tenant = call.context.background, call.tenant
+    events = EventLog(EVENT_BYTES) if asked.body.stream else None
+    books.take_place()
+    generation = None
+    try:
+        with in_words_of(_NAMES):
+            generation, _ = await begun(asked.job, call)
+        response = books.begin(
+            tenant.name,
+            generation,
+            ResponseWriter(generation, asked.body, call.context.tokenizer, _store(asked, call, events)),
+            asked.asked,
+            events=events,
+            exchange=call.exchange,
+            counted_for=tenant.name_for(ANYBODYS),
+        )
+    except BaseException:
+        books.give_back()
+        if generation is not None:
+            generation.close()
+        raise
+    if events is not None:
+        return FollowedAnswer(events, -1, call.headers, response.unattended)
+    return Response(encode(response.answer), media_type="application/json", headers=call.headers)
 
 
 async def _count(answer: InputTokenCount, call: Call) -> Response:

@@ -59,9 +59,15 @@ class ResponseWriter(EventWriter):
 
     def begun(self) -> Iterator[Event]:
         """There is a response, and it is being made."""
-        response = self._response("in_progress")
-        yield "response.created", {"response": response}
+        response = self.so_far("in_progress")
+        if self._number < 0:
+            yield "response.created", {"response": response}
         yield "response.in_progress", {"response": response}
+
+    def queued(self) -> list[bytes]:
+        """There is a response, and it waits."""
+        response = self.so_far("queued")
+        return [self.written((f"response.{name}", {"response": response})) for name in ("created", "queued")]
 
     def opened(self, part: AnswerPart) -> Iterator[Event]:
         """An item, and the one part of its content, if it has any."""
@@ -93,13 +99,12 @@ class ResponseWriter(EventWriter):
     def answer(self) -> JsonObject:
         """The response."""
         status = "incomplete" if self._is_cut else "completed"
-        response = self._response(status) | {
+        response = self.so_far(status) | {
             "completed_at": None if self._is_cut else int(time.time()),
             "incomplete_details": {"reason": "max_output_tokens"} if self._is_cut else None,
             "usage": response_usage(usage(self.generation)),
         }
-        if self._store is not None:
-            self._store(response, self.parts)
+        self._keep(response)
         return response
 
     def end(self) -> bytes:
@@ -109,15 +114,28 @@ class ResponseWriter(EventWriter):
 
     def failed(self, error: ApiError) -> bytes:
         """The response as far as it came, and what went wrong."""
-        response = self._response("failed") | {"error": {"code": _error_code(error), "message": error.message}}
+        response = self.so_far("failed") | {"error": {"code": _error_code(error), "message": error.message}}
+        if self._body.background:
+            self._keep(response)
         return self.written(("response.failed", {"response": response})) + DONE
+
+    def cancelled(self) -> bytes:
+        """The response as far as it came. No event that clients know is nearer to it; its status says what happened."""
+        response = self.so_far("cancelled")
+        self._keep(response)
+        return self.written(("response.incomplete", {"response": response})) + DONE
+
+    def so_far(self, status: str) -> JsonObject:
+        """The response, with the items that are complete."""
+        return {**self._head, "status": status, "output": list(self._items)}
 
     @property
     def _is_cut(self) -> bool:
         return self.finish_reason is FinishReason.LENGTH
 
-    def _response(self, status: str) -> JsonObject:
-        return {**self._head, "status": status, "output": list(self._items)}
+    def _keep(self, response: JsonObject) -> None:
+        if self._store is not None:
+            self._store(response, self.parts[: len(self._items)])
 
     def _place(self, part: AnswerPart) -> JsonObject:
         place: JsonObject = {"item_id": self._ids[part.index], "output_index": part.index}
@@ -171,7 +189,7 @@ def response_head(generation: Generation, body: ResponsesRequest, *, stored: boo
         "created_at": job.created,
         "completed_at": None,
         "status": "in_progress",
-        "background": False,
+        "background": body.background,
         "error": None,
         "incomplete_details": None,
         "instructions": body.instructions,

@@ -1,44 +1,82 @@
-"""`/v1/responses/{response}`: a stored response, what it was asked with, and its end."""
+"""`/v1/responses/{response}`: a response that is stored or runs in the background, its events, what it was asked with, its end."""
 
 from typing import Any
 
 from starlette.responses import Response
 
+from server.api.answers.answer import STREAM
 from server.api.dialects.parts import encode
-from server.api.endpoint import Call, DeleteEndpoint, GetEndpoint
+from server.api.endpoint import ActionEndpoint, Call, DeleteEndpoint, GetEndpoint
 from server.errors import InvalidRequest
 from server.schema.base import Body
 from server.schema.dialects.responses_answers import DeletedResponse, InputItems, ResponseAnswer
 from server.schema.shown import shown
+from server.stream.background import BackgroundResponse
+from server.stream.event_log import EventLog, FollowedAnswer
 from server.stream.response_store import StoredResponse
 
 MOST_ITEMS, ITEMS = 100, 20
 
 
-def _asked_for(call: Call) -> StoredResponse:
+def _running(call: Call) -> BackgroundResponse | None:
+    return call.context.background.find(call.request.path_params["response"], call.tenant.name)
+
+
+def _stored(call: Call) -> StoredResponse:
     return call.context.responses.find(call.request.path_params["response"], call.tenant.name)
 
 
 async def _one(call: Call) -> Response:
-    if call.request.query_params.get("stream", "false") != "false":
-        raise InvalidRequest("`stream` must be false: the events of a response are not kept", param="stream")
-    return Response(encode(_asked_for(call).answer), media_type="application/json")
+    found, query = _running(call) or _stored(call), call.request.query_params
+    stream, after = query.get("stream", "false"), query.get("starting_after")
+    if stream not in ("true", "false"):
+        raise InvalidRequest(f"`stream` must be true or false, got {shown(stream)}", param="stream")
+    if stream == "true":
+        return _followed(found.events, after)
+    if after is not None:
+        raise InvalidRequest(f"`starting_after` needs `stream` to be true, got {shown(after)}", param="starting_after")
+    return Response(encode(found.answer), media_type="application/json")
+
+
+def _followed(events: EventLog | None, after: str | None) -> Response:
+    if events is None:
+        raise InvalidRequest(
+            "`stream` must be false: events are kept of a response that was asked for with `background` and `stream`",
+            param="stream",
+        )
+    if after is not None and not (after.isascii() and after.isdecimal() and int(after[:18]) <= events.last):
+        what = f"must be the number of an event, 0 to {events.last} so far"
+        raise InvalidRequest(f"`starting_after` {what}, got {shown(after)}", param="starting_after")
+    number = -1 if after is None else int(after)
+    events.check(number)
+    return FollowedAnswer(events, number, {})
+
+
+async def _cancel(call: Call) -> Response:
+    if running := _running(call):
+        await running.cancel()
+    answer = _stored(call).answer
+    if not answer["background"]:
+        raise InvalidRequest("Only a response that was asked for with `background` can be cancelled.")
+    return Response(encode(answer), media_type="application/json")
 
 
 async def _delete(call: Call) -> DeletedResponse:
+    if running := _running(call):
+        await running.cancel()
     name = call.request.path_params["response"]
     call.context.responses.delete(name, call.tenant.name)
     return DeletedResponse(id=name)
 
 
 async def _items(call: Call) -> InputItems:
-    query, stored = call.request.query_params, _asked_for(call)
+    query, found = call.request.query_params, _running(call) or _stored(call)
     limit, order = query.get("limit", str(ITEMS)), query.get("order", "desc")
     if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MOST_ITEMS):
         raise InvalidRequest(f"`limit` must be 1 to {MOST_ITEMS}, got {shown(limit)}", param="limit")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f'`order` must be "asc" or "desc", got {shown(order)}', param="order")
-    items = [_item(name, item) for name, item in list(stored.items().items())[: len(stored.asked)]]
+    items = [_item(name, item) for name, item in list(found.items().items())[: len(found.asked)]]
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
@@ -65,16 +103,42 @@ ENDPOINTS = (
     GetEndpoint(
         path="/v1/responses/{response}",
         tag="generate",
-        summary="A stored response",
+        summary="A response that is stored or runs in the background, or its events behind `starting_after`",
         answer=_one,
+        answers=ResponseAnswer,
+        errors=(400, 401, 404, 410),
+        content=STREAM,
+        parameters=(
+            _ID,
+            {
+                "name": "stream",
+                "in": "query",
+                "schema": {"type": "boolean"},
+                "description": "Its events; false if absent.",
+            },
+            {
+                "name": "starting_after",
+                "in": "query",
+                "schema": {"type": "integer", "minimum": 0},
+                "description": "`sequence_number` of the last event that was received; all events if absent.",
+            },
+        ),
+        while_draining=True,
+    ),
+    ActionEndpoint(
+        path="/v1/responses/{response}/cancel",
+        tag="generate",
+        summary="End a response that runs in the background",
+        answer=_cancel,
         answers=ResponseAnswer,
         errors=(400, 401, 404),
         parameters=(_ID,),
+        while_draining=True,
     ),
     DeleteEndpoint(
         path="/v1/responses/{response}",
         tag="generate",
-        summary="Forget a stored response",
+        summary="Forget a stored response, or end one that runs in the background",
         answer=_delete,
         answers=DeletedResponse,
         errors=(401, 404),

@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
-from server.schema.base import INT32_MAX, Body, Kinds
+from configs.settings import Settings
+from server.schema.base import INT32_MAX, Body, Kinds, either, where
 from server.schema.chat import Effort
 from server.schema.dialects.choices import ResponsesToolChoice
 from server.schema.dialects.responses_items import ITEMS, Input
@@ -181,7 +182,6 @@ class ResponsesRequest(ResponseInput):
     )
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "access_programs": (),
-        "background": (False,),
         "context_management": ([],),
         "conversation": (),
         "image": (),
@@ -218,6 +218,10 @@ class ResponsesRequest(ResponseInput):
     top_logprobs: Count | None = Field(None, description="Alternatives for each token; more than 0 includes logprobs.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: ResponseStreamOptions | None = Field(None, description="Nothing here changes the stream.")
+    background: bool = Field(
+        False,
+        description="Answer at once, and compute the response whether or not its client stays: it is to be asked for by its id.",
+    )
     store: bool = Field(
         True, description="Keep the response, for as long as the operator lets it (`response_seconds`)."
     )
@@ -232,3 +236,10 @@ class ResponsesRequest(ResponseInput):
         max_length=256,
         description="Extension: cached prefixes are shared only between requests with the same salt.",
     )
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[dict[str, Any]]:
+        """What runs in the background is stored, where that is possible."""
+        if not settings.max_background or not settings.response_seconds:
+            return [where("background", False, None)]
+        return [either(where("background", False, None), where("store", True, None))]

@@ -44,6 +44,7 @@ from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restarts import Restarts
 from server.keys.watch import WatchedKeyFile
 from server.keys_in_use import KeysInUse
+from server.stream.background import BackgroundResponses
 from server.stream.response_store import ResponseStore
 from server.stream.resumables import ResumableStreams
 from server.structured.compiler import GrammarCompiler
@@ -270,6 +271,7 @@ class Server:
             drain=drain,
             streams=ResumableStreams(self.settings, metrics, drain),
             responses=ResponseStore(self.settings),
+            background=BackgroundResponses(self.settings, metrics, drain),
             metrics=metrics,
             tokenizer=tokenizer,
             chat=chat,

@@ -116,7 +116,7 @@ def test_what_is_asked_without_a_body_answers_as_declared(endpoint, tmp_path):
     async def asked_of(server):
         stream = await server.post("/v1/completions", {"prompt": "a", "stream": True, "resumable": True})
         named = {"{model}": "org/small", "{engine}": "engine"}
-        named["{response}"] = (await server.post("/v1/responses", {"input": "a"})).json()["id"]
+        named["{response}"] = (await server.post("/v1/responses", {"input": "a", "background": True})).json()["id"]
         named["{file}"] = await upload(server)
         if "{batch}" in endpoint.shown_path:  # a file that an open batch reads cannot be deleted
             named["{batch}"] = await begin_batch(server, named["{file}"])

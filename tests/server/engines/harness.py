@@ -31,6 +31,7 @@ from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restart import RestartPolicy
 from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.supervisor import Supervisor
+from server.stream.background import BackgroundResponses
 from server.stream.job import Job, SequenceRequest, TokenizedPrompt
 from server.stream.output_stream import OutputStream
 from server.stream.response_store import ResponseStore
@@ -69,6 +70,7 @@ def make_app(
         drain=drain,
         streams=ResumableStreams(settings, metrics, drain),
         responses=ResponseStore(settings),
+        background=BackgroundResponses(settings, metrics, drain),
         metrics=metrics,
         tokenizer=tokenizer(),
         chat=load_chat_renderer(tokenizer()),
