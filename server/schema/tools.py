@@ -14,6 +14,8 @@ ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]{1,128}$")]
 class OfferedFunction(Body):
     """A function that the model may call."""
 
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"type"})  # of the tool, which some clients write twice
+
     name: ToolName
     description: str = Field("", description="What it does, for the model.")
     parameters: dict[str, Any] = Field(

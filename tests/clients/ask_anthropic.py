@@ -23,6 +23,29 @@ def stream():
         assert "".join(stream.text_stream) == stream.get_final_text()
 
 
+def events():
+    kinds = [event.type for event in CLIENT.messages.create(messages=say(GREETING), stream=True, **SETTINGS)]
+    assert kinds[:2] == ["message_start", "content_block_start"] and kinds[-2:] == ["message_delta", "message_stop"]
+    assert {"content_block_delta", "content_block_stop"} <= set(kinds)
+
+
+def as_an_agent_asks():
+    hint = {"cache_control": {"type": "ephemeral"}}
+    system = [
+        {"type": "text", "text": "x-anthropic-billing-header: cch=1;"},
+        {"type": "text", "text": "Be brief.", **hint},
+    ]
+    answer = CLIENT.messages.create(
+        messages=[{"role": "user", "content": [{"type": "text", "text": GREETING, **hint}]}],
+        system=system,
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        metadata={"user_id": "ann"},
+        extra_headers={"anthropic-beta": "interleaved-thinking-2025-05-14"},
+        **SETTINGS,
+    )
+    assert answer.content and answer.stop_reason in ("end_turn", "max_tokens")
+
+
 def tool_loop():
     messages = say(WEATHER)
     choice = {"type": "auto"} if CHOSEN else {"type": "tool", "name": "get_weather"}
@@ -44,4 +67,4 @@ def count_tokens():
     assert CLIENT.messages.count_tokens(model=MODEL, messages=say(GREETING)).input_tokens
 
 
-tell("anthropic", plain, stream, tool_loop, count_tokens)
+tell("anthropic", plain, stream, events, as_an_agent_asks, tool_loop, count_tokens)

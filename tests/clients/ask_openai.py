@@ -1,6 +1,7 @@
 """openai: completions, chat, streams, `.parse`, the stream helper, tools, responses, refusals."""
 
 import json
+import time
 
 import openai
 from asking import (
@@ -119,6 +120,23 @@ def responses():
         assert stream.get_final_response().output_text == text == first.output_text
 
 
+def responses_background():
+    settings = {"model": MODEL, "temperature": 0, "max_output_tokens": 24, "input": GREETING, "background": True}
+    first = CLIENT.responses.create(**settings)
+    while first.status in ("queued", "in_progress"):
+        time.sleep(0.1)
+        first = CLIENT.responses.retrieve(first.id)
+    assert first.output_text, first.status
+    with CLIENT.responses.create(stream=True, **settings) as stream:
+        head = [next(stream) for _ in range(3)]  # and the connection is closed
+    rest = list(CLIENT.responses.retrieve(head[0].response.id, stream=True, starting_after=head[-1].sequence_number))
+    assert [event.sequence_number for event in head + rest] == list(range(len(head + rest)))
+    assert rest[-1].response.output_text == first.output_text
+    cancelled = CLIENT.responses.cancel(CLIENT.responses.create(**settings | {"max_output_tokens": 1000}).id)
+    assert cancelled.status in ("cancelled", "completed"), cancelled.status
+    assert CLIENT.responses.input_tokens.count(model=MODEL, input=GREETING).input_tokens == first.usage.input_tokens
+
+
 def responses_parse():
     is_city(CLIENT.responses.parse(model=MODEL, input=ABOUT, temperature=0, text_format=City).output_parsed)
 
@@ -148,4 +166,4 @@ def refusals():
 
 
 CHECKS = (models, completion, chat, chat_async, parse, parse_a_tool, stream_helper, tool_loop, tool_loop_streamed)
-tell("openai", *CHECKS, responses, responses_parse, responses_tool_loop, refusals)
+tell("openai", *CHECKS, responses, responses_background, responses_parse, responses_tool_loop, refusals)

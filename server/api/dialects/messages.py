@@ -1,5 +1,6 @@
 """`POST /v1/messages`, Anthropic's API: a conversation in, the assistant's next message out; and what a conversation counts."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,10 @@ _NAMES = {
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
 }
+
+# What Claude Code writes in front of its instructions for Anthropic's accounts. It is another in each turn, so that no two turns
+# would have a prefix in common, and it tells the model nothing.
+_BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ def messages_job(body: MessagesRequest, context: ServerContext, tenant: Tenant =
 
 def conversation(body: CountTokensRequest, context: ServerContext) -> dict[str, Any]:
     """The fields of a chat request that make its prompt, and say how its answer is read."""
-    system = [{"role": "system", "content": chat_content([block.text for block in body.system])}] if body.system else []
+    instructions = [text for block in body.system if (text := _BILLING.sub("", block.text))]
+    system = [{"role": "system", "content": chat_content(instructions)}] if instructions else []
     told = (chat_messages(message, f"messages[{number}]") for number, message in enumerate(body.messages))
     messages = [each for several in told for each in several]
     output = body.output_config

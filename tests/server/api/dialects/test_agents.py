@@ -12,9 +12,7 @@ from server.api.requests.parse import parse
 from server.api.tenants import ANYBODY
 from server.schema.dialects.messages_answers import MessageAnswer
 from server.schema.dialects.responses_answers import ResponseAnswer
-from server.structured.compiler import Compiled, GrammarCompiler
 from server.text.formats.tool_formats import REASONING_FORMATS, ReasoningFormat
-from tests.server.api import scripted
 from tests.server.api.dialects.asked import asked, events_of, prompt_of, streamed
 from tests.server.api.scripted import Server
 from tests.server.api.test_tools import QWEN
@@ -24,8 +22,11 @@ REPLY = (
     '<tool_call>\n{"name": "Read", "arguments": {"path": "a.py"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "Read", "arguments": {"path": "b.py"}}\n</tool_call>'
 )
+pytestmark = pytest.mark.usefixtures("room_for_tools", "grammars")
+
 SERVER = {"reply": REPLY, "template": QWEN, "reasoning_format": "think"}
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+BILLED = "x-anthropic-billing-header: cc_version=2.1.107.3d9; cc_entrypoint=cli; cch=74943;"
 HINT = {"cache_control": {"type": "ephemeral"}}
 CLAUDE_CODE = {
     "model": "small",
@@ -102,25 +103,6 @@ CODEX = {
 }
 
 
-@pytest.fixture(autouse=True)
-def room_for_tools(monkeypatch):
-    """A token is a byte here, and tools have many."""
-    monkeypatch.setattr(scripted, "CONTEXT", 8192)
-
-
-@pytest.fixture(autouse=True)
-def grammars(monkeypatch):
-    """Those that were asked for; what compiles them is a process, and what they let through is tested by themselves."""
-    found = []
-
-    async def compiled(self, grammar, engine):
-        found.append(grammar)
-        return Compiled("a grammar", "vocabulary")
-
-    monkeypatch.setattr(GrammarCompiler, "compile", compiled)
-    return found
-
-
 def history_of(server) -> str:
     """The prompt behind the system's messages."""
     return prompt_of(server).partition("<|im_start|>user\n")[2]
@@ -147,8 +129,23 @@ def test_claude_codes_request_is_told_to_the_model():
 
 def test_what_changes_from_turn_to_turn_stands_in_no_prompt():
     _, first = asked("/v1/messages", CLAUDE_CODE, {"x-request-id": "1", "user-agent": "a"}, **SERVER)
-    _, second = asked("/v1/messages", {**CLAUDE_CODE, "metadata": {"user_id": "b"}}, {"x-request-id": "2"}, **SERVER)
+    told = {"type": "text", "text": BILLED}
+    changed = {**CLAUDE_CODE, "metadata": {"user_id": "b"}, "system": [told, *CLAUDE_CODE["system"]]}
+    _, second = asked("/v1/messages", changed, {"x-request-id": "2"}, **SERVER)
     assert prompt_of(first) == prompt_of(second)
+
+
+@pytest.mark.parametrize(
+    ("system", "told"), [(f"{BILLED}\nBe brief.", "Be brief."), (BILLED, None), ("Be brief.", "Be brief.")]
+)
+def test_a_line_for_anthropics_accounts_is_not_told_to_the_model(system, told):
+    body = {"messages": [{"role": "user", "content": "Hi"}], "system": system}
+    _, server = asked("/v1/messages", {**body, "max_tokens": 9}, **SERVER)
+    assert prompt_of(server).partition("<|im_start|>user")[0] == (
+        f"<|im_start|>system\n{told}<|im_end|>\n" if told else ""
+    )
+    counted, _ = asked("/v1/messages/count_tokens", body, **SERVER)
+    assert counted.json() == {"input_tokens": len(server.process.requests[0].prompt_ids)}
 
 
 def test_a_message_has_thoughts_a_text_and_calls():
