@@ -6,6 +6,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from scheduler.types.messages import FinishReason, Output
 from server.structured.compiler import Compiled, GrammarCompiler
 from tests.server.api.scripted import Server, run
 from tests.server.batches.served import client_of
@@ -38,16 +39,13 @@ def test_a_stream_is_read_to_its_end():
 
 def test_a_broken_stream_says_so():
     async def ask(responses, server):
-        events = []
-        async for event in await responses.create(model="small", input="Hi", stream=True):
-            events.append(event)
-            if len(events) == 6:
-                server.engine.abort_all("the server is shutting down")
-        return events
+        server.process.fail[3] = Output(request_id="", finish_reason=FinishReason.ERROR, error="scripted")
+        return [event async for event in await responses.create(model="small", input="Hi", stream=True)]
 
-    last = asking(ask)[-1]
+    *events, last = asking(ask)
+    assert sum(event.type == "response.output_text.delta" for event in events) == 3
     assert last.type == "response.failed" and last.response.status == "failed"
-    assert "shutting down" in last.response.error.message
+    assert "scripted" in last.response.error.message
 
 
 def test_a_conversation_of_several_turns():
