@@ -10,7 +10,7 @@ from server.api.endpoints import ENDPOINTS
 from server.body_room import FREE_BYTES, PATIENCE_SECONDS, ROOM_BYTES
 from server.errors import ApiError, TooManyBodies
 from server.schema.base import INT32_MAX, Body, Kinds, bodies_in
-from server.schema.limits import LIMITS, limits_of
+from server.schema.limits import LIMITS, OTHERWISE
 from server.schema.openapi import body_schema
 from server.schema.sampling import Sampling
 
@@ -163,10 +163,9 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 def _limits() -> str:
-    of_bodies = [limit for each in ENDPOINTS if isinstance(each, PostEndpoint) for limit in limits_of(each.body)]
     rows = [
         f"| `{limit.field}` | {limit.of} | `--{limit.setting.replace('_', '-')}` | {_default(limit.setting)} |"
-        for limit in dict.fromkeys([*LIMITS, *of_bodies])
+        for limit in (*LIMITS, *OTHERWISE.values())
     ]
     extra = (
         "Prompts times `n` may be at most the larger of `--max-prompts` and `--max-n`. A body may have "

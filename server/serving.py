@@ -127,8 +127,7 @@ class Serving:
         self._supervisors = {each.client.name: self._supervisor(each) for each in incarnations}
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)
-        self._tracing = tracing_of(settings)
-        self._grammars = GrammarCompiler(source.path)
+        self._tracing, self._grammars = tracing_of(settings), GrammarCompiler(source.path)
         self._batches = batches_of(settings, names, list(batched(ENDPOINTS)), metrics.batches)
         self._context = context = ServerContext(
             settings=settings,

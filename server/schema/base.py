@@ -32,7 +32,7 @@ class Body(BaseModel):
     ELSEWHERE: ClassVar[dict[str, str]] = {}
     # Fields in which a null says something, such as a JSON schema's `const`; elsewhere it is the same as absence.
     VERBATIM: ClassVar[frozenset[str]] = frozenset()
-    # Fields that an operator bounds by another setting than their namesakes of other bodies (`limits.LIMITS`), and that setting.
+    # Fields that an operator bounds otherwise than their namesakes of other bodies, and the name of that bound (`limits.OTHERWISE`)
     LIMITED: ClassVar[Mapping[str, str]] = {}
     # Fields that hold an object of this kind, or of one of these kinds, or an array of them.
     NESTED: ClassVar[Mapping[str, "type[Body] | Kinds"]] = {}

@@ -1,6 +1,6 @@
 """Bounds an operator may set, each with the field it bounds: one table serves the check and the published schema."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from configs.settings import Settings
@@ -27,7 +27,7 @@ LIMITS = (
     Limit("top_logprobs", "max_logprobs", "value"),
     Limit("prompt_logprobs", "max_logprobs", "value"),
     Limit("prompt", "max_prompts", "entries"),
-    Limit("input", "max_inputs", "entries"),  # of a response: `max_items`
+    Limit("input", "max_inputs", "entries"),
     Limit("documents", "max_inputs", "entries"),
     Limit("text_1", "max_inputs", "entries"),
     Limit("text_2", "max_inputs", "entries"),
@@ -38,16 +38,14 @@ LIMITS = (
     Limit("logit_bias", "max_logit_bias", "entries"),
     Limit("allowed_token_ids", "max_logit_bias", "entries"),
 )
+# By name: of fields that mean something else in a body that says so (`Body.LIMITED`).
+OTHERWISE = {"items": Limit("input", "max_items", "entries")}
 
 
 def limits_of(body: type[Body]) -> list[Limit]:
     """Those of the fields that a body has."""
     own, names = body.LIMITED, body.names()
-    return [
-        replace(limit, setting=own[limit.field]) if limit.field in own else limit
-        for limit in LIMITS
-        if limit.field in names
-    ]
+    return [OTHERWISE[own[limit.field]] if limit.field in own else limit for limit in LIMITS if limit.field in names]
 
 
 def check_limits(request: Body, settings: Settings) -> None:

@@ -139,7 +139,7 @@ class ResponseInput(Body):
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"conversation": (), "personality": ()}
     ELSEWHERE: ClassVar[dict[str, str]] = {"messages": "POST /v1/chat/completions"}
-    LIMITED: ClassVar[dict[str, str]] = {"input": "max_items"}
+    LIMITED: ClassVar[dict[str, str]] = {"input": "items"}
     NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {
         "input": ITEMS,
         "reasoning": ReasoningConfig,
