@@ -278,8 +278,8 @@ class EngineLoop:
                     refused = Output(request_id=command.request_id, finish_reason=FinishReason.ERROR, error=str(error))
                     ended.append(refused)
             case AbortRequests():
-                outputs = (self._scheduler.abort(request_id, self._clock()) for request_id in command.request_ids)
-                ended += [output for output in outputs if output is not None]
+                for request_id in command.request_ids:
+                    ended += self._scheduler.abort(request_id, self._clock())
             case PublishBlocks():
                 self._scheduler.publish_blocks(command.publish)
             case PublishMap():

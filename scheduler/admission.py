@@ -9,6 +9,7 @@ from itertools import islice
 from scheduler.idle import IdleShare
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.load_planner import Wanted
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
@@ -30,6 +31,7 @@ class Admission:
         config: SchedulerConfig,
         pool: BlockPool,
         cache: PrefixCache,
+        tails: Tails,
         transfers: TransferPlanner,
         policy: SchedulingPolicy,
         trails: Trails,
@@ -40,6 +42,7 @@ class Admission:
         self._split = splitter(config.whole_prompts)
         self._pool = pool
         self._cache = cache
+        self._tails = tails
         self._transfers = transfers
         self._policy = policy
         self._trails = trails
@@ -78,7 +81,8 @@ class Admission:
                 continue
             hits = self._cache.hits(request)
             wanted = self._wanted(request, hits)
-            need = self._policy.need(request, len(hits) * self._pool.block_size)
+            tail = None if wanted else self._tails.of(request, len(hits))
+            need = self._policy.need(request, len(hits) * self._pool.block_size if tail is None else tail.end)
             if not wanted and need.arrival not in self._split(
                 [*needs, need], budget
             ):  # one that loads takes nothing from this step
@@ -86,10 +90,15 @@ class Admission:
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
             alone = running + len(admitted) == 0
-            if (lacking := self._lacks(request, shared, alone=alone)) > 0:
+            lacking = self._lacks(request, shared, alone=alone)
+            if lacking > 0 and self._tails.give_up():
+                lacking, tail = self._lacks(request, shared, alone=alone), None
+            if lacking > 0:
                 self._trails.line_stands(WaitCause.BLOCKS, self._running.values(), request, lacking)
                 break
             self._take_blocks(request, hits, wanted, alone=alone)
+            if tail is not None:
+                self._tails.take(tail, request)
             if not wanted:
                 needs.append(need)
             admitted.append(request)

@@ -64,6 +64,8 @@ class ChunkBuilder:
             samples=samples,
             draft_ids=_NO_DRAFTS,
         )
+        if request.copied is not None:  # a fork's only chunk
+            chunk.copy_from = request.copied
         step.chunks.append(chunk)
         if samples:
             request.in_flight += 1

@@ -9,6 +9,7 @@ from scheduler.chunks import ChunkBuilder
 from scheduler.drafting import Drafting
 from scheduler.idle import IdleShare
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.preemption import Preemption
@@ -24,6 +25,7 @@ class DecodePlanner:
     Args:
         budget: tokens of a step.
         pool: provides the blocks.
+        tails: gives up what it keeps before anybody is preempted.
         table: the requests.
         transfers: knows of blocks that are on their way.
         policy: decides who goes first.
@@ -38,6 +40,7 @@ class DecodePlanner:
         *,
         budget: int,
         pool: BlockPool,
+        tails: Tails,
         table: RequestTable,
         transfers: TransferPlanner,
         policy: SchedulingPolicy,
@@ -48,6 +51,7 @@ class DecodePlanner:
     ) -> None:
         self._budget = budget
         self._pool = pool
+        self._tails = tails
         self._table = table
         self._transfers = transfers
         self._policy = policy
@@ -123,7 +127,7 @@ class DecodePlanner:
         """Give a request that lacks a block one; whether a request had to be preempted for that."""
         preempted = False
         while request.state is RequestState.RUNNING and self._lacks_block(request):
-            if self._pool.available:
+            if self._pool.available or self._tails.give_up():
                 self._take_block(request)
                 continue
             victim = self._preemption.victim_for(request)

@@ -10,6 +10,7 @@ What belongs here: these transitions, and giving blocks back. Never: which reque
 from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.policies.waiting_queue import WaitingQueue
@@ -24,6 +25,7 @@ class RequestTable:
     Args:
         pool: the pool of the blocks that running requests hold.
         cache: learns what they no longer compute.
+        tails: keeps what others continue.
         transfers: learns what may be saved and what is no longer waited for.
         policy: learns who leaves the queue and who has ended.
         drafting: learns who has ended.
@@ -44,6 +46,7 @@ class RequestTable:
         *,
         pool: BlockPool,
         cache: PrefixCache,
+        tails: Tails,
         transfers: TransferPlanner,
         policy: SchedulingPolicy,
         drafting: Drafting,
@@ -58,6 +61,7 @@ class RequestTable:
         self.idle_open = self.idle_running = 0
         self._pool = pool
         self._cache = cache
+        self._tails = tails
         self._transfers = transfers
         self._policy = policy
         self._drafting = drafting
@@ -70,7 +74,8 @@ class RequestTable:
         self.open[request.request_id] = request
         self.idle_open += request.idle
         self.waiting.add(request)
-        self._stats.prompt_tokens += len(request.prompt_ids)
+        if not request.started:
+            self._stats.prompt_tokens += len(request.prompt_ids)
 
     def start(self, request: Request, now: float) -> None:
         """From waiting to running: it has been admitted and has its blocks."""
@@ -105,6 +110,8 @@ class RequestTable:
             self._hand_over(request)
         else:
             keys = request.block_hashes[: request.published]
+            if request.forks and request.block_table:
+                self._tails.keep(request)
             self.release(request)
             self._transfers.released(keys)
             self._transfers.ended(request)
@@ -131,6 +138,9 @@ class RequestTable:
         self._cache.pending.drop(request.request_id)
         filling = self._transfers.detach(request)
         self._pool.release([block for block in request.block_table if block not in filling])
+        if request.copied is not None:
+            self._pool.release([request.copied])
+            request.copied = None
         request.block_table = []
         request.computed = request.published = 0
 

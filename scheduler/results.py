@@ -60,7 +60,7 @@ class ResultProcessor:
             return None
         self.on_chunk_done(request, chunk)
         if result.error is not None:
-            return self._fail(request, result.error, now)
+            return self.fail(request, result.error, now)
         output = Output(request_id=request.request_id)
         if result.prompt_logprobs:
             output.prompt_logprobs = request.send_logprobs(chunk.start, result.prompt_logprobs)
@@ -94,7 +94,7 @@ class ResultProcessor:
             if not whole:  # it starts again from what is there: blocks after the gap may be shared with others
                 self._table.put_back(request)
 
-    def _fail(self, request: Request, error: str, now: float) -> Output:
+    def fail(self, request: Request, error: str, now: float) -> Output:
         """End the request. The cause may be in its KV, computed or found (a NaN spreads to all that follows): forget it."""
         self._pool.forget(request.block_table, {block for held in self._transfers.held() for block in held})
         self._transfers.forget(request.block_hashes[: len(request.block_table)])

@@ -9,6 +9,7 @@ pass `now`), text, HTTP, device memory. A new feature is a small object beside t
     IdleShare         how much of a step is left to those that run on what nobody else needs
     Preemption        who gives blocks back
     ChunkBuilder      chunks, and what a plan counts on
+    Beams             which sequences of a beam search go on
     ResultProcessor   tokens, errors and loads that have arrived
     FastForward       many equal steps at once
     Trails            what became of each request, for whoever asks why it was slow
@@ -18,8 +19,10 @@ change afterwards (a request has ended) is corrected by `refresh`, before the st
 """
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from scheduler.admission import Admission
+from scheduler.beams.groups import Beams
 from scheduler.chunks import ChunkBuilder
 from scheduler.decodes import DecodePlanner
 from scheduler.drafting import Drafter, Drafting
@@ -30,6 +33,7 @@ from scheduler.integrity import check_requests
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
+from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.aging import Aging
 from scheduler.policies.base import SchedulingPolicy
@@ -78,6 +82,7 @@ class Scheduler:
         self._open_steps = worker_depth + (worker_depth == 1)
         self._policy = policy = policy or make_policy(config)
         self._cache = cache = PrefixCache(pool)
+        self._tails = tails = Tails(pool)
         self.transfers = transfers = transfers or TransferPlanner(pool)
         drafting = Drafting(drafter, pool, config.context)
         self._trails = trails = Trails()
@@ -85,6 +90,7 @@ class Scheduler:
             waiting=policy.make_queue(config.prefix_lookahead, cache),
             pool=pool,
             cache=cache,
+            tails=tails,
             transfers=transfers,
             policy=policy,
             drafting=drafting,
@@ -92,7 +98,7 @@ class Scheduler:
             stats=stats,
         )
         self._chunks = chunks = ChunkBuilder(cache, policy, trails, stats)
-        self._results = ResultProcessor(
+        self._results = results = ResultProcessor(
             config=config,
             pool=pool,
             cache=cache,
@@ -105,7 +111,8 @@ class Scheduler:
         self._plan_with(drafting)
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
         self._journal: BlockJournal | None = None
-        self._next_arrival = 0
+        self._arrivals = arrivals = count()
+        self._beams = Beams(table, tails, results, config.eos_token_ids, arrivals.__next__)
         self._next_step = 0
 
     def _plan_with(self, drafting: Drafting) -> None:
@@ -117,6 +124,7 @@ class Scheduler:
             config=config,
             pool=pool,
             cache=cache,
+            tails=self._tails,
             transfers=transfers,
             policy=policy,
             trails=trails,
@@ -149,6 +157,7 @@ class Scheduler:
         self._decodes = DecodePlanner(
             budget=config.max_step_tokens,
             pool=pool,
+            tails=self._tails,
             table=table,
             transfers=transfers,
             policy=policy,
@@ -180,15 +189,21 @@ class Scheduler:
                 in use.
         """
         check_request(message, self.config)
-        if message.request_id in self._table.open:
+        if message.request_id in self._table.open or message.request_id in self._beams:
             raise ValueError(f"request id {message.request_id!r} is in use")
+        if message.beams is None:
+            self._queue(message, now)
+        elif (first := self._beams.gather(message)) is not None:
+            self._beams.begin(self._queue(first, now))
+
+    def _queue(self, message: AddRequest, now: float) -> Request:
         request = Request(
             request_id=message.request_id,
             prompt_ids=message.prompt_ids,
             sampling=message.sampling,
             priority=message.priority,
             own_priority=message.own_priority,
-            arrival=self._next_arrival,
+            arrival=next(self._arrivals),
             root=root_hash(self.config.fingerprint, message.cache_salt, self.config.adapters.get(message.adapter, "")),
             times=RequestTimes(queued=now, scheduled=now),
             tenant=message.tenant,
@@ -199,7 +214,6 @@ class Scheduler:
             generated_ids=message.generated_ids,
             hand_over=message.hand_over,
         )
-        self._next_arrival += 1
         self._table.add(request)
         if message.kv_wait_seconds and request.reads_cache:
             request.expect_tail(self.pool.block_size)
@@ -210,15 +224,23 @@ class Scheduler:
         if message.pin_seconds:
             until = now + message.pin_seconds
             self.transfers.pin(self._cache.pin(request, until), until)
+        return request
 
     def abort_all(self, now: float) -> list[Output]:
         """End all requests at once."""
-        return [self._table.finish(request, FinishReason.ABORT, now) for request in list(self._table.open.values())]
+        names = [*self._beams.names(), *self._table.open]
+        return [output for name in names for output in self.abort(name, now)]
 
-    def abort(self, request_id: str, now: float) -> Output | None:
-        """End a request at once; its blocks are released, the full ones stay cached. None if it is unknown or has ended."""
+    def abort(self, request_id: str, now: float) -> list[Output]:
+        """End a request at once; its blocks are released, the full ones stay cached. All of a beam search end together.
+
+        Returns:
+            The last outputs; none if it is unknown or has ended.
+        """
+        if request_id in self._beams:
+            return self._beams.abort(request_id, now)
         request = self._table.open.get(request_id)
-        return None if request is None else self._table.finish(request, FinishReason.ABORT, now)
+        return [] if request is None else [self._table.finish(request, FinishReason.ABORT, now)]
 
     @property
     def has_work(self) -> bool:
@@ -309,7 +331,7 @@ class Scheduler:
         self._trails.step_ended(step, result, self._table.open, now)
         results = zip(step.chunks, result.results, strict=True)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]
-        return [output for output in outputs if output is not None]
+        return self._beams.absorb([output for output in outputs if output is not None], now)
 
     def absorb_transfer(self, result: TransferResult, now: float) -> None:
         """Absorb the result of a transfer. May be called at any time after the step that carried it has started."""
@@ -320,13 +342,15 @@ class Scheduler:
 
         Which KV they wrote is unknown, so no content may be reused, and a step that was planned on top of them must not run.
         """
-        table, outputs = self._table, []
+        table, outputs = self._table, list[Output]()
         for chunk in (chunk for step in steps for chunk in step.chunks):
             request = table.open.get(chunk.request_id)
             if request is not None:
                 output = table.finish(request, FinishReason.ERROR, now)
                 output.error = error
                 outputs.append(output)
+        outputs = self._beams.absorb(outputs, now)
+        self._tails.give_up()
         for chunk in planned.chunks if planned else []:
             if chunk.request_id in table.open:
                 self._results.on_chunk_done(table.open[chunk.request_id], chunk)
@@ -405,7 +429,8 @@ class Scheduler:
         table = self._table
         held = self.transfers.held()
         held += (request.block_table for request in table.running.values())
-        self.pool.check_integrity(held)
+        copied = [[request.copied] for request in table.running.values() if request.copied is not None]
+        self.pool.check_integrity(held, copied + self._tails.held())
         self.transfers.check_integrity()
         self.transfers.expected.check_integrity(request.request_id for request in table.waiting)
         check_requests(table.open, table.running, table.waiting, self.pool.block_size, self._open_steps)

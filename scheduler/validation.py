@@ -29,6 +29,7 @@ def check_request(message: AddRequest, config: SchedulerConfig) -> None:
         known = ", ".join(sorted(config.adapters)) or "none"
         raise ValueError(f"adapter {message.adapter!r} is not loaded (loaded: {known})")
     _check_generated(message, config)
+    _check_beams(message)
 
 
 def _check_kind(message: AddRequest, config: SchedulerConfig) -> None:
@@ -42,6 +43,17 @@ def _check_kind(message: AddRequest, config: SchedulerConfig) -> None:
     if kind is not OutputKind.TOKENS and message.sampling.prompt_logprobs is not None:
         raise ValueError(
             f"a request that produces {kind} has no prompt_logprobs, it asks for {message.sampling.prompt_logprobs}"
+        )
+
+
+def _check_beams(message: AddRequest) -> None:
+    """Refuse to resume a search, or one that looks for nothing."""
+    if message.beams is None:
+        return
+    if message.generated_ids or not message.sampling.max_tokens:
+        raise ValueError(
+            f"a beam search begins with its prompt and generates a token at least, got {len(message.generated_ids)} "
+            f"generated_ids and max_tokens={message.sampling.max_tokens}"
         )
 
 

@@ -47,7 +47,7 @@ LAYERS = {
     "server.text": ("formats",),
     "server.telemetry": ("batches", "traces"),
     "server.engines": ("published", "disaggregation", "supervision"),
-    "scheduler": ("types", "kv", "policies", "router"),
+    "scheduler": ("types", "kv", "policies", "router", "beams"),
     "scheduler.kv": ("tiers",),
     "engine": tuple(_ENGINE.split()),
     "engine.models": ("families",),

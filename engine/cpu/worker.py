@@ -77,6 +77,14 @@ class CpuWorker:
         for init in new:
             self._sequences[init.request_id] = Sequence.from_init(init)
 
+    def _copy(self, chunks: Iterable[Chunk]) -> None:
+        """Give forks blocks of their own."""
+        forks = [chunk for chunk in chunks if chunk.copy_from is not None]
+        if forks:
+            storage, size = self._model.pool.storage, self._model.pool.block_size
+            targets = [chunk.block_table[chunk.start // size] for chunk in forks]
+            storage[targets] = storage[[chunk.copy_from for chunk in forks]]
+
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk]) -> list[ChunkResult]:
         sequences = [self._sequences[chunk.request_id] for chunk in chunks]
@@ -93,6 +101,7 @@ class CpuWorker:
             )
             for chunk, sequence, rows in zip(chunks, sequences, wanted, strict=True)
         ]
+        self._copy(chunks)
         hidden = self._model.forward(inputs)
         results = [ChunkResult(request_id=chunk.request_id) for chunk in chunks]
         score_prompts(hidden, chunks, sequences, wanted, results, logits=self._model.logits, sampler=self._sampler)

@@ -268,6 +268,14 @@ class GpuWorker:
             self._device_sampler.forget(member)
             self._free.append(member.place)
 
+    def _copy(self, chunks: list[Chunk]) -> None:
+        """Give forks blocks of their own."""
+        forks = [(chunk, chunk.copy_from) for chunk in chunks if chunk.copy_from is not None]
+        if forks:
+            size = self._model.pool.block_size
+            targets = [chunk.block_table[chunk.start // size] for chunk, _ in forks]
+            self.blocks[self._sent(targets)] = self.blocks[self._sent([source for _, source in forks])]
+
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk], pending: PendingStep) -> None:
         members = [self._members[chunk.request_id] for chunk in chunks]
@@ -279,6 +287,7 @@ class GpuWorker:
             _input(chunk, member, rows, self._adapters[member.sequence.adapter])
             for chunk, member, rows in zip(chunks, members, wanted, strict=True)
         ]
+        self._copy(chunks)
         hidden = self._graphs.forward(inputs, self._newest)
         results = pending.results
         score_prompts(

@@ -132,7 +132,7 @@ class BlockPool:
         return taken
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add an owner to each of these blocks, which `match` has just returned."""
+        """Add an owner to each of these blocks, which `match` has just returned, or to which nobody writes while it has others."""
         for block_id in block_ids:
             block = self._state[block_id]
             if block.refs == 0 and block.key is not None:
@@ -288,20 +288,22 @@ class BlockPool:
 
     # --- invariants ---
 
-    def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Compare the books with the block tables of all sequences.
+    def check_integrity(self, tables: Iterable[Sequence[int]], copied: Iterable[Sequence[int]] = ()) -> None:
+        """Compare the books with the block tables of all sequences, and with blocks that are only copied from.
 
         Raises:
             IntegrityError: names the first contradiction.
         """
         refs = [0] * self.blocks
-        for table in tables:
+        sources = list(copied)
+        several = {block_id for table in sources for block_id in table}
+        for table in (*tables, *sources):
             if len(set(table)) != len(table):
                 raise IntegrityError(f"a block appears twice in one table: {list(table)}")
             for block_id in table:
                 refs[block_id] += 1
         for block_id, block in enumerate(self._state):
-            self._check_block(block_id, block, refs[block_id])
+            self._check_block(block_id, block, refs[block_id], copied=block_id in several)
         if len(self._index) != sum(block.key is not None for block in self._state):
             raise IntegrityError("the index and the keys of the blocks differ")
         try:
@@ -309,11 +311,11 @@ class BlockPool:
         except AssertionError as error:
             raise IntegrityError(*error.args) from error
 
-    def _check_block(self, block_id: int, block: _Block, refs: int) -> None:
+    def _check_block(self, block_id: int, block: _Block, refs: int, *, copied: bool) -> None:
         if block.refs != refs:
             raise IntegrityError(f"block {block_id} counts {block.refs} owners, {refs} tables hold it")
         if block.key is None:
-            if refs > 1:
+            if refs > 1 and not copied:
                 raise IntegrityError(f"block {block_id} has no content and {refs} owners")
         elif self._index.get(block.key) != block_id or len(block.tokens) != self.block_size:
             raise IntegrityError(f"block {block_id} has a key that the index does not lead to")

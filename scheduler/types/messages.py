@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from scheduler.types.beams import BeamParams
 from scheduler.types.block_changes import BlockChanges
 from scheduler.types.engine_map import EngineMap
 from scheduler.types.output_kind import OutputKind, Pooled
@@ -54,6 +55,7 @@ class AddRequest:
     generated_ids: list[int] = field(default_factory=list)
     produces: OutputKind = OutputKind.TOKENS
     pair_start: int = 0  # of two texts in one prompt: where the second one's tokens begin, of another type; 0: one text
+    beams: BeamParams | None = None  # it is an answer of a beam search: nothing is told of it before the end
     from_tiers: bool = (
         False  # of its prefix, what a tier below keeps is loaded from there, though the device has it, too
     )

@@ -9,7 +9,7 @@ There is no prefill phase and no decode phase. `computed` (tokens whose KV is re
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -35,6 +35,15 @@ class SwappedTail(NamedTuple):
     block_key: BlockKey
     end: int  # tokens computed when it was made
     own: bool = True  # nobody else has a use for it: it goes when this request has it back, or has ended
+
+
+@dataclass(slots=True, eq=False)
+class ForkTail:
+    """What a sequence that has ended leaves for those that continue it, beside its full blocks."""
+
+    end: int  # tokens that it computed
+    keys: list[bytes]  # of its full blocks
+    block: int | None = None  # its partly filled last block; None: there is none, or it was given up
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -86,6 +95,12 @@ class Request:
     prompt_logprobs_sent: int = 0
     loading: bool = False  # blocks of its table are on their way from a lower tier: no chunk until they are there
     swapped_tail: SwappedTail | None = None  # saved when it was preempted
+    forks: bool = False  # others may continue it when it has ended
+    left_tail: ForkTail | None = None  # for them
+    forked_from: ForkTail | None = None  # of the one that it continues
+    copied: int | None = (
+        None  # a block that its first chunk copies into the one that it writes to; its own while it runs
+    )
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt_ids + self.generated_ids
@@ -150,6 +165,37 @@ class Request:
         if self.produces is not OutputKind.TOKENS:
             return False
         return self.sampling.prompt_logprobs is None or self.prompt_logprobs_sent >= len(self.prompt_ids) - 1
+
+    def fork(self, request_id: str, arrival: int, token_id: int, now: float) -> "Request":
+        """A request that continues this one, which has ended after one token, with another token in its place, for one more.
+
+        It has this one's place in the queue, and what a start reports was reported of this one.
+        """
+        generated, tail = [*self.tokens[len(self.prompt_ids) : -1], token_id], self.left_tail
+        child = Request(
+            request_id=request_id,
+            prompt_ids=self.prompt_ids,
+            sampling=replace(self.sampling, max_tokens=len(generated) + 1, prompt_logprobs=None),
+            priority=self.priority,
+            arrival=arrival,
+            root=self.root,
+            times=self.times,
+            own_priority=self.own_priority,
+            tenant=self.tenant,
+            weight=self.weight,
+            adapter=self.adapter,
+            generated_ids=generated,
+            overdue=self.overdue,
+            block_hashes=list(tail.keys) if tail is not None else [],
+            offered=self.offered,
+            preemptions=self.preemptions,
+            started=True,
+            forks=True,
+            forked_from=tail,
+        )
+        child.place = self.place
+        child.waits_since = child.in_line_since = now
+        return child
 
     def longest(self) -> int:
         """Most tokens when finished; the last of them needs no KV."""

@@ -55,6 +55,9 @@ class Chunk:
     phase: ChunkPhase
     samples: int = 0
     draft_ids: list[int] = field(default_factory=list)
+    copy_from: int | None = (
+        None  # block that is copied to the one with `start`, before anything of the step is computed
+    )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from scheduler.drafting import Drafter
 from scheduler.kv.block_pool import BlockPool
@@ -14,13 +14,14 @@ from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.router.block_index import BlockIndex
 from scheduler.scheduler import Scheduler
+from scheduler.types.beams import BeamParams, EarlyStopping
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Step, StepResult
 from scheduler.types.transfers import DEVICE, TierChanges, Transfer, TransferResult
-from tests.scheduler.sim_worker import EOS, SimStore, SimTransferWorker, SimWorker, expected
+from tests.scheduler.sim_worker import EOS, SimStore, SimTransferWorker, SimWorker, expected, searched
 
 
 class Pending(Protocol):
@@ -117,6 +118,7 @@ class Engine:
         pin_seconds: float = 0.0,
         generated: Sequence[int] = (),
         adapter: str = "",
+        beams: BeamParams | None = None,
         **sampling: object,
     ) -> None:
         params = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, **sampling})  # type: ignore[arg-type]
@@ -132,8 +134,28 @@ class Engine:
             pin_seconds=pin_seconds,
             generated_ids=list(generated),
             adapter=adapter,
+            beams=beams,
         )
         self.submit(message)
+
+    def search(
+        self,
+        name: str,
+        prompt: list[int],
+        width: int,
+        *,
+        answers: int | None = None,
+        penalty: float = 1.0,
+        early: EarlyStopping = "likely",
+        **options: Any,
+    ) -> None:
+        """Add all sequences that a beam search answers."""
+        answers = answers or width
+        for rank in range(answers):
+            beams = BeamParams(
+                group=name, rank=rank, answers=answers, width=width, length_penalty=penalty, early_stopping=early
+            )
+            self.add(f"{name}.{rank}", prompt, beams=beams, **options)
 
     def resume(self, message: AddRequest, generated: Sequence[int]) -> None:
         """Go on with what another engine began."""
@@ -146,9 +168,7 @@ class Engine:
         self.prompt_logprobs[message.request_id] = []
 
     def abort(self, request_id: str) -> None:
-        output = self.scheduler.abort(request_id, self.now)
-        if output is not None:
-            self.absorb([output])
+        self.absorb(self.scheduler.abort(request_id, self.now))
 
     def tick(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Run the planned step; while it "runs", plan the next one, then do what comes `meanwhile`."""
@@ -300,6 +320,8 @@ class Engine:
             end = self.ends[request_id]
             want = expected(message.prompt_ids, message.sampling, self.config.context, message.adapter)
             want = want[len(message.generated_ids) :]
+            if message.beams is not None:
+                want = searched(message.prompt_ids, message.sampling, message.beams)[message.beams.rank]
             if end.finish_reason is FinishReason.ABORT:
                 assert self.outputs[request_id] == want[: len(self.outputs[request_id])]
                 continue

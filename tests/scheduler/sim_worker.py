@@ -9,6 +9,8 @@ from collections.abc import Callable
 from random import Random
 from zlib import crc32
 
+from scheduler.beams.search import BeamSearch
+from scheduler.types.beams import BeamParams
 from scheduler.types.block_hash import BlockKey
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import Chunk, ChunkResult, Step, StepResult, TokenLogprobs
@@ -35,6 +37,31 @@ def expected(prompt: list[int], sampling: SamplingParams, context: int, adapter:
         if stops and output >= sampling.min_tokens:
             break
     return tokens[len(prompt) :]
+
+
+def top_tokens(tokens: list[int], most: int) -> list[tuple[int, float]]:
+    """The likeliest tokens after a prefix, in no order of their ids and with no two texts of equal probability."""
+    rng = Random(prefix_hash(tokens))
+    return list(
+        zip(rng.sample(range(VOCAB), most), sorted((-rng.random() * 3 for _ in range(most)), reverse=True), strict=True)
+    )
+
+
+def searched(prompt: list[int], sampling: SamplingParams, params: BeamParams) -> list[list[int]]:
+    """What a beam search brings, the best first: the search alone, over lists."""
+    ends = {*sampling.stop_token_ids, *([] if sampling.ignore_eos else [EOS])}
+
+    def ending(token: int, length: int) -> bool | None:
+        masked = length <= sampling.min_tokens and (token in ends or token == EOS)
+        return None if masked else token in ends
+
+    most = max(2, 1 + len(ends)) * params.width
+    search = BeamSearch(params, ending, sampling.max_tokens, most)
+    while not search.done:
+        texts = [prompt + [entry.token_id for entry in beam.entries()] for beam in search.running]
+        tops = [top_tokens(text, most) for text in texts]
+        search.advance([TokenLogprobs(token_id=0, logprob=0.0, rank=1, top=top) for top in tops])
+    return [[entry.token_id for entry in text.beam.entries()] for text in search.finished]
 
 
 class SimPending:
@@ -93,6 +120,9 @@ class SimWorker:
         ids = [chunk.request_id for chunk in step.chunks]
         assert len(set(ids)) == len(ids), "one chunk a request"
         written: set[tuple[int, int]] = set()
+        forked = [chunk for chunk in step.chunks if chunk.copy_from is not None]
+        for chunk, source in [(chunk, list(self.kv[chunk.copy_from or 0])) for chunk in forked]:
+            self.kv[chunk.block_table[chunk.start // self.block_size]] = source
         for chunk in step.chunks:
             self._write(chunk, written)
         results = [self._result(chunk) for chunk in step.chunks]
@@ -138,7 +168,8 @@ class SimWorker:
         for draft in [*chunk.draft_ids, None]:
             result.token_ids.append(next_token(tokens, self.adapters[chunk.request_id]))
             if self.sampling[chunk.request_id].logprobs is not None:
-                entry = TokenLogprobs(token_id=result.token_ids[-1], logprob=-float(len(tokens)), rank=1, top=[])
+                top = top_tokens(tokens, self.sampling[chunk.request_id].logprobs or 0)
+                entry = TokenLogprobs(token_id=result.token_ids[-1], logprob=-float(len(tokens)), rank=1, top=top)
                 result.logprobs.append(entry)
             tokens.append(result.token_ids[-1])
             if tokens[-1] != draft:
