@@ -41,6 +41,10 @@ PROSE = """## Rules
 - `temperature` below 0.0001 is greedy, like 0.
 - Without `seed` one is drawn for each choice. With it, choice 0 of each prompt uses it and the others use seeds derived
   from it, so the same request gives the same text each time.
+- `use_beam_search` finds the texts that transformers' `generate(num_beams=...)` finds, by the same scores: log probability over
+  number of tokens to the power `length_penalty`. `n` beams, or `best_of` and the `n` best of them; `usage` counts those that are
+  answered. All texts come at the end, so `stream` is refused, as is what would change the distribution or is looked for in a text
+  (`stop`; `stop_token_ids` are heeded). `logprobs`, `echo`, `min_tokens` and several prompts are served as ever.
 - A message's text parts are joined as they are. Role `developer` is given to the chat template as `system`.
 - A client that leaves ends its request, streamed or not, unless it asked for a stream that is `resumable`: docs/sse.md.
 - When an engine dies or hangs while a request is open, another one, or the same one started anew, goes on with it: the answer

@@ -26,6 +26,11 @@ class BlockStorage(Protocol):
         """All blocks: [blocks, ...] in any type, contiguous, so that a block is one range."""
         ...
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        ...
+
 
 class Model(Protocol):
     """What a worker needs of a model.

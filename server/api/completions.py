@@ -45,7 +45,7 @@ def completion_job(
     _check_best_of(body)
     fill = _fill_tokens(body, context)
     check_shared(body, context, tenant)
-    check_sequences(len(body.prompt), body.candidates, context)
+    check_sequences(len(body.prompt), body.beams, context)
     prompts = _completion_prompts(body, context, fill)
     echoed = body.logprobs if body.echo else None
     most = max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)
@@ -62,7 +62,7 @@ def completion_job(
 
 
 def _check_best_of(body: CompletionRequest) -> None:
-    if body.candidates < body.n:
+    if body.beams < body.n:
         raise InvalidRequest(f"`best_of` must be at least `n`={body.n}, got {body.best_of}", param="best_of")
     if body.best_of not in (None, 1) and body.stream:
         message = f"`best_of` must be 1 with `stream`, as what is best is known at the end, got {body.best_of}"

@@ -138,6 +138,9 @@ class Engines:
         return self._clients[placement.index]
 
     def _placement(self, request: AddRequest, views: Sequence[ReplicaView]) -> Placement:
+        if request.beams is not None:  # a search, which mostly decodes, ends where it begins
+            index = self._router.choose(request.prompt_ids, views, ChunkPhase.DECODE)
+            return Placement(index, index)
         decodes = request.produces is OutputKind.TOKENS and request.sampling.max_tokens > 1
         return self._split.place(request.prompt_ids, views, decodes=decodes)
 

@@ -35,14 +35,19 @@ class CompletionRequest(Sampling):
         ge=1,
         le=INT32_MAX,
         description="Generate this many choices and answer the `n` with the highest log probability per token; `usage` counts all "
-        "of them. At least `n`; with `stream` only 1.",
+        "of them. At least `n`; with `stream` only 1. With `use_beam_search` the number of beams.",
     )
     add_special_tokens: bool = Field(True, description="Extension: begin a text prompt as the model's tokenizer does.")
 
     @property
-    def candidates(self) -> int:
-        """As many as are to be chosen from."""
+    def beams(self) -> int:
+        """A search has as many as would be chosen from."""
         return self.best_of or self.n
+
+    @property
+    def candidates(self) -> int:
+        """As many as are to be chosen from. A search chooses by itself."""
+        return self.n if self.use_beam_search else self.beams
 
     @classmethod
     def rules(cls, settings: Settings) -> list[dict[str, Any]]:

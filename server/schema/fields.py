@@ -122,6 +122,13 @@ def _part_text(part: Any, path: str) -> str:
     return text
 
 
+def check_early(value: Any) -> bool | str:
+    """True, false or "never", as transformers has it."""
+    if value is True or value is False or value == "never":
+        return value  # type: ignore[no-any-return]
+    raise wrong(f'must be true, false or "never", got {shown(value)}')
+
+
 # `x-bound` names what the served model adds to a schema (`openapi.MODEL_BOUNDS`).
 _ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX, "x-bound": "vocabulary"}
 _IDS = {"type": "array", "items": _ID, "minItems": 1, "x-bound": "context"}
@@ -161,6 +168,7 @@ Content = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}),
 ]
 TokenIds = Annotated[list[int], PlainValidator(check_ids), WithJsonSchema(_IDS)]
+Early = Annotated[bool | str, PlainValidator(check_early), WithJsonSchema({"enum": [True, False, "never"]})]
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 OutputTokens = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"x-bound": "output"})]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"x-bound": "vocabulary"})]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from configs.settings import Settings
 from server.schema.base import INT32_MAX, Body, both, either, given, where
-from server.schema.fields import Count, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
+from server.schema.fields import Count, Early, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
 from server.schema.structured import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -43,13 +43,10 @@ class Sampling(Body):
     )
     # Fields other servers know: named here so that the refusal says "not served" instead of guessing at a typo.
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "early_stopping": (False,),
         "kv_transfer_params": (),
-        "length_penalty": (1, 1.0),
         "logits_processors": ([],),
         "logprob_token_ids": (),
         "repetition_detection": (),
-        "use_beam_search": (False,),
         "vllm_xargs": ({},),
     }
     NESTED: ClassVar[dict[str, type[Body]]] = {
@@ -174,6 +171,29 @@ class Sampling(Body):
     allowed_token_ids: list[TokenId] = Field(
         default_factory=list, description="Extension: only these tokens are generated; empty: all."
     )
+
+    use_beam_search: bool = Field(
+        False,
+        description="Extension: search for the likeliest texts with `n` beams (completions: `best_of`) instead of sampling, and "
+        "answer the `n` best, the best first. Not with `stream`, `stop`, `tools`, grammars, and what changes the distribution.",
+    )
+    length_penalty: float = Field(
+        1.0,
+        ge=-10,
+        le=10,
+        description="Extension: a text's score is its log probability over its number of tokens to this power. Only with "
+        "`use_beam_search`.",
+    )
+    early_stopping: Early = Field(
+        False,
+        description="Extension: true ends a search as soon as it has as many whole texts as beams, false when a better one is "
+        "unlikely, `never` when there can be none. Only with `use_beam_search`.",
+    )
+
+    @property
+    def beams(self) -> int:
+        """How many beams a search has."""
+        return self.n
 
     @property
     def candidates(self) -> int:

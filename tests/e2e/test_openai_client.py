@@ -52,6 +52,20 @@ def test_n_choices_with_a_seed_are_reproducible_and_differ(client):
     assert len(set(texts)) == 3
 
 
+def test_beam_search(client):
+    """Its best text is at least as likely as the greedy one, and each is what its log probabilities say."""
+    asked = {"model": MODEL, "prompt": "Three rivers are the", "max_tokens": 6, "temperature": 0, "logprobs": 1}
+    greedy = client.completions.create(**asked).choices[0]
+    search = {"use_beam_search": True, "length_penalty": 0.0, "stop_token_ids": []}
+    found = client.completions.create(n=2, best_of=3, extra_body=search, **asked)
+    scores = [sum(choice.logprobs.token_logprobs) for choice in (*found.choices, greedy)]
+    assert scores == sorted(scores, reverse=True)
+    assert found.usage.completion_tokens == 12 and found.choices[0].text != found.choices[1].text
+    assert "".join(found.choices[1].logprobs.tokens) == found.choices[1].text
+    with pytest.raises(openai.BadRequestError, match="`stream` must be false with `use_beam_search`, got true"):
+        client.completions.create(stream=True, extra_body=search, **asked)
+
+
 def test_logprobs(client):
     answer = client.chat.completions.create(
         model=MODEL, messages=CHAT, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3

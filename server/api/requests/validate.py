@@ -17,6 +17,7 @@ from scheduler.types.messages import AddRequest
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 from server.api.context import ServerContext
+from server.api.requests.beams import beams_of, check_beams
 from server.api.requests.tasks import check_task
 from server.api.requests.truncation import Truncation
 from server.api.tenants import Tenant, outranks
@@ -171,6 +172,7 @@ def check_shared(body: Sampling, context: ServerContext, tenant: Tenant) -> None
         TaskNotServed: the model makes no text here.
     """
     check_task(context, OutputKind.TOKENS)
+    check_beams(body)
     _check_stream_options(body)
     _check_deadline(body)
     _check_resumable(body, context.settings)
@@ -394,6 +396,7 @@ def text_job(
                 pin_seconds=body.cache_pin_seconds,
                 tenant=tenant.name_for(body.user),
                 weight=tenant.weight,
+                beams=beams_of(body, f"{job_id}-{index - choice}", choice),
             )
             sequences.append(SequenceRequest(index, prompt, request))
     created = int(time.time())

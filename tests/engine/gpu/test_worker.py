@@ -75,6 +75,19 @@ def test_staggered_requests(folder, kind):
     assert engine.worker._graphs.replayed >= 3
 
 
+def test_a_search_copies_blocks_as_on_a_cpu(folder):
+    want = searched(Logged(*cpu_worker(folder, 30), 30))
+    engine = InAdvance(*gpu_worker(folder, 30), 30)
+    assert searched(engine) == want
+    assert engine.scheduler.snapshot().recomputed_tokens == 0
+
+
+def searched(engine):
+    engine.search("b", prompt(19), 2, max_tokens=3, ignore_eos=True)
+    engine.drain()
+    return engine.outputs
+
+
 def test_without_graphs(folder):
     want = staggered(Logged(*cpu_worker(folder, 30), 30))
     engine = Logged(*gpu_worker(folder, 30, plan=never_records), 30)

@@ -34,6 +34,7 @@ BEYOND_SCHEMA = re.compile(
     r"|no variable for it|that does not think first|to hold at least one, got none|must name functions that are offered"
     r"|is the older form of"
     r"|must not be given twice"
+    r"|(with|needs) `use_beam_search`"
 )
 STRICT = {
     "scheduling": "fcfs",
@@ -69,6 +70,9 @@ SHARED = {
     "allowed_token_ids": [[], [0, 257], [258]],
     "priority": [None, 0, 1],
     "cache_pin_seconds": [None, 0, 3],
+    "use_beam_search": [None, False, True],
+    "length_penalty": [None, 1, 2, 11],
+    "early_stopping": [None, False, "never", "x"],
     "no_such_field": [None, 1],
 }
 CONTINUED = {

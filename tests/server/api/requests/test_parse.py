@@ -264,6 +264,8 @@ def test_unserved_fields_are_named_unless_they_ask_for_nothing(model, name):
 def test_true_is_not_one_and_zero_is_not_false():
     assert refusal(CompletionRequest, {"prompt": "a", "use_beam_search": 0}).param == "use_beam_search"
     assert refusal(CompletionRequest, {"prompt": "a", "length_penalty": True}).param == "length_penalty"
+    spelled = refusal(CompletionRequest, {"prompt": "a", "early_stopping": "always"})
+    assert spelled.message == '`early_stopping` must be true, false or "never", got "always"'
 
 
 @pytest.mark.parametrize("name", sorted(Message.UNSUPPORTED))

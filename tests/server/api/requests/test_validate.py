@@ -264,6 +264,50 @@ def test_best_of_is_at_least_n_and_not_streamed():
     assert many.param == "n" and "at most 4" in many.message
 
 
+def test_a_search_has_a_sequence_for_each_answer():
+    job = complete(
+        prompt=["abc", "d"], n=2, best_of=5, use_beam_search=True, length_penalty=0.5, early_stopping="never"
+    )
+    told = [each.request.beams for each in job.sequences]
+    assert [(each.rank, each.answers, each.width) for each in told] == [(0, 2, 5), (1, 2, 5)] * 2
+    assert {(each.length_penalty, each.early_stopping) for each in told} == {(0.5, "never")}
+    assert told[0].group == told[1].group != told[2].group == told[3].group
+    assert sampling(use_beam_search=True, best_of=3).logprobs is None  # it chooses by itself
+    (alone,) = chat(use_beam_search=True).sequences
+    assert (alone.request.beams.answers, alone.request.beams.width) == (1, 1)
+    assert {
+        each.request.beams.early_stopping for each in chat(use_beam_search=True, n=3, early_stopping=True).sequences
+    } == {"always"}
+    assert complete(n=2).sequences[0].request.beams is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("stream", True, "must be false with `use_beam_search`, got true"),
+        ("stop", "a", "must be [] with `use_beam_search`, got an array of 1"),
+        ("temperature", 0.7, "must be 0 or 1 with"),
+        ("top_k", 5, "must be 0 or -1 with"),
+        ("logit_bias", {"5": 1}, "must be {} with `use_beam_search`, got an object"),
+        ("response_format", {"type": "json_object"}, 'must be {"type": "text"} with'),
+        ("guided_regex", "a+", "must be absent with"),
+        ("max_tokens", 0, "must be at least 1 with `use_beam_search`, got 0"),
+        ("best_of", 2, "must be at least `n`=3, got 2"),
+    ],
+)
+def test_what_a_search_does_not_heed_is_refused(field, value, words):
+    error = refused(complete, **{"use_beam_search": True, "n": 3, field: value})
+    assert error.param == field and words in error.message
+
+
+def test_what_only_a_search_heeds_is_refused_without():
+    assert refused(complete, length_penalty=2).message.startswith("`length_penalty` needs `use_beam_search`")
+    assert refused(chat, early_stopping=True).param == "early_stopping"
+    assert refused(chat, use_beam_search=True, tools=[{"type": "function", "function": {"name": "f"}}]).param == "tools"
+    temperate = complete(use_beam_search=True, temperature=0, response_format={"type": "text"}, logit_bias={})
+    assert temperate.sequences[0].request.beams is not None
+
+
 def test_a_prompt_is_cut_where_that_is_asked_for():
     def kept(**fields):
         prompt = complete(**fields).sequences[0].prompt
