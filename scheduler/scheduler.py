@@ -166,15 +166,18 @@ class Scheduler:
             chunks=chunks,
             idle=idle,
         )
-        self._fast_forward = FastForward(
-            config=config,
-            pool=pool,
-            table=table,
-            cache=cache,
-            transfers=transfers,
-            policy=policy,
+        self._fast_forward = self._forward_with(drafting)
+
+    def _forward_with(self, drafting: Drafting) -> FastForward:
+        return FastForward(
+            config=self.config,
+            pool=self.pool,
+            table=self._table,
+            cache=self._cache,
+            transfers=self.transfers,
+            policy=self._policy,
             drafting=drafting,
-            chunks=chunks,
+            chunks=self._chunks,
             stats=self.stats,
         )
 
