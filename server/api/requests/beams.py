@@ -1,4 +1,7 @@
-"""`use_beam_search`: what may be asked beside it, and what the engine is told."""
+"""`use_beam_search`: what may be asked beside it, and what the engine is told.
+
+None of the first stands in the published schemas: with one more alternative, schemathesis finds no way through that of a chat.
+"""
 
 import json
 from typing import Any
@@ -7,10 +10,35 @@ from pydantic import BaseModel
 
 from scheduler.types.beams import BeamParams, EarlyStopping
 from server.errors import InvalidRequest, UnsupportedField
-from server.schema.beams import BESIDE, OWN
 from server.schema.sampling import Sampling
 from server.schema.shown import shown
 
+# What may not be asked beside a search, with the values that ask for nothing: it finds the likeliest texts by the model's own
+# distribution, and knows them at its end.
+_BESIDE: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "stop": ([],),
+    "temperature": (0, 1),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "tools": ([],),
+    "functions": ([],),
+    "thinking_token_budget": (),
+}
+_OWN: dict[str, Any] = {"length_penalty": 1, "early_stopping": False}
 _STOPS: dict[bool | str, EarlyStopping] = {True: "always", False: "likely", "never": "never"}
 
 
@@ -22,12 +50,12 @@ def check_beams(body: Sampling) -> None:
         InvalidRequest: it is to generate nothing, or there is none.
     """
     if not body.use_beam_search:
-        for field, neutral in OWN.items():
+        for field, neutral in _OWN.items():
             if (value := getattr(body, field)) != neutral:
                 message = f"`{field}` needs `use_beam_search` to be true, got {shown(value)} without"
                 raise InvalidRequest(message, param=field)
         return
-    for field, neutral in BESIDE.items():
+    for field, neutral in _BESIDE.items():
         value = _plain(getattr(body, field, None))
         if value is not None and value not in neutral:
             allowed = " or ".join(map(json.dumps, neutral)) or "absent"
