@@ -85,6 +85,9 @@ def _prepare(setup: Setup) -> "LLTokenizer":
     vocabulary = TokenSpellings(
         tokens=[tokenizer.token_bytes(token) for token in range(setup.vocab_size)],
         special_ids=sorted(token for token in tokenizer.special_ids if token < setup.vocab_size),
+        added_ids=sorted(
+            token for token in tokenizer.added_tokens if token < setup.vocab_size and token not in tokenizer.special_ids
+        ),
     )
     vocabulary.write(Path(setup.vocabulary))
     return vocabulary.tokenizer(setup.vocab_size, setup.eos_token_ids)
