@@ -108,8 +108,9 @@ def fingerprints(
     return Fingerprints(kv, f"{kv}{adapters}|texts {texts.hexdigest()[:16]}|{backend.build}")
 
 
-def build(device: str, packages: Sequence[str] = ("headrace", "torch", "triton")) -> str:
-    """Names the code that computes on `device`: the versions of those `packages` that are installed, and our kernels.
+def build(device: str, packages: Sequence[str] = ("headrace", "torch", "triton", "llguidance")) -> str:
+    """Names the code that computes on `device`: the versions of those `packages` that are installed, and our kernels. A grammar's
+    masks, and how it spells what must follow, are llguidance's.
 
     The version of `headrace` alone would not do: in a working copy the kernels change and it does not.
     """

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 512 * 2**20  # more than the process has to begin with
 AT_ONCE = 2  # forks
 _REHEARSED_TOKENS = 48
+_NICE = 10  # beside an engine that has every core busy, a fork gets a tenth of one
+_MOST_SAID = 4000  # characters of a refusal, which may quote the grammar
 _SLOW_SECONDS = 0.05  # for one token; some 0.05 ms are usual
+_NOTHING_FITS = "no text fits it"
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 HEAD = struct.Struct("<I")
@@ -137,11 +140,19 @@ class Forks:
         del self._running[reader]
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status) or not said:
-            slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-            limit = f"{self._cpu_seconds} s of CPU time" if slow else f"{MEMORY_BYTES // 2**20} MiB of memory"
-            _write(CompileOutcome(number=task.number, refused=f"it takes more than {limit} to compile"))
+            killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            _write(CompileOutcome(number=task.number, refused=self._why(killed)))
         else:
             _write_bytes(bytes(said))
+
+    def _why(self, killed: int) -> str:
+        """What a fork has exceeded that left without a word, or by a signal."""
+        if killed == signal.SIGSEGV:
+            return "it is nested deeper than can be compiled"
+        limit = f"{MEMORY_BYTES // 2**20} MiB of memory"
+        if killed == signal.SIGXCPU:
+            limit = f"{self._cpu_seconds} s of CPU time"
+        return f"it takes more than {limit} to compile"
 
     def _kill(self) -> None:
         for _, pid, _ in self._running.values():
@@ -151,7 +162,7 @@ class Forks:
 def _compile_in_fork(tokenizer: "LLTokenizer", task: Task, writer: int, cpu_seconds: int) -> NoReturn:
     """Compile with what a grammar may cost, say what came of it, and end. Nothing that this process holds is cleaned up."""
     try:
-        os.nice(5)
+        os.nice(_NICE)
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime) + cpu_seconds + 1
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
@@ -172,11 +183,11 @@ def compile_grammar(tokenizer: "LLTokenizer", task: Task) -> CompileOutcome:
     try:
         text = serialized(task.kind, task.source)
     except ValueError as error:
-        return CompileOutcome(number=task.number, refused=str(error))
+        return CompileOutcome(number=task.number, refused=str(error)[:_MOST_SAID])
     matcher = matcher_of(tokenizer, text)
-    refused = matcher.get_error() if matcher.is_error() else rehearse(matcher)
+    refused = said_by(matcher) if matcher.is_error() else rehearse(matcher)
     return (
-        CompileOutcome(number=task.number, refused=refused.strip())
+        CompileOutcome(number=task.number, refused=refused.strip()[:_MOST_SAID])
         if refused
         else CompileOutcome(number=task.number, grammar=text)
     )
@@ -216,6 +227,12 @@ def _lark_of_gbnf(source: str) -> str:
         raise ValueError(f"the GBNF cannot be converted: {error}") from None
 
 
+def said_by(matcher: "LLMatcher") -> str:
+    """Why a grammar cannot be walked, in words."""
+    said = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return _NOTHING_FITS if said == "NoExtensionBias" else said
+
+
 def rehearse(matcher: "LLMatcher") -> str:
     """Walk the grammar at random. Returns why an engine should not; empty if it may."""
     draw = random.Random(0)
@@ -224,12 +241,12 @@ def rehearse(matcher: "LLMatcher") -> str:
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
         forced = matcher.compute_ff_tokens()
         if matcher.is_error():
-            return matcher.get_error()
+            return said_by(matcher)
         seconds = time.thread_time() - began
         if seconds > _SLOW_SECONDS:
             return f"one of its tokens takes {seconds * 1000:.0f} ms to find; at most {_SLOW_SECONDS * 1000:.0f} ms are allowed"
         if not mask:
-            return "no text fits it"
+            return _NOTHING_FITS
         token = forced[0] if forced else _any_bit(mask, draw)
         if matcher.is_stopped() or not matcher.consume_token(token):
             break

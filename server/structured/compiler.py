@@ -22,8 +22,8 @@ from server.errors import InvalidRequest, Unavailable, for_clients
 from server.structured.compile_process import HEAD, CompileOutcome, Setup, Task
 from server.structured.features import path_of_pattern
 from server.structured.grammar import Grammar
+from server.structured.size import check_size
 
-MAX_SOURCE_BYTES = 256 * 1024
 CACHE_BYTES = 16 * 2**20
 MAX_WAITING = 64
 CPU_SECONDS = 2
@@ -66,10 +66,7 @@ class GrammarCompiler:
             InvalidRequest: it is too large, or none, or takes too long; with the reason.
             Unavailable: too many wait for theirs, or the process that compiles cannot be started.
         """
-        size = len(grammar.source.encode())
-        if size > MAX_SOURCE_BYTES:
-            message = f"`{grammar.param}` must have at most {MAX_SOURCE_BYTES} bytes, got {size}"
-            raise InvalidRequest(message, param=grammar.param)
+        check_size(grammar)
         outcome = await self._outcome(grammar, engine)
         if outcome.refused:
             reason = for_clients(outcome.refused)

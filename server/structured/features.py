@@ -12,6 +12,9 @@ from server.errors import InvalidRequest, UnsupportedField
 from server.schema.shown import shown
 
 MAX_DEPTH = 64
+_NAME_SHOWN = (
+    100  # characters of a property's name in a path: else long names over many schemas would take long to write
+)
 
 HONOURED = frozenset(
     {
@@ -64,7 +67,7 @@ def subschemas(schema: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
             yield from ((item, f"{path}.{name}[{i}]") for i, item in enumerate(schema[name]))
     for name in _NAMED:
         if isinstance(schema.get(name), dict):
-            yield from ((item, f"{path}.{name}.{key}") for key, item in schema[name].items())
+            yield from ((item, f"{path}.{name}.{key[:_NAME_SHOWN]}") for key, item in schema[name].items())
 
 
 def check_schema(schema: Any, path: str, depth: int = MAX_DEPTH) -> None:
@@ -81,22 +84,19 @@ def check_schema(schema: Any, path: str, depth: int = MAX_DEPTH) -> None:
     if not depth:
         raise UnsupportedField(f"`{path}` is nested deeper than {MAX_DEPTH} schemas", param=path)
     for name, value in schema.items():
-        _check_keyword(name, value, f"{path}.{name}")
+        if not _served(name, value):
+            where, hint = f"{path}.{name[:_NAME_SHOWN]}", _HINTS.get(name, "")
+            raise UnsupportedField(f"`{where}` is not served in a JSON schema, got {shown(value)}{hint}", param=where)
     _check_values(schema, path)
     for inner, where in subschemas(schema, path):
         check_schema(inner, where, depth - 1)
 
 
-def _check_keyword(name: str, value: Any, path: str) -> None:
+def _served(name: str, value: Any) -> bool:
+    """Whether a keyword is honoured, or changes nothing."""
     if name in HONOURED or name in REMARKS or (name.startswith("x-") and name != "x-guidance"):
-        return
-    if name == "uniqueItems" and value is False:
-        return
-    if name == "nullable" and value is False:
-        return
-    raise UnsupportedField(
-        f"`{path}` is not served in a JSON schema, got {shown(value)}{_HINTS.get(name, '')}", param=path
-    )
+        return True
+    return name in ("uniqueItems", "nullable") and value is False
 
 
 def _check_values(schema: dict[str, Any], path: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from server.errors import InvalidRequest
 from server.structured.features import check_schema
 from server.structured.grammar import Grammar, json_text, schema_source
+from server.structured.size import check_size
 
 
 def json_grammar(schema: dict[str, Any] | bool | str, param: str, options: dict[str, Any] | None = None) -> Grammar:
@@ -17,11 +18,13 @@ def json_grammar(schema: dict[str, Any] | bool | str, param: str, options: dict[
         options: of llguidance's JSON compiler.
 
     Raises:
-        InvalidRequest: the text is not JSON, or no schema.
+        InvalidRequest: the text is not JSON, or no schema, or one that is too large.
     """
     schema = as_schema(schema, param)
+    grammar = Grammar("json_schema", schema_source(schema, options), param)
+    check_size(grammar)
     check_schema(schema, param)
-    return Grammar("json_schema", schema_source(schema, options), param)
+    return grammar
 
 
 def as_schema(schema: dict[str, Any] | bool | str, param: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from llguidance import LLMatcher, LLTokenizer
 from server.errors import InvalidRequest, UnsupportedField
 from server.structured.features import FORMATS, HONOURED, REMARKS, check_schema, without_additional
 from server.structured.json_schema import json_grammar
+from server.structured.size import MAX_SOURCE_BYTES
 
 TOKENIZER = LLTokenizer("byte")
 REFUSED = [
@@ -37,6 +38,15 @@ def test_what_is_not_honoured_is_refused_by_its_path(schema, path):
     with pytest.raises(InvalidRequest) as refused:
         check_schema(schema, "s")
     assert refused.value.param == path and f"`{path}`" in refused.value.message
+
+
+def test_what_is_too_large_is_refused_unread_and_long_names_are_cut_in_paths():
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_SOURCE_BYTES} bytes") as refused:
+        json_grammar({"not": "x" * MAX_SOURCE_BYTES}, "s")
+    assert refused.value.param == "s"
+    with pytest.raises(UnsupportedField) as refused:
+        check_schema({"properties": {"x" * 1000: {"not": {}}}}, "s")
+    assert refused.value.param == f"s.properties.{'x' * 100}.not"
 
 
 def test_remarks_change_nothing_and_neither_does_what_asks_for_nothing():
