@@ -33,7 +33,7 @@ class IdleShare:
         self._table = table
 
     def decodes(self, chosen: list[Request], prompts: Iterable[Request]) -> list[Request]:
-        """The decodes of a step without the idle ones that are too many; those that ran last go first.
+        """The decodes of a step without the idle ones that are too many; those that have not run for longest go first.
 
         Args:
             chosen: by priority, so that idle ones come last.

@@ -1,6 +1,8 @@
 """The keys of a running server, what they may and have used, and the file that says so."""
 
 import asyncio
+import itertools
+import logging
 import signal
 
 from configs.settings import Settings
@@ -13,6 +15,7 @@ from server.telemetry.metrics import Metrics
 
 _LOOK_SECONDS = 1.0  # between two looks at what open requests have generated
 _FLUSH_LOOKS = 5  # of these between two writes of use
+_log = logging.getLogger("headrace.keys")
 
 
 class KeysInUse:
@@ -81,10 +84,11 @@ class KeysInUse:
 
 
 async def _keep(accounts: Accounts) -> None:
-    looks = 0
-    while True:
+    for looks in itertools.count(1):
         await asyncio.sleep(_LOOK_SECONDS)
-        accounts.look()
-        looks += 1
-        if looks % _FLUSH_LOOKS == 0:
-            await accounts.book.flush()
+        try:
+            accounts.look()
+            if looks % _FLUSH_LOOKS == 0:
+                await accounts.book.flush()
+        except Exception:
+            _log.exception("what keys use could not be looked at")

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -21,7 +21,7 @@ from server.api.batches.lines import LineAnswers, batched
 from server.api.context import ServerContext
 from server.api.endpoints import ENDPOINTS
 from server.app import create_app
-from server.batches.batches import Batches, batches_of, window_of
+from server.batches.batches import Batches, opened_batches, window_of
 from server.drain import Drain
 from server.engines.canary import canary_of
 from server.engines.client import EngineClient
@@ -59,6 +59,18 @@ _log = logging.getLogger("headrace.server")
 _LOOPBACK = ("127.0.0.0/8", "::1", "::ffff:127.0.0.0/104")
 _ENGINE_LOOKS_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
+
+
+def _beside(what: str, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Work beside all requests, for as long as the server lives. That it ends by itself is a defect, which the log tells."""
+
+    def told(task: "asyncio.Task[None]") -> None:
+        if not task.cancelled():
+            _log.error("%s ended: it goes on when the server starts again", what, exc_info=task.exception())
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(told)
+    return task
 
 
 def _watch(keeper: KeeperSupervisor | None, metrics: Metrics) -> None:
@@ -128,7 +140,7 @@ class Serving:
         self._restarts = Restarts(self._engines, self._supervisors, settings.drain_seconds)
         self._streams = ResumableStreams(settings, metrics, self._drain)
         self._tracing, self._grammars = tracing_of(settings), GrammarCompiler(source.path)
-        self._batches = batches_of(settings, names, list(batched(ENDPOINTS)), metrics.batches)
+        self._batches = opened_batches(settings, list(batched(ENDPOINTS)), metrics.batches)
         self._context = context = ServerContext(
             settings=settings,
             engines=self._engines,
@@ -170,19 +182,21 @@ class Serving:
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
-        roles = asyncio.create_task(self._roles.run()) if self._roles else None
-        canary = asyncio.create_task(self._canary.run()) if self._canary else None
-        batches = asyncio.create_task(self._run_batches(self._batches)) if self._batches else None
         certificate = self._listeners.certificate
-        renewal = asyncio.create_task(certificate.watch()) if certificate else None
-        keys = asyncio.create_task(self._keys.run()) if self._keys.changes else None
+        beside = [
+            _beside("the change of roles", self._roles.run()) if self._roles else None,
+            _beside("the canary", self._canary.run()) if self._canary else None,
+            _beside("the batches", self._run_batches(self._batches)) if self._batches else None,
+            _beside("the certificate's renewal", certificate.watch()) if certificate else None,
+            _beside("the keys' upkeep", self._keys.run()) if self._keys.changes else None,
+        ]
         web = asyncio.create_task(self._web.serve(sockets=list(self._listeners.sockets)))
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failed, deadline = not signalled.is_set(), StopDeadline(self._settings.drain_seconds)
         self._restarts.cancel()
-        for task in (roles, canary, renewal, keys, batches):
+        for task in beside:
             if task is not None:
                 task.cancel()
         if not failed:
@@ -212,8 +226,7 @@ class Serving:
                 await asyncio.sleep(_ENGINE_LOOKS_SECONDS)
             return window_of(engines.info.max_step_tokens, settings, len(engines))
 
-        answers = LineAnswers(ENDPOINTS, self._context)
-        await batches.run(answers.answer, window)
+        await batches.run(LineAnswers(ENDPOINTS, self._context), window)
 
     async def _last_traces(self, web: "asyncio.Task[None]") -> None:
         """Send them when all requests have ended, while engines end."""

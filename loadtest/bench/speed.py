@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -53,6 +54,15 @@ class SpeedBench:
     async def get(self, path: str) -> httpx.Response:
         """The server's answer at `path`."""
         return await self._client.get(path)
+
+    async def post(self, path: str, **content: Any) -> dict[str, Any]:
+        """The JSON of the server's answer to what is sent to `path`: `json`, or `data` and `files` of a form.
+
+        Raises:
+            httpx.HTTPStatusError: it is refused.
+        """
+        answer = (await self._client.post(path, **content)).raise_for_status()
+        return dict(answer.json())
 
     async def lines(self, path: str) -> AsyncIterator[str]:
         """The lines of an answer that goes on."""

@@ -39,7 +39,7 @@ def note(job: Job, call: Call) -> None:
         exchange.content = content_of(job, exchange, call.context.tokenizer)
     if exchange.trace_id:
         exchange.attributes = attributes_of(job, exchange)
-    if not box.size:
+    if not (box.size and exchange.remembered):
         return
     prompts: dict[int, bytes] = {}  # choices of one prompt share it
     sequences = []

@@ -147,16 +147,18 @@ class KeyRing:
             expires = None if entry.expires is None else entry.expires.timestamp()
             keys.append((entry.hash, tenant_of(entry, weights or {}, isolate=self._isolate), expires))
         self._known: dict[bytes, list[_Known]] = {}
-        self._owners: dict[str | None, list[_Known]] = {}
+        self._names: dict[str | None, _Known] = {}
         for known in keys:
             self._known.setdefault(known[0][:8], []).append(known)
-            self._owners.setdefault(known[1].name, []).append(known)
+            self._names[known[1].key] = known
 
-    def of_name(self, name: str) -> Tenant | None:
-        """The tenant of this name, by the first of its keys that is valid, for what runs while nobody asks; None: it has none."""
+    def of_key(self, name: str, owner: str) -> Tenant | None:
+        """The holder of the key of this name, for what runs while nobody asks; None: it is not valid, or no longer one of
+        the tenant `owner`."""
         if not self.required:
             return ANYBODY
-        return next((tenant for _, tenant, expires in self._owners.get(name, ()) if not self._is_over(expires)), None)
+        _, tenant, expires = self._names.get(name, (b"", ANYBODY, None))
+        return tenant if tenant.name == owner and not self._is_over(expires) else None
 
     def _is_over(self, expires: float | None) -> bool:
         return expires is not None and self._clock() >= expires

@@ -1,7 +1,7 @@
 """Batches in the database."""
 
-import sqlite3
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,7 +10,11 @@ from server.batches.file_store import page
 from server.batches.records import BatchCounts, StoredBatch
 from server.errors import NotKept
 
+if TYPE_CHECKING:
+    import sqlite3
+
 _COLUMNS = "record, completed, failed"
+_LOOKED_AT = 256  # batches that have ended
 Known = tuple[StoredBatch, BatchCounts]
 
 
@@ -25,11 +29,11 @@ class BatchBook:
         query = "INSERT INTO batches (id, owner, open, record) VALUES (?, ?, 1, ?)"
         await self._database.run(lambda rows: rows.execute(query, (batch.id, batch.owner, _written(batch))))
 
-    async def save(self, batch: StoredBatch, also: Callable[[sqlite3.Connection], None] = lambda _: None) -> None:
+    async def save(self, batch: StoredBatch, also: Callable[["sqlite3.Connection"], None] = lambda _: None) -> None:
         """Keep a batch as it is now, and do `also` in the same transaction."""
         values = (_written(batch), batch.open, batch.id)
 
-        def save(rows: sqlite3.Connection) -> None:
+        def save(rows: "sqlite3.Connection") -> None:
             also(rows)
             rows.execute("UPDATE batches SET record = ?, open = ? WHERE id = ?", values)
 
@@ -64,6 +68,17 @@ class BatchBook:
         """Those that have not ended, the oldest first."""
         query = f"SELECT {_COLUMNS} FROM batches WHERE open ORDER BY place"
         return [_known(row)[0] for row in await self._database.run(lambda rows: rows.execute(query).fetchall())]
+
+    async def forget(self, before: float) -> None:
+        """Forget batches that have ended and whose results were kept until then: of the oldest some hundreds at a time."""
+
+        def forget(rows: "sqlite3.Connection") -> None:
+            query = f"SELECT {_COLUMNS} FROM batches WHERE NOT open ORDER BY place LIMIT {_LOOKED_AT}"
+            ended = [_known(row)[0] for row in rows.execute(query).fetchall()]
+            over = [(batch.id,) for batch in ended if batch.until + batch.output_seconds <= before]
+            rows.executemany("DELETE FROM batches WHERE id = ?", over)
+
+        await self._database.run(forget)
 
 
 def _written(batch: StoredBatch) -> str:

@@ -11,29 +11,39 @@ twice.
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import random
-import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
+
+from server.batches.answers import Answers
 from server.batches.batch_book import BatchBook
 from server.batches.file_store import FileStore
 from server.batches.input import InputRules, read_input, request_of
 from server.batches.line_book import LineBook, OpenLine, drop_lines
+from server.batches.order import sequences_of
 from server.batches.records import BatchEnd, LineError, Outcome, StoredBatch, StoredFile, new_id
-from server.batches.results import LineAnswer, Results, add_files, result_line
+from server.batches.results import Results, add_files, result_line
+from server.batches.window import Slot, Window
+from server.errors import StorageFull
 from server.telemetry.batches.metrics import BatchMetrics
+from server.to_thread import in_background
+
+if TYPE_CHECKING:
+    import sqlite3
 
 ATTEMPTS = 3  # at a line on which the server fails
+MOST_DEFECTS = 5  # that stop a batch; of full disks there may be any number
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before a line is tried again
-_DEFECT_SECONDS = 30.0  # before a batch goes on that a defect or a full disk has stopped
+_DEFECT_SECONDS, _LONGEST_DEFECT_SECONDS = 30.0, 600.0  # before a batch goes on that something has stopped
+_KEY_SECONDS = 1.0  # between two looks for the key of a batch that has none
 _log = logging.getLogger("headrace.batches")
-
-Answerer = Callable[[str, bytes, str], Awaitable[LineAnswer]]  # of an endpoint's path, a body, and whose batch it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +51,9 @@ class BatchParts:
     """What the batches of one server have in common.
 
     Attributes:
-        rules: what is asked of an input file, by the endpoint of its batch.
-        answer: runs a request.
-        window: lines of all batches that may be under way; whoever waits longest is next, so that batches take turns.
+        rules: what is asked of an input file, by the endpoint of its batch and the models that its lines may name.
+        answers: run requests.
+        window: how much of all batches may be under way.
         checking: held by the batch whose input is read.
         now: the time, in Unix seconds.
     """
@@ -52,9 +62,9 @@ class BatchParts:
     lines: LineBook
     files: FileStore
     metrics: BatchMetrics
-    rules: Callable[[str], InputRules]
-    answer: Answerer
-    window: asyncio.Semaphore
+    rules: Callable[[str, Collection[str]], InputRules]
+    answers: Answers
+    window: Window
     checking: asyncio.Lock
     now: Callable[[], float]
 
@@ -69,25 +79,29 @@ class BatchRun:
     def __init__(self, batch: StoredBatch) -> None:
         self.batch = batch
         self._cancelling = asyncio.Event()
+        self._defects = 0
 
     async def cancel(self, batches: BatchBook, now: int) -> None:
         """End it as soon as what is under way has been given up. Lines that have ended keep their results."""
         if self.batch.status in ("validating", "in_progress"):
             self.batch.becomes("cancelling", now)
-            await batches.save(self.batch)
             self._cancelling.set()
+            await batches.save(self.batch)
 
     async def run(self, parts: BatchParts) -> None:
         """Until it has ended, or this is cancelled, which leaves it as it is for the next server."""
         self._parts = parts
-        while self.batch.open:
+        for stops in itertools.count():
             try:
                 end = await self._until_end()
                 if self.batch.open:
                     await self._finish(end)
-            except Exception:  # such as a disk that is full
-                _log.exception("batch %s stopped; it goes on in %g s", self.batch.id, _DEFECT_SECONDS)
-                await asyncio.sleep(_DEFECT_SECONDS)
+                return
+            except Exception as error:
+                self._defects += not _passes(error)
+                pause = min(_LONGEST_DEFECT_SECONDS, _DEFECT_SECONDS * 2.0 ** min(stops, 10))
+                _log.exception("batch %s stopped; it goes on in %g s", self.batch.id, pause)
+                await asyncio.sleep(pause)
 
     def _now(self) -> int:
         return int(self._parts.now())
@@ -98,6 +112,10 @@ class BatchRun:
             return self.batch.end
         if self.batch.status == "cancelling":
             return "cancelled"
+        if self._defects >= MOST_DEFECTS:
+            told = f"The server failed on this batch {self._defects} times, and gave it up; its log says how."
+            self.batch.errors = [LineError(code="server_error", message=told)]
+            return "failed"
         work = asyncio.create_task(self._work())
         cancelled = asyncio.create_task(self._cancelling.wait())
         try:
@@ -118,10 +136,21 @@ class BatchRun:
 
     async def _work(self) -> None:
         if self.batch.status == "validating":
+            models = await self._permitted()
             async with self._parts.checking:
-                await self._check()
+                await self._check(models)
         if self.batch.status == "in_progress":
             await self._run_lines()
+
+    async def _permitted(self) -> Collection[str]:
+        """The models that the key of the batch may use, as soon as it is valid."""
+        told = False
+        while (models := self._parts.answers.models(self.batch)) is None:
+            if not told:
+                _log.warning("batch %s waits: its key %r is not valid now", self.batch.id, self.batch.key)
+                told = True
+            await asyncio.sleep(_KEY_SECONDS)
+        return models
 
     # --- the input ---
 
@@ -129,19 +158,22 @@ class BatchRun:
     def _input(self) -> Path:
         return self._parts.files.path(self.batch.input_file)
 
-    async def _check(self) -> None:
+    async def _check(self, models: Collection[str]) -> None:
         """Read the input, and keep its lines or what is wrong with it."""
-        batch, rules = self.batch, self._parts.rules(self.batch.endpoint)
+        batch, rules = self.batch, self._parts.rules(self.batch.endpoint, models)
         try:
             lines, errors = await asyncio.to_thread(read_input, self._input, rules)
         except FileNotFoundError:
             lines, errors = [], [LineError(code="file_not_found", message="The input file is no more.")]
+        if not errors:
+            await self._parts.lines.enter(batch, lines)
+        if batch.status != "validating":  # it is cancelled meanwhile
+            return
         if errors:
             batch.errors = errors
             batch.becomes("failed", self._now())
             self._parts.metrics.batch_ended("failed")
         else:
-            await self._parts.lines.enter(batch, lines)
             batch.total = len(lines)
             batch.becomes("in_progress", self._now())
         await self._parts.batches.save(batch)
@@ -150,33 +182,43 @@ class BatchRun:
 
     async def _run_lines(self) -> None:
         """Run all that have not ended: as many at a time as the window lets in."""
-        place, window = -1, self._parts.window
+        place, begun = -1, asyncio.Semaphore(self._parts.window.size)
         async with asyncio.TaskGroup() as group:
             while found := await self._parts.lines.open_lines(self.batch, place):
                 place = found[-1].place
                 for line in found:
-                    await window.acquire()
-                    task = group.create_task(self._run_line(line))
-                    task.add_done_callback(lambda _: window.release())
+                    await begun.acquire()
+                    await self._permitted()
+                    read = await self._read(line)
+                    slot = Slot(self._parts.window, read.sequences)
+                    await slot.take()
+                    task = group.create_task(self._run_line(line, read, slot))
+                    task.add_done_callback(_leaving(slot, begun))
 
-    async def _run_line(self, line: OpenLine) -> None:
-        data = await asyncio.to_thread(_read_at, self._input, line.begin, line.size)
-        with self._parts.metrics.line_running():
-            answer = await self._answer(request_of(data))
+    async def _read(self, line: OpenLine) -> "_Read":
+        return await in_background(lambda: _read_line(self._input, line))
+
+    async def _run_line(self, line: OpenLine, read: "_Read", slot: Slot) -> None:
+        """Run a line, again and again while the server is at fault, with longer and longer pauses in which others have its room."""
+        parts, broken = self._parts, 0
+        with parts.answers.begin(self.batch) as request, parts.metrics.line_running():
+            for attempt in itertools.count():
+                answer = request.failed() if read.body is None else await request.answer(read.body)
+                broken += answer.fault == "broken"
+                if read.body is None or answer.fault == "none" or broken == ATTEMPTS:
+                    break
+                slot.give()
+                read = _Read()  # while it waits it takes no memory
+                parts.metrics.line_retried()
+                await asyncio.sleep(
+                    min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
+                )
+                await self._permitted()
+                read = await self._read(line)
+                await slot.take()
         outcome: Outcome = "completed" if answer.status == 200 else "failed"
-        await self._parts.lines.ended(self.batch, line.number, outcome, result_line(line.custom_id, answer))
-        self._parts.metrics.line_ended(outcome)
-
-    async def _answer(self, body: bytes) -> LineAnswer:
-        """The answer to a request, tried again as long as the server is at fault, with longer and longer pauses."""
-        for attempt in itertools.count(1):
-            answer = await self._parts.answer(self.batch.endpoint, body, self.batch.owner)
-            if answer.fault == "none" or (answer.fault == "broken" and attempt == ATTEMPTS):
-                break
-            self._parts.metrics.line_retried()
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(attempt - 1, 10))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        return answer
+        await parts.lines.ended(self.batch, line.number, outcome, result_line(line.custom_id, answer))
+        parts.metrics.line_ended(outcome)
 
     # --- results ---
 
@@ -189,7 +231,7 @@ class BatchRun:
                 batch.becomes("finalizing", self._now())
             await parts.batches.save(batch)
         output_file, error_file = batch.output_file, batch.error_file
-        with contextlib.ExitStack() as kept:
+        async with AsyncExitStack() as kept:
             try:
                 written = await Results(parts.files, parts.lines).write(batch, self._now(), kept)
                 batch.becomes(batch.end, self._now())
@@ -204,12 +246,46 @@ class BatchRun:
         parts.metrics.batch_ended(batch.end)
 
 
-def _settle(rows: sqlite3.Connection, batch: StoredBatch, files: list[StoredFile]) -> None:
+def _settle(rows: "sqlite3.Connection", batch: StoredBatch, files: list[StoredFile]) -> None:
     add_files(rows, files)
     drop_lines(rows, batch)
 
 
-def _read_at(path: Path, begin: int, size: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a line asks for; `body` is None if the file is not what it was when it was checked."""
+
+    body: bytes | None = None
+    sequences: int = 1
+
+
+def _read_line(path: Path, line: OpenLine) -> _Read:
     with path.open("rb") as file:
-        file.seek(begin)
-        return file.read(size)
+        file.seek(line.begin)
+        data = file.read(line.size)
+    try:
+        body = request_of(data)
+        return _Read(body, sequences_of(body))
+    except (msgspec.MsgspecError, KeyError):
+        return _Read()
+
+
+def _leaving(slot: Slot, begun: asyncio.Semaphore) -> Callable[[object], None]:
+    """What to do when a line is no more under way, also if it never began."""
+
+    def leave(_: object) -> None:
+        slot.give()
+        begun.release()
+
+    return leave
+
+
+def _passes(error: Exception) -> bool:
+    """Whether what stopped a batch may be over soon, such as a disk that is full."""
+    import sqlite3
+
+    if isinstance(error, ExceptionGroup):
+        return all(map(_passes, error.exceptions))
+    return isinstance(error, StorageFull | sqlite3.OperationalError | OSError) and not isinstance(
+        error, FileNotFoundError
+    )

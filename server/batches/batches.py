@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import math
 import os
 import time
@@ -9,19 +10,22 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 from configs.settings import Settings
+from server.batches.answers import Answers
 from server.batches.batch_book import BatchBook, Known
-from server.batches.batch_run import Answerer, BatchParts, BatchRun
+from server.batches.batch_run import BatchParts, BatchRun
 from server.batches.database import Database
 from server.batches.file_store import FileStore
 from server.batches.input import InputRules
 from server.batches.line_book import LineBook
 from server.batches.records import BatchCounts, StoredBatch, StoredFile, new_id
+from server.batches.window import Window
 from server.errors import Conflict, TooManyBatches
 from server.telemetry.batches.metrics import BatchMetrics
 
-MOST_OPEN = 1000  # batches
+MOST_OPEN, MOST_OPEN_OF_ONE = 1000, 100  # batches, of all owners and of one
 _SWEEP_SECONDS = 60.0  # between two looks for files whose time is over
 _PRIVATE = 0o700
+_log = logging.getLogger("headrace.batches")
 
 
 class Batches:
@@ -29,7 +33,6 @@ class Batches:
 
     Args:
         settings: the server's, with a data_dir.
-        models: the names that requests may give.
         endpoints: paths of those that batches may be for.
         metrics: counts.
         now: the time, in Unix seconds.
@@ -42,14 +45,13 @@ class Batches:
         self,
         settings: Settings,
         *,
-        models: Collection[str],
         endpoints: Sequence[str],
         metrics: BatchMetrics,
         now: Callable[[], float] = time.time,
     ) -> None:
         assert settings.data_dir is not None
         self.endpoints = tuple(endpoints)
-        self._settings, self._models, self._metrics, self._now = settings, models, metrics, now
+        self._settings, self._metrics, self._now = settings, metrics, now
         folder = Path(settings.data_dir)
         self._lock = _claimed(folder)
         self._database = Database(folder / "batches.sqlite3")
@@ -67,12 +69,12 @@ class Batches:
         for batch in await self._batches.open_ones():
             self._runs[batch.id] = BatchRun(batch)
 
-    async def run(self, answer: Answerer, ready: Callable[[], Awaitable[int]]) -> None:
+    async def run(self, answers: Answers, ready: Callable[[], Awaitable[int]]) -> None:
         """Run batches until this is cancelled, which leaves what is under way for the next server.
 
         Args:
-            answer: runs one request.
-            ready: awaited before the first is run; how many may be under way.
+            answers: run requests.
+            ready: awaited before the first is run; how many sequences may be under way.
         """
         window = await ready()
         self._parts = BatchParts(
@@ -81,8 +83,8 @@ class Batches:
             files=self.files,
             metrics=self._metrics,
             rules=self._rules,
-            answer=answer,
-            window=asyncio.Semaphore(window),
+            answers=answers,
+            window=Window(window),
             checking=asyncio.Lock(),
             now=self._now,
         )
@@ -90,7 +92,10 @@ class Batches:
             for run in list(self._runs.values()):
                 self._start(run)
             while True:
-                await self._sweep()
+                try:
+                    await self._sweep()
+                except Exception:  # such as a disk that is full, or one that fails
+                    _log.exception("what is kept too long could not be removed; tried again in %g s", _SWEEP_SECONDS)
                 await asyncio.sleep(_SWEEP_SECONDS)
         finally:
             self._parts = None
@@ -101,6 +106,7 @@ class Batches:
     async def close(self) -> None:
         """Close what is kept. To be awaited when `run` has ended."""
         await self._database.close()
+        self.files.close()
         os.close(self._lock)
 
     def _start(self, run: BatchRun) -> None:
@@ -115,11 +121,11 @@ class Batches:
         if not run.batch.open:
             self._runs.pop(run.batch.id, None)
 
-    def _rules(self, endpoint: str) -> InputRules:
+    def _rules(self, endpoint: str, models: Collection[str]) -> InputRules:
         settings = self._settings
         return InputRules(
             endpoint=endpoint,
-            models=self._models,
+            models=models,
             most_lines=settings.max_batch_lines,
             most_bytes=settings.max_body_bytes,
         )
@@ -128,10 +134,12 @@ class Batches:
         return sum(run.batch.status == status for run in self._runs.values())
 
     async def _sweep(self) -> None:
-        """Remove files whose time is over, but for those that a batch still reads."""
+        """Remove files whose time is over, but for those that a batch still reads, and batches whose results are no more."""
         used = {run.batch.input_file for run in self._runs.values()}
         if over := [file_id for file_id in await self.files.expired() if file_id not in used]:
             await self.files.delete(over)
+        await self._batches.forget(self._now())
+        await self._database.shrink()
 
     # --- what endpoints ask for ---
 
@@ -147,7 +155,14 @@ class Batches:
         await self.files.delete([file.id])
 
     async def create(
-        self, *, owner: str, endpoint: str, file: StoredFile, metadata: dict[str, str] | None, output_seconds: int
+        self,
+        *,
+        owner: str,
+        key: str,
+        endpoint: str,
+        file: StoredFile,
+        metadata: dict[str, str] | None,
+        output_seconds: int,
     ) -> StoredBatch:
         """A new batch, which begins at once.
 
@@ -156,10 +171,15 @@ class Batches:
         """
         if len(self._runs) >= MOST_OPEN:
             raise TooManyBatches(f"{len(self._runs)} batches have not ended; there may be {MOST_OPEN}.")
+        own = sum(run.batch.owner == owner for run in self._runs.values())
+        if own >= MOST_OPEN_OF_ONE:
+            told = f"{own} batches of this key's tenant have not ended; there may be {MOST_OPEN_OF_ONE}."
+            raise TooManyBatches(told)
         now = int(self._now())
         batch = StoredBatch(
             id=new_id("batch"),
             owner=owner,
+            key=key,
             endpoint=endpoint,
             input_file=file.id,
             window="24h",
@@ -208,19 +228,17 @@ class Batches:
         return await self._batches.page(owner, after=after, limit=limit)
 
 
-def batches_of(
-    settings: Settings, models: Collection[str], endpoints: Sequence[str], metrics: BatchMetrics
-) -> Batches | None:
+def opened_batches(settings: Settings, endpoints: Sequence[str], metrics: BatchMetrics) -> Batches | None:
     """Those of a server, if it was given a folder for them.
 
     Raises:
         OSError: as `Batches`.
     """
-    return None if settings.data_dir is None else Batches(settings, models=models, endpoints=endpoints, metrics=metrics)
+    return None if settings.data_dir is None else Batches(settings, endpoints=endpoints, metrics=metrics)
 
 
 def window_of(step_tokens: int, settings: Settings, engines: int) -> int:
-    """Lines that may be under way: twice what the engines run of them at once, so that one is there when one ends.
+    """Sequences of lines that may be under way: twice what the engines run of them at once, so that one is there when one ends.
 
     Args:
         step_tokens: of a step of an engine.

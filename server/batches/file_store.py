@@ -4,21 +4,28 @@ A file is written beside the others under a name of its own, and gets its place 
 begun is removed by the next one. What belongs here: files. Never: what they mean.
 """
 
-import asyncio
 import contextlib
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from server.batches.database import Database
 from server.batches.records import StoredFile
 from server.errors import InvalidRequest, NotKept, StorageFull
+from server.to_thread import seen_through
 
+if TYPE_CHECKING:
+    import sqlite3
+
+R = TypeVar("R")
+
+MOST_FILES = 10_000  # of one owner
 _COLUMNS = "id, owner, purpose, name, bytes, created, expires"
 _PRIVATE = 0o700
+_THREADS = 4  # a slow disk holds up these, and no prompt that is read in another thread
 
 
 class FileStore:
@@ -36,14 +43,23 @@ class FileStore:
         self._database = database
         self._most_bytes = most_bytes
         self._now = now
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="files")
         self.held = 0  # bytes of all files, those that are being written included
 
     async def open(self) -> None:
         """Make the folders, remove what was begun, and look at what is there."""
-        await asyncio.to_thread(self._clean)
+        await self.in_thread(self._clean)
         self.held = await self._database.run(_total)
         names = await self._database.run(lambda rows: {name for (name,) in rows.execute("SELECT id FROM files")})
-        await asyncio.to_thread(self._remove_unknown, names)
+        await self.in_thread(lambda: self._remove_unknown(names))
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        self._threads.shutdown()
+
+    async def in_thread(self, work: Callable[[], R]) -> R:
+        """What comes of work with files, which is seen through."""
+        return await seen_through(self._threads.submit(work))
 
     def _clean(self) -> None:
         shutil.rmtree(self._begun, ignore_errors=True)
@@ -82,6 +98,17 @@ class FileStore:
     def give_room(self, size: int) -> None:
         """So many bytes are kept no more."""
         self.held -= size
+
+    async def ensure_few(self, owner: str) -> None:
+        """Refuse a file more than an owner may have.
+
+        Raises:
+            StorageFull: as many are there.
+        """
+        query = "SELECT count(*) FROM files WHERE owner = ?"
+        (files,) = await self._database.run(lambda rows: rows.execute(query, (owner,)).fetchone())
+        if files >= MOST_FILES:
+            raise StorageFull(f"There are {files} files of this key's tenant, and may be {MOST_FILES}: delete some.")
 
     async def add(self, file: StoredFile) -> None:
         """Know a file whose contents are in their place."""
@@ -127,14 +154,20 @@ class FileStore:
     async def delete(self, file_ids: Sequence[str]) -> None:
         """Forget these, and remove their contents."""
 
-        def forget(rows: sqlite3.Connection) -> int:
-            before = _total(rows)
-            rows.executemany("DELETE FROM files WHERE id = ?", [(file_id,) for file_id in file_ids])
-            return before - _total(rows)
+        def forget(rows: "sqlite3.Connection") -> int:
+            freed = 0
+            for file_id in file_ids:
+                found = rows.execute("SELECT bytes FROM files WHERE id = ?", (file_id,)).fetchone()
+                freed += found[0] if found else 0
+                rows.execute("DELETE FROM files WHERE id = ?", (file_id,))
+            return freed
+
+        def remove() -> None:
+            for file_id in file_ids:
+                self.path(file_id).unlink(missing_ok=True)
 
         self.held -= await self._database.run(forget)
-        for file_id in file_ids:
-            await asyncio.to_thread(self.path(file_id).unlink, True)
+        await self.in_thread(remove)
 
     async def expired(self) -> list[str]:
         """Ids of the files whose time is over."""
@@ -143,7 +176,7 @@ class FileStore:
 
 
 class NewFile:
-    """A file that is being written, as long as it is in the `with` statement; then it is gone, unless it was kept."""
+    """A file that is being written, as long as it is in the `async with` statement; then it is gone, unless it was kept."""
 
     def __init__(self, store: FileStore, path: Path, place: Path, *, promised: bool) -> None:
         self._store, self._path, self._place, self._promised = store, path, place, promised
@@ -151,17 +184,21 @@ class NewFile:
         self.size = 0
         self._kept = False
 
-    def __enter__(self) -> "NewFile":
+    async def __aenter__(self) -> "NewFile":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+    async def __aexit__(self, *error: object) -> None:
         if not self._kept:
             self._store.give_room(self.size)
-            for path in (self._path, self._place):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            await self._store.in_thread(self._remove)
+
+    def _remove(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written is tried once more
+                self._file.close()
+        for path in (self._path, self._place):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     async def write(self, data: bytes) -> None:
         """Add this at its end.
@@ -171,8 +208,11 @@ class NewFile:
         """
         self._store.take_room(len(data), promised=self._promised)
         self.size += len(data)
+        await self._on_disk(lambda: self._write(data))
+
+    async def _on_disk(self, work: Callable[[], None]) -> None:
         try:
-            await asyncio.to_thread(self._write, data)
+            await self._store.in_thread(work)
         except OSError as error:
             raise StorageFull(f"The file cannot be written: {error.strerror}.") from error
 
@@ -182,8 +222,12 @@ class NewFile:
         self._file.write(data)
 
     async def close(self) -> None:
-        """It is whole: have it on the disk, and in its place."""
-        await asyncio.to_thread(self._close)
+        """It is whole: have it on the disk, and in its place.
+
+        Raises:
+            StorageFull: as `write`.
+        """
+        await self._on_disk(self._close)
 
     def _close(self) -> None:
         self._write(b"")
@@ -192,20 +236,25 @@ class NewFile:
         os.fsync(self._file.fileno())
         self._file.close()
         self._path.replace(self._place)
+        folder = os.open(self._place.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def keep(self) -> None:
         """Somebody knows it."""
         self._kept = True
 
 
-def insert_file(rows: sqlite3.Connection, file: StoredFile) -> None:
+def insert_file(rows: "sqlite3.Connection", file: StoredFile) -> None:
     """Add the row of a file."""
     values = (file.id, file.owner, file.purpose, file.name, file.bytes, file.created, file.expires)
     rows.execute(f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def page(
-    rows: sqlite3.Connection,
+    rows: "sqlite3.Connection",
     table: str,
     columns: str,
     where: str,
@@ -239,5 +288,5 @@ def _expired(file: StoredFile, now: float) -> bool:
     return file.expires is not None and file.expires <= now
 
 
-def _total(rows: sqlite3.Connection) -> int:
+def _total(rows: "sqlite3.Connection") -> int:
     return int(rows.execute("SELECT coalesce(sum(bytes), 0) FROM files").fetchone()[0])

@@ -12,25 +12,26 @@ from typing import Any
 
 import msgspec
 
-from server.batches.order import PromptShape, shape_of
+from server.batches.order import PromptShape, run_order, shape_of
 from server.batches.records import LineError
 from server.schema.shown import shown
 
 MOST_ERRORS = 100  # told of one file
 MOST_ID = 512  # characters of a custom_id
 _FIELDS = ("custom_id", "method", "url", "body")
+_MARK = b"\xef\xbb\xbf"  # of UTF-8, with which files of some programs begin
 _SLICE_SECONDS = 0.001  # the interpreter is left to others after so long, for as long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputLine:
-    """A line that can be run. `begin` and `size` are in bytes, without the end of the line."""
+    """A line that can be run. `begin` and `size` are in bytes, without the end of the line; `place`: in the order of running."""
 
     number: int
+    place: int
     custom_id: str
     begin: int
     size: int
-    shape: PromptShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,9 @@ class _Body(msgspec.Struct):
 
 
 def read_input(path: Path, rules: InputRules) -> tuple[list[InputLine], list[LineError]]:
-    """All lines of a file, and what is wrong with it: the first errors in the order of its lines. For a thread of its own."""
-    lines: list[InputLine] = []
+    """All lines of a file, or what is wrong with it: the first errors in the order of its lines. For a thread of its own."""
+    lines: list[tuple[str, int, int]] = []
+    shapes: list[PromptShape] = []
     errors: list[LineError] = []
     seen: dict[str, int] = {}
     for number, begin, data in _lines(path):
@@ -79,22 +81,29 @@ def read_input(path: Path, rules: InputRules) -> tuple[list[InputLine], list[Lin
             errors.append(LineError(code="too_many_requests", message=message, line=number))
             break
         try:
-            line = _checked(data, number, begin, rules)
-            if line.custom_id in seen:
-                told = (
-                    f"`custom_id` must be unique; {shown(line.custom_id)} is that of line {seen[line.custom_id]}, too"
-                )
+            custom_id, body = _checked(data, rules)
+            if custom_id in seen:
+                told = f"`custom_id` must be unique; {shown(custom_id)} is that of line {seen[custom_id]}, too"
                 raise WrongLine("duplicate_custom_id", told, "custom_id")
         except WrongLine as error:
             errors.append(LineError(code=error.code, message=error.message, line=number, param=error.param))
             if len(errors) == MOST_ERRORS:
                 break
             continue
-        seen[line.custom_id] = number
-        lines.append(line)
+        seen[custom_id] = number
+        lines.append((custom_id, begin, len(data)))
+        shapes.append(shape_of(body, number))
     if not lines and not errors:
         errors.append(LineError(code="empty_file", message="The file has no request."))
-    return lines, errors
+    return ([], errors) if errors else (_placed(lines, shapes), [])
+
+
+def _placed(lines: list[tuple[str, int, int]], shapes: list[PromptShape]) -> list[InputLine]:
+    places = {number: place for place, number in enumerate(run_order(shapes))}
+    return [
+        InputLine(number=shape.number, place=places[shape.number], custom_id=custom_id, begin=begin, size=size)
+        for (custom_id, begin, size), shape in zip(lines, shapes, strict=True)
+    ]
 
 
 def request_of(line: bytes) -> bytes:
@@ -107,20 +116,22 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     begin, since = 0, time.monotonic()
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
-            yield number, begin, data.rstrip(b"\r\n")
+            mark = len(_MARK) if data.startswith(_MARK) else 0
+            yield number, begin + mark, data[mark:].rstrip(b"\r\n")
             begin += len(data)
             if time.monotonic() - since > _SLICE_SECONDS:
                 time.sleep(_SLICE_SECONDS)
                 since = time.monotonic()
 
 
-def _checked(data: bytes, number: int, begin: int, rules: InputRules) -> InputLine:
+def _checked(data: bytes, rules: InputRules) -> tuple[str, bytes]:
+    """A line's `custom_id` and its body."""
     if len(data) > rules.most_bytes:
         raise WrongLine(
             "line_too_large", f"A line must have at most {rules.most_bytes} bytes (max_body_bytes), got {len(data)}"
         )
     try:
-        fields = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=dict[str, msgspec.Raw])
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         values = {name: msgspec.json.decode(fields[name]) for name in _FIELDS[:3] if name in fields}
         body = bytes(fields["body"]) if "body" in fields else None
         about = None if body is None else msgspec.json.decode(body, type=_Body)
@@ -138,9 +149,7 @@ def _checked(data: bytes, number: int, begin: int, rules: InputRules) -> InputLi
     _check_values(values, rules)
     assert body is not None and about is not None
     _check_body(about, rules)
-    return InputLine(
-        number=number, custom_id=values["custom_id"], begin=begin, size=len(data), shape=shape_of(body, number)
-    )
+    return values["custom_id"], body
 
 
 def _check_values(values: dict[str, Any], rules: InputRules) -> None:

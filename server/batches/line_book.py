@@ -3,14 +3,16 @@
 An end is one transaction, with the batch's count: whatever kills the server, a line has ended or it has not, and is counted once.
 """
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from server.batches.database import Database
 from server.batches.input import InputLine
-from server.batches.order import run_order
 from server.batches.records import Outcome, StoredBatch
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _PART = 2000  # lines in one transaction
 PAGE = 256  # lines that are read at once
@@ -36,13 +38,12 @@ class LineBook:
     async def enter(self, batch: StoredBatch, lines: Sequence[InputLine]) -> None:
         """Keep the lines of a batch, in place of those that a server had begun to enter that was killed."""
         await self.drop(batch)
-        places = {number: place for place, number in enumerate(run_order(line.shape for line in lines))}
         query = "INSERT INTO lines (batch, number, place, custom_id, begin, size) VALUES (?, ?, ?, ?, ?, ?)"
         for at in range(0, len(lines), _PART):
-            part = [
-                (batch.id, line.number, places[line.number], line.custom_id, line.begin, line.size)
+            part = (
+                (batch.id, line.number, line.place, line.custom_id, line.begin, line.size)
                 for line in lines[at : at + _PART]
-            ]
+            )
             await self._database.run(lambda rows, part=part: rows.executemany(query, part))  # type: ignore[misc]
 
     async def drop(self, batch: StoredBatch) -> None:
@@ -61,7 +62,7 @@ class LineBook:
     async def ended(self, batch: StoredBatch, number: int, outcome: Outcome, answer: bytes) -> None:
         """A line has ended with this line of an output or an error file. The first end stays."""
 
-        def end(rows: sqlite3.Connection) -> None:
+        def end(rows: "sqlite3.Connection") -> None:
             query = "UPDATE lines SET outcome = ?, answer = ? WHERE batch = ? AND number = ? AND outcome IS NULL"
             if rows.execute(query, (outcome, answer, batch.id, number)).rowcount:
                 rows.execute(f"UPDATE batches SET {outcome} = {outcome} + 1 WHERE id = ?", (batch.id,))
@@ -84,6 +85,6 @@ class LineBook:
         return await self._database.run(lambda rows: rows.execute(query, (batch.id, after, PAGE)).fetchall())
 
 
-def drop_lines(rows: sqlite3.Connection, batch: StoredBatch) -> None:
+def drop_lines(rows: "sqlite3.Connection", batch: StoredBatch) -> None:
     """Forget the lines of a batch, within a transaction."""
     rows.execute("DELETE FROM lines WHERE batch = ?", (batch.id,))

@@ -22,6 +22,7 @@ _MOST_CHUNKS = 64  # of a prompt that are looked at
 _DIGEST = 8  # bytes
 _BYTES_PER_TOKEN = 4  # of text, about
 _GENERATES = 256  # tokens of a line that does not say
+_MOST = 2**31  # of what a line says: JSON knows no largest number
 
 
 class _Prompt(msgspec.Struct):
@@ -36,6 +37,7 @@ class _Prompt(msgspec.Struct):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     n: Any = None
+    best_of: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +71,33 @@ def shape_of(body: bytes, number: int) -> PromptShape:
         before = blake2b(before + text[at : at + CHUNK], digest_size=_DIGEST).digest()
         names += before
     limits = (asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens)
-    generates = next((limit for limit in limits if type(limit) is int), _GENERATES)
-    choices = asked.n if type(asked.n) is int else 1
-    return PromptShape(number=number, chunks=bytes(names), size=len(text), generates=max(0, generates * choices))
+    generates = next((_bounded(limit) for limit in limits if type(limit) is int), _GENERATES)
+    return PromptShape(
+        number=number, chunks=bytes(names), size=len(text), generates=generates * max(1, _choices(asked))
+    )
+
+
+def sequences_of(body: bytes) -> int:
+    """How many sequences a body asks for, which is a JSON object: as far as it can be told without the model."""
+    asked = msgspec.json.decode(body, type=_Prompt)
+    inputs = max(1, _inputs(asked.prompt), _inputs(asked.input))
+    return inputs * max(1, _choices(asked))
+
+
+def _choices(asked: _Prompt) -> int:
+    return max((_bounded(count) for count in (asked.n, asked.best_of) if type(count) is int), default=1)
+
+
+def _inputs(given: msgspec.Raw) -> int:
+    """Texts, or lists of ids, of a list; one of anything else."""
+    if not bytes(given).startswith(b"["):
+        return 1
+    parts = msgspec.json.decode(given, type=list[msgspec.Raw])
+    return sum(bytes(part)[:1] in (b'"', b"[") for part in parts)
+
+
+def _bounded(number: int) -> int:
+    return min(max(0, number), _MOST)
 
 
 def run_order(shapes: Iterable[PromptShape]) -> list[int]:

@@ -4,7 +4,6 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
-FilePurpose = Literal["assistants", "batch", "batch_output", "evals", "fine-tune", "user_data", "vision"]
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
@@ -41,6 +40,7 @@ class StoredBatch:
 
     Attributes:
         owner: as of a file.
+        key: name of the key that made it, as which its lines are run; empty where no keys are required.
         until: by when it has to be done.
         output_seconds: how long the files with its results are kept.
         total: lines of the input; 0 until they were checked.
@@ -50,6 +50,7 @@ class StoredBatch:
 
     id: str
     owner: str
+    key: str
     endpoint: str
     input_file: str
     window: str

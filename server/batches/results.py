@@ -1,41 +1,28 @@
 """What comes of a batch: a line for each of its requests, and the two files that they are written to, in OpenAI's shape."""
 
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from server.batches.answers import LineAnswer
 from server.batches.file_store import FileStore, NewFile, insert_file
 from server.batches.line_book import LineBook
-from server.batches.records import Outcome, StoredBatch, StoredFile, new_id
+from server.batches.records import BatchEnd, Outcome, StoredBatch, StoredFile, new_id
 
-Fault = Literal["none", "busy", "broken"]
+if TYPE_CHECKING:
+    import sqlite3
+
 OUTCOMES: tuple[Outcome, Outcome] = ("completed", "failed")
-_EXPIRED = {
-    "code": "batch_expired",
-    "message": "This request could not be executed before the completion window expired.",
+# What is said of lines that never ended, by the end of their batch.
+_LEFT: dict[BatchEnd, dict[str, str]] = {
+    "expired": {
+        "code": "batch_expired",
+        "message": "This request could not be executed before the completion window expired.",
+    },
+    "failed": {"code": "batch_failed", "message": "The server failed on this batch before this request had ended."},
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineAnswer:
-    """What a request of a batch was answered.
-
-    Attributes:
-        status: as of HTTP.
-        body: JSON.
-        request_id: under which the server's log knows it.
-        fault: whose it is that there is no result: nobody's or the request's (`none`), that of a server which was `busy`, or that
-            of one which is `broken`.
-    """
-
-    status: int
-    body: bytes
-    request_id: str
-    fault: Fault = "none"
 
 
 def result_line(custom_id: str, answer: LineAnswer) -> bytes:
@@ -56,8 +43,8 @@ class Results:
         self._files = files
         self._lines = lines
 
-    async def write(self, batch: StoredBatch, now: int, kept: ExitStack) -> list[tuple[StoredFile, NewFile]]:
-        """Write what has ended, and for a batch that has expired what has not. A file without a line is none.
+    async def write(self, batch: StoredBatch, now: int, kept: AsyncExitStack) -> list[tuple[StoredFile, NewFile]]:
+        """Write what has ended, and for a batch that has expired or failed what has not. A file without a line is none.
 
         Args:
             batch: with the ids of its files; those of files that are none become None.
@@ -68,7 +55,7 @@ class Results:
         for outcome in OUTCOMES:
             file_id = batch.output_file if outcome == "completed" else batch.error_file
             assert file_id is not None
-            written = kept.enter_context(self._files.begin(file_id, promised=True))
+            written = await kept.enter_async_context(self._files.begin(file_id, promised=True))
             async for part in self._parts(batch, outcome):
                 await written.write(part)
             if written.size:
@@ -85,14 +72,14 @@ class Results:
         while ended := await self._lines.answers(batch, outcome, after):
             after = ended[-1][0]
             yield b"".join(answer for _, answer in ended)
-        if outcome == "failed" and batch.end == "expired":
+        if outcome == "failed" and batch.end in _LEFT:
             after = -1
             while left := await self._lines.left(batch, after):
                 after = left[-1][0]
-                yield b"".join(_line(custom_id, None, _EXPIRED) for _, custom_id in left)
+                yield b"".join(_line(custom_id, None, _LEFT[batch.end]) for _, custom_id in left)
 
 
-def add_files(rows: sqlite3.Connection, files: list[StoredFile]) -> None:
+def add_files(rows: "sqlite3.Connection", files: list[StoredFile]) -> None:
     """Know these, within a transaction."""
     for file in files:
         insert_file(rows, file)

@@ -161,7 +161,7 @@ class _KeyReading:
     def _value(self, node: Any) -> Any:
         try:
             return self._constructor.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError):
+        except Exception:  # PyYAML lets out what it stumbles over: `!!bool maybe` is a KeyError
             return _Unreadable()
 
     def compare(self, pairs: list[tuple[KeyEntry, Any]], taken: Collection[str]) -> None:

@@ -62,9 +62,8 @@ class UsageStore:
 
     def _prepare(self, path: str | None) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # with WAL a crash of the machine loses the last writes, never the file
+        # With WAL a crash of the machine loses the last writes, never the file.
+        self._db.execute("PRAGMA synchronous = NORMAL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
             raise UsageError(

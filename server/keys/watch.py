@@ -49,12 +49,18 @@ class WatchedKeyFile:
         """Until it is cancelled."""
         while True:
             try:
-                await asyncio.wait_for(self._asked.wait(), LOOK_SECONDS)
-            except TimeoutError:
-                await self.look()
-            else:
-                self._asked.clear()
-                await self._take(self._state())
+                await self._look_soon()
+            except Exception:
+                _log.exception("what the file of keys says could not be taken up")
+
+    async def _look_soon(self) -> None:
+        try:
+            await asyncio.wait_for(self._asked.wait(), LOOK_SECONDS)
+        except TimeoutError:
+            await self.look()
+        else:
+            self._asked.clear()
+            await self._take(self._state())
 
     async def look(self) -> None:
         """Look at it once."""
@@ -67,8 +73,10 @@ class WatchedKeyFile:
         self._read = self._seen = state
         try:
             found = await asyncio.to_thread(read_key_file, self._path, self._taken)
-        except KeyFileError as error:
-            _log.error("the file of keys cannot be used, the keys read before stay in use: %s", error)
+        except Exception as error:
+            unforeseen = None if isinstance(error, KeyFileError) else error
+            told = "the file of keys cannot be used, the keys read before stay in use: %s"
+            _log.error(told, error, exc_info=unforeseen)
             self._on_refusal()
             return
         _log.info("%s is in use: %s", self._path, _difference(self.current, found))

@@ -1,6 +1,6 @@
 """The bodies and answers of `/v1/files` and `/v1/batches`. Times are Unix seconds."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -9,9 +9,9 @@ from server.schema.base import Body
 
 LEAST_SECONDS, MOST_SECONDS = 3600, 30 * 24 * 3600  # for which a file may be kept, if a time is given
 DEFAULT_SECONDS = MOST_SECONDS  # of files of batches
-# What a file may be uploaded for. Only those for `batch` have a use here.
-PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 FilePurpose = Literal["assistants", "batch", "batch_output", "evals", "fine-tune", "user_data", "vision"]
+# What a file may be uploaded for. Only those for `batch` have a use here.
+PURPOSES = tuple(purpose for purpose in get_args(FilePurpose) if purpose != "batch_output")
 
 _Key = Annotated[str, Field(min_length=1, max_length=64)]
 _Value = Annotated[str, Field(max_length=512)]

@@ -173,6 +173,7 @@ class Meter(Protocol):
 class Exchange:
     """One HTTP request and the sequences it opened. Made by the outermost middleware, found at `request.state.exchange`."""
 
+    remembered: ClassVar[bool] = True  # by what has room for the latest, for those who ask later
     request_id: str
     received: float
     operation: str = (
@@ -203,7 +204,9 @@ class Exchange:
 
 
 class IdleExchange(Exchange):
-    """What a request without a connection opened, for which nobody waits."""
+    """What a request without a connection opened, for which nobody waits. It pushes nothing out of any memory."""
+
+    remembered = False
 
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""

@@ -43,7 +43,7 @@ def test_sighup_reads_the_file_and_what_was_used_is_written_soon_and_at_the_end(
         try:
             path.write_text(text_of(ann={}, ben={}))
             os.kill(os.getpid(), signal.SIGHUP)
-            while keys.ring.of_name("ben") is None:
+            while keys.ring.of_key("ben", "ben") is None:
                 await asyncio.sleep(0.001)
             keys.accounts.book.add("ben", "m", Use(requests=1))
             while written() != {"ben": 1}:

@@ -6,11 +6,13 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from starlette.datastructures import QueryParams
 
 from server.api.endpoint import Call, GetEndpoint
+from server.api.requests.query import parameter, whole_number
 from server.api.tenants import administers, ensure_administers
 from server.errors import InvalidRequest, NotFound
 from server.keys.usage import HOUR
@@ -33,7 +35,7 @@ async def _usage(call: Call) -> UsagePage:
     if not administers(tenant, call.context.settings):
         if query.key not in (None, tenant.key):
             ensure_administers(tenant, call.context.settings, "see the use of other keys")
-        query = query_of(call.request.query_params, time.time(), key=tenant.key)
+        query = replace(query, key=tenant.key)
     rows = await accounts.book.read(query)
     shown_rows = rows[: query.most - 1]
     more = len(rows) > len(shown_rows)
@@ -44,13 +46,12 @@ async def _usage(call: Call) -> UsagePage:
     )
 
 
-def query_of(given: QueryParams, now: float, key: str | None = None) -> UsageQuery:
+def query_of(given: QueryParams, now: float) -> UsageQuery:
     """What the parameters ask for: one row more than are shown.
 
     Args:
         given: of the request.
         now: Unix seconds.
-        key: whose use is shown alone.
 
     Raises:
         InvalidRequest: names the parameter, what it must be, and the value.
@@ -73,8 +74,8 @@ def query_of(given: QueryParams, now: float, key: str | None = None) -> UsageQue
         start=start // bucket * bucket,
         end=end,
         bucket=bucket,
-        most=_limit(given.get("limit", "100")) + 1,
-        key=key or given.get("key"),
+        most=whole_number(given, "limit", 100, MOST_ROWS) + 1,
+        key=given.get("key"),
         model=given.get("model"),
         after=_after(given["page"]) if "page" in given else None,
     )
@@ -92,12 +93,6 @@ def _moment(name: str, text: str) -> int:
     return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
 
 
-def _limit(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_ROWS:
-        raise InvalidRequest(f"`limit` must be an integer from 1 to {MOST_ROWS}, got {shown(text)}", param="limit")
-    return int(text)
-
-
 def _page(row: Row) -> str:
     return base64.urlsafe_b64encode(json.dumps(row[:3]).encode()).decode()
 
@@ -106,6 +101,7 @@ def _after(page: str) -> tuple[int, str, str]:
     try:
         match json.loads(base64.b64decode(page, b"-_", validate=True)):
             case [int(hour), str(key), str(model)] if 0 <= hour <= _LATEST:
+                (key + model).encode()  # half a surrogate pair is no text
                 return hour, key, model
     except (binascii.Error, ValueError, RecursionError):
         pass
@@ -130,10 +126,6 @@ def _row(row: Sequence[int | str], bucket: int) -> UsageRow:
     )
 
 
-def _parameter(name: str, description: str, **schema: object) -> dict[str, object]:
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
 ENDPOINT = GetEndpoint(
     path="/v1/usage",
     tag="accounts",
@@ -142,12 +134,12 @@ ENDPOINT = GetEndpoint(
     answers=UsagePage,
     errors=(400, 401, 403, 404),
     parameters=(
-        _parameter("start", "Unix seconds or ISO 8601; 7 days before `end` if absent.", type="string"),
-        _parameter("end", "The same, exclusive; now if absent.", type="string"),
-        _parameter("bucket", "What a row stands for, in UTC; `day` if absent.", type="string", enum=list(BUCKETS)),
-        _parameter("limit", "Rows of a page; 100 if absent.", type="integer", minimum=1, maximum=MOST_ROWS),
-        _parameter("page", "`next_page` of the page before.", type="string"),
-        _parameter("key", "This key alone, by its name.", type="string"),
-        _parameter("model", "This model alone.", type="string"),
+        parameter("start", "Unix seconds or ISO 8601; 7 days before `end` if absent.", type="string"),
+        parameter("end", "The same, exclusive; now if absent.", type="string"),
+        parameter("bucket", "What a row stands for, in UTC; `day` if absent.", type="string", enum=list(BUCKETS)),
+        parameter("limit", "Rows of a page; 100 if absent.", type="integer", minimum=1, maximum=MOST_ROWS),
+        parameter("page", "`next_page` of the page before.", type="string"),
+        parameter("key", "This key alone, by its name.", type="string"),
+        parameter("model", "This model alone.", type="string"),
     ),
 )

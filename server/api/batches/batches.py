@@ -2,11 +2,11 @@
 
 from starlette.responses import Response
 
-from server.api.batches.files import batches_of, owner_of
+from server.api.batches.files import kept_by, owner_of
 from server.api.batches.lines import BATCHED
-from server.api.batches.query import parameter, whole_number
 from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, Endpoint, GetEndpoint, PostEndpoint, json_response
+from server.api.requests.query import parameter, whole_number
 from server.api.tenants import Tenant
 from server.batches.records import BatchCounts, StoredBatch
 from server.errors import InvalidRequest
@@ -27,7 +27,7 @@ _LIMIT = 100  # batches of one list
 def batch_answer(batch: StoredBatch, counts: BatchCounts) -> BatchAnswer:
     """A batch as clients see it."""
     errors = [BatchError(code=e.code, line=e.line, message=e.message, param=e.param) for e in batch.errors]
-    shown_files = batch.status in ("completed", "expired", "cancelled")
+    shown_files = batch.end is not None and not batch.open
     return BatchAnswer(
         id=batch.id,
         endpoint=batch.endpoint,
@@ -57,7 +57,7 @@ def _asked(body: BatchRequest, context: ServerContext, tenant: Tenant) -> BatchR
 
 
 async def _create(body: BatchRequest, call: Call) -> Response:
-    batches, owner = batches_of(call.context), owner_of(call)
+    batches, owner = kept_by(call.context), owner_of(call)
     if body.endpoint not in batches.endpoints:
         told = f"`endpoint` must be one of {', '.join(batches.endpoints)}, got {shown(body.endpoint)}"
         raise InvalidRequest(told, param="endpoint")
@@ -68,6 +68,7 @@ async def _create(body: BatchRequest, call: Call) -> Response:
     kept = body.output_expires_after
     batch = await batches.create(
         owner=owner,
+        key=call.tenant.key or "",
         endpoint=body.endpoint,
         file=file,
         metadata=body.metadata,
@@ -78,7 +79,7 @@ async def _create(body: BatchRequest, call: Call) -> Response:
 
 async def _list(call: Call) -> BatchList:
     query = call.request.query_params
-    found, more = await batches_of(call.context).page(
+    found, more = await kept_by(call.context).page(
         owner_of(call), after=query.get("after"), limit=whole_number(query, "limit", 20, _LIMIT)
     )
     data = [batch_answer(*known) for known in found]
@@ -88,11 +89,11 @@ async def _list(call: Call) -> BatchList:
 
 
 async def _one(call: Call) -> BatchAnswer:
-    return batch_answer(*await batches_of(call.context).find(call.request.path_params["batch"], owner_of(call)))
+    return batch_answer(*await kept_by(call.context).find(call.request.path_params["batch"], owner_of(call)))
 
 
 async def _cancel(call: Call) -> BatchAnswer:
-    return batch_answer(*await batches_of(call.context).cancel(call.request.path_params["batch"], owner_of(call)))
+    return batch_answer(*await kept_by(call.context).cancel(call.request.path_params["batch"], owner_of(call)))
 
 
 _ID = {"name": "batch", "in": "path", "required": True, "schema": {"type": "string"}}

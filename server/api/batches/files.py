@@ -1,21 +1,21 @@
 """`/v1/files`: what clients upload for batches, and what batches write."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import Request
 from starlette.responses import FileResponse, Response
 
 from configs.settings import Settings
-from server.api.batches.form import FRAMING, FormReader
-from server.api.batches.query import one_of, parameter, whole_number
 from server.api.context import ServerContext
 from server.api.endpoint import Call, DeleteEndpoint, Endpoint, GetEndpoint, json_response
+from server.api.requests.query import number_of, one_of, parameter, whole_number
 from server.batches.batches import Batches
 from server.batches.records import StoredFile, new_id
-from server.errors import InvalidRequest, NothingKept, UnknownField
+from server.errors import InvalidRequest, NothingKept, NotKept, UnknownField
 from server.schema.batches import (
     DEFAULT_SECONDS,
     LEAST_SECONDS,
@@ -27,13 +27,19 @@ from server.schema.batches import (
 )
 from server.schema.openapi import ModelBounds
 from server.schema.shown import shown
+from server.to_thread import to_thread_if_larger
 
+if TYPE_CHECKING:
+    from server.api.batches.form import FormReader
+
+FRAMING = 64 * 1024  # bytes around the file of a form: boundaries, headers, the other fields
 _LIMIT = 10_000  # files of one list
+_INLINE_FILES = 200  # about 5 us each to write
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("purpose", _ANCHOR, _SECONDS)
 
 
-def batches_of(context: ServerContext) -> Batches:
+def kept_by(context: ServerContext) -> Batches:
     """What the server keeps.
 
     Raises:
@@ -99,9 +105,12 @@ class UploadEndpoint(Endpoint):
 
 
 async def _upload(call: Call) -> FileAnswer:
-    batches, settings = batches_of(call.context), call.context.settings
-    file_id = new_id("file")
-    with batches.files.begin(file_id) as file:
+    from server.api.batches.form import FormReader  # plain serving has no use for its parser
+
+    batches, settings = kept_by(call.context), call.context.settings
+    file_id, owner = new_id("file"), owner_of(call)
+    await batches.files.ensure_few(owner)
+    async with batches.files.begin(file_id) as file:
         form = FormReader(call.request.headers.get("content-type"), file, settings.max_file_bytes)
         await form.read(call.request.stream())
         _check_form(form, settings)
@@ -109,7 +118,7 @@ async def _upload(call: Call) -> FileAnswer:
         seconds = _seconds(form.fields, DEFAULT_SECONDS if purpose == "batch" else None)
         stored = StoredFile(
             id=file_id,
-            owner=owner_of(call),
+            owner=owner,
             purpose=purpose,
             name=(form.file_name or "file")[:255],
             bytes=file.size,
@@ -122,7 +131,7 @@ async def _upload(call: Call) -> FileAnswer:
     return file_answer(stored)
 
 
-def _check_form(form: FormReader, settings: Settings) -> None:
+def _check_form(form: "FormReader", settings: Settings) -> None:
     for name, given in (("file", form.file_name), ("purpose", form.fields.get("purpose"))):
         if given is None:
             raise InvalidRequest(f"`{name}` is missing", param=name)
@@ -142,14 +151,11 @@ def _seconds(fields: dict[str, str], default: int | None) -> int | None:
     anchor, seconds = fields.get(_ANCHOR), fields.get(_SECONDS, "")
     if anchor != "created_at":
         raise InvalidRequest(f'`{_ANCHOR}` must be "created_at", got {shown(anchor)}', param="expires_after.anchor")
-    if not (seconds.isascii() and seconds.isdecimal() and LEAST_SECONDS <= int(seconds[:12]) <= MOST_SECONDS):
-        told = f"`{_SECONDS}` must be a whole number from {LEAST_SECONDS} to {MOST_SECONDS}, got {shown(seconds)}"
-        raise InvalidRequest(told, param="expires_after.seconds")
-    return int(seconds)
+    return number_of(_SECONDS, seconds, LEAST_SECONDS, MOST_SECONDS, "expires_after.seconds")
 
 
-async def _list(call: Call) -> FileList:
-    query, batches = call.request.query_params, batches_of(call.context)
+async def _list(call: Call) -> Response:
+    query, batches = call.request.query_params, kept_by(call.context)
     found, more = await batches.files.page(
         owner_of(call),
         after=query.get("after"),
@@ -157,14 +163,18 @@ async def _list(call: Call) -> FileList:
         ascending=one_of(query, "order", "desc", ("asc", "desc")) == "asc",
         purpose=one_of(query, "purpose", None, (*PURPOSES, "batch_output")),
     )
-    data = [file_answer(file) for file in found]
+    return await to_thread_if_larger(len(found), _INLINE_FILES, lambda: json_response(_file_list(found, more)))
+
+
+def _file_list(files: Sequence[StoredFile], more: bool) -> FileList:
+    data = [file_answer(file) for file in files]
     return FileList(
         data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
     )
 
 
 async def _asked_for(call: Call) -> StoredFile:
-    return await batches_of(call.context).files.find(call.request.path_params["file"], owner_of(call))
+    return await kept_by(call.context).files.find(call.request.path_params["file"], owner_of(call))
 
 
 async def _one(call: Call) -> FileAnswer:
@@ -173,13 +183,15 @@ async def _one(call: Call) -> FileAnswer:
 
 async def _content(call: Call) -> Response:
     file = await _asked_for(call)
-    path = batches_of(call.context).files.path(file.id)
+    path = kept_by(call.context).files.path(file.id)
+    if not await asyncio.to_thread(path.is_file):  # somebody has removed it from the folder
+        raise NotKept(f"What file {file.id!r} held is no more.")
     return FileResponse(path, media_type="application/octet-stream", filename=file.name)
 
 
 async def _delete(call: Call) -> DeletedFile:
     file = await _asked_for(call)
-    await batches_of(call.context).delete_file(file)
+    await kept_by(call.context).delete_file(file)
     return DeletedFile(id=file.id)
 
 

@@ -10,7 +10,6 @@ from server.batches.file_store import NewFile
 from server.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from server.schema.shown import shown
 
-FRAMING = 64 * 1024  # bytes around the file: boundaries, headers, the other fields
 _MOST_FIELDS = 16
 _MOST_VALUE = 1024  # bytes
 _WRITE = 256 * 1024  # bytes that are written at once

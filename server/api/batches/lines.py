@@ -5,7 +5,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -16,11 +17,13 @@ from server.api.context import ServerContext
 from server.api.endpoint import Call, Endpoint, PostEndpoint
 from server.api.requests.parse import parse
 from server.api.tenants import KeyRing, Tenant
-from server.batches.results import Fault, LineAnswer
+from server.batches.answers import Fault, LineAnswer
+from server.batches.records import StoredBatch
 from server.errors import ApiError, InternalError, PoisonRequest, QueueFull, Unavailable
+from server.keys.accounts import RequestMeter
 from server.stream.job import Job, TranslatedJob
 from server.telemetry.lifetime import IdleExchange
-from server.to_thread import by_size
+from server.to_thread import in_background
 
 # Those whose requests a batch may have, as far as they are served.
 BATCHED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -45,31 +48,85 @@ class LineAnswers:
         self._context = context
         self._keys = context.keys or KeyRing(context.settings)
 
-    async def answer(self, path: str, body: bytes, owner: str) -> LineAnswer:
-        """The answer to a request of this owner to the endpoint of this path. Raises nothing but what is no fault of a request."""
-        request_id = f"req-{secrets.token_hex(12)}"
-        tenant, endpoint = self._keys.of_name(owner), self._endpoints.get(path)
-        if tenant is None or endpoint is None:  # perhaps it comes back
-            return _refused(Unavailable("The key of this batch, or its endpoint, is not served now."), request_id)
-        exchange = IdleExchange(request_id=request_id, received=time.monotonic(), operation=endpoint.operation)
-        request = _request(path, {"exchange": exchange, "tenant": tenant})
-        accounts, meter = self._context.accounts, None
-        if accounts is not None and tenant.key is not None:
-            exchange.meter = meter = accounts.beside(tenant.key).begin(exchange)
+    def models(self, batch: StoredBatch) -> Collection[str] | None:
+        """The names that lines may give; None: the batch may not run now."""
+        tenant = self.holder(batch)
+        return None if tenant is None else self._context.names_for(tenant)
+
+    @contextmanager
+    def begin(self, batch: StoredBatch) -> Iterator["AnsweredLine"]:
+        """A line of a batch that may run, until it has ended."""
+        line = AnsweredLine(self, batch, self._context)
         try:
-            headers, job = await by_size(len(body), lambda: _valid(endpoint, body, self._context, tenant))
+            yield line
+        finally:
+            line.end()
+
+    def holder(self, batch: StoredBatch) -> Tenant | None:
+        """Who made a batch; None: the key is not valid now, or the endpoint is not served."""
+        return self._keys.of_key(batch.key, batch.owner) if batch.endpoint in self._endpoints else None
+
+    def endpoint(self, batch: StoredBatch) -> PostEndpoint[Any, Any]:
+        """The endpoint of a batch that has a holder."""
+        return self._endpoints[batch.endpoint]
+
+
+class AnsweredLine:
+    """One line. It is one request of its key, however often it is tried.
+
+    Args:
+        answers: of the server.
+        batch: whose line it is.
+        context: the server's.
+    """
+
+    def __init__(self, answers: LineAnswers, batch: StoredBatch, context: ServerContext) -> None:
+        self._answers, self._batch, self._context = answers, batch, context
+        self._exchange = _exchange_of(f"req-{secrets.token_hex(12)}", "")
+        self._meter: RequestMeter | None = None
+        accounts, tenant = context.accounts, answers.holder(batch)
+        if accounts is not None and tenant is not None and tenant.key is not None:
+            self._meter = accounts.beside(tenant.key).begin(self._exchange)
+
+    def end(self) -> None:
+        """It has ended, or is given up."""
+        if self._meter is not None:
+            self._meter.answered()
+
+    def failed(self) -> LineAnswer:
+        """The answer if the server failed on it before there was one."""
+        return self._refused(InternalError("The server failed; see its log."))
+
+    async def answer(self, body: bytes) -> LineAnswer:
+        """The answer to one attempt. Raises nothing but what is no fault of a request."""
+        context, tenant = self._context, self._answers.holder(self._batch)
+        if tenant is None:  # perhaps it comes back
+            return self._refused(Unavailable("The key of this batch, or its endpoint, is not served now."))
+        endpoint = self._answers.endpoint(self._batch)
+        exchange = _exchange_of(self._exchange.request_id, endpoint.operation)
+        exchange.meter = self._meter
+        request = _request(endpoint.path, {"exchange": exchange, "tenant": tenant})
+        try:
+            headers, job = await in_background(lambda: _valid(endpoint, body, context, tenant))
             exchange.validated = time.monotonic()
             make_idle(job)
-            response = await endpoint.answer(job, Call(request, self._context, headers))
+            response = await endpoint.answer(job, Call(request, context, headers))
         except ApiError as error:
-            return _refused(error, request_id)
+            return self._refused(error)
         except Exception:
-            _log.exception("a line of a batch failed")
-            return _refused(InternalError("The server failed; see its log."), request_id)
-        finally:
-            if meter is not None:
-                meter.answered()
-        return LineAnswer(status=response.status_code, body=bytes(response.body), request_id=request_id)
+            _log.exception("a line of batch %s failed", self._batch.id)
+            return self.failed()
+        self._exchange.error_code = None
+        return LineAnswer(status=response.status_code, body=bytes(response.body), request_id=exchange.request_id)
+
+    def _refused(self, error: ApiError) -> LineAnswer:
+        self._exchange.error_code = error.code
+        content, request_id = json.dumps(error.body()).encode(), self._exchange.request_id
+        return LineAnswer(status=error.status, body=content, request_id=request_id, fault=_fault_of(error))
+
+
+def _exchange_of(request_id: str, operation: str) -> IdleExchange:
+    return IdleExchange(request_id=request_id, received=time.monotonic(), operation=operation)
 
 
 def make_idle(valid: object) -> None:
@@ -93,13 +150,10 @@ def _valid(
     return parsed.headers, endpoint.validate(parsed.request, context, tenant)
 
 
-def _refused(error: ApiError, request_id: str) -> LineAnswer:
-    fault: Fault = "none"
+def _fault_of(error: ApiError) -> Fault:
     if isinstance(error, QueueFull | Unavailable):
-        fault = "busy"
-    elif isinstance(error, InternalError) and not isinstance(error, PoisonRequest):
-        fault = "broken"
-    return LineAnswer(status=error.status, body=json.dumps(error.body()).encode(), request_id=request_id, fault=fault)
+        return "busy"
+    return "broken" if isinstance(error, InternalError) and not isinstance(error, PoisonRequest) else "none"
 
 
 def _request(path: str, state: dict[str, object]) -> Request:

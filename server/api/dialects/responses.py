@@ -147,7 +147,7 @@ def _response_format(given: PlainFormat | SchemaFormat | None) -> dict[str, Any]
 
 def _store(job: ResponsesJob, call: Call, events: EventLog | None = None) -> Store | None:
     body, store, owner = job.body, call.context.responses, call.tenant.name
-    if not (body.store and store.keeps):
+    if not (body.store and store.keeps and call.exchange.remembered):
         return None
 
     def keep(answer: JsonObject, parts: Sequence[AnswerPart]) -> None:

@@ -261,9 +261,7 @@ class Server:
         self.batches = None
         if self.settings.data_dir:
             paths = list(batched(endpoints))
-            self.batches = Batches(
-                self.settings, models=("small", "org/small"), endpoints=paths, metrics=metrics.batches, now=now
-            )
+            self.batches = Batches(self.settings, endpoints=paths, metrics=metrics.batches, now=now)
         self.context = ServerContext(
             settings=self.settings,
             engines=engines,
@@ -296,7 +294,7 @@ class Server:
 
         answers = LineAnswers(ENDPOINTS, self.context)
         await self.batches.open()
-        task = asyncio.create_task(self.batches.run(answers.answer, ready))
+        task = asyncio.create_task(self.batches.run(answers, ready))
         try:
             yield self
         finally:

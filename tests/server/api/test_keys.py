@@ -81,9 +81,10 @@ def test_keys_are_found_by_their_hashes_and_expire():
         return ring.sender([(b"authorization", b"Bearer " + key)])
 
     assert (sender(b"ann-key").key, sender(b"ben-key").name, sender(b"ben-key").weight) == ("ann", "lab", 3.0)
-    assert (ring.of_name("ann").key, ring.of_name("lab").key, ring.of_name("ben")) == ("ann", "ben", None)
+    assert (ring.of_key("ann", "ann").key, ring.of_key("ben", "lab").key) == ("ann", "ben")
+    assert ring.of_key("ben", "ben") is None and ring.of_key("cat", "cat") is None
     now[0] = 120.0
-    assert ring.of_name("ann") is None and ring.of_name("lab").key == "ben"
+    assert ring.of_key("ann", "ann") is None and ring.of_key("ben", "lab").key == "ben"
     with pytest.raises(Unauthorized, match="The API key ann has expired"):
         sender(b"ann-key")
     ring.take((), {})

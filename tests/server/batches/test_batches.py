@@ -71,6 +71,10 @@ def test_lines_of_another_api_run_at_idle_priority_too(tmp_path):
             found = await lines_of(client, batch.output_file_id)
             assert {each["response"]["body"]["output"][0]["content"][0]["text"] for each in found.values()} == {"yes"}
             assert {request.priority for request in server.process.requests} == {IDLE_PRIORITY}
+            name = found["q1"]["response"]["body"]["id"]
+            for path in (f"/v1/responses/{name}", f"/v1/requests/{name}"):
+                answer = await server.client.get(path)
+                assert answer.status_code == 404, "what others may ask for is not pushed out"
 
     run(test)
 

@@ -1,8 +1,10 @@
 """What keys have used: added up, written, read by hour and day, and not lost when it cannot be written for a while."""
 
 import asyncio
+import base64
 import sqlite3
 import stat
+import threading
 
 import pytest
 from hypothesis import given
@@ -101,8 +103,25 @@ def test_what_cannot_be_written_is_kept_and_written_later(caplog):
     asyncio.run(body())
 
 
-def asked(text, key=None):
-    return query_of(QueryParams(text), 100 * DAY + 5.5, key)
+def test_a_write_that_is_given_up_loses_nothing():
+    async def body():
+        book, release = UseBook(None, clock=lambda: 0.0), threading.Event()
+        busy = book._thread.submit(release.wait, 60)
+        book.add("a", "m", Use(requests=1))
+        flush = asyncio.create_task(book.flush())
+        await asyncio.sleep(0)
+        flush.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(flush, return_exceptions=True)
+        assert busy.result() and await book.read(ALL) == [row(0, "a", "m", 1)]
+        await book.close()
+
+    asyncio.run(body())
+
+
+def asked(text):
+    return query_of(QueryParams(text), 100 * DAY + 5.5)
 
 
 def test_what_parameters_ask_for():
@@ -111,7 +130,7 @@ def test_what_parameters_ask_for():
         start=HOUR, end=DAY, bucket=HOUR, most=6, model="m"
     )
     assert asked("start=1970-01-01T01:00:00+01:00&end=9").start == 0, "a plus in an address stands for a space"
-    assert asked("key=b", key="a").key == "a"
+    assert asked("key=b").key == "b"
     assert asked("page=" + _page((3, "ä", ""))).after == (3, "ä", "")
 
 
@@ -122,8 +141,9 @@ def test_what_parameters_ask_for():
         ("start=yesterday", "start", 'must be Unix seconds, or a date .*, got "yesterday"'),
         ("end=99999999999999999999", "end", "must be Unix seconds"),
         ("start=5&end=5", "start", r"must be before `end` \(5\), got 5"),
-        ("limit=0", "limit", 'must be an integer from 1 to 1000, got "0"'),
-        ("limit=1e3", "limit", "must be an integer"),
+        ("limit=0", "limit", 'must be a whole number from 1 to 1000, got "0"'),
+        ("limit=1e3", "limit", "must be a whole number"),
+        ("page=" + base64.urlsafe_b64encode(b'[0, "\\ud800", ""]').decode(), "page", "must be the `next_page`"),
         ("page=x", "page", "must be the `next_page` of an answer"),
         ("page=" + "W10=", "page", "must be the `next_page`"),
         ("page=ä", "page", "must be the `next_page`"),

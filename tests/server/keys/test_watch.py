@@ -51,7 +51,13 @@ def test_a_change_is_taken_up_once_it_has_stayed_for_a_look(tmp_path, caplog):
     assert watched.taken == [["a", "b", "c"]] and "3 keys, 1 new (c)" in caplog.text
 
 
-@pytest.mark.parametrize("broken", ["keys:", text("a", "a"), text("key1"), "", None])
+ODD = [
+    f"keys:\n- name: a\n  admin: {odd}\n"
+    for odd in ("!!bool maybe", "!!int ''", "!!timestamp x", "!!binary ä", "&a [*a]")
+]
+
+
+@pytest.mark.parametrize("broken", ["keys:", text("a", "a"), text("key1"), "", None, *ODD])
 def test_a_broken_file_leaves_the_keys_as_they_were_and_says_so_once(broken, tmp_path, caplog):
     watched = Watched(tmp_path / "keys.yaml", "a")
     if broken is None:
@@ -81,6 +87,32 @@ def test_who_asks_has_it_read_at_once(tmp_path, monkeypatch):
         watching.cancel()
 
     asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_what_nobody_foresaw_ends_no_watch(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 600.0)
+    watched, times = Watched(tmp_path / "keys.yaml", "a"), []
+
+    def fails(*_):
+        times.append(1)
+        raise ZeroDivisionError("a defect")
+
+    async def body():
+        watching = asyncio.create_task(watched.file.watch())
+        await asyncio.sleep(0)
+        for made in (lambda: monkeypatch.setattr(watch, "read_key_file", fails), monkeypatch.undo):
+            made()
+            watched.file.follow(fails, watched.refuse)
+            seen = len(times)
+            watched.file.look_now()
+            while len(times) == seen:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)
+        assert not watching.done() and watched.refused == 1
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+    assert caplog.text.count("ZeroDivisionError") == 2
 
 
 def test_a_server_does_not_start_with_a_broken_one(tmp_path):

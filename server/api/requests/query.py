@@ -1,4 +1,4 @@
-"""Parameters of lists: how many, behind which, in which order."""
+"""Parameters of lists: how many, behind which, in which order; and other text that must be a number."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,18 @@ from server.errors import InvalidRequest
 from server.schema.shown import shown
 
 
+def number_of(name: str, text: str, least: int, most: int, param: str | None = None) -> int:
+    """A text that is a whole number from `least` to `most`, both of less than ten digits.
+
+    Raises:
+        InvalidRequest: it is none. It names `param`, or `name`.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+        told = f"`{name}` must be a whole number from {least} to {most}, got {shown(text)}"
+        raise InvalidRequest(told, param=param or name)
+    return int(text)
+
+
 def whole_number(query: QueryParams, name: str, default: int, most: int) -> int:
     """A parameter that is a whole number from 1 to `most`.
 
@@ -15,11 +27,7 @@ def whole_number(query: QueryParams, name: str, default: int, most: int) -> int:
         InvalidRequest: it is none.
     """
     given = query.get(name)
-    if given is None:
-        return default
-    if not (given.isascii() and given.isdecimal() and len(given) < 10 and 1 <= int(given) <= most):
-        raise InvalidRequest(f"`{name}` must be a whole number from 1 to {most}, got {shown(given)}", param=name)
-    return int(given)
+    return default if given is None else number_of(name, given, 1, most)
 
 
 def one_of(query: QueryParams, name: str, default: str | None, choices: Sequence[str]) -> str | None:
