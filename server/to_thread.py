@@ -6,7 +6,7 @@ than that.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 # Tokenizing runs at a few MB/s: a body of this size takes some milliseconds, as long as other streams may be kept waiting.
@@ -43,19 +43,23 @@ async def in_background(work: Callable[[], R]) -> R:
     return await asyncio.get_running_loop().run_in_executor(_background, work)
 
 
-async def seen_through(work: Future[R]) -> R:
+async def seen_through(pool: ThreadPoolExecutor, work: Callable[[], R], *, owed: bool = False) -> R:
     """What comes of work in a thread, in any case.
 
     A thread goes on when its caller is cancelled, and what it does may last: a row, a file. So the caller is told how it ended, and
-    is cancelled where it awaits something next.
+    is cancelled where it awaits something next, before it begins more work of this kind, unless that is `owed`.
     """
-    done, cancelled = asyncio.wrap_future(work), False
+    task = asyncio.current_task()
+    assert task is not None
+    if task.cancelling() and not owed:
+        await asyncio.sleep(0)
+    done, cancelled = asyncio.wrap_future(pool.submit(work)), False
     while not done.done():
         try:
             await asyncio.wait({done})
         except asyncio.CancelledError:
             cancelled = True
-    if cancelled and (task := asyncio.current_task()) is not None:
+    if cancelled:
         task.uncancel()  # it is asked for once, and comes later
         task.cancel()
     return done.result()

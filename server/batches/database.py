@@ -97,7 +97,9 @@ class Database:
 
     async def shrink(self) -> None:
         """Give some of the room that nothing takes any more back to the disk."""
-        await self.run(lambda rows: rows.execute(f"PRAGMA incremental_vacuum({_PAGES})").fetchall())
+        await self.run(
+            lambda rows: rows.executescript(f"PRAGMA incremental_vacuum({_PAGES})")
+        )  # `execute` frees one page
 
     async def close(self) -> None:
         """End what is under way and close it."""
@@ -107,4 +109,4 @@ class Database:
         self._thread.shutdown()
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
-        return await seen_through(self._thread.submit(work))
+        return await seen_through(self._thread, work)

@@ -57,9 +57,9 @@ class FileStore:
         """Nothing is written any more."""
         self._threads.shutdown()
 
-    async def in_thread(self, work: Callable[[], R]) -> R:
-        """What comes of work with files, which is seen through."""
-        return await seen_through(self._threads.submit(work))
+    async def in_thread(self, work: Callable[[], R], *, owed: bool = False) -> R:
+        """What comes of work with files, as `seen_through` has it."""
+        return await seen_through(self._threads, work, owed=owed)
 
     def _clean(self) -> None:
         shutil.rmtree(self._begun, ignore_errors=True)
@@ -167,7 +167,7 @@ class FileStore:
                 self.path(file_id).unlink(missing_ok=True)
 
         self.held -= await self._database.run(forget)
-        await self.in_thread(remove)
+        await self.in_thread(remove, owed=True)
 
     async def expired(self) -> list[str]:
         """Ids of the files whose time is over."""
@@ -190,7 +190,7 @@ class NewFile:
     async def __aexit__(self, *error: object) -> None:
         if not self._kept:
             self._store.give_room(self.size)
-            await self._store.in_thread(self._remove)
+            await self._store.in_thread(self._remove, owed=True)
 
     def _remove(self) -> None:
         if self._file is not None:

@@ -80,7 +80,7 @@ class UseBook:
         taken, self._pending = self._pending, {}
         rows: list[Row] = [(*place, *use.counts()) for place, use in taken.items()]
         try:
-            await seen_through(self._thread.submit(self._store.add, rows))
+            await seen_through(self._thread, lambda: self._store.add(rows), owed=True)
         except Exception as error:  # the disk is full, or somebody holds the file: it is written later
             for place, use in self._pending.items():
                 taken.setdefault(place, Use()).add(use)
@@ -92,12 +92,12 @@ class UseBook:
     async def read(self, query: UsageQuery) -> list[Row]:
         """The rows that are asked for, with all that was used until now."""
         await self.flush()
-        return await seen_through(self._thread.submit(self._store.read, query))
+        return await seen_through(self._thread, lambda: self._store.read(query))
 
     async def close(self) -> None:
         """Write the rest, and let go of the file."""
         await self.flush()
-        await seen_through(self._thread.submit(self._store.close))
+        await seen_through(self._thread, self._store.close)
         self._thread.shutdown(wait=False)
 
     def _failed(self, error: Exception) -> None:

@@ -21,11 +21,13 @@ def test_who_is_cancelled_is_told_first_what_came_of_it(fails):
 
     async def caller(pool):
         try:
-            told.append(await seen_through(pool.submit(work)))
+            told.append(await seen_through(pool, work))
         except ValueError as error:
             told.append(str(error))
-        await asyncio.sleep(0)
-        told.append("goes on")
+        try:
+            await seen_through(pool, lambda: told.append("goes on"))
+        finally:
+            await seen_through(pool, lambda: told.append("cleans up"))
 
     async def test():
         with ThreadPoolExecutor(1) as pool:
@@ -38,7 +40,7 @@ def test_who_is_cancelled_is_told_first_what_came_of_it(fails):
             release.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert told == ["it failed" if fails else "done"]
+        assert told == ["it failed" if fails else "done", "cleans up"]
 
     asyncio.run(test())
 
@@ -50,7 +52,7 @@ def test_a_timeout_is_still_one():
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.001):
                     asyncio.get_running_loop().call_later(0.01, release.set)
-                    await seen_through(pool.submit(release.wait, 30))
+                    await seen_through(pool, lambda: release.wait(30))
                     await asyncio.sleep(60)
 
     asyncio.run(test())
