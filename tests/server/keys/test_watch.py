@@ -112,7 +112,7 @@ def test_what_nobody_foresaw_ends_no_watch(tmp_path, monkeypatch, caplog):
         watching.cancel()
 
     asyncio.run(asyncio.wait_for(body(), 60))
-    assert caplog.text.count("ZeroDivisionError") == 2
+    assert caplog.text.count("ZeroDivisionError: a defect") == 2
 
 
 def test_a_server_does_not_start_with_a_broken_one(tmp_path):
