@@ -8,6 +8,7 @@ forced to call tools; to one that can, --calls chosen leaves it. A line tells of
 
 import argparse
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
@@ -37,6 +38,11 @@ CLIENTS: dict[str, tuple[PythonClients | NodeClients, str]] = {
     "anthropic": (NEWER, "anthropic"),
 }
 LIMIT = 1800  # seconds a client may take
+# The keys of a server of its own: the clients', and one that may ask so seldom that a client has to wait.
+KEYS = "keys:\n" + "".join(
+    f"  - {{name: {key}, hash: 'sha256:{hashlib.sha256(key.encode()).hexdigest()}', {limits}}}\n"
+    for key, limits in (("unused", "admin: false"), ("limited", "requests_per_minute: 20"))
+)
 
 
 @dataclass(slots=True)
@@ -99,11 +105,15 @@ def serving(url: str | None, model: Path | None) -> Iterator[str]:
     if url is not None:
         yield url.rstrip("/")
         return
-    server = ServerProcess(*([str(model)] if model else []))
-    try:
-        yield server.url
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory() as place:
+        keys = Path(place) / "keys.yaml"
+        keys.write_text(KEYS)
+        settings = ["--task", "generate", "embed", "--api-keys", str(keys)]
+        server = ServerProcess(*([str(model)] if model else []), *settings)
+        try:
+            yield server.url
+        finally:
+            server.stop()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place.ready()
     failed = 0
     with serving(options.url, options.model) as url:
-        model = httpx.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"]
+        models = httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer unused"}, timeout=30)
+        model = models.raise_for_status().json()["data"][0]["id"]
         for name in names:
             report = ask(name, url, model, options.calls)
             failed += not report.ok

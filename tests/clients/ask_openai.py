@@ -155,15 +155,48 @@ def responses_tool_loop():
     was_asked(CLIENT.responses.create(input=items, tool_choice="auto" if CHOSEN else "none", **body).output_text)
 
 
+def embeddings():
+    texts = ["a cat", "a dog"]
+    found = CLIENT.embeddings.create(model=MODEL, input=texts).data  # which asks for base64
+    again = CLIENT.embeddings.create(model=MODEL, input=texts, encoding_format="float").data
+    for one, other in zip(found, again, strict=True):
+        assert max(abs(a - b) for a, b in zip(one.embedding, other.embedding, strict=True)) < 1e-5
+
+
+def refusal(kind, client=CLIENT, **wrong):
+    try:
+        client.chat.completions.create(messages=say(GREETING), **SETTINGS | wrong)
+    except kind as error:
+        return error
+    raise AssertionError(f"{wrong} was taken")
+
+
 def refusals():
-    for wrong, kind in (({"temperature": 9}, openai.BadRequestError), ({"model": "another"}, openai.NotFoundError)):
+    assert refusal(openai.BadRequestError, temperature=9).param == "temperature"
+    assert refusal(openai.NotFoundError, model="another").code == "model_not_found"
+    assert refusal(openai.BadRequestError, extra_body={"temprature": 1}).param == "temprature"
+    another = openai.OpenAI(base_url=BASE, api_key="another", max_retries=0)
+    assert refusal(openai.AuthenticationError, another).code == "invalid_api_key"
+    nobody = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key=KEY, max_retries=0)
+    assert refusal(openai.APIConnectionError, nobody)
+    assert refusal(openai.APITimeoutError, CLIENT.with_options(timeout=0.001))
+
+
+def a_limit_waited_for():
+    """A key that may ask 20 times a minute waits some 3 seconds then, which is longer than a client would of itself."""
+    hasty = openai.OpenAI(base_url=BASE, api_key="limited", max_retries=0, timeout=300)
+    patient = hasty.with_options(max_retries=1)
+    for _ in range(40):
         try:
-            CHAT.create(messages=say(GREETING), **SETTINGS | wrong)
-        except kind as error:
-            assert error.param in wrong, error.param
-        else:
-            raise AssertionError(f"{wrong} was taken")
+            answer = hasty.embeddings.with_raw_response.create(model=MODEL, input="a")
+            assert answer.headers["x-ratelimit-limit-requests"] == "20"
+        except openai.RateLimitError as error:
+            assert error.code == "rate_limit_exceeded" and float(error.response.headers["retry-after"]) > 1
+            assert patient.embeddings.create(model=MODEL, input="a").data
+            return
+    raise AssertionError("no limit")
 
 
 CHECKS = (models, completion, chat, chat_async, parse, parse_a_tool, stream_helper, tool_loop, tool_loop_streamed)
-tell("openai", *CHECKS, responses, responses_background, responses_parse, responses_tool_loop, refusals)
+OTHERS = (embeddings, refusals, a_limit_waited_for)
+tell("openai", *CHECKS, responses, responses_background, responses_parse, responses_tool_loop, *OTHERS)
