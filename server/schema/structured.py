@@ -9,6 +9,7 @@ from server.schema.base import Body, both, either, given, where, wrong
 from server.schema.shown import shown
 
 MAX_CHOICES = 10_000
+MAX_TAGS, MAX_TRIGGERS = 1000, 100  # each tag is held against each trigger
 
 
 def check_schema(value: Any) -> dict[str, Any] | bool | str:
@@ -72,10 +73,13 @@ class ResponseFormat(Body):
         description="`text` asks for nothing; `structural_tag`, as in vLLM: free text with well-formed structures in it."
     )
     json_schema: JsonSchemaFormat | None = Field(None, description="With `type` `json_schema`.")
-    structures: list[Tag] | None = Field(None, min_length=1, description="With `type` `structural_tag`.")
+    structures: list[Tag] | None = Field(
+        None, min_length=1, max_length=MAX_TAGS, description="With `type` `structural_tag`."
+    )
     triggers: list[Source] | None = Field(
         None,
         min_length=1,
+        max_length=MAX_TRIGGERS,
         description="With `type` `structural_tag`: texts of which one begins each structure's `begin`.",
     )
 

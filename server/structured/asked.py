@@ -6,9 +6,10 @@ from typing import Any
 from server.errors import InvalidRequest
 from server.schema.sampling import Sampling
 from server.schema.structured import ResponseFormat, StructuredOutputs
-from server.structured.features import without_additional
+from server.structured.features import check_schema, without_additional
 from server.structured.grammar import Grammar, json_text
 from server.structured.json_schema import as_schema, json_grammar
+from server.structured.size import check_text_size
 from server.structured.tags import lark_of_tags
 
 _GOES_WITH = {"json_schema": {"json_schema"}, "structural_tag": {"structures", "triggers"}}
@@ -57,7 +58,9 @@ def _of_structured(asked: StructuredOutputs | None) -> Iterator[Grammar]:
     found: list[Grammar] = []
     if asked.json_ is not None:
         schema = as_schema(asked.json_, f"{path}.json")
-        schema = without_additional(schema) if asked.disable_additional_properties else schema
+        if asked.disable_additional_properties:
+            check_schema(schema, f"{path}.json")
+            schema = without_additional(schema)
         found.append(json_grammar(schema, f"{path}.json", options))
     if asked.json_object:
         found.append(json_grammar({"type": "object"}, f"{path}.json_object", options))
@@ -109,6 +112,7 @@ def _of_tag_text(text: str, param: str) -> Grammar:
     """vLLM takes the whole `response_format` as text."""
     from pydantic import ValidationError
 
+    check_text_size(text, param)
     try:
         asked = ResponseFormat.model_validate_json(text)
     except ValidationError as error:

@@ -116,8 +116,19 @@ def _check_values(schema: dict[str, Any], path: str) -> None:
         )
 
 
+def deeper_than(value: Any, most: int) -> bool:
+    """Whether objects and arrays are nested deeper than so many levels. Does not recurse."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return True
+
+
 def without_additional(schema: Any) -> Any:
-    """The schema with `additionalProperties` false wherever it names properties and does not say."""
+    """A checked schema with `additionalProperties` false wherever it names properties and does not say."""
     if isinstance(schema, list):
         return [without_additional(item) for item in schema]
     if not isinstance(schema, dict):

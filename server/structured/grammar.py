@@ -27,11 +27,13 @@ class Grammar:
             is Lark as llguidance reads it, or GBNF.
         source: its text.
         param: path of the request's field that asks for it, for refusals.
+        spared: the answer does without it, rather than be refused, if it cannot be compiled.
     """
 
     kind: Kind
     source: str
     param: str
+    spared: bool = False
 
 
 def json_text(value: Any) -> str:
@@ -68,8 +70,8 @@ def lark_term(grammar: Grammar) -> str:
 
 
 def lark_string(text: str) -> str:
-    """A text as a literal of Lark."""
-    return json.dumps(text, ensure_ascii=False)
+    """A text as a literal of Lark, whose strings are those of JSON but for one character that has to be escaped, too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def regex_in_lark(regex: str) -> str:

@@ -12,7 +12,15 @@ def check_size(grammar: Grammar) -> None:
     Raises:
         InvalidRequest: it is too large.
     """
-    size = len(grammar.source.encode())
+    check_text_size(grammar.source, grammar.param, " as a grammar")
+
+
+def check_text_size(text: str, param: str, what: str = "") -> None:
+    """Refuse a text that is too long to look at, which is the field itself or `what` was made of it.
+
+    Raises:
+        InvalidRequest: with the limit and its size.
+    """
+    size = len(text.encode(errors="surrogatepass"))
     if size > MAX_SOURCE_BYTES:
-        message = f"`{grammar.param}` must have at most {MAX_SOURCE_BYTES} bytes as a grammar, got {size}"
-        raise InvalidRequest(message, param=grammar.param)
+        raise InvalidRequest(f"`{param}` must have at most {MAX_SOURCE_BYTES} bytes{what}, got {size}", param=param)

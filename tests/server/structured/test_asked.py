@@ -2,10 +2,13 @@
 
 import pytest
 from llguidance import LLMatcher
+from pydantic import ValidationError
 
 from server.errors import InvalidRequest
 from server.schema.completions import CompletionRequest
+from server.schema.structured import MAX_TAGS, MAX_TRIGGERS
 from server.structured.asked import grammar_of
+from server.structured.size import MAX_SOURCE_BYTES
 from tests.server.structured.test_features import TOKENIZER, fits
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -105,3 +108,31 @@ def test_a_structural_tag_constrains_what_begins_and_nothing_else():
 
     assert allowed("any <text> <f>12</f> and <f>3</f>")
     assert not allowed("any <f>x") and not allowed("<fx")
+
+
+@pytest.mark.parametrize("field", ["json", "structural_tag"])
+def test_a_text_is_no_longer_than_a_grammar_may_be(field):
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_SOURCE_BYTES} bytes, got {MAX_SOURCE_BYTES + 2}"):
+        asked(structured_outputs={field: f"[{'1' * MAX_SOURCE_BYTES}]"})
+
+
+@pytest.mark.parametrize("levels", [150, 900, 20_000])
+@pytest.mark.parametrize("name", ["items", "x-note", "example"])
+def test_a_text_that_is_nested_deep_is_refused(name, levels):
+    text = f'{{"{name}":' * levels + "1" + "}" * levels
+    for more in ({}, {"disable_additional_properties": True}):
+        if name == "items" or levels > 200:
+            with pytest.raises(InvalidRequest, match=r"nested deeper|must be JSON") as refused:
+                asked(structured_outputs={"json": text, **more})
+            assert refused.value.param.startswith("structured_outputs.json")
+        else:
+            assert asked(structured_outputs={"json": text, **more}).source
+
+
+@pytest.mark.parametrize(
+    ("structures", "triggers", "most"), [(MAX_TAGS + 1, 1, MAX_TAGS), (1, MAX_TRIGGERS + 1, MAX_TRIGGERS)]
+)
+def test_tags_and_triggers_are_bounded_since_each_is_held_against_each(structures, triggers, most):
+    form = {"type": "structural_tag", "structures": [TAG] * structures, "triggers": ["<f"] * triggers}
+    with pytest.raises(ValidationError, match=f"at most {most} items"):
+        asked(response_format=form)
