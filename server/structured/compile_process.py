@@ -17,6 +17,7 @@ import signal
 import struct
 import sys
 import time
+from collections import OrderedDict, deque
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,6 +33,7 @@ MEMORY_BYTES = 512 * 2**20  # more than the process has to begin with
 AT_ONCE = 2  # forks
 _REHEARSED_TOKENS = 48
 _NICE = 10  # beside an engine that has every core busy, a fork gets a tenth of one
+_LOOKS_SECONDS = 1.0  # between two looks at what has become late
 _MOST_SAID = 4000  # characters of a refusal, which may quote the grammar
 _SLOW_SECONDS = 0.05  # for one token; some 0.05 ms are usual
 _NOTHING_FITS = "no text fits it"
@@ -56,6 +58,8 @@ class Task(msgspec.Struct):
     number: int
     kind: str
     source: str
+    owner: str  # on whose account: all of them take turns
+    until: float  # by the monotonic clock; nobody waits for it any longer
 
 
 class CompileOutcome(msgspec.Struct):
@@ -64,6 +68,7 @@ class CompileOutcome(msgspec.Struct):
     number: int
     grammar: str = ""  # as llguidance serializes it
     refused: str = ""  # why it cannot be
+    late: bool = False  # it was not done when nobody waited any longer
 
 
 def main() -> NoReturn:
@@ -96,28 +101,68 @@ def _prepare(setup: Setup) -> "LLTokenizer":
     return vocabulary.tokenizer(setup.vocab_size, setup.eos_token_ids)
 
 
+class TaskQueue:
+    """Tasks that wait. Those of one owner go in their order, and owners take turns."""
+
+    def __init__(self) -> None:
+        self._by_owner: OrderedDict[str, deque[Task]] = OrderedDict()  # the one whose turn is next at the front
+
+    def __bool__(self) -> bool:
+        return bool(self._by_owner)
+
+    def add(self, task: Task) -> None:
+        """Another one."""
+        self._by_owner.setdefault(task.owner, deque()).append(task)
+
+    def take(self) -> Task:
+        """The next one."""
+        owner, tasks = self._by_owner.popitem(last=False)
+        task = tasks.popleft()
+        if tasks:
+            self._by_owner[owner] = tasks  # behind everybody else
+        return task
+
+    def take_late(self, now: float) -> list[Task]:
+        """Those that nobody waits for any longer."""
+        late: list[Task] = []
+        for owner, tasks in list(self._by_owner.items()):
+            while tasks and tasks[0].until <= now:
+                late.append(tasks.popleft())
+            if not tasks:
+                del self._by_owner[owner]
+        return late
+
+
 class Forks:
     """The forks that compile, and the tasks that wait for one."""
 
     def __init__(self, tokenizer: "LLTokenizer", cpu_seconds: int) -> None:
         self._tokenizer, self._cpu_seconds = tokenizer, cpu_seconds
         self._selector = selectors.DefaultSelector()
-        self._waiting: list[Task] = []
+        self._waiting = TaskQueue()
         self._running: dict[int, tuple[Task, int, bytearray]] = {}  # by the descriptor that is read
         self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
 
     def run(self) -> None:
         """Until stdin ends; what still runs is killed then."""
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(_LOOKS_SECONDS if self._running else None):
                 if key.fd != sys.stdin.fileno():
                     self._read_from(key.fd)
                 elif (frame := _read(key.fd)) is None:
                     return self._kill()
                 else:
-                    self._waiting.append(msgspec.msgpack.decode(frame, type=Task))
+                    self._waiting.add(msgspec.msgpack.decode(frame, type=Task))
+            self._end_late(time.monotonic())
             while self._waiting and len(self._running) < AT_ONCE:
-                self._start(self._waiting.pop(0))
+                self._start(self._waiting.take())
+
+    def _end_late(self, now: float) -> None:
+        for task in self._waiting.take_late(now):
+            _write(CompileOutcome(number=task.number, late=True))
+        for task, pid, _ in self._running.values():
+            if task.until <= now:
+                os.kill(pid, signal.SIGKILL)
 
     def _start(self, task: Task) -> None:
         reader, writer = os.pipe()
@@ -139,7 +184,9 @@ class Forks:
         os.close(reader)
         del self._running[reader]
         _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status) or not said:
+        if os.WIFSIGNALED(status) and task.until <= time.monotonic():
+            _write(CompileOutcome(number=task.number, late=True))
+        elif os.WIFSIGNALED(status) or not said:
             killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
             _write(CompileOutcome(number=task.number, refused=self._why(killed)))
         else:

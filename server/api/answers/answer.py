@@ -14,7 +14,6 @@ from starlette.responses import Response
 from scheduler.types.output_kind import Pooled
 from server.api.answers.formats import AnswerFormat, ChunkWriter, answer_body
 from server.api.black_box import note
-from server.api.context import ServerContext
 from server.api.endpoint import Call
 from server.schema.answers import AnswerBody
 from server.schema.sampling import Sampling
@@ -63,7 +62,7 @@ async def begun(job: TextJob[Any], call: Call) -> tuple[Generation, str]:
         QueueFull, DeadlineRefused, Unavailable: no engine takes it now.
     """
     if job.grammar is not None:
-        await _constrain(job, job.grammar, call.context)
+        await _constrain(job, job.grammar, call)
     engine = call.context.engines.choose(job, call.exchange.received)
     fingerprint = engine.fingerprint
     generation = Generation(job, engine, call.context.tokenizer, call.exchange)
@@ -71,14 +70,17 @@ async def begun(job: TextJob[Any], call: Call) -> tuple[Generation, str]:
     return generation, fingerprint
 
 
-async def _constrain(job: TextJob[Any], grammar: Grammar, context: ServerContext) -> None:
-    """Give the compiled grammar to every sequence of the job.
+async def _constrain(job: TextJob[Any], grammar: Grammar, call: Call) -> None:
+    """Give the compiled grammar to every sequence of the job, if there is one or it has to be.
 
     Raises:
         InvalidRequest: it cannot be compiled.
         Unavailable: not now.
     """
-    compiled = await context.grammars.compile(grammar, context.info())
+    context = call.context
+    compiled = await context.grammars.compile(grammar, context.info(), call.tenant.name or "")
+    if compiled is None:
+        return
     for sequence in job.sequences:
         request = sequence.request
         request.sampling = replace(request.sampling, grammar=compiled.grammar, vocabulary=compiled.vocabulary)

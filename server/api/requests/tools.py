@@ -126,7 +126,9 @@ def message_grammar(
     tokenizer = context.tokenizer
     special = {tokenizer.added_tokens[token]: token for token in tokenizer.special_ids if tokenizer.added_tokens[token]}
     grammar = MessageGrammar(form, tools, special, required=use.required, parallel=use.parallel, content=content)
-    return Grammar("lark", grammar.lark(), use.param if tools or content is None else content.param)
+    # Models call tools without a grammar, too: one that cannot be compiled is no reason to refuse what promises nothing.
+    spared = content is None and not use.required and not any(each.strict for each in tools)
+    return Grammar("lark", grammar.lark(), use.param if tools or content is None else content.param, spared)
 
 
 def for_template(message: Message) -> dict[str, Any]:

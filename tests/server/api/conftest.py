@@ -17,7 +17,7 @@ def grammars(monkeypatch):
     """Those that were asked for; what compiles them is a process, and what they let through is tested by themselves."""
     found = []
 
-    async def compiled(self, grammar, engine):
+    async def compiled(self, grammar, engine, owner):
         found.append(grammar)
         return Compiled("a grammar", "vocabulary")
 

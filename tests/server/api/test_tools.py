@@ -52,7 +52,7 @@ def asked(monkeypatch):
     """The grammars that were asked for; what compiles them is a process, and what they let through is tested by themselves."""
     grammars = []
 
-    async def compiled(self, grammar, engine):
+    async def compiled(self, grammar, engine, owner):
         grammars.append(grammar)
         return Compiled(f"grammar {len(grammars)}", "vocabulary")
 
@@ -246,6 +246,34 @@ def test_refusals_name_the_field(body, param):
 
 
 NAMED = {"type": "function", "function": {"name": "add"}}
+STRICT = {"type": "function", "function": {"name": "add", "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("body", "spared"),
+    [
+        ({"tools": TOOLS}, True),
+        ({"tools": TOOLS, "tool_choice": "required"}, False),
+        ({"tools": [WEATHER, STRICT]}, False),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, False),
+    ],
+    ids=str,
+)
+def test_tools_without_a_promise_are_not_refused_for_their_grammar(asked, monkeypatch, body, spared):
+    async def too_many(self, grammar, engine, owner):
+        asked.append(grammar)
+
+    monkeypatch.setattr(GrammarCompiler, "compile", too_many)
+
+    async def test():
+        server = Server(TWO, template=QWEN)
+        response = await server.post(CHAT, {"messages": [USER], **body})
+        return response.json()["choices"][0]["message"], server.process.requests[0].sampling.grammar
+
+    message, grammar = run(test)
+    assert len(message["tool_calls"]) == 2 and not grammar and asked[0].spared == spared
+
+
 ALLOWED = {"mode": "auto", "tools": [NAMED]}
 
 

@@ -2,14 +2,19 @@
 
 import asyncio
 import json
+import os
+import signal
+import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from engine.ipc.vocabulary import TokenSpellings, matcher_of
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, Unavailable
+from server.structured.compile_process import CompileOutcome, Task, TaskQueue
 from server.structured.compiler import GrammarCompiler
 from server.structured.grammar import Grammar
 from server.structured.json_schema import json_grammar
@@ -60,7 +65,7 @@ async def refusal(compiler, grammar):
 def test_grammars_of_every_kind_are_compiled_for_the_models_tokens(model):
     grammars = [
         (Grammar("regex", "ab+", "p"), b"abb", b"b"),
-        (Grammar("choice", '["one", "tw\\"o\\n"]', "p"), b'tw"o\n', b"x"),
+        (Grammar("choice", '["one", "tw\\"o\\n\x7f"]', "p"), b'tw"o\n\x7f', b"x"),
         (Grammar("json_object", "", "p"), b'{"a": [1, null]}', b"["),
         (json_grammar({"const": {"a": None}}, "p"), b'{"a": null}', b"n"),
         (Grammar("lark", 'start: "x" /[0-9]/+', "p"), b"x12", b"1"),
@@ -87,10 +92,11 @@ def test_each_content_is_compiled_once(model):
         async with compiler_of(model) as compiler:
             await asyncio.gather(*(compiler.compile(Grammar("regex", "ab+", str(i)), ENGINE) for i in range(5)))
             await refusal(compiler, Grammar("regex", "(", "a"))
-            asked = compiler._next
+            child = compiler._child.result()
+            asked = child.asked
             await compiler.compile(Grammar("regex", "ab+", "p"), ENGINE)
             await refusal(compiler, Grammar("regex", "(", "b"))
-            assert compiler._next == asked == 2
+            assert child.asked == asked == 2
 
     asyncio.run(main())
 
@@ -106,6 +112,8 @@ def test_what_is_no_grammar_is_refused_with_the_reason(model):
             assert "Expected token" in await refusal(compiler, Grammar("lark", "nothing", "guided_grammar"))
             large = Grammar("regex", "a" * (MAX_SOURCE_BYTES + 1), "guided_regex")
             assert f"at most {MAX_SOURCE_BYTES} bytes" in await refusal(compiler, large)
+            for grammar in (large, Grammar("lark", "nothing", "tools")):
+                assert await compiler.compile(replace(grammar, spared=True), ENGINE) is None
 
     asyncio.run(main())
 
@@ -115,12 +123,12 @@ def test_a_grammar_without_end_costs_its_own_request_and_nobody_else(model, name
     async def main():
         async with compiler_of(model) as compiler:
             await compiler.compile(Grammar("regex", "a", "p"), ENGINE)
-            pid = compiler._child.pid
+            child = compiler._child.result()
             refused = [asyncio.create_task(refusal(compiler, hostile(name))) for name in names]
             others = [compiler.compile(Grammar("regex", f"a{i}", "p"), ENGINE) for i in range(3)]
             await asyncio.gather(*others)
             assert all(await asyncio.gather(*refused))
-            assert compiler._child.pid == pid and compiler._child.returncode is None
+            assert compiler._child.result() is child and child.alive
 
     asyncio.run(main())
 
@@ -129,8 +137,55 @@ def test_a_process_that_was_killed_is_started_again(model):
     async def main():
         async with compiler_of(model) as compiler:
             await compiler.compile(Grammar("regex", "a", "p"), ENGINE)
-            compiler._child.kill()
-            await compiler._child.wait()
-            assert (await compiler.compile(Grammar("regex", "b", "p"), ENGINE)).grammar
+            child = compiler._child.result()
+            fork = asyncio.create_task(compiler.compile(hostile("many properties"), ENGINE))  # holds on to its stdout
+            await compiler.compile(Grammar("regex", "b", "p"), ENGINE)
+            os.kill(child.pid, signal.SIGKILL)
+            while child.alive:
+                await asyncio.sleep(0.01)
+            assert (await compiler.compile(Grammar("regex", "c", "p"), ENGINE)).grammar
+            with pytest.raises(Unavailable, match="has ended"):
+                await fork
+            child = compiler._child.result()
+            assert (await child.ask("regex", "d", "", time.monotonic() - 0.001)).late
+            assert (await child.ask("regex", "d", "", time.monotonic() + 30)).grammar
+
+    asyncio.run(main())
+
+
+def test_owners_take_turns_and_what_is_late_goes():
+    queue = TaskQueue()
+    for number, (owner, until) in enumerate([("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 3), ("c", 9)]):
+        queue.add(Task(number=number, kind="regex", source="", owner=owner, until=until))
+    assert [queue.take().number for _ in range(3)] == [0, 3, 5]
+    assert [task.number for task in queue.take_late(2)] == [1] and queue
+    assert [queue.take().number for _ in range(2)] == [2, 4] and not queue
+
+
+def test_one_owner_leaves_room_for_others(monkeypatch):
+    monkeypatch.setattr("server.structured.compiler.MAX_WAITING", 8)
+    answer = asyncio.Event()
+
+    async def asked(self, *_):
+        await answer.wait()
+        return CompileOutcome(number=1, grammar="g")
+
+    monkeypatch.setattr(GrammarCompiler, "_ask", asked)
+
+    async def main():
+        compiler, asked, held = GrammarCompiler(Path("none")), [], []
+        for owner in "aaaaaabbbbc":
+            source = f"{owner}{len(asked)}"
+            asked.append(asyncio.create_task(compiler.compile(Grammar("regex", source, "p"), ENGINE, owner)))
+            await asyncio.sleep(0)
+            held.append(owner if len(compiler._under_way) > len(held) - held.count("") else "")
+        assert "".join(held) == "aaaabbc"
+        again = asyncio.create_task(compiler.compile(Grammar("regex", "a0", "p"), ENGINE, "d"))  # the same content
+        answer.set()
+        found = await asyncio.gather(*asked, again, return_exceptions=True)
+        refused = [error.message for error in found if isinstance(error, Unavailable)]
+        assert len(refused) == 4 and "4 of yours are being compiled" in refused[0]
+        assert (await compiler.compile(Grammar("regex", "late", "p"), ENGINE, "a")).grammar == "g"
+        await compiler.close()
 
     asyncio.run(main())

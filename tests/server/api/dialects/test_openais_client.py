@@ -93,7 +93,7 @@ class City(BaseModel):
 
 
 def test_parsed_output(monkeypatch):
-    async def compiled(self, grammar, engine):
+    async def compiled(self, grammar, engine, owner):
         return Compiled("a grammar", "vocabulary")
 
     monkeypatch.setattr(GrammarCompiler, "compile", compiled)
