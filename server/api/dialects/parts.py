@@ -57,6 +57,8 @@ class EventWriter(ABC):
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self._open = False
+        self._untold: list[TokenLogprobs] = []  # of tokens whose text is held back, or is none
+        self._scored = 0  # tokens that came with log-probabilities
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write."""
@@ -76,6 +78,8 @@ class EventWriter(ABC):
                 self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
                 if not self.parts:
                     yield from self._begin(PartKind.TEXT)  # clients look for one
+                if self._untold and self.parts[-1].kind is PartKind.TEXT:
+                    yield from self._grow(PartKind.TEXT, "")
                 yield from self._close()
 
     def written(self, event: Event) -> bytes:
@@ -89,25 +93,37 @@ class EventWriter(ABC):
         return any(part.kind is PartKind.CALL for part in self.parts)
 
     def _gained(self, delta: Delta) -> Iterator[Event]:
-        """What the delta brings; log-probabilities go with the first text in it."""
+        """What the delta brings. Log-probabilities go with the next text, unless what follows is none."""
+        if delta.logprobs:
+            self._score(delta.logprobs)
         if self.generation.job.form is None:
-            yield from self._grow(PartKind.TEXT, delta.text, delta.logprobs)
+            yield from self._grow(PartKind.TEXT, delta.text)
             return
-        logprobs = delta.logprobs
         for event in delta.events:
             match event:
                 case Text(text):
-                    yield from self._grow(PartKind.TEXT, text, logprobs)
-                    logprobs = []
+                    yield from self._grow(PartKind.TEXT, text)
                 case Reasoning(text):
-                    yield from self._grow(PartKind.REASONING, text, [])
+                    yield from self._grow(PartKind.REASONING, text)
                 case CallBegin(_, call_id, name):
                     yield from self._close()
                     yield from self._begin(PartKind.CALL, call_id, name)
                 case CallArguments(_, text):
-                    yield from self._grow(PartKind.CALL, text, [])
+                    yield from self._grow(PartKind.CALL, text)
+        if delta.events and self.parts[-1].kind is not PartKind.TEXT:
+            self._untold = []
 
-    def _grow(self, kind: PartKind, text: str, logprobs: list[TokenLogprobs]) -> Iterator[Event]:
+    def _score(self, logprobs: list[TokenLogprobs]) -> None:
+        """Keep the log-probabilities of these tokens, and of none that was only thought."""
+        self._scored += len(logprobs)
+        self._untold += logprobs
+        said = max(0, self._scored - self.generation.choices[0].reasoning_tokens)
+        del self._untold[: max(0, len(self._untold) - said)]
+
+    def _grow(self, kind: PartKind, text: str) -> Iterator[Event]:
+        logprobs: list[TokenLogprobs] = []
+        if kind is PartKind.TEXT:
+            logprobs, self._untold = self._untold, logprobs
         if not text and not logprobs:
             return
         if not self._open or self.parts[-1].kind is not kind:

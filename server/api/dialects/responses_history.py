@@ -5,6 +5,7 @@ from typing import Any
 
 from server.api.dialects.parts import AnswerPart, PartKind
 from server.api.dialects.translation import chat_content
+from server.errors import InvalidRequest
 from server.schema.base import Body
 from server.schema.dialects.responses_items import (
     ITEMS,
@@ -20,7 +21,11 @@ ChatMessage = dict[str, Any]
 
 
 def messages_of(items: Iterable[Body]) -> list[ChatMessage]:
-    """The messages of a chat that these items are: thoughts, a text and calls in a row are one message of the assistant."""
+    """The messages of a chat that these items are: thoughts, a text and calls in a row are one message of the assistant.
+
+    Raises:
+        InvalidRequest: there is none in them.
+    """
     messages: list[ChatMessage] = []
     for item in items:
         match item:
@@ -34,6 +39,13 @@ def messages_of(items: Iterable[Body]) -> list[ChatMessage]:
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": chat_content(texts)})
             case InputMessage():
                 _add_message(messages, item)
+    if not messages:
+        told = "must hold something that the model can read, got only reasoning without its text"
+        raise InvalidRequest(f"`input` {told}", param="input")
+    for message in messages:
+        if "reasoning_content" in message:
+            # Once, however many thoughts there were.
+            message["reasoning_content"] = "".join(message["reasoning_content"])
     return messages
 
 
@@ -44,10 +56,9 @@ def _thought(item: ReasoningItem) -> str:
 
 def _add_thought(messages: list[ChatMessage], thought: str) -> None:
     last = messages[-1] if messages else {}
-    if last.get("role") == "assistant" and not last["content"] and not last.get("tool_calls"):
-        last["reasoning_content"] = last.get("reasoning_content", "") + thought
-    else:
-        messages.append({"role": "assistant", "content": "", "reasoning_content": thought})
+    if last.get("role") != "assistant" or last["content"] or last.get("tool_calls"):
+        messages.append({"role": "assistant", "content": ""})
+    messages[-1].setdefault("reasoning_content", []).append(thought)
 
 
 def _add_call(messages: list[ChatMessage], item: CallItem) -> None:

@@ -3,9 +3,15 @@
 import pytest
 
 from server.api.dialects import responses
+from server.api.dialects.responses_history import messages_of
 from server.schema.dialects.responses import ResponsesRequest
 from server.schema.dialects.responses_answers import ResponseAnswer
+from server.schema.dialects.responses_items import ITEMS
+from server.structured.compiler import Compiled, GrammarCompiler
+from tests.server.api import scripted
 from tests.server.api.dialects.asked import asked, prompt_of, streamed
+from tests.server.api.scripted import text_reply
+from tests.server.api.test_tools import QWEN, THINKING
 
 PATH = "/v1/responses"
 HI = {"input": "Hi"}
@@ -86,6 +92,45 @@ def test_logprobs_come_with_the_text(asks):
     assert [delta["logprobs"][0]["token"] for delta in deltas] == ["H", "e", "l"]
 
 
+TOOL = {"type": "function", "name": "f", "parameters": {}}
+NO_CALL, CALLED = "a <tool_cal> <b", '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("reply", "asks", "template", "told"),
+    [
+        (NO_CALL, {"tools": [TOOL]}, QWEN, NO_CALL),
+        ("\n\n<", {"tools": [TOOL]}, QWEN, "\n\n<"),
+        (CALLED, {"tools": [TOOL]}, QWEN, ""),
+        (f"Now:{CALLED}", {"tools": [TOOL]}, QWEN, "Now:"),
+        ("<think>a</think>\nb <", {}, THINKING, "\nb <"),
+        ("<think>a < b", {}, THINKING, ""),
+    ],
+)
+def test_no_token_of_a_text_that_was_held_back_lacks_its_logprobs(monkeypatch, reply, asks, template, told):
+    async def compiled(self, grammar, engine, owner):
+        return Compiled("g", "v")
+
+    monkeypatch.setattr(GrammarCompiler, "compile", compiled)
+    monkeypatch.setattr(scripted, "CONTEXT", 8192)
+    body = {"input": "Hi", "top_logprobs": 1, **asks}
+    entries = []
+    for event in streamed(PATH, body, reply=text_reply(reply, end=False), template=template):
+        if event["type"] == "response.output_text.delta":
+            entries += event["logprobs"]
+    whole, _ = asked(PATH, body, reply=text_reply(reply, end=False), template=template)
+    parts = [part for item in whole.json()["output"] if item["type"] == "message" for part in item["content"]]
+    assert [entry["token"] for part in parts for entry in part["logprobs"]] == list(told)
+    assert [entry["token"] for entry in entries] == list(told)
+
+
+def test_many_thoughts_in_a_row_are_one_message():
+    thoughts = [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": f"{i} "}]} for i in range(500)]
+    items = [ITEMS.validate(each) for each in (*thoughts, {"role": "assistant", "content": "So."})]
+    (message,) = messages_of(items)
+    assert message["reasoning_content"] == "".join(f"{i} " for i in range(500)) and message["content"] == "So."
+
+
 def test_sampling_reaches_the_engine():
     body = {**HI, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "seed": 3, "presence_penalty": 1}
     _, server = asked(PATH, {**body, "frequency_penalty": -1, "max_output_tokens": 9})
@@ -102,6 +147,8 @@ def test_sampling_reaches_the_engine():
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type",
          ["input_image", "input_text"]),
         ({"input": [{"type": "computer_call"}]}, "input[0].type", ["computer_call"]),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input", ["reasoning"]),
+        ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "of another"}]}, "input", ["reasoning"]),
         ({**HI, "conversation": "conv_1"}, "conversation", ["not served"]),
         ({**HI, "prompt": {"id": "p"}}, "prompt", ["not served"]),
         ({**HI, "max_tokens": 5}, "max_tokens", ["/v1/chat/completions"]),
