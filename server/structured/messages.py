@@ -166,7 +166,7 @@ class MessageGrammar:
         if tools is None or not self._tools:
             return
         for i, tool in enumerate(self._tools):
-            yield f"call_{i}: {self._call(tools, tool)}"
+            yield f"call_{i}: {self._call(tools, tool, i)}"
             yield from self._arguments(tools, tool, i)
         yield "call: " + " | ".join(f"call_{i}" for i in range(len(self._tools)))
         if isinstance(tools.call, TaggedCall):
@@ -223,8 +223,7 @@ class MessageGrammar:
         name, keys = regex_in_lark(re.escape(self._tools[i].name)), "|".join(call.arguments)
         return _SPACES.join((r"\{", '"name"', ":", f'"{name}"', ",", f'"({keys})"', ":"))
 
-    def _call(self, tools: ToolFormat, tool: CallableTool) -> str:
-        i = self._tools.index(tool)
+    def _call(self, tools: ToolFormat, tool: CallableTool, i: int) -> str:
         match tools.call:
             case JsonCall(keys):
                 head = f'{{"name": "{tool.name}", "{keys[0]}": '
@@ -251,7 +250,7 @@ class MessageGrammar:
         for j, key in enumerate([*required, *others]):
             part = properties[key] if isinstance(properties[key], dict) else {}
             yield f"argument_{i}_{j}: {lark_string(f'{key}=')} {tool.schema(part)}"
-        yield f"arguments_{i}: {_keywords([f'argument_{i}_{j}' for j in range(len(properties))], len(required))}"
+        yield from _keywords(f"arguments_{i}", [f"argument_{i}_{j}" for j in range(len(properties))], len(required))
 
     def _tagged(self, call: TaggedCall, tool: CallableTool, i: int) -> Iterator[str]:
         """Arguments between tags, in the order of the properties."""
@@ -282,11 +281,14 @@ def _any(pattern: str, indexes: Sequence[int]) -> str:
     return " | ".join(pattern.format(i) for i in indexes)
 
 
-def _keywords(names: Sequence[str], required: int) -> str:
-    """A comma list of rules in their order, of which the first so many must be there."""
+def _keywords(rule: str, names: Sequence[str], required: int) -> Iterator[str]:
+    """The rule of a comma list of rules in their order, of which the first so many must be there."""
     if required:
         first = ' ", " '.join(names[:required])
-        return " ".join([first, *(f'(", " {name})?' for name in names[required:])])
-    # Whichever is there first has no comma before it.
-    beginnings = [" ".join([name, *(f'(", " {later})?' for later in names[i + 1 :])]) for i, name in enumerate(names)]
-    return f"({' | '.join(beginnings)})?" if names else '""'
+        yield f"{rule}: " + " ".join([first, *(f'(", " {name})?' for name in names[required:])])
+        return
+    # Whichever is there first has no comma before it: a rule for each that may be the first of the rest.
+    yield f"{rule}: " + (f"{rule}_from_0?" if names else '""')
+    for j, name in enumerate(names):
+        rest = f"{rule}_from_{j + 1}"
+        yield f"{rule}_from_{j}: {name}" + (f' (", " {rest})? | {rest}' if j + 1 < len(names) else "")

@@ -11,6 +11,7 @@ from server.text.formats.tool_formats import JsonCall, NamedCall, PythonCall, Ta
 from server.text.formats.value_types import ANY_TYPE, TEXT_ONLY, JsonTypes, value_as_json
 
 NAME = re.compile(r"[\w.\-:/]*")
+_BESIDE = ("type", "id", "function")  # what else stands in OpenAI's JSON of a call
 _KEY = re.compile(r"[^<>\n]*")
 
 
@@ -99,6 +100,8 @@ class CallReader:
                 yield from self._arguments()
             elif key == "function" and not inside and (yield from chars.peek()) == "{":
                 yield from self._json(call, inside=True)  # as in OpenAI's JSON of a call
+            elif self._only_known and not self._name and key not in (*_BESIDE, *call.arguments):
+                raise Malformed  # an answer in JSON, which shall not wait for its end
             else:
                 yield from chars.value(_nowhere)
             yield from chars.skip()
@@ -189,14 +192,15 @@ class CallReader:
         name = yield from chars.word(NAME)
         yield from chars.expect("(")
         self._begin(name)
-        order = list(self._known.get(name, ()))
+        known = self._known.get(name, {})
+        order = list(known)
         self._give("{")
         between = ""
         while True:
             yield from chars.skip()
             if (yield from chars.literal((")",))):
                 break
-            key, source = yield from read_argument(chars)
+            key, source = yield from read_argument(chars, known)
             if key is None:
                 key = order[0] if order else "value"
             if key in order:

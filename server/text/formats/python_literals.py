@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from server.text.formats.characters import SPACE, Characters, Give, Malformed, Reading
@@ -13,18 +14,26 @@ _PLAIN = re.compile(r"""[^'"()\[\]{},]*""")
 _QUOTED = {quote: re.compile(rf"[^{quote}\\]*") for quote in "'\""}
 
 
-def read_argument(chars: Characters) -> Reading[tuple[str | None, str]]:
+def read_argument(chars: Characters, names: Iterable[str] = ()) -> Reading[tuple[str | None, str]]:
     """One argument of a call: its keyword, or None, and the source of its value.
+
+    Args:
+        chars: the text, at its first character.
+        names: keywords that are known. Tools have some that are no names in Python.
 
     Raises:
         Malformed: there is none, or the text ends within it.
     """
-    key: str | None = yield from chars.word(_WORD)
-    pieces = [key or "", (yield from chars.word(SPACE))]
-    if key and (yield from chars.literal(("=",))):
-        pieces = []
-    else:
-        key = None
+    odd = tuple(f"{name}=" for name in names if not _WORD.fullmatch(name))
+    key: str | None = (yield from chars.literal(odd)).removesuffix("=")
+    pieces: list[str] = []
+    if not key:
+        key = yield from chars.word(_WORD)
+        pieces = [key, (yield from chars.word(SPACE))]
+        if key and (yield from chars.literal(("=",))):
+            pieces = []
+        else:
+            key = None
     yield from _source(chars, pieces.append)
     source = "".join(pieces).strip()
     if not source:

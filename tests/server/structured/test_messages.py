@@ -310,3 +310,29 @@ def test_a_strict_tool_as_clients_make_them_is_taken(form):
     fields = {"kind": kind, "note": {"type": "string"}, "days": {"type": "integer", "maximum": 9}}
     parameters = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
     check_strict(CallableTool("f", parameters, strict=True), form, "parameters")
+
+
+@pytest.mark.parametrize("required", [[], ["k0"]])
+def test_a_grammar_of_keywords_is_as_long_as_they_are(required):
+    def grammar(count):
+        properties = {f"k{i}": {"type": "integer"} for i in range(count)}
+        return [CallableTool("f", {"properties": properties, "required": required})]
+
+    few, many = (len(MessageGrammar(form_of("pythonic"), grammar(n), SPECIAL).lark()) for n in (100, 800))
+    assert many < 10 * few
+    for call in ("[f(k0=1, k3=2)]", "[f(k0=1)]", *([] if required else ["[f()]", "[f(k3=1)]", "[f(k2=1, k3=2)]"])):
+        assert takes(form_of("pythonic"), call, tools=grammar(4)) == (call, True)
+    for call in ("[f(k3=2, k0", "[f(, k", "[f(k0=1,)"):
+        assert takes(form_of("pythonic"), call, tools=grammar(4))[0] != call
+
+
+@pytest.mark.parametrize("name", ["pythonic", "hermes", "qwen3_coder"])
+def test_names_that_are_none_in_python_are_read_as_they_are_written(name):
+    fields = {key: {"type": "integer"} for key in ("my-key", "x", "a b", "x=", "2", "é\x7f")}
+    tool = CallableTool("f", {"properties": fields, "required": list(fields)[:2], "additionalProperties": False})
+    form = MessageForm(tools=TOOL_FORMATS[name], parameters={"f": types(tool.parameters)})
+    dice, used = random.Random(name), set()
+    for _ in range(3):
+        ((_, arguments),) = read(form, walked(form, dice, tools=[tool], required=True, parallel=False)).calls
+        used |= set(json.loads(arguments))
+    assert {"my-key", "x"} < used <= set(fields)

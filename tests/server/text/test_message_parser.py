@@ -111,6 +111,16 @@ def test_reasoning_comes_as_it_is_thought_without_the_space_around_it():
     assert parser.reasoning == range(0, len("<think>\nOne\ntwo\n</think>"))
 
 
+@pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
+def test_an_answer_in_json_does_not_wait_for_its_end(name):
+    parser = MessageParser(MessageForm(tools=TOOL_FORMATS[name], parameters=PARAMETERS))
+    assert parser.push('{"answer') == ([] if "" in TOOL_FORMATS[name].bare else [Text('{"answer')])
+    assert parser.push('": [{"') in ([Text('{"answer": [{"')], [Text('": [{"')])
+    assert parser.push('name": "weather"') == [Text('name": "weather"')]
+    assert parser.push(', "arguments": {}}]}') == [Text(', "arguments": {}}]}')]
+    assert parser.finish() == []
+
+
 def test_a_model_may_give_a_call_its_id():
     events = MessageParser(MessageForm(tools=TOOL_FORMATS["mistral_args"])).push(
         "[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{}"
