@@ -326,6 +326,7 @@ class EngineLoop:
     def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0, work: StepWork = _NO_WORK) -> None:
         self._tell_blocks()
         self._map.changed()
+        self._anteroom.ended(outputs)
         stats = replace(self._scheduler.snapshot())
         self._channel.send(
             StepOutputs(outputs=outputs, stats=stats, step_tokens=tokens, step_seconds=seconds, step_work=work)

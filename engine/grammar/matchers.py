@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from engine.ipc.vocabulary import TokenSpellings, matcher_of
 from engine.sequence import Sequence
+from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -70,14 +71,27 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._executor: LLExecutor | None = None
         self._walks: dict[str, _Walk] = {}
-        self._compiled: OrderedDict[str, LLMatcher] = (
-            OrderedDict()
-        )  # by grammar, the one used last at the end; never walked
+        # By grammar, the one used last at the end; never walked.
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._kept: dict[str, LLMatcher] = {}  # by open request, however many others are compiled before it runs
         self._compiling = threading.Lock()
 
-    def needed(self, sampling: SamplingParams) -> bool:
-        """Whether the request has a grammar that is not compiled."""
-        return bool(sampling.grammar) and sampling.grammar not in self._compiled
+    def missing(self, request: AddRequest) -> str:
+        """The request's grammar, if there is one that is not compiled; else empty. What is compiled is kept until `ended`."""
+        grammar = request.sampling.grammar
+        if grammar and (compiled := self._compiled.get(grammar)) is not None:
+            self._kept[request.request_id] = compiled
+            return ""
+        return grammar
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a grammar is kept for any request."""
+        return bool(self._kept)
+
+    def ended(self, request_id: str) -> None:
+        """Nobody will ask for the request's grammar again, or it is compiled anew."""
+        self._kept.pop(request_id, None)
 
     def prepare(self, sampling: SamplingParams) -> None:
         """Compile the request's grammar; for the first one the vocabulary is read. From any thread."""
@@ -143,12 +157,13 @@ class Grammars:
     def _walk(self, sequence: Sequence) -> _Walk:
         walk = self._walks.get(sequence.request_id)
         if walk is None or not walk.follows(sequence):
-            walk = self._walks[sequence.request_id] = _Walk(self._begin(sequence.sampling), sequence)
+            walk = self._walks[sequence.request_id] = _Walk(self._begin(sequence), sequence)
         return walk
 
-    def _begin(self, sampling: SamplingParams) -> "LLMatcher":
+    def _begin(self, sequence: Sequence) -> "LLMatcher":
         """A new walk through the request's grammar."""
-        compiled = self._compiled.get(sampling.grammar)
+        sampling = sequence.sampling
+        compiled = self._kept.get(sequence.request_id, self._compiled.get(sampling.grammar))
         while compiled is None:
             self.prepare(sampling)
             compiled = self._compiled.get(sampling.grammar)

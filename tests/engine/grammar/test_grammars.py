@@ -6,7 +6,10 @@ import re
 import pytest
 from llguidance import LLMatcher
 
-from scheduler.types.messages import FinishReason
+from engine.grammar import matchers
+from engine.sequence import Sequence
+from scheduler.types.messages import AddRequest, FinishReason
+from scheduler.types.sampling_params import SamplingParams
 from tests.engine.cpu.test_seam_replay import Logged
 from tests.engine.grammar.walks import PROMPT, Constrained, text_of, write_vocabulary
 
@@ -130,3 +133,21 @@ def test_requests_without_a_grammar_are_not_held_back_by_forced_tokens(constrain
     plain, forced = run(False), run(True)
     assert forced.outputs == plain.outputs
     assert forced.steps <= plain.steps
+
+
+def test_what_a_request_needs_stays_compiled_until_it_has_ended(constrained, monkeypatch):
+    monkeypatch.setattr(matchers, "_COMPILED", 2)
+    grammars = matchers.Grammars(constrained.config.vocab_size, constrained.config.eos_token_ids)
+    texts = [LLMatcher.grammar_from_regex(f"{i}x") for i in range(4)]
+    asked = [SamplingParams(max_tokens=5, grammar=text, vocabulary=constrained.vocabulary) for text in texts]
+    first = AddRequest(request_id="r", prompt_ids=[5], sampling=asked[0])
+    assert grammars.missing(first) == texts[0]
+    grammars.prepare(asked[0])
+    assert not grammars.missing(first) and grammars.keeps
+    for other in asked[1:]:
+        grammars.prepare(other)
+    monkeypatch.setattr(matchers, "matcher_of", pytest.fail)
+    sequence = Sequence(request_id="r", tokens=[5], prompt_length=1, sampling=asked[0], announced_length=1)
+    assert grammars.masks([sequence]).any(), "in the worker's thread nothing is compiled"
+    grammars.ended("r")
+    assert grammars.missing(first) == texts[0] and not grammars.keeps
