@@ -6,6 +6,8 @@ from engine.sampling.edits import NOTHING, AddingEdit, Additions, masked
 from engine.sequence import Sequence
 from scheduler.types.sampling_params import SamplingParams
 
+_TAG_AMONG = 4  # tokens of the output: there may be white space before the tag
+
 
 class ThinkingBudget(AddingEdit):
     """Allows nothing but the closing tag once the budget is used up.
@@ -26,9 +28,10 @@ class ThinkingBudget(AddingEdit):
         """-inf for all other tokens where the budget ends, if the model still thinks there."""
         sampling, begin = sequence.sampling, sequence.prompt_length
         if sampling.think_begin is not None:  # else the prompt ends with it
-            if length == begin or sequence.tokens[begin] != sampling.think_begin:
+            first = sequence.tokens[begin : begin + _TAG_AMONG]
+            if sampling.think_begin not in first:
                 return NOTHING
-            begin += 1
+            begin += first.index(sampling.think_begin) + 1
         if length - begin != sampling.thinking_tokens or sampling.think_end in sequence.tokens[begin:]:
             return NOTHING
         return masked(np.delete(np.arange(self._vocab_size), sampling.think_end))
