@@ -7,6 +7,7 @@ from starlette.responses import Response
 from server.api.answers.answer import STREAM
 from server.api.dialects.parts import encode
 from server.api.endpoint import ActionEndpoint, Call, DeleteEndpoint, GetEndpoint
+from server.api.requests.query import one_of, parameter, whole_number
 from server.errors import InvalidRequest
 from server.schema.base import Body
 from server.schema.dialects.responses_answers import DeletedResponse, InputItems, ResponseAnswer
@@ -44,7 +45,9 @@ def _followed(events: EventLog | None, after: str | None) -> Response:
             "`stream` must be false: events are kept of a response that was asked for with `background` and `stream`",
             param="stream",
         )
-    if after is not None and not (after.isascii() and after.isdecimal() and int(after[:18]) <= events.last):
+    if after is not None and not (
+        after.isascii() and after.isdecimal() and len(after) < 10 and int(after) <= events.last
+    ):
         what = f"must be the number of an event, 0 to {events.last} so far"
         raise InvalidRequest(f"`starting_after` {what}, got {shown(after)}", param="starting_after")
     number = -1 if after is None else int(after)
@@ -71,11 +74,8 @@ async def _delete(call: Call) -> DeletedResponse:
 
 async def _items(call: Call) -> InputItems:
     query, found = call.request.query_params, _running(call) or _stored(call)
-    limit, order = query.get("limit", str(ITEMS)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MOST_ITEMS):
-        raise InvalidRequest(f"`limit` must be 1 to {MOST_ITEMS}, got {shown(limit)}", param="limit")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest(f'`order` must be "asc" or "desc", got {shown(order)}', param="order")
+    limit = whole_number(query, "limit", ITEMS, MOST_ITEMS)
+    order = one_of(query, "order", "desc", ("asc", "desc"))
     items = [_item(name, item) for name, item in list(found.items().items())[: len(found.asked)]]
     if order == "desc":
         items.reverse()
@@ -84,12 +84,12 @@ async def _items(call: Call) -> InputItems:
     if after is not None and after not in ids:
         raise InvalidRequest(f"`after` must be the id of one of its items, got {shown(after)}", param="after")
     start = 0 if after is None else ids.index(after) + 1
-    data = items[start : start + int(limit)]
+    data = items[start : start + limit]
     return InputItems(
         data=data,
         first_id=data[0]["id"] if data else None,
         last_id=data[-1]["id"] if data else None,
-        has_more=start + int(limit) < len(items),
+        has_more=start + limit < len(items),
     )
 
 
@@ -153,14 +153,9 @@ ENDPOINTS = (
         errors=(400, 401, 404),
         parameters=(
             _ID,
-            {
-                "name": "after",
-                "in": "query",
-                "schema": {"type": "string"},
-                "description": "Id of the item before the first.",
-            },
-            {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}},
-            {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}, "description": "`desc` if absent."},
+            parameter("after", "Id of the item before the first.", type="string"),
+            parameter("limit", f"Items of a page; {ITEMS} if absent.", type="integer", minimum=1, maximum=MOST_ITEMS),
+            parameter("order", "`desc` if absent.", enum=["asc", "desc"]),
         ),
     ),
 )

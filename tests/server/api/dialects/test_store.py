@@ -46,7 +46,10 @@ def test_it_is_shown_listed_and_deleted():
         shown = (await server.client.get(path)).json()
         pages = [await server.client.get(f"{path}/input_items?limit=2&order={order}") for order in ("asc", "desc")]
         after = await server.client.get(f"{path}/input_items?order=asc&after={pages[0].json()['last_id']}")
-        wrong = [await server.client.get(f"{path}/input_items?{q}") for q in ("limit=0", "order=up", "after=x")]
+        wrong = [
+            await server.client.get(f"{path}/input_items?{q}")
+            for q in ("limit=0", "limit=" + "1" * 5000, "order=up", "after=x")
+        ]
         wrong.append(await server.client.get(f"{path}?stream=true"))
         gone = [await server.client.delete(path), await server.client.get(path), await server.client.delete(path)]
         on = await server.post(PATH, {"input": "a", "previous_response_id": made["id"]})
@@ -58,7 +61,7 @@ def test_it_is_shown_listed_and_deleted():
     texts = [[item["content"][0]["text"] for item in each.data] for each in lists]
     assert texts == [["a", "b"], ["c", "b"], ["c"]] and [each.has_more for each in lists] == [True, True, False]
     assert [(each.status_code, each.json()["error"]["param"]) for each in wrong] == [
-        (400, name) for name in ("limit", "order", "after", "stream")
+        (400, name) for name in ("limit", "limit", "order", "after", "stream")
     ]
     assert [each.status_code for each in gone] == [200, 404, 404]
     assert gone[0].json() == {"id": made["id"], "object": "response", "deleted": True}
