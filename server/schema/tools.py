@@ -46,41 +46,76 @@ class ToolChoice:
     once: bool = False
 
 
-_MODES = ("none", "auto", "required")
+CHOICE_MODES = ("none", "auto", "required")
 
 
-def check_tool_choice(value: Any) -> ToolChoice:
-    """A mode, a function's name in an object, or the functions that are allowed."""
-    if isinstance(value, str):
-        if value not in _MODES:
-            raise wrong(f'must be "none", "auto", "required" or an object, got {shown(value)}')
-        return ToolChoice(value)  # type: ignore[arg-type]  # mypy does not narrow by a tuple
-    if not isinstance(value, dict):
-        raise wrong(f"must be a string or an object, got {shown(value)}")
-    if value.get("type") == "function":
-        return ToolChoice("required", (_function_name(value, ""),), once=True)
-    if value.get("type") != "allowed_tools":
-        raise wrong(f'must be "function" or "allowed_tools", got {shown(value.get("type"))}', ".type")
-    allowed = value.get("allowed_tools")
-    if not isinstance(allowed, dict):
-        raise wrong(f"must be an object, got {shown(allowed)}", ".allowed_tools")
-    mode, tools = allowed.get("mode"), allowed.get("tools")
-    if mode not in ("auto", "required"):
-        raise wrong(f'must be "auto" or "required", got {shown(mode)}', ".allowed_tools.mode")
-    if not isinstance(tools, list) or not tools:
-        raise wrong(f"must be an array of at least one tool, got {shown(tools)}", ".allowed_tools.tools")
-    names = (_function_name(tool, f".allowed_tools.tools[{i}]") for i, tool in enumerate(tools))
-    return ToolChoice(mode, tuple(dict.fromkeys(names)))
+@dataclass(frozen=True, slots=True)
+class ChoiceWords:
+    """How an API writes `tool_choice`: where a function's name is, and where what is allowed is, as members of objects."""
+
+    name: tuple[str, ...]
+    allowed: tuple[str, ...]
+
+    def check(self, value: Any) -> ToolChoice:
+        """A mode, a function's name in an object, or the functions that are allowed."""
+        if isinstance(value, str):
+            if value not in CHOICE_MODES:
+                raise wrong(f'must be "none", "auto", "required" or an object, got {shown(value)}')
+            return ToolChoice(value)  # type: ignore[arg-type]  # mypy does not narrow by a tuple
+        if not isinstance(value, dict):
+            raise wrong(f"must be a string or an object, got {shown(value)}")
+        if value.get("type") != "allowed_tools":
+            return ToolChoice("required", (self._name_in(value, "", '"function" or "allowed_tools"'),), once=True)
+        allowed, path = _member(value, self.allowed)
+        if not isinstance(allowed, dict):
+            raise wrong(f"must be an object, got {shown(allowed)}", path)
+        mode, tools = allowed.get("mode"), allowed.get("tools")
+        if mode not in ("auto", "required"):
+            raise wrong(f'must be "auto" or "required", got {shown(mode)}', f"{path}.mode")
+        if not isinstance(tools, list) or not tools:
+            raise wrong(f"must be an array of at least one tool, got {shown(tools)}", f"{path}.tools")
+        names = (self._name_in(tool, f"{path}.tools[{i}]", '"function"') for i, tool in enumerate(tools))
+        return ToolChoice(mode, tuple(dict.fromkeys(names)))
+
+    def _name_in(self, value: Any, path: str, kinds: str) -> str:
+        if not isinstance(value, dict):
+            raise wrong(f"must be an object, got {shown(value)}", path)
+        if value.get("type") != "function":
+            raise wrong(f"must be {kinds}, got {shown(value.get('type'))}", f"{path}.type")
+        name, inner = _member(value, self.name)
+        if not isinstance(name, str):
+            raise wrong(f"must be the name of a function, got {shown(name)}", path + inner)
+        return name
+
+    def schema(self) -> dict[str, Any]:
+        """What `check` lets through."""
+        function = _objects({"type": {"enum": ["function"]}}, self.name, {"type": "string"})
+        tools = {"type": "array", "items": function, "minItems": 1}
+        members = {"mode": {"enum": ["auto", "required"]}, "tools": tools}
+        kind: dict[str, Any] = {"type": {"enum": ["allowed_tools"]}}
+        allowed = _objects(kind, self.allowed, _object(members)) if self.allowed else _object(kind | members)
+        return {"anyOf": [{"enum": list(CHOICE_MODES)}, function, allowed]}
 
 
-def _function_name(value: Any, path: str) -> str:
-    if not isinstance(value, dict) or value.get("type") != "function":
-        raise wrong(f'must be an object with "type": "function", got {shown(value)}', path)
-    function = value.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str):
-        raise wrong(f"must be the name of a function, got {shown(name)}", f"{path}.function.name")
-    return name
+def _member(value: Any, names: tuple[str, ...]) -> tuple[Any, str]:
+    """What an object holds under these names, and its path."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value, "".join(f".{name}" for name in names)
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _objects(beside: dict[str, Any], names: tuple[str, ...], inner: dict[str, Any]) -> dict[str, Any]:
+    """An object that holds `inner` under these names, one in the other, and `beside` in the outermost."""
+    for name in reversed(names[1:]):
+        inner = _object({name: inner})
+    return _object({**beside, names[0]: inner})
+
+
+CHAT_WORDS = ChoiceWords(name=("function", "name"), allowed=("allowed_tools",))
 
 
 def check_function_call(value: Any) -> ToolChoice:
@@ -100,32 +135,12 @@ def check_arguments(value: Any) -> str | dict[str, Any]:
     return value
 
 
-_NAMED = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-_FUNCTION = {
-    "type": "object",
-    "properties": {"type": {"enum": ["function"]}, "function": _NAMED},
-    "required": ["type", "function"],
-}
-_ALLOWED = {
-    "type": "object",
-    "properties": {
-        "type": {"enum": ["allowed_tools"]},
-        "allowed_tools": {
-            "type": "object",
-            "properties": {
-                "mode": {"enum": ["auto", "required"]},
-                "tools": {"type": "array", "items": _FUNCTION, "minItems": 1},
-            },
-            "required": ["mode", "tools"],
-        },
-    },
-    "required": ["type", "allowed_tools"],
-}
+_NAMED = _object({"name": {"type": "string"}})
 
 Choice = Annotated[
     ToolChoice,
-    PlainValidator(check_tool_choice),
-    WithJsonSchema({"anyOf": [{"enum": list(_MODES)}, _FUNCTION, _ALLOWED]}),
+    PlainValidator(CHAT_WORDS.check),
+    WithJsonSchema(CHAT_WORDS.schema()),
 ]
 FunctionChoice = Annotated[
     ToolChoice,

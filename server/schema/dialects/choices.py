@@ -6,53 +6,18 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from server.schema.base import wrong
 from server.schema.shown import shown
+from server.schema.tools import ChoiceWords
 
 Chosen = str | dict[str, Any]  # as the client gave it
 
-_MODES = ("none", "auto", "required")
-_FUNCTION = {
-    "type": "object",
-    "properties": {"type": {"enum": ["function"]}, "name": {"type": "string"}},
-    "required": ["type", "name"],
-}
-_ALLOWED = {
-    "type": "object",
-    "properties": {
-        "type": {"enum": ["allowed_tools"]},
-        "mode": {"enum": ["auto", "required"]},
-        "tools": {"type": "array", "items": _FUNCTION, "minItems": 1},
-    },
-    "required": ["type", "mode", "tools"],
-}
+_WORDS = ChoiceWords(name=("name",), allowed=())
 
 
 def check_responses_choice(value: Any) -> Chosen:
-    """A mode, a function by its name, or the functions that are allowed."""
-    if isinstance(value, str):
-        if value not in _MODES:
-            raise wrong(f'must be "none", "auto", "required" or an object, got {shown(value)}')
-        return value
-    if not isinstance(value, dict):
-        raise wrong(f"must be a string or an object, got {shown(value)}")
-    if value.get("type") != "allowed_tools":
-        _check_function(value, "", '"function" or "allowed_tools"')
-        return value
-    if value.get("mode") not in ("auto", "required"):
-        raise wrong(f'must be "auto" or "required", got {shown(value.get("mode"))}', ".mode")
-    tools = value.get("tools")
-    if not isinstance(tools, list) or not tools:
-        raise wrong(f"must be an array of at least one tool, got {shown(tools)}", ".tools")
-    for i, tool in enumerate(tools):
-        _check_function(tool, f".tools[{i}]", '"function"')
-    return value
-
-
-def _check_function(value: Any, path: str, kinds: str) -> None:
-    if not isinstance(value, dict) or value.get("type") != "function":
-        kind = value.get("type") if isinstance(value, dict) else value
-        raise wrong(f"must be {kinds}, got {shown(kind)}", f"{path}.type")
-    if not isinstance(value.get("name"), str):
-        raise wrong(f"must be the name of a function, got {shown(value.get('name'))}", f"{path}.name")
+    """A mode, a function by its name, or the functions that are allowed; as it was given."""
+    _WORDS.check(value)
+    given: Chosen = value
+    return given
 
 
 def responses_choice_for_chat(choice: Chosen | None) -> Chosen | None:
@@ -100,7 +65,7 @@ def messages_choice_for_chat(choice: dict[str, Any] | None) -> dict[str, Any]:
 ResponsesToolChoice = Annotated[
     Chosen,
     PlainValidator(check_responses_choice),
-    WithJsonSchema({"anyOf": [{"enum": list(_MODES)}, _FUNCTION, _ALLOWED]}),
+    WithJsonSchema(_WORDS.schema()),
 ]
 MessagesToolChoice = Annotated[
     dict[str, Any],
