@@ -94,9 +94,8 @@ def _memory_1(folder: Path, own: bool) -> Iterator[Bound]:
     limit = _number(folder / "memory.limit_in_bytes")
     if limit is not None:
         yield _left(limit, kept, f"memory.limit_in_bytes of {folder}")
-    above = stat.get(
-        "hierarchical_memory_limit", _UNLIMITED
-    )  # the least of all parents, those too that a container cannot see
+    # The least of all parents, those too that a container cannot see.
+    above = stat.get("hierarchical_memory_limit", _UNLIMITED)
     if above < min(_UNLIMITED, _UNLIMITED if limit is None else limit):
         yield _left(above, kept, f"hierarchical_memory_limit of {folder}")
 

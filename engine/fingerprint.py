@@ -34,9 +34,8 @@ _WHOLE = 2**16  # bytes: a norm of a model 16,384 wide in fp32
 _SAMPLES = 32  # of a larger tensor, evenly spaced, its two ends among them
 _SAMPLE = 1024  # bytes; few samples lie across two pages
 _SUMMED = 2**30  # bytes of all tensors together: a tenth of a second
-_PAGE = (
-    4096  # bytes: 512 words, each added to those in its place in the other pages, times an odd number of its page's own
-)
+# Bytes: 512 words, each added to those in its place in the other pages, times an odd number of its page's own.
+_PAGE = 4096
 # How long a sequence may be, what ends it, what vectors are made of; the type that a GPU computes in is in the format.
 _NOT_OF_KV = {"max_position", "ends", "dtype", "pooling"}
 _TEXTS = ("*.json", "*.jinja")  # of a folder: how its text becomes ids, what ends an answer

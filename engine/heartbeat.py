@@ -44,9 +44,8 @@ class Patience:
         before = self._clock()
         self._channel.wait(min(seconds, max(0.0, self._due - before)))
         now = self._clock()
-        self._seconds += min(
-            now - before, 2 * self._interval
-        )  # a longer sleep means that the process was stopped, not that it waited
+        # A longer sleep means that the process was stopped, not that it waited.
+        self._seconds += min(now - before, 2 * self._interval)
         if now >= self._due:
             self._due = now + self._interval
             self._channel.send(Heartbeat(doing=doing, seconds=self._seconds, tokens=tokens))

@@ -62,7 +62,7 @@ class EncoderBackend:
 
     @property
     def kv_element_bytes(self) -> int:
-        """Of what there is none of."""
+        """There is no KV; a size is asked for anyway."""
         return 1
 
     @property

@@ -9,9 +9,8 @@ that knows nothing of the future thus spends at most twice what the best choice 
 
 from engine.tensor_parallel.commands import Bucket
 
-KEYS = (
-    8192  # shortest length with graphs of its own: up to there Llama 3 8B's attention has the same grid at any length
-)
+# Shortest length with graphs of its own: up to there Llama 3 8B's attention has the same grid at any length.
+KEYS = 8192
 KEYS_FACTOR = 4
 ROWS_FACTOR = 2  # a recorded shape with at most this many times the rows stands in for one that is not recorded yet
 

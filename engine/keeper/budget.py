@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-_LEAST_SLOTS = (
-    64  # for each engine, though the host tier be smaller, or none: the disk is read and written through them
-)
+# For each engine, though the host tier be smaller, or none: the disk is read and written through them.
+_LEAST_SLOTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,8 @@ _FORMAT = 1
 _HEAD = struct.Struct("<8sQQQQ16s")  # magic, format, slots, block bytes, ids of a record, digest of the fingerprint
 _MAGIC = b"headrSLB"
 _SUM = struct.Struct("<Q")
-_FIXED = struct.Struct(
-    f"<QQQ{HASH_BYTES}sHH"
-)  # who writes it (zeros: it is written), checksum of the bytes, key, its length, ids
+# Who writes it (zeros: it is written), checksum of the bytes, key, its length, ids.
+_FIXED = struct.Struct(f"<QQQ{HASH_BYTES}sHH")
 _USED = struct.Struct("<Q")
 
 

@@ -7,9 +7,8 @@ from itertools import islice
 
 from scheduler.types.block_changes import BlockChanges, RemovedBlocks, StoredBlocks
 
-MOST_CHANGES = (
-    2**16
-)  # waiting to be told; beyond it the oldest are dropped, which costs whoever listens time and nothing else
+# Waiting to be told; beyond it the oldest are dropped, which costs whoever listens time and nothing else.
+MOST_CHANGES = 2**16
 MOST_AT_ONCE = 2**12  # told at once; some 150 KB
 
 

@@ -20,9 +20,8 @@ from scheduler.types.step import ChunkPhase
 _GUESS = 0.05  # seconds of a hand-over before one was seen
 _HOPELESS = 2.0  # times the bound, that a first token may be late, before decodes suffer for it
 _MEMORY = 0.9  # weight of those before beside a new one
-_HOPE = (
-    0.99  # what is left of how much slower they were than the guess, after each job that is not split for that alone
-)
+# What is left of how much slower they were than the guess, after each job that is not split for that alone.
+_HOPE = 0.99
 
 
 @dataclass(frozen=True, slots=True)

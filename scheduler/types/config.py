@@ -20,9 +20,8 @@ class SchedulerConfig:
     scheduling: str = "priority"  # one of `scheduler.policies.factory.POLICIES`
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # for `fair`; 1 where absent
     decode_price: float | None = None  # of a generated token in prompt tokens, for `fair`; measured if None
-    adapters: Mapping[str, str] = field(
-        default_factory=dict
-    )  # LoRA adapters of the worker: by name, a digest of contents
+    # LoRA adapters of the worker: by name, a digest of contents.
+    adapters: Mapping[str, str] = field(default_factory=dict)
     produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
     whole_prompts: bool = False  # a prompt is computed in one step or not at all; none is longer than a step
     priority_aging: float = 0.0  # seconds of waiting after which a request goes with the most urgent; 0: never

@@ -56,15 +56,12 @@ class AddRequest:
     produces: OutputKind = OutputKind.TOKENS
     pair_start: int = 0  # of two texts in one prompt: where the second one's tokens begin, of another type; 0: one text
     beams: BeamParams | None = None  # it is an answer of a beam search: nothing is told of it before the end
-    from_tiers: bool = (
-        False  # of its prefix, what a tier below keeps is loaded from there, though the device has it, too
-    )
-    hand_over: bool = (
-        False  # end it after one token, unless it ends there anyway, and save its KV at once for who goes on
-    )
-    kv_wait_seconds: float = (
-        0.0  # how long it may wait for KV that another engine still saves to a tier that both share
-    )
+    # Of its prefix, what a tier below keeps is loaded from there, though the device has it, too.
+    from_tiers: bool = False
+    # End it after one token, unless it ends there anyway, and save its KV at once for who goes on.
+    hand_over: bool = False
+    # How long it may wait for KV that another engine still saves to a tier that both share.
+    kv_wait_seconds: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)

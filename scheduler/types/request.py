@@ -68,13 +68,11 @@ class Request:
     hand_over: bool = False  # another engine goes on after the first token that this one generates
     output_limit: int = field(init=False)  # most output tokens here: `max_tokens`, or fewer if it is handed over
     tokens: list[int] = field(init=False)  # prompt and known output
-    place: int = field(
-        init=False
-    )  # in the waiting queue, within its priority: its arrival, or that of a tenant's other request
+    # In the waiting queue, within its priority: its arrival, or that of a tenant's other request.
+    place: int = field(init=False)
     seen_step: int = -1  # `last_step` when it was last looked at
-    waits_since: float = field(
-        init=False
-    )  # no later than this it last had a chunk, or was queued, as far as was looked at
+    # No later than this it last had a chunk, or was queued, as far as was looked at.
+    waits_since: float = field(init=False)
     in_line_since: float = field(init=False)  # it was queued, or queued again
     overdue: bool = False  # it has waited so long that its priority was raised
     state: RequestState = RequestState.WAITING
@@ -234,9 +232,8 @@ class Request:
         """Another engine has computed all but the newest token: what it saved of the partly filled last block is `swapped_tail`."""
         end = len(self.tokens) - 1
         if end % block_size:
-            self.swapped_tail = self._tail(end, block_size)._replace(
-                own=False
-            )  # other choices of the prompt have the same
+            # Other choices of the prompt have the same.
+            self.swapped_tail = self._tail(end, block_size)._replace(own=False)
 
     def _tail(self, end: int, block_size: int) -> SwappedTail:
         """The part of a block that begins with the last multiple of the block size before `end`."""

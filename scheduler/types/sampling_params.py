@@ -30,9 +30,8 @@ class SamplingParams:
     grammar: str = ""  # which the output must fit, as llguidance serializes it; empty: none
     vocabulary: str = ""  # path of the file that says what the model's tokens spell; with `grammar`
     thinking_tokens: int | None = None  # most tokens of reasoning; None = no bound
-    think_begin: int | None = (
-        None  # the token that opens reasoning; None: the prompt ends within it. With `thinking_tokens`
-    )
+    # The token that opens reasoning; None: the prompt ends within it. With `thinking_tokens`.
+    think_begin: int | None = None
     think_end: int = 0  # the token that closes it
 
     @property

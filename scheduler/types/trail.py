@@ -25,9 +25,8 @@ class Wait:
     cause: WaitCause
     since: float
     until: float
-    behind: str = (
-        ""  # id of the request that stood first in line, or that computed the prefix; empty: nobody in particular
-    )
+    # Id of the request that stood first in line, or that computed the prefix; empty: nobody in particular.
+    behind: str = ""
     lacking: int = 0  # most KV blocks that were missing
     running: int = 0  # requests that ran when it began
     holders: list[str] = field(default_factory=list)  # of these, those with the most blocks

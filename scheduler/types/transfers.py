@@ -31,9 +31,8 @@ class Transfer:
     blocks: list[int]  # of the device, one for each content, if it is source or target; else empty
     drops: list[bytes] = field(default_factory=list)  # contents the lower tier forgets before the transfer begins
     pins: list["Pin"] = field(default_factory=list)  # that the lower tier, which evicts by itself, shall know of
-    lookups: list[Sequence[bytes]] = field(
-        default_factory=list
-    )  # prefixes that new requests asked for: that it shall know of
+    # Prefixes that new requests asked for: that it shall know of.
+    lookups: list[Sequence[bytes]] = field(default_factory=list)
     urgent: bool = False  # a request waits for it: no pauses for the sake of what runs beside it
 
     @property

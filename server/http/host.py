@@ -60,9 +60,8 @@ class WebHost:
         """
         stripped = not f"{head.path}/".startswith(f"{self._root_path}/")
         root = self._root_path if stripped else ""
-        slash = (
-            "/" if head.path == self._root_path else ""
-        )  # a proxy that strips nothing may be asked for its bare path
+        # A proxy that strips nothing may be asked for its bare path.
+        slash = "/" if head.path == self._root_path else ""
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

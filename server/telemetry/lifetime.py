@@ -176,9 +176,8 @@ class Exchange:
     remembered: ClassVar[bool] = True  # by what has room for the latest, for those who ask later
     request_id: str
     received: float
-    operation: str = (
-        ""  # what its endpoint does, in the words of OpenTelemetry's conventions; empty: it generates nothing
-    )
+    # What its endpoint does, in the words of OpenTelemetry's conventions; empty: it generates nothing.
+    operation: str = ""
     session: str | None = None  # what the client calls the conversation to which it belongs
     trace_id: str = ""  # in hexadecimal digits; empty: it is not traced
     read: float | None = None  # when its whole body was there
@@ -192,9 +191,8 @@ class Exchange:
     job: str = ""  # id of the answer, once its sequences were submitted
     model: str = ""  # the name that the answer carries
     attributes: Callable[[], dict[str, Any]] | None = None  # what it asked for, as its span says it; where it is traced
-    content: Callable[[], dict[str, object]] | None = (
-        None  # prompts and answers, where the operator wants them to be told
-    )
+    # Prompts and answers, where the operator wants them to be told.
+    content: Callable[[], dict[str, object]] | None = None
 
     def begin(self, prompt_tokens: int) -> Lifetime:
         """A new sequence of this request."""

@@ -313,9 +313,8 @@ Dashboards and alerts: [operations.md](operations.md#watching-it).
 def every_family(engines: Sequence[str]) -> list[Metric]:
     """The families of a server with these engines, each with a sample of every series that it may have."""
     metrics = Metrics()
-    metrics.watch_keeper(
-        lambda: True, lambda: {"died": 0, "hung": 0}, lambda: 1
-    )  # any process: the families are the same
+    # Any process: the families are the same.
+    metrics.watch_keeper(lambda: True, lambda: {"died": 0, "hung": 0}, lambda: 1)
     for name in engines:
         engine = metrics.engine(name)
         engine.attached(pid=1)

@@ -29,9 +29,8 @@ class _StopString:
         self.matched = 0  # length of the longest prefix of `text` that the stream ends with; never all of it
         self._shorter = self._border_lengths(text)
         self._fed = 0
-        self._unseen: deque[tuple[int, int]] = deque(
-            maxlen=len(text)
-        )  # place and token of characters that are not shown
+        # Place and token of characters that are not shown.
+        self._unseen: deque[tuple[int, int]] = deque(maxlen=len(text))
 
     @staticmethod
     def _border_lengths(text: str) -> list[int]:

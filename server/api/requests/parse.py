@@ -89,9 +89,8 @@ def decode_object(body: bytes, verbatim: Collection[str] = ()) -> dict[str, Any]
     """
     check_bounds(body)
     try:
-        text = body.decode("utf-8").removeprefix(
-            "\ufeff"
-        )  # a mark at the beginning says nothing in UTF-8, and some write it
+        # A mark at the beginning says nothing in UTF-8, and some write it.
+        text = body.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not UTF-8: byte {error.start} is invalid") from None
     try:

@@ -306,9 +306,8 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
     check_ids(body.stop_token_ids, context, "stop_token_ids")
     check_ids(body.allowed_token_ids, context, "allowed_token_ids")
     _check_biased(body.logit_bias, context)
-    top_p, temperature = (
-        (body.top_p, body.temperature) if body.top_p else (1.0, 0.0)
-    )  # the smallest nucleus is one token
+    # The smallest nucleus is one token.
+    top_p, temperature = (body.top_p, body.temperature) if body.top_p else (1.0, 0.0)
     return SamplingParams(
         max_tokens=0,
         min_tokens=body.min_tokens,

@@ -99,9 +99,8 @@ class HandOvers:
             return source
         found = decoding or able
         prompt = stream.request.prompt_ids
-        together = next(
-            (peer for peer in found if peer.serves(prompt)), None
-        )  # its choices share their prompt's blocks
+        # Its choices share their prompt's blocks.
+        together = next((peer for peer in found if peer.serves(prompt)), None)
         if together is not None or not found:
             return together
         return self._choose(stream.request, found)

@@ -126,7 +126,7 @@ class EmbeddingRequest(PooledBody):
     input_type: InputType | None = Field(
         None,
         description="Extension: what the texts are, as in `query` and `document`: what the model puts before such texts is put "
-        "before them. A model that tells queries and documents not apart puts nothing.",
+        "before them. A model that does not tell queries from documents puts nothing.",
     )
     prompt_name: PromptName | None = Field(
         None, description="Extension: the name of what is put before texts, as the model's own configuration has it."
