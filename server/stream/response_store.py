@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ class StoredResponse:
         owner: the tenant who may see it.
         answer: its JSON.
         asked: the items that were asked with, without those of earlier responses.
+        asked_bytes: what these take (`bytes_of`).
         given: the items that it added, as they go into the next one.
         previous: id of the response that it goes on with.
         events: of its stream, where they are kept.
@@ -35,6 +36,7 @@ class StoredResponse:
     owner: str | None
     answer: dict[str, Any]
     asked: Sequence[Body]
+    asked_bytes: int
     given: Sequence[Body]
     previous: str | None
     events: EventLog | None = None
@@ -42,9 +44,8 @@ class StoredResponse:
     used: float = 0.0
 
     def __post_init__(self) -> None:
-        asked = [item.model_dump(warnings=False) for item in self.asked]  # of unions it would warn
         answer = len(msgspec.json.encode(self.answer))
-        self.size = OVERHEAD + 2 * answer + len(msgspec.json.encode(asked))
+        self.size = OVERHEAD + 2 * answer + self.asked_bytes
         if self.events is not None:
             self.size += self.events.size + answer  # which the last event, still to come, has once more
 
@@ -60,6 +61,11 @@ class StoredResponse:
         return items_of(self.id, self.asked) | {each["id"]: item for each, item in zip(told, self.given, strict=False)}
 
 
+def bytes_of(items: Sequence[Body]) -> int:
+    """What items take, as JSON. Some milliseconds for a megabyte: not for the event loop."""
+    return len(msgspec.json.encode([item.model_dump(warnings=False) for item in items]))  # of unions it would warn
+
+
 def items_of(response: str, asked: Sequence[Body]) -> dict[str, Body]:
     """The items that a response was asked with, by the ids that say where they were."""
     name = response.removeprefix("resp_")
@@ -67,8 +73,9 @@ def items_of(response: str, asked: Sequence[Body]) -> dict[str, Body]:
 
 
 class ResponseStore:
-    """Keeps responses in memory for `response_seconds` after they were last used, up to `response_bytes` in all; those that were
-    used least recently give way. A response that goes on with others uses them. Calls may come from any thread.
+    """Keeps responses in memory for `response_seconds` after they were last used, up to `response_bytes` in all. Then
+    those that were used least recently give way, of the owner who has most, so that nobody pushes out what others have while they
+    have less. A response that goes on with others uses them. Calls may come from any thread.
 
     Args:
         clock: in seconds.
@@ -78,6 +85,8 @@ class ResponseStore:
         self._settings = settings
         self._clock = clock
         self._stored: OrderedDict[str, StoredResponse] = OrderedDict()  # the least recently used first
+        self._owned: dict[str | None, OrderedDict[str, None]] = {}  # the same by owner
+        self._held_by: Counter[str | None] = Counter()
         self._places: dict[str, str] = {}  # by the id of an item: its response
         self._lock = threading.Lock()
         self.held = 0
@@ -97,11 +106,14 @@ class ResponseStore:
             if not self.keeps or stored.size > self._settings.response_bytes:
                 return
             self._stored[stored.id] = stored
+            self._owned.setdefault(stored.owner, OrderedDict())[stored.id] = None
+            self._held_by[stored.owner] += stored.size
             self._places.update(dict.fromkeys(stored.items(), stored.id))
             stored.used = self._clock()
             self.held += stored.size
             while self.held > self._settings.response_bytes:
-                self._drop(next(iter(self._stored)))
+                ((most, _),) = self._held_by.most_common(1)
+                self._drop(next(iter(self._owned[most])))
 
     def find(self, id: str, owner: str | None) -> StoredResponse:
         """The response of this id.
@@ -125,7 +137,7 @@ class ResponseStore:
             while found[-1].previous is not None:
                 found.append(self._use(found[-1].previous, owner))
             for each in reversed(found):  # none gives way before those that go on with it
-                self._stored.move_to_end(each.id, last=True)
+                self._used_last(each)
             return found[::-1]
 
     def item(self, id: str, owner: str | None) -> Body:
@@ -163,8 +175,12 @@ class ResponseStore:
                 "response_bytes)."
             )
         stored.used = self._clock()
-        self._stored.move_to_end(id)
+        self._used_last(stored)
         return stored
+
+    def _used_last(self, stored: StoredResponse) -> None:
+        self._stored.move_to_end(stored.id)
+        self._owned[stored.owner].move_to_end(stored.id)
 
     def _expire(self) -> None:
         old = self._clock() - self._settings.response_seconds
@@ -174,5 +190,9 @@ class ResponseStore:
     def _drop(self, id: str) -> None:
         gone = self._stored.pop(id)
         self.held -= gone.size
+        self._held_by[gone.owner] -= gone.size
+        del self._owned[gone.owner][id]
+        if not self._owned[gone.owner]:
+            del self._owned[gone.owner], self._held_by[gone.owner]
         for name in gone.items():
             self._places.pop(name, None)

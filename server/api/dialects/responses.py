@@ -33,7 +33,7 @@ from server.schema.dialects.responses_items import ItemReference
 from server.stream.background import EVENT_BYTES
 from server.stream.event_log import EventLog, FollowedAnswer
 from server.stream.job import TranslatedJob
-from server.stream.response_store import StoredResponse
+from server.stream.response_store import StoredResponse, bytes_of
 from server.telemetry.tenants import ANYBODYS
 
 # What a refusal of the chat job is about, in the words of this API.
@@ -52,10 +52,11 @@ _SAMPLING = (
 
 @dataclass(frozen=True, slots=True)
 class ResponsesJob(TranslatedJob):
-    """A valid request: what is computed, what was asked for, and the items that were asked with."""
+    """A valid request: what is computed, what was asked for, and the items that were asked with, with what these take."""
 
     body: ResponsesRequest
     asked: Sequence[Body]
+    asked_bytes: int
 
 
 def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant = ANYBODY) -> ResponsesJob:
@@ -78,7 +79,9 @@ def responses_job(body: ResponsesRequest, context: ServerContext, tenant: Tenant
                 "top_logprobs": (body.top_logprobs or 0) if wants_logprobs(body) else None,
             }
         )
-        return ResponsesJob(chat_job(chat, context, tenant, prefix="resp_"), body, asked)
+        return ResponsesJob(
+            chat_job(chat, context, tenant, prefix="resp_"), body, asked, bytes_of(asked) if body.store else 0
+        )
 
 
 def _check_background(body: ResponsesRequest, context: ServerContext) -> None:
@@ -153,7 +156,13 @@ def _store(job: ResponsesJob, call: Call, events: EventLog | None = None) -> Sto
     def keep(answer: JsonObject, parts: Sequence[AnswerPart]) -> None:
         given, previous = [item_of(part) for part in parts], body.previous_response_id
         kept = StoredResponse(
-            owner=owner, answer=answer, asked=job.asked, given=given, previous=previous, events=events
+            owner=owner,
+            answer=answer,
+            asked=job.asked,
+            asked_bytes=job.asked_bytes,
+            given=given,
+            previous=previous,
+            events=events,
         )
         store.keep(kept)
 

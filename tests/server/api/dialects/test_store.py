@@ -123,8 +123,9 @@ def test_an_item_stands_for_itself_wherever_it_is_referred_to():
     assert third.status_code == 200 and refused == [(404, "input[0].id")] * 2
 
 
-def stored(name, previous=None, text=""):
-    return StoredResponse(owner=None, answer={"id": name, "text": text}, asked=[], given=[], previous=previous)
+def stored(name, previous=None, text="", owner=None):
+    answer = {"id": name, "text": text}
+    return StoredResponse(owner=owner, answer=answer, asked=[], asked_bytes=0, given=[], previous=previous)
 
 
 def names(store, name):
@@ -160,3 +161,17 @@ def test_the_least_recently_used_give_way():
     assert names(store, "e") is None and len(store) == 3, "larger than all may be together"
     store.delete("a", None)
     assert names(store, "b") is None and names(store, "d") == ["d"]
+
+
+def test_who_has_most_makes_room():
+    size = stored("a", text="x" * 1000).size
+    store = ResponseStore(Settings(response_bytes=4 * size + 99))
+    store.keep(stored("mine", text="x" * 1000, owner="ann"))
+    for i in range(20):
+        store.keep(stored(f"bob{i:02}", text="x" * 998, owner="bob"))
+    assert store.find("mine", "ann") and store.find("bob17", "bob") and len(store) == 4
+    for i in range(3):
+        store.keep(stored(f"ann{i}", text="x" * 1000, owner="ann"))
+    assert len(store) == 4 and {each.owner for each in store._stored.values()} == {"ann", "bob"}
+    store.delete("bob19", "bob")
+    assert set(store._owned) == set(store._held_by) == {each.owner for each in store._stored.values()}
