@@ -34,6 +34,7 @@ from scheduler.kv.block_pool import IntegrityError
 from scheduler.scheduler import Scheduler
 from scheduler.types.messages import (
     HEARTBEAT_SECONDS,
+    NO_WORK,
     AbortRequests,
     AddRequest,
     Command,
@@ -49,7 +50,6 @@ from scheduler.types.messages import (
 from scheduler.types.step import Step, StepResult, StepWork
 
 log = logging.getLogger("headrace.engine")
-_NO_WORK = StepWork()  # of a report between steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,14 +323,12 @@ class EngineLoop:
         for command in self._channel.receive():
             log.debug("ignored while stopping: %s", type(command).__name__)
 
-    def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0, work: StepWork = _NO_WORK) -> None:
+    def _emit(self, outputs: list[Output], tokens: int = 0, seconds: float = 0.0, work: StepWork = NO_WORK) -> None:
         self._tell_blocks()
         self._map.changed()
         self._anteroom.ended(outputs)
         stats = replace(self._scheduler.snapshot())
-        self._channel.send(
-            StepOutputs(outputs=outputs, stats=stats, step_tokens=tokens, step_seconds=seconds, step_work=work)
-        )
+        self._channel.send(StepOutputs.packed(outputs, stats, tokens, seconds, work))
 
     def _tell_blocks(self) -> None:
         """Which contents came and went, if somebody asked; before the outputs, which end what was known of a request's blocks."""

@@ -77,10 +77,10 @@ class ExchangeMiddleware:
         exchange = self._begin(scope)
         trace = self._tracing.begin(Headers(scope=scope), exchange) if self._tracing and exchange.operation else None
         exchange.trace_id = trace.id if trace else ""
-        status, sent = None, 0
+        status = None
 
         async def tagged(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status
             if message["type"] == "http.response.start":
                 status, exchange.answered = message["status"], time.monotonic()
                 headers = MutableHeaders(scope=message)
@@ -88,7 +88,7 @@ class ExchangeMiddleware:
                 if trace is not None:
                     headers["traceresponse"] = trace.response_header
             else:
-                sent += len(message.get("body", b""))
+                exchange.sent += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -102,7 +102,7 @@ class ExchangeMiddleware:
             if trace is not None:
                 trace.end(exchange, scope, status, now)
             if self._access_log:
-                _access_log.info(access_fields(scope, exchange, status, sent))
+                _access_log.info(access_fields(scope, exchange, status))
 
     def _begin(self, scope: Scope) -> Exchange:
         """The request's record: ids that a client chose are kept if they are short and plain."""

@@ -73,7 +73,7 @@ class ScriptedRequests:
     def send(self, event: object) -> None:
         """Count the tokens in an event, and the requests that it ends."""
         if isinstance(event, StepOutputs):
-            self.tokens += sum(len(output.token_ids) for output in event.outputs)
+            self.tokens += len(event.tokens) + sum(len(output.token_ids) for output in event.outputs)
             self._open -= sum(output.finish_reason is not None for output in event.outputs)
 
     def wake(self) -> None:

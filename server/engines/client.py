@@ -240,12 +240,23 @@ class EngineClient:
         self._engine_metrics.step_ended(event)
         self.routing.step_ended(event.step_work, event.step_seconds, event.stats, now)
         busy, served = bool(self._streams), 0
+        for request_id, token in event.tokens.items():
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                served += 1
+                self._deliver_token(stream, token, now)
         for output in event.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted while this was under way
                 served += self._deliver(stream, output, now)
         if busy:  # an engine at rest reports, too
             self._speed.served(served, now)
+
+    def _deliver_token(self, stream: OutputStream, token: int, now: float) -> None:
+        """Hand a token that is not the first to its reader."""
+        self.status.last_token = now
+        self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
+        stream.push_token(token)
 
     def _deliver(self, stream: OutputStream, output: Output, now: float) -> int:
         """Hand an output to its reader. Returns how many tokens were served with it: the prompt's, too, if it is the first."""

@@ -7,14 +7,14 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from scheduler.types.messages import FinishReason, Output
 from scheduler.types.step import TokenLogprobs
 from server.stream.job import SequenceRequest, TextJob
 from server.stream.submission import Engine, SequenceStream, Submission, raise_failure
 from server.telemetry.lifetime import Exchange, Lifetime
-from server.text.detokenizer import Detokenizer
+from server.text.detokenizer import Detokenizer, PlainDetokenizer
 from server.text.message_parser import MessageDelta, MessageForm, MessageParser
 from server.text.tokenizer import Tokenizer
 
@@ -66,7 +66,12 @@ def scored_tokens(deltas: Iterable[Delta]) -> int:
 
 
 class TextChoice:
-    """One sequence on its way to the client: detokenizes it, finds stop strings, and holds back what is not final."""
+    """One sequence on its way to the client: detokenizes it, finds stop strings, and holds back what is not final.
+
+    Attributes:
+        finished: whether its last delta is out.
+        plain: where its text is all that anybody asks for: takes tokens that are not the first, nor the last, to their text.
+    """
 
     def __init__(self, sequence: SequenceRequest, job: TextJob[Any], tokenizer: Tokenizer, lifetime: Lifetime) -> None:
         body = job.body
@@ -75,7 +80,17 @@ class TextChoice:
         self.finished = False
         self._include_stop = body.include_stop_str_in_output
         self._stop_token_ids = frozenset(body.stop_token_ids)
-        self._detokenizer = Detokenizer(
+        self.plain: PlainDetokenizer | None = None
+        if (
+            not body.stop
+            and job.form is None
+            and not body.return_token_ids
+            and sequence.request.sampling.logprobs is None
+        ):
+            self.plain = PlainDetokenizer(
+                tokenizer, skip_special_tokens=body.skip_special_tokens, continues=job.continues
+            )
+        self._detokenizer = self.plain or Detokenizer(
             tokenizer,
             stop=body.stop,
             min_tokens=body.min_tokens,
@@ -172,6 +187,24 @@ class MessageReader:
         return bisect_left(self._offsets, reasoning.stop) - bisect_left(self._offsets, reasoning.start)
 
 
+class Outlet(Protocol):
+    """Where deltas can be sent at once."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether they can now."""
+
+    @property
+    def texts(self) -> bool:
+        """Whether it takes a text with which no more is said."""
+
+    def write(self, deltas: list[Delta]) -> None:
+        """Send what one step brought."""
+
+    def write_text(self, text: str) -> None:
+        """Send what an only choice gained, where `texts`."""
+
+
 class Generation:
     """All choices of one text job, from submission to the last delta. It must be closed, whatever happens."""
 
@@ -200,6 +233,11 @@ class Generation:
         """Whether any of it has been computed."""
         return any(stream.started for stream in self._streams)
 
+    def attend(self, outlet: Outlet) -> None:
+        """From now on send what an only choice gains as it arrives, while the reader of `steps` waits; he never sees it."""
+        if len(self.choices) == 1:
+            self._streams[0].attend(_OnlyChoice(self.choices[0], self._streams[0], outlet))
+
     async def steps(self) -> AsyncGenerator[list[Delta], None]:
         """The deltas of all choices, those of one engine step together. Ends when all choices have ended.
 
@@ -222,6 +260,32 @@ class Generation:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _OnlyChoice:
+    """Takes the outputs of one choice to where they are sent."""
+
+    def __init__(self, choice: TextChoice, stream: SequenceStream, outlet: Outlet) -> None:
+        self._choice, self._stream, self._outlet = choice, stream, outlet
+        self._plain = choice.plain if outlet.texts else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether they can be sent now."""
+        return self._outlet.ready
+
+    def take(self, output: Output) -> None:
+        """Send one."""
+        delta = _advance(self._choice, self._stream, output)
+        if delta is not None:
+            self._outlet.write([delta])
+
+    def take_token(self, token_id: int) -> None:
+        """Send one token."""
+        if self._plain is None:
+            self.take(Output(request_id=self._choice.sequence.request.request_id, token_ids=[token_id]))
+        elif text := self._plain.push_token(token_id):
+            self._outlet.write_text(text)
 
 
 def _advance(choice: TextChoice, stream: SequenceStream, output: Output) -> Delta | None:

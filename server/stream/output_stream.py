@@ -8,10 +8,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from scheduler.types.messages import AddRequest, FinishReason, Output
-from server.errors import ApiError
 from server.telemetry.lifetime import Lifetime
+
+
+class Attendant(Protocol):
+    """Handles outputs where they arrive, in place of a reader that waits: no task is woken for a token."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can handle the next one at once."""
+
+    def take(self, output: Output) -> None:
+        """Handle it."""
+
+    def take_token(self, token_id: int) -> None:
+        """Handle an output that is one token and nothing else."""
 
 
 class OutputStream:
@@ -41,8 +55,9 @@ class OutputStream:
         self._repeated = 0  # of those that come next, so many have arrived before
         self._on_end = on_end
         self._outputs: deque[Output] = deque()
-        self._error: ApiError | None = None
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._attendant: Attendant | None = None
         self._last: FinishReason | None = None  # of the final output, once it was handed out
         self._ended = False
 
@@ -81,6 +96,29 @@ class OutputStream:
         self._last = output.finish_reason
         return output
 
+    def attend(self, attendant: Attendant) -> None:
+        """From now on offer outputs to this one first, if they come while the reader waits: all but the last, and what may be
+        long to handle. The reader never sees what it takes; should it fail, the reader is told."""
+        self._attendant = attendant
+
+    def _attended(self, output: Output) -> bool:
+        """Whether the attendant has taken the output."""
+        attendant = self._attendant
+        if attendant is None or not self._waits or not attendant.ready:
+            return False
+        if output.finish_reason is not None or output.prompt_logprobs:
+            return False
+        self.lifetime.completion_tokens += len(output.token_ids)
+        try:
+            attendant.take(output)
+        except Exception as error:
+            self.fail(error)
+        return True
+
+    @property
+    def _waits(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
     def _end(self, reason: FinishReason) -> None:
         if self._ended:
             return
@@ -93,8 +131,22 @@ class OutputStream:
         self.generated_ids += output.token_ids
         if output.prompt_logprobs:
             self._take_prompt_logprobs(output)
-        self._outputs.append(output)
-        self._wake()
+        if not self._attended(output):
+            self._outputs.append(output)
+            self._wake()
+
+    def push_token(self, token_id: int) -> None:
+        """Feed an output that is one token and nothing else: `push`, without one to be made, where an attendant takes it."""
+        attendant = self._attendant
+        if attendant is None or not self._waits or not attendant.ready:
+            self.push(Output(request_id=self.request_id, token_ids=[token_id]))
+            return
+        self.generated_ids.append(token_id)
+        self.lifetime.completion_tokens += 1
+        try:
+            attendant.take_token(token_id)
+        except Exception as error:
+            self.fail(error)
 
     def _take_prompt_logprobs(self, output: Output) -> None:
         repeated = min(self._repeated, len(output.prompt_logprobs))
@@ -121,7 +173,7 @@ class OutputStream:
         ids = self.generated_ids.copy()
         return replace(self.request, generated_ids=ids, hand_over=False, kv_wait_seconds=kv_wait_seconds)
 
-    def fail(self, error: ApiError) -> None:
+    def fail(self, error: Exception) -> None:
         """End with an error, after what has arrived; called by the engine client."""
         self._error = error
         self._wake()

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, InternalError
+from server.http.cycle import DIRECT_BODY, DirectBody
 from server.stream.generation import Delta, Generation, scored_tokens
 from server.telemetry.lifetime import Exchange
 from server.to_thread import INLINE_SCORED_TOKENS, to_thread_if_larger
@@ -43,10 +44,19 @@ async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) ->
 
 
 class Writer(Protocol):
-    """How deltas are written as events."""
+    """How deltas are written as events.
+
+    Attributes:
+        writes_texts: whether `text_event` may be called.
+    """
+
+    writes_texts: bool
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
+
+    def text_event(self, text: str) -> bytes:
+        """The event of what an only choice gained, if that is a text and nothing else, neither its first nor its last."""
 
     def end(self) -> bytes:
         """What follows the last step."""
@@ -74,6 +84,7 @@ class EventStream(Response):
         self._steps = generation.steps()
         self._first: asyncio.Task[list[Delta] | None] | None = None
         self._writes = 0
+        self._direct: DirectBody | None = None  # where the server lends one
 
     async def start(self, receive: Receive) -> bool:
         """Wait for the first output, or until a keep-alive is due; False if the client has left.
@@ -97,10 +108,35 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; it ends when the client leaves."""
+        self._direct = scope.get("extensions", {}).get(DIRECT_BODY)
         try:
             await unless_disconnected(self._send(send), receive)
         finally:
             await self._close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether deltas can be sent at once."""
+        return self._direct is not None and self._direct.takes_more
+
+    def write(self, deltas: list[Delta]) -> None:
+        """Send what one step brought, at once."""
+        self._write_now(self._writer.write(deltas))
+
+    @property
+    def texts(self) -> bool:
+        """Whether it takes a text with which no more is said."""
+        return self._writer.writes_texts
+
+    def write_text(self, text: str) -> None:
+        """Send what an only choice gained, at once."""
+        self._write_now(self._writer.text_event(text))
+
+    def _write_now(self, data: bytes) -> None:
+        if data and self._direct is not None:
+            self._direct.write_more(data)
+            self._exchange.sent += len(data)
+            self._writes += 1
 
     async def _close(self) -> None:
         if self._first is not None:
@@ -112,6 +148,7 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             pulse = asyncio.create_task(self._keep_alive(send))
+            self._generation.attend(self)
             try:
                 async with contextlib.aclosing(self._events()) as events:
                     async for data in events:

@@ -5,6 +5,7 @@ from typing import Protocol, Self
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from server.errors import GenerationFailed, Unavailable, for_clients
 from server.stream.job import Job
+from server.stream.output_stream import Attendant
 from server.telemetry.lifetime import Exchange, Lifetime
 
 
@@ -19,6 +20,9 @@ class SequenceStream(Protocol):
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> Output: ...
+
+    def attend(self, attendant: Attendant) -> None:
+        """From now on offer outputs to this one, while the reader waits."""
 
     def close(self) -> None:
         """End now; what is still running in the engine is aborted."""

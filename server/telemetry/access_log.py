@@ -10,7 +10,7 @@ from server.telemetry.lifetime import Exchange, Lifetime
 _MAX_PARAM = 100  # characters
 
 
-def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | None, sent: int) -> LogFields:
+def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | None) -> LogFields:
     """What a line says; of prompts and answers only their sizes, unless `exchange.content` was set.
 
     `id`: the `x-request-id`; `trace`: the id of its trace; `answer`: the id of the answer, by which `GET /v1/requests/{id}` finds
@@ -23,7 +23,6 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
         scope: of the request.
         exchange: its record.
         status: of the answer, None if there was none.
-        sent: bytes of the answer's body.
     """
     tenant = scope.get("state", {}).get("tenant")
     key = getattr(tenant, "key", None)
@@ -42,7 +41,7 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
     declared = dict(scope["headers"]).get(b"content-length", b"")
     if declared.isdigit():
         fields["request_bytes"] = int(declared[:18])
-    fields["answer_bytes"] = sent
+    fields["answer_bytes"] = exchange.sent
     if exchange.lifetimes:
         fields |= _of_sequences(exchange, exchange.lifetimes)
     if exchange.trace_id:

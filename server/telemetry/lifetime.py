@@ -183,6 +183,7 @@ class Exchange:
     read: float | None = None  # when its whole body was there
     validated: float | None = None  # from then on it can only be refused for lack of room in the queue
     answered: float | None = None  # when the head of the answer was sent
+    sent: int = 0  # bytes of the answer's body
     lifetimes: list[Lifetime] = field(default_factory=list)
     error_code: str | None = None  # code of the `ApiError` that the client got, in the answer or within the stream
     error_param: str | None = None  # its request field, if it has one

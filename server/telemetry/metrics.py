@@ -198,7 +198,7 @@ class Metrics(Declared):
         )
         self._queue = self._histogram("queue_time_seconds", "From received to first scheduled.")
         self._ttft = self._histogram("time_to_first_token_seconds", "From received to the first token.")
-        self._gap = self._histogram(
+        self._gap = self._frequent_histogram(
             "inter_token_latency_seconds", "Between two tokens of one sequence, as they arrive."
         )
         self._tpot = self._histogram(

@@ -129,6 +129,7 @@ class Tokenizer:
         self._added = {token_id: token.content for token_id, token in added.items()}
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
+        self._whole_texts: dict[int, str | None] = {}  # likewise
         self.longest_token = self._longest(backend.get_vocab(with_added_tokens=True))
         self.special_tokens = dict(special_tokens)
         self.model_chat_template = chat_template
@@ -187,6 +188,19 @@ class Tokenizer:
             known = self._pieces.encode(piece, token_id in self._added) if piece is not None else b""
             self._token_bytes[token_id] = known
         return known
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The text of a token that consists of whole characters; None: it has to be put together with its neighbours."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            pass
+        try:
+            text = self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self._whole_texts[token_id] = text
+        return text
 
     def token_text(self, token_id: int) -> str:
         r"""The token's own text for a log-probability entry.

@@ -142,7 +142,7 @@ class Client:
         assert name == b"StepOutputs"
         event = msgspec.msgpack.decode(body, type=StepOutputs)
         self.stats = event.stats
-        for output in event.outputs:
+        for output in event.each():
             assert output.request_id not in self.ends, "one terminal event a request"
             self.tokens[output.request_id] += output.token_ids
             if output.finish_reason is not None:

@@ -124,7 +124,7 @@ class Wire:
 
     @property
     def outputs(self) -> list[Output]:
-        return [output for event in self.events if isinstance(event, StepOutputs) for output in event.outputs]
+        return [output for event in self.events if isinstance(event, StepOutputs) for output in event.each()]
 
     def send(self, event):
         self.events.append(event)

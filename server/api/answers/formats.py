@@ -3,6 +3,7 @@
 The grammar of a stream is in `docs/sse.md`. What belongs here: shapes of JSON. Never: waiting, sending.
 """
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Generic, TypeVar
@@ -87,6 +88,9 @@ class ChunkWriter:
         self._open = len(generation.choices)
         self._extras: dict[int, JsonObject] = {}  # by choice, until its first chunk
         self._counted = dict.fromkeys(range(self._open), 0)  # by choice: tokens of the chunks so far
+        plain = self._open == 1 and generation.choices[0].plain is not None
+        self.writes_texts = plain and not self._continuous
+        self._around_text: tuple[bytes, bytes] | None = None
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
@@ -95,6 +99,16 @@ class ChunkWriter:
     def events(self, deltas: Iterable[Delta]) -> list[bytes]:
         """The events of one step; there may be none."""
         return [event for delta in deltas for event in self._events(delta)]
+
+    def text_event(self, text: str) -> bytes:
+        """The event of a text alone, as `write` has it: all but the text is the same each time."""
+        if self._around_text is None:
+            mark = secrets.token_hex(8)
+            event = b"".join(map(self._event, self._answer.chunks(Delta(index=0, text=mark))))
+            before, after = event.split(_encode(mark))
+            self._around_text = before, after
+        before, after = self._around_text
+        return b"%b%b%b" % (before, _encode(text), after)
 
     def end(self) -> bytes:
         """What follows the last choice's finish chunk."""

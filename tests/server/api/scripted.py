@@ -146,7 +146,7 @@ class ScriptedProcess:
         for output in outputs:
             if output.finish_reason is not None:
                 self.playing.pop(output.request_id, None)
-        self.incarnations.handle(StepOutputs(outputs=outputs, stats=EngineStats(running=len(self.playing))))
+        self.incarnations.handle(StepOutputs.packed(outputs, EngineStats(running=len(self.playing))))
 
     def advance(self, playing: Playing) -> Output:
         request, sampling = playing.request, playing.request.sampling

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from server.text.detokenizer import Detokenizer, _StopString
+from server.text.detokenizer import Detokenizer, PlainDetokenizer, _StopString
 from server.text.tokenizer import Tokenizer
 from tests.drawn import drawn
 
@@ -252,3 +252,33 @@ def test_characters_stream_inside_a_run_of_bytes(sentencepiece):
     ids = [6 + byte for byte in "é你".encode()]
     assert [detokenizer.push([i]) for i in ids] == ["", "é", "", "", "你"]
     assert detokenizer.push([6 + 0xFF]) == "\ufffd"
+
+
+@given(
+    ids=ids_lists,
+    cuts=st.lists(st.integers(0, 30), max_size=8),
+    skip=st.booleans(),
+    continues=st.booleans(),
+    unseen=st.none() | st.integers(0, 300),
+)
+@settings(max_examples=drawn(400))
+def test_each_piece_is_that_of_the_detokenizer(smollm, ids, cuts, skip, continues, unseen):
+    plain = PlainDetokenizer(smollm, skip_special_tokens=skip, continues=continues)
+    whole = Detokenizer(smollm, skip_special_tokens=skip, continues=continues)
+    for piece in split(ids, cuts):
+        assert plain.push(piece) == whole.push(piece)
+        assert (plain.consumed, plain.stopped) == (whole.consumed, whole.stopped)
+    assert plain.finish(unseen) == whole.finish(unseen)
+    assert (plain.consumed, plain.released) == (whole.consumed, whole.released)
+
+
+def test_a_first_space_is_dropped_where_the_vocabulary_puts_one(smollm):
+    class Strips:
+        special_ids = frozenset({2})
+        strips_first_space = True
+        token_bytes = staticmethod({0: b" a", 1: b" b", 2: b"<s>"}.get)
+        whole_text = staticmethod({0: " a", 1: " b", 2: "<s>"}.get)
+
+    assert PlainDetokenizer(Strips(), continues=False).push([2, 0, 1]) == "a b"
+    assert PlainDetokenizer(Strips()).push([2, 0, 1]) == " a b"
+    assert PlainDetokenizer(Strips(), skip_special_tokens=False, continues=False).push([2, 0, 1]) == "<s> a b"
