@@ -78,7 +78,7 @@ class TokenSpellings(msgspec.Struct, frozen=True):
             tokens.append(b"<eos>")
             special.append(vocab_size)
         # Slices are sets of tokens that are allowed or masked as a whole. Those of strings up to 10 and up to 30 characters make
-        # masks of strings with a `maxLength` about four times as fast. That of spaces is left out: making one holds the interpreter's lock.
+        # masks of strings with a `maxLength` four times as fast. That of spaces is left out: making one holds the interpreter.
         spelling = _Tokens(tokens, special, eos_token_ids[0], [token for token in self.added_ids if token < vocab_size])
         wrapper = llguidance.TokenizerWrapper(spelling)
         return llguidance.LLTokenizer(
