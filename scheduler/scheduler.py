@@ -112,7 +112,7 @@ class Scheduler:
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
         self._journal: BlockJournal | None = None
         self._arrivals = arrivals = count()
-        self._beams = Beams(table, tails, results, config.eos_token_ids, arrivals.__next__)
+        self._beams = Beams(table, tails, results, config.eos_token_ids, arrivals)
         self._next_step = 0
 
     def _plan_with(self, drafting: Drafting) -> None:

@@ -9,7 +9,7 @@ others may need. Until its end it says nothing: when its engine dies, it begins 
 What belongs here: who continues whom. Never: when they run, what a step holds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from scheduler.beams.search import BeamSearch
@@ -46,7 +46,7 @@ class Beams:
         tails: keeps what they leave for those that continue them.
         results: ends those that failed.
         eos_token_ids: the model's own ends.
-        next_arrival: counts arrivals.
+        arrivals: counts them.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Beams:
         tails: Tails,
         results: ResultProcessor,
         eos_token_ids: frozenset[int],
-        next_arrival: Callable[[], int],
+        arrivals: Iterator[int],
     ) -> None:
         self._table = table
         self._tails = tails
         self._results = results
         self._eos = eos_token_ids
-        self._next_arrival = next_arrival
+        self._arrivals = arrivals
         self._gathering: dict[str, dict[int, AddRequest]] = {}
         self._groups: dict[str, _Group] = {}  # by each of its names
         self._running: dict[str, _Group] = {}  # by the id of each open beam
@@ -187,7 +187,7 @@ class Beams:
         for parent, (_, entry) in zip(going, following, strict=True):
             group.forks += 1
             name = f"{group.names[0]}~{group.forks}"
-            beam = parent.fork(name, self._next_arrival(), entry.token_id, now)
+            beam = parent.fork(name, next(self._arrivals), entry.token_id, now)
             group.beams.append(beam)
             self._running[name] = group
             self._table.add(beam)

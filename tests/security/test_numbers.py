@@ -8,6 +8,7 @@ import pytest
 from server.api.endpoint import PostEndpoint
 from server.api.endpoints import ENDPOINTS
 from server.schema.dialects.messages import CountTokensRequest, MessagesRequest
+from server.schema.dialects.responses import ResponseInput
 from server.schema.openapi import body_schema
 from tests.server.api.scripted import Server, run
 
@@ -71,7 +72,9 @@ def named(where) -> str:
 
 def test_the_schema_has_the_fields_that_this_file_is_about():
     names = {named(where) for path in BASE for where in fields_of(path)}
-    assert {MODELS[path] for path in BASE} | {MessagesRequest, CountTokensRequest} == set(MODELS.values())
+    assert {MODELS[path] for path in BASE} | {MessagesRequest, CountTokensRequest, ResponseInput} == set(
+        MODELS.values()
+    )
     assert {"max_tokens", "temperature", "n", "seed", "top_k", "priority", "logit_bias.5", "stop_token_ids[0]"} <= names
     assert {"prompt[0]", "prompt[0][0]", "tokens[0]", "top_logprobs", "cache_pin_seconds"} <= names
     assert len(names) > 20
