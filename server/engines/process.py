@@ -5,6 +5,7 @@ The endpoints are in a folder of this incarnation alone, so that nothing a dead 
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -38,7 +39,7 @@ class EngineProcess:
         self.endpoints = Endpoints(*(f"ipc://{self.folder}/{name}" for name in ("commands", "events")))
         wires = ["--commands", self.endpoints.commands, "--events", self.endpoints.events]
         try:
-            self._child = spawn([*arguments, *wires], descriptors=descriptors)
+            self._child = spawn([*arguments, *wires], _tunables(), descriptors)
         except BaseException:
             remove_folder(self.folder)
             raise
@@ -116,3 +117,10 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _tunables() -> dict[str, str]:
+    """Of the C library: it asks for huge pages. A model's weights are many allocations, which every step reads, and address
+    translations are fewer so. What the operator has set stays.
+    """
+    return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.engines.process import EngineProcess
 from tests.server.engines.harness import ROOT
 from tests.server.engines.scripted_engine import BEGIN, HOLD
 
@@ -254,3 +255,20 @@ def test_a_stop_does_not_wait_for_a_client_for_longer_than_it_may(tmp_path):
         broken_stream(server)
         server.signal()
         assert server.ended() == 0
+
+
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2"])
+def test_an_engine_asks_for_huge_pages_unless_the_operator_has_tuned_the_library(own, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("HEADRACE_API_KEY", "secret")
+    if own is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    process = EngineProcess([sys.executable, "-c", "import sys; sys.stdin.read()"])
+    try:
+        told = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        tunables = own or "glibc.malloc.hugetlb=1"
+        assert f"GLIBC_TUNABLES={tunables}".encode() in told
+        assert not any(b"secret" in line for line in told)
+    finally:
+        process.kill()
+        process.close()
