@@ -39,7 +39,7 @@ class EngineProcess:
         self.endpoints = Endpoints(*(f"ipc://{self.folder}/{name}" for name in ("commands", "events")))
         wires = ["--commands", self.endpoints.commands, "--events", self.endpoints.events]
         try:
-            self._child = spawn([*arguments, *wires], _tunables(), descriptors)
+            self._child = spawn([*arguments, *wires], environment=_tunables(), descriptors=descriptors)
         except BaseException:
             remove_folder(self.folder)
             raise
