@@ -8,7 +8,7 @@ proxies from giving up.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -47,16 +47,14 @@ class Writer(Protocol):
     """How deltas are written as events.
 
     Attributes:
-        writes_texts: whether `text_event` may be called.
+        text_event: the event of what an only choice gained, if that is a text and nothing else, neither its first nor its last.
+            None: more is said with a text, by `write`.
     """
 
-    writes_texts: bool
+    text_event: Callable[[str], bytes] | None
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
-
-    def text_event(self, text: str) -> bytes:
-        """The event of what an only choice gained, if that is a text and nothing else, neither its first nor its last."""
 
     def end(self) -> bytes:
         """What follows the last step."""
@@ -126,11 +124,12 @@ class EventStream(Response):
     @property
     def texts(self) -> bool:
         """Whether it takes a text with which no more is said."""
-        return self._writer.writes_texts
+        return self._writer.text_event is not None
 
     def write_text(self, text: str) -> None:
         """Send what an only choice gained, at once."""
-        self._write_now(self._writer.text_event(text))
+        if self._writer.text_event is not None:
+            self._write_now(self._writer.text_event(text))
 
     def _write_now(self, data: bytes) -> None:
         if data and self._direct is not None:

@@ -5,7 +5,7 @@ The grammar of a stream is in `docs/sse.md`. What belongs here: shapes of JSON. 
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -89,7 +89,7 @@ class ChunkWriter:
         self._extras: dict[int, JsonObject] = {}  # by choice, until its first chunk
         self._counted = dict.fromkeys(range(self._open), 0)  # by choice: tokens of the chunks so far
         plain = self._open == 1 and generation.choices[0].plain is not None
-        self.writes_texts = plain and not self._continuous
+        self.text_event: Callable[[str], bytes] | None = self._text_event if plain and not self._continuous else None
         self._around_text: tuple[bytes, bytes] | None = None
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
@@ -100,7 +100,7 @@ class ChunkWriter:
         """The events of one step; there may be none."""
         return [event for delta in deltas for event in self._events(delta)]
 
-    def text_event(self, text: str) -> bytes:
+    def _text_event(self, text: str) -> bytes:
         """The event of a text alone, as `write` has it: all but the text is the same each time."""
         if self._around_text is None:
             mark = secrets.token_hex(8)

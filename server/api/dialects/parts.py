@@ -51,7 +51,9 @@ class AnswerPart:
 class EventWriter(ABC):
     """Deltas to the events of a dialect. Subclasses say what the events are."""
 
-    writes_texts = False  # an event has a number, and what was said is told once more at the end
+    text_event: Callable[[str], bytes] | None = (
+        None  # an event has a number, and what was said is told once more at the end
+    )
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -69,10 +71,6 @@ class EventWriter(ABC):
     def each(self, deltas: Iterable[Delta]) -> list[bytes]:
         """The events of one step, as they are sent."""
         return [self.written(event) for event in self.events(deltas)]
-
-    def text_event(self, text: str) -> bytes:
-        """Not asked for."""
-        raise NotImplementedError
 
     def events(self, deltas: Iterable[Delta]) -> Iterator[Event]:
         """The events of one step. An answer has one choice."""
