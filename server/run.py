@@ -5,7 +5,6 @@ engine loads. Nothing heavy may be imported at the top of this file.
 """
 
 import logging
-import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -15,11 +14,9 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.log_lines import LogFormat, configure_lines
 from engine.ipc.private_folder import remove_leftovers
-from engine.ipc.shared_memory import shared_memory
 from scheduler.types.messages import Event, Failed
-from server.engines.commands import CannotShare, engine_commands
-from server.engines.launch import Incarnation, launch
-from server.engines.supervision.keeper import KeeperSupervisor
+from server.engines.launch import CannotLaunch, Incarnation
+from server.engines.launcher import Launcher, LocalLauncher
 from server.listen import ListenError, listeners_of
 from server.signals import end_on_signals
 from server.telemetry.traces.extra import missing
@@ -47,23 +44,19 @@ def run(settings: Settings, source: ModelSource) -> int:
     if (lacks := missing(settings)) is not None:
         return _fail(lacks)
     engines: dict[str, Incarnation] = {}
-    keeper: KeeperSupervisor | None = None
+    launcher: Launcher | None = None
     try:
         keys = _keys_of(settings)
         listeners = listeners_of(settings)
     except (ConfigError, ListenError) as error:
         return _fail(error)
-    weights = shared_memory("headrace-weights") if settings.engines > 1 else None
     try:
         try:
             for folder in remove_leftovers():
                 _log.info("removed %s, which a server that was killed had left behind", folder)
-            keeper = KeeperSupervisor(settings) if settings.keeps else None
-            inherited = [*(keeper.descriptors if keeper else ()), *([] if weights is None else [weights])]
-            address = keeper.address if keeper else None
-            commands = engine_commands(settings, source, weights=weights, keeper=address)
-            for name, arguments in commands.items():
-                engines[name] = launch(arguments, inherited)
+            launcher = LocalLauncher(settings, source)
+            for name in settings.engine_names:
+                engines[name] = launcher.launch(name)
         except OSError as error:
             return _fail(f"the engine's process cannot be started: {error}")
         from server.serving import Serving
@@ -71,22 +64,18 @@ def run(settings: Settings, source: ModelSource) -> int:
         from server.text.tokenizer import TokenizerError
 
         try:
-            serving = Serving(
-                settings, source, listeners, commands, inherited=inherited, started=started, keeper=keeper, keys=keys
-            )
+            serving = Serving(settings, source, listeners, launcher, started=started, keys=keys)
         except (ConfigError, TokenizerError, TemplateError, ModelError, OSError) as error:
             return _fail(_refusal(next(iter(engines.values()))) or error)
         return serving.run(engines)
-    except CannotShare as error:
+    except CannotLaunch as error:
         return _fail(error)
     finally:
         end_on_signals()  # the loop's handlers are gone with it
         for engine in engines.values():
             engine.close()
-        if keeper is not None:
-            keeper.close()
-        if weights is not None:
-            os.close(weights)
+        if launcher is not None:
+            launcher.close()
         listeners.close()
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -27,7 +28,8 @@ from server.engines.canary import canary_of
 from server.engines.client import EngineClient
 from server.engines.disaggregation.role_switcher import RoleSwitcher
 from server.engines.engines import Engines
-from server.engines.launch import Incarnation, launch
+from server.engines.launch import Incarnation
+from server.engines.launcher import Launcher
 from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
@@ -94,10 +96,8 @@ class Serving:
         settings: the server's.
         source: the model's files.
         listeners: the sockets to serve on.
-        engines: the command line of each engine, without its endpoints, by the engine's name.
-        inherited: descriptors that each engine inherits.
+        launcher: starts each engine again when it has ended.
         started: when the process started, in `time.monotonic()` seconds.
-        keeper: of the KV tiers that the engines share, if they do.
         keys: the file of API keys, if there is one.
 
     Raises:
@@ -110,26 +110,22 @@ class Serving:
         settings: Settings,
         source: ModelSource,
         listeners: Listeners,
-        engines: Mapping[str, Sequence[str]],
+        launcher: Launcher,
         *,
-        inherited: Sequence[int],
         started: float,
-        keeper: KeeperSupervisor | None = None,
         keys: WatchedKeyFile | None = None,
     ) -> None:
         tokenizer = load_tokenizer(source.path)
         formats = MessageFormats(settings.tool_format, settings.reasoning_format, settings.tool_template)
         chat = load_chat_renderer(tokenizer, settings.chat_template, settings.content_special_tokens, formats)
         names = tuple(settings.served_model_name) or (source.name,)
-        console = _console(
-            settings, listeners.url, list(engines), names[0], has_template=chat is not None, started=started
-        )
-        self._settings, self._listeners, self._keeper = settings, listeners, keeper
-        self._arguments, self._inherited = dict(engines), inherited
+        console = _console(settings, listeners.url, names[0], has_template=chat is not None, started=started)
+        self._settings, self._listeners, self._launcher = settings, listeners, launcher
+        self._keeper = keeper = launcher.keeper
         metrics, self._drain = Metrics(settings.shares), Drain()
         self._keys = KeysInUse(settings, keys, metrics)
         _watch(keeper, metrics)
-        clients = [EngineClient(name, settings, metrics) for name in engines]
+        clients = [EngineClient(name, settings, metrics) for name in settings.engine_names]
         bounds = PhaseBounds(*settings.phase_slos) if settings.phase_slos else None
         self._engines = _engines_of(settings, clients, metrics, bounds)
         self._roles = RoleSwitcher(RoleSwitching(bounds), clients, metrics) if bounds else None
@@ -235,10 +231,9 @@ class Serving:
             await asyncio.to_thread(self._tracing.close)
 
     def _supervisor(self, incarnations: Incarnations) -> Supervisor:
-        arguments = self._arguments[incarnations.client.name]
         return Supervisor(
             incarnations,
-            lambda: launch(arguments, self._inherited),
+            partial(self._launcher.launch, incarnations.client.name),
             start_seconds=self._settings.start_seconds,
             hang_seconds=self._settings.hang_seconds,
             on_given_up=self._on_given_up,
@@ -294,12 +289,10 @@ def _engines_of(
     return engines
 
 
-def _console(
-    settings: Settings, url: str, engines: Sequence[str], model: str, *, has_template: bool, started: float
-) -> Console:
+def _console(settings: Settings, url: str, model: str, *, has_template: bool, started: float) -> Console:
     return Console(
         sys.stdout,
-        engines=engines,
+        engines=settings.engine_names,
         url=url,
         uds=settings.uds,
         model=model,

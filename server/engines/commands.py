@@ -14,12 +14,13 @@ from configs.settings import Settings
 from engine.ipc.child import module_arguments, without_secrets, working_folder
 from engine.ipc.keeper_address import KeeperAddress
 from engine.ipc.share import Share
+from server.engines.launch import CannotLaunch
 
 _log = logging.getLogger("headrace.engine")
 _MEASURE_SECONDS = 120.0  # torch is imported where there is a GPU, from a cold disk
 
 
-class CannotShare(Exception):
+class CannotShare(CannotLaunch):
     """The machine cannot be divided among the engines; the sentence says why."""
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine.ipc.child import spawn
 from engine.ipc.private_folder import private_folder, remove_folder
@@ -23,6 +24,43 @@ class Endpoints:
 
     commands: str
     events: str
+
+
+class RunningProcess(Protocol):
+    """The process of one incarnation of an engine, on this machine or another.
+
+    Attributes:
+        started: monotonic stamp of its start.
+    """
+
+    @property
+    def started(self) -> float: ...  # noqa: D102 - as above
+
+    @property
+    def pid(self) -> int:
+        """Process id, on its machine; 0: it has none yet."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it is alive; negative: killed by that signal."""
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        """Call `on_exit` in the running loop as soon as it has ended."""
+
+    def remove_endpoints(self) -> None:
+        """Both sides are connected: nobody needs the names of the sockets any more."""
+
+    async def exited(self, seconds: float) -> bool:
+        """Wait for its end, for at most `seconds`; whether it has ended."""
+
+    def kill(self) -> None:
+        """End it at once, if it is still alive. `close` still has to be called."""
+
+    def close(self) -> None:
+        """Kill it if it is still alive, and release everything. May be called again."""
+
+    def describe_exit(self) -> str:
+        """Which process it was and how it ended, for a log line."""
 
 
 class EngineProcess:
@@ -89,8 +127,8 @@ class EngineProcess:
         remove_folder(self.folder)
 
     def describe_exit(self) -> str:
-        """How it ended, for a log line."""
-        return exit_words(self.exit_code)
+        """Which process it was and how it ended, for a log line."""
+        return f"process {self.pid} {exit_words(self.exit_code)}"
 
 
 def watch_child(child: "subprocess.Popen[bytes]", on_exit: Callable[[], None]) -> None:

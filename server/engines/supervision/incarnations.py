@@ -21,7 +21,7 @@ from scheduler.types.messages import (
     Stopping,
 )
 from server.engines.client import EngineClient
-from server.engines.process import EngineProcess
+from server.engines.process import RunningProcess
 from server.engines.wire import EngineWire
 from server.telemetry.metrics import Metrics
 
@@ -46,11 +46,11 @@ class Incarnations:
         self.last_words: str | None = None
         self._metrics = metrics.engine(client.name)
         self._on_event = on_event
-        self._process: EngineProcess | None = None
+        self._process: RunningProcess | None = None
 
     # --- the present one ---
 
-    def attach(self, process: EngineProcess, wire: EngineWire, on_broken: Callable[[str], None]) -> None:
+    def attach(self, process: RunningProcess, wire: EngineWire, on_broken: Callable[[str], None]) -> None:
         """A new incarnation was started; the wire to it belongs to the client until `disconnect`.
 
         Args:

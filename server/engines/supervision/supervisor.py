@@ -10,7 +10,7 @@ from engine.ipc.failures import EXIT_MODEL
 from scheduler.types.messages import HEARTBEAT_SECONDS
 from server.engines.health import OBEY_BEATS
 from server.engines.launch import Incarnation
-from server.engines.process import EngineProcess
+from server.engines.process import RunningProcess
 from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restart import RestartPolicy
 
@@ -49,7 +49,7 @@ class Supervisor:
         self._on_given_up = on_given_up
         self._tick = tick
         self._ended: asyncio.Future[str] | None = None
-        self._process: EngineProcess | None = None
+        self._process: RunningProcess | None = None
         self._replacing: asyncio.Event | None = None  # set when the incarnation that was told to end has ended
         self._stop = asyncio.Event()
         self._revival = asyncio.Event()  # set where nothing is to be waited for after giving up
@@ -121,10 +121,10 @@ class Supervisor:
             self._incarnations.disconnect()
             process.close()
         said = self._incarnations.last_words
-        cause = (said or f"process {process.pid} {exit_words}") if end == _EXIT else end
+        cause = (said or exit_words) if end == _EXIT else end
         return cause, self._status.state == "ready"
 
-    async def _last_words(self, process: EngineProcess) -> None:
+    async def _last_words(self, process: RunningProcess) -> None:
         """Wait for what it had sent to arrive."""
         seconds = _LAST_WORDS_SECONDS if process.exit_code == EXIT_MODEL else _LAST_OUTPUTS_SECONDS
         deadline = time.monotonic() + seconds
@@ -135,7 +135,7 @@ class Supervisor:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(cause)
 
-    async def _watch(self, process: EngineProcess, ended: "asyncio.Future[str]") -> str:
+    async def _watch(self, process: RunningProcess, ended: "asyncio.Future[str]") -> str:
         before = time.monotonic()
         while True:
             await asyncio.wait({ended}, timeout=self._tick)
@@ -183,7 +183,7 @@ class Supervisor:
         if self._process is not None:
             await self._dismiss(self._process, seconds, flush_seconds)
 
-    async def _dismiss(self, process: EngineProcess, seconds: float, flush_seconds: float | None) -> None:
+    async def _dismiss(self, process: RunningProcess, seconds: float, flush_seconds: float | None) -> None:
         """End it, at its own pace for that long, of which it may write for `flush_seconds`."""
         if seconds > 0:
             self._incarnations.shut_down(flush_seconds)

@@ -1,0 +1,72 @@
+"""Who starts engines; and those on this machine: their parts of it, and what they share."""
+
+import os
+from typing import Protocol
+
+from configs.model.source import ModelSource
+from configs.settings import Settings
+from engine.ipc.shared_memory import shared_memory
+from server.engines.commands import engine_commands
+from server.engines.launch import Incarnation, launch
+from server.engines.supervision.keeper import KeeperSupervisor
+
+
+class Launcher(Protocol):
+    """Starts the engines of a server, each again whenever it has ended: on this machine or elsewhere.
+
+    Attributes:
+        keeper: of the KV tiers below the engines' devices, if this machine has it.
+    """
+
+    keeper: KeeperSupervisor | None
+
+    def launch(self, name: str) -> Incarnation:
+        """Start the engine of this name; returns at once.
+
+        Raises:
+            OSError: the process cannot be started, or a socket not bound; nothing is left behind.
+        """
+
+    def close(self) -> None:
+        """Release what the engines share. They have been closed before."""
+
+
+class LocalLauncher:
+    """Launches engines of this machine. Making it starts the keeper, where several engines have a tier below their devices.
+
+    Args:
+        settings: the server's.
+        source: the model's files.
+
+    Attributes:
+        keeper: if there is one.
+
+    Raises:
+        CannotShare: the machine is too small for so many engines.
+        OSError: the keeper cannot be started.
+    """
+
+    def __init__(self, settings: Settings, source: ModelSource) -> None:
+        self.keeper: KeeperSupervisor | None = None
+        self._weights = shared_memory("headrace-weights") if settings.engines > 1 else None
+        try:
+            self.keeper = KeeperSupervisor(settings) if settings.keeps else None
+            address = None if self.keeper is None else self.keeper.address
+            self._commands = engine_commands(settings, source, weights=self._weights, keeper=address)
+        except BaseException:
+            self.close()
+            raise
+        kept = () if self.keeper is None else self.keeper.descriptors
+        self._inherited = [*kept, *([] if self._weights is None else [self._weights])]
+
+    def launch(self, name: str) -> Incarnation:
+        """Start the engine of this name."""
+        return launch(self._commands[name], self._inherited)
+
+    def close(self) -> None:
+        """End the keeper, and give the memory back. May be called again."""
+        if self.keeper is not None:
+            self.keeper.close()
+        if self._weights is not None:
+            os.close(self._weights)
+            self._weights = None
