@@ -337,14 +337,11 @@ class Driver:
 @contextmanager
 def _steady() -> Iterator[None]:
     """Garbage collection is off: its pauses grow with everything kept, and a run makes few cycles."""
-    gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def median_ms(values: deque[float]) -> float:
