@@ -17,6 +17,8 @@ from typing import Protocol
 from engine.ipc.child import spawn
 from engine.ipc.private_folder import private_folder, remove_folder
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
@@ -158,7 +160,7 @@ def _signal_name(number: int) -> str:
 
 
 def _tunables() -> dict[str, str]:
-    """Of the C library: it asks for huge pages. A model's weights are many allocations, which every step reads, and address
-    translations are fewer so. What the operator has set stays.
+    """Of the C library: it asks for huge pages, which every step's reading of the weights needs fewer address translations for,
+    and has one heap, as it asks for none in the heaps of single threads. What the operator has set stays.
     """
-    return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": HUGE_PAGES}
