@@ -10,7 +10,7 @@ BATCHES: JsonDict = {"section": "files and batches"}
 
 
 class BatchDeclaration(Observability):
-    """All knobs, each valid by itself."""
+    """These, after the others."""
 
     data_dir: Text | None = Field(
         None,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from configs.batch_declaration import BatchDeclaration
+from configs.node_declaration import NodeDeclaration
 from configs.roles import parse_role
 from configs.weights import parse_weight
 
@@ -12,7 +12,7 @@ Kind = Literal["cpu", "cuda"]
 _COUNTS = ("engines", "tensor_parallel")
 
 
-class Derived(BatchDeclaration):
+class Derived(NodeDeclaration):
     """All knobs, each valid by itself, and what they say together."""
 
     def asks_for(self, name: str) -> bool:
@@ -82,8 +82,8 @@ class Derived(BatchDeclaration):
 
     @property
     def keeps(self) -> bool:
-        """Whether the engines share what is below their devices: then a process beside them keeps it."""
-        return self.engines > 1 and (self.kv_host_gib > 0 or self.kv_disk_path is not None)
+        """Whether engines share what is below their devices: then a process beside them, on each node, keeps it."""
+        return (self.engines > 1 or self.ray is not None) and (self.kv_host_gib > 0 or self.kv_disk_path is not None)
 
 
 def _readers() -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ class Knob:
     section: str
     secret: bool
     never_empty: bool  # an empty text is refused where it would unset others
+    bare: str | None  # what the flag means without a value; None: it needs one
     help: str
 
     @property
@@ -150,6 +151,7 @@ def _read(name: str, info: FieldInfo) -> Knob:
         section=str(extra["section"]),
         secret=bool(extra.get("secret")),
         never_empty=bool(extra.get("never_empty")),
+        bare=None if extra.get("bare") is None else str(extra["bare"]),
         help=info.description or "",
     )
 

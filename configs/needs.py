@@ -37,6 +37,20 @@ class Requirement:
 
 _NEEDS = (
     Requirement(
+        ("gpus_per_engine", "cpus_per_engine"),
+        "ray",
+        lambda self: self.ray is not None,
+        "without ray nothing is reserved for engines",
+        "set ray",
+    ),
+    Requirement(
+        ("gpus_per_engine",),
+        "device",
+        lambda self: self.device != "cpu",
+        "device cpu needs none",
+        "set device cuda",
+    ),
+    Requirement(
         read_by("cuda"), "device", lambda self: self.device != "cpu", "device cpu does not read it", "set device cuda"
     ),
     Requirement(

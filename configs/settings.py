@@ -60,6 +60,7 @@ class Settings(Derived):
     def _refuse_contradictions(self) -> Self:
         found = [
             *unread(self),
+            *_contradictory_gpus(self),
             *_contradictory_roles(self),
             *_contradictory_tenants(self),
             *_contradictory_lengths(self),
@@ -87,6 +88,19 @@ RIVALS: dict[str, tuple[str, ...]] = {
     "uds": ADDRESS,
     **dict.fromkeys(ADDRESS, ("uds",)),
 }
+
+
+def _contradictory_gpus(settings: Settings) -> Iterator[Contradiction]:
+    """What Ray reserves, and what engines use."""
+    gpus, ranks = settings.gpus_per_engine, settings.tensor_parallel
+    if settings.ray is None:
+        return
+    if (gpus or ranks > 1) and gpus != ranks:
+        text = f"gpus_per_engine is {gpus}, but tensor_parallel is {ranks}: give equal numbers"
+        yield Contradiction(("gpus_per_engine", "tensor_parallel"), text)
+    elif not gpus and settings.device == "cuda":
+        text = f"device is cuda, but gpus_per_engine is 0: set gpus_per_engine {ranks}"
+        yield Contradiction(("device", "gpus_per_engine"), text)
 
 
 def _contradictory_roles(settings: Settings) -> Iterator[Contradiction]:

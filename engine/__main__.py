@@ -17,6 +17,7 @@ from configs.model.source import ModelError
 from configs.settings import Settings
 from engine.ipc.channel import Channel, ParentGone
 from engine.ipc.child import add_arguments, socket_folder, watch_parent
+from engine.ipc.curve import read_keys
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
 from engine.ipc.keeper_address import decode_address
 from engine.ipc.log_lines import name_log_lines
@@ -40,6 +41,9 @@ def main() -> NoReturn:
     parser.add_argument("--events", required=True, help="ZeroMQ endpoint to push events to")
     parser.add_argument("--share", type=decode_share, help="its part of the machine, as JSON, if it is one of several")
     parser.add_argument("--keeper", type=decode_address, help="where the keeper of shared KV tiers is, as JSON")
+    parser.add_argument(
+        "--keys", type=read_keys, help="descriptor of a pipe with the keys of a wire to another machine"
+    )
     add_arguments(parser)
     options = parser.parse_args()
     settings: Settings = options.settings
@@ -52,7 +56,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stdin = sys.stdin.fileno()
-    channel = Channel(options.commands, options.events, parent=stdin)
+    channel = Channel(options.commands, options.events, parent=stdin, keys=options.keys)
     tiers = tiers_of if options.keeper is None else partial(kept_tiers, address=options.keeper)
     starter = Starter(settings, options.source, channel, tiers=tiers)
     started = threading.Event()

@@ -168,6 +168,8 @@ def serve_parser() -> argparse.ArgumentParser:
                 group.add_argument(knob.flag, action=argparse.BooleanOptionalAction, help=text)
             elif knob.many:
                 group.add_argument(knob.flag, action=_Several, nargs="+", metavar=knob.metavar, help=text)
+            elif knob.bare is not None:
+                group.add_argument(knob.flag, nargs="?", const=knob.bare, metavar=knob.metavar, help=text)
             else:
                 group.add_argument(knob.flag, metavar=knob.metavar, help=text)
     return parser

@@ -54,7 +54,7 @@ def run(settings: Settings, source: ModelSource) -> int:
         try:
             for folder in remove_leftovers():
                 _log.info("removed %s, which a server that was killed had left behind", folder)
-            launcher = LocalLauncher(settings, source)
+            launcher = _launcher(settings, source)
             for name in settings.engine_names:
                 engines[name] = launcher.launch(name)
         except OSError as error:
@@ -77,6 +77,14 @@ def run(settings: Settings, source: ModelSource) -> int:
         if launcher is not None:
             launcher.close()
         listeners.close()
+
+
+def _launcher(settings: Settings, source: ModelSource) -> Launcher:
+    if settings.ray is None:
+        return LocalLauncher(settings, source)
+    from server.engines.nodes.opening import node_launcher
+
+    return node_launcher(settings)
 
 
 def _keys_of(settings: Settings) -> "WatchedKeyFile | None":

@@ -202,7 +202,7 @@ class Serving:
         self._drain.over.set()
         self._web.should_exit = True
         outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
-        stopping = stop_all(supervisors.values(), self._keeper, deadline, outlived=outlived)
+        stopping = stop_all(supervisors.values(), self._launcher.keepers, deadline, outlived=outlived)
         await asyncio.gather(stopping, self._last_traces(web))
         await self._keys.close()
         await engines

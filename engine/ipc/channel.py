@@ -9,6 +9,7 @@ import zmq
 
 from engine.ipc.child import parent_gone
 from engine.ipc.codec import MessageCodec, ProtocolError
+from engine.ipc.curve import PeerKeys
 from engine.ipc.sockets import connected
 from scheduler.types.messages import COMMANDS, EVENTS, Command, Event
 
@@ -26,12 +27,14 @@ class Channel:
         commands: endpoint to pull commands from; the parent has bound it.
         events: endpoint to push events to; likewise.
         parent: file descriptor that reads end-of-file when the parent dies, or None to live on without one.
+        keys: of a wire to another machine.
     """
 
-    def __init__(self, commands: str, events: str, parent: int | None = None) -> None:
+    def __init__(self, commands: str, events: str, parent: int | None = None, keys: PeerKeys | None = None) -> None:
         self._context = zmq.Context()
-        self._commands = connected(self._context, zmq.PULL, commands)
-        self._events = connected(self._context, zmq.PUSH, events)
+        prepare = () if keys is None else (keys.apply,)
+        self._commands = connected(self._context, zmq.PULL, commands, *prepare)
+        self._events = connected(self._context, zmq.PUSH, events, *prepare)
         self._command_codec = MessageCodec[Command](COMMANDS)
         self._event_codec = MessageCodec[Event](EVENTS)
         self._parent = parent

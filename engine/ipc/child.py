@@ -92,6 +92,6 @@ def watch_parent(stdin: int, on_end: Callable[[], object]) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def socket_folder(endpoint: str) -> Path:
-    """The folder of a socket in the file system, from its ZeroMQ address."""
-    return Path(endpoint.removeprefix("ipc://")).parent
+def socket_folder(endpoint: str) -> Path | None:
+    """The folder of a socket in the file system, from its ZeroMQ address; None: it is not there."""
+    return Path(endpoint.removeprefix("ipc://")).parent if endpoint.startswith("ipc://") else None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from engine.ipc.keeper_address import KeeperAddress
+from engine.ipc.share import own_share
 from engine.keeper.client import KeeperClient
 from engine.keeper.messages import Hello
 from engine.kv_store.disk.record import size_of
@@ -139,9 +140,10 @@ def hello_of(device: DeviceBlocks) -> Hello:
 
 def kept_tiers(settings: Settings, address: KeeperAddress) -> Sequence[TierEntry]:
     """The tiers that the settings ask for, fastest first, where a keeper has them."""
-    link, tiers = KeeperLink(address), list[TierEntry]()
+    link, tiers, share = KeeperLink(address), list[TierEntry](), own_share()
     if settings.kv_host_gib:
-        tiers.append(KeptHostTier(link, int(settings.kv_host_gib * GIB), settings.engines))
+        engines = settings.engines if share is None else share.engines  # of this machine
+        tiers.append(KeptHostTier(link, int(settings.kv_host_gib * GIB), engines))
     if settings.kv_disk_path is not None:
         tiers.append(KeptDiskTier(link, int(settings.kv_disk_gib * GIB)))
     return tiers

@@ -89,12 +89,16 @@ def shares(settings: Settings, machine: dict[str, object], weights: int | None =
 
 
 def _measured(settings: Settings) -> dict[str, object]:
-    """Ask a process that may import what an engine does.
+    return machine_says("--settings", settings.for_engine())
+
+
+def machine_says(*arguments: str) -> dict[str, object]:
+    """Ask `python -m engine.machine`, a process that may import what an engine does.
 
     Raises:
         CannotShare: it does not answer.
     """
-    command = [sys.executable, "-m", "engine.machine", "--settings", settings.for_engine()]
+    command = [sys.executable, "-m", "engine.machine", *arguments]
     try:
         asked = subprocess.run(
             command,

@@ -9,6 +9,7 @@ from engine.ipc.shared_memory import shared_memory
 from server.engines.commands import engine_commands
 from server.engines.launch import Incarnation, launch
 from server.engines.supervision.keeper import KeeperSupervisor
+from server.engines.supervision.stop import Keepers
 
 
 class Launcher(Protocol):
@@ -16,9 +17,11 @@ class Launcher(Protocol):
 
     Attributes:
         keeper: of the KV tiers below the engines' devices, if this machine has it.
+        keepers: all of them, wherever they are; None: there are no such tiers.
     """
 
     keeper: KeeperSupervisor | None
+    keepers: Keepers | None
 
     def launch(self, name: str) -> Incarnation:
         """Start the engine of this name; returns at once.
@@ -40,6 +43,7 @@ class LocalLauncher:
 
     Attributes:
         keeper: if there is one.
+        keepers: the same one.
 
     Raises:
         CannotShare: the machine is too small for so many engines.
@@ -56,6 +60,7 @@ class LocalLauncher:
         except BaseException:
             self.close()
             raise
+        self.keepers: Keepers | None = self.keeper
         kept = () if self.keeper is None else self.keeper.descriptors
         self._inherited = [*kept, *([] if self._weights is None else [self._weights])]
 

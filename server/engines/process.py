@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,18 +68,32 @@ class RunningProcess(Protocol):
 class EngineProcess:
     """Starts `arguments` with `--commands` and `--events` at once; the rest of the server may be imported meanwhile."""
 
-    def __init__(self, arguments: Sequence[str], descriptors: Sequence[int] = ()) -> None:
-        """Start it; it has these descriptors of ours, too.
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        descriptors: Sequence[int] = (),
+        endpoints: Endpoints | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            arguments: its command line, but for the endpoints.
+            descriptors: of ours that it has, too.
+            endpoints: of a wire to another machine; None: of sockets in a folder of its own.
+            environment: added to this process's.
 
         Raises:
             OSError: it cannot be started.
         """
         self.started = time.monotonic()
         self.folder = private_folder("headrace-")
-        self.endpoints = Endpoints(*(f"ipc://{self.folder}/{name}" for name in ("commands", "events")))
+        own = (f"ipc://{self.folder}/{name}" for name in ("commands", "events"))
+        self.endpoints = endpoints or Endpoints(*own)
         wires = ["--commands", self.endpoints.commands, "--events", self.endpoints.events]
+        variables = {**_tunables(), **(environment or {})}
         try:
-            self._child = spawn([*arguments, *wires], environment=_tunables(), descriptors=descriptors)
+            self._child = spawn([*arguments, *wires], environment=variables, descriptors=descriptors)
         except BaseException:
             remove_folder(self.folder)
             raise
@@ -105,10 +119,11 @@ class EngineProcess:
 
     async def exited(self, seconds: float) -> bool:
         """Wait for its end, for at most `seconds`; whether it has ended."""
-        await asyncio.to_thread(self._wait, seconds)
+        await asyncio.to_thread(self.wait, seconds)
         return self.exit_code is not None
 
-    def _wait(self, seconds: float) -> None:
+    def wait(self, seconds: float | None = None) -> None:
+        """Block until it has ended, for at most `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(seconds)
 

@@ -4,11 +4,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import zmq
 
 from engine.ipc.codec import MessageCodec, ProtocolError
+from engine.ipc.curve import Guard
 from engine.ipc.sockets import bound
 from scheduler.types.messages import COMMANDS, EVENTS, Command, Event
 from server.engines.process import Endpoints
@@ -23,19 +25,28 @@ class EngineWire:
     The sockets are bound as soon as it is made, so that what the child sends before anybody listens is kept.
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, guard: Guard | None = None, domain: str = "") -> None:
         """Bind both sockets.
+
+        Args:
+            endpoints: where.
+            guard: lets only those connect whom it admits to `domain`; None: nobody else can reach the endpoints.
+            domain: as above.
 
         Raises:
             OSError: one of them cannot be bound.
         """
-        self._context = zmq.Context()
+        self._context = zmq.Context() if guard is None else guard.context
+        self._shared = guard is not None
+        prepare = () if guard is None else (partial(guard.watch, domain=domain),)
+        self._sockets: list[zmq.Socket[bytes]] = []
         try:
-            self._commands = bound(self._context, zmq.PUSH, endpoints.commands)
-            self._events = bound(self._context, zmq.PULL, endpoints.events)
+            for kind, endpoint in ((zmq.PUSH, endpoints.commands), (zmq.PULL, endpoints.events)):
+                self._sockets.append(bound(self._context, kind, endpoint, *prepare))
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._release()
             raise OSError(error.errno, f"cannot bind {endpoints}: {error.strerror}") from error
+        self._commands, self._events = self._sockets
         self._command_codec, self._event_codec = MessageCodec[Command](COMMANDS), MessageCodec[Event](EVENTS)
         self._outbox: deque[list[bytes]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that listens
@@ -105,10 +116,21 @@ class EngineWire:
         """Call `action` as soon as the child can be sent to, unless the wire is closed before."""
         if self._closed:
             return
-        if self._commands.poll(0, zmq.POLLOUT):
+        if self.connected:
             action()
         else:
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.once_connected, action)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where the sockets are, with their ports."""
+        commands, events = (cast(bytes, socket.last_endpoint).decode() for socket in self._sockets)
+        return Endpoints(commands, events)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the engine can be sent to."""
+        return not self._closed and bool(self._commands.poll(0, zmq.POLLOUT))
 
     def close(self) -> None:
         """Release the sockets; nothing more is handed over. May be called again."""
@@ -118,4 +140,10 @@ class EngineWire:
         if self._loop is not None:
             self._loop.remove_reader(self._descriptor)
         self._outbox.clear()
-        self._context.destroy(linger=0)
+        self._release()
+
+    def _release(self) -> None:
+        for socket in self._sockets:
+            socket.close(linger=0)
+        if not self._shared:
+            self._context.destroy(linger=0)

@@ -3,11 +3,18 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.supervisor import STOP_GRACE_SECONDS, Supervisor
 
 KEEPER_SECONDS = 2.0  # of the last ones, for the keeper's end
+
+
+class Keepers(Protocol):
+    """What keeps KV for several engines."""
+
+    async def stop(self, flush_seconds: float, grace: float = 2.0) -> None:
+        """Let it write for so long what would be lost with it, and end within `grace` seconds more."""
 
 
 class StopDeadline:
@@ -35,7 +42,7 @@ class StopDeadline:
 
 
 async def stop_all(
-    engines: Iterable[Supervisor], keeper: KeeperSupervisor | None, deadline: StopDeadline, *, outlived: bool
+    engines: Iterable[Supervisor], keeper: Keepers | None, deadline: StopDeadline, *, outlived: bool
 ) -> None:
     """Have them end by the deadline; what has not is killed.
 

@@ -1,0 +1,196 @@
+"""What runs on each node of a cluster: starts engines there, and the keeper that they share. Knows nothing of the cluster.
+
+Processes that it has started end with it, as they do with a server on its own machine: their stdin closes.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from configs.model.source import ModelError, ModelSource, resolve_model
+from configs.settings import Settings
+from engine.ipc.child import module_arguments
+from engine.ipc.curve import KeyPair, new_keys, peer_keys
+from engine.ipc.log_lines import configure_lines
+from engine.ipc.share import Share
+from engine.ipc.shared_memory import shared_memory
+from server.engines.commands import CannotShare, machine_says
+from server.engines.nodes.cluster import NodeRefuses
+from server.engines.process import Endpoints, EngineProcess
+from server.engines.supervision.keeper import KeeperSupervisor
+
+_log = logging.getLogger("headrace.engine")
+# A cluster may say how many threads its own processes start; an engine is told by its share.
+_NOT_OURS = ("OMP_NUM_THREADS",)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What the server tells each node.
+
+    Attributes:
+        settings: as `Settings.for_engine` writes them.
+        model: a path on the node or a hub name; None: the embedded one.
+        version: of headrace.
+    """
+
+    settings: str
+    model: str | None
+    version: str
+
+
+class NodeAgent:
+    """One of a node. Calls may come from any thread.
+
+    Args:
+        address: IP address of the node.
+        seats: engines that it has room for: each has an equal part of its memory.
+        deployment: what is to be served.
+    """
+
+    def __init__(self, address: str, seats: int, deployment: Deployment) -> None:
+        self.address = address
+        self._seats = seats
+        self._settings = Settings.model_validate_json(deployment.settings)
+        self._deployment = deployment
+        text = f"%(asctime)s %(levelname)s node {address}: %(message)s"
+        configure_lines(self._settings.log_level, self._settings.log_format, f"node {address}", text)
+        self._lock = threading.Lock()
+        self._keys: dict[str, KeyPair] = {}
+        self._processes: dict[str, EngineProcess] = {}
+        self._source: ModelSource | None = None
+        self._memory = 0
+        self._keeper: KeeperSupervisor | None = None
+        self._weights: int | None = None
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="node", daemon=True).start()
+
+    def prepare(self, engine: str) -> bytes:
+        """See to it that an engine can be started here, and make its keys. Returns the public one.
+
+        Raises:
+            NodeRefuses: it cannot.
+        """
+        with self._lock:
+            if self._source is None:
+                self._make_ready()
+            self._keys[engine] = new_keys()
+            return self._keys[engine].public
+
+    def start(self, engine: str, devices: list[str], commands: str, events: str, server: bytes) -> int:
+        """Start it, after the one before has been ended. Returns its process id.
+
+        Raises:
+            NodeRefuses: no process can be started, or `prepare` was not called.
+        """
+        with self._lock:
+            keys, source = self._keys.pop(engine, None), self._source
+            if keys is None or source is None:
+                raise NodeRefuses(f"node {self.address}: {engine} has no keys here")
+            if (before := self._processes.pop(engine, None)) is not None:
+                before.close()
+            try:
+                process = self._started(engine, devices, Endpoints(commands, events), peer_keys(keys, server).encode())
+            except OSError as error:
+                raise NodeRefuses(f"node {self.address}: the engine's process cannot be started: {error}") from error
+            self._processes[engine] = process
+            return process.pid
+
+    def ended(self, engine: str, pid: int) -> int:
+        """Wait until that process has ended. Returns its exit code."""
+        process = self._processes.get(engine)
+        if process is None or process.pid != pid:  # another one has taken its place
+            return -9
+        process.wait()
+        return process.exit_code or 0
+
+    def kill(self, engine: str, pid: int) -> None:
+        """End it at once."""
+        process = self._processes.get(engine)
+        if process is not None and process.pid == pid:
+            process.kill()
+
+    def stop(self, flush_seconds: float, grace: float) -> None:
+        """The engines have ended: let the keeper write for so long what would be lost with it, and end."""
+        if self._keeper is not None:
+            self._await(self._keeper.stop(flush_seconds, grace))
+
+    def close(self) -> None:
+        """End everything at once."""
+        with self._lock:
+            for process in self._processes.values():
+                process.close()
+            if self._keeper is not None:
+                self._keeper.close()
+            if self._weights is not None:
+                os.close(self._weights)
+            self._keeper = self._weights = None
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _make_ready(self) -> None:
+        """Find the model, measure the machine before anything is loaded, start the keeper."""
+        here = version("headrace")
+        if here != self._deployment.version:
+            text = f"has headrace {here}, the server {self._deployment.version}: install the same one"
+            raise NodeRefuses(f"node {self.address} {text}")
+        try:
+            source = resolve_model(self._deployment.model)
+        except ModelError as error:
+            text = "each node needs the model's files where the server has them"
+            raise NodeRefuses(f"node {self.address}: {str(error).rstrip('.')}; {text}") from error
+        try:
+            match machine_says():
+                case {"memory": {"amount": int(memory)}}:
+                    self._memory = memory // self._seats
+                case said:
+                    raise CannotShare(f"the machine could not be measured: {said}")
+            if self._settings.keeps:
+                self._keeper = KeeperSupervisor(self._settings)
+                asyncio.run_coroutine_threadsafe(self._keeper.run(), self._loop)
+            if self._seats > 1:
+                self._weights = shared_memory("headrace-weights")
+        except (CannotShare, OSError) as error:
+            raise NodeRefuses(f"node {self.address}: {error}") from error
+        self._source = source
+
+    def _started(self, engine: str, devices: list[str], endpoints: Endpoints, keys: bytes) -> EngineProcess:
+        assert self._source is not None
+        share = Share(
+            engine=engine,
+            engines=self._seats,
+            memory=self._memory,
+            cores=self._settings.cpus_per_engine,
+            devices=devices,
+            weights=None if devices else self._weights,
+        )
+        kept = () if self._keeper is None else self._keeper.descriptors
+        shared = () if self._weights is None else (self._weights,)
+        read, write = os.pipe()
+        try:
+            os.write(write, keys)
+        finally:
+            os.close(write)
+        arguments = [
+            *module_arguments("engine", self._settings, self._source),
+            *("--share", share.encode(), "--keys", str(read)),
+            *(("--keeper", self._keeper.address.encode()) if self._keeper else ()),
+        ]
+        try:
+            return EngineProcess(arguments, (*kept, *shared, read), endpoints, environment_of(devices))
+        finally:
+            os.close(read)
+
+    def _await(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def environment_of(devices: list[str]) -> Mapping[str, str]:
+    """An engine sees the GPUs that are reserved for it, and no other."""
+    for name in _NOT_OURS:
+        os.environ.pop(name, None)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
