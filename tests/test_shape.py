@@ -46,7 +46,7 @@ LAYERS = {
     "server.schema": ("dialects", "pooling"),
     "server.text": ("formats",),
     "server.telemetry": ("batches", "traces"),
-    "server.engines": ("published", "disaggregation", "supervision"),
+    "server.engines": ("published", "disaggregation", "supervision", "nodes"),
     "scheduler": ("types", "kv", "policies", "router", "beams"),
     "scheduler.kv": ("tiers",),
     "engine": tuple(_ENGINE.split()),

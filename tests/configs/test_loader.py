@@ -27,6 +27,8 @@ PARTNERS = {
     "ttft_slo_ms": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0, "decode_slo_ms": 50.0},
     "role_switching": {"roles": ["prefill:1", "decode:1"], "kv_host_gib": 1.0},
     "routing": {"engines": 2},
+    "gpus_per_engine": {"ray": "auto", "tensor_parallel": 2048},
+    "cpus_per_engine": {"ray": "auto"},
     "key_names": {"api_key": ["a"]},
     "log_content": {"access_log": True},
     "tls_key": {"tls_cert": "cert.pem"},
@@ -48,6 +50,7 @@ OTHER_VALUES = {
     "tenant_weights": ["other=2", "a=b=0.5"],
     "roles": ["prefill:1", "decode:2"],
     "root_path": "/other/path",
+    "ray": "10.0.0.1:6379",
     "forwarded_allow_ips": ["10.0.0.0/8", "*"],
     "cors_origins": ["https://other.example"],
 }

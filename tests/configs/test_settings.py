@@ -63,6 +63,8 @@ PAIRS = [
     ({"usage_db": "use.db"}, {"api_key": []}, KEYS),
     ({"routing": "least-work"}, {"engines": 1}, {"engines": 2}),
     ({"decode_slo_ms": 50.0}, {"engines": 1}, {"engines": 2}),
+    ({"gpus_per_engine": 1}, {"ray": None}, {"ray": "auto"}),
+    ({"cpus_per_engine": 4}, {"ray": None}, {"ray": "10.0.0.1:6379"}),
     ({"priority_scope": "all"}, {"scheduling": "fcfs"}, {"scheduling": "fair"}),
     ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
@@ -253,6 +255,36 @@ def test_several_engines_share_what_is_below_their_devices():
     assert settings.keeps and Settings(engines=2, kv_disk_path="kv").keeps
     assert not Settings(engines=4).keeps and not Settings(kv_host_gib=2.0, kv_disk_path="kv").keeps
     assert Settings().engine_names == ["engine"]
+
+
+def test_on_several_machines_even_one_engine_has_a_keeper():
+    assert Settings(ray="auto", kv_host_gib=2.0).keeps and not Settings(ray="auto").keeps
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "words"),
+    [
+        ({"tensor_parallel": 2}, ("gpus_per_engine", "tensor_parallel"), ("is 0", "is 2")),
+        ({"tensor_parallel": 2, "gpus_per_engine": 4}, ("gpus_per_engine", "tensor_parallel"), ("is 4", "is 2")),
+        ({"device": "cuda"}, ("device", "gpus_per_engine"), ("is 0", "set gpus_per_engine 1")),
+        ({"device": "cpu", "gpus_per_engine": 1}, ("gpus_per_engine", "device"), ("device cpu", "set device cuda")),
+    ],
+)
+def test_what_ray_reserves_is_what_engines_use(settings, names, words):
+    (found,) = contradictions(ray="auto", **settings)
+    assert found.names == names and all(word in found.text for word in words)
+    assert Settings(ray="auto", tensor_parallel=2, gpus_per_engine=2).asks_for("gpus_per_engine")
+
+
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "10.0.0.1", "", ":6379", "10.0.0.1:port"])
+def test_what_is_no_address_of_a_cluster_is_refused(address):
+    with pytest.raises(ValidationError, match="HOST:PORT of the cluster's head"):
+        Settings(ray=address)
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "head.example:6379", "[fd00::1]:6379"])
+def test_an_address_of_a_cluster(address):
+    assert Settings(ray=address).ray == address
 
 
 def test_routing_by_prefixes_needs_prefixes():

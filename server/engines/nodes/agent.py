@@ -67,8 +67,9 @@ class NodeAgent:
         self._memory = 0
         self._keeper: KeeperSupervisor | None = None
         self._weights: int | None = None
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="node", daemon=True).start()
+        self._loop = asyncio.new_event_loop()  # the keeper's supervisor's
+        self._thread = threading.Thread(target=self._run_loop, name="node", daemon=True)
+        self._thread.start()
 
     def prepare(self, engine: str) -> bytes:
         """See to it that an engine can be started here, and make its keys. Returns the public one.
@@ -130,7 +131,12 @@ class NodeAgent:
             if self._weights is not None:
                 os.close(self._weights)
             self._keeper = self._weights = None
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run_loop(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
 
     def _make_ready(self) -> None:
         """Find the model, measure the machine before anything is loaded, start the keeper."""

@@ -59,7 +59,7 @@ class Seat:
     devices: list[str]
 
 
-class Cluster(Protocol):
+class EngineCluster(Protocol):
     """Nodes with places for the engines of one server.
 
     Attributes:

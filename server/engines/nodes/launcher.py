@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from engine.ipc.curve import Guard
 from server.engines.launch import Incarnation
-from server.engines.nodes.cluster import Cluster
+from server.engines.nodes.cluster import EngineCluster
 from server.engines.nodes.process import NodeProcess
 from server.engines.nodes.wire import NodeWire
 from server.engines.supervision.keeper import KeeperSupervisor
@@ -15,7 +15,7 @@ from server.engines.supervision.stop import Keepers
 class NodeKeepers:
     """The keepers of a cluster's nodes, at their end."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: EngineCluster) -> None:
         self._cluster = cluster
 
     async def stop(self, flush_seconds: float, grace: float = 2.0) -> None:
@@ -35,7 +35,7 @@ class NodeLauncher:
         keepers: of all nodes.
     """
 
-    def __init__(self, names: Sequence[str], cluster: Cluster) -> None:
+    def __init__(self, names: Sequence[str], cluster: EngineCluster) -> None:
         self.keeper: KeeperSupervisor | None = None
         self.keepers: Keepers | None = NodeKeepers(cluster)
         self._numbers = {name: number for number, name in enumerate(names)}

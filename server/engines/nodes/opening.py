@@ -1,5 +1,6 @@
 """The launcher of engines on other machines, if what it takes is installed."""
 
+import os
 from importlib.util import find_spec
 
 from configs.settings import Settings
@@ -15,6 +16,7 @@ def node_launcher(settings: Settings) -> NodeLauncher:
     """
     if find_spec("ray") is None:
         raise CannotLaunch("ray is set, but Ray is not installed: pip install 'headrace[ray]', or leave ray out.")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of several engines are not one line; read by the import
     from server.engines.nodes.ray_cluster import RayCluster
 
     return NodeLauncher(settings.engine_names, RayCluster(settings))

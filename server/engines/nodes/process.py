@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from server.engines.nodes.cluster import Cluster, Node, NodeLost, NodeRefuses, Seat
+from server.engines.nodes.cluster import EngineCluster, Node, NodeLost, NodeRefuses, Seat
 from server.engines.nodes.wire import NodeWire
 from server.engines.process import exit_words
 
@@ -30,7 +30,7 @@ class NodeProcess:
         server: public key of this process.
     """
 
-    def __init__(self, name: str, number: int, cluster: Cluster, wire: NodeWire, server: bytes) -> None:
+    def __init__(self, name: str, number: int, cluster: EngineCluster, wire: NodeWire, server: bytes) -> None:
         self._name, self._number = name, number
         self._cluster, self._wire, self._server = cluster, wire, server
         self._endpoints = wire.endpoints

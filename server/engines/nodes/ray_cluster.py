@@ -140,7 +140,7 @@ class RayCluster:
         return places
 
     def seat(self, number: int, seconds: float) -> Seat | None:
-        """As `Cluster` says."""
+        """As `EngineCluster` says."""
         with self._lock:
             seat = self._seats.get(number)
             if seat is None:
@@ -181,7 +181,7 @@ class RayCluster:
             return self._nodes[node]
 
     def stop(self, flush_seconds: float, grace: float) -> None:
-        """As `Cluster` says."""
+        """As `EngineCluster` says."""
         with self._lock:
             nodes = list(self._nodes.values())
         with ThreadPoolExecutor(len(nodes) or 1) as threads:

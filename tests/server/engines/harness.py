@@ -25,8 +25,9 @@ from server.drain import Drain
 from server.engines.client import EngineClient
 from server.engines.engines import Engines
 from server.engines.health import Liveness
-from server.engines.launch import Incarnation, launch
-from server.engines.process import EngineProcess
+from server.engines.launch import Incarnation
+from server.engines.launch import launch as local_launch
+from server.engines.process import RunningProcess
 from server.engines.supervision.incarnations import Incarnations
 from server.engines.supervision.restart import RestartPolicy
 from server.engines.supervision.restarts import Restarts
@@ -113,9 +114,10 @@ class Rig:
         name: str = "engine",
         metrics: Metrics | None = None,
         command: list[str] | None = None,
+        launch: Callable[[], Incarnation] | None = None,
     ) -> None:
         os.environ["PYTHONPATH"] = str(ROOT)
-        self.processes: list[EngineProcess] = []
+        self.processes: list[RunningProcess] = []
         self.events: list[tuple[str, object]] = []
         self.metrics = metrics or Metrics()
         self.client = EngineClient(name, settings, self.metrics)
@@ -124,7 +126,8 @@ class Rig:
             self.client.status.liveness = Liveness(hang_seconds, HEARTBEAT)
         self.drain = Drain()
         self.settings = settings
-        self._arguments = command or arguments("--heartbeat", str(HEARTBEAT), *options)
+        line = command or arguments("--heartbeat", str(HEARTBEAT), *options)
+        self._launch = launch or (lambda: local_launch(line))
         self.supervisor = Supervisor(
             incarnations,
             self.launch,
@@ -135,7 +138,7 @@ class Rig:
         )
 
     def launch(self) -> Incarnation:
-        incarnation = launch(self._arguments)
+        incarnation = self._launch()
         self.processes.append(incarnation.process)
         return incarnation
 
@@ -174,7 +177,7 @@ async def running(
         await rig.supervisor.stop(grace=1.0)
         await task
         for process in rig.processes:
-            assert process.exit_code is not None, "an engine was left behind"
+            assert await process.exited(60), "an engine was left behind"
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -18,6 +18,7 @@ import zmq
 
 from engine.ipc.child import parent_gone
 from engine.ipc.codec import MessageCodec
+from engine.ipc.curve import PeerKeys, read_keys
 from engine.ipc.failures import EXIT_MODEL
 from engine.ipc.sockets import connected
 from scheduler.types.messages import (
@@ -68,10 +69,12 @@ READY = Ready(
 
 
 class Peer:
-    def __init__(self, commands: str, events: str) -> None:
+    def __init__(self, commands: str, events: str, keys: PeerKeys | None) -> None:
         self.context = zmq.Context()
+        prepare = () if keys is None else (keys.apply,)
         self.commands, self.events = (
-            connected(self.context, kind, endpoint) for kind, endpoint in ((zmq.PULL, commands), (zmq.PUSH, events))
+            connected(self.context, kind, endpoint, *prepare)
+            for kind, endpoint in ((zmq.PULL, commands), (zmq.PUSH, events))
         )
         self.open: dict[str, AddRequest] = {}
         self.aborted: list[str] = []
@@ -170,13 +173,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--commands")
     parser.add_argument("--events")
+    parser.add_argument("--keys", type=read_keys)
     parser.add_argument("--start", default="ok")
     parser.add_argument("--counter", type=Path)
     parser.add_argument("--gate", type=Path)
     parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_SECONDS)
     options = parser.parse_args()
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    peer = Peer(options.commands, options.events)
+    peer = Peer(options.commands, options.events, options.keys)
     start, _, number = options.start.partition(":")
     before = starts_so_far(options.counter) if options.counter else 0
     while options.gate is not None and not options.gate.exists():
