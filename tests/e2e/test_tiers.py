@@ -35,7 +35,7 @@ def tier(server, name):
 
 
 def test_a_prefix_is_served_from_disk_after_a_kill_and_after_a_restart(tmp_path):
-    """Also one that was answered just before Ctrl-C, past a tier between."""
+    """Also one that was answered just before Ctrl-C, past a tier between. Another server on the folder is refused by a sentence."""
     flags = (*FLAGS, "--kv-disk-path", str(tmp_path / "kv"))
     server = ServerProcess(*flags, "--kv-host-gib", "0.1")
     try:
@@ -56,23 +56,22 @@ def test_a_prefix_is_served_from_disk_after_a_kill_and_after_a_restart(tmp_path)
         assert ask(server, LAST) == (last, 672)
         assert ask(server, cache_salt="another") == (text, 0)
         assert tier(server, "up") == 1
+        a_second_server_is_refused(flags, str(tmp_path / "kv"))
+        assert ask(server) == (text, 288)
     finally:
         assert server.stop() == 0
 
 
-def test_a_second_server_on_the_folder_is_refused_with_a_sentence(tmp_path):
-    flags = (*FLAGS, "--kv-disk-path", str(tmp_path / "kv"))
-    first = ServerProcess(*flags)
+def a_second_server_is_refused(flags, folder):
     second = ServerProcess(*flags, wait=False)
     try:
         assert second.process.wait(60) != 0
-        assert str(tmp_path / "kv") in "".join(second.output)
-        assert ask(first)[1] == 0
+        assert folder in "".join(second.output)
     finally:
         second.stop()
-        first.stop()
 
 
+@pytest.mark.long
 def test_the_benchmark_of_tiers_tells_what_was_loaded(capsys):
     tier_bench(["--only", "host", "--rounds", "1", "--tokens", "400", "--kv-blocks", "40"])
     line = capsys.readouterr().out

@@ -178,6 +178,6 @@ class SchedulerWalk(RuleBasedStateMachine):
 
 
 SchedulerWalk.TestCase.settings = settings(
-    max_examples=drawn(150), stateful_step_count=30, suppress_health_check=list(HealthCheck)
+    max_examples=drawn(80), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestSchedulerWalk = SchedulerWalk.TestCase

@@ -183,7 +183,7 @@ def test_normed_keys(spans):
     assert int((one != other).sum() - one.isnan().sum()) <= 4
 
 
-@settings(max_examples=drawn(12))
+@settings(max_examples=drawn(5))
 @given(st.lists(st.integers(1, 19), max_size=6), st.integers(0, 2**31))
 def test_how_a_block_was_filled_leaves_no_trace(ends, seed):
     """Chunks of any lengths, cut anywhere: the same bytes as all at once."""

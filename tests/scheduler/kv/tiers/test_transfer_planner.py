@@ -71,7 +71,7 @@ class TieredWalk(SchedulerWalk):
 
 
 TieredWalk.TestCase.settings = settings(
-    max_examples=drawn(150), stateful_step_count=30, suppress_health_check=list(HealthCheck)
+    max_examples=drawn(80), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestTieredWalk = TieredWalk.TestCase
 
