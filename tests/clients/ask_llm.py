@@ -11,7 +11,8 @@ from asking import ABOUT, BASE, CHOSEN, GREETING, KEY, MODEL, WEATHER, City, get
 FOLDER = tempfile.TemporaryDirectory()
 os.environ["LLM_USER_PATH"] = FOLDER.name
 Path(FOLDER.name, "extra-openai-models.yaml").write_text(
-    f"- model_id: here\n  model_name: {MODEL}\n  api_base: {BASE}\n  api_key_name: here\n  supports_schema: true\n  supports_tools: true\n"
+    f"- model_id: here\n  model_name: {MODEL}\n  api_base: {BASE}\n  api_key_name: here\n"
+    "  supports_schema: true\n  supports_tools: true\n"
 )
 
 import llm  # noqa: E402  reads the folder

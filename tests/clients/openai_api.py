@@ -8,10 +8,12 @@ Needs PyPI for the first run; not part of CI.
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ NAME = "served"
 LIMIT = 1800  # seconds they may take
 # Fields of their requests that are refused: as docs/api.md says, or because OpenAI would refuse the value that they make up.
 REFUSED: dict[str, frozenset[str]] = {
+    "batches": frozenset(["after", "limit"]),
     "chat": frozenset(["audio", "logit_bias.foo", "moderation", "stream_options", "verbosity", "web_search_options"]),
     "completions": frozenset(["best_of", "logit_bias.foo", "stream_options", "suffix"]),
     "files": frozenset(["after", "limit", "purpose"]),
@@ -64,8 +67,16 @@ NOT_SERVED = frozenset(
         "not served: GET /chat/completions/{id}",
         "not served: POST /chat/completions/{id}",
         "not served: POST /responses/compact",
+        "aiohttp client is not compatible with respx2_mock",  # their own choice
     ]
 )
+# Tests that fail for a reason of the client's.
+KNOWN = {
+    r"test_completions\.py::\w+::test_method_create_with_all_params_overload_1\[": "they ask for `echo` with `logprobs`, and the "
+    "first token of a prompt has no log probability: null, as OpenAI answers, which the client's types do not foresee",
+    r"test_embeddings\.py::\w+::test_\w*create\[(strict|aiohttp)\]": "the client asks for base64 and, where it is strict, takes "
+    "lists only",
+}
 
 
 def source() -> Path:
@@ -113,12 +124,17 @@ def run(url: str, folder: Path, chosen: Sequence[str]) -> dict[str, Any]:
     raise AssertionError(f"the tests did not come to their end:\n{output[-4000:]}")
 
 
+def reason(failure: str) -> str | None:
+    """Why this failure is the client's, or None."""
+    return next((why for pattern, why in KNOWN.items() if re.search(pattern, failure)), None)
+
+
 def unexpected(result: dict[str, Any]) -> list[str]:
     """What is not as it is listed above, a line for each."""
     left_out = {(where, field) for where, field, _ in result["left_out"]}
     refused = {(where, field) for where, fields in REFUSED.items() for field in fields}
     return [
-        *(f"failed: {each}" for each in result["failed"]),
+        *(f"failed: {each}" for each in result["failed"] if reason(each) is None),
         *(f"refused: {field} at {where}" for where, field in sorted(left_out - refused)),
         *(f"no longer refused: {field} at {where}" for where, field in sorted(refused - left_out)),
         *(f"skipped: {each}" for each in sorted(result["skipped"].keys() - NOT_SERVED)),
@@ -141,7 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.stop()
     print(json.dumps(result, indent=1))
     lines = unexpected(result)
-    print(*lines, f"{result['passed']} passed, {sum(result['skipped'].values())} not served", sep="\n")
+    known = Counter(why for failure in result["failed"] if (why := reason(failure)) is not None)
+    lines_of_known = (f"{count} fail as {why}" for why, count in known.items())
+    print(*lines, *lines_of_known, sep="\n")
+    print(f"{result['passed']} passed, {sum(result['skipped'].values())} not served or skipped")
     return 1 if lines else 0
 
 
