@@ -3,15 +3,21 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from loadtest.client.target import TargetError
 from loadtest.options import plan_of, replay_parser, target_of
 from loadtest.replay import replay
-from loadtest.workload.arrivals import ArrivalError
-from loadtest.workload.traces.problems import TraceError
+from loadtest.report import RUN, print_table, write_page
+from loadtest.report.output import ready_folder
+from loadtest.report.run_file import write_run
+from loadtest.report.trust import failed_share
 from loadtest.workload.vocabulary import PromptTokenizerError
 
+EXIT_FAILED = 1  # more requests than --max-failed
 EXIT_USAGE = 2
 EXIT_INVALID = 3  # the run happened but must not be trusted
 # Name: where its `main(argv) -> int` is, and what it does.
@@ -52,21 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_replay_command(argv: Sequence[str]) -> int:
-    """`headrace loadtest replay`. Returns the exit code: 2 if nothing can be run, 3 if the run is invalid."""
+    """`headrace loadtest replay`. Returns the exit code: 1 if too many failed, 2 if nothing can be run, 3 if the run is invalid."""
     options = replay_parser().parse_args(argv)
+    folder: Path | None = options.output
     try:
         plan, target = plan_of(options), target_of(options)
+        if folder is not None:
+            ready_folder(folder, (RUN,), overwrite=options.overwrite)
+            plan = replace(plan, keep=partial(write_run, path=folder / RUN))
         run = replay(plan, target)
-    except (ArrivalError, TraceError, TargetError, PromptTokenizerError, ValueError, OSError) as error:
+    except (TargetError, PromptTokenizerError, ValueError, OSError) as error:
         print(f"headrace loadtest replay: {error}", file=sys.stderr)
         return EXIT_USAGE
-    from loadtest.report import print_table, write_report
-
     print_table(run)
-    if options.output is not None:
-        for path in write_report(run, options.output):
+    if folder is not None:
+        for path in (folder / RUN, *write_page(run, folder)):
             print(path)
-    return EXIT_INVALID if run.invalid else 0
+    if run.invalid:
+        return EXIT_INVALID
+    return EXIT_FAILED if failed_share(run) > options.max_failed else 0
 
 
 if __name__ == "__main__":

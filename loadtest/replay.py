@@ -2,10 +2,10 @@
 
 import asyncio
 import json
+import secrets
 import signal
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -20,11 +20,18 @@ from loadtest.client.sender import Build, BuiltRequest, Driver
 from loadtest.client.streams import StreamedAnswer
 from loadtest.client.target import Known, Target, TargetError, meet, request_body
 from loadtest.client.verify import sampled, verify
-from loadtest.report.records import LoadRun, Objective, RequestRecord
+from loadtest.report.records import LoadRun, Objective, RequestRecord, interrupted, unfit
+from loadtest.report.trust import SHAREABLE
+from loadtest.stops import heeded
 from loadtest.workload.plan import LoadShape, Plan, Planned, make_plan
 from loadtest.workload.prompts import Prompts
+from loadtest.workload.sharing import Shared
 from loadtest.workload.traces import Trace
 from loadtest.workload.vocabulary import PromptTokenizerError
+
+_MOST_TOKENS = (
+    1 << 24
+)  # of a request, where the target does not tell its context: beyond any, and its text would fill the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,8 @@ class ReplayPlan:
         breaks: how often each stream's connection is broken, to be resumed.
         live: whether to show progress on stderr.
         grafana: where the run is marked, if anywhere.
+        texts: seed of the prompts' texts; None: drawn, so that a run finds nothing of an earlier one in the server's cache.
+        keep: called with the finished run, which a signal does not lose from then on.
     """
 
     trace: Trace
@@ -53,6 +62,8 @@ class ReplayPlan:
     breaks: int = 0
     live: bool = False
     grafana: Grafana | None = None
+    texts: int | None = None
+    keep: Callable[[LoadRun], None] = lambda _: None
 
 
 def replay(plan: ReplayPlan, target: Target) -> LoadRun:
@@ -66,7 +77,7 @@ def replay(plan: ReplayPlan, target: Target) -> LoadRun:
 
 
 async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
-    """Load `target` as `plan` says and return the run. Ctrl-C ends the load early and marks the run invalid.
+    """Load `target` as `plan` says and return the run. Ctrl-C and SIGTERM end the load early and mark the run invalid.
 
     Raises:
         ArrivalError: the plan has nothing to send.
@@ -77,25 +88,39 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
     async with target.client() as client:
         known = await meet(target, client)
         work = await _counted(work, known, target)
-        prompts = Prompts(known.vocabulary, plan.shape.seed)
+        sent, unfit = _fitting(work, known.context)
+        texts = secrets.randbits(31) if plan.texts is None else plan.texts
+        prompts = Prompts(known.vocabulary, texts)
         pool = ConnectionPool(target.base_url)
         await pool.resolve()
         driver = Driver(
             pool,
-            work,
+            sent,
             _builder(target, known, prompts, resumable=plan.breaks > 0),
             patience=plan.patience,
             stall=plan.stall,
             breaks=_breaks(plan, target, known, pool),
         )
-        before, started = await scrape(client, target.root), time.time()
-        async with marked(plan.grafana, _title(plan, known, work, target)) as mark:
-            with _stoppable(driver), shown(driver, plan.live):
-                await driver.run()
-            mark.outcome = f"{driver.live.done} ended, {driver.live.failed} of them failed"
-        await pool.close()
-        after = await scrape(client, target.root)
-        records, answers = _judged(driver, work, known, target, prompts)
+        with _stoppable(driver):
+            before, started = await scrape(client, target.root), time.time()
+            async with marked(plan.grafana, _title(plan, known, work, target)) as mark:
+                with shown(driver, plan.live):
+                    await driver.run()
+                mark.outcome = f"{driver.live.done} ended, {driver.live.failed} of them failed"
+            await pool.close()
+            scraped = {"before": before, "after": await scrape(client, target.root)}
+            records, answers = _judged(driver, work, known, target)
+            run = _run(
+                plan,
+                target,
+                known,
+                work=replace(work, described=work.described | {"texts": texts}),
+                driver=driver,
+                records=sorted([*records, *unfit], key=lambda record: record.index),
+                started=started,
+                scraped=scraped,
+            )
+            plan.keep(run)
         if plan.verify and not driver.interrupted:
             chosen = sampled(records, plan.verify, plan.shape.seed)
             again = {
@@ -103,9 +128,33 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
                 for each in chosen
                 if each.index in answers
             }
-            await verify(client, target, known, again)
-    scraped = {"before": before, "after": after}
-    return _run(plan, target, known, work=work, driver=driver, records=records, started=started, scraped=scraped)
+            await verify(client, target, known, again, patience=plan.patience)
+            plan.keep(run)
+    return run
+
+
+def _fitting(work: Plan, context: int | None) -> tuple[Plan, list[RequestRecord]]:
+    """What can be sent, and records of what is longer than the context. Raises TargetError if nothing fits."""
+    fitting: list[Planned] = []
+    unfit_records: list[RequestRecord] = []
+    for each in work.requests:
+        record = RequestRecord(
+            index=each.index,
+            intended=each.intended,
+            asked_prompt=each.prompt_tokens,
+            asked_output=each.output_tokens,
+            klass=each.klass,
+            session=each.session,
+        )
+        if unfit(record, _MOST_TOKENS if context is None else context):
+            unfit_records.append(record)
+        else:
+            fitting.append(each)
+    if not fitting:
+        raise TargetError(
+            f"{unfit_records[0].detail}: no request fits; --scale, --max-prompt and --max-output shorten them"
+        )
+    return replace(work, requests=fitting), unfit_records
 
 
 def _title(plan: ReplayPlan, known: Known, work: Plan, target: Target) -> str:
@@ -164,7 +213,7 @@ def _builder(target: Target, known: Known, prompts: Prompts, *, resumable: bool)
 
 
 def _judged(
-    driver: Driver, work: Plan, known: Known, target: Target, prompts: Prompts
+    driver: Driver, work: Plan, known: Known, target: Target
 ) -> tuple[list[RequestRecord], dict[int, StreamedAnswer]]:
     """The completed records, and what the complete answers said, by index."""
     records: list[RequestRecord] = []
@@ -188,17 +237,21 @@ def _judged(
 
 @contextmanager
 def _stoppable(driver: Driver) -> Iterator[None]:
-    """While the block runs, the first Ctrl-C ends the load; what has come is reported."""
+    """While the block runs, Ctrl-C, SIGTERM or a closed terminal end the load; what has come is kept."""
     loop = asyncio.get_running_loop()
+    before = {each: signal.getsignal(each) for each in heeded()}
     try:
-        loop.add_signal_handler(signal.SIGINT, driver.stop)
+        for each in before:
+            loop.add_signal_handler(each, driver.stop)
     except (NotImplementedError, RuntimeError, ValueError):  # no signals here: another platform, or not the main thread
         yield
         return
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        for each, handler in before.items():
+            loop.remove_signal_handler(each)
+            signal.signal(each, handler)
 
 
 def _run(
@@ -214,7 +267,7 @@ def _run(
 ) -> LoadRun:
     invalid = driver.health.doubts(plan.max_lateness)
     if driver.interrupted:
-        invalid.append(f"interrupted after {len(records)} of {len(work.requests)} requests")
+        invalid.append(interrupted(len(records), len(work.requests)))
     begin = min((record.intended for record in records), default=0.0)
     described = work.described | {
         "endpoint": target.endpoint,
@@ -226,6 +279,8 @@ def _run(
         "stall": plan.stall,
         "verify": plan.verify,
         "breaks": plan.breaks,
+        "context": known.context,
+        SHAREABLE: _shareable(work, known, records),
     }
     return LoadRun(
         label=plan.label or known.model,
@@ -236,15 +291,20 @@ def _run(
         records=records,
         objectives=dict(plan.objectives),
         invalid=invalid,
-        problems=work.problems + _too_long(work, known),
+        problems=work.problems,
         scraped=scraped if any(scraped.values()) else {},
         client=driver.health.summary(),
     )
 
 
-def _too_long(work: Plan, known: Known) -> list[str]:
-    """One sentence for all requests that cannot fit."""
-    if known.context is None:
-        return []
-    over = Counter(each.prompt_tokens + each.output_tokens > known.context for each in work.requests)[True]
-    return [f"{over} requests are longer than the target's context of {known.context} tokens"] if over else []
+def _shareable(work: Plan, known: Known, records: list[RequestRecord]) -> float | None:
+    """The share of the answered prompts' tokens that earlier requests of the run begin with; None if their lengths are unknown."""
+    shared, answered = Shared(known.vocabulary.base), {record.index: record for record in records if record.ok}
+    found = total = 0
+    for each in work.requests:
+        record = answered.get(each.index)
+        length = each.prompt_tokens if record is None else record.prompt_tokens or each.prompt_tokens
+        tokens = shared.tokens(each, length)
+        if record is not None:
+            found, total = found + tokens, total + length
+    return found / total if total else None

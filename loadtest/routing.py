@@ -13,12 +13,17 @@ import numpy as np
 from loadtest.report.records import RequestRecord
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.options import add_plan_options, add_server_options, cost_of, plan_of, server_of
+from loadtest.simulate.options import add_server_options, cost_of, plan_of, server_of
 from loadtest.simulate.specs import SpecError
 from loadtest.workload.arrivals import ArrivalError
+from loadtest.workload.numbers import whole
+from loadtest.workload.options import add_request_options
 from loadtest.workload.plan import Plan
 from loadtest.workload.traces.problems import TraceError
 from scheduler.router.policies import ROUTERS, make_router
+
+_TIMES = (("TTFT mean", 11), ("p50", 8), ("p99 s", 8))
+_COLUMNS = (("cached", 9), ("of turns", 10), ("of one", 9), *_TIMES, ("largest", 9), ("failed", 8), ("unfit", 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,15 @@ class RoutingOutcome:
         cached: share of the prompt tokens that were found in a cache.
         ttft: seconds to the first token: mean, p50 and p99.
         largest: prompt tokens of the replica that got the most, over the mean.
+        failed, unfit: requests that were refused, and those longer than the context.
     """
 
     name: str
     cached: float
     ttft: tuple[float, float, float]
     largest: float
+    failed: int
+    unfit: int
 
     @classmethod
     def of(cls, name: str, cluster: Cluster, records: Sequence[RequestRecord]) -> "RoutingOutcome":
@@ -47,7 +55,9 @@ class RoutingOutcome:
         times = [record.ttft or 0.0 for record in done]
         prompts = [stats.prompt_tokens for stats in cluster.stats()]
         spread = (float(np.mean(times)), float(np.percentile(times, 50)), float(np.percentile(times, 99)))
-        return cls(name, cached, spread, max(prompts) / float(np.mean(prompts)))
+        unfit = sum(not record.fits for record in records)
+        failed = len(records) - len(done) - unfit
+        return cls(name, cached, spread, max(prompts) / float(np.mean(prompts)), failed, unfit)
 
 
 def compare(plan: Plan, cost: CostModel, shape: ServerShape, replicas: int) -> list[RoutingOutcome]:
@@ -67,19 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Simulate and print. Returns the exit code: 0, or 2 if the arguments are unusable."""
     options = _parser().parse_args(argv)
     try:
-        shape = server_of(options, options.max_step_tokens[0])
-        outcomes = compare(plan_of(options, options.trace), cost_of(options), shape, options.replicas)
+        shape = server_of(options)
+        outcomes = compare(plan_of(options), cost_of(options), shape, options.replicas)
     except (ArrivalError, SpecError, TraceError, ValueError) as error:
         print(f"headrace loadtest routing: {error}", file=sys.stderr)
         return 2
     by_name = {outcome.name: outcome for outcome in outcomes}
     turns, one = by_name["round-robin"].cached, by_name["one"].cached
-    print(f"{'':>14}{'cached':>9}{'of turns':>10}{'of one':>9}{'TTFT mean':>11}{'p50':>8}{'p99 s':>8}{'largest':>9}")
+    print(" " * 14 + "".join(f"{name:>{width}}" for name, width in _COLUMNS))
     for each in outcomes:
         shares = (each.cached / base if base else 0.0 for base in (turns, one))
         ratios = "{:>10.2f}{:>9.2f}".format(*shares)
         times = "".join(f"{seconds:>{width}.3f}" for seconds, width in zip(each.ttft, (11, 8, 8), strict=True))
-        print(f"{each.name:>14}{each.cached:>9.2%}{ratios}{times}{each.largest:>9.2f}")
+        print(f"{each.name:>14}{each.cached:>9.2%}{ratios}{times}{each.largest:>9.2f}{each.failed:>8}{each.unfit:>7}")
     return 0
 
 
@@ -88,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace loadtest routing",
         description="What each routing policy finds in caches, beside one replica as large and as fast as all together.",
     )
-    parser.add_argument("trace", help="a file in any known format")
-    parser.add_argument("--replicas", type=int, default=4, metavar="N", help="behind the router [%(default)s]")
+    parser.add_argument("--replicas", type=whole, default=4, metavar="N", help="behind the router [%(default)s]")
     add_server_options(parser)
-    add_plan_options(parser)
+    add_request_options(parser)
     return parser

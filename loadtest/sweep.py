@@ -17,7 +17,9 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from loadtest.report.records import LoadRun
+from loadtest.report.run_file import write_run
 from loadtest.search import End, RateSearch, SearchResult, in_turn
+from loadtest.workload.numbers import positive, share, whole
 
 if TYPE_CHECKING:
     from loadtest.client.target import Target
@@ -72,7 +74,7 @@ class Sweep:
         title = f"{name} at {rate:.4g}/s ({before + 1})"
         run = self.replay(name, replace(self.planned(rate, before), label=title))
         if self.folder is not None:
-            run.write(self.folder / f"{name}-{rate:.9g}-{before + 1}.json")
+            write_run(run, self.folder / f"{name}-{rate:.9g}-{before + 1}.json")
         if any("interrupted" in reason for reason in run.invalid):
             raise KeyboardInterrupt
         if run.invalid:
@@ -143,7 +145,7 @@ def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.N
     from loadtest.options import replay_parser
 
     options, rest = _parser().parse_known_args(argv)
-    replayed = replay_parser().parse_args([*rest, "--target", options.target[0], "--arrivals", options.arrivals])
+    replayed = replay_parser("sweep").parse_args([*rest, "--target", options.target[0], "--arrivals", options.arrivals])
     decided = [name for name in ("rate", "duration", "limit") if getattr(replayed, name) is not None]
     decided += ["speed"] if replayed.speed != 1 else []
     if decided:
@@ -210,15 +212,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--target", action="append", required=True, metavar="[NAME=]URL", help="several are compared")
-    parser.add_argument("--goal", type=float, default=0.9, help="share of requests that must meet --slo [%(default)g]")
-    parser.add_argument("--start", type=float, default=1.0, metavar="R", help="first rate, requests/s [%(default)g]")
-    parser.add_argument("--lowest", type=float, default=0.01, metavar="R", help="no rate below [%(default)g]")
-    parser.add_argument("--highest", type=float, default=10_000.0, metavar="R", help="no rate above [%(default)g]")
-    parser.add_argument("--precision", type=float, default=0.05, help="relative, of the rate found [%(default)g]")
+    parser.add_argument("--goal", type=share, default=0.9, help="share of requests that must meet --slo [%(default)g]")
+    parser.add_argument("--start", type=positive, default=1.0, metavar="R", help="first rate, requests/s [%(default)g]")
+    parser.add_argument("--lowest", type=positive, default=0.01, metavar="R", help="no rate below [%(default)g]")
+    parser.add_argument("--highest", type=positive, default=10_000.0, metavar="R", help="no rate above [%(default)g]")
+    parser.add_argument("--precision", type=positive, default=0.05, help="relative, of the rate found [%(default)g]")
     parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="runs at a rate; the majority decides [%(default)s]"
+        "--repeats", type=whole, default=3, metavar="N", help="runs at a rate; the majority decides [%(default)s]"
     )
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of arrivals per run [%(default)g]")
-    parser.add_argument("--least", type=int, default=50, metavar="N", help="fewest requests per run [%(default)s]")
+    parser.add_argument("--seconds", type=positive, default=60.0, metavar="S", help="of arrivals per run [%(default)g]")
+    parser.add_argument("--least", type=whole, default=50, metavar="N", help="fewest requests per run [%(default)s]")
     parser.add_argument("--arrivals", default="poisson", metavar="KIND", help="as for replay [%(default)s]")
     return parser

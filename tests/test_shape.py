@@ -58,6 +58,7 @@ LAYERS = {
     "configs": ("model",),
     "loadtest": ("workload", "report", "client", "simulate", "planner", "bench"),
     "loadtest.workload": ("traces",),
+    "loadtest.report": ("pages",),
 }
 
 # These import every module of a package, found by walking it.

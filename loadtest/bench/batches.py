@@ -20,6 +20,7 @@ from typing import Any
 from loadtest.bench.disaggregation import metrics
 from loadtest.bench.speed import SpeedBench
 from loadtest.bench.tiers import MODEL, serving
+from loadtest.report.quantiles import quantile
 
 PROMPT, OUTPUT = 180, 4  # tokens of a request
 PAUSE = (0.05, 0.15)  # seconds between two requests
@@ -69,8 +70,8 @@ async def first_tokens(bench: SpeedBench, requests: int, pauses: random.Random) 
 
 
 def p99(values: Sequence[float]) -> float:
-    """The 99th percentile, between the two values that are nearest to it."""
-    return statistics.quantiles(values, n=100, method="inclusive")[98]
+    """The 99th percentile."""
+    return quantile(values, 0.99)
 
 
 def _told(name: str, times: Sequence[float]) -> None:

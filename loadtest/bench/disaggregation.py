@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from loadtest.bench.processes import engine_pid
 from loadtest.bench.speed import SpeedBench, Timed
 from loadtest.bench.tiers import serving
+from loadtest.report.quantiles import quantile
 
 SETTLED = 16  # tokens of each stream before anything happens
 POOL = ("--kv-blocks", "600", "--kv-host-gib", "1")
@@ -107,7 +108,7 @@ class ApartCases:
             for at, gap in zip(stream.tokens[1:], stream.gaps, strict=True)
             if began <= at <= ended
         ]
-        return statistics.quantiles(gaps, n=100)[98]
+        return quantile(gaps, 0.99)
 
     async def recovery(self) -> str:
         """From the death of an engine to the next token of its stream, which another goes on with."""

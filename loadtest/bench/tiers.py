@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx
 
 from loadtest.bench.speed import SpeedBench, Timed
+from loadtest.report.quantiles import quantile
 
 MODEL = "SmolLM2-135M-Instruct"
 NEW = 96  # tokens of a prompt after the shared ones
@@ -207,7 +208,7 @@ class Cases:
             for at, gap in zip(stream.tokens[1:], stream.gaps, strict=True)
             if began <= at <= ended
         ]
-        return statistics.quantiles(gaps, n=100)[98]
+        return quantile(gaps, 0.99)
 
 
 async def _some_at_once(width: int, work: Sequence[Callable[[], Awaitable[object]]]) -> None:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtest.client.sender import Driver, median_ms, quantile
+from loadtest.client.sender import Driver
+from loadtest.report.quantiles import quantile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,8 +66,8 @@ class Progress:
             done=live.done,
             failed=live.failed,
             events_rate=rate,
-            ttft_ms=median_ms(live.ttfts),
-            late_ms=1e3 * quantile(list(live.lateness), 0.99),
+            ttft_ms=1e3 * quantile(live.ttfts, 0.5),
+            late_ms=1e3 * quantile(live.lateness, 0.99),
         )
 
     async def show(self) -> None:

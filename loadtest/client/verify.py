@@ -26,6 +26,8 @@ async def verify(
     target: Target,
     known: Known,
     again: Mapping[int, tuple[RequestRecord, str, StreamedAnswer]],
+    *,
+    patience: float,
 ) -> None:
     """Ask again; each difference becomes a violation in its record.
 
@@ -33,11 +35,12 @@ async def verify(
         client: sends the requests.
         target, known: as in the run.
         again: by index, each record with its prompt and what its stream said.
+        patience: seconds that an answer may take.
     """
     for record, text, streamed in again.values():
         body = request_body(target, known, text, record.asked_output, stream=False)
         try:
-            answer = await client.post(target.url, json=body, timeout=None)
+            answer = await client.post(target.url, json=body, timeout=patience)
             whole = whole_answer(answer.raise_for_status().json())
         except (httpx.HTTPError, ValueError) as error:
             record.violations.append(f"verify: no answer without streaming: {error or type(error).__name__}")

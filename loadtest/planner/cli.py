@@ -18,23 +18,22 @@ from loadtest.planner.layout import Layout, layouts
 from loadtest.planner.report import as_json, serve_flags, table
 from loadtest.planner.tournament import Measure, tournament
 from loadtest.planner.trial import TrialOutcome, Workbench, try_out
+from loadtest.report.objectives import slo
 from loadtest.report.rows import figure
 from loadtest.search import RateSearch
 from loadtest.simulate.cost import CostModel, Work
 from loadtest.simulate.options import (
     add_link_options,
-    add_plan_options,
     add_server_options,
     cost_of,
-    load_of,
-    parse_slo,
     server_of,
 )
 from loadtest.simulate.specs import SpecError
-from loadtest.workload.arrivals import ArrivalError, Closed, parse_arrivals
+from loadtest.workload.arrivals import ArrivalError, Closed, Poisson
+from loadtest.workload.numbers import positive, share, whole
+from loadtest.workload.options import add_request_options, shape_of, trace_of
 from loadtest.workload.plan import make_plan
 from loadtest.workload.traces.problems import TraceError
-from loadtest.workload.traces.read import read_trace
 from scheduler.router.policies import ROUTERS
 
 _WIDE = 1000.0  # times the first rate, in both directions, that the search may go
@@ -80,22 +79,18 @@ def _bench(options: argparse.Namespace) -> Workbench:
         raise ValueError(
             f"a plan decides --{decided[0]} itself; see --gpus, --seconds, --least, --most, --start and --highest"
         )
-    if len(options.max_step_tokens) > 1:
-        raise ValueError("a plan is for one --max-step-tokens")
-    if options.gpus < 1:
-        raise ValueError(f"--gpus must be at least 1, not {options.gpus}")
     if not options.slo:
         raise ValueError("the best layout depends on the objectives: give --slo ttft=500ms,tpot=50ms")
-    load = load_of(options)
+    load = shape_of(options)
     if isinstance(load.arrivals, Closed):
-        raise ArrivalError("the simulator takes arrivals with times, not closed loops")
+        raise ArrivalError("the simulator takes arrivals with times, not closed loops (--arrivals)")
     cost = cost_of(options)
     return Workbench(
-        trace=read_trace(options.trace, options.format, strict=options.strict),
+        trace=trace_of(options),
         load=load,
         hardware=cost.hardware,
         model=cost.model,
-        server=server_of(options, options.max_step_tokens[0]),
+        server=server_of(options),
         router=options.router,
         objectives=options.slo,
         bandwidth=options.link_bandwidth,
@@ -159,27 +154,26 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace loadtest plan",
         description="Find what a number of GPUs is best used for: how many engines, of how many GPUs each, with which roles.",
     )
-    parser.add_argument("trace", help="a file in any known format")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="of the kind that --hardware names")
-    parser.add_argument(
-        "--slo", type=parse_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives, required"
-    )
+    parser.add_argument("--gpus", type=whole, required=True, metavar="N", help="of the kind that --hardware names")
+    parser.add_argument("--slo", type=slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives, required")
     parser.add_argument("--json", action="store_true", help="print JSON, with every trial")
     add_server_options(parser)
     parser.add_argument("--router", choices=ROUTERS, default="prefix-aware", help="[%(default)s]")
     add_link_options(parser)
-    add_plan_options(parser)
-    parser.set_defaults(arrivals=parse_arrivals("poisson"))
+    add_request_options(parser)
+    parser.set_defaults(arrivals=Poisson())
     group = parser.add_argument_group("search")
-    group.add_argument("--goal", type=float, default=0.9, help="share of requests that must meet --slo [%(default)g]")
-    group.add_argument("--start", type=float, metavar="R", help="first rate, requests/s [by the cost model]")
-    group.add_argument("--lowest", type=float, metavar="R", help="no rate below [a thousandth of the first]")
-    group.add_argument("--highest", type=float, metavar="R", help="no rate above [a thousand times the first]")
-    group.add_argument("--precision", type=float, default=0.05, help="relative, of the rate found [%(default)g]")
-    group.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of arrivals per trial [%(default)g]")
-    group.add_argument("--least", type=int, default=200, metavar="N", help="fewest requests per trial [%(default)s]")
-    group.add_argument("--most", type=int, default=1000, metavar="N", help="most requests per trial [%(default)s]")
+    group.add_argument("--goal", type=share, default=0.9, help="share of requests that must meet --slo [%(default)g]")
+    group.add_argument("--start", type=positive, metavar="R", help="first rate, requests/s [by the cost model]")
+    group.add_argument("--lowest", type=positive, metavar="R", help="no rate below [a thousandth of the first]")
+    group.add_argument("--highest", type=positive, metavar="R", help="no rate above [a thousand times the first]")
+    group.add_argument("--precision", type=positive, default=0.05, help="relative, of the rate found [%(default)g]")
     group.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that simulate [the cores]"
+        "--seconds", type=positive, default=30.0, metavar="S", help="of arrivals per trial [%(default)g]"
+    )
+    group.add_argument("--least", type=whole, default=200, metavar="N", help="fewest requests per trial [%(default)s]")
+    group.add_argument("--most", type=whole, default=1000, metavar="N", help="most requests per trial [%(default)s]")
+    group.add_argument(
+        "--jobs", type=whole, default=os.cpu_count() or 1, metavar="N", help="processes that simulate [the cores]"
     )
     return parser

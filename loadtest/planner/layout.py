@@ -54,8 +54,7 @@ def _sizes(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) -> 
     refusal, found = None, False
     size = 1
     while size <= gpus:
-        heads = model.heads % size == 0 and (model.kv_heads % size == 0 or size % model.kv_heads == 0)
-        if gpus % size == 0 and heads:
+        if gpus % size == 0 and model.divides(size):
             try:
                 CostModel(hardware, model, size).kv_blocks(block_size)
             except SpecError as error:

@@ -9,14 +9,14 @@ from loadtest.planner.trial import TrialOutcome, Workbench
 from loadtest.report.rows import Section, figure, percent
 
 _UNDER_WAY = 4
-_HEADER = ("roles", "GPUs", "goodput", "holds", "fails", "TTFT", "TPOT", "short of")
+_HEADER = ("roles", "GPUs", "goodput", "holds", "fails", "TTFT", "TPOT", "unfit", "short of")
 
 
 def table(standings: Sequence[Standing], goal: float) -> Section:
     """A row for each layout, with rates in requests per second.
 
     `holds` and `fails`: the highest rate that it sustains and the lowest that it does not, as far as was looked. `TTFT`, `TPOT`:
-    the shares of the requests that keep these bounds where it fails.
+    the shares of the requests that keep these bounds where it fails. `unfit`: the share that is longer than the context.
     """
     return Section(f"Layouts, at {percent(goal)} attainment", _HEADER, [_row(each) for each in standings])
 
@@ -24,7 +24,9 @@ def table(standings: Sequence[Standing], goal: float) -> Section:
 def _row(standing: Standing) -> tuple[str, ...]:
     sustained, failed = standing.sustained, standing.failed
     there = (
-        (figure(failed.rate), percent(failed.ttft), percent(failed.tpot), failed.bottleneck) if failed else ("",) * 4
+        (figure(failed.rate), percent(failed.ttft), percent(failed.tpot), percent(failed.unfit), failed.bottleneck)
+        if failed
+        else ("",) * 5
     )
     rate = figure(sustained.rate) if sustained else ""
     return (str(standing.layout), str(standing.layout.devices), figure(standing.goodput), rate, *there)

@@ -49,7 +49,9 @@ class Workbench:
     most: int
 
     def objective(self, record: RequestRecord) -> Objective | None:
-        """The one that judges a request, if any."""
+        """The one that judges a request, if any; none judges what does not fit."""
+        if not record.fits:
+            return None
         return self.objectives.get(record.klass) or self.objectives.get("default")
 
 
@@ -62,6 +64,7 @@ class TrialOutcome:
         attainment: share of the judged requests that met their objective.
         ttft, tpot: shares that kept these bounds; 1 if there is no such bound.
         refused: share that was not served at all.
+        unfit: share of all requests of the trial that are longer than the context.
         preempted: preemptions for each request of the trial.
     """
 
@@ -70,6 +73,7 @@ class TrialOutcome:
     ttft: float
     tpot: float
     refused: float
+    unfit: float
     preempted: float
 
     @property
@@ -124,6 +128,7 @@ def _judge(bench: Workbench, rate: float, records: Sequence[RequestRecord], pree
         ttft=share([_kept(objective.ttft, record.ttft) for record, objective in judged]),
         tpot=share([_kept(objective.tpot, record.tpot) for record, objective in judged]),
         refused=share([record.error is not None for record, _ in judged]),
+        unfit=sum(not record.fits for record in records) / len(records),
         preempted=preempted,
     )
 

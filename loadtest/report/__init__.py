@@ -3,26 +3,34 @@
 from pathlib import Path
 
 from loadtest.report.records import LoadRun
+from loadtest.report.run_file import write_run
+
+RUN = "run.json"
 
 
 def write_report(run: LoadRun, folder: Path) -> list[Path]:
-    """Write `run.json`, `report.html` and the page's pictures as PNG files into `folder`, which is created if missing.
+    """Write the run and its page into `folder`, which is created if missing: the run first, so that no picture can lose it.
 
-    The JSON comes first, so that a run is not lost if a picture fails. Returns the files written.
+    Returns the files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run.write(folder / "run.json")
+    write_run(run, folder / RUN)
+    return [folder / RUN, *write_page(run, folder)]
+
+
+def write_page(run: LoadRun, folder: Path) -> list[Path]:
+    """Write `report.html` and its pictures as PNG files into `folder`. Returns the files written."""
     # numpy and matplotlib are imported only when a report is wanted.
-    from loadtest.report import html
     from loadtest.report.metrics import summarize
-    from loadtest.report.plots import View, plots
+    from loadtest.report.pages import html
+    from loadtest.report.pages.plots import View, plots
 
     view = View.of(run)
     pictures = plots(view)
     (folder / "report.html").write_text(html.render(run, summarize(run, view.columns), pictures), encoding="utf-8")
     for each in pictures:
         (folder / f"{each.name}.png").write_bytes(each.png)
-    return [folder / "run.json", folder / "report.html", *(folder / f"{each.name}.png" for each in pictures)]
+    return [folder / "report.html", *(folder / f"{each.name}.png" for each in pictures)]
 
 
 def print_table(run: LoadRun) -> None:

@@ -7,8 +7,8 @@ from html import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from loadtest.report import page
-from loadtest.report.drawing import COLOURS, legend_above, new_figure, png
+from loadtest.report.pages import page
+from loadtest.report.pages.drawing import COLOURS, legend_above, new_figure, png
 from loadtest.report.rows import Section, figure, percent
 from loadtest.search import End, RateSearch, SearchResult
 

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtest.report import trust
 from loadtest.report.bootstrap import ComparedRun
 from loadtest.report.columns import Floats
+from loadtest.report.output import ready_file
 from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, figure, percent
+from loadtest.report.run_file import read_run
 
 
 class Verdict(StrEnum):
@@ -191,6 +194,7 @@ def cautions(sides: Sequence[Side]) -> list[str]:
     found = []
     for side in sides:
         found += [f"{side.label} is invalid: {reason}" for each in side.runs for reason in each.run.invalid]
+        found += [f"{side.label}: {caution}" for each in side.runs for caution in trust.cautions(each.run)]
     first = sides[0]
     for side in sides[1:]:
         if not same_requests(first, side):
@@ -215,9 +219,9 @@ def render_html(sides: Sequence[Side], tables: list[Section], notes: list[str]) 
     """A self-contained page with the tables, and the runs' distributions in shared pictures."""
     from html import escape
 
-    from loadtest.report import page
-    from loadtest.report.drawing import png
-    from loadtest.report.plots import View, goodput, latency_cdfs
+    from loadtest.report.pages import page
+    from loadtest.report.pages.drawing import png
+    from loadtest.report.pages.plots import View, goodput, latency_cdfs
 
     views = [View.of(run) for side in sides for run in _labelled(side)]
     marks = {"better": "good", "worse": "worse"}
@@ -252,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments.runs) < 2:
         parser.error("give at least two runs")
     try:
+        if arguments.html:
+            ready_file(arguments.html, "--html")
         sides = [_read(joined, chr(ord("A") + place)) for place, joined in enumerate(arguments.runs)]
     except (OSError, ValueError) as error:
         print(f"headrace loadtest compare: {error}", file=sys.stderr)
@@ -273,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(joined: str, letter: str) -> Side:
-    return Side.of([LoadRun.read(Path(name)) for name in joined.split(",")], letter)
+    return Side.of([read_run(Path(name)) for name in joined.split(",")], letter)
 
 
 def _parser() -> argparse.ArgumentParser:

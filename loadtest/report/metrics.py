@@ -73,6 +73,7 @@ class Summary:
     Attributes:
         requests: in the plan.
         whole: answered completely.
+        unfit: longer than the context; neither failed nor judged.
         offered: the plan's arrivals per second; None with fewer than two distinct times.
         request_rate: complete answers per second.
         prompt_rate, output_rate: tokens of complete answers per second; None if the server reports no prompt tokens.
@@ -93,6 +94,7 @@ class Summary:
 
     requests: int
     whole: int
+    unfit: int
     offered: float | None
     request_rate: float
     prompt_rate: float | None
@@ -109,6 +111,11 @@ class Summary:
     cached_share: float | None
     goodput: list[Goodput]
     scraped: dict[str, tuple[float, float]]
+
+    @property
+    def failed(self) -> int:
+        """Requests that fit and were not answered completely."""
+        return self.requests - self.unfit - self.whole
 
     @property
     def total_rate(self) -> float | None:
@@ -130,14 +137,15 @@ def summarize(run: LoadRun, columns: Columns | None = None) -> Summary:
     return Summary(
         requests=len(records),
         whole=len(answered),
+        unfit=sum(not record.fits for record in records),
         offered=offered_rate(columns.intended),
         request_rate=per_second(len(answered), run.duration),
         prompt_rate=per_second(float(np.nansum(prompts)), run.duration) if np.isfinite(prompts).any() else None,
         output_rate=per_second(float(columns.output[whole].sum()), run.duration),
         peak=int(concurrency(columns.intended, columns.ended)[1].max(initial=0)),
         latencies=latencies(columns),
-        errors=_ranked(Counter(str(error_class(record)) for record in records if not record.ok)),
-        details=_ranked(Counter(_pattern(record.detail) for record in records if record.detail)),
+        errors=_ranked(Counter(str(error_class(record)) for record in records if record.fits and not record.ok)),
+        details=_ranked(Counter(_pattern(record.detail) for record in records if record.fits and record.detail)),
         violating=sum(bool(record.violations) for record in records),
         violations=_ranked(Counter(_pattern(text) for record in records for text in record.violations)),
         finish_reasons=_ranked(Counter(str(record.finish_reason) for record in answered)),

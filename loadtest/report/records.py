@@ -1,17 +1,14 @@
-"""What a run leaves behind: one record per request, and the run around them. A report's JSON is these classes, written out.
+"""What a run leaves behind: one record per request, and the run around them. `loadtest.report.run_file` writes and reads them.
 
 Times are seconds from the run's start on one monotonic clock; `None` means that it did not happen. A field is never renamed or
 given another meaning under the same `SCHEMA`; readers ignore fields they do not know.
 """
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-SCHEMA = "headrace.loadtest/1"
+SCHEMA = "headrace.loadtest/2"
 
 
 class ErrorClass(StrEnum):
@@ -19,6 +16,7 @@ class ErrorClass(StrEnum):
 
     CONNECT = "connect"  # no connection
     STATUS = "status"  # an HTTP status other than 200
+    UNFIT = "unfit"  # longer than the context: nothing that a server could answer, so it is neither sent nor judged
     STREAM = "stream"  # the stream broke off, or carried an error event
     STALL = "stall"  # the stream began and then fell silent
     TIMEOUT = "timeout"  # the client's patience ended
@@ -68,6 +66,11 @@ class RequestRecord:
         return self.error is None and self.finished is not None
 
     @property
+    def fits(self) -> bool:
+        """Whether its prompt and its answer fit the context."""
+        return self.error is not ErrorClass.UNFIT
+
+    @property
     def ttft(self) -> float | None:
         """Seconds from the intended time to the first token."""
         return self.tokens[0][0] - self.intended if self.tokens else None
@@ -87,6 +90,21 @@ class RequestRecord:
     def gaps(self) -> list[float]:
         """Seconds between neighbouring events (inter-token latency as a reader sees it)."""
         return [after[0] - before[0] for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
+
+
+def interrupted(ended: int, planned: int) -> str:
+    """Why a run that was ended early must not be trusted."""
+    return f"interrupted after {ended} of {planned} requests"
+
+
+def unfit(record: RequestRecord, context: int) -> bool:
+    """Whether a request is longer than a context of so many tokens; if so, its record says it."""
+    length = record.asked_prompt + record.asked_output
+    if length <= context:
+        return False
+    record.error = ErrorClass.UNFIT
+    record.detail = f"{record.asked_prompt} + {record.asked_output} tokens are more than the context of {context}"
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,39 +152,9 @@ class LoadRun:
     problems: list[str] = field(default_factory=list)
     scraped: dict[str, dict[str, float]] = field(default_factory=dict)
     client: dict[str, float] = field(default_factory=dict)
-    schema: str = SCHEMA
 
     def objective(self, record: RequestRecord) -> Objective | None:
-        """The objective that applies to `record`, if any."""
+        """The objective that applies to `record`, if any; none to what does not fit."""
+        if not record.fits:
+            return None
         return self.objectives.get(record.klass) or self.objectives.get("default")
-
-    def write(self, path: Path) -> None:
-        """Write the run as JSON."""
-        path.write_text(json.dumps(self, default=_own_fields), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> "LoadRun":
-        """Read what `write` wrote. Raises ValueError if it has another schema."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema") != SCHEMA:
-            raise ValueError(f"{path} has schema {content.get('schema')!r}; this version reads {SCHEMA!r}")
-        content["records"] = [_record(entry) for entry in content["records"]]
-        content["objectives"] = {name: Objective(**bounds) for name, bounds in content["objectives"].items()}
-        return cls(**_known(cls, content))
-
-
-def _record(entry: dict[str, Any]) -> RequestRecord:
-    known = _known(RequestRecord, entry)
-    known["tokens"] = [(at, count) for at, count in known["tokens"]]
-    known["error"] = known["error"] and ErrorClass(known["error"])
-    return RequestRecord(**known)
-
-
-def _own_fields(value: Any) -> dict[str, Any]:
-    """A run, record or objective for the JSON encoder; `asdict` would copy every event first."""
-    return {each.name: getattr(value, each.name) for each in fields(value)}
-
-
-def _known(cls: Any, content: dict[str, Any]) -> dict[str, Any]:
-    names: Iterable[str] = (each.name for each in fields(cls))
-    return {name: content[name] for name in names if name in content}

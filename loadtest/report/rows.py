@@ -55,11 +55,11 @@ def sections(run: LoadRun, summary: Summary) -> list[Section]:
 
 def load(run: LoadRun, summary: Summary) -> list[tuple[str, ...]]:
     """What was asked for and what was answered."""
-    failed = summary.requests - summary.whole
     return [
         ("planned", count(summary.requests), "" if summary.offered is None else figure(summary.offered)),
         ("answered in full", count(summary.whole), figure(summary.request_rate)),
-        ("failed", count(failed), figure(failed / run.duration) if run.duration else ""),
+        ("failed", count(summary.failed), figure(summary.failed / run.duration) if run.duration else ""),
+        ("longer than the context", count(summary.unfit), ""),
         ("most at once", count(summary.peak), ""),
     ]
 

@@ -62,7 +62,7 @@ class Series:
             width=width,
             arrivals=rate(columns.intended),
             completions=rate(columns.ended[whole]),
-            failures=rate(columns.ended[~whole]),
+            failures=rate(columns.ended[columns.failed]),
             output_rate=rate(columns.token_at, columns.token_count),
             prompt_rate=rate(columns.first[seen], prompts[seen]),
             judged=rate(columns.intended[judged]),

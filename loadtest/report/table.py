@@ -10,6 +10,7 @@ from rich.text import Text
 from loadtest.report.metrics import Summary
 from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, sections
+from loadtest.report.trust import cautions
 
 SHORT = 10  # cells of up to this many characters are not wrapped
 
@@ -23,6 +24,8 @@ def _parts(run: LoadRun, summary: Summary) -> Iterator[RenderableType]:
     yield Text(f"{run.label} · {run.target} · {run.duration:,.1f} s", style="bold")
     for reason in run.invalid:
         yield Text(f"INVALID: {reason}", style="bold red")
+    for caution in cautions(run):
+        yield Text(f"CAUTION: {caution}", style="bold yellow")
     if run.problems:
         yield Text(f"{len(run.problems)} rows of the trace left out, the first: {run.problems[0]}", style="yellow")
     for section in sections(run, summary):

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtest.report.output import ready_file
 from loadtest.report.records import LoadRun, RequestRecord
+from loadtest.report.run_file import read_run
+from loadtest.report.trust import cautions
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.fit import CalibrationRun, fit, predict, whole
 from loadtest.simulate.options import add_server_options, cost_of, server_of
-from loadtest.simulate.specs import Costs, SpecError, write_costs
+from loadtest.simulate.specs import Costs, write_costs
 
 BOUNDS = {"p50": 0.15, "p99": 0.25, "mean": 0.15}
 
@@ -55,12 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print, write. Returns the exit code: 0 if every error is within bounds, 1 if not, 2 if the arguments are unusable."""
     options = _parser().parse_args(argv)
     try:
+        if options.write:
+            ready_file(options.write, "--write")
         cost = cost_of(options)
         learned, held_out = (_measured(options, paths) for paths in (options.runs, options.check))
+        if not learned:
+            raise ValueError("none of these runs can be learned from")
         if not options.no_fit:
             costs = fit(learned, cost)
             cost = CostModel(cost.hardware.with_costs(costs), cost.model, cost.devices)
-    except (OSError, SpecError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"headrace loadtest calibrate: {error}", file=sys.stderr)
         return 2
     print("\n".join(f"{each.name:>10}  {getattr(cost.costs, each.name):.6g}" for each in fields(Costs)))
@@ -84,8 +91,25 @@ def _table(measured: CalibrationRun, cost: CostModel, kind: str) -> list[Error]:
 
 
 def _measured(options: argparse.Namespace, paths: Iterable[Path]) -> list[CalibrationRun]:
-    shape = server_of(options, options.max_step_tokens[0])
-    return [CalibrationRun(LoadRun.read(path), shape) for path in paths]
+    """The runs at `paths` whose figures can be believed; what is left out is said on stderr. Raises RunFileError, OSError."""
+    shape = server_of(options)
+    found: list[CalibrationRun] = []
+    for path in paths:
+        run = read_run(path)
+        reasons = doubts(run)
+        if reasons:
+            print(f"headrace loadtest calibrate: {path} is left out: {'; '.join(reasons)}", file=sys.stderr)
+        else:
+            found.append(CalibrationRun(run, shape))
+    return found
+
+
+def doubts(run: LoadRun) -> list[str]:
+    """Why nothing can be learned from a run, nor predicted of it: it does not say what the server did for its requests."""
+    found = [*run.invalid, *cautions(run)]
+    if not whole(run):
+        found.append("it has no complete answer")
+    return found
 
 
 def _values(records: Iterable[RequestRecord], figure: str) -> list[float]:

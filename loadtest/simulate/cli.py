@@ -7,27 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from loadtest.report import print_table, write_report
-from loadtest.report.records import LoadRun, Objective
+from loadtest.report import RUN, print_table, write_report
+from loadtest.report.objectives import slo
+from loadtest.report.output import add_output_options, ready_folder
+from loadtest.report.records import ErrorClass, LoadRun, Objective, interrupted
 from loadtest.simulate.cluster import Cluster, RolePool, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.options import (
     add_link_options,
-    add_plan_options,
     add_role_options,
     add_server_options,
     cost_of,
-    parse_slo,
     plan_of,
     replicas_of,
     server_of,
 )
 from loadtest.simulate.policy import PolicyOutcome, header
-from loadtest.simulate.specs import SpecError
-from loadtest.workload.arrivals import ArrivalError
+from loadtest.stops import interruptible
+from loadtest.workload.options import add_request_options
 from loadtest.workload.plan import Plan
-from loadtest.workload.traces.problems import TraceError
 from scheduler.router.deadlines import Deadline, DeadlineFor
 from scheduler.router.policies import OLD_NAMES, ROUTERS, make_router
 
@@ -35,27 +34,49 @@ _TOLD_EVERY = 1.0  # seconds between updates of the progress line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate. Returns the exit code: 0 if all went well, 2 if the arguments are unusable."""
+    """Simulate. Returns the exit code: 0 if all went well, 2 if the arguments are unusable, 3 if it was interrupted."""
     options = _parser().parse_args(argv)
+    budgets: list[int] = options.max_step_tokens
+    runs: dict[int, LoadRun] = {}
     try:
-        cost, plan = cost_of(options), plan_of(options, options.trace)
-        rows = [_one(options, cost, plan, budget) for budget in options.max_step_tokens]
-    except (ArrivalError, SpecError, TraceError, ValueError) as error:
+        for budget in budgets if options.output else ():
+            ready_folder(_folder(options, budget), (RUN,), overwrite=options.overwrite)
+        cost, plan = cost_of(options), plan_of(options)
+        for budget in budgets:
+            runs[budget] = _one(options, cost, plan, budget)
+            if runs[budget].invalid:
+                break
+    except (ValueError, OSError) as error:
         print(f"headrace loadtest simulate: {error}", file=sys.stderr)
         return 2
-    if len(rows) > 1:
+    if len(budgets) > 1:
         print(header("max_step_tokens"))
-        for row in rows:
-            print(row)
-    return 0
+        for budget, run in runs.items():
+            print(PolicyOutcome.of(budget, run))
+    return 3 if any(run.invalid for run in runs.values()) else 0
+
+
+def _folder(options: argparse.Namespace, budget: int) -> Path:
+    """Where the run with this budget goes."""
+    folder: Path = options.output
+    return folder / str(budget) if len(options.max_step_tokens) > 1 else folder
 
 
 def simulate(
     plan: Plan, cluster: Cluster, *, label: str, objectives: dict[str, Objective], about: dict[str, object]
 ) -> LoadRun:
-    """Run `plan` through `cluster` and return it in the form of a measured run."""
+    """Run `plan` through `cluster` and return it in the form of a measured run, as far as it came before it was interrupted."""
     began = time.time()
-    records = cluster.run(plan.requests, _progress(len(plan.requests)))
+    invalid: list[str] = []
+    try:
+        with interruptible():
+            cluster.run(plan.requests, _progress(len(plan.requests)))
+    except KeyboardInterrupt:
+        for record in cluster.records:
+            if record.finished is None and record.error is None:
+                record.error, record.detail = ErrorClass.CLIENT, "the run was interrupted"
+        invalid = [interrupted(len(cluster.records), len(plan.requests))]
+    records = cluster.records
     end = max((record.finished for record in records if record.finished is not None), default=0.0)
     after = summary(list(cluster.stats()))
     return LoadRun(
@@ -66,18 +87,19 @@ def simulate(
         plan=plan.described | about,
         records=records,
         objectives=objectives,
+        invalid=invalid,
         problems=plan.problems,
         scraped={"before": dict.fromkeys(after, 0.0), "after": after},
     )
 
 
-def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> PolicyOutcome:
+def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> LoadRun:
     shape = server_of(options, budget)
     replicas = replicas_of(options, cost, options.slo)
     gate = DeadlineGate(options.deadline) if options.deadline else None
     switching = replicas.switching if isinstance(replicas, RolePool) else None
-    slo = switching.bounds.tpot if switching else None
-    cluster = Cluster(cost, shape, make_router(options.router, decode_slo=slo), replicas, deadlines=gate)
+    pace = switching.bounds.tpot if switching else None
+    cluster = Cluster(cost, shape, make_router(options.router, decode_slo=pace), replicas, deadlines=gate)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
@@ -86,7 +108,8 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
         "replicas": len(cluster.replicas),
         "roles": [replica.role.value for replica in cluster.replicas],
         "router": options.router,
-        "server": asdict(shape) | {"kv_blocks": cluster.blocks, "context": cluster.config.context},
+        "context": cluster.config.context,
+        "server": asdict(shape) | {"kv_blocks": cluster.blocks},
     }
     several = len(options.max_step_tokens) > 1
     label = options.label or f"{cost.model.name} on {len(cluster.replicas)} x {cost.hardware.name}"
@@ -104,12 +127,11 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     if gate is not None:
         print(gate, file=sys.stderr)
     if options.output:
-        folder = options.output / str(budget) if several else options.output
-        for path in write_report(run, folder):
+        for path in write_report(run, _folder(options, budget)):
             print(path, file=sys.stderr)
     if not several:
         print_table(run)
-    return PolicyOutcome.of(budget, run)
+    return run
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -140,7 +162,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace loadtest simulate",
         description="What a trace would see: the real scheduler over simulated time, with a cost model for its steps.",
     )
-    parser.add_argument("trace", help="a file in any known format")
     add_server_options(parser)
     add_role_options(parser)
     add_link_options(parser)
@@ -151,11 +172,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="first_token=S",
         help="of every request, or end=S; those for which it would not be met are refused at once",
     )
-    add_plan_options(parser)
+    add_request_options(parser)
     group = parser.add_argument_group("report")
     group.add_argument(
-        "--slo", type=parse_slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives that goodput counts"
+        "--slo", type=slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives that goodput counts"
     )
     group.add_argument("--label", help="the run's name in reports")
-    group.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
+    add_output_options(parser)
     return parser

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from loadtest.report.records import RequestRecord
-from loadtest.simulate.content import Content
+from loadtest.report.records import RequestRecord, unfit
+from loadtest.simulate.content import Content, length_of
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.hand_over import HandOver, Link, missing
 from loadtest.simulate.replica import Log, Replica
 from loadtest.simulate.role_watch import LOOK_SECONDS, RoleWatch
+from loadtest.simulate.specs import SpecError
 from loadtest.simulate.timeline import Timeline
 from loadtest.workload.plan import Planned
 from scheduler.kv.block_pool import BlockPool
@@ -78,9 +79,10 @@ class Cluster:
 
     Attributes:
         watch: sees to the roles; None: they stay.
+        records: of all requests that have arrived so far.
 
     Raises:
-        SpecError: the model leaves no room for KV.
+        SpecError: the model leaves no room for KV, or not for the context that is asked for.
         ValueError: prompts are to be handed over, and no prefix is cached.
     """
 
@@ -95,6 +97,7 @@ class Cluster:
         fast_forward: bool = True,
         log: Log | None = None,
     ) -> None:
+        self.records: list[RequestRecord] = []
         self._deadlines = deadlines
         self.blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
         self.config = _config(cost, shape, self.blocks)
@@ -151,7 +154,7 @@ class Cluster:
             requests: in the order of their arrival.
             progress: called after each arrival with the number of arrivals so far.
         """
-        records: list[RequestRecord] = []
+        records = self.records
         for request in requests:
             now = request.intended + self._cost.costs.request
             self._timeline.run_until(now)
@@ -168,18 +171,24 @@ class Cluster:
         return (replica.scheduler.snapshot() for replica in self.replicas)
 
     def _arrive(self, index: int, request: Planned, now: float) -> RequestRecord:
-        prompt, token = self._content.prompt(request)
         record = RequestRecord(
             index=index,
             intended=request.intended,
             sent=request.intended,
-            asked_prompt=len(prompt),
+            asked_prompt=length_of(request),
             asked_output=request.output_tokens,
             klass=request.klass,
             session=request.session,
         )
+        if not unfit(record, self.config.context):  # what does not fit is given no ids: there may be any number of them
+            self._place(record, request, now)
+        return record
+
+    def _place(self, record: RequestRecord, request: Planned, now: float) -> None:
+        """A request that fits goes to a replica, unless its deadline would not be met."""
+        prompt, token = self._content.prompt(request)
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-        message = AddRequest(request_id=str(index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
+        message = AddRequest(request_id=str(record.index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
         names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
         views = self._views(message, names, now)
         placement = self._split.place(prompt, views, decodes=request.output_tokens > 1)
@@ -195,7 +204,6 @@ class Cluster:
                 replica.submit(message, token, record, now, names)
         if self.watch is not None:
             self.watch.arrived(record)
-        return record
 
     def _views(self, message: AddRequest, names: Sequence[bytes], now: float) -> list[ReplicaView]:
         """All replicas, as they are for a request."""
@@ -242,8 +250,13 @@ class Cluster:
 
 def _config(cost: CostModel, shape: ServerShape, blocks: int) -> SchedulerConfig:
     longest = min(cost.model.max_position, blocks * shape.block_size)
+    if shape.context is not None and shape.context > longest:
+        room = (
+            f"{cost.model.max_position} and {blocks} KV blocks of {shape.block_size} hold {blocks * shape.block_size}"
+        )
+        raise SpecError(f"--context {shape.context} is not possible: {cost.model.name} takes {room} tokens")
     return SchedulerConfig(
-        context=min(shape.context or longest, longest),
+        context=shape.context or longest,
         eos_token_ids=frozenset(),  # answers have the trace's lengths
         fingerprint=cost.model.name,
         max_step_tokens=shape.max_step_tokens,

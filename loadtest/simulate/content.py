@@ -26,9 +26,8 @@ class Content:
 
     def prompt(self, request: Planned) -> tuple[list[int], int]:
         """The prompt's ids, and the id of every token of its answer. Raises ValueError for a block id out of range."""
-        own, length = next(self._next), request.prompt_tokens
+        own, length = next(self._next), length_of(request)
         if request.prompt is not None:
-            length = length or max(1, len(request.prompt) // _CHARACTERS_PER_TOKEN)
             return [self._of("prompt", request.prompt)] * length, own
         if request.blocks:
             return _blocks(request), own
@@ -40,6 +39,13 @@ class Content:
         if (kind, name) not in self._named:
             self._named[kind, name] = next(self._next)
         return self._named[kind, name]
+
+
+def length_of(request: Planned) -> int:
+    """Tokens of the prompt."""
+    if request.prompt is None or request.prompt_tokens:
+        return request.prompt_tokens
+    return max(1, len(request.prompt) // _CHARACTERS_PER_TOKEN)
 
 
 def _blocks(request: Planned) -> list[int]:

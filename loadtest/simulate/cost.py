@@ -65,7 +65,8 @@ class CostModel:
             two all-reduces per layer).
 
     Raises:
-        SpecError: the device has no rate for the model's arithmetic, or there are several devices and no link.
+        SpecError: the device has no rate for the model's arithmetic, or there are several devices and no link, or they cannot
+            share the model's heads.
     """
 
     def __init__(self, hardware: Hardware, model: ModelSpec, devices: int = 1) -> None:
@@ -74,6 +75,11 @@ class CostModel:
             raise SpecError(f"{model.name} computes in {model.compute}, {hardware.name} has rates for {known}")
         if devices > 1 and not hardware.link_bytes_per_second:
             raise SpecError(f"{hardware.name} has no link: a replica is one device, not {devices}")
+        if not model.divides(devices):
+            raise SpecError(
+                f"{model.name} has {model.heads} heads and {model.kv_heads} of keys and values: they cannot be divided over "
+                f"--devices {devices}"
+            )
         self.hardware, self.model, self.devices = hardware, model, devices
         self.costs: Costs = hardware.costs
         self._operations = devices * hardware.operations_per_second[model.compute]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from loadtest.workload.numbers import count, positive, share, whole
 from loadtest.workload.traces import TraceRequest
 from loadtest.workload.traces.problems import TraceError
 from loadtest.workload.traces.read import FORMATS, read_trace
@@ -30,7 +31,7 @@ Asked = list[list[int]]  # for each request, the blocks of its prompt; equal num
 class HitRates(NamedTuple):
     """Hit rates with one size of cache: the share of the blocks asked for that were found, by policy."""
 
-    percent: float
+    percent: float  # asked for; of a cache that is raised to the longest prompt, `blocks` are more
     blocks: int
     rates: dict[str, float]
     optimum: float
@@ -49,11 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(asked)} requests ask for {sum(map(len, asked))} full blocks, of which {working_set} are different.\n")
     print("| cache, % of these | blocks | " + " | ".join((*POLICIES, "optimum", "predicted / lru")) + " |")
     print("|" + " --- |" * (len(POLICIES) + 4))
+    raised: list[str] = []
     for percent in options.sizes:
         row = measure(asked, percent, options.choice)
+        if row.blocks > int(working_set * percent / 100):
+            raised.append(f"{percent:g}")
         gain = row.rates["predicted"] / row.rates["lru"] if row.rates["lru"] else float("nan")
         shares = [f"{100 * rate:.1f} %" for rate in (*row.rates.values(), row.optimum)]
         print(f"| {row.percent:g} | {row.blocks} | {' | '.join(shares)} | {gain:.3f} |", flush=True)
+    if raised:
+        longest = max(map(len, asked))
+        print(f"\nRaised to {longest} blocks, those of the longest prompt, which has to fit: {', '.join(raised)} %.")
     return 0
 
 
@@ -150,13 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("trace", help="a file in a format that gives blocks (Mooncake) or sessions (BurstGPT)")
     parser.add_argument("--format", choices=list(FORMATS), help="of the trace [by its first line]")
     parser.add_argument("--rows", type=_rows, default=slice(None), metavar="A:B", help="requests to take, from 0 [all]")
-    parser.add_argument("--block-size", type=int, default=32, metavar="N", help="in tokens, for sessions [%(default)s]")
+    parser.add_argument(
+        "--block-size", type=whole, default=32, metavar="N", help="in tokens, for sessions [%(default)s]"
+    )
     parser.add_argument(
         "--sizes", type=_sizes, default=_SIZES, metavar="P[,P..]", help="of the cache, in %% of the distinct blocks"
     )
     parser.add_argument(
         "--choice",
-        type=float,
+        type=share,
         default=0.0,
         metavar="S",
         help="share of unused blocks to choose runs from [%(default)g]",
@@ -165,12 +174,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rows(text: str) -> slice:
-    begin, _, end = text.partition(":")
-    return slice(int(begin or 0), int(end) if end else None)
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of rows; write 0:1000")
+    return slice(count(begin or "0"), whole(end) if end else None)
 
 
 def _sizes(text: str) -> tuple[float, ...]:
-    sizes = tuple(float(part) for part in text.split(","))
-    if min(sizes) <= 0:
-        raise argparse.ArgumentTypeError("sizes must be above 0 %")
-    return sizes
+    return tuple(positive(part) for part in text.split(","))

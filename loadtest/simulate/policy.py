@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from loadtest.report.metrics import Spread, summarize
 from loadtest.report.records import LoadRun
 
-_COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok/s", "in SLO")
+_COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok/s", "in SLO", "unfit")
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutcome:
-    """A setting and the figures of its run: latencies in seconds, output tokens per second, share within the objectives."""
+    """A setting and the figures of its run: latencies in seconds, output tokens per second, share within the objectives, requests
+    that are longer than the context."""
 
     setting: int
     ttft: Spread | None
@@ -18,6 +19,7 @@ class PolicyOutcome:
     tpot: Spread | None
     output_rate: float
     attainment: float | None
+    unfit: int
 
     @classmethod
     def of(cls, setting: int, run: LoadRun) -> "PolicyOutcome":
@@ -32,6 +34,7 @@ class PolicyOutcome:
             spreads.get("tpot"),
             summary.output_rate,
             judged[0].attainment if judged else None,
+            summary.unfit,
         )
 
     def __str__(self) -> str:
@@ -42,6 +45,7 @@ class PolicyOutcome:
             cells += [f"{'-':>9}" if value is None else f"{value * factor:>9.{places}f}" for value in values]
         cells.append(f"{self.output_rate:>9.0f}")
         cells.append(f"{self.attainment:>9.1%}" if self.attainment is not None else f"{'-':>9}")
+        cells.append(f"{self.unfit:>9}")
         return "".join(cells)
 
 

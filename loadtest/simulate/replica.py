@@ -26,7 +26,6 @@ from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, FinishReason, Output
 from scheduler.types.step import ChunkResult, Step, StepResult
-from scheduler.validation import RequestTooLong
 
 MIN_SKIPPED = 2  # steps; one is as well done plainly
 _NOTHING = ChunkResult(request_id="")  # of a chunk that samples nothing; the scheduler reads results by place
@@ -135,11 +134,7 @@ class Replica:
         if self.scheduler.snapshot().waiting >= self._max_waiting:
             record.error, record.status, record.detail = ErrorClass.STATUS, 429, "too many requests wait"
             return
-        try:
-            self.scheduler.add(message, now)
-        except RequestTooLong as error:
-            record.error, record.status, record.detail = ErrorClass.STATUS, 400, str(error)
-            return
+        self.scheduler.add(message, now)
         self._opened(message, token, record, names)
         if self._step is None:
             self._begin(now)

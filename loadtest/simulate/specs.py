@@ -142,6 +142,11 @@ class ModelSpec:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bits // 8
 
+    def divides(self, devices: int) -> bool:
+        """Whether its heads can be divided over so many devices; heads of keys and values may be copied."""
+        kv = self.kv_heads % devices == 0 or devices % self.kv_heads == 0
+        return self.heads % devices == 0 and kv
+
 
 def load_hardware(name: str) -> Hardware:
     """Read a device by path or name. Raises SpecError."""

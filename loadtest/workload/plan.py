@@ -68,11 +68,11 @@ class LoadShape:
     def __post_init__(self) -> None:
         given = [self.speed != 1.0, self.duration is not None, self.rate is not None]
         if self.arrivals is None and sum(given) > 1:
-            raise ArrivalError("give one of speed, duration and rate")
+            raise ArrivalError("give one of --speed, --duration and --rate")
         if self.arrivals is not None and self.speed != 1.0:
-            raise ArrivalError("speed is for the trace's own times; drawn arrivals have a rate")
+            raise ArrivalError("--speed is for the trace's own times; drawn arrivals have a --rate")
         if isinstance(self.arrivals, Closed) and self.rate is not None:
-            raise ArrivalError("a closed loop has no rate: its users send when they are answered")
+            raise ArrivalError("a closed loop has no --rate: its users send when they are answered")
         for name in ("speed", "duration", "rate", "scale", "limit", "max_prompt", "max_output"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -137,14 +137,14 @@ def _selected(trace: Trace, shape: LoadShape) -> tuple[float, list[TraceRequest]
     if not inside:
         last = trace.requests[-1].arrival
         raise ArrivalError(
-            f"no request arrives between {begin:g} and {end:g} s; {trace.name} goes from 0 to {last:g} s"
+            f"no request arrives between {begin:g} and {end:g} s; {trace.name} goes from 0 to {last:g} s (--window)"
         )
     return begin, inside[: shape.limit]
 
 
 def _own_times(trace: Trace, shape: LoadShape, start: float, requests: Sequence[TraceRequest]) -> list[float]:
     if not trace.timed:
-        raise ArrivalError(f"{trace.name} ({trace.format}) has no times: draw them, such as poisson:rate=5")
+        raise ArrivalError(f"{trace.name} ({trace.format}) has no times: draw them, such as --arrivals poisson:rate=5")
     times = [request.arrival - start for request in requests]
     if shape.spread:
         times = spread(times, trace.tick, Random(f"{shape.seed} spread"))
@@ -153,7 +153,7 @@ def _own_times(trace: Trace, shape: LoadShape, start: float, requests: Sequence[
     if shape.duration is not None or shape.rate is not None:
         if span <= 0:
             raise ArrivalError("all these requests arrive at once, so their times cannot be stretched")
-        speed = span / (shape.duration or len(times) / (shape.rate or 1.0))
+        speed = span / (shape.duration or (len(times) - 1) / (shape.rate or 1.0))
     return [at / speed for at in times]
 
 

@@ -40,6 +40,8 @@ FAULTS = (
     "garbage",  # not HTTP
     "other-text",  # the unstreamed answer differs
 )
+CACHE_BLOCK = 4
+cached_blocks = set()
 options = argparse.Namespace(generated=0)  # answers so far, beside what the command line says
 
 
@@ -49,6 +51,17 @@ def ids_of(text):
 
 def word_after(seed, place):
     return " " + WORDS[(seed + 7 * place) % len(WORDS)]
+
+
+def cache(words):
+    """How many leading words an earlier prompt had, in blocks as a server keeps them; from now on all of them are there."""
+    found, chain, known = 0, 0, True
+    for end in range(CACHE_BLOCK, len(words) + 1, CACHE_BLOCK):
+        chain = hash((chain, *words[end - CACHE_BLOCK : end]))
+        known = known and chain in cached_blocks
+        found = end if known else found
+        cached_blocks.add(chain)
+    return found
 
 
 class Stub(asyncio.Protocol):
@@ -121,6 +134,7 @@ class Generation:
         text = request["messages"][-1]["content"] if chat else request["prompt"]
         self.seed = zlib.crc32(text.encode())
         self.prompt = len(text.split()) + (TEMPLATE_TOKENS if chat else 0)
+        self.cached = cache(text.split()) if options.prefix_cache and request.get("stream") else 0
         self.limit = request.get("max_tokens") or request["max_completion_tokens"]
         self.total = min(self.limit, options.answer) if not request.get("ignore_eos") else self.limit
         self.sent = 0
@@ -139,7 +153,7 @@ class Generation:
     def usage(self):
         prompt, output = self.prompt + (self.fault == "miscount-prompt"), self.total + (self.fault == "miscount")
         total = prompt + output + (self.fault == "sum")
-        details = {"cached_tokens": self.prompt // 2}
+        details = {"cached_tokens": self.cached if options.prefix_cache else self.prompt // 2}
         return {
             "prompt_tokens": prompt,
             "completion_tokens": output,
@@ -253,6 +267,7 @@ def main():
     parser.add_argument("--dialect", choices=["headrace", "vllm", "other"], default="headrace")
     parser.add_argument("--fault", choices=FAULTS)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--prefix-cache", action="store_true", help="count what an earlier prompt began with as cached")
     parser.add_argument("--no-tokenizer", action="store_true")
     parser.add_argument("--refuse-fields", nargs="*", default=[])
     parser.parse_args(namespace=options)

@@ -1,6 +1,5 @@
 """The command line of the load tester: what it accepts, what it refuses, and the trace it makes of an access log."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from loadtest import cli
 from loadtest.client.scrape import parse_metrics
 from loadtest.options import plan_of, replay_parser, target_of
 from loadtest.report.records import Objective
+from loadtest.report.run_file import read_run
 from loadtest.workload import record
 from loadtest.workload.arrivals import Gamma
 from loadtest.workload.traces.read import read_trace
@@ -46,8 +46,7 @@ def test_options_become_a_plan_and_a_target():
     ("arguments", "said"),
     [
         (["absent.csv"], "no such file"),
-        ([BURSTGPT, "--speed", "2", "--rate", "3"], "one of speed, duration and rate"),
-        ([BURSTGPT, "--arrivals", "weibull"], "unknown arrivals"),
+        ([BURSTGPT, "--speed", "2", "--rate", "3"], "one of --speed, --duration and --rate"),
         ([BURSTGPT], "cannot be reached"),
     ],
 )
@@ -82,9 +81,70 @@ def test_a_replay_writes_its_report(tmp_path, capsys):
         process.terminate()
         process.communicate(timeout=10)
     assert code == 0
-    assert len(json.loads((tmp_path / "run.json").read_text())["records"]) == 29
+    assert len(read_run(tmp_path / "run.json").records) == 29
     assert "<html" in (tmp_path / "report.html").read_text()
     assert "answered in full" in capsys.readouterr().out
+
+
+@pytest.fixture
+def stub():
+    """The URL of a stub that refuses every second request."""
+    process = subprocess.Popen(
+        [sys.executable, STUB, "--fault", "refuse", "--every", "2"], stdout=subprocess.PIPE, text=True
+    )
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    process.terminate()
+    process.communicate(timeout=10)
+
+
+def test_the_exit_status_says_when_too_many_requests_failed(stub, capsys):
+    flags = [
+        "--target",
+        stub,
+        "--arrivals",
+        "poisson:rate=200",
+        "--limit",
+        "8",
+        "--max-prompt",
+        "20",
+        "--max-output",
+        "2",
+    ]
+    command = ["replay", BURSTGPT, *flags, "--max-lateness", "60000", "--quiet"]
+    assert [cli.main([*command, *more]) for more in ([], ["--max-failed", "40%"], ["--max-failed", "0.5"])] == [1, 1, 0]
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_sent(tmp_path, capsys):
+    nobody = ["replay", BURSTGPT, "--target", "http://127.0.0.1:9/v1"]
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert cli.main([*nobody, "--output", str(wrong)]) == 2
+        assert f"--output {wrong}: nothing can be written there" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("an earlier run")
+    assert cli.main([*nobody, "--output", str(tmp_path)]) == 2
+    assert "has a run.json already" in capsys.readouterr().err
+    assert cli.main([*nobody, "--output", str(tmp_path), "--overwrite"]) == 2
+    assert "cannot be reached" in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_text() == "an earlier run", "nothing ran that could take its place"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--max-lateness -1",
+        "--patience 0",
+        "--stall x",
+        "--limit 0",
+        "--rate 0",
+        "--verify -1",
+        "--max-failed 2",
+        "--arrivals x",
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_its_option(wrong, capsys):
+    with pytest.raises(SystemExit):
+        replay_parser().parse_args([BURSTGPT, "--target", "x", *wrong.split()])
+    assert f"argument {wrong.split()[0]}" in capsys.readouterr().err
 
 
 def test_a_trace_is_made_of_an_access_log(tmp_path, capsys):

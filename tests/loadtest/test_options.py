@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.options import plan_of, replay_parser, target_of, window
+from loadtest.options import plan_of, replay_parser, target_of
+from loadtest.workload.options import window
 from tests.loadtest.test_loadtest_cli import BURSTGPT
 
 NEEDED = [BURSTGPT, "--target", "http://127.0.0.1:9/v1"]
@@ -51,6 +52,9 @@ def test_without_options_a_trace_is_sent_as_it_is():
         (["--spread"], lambda plan, target: plan.shape.spread),
         (["--max-prompt", "7"], lambda plan, target: plan.shape.max_prompt == 7),
         (["--max-output", "8"], lambda plan, target: plan.shape.max_output == 8),
+        (["--same-texts", "--seed", "4"], lambda plan, target: plan.texts == 4),
+        (["--texts", "11", "--seed", "4"], lambda plan, target: plan.texts == 11),
+        (["--seed", "4"], lambda plan, target: plan.texts is None),
         (["--seed", "9"], lambda plan, target: plan.shape.seed == 9),
         (["--max-lateness", "30"], lambda plan, target: plan.max_lateness == 0.03),
         (["--quiet"], lambda plan, target: not plan.live),

@@ -13,9 +13,13 @@ import pytest
 
 from loadtest.client.target import Target, TargetError
 from loadtest.replay import ReplayPlan, replay, run_replay
-from loadtest.report.records import ErrorClass, LoadRun
+from loadtest.report.metrics import summarize
+from loadtest.report.records import ErrorClass
+from loadtest.report.run_file import read_run, write_run
+from loadtest.report.trust import cached_share, cautions
 from loadtest.workload.arrivals import Closed, Poisson
 from loadtest.workload.plan import LoadShape
+from loadtest.workload.prompts import Prompts
 from loadtest.workload.traces import Trace, TraceRequest
 from loadtest.workload.traces.read import read_trace
 from loadtest.workload.vocabulary import PromptTokenizerError
@@ -195,6 +199,39 @@ def test_a_closed_loop_has_no_more_open_than_users():
         assert running <= 3
 
 
+def test_nobody_sends_before_he_means_to_so_that_no_time_is_too_short():
+    shape = LoadShape(limit=20, arrivals=Closed(5, 0.01), max_prompt=30, max_output=2)
+    found = run(["--ttft", "0.15"], shape=shape)
+    assert all(record.sent >= record.intended for record in found.records)
+    assert min(record.ttft for record in found.records) > 0.149, "a first request was sent 0.1 s before its time"
+    assert found.client["lateness_max"] > 0, "users of a closed loop are late, too"
+
+
+def shared(first, second):
+    """Cached share, that which the requests share, and what is said of it, of the second of two runs on one server."""
+    with stub("--prefix-cache") as url:
+        runs = [replay(plan(**each), Target(base_url=url)) for each in (first, second)]
+    return cached_share(runs[1]), runs[1].plan["shareable"], cautions(runs[1]), [run.plan["texts"] for run in runs]
+
+
+def test_a_run_finds_nothing_of_an_earlier_one_in_the_cache():
+    cached, shareable, said, (one, other) = shared({}, {})
+    assert cached <= shareable < 0.05 and not said and one != other
+
+
+def test_a_run_that_found_what_an_earlier_one_left_says_so():
+    cached, shareable, said, (one, other) = shared({"texts": 5}, {"texts": 5})
+    assert cached > 0.9 and shareable < 0.05 and one == other == 5
+    assert said and "texts of an earlier run" in said[0]
+
+
+def test_what_a_run_shares_with_itself_is_no_reason_to_doubt_it():
+    trace = read_trace(DATA / "burstgpt_3.csv")
+    shape = LoadShape(limit=40, arrivals=Poisson(200), max_prompt=60, max_output=2)
+    cached, shareable, said, _ = shared({}, {"trace": trace, "shape": shape})
+    assert 0.1 < cached <= shareable and not said
+
+
 def test_an_open_loop_does_not_wait_for_the_server():
     trace = Trace(
         name="t",
@@ -210,11 +247,12 @@ def test_a_client_that_cannot_keep_up_says_that_the_run_is_invalid():
     shape = LoadShape(limit=3000, arrivals=Poisson(1e6), max_prompt=30, max_output=1)
     found = run([], shape=shape, max_lateness=0.02)
     assert len(found.records) == 3000
-    assert any("the client could not keep up: it sent requests" in reason for reason in found.invalid)
+    assert any("it sent requests more than 20 ms late" in reason for reason in found.invalid)
     assert found.client["lateness_p99"] > 0.02
 
 
-def test_an_interrupted_run_is_reported_as_far_as_it_went():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_reported_as_far_as_it_went(number):
     async def interrupted(url):
         task = asyncio.create_task(
             run_replay(plan(shape=LoadShape(arrivals=Poisson(20), duration=60)), Target(base_url=url))
@@ -225,7 +263,7 @@ def test_an_interrupted_run_is_reported_as_far_as_it_went():
                 await asyncio.sleep(0.05)
                 answer = await client.get(url.replace("/v1", "/metrics"))
                 sent = int(answer.text.split()[-1])
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return await task
 
     with stub("--gap", "0.01") as url:
@@ -235,6 +273,19 @@ def test_an_interrupted_run_is_reported_as_far_as_it_went():
     assert {record.error for record in found.records} <= {None, ErrorClass.CLIENT}
 
 
+def test_a_signal_after_the_load_loses_nothing():
+    kept = []
+
+    def keep(found):
+        signal.raise_signal(signal.SIGTERM)
+        kept.append(found)
+
+    before = signal.getsignal(signal.SIGTERM)
+    found = run([], keep=keep)
+    assert kept == [found] and not found.invalid and all(record.ok for record in found.records)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_no_server_and_no_such_model_are_said_before_the_run():
     with pytest.raises(TargetError, match="cannot be reached"):
         replay(plan(), Target(base_url="http://127.0.0.1:9/v1"))
@@ -242,16 +293,35 @@ def test_no_server_and_no_such_model_are_said_before_the_run():
         run([], {"model": "x"})
 
 
-def test_requests_that_cannot_fit_are_told():
-    found = run(["--context", "65"])
-    assert any("longer than the target's context of 65 tokens" in problem for problem in found.problems)
+def test_what_is_longer_than_the_context_is_told_apart_and_not_sent(monkeypatch):
+    requests = [
+        TraceRequest(line=n, arrival=0.0, prompt_tokens=999_999_999 if n % 2 else 20, output_tokens=2) for n in range(6)
+    ]
+    trace = Trace(name="t", format="f", requests=requests)
+    made, prompt = [], Prompts.prompt
+    monkeypatch.setattr(Prompts, "prompt", lambda self, each: made.append(each.prompt_tokens) or prompt(self, each))
+    found = run(["--context", "65"], trace=trace, shape=LoadShape())
+    assert made == [20] * 3, "a text of a billion tokens takes 9 GB"
+    assert [record.fits for record in found.records] == [True, False] * 3
+    assert all(record.ok == record.fits and (record.sent is None) != record.fits for record in found.records)
+    assert found.plan["context"] == 65 and found.scraped["after"] == {'stub_requests_total{kind="generated"}': 3}
+    summary = summarize(found)
+    assert (summary.whole, summary.unfit, summary.failed) == (3, 3, 0) and not summary.errors
+
+
+def test_a_trace_of_which_nothing_fits_is_refused():
+    shape = replace(plan().shape, max_prompt=None)
+    with pytest.raises(TargetError, match=r"tokens are more than the context of 20.*--max-prompt"):
+        run(["--context", "20"], shape=shape)
 
 
 def test_a_run_comes_back_from_its_file(tmp_path):
     found = run([])
-    found.write(tmp_path / "run.json")
-    again = LoadRun.read(tmp_path / "run.json")
-    assert again.records == found.records
+    write_run(found, tmp_path / "run.json")
+    again = read_run(tmp_path / "run.json")
+    events = [(at, count) for record in found.records for at, count in record.tokens]
+    kept = [(pytest.approx(at, abs=1e-6), count) for record in again.records for at, count in record.tokens]
+    assert events == kept
     assert (again.plan, again.client, again.problems) == (found.plan, found.client, found.problems)
 
 

@@ -268,7 +268,7 @@ def test_asking_again_notes_differences_and_never_fails(body, said):
 
     async def again():
         async with httpx.AsyncClient(transport=served(answer=body)) as client:
-            await verify(client, Target(base_url="http://h/v1"), known, {0: (asked, "hi", WHOLE)})
+            await verify(client, Target(base_url="http://h/v1"), known, {0: (asked, "hi", WHOLE)}, patience=60)
 
     asyncio.run(again())
     assert len(asked.violations) == len(said)

@@ -90,7 +90,7 @@ def test_layouts_use_every_gpu_and_divide_the_heads():
 
 
 def outcome(rate: float, attainment: float = 1.0, **more: float) -> TrialOutcome:
-    figures = {"ttft": 1.0, "tpot": 1.0, "refused": 0.0, "preempted": 0.0} | more
+    figures = {"ttft": 1.0, "tpot": 1.0, "refused": 0.0, "unfit": 0.0, "preempted": 0.0} | more
     return TrialOutcome(rate=rate, attainment=attainment, **figures)
 
 
@@ -144,7 +144,7 @@ def test_the_flags_start_what_was_simulated():
     assert "--kv-host-gib 4" in flags and flags.endswith("--decode-slo-ms 20 --ttft-slo-ms 1000 --role-switching auto")
     assert serve_flags(Standing(Layout(1, (Role.MIXED,))), made)[:4] == ["--engines", "1", "--tensor-parallel", "1"]
     assert table([split], 0.9).rows == [
-        ("prefill:1,decode:2", "1", "4.00", "4.00", "5.00", "80.0 %", "100.0 %", "prefill")
+        ("prefill:1,decode:2", "1", "4.00", "4.00", "5.00", "80.0 %", "100.0 %", "0.0 %", "prefill")
     ]
 
 
@@ -192,7 +192,6 @@ def test_what_no_layout_can_keep_is_said(capsys):
         (["--rate", "5"], "decides --rate itself"),
         (["--devices", "2"], "decides --devices itself"),
         (["--max-step-tokens", "64,128"], "one --max-step-tokens"),
-        (["--gpus", "0"], "at least 1"),
         (["--slo", ""], "give --slo"),
         (["--arrivals", "closed:users=2"], "not closed loops"),
         (["--model", "llama-3-70b", "--gpus", "1"], "GB of weights"),

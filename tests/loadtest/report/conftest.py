@@ -9,10 +9,10 @@ from loadtest.report.records import ErrorClass, LoadRun, Objective, RequestRecor
 
 def answered(index: int, intended: float, *, ttft: float, gaps: tuple[float, ...] = (), **more) -> RequestRecord:
     """A whole answer whose first token comes `ttft` after the intended time, and the rest `gaps` apart."""
-    at = intended + ttft
+    at = round(intended + ttft, 6)  # as a file keeps times
     tokens = [(at, 1)]
     for gap in gaps:
-        at += gap
+        at = round(at + gap, 6)
         tokens.append((at, 1))
     fields = {
         "sent": intended,
@@ -46,14 +46,15 @@ def drawn_run(seed: int = 0, requests: int = 400, slow: float = 1.0, **more) -> 
     """Ten requests a second with lognormal latencies, in two classes; every fortieth is refused."""
     rng, at, records = random.Random(seed), 0.0, []
     for index in range(requests):
-        at += rng.expovariate(10)
+        at = round(at + rng.expovariate(10), 6)
         klass = rng.choice(["chat", "code"])
         if index % 40 == 39:
             records.append(refused(index, at, klass=klass))
             continue
         gaps = tuple(slow * rng.lognormvariate(-4, 0.3) for _ in range(rng.randint(0, 30)))
         ttft = slow * rng.lognormvariate(-1.5, 0.6)
-        timings = {"queue_ms": ttft * 300, "prefill_ms": ttft * 700, "decode_ms": sum(gaps) * 1000}
+        parts = {"queue_ms": ttft * 300, "prefill_ms": ttft * 700, "decode_ms": sum(gaps) * 1000}
+        timings = {name: round(value, 3) for name, value in parts.items()}
         records.append(answered(index, at, ttft=ttft, gaps=gaps, klass=klass, timings=timings, cached_tokens=4))
     return run_of(records, **{"objectives": {"default": Objective(ttft=0.3, tpot=0.05)}} | more)
 

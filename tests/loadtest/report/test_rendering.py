@@ -6,13 +6,15 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from loadtest.report import page, print_table, write_report
-from loadtest.report.drawing import new_figure, png, time_axis, time_bound
-from loadtest.report.html import key_figures, render
+from loadtest.report import print_table, write_report
 from loadtest.report.metrics import summarize
-from loadtest.report.plots import View, plots
+from loadtest.report.pages import page
+from loadtest.report.pages.drawing import new_figure, png, time_axis, time_bound
+from loadtest.report.pages.html import key_figures, render
+from loadtest.report.pages.plots import View, plots
 from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, figure, percent, sections
+from loadtest.report.run_file import read_run
 from loadtest.report.table import show
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +72,7 @@ def test_a_report_is_a_page_its_pictures_and_the_run(make, tmp_path):
         "goodput.png",
     ]
     assert [path.name for path in written] == names
-    assert LoadRun.read(written[0]) == run
+    assert read_run(written[0]) == run
     found = outline(written[1].read_text(encoding="utf-8"))
     assert len(found.sources) == 5 and all(source.startswith("data:image/png;base64,") for source in found.sources)
     assert {"Load", "Latency", "Objectives", "Latency against arrivals", "The plan"} <= set(found.headings)

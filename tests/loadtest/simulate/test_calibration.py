@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.report.records import LoadRun
+from loadtest.report.run_file import read_run
 from loadtest.simulate.calibrate import errors_of
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
@@ -16,7 +16,7 @@ SHAPE = ServerShape(max_step_tokens=128, max_running=64, kv_blocks=3000)  # as t
 
 
 def measured(kind: str) -> list[CalibrationRun]:
-    return [CalibrationRun(LoadRun.read(path), SHAPE) for path in sorted((DATA / kind).glob("*.json"))]
+    return [CalibrationRun(read_run(path), SHAPE) for path in sorted((DATA / kind).glob("*.json"))]
 
 
 def cost(costs: Costs | None = None) -> CostModel:

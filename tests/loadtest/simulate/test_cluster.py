@@ -116,8 +116,8 @@ def test_texts_count_by_characters_and_equal_ones_are_shared():
 def test_what_a_server_would_refuse_is_refused():
     requests = [planned(0, 0.0, 50_000, 2), *(planned(1 + index, 0.0, 500, 50) for index in range(6))]
     records, _ = simulate(requests, max_running=2, max_waiting=3)
-    assert [record.status for record in records] == [400, 200, 200, 200, 200, 429, 429]
-    assert records[0].error is ErrorClass.STATUS and "50000" in (records[0].detail or "")
+    assert [record.status for record in records] == [None, 200, 200, 200, 200, 429, 429]
+    assert records[0].error is ErrorClass.UNFIT and "50000" in (records[0].detail or "")
 
 
 def spread_over(records: list[RequestRecord], cluster: Cluster) -> list[int]:

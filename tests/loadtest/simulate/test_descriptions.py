@@ -114,7 +114,7 @@ def test_a_setting_without_answers_keeps_its_columns():
     for records in ([], [record]):
         run = LoadRun(label="", target="", started=0.0, duration=1.0, plan={}, records=records)
         row = str(PolicyOutcome.of(512, run))
-        assert len(row) == len(header("tokens")) and row.split() == ["512", *"------", "0", "-"]
+        assert len(row) == len(header("tokens")) and row.split() == ["512", *"------", "0", "-", "0"]
 
 
 @given(

@@ -17,8 +17,9 @@ def test_a_table_of_a_trace_with_blocks(capsys):
     lines = capsys.readouterr().out.splitlines()
     asked = blocks_asked(read_trace(MOONCAKE).requests, 32)
     assert lines[0].startswith(f"30 requests ask for {sum(map(len, asked))} full blocks")
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["cache, % of these", "---", "20", "100"]
-    whole = [cell.strip() for cell in lines[-1].split("|")[3:-1]]
+    assert [line.split("|")[1].strip() for line in lines[2:-2]] == ["cache, % of these", "---", "20", "100"]
+    assert lines[-1] == f"Raised to {max(map(len, asked))} blocks, those of the longest prompt, which has to fit: 20 %."
+    whole = [cell.strip() for cell in lines[-3].split("|")[3:-1]]
     assert whole[0] == whole[1] == whole[2] != "0.0 %" and whole[3] == "1.000", "all are equal where everything fits"
 
 

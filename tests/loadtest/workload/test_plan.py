@@ -6,8 +6,10 @@ from pathlib import Path
 from random import Random
 from statistics import mean, pstdev
 
+import numpy as np
 import pytest
 
+from loadtest.report.metrics import offered_rate
 from loadtest.workload.arrivals import (
     ArrivalError,
     Closed,
@@ -125,7 +127,7 @@ def test_window_limit_and_speed():
 
 def test_duration_and_rate_stretch_the_times():
     assert [each.intended for each in make_plan(trace(0, 1, 4), LoadShape(duration=8)).requests] == [0, 2, 8]
-    assert make_plan(trace(0, 1, 4), LoadShape(rate=0.5)).requests[-1].intended == 6
+    assert make_plan(trace(0, 1, 4), LoadShape(rate=0.5)).requests[-1].intended == 4
 
 
 def test_drawn_arrivals_go_through_the_trace_again_and_share_nothing_with_the_first_round():
@@ -172,7 +174,12 @@ def test_what_makes_no_plan_is_refused():
     for wrong in ({"speed": 2, "rate": 1}, {"speed": 2, "arrivals": Poisson()}, {"limit": 0}, {"scale": -1}):
         with pytest.raises(ArrivalError):
             LoadShape(**wrong)
-    with pytest.raises(ArrivalError, match="no rate"):
+    with pytest.raises(ArrivalError, match="no --rate"):
         LoadShape(arrivals=Closed(), rate=4)
     with pytest.raises(ArrivalError, match="no single rate"):
         make_plan(trace(0), LoadShape(arrivals=RateSteps(), rate=4))
+
+
+def test_the_rate_that_is_asked_for_is_the_one_that_is_planned():
+    requests = make_plan(trace(*range(0, 200, 7)), LoadShape(rate=5, limit=20)).requests
+    assert len(requests) == 20 and offered_rate(np.array([each.intended for each in requests])) == pytest.approx(5)

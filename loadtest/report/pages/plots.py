@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from loadtest.report.columns import Columns, Floats, concurrency
-from loadtest.report.drawing import (
+from loadtest.report.metrics import attainment_curve
+from loadtest.report.pages.drawing import (
     COLOURS,
     GREY,
     RED,
@@ -23,7 +24,6 @@ from loadtest.report.drawing import (
     time_axis,
     time_bound,
 )
-from loadtest.report.metrics import attainment_curve
 from loadtest.report.records import LoadRun
 from loadtest.report.series import Series, thinned
 
@@ -136,7 +136,7 @@ def over_time(view: View) -> Figure:
             _bound(panel, "y", name, Curve("", view, None, "black"))
         else:
             nothing(panel)
-    failures(ttft, view.columns.intended[~view.columns.whole])
+    failures(ttft, view.columns.intended[view.columns.failed])
     for panel in (ttft, itl):
         legend_above(panel)
     itl.set_xlabel("seconds from the start")

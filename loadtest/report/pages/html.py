@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
 
-from loadtest.report import page
 from loadtest.report.metrics import ALL, Summary
-from loadtest.report.plots import Plot
-from loadtest.report.records import LoadRun, RequestRecord
+from loadtest.report.pages import page
+from loadtest.report.pages.plots import Plot
+from loadtest.report.records import SCHEMA, LoadRun, RequestRecord
 from loadtest.report.rows import Section, count, figure, milliseconds, percent, sections
+from loadtest.report.trust import cautions
 
 NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed", "The client"}
 FIRST = {"Latency", "Objectives"}
@@ -30,9 +31,11 @@ def render(run: LoadRun, summary: Summary, pictures: list[Plot]) -> str:
 def _parts(run: LoadRun, summary: Summary, pictures: list[Plot]) -> Iterator[str]:
     started = datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield f"<h1>{escape(run.label)}</h1>"
-    yield f'<p class="soft">{escape(run.target)} · started {started} · {run.duration:,.1f} s · {escape(run.schema)}</p>'
+    yield f'<p class="soft">{escape(run.target)} · started {started} · {run.duration:,.1f} s · {SCHEMA}</p>'
     if run.invalid:
         yield page.warning("This run is invalid: do not trust its figures.", run.invalid)
+    if found := cautions(run):
+        yield page.warning("Caution", found)
     yield page.tiles(key_figures(summary))
     made = sections(run, summary)
     yield page.side_by_side(page.table(section) for section in made if section.title in NARROW)
@@ -53,8 +56,10 @@ def _parts(run: LoadRun, summary: Summary, pictures: list[Plot]) -> Iterator[str
 def key_figures(summary: Summary) -> list[tuple[str, str]]:
     """What a reader looks for first: names and values."""
     latencies = summary.latencies
-    answered = summary.whole / summary.requests if summary.requests else 0.0
-    entries = [(f"of {count(summary.requests)} answered", percent(answered))]
+    fitting = summary.requests - summary.unfit
+    entries = [(f"of {count(fitting)} answered", percent(summary.whole / fitting if fitting else 0.0))]
+    if summary.unfit:
+        entries.append(("longer than the context", count(summary.unfit)))
     if summary.attainment is not None:
         entries += [
             ("attainment", percent(summary.attainment)),
@@ -73,7 +78,7 @@ def key_figures(summary: Summary) -> list[tuple[str, str]]:
 
 def examples(run: LoadRun) -> Section:
     """The first requests that failed or broke a rule, with what is known about them."""
-    bad = [record for record in run.records if not record.ok or record.violations]
+    bad = [record for record in run.records if record.fits and (not record.ok or record.violations)]
     rows = [_example(record) for record in bad[:EXAMPLES]]
     return Section("The first bad requests", ("request", "at s", "class", "status", "tokens", "what happened"), rows)
 

@@ -1,0 +1,1 @@
+"""A report for readers: pictures, and the pages around them."""

@@ -1,0 +1,36 @@
+"""What a reader must know before he believes a run's figures, besides what makes it invalid."""
+
+from loadtest.report.records import LoadRun
+
+SHAREABLE = (
+    "shareable"  # in a run's plan: the share of its prompts' tokens that its requests have from earlier ones of the run
+)
+_SLACK = 0.02  # of the prompts' tokens: chat templates and the like
+
+
+def cautions(run: LoadRun) -> list[str]:
+    """A sentence for each."""
+    cached, shareable = cached_share(run), run.plan.get(SHAREABLE)
+    if cached is None or shareable is None or cached <= shareable + _SLACK:
+        return []
+    return [
+        f"{cached:.1%} of the prompts was found in the server's cache, and its requests share only {shareable:.1%}: the cache had "
+        "texts of an earlier run, so times to the first token are shorter than the load would have them"
+    ]
+
+
+def failed_share(run: LoadRun) -> float:
+    """The share of the requests that fit and have no complete answer."""
+    fitting = [record for record in run.records if record.fits]
+    return sum(not record.ok for record in fitting) / len(fitting) if fitting else 0.0
+
+
+def cached_share(run: LoadRun) -> float | None:
+    """Cached tokens of the prompts, over complete answers that tell both; None if none does."""
+    told = [
+        (record.cached_tokens, record.prompt_tokens)
+        for record in run.records
+        if record.ok and record.cached_tokens is not None and record.prompt_tokens is not None
+    ]
+    total = sum(prompt for _, prompt in told)
+    return sum(cached for cached, _ in told) / total if total else None

@@ -1,0 +1,88 @@
+"""The options that say which part of a trace is used and how it arrives: the same for every command that has a trace."""
+
+import argparse
+from pathlib import Path
+
+from loadtest.workload.arrivals import ArrivalError, Arrivals, parse_arrivals
+from loadtest.workload.numbers import positive, whole
+from loadtest.workload.plan import LoadShape
+from loadtest.workload.traces import Trace
+from loadtest.workload.traces.read import FORMATS, read_trace
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """The trace, and the fields of `LoadShape`."""
+    parser.add_argument("trace", type=Path, help="what is sent, and when: a file in any known format")
+    group = parser.add_argument_group("requests")
+    group.add_argument("--format", choices=list(FORMATS), help="of the trace [recognised by its first line]")
+    group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
+    group.add_argument("--window", type=window, metavar="A:B", help="part of the trace: in seconds, or as 9h:18h")
+    group.add_argument("--limit", type=whole, metavar="N", help="at most N requests")
+    group.add_argument("--speed", type=positive, default=1.0, help="times faster than the trace [%(default)g]")
+    group.add_argument("--duration", type=positive, metavar="S", help="stretch the arrivals over S seconds")
+    group.add_argument(
+        "--rate", type=positive, metavar="R", help="stretch the arrivals to R requests per second on average"
+    )
+    group.add_argument("--spread", action="store_true", help="spread arrivals inside the tick of the trace's stamps")
+    group.add_argument(
+        "--arrivals",
+        type=arrivals,
+        metavar="KIND",
+        help="trace, poisson:rate=5, gamma:rate=5,cv=3, onoff:high=20,low=1,on=10,off=30, ramp:start=1,end=20,over=60, "
+        "step:rates=1/2/4,each=30, closed:users=8,think=1 [the trace's own]",
+    )
+    group.add_argument("--scale", type=positive, default=1.0, help="factor on all lengths [%(default)g]")
+    group.add_argument("--max-prompt", type=whole, metavar="N", help="cut prompts to N tokens")
+    group.add_argument("--max-output", type=whole, metavar="N", help="cut answers to N tokens")
+    group.add_argument("--seed", type=int, default=0, help="of the arrivals and whatever else is drawn [%(default)s]")
+
+
+def trace_of(options: argparse.Namespace) -> Trace:
+    """The trace that the options name. Raises TraceError."""
+    return read_trace(options.trace, options.format, strict=options.strict)
+
+
+def shape_of(options: argparse.Namespace) -> LoadShape:
+    """Which part of the trace is used and how it arrives. Raises ArrivalError."""
+    return LoadShape(
+        window=options.window,
+        limit=options.limit,
+        speed=options.speed,
+        duration=options.duration,
+        rate=options.rate,
+        spread=options.spread,
+        arrivals=options.arrivals,
+        scale=options.scale,
+        max_prompt=options.max_prompt,
+        max_output=options.max_output,
+        seed=options.seed,
+    )
+
+
+def window(text: str) -> tuple[float, float]:
+    """`A:B` in seconds, or with units s, m, h, d; either may be empty. Raises ArgumentTypeError."""
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a window; write 0:3600 or 9h:18h")
+    found = (_seconds(begin) if begin else 0.0, _seconds(end) if end else float("inf"))
+    if not 0 <= found[0] < found[1]:
+        raise argparse.ArgumentTypeError(f"the window {text!r} is empty")
+    return found
+
+
+def arrivals(text: str) -> Arrivals | None:
+    """`trace` (None), or a kind with its fields. Raises ArgumentTypeError."""
+    try:
+        return parse_arrivals(text)
+    except ArrivalError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    unit = _UNITS.get(text[-1:])
+    try:
+        return float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time") from None
