@@ -1,7 +1,7 @@
 """Who starts engines; and those on this machine: their parts of it, and what they share."""
 
 import os
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from configs.model.source import ModelSource
 from configs.settings import Settings
@@ -9,7 +9,9 @@ from engine.ipc.shared_memory import shared_memory
 from server.engines.commands import engine_commands
 from server.engines.launch import Incarnation, launch
 from server.engines.supervision.keeper import KeeperSupervisor
-from server.engines.supervision.stop import Keepers
+
+if TYPE_CHECKING:
+    from server.engines.supervision.stop import Keepers  # with the HTTP stack
 
 
 class Launcher(Protocol):
@@ -21,7 +23,7 @@ class Launcher(Protocol):
     """
 
     keeper: KeeperSupervisor | None
-    keepers: Keepers | None
+    keepers: "Keepers | None"
 
     def launch(self, name: str) -> Incarnation:
         """Start the engine of this name; returns at once.
