@@ -4,10 +4,16 @@ Nothing here knows about servers or time: a `RateSearch` says which rate to meas
 their objective at it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil, isfinite, sqrt
+from itertools import pairwise
+from math import ceil, inf, isfinite, sqrt
+
+PATIENCE = (
+    3  # runs in a row that the client could not drive, until it is believed that it cannot: the first may be a hiccup
+)
+_Z = 1.96  # of a normal distribution's 95 %
 
 
 class End(StrEnum):
@@ -17,24 +23,84 @@ class End(StrEnum):
     CLIENT = "client"  # the client could not drive the next higher rate
     HIGHEST = "highest"  # the highest rate that may be tried is sustained
     NONE = "none"  # not even the lowest is
+    INTERRUPTED = "interrupted"  # nobody waited for the end
+
+    @property
+    def told(self) -> bool:
+        """Whether it is the server's doing, so that the search says something of it."""
+        return self not in (End.CLIENT, End.INTERRUPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Attained:
+    """What share of a run's requests met their objective, and how many independent requests tell as much."""
+
+    share: float
+    requests: float = inf
+
+    @classmethod
+    def of(cls, met: Sequence[bool]) -> "Attained":
+        """Of a run's requests in their order.
+
+        Neighbours wait for each other, so they are no independent draws: n of them whose verdicts have the correlation r with the
+        next one's tell as much as n (1 - r) / (1 + r) (the effective size of a first-order autoregressive sample).
+        """
+        many, share = len(met), sum(met) / len(met)
+        spread = share * (1 - share)
+        if many < 2 or spread == 0:
+            return cls(share, many)
+        pairs = pairwise(met)
+        correlation = sum((one - share) * (other - share) for one, other in pairs) / ((many - 1) * spread)
+        r = min(max(correlation, 0.0), 0.99)
+        return cls(share, max(1.0, many * (1 - r) / (1 + r)))
 
 
 @dataclass(slots=True)
 class Trial:
-    """A rate in requests per second, and the attainment of each run at it; `undriven`: the client could not drive it."""
+    """A rate in requests per second, what each run attained at it, and how many runs in a row the client could not drive."""
 
     rate: float
-    attainments: list[float] = field(default_factory=list)
-    undriven: bool = False
+    runs: list[Attained] = field(default_factory=list)
+    failed: int = 0
+
+    @property
+    def attainments(self) -> list[float]:
+        """The share of each run."""
+        return [run.share for run in self.runs]
+
+    @property
+    def undriven(self) -> bool:
+        """Whether the client cannot drive this rate."""
+        return self.failed >= PATIENCE
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the attainment lies at 95 %, by all runs together: Wilson's interval (1927), which holds for shares near 1, too."""
+        many = sum(run.requests for run in self.runs)
+        if not self.runs or not isfinite(many):
+            share = sum(self.attainments) / len(self.runs) if self.runs else None
+            return (0.0, 1.0) if share is None else (share, share)
+        share = sum(run.share * run.requests for run in self.runs) / many
+        middle, bound = share + _Z**2 / (2 * many), _Z * sqrt(share * (1 - share) / many + _Z**2 / (4 * many**2))
+        whole = 1 + _Z**2 / many
+        return max(0.0, (middle - bound) / whole), min(1.0, (middle + bound) / whole)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The outcome: the highest rate sustained and the lowest that is not (None if there is none), and why the search ended."""
+    """The outcome.
+
+    Attributes:
+        rate: the highest that is sustained; None if none is.
+        above: the lowest that is not; None if all are that were tried.
+        end: why the search ended.
+        sure: the highest rate whose whole interval reaches the goal, and the lowest whose whole interval does not.
+    """
 
     rate: float | None
     above: float | None
     end: End
+    sure: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,8 +158,8 @@ class RateSearch:
         apart = self._bad / self._good > 1 + self.precision and self._good < between < self._bad
         return between if apart else None
 
-    def absorb(self, attainment: float | None) -> None:
-        """Take the attainment measured at `next_rate`; None if the client could not drive that rate.
+    def absorb(self, attained: Attained | None) -> None:
+        """Take what was attained at `next_rate`; None if the client could not drive that rate, which is then tried again.
 
         Raises:
             RuntimeError: the search has ended.
@@ -104,10 +170,11 @@ class RateSearch:
         if not self.trials or self.sustained(self.trials[-1]) is not None:
             self.trials.append(Trial(rate))
         trial = self.trials[-1]
-        if attainment is None:
-            trial.undriven = True
+        if attained is None:
+            trial.failed += 1
         else:
-            trial.attainments.append(attainment)
+            trial.failed = 0
+            trial.runs.append(attained)
         sustained = self.sustained(trial)
         if sustained:
             self._good = rate
@@ -117,13 +184,30 @@ class RateSearch:
     @property
     def found(self) -> SearchResult | None:
         """The outcome, once the search has ended; None before."""
+        return None if self.next_rate is not None else self.so_far
+
+    @property
+    def so_far(self) -> SearchResult:
+        """What is known by now; `INTERRUPTED` unless the search has ended."""
+        sure = [trial for trial in self.trials if trial.runs]
+        held = (trial.rate for trial in sure if trial.interval[0] >= self.goal)
+        failed = (trial.rate for trial in sure if trial.interval[1] < self.goal)
+        return SearchResult(self._good, self._bad, self._end, (max(held, default=None), min(failed, default=None)))
+
+    @property
+    def _end(self) -> End:
         if self.next_rate is not None:
-            return None
+            return End.INTERRUPTED
         if self._bad is None:
-            return SearchResult(self._good, None, End.HIGHEST)
+            return End.HIGHEST
         if self._undriven:
-            return SearchResult(self._good, self._bad, End.CLIENT)
-        return SearchResult(self._good, self._bad, End.FOUND if self._good is not None else End.NONE)
+            return End.CLIENT
+        return End.FOUND if self._good is not None else End.NONE
+
+    def near(self, rate: float) -> bool:
+        """Whether the runs so far at a rate leave open on which side of the goal it is: more requests would say."""
+        trial = next((each for each in self.trials if each.rate == rate and each.runs), None)
+        return trial is not None and trial.interval[0] < self.goal <= trial.interval[1]
 
     def sustained(self, trial: Trial) -> bool | None:
         """Whether the rate is sustained; None while the majority is open."""
@@ -136,18 +220,18 @@ class RateSearch:
         return False if len(trial.attainments) - good >= majority else None
 
 
-def in_turn(searches: Mapping[str, RateSearch], measure: Callable[[str, float, int], float | None]) -> None:
+def in_turn(searches: Mapping[str, RateSearch], measure: Callable[[str, float, int], Attained | None]) -> None:
     """Run several searches to their ends, one measurement each in turn (A B A B), so that drift affects all alike.
 
     Args:
         searches: by name.
-        measure: takes the name, the rate, and how many runs this search has had at that rate; returns the share of requests
-            that met their objective, or None if the client could not drive the rate.
+        measure: takes the name, the rate, and how many runs this search has had at that rate; returns what share of requests
+            met their objective, or None if the client could not drive the rate.
     """
     while any(search.next_rate is not None for search in searches.values()):
         for name, search in searches.items():
             rate = search.next_rate
             if rate is not None:
                 last = search.trials[-1] if search.trials else None
-                before = len(last.attainments) if last is not None and last.rate == rate else 0
+                before = len(last.runs) + last.failed if last is not None and last.rate == rate else 0
                 search.absorb(measure(name, rate, before))

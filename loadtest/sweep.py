@@ -9,6 +9,7 @@ on a server send the same text, so that no run finds its prompts cached by an ea
 
 import argparse
 import json
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,21 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from loadtest.report.output import ready_folder, write_whole
 from loadtest.report.records import LoadRun
 from loadtest.report.run_file import write_run
-from loadtest.search import End, RateSearch, SearchResult, in_turn
+from loadtest.report.trust import cautions
+from loadtest.search import Attained, End, RateSearch, SearchResult, in_turn
+from loadtest.stops import interruptible
 from loadtest.workload.numbers import positive, share, whole
 
 if TYPE_CHECKING:
     from loadtest.client.target import Target
     from loadtest.replay import ReplayPlan
     from loadtest.report.capacity import Point
+
+DATA = "sweep.json"
+_MOST_LONGER = 4  # times as many requests as usual, near the edge
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,53 +46,81 @@ class Sweep:
         least: fewest requests per run; low rates take longer to send them.
         folder: where to keep every run, if at all.
         say: called with a line about each measurement.
+        texts: seed of the texts: no two runs of a sweep, nor of two sweeps, send the same.
     """
 
     searches: Mapping[str, RateSearch]
     replay: Callable[[str, "ReplayPlan"], LoadRun]
     plan: "ReplayPlan"
+    texts: int
     seconds: float = 60.0
     least: int = 50
     folder: Path | None = None
     say: Callable[[str], None] = print
     points: list["Point"] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _plans: dict[tuple[float, int], "ReplayPlan"] = field(default_factory=dict)
 
     def run(self) -> dict[str, SearchResult]:
-        """Run all searches to their ends. Returns the outcome by server."""
-        in_turn(self.searches, self._measure)
-        found = {name: search.found for name, search in self.searches.items()}
-        return {name: outcome for name, outcome in found.items() if outcome is not None}
+        """Run all searches to their ends, or until Ctrl-C or SIGTERM. Returns the outcome by server."""
+        try:
+            with interruptible():
+                in_turn(self.searches, self._measure)
+        except KeyboardInterrupt:
+            self._note("interrupted: what was measured by then")
+        return self.outcomes
+
+    @property
+    def outcomes(self) -> dict[str, SearchResult]:
+        """What is known by now, by server."""
+        return {name: search.so_far for name, search in self.searches.items()}
 
     def planned(self, rate: float, before: int) -> "ReplayPlan":
-        """The plan of one run: the same for all servers, different for each rate and each repetition."""
+        """The plan of one run: the same for all servers, different for each rate and each repetition.
+
+        Where the runs so far leave open whether a server sustains the rate, each further one has twice as many requests.
+        """
+        if (rate, before) not in self._plans:
+            open_ = any(search.near(rate) for search in self.searches.values())
+            self._plans[rate, before] = self._plan(rate, before, min(2**before, _MOST_LONGER) if open_ else 1)
+        return self._plans[rate, before]
+
+    def _plan(self, rate: float, before: int, longer: int) -> "ReplayPlan":
         shape = self.plan.shape
-        seconds = max(self.seconds, self.least / rate)
-        seed = Random(f"{shape.seed} {rate!r} {before}").getrandbits(31)
+        seconds = longer * max(self.seconds, self.least / rate)
+        seed, texts = (Random(f"{which} {rate!r} {before}").getrandbits(31) for which in (shape.seed, self.texts))
         if shape.arrivals is None:  # the trace's own times, stretched
-            many = max(self.least, round(rate * seconds))
-            return replace(self.plan, shape=replace(shape, rate=rate, limit=many, seed=seed))
-        return replace(self.plan, shape=replace(shape, rate=rate, duration=seconds, seed=seed))
+            many = max(longer * self.least, round(rate * seconds))
+            return replace(self.plan, texts=texts, shape=replace(shape, rate=rate, limit=many, seed=seed))
+        return replace(self.plan, texts=texts, shape=replace(shape, rate=rate, duration=seconds, seed=seed))
 
-    def _measure(self, name: str, rate: float, before: int) -> float | None:
-        from loadtest.report.capacity import Point
-        from loadtest.report.metrics import summarize
-
+    def _measure(self, name: str, rate: float, before: int) -> Attained | None:
         title = f"{name} at {rate:.4g}/s ({before + 1})"
         run = self.replay(name, replace(self.planned(rate, before), label=title))
         if self.folder is not None:
             write_run(run, self.folder / f"{name}-{rate:.9g}-{before + 1}.json")
-        if any("interrupted" in reason for reason in run.invalid):
+        if run.interrupted:
             raise KeyboardInterrupt
         if run.invalid:
             self._note(f"{title}: not counted: {'; '.join(run.invalid)}")
             return None
-        summary = summarize(run)
-        if summary.attainment is None:
+        for caution in cautions(run):
+            self._note(f"{title}: {caution}")
+        return self._attained(run, title, name, rate)
+
+    def _attained(self, run: LoadRun, title: str, name: str, rate: float) -> Attained:
+        """What a run attained. Raises ValueError if no objective judges any of its requests."""
+        from loadtest.report.capacity import Point, as_json
+
+        met = [objective.met_by(each) for each in run.records if (objective := run.objective(each)) is not None]
+        if not met:
             raise ValueError("no objective judges any request of this trace: give --slo")
-        self.points.append(Point(name, rate, summary.attainment, summary.goodput[-1].rate))
-        self.say(f"{title}: attainment {summary.attainment:.1%}")
-        return summary.attainment
+        attained = Attained.of(met)
+        self.points.append(Point(name, rate, attained.share, sum(met) / run.duration if run.duration else 0.0))
+        self.say(f"{title}: attainment {attained.share:.1%}")
+        if self.folder is not None:  # so that nothing is lost, whatever ends the sweep
+            write_whole(self.folder / DATA, json.dumps(as_json(self.searches, self.outcomes, self.points)))
+        return attained
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -95,14 +130,18 @@ class Sweep:
         """Write `sweep.html` and `sweep.json` into `folder`."""
         from loadtest.report.capacity import as_json, render
 
-        page, data = folder / "sweep.html", folder / "sweep.json"
-        data.write_text(json.dumps(as_json(self.searches, outcomes, self.points)), encoding="utf-8")
-        page.write_text(render(self.searches, outcomes, self.points, self.notes), encoding="utf-8")
+        page, data = folder / "sweep.html", folder / DATA
+        write_whole(data, json.dumps(as_json(self.searches, outcomes, self.points)))
+        write_whole(page, render(self.searches, outcomes, self.points, self.notes))
         return [page, data]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`headrace loadtest sweep`. Returns the exit code: 1 if a server sustains no rate, 2 if nothing can be measured."""
+    """`headrace loadtest sweep`.
+
+    Returns the exit code: 1 if a server sustains no rate, 2 if nothing can be measured, 3 if of a server nothing can be said, and
+    130 if it was interrupted.
+    """
     from loadtest.replay import replay
 
     try:
@@ -113,14 +152,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         print(f"headrace loadtest sweep: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("headrace loadtest sweep: interrupted", file=sys.stderr)
-        return 130
     _show(sweep, outcomes)
     if sweep.folder is not None:
         for path in sweep.write(outcomes, sweep.folder):
             print(path)
-    return 1 if any(found.end is End.NONE for found in outcomes.values()) else 0
+    return _exit_code(list(outcomes.values()))
+
+
+def _exit_code(outcomes: Sequence[SearchResult]) -> int:
+    if any(found.end is End.INTERRUPTED for found in outcomes):
+        return 130
+    if any(found.end is End.NONE for found in outcomes):
+        return 1
+    return 3 if any(not found.end.told or found.sure[0] is None for found in outcomes) else 0
 
 
 def _show(sweep: Sweep, outcomes: Mapping[str, SearchResult]) -> None:
@@ -181,7 +225,7 @@ def _sweep(
     searches = {name: _search(options) for name in names}
     plan = plan_of(replayed)
     if replayed.output is not None:
-        replayed.output.mkdir(parents=True, exist_ok=True)
+        ready_folder(replayed.output, (DATA,), overwrite=replayed.overwrite)
     return Sweep(
         searches=searches,
         replay=replay,
@@ -189,6 +233,7 @@ def _sweep(
         seconds=options.seconds,
         least=options.least,
         folder=replayed.output,
+        texts=secrets.randbits(31) if plan.texts is None else plan.texts,
     )
 
 

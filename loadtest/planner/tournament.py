@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loadtest.planner.layout import Layout
 from loadtest.planner.trial import TrialOutcome
-from loadtest.search import RateSearch
+from loadtest.search import Attained, RateSearch
 
 Measure = Callable[[Sequence[tuple[Layout, float]]], Sequence[TrialOutcome]]
 
@@ -64,7 +64,7 @@ def tournament(
     while (rate := search.next_rate) is not None:
         outcomes = measure([(each.layout, rate) for each in alive])
         good = [each for each, outcome in zip(alive, outcomes, strict=True) if each.absorb(outcome, search.goal)]
-        search.absorb(max(outcome.attainment for outcome in outcomes))
+        search.absorb(Attained(max(outcome.attainment for outcome in outcomes)))
         alive = good or alive
     winner = alive[0] if alive and alive[0].sustained is not None else None
     order = {id(each): place for place, each in enumerate(standings)}

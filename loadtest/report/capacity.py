@@ -10,13 +10,14 @@ from matplotlib.ticker import PercentFormatter
 from loadtest.report.pages import page
 from loadtest.report.pages.drawing import COLOURS, legend_above, new_figure, png
 from loadtest.report.rows import Section, figure, percent
-from loadtest.search import End, RateSearch, SearchResult
+from loadtest.search import End, RateSearch, SearchResult, Trial
 
 ENDS = {
     End.FOUND: "the next higher rate that was tried is not sustained",
     End.CLIENT: "the client could not drive a higher rate",
     End.HIGHEST: "the highest rate that may be tried is sustained",
     End.NONE: "not even the lowest rate is sustained",
+    End.INTERRUPTED: "the sweep was interrupted",
 }
 
 
@@ -31,11 +32,20 @@ class Point:
 
 
 def verdict(name: str, found: SearchResult) -> str:
-    """The outcome in a sentence."""
+    """The outcome in a sentence, and how sure it is in another."""
+    if found.rate is None and found.above is None:
+        return f"{name}: nothing is known ({ENDS[found.end]})"
     if found.rate is None:
         return f"{name}: no rate is sustained, down to {figure(found.above or 0)} requests/s ({ENDS[found.end]})"
     above = "" if found.above is None else f", not {figure(found.above)}"
-    return f"{name}: {figure(found.rate)} requests/s are sustained{above} ({ENDS[found.end]})"
+    return f"{name}: {figure(found.rate)} requests/s are sustained{above} ({ENDS[found.end]}). {_sure(found)}"
+
+
+def _sure(found: SearchResult) -> str:
+    held, failed = found.sure
+    if held is None:
+        return "Too few requests to be sure of any rate at 95 %: more of them (--least, --seconds) would say"
+    return f"At 95 % it is at least {figure(held)}" + (f" and below {figure(failed)}" if failed is not None else "")
 
 
 def trials(name: str, search: RateSearch) -> Section:
@@ -43,9 +53,10 @@ def trials(name: str, search: RateSearch) -> Section:
     rows = []
     for trial in search.trials:
         runs = ", ".join(percent(attainment) for attainment in trial.attainments)
-        sustained = "the client could not" if trial.undriven else ("no", "yes")[bool(search.sustained(trial))]
-        rows.append((figure(trial.rate), runs, sustained))
-    return Section(name, ("requests/s", "attainment of each run", "sustained"), rows)
+        interval = " … ".join(percent(bound) for bound in trial.interval) if trial.runs else ""
+        told = {True: "yes", False: "no", None: "open"}[search.sustained(trial)]
+        rows.append((figure(trial.rate), runs, interval, "the client could not" if trial.undriven else told))
+    return Section(name, ("requests/s", "attainment of each run", "95 % interval", "sustained"), rows)
 
 
 def curves(points: Sequence[Point], outcomes: Mapping[str, SearchResult], goal: float) -> Figure:
@@ -96,8 +107,17 @@ def as_json(
     return {
         "schema": "headrace.sweep/1",
         "servers": {
-            name: {**asdict(outcomes[name]), "goal": search.goal, "trials": [asdict(trial) for trial in search.trials]}
+            name: {**asdict(outcomes[name]), "goal": search.goal, "trials": [_trial(trial) for trial in search.trials]}
             for name, search in searches.items()
         },
         "runs": [asdict(point) for point in points],
+    }
+
+
+def _trial(trial: Trial) -> dict[str, object]:
+    return {
+        "rate": trial.rate,
+        "attainments": trial.attainments,
+        "interval": trial.interval if trial.runs else None,
+        "undriven": trial.undriven,
     }

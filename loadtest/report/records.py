@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 SCHEMA = "headrace.loadtest/2"
+_INTERRUPTED = "interrupted"
 
 
 class ErrorClass(StrEnum):
@@ -94,7 +95,7 @@ class RequestRecord:
 
 def interrupted(ended: int, planned: int) -> str:
     """Why a run that was ended early must not be trusted."""
-    return f"interrupted after {ended} of {planned} requests"
+    return f"{_INTERRUPTED} after {ended} of {planned} requests"
 
 
 def unfit(record: RequestRecord, context: int) -> bool:
@@ -152,6 +153,11 @@ class LoadRun:
     problems: list[str] = field(default_factory=list)
     scraped: dict[str, dict[str, float]] = field(default_factory=dict)
     client: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended it early."""
+        return any(reason.startswith(_INTERRUPTED) for reason in self.invalid)
 
     def objective(self, record: RequestRecord) -> Objective | None:
         """The objective that applies to `record`, if any; none to what does not fit."""

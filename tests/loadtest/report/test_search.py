@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.search import End, RateSearch, in_turn
+from loadtest.search import PATIENCE, Attained, End, RateSearch, Trial, in_turn
 
 
 def server(capacity: float):
@@ -20,7 +20,8 @@ def run(search: RateSearch, attainment) -> int:
         rate = search.next_rate
         if rate is None:
             return steps
-        search.absorb(attainment(rate))
+        share = attainment(rate)
+        search.absorb(share if share is None else Attained(share))
     raise AssertionError("the search does not end")
 
 
@@ -56,7 +57,7 @@ def test_one_bad_run_does_not_decide():
 
 def test_exactly_the_goal_is_enough():
     search = RateSearch(start=1, highest=1, repeats=1, goal=0.9)
-    search.absorb(0.9)
+    search.absorb(Attained(0.9))
     assert search.found.end is End.HIGHEST and search.found.rate == 1 and search.found.above is None
 
 
@@ -101,9 +102,9 @@ def test_noise_of_the_runs_moves_the_result_little():
 def test_a_search_that_is_over_takes_nothing_more():
     search = RateSearch(start=1, highest=1, repeats=1)
     assert search.found is None
-    search.absorb(1.0)
+    search.absorb(Attained(1.0))
     with pytest.raises(RuntimeError, match="has ended"):
-        search.absorb(1.0)
+        search.absorb(Attained(1.0))
 
 
 WRONG = [
@@ -130,7 +131,7 @@ def test_two_servers_take_turns():
 
     def measure(name, rate, before):
         asked.append((name, rate, before))
-        return server(capacities[name])(rate)
+        return Attained(server(capacities[name])(rate))
 
     in_turn(searches, measure)
     names = "".join(name for name, _, _ in asked)
@@ -139,3 +140,54 @@ def test_two_servers_take_turns():
     assert asked[:4] == [("a", 1, 0), ("b", 1, 0), ("a", 1, 1), ("b", 1, 1)]
     assert searches["a"].found.rate <= 4 < searches["a"].found.above
     assert searches["b"].found.rate <= 100 < searches["b"].found.above
+
+
+def test_one_hiccup_of_the_client_is_not_its_limit():
+    search, answers = RateSearch(start=4, highest=4, repeats=1), iter([None, 1.0])
+    run(search, lambda rate: next(answers))
+    assert search.found.end is End.HIGHEST and search.trials[0].attainments == [1.0]
+    search, tries = RateSearch(start=4, highest=4, lowest=4, repeats=1), []
+    run(search, tries.append)
+    assert search.found.end is End.CLIENT and len(tries) == PATIENCE
+    assert not search.found.end.told and End.FOUND.told
+
+
+@pytest.mark.parametrize(
+    ("met", "share", "requests"),
+    [([True] * 50, 1.0, 50), ([True, False] * 25, 0.5, 50), ([True] * 25 + [False] * 25, 0.5, 1.0), ([True], 1.0, 1)],
+)
+def test_verdicts_that_follow_each_other_tell_less(met, share, requests):
+    found = Attained.of(met)
+    assert found.share == share and found.requests == pytest.approx(requests, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("runs", "low", "high"),
+    [
+        ([Attained(1.0, 35)], 0.901, 1.0),
+        ([Attained(1.0, 10)], 0.722, 1.0),  # ten of ten do not make sure of 90 %
+        ([Attained(0.9, 100), Attained(0.9, 100)], 0.8506, 0.9342),
+        ([Attained(0.5)], 0.5, 0.5),
+        ([], 0.0, 1.0),
+    ],
+)
+def test_intervals_are_wilsons_over_all_runs_of_a_rate(runs, low, high):
+    assert Trial(1.0, runs).interval == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+
+
+def test_a_search_says_how_sure_it_is_and_where_more_requests_would_help():
+    search = RateSearch(start=1, repeats=1)
+    for requests in (100, 100, 20, 20, 20, 20, 20, 20, 20):
+        if search.next_rate is None:
+            break
+        share = 1.0 if search.next_rate < 1.5 else 0.85
+        search.absorb(Attained(share, requests))
+    assert search.found.sure == (1.0, None), "85 of 100 may still be 90 %"
+    assert search.near(2.0) and not search.near(1.0) and not search.near(77.0)
+
+
+def test_what_is_known_is_there_before_the_end():
+    search = RateSearch(start=1, repeats=1)
+    assert search.so_far.end is End.INTERRUPTED and search.so_far.rate is None
+    search.absorb(Attained(1.0))
+    assert (search.so_far.rate, search.so_far.end, search.found) == (1, End.INTERRUPTED, None)

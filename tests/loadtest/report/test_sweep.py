@@ -1,6 +1,7 @@
 """Sweeps over a server that is a queue, replays and all but the network; and their page."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from loadtest.replay import ReplayPlan
+from loadtest.report.capacity import verdict
 from loadtest.report.records import LoadRun, Objective
 from loadtest.report.run_file import read_run
-from loadtest.search import End, RateSearch
-from loadtest.sweep import Sweep, main
+from loadtest.search import End, RateSearch, SearchResult
+from loadtest.sweep import Sweep, _exit_code, main
 from loadtest.workload.arrivals import Poisson
 from loadtest.workload.plan import LoadShape, make_plan
 from loadtest.workload.traces import Trace, TraceRequest
@@ -48,6 +50,7 @@ def sweep_of(replay, names="a", folder=None, **search) -> Sweep:
         searches={name: RateSearch(**{"start": 1.0} | search) for name in names},
         replay=replay,
         plan=ReplayPlan(trace=TRACE, shape=LoadShape(arrivals=Poisson()), objectives={"default": Objective(ttft=1.0)}),
+        texts=7,
         folder=folder,
         say=lambda line: None,
     )
@@ -94,7 +97,7 @@ def test_an_invalid_run_is_the_clients_limit_and_not_the_servers(make):
 
     sweep = sweep_of(weak_client)
     (found,) = sweep.run().values()
-    assert found.end is End.CLIENT and found.rate <= 30 < found.above
+    assert found.end is End.CLIENT and found.rate <= 30 < found.above and not found.end.told
     assert any("not counted" in note for note in sweep.notes)
     assert all(point.rate <= 30 for point in sweep.points)
 
@@ -102,9 +105,46 @@ def test_an_invalid_run_is_the_clients_limit_and_not_the_servers(make):
 def test_an_interrupted_run_ends_the_sweep(make):
     queue = Queue(make, a=0.1)
     sweep = sweep_of(lambda name, plan: replace(queue(name, plan), invalid=["interrupted after 3 of 50 requests"]))
-    with pytest.raises(KeyboardInterrupt):
-        sweep.run()
-    assert len(queue.plans) == 1
+    (found,) = sweep.run().values()
+    assert len(queue.plans) == 1 and (found.end, found.rate) == (End.INTERRUPTED, None)
+    assert "nothing is known" in verdict("a", found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_runs_keeps_what_was_measured(number, make, tmp_path):
+    queue, before = Queue(make, a=0.01), signal.getsignal(number)
+
+    def stopped_at_four(name, plan):
+        if plan.shape.rate == 4:
+            signal.raise_signal(number)
+        return queue(name, plan)
+
+    sweep = sweep_of(stopped_at_four, folder=tmp_path)
+    (found,) = sweep.run().values()
+    assert (found.rate, found.above, found.end) == (2, None, End.INTERRUPTED) and signal.getsignal(number) is before
+    assert "2.00 requests/s are sustained (the sweep was interrupted)" in verdict("a", found)
+    kept = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    assert [trial["rate"] for trial in kept["servers"]["a"]["trials"]] == [1, 2], "written as it goes"
+
+
+def test_near_the_edge_runs_are_longer_and_the_same_for_all_servers(make):
+    queue = Queue(make, a=0.1, b=0.1)
+    sweep = sweep_of(queue, "ab", start=7.0, precision=0.02)
+    sweep.run()
+    shapes = [plan.shape for name, plan in queue.plans if name == "a"]
+    assert {shape.duration for shape in shapes} >= {60, 120}, "undecided after one run"
+    assert [plan.shape for name, plan in queue.plans if name == "b"] == shapes
+    assert len({plan.texts for name, plan in queue.plans if name == "a"}) == len(shapes)
+
+
+def test_a_sweep_that_cannot_tell_says_so_by_its_status():
+    sure = SearchResult(4.0, 5.0, End.FOUND, (4.0, 5.0))
+    assert _exit_code([sure]) == 0
+    assert _exit_code([sure, replace(sure, end=End.CLIENT)]) == 3
+    assert _exit_code([sure, replace(sure, sure=(None, None))]) == 3
+    assert _exit_code([replace(sure, rate=None, end=End.NONE), replace(sure, end=End.CLIENT)]) == 1
+    assert _exit_code([sure, replace(sure, end=End.INTERRUPTED)]) == 130
+    assert "At 95 % it is at least 4.00 and below 5.00" in verdict("a", sure)
 
 
 def test_without_an_objective_that_judges_nothing_is_measured(make):
@@ -165,9 +205,7 @@ def test_two_names_of_one_real_server_are_swept_in_turn(stub, tmp_path, capsys):
     rows = [{"at": i, "prompt_tokens": 20, "output_tokens": 3} for i in range(20)]
     trace = tmp_path / "trace.jsonl"
     trace.write_text("\n".join(map(json.dumps, [{"format": "headrace.trace/1", "tick": 0}, *rows])))
-    options = (
-        "--slo e2e=600s --start 100 --highest 100 --repeats 1 --seconds 0.1 --least 12 --max-lateness 600000 --quiet"
-    )
+    options = "--slo e2e=600s --goal 0.5 --start 100 --highest 100 --repeats 1 --seconds 0.1 --least 12 --max-lateness 6e5 --quiet"
     output = tmp_path / "out"
     targets = ["--target", f"x={stub}", "--target", f"y={stub}"]
     assert main([str(trace), *targets, *options.split(), "--output", str(output)]) == 0
