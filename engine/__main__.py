@@ -21,6 +21,7 @@ from engine.ipc.curve import read_keys
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
 from engine.ipc.keeper_address import decode_address
 from engine.ipc.log_lines import name_log_lines
+from engine.ipc.peer_list import read_pass
 from engine.ipc.share import Share, decode_share
 from engine.keeper.tiers import kept_tiers
 from engine.kv_store.tiers import tiers_of
@@ -44,6 +45,9 @@ def main() -> NoReturn:
     parser.add_argument(
         "--keys", type=read_keys, help="descriptor of a pipe with the keys of a wire to another machine"
     )
+    parser.add_argument(
+        "--peers", type=read_pass, help="descriptor of a pipe that says where other machines' keepers are"
+    )
     add_arguments(parser)
     options = parser.parse_args()
     settings: Settings = options.settings
@@ -57,7 +61,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stdin = sys.stdin.fileno()
     channel = Channel(options.commands, options.events, parent=stdin, keys=options.keys)
-    tiers = tiers_of if options.keeper is None else partial(kept_tiers, address=options.keeper)
+    tiers = tiers_of if options.keeper is None else partial(kept_tiers, address=options.keeper, peers=options.peers)
     starter = Starter(settings, options.source, channel, tiers=tiers)
     started = threading.Event()
 

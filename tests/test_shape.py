@@ -53,6 +53,7 @@ LAYERS = {
     "engine": tuple(_ENGINE.split()),
     "engine.models": ("families",),
     "engine.kv_store": ("disk",),
+    "engine.keeper": ("peers",),
     "kernels": ("cpu", "gpu", "bench"),
     "kernels.cpu": ("ops",),
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),

@@ -47,8 +47,15 @@ class Channel:
             self._poller.register(parent, zmq.POLLIN)
 
     def send(self, event: Event) -> None:
-        """Queue one event; they arrive in the order of the calls."""
-        self._events.send_multipart(self._event_codec.encode(event))
+        """Queue one event; they arrive in the order of the calls.
+
+        Raises:
+            ParentGone: the wire is one to another machine, and has broken.
+        """
+        try:
+            self._events.send_multipart(self._event_codec.encode(event), zmq.NOBLOCK)
+        except zmq.Again:
+            raise ParentGone from None
 
     def wake(self) -> None:
         """End a `wait` from any thread."""

@@ -4,11 +4,10 @@ Every process makes its own pair of keys. Secret keys never leave a machine: onl
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
 ZmqSocket = zmq.Socket[bytes]
 
@@ -62,14 +61,19 @@ class Guard:
 
     A stranger is refused in the handshake, before any message of it is read. A thread checks keys, as libzmq asks for it.
 
+    Args:
+        keys: its pair; None: a new one.
+
     Attributes:
         context: of all its sockets.
         public: its public key.
     """
 
-    def __init__(self, context: "zmq.Context[ZmqSocket] | None" = None) -> None:
-        self.context = context or zmq.Context()
-        self._keys = new_keys()
+    def __init__(self, keys: KeyPair | None = None) -> None:
+        from zmq.auth.thread import ThreadAuthenticator  # a server on its own machine needs none
+
+        self.context: zmq.Context[ZmqSocket] = zmq.Context()
+        self._keys = keys or new_keys()
         self.public = self._keys.public
         self._known: dict[str, frozenset[bytes]] = {}
         self._authenticator = ThreadAuthenticator(self.context)
@@ -84,7 +88,7 @@ class Guard:
         """Whether this one may; asked by the authenticator, in its thread."""
         return key in self._known.get(domain, frozenset())
 
-    def watch(self, socket: ZmqSocket, domain: str) -> None:
+    def watch(self, socket: zmq.Socket[Any], domain: str) -> None:
         """Let only those connect that the domain admits; before the socket is bound."""
         self.admit(domain, self._known.get(domain, frozenset()))
         socket.curve_server = True

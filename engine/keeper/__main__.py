@@ -12,7 +12,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from engine.ipc.log_lines import configure_lines
@@ -21,6 +24,9 @@ from engine.keeper.keeper import Keeper
 from engine.keeper.session import serve
 from engine.kv_store.tiers import GIB
 from scheduler.types.messages import HEARTBEAT_SECONDS
+
+if TYPE_CHECKING:
+    from engine.keeper.peers.door import PeerDoor
 
 
 def main() -> int:
@@ -32,6 +38,8 @@ def main() -> int:
     parser.add_argument(
         "--beats", type=int, help="descriptor to write to every second, so that it is known to be alive"
     )
+    parser.add_argument("--peers", help="descriptor of a pipe that says who may come from other machines")
+    parser.add_argument("--door", type=int, help="descriptor of the socket to which these come")
     options = parser.parse_args()
     settings: Settings = options.settings
     text = "%(asctime)s %(levelname)s keeper: %(message)s"
@@ -40,8 +48,28 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     listener = socket.socket(fileno=options.listener)
-    asyncio.run(keep(options.slab, settings, listener, sys.stdin.fileno(), options.beats))
+    opened = no_door if options.peers is None else partial(door_of, peers=options.peers, listener=options.door)
+    asyncio.run(keep(options.slab, settings, listener, sys.stdin.fileno(), options.beats, opened))
     return 0
+
+
+def no_door(keeper: Keeper) -> "PeerDoor | None":
+    """There are no other machines."""
+    return None
+
+
+def door_of(keeper: Keeper, peers: str, listener: int) -> "PeerDoor | None":
+    """Where engines of other machines come in.
+
+    Args:
+        keeper: whose contents they read.
+        peers: descriptor of a pipe that says who they are.
+        listener: descriptor of the socket to which they come.
+    """
+    from engine.ipc.peer_list import read_pass
+    from engine.keeper.peers.door import PeerDoor
+
+    return PeerDoor(keeper, read_pass(peers), listener)
 
 
 async def beat(descriptor: int) -> None:
@@ -53,7 +81,14 @@ async def beat(descriptor: int) -> None:
         await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
-async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: int, beats: int | None) -> None:
+async def keep(  # noqa: PLR0917 - as its command line has them
+    slab: int,
+    settings: Settings,
+    listener: socket.socket,
+    stdin: int,
+    beats: int | None,
+    opened: "Callable[[Keeper], PeerDoor | None]" = no_door,
+) -> None:
     """Answer until told to stop, then write what is left to write; end at once if `stdin` closes."""
     folder = None if settings.kv_disk_path is None else Path(settings.kv_disk_path)
     budget = KeeperBudget(
@@ -76,6 +111,7 @@ async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: in
     asyncio.get_running_loop().add_reader(stdin, heard)
     beating = None if beats is None else asyncio.ensure_future(beat(beats))
     server = await serve(keeper, listener)
+    door = opened(keeper)
     gone_task = asyncio.ensure_future(gone.wait())
     await asyncio.wait({gone_task, told}, return_when=asyncio.FIRST_COMPLETED)
     if told.done() and not gone.is_set():
@@ -85,6 +121,8 @@ async def keep(slab: int, settings: Settings, listener: socket.socket, stdin: in
     gone_task.cancel()
     if beating is not None:
         beating.cancel()
+    if door is not None:
+        await door.close()
     keeper.close()
 
 

@@ -125,6 +125,33 @@ class Keeper:
         tier_books = self.books if tier == HOST else self.shelf
         tier_books.on_lookup(keys)
 
+    # --- other machines ---
+
+    @property
+    def divided(self) -> bool:
+        """Whether an engine of this machine has said what its blocks are."""
+        return self._geometry is not None
+
+    def expect_blocks(self, fingerprint: str, block_bytes: int) -> None:
+        """Refuse who has other blocks than ours.
+
+        Raises:
+            Nonsense: they are, or no engine has said hello yet.
+        """
+        here = self._geometry
+        if here is None:
+            raise Nonsense("no engine of this machine has come yet")
+        if (here.fingerprint, here.block_bytes) != (fingerprint, block_bytes):
+            raise Nonsense(f"it keeps KV blocks of another kind: of {here.fingerprint}, not of {fingerprint}")
+
+    def copies(self, block_keys: Sequence[BlockKey]) -> list[bytes | None]:
+        """The bytes of these contents; None where one is not in memory."""
+        lease, slots = self.books.lend(self._own, block_keys)
+        try:
+            return [self._rows.array[slot].tobytes() if slot >= 0 else None for slot in slots]
+        finally:
+            self.books.give_back(lease)
+
     # --- engines come and go ---
 
     async def welcome(self, hello: Hello) -> Welcome:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from engine.ipc.keeper_address import KeeperAddress
+from engine.ipc.peer_list import PeerPass
 from engine.ipc.share import own_share
 from engine.keeper.client import KeeperClient
 from engine.keeper.messages import Hello
+from engine.keeper.peers.tier import PeerTier
 from engine.kv_store.disk.record import size_of
 from engine.kv_store.store import StoreLost
 from engine.kv_store.tiers import GIB, DeviceBlocks, TierEntry
@@ -138,12 +140,14 @@ def hello_of(device: DeviceBlocks) -> Hello:
     )
 
 
-def kept_tiers(settings: Settings, address: KeeperAddress) -> Sequence[TierEntry]:
-    """The tiers that the settings ask for, fastest first, where a keeper has them."""
+def kept_tiers(settings: Settings, address: KeeperAddress, peers: PeerPass | None = None) -> Sequence[TierEntry]:
+    """The tiers that the settings ask for, fastest first, where a keeper has them; last what keepers of other machines have."""
     link, tiers, share = KeeperLink(address), list[TierEntry](), own_share()
     if settings.kv_host_gib:
         engines = settings.engines if share is None else share.engines  # of this machine
         tiers.append(KeptHostTier(link, int(settings.kv_host_gib * GIB), engines))
     if settings.kv_disk_path is not None:
         tiers.append(KeptDiskTier(link, int(settings.kv_disk_gib * GIB)))
+    if peers is not None and settings.kv_host_gib:
+        tiers.append(PeerTier(peers, int(settings.kv_host_gib * GIB) * settings.engines))
     return tiers

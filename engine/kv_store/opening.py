@@ -59,7 +59,8 @@ def _index(tier: TierEntry, block_bytes: int, settings: Settings, store: BlockSt
     policy = eviction_of(settings.eviction, tier.capacity // content)
     survives = store is not None and store.capabilities.survives
     shared = store is not None and store.capabilities.shared
-    index = TierIndex(tier.name, tier.capacity, content, policy, survives=survives, shared=shared)
+    read_only = store is not None and store.capabilities.read_only
+    index = TierIndex(tier.name, tier.capacity, content, policy, survives=survives, shared=shared, read_only=read_only)
     if store is not None and survives:
         for block_key, size in store.kept():
             index.seed(block_key, size)

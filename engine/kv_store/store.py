@@ -72,6 +72,7 @@ class Capabilities:
         shared: other processes put, get and drop at the same time: contents come and go without our doing. Then the store evicts,
             and says in `changes` what came and went; it is told to drop only what must be read by nobody.
         survives: what it keeps is there for the next process, which finds it in `kept`.
+        read_only: what others put there can be read, and nothing is saved there.
         returns: once it is lost, `check` tries to reach it again; when that succeeds, `kept` says what is there.
     """
 
@@ -80,6 +81,7 @@ class Capabilities:
     shared: bool = False
     survives: bool = False
     returns: bool = False
+    read_only: bool = False
 
 
 class BlockStore(ABC):

@@ -177,7 +177,7 @@ class SavePlanner:
                 self._to_spill[tier.name][block_key.hash] = None
 
     def _plan_spills(self) -> None:
-        tiers = list(self._tiers)
+        tiers = self._tiers.written
         fed = {lower.name for _, lower in pairwise(tiers)}
         for name, waiting in self._to_spill.items():
             if name not in fed:  # this tier was lost, or all tiers above it

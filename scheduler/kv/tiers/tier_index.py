@@ -43,6 +43,7 @@ class TierIndex:
         policy: decides which content is evicted first; not shared with another tier.
         survives: whether what it keeps is there for the next process.
         shared: whether others put and drop there, too.
+        read_only: whether only others put there.
 
     Attributes:
         used: bytes taken, those of contents on their way included.
@@ -58,12 +59,14 @@ class TierIndex:
         *,
         survives: bool = False,
         shared: bool = False,
+        read_only: bool = False,
     ) -> None:
         self.name = name
         self.capacity = capacity
         self.block_bytes = block_bytes
         self.survives = survives
         self.shared = shared
+        self.read_only = read_only
         self.used = 0
         self.evictions = 0
         self._journal: BlockJournal | None = None

@@ -7,6 +7,7 @@ What belongs here: the tiers' order, calls that go to each of them, their counte
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from scheduler.kv.tiers.tier_index import TierIndex
 from scheduler.types.messages import TierStats
@@ -41,15 +42,18 @@ class TierList:
         return self._tiers.get(name)
 
     @property
+    def written(self) -> list[TierIndex]:
+        """Those to which something is saved."""
+        return [tier for tier in self if not tier.read_only]
+
+    @property
     def first(self) -> TierIndex | None:
-        """The fastest, if there is any."""
-        return next(iter(self), None)
+        """The fastest to which something is saved, if there is any."""
+        return next(iter(self.written), None)
 
     def below(self, name: str) -> TierIndex | None:
-        """The next slower tier; None if this is the last, or lost."""
-        names = list(self._tiers)
-        place = names.index(name) + 1 if name in self._tiers else len(names)
-        return self._tiers[names[place]] if place < len(names) else None
+        """The next slower tier to which something is saved; None if this is the last, or lost."""
+        return next((lower for upper, lower in pairwise(self.written) if upper.name == name), None)
 
     def holder(self, key: bytes) -> TierIndex | None:
         """The fastest tier from which this content can be read now."""

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,10 +18,12 @@ from configs.settings import Settings
 from engine.ipc.child import module_arguments
 from engine.ipc.curve import KeyPair, new_keys, peer_keys
 from engine.ipc.log_lines import configure_lines
+from engine.ipc.peer_list import KeeperPeer
 from engine.ipc.share import Share
 from engine.ipc.shared_memory import shared_memory
 from server.engines.commands import CannotShare, machine_says
 from server.engines.nodes.cluster import NodeRefuses
+from server.engines.nodes.door import NodeDoor, piped
 from server.engines.process import Endpoints, EngineProcess
 from server.engines.supervision.keeper import KeeperSupervisor
 
@@ -66,6 +69,7 @@ class NodeAgent:
         self._source: ModelSource | None = None
         self._memory = 0
         self._keeper: KeeperSupervisor | None = None
+        self._door: NodeDoor | None = None
         self._weights: int | None = None
         self._loop = asyncio.new_event_loop()  # the keeper's supervisor's
         self._thread = threading.Thread(target=self._run_loop, name="node", daemon=True)
@@ -116,6 +120,15 @@ class NodeAgent:
         if process is not None and process.pid == pid:
             process.kill()
 
+    def peer(self) -> KeeperPeer | None:
+        """Its keeper, as other nodes reach it; None: there are no tiers, or `prepare` was not called."""
+        return None if self._door is None else self._door.peer
+
+    def meet(self, peers: list[KeeperPeer]) -> None:
+        """From now on these are the keepers of this server."""
+        if self._door is not None:
+            self._door.meet(peers)
+
     def stop(self, flush_seconds: float, grace: float) -> None:
         """The engines have ended: let the keeper write for so long what would be lost with it, and end."""
         if self._keeper is not None:
@@ -128,6 +141,8 @@ class NodeAgent:
                 process.close()
             if self._keeper is not None:
                 self._keeper.close()
+            if self._door is not None:
+                self._door.close()
             if self._weights is not None:
                 os.close(self._weights)
             self._keeper = self._weights = None
@@ -156,7 +171,8 @@ class NodeAgent:
                 case said:
                     raise CannotShare(f"the machine could not be measured: {said}")
             if self._settings.keeps:
-                self._keeper = KeeperSupervisor(self._settings)
+                self._door = NodeDoor(self.address)
+                self._keeper = KeeperSupervisor(self._settings, door=self._door.hinges)
                 asyncio.run_coroutine_threadsafe(self._keeper.run(), self._loop)
             if self._seats > 1:
                 self._weights = shared_memory("headrace-weights")
@@ -176,20 +192,16 @@ class NodeAgent:
         )
         kept = () if self._keeper is None else self._keeper.descriptors
         shared = () if self._weights is None else (self._weights,)
-        read, write = os.pipe()
-        try:
-            os.write(write, keys)
-        finally:
-            os.close(write)
         arguments = [
             *module_arguments("engine", self._settings, self._source),
-            *("--share", share.encode(), "--keys", str(read)),
+            *("--share", share.encode()),
             *(("--keeper", self._keeper.address.encode()) if self._keeper else ()),
         ]
-        try:
-            return EngineProcess(arguments, (*kept, *shared, read), endpoints, environment_of(devices))
-        finally:
-            os.close(read)
+        with ExitStack() as stack:
+            read = stack.enter_context(piped(keys))
+            own = stack.enter_context(self._door.key()) if self._door else ([], [])
+            line, descriptors = [*arguments, "--keys", str(read), *own[0]], (*kept, *shared, read, *own[1])
+            return EngineProcess(line, descriptors, endpoints, environment_of(devices))
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.ipc.peer_list import KeeperPeer
+
 
 class NodeLost(Exception):
     """The node, or its place in the cluster, is gone; the sentence says which."""
@@ -47,6 +49,12 @@ class Node(Protocol):
     def ended(self, engine: str, pid: int) -> int:
         """Wait until that process has ended. Returns its exit code."""
 
+    def peer(self) -> KeeperPeer | None:
+        """Its keeper, as other nodes reach it; None: it has none. After `prepare`."""
+
+    def meet(self, peers: list[KeeperPeer]) -> None:
+        """Tell it which keepers there are."""
+
     def kill(self, engine: str, pid: int) -> None:
         """End it at once. Does not wait, and says nothing if the node is gone."""
 
@@ -74,6 +82,9 @@ class EngineCluster(Protocol):
         Returns:
             None if there is none yet.
         """
+
+    def introduce(self, node: Node) -> None:
+        """A node is prepared: tell it and the others of each other's keepers."""
 
     def stop(self, flush_seconds: float, grace: float) -> None:
         """The engines have ended: let the keepers of all nodes write for so long what would be lost with them. Waits for it."""

@@ -13,6 +13,7 @@ from server.engines.process import exit_words
 
 _log = logging.getLogger("headrace.engine")
 _LOOK_SECONDS = 1.0  # between two looks whether anybody still wants it
+_PATIENCE_SECONDS = 10.0  # a cluster takes some to find a place
 EXIT_REFUSED = 1
 EXIT_NODE = 5  # its node is lost
 
@@ -100,20 +101,21 @@ class NodeProcess:
         self._over.set()
 
     def _seat(self) -> Seat | None:
-        waits = False
+        told, began = False, time.monotonic()
         while not self._unwanted.is_set():
             seat = self._cluster.seat(self._number, _LOOK_SECONDS)
             if seat is not None:
                 return seat
-            if not waits:
+            if not told and time.monotonic() - began > _PATIENCE_SECONDS:
                 _log.warning("%s: waits for a node with room for it", self._name)
-            waits = True
+                told = True
         return None
 
     def _run(self, seat: Seat) -> int:
         node = seat.node
         self._started = time.monotonic()
         self._wire.admit(node.prepare(self._name))
+        self._cluster.introduce(node)
         places = self._endpoints.commands, self._endpoints.events
         self.pid = node.start(self._name, seat.devices, *places, self._server)
         self._node = node

@@ -17,14 +17,16 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from configs.settings import Settings
+from engine.ipc.peer_list import KeeperPeer
 from server.engines.launch import CannotLaunch
 from server.engines.nodes.agent import Deployment, NodeAgent
-from server.engines.nodes.cluster import NodeLost, NodeRefuses, Seat
+from server.engines.nodes.cluster import Node, NodeLost, NodeRefuses, Seat
 from server.engines.nodes.placement import NodeResources, ensure_room, needs_of, seats_of
 
 _log = logging.getLogger("headrace.engine")
 _CALLS = 8  # that an agent answers at once, beside those that wait for the end of an engine
 _PLACES_SECONDS = 60.0  # until all places are reserved: others may be giving theirs back
+_CALL_SECONDS = 20.0  # for what takes no time
 _ANSWER_SECONDS = 600.0  # a node may download the model first
 
 
@@ -68,6 +70,15 @@ class RayNode:
         """As `Node` says."""
         self._agent.kill.remote(engine, pid)
 
+    def peer(self) -> KeeperPeer | None:
+        """As `Node` says."""
+        peer: KeeperPeer | None = self._ask(self._agent.peer.remote(), _CALL_SECONDS)
+        return peer
+
+    def meet(self, peers: list[KeeperPeer]) -> None:
+        """As `Node` says."""
+        self._ask(self._agent.meet.remote(peers), _CALL_SECONDS)
+
     def stop(self, flush_seconds: float, grace: float) -> None:
         """Have its keeper end."""
         self._ask(self._agent.stop.remote(flush_seconds, grace), flush_seconds + 2 * grace)
@@ -109,6 +120,8 @@ class RayCluster:
         self._lock = threading.Lock()
         self._seats: dict[int, Any] = {}
         self._nodes: dict[str, RayNode] = {}
+        self._meeting = threading.Lock()
+        self._peers: dict[str, KeeperPeer] = {}  # by the addresses of their nodes
         try:
             nodes = _nodes()
             self.address = nodes[ray.get_runtime_context().get_node_id()].address
@@ -180,10 +193,26 @@ class RayCluster:
                 _log.info("node %s: room for %d of %d engines", found.address, seats, self._engines)
             return self._nodes[node]
 
+    def introduce(self, node: Node) -> None:
+        """As `EngineCluster` says. Who is lost is not told, and found out by the others."""
+        peer = node.peer()
+        with self._meeting:
+            if peer is None or self._peers.get(node.address) == peer:
+                return
+            self._peers[node.address] = peer
+            peers = list(self._peers.values())
+            for each in self._living():
+                with suppress(NodeLost):
+                    each.meet(peers)
+
+    def _living(self) -> list[RayNode]:
+        alive = _nodes()
+        with self._lock:
+            return [node for name, node in self._nodes.items() if name in alive]
+
     def stop(self, flush_seconds: float, grace: float) -> None:
         """As `EngineCluster` says."""
-        with self._lock:
-            nodes = list(self._nodes.values())
+        nodes = self._living()
         with ThreadPoolExecutor(len(nodes) or 1) as threads:
             for stopped in [threads.submit(node.stop, flush_seconds, grace) for node in nodes]:
                 with suppress(NodeLost):

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 from configs.settings import Settings
@@ -24,6 +26,7 @@ from server.engines.health import OBEY_BEATS, SILENT_BEATS
 from server.engines.process import exit_words, watch_child
 from server.engines.supervision.restart import RestartPolicy
 
+Door = Callable[[], AbstractContextManager[tuple[Sequence[str], Sequence[int]]]]
 KeeperState = Literal["starting", "ready", "hanging", "dead", "stopped"]
 
 
@@ -33,12 +36,17 @@ _BACKLOG = 128
 _LOOK_SECONDS = 0.5
 
 
+def _no_door() -> AbstractContextManager[tuple[Sequence[str], Sequence[int]]]:
+    return contextlib.nullcontext(((), ()))
+
+
 class KeeperSupervisor:
     """Starts the keeper at once, and keeps it running from `run` to `stop`.
 
     Args:
         settings: the server's.
         policy: when it is started again.
+        door: gives arguments and descriptors to each keeper, by which other machines reach it; None: they do not.
 
     Attributes:
         address: what engines are told.
@@ -50,7 +58,8 @@ class KeeperSupervisor:
         OSError: the process cannot be started, or the memory or the socket not be made; nothing is left behind.
     """
 
-    def __init__(self, settings: Settings, policy: RestartPolicy | None = None) -> None:
+    def __init__(self, settings: Settings, policy: RestartPolicy | None = None, door: Door | None = None) -> None:
+        self._door = door or _no_door
         self._policy = policy or RestartPolicy()
         self._child: subprocess.Popen[bytes] | None = None
         self._start_seconds, self._hang_seconds = settings.start_seconds, settings.hang_seconds
@@ -156,7 +165,9 @@ class KeeperSupervisor:
         try:
             os.set_blocking(heard, False)
             inherited = [self._listener.fileno(), self._slab, beats]
-            self._child = spawn([*self._arguments, "--beats", str(beats)], descriptors=inherited)
+            with self._door() as (arguments, descriptors):
+                line = [*self._arguments, "--beats", str(beats), *arguments]
+                self._child = spawn(line, descriptors=[*inherited, *descriptors])
         except BaseException:
             os.close(heard)
             raise

@@ -78,6 +78,9 @@ class ScriptedCluster:
             return None
         return Seat(self.nodes[0], [])
 
+    def introduce(self, node):
+        pass
+
     def stop(self, flush_seconds, grace):
         pass
 
