@@ -20,6 +20,7 @@ from loadtest.planner.tournament import Measure, tournament
 from loadtest.planner.trial import TrialOutcome, Workbench, try_out
 from loadtest.report.objectives import slo
 from loadtest.report.rows import figure
+from loadtest.report.trust import UNFITTED
 from loadtest.search import RateSearch
 from loadtest.simulate.cost import CostModel, Work
 from loadtest.simulate.options import (
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from loadtest.report.table import section_table
 
     Console(width=max(Console().width, _WIDTH)).print(section_table(table(standings, search.goal)))
+    if not bench.hardware.fitted:
+        print(f"\n{UNFITTED.format(bench.hardware.name)}.")
     if winner is None:
         print("\nNo layout meets the objectives at any rate that was tried.")
         return 1

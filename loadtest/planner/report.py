@@ -59,6 +59,7 @@ def as_json(winner: Standing | None, standings: Sequence[Standing], bench: Workb
         "schema": "headrace.plan/1",
         "goal": goal,
         "hardware": bench.hardware.name,
+        "fitted": bench.hardware.fitted,
         "model": bench.model.name,
         "objectives": {name: asdict(each) for name, each in bench.objectives.items()},
         "load": bench.load.described(),

@@ -28,9 +28,10 @@ def write_page(run: LoadRun, folder: Path) -> list[Path]:
     view = View.of(run)
     pictures = plots(view)
     (folder / "report.html").write_text(html.render(run, summarize(run, view.columns), pictures), encoding="utf-8")
-    for each in pictures:
+    drawings = [drawing for picture in pictures for drawing in picture.drawings]
+    for each in drawings:
         (folder / f"{each.name}.png").write_bytes(each.png)
-    return [folder / "report.html", *(folder / f"{each.name}.png" for each in pictures)]
+    return [folder / "report.html", *(folder / f"{each.name}.png" for each in drawings)]
 
 
 def print_table(run: LoadRun) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from loadtest.report.pages import page
-from loadtest.report.pages.drawing import COLOURS, legend_above, new_figure, png
+from loadtest.report.pages.drawing import COLOURS, Drawing, legend_above, new_drawing
 from loadtest.report.rows import Section, figure, percent
 from loadtest.search import End, RateSearch, SearchResult, Trial
 
@@ -59,24 +58,24 @@ def trials(name: str, search: RateSearch) -> Section:
     return Section(name, ("requests/s", "attainment of each run", "95 % interval", "sustained"), rows)
 
 
-def curves(points: Sequence[Point], outcomes: Mapping[str, SearchResult], goal: float) -> Figure:
+def curves(points: Sequence[Point], outcomes: Mapping[str, SearchResult], goal: float) -> list[Drawing]:
     """Two panels against the rate: attainment, and goodput; a dot per run, a line at each server's outcome."""
-    drawn, axes = new_figure(1, 2, 4.2)
-    attainment, goodput = axes[0]
+    drawn = [new_drawing("attainment", "attainment"), new_drawing("goodput", "met their objective / s")]
+    attainment, goodput = (each.panel for each in drawn)
     for place, (name, found) in enumerate(outcomes.items()):
         colour = COLOURS[place % len(COLOURS)]
         own = sorted((each for each in points if each.server == name), key=lambda each: each.rate)
         rates = [each.rate for each in own]
         for panel, values in ((attainment, [e.attainment for e in own]), (goodput, [e.goodput for e in own])):
-            panel.plot(rates, values, "o", markersize=5, alpha=0.7, color=colour, label=name)
+            panel.plot(rates, values, "o", markersize=6, alpha=0.8, color=colour, label=name)
             if found.rate is not None:
                 panel.axvline(found.rate, color=colour, linewidth=1.1)
     attainment.axhline(goal, color="black", linestyle="--", linewidth=0.9, label="goal")
-    attainment.set(ylim=(0, 1.03), ylabel="attainment")
+    attainment.set(ylim=(0, 1.03))
     attainment.yaxis.set_major_formatter(PercentFormatter(1))
     most = max((each.rate for each in points), default=1.0)
     goodput.plot([0, most], [0, most], color="black", linestyle="--", linewidth=0.9, label="all meet it")
-    goodput.set(ylim=(0, None), ylabel="met their objective / s")
+    goodput.set(ylim=(0, None))
     for panel in (attainment, goodput):
         panel.set(xlabel="requests / s", xlim=(0, most * 1.05))
         legend_above(panel)
@@ -95,7 +94,7 @@ def render(
     parts += [f"<p>{escape(verdict(name, found))}</p>" for name, found in outcomes.items()]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in notes]
     caption = "One dot per run; the vertical lines are the highest rates sustained."
-    parts.append(page.picture("Attainment and goodput against the rate", caption, png(curves(points, outcomes, goal))))
+    parts.append(page.picture("Attainment and goodput against the rate", caption, curves(points, outcomes, goal)))
     parts.append(page.side_by_side(page.table(trials(name, search)) for name, search in searches.items()))
     return page.page("Capacity", parts)
 

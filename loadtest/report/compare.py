@@ -220,7 +220,6 @@ def render_html(sides: Sequence[Side], tables: list[Section], notes: list[str]) 
     from html import escape
 
     from loadtest.report.pages import page
-    from loadtest.report.pages.drawing import png
     from loadtest.report.pages.plots import View, goodput, latency_cdfs
 
     views = [View.of(run) for side in sides for run in _labelled(side)]
@@ -228,12 +227,10 @@ def render_html(sides: Sequence[Side], tables: list[Section], notes: list[str]) 
     parts = [f"<h1>{escape(' against '.join(side.label for side in sides))}</h1>"]
     parts += [page.warning("Caution", notes)] if notes else []
     parts += [page.table(each, marks) for each in tables]
-    parts.append(
-        page.picture("Latency distributions", "Share of complete answers at most that slow.", png(latency_cdfs(views)))
-    )
+    shown = [latency_cdfs(views)]
     if all(view.columns.judged.any() for view in views):
-        caption = "Attainment with every bound multiplied; goodput against arrivals, one dot per window."
-        parts.append(page.picture("Goodput and attainment", caption, png(goodput(views))))
+        shown.append(goodput(views))
+    parts += [page.picture(each.title, each.caption, each.drawings) for each in shown]
     return page.page("Load tests compared", parts)
 
 

@@ -5,17 +5,23 @@ from loadtest.report.records import LoadRun
 SHAREABLE = (
     "shareable"  # in a run's plan: the share of its prompts' tokens that its requests have from earlier ones of the run
 )
+FITTED_COSTS = (
+    "costs_fitted"  # in a simulated run's plan: whether its hardware's constants were fitted to measured runs
+)
+UNFITTED = "{} has constants that were not fitted to measured runs: read which is better, not how many milliseconds"
 _SLACK = 0.02  # of the prompts' tokens: chat templates and the like
 
 
 def cautions(run: LoadRun) -> list[str]:
     """A sentence for each."""
+    found = [] if run.plan.get(FITTED_COSTS, True) else [UNFITTED.format(run.plan.get("hardware"))]
     cached, shareable = cached_share(run), run.plan.get(SHAREABLE)
     if cached is None or shareable is None or cached <= shareable + _SLACK:
-        return []
+        return found
     return [
+        *found,
         f"{cached:.1%} of the prompts was found in the server's cache, and its requests share only {shareable:.1%}: the cache had "
-        "texts of an earlier run, so times to the first token are shorter than the load would have them"
+        "texts of an earlier run, so times to the first token are shorter than the load would have them",
     ]
 
 

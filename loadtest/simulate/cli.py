@@ -11,6 +11,7 @@ from loadtest.report import RUN, print_table, write_report
 from loadtest.report.objectives import slo
 from loadtest.report.output import add_output_options, ready_folder
 from loadtest.report.records import ErrorClass, LoadRun, Objective, interrupted
+from loadtest.report.trust import FITTED_COSTS
 from loadtest.simulate.cluster import Cluster, RolePool, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
@@ -104,6 +105,7 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
         "hardware": cost.hardware.name,
         "model": cost.model.name,
         "costs": asdict(cost.costs),
+        FITTED_COSTS: cost.hardware.fitted,
         "devices": cost.devices,
         "replicas": len(cluster.replicas),
         "roles": [replica.role.value for replica in cluster.replicas],

@@ -58,7 +58,8 @@ class Hardware:
         link_bytes_per_second: between the devices of a replica, in one direction; 0 if a replica is one device.
         link_seconds: latency of one all-reduce.
         tier_bytes_per_second: of KV transfers between the device and `host`, `disk`, `peer`.
-        costs: the fitted constants.
+        costs: the constants.
+        fitted: whether they were fitted to measured runs.
     """
 
     name: str
@@ -71,10 +72,11 @@ class Hardware:
     link_seconds: float
     tier_bytes_per_second: dict[str, float]
     costs: Costs
+    fitted: bool = False
 
     def with_costs(self, costs: Costs) -> "Hardware":
-        """The same device with other constants."""
-        return replace(self, costs=costs)
+        """The same device with constants that were fitted to it."""
+        return replace(self, costs=costs, fitted=True)
 
     def times(self, number: int) -> "Hardware":
         """One device that is as large and as fast as so many of these together, if all work could be divided among them."""

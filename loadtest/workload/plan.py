@@ -110,8 +110,8 @@ def make_plan(trace: Trace, shape: LoadShape | None = None) -> Plan:
         ArrivalError: the window holds no request, or the trace has no times and none are drawn.
     """
     shape = shape or LoadShape()
-    start, requests = _selected(trace, shape)
-    requests = [_sized(request, shape) for request in requests]
+    start, selected = _selected(trace, shape)
+    requests = [_sized(request, shape) for request in selected]
     closed = shape.arrivals if isinstance(shape.arrivals, Closed) else None
     if closed is not None:
         times = [0.0] * (shape.limit or len(requests))
@@ -126,7 +126,7 @@ def make_plan(trace: Trace, shape: LoadShape | None = None) -> Plan:
         closed=closed,
         duration=shape.duration if closed else None,
         described={"trace": trace.name, "format": trace.format, **shape.described()},
-        problems=list(trace.problems),
+        problems=_left_out(trace, shape, selected),
     )
 
 
@@ -140,6 +140,15 @@ def _selected(trace: Trace, shape: LoadShape) -> tuple[float, list[TraceRequest]
             f"no request arrives between {begin:g} and {end:g} s; {trace.name} goes from 0 to {last:g} s (--window)"
         )
     return begin, inside[: shape.limit]
+
+
+def _left_out(trace: Trace, shape: LoadShape, selected: Sequence[TraceRequest]) -> list[str]:
+    """What is said of the rows left out between the first and the last row that is used; a row that cannot be read has no time."""
+    lines = [request.line for request in selected]
+    begin, end = shape.window or (0.0, float("inf"))
+    first = 0 if begin == 0 else min(lines)
+    last = float("inf") if end == float("inf") and shape.limit is None else max(lines)
+    return [row.text for row in trace.problems if first <= row.line <= last]
 
 
 def _own_times(trace: Trace, shape: LoadShape, start: float, requests: Sequence[TraceRequest]) -> list[float]:

@@ -1,8 +1,12 @@
-"""How every picture of a report looks: palette, panels, axes. Touches no global state of matplotlib and needs no display."""
+"""How every picture of a report looks: palette, panel, axes. Touches no global state of matplotlib and needs no display.
 
-from collections.abc import Sequence
+A picture is one panel, half as wide as the page: on a telephone the panels stand below each other, and their letters can be read.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
-from typing import Any, TypeAlias
+from math import log10
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +17,60 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 GREY, RED = "#9AA3AD", "#C0392B"
-WIDTH, DPI = 11.6, 100  # inches, and pixels per inch: 1160 pixels, the width of the page's text
+WIDTH, DPI = 5.7, 100  # inches, and pixels per inch: half the width of the page's text
+HEIGHT = 3.3  # inches
 PNG_SCALE = 1.5  # finer than the page, for dense screens
 WIDE = 5  # an axis is logarithmic from this ratio of the largest to the smallest value
 NEAR = 2  # a bound is drawn if it is within this factor of the values
-
-Panels: TypeAlias = npt.NDArray[Any]
-
-
-def new_figure(
-    rows: int, columns: int, height: float, *, sharex: bool = False, heights: Sequence[float] | None = None
-) -> tuple[Figure, Panels]:
-    """A figure `height` inches high, and its panels: an array [rows, columns] of Axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes: Panels = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=heights)
-    for panel in axes.flat:
-        panel.grid(True, color="#E3E6E9", linewidth=0.7)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+# Decades of an axis up to which each is divided so; beyond, only whole decades are labelled, and not all of many.
+_DIVISIONS = ((2.2, (1, 2, 5)), (3.2, (1, 3)))
+_MOST_LABELS = 8
+_DOTS = (
+    (200, 26.0, 0.85),
+    (2_000, 12.0, 0.6),
+)  # up to so many dots: their size in square points, and how opaque they are
+_SMALL_DOTS = (5.0, 0.45)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, without the version of its writer, so that equal pictures have equal bytes."""
-    into = BytesIO()
-    figure.savefig(into, format="png", dpi=DPI * PNG_SCALE, metadata={"Software": None})
-    return into.getvalue()
+@dataclass(frozen=True)
+class Drawing:
+    """One panel of a picture.
+
+    Attributes:
+        name: of its file, without extension.
+        title: what it shows, for those who cannot see it.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    panel: Axes
+
+    @cached_property
+    def png(self) -> bytes:
+        """As PNG, without the version of its writer, so that equal pictures have equal bytes."""
+        into = BytesIO()
+        self.figure.savefig(into, format="png", dpi=DPI * PNG_SCALE, metadata={"Software": None})
+        return into.getvalue()
+
+
+def new_drawing(name: str, title: str) -> Drawing:
+    """An empty panel with its title."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    panel = figure.subplots()
+    panel.set_title(title, loc="left", fontsize=11, pad=22)
+    panel.grid(True, color="#E3E6E9", linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    return Drawing(name, title, figure, panel)
+
+
+def dots(
+    panel: Axes, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], colour: str, label: str | None = None
+) -> None:
+    """A dot for each pair: the fewer they are, the larger."""
+    size, alpha = next(((size, alpha) for most, size, alpha in _DOTS if x.size <= most), _SMALL_DOTS)
+    panel.scatter(x, y, s=size, color=colour, alpha=alpha, linewidths=0, label=label)
 
 
 def time_axis(panel: Axes, which: str) -> None:
@@ -47,7 +79,9 @@ def time_axis(panel: Axes, which: str) -> None:
     low, high = _extent(panel, which)
     if low > 0 and high / low > WIDE:
         panel.set(**{f"{which}scale": "log"})
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        decades = log10(high / low)
+        subs = next((subs for most, subs in _DIVISIONS if decades <= most), (1,))
+        axis.set_major_locator(LogLocator(subs=subs, numticks=_MOST_LABELS))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
 
@@ -81,7 +115,15 @@ def legend_above(panel: Axes) -> None:
     labels = panel.get_legend_handles_labels()[1]
     if labels:
         panel.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), frameon=False, fontsize=9, borderaxespad=0.1
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=len(labels),
+            frameon=False,
+            fontsize=9,
+            borderaxespad=0.1,
+            columnspacing=1.2,
+            handlelength=1.3,
+            handletextpad=0.5,
         )
 
 

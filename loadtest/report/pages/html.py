@@ -40,7 +40,7 @@ def _parts(run: LoadRun, summary: Summary, pictures: list[Plot]) -> Iterator[str
     made = sections(run, summary)
     yield page.side_by_side(page.table(section) for section in made if section.title in NARROW)
     yield from (page.table(section) for section in made if section.title in FIRST)
-    yield from (page.picture(plot.title, plot.caption, plot.png) for plot in pictures)
+    yield from (page.picture(plot.title, plot.caption, plot.drawings) for plot in pictures)
     yield from (page.table(section) for section in made if section.title not in NARROW | FIRST)
     bad = examples(run)
     if bad.rows:

@@ -1,9 +1,10 @@
-"""The page around tables and pictures: self-contained HTML, readable at 1000 pixels and wider."""
+"""The page around tables and pictures: self-contained HTML, readable on a telephone (390 pixels) and on a wide screen."""
 
 from base64 import b64encode
 from collections.abc import Iterable
 from html import escape
 
+from loadtest.report.pages.drawing import Drawing
 from loadtest.report.rows import Section
 
 STYLE = """
@@ -27,9 +28,14 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; border-bottom: 2px solid var(--line); }
 td { border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }
 th, td { padding: 4px 0 4px 16px; vertical-align: top; } th:first-child, td:first-child { padding-left: 0; }
-td.text { overflow-wrap: anywhere; } .figure { text-align: right; white-space: nowrap; }
+td.text { overflow-wrap: anywhere; min-width: 72px; } .figure { text-align: right; white-space: nowrap; }
 td.good { color: #1e7d4f; font-weight: 600; } td.worse { color: #c0392b; font-weight: 600; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; margin-top: 8px; }
 img { width: 100%; height: auto; display: block; }
+@media (max-width: 600px) {
+  main { padding: 10px 8px 32px; } section, figure { padding: 10px; } h1 { font-size: 21px; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: 8px; } .tile b { font-size: 18px; } th, td { padding-left: 10px; }
+}
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px; }
 """
 
@@ -58,11 +64,14 @@ def table(section: Section, marks: dict[str, str] | None = None) -> str:
     return f"<section><h2>{escape(section.title)}</h2><table>{inside}</table></section>"
 
 
-def picture(title: str, caption: str, png: bytes) -> str:
-    """A PNG, embedded in the page."""
-    heading, source = escape(title), f"data:image/png;base64,{b64encode(png).decode()}"
-    image = f'<img alt="{heading}" src="{source}">'
-    return f"<figure><h2>{heading}</h2><figcaption>{escape(caption)}</figcaption>{image}</figure>"
+def picture(title: str, caption: str, drawings: Iterable[Drawing]) -> str:
+    """Panels as PNG, embedded in the page: beside each other where there is room."""
+    images = "".join(
+        f'<img alt="{escape(each.title)}" src="data:image/png;base64,{b64encode(each.png).decode()}">'
+        for each in drawings
+    )
+    heading = f"<h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>"
+    return f'<figure>{heading}<div class="panels">{images}</div></figure>'
 
 
 def tiles(entries: Iterable[tuple[str, str]]) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from loadtest.report.columns import Columns, Floats, concurrency
@@ -14,12 +13,12 @@ from loadtest.report.pages.drawing import (
     COLOURS,
     GREY,
     RED,
-    Panels,
+    Drawing,
+    dots,
     failures,
     legend_above,
-    new_figure,
+    new_drawing,
     nothing,
-    png,
     thousands,
     time_axis,
     time_bound,
@@ -39,12 +38,11 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture: file name without extension, heading, what it shows, and the PNG."""
+    """A picture of several panels: heading, what it shows, and the panels."""
 
-    name: str
     title: str
     caption: str
-    png: bytes
+    drawings: Sequence[Drawing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,163 +60,186 @@ class View:
         return cls(run, columns, Series.of(run, columns))
 
 
-CAPTIONS: dict[str, tuple[str, str]] = {
-    "latency_cdf": (
-        "Latency distributions",
-        "Share of complete answers at most that slow. Dashed: the objective (TPOT's, for gaps), if it is near.",
-    ),
-    "over_time": (
-        "Latency against arrivals",
-        "The plan's arrivals; each request at its intended time; gaps between events at their ends.",
-    ),
-    "throughput": (
-        "Throughput",
-        "Tokens when they came, prompts when their first token came; requests when they ended.",
-    ),
-    "concurrency": (
-        "Concurrency, and the client's lateness",
-        "Requests between their intended time and end, and those without a token yet; how late the client sent each.",
-    ),
-    "goodput": (
-        "Goodput and attainment",
-        "Left: attainment with every bound multiplied. Right: requests per second that met their objective, "
-        "against those that arrived; one dot per window of the run.",
-    ),
-}
-
-
 def plots(view: View) -> list[Plot]:
     """All pictures of a run, in the order of the page; goodput only if an objective judges something."""
-    figures = {
-        "latency_cdf": latency_cdfs([view]),
-        "over_time": over_time(view),
-        "throughput": throughput(view),
-        "concurrency": in_flight(view),
-    }
-    if view.columns.judged.any():
-        figures["goodput"] = goodput([view])
-    return [Plot(name, *CAPTIONS[name], png(figure)) for name, figure in figures.items()]
+    made = [
+        latency_cdfs([view]),
+        Plot(
+            "Latency against arrivals",
+            "The plan's arrivals; each request at its intended time; gaps between events at their ends.",
+            [_arrivals(view), _ttft_over_time(view), _gaps_over_time(view)],
+        ),
+        Plot(
+            "Throughput",
+            "Tokens when they came, prompts when their first token came; requests when they ended.",
+            [_output_rate(view), _prompt_rate(view), _request_rate(view)],
+        ),
+        Plot(
+            "Concurrency, and the client's lateness",
+            "Requests between their intended time and end, and those without a token yet; how late the client sent each.",
+            [_in_flight(view), _lateness(view)],
+        ),
+    ]
+    return [*made, goodput([view])] if view.columns.judged.any() else made
 
 
-def latency_cdfs(views: Sequence[View]) -> Figure:
-    """Four panels: TTFT, TPOT, ITL, end to end; a line for each class if there is one run, else for each run."""
-    figure, axes = new_figure(2, 2, 6.2)
+def latency_cdfs(views: Sequence[View]) -> Plot:
+    """TTFT, TPOT, ITL, end to end; a line for each class if there is one run, else for each run."""
     curves = _curves(views)
-    for panel, name in zip(axes.flat, TITLES, strict=True):
-        for curve in curves:
-            _cdf(panel, name, curve)
-        panel.set(title=f"{TITLES[name]} ({name.upper() if name != 'e2e' else name})", ylim=(0, 1.01))
-        panel.yaxis.set_major_formatter(PercentFormatter(1))
-        if not panel.has_data():
-            nothing(panel)
-            continue
-        time_axis(panel, "x")
-        if len(curves) > 1:
-            panel.legend(loc="lower right", fontsize=9)
-        for curve in curves:
-            _bound(panel, "x", name, curve)
-    return figure
+    return Plot(
+        "Latency distributions",
+        "Share of complete answers at most that slow. Dashed: the objective (TPOT's, for gaps), if it is near.",
+        [_cdf_of(name, curves) for name in TITLES],
+    )
 
 
-def over_time(view: View) -> Figure:
-    """Three panels over the same time axis: arrivals, TTFT, ITL."""
-    figure, axes = new_figure(3, 1, 7.6, sharex=True, heights=(1, 2, 2))
-    arrivals, ttft, itl = axes[:, 0]
-    series = view.series
-    arrivals.bar(series.start, series.arrivals, series.width, align="edge", color=GREY)
-    arrivals.set_ylabel("arrivals / s")
-    _scatter_ttft(ttft, view)
-    for panel, name, rows in ((ttft, "ttft", series.ttft), (itl, "itl", series.itl)):
-        _percentile_lines(panel, series, rows)
-        panel.set_ylabel(name.upper())
-        if panel.has_data():
-            time_axis(panel, "y")
-            _bound(panel, "y", name, Curve("", view, None, "black"))
-        else:
-            nothing(panel)
-    failures(ttft, view.columns.intended[view.columns.failed])
-    for panel in (ttft, itl):
-        legend_above(panel)
-    itl.set_xlabel("seconds from the start")
-    _whole_width(view, axes)
-    return figure
+def _cdf_of(name: str, curves: Sequence["Curve"]) -> Drawing:
+    drawing = new_drawing(f"{name}_cdf", f"{TITLES[name]} ({name.upper() if name != 'e2e' else name})")
+    panel = drawing.panel
+    for curve in curves:
+        _cdf(panel, name, curve)
+    panel.set(ylim=(0, 1.01))
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    if not panel.has_data():
+        nothing(panel)
+        return drawing
+    time_axis(panel, "x")
+    if len(curves) > 1:
+        panel.legend(loc="lower right", fontsize=9)
+    for curve in curves:
+        _bound(panel, "x", name, curve)
+    return drawing
 
 
-def throughput(view: View) -> Figure:
-    """Three panels over the same time axis: output tokens, prompt tokens, requests."""
-    figure, axes = new_figure(3, 1, 6.6, sharex=True)
-    output, prompt, requests = axes[:, 0]
-    series = view.series
-    middle = series.start + series.width / 2
-    output.plot(middle, series.output_rate, color=COLOURS[0])
-    output.set_ylabel("output tokens / s")
-    prompt.plot(middle, series.prompt_rate, color=COLOURS[4])
-    prompt.set_ylabel("prompt tokens / s")
-    if not series.prompt_rate.any():
-        nothing(prompt)
-    requests.step(series.start, series.arrivals, where="post", color=GREY, label="arrived")
-    requests.plot(middle, series.completions, color=COLOURS[2], label="answered")
+def _over_time(view: View, name: str, title: str) -> Drawing:
+    """A panel from the run's start to its end."""
+    drawing = new_drawing(name, title)
+    drawing.panel.set(xlim=(0, float(view.series.start[-1]) + view.series.width), xlabel="seconds from the start")
+    return drawing
+
+
+def _arrivals(view: View) -> Drawing:
+    drawing, series = _over_time(view, "arrivals", "arrivals / s"), view.series
+    drawing.panel.bar(series.start, series.arrivals, series.width, align="edge", color=GREY)
+    return drawing
+
+
+def _ttft_over_time(view: View) -> Drawing:
+    drawing = _over_time(view, "ttft", f"{TITLES['ttft']} (TTFT)")
+    _scatter_ttft(drawing.panel, view)
+    _latency(drawing.panel, view, "ttft", view.series.ttft)
+    failures(drawing.panel, view.columns.intended[view.columns.failed])
+    legend_above(drawing.panel)
+    return drawing
+
+
+def _gaps_over_time(view: View) -> Drawing:
+    drawing = _over_time(view, "itl", f"{TITLES['itl']} (ITL)")
+    _latency(drawing.panel, view, "itl", view.series.itl)
+    legend_above(drawing.panel)
+    return drawing
+
+
+def _latency(panel: Axes, view: View, name: str, rows: dict[int, Floats]) -> None:
+    """Its percentiles in each window, and its bound."""
+    _percentile_lines(panel, view.series, rows)
+    if panel.has_data():
+        time_axis(panel, "y")
+        _bound(panel, "y", name, Curve("", view, None, "black"))
+    else:
+        nothing(panel)
+
+
+def _output_rate(view: View) -> Drawing:
+    return _rate(view, "output", "output tokens / s", view.series.output_rate, COLOURS[0])
+
+
+def _prompt_rate(view: View) -> Drawing:
+    return _rate(view, "prompt", "prompt tokens / s", view.series.prompt_rate, COLOURS[4])
+
+
+def _rate(view: View, name: str, title: str, values: Floats, colour: str) -> Drawing:
+    drawing = _over_time(view, name, title)
+    drawing.panel.plot(view.series.start + view.series.width / 2, values, color=colour)
+    drawing.panel.set_ylim(0, None)
+    thousands(drawing.panel)
+    if not values.any():
+        nothing(drawing.panel)
+    return drawing
+
+
+def _request_rate(view: View) -> Drawing:
+    drawing, series = _over_time(view, "requests", "requests / s"), view.series
+    panel = drawing.panel
+    panel.step(series.start, series.arrivals, where="post", color=GREY, label="arrived")
+    panel.plot(series.start + series.width / 2, series.completions, color=COLOURS[2], label="answered")
     if series.failures.any():
-        requests.bar(series.start, series.failures, series.width, align="edge", color=RED, label="failed")
-    requests.set_ylabel("requests / s")
-    for panel in (output, prompt, requests):
-        panel.set_ylim(0, None)
-        thousands(panel)
-    legend_above(requests)
-    requests.set_xlabel("seconds from the start")
-    _whole_width(view, axes)
-    return figure
+        panel.bar(series.start, series.failures, series.width, align="edge", color=RED, label="failed")
+    panel.set_ylim(0, None)
+    thousands(panel)
+    legend_above(panel)
+    return drawing
 
 
-def in_flight(view: View) -> Figure:
-    """Two panels over the same time axis: requests in flight and waiting, and the client's lateness."""
-    figure, axes = new_figure(2, 1, 4.8, sharex=True, heights=(2, 1))
-    count, late = axes[:, 0]
-    columns = view.columns
+def _in_flight(view: View) -> Drawing:
+    drawing, columns = _over_time(view, "concurrency", "requests at once"), view.columns
+    panel = drawing.panel
     first = np.where(np.isfinite(columns.first), columns.first, columns.ended)
     for end, colour, label in ((columns.ended, COLOURS[0], "in flight"), (first, COLOURS[1], "without a token")):
         times, counts = concurrency(columns.intended, np.maximum(end, columns.intended))
         kept = thinned(times.size, MOST_POINTS)
-        count.fill_between(times[kept], counts[kept], step="post", color=colour, alpha=0.3, linewidth=0, label=label)
-        count.step(times[kept], counts[kept], where="post", color=colour, linewidth=0.9)
-    count.set(ylabel="requests", ylim=(0, None))
-    legend_above(count)
+        panel.fill_between(times[kept], counts[kept], step="post", color=colour, alpha=0.3, linewidth=0, label=label)
+        panel.step(times[kept], counts[kept], where="post", color=colour, linewidth=0.9)
+    panel.set_ylim(0, None)
+    legend_above(panel)
+    return drawing
+
+
+def _lateness(view: View) -> Drawing:
+    drawing, columns = _over_time(view, "lateness", "client's lateness (ms)"), view.columns
     kept = thinned(columns.intended.size, MOST_POINTS)
-    milliseconds = np.maximum(columns.lateness[kept], 0) * 1000
-    late.scatter(columns.intended[kept], milliseconds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0)
-    late.set(ylabel="lateness (ms)", ylim=(0, None), xlabel="seconds from the start")
-    _whole_width(view, axes)
-    return figure
+    dots(drawing.panel, columns.intended[kept], np.maximum(columns.lateness[kept], 0) * 1000, COLOURS[6])
+    drawing.panel.set_ylim(0, None)
+    return drawing
 
 
-def goodput(views: Sequence[View]) -> Figure:
-    """Two panels: attainment against the scale of the objectives, and goodput against the rate of arrivals."""
-    figure, axes = new_figure(1, 2, 3.9)
-    curve, rate = axes[0]
-    most = 0.0
-    for place, view in enumerate(views):
-        colour, series = COLOURS[place % len(COLOURS)], view.series
-        curve.plot(SCALES, attainment_curve(view.columns, SCALES), color=colour, label=view.run.label)
-        filled = series.judged > 0
-        rate.scatter(series.judged[filled], series.good[filled], s=18, color=colour, alpha=0.55, linewidths=0)
-        most = max(most, float(series.judged.max(initial=0)))
-    curve.set(
-        xscale="log", xlim=(SCALES[0], SCALES[-1]), ylim=(0, 1.01), xlabel="bounds multiplied by", ylabel="attainment"
+def goodput(views: Sequence[View]) -> Plot:
+    """Attainment against the scale of the objectives, and goodput against the rate of arrivals."""
+    return Plot(
+        "Goodput and attainment",
+        "Attainment with every bound multiplied; requests per second that met their objective, against those that arrived: one dot "
+        "for each window of the run.",
+        [_attainment(views), _goodput(views)],
     )
-    curve.axvline(1, color="black", linestyle="--", linewidth=0.9)
-    curve.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    curve.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _attainment(views: Sequence[View]) -> Drawing:
+    drawing = new_drawing("attainment", "attainment")
+    panel = drawing.panel
+    for place, view in enumerate(views):
+        colour = COLOURS[place % len(COLOURS)]
+        panel.plot(SCALES, attainment_curve(view.columns, SCALES), color=colour, label=view.run.label)
+    panel.set(xscale="log", xlim=(SCALES[0], SCALES[-1]), ylim=(0, 1.01), xlabel="bounds multiplied by")
+    panel.axvline(1, color="black", linestyle="--", linewidth=0.9)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
     if len(views) > 1:
-        legend_above(curve)
-    rate.plot([0, most], [0, most], color="black", linestyle="--", linewidth=0.9, label="all meet it")
-    rate.set(xlabel="arrivals / s", ylabel="met their objective / s", xlim=(0, None), ylim=(0, None))
-    legend_above(rate)
-    return figure
+        legend_above(panel)
+    return drawing
 
 
-def _whole_width(view: View, axes: Panels) -> None:
-    """Let the shared axis of time go from the run's start to its end."""
-    axes[0, 0].set_xlim(0, float(view.series.start[-1]) + view.series.width)
+def _goodput(views: Sequence[View]) -> Drawing:
+    drawing = new_drawing("goodput", "met their objective / s")
+    panel, most = drawing.panel, 0.0
+    for place, view in enumerate(views):
+        series = view.series
+        filled = series.judged > 0
+        dots(panel, series.judged[filled], series.good[filled], COLOURS[place % len(COLOURS)])
+        most = max(most, float(series.judged.max(initial=0)))
+    panel.plot([0, most], [0, most], color="black", linestyle="--", linewidth=0.9, label="all meet it")
+    panel.set(xlabel="arrivals / s", xlim=(0, None), ylim=(0, None))
+    legend_above(panel)
+    return drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,15 +292,13 @@ def _scatter_ttft(panel: Axes, view: View) -> None:
     seen = np.flatnonzero(np.isfinite(columns.ttft))
     seen = seen[thinned(seen.size, MOST_POINTS)]
     missed = columns.judged[seen] & ~(columns.needed[seen] <= 1)
-    for chosen, colour, label in ((seen[~missed], COLOURS[5], "request"), (seen[missed], RED, "objective missed")):
+    for chosen, colour, label in ((seen[~missed], COLOURS[5], "request"), (seen[missed], RED, "missed")):
         if chosen.size:
-            panel.scatter(
-                columns.intended[chosen], columns.ttft[chosen], s=7, color=colour, alpha=0.5, linewidths=0, label=label
-            )
+            dots(panel, columns.intended[chosen], columns.ttft[chosen], colour, label)
 
 
 def _percentile_lines(panel: Axes, series: Series, rows: dict[int, Floats]) -> None:
     middle = series.start + series.width / 2
     for percent, colour in ((50, COLOURS[0]), (95, COLOURS[4]), (99, COLOURS[3])):
         if np.isfinite(rows[percent]).any():
-            panel.plot(middle, rows[percent], ".-", markersize=3, linewidth=1.1, color=colour, label=f"p{percent}")
+            panel.plot(middle, rows[percent], ".-", markersize=4, linewidth=1.2, color=colour, label=f"p{percent}")

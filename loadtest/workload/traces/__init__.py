@@ -30,6 +30,14 @@ class TraceRequest:
     prompt: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that is not replayed: its line, from 1, and what is said of it, with file and line."""
+
+    line: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """A trace: its requests by arrival, and what was left out.
@@ -37,7 +45,7 @@ class Trace:
     Attributes:
         tick: the resolution of its stamps in seconds (1 for whole seconds), inside which arrivals may be spread.
         timed: false if the format has no times; every arrival is then 0.
-        problems: the rows left out, each as `FILE, line N: reason`.
+        problems: the rows left out, by line.
     """
 
     name: str
@@ -45,4 +53,4 @@ class Trace:
     requests: list[TraceRequest]
     tick: float = 0.0
     timed: bool = True
-    problems: list[str] = field(default_factory=list)
+    problems: list[LeftOut] = field(default_factory=list)

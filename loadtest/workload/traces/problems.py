@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from loadtest.workload.traces import LeftOut
+
 _MOST_TOKENS = (1 << 31) - 1  # a longer prompt or answer is a mistake, and would not fit into memory
 _SHOWN = 60  # characters shown of a value
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -30,7 +32,7 @@ class Problems:
     """
 
     def __init__(self, name: str, *, strict: bool) -> None:
-        self.found: list[str] = []
+        self.found: list[LeftOut] = []
         self._name = name
         self._strict = strict
 
@@ -38,11 +40,11 @@ class Problems:
         """Note a row that cannot be read. Raises TraceError if strict."""
         self.left_out(line, reason)
         if self._strict:
-            raise TraceError(self.found[-1])
+            raise TraceError(self.found[-1].text)
 
     def left_out(self, line: int, reason: str) -> None:
         """Note a row that is valid but cannot be replayed, such as a failed request. Never raises."""
-        self.found.append(f"{self._name}, line {line}: {reason}")
+        self.found.append(LeftOut(line, f"{self._name}, line {line}: {reason}"))
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:

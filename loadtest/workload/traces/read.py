@@ -58,7 +58,7 @@ def read_trace(path: str | Path, format: str | None = None, *, strict: bool = Fa
     problems = Problems(path.name, strict=strict)
     requests = sorted(chosen.read(path, problems), key=lambda request: request.arrival)
     if not requests:
-        first = f"; {problems.found[0]}" if problems.found else ""
+        first = f"; {problems.found[0].text}" if problems.found else ""
         raise TraceError(f"{path} has no request that can be replayed{first}")
     start = requests[0].arrival
     return Trace(

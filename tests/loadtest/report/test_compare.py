@@ -151,7 +151,7 @@ def test_the_command(make, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "B: b against A: a" in out and "worse" in out and "one run per side" not in out
     html = page.read_text(encoding="utf-8")
-    assert html.count("data:image/png;base64,") == 2 and 'class="text worse"' in html
+    assert html.count("data:image/png;base64,") == 6 and 'class="text worse"' in html
 
 
 def test_sides_of_one_name_are_told_apart(make, tmp_path, capsys):

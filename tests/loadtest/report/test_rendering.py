@@ -2,14 +2,16 @@
 
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from loadtest.report import print_table, write_report
 from loadtest.report.metrics import summarize
 from loadtest.report.pages import page
-from loadtest.report.pages.drawing import new_figure, png, time_axis, time_bound
+from loadtest.report.pages.drawing import dots, new_drawing, time_axis, time_bound
 from loadtest.report.pages.html import key_figures, render
 from loadtest.report.pages.plots import View, plots
 from loadtest.report.records import LoadRun
@@ -65,28 +67,36 @@ def test_a_report_is_a_page_its_pictures_and_the_run(make, tmp_path):
     names = [
         "run.json",
         "report.html",
-        "latency_cdf.png",
-        "over_time.png",
-        "throughput.png",
-        "concurrency.png",
-        "goodput.png",
+        *(f"{name}_cdf.png" for name in ("ttft", "tpot", "itl", "e2e")),
+        *(
+            f"{name}.png"
+            for name in ("arrivals", "ttft", "itl", "output", "prompt", "requests", "concurrency", "lateness")
+        ),
+        *(f"{name}.png" for name in ("attainment", "goodput")),
     ]
     assert [path.name for path in written] == names
     assert read_run(written[0]) == run
-    found = outline(written[1].read_text(encoding="utf-8"))
-    assert len(found.sources) == 5 and all(source.startswith("data:image/png;base64,") for source in found.sources)
+    html = written[1].read_text(encoding="utf-8")
+    assert len(html) < 1_200_000 and "width=device-width" in html and "minmax(min(100%, 420px), 1fr)" in html
+    found = outline(html)
+    assert len(found.sources) == 14 and all(source.startswith("data:image/png;base64,") for source in found.sources)
     assert {"Load", "Latency", "Objectives", "Latency against arrivals", "The plan"} <= set(found.headings)
     assert all(path.read_bytes().startswith(PNG) for path in written[2:])
 
 
 def test_the_pictures_of_a_run_are_the_same_bytes_each_time(make):
     first, second = (plots(View.of(make.drawn_run(2, requests=60))) for _ in range(2))
-    assert [plot.png for plot in first] == [plot.png for plot in second]
+    pairs = [
+        (drawing.png, again.png)
+        for plot, other in zip(first[:2], second[:2], strict=True)
+        for drawing, again in zip(plot.drawings[:1], other.drawings[:1], strict=True)
+    ]
+    assert len(pairs) == 2 and all(drawing == again for drawing, again in pairs)
 
 
 def test_without_objectives_there_is_no_goodput(make):
     run = make.drawn_run(1, requests=60, objectives={})
-    assert "goodput" not in [plot.name for plot in plots(View.of(run))]
+    assert "Goodput and attainment" not in [plot.title for plot in plots(View.of(run))]
     assert "Objectives" not in [section.title for section in sections(run, summarize(run))]
 
 
@@ -198,19 +208,58 @@ def test_figures_stand_right_and_texts_left():
 
 @pytest.mark.parametrize(("bound", "drawn"), [(0.21, True), (0.9, True), (0.04, False), (2.5, False)])
 def test_a_bound_far_from_all_values_does_not_squeeze_them(bound, drawn):
-    figure, axes = new_figure(1, 1, 2.0)
-    panel = axes[0, 0]
+    drawing = new_drawing("x", "x")
+    panel = drawing.panel
     panel.plot([0.1, 0.5], [0, 1])
     time_axis(panel, "x")
     time_bound(panel, "x", bound, "black")
     assert len(panel.lines) == 1 + drawn
     low, high = panel.get_xlim()
-    assert low > 0.05 and high < 1.1 and png(figure).startswith(PNG)
+    assert low > 0.05 and high < 1.1 and drawing.png.startswith(PNG)
 
 
 @pytest.mark.parametrize(("values", "scale"), [([0.1, 0.4], "linear"), ([0.1, 0.6], "log"), ([0.0, 0.6], "linear")])
 def test_only_wide_axes_are_logarithmic(values, scale):
-    _, axes = new_figure(1, 1, 2.0)
-    axes[0, 0].plot([0, 1], values)
-    time_axis(axes[0, 0], "y")
-    assert axes[0, 0].get_yscale() == scale
+    panel = new_drawing("x", "x").panel
+    panel.plot([0, 1], values)
+    time_axis(panel, "y")
+    assert panel.get_yscale() == scale
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize("high", [1e-3, 1e-2, 0.5, 5.0, 400.0, 1e6])
+def test_ticks_do_not_overlap_over_however_many_decades(which, high):
+    drawing = new_drawing("x", "x")
+    values = [1e-4, high]
+    drawing.panel.plot(*((values, [0, 1]) if which == "x" else ([0, 1], values)))
+    time_axis(drawing.panel, which)
+    drawing.figure.canvas.draw()
+    axis = drawing.panel.xaxis if which == "x" else drawing.panel.yaxis
+    low, most = sorted(drawing.panel.get_xlim() if which == "x" else drawing.panel.get_ylim())
+    labels = [
+        label.get_window_extent()
+        for label, at in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True)
+        if label.get_text() and low <= at <= most
+    ]
+    edges = sorted((box.x0, box.x1) if which == "x" else (box.y0, box.y1) for box in labels)
+    assert len(edges) >= 2 and all(after[0] - before[1] >= 3 for before, after in pairwise(edges))
+
+
+def test_few_dots_are_large_and_many_are_not(make):
+    sizes = []
+    for many in (20, 1000, 5000):
+        panel = new_drawing("x", "x").panel
+        dots(panel, np.zeros(many), np.zeros(many), "black")
+        sizes.append(panel.collections[0].get_sizes()[0])
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 4 * sizes[-1] >= 20
+
+
+def test_a_simulation_whose_constants_were_not_fitted_says_so(make):
+    plan = {"hardware": "h200", "costs_fitted": False}
+    run = make.run_of([make.answered(0, 0.0, ttft=1)], plan=plan)
+    assert all(
+        "h200 has constants that were not fitted" in text
+        for text in (terminal(run, 200), render(run, summarize(run), []))
+    )
+    fitted = make.run_of([make.answered(0, 0.0, ttft=1)], plan=plan | {"costs_fitted": True})
+    assert "not fitted" not in terminal(fitted, 200)

@@ -165,7 +165,7 @@ def test_every_run_is_kept_and_the_page_shows_all(make, tmp_path):
         == sum(len(trial.attainments) for s in sweep.searches.values() for trial in s.trials)
     )
     html = page.read_text(encoding="utf-8")
-    assert html.count("data:image/png;base64,") == 1 and "requests/s are sustained" in html
+    assert html.count("data:image/png;base64,") == 2 and "requests/s are sustained" in html
     content = json.loads(data.read_text(encoding="utf-8"))
     assert content["schema"] == "headrace.sweep/1"
     assert content["servers"]["a"]["rate"] == outcomes["a"].rate

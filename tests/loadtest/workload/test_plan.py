@@ -22,7 +22,7 @@ from loadtest.workload.arrivals import (
     spread,
 )
 from loadtest.workload.plan import LoadShape, make_plan
-from loadtest.workload.traces import Trace, TraceRequest
+from loadtest.workload.traces import LeftOut, Trace, TraceRequest
 from loadtest.workload.traces.read import read_trace
 
 DATA = Path(__file__).parents[1] / "data"
@@ -183,3 +183,22 @@ def test_what_makes_no_plan_is_refused():
 def test_the_rate_that_is_asked_for_is_the_one_that_is_planned():
     requests = make_plan(trace(*range(0, 200, 7)), LoadShape(rate=5, limit=20)).requests
     assert len(requests) == 20 and offered_rate(np.array([each.intended for each in requests])) == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lines"),
+    [
+        (LoadShape(), [2, 5, 8, 12]),
+        (LoadShape(window=(0, 3)), [2]),
+        (LoadShape(window=(2, 6)), [5]),
+        (LoadShape(window=(5, float("inf"))), [8, 12]),
+        (LoadShape(window=(2, float("inf")), limit=4), [5]),
+        (LoadShape(limit=2), [2]),
+    ],
+)
+def test_rows_left_out_are_those_within_the_window(shape, lines):
+    whole = trace(*(line for line in range(12) if line not in (1, 4, 7, 11)))
+    rows = [replace(request, line=int(request.arrival) + 1) for request in whole.requests]
+    left_out = [LeftOut(line, f"t, line {line}: no") for line in (2, 5, 8, 12)]
+    found = make_plan(replace(whole, requests=rows, problems=left_out), shape).problems
+    assert found == [f"t, line {line}: no" for line in lines]

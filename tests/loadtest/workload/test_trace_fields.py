@@ -79,7 +79,7 @@ def read(folder, text, format=None, **more):
 
 def refusal(folder, text, format=None):
     """The one problem of a trace with a good row before a broken one; strict reading raises the same words."""
-    (problem,) = read(folder, text, format).problems
+    (problem,) = (row.text for row in read(folder, text, format).problems)
     with pytest.raises(TraceError) as raised:
         read(folder, text, format, strict=True)
     assert str(raised.value) == problem

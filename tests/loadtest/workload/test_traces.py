@@ -45,7 +45,7 @@ def test_burstgpt_counts_from_its_first_request_and_leaves_failed_ones_out():
     )
     assert trace.requests[1].arrival == 45 - 5
     assert trace.requests[2].klass == "GPT-4"
-    assert trace.problems == ["burstgpt_1.csv, line 22: a failed request: no response tokens"]
+    assert [row.text for row in trace.problems] == ["burstgpt_1.csv, line 22: a failed request: no response tokens"]
 
 
 def test_burstgpt_with_sessions():
@@ -87,7 +87,7 @@ def test_sharegpt(tmp_path, lines):
         ("Hi", 3, "a"),
         ("Hi\n\nHello there\n\nBye", 10, "a"),
     ]
-    assert trace.problems == [
+    assert [row.text for row in trace.problems] == [
         'trace, line 2: no human turn with an answer: conversations is [{"from": "gpt", "value": "first"}]'
     ]
 
@@ -144,7 +144,7 @@ def test_a_broken_row_is_reported_by_line_and_stops_a_strict_reader(tmp_path, fo
     line = 2 if format in ("mooncake", "prompts") else 3
     trace = read_trace(path)
     assert trace.format == format and len(trace.requests) == 1
-    (problem,) = trace.problems
+    (problem,) = (row.text for row in trace.problems)
     assert problem.startswith(f"trace, line {line}: ") and reason in problem
     with pytest.raises(TraceError) as refused:
         read_trace(path, strict=True)
