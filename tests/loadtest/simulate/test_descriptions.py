@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.report.records import LoadRun, RequestRecord
-from loadtest.search import RateSearch
+from loadtest.search import Attained, RateSearch
 from loadtest.simulate import specs
 from loadtest.simulate.content import Content
 from loadtest.simulate.cost import STEP_COSTS, CostModel, Work
@@ -129,7 +129,7 @@ def test_every_search_ends_with_the_capacity_between_its_bounds(start, capacity,
         rate = search.next_rate
         if rate is None:
             break
-        search.absorb(float(rate <= capacity))
+        search.absorb(Attained(float(rate <= capacity)))
     found = search.found
     assert found is not None and found.rate <= capacity < found.above
 
