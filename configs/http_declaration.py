@@ -112,6 +112,13 @@ class HttpDeclaration(Declaration):
         "client's request is closed; where none does, the new one is answered 503.",
         json_schema_extra=HTTP,
     )
+    http_processes: PositiveInt = Field(
+        1,
+        le=64,
+        description="Processes that have the clients' connections: they read requests, write answers and speak TLS. With several "
+        "the server's own process has none, and answers through them; see operations.md.",
+        json_schema_extra=HTTP,
+    )
     max_body_bytes: int = Field(
         16 * 2**20, ge=1024, description="Largest request body in bytes; more is a 413.", json_schema_extra=HTTP
     )

@@ -1,16 +1,15 @@
 """The running server: makes the parts, runs the web server and a supervisor for each engine, and ends them in good order."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import uvicorn
+from starlette.types import ASGIApp
 
 from configs.model.pooling import UNSTATED, read_pooling
 from configs.model.source import ModelSource
@@ -36,10 +35,9 @@ from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.stop import StopDeadline, stop_all
 from server.engines.supervision.supervisor import Supervisor
 from server.errors import Unavailable
-from server.http.certificate import ServerCertificate
 from server.http.connections import Connections
 from server.http.descriptors import limits_of
-from server.http.tls import protocol_factory
+from server.http.door import Door, OwnDoor, web_config
 from server.keys.watch import WatchedKeyFile
 from server.keys_in_use import KeysInUse
 from server.listen import Listeners
@@ -58,7 +56,6 @@ from server.text.chat_renderer import MessageFormats, load_chat_renderer
 
 SHUTDOWN_REASON = "the server is shutting down"
 _log = logging.getLogger("headrace.server")
-_LOOPBACK = ("127.0.0.0/8", "::1", "::ffff:127.0.0.0/104")
 _ENGINE_LOOKS_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 1.0  # for answers that have just been ended to reach their clients
 
@@ -78,15 +75,6 @@ def _beside(what: str, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
 def _watch(keeper: KeeperSupervisor | None, metrics: Metrics) -> None:
     if keeper is not None:
         metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
-
-
-class WebServer(uvicorn.Server):
-    """uvicorn without its signal handlers: what a signal means is decided in `Serving`."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the process's handlers as they are."""
-        yield
 
 
 class Serving:
@@ -159,8 +147,7 @@ class Serving:
             pooling=read_pooling(source.path) if source.kind == "hf" else UNSTATED,
             black_box=BlackBox(settings.black_box_requests, texts=settings.keyed or is_loopback(settings.host)),
         )
-        self._connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)
-        self._web = WebServer(web_config(create_app(context), self._connections, settings, listeners.certificate))
+        self._door = _door(create_app(context), settings, listeners, metrics)
 
     def run(self, first: Mapping[str, Incarnation]) -> int:
         """Serve, with `first` as the first incarnations of the engines it names. Returns the exit code of the process."""
@@ -178,15 +165,13 @@ class Serving:
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
         keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
-        certificate = self._listeners.certificate
         beside = [
             _beside("the change of roles", self._roles.run()) if self._roles else None,
             _beside("the canary", self._canary.run()) if self._canary else None,
             _beside("the batches", self._run_batches(self._batches)) if self._batches else None,
-            _beside("the certificate's renewal", certificate.watch()) if certificate else None,
             _beside("the keys' upkeep", self._keys.run()) if self._keys.changes else None,
         ]
-        web = asyncio.create_task(self._web.serve(sockets=list(self._listeners.sockets)))
+        web = asyncio.create_task(self._door.serve())
         stop, given_up = (asyncio.create_task(event.wait()) for event in (signalled, self._given_up))
         ends: set[asyncio.Future[Any]] = {engines, web, stop, given_up}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -200,7 +185,7 @@ class Serving:
         stop.cancel()
         given_up.cancel()
         self._drain.over.set()
-        self._web.should_exit = True
+        self._door.stop()
         outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
         stopping = stop_all(supervisors.values(), self._launcher.keepers, deadline, outlived=outlived)
         await asyncio.gather(stopping, self._last_traces(web))
@@ -274,9 +259,9 @@ class Serving:
             return
         self._engines.abort_all(SHUTDOWN_REASON)
         self._streams.stop()
-        self._connections.end_receiving(Unavailable(f"The request was not sent in time: {SHUTDOWN_REASON}."))
+        self._door.end_receiving(Unavailable(f"The request was not sent in time: {SHUTDOWN_REASON}."))
         if not await self._drain.idle(last):
-            self._connections.cut()
+            self._door.cut()
 
 
 def _engines_of(
@@ -303,28 +288,13 @@ def _console(settings: Settings, url: str, model: str, *, has_template: bool, st
     )
 
 
-def web_config(
-    app: object, connections: Connections, settings: Settings, certificate: ServerCertificate | None = None
-) -> uvicorn.Config:
-    """The web server's settings: its own logs, signals and lifespan protocol stay out of the way.
+def _door(app: ASGIApp, settings: Settings, listeners: Listeners, metrics: Metrics) -> Door:
+    """What has the clients' connections."""
+    if settings.http_processes == 1:
+        connections = Connections(limits_of(settings), on_refusal=metrics.request_failed)
+        return OwnDoor(app, connections, settings, listeners.sockets, listeners.certificate)
+    from server.fronts.http_processes import HttpProcesses
 
-    Args:
-        app: the application.
-        connections: the books of its connections.
-        settings: those of proxies.
-        certificate: with which connections speak TLS.
-    """
-    anybody = settings.uds is not None or "*" in settings.forwarded_allow_ips
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]  # uvicorn's ASGI types and starlette's name the same thing
-        http=protocol_factory(connections, certificate),  # type: ignore[arg-type]  # it is called, and nothing else
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        root_path=settings.root_path,
-        forwarded_allow_ips="*" if anybody else [*_LOOPBACK, *settings.forwarded_allow_ips],
-        timeout_graceful_shutdown=1,
-    )
+    processes = HttpProcesses(web_config(app, settings), settings, listeners.sockets, metrics.request_failed)
+    metrics.watch_http_processes(processes.figures)
+    return processes

@@ -2,9 +2,14 @@
 
     python -m server.bench.streams                                   # this tree, 64 and 256 streams
     python -m server.bench.streams --against ../before --rounds 5    # and another tree (with its .venv) in turn, and the ratio
+    python -m server.bench.streams --http-processes 2                # and this tree with so many HTTP processes
 
 What a token costs: the processor time of all the process's threads over a window in which nothing begins or ends, over the tokens
 that its clients received meanwhile. The pace is that of `--rate`, which the machine has to be able to keep. Nothing is asserted.
+
+With several HTTP processes the token's way leads through two: the server's own, which is one, and one of the others. No process has
+more than a core, so as many tokens a second come through as the busiest one allows: that is compared, not what a machine that also
+runs the clients and the stub engine happens to reach.
 """
 
 import argparse
@@ -20,7 +25,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -113,43 +119,83 @@ def _wait_ready(server: "subprocess.Popen[bytes]", port: int, log: object) -> No
     raise RuntimeError(log.read().decode())  # type: ignore[attr-defined]
 
 
-async def token_cost(pid: int, port: int, streams: int, seconds: float, chat: bool) -> float:
-    """Microseconds of the process for a token of one of these streams."""
+@dataclass(frozen=True, slots=True)
+class TokenCost:
+    """Microseconds for a token: of the server's own process, and of all its HTTP processes together."""
+
+    own: float
+    fronts: float = 0.0
+    processes: int = 0
+
+    @property
+    def busiest(self) -> float:
+        """Of the process that has most to do."""
+        return max(self.own, self.fronts / max(1, self.processes))
+
+    def __str__(self) -> str:
+        if not self.processes:
+            return f"{self.own:.1f} us a token"
+        return f"{self.own:.1f} us a token, and {self.fronts:.1f} in {self.processes} HTTP processes together"
+
+
+def http_processes(server: int) -> list[int]:
+    """Those of a server."""
+    children = (int(child) for child in Path(f"/proc/{server}/task/{server}/children").read_text().split())
+    return [child for child in children if b"server.fronts" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+async def token_cost(pid: int, port: int, streams: int, seconds: float, chat: bool) -> TokenCost:
+    """Of the server's processes for a token of one of these streams."""
+    fronts = http_processes(pid)
     body: dict[str, object] = {"stream": True, "max_tokens": 8000, "ignore_eos": True}
     body |= {"messages": [{"role": "user", "content": "Go on."}]} if chat else {"prompt": "Once upon a time"}
     clients = Clients(port, "/v1/chat/completions" if chat else "/v1/completions", body)
     clients.open(streams)
     await clients.begun()
     await asyncio.sleep(SETTLE_SECONDS)
-    events, cpu = clients.events, cpu_seconds(pid)
+    events, before = clients.events, [cpu_seconds(each) for each in (pid, *fronts)]
     await asyncio.sleep(seconds)
-    cost = (cpu_seconds(pid) - cpu) / (clients.events - events)
+    after = [cpu_seconds(each) for each in (pid, *fronts)]
+    tokens = clients.events - events
+    own, *others = (1e6 * (late - early) / tokens for early, late in zip(before, after, strict=True))
     await clients.close()
     await asyncio.sleep(0.3)
-    return 1e6 * cost
+    return TokenCost(own, sum(others), len(others))
+
+
+def median_cost(costs: Sequence[TokenCost]) -> TokenCost:
+    """Of several measurements."""
+    own, fronts = (statistics.median(getattr(cost, name) for cost in costs) for name in ("own", "fronts"))
+    return TokenCost(own, fronts, costs[0].processes)
 
 
 async def run(trees: dict[str, Path], options: argparse.Namespace) -> None:
     """Measure in turn and print."""
     for streams in options.streams:
         pause = streams / options.rate
-        costs: dict[str, list[float]] = {name: [] for name in trees}
-        with _servers(trees, pause) as servers:
+        with _servers(trees, pause, options.http_processes) as servers:
+            costs: dict[str, list[TokenCost]] = {name: [] for name in servers}
             for _ in range(options.rounds):
                 for name, (pid, port) in servers.items():
                     costs[name].append(await token_cost(pid, port, streams, options.seconds, options.chat))
-        medians = {name: statistics.median(values) for name, values in costs.items()}
-        told = ", ".join(f"{name} {value:.1f} us a token" for name, value in medians.items())
-        ratio = f"; ratio {medians['this'] / medians['before']:.2f}" if "before" in medians else ""
-        print(f"{streams} streams, {options.rate:.0f} tokens/s: {told}{ratio}", flush=True)
+        medians = {name: median_cost(values) for name, values in costs.items()}
+        print(f"{streams} streams, {options.rate:.0f} tokens/s:", flush=True)
+        for name, cost in medians.items():
+            print(f"    {name}: {cost}", flush=True)
+        if "before" in medians:
+            print(f"    of before: {medians['this'].own / medians['before'].own:.2f}", flush=True)
+        if "several" in medians:
+            print(f"    tokens of several: {medians['this'].own / medians['several'].busiest:.2f} x", flush=True)
 
 
 @contextmanager
-def _servers(trees: dict[str, Path], pause: float) -> Iterator[dict[str, tuple[int, int]]]:
-    from contextlib import ExitStack
-
+def _servers(trees: dict[str, Path], pause: float, processes: int) -> Iterator[dict[str, tuple[int, int]]]:
     with ExitStack() as stack:
-        yield {name: stack.enter_context(stub_server(tree, pause)) for name, tree in trees.items()}
+        servers = {name: stack.enter_context(stub_server(tree, pause)) for name, tree in trees.items()}
+        if processes > 1:
+            several = stub_server(trees["this"], pause, "--http-processes", str(processes))
+            servers["several"] = stack.enter_context(several)
+        yield servers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -159,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1500.0, help="tokens a second, of all streams together")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--http-processes", type=int, default=1, help="of one more server of this tree, if there are several"
+    )
     parser.add_argument("--chat", action="store_true", help="of chat answers instead of completions")
     parser.add_argument("--against", type=Path, help="another tree, to be measured in turn")
     options = parser.parse_args(argv)

@@ -14,54 +14,91 @@ So h11 has another part: `tests/server/http/test_against_h11.py` holds what we r
 """
 
 import asyncio
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
-from uvicorn.server import ServerState
 
 from server.errors import ApiError, HeadTooLarge, MalformedRequest
 from server.http.answer import error_bytes
 from server.http.connections import Connections, Held
-from server.http.cycle import RequestCycle
+from server.http.cycle import Wire
 from server.http.head import MAX_HEAD_BYTES, RequestHead
-from server.http.host import WebHost
 from server.http.intake import Intake
 from server.http.write_watch import WriteWatch
 
 _PROBE_SECONDS = (0.25, 5.0)  # the first probe of a client that has stopped sending, and the longest time between two
 
 
-class HttpConnection(asyncio.BufferedProtocol):
-    """Made by uvicorn's server for every connection.
+class Cycle(Protocol):
+    """What a connection says of a request, and asks of it.
 
-    Args:
-        config: of uvicorn's server; holds the application.
-        server_state: uvicorn's books of connections and tasks, and the headers of every answer.
-        app_state: what the application keeps in `request.state`.
-        connections: our books.
+    Attributes:
+        keep_alive: whether the connection goes on after it.
+        started: whether it is being answered.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        connections: Connections,
-    ) -> None:
+    keep_alive: bool
+    started: bool
+
+    def feed(self, data: bytes) -> bool:
+        """More of the body; whether that is enough for now."""
+
+    def end_body(self) -> None:
+        """The body is complete."""
+
+    def disconnect(self) -> None:
+        """The client has left."""
+
+    def answer_error(self, error: ApiError) -> None:
+        """Answer in the application's place; for it, the client has left."""
+
+    def probe(self) -> None:
+        """Write something that means nothing, to find out whether the client is there."""
+
+
+class ConnectionHost(Protocol):
+    """Whose connections these are."""
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Those of every answer."""
+
+    def enter(self, connection: "HttpConnection") -> None:
+        """A connection is made."""
+
+    def leave(self, connection: "HttpConnection") -> None:
+        """It is lost. May be called again."""
+
+    def begin(self, head: RequestHead, ends: dict[str, Any], wire: Wire) -> Cycle:
+        """Have a request answered; its body is still to come.
+
+        Args:
+            head: of the request.
+            ends: `client` and `server`, each an address and a port, and the `scheme`.
+            wire: the connection.
+        """
+
+
+class HttpConnection(asyncio.BufferedProtocol):
+    """One for every connection.
+
+    Args:
+        host: whose it is.
+        connections: the books.
+    """
+
+    def __init__(self, host: ConnectionHost, connections: Connections) -> None:
         self.address = ""
         self.write_paused = False
-        self._host = WebHost(config, server_state, app_state)
+        self._host = host
         self._books = connections
         self._limits = connections.limits
-        self._loop = _loop or asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
         self._ends: dict[str, Any] = {}
         self._intake: Intake = None  # type: ignore[assignment]  # until then
         self._watch: WriteWatch = None  # type: ignore[assignment]
-        self._cycle: RequestCycle | None = None
+        self._cycle: Cycle | None = None
         self._writable = asyncio.Event()
         self._half_closed = False  # the client sends no more, and may still read
         self._lingering = False  # answered, and closed but for what the client still sends
@@ -189,15 +226,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         return True
 
     def _begin(self, head: RequestHead) -> None:
-        self._cycle = cycle = RequestCycle(
-            self._host.scope(head, self._ends), self, head.keep_alive, head.expects_continue
-        )
+        self._cycle = cycle = self._host.begin(head, self._ends, self)
         self._intake.begin_body(head.length)
         if not self._intake.in_body:
             self._body_ended(cycle)
-        self._host.start(cycle)
 
-    def _advance_body(self, cycle: RequestCycle) -> bool:
+    def _advance_body(self, cycle: Cycle) -> bool:
         data = self._intake.take_body()
         enough = cycle.feed(data) if data else False
         if not self._intake.in_body:
@@ -207,7 +241,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._intake.hold()
         return False
 
-    def _body_ended(self, cycle: RequestCycle) -> None:
+    def _body_ended(self, cycle: Cycle) -> None:
         self._books.works(self)
         cycle.end_body()
 
@@ -230,7 +264,6 @@ class HttpConnection(asyncio.BufferedProtocol):
     def answered(self) -> None:
         """The answer is complete: go on with the next request, or close."""
         cycle, self._cycle = self._cycle, None
-        self._host.answered()
         if self._closed or cycle is None:
             return
         if not cycle.keep_alive:

@@ -11,6 +11,7 @@ from server.http.limits import HttpLimits
 
 READ_BYTES = 64 * 1024  # at a time from one connection: what comes then is worked on before others have their turn
 _CALM = 0.9  # of a limit: below it there is room again, for the log
+Refusal = Callable[[str], None]  # told the code of an error that is answered without an application
 _log = logging.getLogger("headrace.http")
 
 
@@ -44,7 +45,7 @@ class Connections:
         on_refusal: told the code of each error that is answered without an application.
     """
 
-    def __init__(self, limits: HttpLimits, on_refusal: Callable[[str], None] = lambda code: None) -> None:
+    def __init__(self, limits: HttpLimits, on_refusal: Refusal = lambda code: None) -> None:
         self.limits = limits
         self.on_refusal = on_refusal
         self._open: dict[Held, None] = {}

@@ -4,6 +4,7 @@ import logging
 import os
 import resource
 from dataclasses import replace
+from math import ceil
 
 from configs.settings import Settings
 from server.http.limits import HttpLimits
@@ -13,8 +14,12 @@ _LEAST, _LEAST_PARTING = 16, 4  # connections that are allowed however few descr
 _log = logging.getLogger("headrace.http")
 
 
-def limits_of(settings: Settings) -> HttpLimits:
+def limits_of(settings: Settings, share: int = 1) -> HttpLimits:
     """How many connections may be open, and how many more part: as many as asked for, if there are descriptors for them.
+
+    Args:
+        settings: the server's.
+        share: among so many processes, of which this is one, connections are divided.
 
     Raises this process's soft limit to the hard one, and logs a line where even that is too little for `max_waiting` clients.
     """
@@ -22,7 +27,7 @@ def limits_of(settings: Settings) -> HttpLimits:
     free, usual = descriptors - RESERVED - _open_descriptors(), HttpLimits()
     parting = min(usual.parting, max(_LEAST_PARTING, free // 4))
     room = max(_LEAST, free - parting)
-    if room < settings.max_waiting:
+    if room < settings.max_waiting / share:
         _log.warning(
             "this process may have %d files open, so %d connections; max_waiting is %d: raise the limit (`ulimit -Hn`, "
             "LimitNOFILE=, `docker run --ulimit nofile=...`)",
@@ -30,7 +35,7 @@ def limits_of(settings: Settings) -> HttpLimits:
             room,
             settings.max_waiting,
         )
-    return replace(usual, connections=min(settings.max_connections, room), parting=parting)
+    return replace(usual, connections=min(ceil(settings.max_connections / share), room), parting=parting)
 
 
 def raise_descriptor_limit() -> int:

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from server.http.cycle import RequestCycle
+from server.http.cycle import RequestCycle, Wire
 from server.http.head import RequestHead
 
 
@@ -41,15 +41,13 @@ class WebHost:
         """It is lost. May be called again."""
         self._state.connections.discard(connection)
 
-    def answered(self) -> None:
-        """One more request is."""
-        self._state.total_requests += 1
-
-    def start(self, cycle: RequestCycle) -> None:
+    def begin(self, head: RequestHead, ends: dict[str, Any], wire: Wire) -> RequestCycle:
         """Give a request to the application, in a task of its own."""
+        cycle = RequestCycle(self.scope(head, ends), wire, head.keep_alive, head.expects_continue)
         task = asyncio.get_running_loop().create_task(cycle.run(self._app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
+        return cycle
 
     def scope(self, head: RequestHead, ends: dict[str, Any]) -> Scope:
         """A request's head as ASGI has it.

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
+from uvicorn.config import Config
 from uvicorn.protocols.utils import get_remote_addr
+from uvicorn.server import ServerState
 
 from server.errors import ApiError
 from server.http.certificate import ServerCertificate
 from server.http.connection import HttpConnection
 from server.http.connections import Connections
+from server.http.host import WebHost
 
 _log = logging.getLogger("headrace.http")
 
@@ -104,8 +107,10 @@ def protocol_factory(
 ) -> Callable[..., HttpConnection | TlsHandshake]:
     """What uvicorn makes its connections with; with a certificate they speak TLS."""
 
-    def make(**parts: Any) -> HttpConnection | TlsHandshake:
-        connection = HttpConnection(**parts, connections=connections)
+    def make(
+        config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: object = None
+    ) -> HttpConnection | TlsHandshake:
+        connection = HttpConnection(WebHost(config, server_state, app_state), connections)
         return connection if certificate is None else TlsHandshake(connection, certificate, connections)
 
     return make

@@ -26,6 +26,7 @@ from server.telemetry.engine_stats import EngineCollector
 from server.telemetry.exposition import accepted
 from server.telemetry.gen_ai import GenAiMetrics
 from server.telemetry.hand_overs import HandOverMetrics
+from server.telemetry.http_processes import HttpProcessCollector, HttpProcessFigures
 from server.telemetry.keeper import KeeperCollector
 from server.telemetry.lifetime import Exchange, Lifetime
 from server.telemetry.tenants import ANYBODYS, KeyMetrics, TenantMetrics
@@ -243,6 +244,10 @@ class Metrics(Declared):
         """Show whether the keeper of the KV tiers works, how often it was started again by why, and its process."""
         KeeperCollector(up, restarts, pid, self.registry)
 
+    def watch_http_processes(self, figures: Callable[[], Sequence[HttpProcessFigures]]) -> None:
+        """Show how each of several HTTP processes is doing."""
+        self.registry.register(HttpProcessCollector(figures))
+
     def stream_resumed(self) -> None:
         """A connection goes on with a resumable stream."""
         self._resumed.inc()
@@ -315,6 +320,8 @@ def every_family(engines: Sequence[str]) -> list[Metric]:
     metrics = Metrics()
     # Any process: the families are the same.
     metrics.watch_keeper(lambda: True, lambda: {"died": 0, "hung": 0}, lambda: 1)
+    http = HttpProcessFigures(name="http-0", up=True, restarts=0, connections=0, cpu_seconds=0.0)
+    metrics.watch_http_processes(lambda: [http])
     for name in engines:
         engine = metrics.engine(name)
         engine.attached(pid=1)

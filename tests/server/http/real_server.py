@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 
 from configs.settings import Settings
 from server.http.connections import Connections
+from server.http.door import OwnDoor, WebServer
 from server.http.limits import HttpLimits
 from server.listen import Listeners, listen
-from server.serving import WebServer, web_config
 from tests.server.engines.harness import run
 
 QUICK = HttpLimits(
@@ -112,8 +112,9 @@ async def running(
     refusals: list[str] = []
     connections = Connections(limits or HttpLimits(), refusals.append)
     listeners = listeners or listen("127.0.0.1", 0)
-    web = WebServer(web_config(app, connections, settings or Settings(), listeners.certificate))
-    task = asyncio.create_task(web.serve(sockets=list(listeners.sockets)))
+    door = OwnDoor(app, connections, settings or Settings(), listeners.sockets, listeners.certificate)
+    web = door.web
+    task = asyncio.create_task(door.serve())
     while not web.started:
         await asyncio.sleep(0.001)
     try:
