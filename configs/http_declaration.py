@@ -116,7 +116,7 @@ class HttpDeclaration(Declaration):
         1,
         le=64,
         description="Processes that have the clients' connections: they read requests, write answers and speak TLS. With several "
-        "the server's own process has none, and answers through them; see operations.md.",
+        "the server's own process has none, and answers through them; see door.md.",
         json_schema_extra=HTTP,
     )
     max_body_bytes: int = Field(

@@ -120,7 +120,7 @@ def _wait_ready(server: "subprocess.Popen[bytes]", port: int, log: object) -> No
 
 
 @dataclass(frozen=True, slots=True)
-class TokenCost:
+class StreamedTokenCost:
     """Microseconds for a token: of the server's own process, and of all its HTTP processes together."""
 
     own: float
@@ -144,7 +144,7 @@ def http_processes(server: int) -> list[int]:
     return [child for child in children if b"server.fronts" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-async def token_cost(pid: int, port: int, streams: int, seconds: float, chat: bool) -> TokenCost:
+async def token_cost(pid: int, port: int, streams: int, seconds: float, chat: bool) -> StreamedTokenCost:
     """Of the server's processes for a token of one of these streams."""
     fronts = http_processes(pid)
     body: dict[str, object] = {"stream": True, "max_tokens": 8000, "ignore_eos": True}
@@ -160,13 +160,13 @@ async def token_cost(pid: int, port: int, streams: int, seconds: float, chat: bo
     own, *others = (1e6 * (late - early) / tokens for early, late in zip(before, after, strict=True))
     await clients.close()
     await asyncio.sleep(0.3)
-    return TokenCost(own, sum(others), len(others))
+    return StreamedTokenCost(own, sum(others), len(others))
 
 
-def median_cost(costs: Sequence[TokenCost]) -> TokenCost:
+def median_cost(costs: Sequence[StreamedTokenCost]) -> StreamedTokenCost:
     """Of several measurements."""
     own, fronts = (statistics.median(getattr(cost, name) for cost in costs) for name in ("own", "fronts"))
-    return TokenCost(own, fronts, costs[0].processes)
+    return StreamedTokenCost(own, fronts, costs[0].processes)
 
 
 async def run(trees: dict[str, Path], options: argparse.Namespace) -> None:
@@ -174,7 +174,7 @@ async def run(trees: dict[str, Path], options: argparse.Namespace) -> None:
     for streams in options.streams:
         pause = streams / options.rate
         with _servers(trees, pause, options.http_processes) as servers:
-            costs: dict[str, list[TokenCost]] = {name: [] for name in servers}
+            costs: dict[str, list[StreamedTokenCost]] = {name: [] for name in servers}
             for _ in range(options.rounds):
                 for name, (pid, port) in servers.items():
                     costs[name].append(await token_cost(pid, port, streams, options.seconds, options.chat))

@@ -73,15 +73,19 @@ class StubEngine:
         elif isinstance(command, AbortRequests):
             for request_id in command.request_ids:
                 self._open.pop(request_id, None)
+            if not self._open:
+                self._channel.send(step_outputs([], self._stats(), 0.0))
 
     def _step(self, now: float) -> None:
         outputs = [self._output(sequence, now) for sequence in self._open.values()]
         self._steps += 1
-        stats = EngineStats(running=len(outputs), steps=self._steps, blocks_total=1000, blocks_free=1000)
-        self._channel.send(step_outputs(outputs, stats, self._pause))
         for output in outputs:
             if output.finish_reason is not None:
                 del self._open[output.request_id]
+        self._channel.send(step_outputs(outputs, self._stats(), self._pause))
+
+    def _stats(self) -> EngineStats:
+        return EngineStats(running=len(self._open), steps=self._steps, blocks_total=1000, blocks_free=1000)
 
     def _output(self, sequence: Open, now: float) -> Output:
         token = WORDS[sequence.sent % len(WORDS)]

@@ -10,22 +10,22 @@ from typing import Any
 from configs.settings import Settings
 from engine.ipc.child import spawn
 from server.engines.process import exit_words, watch_child
-from server.fronts.link import Link
+from server.fronts.link import FrontWire
 from server.fronts.messages import (
     BEAT_SECONDS,
-    Beat,
-    Begin,
-    Body,
     BodyEnded,
+    BodyPart,
+    ClientGone,
+    ClientRefused,
+    ClientTakes,
     CutAll,
     EndReceiving,
     FromFront,
-    Gone,
-    Hello,
-    Probe,
-    Refused,
-    Stop,
-    Takes,
+    FrontBeat,
+    FrontReady,
+    ProbeClient,
+    RequestBegun,
+    StopServing,
 )
 from server.fronts.remote_wire import RemoteWire
 from server.http.connections import Refusal
@@ -57,13 +57,13 @@ class Front:
         self.ready = False
         self.ended = asyncio.Event()
         self.silence = 0.0
-        self.heard = Beat(0, 0, 0.0)
+        self.heard = FrontBeat(0, 0, 0.0)
         self.trouble: str | None = None
         self._host = host
         self._on_refusal = on_refusal
         self._given = 0
         self._wires: dict[int, RemoteWire] = {}
-        self._link = Link[FromFront](FromFront, self._heard, self._lost, self._has_room)
+        self._link = FrontWire[FromFront](FromFront, self._heard, self._lost, self._has_room)
         self._child, self._socket, self._door = _started(arguments)
         watch_child(self._child, self.ended.set)
 
@@ -103,7 +103,7 @@ class Front:
 
     def stop(self) -> None:
         """Ask it to end."""
-        self._link.send(Stop())
+        self._link.send(StopServing())
 
     def end_receiving(self, reason: str) -> None:
         """Have it refuse the requests whose bodies are still on their way."""
@@ -130,24 +130,24 @@ class Front:
     def _heard(self, message: FromFront) -> None:
         self.silence = 0.0
         match message:
-            case Begin():
+            case RequestBegun():
                 self._begin(message)
-            case Body() | BodyEnded() | Takes() | Probe():
+            case BodyPart() | BodyEnded() | ClientTakes() | ProbeClient():
                 wire = self._wires.get(message.number)
                 if wire is not None:  # else it was answered while this was under way
                     _tell(wire, message)
-            case Gone():
+            case ClientGone():
                 wire = self._wires.pop(message.number, None)
                 if wire is not None:
                     wire.gone()
-            case Beat():
+            case FrontBeat():
                 self.heard = message
-            case Refused():
+            case ClientRefused():
                 self._on_refusal(message.code)
-            case Hello():
+            case FrontReady():
                 self.ready = True
 
-    def _begin(self, message: Begin) -> None:
+    def _begin(self, message: RequestBegun) -> None:
         host, number = self._host, message.number
         wire = self._wires[number] = RemoteWire(number, self._link, lambda: host.default_headers, self._answered)
         ends: dict[str, Any] = {"client": message.client, "server": message.server, "scheme": message.scheme}
@@ -168,15 +168,15 @@ class Front:
             wire.gone()
 
 
-def _tell(wire: RemoteWire, message: Body | BodyEnded | Takes | Probe) -> None:
+def _tell(wire: RemoteWire, message: BodyPart | BodyEnded | ClientTakes | ProbeClient) -> None:
     match message:
-        case Body():
+        case BodyPart():
             wire.feed(message.data)
         case BodyEnded():
             wire.end_body()
-        case Takes():
+        case ClientTakes():
             wire.client_takes(message.takes)
-        case Probe():
+        case ProbeClient():
             wire.cycle.probe()
 
 

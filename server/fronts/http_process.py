@@ -12,21 +12,21 @@ from typing import Any
 
 from configs.settings import Settings
 from server.errors import Unavailable
-from server.fronts.link import Link
+from server.fronts.link import FrontWire
 from server.fronts.messages import (
     BEAT_SECONDS,
-    Answered,
-    Beat,
-    Begin,
-    Cut,
+    AnswerEnded,
+    ClientRefused,
     CutAll,
+    CutConnection,
     EndReceiving,
-    Hello,
-    Read,
-    Refused,
-    Stop,
+    FrontBeat,
+    FrontReady,
+    ReadOn,
+    RequestBegun,
+    StopServing,
     ToFront,
-    Write,
+    WriteBytes,
 )
 from server.fronts.remote_cycle import RemoteCycle
 from server.http.certificate import ServerCertificate
@@ -50,7 +50,7 @@ class RemoteApplication:
         on_left: called when a connection is lost.
     """
 
-    def __init__(self, link: Link[ToFront], on_left: Callable[[], None]) -> None:
+    def __init__(self, link: FrontWire[ToFront], on_left: Callable[[], None]) -> None:
         self.connections: set[HttpConnection] = set()
         self._link = link
         self._on_left = on_left
@@ -74,25 +74,25 @@ class RemoteApplication:
     def begin(self, head: RequestHead, ends: dict[str, Any], wire: Wire) -> RemoteCycle:
         """Tell the server of a request."""
         number = next(self._numbers)
-        self._link.send(Begin(number, head, ends["client"], ends["server"], ends["scheme"]))
+        self._link.send(RequestBegun(number, head, ends["client"], ends["server"], ends["scheme"]))
         cycle = self._cycles[number] = RemoteCycle(
             number, wire, self._link, self._cycles, keep_alive=head.keep_alive, bodiless=head.method == "HEAD"
         )
         return cycle
 
-    def heard(self, message: Write | Read | Answered | Cut) -> None:
+    def heard(self, message: WriteBytes | ReadOn | AnswerEnded | CutConnection) -> None:
         """What the server says of a request. That may cross the client's leaving."""
         cycle = self._cycles.get(message.number)
         if cycle is None:
             return
         match message:
-            case Write():
+            case WriteBytes():
                 cycle.write(message.data, message.started)
-            case Read():
+            case ReadOn():
                 cycle.read()
-            case Answered():
+            case AnswerEnded():
                 cycle.answered(message.keep_alive)
-            case Cut():
+            case CutConnection():
                 cycle.cut()
 
 
@@ -112,10 +112,10 @@ class HttpProcess:
         cert = settings.tls_cert
         self._certificate = None if cert is None else ServerCertificate(cert, settings.tls_key)
         self._link_socket, self._door = link, door
-        self._link = Link[ToFront](ToFront, self._heard, self._server_gone)
+        self._link = FrontWire[ToFront](ToFront, self._heard, self._server_gone)
         self._application = RemoteApplication(self._link, self._beat)
         limits = limits_of(settings, share=settings.http_processes)
-        self._connections = Connections(limits, on_refusal=lambda code: self._link.send(Refused(code)))
+        self._connections = Connections(limits, on_refusal=lambda code: self._link.send(ClientRefused(code)))
         self._taken = 0
         self._stop = asyncio.Event()
         self._arrivals: set[asyncio.Task[Any]] = set()
@@ -126,7 +126,7 @@ class HttpProcess:
         await loop.create_unix_connection(lambda: self._link, sock=self._link_socket)
         self._door.setblocking(False)
         loop.add_reader(self._door, self._take)
-        self._link.send(Hello())
+        self._link.send(FrontReady())
         watch = None if self._certificate is None else loop.create_task(self._certificate.watch())
         beats = loop.create_task(self._beats())
         await self._stop.wait()
@@ -147,7 +147,7 @@ class HttpProcess:
             await asyncio.sleep(BEAT_SECONDS)
 
     def _beat(self) -> None:
-        self._link.send(Beat(self._taken, len(self._connections), time.process_time()))
+        self._link.send(FrontBeat(self._taken, len(self._connections), time.process_time()))
 
     def _server_gone(self) -> None:
         """Nobody is left to answer to: the connections end with this process."""
@@ -189,11 +189,11 @@ class HttpProcess:
 
     def _heard(self, message: ToFront) -> None:
         match message:
-            case Write() | Read() | Answered() | Cut():
+            case WriteBytes() | ReadOn() | AnswerEnded() | CutConnection():
                 self._application.heard(message)
             case EndReceiving():
                 self._connections.end_receiving(Unavailable(message.reason))
             case CutAll():
                 self._connections.cut()
-            case Stop():
+            case StopServing():
                 self._stop.set()

@@ -19,7 +19,7 @@ from server.fronts.front import Front, arguments_of
 from server.fronts.messages import BEAT_SECONDS
 from server.http.connections import Refusal
 from server.http.host import WebHost
-from server.telemetry.http_processes import HttpProcessFigures
+from server.telemetry.processes import HttpProcessFigures
 
 _log = logging.getLogger("headrace.http")
 _ACCEPT_AT_ONCE = 64

@@ -14,7 +14,7 @@ _LENGTH_BYTES = 4
 _HIGH_WATER = 8 * 2**20  # bytes that may wait for the other process: some steps of all streams
 
 
-class Link(asyncio.Protocol, Generic[Incoming]):
+class FrontWire(asyncio.Protocol, Generic[Incoming]):
     """One end. All calls belong to the event loop's thread.
 
     Args:

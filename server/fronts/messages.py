@@ -9,11 +9,11 @@ Address = tuple[str, int | None]  # the path of a Unix socket has no port
 # --- HTTP process -> server ------------------------------------------------------------------------------------------
 
 
-class Hello(msgspec.Struct, tag=True, array_like=True):
+class FrontReady(msgspec.Struct, tag=True, array_like=True):
     """It takes connections from now on."""
 
 
-class Beat(msgspec.Struct, tag=True, array_like=True):
+class FrontBeat(msgspec.Struct, tag=True, array_like=True):
     """It is alive. Sent every `BEAT_SECONDS`, and whenever a connection has ended."""
 
     taken: int  # connections that it was given so far
@@ -21,7 +21,7 @@ class Beat(msgspec.Struct, tag=True, array_like=True):
     cpu_seconds: float  # that it has used
 
 
-class Begin(msgspec.Struct, tag=True, array_like=True):
+class RequestBegun(msgspec.Struct, tag=True, array_like=True):
     """A request's head has come."""
 
     number: int
@@ -31,7 +31,7 @@ class Begin(msgspec.Struct, tag=True, array_like=True):
     scheme: str
 
 
-class Body(msgspec.Struct, tag=True, array_like=True):
+class BodyPart(msgspec.Struct, tag=True, array_like=True):
     """Some of its body has."""
 
     number: int
@@ -44,26 +44,26 @@ class BodyEnded(msgspec.Struct, tag=True, array_like=True):
     number: int
 
 
-class Gone(msgspec.Struct, tag=True, array_like=True):
+class ClientGone(msgspec.Struct, tag=True, array_like=True):
     """Its client has left, or was answered in the application's place: nothing more is written."""
 
     number: int
 
 
-class Takes(msgspec.Struct, tag=True, array_like=True):
+class ClientTakes(msgspec.Struct, tag=True, array_like=True):
     """Whether its client takes what is written."""
 
     number: int
     takes: bool
 
 
-class Probe(msgspec.Struct, tag=True, array_like=True):
+class ProbeClient(msgspec.Struct, tag=True, array_like=True):
     """Its client has stopped sending: write something that means nothing."""
 
     number: int
 
 
-class Refused(msgspec.Struct, tag=True, array_like=True):
+class ClientRefused(msgspec.Struct, tag=True, array_like=True):
     """A connection was answered with this error, without the application being asked."""
 
     code: str
@@ -72,7 +72,7 @@ class Refused(msgspec.Struct, tag=True, array_like=True):
 # --- server -> HTTP process ------------------------------------------------------------------------------------------
 
 
-class Write(msgspec.Struct, tag=True, array_like=True):
+class WriteBytes(msgspec.Struct, tag=True, array_like=True):
     """Write these bytes."""
 
     number: int
@@ -80,20 +80,20 @@ class Write(msgspec.Struct, tag=True, array_like=True):
     started: bool  # whether they belong to the answer
 
 
-class Read(msgspec.Struct, tag=True, array_like=True):
+class ReadOn(msgspec.Struct, tag=True, array_like=True):
     """The application wants more of the body."""
 
     number: int
 
 
-class Answered(msgspec.Struct, tag=True, array_like=True):
+class AnswerEnded(msgspec.Struct, tag=True, array_like=True):
     """The answer is complete."""
 
     number: int
     keep_alive: bool
 
 
-class Cut(msgspec.Struct, tag=True, array_like=True):
+class CutConnection(msgspec.Struct, tag=True, array_like=True):
     """Close the connection at once: what was begun cannot be finished."""
 
     number: int
@@ -109,10 +109,20 @@ class CutAll(msgspec.Struct, tag=True, array_like=True):
     """Close all connections at once."""
 
 
-class Stop(msgspec.Struct, tag=True, array_like=True):
+class StopServing(msgspec.Struct, tag=True, array_like=True):
     """Close the connections whose answers are written, and end."""
 
 
 BEAT_SECONDS = 1.0
-FromFront = Hello | Beat | Begin | Body | BodyEnded | Gone | Takes | Probe | Refused
-ToFront = Write | Read | Answered | Cut | EndReceiving | CutAll | Stop
+FromFront = (
+    FrontReady
+    | FrontBeat
+    | RequestBegun
+    | BodyPart
+    | BodyEnded
+    | ClientGone
+    | ClientTakes
+    | ProbeClient
+    | ClientRefused
+)
+ToFront = WriteBytes | ReadOn | AnswerEnded | CutConnection | EndReceiving | CutAll | StopServing

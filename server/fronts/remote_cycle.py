@@ -3,8 +3,8 @@
 import asyncio
 
 from server.errors import ApiError
-from server.fronts.link import Link
-from server.fronts.messages import Body, BodyEnded, Gone, Probe, Takes, ToFront
+from server.fronts.link import FrontWire
+from server.fronts.messages import BodyEnded, BodyPart, ClientGone, ClientTakes, ProbeClient, ToFront
 from server.http.answer import error_bytes
 from server.http.cycle import HIGH_WATER, Wire
 
@@ -25,7 +25,7 @@ class RemoteCycle:
         self,
         number: int,
         wire: Wire,
-        link: Link[ToFront],
+        link: FrontWire[ToFront],
         books: "dict[int, RemoteCycle]",
         *,
         keep_alive: bool,
@@ -52,7 +52,7 @@ class RemoteCycle:
         """More of the body; whether that is enough for now."""
         if not self._open:
             return False
-        self._link.send(Body(self.number, data))
+        self._link.send(BodyPart(self.number, data))
         self._unread += len(data)
         return self._unread > HIGH_WATER
 
@@ -64,7 +64,7 @@ class RemoteCycle:
     def disconnect(self) -> None:
         """The client has left."""
         if self._books.pop(self.number, None) is not None:
-            self._link.send(Gone(self.number))
+            self._link.send(ClientGone(self.number))
 
     def answer_error(self, error: ApiError) -> None:
         """Answer in the application's place; for it, the client has left."""
@@ -76,7 +76,7 @@ class RemoteCycle:
 
     def probe(self) -> None:
         """Write something that means nothing, to find out whether the client is there."""
-        self._link.send(Probe(self.number))
+        self._link.send(ProbeClient(self.number))
 
     # --- what the server says ---
 
@@ -85,13 +85,13 @@ class RemoteCycle:
         self.started = self.started or started
         self._wire.write(data)
         if self._wire.write_paused and self._drained is None:
-            self._link.send(Takes(self.number, False))
+            self._link.send(ClientTakes(self.number, False))
             self._drained = asyncio.get_running_loop().create_task(self._tell_when_drained())
 
     async def _tell_when_drained(self) -> None:
         await self._wire.drained()
         self._drained = None
-        self._link.send(Takes(self.number, True))
+        self._link.send(ClientTakes(self.number, True))
 
     def read(self) -> None:
         """The application wants more of the body."""

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from server.fronts.link import Link
-from server.fronts.messages import Answered, Cut, FromFront, Read, Write
+from server.fronts.link import FrontWire
+from server.fronts.messages import AnswerEnded, CutConnection, FromFront, ReadOn, WriteBytes
 from server.http.cycle import HIGH_WATER, RequestCycle
 
 
@@ -26,7 +26,7 @@ class RemoteWire:
     def __init__(
         self,
         number: int,
-        link: Link[FromFront],
+        link: FrontWire[FromFront],
         default_headers: Callable[[], list[tuple[bytes, bytes]]],
         on_answered: Callable[[int], None],
     ) -> None:
@@ -82,7 +82,7 @@ class RemoteWire:
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
-        self._link.send(Write(self._number, data, self.cycle.started))
+        self._link.send(WriteBytes(self._number, data, self.cycle.started))
 
     async def drained(self) -> None:
         """Wait until the client has taken enough of what was written, or has left."""
@@ -92,14 +92,14 @@ class RemoteWire:
         """The application wants more of the body: what the HTTP process holds back then, as much as has come here."""
         if self._unread > HIGH_WATER:
             self._unread = 0
-            self._link.send(Read(self._number))
+            self._link.send(ReadOn(self._number))
 
     def answered(self) -> None:
         """The answer is complete."""
-        self._link.send(Answered(self._number, self.cycle.keep_alive))
+        self._link.send(AnswerEnded(self._number, self.cycle.keep_alive))
         self._on_answered(self._number)
 
     def cut(self) -> None:
         """Close at once."""
-        self._link.send(Cut(self._number))
+        self._link.send(CutConnection(self._number))
         self._on_answered(self._number)

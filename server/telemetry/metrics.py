@@ -26,9 +26,8 @@ from server.telemetry.engine_stats import EngineCollector
 from server.telemetry.exposition import accepted
 from server.telemetry.gen_ai import GenAiMetrics
 from server.telemetry.hand_overs import HandOverMetrics
-from server.telemetry.http_processes import HttpProcessCollector, HttpProcessFigures
-from server.telemetry.keeper import KeeperCollector
 from server.telemetry.lifetime import Exchange, Lifetime
+from server.telemetry.processes import HttpProcessCollector, HttpProcessFigures, KeeperCollector
 from server.telemetry.tenants import ANYBODYS, KeyMetrics, TenantMetrics
 
 StreamEnd = Literal["delivered", "expired", "overrun", "deleted", "stopped"]  # why a resumable stream is kept no longer
