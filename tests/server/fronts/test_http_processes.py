@@ -45,7 +45,7 @@ class Served:
         with self.log.open("w") as log:
             self.process = subprocess.Popen([sys.executable, stub, "0.02", *flags], stdout=log, stderr=log)
         self.url = self.printed(r"listens on (http://\S+)")
-        self.wait_until(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
+        self.wait_until(lambda: httpx.get(f"{self.url}/ready").status_code == 200 and self.both_up)
 
     def printed(self, pattern: str) -> str:
         return self.wait_until(lambda: re.search(pattern, self.log.read_text()))[1]
@@ -67,6 +67,10 @@ class Served:
         text = httpx.get(f"{self.url}/metrics", headers=bearer("ops-key")).text
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
         return {name: float(value) for name, value in lines}
+
+    @property
+    def both_up(self) -> bool:
+        return [up for name, up in self.metrics().items() if name.startswith("headrace_http_process_up")] == [1, 1]
 
     def connections(self) -> list[float]:
         return [self.metrics()[f'headrace_http_connections_open{{process="http-{index}"}}'] for index in (0, 1)]
@@ -166,7 +170,7 @@ def test_a_killed_process_takes_only_its_own_connections_along(server):
 
     run(check)
     restarts = 'headrace_http_process_restarts_total{process="http-%d"}'
-    server.wait_until(lambda: min(up for name, up in server.metrics().items() if "http_process_up" in name) == 1)
+    server.wait_until(lambda: server.both_up)
     assert sum(server.metrics()[restarts % index] for index in (0, 1)) == 1
     assert "was killed by SIGKILL; starting it again" in server.log.read_text()
 
