@@ -15,7 +15,7 @@ from tests.e2e.server_process import ServerProcess
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'headrace[ray]'")
 from tests.e2e.nodes.ray_nodes import HEAD, OTHER, RayNodes, until
 
-pytestmark = [pytest.mark.processes, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.processes
 
 PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest
 LONG = " ".join(f"The {number}th wheel of the old mill turns." for number in range(40))
@@ -77,12 +77,16 @@ def node_of(server, engine):
     return lines[-1].split("on node ")[1].split()[0].rstrip(";:,")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_engines_are_on_different_nodes(spread):
     places = {name: node_of(spread, name) for name in cards(spread)}
     print(f"\nplacement: {places}")
     assert sorted(places.values()) == [HEAD, OTHER]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_what_one_node_computed_the_other_loads(spread, server):
     expected = text_of(ask(server))
     post(spread, "engine-1/drain")
@@ -100,6 +104,8 @@ def test_what_one_node_computed_the_other_loads(spread, server):
     assert (cached, loaded) == (288, 9)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_prompt_computed_on_one_node_is_decoded_on_the_other(spread, server):
     def outcomes():
         return {
@@ -146,6 +152,8 @@ class Stream(threading.Thread):
                     self.pause, last = max(self.pause, now - (last or now)), now
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_node_that_dies_under_load_loses_no_request(spread, server, nodes):
     for death in range(2):
         ready(spread)
