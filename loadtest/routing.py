@@ -1,6 +1,7 @@
 """`headrace loadtest routing`: a trace under each routing policy, beside one replica that is as large and as fast as all together.
 
-The one replica has every prefix where every request is: what it finds in its cache is what routing can at best keep.
+The one replica has every prefix where every request is: what it finds in its cache is what routing can at best keep. As large a
+cache alone (`--one cache`) says that too, without time: each prompt is there as soon as it has come.
 """
 
 import argparse
@@ -11,16 +12,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from loadtest.report.records import RequestRecord
-from loadtest.simulate.cluster import Cluster, ServerShape
+from loadtest.simulate.cluster import Cluster, Machines, ServerShape
+from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.options import add_server_options, cost_of, plan_of, server_of
+from loadtest.simulate.hand_over import make_resident
+from loadtest.simulate.options import (
+    add_crowd_option,
+    add_machine_options,
+    add_server_options,
+    cost_of,
+    machines_of,
+    plan_of,
+    server_of,
+)
 from loadtest.simulate.specs import SpecError
 from loadtest.workload.arrivals import ArrivalError
 from loadtest.workload.numbers import whole
 from loadtest.workload.options import add_request_options
 from loadtest.workload.plan import Plan
 from loadtest.workload.traces.problems import TraceError
+from scheduler.kv.block_pool import BlockPool
 from scheduler.router.policies import ROUTERS, make_router
+from scheduler.types.block_hash import block_names, root_hash
 
 _TIMES = (("TTFT mean", 11), ("p50", 8), ("p99 s", 8))
 _COLUMNS = (("cached", 9), ("of turns", 10), ("of one", 9), *_TIMES, ("largest", 9), ("failed", 8), ("unfit", 7))
@@ -33,17 +46,17 @@ class RoutingOutcome:
     Attributes:
         name: the policy's.
         cached: share of the prompt tokens that were found in a cache.
-        ttft: seconds to the first token: mean, p50 and p99.
+        ttft: seconds to the first token: mean, p50 and p99; nothing of a cache alone.
         largest: prompt tokens of the replica that got the most, over the mean.
         failed, unfit: requests that were refused, and those longer than the context.
     """
 
     name: str
     cached: float
-    ttft: tuple[float, float, float]
-    largest: float
-    failed: int
-    unfit: int
+    ttft: tuple[float, ...] = ()
+    largest: float = 1.0
+    failed: int = 0
+    unfit: int = 0
 
     @classmethod
     def of(cls, name: str, cluster: Cluster, records: Sequence[RequestRecord]) -> "RoutingOutcome":
@@ -60,37 +73,78 @@ class RoutingOutcome:
         return cls(name, cached, spread, max(prompts) / float(np.mean(prompts)), failed, unfit)
 
 
-def compare(plan: Plan, cost: CostModel, shape: ServerShape, replicas: int) -> list[RoutingOutcome]:
-    """The trace on one replica that has all the memory and speed, then under each policy."""
+def compare(
+    plan: Plan,
+    cost: CostModel,
+    shape: ServerShape,
+    replicas: int,
+    *,
+    policies: Sequence[str] = ROUTERS,
+    machines: Machines | None = None,
+    cache_alone: bool = False,
+) -> list[RoutingOutcome]:
+    """The trace on one replica that has all the memory and speed, or in a cache as large as all, then under each policy."""
     blocks = shape.kv_blocks or cost.kv_blocks(shape.block_size)
-    large = replace(shape, kv_blocks=replicas * blocks, max_running=replicas * shape.max_running)
-    fast = CostModel(cost.hardware.times(replicas), cost.model, cost.devices)
-    one = Cluster(fast, large, make_router("round-robin"))
-    outcomes = [RoutingOutcome.of("one", one, one.run(plan.requests))]
-    for name in ROUTERS:
-        cluster = Cluster(cost, shape, make_router(name), replicas)
+    if cache_alone:
+        outcomes = [in_one_cache(plan, replicas * blocks, shape.block_size)]
+    else:
+        large = replace(shape, kv_blocks=replicas * blocks, max_running=replicas * shape.max_running)
+        fast = CostModel(cost.hardware.times(replicas), cost.model, cost.devices)
+        one = Cluster(fast, large, make_router("round-robin"))
+        outcomes = [RoutingOutcome.of("one", one, one.run(plan.requests))]
+    for name in policies:
+        cluster = Cluster(cost, shape, make_router(name), replicas, machines=machines)
         outcomes.append(RoutingOutcome.of(name, cluster, cluster.run(plan.requests)))
     return outcomes
+
+
+def in_one_cache(plan: Plan, blocks: int, block_size: int) -> RoutingOutcome:
+    """What a cache of so many blocks has of the prompts, each of which is there as soon as it has come."""
+    pool, content, root = BlockPool(blocks, block_size), Content(), root_hash("one")
+    found = asked = 0
+    for request in plan.requests:
+        ids, _ = content.prompt(request)
+        names = block_names(root, ids, block_size)
+        found += block_size * len(pool.match(names[: (len(ids) - 1) // block_size], ids))
+        asked += len(ids)
+        make_resident(pool, names, ids)
+    return RoutingOutcome("one cache", found / asked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate and print. Returns the exit code: 0, or 2 if the arguments are unusable."""
     options = _parser().parse_args(argv)
     try:
-        shape = server_of(options)
-        outcomes = compare(plan_of(options), cost_of(options), shape, options.replicas)
+        shape, cost = server_of(options), cost_of(options)
+        outcomes = compare(
+            plan_of(options),
+            cost,
+            shape,
+            options.replicas,
+            policies=options.policies,
+            machines=machines_of(options, cost),
+            cache_alone=options.one == "cache",
+        )
     except (ArrivalError, SpecError, TraceError, ValueError) as error:
         print(f"headrace loadtest routing: {error}", file=sys.stderr)
         return 2
-    by_name = {outcome.name: outcome for outcome in outcomes}
-    turns, one = by_name["round-robin"].cached, by_name["one"].cached
+    turns = {outcome.name: outcome.cached for outcome in outcomes}.get("round-robin", 0.0)
+    one = outcomes[0].cached
     print(" " * 14 + "".join(f"{name:>{width}}" for name, width in _COLUMNS))
     for each in outcomes:
-        shares = (each.cached / base if base else 0.0 for base in (turns, one))
-        ratios = "{:>10.2f}{:>9.2f}".format(*shares)
-        times = "".join(f"{seconds:>{width}.3f}" for seconds, width in zip(each.ttft, (11, 8, 8), strict=True))
-        print(f"{each.name:>14}{each.cached:>9.2%}{ratios}{times}{each.largest:>9.2f}{each.failed:>8}{each.unfit:>7}")
+        bases = ((turns, 10), (one, 9))
+        ratios = "".join(f"{each.cached / base:>{width}.2f}" if base else " " * width for base, width in bases)
+        times = "".join(f"{seconds:>{width}.3f}" for seconds, (_, width) in zip(each.ttft, _TIMES, strict=False))
+        rest = f"{times}{each.largest:>9.2f}{each.failed:>8}{each.unfit:>7}" if each.ttft else ""
+        print(f"{each.name:>14}{each.cached:>9.2%}{ratios}{rest}")
     return 0
+
+
+def _policies(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in ROUTERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(ROUTERS)}")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +153,17 @@ def _parser() -> argparse.ArgumentParser:
         description="What each routing policy finds in caches, beside one replica as large and as fast as all together.",
     )
     parser.add_argument("--replicas", type=whole, default=4, metavar="N", help="behind the router [%(default)s]")
+    parser.add_argument(
+        "--policies", type=_policies, default=ROUTERS, metavar="P[,P..]", help=f"of {', '.join(ROUTERS)} [all]"
+    )
+    parser.add_argument(
+        "--one",
+        choices=("replica", "cache"),
+        default="replica",
+        help="what the policies are compared with: one replica as large and as fast as all, or one cache as large [%(default)s]",
+    )
     add_server_options(parser)
+    add_machine_options(parser)
+    add_crowd_option(parser)
     add_request_options(parser)
     return parser

@@ -102,7 +102,7 @@ class FastForward:
         takes_turns = len(running) > decode_room(budget, prompts=True)
         could_admit = bool(line) and len(running) < self._config.max_running
         return (
-            self._transfers.active
+            not self._transfers.steady(running)
             or self._drafting.active
             or takes_turns
             or any(request.idle for request in running)

@@ -59,6 +59,7 @@ LAYERS = {
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),
     "configs": ("model",),
     "loadtest": ("workload", "report", "client", "simulate", "planner", "bench"),
+    "loadtest.simulate": ("keepers", "faults"),
     "loadtest.workload": ("traces",),
     "loadtest.report": ("pages",),
 }
@@ -392,8 +393,7 @@ def test_tests_of_processes_and_sockets_are_marked():
 
 def is_settings(node: ast.expr) -> bool:
     """`settings`, `self.settings`, `context.settings` and the like."""
-    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-    return name.endswith("settings")
+    return (node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")).endswith("settings")
 
 
 def settings_read(path: Path) -> Iterator[str]:

@@ -10,16 +10,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
-from loadtest.planner.layout import Layout, layouts
+from loadtest.planner.layout import Layout, layouts, named_layouts
 from loadtest.planner.report import as_json, serve_flags, table
-from loadtest.planner.tournament import Measure, tournament
-from loadtest.planner.trial import TrialOutcome, Workbench, try_out
+from loadtest.planner.tightness import Tightness, tightness_table
+from loadtest.planner.tournament import tournament
+from loadtest.planner.trial import Workbench, observe, try_out
 from loadtest.report.objectives import slo
-from loadtest.report.rows import figure
+from loadtest.report.rows import Section, figure
 from loadtest.report.trust import UNFITTED
 from loadtest.search import RateSearch
 from loadtest.simulate.cost import CostModel, Work
@@ -27,6 +30,7 @@ from loadtest.simulate.options import (
     add_link_options,
     add_server_options,
     cost_of,
+    parse_roles,
     server_of,
 )
 from loadtest.simulate.specs import SpecError
@@ -36,7 +40,9 @@ from loadtest.workload.options import add_request_options, shape_of, trace_of
 from loadtest.workload.plan import make_plan
 from loadtest.workload.traces.problems import TraceError
 from scheduler.router.policies import ROUTERS
+from scheduler.router.view import Role
 
+_T = TypeVar("_T")
 _WIDE = 1000.0  # times the first rate, in both directions, that the search may go
 _WIDTH = 96  # columns of the table
 _DECODES = 32  # sequences of a step, for the first guess of a rate
@@ -48,21 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bench = _bench(options)
         candidates = layouts(bench.hardware, bench.model, options.gpus, bench.server.block_size)
+        if options.layouts:
+            wanted = named_layouts(options.layouts, options.gpus)
+            candidates = [layout for layout in candidates if layout in wanted]
         search = _search(options, bench)
-        winner, standings = tournament(candidates, search, _measure(bench, options.jobs))
+        if options.slo_scales:
+            return _tightness(options, bench, candidates)
+        winner, standings = tournament(candidates, search, _measure(bench, options.jobs, try_out))
     except (ArrivalError, SpecError, TraceError, ValueError, OSError) as error:
         print(f"headrace loadtest plan: {error}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(as_json(winner, standings, bench, search.goal), indent=2))
         return 0 if winner else 1
-    from rich.console import Console
-
-    from loadtest.report.table import section_table
-
-    Console(width=max(Console().width, _WIDTH)).print(section_table(table(standings, search.goal)))
-    if not bench.hardware.fitted:
-        print(f"\n{UNFITTED.format(bench.hardware.name)}.")
+    _print(table(standings, search.goal), bench)
     if winner is None:
         print("\nNo layout meets the objectives at any rate that was tried.")
         return 1
@@ -71,6 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"headrace serve {' '.join(serve_flags(winner, bench))}")
     return 0
+
+
+def _print(section: Section, bench: Workbench) -> None:
+    from rich.console import Console
+
+    from loadtest.report.table import section_table
+
+    Console(width=max(Console().width, _WIDTH)).print(section_table(section))
+    if not bench.hardware.fitted:
+        print(f"\n{UNFITTED.format(bench.hardware.name)}.")
+
+
+def _tightness(options: argparse.Namespace, bench: Workbench, candidates: Sequence[Layout]) -> int:
+    if options.json:
+        raise ValueError("--slo-scales prints a table: leave out --json")
+    bench = replace(bench, paced=False)
+    sweep = Tightness(bench, candidates, lambda: _search(options, bench), _measure(bench, options.jobs, observe))
+    rows = [sweep.row(scale) for scale in options.slo_scales]
+    _print(tightness_table(rows, bench, options.goal), bench)
+    return 0 if any(row.mixed or row.split for row in rows) else 1
 
 
 def _bench(options: argparse.Namespace) -> Workbench:
@@ -129,14 +154,16 @@ def _guess(bench: Workbench) -> float:
     return 0.5 / (prompt * prefill + output * decode)
 
 
-def _measure(bench: Workbench, jobs: int) -> Measure:
+def _measure(
+    bench: Workbench, jobs: int, trial: Callable[[Workbench, Layout, float], _T]
+) -> Callable[[Sequence[tuple[Layout, float]]], Sequence[_T]]:
     """Simulates layouts, several at a time where there are several."""
 
-    def measure(pairs: Sequence[tuple[Layout, float]]) -> Sequence[TrialOutcome]:
-        if jobs == 1 or len(pairs) == 1:
-            return [try_out(bench, *pair) for pair in pairs]
+    def measure(pairs: Sequence[tuple[Layout, float]]) -> Sequence[_T]:
+        if jobs == 1 or len(pairs) <= 1:
+            return [trial(bench, *pair) for pair in pairs]
         with ProcessPoolExecutor(min(jobs, len(pairs)), initializer=_keep, initargs=(bench,)) as pool:
-            return list(pool.map(_try_kept, pairs))
+            return list(pool.map(partial(_try_kept, trial), pairs))
 
     return measure
 
@@ -148,8 +175,22 @@ def _keep(bench: Workbench) -> None:
     _kept[:] = [bench]
 
 
-def _try_kept(pair: tuple[Layout, float]) -> TrialOutcome:
-    return try_out(_kept[0], *pair)
+def _try_kept(trial: Callable[[Workbench, Layout, float], _T], pair: tuple[Layout, float]) -> _T:
+    return trial(_kept[0], *pair)
+
+
+def _scales(text: str) -> list[float]:
+    try:
+        scales = [float(part) for part in text.split(",")]
+    except ValueError:
+        scales = []
+    if not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers above 0, such as 0.5,1,2")
+    return scales
+
+
+def _layouts(text: str) -> list[tuple[Role, ...]]:
+    return [parse_roles(part) for part in text.split("/")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,6 +200,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gpus", type=whole, required=True, metavar="N", help="of the kind that --hardware names")
     parser.add_argument("--slo", type=slo, default={}, metavar="ttft=500ms,tpot=50ms", help="objectives, required")
+    parser.add_argument(
+        "--slo-scales",
+        type=_scales,
+        metavar="S[,S..]",
+        help="multiply all objectives by each of these, and compare the best mixed layout with the best split one at each",
+    )
+    parser.add_argument(
+        "--layouts",
+        type=_layouts,
+        metavar="ROLES[/ROLES..]",
+        help="only these: mixed:8/prefill:2,decode:6 and the like, which share the GPUs out evenly [all there are]",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with every trial")
     add_server_options(parser)
     parser.add_argument("--router", choices=ROUTERS, default="prefix-aware", help="[%(default)s]")

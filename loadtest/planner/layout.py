@@ -1,7 +1,7 @@
 """Ways to share GPUs out among engines, in the order of their simplicity."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loadtest.simulate.cost import CostModel
@@ -47,6 +47,16 @@ def layouts(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) ->
         for prefill in range(1, gpus if 1 in sizes else 1)
     ]
     return mixed + split
+
+
+def named_layouts(named: Sequence[tuple[Role, ...]], gpus: int) -> list[Layout]:
+    """Those of engines with these roles, which share the GPUs out evenly. Raises ValueError if they cannot."""
+    for roles in named:
+        if gpus % len(roles):
+            raise ValueError(f"{gpus} GPUs cannot be shared out among {len(roles)} engines")
+        if set(roles) != {Role.MIXED} and gpus != len(roles):
+            raise ValueError(f"engines that are split have one GPU each: {len(roles)} engines have not {gpus}")
+    return [Layout(gpus // len(roles), roles) for roles in named]
 
 
 def _sizes(hardware: Hardware, model: ModelSpec, gpus: int, block_size: int) -> Iterator[int]:

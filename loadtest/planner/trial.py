@@ -33,6 +33,7 @@ class Workbench:
         latency: seconds that a hand-over takes beside that.
         seconds: of arrivals per trial.
         least, most: requests per trial.
+        paced: whether the router keeps to the objectives' time between tokens.
     """
 
     trace: Trace
@@ -47,6 +48,7 @@ class Workbench:
     seconds: float
     least: int
     most: int
+    paced: bool = True
 
     def objective(self, record: RequestRecord) -> Objective | None:
         """The one that judges a request, if any; none judges what does not fit."""
@@ -96,26 +98,57 @@ class TrialOutcome:
         return f"{found}, KV" if self.preempted > 0.05 else found
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of a layout at a rate, whatever is asked of it.
+
+    Attributes:
+        rate: requests per second that arrived.
+        records: those that count, each with its first and its last token alone.
+        preempted: preemptions for each request of the trial.
+    """
+
+    rate: float
+    records: Sequence[RequestRecord]
+    preempted: float
+
+
 def try_out(bench: Workbench, layout: Layout, rate: float) -> TrialOutcome:
-    """Simulate a layout at a rate.
+    """Simulate a layout at a rate, and judge it.
 
     Raises:
         ValueError: no objective judges any request.
     """
+    return judge(bench, observe(bench, layout, rate))
+
+
+def observe(bench: Workbench, layout: Layout, rate: float) -> Observation:
+    """Simulate a layout at a rate."""
     cost = CostModel(bench.hardware, bench.model, layout.devices)
     bandwidth = bench.bandwidth or layout.devices * bench.hardware.tier_bytes_per_second["host"]
-    tpot = [each.tpot for each in bench.objectives.values() if each.tpot is not None]
+    tpot = [each.tpot for each in bench.objectives.values() if each.tpot is not None and bench.paced]
     router = make_router(bench.router, decode_slo=min(tpot, default=None))
     pool = RolePool(roles=layout.roles, bytes_per_second=bandwidth, seconds=bench.latency)
     cluster = Cluster(cost, bench.server, router, pool)
     many = max(bench.least, min(bench.most, round(rate * bench.seconds)))
     records = cluster.run(make_plan(bench.trace, replace(bench.load, rate=rate, limit=many)).requests)
     preempted = sum(stats.preemptions for stats in cluster.stats()) / len(records)
-    return _judge(bench, rate, records[int(WARM_UP * len(records)) :], preempted)
+    return Observation(rate, [_ends_of(record) for record in records[int(WARM_UP * len(records)) :]], preempted)
 
 
-def _judge(bench: Workbench, rate: float, records: Sequence[RequestRecord], preempted: float) -> TrialOutcome:
-    judged = [(record, objective) for record in records if (objective := bench.objective(record)) is not None]
+def _ends_of(record: RequestRecord) -> RequestRecord:
+    """A record with the same times, as far as objectives ask for them, and in a tenth of the room."""
+    tokens = record.tokens
+    return replace(record, tokens=[*tokens[:1], (tokens[-1][0], len(tokens) - 1)] if len(tokens) > 1 else tokens)
+
+
+def judge(bench: Workbench, seen: Observation) -> TrialOutcome:
+    """What came of a trial by the objectives.
+
+    Raises:
+        ValueError: none of them judges any request.
+    """
+    judged = [(record, objective) for record in seen.records if (objective := bench.objective(record)) is not None]
     if not judged:
         raise ValueError("no objective judges any request of this trace: give --slo")
 
@@ -123,13 +156,13 @@ def _judge(bench: Workbench, rate: float, records: Sequence[RequestRecord], pree
         return sum(verdicts) / len(judged)
 
     return TrialOutcome(
-        rate=rate,
+        rate=seen.rate,
         attainment=share([objective.met_by(record) for record, objective in judged]),
         ttft=share([_kept(objective.ttft, record.ttft) for record, objective in judged]),
         tpot=share([_kept(objective.tpot, record.tpot) for record, objective in judged]),
         refused=share([record.error is not None for record, _ in judged]),
-        unfit=sum(not record.fits for record in records) / len(records),
-        preempted=preempted,
+        unfit=sum(not record.fits for record in seen.records) / len(seen.records),
+        preempted=seen.preempted,
     )
 
 

@@ -8,6 +8,9 @@ timeline what is to happen, in order of time
 cluster  arrivals and replicas, and what goes from one to another
 hand_over   prompts that one replica computes and another goes on with
 role_watch  role switching
+keepers  KV that outlives a replica
+faults   replicas and nodes that die
+links    what KV goes over, with the figures of data sheets
 evictions  hit rates of the eviction policies, without time
 calibrate, fit   the cost model's constants from measured runs
 """

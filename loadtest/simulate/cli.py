@@ -15,11 +15,16 @@ from loadtest.report.trust import FITTED_COSTS
 from loadtest.simulate.cluster import Cluster, RolePool, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
+from loadtest.simulate.faults.outages import Outages
+from loadtest.simulate.faults.report import outage_section
 from loadtest.simulate.options import (
+    add_crowd_option,
     add_link_options,
+    add_machine_options,
     add_role_options,
     add_server_options,
     cost_of,
+    machines_of,
     plan_of,
     replicas_of,
     server_of,
@@ -32,6 +37,7 @@ from scheduler.router.deadlines import Deadline, DeadlineFor
 from scheduler.router.policies import OLD_NAMES, ROUTERS, make_router
 
 _TOLD_EVERY = 1.0  # seconds between updates of the progress line
+_WIDTH = 100  # columns of the table of failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +106,9 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     gate = DeadlineGate(options.deadline) if options.deadline else None
     switching = replicas.switching if isinstance(replicas, RolePool) else None
     pace = switching.bounds.tpot if switching else None
-    cluster = Cluster(cost, shape, make_router(options.router, decode_slo=pace), replicas, deadlines=gate)
+    machines = machines_of(options, cost)
+    router = make_router(options.router, decode_slo=pace)
+    cluster = Cluster(cost, shape, router, replicas, machines=machines, deadlines=gate)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
@@ -111,6 +119,7 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
         "roles": [replica.role.value for replica in cluster.replicas],
         "router": options.router,
         "context": cluster.config.context,
+        "machines": asdict(machines),
         "server": asdict(shape) | {"kv_blocks": cluster.blocks},
     }
     several = len(options.max_step_tokens) > 1
@@ -133,7 +142,17 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
             print(path, file=sys.stderr)
     if not several:
         print_table(run)
+        if options.fail:
+            _print_outages(run, cluster.outages)
     return run
+
+
+def _print_outages(run: LoadRun, outages: Outages) -> None:
+    from rich.console import Console
+
+    from loadtest.report.table import section_table
+
+    Console(width=max(Console().width, _WIDTH)).print(section_table(outage_section(run, outages)))
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -167,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     add_server_options(parser)
     add_role_options(parser)
     add_link_options(parser)
+    add_machine_options(parser)
+    add_crowd_option(parser)
     parser.add_argument("--router", choices=[*ROUTERS, *OLD_NAMES], default="prefix-aware", help="[%(default)s]")
     parser.add_argument(
         "--deadline",

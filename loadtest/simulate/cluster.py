@@ -1,4 +1,4 @@
-"""What happens in order of time: arrivals, the replicas' steps, hand-overs from one replica to another, looks at the roles.
+"""What happens in order of time: arrivals, the replicas' steps, hand-overs from one replica to another, looks at the roles, deaths.
 
 A step that ends exactly when a request arrives ends first. Records have the form of a real run's; times are seconds of the
 simulation, and nothing is late.
@@ -6,15 +6,19 @@ simulation, and nothing is late.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from loadtest.report.records import RequestRecord, unfit
 from loadtest.simulate.content import Content, length_of
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
+from loadtest.simulate.faults.failure import Failure
+from loadtest.simulate.faults.outages import Outages
 from loadtest.simulate.hand_over import HandOver, Link, missing
-from loadtest.simulate.replica import Log, Replica
+from loadtest.simulate.keepers.carrier import KeeperLane
+from loadtest.simulate.keepers.keepers import KeeperShape, PoolKeepers
+from loadtest.simulate.replica import COUNTERS, Log, OpenRequest, Replica
 from loadtest.simulate.role_watch import LOOK_SECONDS, RoleWatch
 from loadtest.simulate.specs import SpecError
 from loadtest.simulate.timeline import Timeline
@@ -65,6 +69,21 @@ class RolePool:
     switching: RoleSwitching | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """What the replicas run on.
+
+    Attributes:
+        replicas: on each node.
+        keeper: of each node; None: there is none.
+        failures: what dies.
+    """
+
+    replicas: int = 8
+    keeper: KeeperShape | None = None
+    failures: Sequence[Failure] = ()
+
+
 class Cluster:
     """Replicas of one kind behind one router.
 
@@ -73,6 +92,7 @@ class Cluster:
         shape: the settings of each replica.
         router: chooses the replica of each request, and for one that is handed over that of its decodes.
         replicas: how many, all with the role `mixed`; or a pool.
+        machines: on which they are.
         deadlines: refuses requests, if given.
         fast_forward: see `Replica`.
         log: filled with the steps of all replicas, if given.
@@ -80,10 +100,11 @@ class Cluster:
     Attributes:
         watch: sees to the roles; None: they stay.
         records: of all requests that have arrived so far.
+        outages: what died, and what became of it.
 
     Raises:
         SpecError: the model leaves no room for KV, or not for the context that is asked for.
-        ValueError: prompts are to be handed over, and no prefix is cached.
+        ValueError: prompts are to be handed over and no prefix is cached, or there are keepers; what is to die does not exist.
     """
 
     def __init__(
@@ -93,6 +114,7 @@ class Cluster:
         router: Router,
         replicas: int | RolePool = 1,
         *,
+        machines: Machines | None = None,
         deadlines: DeadlineGate | None = None,
         fast_forward: bool = True,
         log: Log | None = None,
@@ -116,10 +138,14 @@ class Cluster:
         )
         bounds = pool.switching.bounds if pool.switching else None
         self._split = Split(router, bounds=bounds, guess=pool.seconds + self._message_seconds)
+        machines = machines or Machines()
+        nodes = [index // machines.replicas for index in range(len(pool.roles))]
+        self._block_bytes = shape.block_size * cost.model.kv_bytes_per_token
+        keepers = None if machines.keeper is None else PoolKeepers(machines.keeper, nodes, self._block_bytes)
         self.replicas = [
             Replica(
                 self.config,
-                BlockPool(self.blocks, shape.block_size, caching=shape.prefix_caching),
+                lambda: BlockPool(self.blocks, shape.block_size, caching=shape.prefix_caching),
                 cost,
                 role=role,
                 max_waiting=shape.max_waiting,
@@ -127,17 +153,22 @@ class Cluster:
                 log=log,
                 give=partial(self._hand_over, index),
                 handed_over=self._split.handed_over,
+                lane=None if keepers is None else KeeperLane(keepers, index, partial(self._later, index)),
             )
             for index, role in enumerate(pool.roles)
         ]
-        self._connect(pool, shape)
+        self._connect(pool, shape, machines)
+        self.outages = Outages(
+            machines.failures, nodes, self.replicas, keepers=keepers, timeline=self._timeline, go_on=self._go_on
+        )
 
-    def _connect(self, pool: RolePool, shape: ServerShape) -> None:
+    def _connect(self, pool: RolePool, shape: ServerShape, machines: Machines) -> None:
         """Make what lies between the replicas."""
         if Role.PREFILL in pool.roles and not shape.prefix_caching:
             raise ValueError("a prompt is handed over by the names of its blocks: prefix caching must be on")
+        if Role.PREFILL in pool.roles and machines.keeper is not None:
+            raise ValueError("hand-overs go by a link of their own: keepers are simulated for mixed replicas only")
         self._links = [Link(pool.bytes_per_second, pool.seconds) for _ in self.replicas]
-        self._block_bytes = shape.block_size * self._cost.model.kv_bytes_per_token
         if pool.switching is not None:
             self.watch = RoleWatch(pool.switching, self.replicas)
             self._timeline.at(0.0, self._look)
@@ -162,6 +193,7 @@ class Cluster:
             progress(len(records))
         self._arriving = False
         self._timeline.run_until(float("inf"))
+        self.outages.settle()
         if self._deadlines is not None:
             self._deadlines.settle()
         return records
@@ -190,7 +222,11 @@ class Cluster:
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(request_id=str(record.index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
         names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
+        opened = OpenRequest(message, names, record, token)
         views = self._views(message, names, now)
+        if not any(view.available for view in views):
+            opened.refuse(503, "no replica is available")
+            return
         placement = self._split.place(prompt, views, decodes=request.output_tokens > 1)
         message.hand_over, replica = placement.hand_over, self.replicas[placement.index]
         if self._deadlines is None or self._deadlines.accepts(
@@ -201,9 +237,29 @@ class Cluster:
             hand_over_seconds=self._split.hand_over_seconds,
         ):
             with self._waking(replica):
-                replica.submit(message, token, record, now, names)
+                replica.submit(opened, now)
         if self.watch is not None:
             self.watch.arrived(record)
+
+    def _go_on(self, request: OpenRequest, now: float) -> bool:
+        """With a request whose replica has died, if any is available."""
+        found = self._views(request.message, request.names, now)
+        views = [replace(view, role=Role.MIXED) for view in found]
+        if not any(view.available for view in views):
+            return False
+        replica = self.replicas[self._router.choose(request.message.prompt_ids, views, ChunkPhase.PREFILL)]
+        with self._waking(replica):
+            replica.submit(request, now)
+        return True
+
+    def _later(self, index: int, time: float, action: Callable[[float], None]) -> None:
+        """Something is to happen to a replica."""
+
+        def act(now: float) -> None:
+            with self._waking(self.replicas[index]):
+                action(now)
+
+        self._timeline.at(time, act)
 
     def _views(self, message: AddRequest, names: Sequence[bytes], now: float) -> list[ReplicaView]:
         """All replicas, as they are for a request."""
@@ -267,8 +323,4 @@ def _config(cost: CostModel, shape: ServerShape, blocks: int) -> SchedulerConfig
 
 def summary(stats: Sequence[EngineStats]) -> dict[str, float]:
     """The counters summed over all replicas, under the names of a server's metrics."""
-    names = ("steps", "preemptions", "recomputed_tokens", "prompt_tokens", "generation_tokens")
-    totals = {f"headrace_{name}_total": float(sum(getattr(each, name) for each in stats)) for name in names}
-    for name in ("prefix_query_tokens", "prefix_hit_tokens"):
-        totals[f"headrace_{name}_total"] = float(sum(getattr(each, name) for each in stats))
-    return totals
+    return {f"headrace_{name}_total": float(sum(getattr(each, name) for each in stats)) for name in COUNTERS}

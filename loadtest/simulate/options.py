@@ -5,10 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtest.report.records import Objective
-from loadtest.simulate.cluster import RolePool, ServerShape
+from loadtest.simulate.cluster import Machines, RolePool, ServerShape
 from loadtest.simulate.cost import CostModel
+from loadtest.simulate.faults.failure import Failure, parse_failure
+from loadtest.simulate.keepers.keepers import KeeperShape
+from loadtest.simulate.links import LINKS, link_rate
 from loadtest.simulate.specs import load_costs, load_hardware, load_model
 from loadtest.workload.arrivals import ArrivalError
+from loadtest.workload.crowd import crowd
 from loadtest.workload.numbers import not_negative, positive, whole
 from loadtest.workload.options import shape_of, trace_of
 from loadtest.workload.plan import Plan, make_plan
@@ -16,6 +20,17 @@ from scheduler.policies.factory import POLICIES
 from scheduler.router.role_switching import PhaseBounds, RoleSwitching
 from scheduler.router.view import Role
 from scheduler.types.step import ChunkPhase
+
+
+def add_crowd_option(parser: argparse.ArgumentParser) -> None:
+    """How many times as many users there are."""
+    parser.add_argument(
+        "--crowd",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="play N stretches of the trace at once, each as long as --window and with texts of its own [%(default)s]",
+    )
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +75,9 @@ def add_link_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("hand-over")
     group.add_argument(
         "--link-bandwidth",
-        type=positive,
+        type=_link,
         metavar="B",
-        help="bytes per second at which a replica hands KV over [that of the hardware's host tier]",
+        help=f"bytes per second at which a replica hands KV over, or one of {', '.join(LINKS)} [that of the hardware's host tier]",
     )
     group.add_argument(
         "--link-latency",
@@ -70,6 +85,39 @@ def add_link_options(parser: argparse.ArgumentParser) -> None:
         default=0.0005,
         metavar="S",
         help="seconds that a hand-over takes beside that [%(default)g]",
+    )
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """What the replicas run on, and what of it fails."""
+    group = parser.add_argument_group("machines")
+    group.add_argument("--node-size", type=whole, default=8, metavar="N", help="replicas on a node [%(default)s]")
+    group.add_argument(
+        "--keeper-gib",
+        type=positive,
+        metavar="G",
+        help="of KV that each node keeps in its memory for its replicas [none]",
+    )
+    group.add_argument(
+        "--keeper-reach",
+        choices=("node", "all"),
+        default="node",
+        help="load from the node's own keeper, or over the link from those of all nodes [%(default)s]",
+    )
+    group.add_argument(
+        "--peer-bandwidth",
+        type=_link,
+        metavar="B",
+        help="bytes per second at which a replica loads from another node, or a link's name [that of the hardware's peer tier]",
+    )
+    group.add_argument(
+        "--fail",
+        type=_failure,
+        action="append",
+        default=[],
+        metavar="WHAT:N@S[+R]",
+        help="node:5@60+120: node 5 dies after 60 s, with its keeper, and is back after 120 s more; without +120 it never is. "
+        "replica:3@60+20: one replica; the keeper stays. May be given several times",
     )
 
 
@@ -130,6 +178,15 @@ def pool_of(options: argparse.Namespace, cost: CostModel, roles: tuple[Role, ...
     return RolePool(roles=roles, bytes_per_second=bandwidth, seconds=options.link_latency)
 
 
+def machines_of(options: argparse.Namespace, cost: CostModel) -> Machines:
+    """The machines that the options describe."""
+    keeper, tiers = None, cost.hardware.tier_bytes_per_second
+    if options.keeper_gib is not None:
+        rates = {"host": cost.devices * tiers["host"], "peer": options.peer_bandwidth or cost.devices * tiers["peer"]}
+        keeper = KeeperShape(bytes=options.keeper_gib * 2**30, reach=options.keeper_reach == "all", rates=rates)
+    return Machines(replicas=options.node_size, keeper=keeper, failures=tuple(options.fail))
+
+
 def plan_of(options: argparse.Namespace) -> Plan:
     """The plan that the options describe.
 
@@ -137,7 +194,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         TraceError: the trace cannot be read.
         ArrivalError: the arrivals make no sense, or are a closed loop.
     """
-    plan = make_plan(trace_of(options), shape_of(options))
+    trace, load = trace_of(options), shape_of(options)
+    plan = crowd(trace, load, options.crowd) if options.crowd > 1 else make_plan(trace, load)
     if plan.closed:
         raise ArrivalError("the simulator takes arrivals with times, not closed loops (--arrivals)")
     return plan
@@ -165,6 +223,20 @@ def server_of(options: argparse.Namespace, max_step_tokens: int | None = None) -
         prefix_caching=not options.no_prefix_caching,
         scheduling=options.scheduling,
     )
+
+
+def _link(text: str) -> float:
+    try:
+        return link_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _failure(text: str) -> Failure:
+    try:
+        return parse_failure(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _numbers(text: str) -> list[int]:

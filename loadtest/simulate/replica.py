@@ -6,42 +6,75 @@
 
 A stretch of steps in which nothing can change is skipped (`Scheduler.fast_forward`); an arrival in its middle cuts it at the last
 step that has ended. A request that is to be handed over ends here with its first token; one that another replica hands over is
-added when there is room for its blocks. What belongs here: that order and each request's record. Never: which replica, what a step
-costs.
+added when there is room for its blocks. It may die at any time, and start anew with nothing. What belongs here: that order and each
+request's record. Never: which replica, what a step costs.
 """
 
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
 from loadtest.simulate.hand_over import HandOver, make_resident
+from loadtest.simulate.keepers.carrier import KeeperLane
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.view import ReplicaView, Role
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import AddRequest, FinishReason, Output
-from scheduler.types.step import ChunkResult, Step, StepResult
+from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
+from scheduler.types.step import ChunkResult, Step, StepResult, StepWork
+from scheduler.types.transfers import TransferResult
 
 MIN_SKIPPED = 2  # steps; one is as well done plainly
 _NOTHING = ChunkResult(request_id="")  # of a chunk that samples nothing; the scheduler reads results by place
 Log = list[tuple[float, float, Features]]  # begin, end and cost features of every step
 
 
+# Counters of `EngineStats` that go on when a replica starts anew.
+COUNTERS = (
+    "steps",
+    "preemptions",
+    "recomputed_tokens",
+    "prompt_tokens",
+    "generation_tokens",
+    "prefix_query_tokens",
+    "prefix_hit_tokens",
+)
+
+
 @dataclass(slots=True)
-class _Open:
-    """A request that has not ended, the names of its prompt's blocks, and what each of its steps samples."""
+class OpenRequest:
+    """A request that has not ended.
+
+    Attributes:
+        message: as it is sent to a replica; one that goes on after another replica's death has `generated_ids`.
+        names: of its prompt's blocks.
+        record: filled in as it runs.
+        token: that each of its steps samples.
+        given: when another replica had its first token, which handed it over, until the next one is there.
+        deaths: of replicas that computed it.
+        anew: told how many of its tokens another replica had computed and this one computes again; None: nothing of it was lost.
+    """
 
     message: AddRequest
     names: Sequence[bytes]
     record: RequestRecord
-    sampled: ChunkResult
     token: int
-    given: float | None = None  # when another replica had its first token, until the next one is there
+    given: float | None = None
+    deaths: int = 0
+    anew: Callable[[int], None] | None = None
+    sampled: ChunkResult = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sampled = ChunkResult(request_id=self.message.request_id, token_ids=[self.token])
+
+    def refuse(self, status: int, detail: str) -> None:
+        """It is not served."""
+        self.record.error, self.record.status, self.record.detail = ErrorClass.STATUS, status, detail
 
 
 class Replica:
@@ -49,7 +82,7 @@ class Replica:
 
     Args:
         config: the scheduler's.
-        pool: an empty pool of blocks.
+        new_pool: makes an empty pool of blocks.
         cost: how long steps take.
         role: which requests a router should send there; may change at any time.
         max_waiting: once this many requests wait, further ones are answered 429.
@@ -57,19 +90,19 @@ class Replica:
         log: filled with the steps, if given.
         give: called with each request that is to be handed over, when its first token is there.
         handed_over: told how long it took until a request that was handed over here had its next token.
+        lane: to the keepers; None: there are none.
 
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
         open: requests that have not ended.
-        available: always: nothing dies here.
+        alive: whether it computes.
+        available: whether requests are sent there: also for as long as nobody has noticed that it is dead.
     """
-
-    available = True
 
     def __init__(
         self,
         config: SchedulerConfig,
-        pool: BlockPool,
+        new_pool: Callable[[], BlockPool],
         cost: CostModel,
         *,
         role: Role = Role.MIXED,
@@ -78,10 +111,11 @@ class Replica:
         log: Log | None = None,
         give: Callable[[HandOver], None] = lambda _: None,
         handed_over: Callable[[float], None] = lambda _: None,
+        lane: KeeperLane | None = None,
     ) -> None:
-        self.scheduler = Scheduler(config, pool)
         self.role = role
-        self.due: float | None = None
+        self._config = config
+        self._new_pool = new_pool
         self._cost = cost
         self._delivery = cost.costs.delivery
         self._max_waiting = max_waiting
@@ -89,19 +123,34 @@ class Replica:
         self._log = log
         self._give = give
         self._handed_over = handed_over
-        self._open: dict[str, _Open] = {}
-        self._given: deque[_Open] = deque()  # handed over to this replica, until there is room for them
-        self._pool = pool
-        self._journal = BlockJournal()
-        pool.publish_to(self._journal)
+        self._lane = lane
+        self._start(EngineStats())
         self._state = ReplicaState(
             ReplicaLimits(
-                blocks=pool.blocks,
-                block_size=pool.block_size,
+                blocks=self._pool.blocks,
+                block_size=self._pool.block_size,
                 step_tokens=config.max_step_tokens,
                 running=config.max_running,
             )
         )
+        if lane is not None:
+            self._state.blocks = lane.block_index()
+        self._report()
+
+    def _start(self, counters: EngineStats) -> None:
+        """Begin with nothing."""
+        lane = self._lane
+        self._pool = pool = self._new_pool()
+        self._journal = BlockJournal()
+        pool.publish_to(self._journal)
+        self.scheduler = Scheduler(self._config, pool, None if lane is None else lane.planner(pool))
+        for name in COUNTERS:
+            setattr(self.scheduler.stats, name, getattr(counters, name))
+        self._carrier = None if lane is None else lane.carrier(self._carried)
+        self.alive = self.available = True
+        self.due: float | None = None
+        self._open: dict[str, OpenRequest] = {}
+        self._given: deque[OpenRequest] = deque()  # handed over to this replica, until there is room for them
         self._step: Step | None = None  # running
         self._planned: Step | None = None
         self._began = 0.0  # of the running step, or of the stretch that is being skipped
@@ -122,42 +171,77 @@ class Replica:
         self.catch_up(now)
         while (changes := self._journal.take()) is not None:
             self._state.blocks.change(changes)
-        return self._state.view(len(message.prompt_ids), names, now, role=self.role)
+        return self._state.view(len(message.prompt_ids), names, now, role=self.role, available=self.available)
 
-    def submit(
-        self, message: AddRequest, token: int, record: RequestRecord, now: float, names: Sequence[bytes] = ()
-    ) -> None:
-        """A request arrives, with these `names` of its prompt's blocks. Each of its steps samples `token`; `record` is filled in as
-        it runs."""
+    def submit(self, request: OpenRequest, now: float) -> None:
+        """A request arrives, from its client or from a replica that has died."""
+        if not self.alive:  # nobody knows
+            self._opened(request)
+            return
         if self._ends:
             self._cut(now)
-        if self.scheduler.snapshot().waiting >= self._max_waiting:
-            record.error, record.status, record.detail = ErrorClass.STATUS, 429, "too many requests wait"
+        if request.anew is None and self.scheduler.snapshot().waiting >= self._max_waiting:
+            request.refuse(429, "too many requests wait")
             return
-        self.scheduler.add(message, now)
-        self._opened(message, token, record, names)
+        self.scheduler.add(request.message, now)
+        self._opened(request)
         if self._step is None:
             self._begin(now)
 
     def expect(self, given: HandOver) -> None:
         """A request will be handed over to this replica: it counts as open from now on."""
-        self._opened(given.message, given.token, given.record, given.names)
-        self._open[given.message.request_id].given = given.ended
+        self._opened(OpenRequest(given.message, given.names, given.record, given.token, given=given.ended))
 
     def take(self, given: HandOver, now: float) -> None:
-        """The KV of a request that was expected has arrived."""
+        """The KV of a request that was expected has arrived; of no use if this replica has died since."""
+        expected = self._open.get(given.message.request_id)
+        if not self.alive or expected is None or expected.given is None:
+            return
         if self._ends:
             self._cut(now)
-        self._given.append(self._open[given.message.request_id])
+        self._given.append(expected)
         if self._step is None:
             self._begin(now)
 
-    def _opened(self, message: AddRequest, token: int, record: RequestRecord, names: Sequence[bytes]) -> None:
-        sampled = ChunkResult(request_id=message.request_id, token_ids=[token])
-        self._open[message.request_id] = _Open(message, names, record, sampled, token)
+    def _opened(self, request: OpenRequest) -> None:
+        message = request.message
+        self._open[message.request_id] = request
         tokens, known = len(message.prompt_ids) + len(message.generated_ids), len(message.generated_ids)
         left = message.sampling.max_tokens - known
-        self._state.submitted(message.request_id, tokens, left, names, loads=known > 0)
+        self._state.submitted(message.request_id, tokens, left, request.names, loads=request.given is not None)
+
+    # --- death ---
+
+    def die(self, now: float) -> None:
+        """It computes nothing any more, and what it was computing is lost."""
+        self.catch_up(now)
+        if self._carrier is not None:
+            self._carrier.close()
+            self.scheduler.transfers.cancel(self.scheduler.transfers.moves)
+        self._step = self._planned = self.due = None
+        self._ends = []
+        self.alive = False
+
+    def orphans(self) -> list[OpenRequest]:
+        """Everybody knows that it is dead. Returns what was open there, with the answers as far as they came."""
+        started = [request for name, request in self._open.items() if self._state.sequences.by_id[name].started]
+        for request in started or self._open.values():
+            request.deaths += 1
+        orphans = list(self._open.values())
+        self.available = False
+        self._open = {}
+        self._given.clear()
+        self._state.restarted()
+        return orphans
+
+    def revive(self) -> None:
+        """It is there again, with nothing."""
+        self._start(self.scheduler.stats)
+        self._report()
+
+    def _report(self) -> None:
+        """It is ready, and says what it has."""
+        self._state.step_ended(StepWork(), 0.0, self.scheduler.snapshot(), 0.0)
 
     def _let_in(self, now: float) -> None:
         """Add what was handed over and has room: its blocks are there, and belong to it as soon as it is admitted."""
@@ -166,7 +250,7 @@ class Replica:
             given, stats = self._given[0], scheduler.snapshot()
             seats = scheduler.config.max_running - stats.running - stats.waiting
             fits = seats > 0 and pool.blocks_for(len(given.message.prompt_ids) + 1) <= pool.available
-            if scheduler.has_work and not fits:
+            if (scheduler.has_work or scheduler.transferring) and not fits:
                 return
             self._given.popleft()
             make_resident(pool, given.names, given.message.prompt_ids)
@@ -190,17 +274,30 @@ class Replica:
         scheduler = self.scheduler
         self._let_in(now)
         while not scheduler.idle:
-            planned = self._planned
+            planned, self._planned = self._planned, None
             step = scheduler.schedule(now) if planned is None else scheduler.refresh(planned, now)
-            self._planned = scheduler.schedule(now)
+            if self._carrier is not None:
+                self._carrier.start(step.transfers, now)
             if step.chunks:
+                self._planned = scheduler.schedule(now)
                 self._run(step, now)
                 return
             if scheduler.has_work:
-                raise RuntimeError("requests wait and nothing can run")
+                if not scheduler.transferring:
+                    raise RuntimeError("requests wait and nothing can run")
+                scheduler.put_off(step)
+                break
             scheduler.update(step, StepResult(step_id=step.step_id, results=[]), now)
+            if scheduler.transferring:
+                break
             self._let_in(now)
         self._step = self._planned = self.due = None
+
+    def _carried(self, result: TransferResult, now: float) -> None:
+        """A transfer has ended."""
+        self.scheduler.absorb_transfer(result, now)
+        if self._step is None:
+            self._begin(now)
 
     def _run(self, step: Step, now: float) -> None:
         work = work_of(step)
@@ -216,30 +313,28 @@ class Replica:
         running = self._open
         results = [running[chunk.request_id].sampled if chunk.samples else _NOTHING for chunk in step.chunks]
         tick = (now + self._delivery, 1)
-        outputs = self.scheduler.update(step, StepResult(step_id=step.step_id, results=results), now)
+        seconds = now - self._began if self._carrier is not None else 0.0  # what loading is compared with
+        result = StepResult(step_id=step.step_id, results=results, seconds=seconds)
+        outputs = self.scheduler.update(step, result, now)
         self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
         for output in outputs:
             self._state.first_token(output.request_id)
             each = running[output.request_id]
             each.record.tokens.append(tick)
+            if output.times is not None:
+                _tell(each, output.times)
             if each.given is not None:
                 self._handed_over(now - each.given)
                 each.given = None
             if output.finish_reason is not None:
                 self._end(running.pop(output.request_id), output, tick[0])
 
-    def _end(self, ended: _Open, output: Output, at: float) -> None:
+    def _end(self, ended: OpenRequest, output: Output, at: float) -> None:
         """A request ends here: as a whole, or with the first token, after which another replica goes on."""
         self._state.ended(output.request_id)
-        assert output.finish_reason is not None and output.times is not None
         times, record = output.times, ended.record
-        assert times.first_token is not None and times.finished is not None
-        if record.timings is None:  # else another replica has computed its prompt
-            record.cached_tokens = times.cached_tokens
-            record.timings = {
-                "queue_ms": 1e3 * (times.scheduled - times.queued),
-                "prefill_ms": 1e3 * (times.first_token - times.scheduled),
-            }
+        assert output.finish_reason is not None and record.timings is not None
+        assert times is not None and times.first_token is not None
         if output.finish_reason is FinishReason.HANDED_OVER:
             message = replace(ended.message, hand_over=False, generated_ids=[ended.token])
             self._give(HandOver(message, ended.names, ended.token, record, times.scheduled, times.first_token))
@@ -305,3 +400,17 @@ class Replica:
             self._log.append((begin, end, self._cost.features(work)))
             work.decode_keys += len(planned.chunks)
             begin = end
+
+
+def _tell(request: OpenRequest, times: RequestTimes) -> None:
+    """With its first token in a replica: what its prompt took there, if no other replica has told that already."""
+    record, message = request.record, request.message
+    if request.anew is not None:
+        request.anew(len(message.prompt_ids) + len(message.generated_ids) - times.cached_tokens)
+        request.anew = None
+    if record.timings is None and times.first_token is not None:
+        record.cached_tokens = times.cached_tokens
+        record.timings = {
+            "queue_ms": 1e3 * (times.scheduled - times.queued),
+            "prefill_ms": 1e3 * (times.first_token - times.scheduled),
+        }

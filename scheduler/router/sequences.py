@@ -51,6 +51,7 @@ class OpenSequences:
         by_id: each of them.
         running: how many have been admitted.
         decodes: how many have had their first token.
+        usual_answer: tokens of a recent answer, on average; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,7 @@ class OpenSequences:
         self._steps = 0  # in which sequences decoded
         self._lengths = 0  # of the sequences that decode, less the steps at their first tokens
         self._answers: list[int] = []
+        self.usual_answer = 0.0
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -111,6 +113,7 @@ class OpenSequences:
             self.decodes -= 1
             self._lengths -= sequence.prompt - sequence.first_step
             self._answers = [*self._answers[1 - _ANSWERS :], self._steps - sequence.first_step + 1]
+            self.usual_answer = sum(self._answers) / len(self._answers)
         return sequence
 
     def _prompt_gone(self, sequence: OpenSequence) -> None:
@@ -142,11 +145,6 @@ class OpenSequences:
 
     def _generated(self, sequence: OpenSequence) -> int:
         return 0 if sequence.first_step is None else self._steps - sequence.first_step
-
-    @property
-    def usual_answer(self) -> float:
-        """Tokens of a recent answer, on average; 0 if there was none."""
-        return sum(self._answers) / len(self._answers) if self._answers else 0.0
 
     def steps_left(self, sequence: OpenSequence) -> int:
         """Steps until it will have ended, by its limit and the length of recent answers; at least 1."""

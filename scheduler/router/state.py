@@ -138,11 +138,9 @@ class ReplicaState:
         cached = self._cached(tokens, held.device)
         loading, loaded = self._loads(held.tiers, tokens - cached)
         begin = cached + loaded
-        waiting_seconds = self._seconds(sequences.waiting_tokens, sequences.waiting_keys, now)
-        own = StepWork(prompt_tokens=tokens - begin, prompt_keys=keys_of(tokens, begin))
-        first = self._seconds(
-            sequences.waiting_tokens + own.prompt_tokens, sequences.waiting_keys + own.prompt_keys, now
-        )
+        waiting, waiting_keys = sequences.waiting_tokens, sequences.waiting_keys
+        own, own_keys = tokens - begin, keys_of(tokens, begin)
+        first = self._seconds(waiting + own, waiting_keys + own_keys, now)
         full_seconds = self._until_room(tokens)
         return ReplicaView(
             role=role,
@@ -150,15 +148,15 @@ class ReplicaState:
             full=full_seconds > 0,
             open=len(sequences),
             running=sequences.running,
-            waiting_tokens=sequences.waiting_tokens,
-            waiting_seconds=waiting_seconds,
+            waiting_tokens=waiting,
+            waiting_seconds=self._seconds(waiting, waiting_keys, now),
             token_seconds=self.cost.token_seconds,
             measured=self.cost.measured,
             first_token_seconds=full_seconds + loading + first,
-            prompt_seconds=self.cost.seconds(own, 0.0),
+            prompt_seconds=self.cost.seconds_of(own, own_keys, 0, 0, 0.0),
             decode_seconds=self.decode_seconds(tokens),
             step_seconds=self._step_seconds(tokens),
-            mixed_step_seconds=self._step_seconds(tokens, own),
+            mixed_step_seconds=self._step_seconds(tokens, own, own_keys),
             answer_tokens=sequences.usual_answer,
             blocks_used=self._stats.blocks_used,
             blocks_total=self.limits.blocks if self.limits else 0,
@@ -170,18 +168,15 @@ class ReplicaState:
     def decode_seconds(self, tokens: int) -> float:
         """Between two tokens of each sequence, with one more of so many tokens, beside prompts as in recent steps."""
         tokens_beside, keys_beside = self.cost.beside_decodes
-        prompts = StepWork(prompt_tokens=round(tokens_beside), prompt_keys=round(keys_beside))
-        return self._step_seconds(tokens, prompts)
+        return self._step_seconds(tokens, round(tokens_beside), round(keys_beside))
 
-    def _step_seconds(self, tokens: int, prompts: StepWork | None = None) -> float:
+    def _step_seconds(self, tokens: int, prompt_tokens: int = 0, prompt_keys: int = 0) -> float:
         """Of a step of all decodes and of one more of so many tokens, beside as much of these prompts as it takes."""
         decodes, keys = self.sequences.decodes + 1, self.sequences.decode_keys + tokens
-        if prompts is None or not prompts.prompt_tokens:
-            return self.cost.seconds(StepWork(decodes=decodes, decode_keys=keys))
-        most = max(1, self.limits.step_tokens - decodes) if self.limits else prompts.prompt_tokens
-        chunk = min(prompts.prompt_tokens, most)
-        read = round(prompts.prompt_keys * chunk / prompts.prompt_tokens)
-        return self.cost.seconds(StepWork(prompt_tokens=chunk, prompt_keys=read, decodes=decodes, decode_keys=keys))
+        if not prompt_tokens:
+            return self.cost.seconds_of(0, 0, decodes, keys)
+        chunk = min(prompt_tokens, max(1, self.limits.step_tokens - decodes)) if self.limits else prompt_tokens
+        return self.cost.seconds_of(chunk, round(prompt_keys * chunk / prompt_tokens), decodes, keys)
 
     def _cached(self, tokens: int, blocks: int) -> int:
         """Tokens in so many leading blocks of a prompt; its last one is always computed."""
@@ -207,12 +202,10 @@ class ReplicaState:
         chunk = max(1, self.limits.step_tokens - sequences.decodes) if self.limits else max(1, tokens)
         steps = ceil(tokens / chunk)
         busy = sequences.decodes > 0 or sequences.waiting_tokens > 0
-        decode = StepWork(decodes=sequences.decodes, decode_keys=sequences.decode_keys)
-        each = self.cost.seconds(decode)
         if not steps and not busy:
             return 0.0
-        prompts = StepWork(prompt_tokens=tokens, prompt_keys=keys)
-        seconds = self.cost.seconds(prompts, 0.0) + steps * each
+        each = self.cost.seconds_of(0, 0, sequences.decodes, sequences.decode_keys)
+        seconds = self.cost.seconds_of(tokens, keys, 0, 0, 0.0) + steps * each
         if not busy:
             return seconds
         if not sequences.waiting_tokens:  # a step of decodes is under way, and the prompt is in none before the next
@@ -225,9 +218,9 @@ class ReplicaState:
         if limits is None:
             return 0.0
         size = limits.block_size
-        ahead = [sequence for sequence in sequences.by_id.values() if not sequence.started]
-        slots = limits.running - len(sequences) - 1
-        wanted = sum(ceil(each.computes / size) for each in ahead) + ceil(tokens / size)
+        slots, wanted = limits.running - len(sequences) - 1, ceil(tokens / size)
+        if sequences.running < len(sequences):
+            wanted += sum(ceil(each.computes / size) for each in sequences.by_id.values() if not each.started)
         blocks = limits.blocks - self._stats.blocks_used - wanted
         if slots >= 0 and blocks >= 0:
             return 0.0

@@ -44,13 +44,15 @@ class StepCost:
     @property
     def measured(self) -> bool:
         """Whether enough steps with prompts were seen."""
-        self._read()
+        if self._unread:
+            self._read()
         return self._prompt_steps >= _ENOUGH
 
     @property
     def beside_decodes(self) -> tuple[float, float]:
         """Prompt tokens, and the keys that they read, in a recent step in which sequences decoded, on average."""
-        self._read()
+        if self._unread:
+            self._read()
         return self._beside
 
     def observe(self, work: StepWork, seconds: float) -> None:
@@ -83,9 +85,16 @@ class StepCost:
 
     def seconds(self, work: StepWork, steps: float = 1.0) -> float:
         """What `steps` steps take with this work in all of them together."""
-        self._read()
-        features = _features(work, steps)
-        return sum(constant * feature for constant, feature in zip(self._constants, features, strict=True))
+        return self.seconds_of(work.prompt_tokens, work.prompt_keys, work.decodes, work.decode_keys, steps)
+
+    def seconds_of(
+        self, prompt_tokens: float, prompt_keys: float, decodes: float, decode_keys: float, steps: float = 1.0
+    ) -> float:
+        """The same, of numbers: a router asks several times for each replica and request."""
+        if self._unread:
+            self._read()
+        token, decode, step, key, decode_key = self._constants
+        return token * prompt_tokens + decode * decodes + step * steps + key * prompt_keys + decode_key * decode_keys
 
     @property
     def token_seconds(self) -> float:

@@ -18,7 +18,7 @@ class Role(StrEnum):
         return self is Role.MIXED or self.value == phase.value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: a router is shown one for each replica and request
 class ReplicaView:
     """One replica, for one request. Times are expectations, in seconds.
 

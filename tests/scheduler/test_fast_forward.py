@@ -8,11 +8,15 @@ from enum import Enum
 import pytest
 
 from scheduler.kv.block_pool import BlockPool
+from scheduler.kv.eviction import eviction_of
+from scheduler.kv.tiers.tier_index import TierIndex
+from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 from scheduler.types.step import ChunkResult, Step, StepResult
+from scheduler.types.transfers import TransferResult
 from tests.drawn import drawn
 
 
@@ -42,6 +46,10 @@ def rounds(scheduler: Scheduler, planned: Step | None, count: int) -> Step:
     """As the engine's loop does it."""
     for _ in range(count):
         step = scheduler.schedule(0.0) if planned is None else scheduler.refresh(planned, 0.0)
+        for transfer in step.transfers:  # each ends before its step
+            scheduler.absorb_transfer(
+                TransferResult(transfer_id=transfer.transfer_id, sizes=[1] * len(transfer.blocks)), 0.0
+            )
         planned = scheduler.schedule(0.0)
         results = [
             ChunkResult(request_id=c.request_id, token_ids=[token_of(c.request_id)] if c.samples else [])
@@ -65,7 +73,7 @@ def message(number: int, rng: random.Random) -> AddRequest:
     )
 
 
-def schedulers_of(rng: random.Random, scheduling: str) -> list[Scheduler]:
+def schedulers_of(rng: random.Random, scheduling: str, tiers: int = 0) -> list[Scheduler]:
     """Two of one configuration."""
     config = SchedulerConfig(
         context=100,
@@ -77,14 +85,25 @@ def schedulers_of(rng: random.Random, scheduling: str) -> list[Scheduler]:
     )
     blocks, block_size = rng.choice((26, 40, 80)), rng.choice((4, 8))
     caching, choice = rng.random() < 0.8, rng.choice((0.0, 0.25))
-    return [Scheduler(config, BlockPool(blocks, block_size, caching=caching, choice=choice)) for _ in range(2)]
+    pools = [BlockPool(blocks, block_size, caching=caching, choice=choice) for _ in range(2)]
+    below = [[TierIndex("host", 9, 1, eviction_of("lru", 9), shared=True)][:tiers] for _ in pools]
+    return [Scheduler(config, pool, TransferPlanner(pool, each)) for pool, each in zip(pools, below, strict=True)]
 
 
 @pytest.mark.parametrize("scheduling", ["priority", "fair", "throughput"])
 @pytest.mark.parametrize("seed", range(drawn(8)))
 def test_skipped_steps_are_as_many_rounds(seed, scheduling):
+    assert_skipped_steps_are_as_many_rounds(seed, scheduling)
+
+
+@pytest.mark.parametrize("seed", range(drawn(4)))
+def test_with_a_tier_below_where_nothing_is_under_way(seed):
+    assert_skipped_steps_are_as_many_rounds(seed, "priority", tiers=1)
+
+
+def assert_skipped_steps_are_as_many_rounds(seed: int, scheduling: str, tiers: int = 0) -> None:
     rng = random.Random(seed)
-    skipping, plain = schedulers_of(rng, scheduling)
+    skipping, plain = schedulers_of(rng, scheduling, tiers)
     planned: Step | None = None
     plan: Step | None = None
     number = skips = 0

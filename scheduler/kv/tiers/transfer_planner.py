@@ -84,6 +84,13 @@ class TransferPlanner:
         """Whether transfers are under way or wait to be planned."""
         return self.in_flight or self._saves.busy or any(tier.has_word for tier in self.tiers)
 
+    def steady(self, running: Iterable[Request]) -> bool:
+        """Whether nothing is under way or becomes due while these requests only decode."""
+        if not self.active:
+            return True
+        quiet = not (self._protect or self.busy or len(self.expected))
+        return quiet and not any(request.hand_over for request in running)
+
     @property
     def frees_soon(self) -> bool:
         """Whether blocks that a request gave up will be available when their transfers have ended."""

@@ -1,6 +1,7 @@
 """What GPUs are best used for, by simulation: what is found is what one would expect, and the same each time."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ from configs.settings import Settings
 from loadtest.planner import cli
 from loadtest.planner.layout import Layout, layouts
 from loadtest.planner.report import serve_flags, table
+from loadtest.planner.tightness import Tightness, tightness_table
 from loadtest.planner.tournament import Standing, tournament
-from loadtest.planner.trial import TrialOutcome, Workbench, try_out
+from loadtest.planner.trial import Observation, TrialOutcome, Workbench, judge, observe, try_out
 from loadtest.report.records import Objective
 from loadtest.search import RateSearch
 from loadtest.simulate.cluster import ServerShape
@@ -200,3 +202,52 @@ def test_what_no_layout_can_keep_is_said(capsys):
 def test_what_cannot_be_planned_is_refused(more, says, capsys):
     assert cli.main([*COMMAND, *QUICK, *more]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_each_layout_is_simulated_at_each_rate_once_for_all_scales():
+    made = bench(1500, 120, Objective(ttft=0.5, tpot=0.012))
+    seen: list[tuple[Layout, float]] = []
+
+    def watch(pairs: Sequence[tuple[Layout, float]]) -> list[Observation]:
+        seen.extend(pairs)
+        return [observe(made, *pair) for pair in pairs]
+
+    found = layouts(made.hardware, made.model, 2, made.server.block_size)
+    sweep = Tightness(made, found, lambda: RateSearch(start=16.0, highest=64.0, precision=0.5, repeats=1), watch)
+    rows = [sweep.row(scale) for scale in (0.01, 1.0, 4.0)]
+    assert len(seen) == len(set(seen))
+    assert rows[0].mixed is None and rows[0].split is None and rows[0].gain is None, "no server is that fast"
+    tight, loose = rows[1].mixed, rows[2].mixed
+    assert tight is not None and loose is not None and 0 < tight.goodput <= loose.goodput
+    section = tightness_table(rows, made, 0.9)
+    assert section.rows[0][1:] == ("ttft=5ms,tpot=0.12ms", "none", "0", "none", "0", "")
+    assert section.rows[1][2] == "mixed:2" and section.rows[1][4] == "prefill:1,decode:1"
+
+
+def test_a_record_that_is_judged_later_is_judged_alike():
+    made = bench(1500, 120, Objective(ttft=0.5, tpot=0.012))
+    layout = layouts(made.hardware, made.model, 2, made.server.block_size)[0]
+    seen = observe(made, layout, 20.0)
+    assert all(len(record.tokens) == 2 and record.ok for record in seen.records)
+    assert judge(made, seen) == try_out(made, layout, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--layouts", "mixed:3"], "8 GPUs cannot be shared out among 3"),
+        (["--layouts", "prefill:2,decode:2"], "have one GPU each"),
+        (["--slo-scales", "1", "--json"], "leave out --json"),
+    ],
+)
+def test_layouts_that_there_are_not_and_tables_that_are_not_json(flags, said, capsys):
+    arguments = ["tests/loadtest/data/mooncake.jsonl", "--hardware", "h200", "--model", "llama-3-8b", "--gpus", "8"]
+    assert cli.main([*arguments, "--slo", "ttft=1s", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--slo-scales", "0"], ["--slo-scales", "a"], ["--layouts", "mixed"]])
+def test_scales_and_layouts_that_are_none_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["trace", "--hardware", "h200", "--model", "llama-3-8b", "--gpus", "8", *flags])
+    assert flags[0] in capsys.readouterr().err

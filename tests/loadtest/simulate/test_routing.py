@@ -67,6 +67,14 @@ def test_more_is_found_again_than_in_turns_and_nearly_as_much_as_in_one(cost):
     assert found["prefix-aware"].ttft[0] < found["round-robin"].ttft[0]
 
 
+def test_one_cache_alone_finds_what_one_replica_finds(cost):
+    plan = Plan(requests=drawn(1, 200, 2.0, conversations, 8), described={}, problems=[])
+    one = compare(plan, cost, SHAPE, 4, policies=[])[0]
+    cache = compare(plan, cost, SHAPE, 4, policies=[], cache_alone=True)[0]
+    assert cache.name == "one cache" and not cache.ttft
+    assert cache.cached == pytest.approx(one.cached, rel=0.05)
+
+
 def test_a_prefix_that_all_ask_for_is_computed_by_several(cost):
     requests = drawn(2, 120, 24.0, hot, 60)
     ends: dict[int, float] = {}

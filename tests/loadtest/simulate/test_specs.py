@@ -5,7 +5,13 @@ from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import Costs, SpecError, load_costs, load_hardware, load_model, write_costs
 
 HARDWARE = ("h200", "h100", "a100", "cpu-2core")
-MODELS = {"llama-3-8b": 8.03e9, "llama-3-70b": 70.6e9, "qwen3-0.6b": 0.596e9, "smollm2-135m": 0.1345e9}
+MODELS = {
+    "llama-3-8b": 8.03e9,
+    "llama-3.1-8b": 8.03e9,
+    "llama-3-70b": 70.6e9,
+    "qwen3-0.6b": 0.596e9,
+    "smollm2-135m": 0.1345e9,
+}
 
 
 @pytest.mark.parametrize("name", HARDWARE)
