@@ -20,7 +20,7 @@ from loadtest.client.sender import Build, BuiltRequest, Driver
 from loadtest.client.streams import StreamedAnswer
 from loadtest.client.target import Known, Target, TargetError, meet, request_body
 from loadtest.client.verify import sampled, verify
-from loadtest.report.records import LoadRun, Objective, RequestRecord, interrupted, unfit
+from loadtest.report.records import MEASURED, LoadRun, Objective, RequestRecord, interrupted, measured_window, unfit
 from loadtest.report.trust import SHAREABLE
 from loadtest.stops import heeded
 from loadtest.workload.plan import LoadShape, Plan, Planned, make_plan
@@ -281,6 +281,7 @@ def _run(
         "breaks": plan.breaks,
         "context": known.context,
         SHAREABLE: _shareable(work, known, records),
+        MEASURED: measured_window(plan.shape.warm_up, plan.shape.cool_down, records),
     }
     return LoadRun(
         label=plan.label or known.model,

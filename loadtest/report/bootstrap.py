@@ -93,10 +93,11 @@ class ComparedRun:
 
     def __init__(self, run: LoadRun) -> None:
         self.run = run
-        self.columns = Columns.of(run)
-        self.size = len(run.records)
+        counted = run.measured
+        self.columns = Columns.of(counted)
+        self.size = len(counted.records)
         self.block = request_block(self.columns)
-        self.figures = [*_percentiles(self.columns), *_shares(run, self.columns), *_rates(run, self.columns)]
+        self.figures = [*_percentiles(self.columns), *_shares(counted, self.columns), *_rates(run, Columns.of(run))]
 
     def whole(self) -> Resample:
         """Every request and window once: gives the run's own figures."""
@@ -171,18 +172,20 @@ def _share(part: Floats, of: Floats) -> Callable[[Resample], float]:
 
 def _rates(run: LoadRun, columns: Columns) -> list[Figure]:
     """Amounts per second, resampled by windows of the run: resampling requests would ignore how long the run took."""
-    end = float(max([run.duration, *columns.ended.tolist()], default=0.0))
-    edges = np.linspace(0, end if end > 0 else 1.0, PARTS + 1)
+    last = float(max([run.duration, *columns.ended.tolist()], default=0.0))
+    begin, end = max(0.0, run.window[0]), min(last if last > 0 else 1.0, run.window[1])
+    edges = np.linspace(begin, end, PARTS + 1)
+    duration = run.measured.duration
     good = columns.judged & (columns.needed <= 1)
     rows: Sequence[tuple[str, Floats, Floats]] = (
         ("requests/s", columns.ended[columns.whole], np.ones(int(columns.whole.sum()))),
         ("output tokens/s", columns.ended[columns.whole], columns.output[columns.whole]),
         ("goodput (requests/s)", columns.ended[good], np.ones(int(good.sum()))),
     )
-    enough = run.duration > 0
+    enough = duration > 0
     judged = bool(columns.judged.any())
     return [
-        Figure(name, True, False, enough and (judged or "goodput" not in name), _rate(at, amount, edges, run.duration))
+        Figure(name, True, False, enough and (judged or "goodput" not in name), _rate(at, amount, edges, duration))
         for name, at, amount in rows
     ]
 

@@ -24,7 +24,7 @@ SERVER_TIMINGS = {"queue_ms": "queue", "prefill_ms": "prefill", "decode_ms": "de
 class Columns:
     """The records of a run by column. Times and durations are in seconds; NaN if something did not happen.
 
-    All but the last five have shape [requests], in the order of `LoadRun.records`.
+    All but the last six have shape [requests], in the order of `LoadRun.records`.
 
     Attributes:
         klass: its class.
@@ -38,7 +38,7 @@ class Columns:
         timings: name in a report -> durations by the server itself.
         prompt, output, cached: tokens; prompt by `usage`, output by `usage` or else counted.
         gap, gap_owner, gap_at: [gaps] the time between neighbouring events, its request, and when it ended.
-        token_at, token_count: [events] when text came, and how many tokens it had.
+        token_owner, token_at, token_count: [events] whose text came when, and how many tokens it had.
     """
 
     klass: Names
@@ -60,6 +60,7 @@ class Columns:
     gap: Floats
     gap_owner: Ints
     gap_at: Floats
+    token_owner: Ints
     token_at: Floats
     token_count: Floats
 
@@ -97,6 +98,7 @@ class Columns:
             gap=np.diff(at)[same],
             gap_owner=owner[1:][same],
             gap_at=at[1:][same],
+            token_owner=owner,
             token_at=at,
             token_count=count,
         )

@@ -47,8 +47,8 @@ class Side:
     @classmethod
     def of(cls, runs: Sequence[LoadRun], letter: str = "A") -> "Side":
         """A side named after its first run. Raises ValueError if a run has no requests."""
-        if not all(run.records for run in runs):
-            raise ValueError(f"{runs[0].label}: a run without requests cannot be compared")
+        if not all(run.measured.records for run in runs):
+            raise ValueError(f"{runs[0].label}: a run without requests (that count) cannot be compared")
         return cls(letter, runs[0].label, tuple(ComparedRun(run) for run in runs))
 
     @property
@@ -128,7 +128,7 @@ def same_requests(first: Side, second: Side) -> bool:
 
     def asked(side: Side) -> list[list[tuple[str, int, int]]]:
         return [
-            [(record.klass, record.asked_prompt, record.asked_output) for record in each.run.records]
+            [(record.klass, record.asked_prompt, record.asked_output) for record in each.run.measured.records]
             for each in side.runs
         ]
 

@@ -128,20 +128,56 @@ class Summary:
         return self.goodput[-1].attainment if self.goodput else None
 
 
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """What a server did in a second of the time that counts, for requests that it answered completely, whenever they were sent.
+
+    Attributes:
+        requests: answers that ended then.
+        prompt_tokens: of requests whose first token came then; None if the server reports none.
+        output_tokens: that came then.
+    """
+
+    requests: float
+    prompt_tokens: float | None
+    output_tokens: float
+
+    @classmethod
+    def of(cls, run: LoadRun, columns: Columns) -> "Throughput":
+        """That of a run; without warm-up and cool-down, of all of it."""
+        whole, duration, (begin, end) = columns.whole, run.measured.duration, run.window
+        prompts = columns.prompt[whole]
+        told = bool(np.isfinite(prompts).any())
+        if run.measured is run:
+            output, read = float(columns.output[whole].sum()), float(np.nansum(prompts))
+            answered = int(whole.sum())
+        else:
+            inside = whole[columns.token_owner] & (begin <= columns.token_at) & (columns.token_at < end)
+            output = float(columns.token_count[inside].sum())
+            first = columns.first[whole]
+            read = float(np.nansum(prompts[(begin <= first) & (first < end)]))
+            answered = int((whole & (begin <= columns.ended) & (columns.ended < end)).sum())
+        return cls(
+            per_second(answered, duration), per_second(read, duration) if told else None, per_second(output, duration)
+        )
+
+
 def summarize(run: LoadRun, columns: Columns | None = None) -> Summary:
-    """Compute all figures; `columns` may be passed if `Columns.of(run)` is there already."""
-    columns = columns or Columns.of(run)
-    records, whole = run.records, columns.whole
+    """Compute all figures, of the requests that count; `columns` may be passed if `Columns.of(run)` is there already."""
+    everything = columns or Columns.of(run)
+    rates = Throughput.of(run, everything)
+    counted = run.measured
+    columns = everything if counted is run else Columns.of(counted)
+    run, records = counted, counted.records
     answered = [record for record in records if record.ok]
-    prompts = columns.prompt[whole]
     return Summary(
         requests=len(records),
         whole=len(answered),
         unfit=sum(not record.fits for record in records),
         offered=offered_rate(columns.intended),
-        request_rate=per_second(len(answered), run.duration),
-        prompt_rate=per_second(float(np.nansum(prompts)), run.duration) if np.isfinite(prompts).any() else None,
-        output_rate=per_second(float(columns.output[whole].sum()), run.duration),
+        request_rate=rates.requests,
+        prompt_rate=rates.prompt_tokens,
+        output_rate=rates.output_tokens,
         peak=int(concurrency(columns.intended, columns.ended)[1].max(initial=0)),
         latencies=latencies(columns),
         errors=_ranked(Counter(str(error_class(record)) for record in records if record.fits and not record.ok)),

@@ -4,11 +4,14 @@ Times are seconds from the run's start on one monotonic clock; `None` means that
 given another meaning under the same `SCHEMA`; readers ignore fields they do not know.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 SCHEMA = "headrace.loadtest/2"
+MEASURED = "measured"  # in a run's plan: from when to when its figures are, in seconds of the run; null for its end
 _INTERRUPTED = "interrupted"
 
 
@@ -98,6 +101,16 @@ def interrupted(ended: int, planned: int) -> str:
     return f"{_INTERRUPTED} after {ended} of {planned} requests"
 
 
+def measured_window(
+    warm_up: float, cool_down: float, records: Sequence[RequestRecord]
+) -> tuple[float, float | None] | None:
+    """From when to when figures are: `warm_up` seconds from the start on, until `cool_down` before the last request was due."""
+    if not warm_up and not cool_down:
+        return None
+    last = max((record.intended for record in records), default=0.0)
+    return warm_up, last - cool_down if cool_down else None
+
+
 def unfit(record: RequestRecord, context: int) -> bool:
     """Whether a request is longer than a context of so many tokens; if so, its record says it."""
     length = record.asked_prompt + record.asked_output
@@ -159,8 +172,30 @@ class LoadRun:
         """Whether somebody ended it early."""
         return any(reason.startswith(_INTERRUPTED) for reason in self.invalid)
 
+    @property
+    def window(self) -> tuple[float, float]:
+        """Seconds of the run from which its figures are: without warm-up and cool-down."""
+        begin, end = self.plan.get(MEASURED) or (None, None)
+        return (-inf if begin is None else begin, inf if end is None else end)
+
+    def counts(self, record: RequestRecord) -> bool:
+        """Whether figures are also those of this request: it was to be sent between warm-up and cool-down."""
+        begin, end = self.window
+        return begin <= record.intended < end
+
+    @property
+    def measured(self) -> "LoadRun":
+        """What figures of requests are computed from: the requests that count, and how long they were sent."""
+        begin, end = self.window
+        if (begin, end) == (-inf, inf):
+            return self
+        last = max((record.finished or record.intended for record in self.records), default=0.0)
+        return replace(
+            self, records=[each for each in self.records if self.counts(each)], duration=min(end, last) - begin
+        )
+
     def objective(self, record: RequestRecord) -> Objective | None:
-        """The objective that applies to `record`, if any; none to what does not fit."""
-        if not record.fits:
+        """The objective that applies to `record`, if any; none to what does not fit, or does not count."""
+        if not record.fits or not self.counts(record):
             return None
         return self.objectives.get(record.klass) or self.objectives.get("default")

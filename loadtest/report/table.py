@@ -10,7 +10,7 @@ from rich.text import Text
 from loadtest.report.metrics import Summary
 from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, sections
-from loadtest.report.trust import cautions
+from loadtest.report.trust import cautions, measured_text
 
 SHORT = 10  # cells of up to this many characters are not wrapped
 
@@ -22,6 +22,8 @@ def render(run: LoadRun, summary: Summary) -> Group:
 
 def _parts(run: LoadRun, summary: Summary) -> Iterator[RenderableType]:
     yield Text(f"{run.label} · {run.target} · {run.duration:,.1f} s", style="bold")
+    if said := measured_text(run):
+        yield Text(said)
     for reason in run.invalid:
         yield Text(f"INVALID: {reason}", style="bold red")
     for caution in cautions(run):

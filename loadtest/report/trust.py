@@ -1,5 +1,7 @@
 """What a reader must know before he believes a run's figures, besides what makes it invalid."""
 
+from math import inf
+
 from loadtest.report.records import LoadRun
 
 SHAREABLE = (
@@ -23,6 +25,16 @@ def cautions(run: LoadRun) -> list[str]:
         f"{cached:.1%} of the prompts was found in the server's cache, and its requests share only {shareable:.1%}: the cache had "
         "texts of an earlier run, so times to the first token are shorter than the load would have them",
     ]
+
+
+def measured_text(run: LoadRun) -> str:
+    """From when to when figures are; empty without warm-up and cool-down."""
+    begin, end = run.window
+    if run.measured is run:
+        return ""
+    until = "its end" if end == inf else f"{end:g} s"
+    counted = f"{len(run.measured.records):,} of {len(run.records):,} requests"
+    return f"measured from {begin:g} s to {until}, without warm-up and cool-down: {counted}"
 
 
 def failed_share(run: LoadRun) -> float:

@@ -10,7 +10,15 @@ from pathlib import Path
 from loadtest.report import RUN, print_table, write_report
 from loadtest.report.objectives import slo
 from loadtest.report.output import add_output_options, ready_folder
-from loadtest.report.records import ErrorClass, LoadRun, Objective, interrupted
+from loadtest.report.records import (
+    MEASURED,
+    ErrorClass,
+    LoadRun,
+    Objective,
+    RequestRecord,
+    interrupted,
+    measured_window,
+)
 from loadtest.report.trust import FITTED_COSTS
 from loadtest.simulate.cluster import Cluster, RolePool, summary
 from loadtest.simulate.cost import CostModel
@@ -91,13 +99,17 @@ def simulate(
         target="simulation",
         started=began,
         duration=end - plan.requests[0].intended,
-        plan=plan.described | about,
+        plan=plan.described | about | {MEASURED: _measured(plan, records)},
         records=records,
         objectives=objectives,
         invalid=invalid,
         problems=plan.problems,
         scraped={"before": dict.fromkeys(after, 0.0), "after": after},
     )
+
+
+def _measured(plan: Plan, records: Sequence[RequestRecord]) -> tuple[float, float | None] | None:
+    return measured_window(plan.described.get("warm_up", 0.0), plan.described.get("cool_down", 0.0), records)
 
 
 def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> LoadRun:

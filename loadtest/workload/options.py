@@ -36,6 +36,10 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale", type=positive, default=1.0, help="factor on all lengths [%(default)g]")
     group.add_argument("--max-prompt", type=whole, metavar="N", help="cut prompts to N tokens")
     group.add_argument("--max-output", type=whole, metavar="N", help="cut answers to N tokens")
+    group.add_argument(
+        "--warm-up", type=seconds, default=0.0, metavar="S", help="requests of the first S seconds do not count: 30, 2m"
+    )
+    group.add_argument("--cool-down", type=seconds, default=0.0, metavar="S", help="nor those of the last S seconds")
     group.add_argument("--seed", type=int, default=0, help="of the arrivals and whatever else is drawn [%(default)s]")
 
 
@@ -57,6 +61,8 @@ def shape_of(options: argparse.Namespace) -> LoadShape:
         scale=options.scale,
         max_prompt=options.max_prompt,
         max_output=options.max_output,
+        warm_up=options.warm_up,
+        cool_down=options.cool_down,
         seed=options.seed,
     )
 
@@ -69,6 +75,14 @@ def window(text: str) -> tuple[float, float]:
     found = (_seconds(begin) if begin else 0.0, _seconds(end) if end else float("inf"))
     if not 0 <= found[0] < found[1]:
         raise argparse.ArgumentTypeError(f"the window {text!r} is empty")
+    return found
+
+
+def seconds(text: str) -> float:
+    """A time of at least 0: seconds, or with a unit s, m, h, d. Raises ArgumentTypeError."""
+    found = _seconds(text)
+    if not 0 <= found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time of at least 0")
     return found
 
 

@@ -47,6 +47,7 @@ class LoadShape:
         arrivals: drawn ones, or those of users in a closed loop; None for the trace's own times.
         scale: factor on all lengths, blocks included, so that what is shared stays shared.
         max_prompt, max_output: bounds on lengths, in tokens; anything longer is cut.
+        warm_up, cool_down: seconds at the beginning and at the end of the arrivals that are sent, and not counted.
         seed: of everything drawn at random.
 
     Raises:
@@ -63,6 +64,8 @@ class LoadShape:
     scale: float = 1.0
     max_prompt: int | None = None
     max_output: int | None = None
+    warm_up: float = 0.0
+    cool_down: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -121,6 +124,8 @@ def make_plan(trace: Trace, shape: LoadShape | None = None) -> Plan:
         requests = list(islice(_cycled(requests), len(times)))
     else:
         times = _own_times(trace, shape, start, requests)
+    if closed is None and not any(shape.warm_up <= at <= times[-1] - shape.cool_down for at in times):
+        raise ArrivalError(f"nothing is left between --warm-up {shape.warm_up:g} and --cool-down {shape.cool_down:g} s")
     return Plan(
         requests=[_planned(index, *pair) for index, pair in enumerate(zip(times, requests, strict=True))],
         closed=closed,

@@ -52,6 +52,10 @@ def test_without_options_a_trace_is_sent_as_it_is():
         (["--spread"], lambda plan, target: plan.shape.spread),
         (["--max-prompt", "7"], lambda plan, target: plan.shape.max_prompt == 7),
         (["--max-output", "8"], lambda plan, target: plan.shape.max_output == 8),
+        (
+            ["--warm-up", "2m", "--cool-down", "30"],
+            lambda plan, target: (plan.shape.warm_up, plan.shape.cool_down) == (120, 30),
+        ),
         (["--same-texts", "--seed", "4"], lambda plan, target: plan.texts == 4),
         (["--texts", "11", "--seed", "4"], lambda plan, target: plan.texts == 11),
         (["--seed", "4"], lambda plan, target: plan.texts is None),

@@ -10,7 +10,7 @@ from loadtest.report.pages import page
 from loadtest.report.pages.plots import Plot
 from loadtest.report.records import SCHEMA, LoadRun, RequestRecord
 from loadtest.report.rows import Section, count, figure, milliseconds, percent, sections
-from loadtest.report.trust import cautions
+from loadtest.report.trust import cautions, measured_text
 
 NARROW = {"Load", "Tokens", "Correctness", "Failures", "Objectives missed", "The client"}
 FIRST = {"Latency", "Objectives"}
@@ -32,6 +32,8 @@ def _parts(run: LoadRun, summary: Summary, pictures: list[Plot]) -> Iterator[str
     started = datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield f"<h1>{escape(run.label)}</h1>"
     yield f'<p class="soft">{escape(run.target)} · started {started} · {run.duration:,.1f} s · {SCHEMA}</p>'
+    if said := measured_text(run):
+        yield f'<p class="soft">{escape(said)}</p>'
     if run.invalid:
         yield page.warning("This run is invalid: do not trust its figures.", run.invalid)
     if found := cautions(run):

@@ -47,17 +47,19 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A run, with what is computed from it once for all pictures."""
+    """A run, with what is computed from it once for all pictures: all its requests, those that count, its windows."""
 
     run: LoadRun
     columns: Columns
+    counted: Columns
     series: Series
 
     @classmethod
     def of(cls, run: LoadRun) -> "View":
         """Compute the arrays and the series of `run`."""
         columns = Columns.of(run)
-        return cls(run, columns, Series.of(run, columns))
+        counted = run.measured
+        return cls(run, columns, columns if counted is run else Columns.of(counted), Series.of(run, columns))
 
 
 def plots(view: View) -> list[Plot]:
@@ -218,7 +220,7 @@ def _attainment(views: Sequence[View]) -> Drawing:
     panel = drawing.panel
     for place, view in enumerate(views):
         colour = COLOURS[place % len(COLOURS)]
-        panel.plot(SCALES, attainment_curve(view.columns, SCALES), color=colour, label=view.run.label)
+        panel.plot(SCALES, attainment_curve(view.counted, SCALES), color=colour, label=view.run.label)
     panel.set(xscale="log", xlim=(SCALES[0], SCALES[-1]), ylim=(0, 1.01), xlabel="bounds multiplied by")
     panel.axvline(1, color="black", linestyle="--", linewidth=0.9)
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
@@ -265,7 +267,7 @@ def _curves(views: Sequence[View]) -> list[Curve]:
 
 
 def _cdf(panel: Axes, name: str, curve: Curve) -> None:
-    columns, klass = curve.view.columns, curve.klass
+    columns, klass = curve.view.counted, curve.klass
     chosen = columns.whole if klass is None else columns.whole & (columns.klass == klass)
     found: Floats = columns.gap[chosen[columns.gap_owner]] if name == "itl" else getattr(columns, name)[chosen]
     values = np.sort(found[np.isfinite(found)])
