@@ -1,22 +1,35 @@
 """The options that say which part of a trace is used and how it arrives: the same for every command that has a trace."""
 
 import argparse
-from pathlib import Path
 
 from loadtest.workload.arrivals import ArrivalError, Arrivals, parse_arrivals
 from loadtest.workload.numbers import positive, whole
 from loadtest.workload.plan import LoadShape
 from loadtest.workload.traces import Trace
-from loadtest.workload.traces.read import FORMATS, read_trace
+from loadtest.workload.traces.columns import EXAMPLE
+from loadtest.workload.traces.problems import TraceError
+from loadtest.workload.traces.read import FORMATS, by_columns, read_trace
+from loadtest.workload.traces.synthetic import MANY, synthetic
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """The trace, and the fields of `LoadShape`."""
-    parser.add_argument("trace", type=Path, help="what is sent, and when: a file in any known format")
+    parser.add_argument("trace", nargs="?", help="what is sent, and when: a file in any known format, gzipped or not")
     group = parser.add_argument_group("requests")
+    group.add_argument(
+        "--synthetic",
+        metavar="prompt=256±64,output=128",
+        help="lengths without a trace: N, MEAN±DEVIATION or LEAST-MOST; prefix=N: all prompts begin with the same N tokens",
+    )
     group.add_argument("--format", choices=list(FORMATS), help="of the trace [recognised by its first line]")
+    group.add_argument(
+        "--columns",
+        metavar="WHAT=NAME,..",
+        help=f"of a CSV or JSON lines file in a format of its own: {EXAMPLE}. Names may be nested (a.b), times numbers (s, ms, us, "
+        "ns), ISO 8601 or times of day, blocks nested lists (flattened depth first)",
+    )
     group.add_argument("--strict", action="store_true", help="stop at the first broken row of the trace")
     group.add_argument("--window", type=window, metavar="A:B", help="part of the trace: in seconds, or as 9h:18h")
     group.add_argument("--limit", type=whole, metavar="N", help="at most N requests")
@@ -44,8 +57,16 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 
 def trace_of(options: argparse.Namespace) -> Trace:
-    """The trace that the options name. Raises TraceError."""
-    return read_trace(options.trace, options.format, strict=options.strict)
+    """The trace that the options name, or describe. Raises TraceError."""
+    if (options.trace is None) == (options.synthetic is None):
+        raise TraceError("give either a trace or --synthetic prompt=256±64,output=128")
+    if options.synthetic is not None:
+        return synthetic(options.synthetic, options.limit or MANY, options.seed)
+    if options.columns is not None and options.format is not None:
+        raise TraceError("--columns describes a format, and --format names another: give one of them")
+    return read_trace(
+        options.trace, by_columns(options.columns) if options.columns else options.format, strict=options.strict
+    )
 
 
 def shape_of(options: argparse.Namespace) -> LoadShape:

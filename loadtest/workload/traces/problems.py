@@ -1,12 +1,14 @@
 """What is wrong with a trace, row by row, and how the fields of a row are read. Each reason names the field and its value."""
 
 import csv
+import gzip
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loadtest.workload.traces import LeftOut
 
@@ -48,12 +50,25 @@ class Problems:
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers from 1, without line ends (LF or CRLF; the last may have none); empty ones are skipped."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            stripped = line.rstrip("\r\n")
-            if stripped:
-                yield number, stripped
+    """The lines with their numbers from 1, without line ends (LF or CRLF; the last may have none); empty ones are skipped.
+
+    Raises TraceError if it is named as a gzipped file and is none.
+    """
+    with opened(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                stripped = line.rstrip("\r\n")
+                if stripped:
+                    yield number, stripped
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise TraceError(f"{path} is not a whole gzipped file: {error}") from None
+
+
+def opened(path: Path) -> IO[str]:
+    """The file as text, gzipped if its name says so."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
 def shown(value: Any) -> str:
@@ -65,10 +80,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def cells(line: str) -> list[str]:
+def cells(line: str, delimiter: str = ",") -> list[str]:
     """The cells of a line of CSV, quoted or not. Raises BrokenRow if its quotes are wrong."""
     try:
-        return next(csv.reader([line], strict=True))
+        return next(csv.reader([line], strict=True, delimiter=delimiter))
     except (csv.Error, StopIteration) as error:
         raise BrokenRow(f"{shown(line)} is not CSV: {error}") from None
 

@@ -2,9 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from loadtest.workload.traces import Trace, TraceRequest, azure, burstgpt, mooncake, own, prompts_jsonl, sharegpt
+from loadtest.workload.traces import (
+    Trace,
+    TraceRequest,
+    azure,
+    burstgpt,
+    columns,
+    mooncake,
+    own,
+    prompts_jsonl,
+    sharegpt,
+)
 from loadtest.workload.traces.problems import Problems, TraceError, numbered
 
 
@@ -39,17 +50,18 @@ FORMATS = {
 }
 
 
-def read_trace(path: str | Path, format: str | None = None, *, strict: bool = False) -> Trace:
+def read_trace(path: str | Path, format: str | Format | None = None, *, strict: bool = False) -> Trace:
     """Read a trace; its requests are in order of arrival, the first at 0.
 
     Args:
         path: the file.
-        format: a name from `FORMATS`; by default recognised by the file's first line.
+        format: a name from `FORMATS`, or one of the user's own (`by_columns`); by default recognised by the file's first line.
         strict: stop at the first broken row. Failed requests, which BurstGPT keeps, are not broken rows.
 
     Raises:
         TraceError: no such file, no known format, no request in it, or a broken row with `strict`.
     """
+    refuse_stream(str(path))
     path = Path(path)
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
@@ -71,7 +83,25 @@ def read_trace(path: str | Path, format: str | None = None, *, strict: bool = Fa
     )
 
 
-def _format(path: Path, name: str | None) -> Format:
+def refuse_stream(name: str) -> None:
+    """Raise TraceError for what is no file, and say what to do instead."""
+    if name == "-":
+        raise TraceError(
+            "a trace is a file, since it is read more than once: save what is piped, such as `... > trace.jsonl`"
+        )
+    if "://" in name:
+        raise TraceError(f"{name} is an address, and a trace is a file: `curl -LO {name}` fetches it")
+
+
+def by_columns(text: str) -> Format:
+    """The format that `--columns` describes. Raises TraceError."""
+    chosen = columns.parse_columns(text)
+    return Format(columns.NAME, lambda _: False, partial(columns.read, columns=chosen), lambda _: 0.0, chosen.timed)
+
+
+def _format(path: Path, name: str | Format | None) -> Format:
+    if isinstance(name, Format):
+        return name
     if name is not None:
         if name not in FORMATS:
             raise TraceError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
@@ -80,4 +110,8 @@ def _format(path: Path, name: str | None) -> Format:
     for each in FORMATS.values():
         if each.sniff(first):
             return each
-    raise TraceError(f"{path} is of no known format ({', '.join(FORMATS)}); it begins with {first[:60]!r}")
+    known = ", ".join(FORMATS)
+    raise TraceError(
+        f"{path} is of no known format ({known}); it begins with {first[:60]!r}. --columns says what is in which column: "
+        f"{columns.EXAMPLE}"
+    )

@@ -17,6 +17,7 @@ from loadtest.workload.traces.problems import (
     field_of,
     json_object,
     numbered,
+    opened,
     session_of,
     shown,
 )
@@ -46,7 +47,8 @@ def read(path: Path, problems: Problems) -> Iterator[TraceRequest]:
 def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
     if next((line for _, line in numbered(path)), "").lstrip().startswith("["):
         try:
-            yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1)
+            with opened(path) as file:
+                yield from enumerate(json.load(file), 1)
         except (ValueError, RecursionError) as error:
             raise TraceError(f"{path} begins like a JSON array but is not one: {error}") from None
         return

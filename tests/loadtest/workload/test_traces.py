@@ -1,5 +1,6 @@
 """Every format is recognised by its first line and read as published; broken rows are reported by line."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -179,3 +180,26 @@ def test_formats_do_not_take_each_others_files():
     for path in DATA.glob("*.[cj]s*"):
         first = path.read_text().splitlines()[0]
         assert sum(format.sniff(first) for format in FORMATS.values()) == 1
+
+
+@pytest.mark.parametrize("name", ["azure_conv.csv", "burstgpt_3.csv", "mooncake.jsonl", "mt_bench.jsonl"])
+def test_a_gzipped_trace_is_read_as_it_is(name, tmp_path):
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress((DATA / name).read_bytes()))
+    plain, packed = read_trace(DATA / name), read_trace(path)
+    assert packed.requests == plain.requests and packed.format == plain.format and packed.name == f"{name}.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(TraceError, match="not a whole gzipped file"):
+        read_trace(path)
+    path.write_bytes((DATA / name).read_bytes())
+    with pytest.raises(TraceError, match="not a whole gzipped file"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("-", "save what is piped"), ("https://x/t.csv", "curl -LO https://x/t.csv")]
+)
+def test_what_is_no_file_is_refused_with_what_to_do_instead(name, said):
+    with pytest.raises(TraceError) as caught:
+        read_trace(name)
+    assert said in str(caught.value)
