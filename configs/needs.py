@@ -44,6 +44,20 @@ _NEEDS = (
         "set ray",
     ),
     Requirement(
+        ("kv_transfer",),
+        "ray",
+        lambda self: self.ray is not None,
+        "on one machine KV goes nowhere",
+        "set ray",
+    ),
+    Requirement(
+        ("kv_transfer",),
+        "kv_host_gib",
+        lambda self: self.asks_for("kv_host_gib"),
+        "there is no host tier from which other nodes read",
+        "set kv_host_gib",
+    ),
+    Requirement(
         ("gpus_per_engine",),
         "device",
         lambda self: self.device != "cpu",

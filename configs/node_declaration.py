@@ -1,7 +1,7 @@
 """Knobs of engines on several machines, declared as those of `configs/declaration.py` are."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.config import JsonDict
@@ -37,6 +37,13 @@ class NodeDeclaration(BatchDeclaration):
         ge=0,
         description="GPUs of one node that Ray reserves for each engine, as many as tensor_parallel says. 0: engines compute on "
         "CPUs.",
+        json_schema_extra=NODES,
+    )
+    kv_transfer: Literal["curve", "nixl"] = Field(
+        "curve",
+        description="How KV goes from node to node. `curve`: encrypted, to nodes of this server alone. `nixl`: NIXL reads it over "
+        "UCX, by RDMA where there is a card for it; neither encrypted nor guarded by keys, so for a network of its own. Needs the "
+        "extra `nixl` on each node.",
         json_schema_extra=NODES,
     )
     cpus_per_engine: PositiveInt = Field(

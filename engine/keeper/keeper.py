@@ -16,6 +16,7 @@ from functools import partial
 from mmap import mmap
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.keeper.books import Lease, SlabBooks
 from engine.keeper.budget import KeeperBudget
@@ -143,6 +144,15 @@ class Keeper:
             raise Nonsense("no engine of this machine has come yet")
         if (here.fingerprint, here.block_bytes) != (fingerprint, block_bytes):
             raise Nonsense(f"it keeps KV blocks of another kind: of {here.fingerprint}, not of {fingerprint}")
+
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """The slots, uint8 [slots, block bytes]."""
+        return self._rows.array
+
+    def lend(self, block_keys: Sequence[BlockKey]) -> tuple[Lease, list[int]]:
+        """Keep these contents where they are. Returns the lease, and a slot for each or `NOT_THERE`."""
+        return self.books.lend(self._own, block_keys)
 
     def copies(self, block_keys: Sequence[BlockKey]) -> list[bytes | None]:
         """The bytes of these contents; None where one is not in memory."""

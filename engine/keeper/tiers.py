@@ -149,5 +149,6 @@ def kept_tiers(settings: Settings, address: KeeperAddress, peers: PeerPass | Non
     if settings.kv_disk_path is not None:
         tiers.append(KeptDiskTier(link, int(settings.kv_disk_gib * GIB)))
     if peers is not None and settings.kv_host_gib:
-        tiers.append(PeerTier(peers, int(settings.kv_host_gib * GIB) * settings.engines))
+        remembered = int(settings.kv_host_gib * GIB) * settings.engines
+        tiers.append(PeerTier(peers, remembered, by_nixl=settings.kv_transfer == "nixl"))
     return tiers

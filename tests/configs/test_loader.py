@@ -29,6 +29,7 @@ PARTNERS = {
     "routing": {"engines": 2},
     "gpus_per_engine": {"ray": "auto", "tensor_parallel": 2048},
     "cpus_per_engine": {"ray": "auto"},
+    "kv_transfer": {"ray": "auto", "kv_host_gib": 1.0},
     "key_names": {"api_key": ["a"]},
     "log_content": {"access_log": True},
     "tls_key": {"tls_cert": "cert.pem"},

@@ -287,6 +287,11 @@ def test_an_address_of_a_cluster(address):
     assert Settings(ray=address).ray == address
 
 
+def test_kv_goes_from_node_to_node_only_where_there_is_some():
+    assert contradictions(kv_transfer="nixl", kv_host_gib=1.0)[0].names == ("kv_transfer", "ray")
+    assert contradictions(kv_transfer="nixl", ray="auto")[0].names == ("kv_transfer", "kv_host_gib")
+
+
 def test_routing_by_prefixes_needs_prefixes():
     assert Settings(engines=2).router == "prefix-aware"
     assert Settings(engines=2, prefix_caching=False).router == "least-work"

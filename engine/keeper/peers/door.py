@@ -16,6 +16,7 @@ from engine.ipc.codec import MessageCodec, ProtocolError
 from engine.ipc.curve import Guard, KeyPair
 from engine.ipc.peer_list import PeerPass
 from engine.keeper.keeper import HOST, Keeper, Nonsense
+from engine.keeper.peers.leases import PeerLeases
 from engine.keeper.peers.messages import (
     ANSWERS,
     VISITS,
@@ -24,12 +25,17 @@ from engine.keeper.peers.messages import (
     Blocks,
     Doubt,
     Fetch,
+    GiveBack,
+    LendOut,
     News,
     StillHere,
+    TakenBack,
     TurnedAway,
     Visit,
     VisitMessage,
+    Where,
 )
+from engine.keeper.peers.nixl_memory import NixlMemory
 from engine.keeper.records import NOBODY
 
 log = logging.getLogger("headrace.keeper")
@@ -61,6 +67,8 @@ class PeerDoor:
         self._socket.use_fd = listener
         self._guard.watch(self._socket, _DOMAIN)
         self._socket.bind(own.endpoint)
+        self._leases, self._memory = PeerLeases(keeper), NixlMemory()
+        self._offering = asyncio.Lock()
         self._feeds: dict[bytes, asyncio.Task[None]] = {}
         self._tasks = [asyncio.ensure_future(self._answer()), asyncio.ensure_future(self._admit())]
 
@@ -87,6 +95,13 @@ class PeerDoor:
                 copies = self._keeper.copies(message.block_keys)
                 there = [copy is not None for copy in copies]
                 await self._send(visitor, Blocks(there=there), [copy for copy in copies if copy is not None])
+            case Where():
+                self._tasks.append(asyncio.ensure_future(self._tell_where(visitor)))
+            case LendOut():
+                await self._send(visitor, self._leases.lend(message.block_keys))
+            case GiveBack():
+                if self._leases.end(message.lease):
+                    await self._send(visitor, TakenBack())
             case Doubt():
                 self._keeper.drop(HOST, message.keys)
             case Alive():
@@ -111,6 +126,12 @@ class PeerDoor:
         finally:
             self._keeper.unsubscribe(subscriber)
 
+    async def _tell_where(self, visitor: bytes) -> None:
+        """Offer the memory; the first time that takes seconds, in which others are answered."""
+        async with self._offering:
+            here = await asyncio.to_thread(self._memory.here, self._keeper.memory)
+        await self._send(visitor, here)
+
     async def _send(self, visitor: bytes, message: AnswerMessage, blocks: Sequence[bytes] = ()) -> None:
         try:
             await self._socket.send_multipart([visitor, *self._codec.encode(message), *blocks])
@@ -125,5 +146,6 @@ class PeerDoor:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        self._leases.close()
         self._socket.close(linger=0)
         self._guard.close()

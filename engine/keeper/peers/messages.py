@@ -24,6 +24,25 @@ class Fetch:
 
 
 @dataclass(slots=True, kw_only=True)
+class Where:
+    """Where is your memory? For a transfer engine that reads it by itself."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LendOut:
+    """Keep these contents where they are: I read them."""
+
+    block_keys: list[BlockKey]
+
+
+@dataclass(slots=True, kw_only=True)
+class GiveBack:
+    """What was lent has been read."""
+
+    lease: int
+
+
+@dataclass(slots=True, kw_only=True)
 class Doubt:
     """These contents must be read by nobody."""
 
@@ -35,8 +54,8 @@ class Alive:
     """Are you there?"""
 
 
-VISITS = (Visit, Fetch, Doubt, Alive)
-VisitMessage = Visit | Fetch | Doubt | Alive
+VISITS = (Visit, Fetch, Where, LendOut, GiveBack, Doubt, Alive)
+VisitMessage = Visit | Fetch | Where | LendOut | GiveBack | Doubt | Alive
 
 
 # --- keeper -> engine ---
@@ -65,9 +84,31 @@ class Blocks:
 
 
 @dataclass(slots=True, kw_only=True)
+class Here:
+    """It is there."""
+
+    agent: str  # the transfer engine's name for this process
+    metadata: bytes  # by which it is reached
+    address: int  # of the first slot
+
+
+@dataclass(slots=True, kw_only=True)
+class LentOut:
+    """They stay there until they are given back, but no longer than that takes at most."""
+
+    lease: int
+    slots: list[int]  # of each content; `NOT_THERE`
+
+
+@dataclass(slots=True, kw_only=True)
+class TakenBack:
+    """They were there until now."""
+
+
+@dataclass(slots=True, kw_only=True)
 class StillHere:
     """Yes."""
 
 
-ANSWERS = (TurnedAway, News, Blocks, StillHere)
-AnswerMessage = TurnedAway | News | Blocks | StillHere
+ANSWERS = (TurnedAway, News, Blocks, Here, LentOut, TakenBack, StillHere)
+AnswerMessage = TurnedAway | News | Blocks | Here | LentOut | TakenBack | StillHere

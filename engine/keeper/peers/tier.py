@@ -16,18 +16,23 @@ class PeerTier(TierEntry):
     Args:
         own: says who the others are.
         capacity: bytes of theirs that are remembered here.
+        by_nixl: whether NIXL reads there, instead of the blocks being sent.
     """
 
     name = "peer"
     bandwidth = 4e8
 
-    def __init__(self, own: PeerPass, capacity: int) -> None:
+    def __init__(self, own: PeerPass, capacity: int, *, by_nixl: bool) -> None:
         self.capacity = capacity
-        self._own = own
+        self._own, self._by_nixl = own, by_nixl
 
     def open(self, device: DeviceBlocks) -> "BlockStore":
         """Begin to follow them; whoever is not there has nothing yet."""
+        visit = Visit(fingerprint=device.fingerprint, block_bytes=device.block_bytes, follows=True)
+        if self._by_nixl:
+            from engine.keeper.peers.nixl_store import NixlPeerStore
+
+            return NixlPeerStore(self._own, visit)
         from engine.keeper.peers.store import PeerStore
 
-        visit = Visit(fingerprint=device.fingerprint, block_bytes=device.block_bytes, follows=True)
         return PeerStore(self._own, visit)

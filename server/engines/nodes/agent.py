@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from configs.model.source import ModelError, ModelSource, resolve_model
@@ -159,6 +160,9 @@ class NodeAgent:
         if here != self._deployment.version:
             text = f"has headrace {here}, the server {self._deployment.version}: install the same one"
             raise NodeRefuses(f"node {self.address} {text}")
+        if self._settings.kv_transfer == "nixl" and find_spec("nixl") is None:
+            text = "kv_transfer is nixl, but NIXL is not installed: pip install 'headrace[nixl]'"
+            raise NodeRefuses(f"node {self.address}: {text}")
         try:
             source = resolve_model(self._deployment.model)
         except ModelError as error:

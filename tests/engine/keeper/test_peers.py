@@ -8,6 +8,7 @@ import zmq
 
 from engine.ipc.curve import new_keys
 from engine.ipc.peer_list import KeeperPeer, PeerPass, read_pass, write_peers
+from engine.keeper.peers import leases
 from engine.keeper.peers import store as peer_store
 from engine.keeper.peers.door import PeerDoor
 from engine.keeper.peers.lane import PeerGone, PeerLane
@@ -99,6 +100,35 @@ def test_what_one_machine_has_in_memory_another_reads(machines, here, there):
     machines[0].keeper.wait_until(follow(here, set(), (1, 2, 3)))
     assert get(here, 3, 9, 1) == [3, 1]
     assert here.put([block_key(4)], Rows(torch.zeros(1, SIZE, dtype=torch.uint8), [0])) == [0]
+
+
+def test_nixl_reads_where_they_lie(machines, there):
+    pytest.importorskip("nixl", reason="NIXL is not installed: pip install 'headrace[nixl]'")
+    from engine.keeper.peers.nixl_store import NixlPeerStore
+
+    store = NixlPeerStore(machines[0].own, VISIT)
+    put(there, 1, 2, 3)
+    machines[0].keeper.wait_until(follow(store, set(), (1, 2, 3)))
+    for _ in range(2):
+        assert get(store, 3, 9, 1) == [3, 1]
+    drop(there, 1)
+    assert get(store, 3, 1, 2) == [3, 2], "what it no longer lends"
+    store.close()
+    machines[1].keeper.check_integrity()
+
+
+def test_what_is_not_given_back_is_free_in_the_end(machines, there, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.01)
+    put(there, 1, 2)
+    keeper = machines[1].keeper
+
+    async def lent():
+        return machines[1].opened._leases.lend([block_key(1), block_key(7)])
+
+    lease = keeper.run(lent)
+    assert [slot >= 0 for slot in lease.slots] == [True, False]
+    keeper.wait_until(lambda: not keeper.call(lambda: machines[1].opened._leases.end(lease.lease)))
+    keeper.wait_until(lambda: not keeper.keeper.books._leases)
 
 
 def test_what_comes_and_goes_is_told(machines, here, there):
