@@ -29,10 +29,10 @@ from engine.keeper.peers.messages import (
     LendOut,
     News,
     StillHere,
-    TakenBack,
     TurnedAway,
     Visit,
     VisitMessage,
+    WasThere,
     Where,
 )
 from engine.keeper.peers.nixl_memory import NixlMemory
@@ -101,7 +101,7 @@ class PeerDoor:
                 await self._send(visitor, self._leases.lend(message.block_keys))
             case GiveBack():
                 if self._leases.end(message.lease):
-                    await self._send(visitor, TakenBack())
+                    await self._send(visitor, WasThere())
             case Doubt():
                 self._keeper.drop(HOST, message.keys)
             case Alive():

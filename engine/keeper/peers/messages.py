@@ -101,7 +101,7 @@ class LentOut:
 
 
 @dataclass(slots=True, kw_only=True)
-class TakenBack:
+class WasThere:
     """They were there until now."""
 
 
@@ -110,5 +110,5 @@ class StillHere:
     """Yes."""
 
 
-ANSWERS = (TurnedAway, News, Blocks, Here, LentOut, TakenBack, StillHere)
-AnswerMessage = TurnedAway | News | Blocks | Here | LentOut | TakenBack | StillHere
+ANSWERS = (TurnedAway, News, Blocks, Here, LentOut, WasThere, StillHere)
+AnswerMessage = TurnedAway | News | Blocks | Here | LentOut | WasThere | StillHere

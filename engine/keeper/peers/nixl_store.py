@@ -5,12 +5,12 @@ from typing import TypeVar
 
 from engine.ipc.peer_list import KeeperPeer, PeerPass
 from engine.keeper.peers.lane import PeerGone, PeerLane
-from engine.keeper.peers.messages import GiveBack, Here, LendOut, LentOut, TakenBack, Visit, Where
+from engine.keeper.peers.messages import GiveBack, Here, LendOut, LentOut, Visit, WasThere, Where
 from engine.keeper.peers.nixl_memory import NixlReader, ReadFailed
 from engine.keeper.peers.store import PeerStore
 from scheduler.types.block_hash import BlockKey
 
-Answer = TypeVar("Answer", Here, LentOut, TakenBack)
+Answer = TypeVar("Answer", Here, LentOut, WasThere)
 
 _AT_ONCE = 32  # blocks of one read
 _SECONDS = 20.0  # for an answer: the first one imports NIXL there
@@ -39,7 +39,7 @@ class NixlPeerStore(PeerStore):
                 self._reader.read(self._places[peer], [slot for _, slot in there])
             except ReadFailed as error:
                 raise PeerGone(f"the keeper at {peer.endpoint}: {error}") from error
-            _asked(lane, GiveBack(lease=lent.lease), TakenBack)
+            _asked(lane, GiveBack(lease=lent.lease), WasThere)
             for row, (place, _) in enumerate(there):
                 yield place, self._reader.rows[row].data
 
