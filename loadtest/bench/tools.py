@@ -1,6 +1,6 @@
 """How often a model calls the tool that a plain question is about, and how its calls are formed: 20 questions, three tools, `auto`.
 
-    headrace serve --model Qwen2.5-Coder-1.5B-Instruct.gguf
+    headrace serve Qwen2.5-Coder-1.5B-Instruct.gguf
     python -m loadtest.bench.tools                        # asks http://127.0.0.1:8000
 
 Each question is asked as one answer and as a stream, greedily: both must say the same. Ends with 1 if a call is not well formed.

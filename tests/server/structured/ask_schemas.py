@@ -1,6 +1,6 @@
 """Whether a model's answers fit their schemas: every schema of `tests/data/json_schemas.json`, three answers each.
 
-    headrace serve --model Qwen2.5-Coder-1.5B-Instruct.gguf
+    headrace serve Qwen2.5-Coder-1.5B-Instruct.gguf
     python -m tests.server.structured.ask_schemas         # asks http://127.0.0.1:8000
 
 Each is drawn with a seed of its own. An answer that ended (`stop`) has to be valid by `jsonschema`; one that `max_tokens` cut off
