@@ -18,7 +18,7 @@ from kernels.bench.timing import Timer, copies
 from kernels.gpu.attention import decode as decoding
 from kernels.gpu.attention import paged as chunks
 from kernels.gpu.attention.decode import decode_attention
-from kernels.gpu.attention.launch import Config, capability
+from kernels.gpu.attention.launch import Config, chip
 from kernels.gpu.attention.paged import paged_attention
 
 BLOCK = 32
@@ -158,9 +158,7 @@ class AttentionBench:
 
     def _config(self, config_for: Callable[[int, int, int, int], Config], stages: int) -> Config:
         shape = self._shape
-        chosen = config_for(
-            shape.heads // shape.kv_heads, shape.dim, shape.dtype.itemsize, capability(self._timer.device)
-        )
+        chosen = config_for(shape.heads // shape.kv_heads, shape.dim, shape.dtype.itemsize, chip(self._timer.device))
         return replace(chosen, stages=stages)
 
     def _fused(self, backend: str, sequences: int, rows: int, cached: int) -> float | str:

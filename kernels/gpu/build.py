@@ -24,8 +24,13 @@ import kernels.gpu
 from kernels.gpu.runtime import INTERPRETED, Variant
 
 # Bytes of shared memory per block of threads, by compute capability (CUDA programming guide, technical specifications).
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 NOT_KERNELS = {"build", "runtime"}
+
+
+def _configured_as(arch: int) -> int:
+    """As `kernels.gpu.attention.launch.chip` says it of a GPU."""
+    return 90 if arch >= 90 and SHARED_LIMIT[arch] >= SHARED_LIMIT[90] else 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ def main() -> int:
     for module, variant in variants():
         if arguments.only and arguments.only not in module:
             continue
-        for arch in (arch for arch in arguments.arch if not variant.archs or arch in variant.archs):
+        for arch in (arch for arch in arguments.arch if not variant.archs or _configured_as(arch) in variant.archs):
             built = build(module, variant, arch)
             fits &= built.fits
             print(

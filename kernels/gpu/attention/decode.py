@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention.attention_mass import attention_mass
-from kernels.gpu.attention.launch import Config, Pool, capability, exponents, variants
+from kernels.gpu.attention.launch import Config, Pool, chip, exponents, variants
 from kernels.gpu.attention.merge_states import merge_states
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
@@ -31,21 +31,21 @@ _DOUBLINGS = 3  # of it, up to 1024: longer parts would leave the last programs 
 PROGRAMS = 64  # most programs that a sequence is split into (parts times KV heads), until parts are the longest
 
 
-def config_for(group: int, dim: int, bytes_each: int, chip: int) -> Config:
+def config_for(group: int, dim: int, bytes_each: int, arch: int) -> Config:
     """Choose by the model's shapes and the chip, never by the batch.
 
     Args:
         group: query heads per KV head.
         dim: of a head.
         bytes_each: bytes per element of a query.
-        chip: compute capability: 80, 90, ..
+        arch: what `launch.chip` says: 80 or 90.
     """
     tile = max(triton.next_power_of_2(group), 16)  # a dot takes at least 16 rows
     if bytes_each > 2:
         return Config(tile, 16, warps=4, stages=2)  # for comparing, not for speed
     if dim > 128:
         return Config(tile, 32, warps=4, stages=2)
-    return Config(tile, 64 if chip >= 90 else 32, warps=4, stages=3)
+    return Config(tile, 64 if arch >= 90 else 32, warps=4, stages=3)
 
 
 def split_length(keys: int, kv_heads: int) -> int:
@@ -237,7 +237,7 @@ def decode_attention(
     states = out[None] if parts == 1 else q.new_empty((parts, *q.shape), dtype=torch.float32)
     sums = q.new_empty((parts, *q.shape[:2]), dtype=torch.float32) if parts > 1 or log_sums is None else log_sums
     inner, outer = exponents(scale, soft_cap)
-    config = config or config_for(heads // kv_heads, dim, q.element_size(), capability(q.device))
+    config = config or config_for(heads // kv_heads, dim, q.element_size(), chip(q.device))
     _decode_attention[(kv_heads, parts, sequences)](
         q,
         pool.kv,

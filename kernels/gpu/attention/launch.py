@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.gpu.runtime import INTERPRETED, Variant
 
 LOG2E = math.log2(math.e)
+HOPPER_SHARED = 227 * 1024  # bytes that a program may have on compute capability 9.0 and 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,16 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@cache
+def chip(device: torch.device) -> int:
+    """Whose configurations a GPU takes: 90, Hopper's, where a program may have as much shared memory as there (consumers' chips of
+    later generations have 99 KiB), else 80. 90 if Triton interprets."""
+    if INTERPRETED:
+        return 90
+    most: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return 90 if capability(device) >= 90 and most >= HOPPER_SHARED else 80
+
+
 def _has_e4m3(kv: Tensor) -> bool:
     return not INTERPRETED and capability(kv.device) >= 89
 
@@ -121,7 +132,7 @@ def variants(
         group: query heads per KV head.
         dim: of a head.
         dtype: of queries, and of keys and values unless `fp8`.
-        config_for: (group, dim, bytes per element, compute capability) -> shape of a program.
+        config_for: (group, dim, bytes per element, `chip`) -> shape of a program.
         pointers: types of the pointers other than the queries, the pool and its tables.
         absent: optional pointers that are None in this variant.
         block_size: of the pool.

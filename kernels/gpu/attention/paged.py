@@ -24,14 +24,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention.attention_mass import attention_mass
-from kernels.gpu.attention.launch import Config, Pool, capability, exponents, variants
+from kernels.gpu.attention.launch import Config, Pool, chip, exponents, variants
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
 _COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at in one go when a tile looks for its own
 
 
-def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: bool = False) -> Config:
+def config_for(group: int, dim: int, bytes_each: int, arch: int, *, fp8: bool = False) -> Config:
     """Choose by the model's shapes and the chip, never by the batch.
 
     From Hopper on, a dot reads its right-hand side from shared memory; before, both sides pass through registers, and tiles must
@@ -41,13 +41,13 @@ def config_for(group: int, dim: int, bytes_each: int, capability: int, *, fp8: b
         group: query heads per KV head.
         dim: of a head.
         bytes_each: bytes per element of a query.
-        capability: of the chip: 80, 90, ..
+        arch: what `launch.chip` says: 80 or 90.
         fp8: whether the pool holds 8-bit floats, which take registers to convert.
 
     Raises:
         ValueError: the group does not fit a tile.
     """
-    hopper = capability >= 90
+    hopper = arch >= 90
     # A loop's loads run ahead only from 5 stages on: the block table's load takes one level of the pipeline and what it points to
     # another, so that with 3 each iteration waits for its own keys. Chips before Hopper have less shared memory and keep 3.
     # Converting 8-bit floats takes so many registers that only half as many keys at a time leave room for 5.
@@ -280,9 +280,7 @@ def paged_attention(
     out = torch.empty_like(q) if out is None else out
     if mass is not None and log_sums is None:
         log_sums = q.new_empty((rows, heads), dtype=torch.float32)
-    config = config or config_for(
-        heads // kv_heads, dim, q.element_size(), capability(q.device), fp8=pool.scales is not None
-    )
+    config = config or config_for(heads // kv_heads, dim, q.element_size(), chip(q.device), fp8=pool.scales is not None)
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
     inner, outer = exponents(scale, soft_cap)

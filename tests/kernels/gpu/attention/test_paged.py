@@ -1,10 +1,12 @@
 """Paged attention against its definition, by Triton's interpreter."""
 
 import mmap
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from kernels.gpu.attention import launch
 from kernels.gpu.attention import paged as module
 from kernels.gpu.attention.launch import Config
 from kernels.gpu.attention.paged import config_for, paged_attention
@@ -150,6 +152,18 @@ def test_what_does_not_belong_together_is_refused(change, message):
 def test_a_group_too_large_for_a_tile_is_refused():
     with pytest.raises(ValueError, match="at most 128"):
         config_for(129, 128, 2, 90)
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared", "chip"),
+    [(80, 166912, 80), (89, 101376, 80), (90, 232448, 90), (100, 232448, 90), (120, 101376, 80)],
+)
+def test_a_chip_takes_the_configurations_that_fit_its_shared_memory(capability, shared, chip, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "capability", lambda device: capability)
+    found = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert launch.chip.__wrapped__(torch.device("cuda", 0)) == chip
 
 
 @pytest.mark.parametrize("fp8", [False, True])
