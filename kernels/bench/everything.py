@@ -1,59 +1,36 @@
-"""`python -m kernels.bench --all --json OUT`: checks and times everything that needs a GPU.
+"""`python -m kernels.bench --all --json OUT`: checks and times everything that needs a GPU; `--again` tries once more what failed.
 
-Each part is a process of its own: what it leaves on the GPU is gone before the next begins, and one that fails or is too slow
+Each part is processes of its own: what it leaves on the GPU is gone before the next begins, and one that fails or is too slow
 costs only itself. And since a part is a command line, the kernels need not know what is built on them.
 """
 
 import json
-import os
 import platform
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-SECONDS = 480.0  # for all parts together
-TIMED_OUT, NOTHING_PASSED = 124, 5
+from kernels.bench.needs import LACKS_PACKAGES
+from kernels.bench.part import LINES, Part
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One process: Python with `arguments`. It writes its figures to the path after `option`.
-
-    Attributes:
-        name: of the part, under which its figures are stored.
-        arguments: Python's.
-        seconds: the most that it gets.
-        least: seconds; the part is left out if less time than this is left.
-        option: `--json`, or pytest's `--junit-xml`, whose counts are then the figures.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    seconds: float
-    least: float = 1.0
-    option: str = "--json"
-
+SECONDS, SECONDS_AGAIN = 480.0, 300.0  # for all parts together
+CHECKERS = 12  # processes: each kernel's first call compiles for seconds, on one core
 
 # One of the project's pytest options needs a plugin that a rented machine seldom has. A package that one test file lacks must not
 # keep the others from running.
 PYTEST = (
-    *("-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider"),
+    *("-m", "pytest", "-m", "gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider", "-p", "tests.gpu.lines"),
     *("--continue-on-collection-errors", "-o", "addopts=--import-mode=importlib -p no:asyncio"),
 )
-# The most important first, in case time runs out.
+# The most important first, in case time runs out. What the kernels' checks compile, all others find in Triton's cache.
 PARTS = (
-    Part("checks", PYTEST, 140.0, option="--junit-xml"),
+    Part("needs", ("-m", "kernels.bench.needs"), 30.0, needed_for_all=(LACKS_PACKAGES,)),
+    Part("checks", PYTEST, 110.0, option=LINES, tests=("tests/gpu/test_kernels_on_a_gpu.py",), processes=CHECKERS),
+    Part("engine", PYTEST, 110.0, option=LINES, tests=("tests/gpu/test_on_a_gpu.py",)),
     Part("kernels", ("-m", "kernels.bench", "gpu"), 120.0),
+    Part("steps", ("-m", "engine.bench.steps"), 60.0),
     Part("serving", ("-m", "engine.bench.serve"), 80.0),
     Part("peer", ("tests/peers/transformers_serving.py",), 80.0),
-    Part("steps", ("-m", "engine.bench.steps"), 60.0),
     Part("start", ("-m", "engine.bench.start"), 200.0, least=150.0),
 )
 
@@ -61,68 +38,58 @@ PARTS = (
 def run_all(out: Path | None, parts: tuple[Part, ...] = PARTS, seconds: float = SECONDS) -> int:
     """Run the parts one after another. Returns how many failed or were left out; `out` is rewritten after each."""
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "parts": {}}
+    _run(parts, seconds, found, out)
+    return sum(part["rc"] != 0 for part in found["parts"].values())
+
+
+def run_again(out: Path, parts: tuple[Part, ...] = PARTS, seconds: float = SECONDS_AGAIN) -> int:
+    """Try once more what failed, was too slow or was left out by `out`; the result stands there under `again`.
+
+    Returns as `run_all`.
+
+    Raises:
+        OSError: `out` cannot be read.
+        ValueError: it is not what `run_all` writes.
+    """
+    before = json.loads(out.read_text())
+    if not isinstance(before, dict) or "parts" not in before:
+        raise ValueError(f"{out} is not of a run of all parts")
+    known = before["parts"]
+    chosen = tuple(
+        part.once_more(known.get(part.name, {}))
+        for part in parts
+        if part.needed_for_all or known.get(part.name, {}).get("rc") != 0
+    )
+    again: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "parts": {}}
+    _run(chosen, seconds, again, out, before)
+    return sum(part["rc"] != 0 for part in again["parts"].values())
+
+
+def _run(
+    parts: tuple[Part, ...],
+    seconds: float,
+    found: dict[str, Any],
+    out: Path | None,
+    before: dict[str, Any] | None = None,
+) -> None:
     end = time.monotonic() + seconds
     for part in parts:
         left = end - time.monotonic()
         if left < part.least:
-            found["parts"][part.name] = {"rc": None, "why": f"left out: {left:.0f} of {part.least:.0f} s left"}
+            line: dict[str, Any] = {"rc": None, "why": f"left out: {left:.0f} of {part.least:.0f} s left"}
             print(f"--- {part.name}: left out, {left:.0f} s are left", flush=True)
         else:
-            found["parts"][part.name] = _run(part, min(part.seconds, left))
+            most = min(part.seconds, left)
+            print(f"--- {part.name}: at most {most:.0f} s", flush=True)
+            line = part.run(most)
+        found["parts"][part.name] = line
         found |= _compared(found["parts"])
         if out is not None:
-            out.write_text(json.dumps(found, indent=1))
+            out.write_text(json.dumps(found if before is None else before | {"again": found}, indent=1))
+        if line["rc"] in part.needed_for_all:
+            break
     if "serving_over_peer" in found:
         print(f"output tok/s over transformers' continuous batching: {found['serving_over_peer']:.2f}")
-    return sum(part["rc"] != 0 for part in found["parts"].values())
-
-
-def _run(part: Part, seconds: float) -> dict[str, Any]:
-    """Run a part; its exit code, time and figures. The processes it started and the files it left are removed."""
-    print(f"--- {part.name}: at most {seconds:.0f} s", flush=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "figures"
-        began = time.monotonic()
-        with subprocess.Popen(
-            [sys.executable, *part.arguments, part.option, str(path)],
-            env=os.environ | {"TMPDIR": folder},
-            start_new_session=True,
-        ) as process:
-            try:
-                code = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                code = TIMED_OUT
-            finally:
-                _end(process)
-        line: dict[str, Any] = {"rc": code, "seconds": round(time.monotonic() - began, 1)}
-        if path.is_file():
-            line["figures"] = _counts(path) if part.option == "--junit-xml" else json.loads(path.read_text())
-            if line["figures"].get("passed") == 0:
-                line["rc"] = code or NOTHING_PASSED
-        return line
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End all that is left of a part: a process that it started may hold GPU memory."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _counts(path: Path) -> dict[str, Any]:
-    """Pytest's result: how many tests passed, how many were skipped and why, and the messages of the others."""
-    cases = list(ElementTree.parse(path).getroot().iter("testcase"))
-    bad = {
-        str(case.get("name")): str(said.get("message"))[:1000]
-        for case in cases
-        for said in (*case.findall("error"), *case.findall("failure"))
-    }
-    skips = [skip.get("message") for case in cases for skip in case.findall("skipped")]
-    return {
-        "passed": len(cases) - len(bad) - len(skips),
-        "skipped": len(skips),
-        "failed": bad,
-        "why_skipped": sorted({str(why) for why in skips}),
-    }
 
 
 def _compared(parts: dict[str, Any]) -> dict[str, float]:

@@ -97,7 +97,7 @@ def chip(device: torch.device) -> int:
     later generations have 99 KiB), else 80. 90 if Triton interprets."""
     if INTERPRETED:
         return 90
-    most: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    most: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
     return 90 if capability(device) >= 90 and most >= HOPPER_SHARED else 80
 
 
