@@ -20,6 +20,8 @@ from server.fronts.messages import (
     CutAll,
     CutConnection,
     EndReceiving,
+    FrameAnnounced,
+    FramesFilled,
     FrontBeat,
     FrontReady,
     ReadOn,
@@ -80,7 +82,14 @@ class RemoteApplication:
         )
         return cycle
 
-    def heard(self, message: WriteBytes | ReadOn | AnswerEnded | CutConnection) -> None:
+    def fill(self, middles: dict[int, bytes]) -> None:
+        """What a step brought."""
+        cycles = self._cycles
+        for number, middle in middles.items():
+            if (cycle := cycles.get(number)) is not None:  # else its client has left
+                cycle.fill(middle)
+
+    def heard(self, message: FrameAnnounced | WriteBytes | ReadOn | AnswerEnded | CutConnection) -> None:
         """What the server says of a request. That may cross the client's leaving."""
         cycle = self._cycles.get(message.number)
         if cycle is None:
@@ -88,6 +97,8 @@ class RemoteApplication:
         match message:
             case WriteBytes():
                 cycle.write(message.data, message.started)
+            case FrameAnnounced():
+                cycle.announce(message.frame)
             case ReadOn():
                 cycle.read()
             case AnswerEnded():
@@ -189,7 +200,9 @@ class HttpProcess:
 
     def _heard(self, message: ToFront) -> None:
         match message:
-            case WriteBytes() | ReadOn() | AnswerEnded() | CutConnection():
+            case FramesFilled():
+                self._application.fill(message.middles)
+            case FrameAnnounced() | WriteBytes() | ReadOn() | AnswerEnded() | CutConnection():
                 self._application.heard(message)
             case EndReceiving():
                 self._connections.end_receiving(Unavailable(message.reason))

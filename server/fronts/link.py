@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from server.fronts.messages import FramesFilled
+
 Incoming = TypeVar("Incoming")
 _LENGTH_BYTES = 4
 _HIGH_WATER = 8 * 2**20  # bytes that may wait for the other process: some steps of all streams
@@ -37,6 +39,7 @@ class FrontWire(asyncio.Protocol, Generic[Incoming]):
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._outbox: list[Any] = []
+        self._middles: dict[int, bytes] = {}  # of the last message in the outbox, if it is one of those
         self._received = bytearray()
 
     def send(self, message: Any) -> None:
@@ -44,9 +47,18 @@ class FrontWire(asyncio.Protocol, Generic[Incoming]):
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.append(message)
+        self._middles = {}
+
+    def fill(self, number: int, middle: bytes) -> None:
+        """Send what goes into the announced frame of this request: those of a step are one message."""
+        middles = self._middles
+        if not middles or number in middles:
+            self.send(FramesFilled(middles := {}))
+            self._middles = middles
+        middles[number] = middle
 
     def _flush(self) -> None:
-        messages, self._outbox = self._outbox, []
+        messages, self._outbox, self._middles = self._outbox, [], {}
         if self._transport is not None:
             data = self._encoder.encode(messages)
             self._transport.write(len(data).to_bytes(_LENGTH_BYTES) + data)

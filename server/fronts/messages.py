@@ -2,6 +2,7 @@
 
 import msgspec
 
+from server.http.cycle import Frame
 from server.http.head import RequestHead
 
 Address = tuple[str, int | None]  # the path of a Unix socket has no port
@@ -80,6 +81,19 @@ class WriteBytes(msgspec.Struct, tag=True, array_like=True):
     started: bool  # whether they belong to the answer
 
 
+class FrameAnnounced(msgspec.Struct, tag=True, array_like=True):
+    """What is the same in the writes that fill it."""
+
+    number: int
+    frame: Frame
+
+
+class FramesFilled(msgspec.Struct, tag=True, array_like=True):
+    """Write what was announced around these, by the numbers of their requests."""
+
+    middles: dict[int, bytes]
+
+
 class ReadOn(msgspec.Struct, tag=True, array_like=True):
     """The application wants more of the body."""
 
@@ -125,4 +139,14 @@ FromFront = (
     | ProbeClient
     | ClientRefused
 )
-ToFront = WriteBytes | ReadOn | AnswerEnded | CutConnection | EndReceiving | CutAll | StopServing
+ToFront = (
+    WriteBytes
+    | FrameAnnounced
+    | FramesFilled
+    | ReadOn
+    | AnswerEnded
+    | CutConnection
+    | EndReceiving
+    | CutAll
+    | StopServing
+)

@@ -1,12 +1,13 @@
 """A request in an HTTP process: its connection is here, the application that answers it in the server's process."""
 
 import asyncio
+from collections.abc import Callable
 
 from server.errors import ApiError
 from server.fronts.link import FrontWire
 from server.fronts.messages import BodyEnded, BodyPart, ClientGone, ClientTakes, ProbeClient, ToFront
 from server.http.answer import error_bytes
-from server.http.cycle import HIGH_WATER, Wire
+from server.http.cycle import HIGH_WATER, Frame, Wire
 
 
 class RemoteCycle:
@@ -38,6 +39,7 @@ class RemoteCycle:
         self._link = link
         self._books = books
         self._bodiless = bodiless
+        self._filled: Callable[[bytes], bytes] = bytes  # until a frame is announced
         self._unread = 0  # bytes of the body that were sent since the application last asked for more
         self._drained: asyncio.Task[None] | None = None  # while the client does not take what is written
 
@@ -87,6 +89,14 @@ class RemoteCycle:
         if self._wire.write_paused and self._drained is None:
             self._link.send(ClientTakes(self.number, False))
             self._drained = asyncio.get_running_loop().create_task(self._tell_when_drained())
+
+    def announce(self, frame: Frame) -> None:
+        """This stands around what `fill` is given."""
+        self._filled = frame.filled
+
+    def fill(self, middle: bytes) -> None:
+        """Write it within the announced frame."""
+        self.write(self._filled(middle), True)
 
     async def _tell_when_drained(self) -> None:
         await self._wire.drained()

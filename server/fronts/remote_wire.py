@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from server.fronts.link import FrontWire
-from server.fronts.messages import AnswerEnded, CutConnection, FromFront, ReadOn, WriteBytes
-from server.http.cycle import HIGH_WATER, RequestCycle
+from server.fronts.messages import AnswerEnded, CutConnection, FrameAnnounced, FromFront, ReadOn, WriteBytes
+from server.http.cycle import HIGH_WATER, Frame, RequestCycle
 
 
 class RemoteWire:
@@ -83,6 +84,11 @@ class RemoteWire:
     def write(self, data: bytes) -> None:
         """Send bytes."""
         self._link.send(WriteBytes(self._number, data, self.cycle.started))
+
+    def framed(self, frame: Frame) -> Callable[[bytes], None]:
+        """What sends this around what it is given: the HTTP process knows it from now on."""
+        self._link.send(FrameAnnounced(self._number, frame))
+        return partial(self._link.fill, self._number)
 
     async def drained(self) -> None:
         """Wait until the client has taken enough of what was written, or has left."""

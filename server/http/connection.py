@@ -14,6 +14,7 @@ So h11 has another part: `tests/server/http/test_against_h11.py` holds what we r
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
@@ -21,7 +22,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from server.errors import ApiError, HeadTooLarge, MalformedRequest
 from server.http.answer import error_bytes
 from server.http.connections import Connections, Held
-from server.http.cycle import Wire
+from server.http.cycle import Frame, Wire
 from server.http.head import MAX_HEAD_BYTES, RequestHead
 from server.http.intake import Intake
 from server.http.write_watch import WriteWatch
@@ -251,6 +252,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Send bytes."""
         self._watch.written += len(data)
         self._transport.write(data)
+
+    def framed(self, frame: Frame) -> Callable[[bytes], None]:
+        """What sends this around what it is given."""
+        filled, write = frame.filled, self.write
+        return lambda middle: write(filled(middle))
 
     async def drained(self) -> None:
         """Wait until the client has taken enough of what was written, or has left."""

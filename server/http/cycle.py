@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
@@ -20,6 +22,27 @@ _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What is the same in many writes of one answer.
+
+    Attributes:
+        before, after: what stands around the part that differs.
+        chunked: whether each write is a chunk of its own.
+    """
+
+    before: bytes
+    after: bytes
+    chunked: bool
+
+    def filled(self, middle: bytes) -> bytes:
+        """One write."""
+        if not self.chunked:
+            return b"%b%b%b" % (self.before, middle, self.after)
+        size = len(self.before) + len(middle) + len(self.after)
+        return b"%x\r\n%b%b%b\r\n" % (size, self.before, middle, self.after)
+
+
 class Wire(Protocol):
     """What a cycle asks of its connection."""
 
@@ -31,6 +54,9 @@ class Wire(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
+
+    def framed(self, frame: Frame) -> Callable[[bytes], None]:
+        """What sends this around what it is given."""
 
     async def drained(self) -> None:
         """Wait until the client has taken enough of what was written."""
@@ -54,6 +80,9 @@ class DirectBody(Protocol):
 
     def write_more(self, data: bytes) -> None:
         """Write it; only if it takes more."""
+
+    def framed(self, before: bytes, after: bytes) -> Callable[[bytes], None]:
+        """What writes these around what it is given; to be asked for, and called, only if it takes more."""
 
 
 class RequestCycle:
@@ -162,6 +191,12 @@ class RequestCycle:
     def write_more(self, data: bytes) -> None:
         """More of the answer, past all that stands between the application and here."""
         self._write(data, more=True)
+
+    def framed(self, before: bytes, after: bytes) -> Callable[[bytes], None]:
+        """The same for what is given, with these around it."""
+        if self._bodiless or self._head or self._left >= 0:
+            return lambda middle: self._write(before + middle + after, more=True)
+        return self._wire.framed(Frame(before, after, self._chunked))
 
     def _start(self, message: Message) -> None:
         status: int = message["status"]

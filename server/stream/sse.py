@@ -27,6 +27,7 @@ CLIENT_GONE = 499  # nobody reads it; the access log does
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
+_quoted = msgspec.json.Encoder().encode
 _log = logging.getLogger("headrace.http")
 
 
@@ -47,11 +48,11 @@ class Writer(Protocol):
     """How deltas are written as events.
 
     Attributes:
-        text_event: the event of what an only choice gained, if that is a text and nothing else, neither its first nor its last.
-            None: more is said with a text, by `write`.
+        around_text: what stands before and behind the JSON of a text in the event of what an only choice gained, if that is a
+            text and nothing else, neither its first nor its last. None: more is said with a text, by `write`.
     """
 
-    text_event: Callable[[str], bytes] | None
+    around_text: Callable[[], tuple[bytes, bytes]] | None
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
@@ -83,6 +84,8 @@ class EventStream(Response):
         self._first: asyncio.Task[list[Delta] | None] | None = None
         self._writes = 0
         self._direct: DirectBody | None = None  # where the server lends one
+        self._write_quoted: Callable[[bytes], None] | None = None  # of a text, as JSON, once there was one
+        self._around_bytes = 0
 
     async def start(self, receive: Receive) -> bool:
         """Wait for the first output, or until a keep-alive is due; False if the client has left.
@@ -124,12 +127,22 @@ class EventStream(Response):
     @property
     def texts(self) -> bool:
         """Whether it takes a text with which no more is said."""
-        return self._writer.text_event is not None
+        return self._writer.around_text is not None
 
     def write_text(self, text: str) -> None:
         """Send what an only choice gained, at once."""
-        if self._writer.text_event is not None:
-            self._write_now(self._writer.text_event(text))
+        write = self._write_quoted or self._framed()
+        quoted = _quoted(text)
+        write(quoted)
+        self._exchange.sent += self._around_bytes + len(quoted)
+        self._writes += 1
+
+    def _framed(self) -> Callable[[bytes], None]:
+        assert self._direct is not None and self._writer.around_text is not None, "see `ready` and `texts`"
+        before, after = self._writer.around_text()
+        self._around_bytes = len(before) + len(after)
+        self._write_quoted = self._direct.framed(before, after)
+        return self._write_quoted
 
     def _write_now(self, data: bytes) -> None:
         if data and self._direct is not None:

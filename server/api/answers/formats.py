@@ -89,8 +89,9 @@ class ChunkWriter:
         self._extras: dict[int, JsonObject] = {}  # by choice, until its first chunk
         self._counted = dict.fromkeys(range(self._open), 0)  # by choice: tokens of the chunks so far
         plain = self._open == 1 and generation.choices[0].plain is not None
-        self.text_event: Callable[[str], bytes] | None = self._text_event if plain and not self._continuous else None
-        self._around_text: tuple[bytes, bytes] | None = None
+        self.around_text: Callable[[], tuple[bytes, bytes]] | None = (
+            self._around_text if plain and not self._continuous else None
+        )
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         """The events of one step, for one write; may be empty."""
@@ -100,15 +101,12 @@ class ChunkWriter:
         """The events of one step; there may be none."""
         return [event for delta in deltas for event in self._events(delta)]
 
-    def _text_event(self, text: str) -> bytes:
-        """The event of a text alone, as `write` has it: all but the text is the same each time."""
-        if self._around_text is None:
-            mark = secrets.token_hex(8)
-            event = b"".join(map(self._event, self._answer.chunks(Delta(index=0, text=mark))))
-            before, after = event.split(_encode(mark))
-            self._around_text = before, after
-        before, after = self._around_text
-        return b"%b%b%b" % (before, _encode(text), after)
+    def _around_text(self) -> tuple[bytes, bytes]:
+        """What stands before and behind the text in the event of a text alone, as `write` has it: it is the same each time."""
+        mark = secrets.token_hex(8)
+        event = b"".join(map(self._event, self._answer.chunks(Delta(index=0, text=mark))))
+        before, after = event.split(_encode(mark))
+        return before, after
 
     def end(self) -> bytes:
         """What follows the last choice's finish chunk."""

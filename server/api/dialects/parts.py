@@ -51,7 +51,7 @@ class AnswerPart:
 class EventWriter(ABC):
     """Deltas to the events of a dialect. Subclasses say what the events are."""
 
-    text_event: Callable[[str], bytes] | None = (
+    around_text: Callable[[], tuple[bytes, bytes]] | None = (
         None  # an event has a number, and what was said is told once more at the end
     )
 

@@ -47,6 +47,9 @@ class Wire:
     def write(self, data):
         self.sent += data
 
+    def framed(self, frame):
+        return lambda middle: self.write(frame.filled(middle))
+
     async def drained(self):
         await self.writable.wait()
 
