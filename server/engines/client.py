@@ -239,12 +239,7 @@ class EngineClient:
         self.status.stats = event.stats
         self._engine_metrics.step_ended(event)
         self.routing.step_ended(event.step_work, event.step_seconds, event.stats, now)
-        busy, served = bool(self._streams), 0
-        for request_id, token in event.tokens.items():
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                served += 1
-                self._deliver_token(stream, token, now)
+        busy, served = bool(self._streams), self._deliver_tokens(event.tokens, now)
         for output in event.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted while this was under way
@@ -252,11 +247,27 @@ class EngineClient:
         if busy:  # an engine at rest reports, too
             self._speed.served(served, now)
 
-    def _deliver_token(self, stream: OutputStream, token: int, now: float) -> None:
-        """Hand a token that is not the first to its reader."""
-        self.status.last_token = now
-        self._metrics.tokens_arrived(stream.lifetime.token_arrived(now))
-        stream.push_token(token)
+    def _deliver_tokens(self, tokens: Mapping[str, int], now: float) -> int:
+        """Hand tokens that are not the first to their readers; how many there were.
+
+        Most sequences of a step were in the one before, too: their gaps are one number, which is counted once.
+        """
+        streams, served, alike, gap = self._streams, 0, 0, -1.0
+        for request_id, token in tokens.items():
+            stream = streams.get(request_id)
+            if stream is None:  # it was aborted while this was under way
+                continue
+            served += 1
+            if (since := stream.lifetime.token_arrived(now)) == gap:
+                alike += 1
+            else:
+                self._metrics.tokens_arrived(gap, alike)
+                gap, alike = -1.0 if since is None else since, int(since is not None)
+            stream.push_token(token)
+        if served:
+            self.status.last_token = now
+            self._metrics.tokens_arrived(gap, alike)
+        return served
 
     def _deliver(self, stream: OutputStream, output: Output, now: float) -> int:
         """Hand an output to its reader. Returns how many tokens were served with it: the prompt's, too, if it is the first."""

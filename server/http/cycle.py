@@ -74,7 +74,6 @@ class Wire(Protocol):
 class DirectBody(Protocol):
     """A way for what is sent a thousand times a second: no coroutine of any middleware runs for it."""
 
-    @property
     def takes_more(self) -> bool:
         """Whether more of the body can be written now, without waiting."""
 
@@ -183,7 +182,6 @@ class RequestCycle:
         else:
             raise RuntimeError(f"an application must not send {message['type']!r} now")
 
-    @property
     def takes_more(self) -> bool:
         """Whether `write_more` may be called: an answer has begun, and its client is there and takes what is written."""
         return self.started and not (self._wire.write_paused or self.disconnected or self.complete)

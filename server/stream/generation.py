@@ -5,7 +5,7 @@ What belongs here: merging, detokenizing, stop strings. Never: JSON.
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -188,11 +188,9 @@ class MessageReader:
 
 
 class Outlet(Protocol):
-    """Where deltas can be sent at once."""
+    """Where deltas can be sent at once, while it is `ready`."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether they can now."""
+    ready: Callable[[], bool]
 
     @property
     def texts(self) -> bool:
@@ -267,12 +265,8 @@ class _OnlyChoice:
 
     def __init__(self, choice: TextChoice, stream: SequenceStream, outlet: Outlet) -> None:
         self._choice, self._stream, self._outlet = choice, stream, outlet
+        self.ready = outlet.ready
         self._plain = choice.plain if outlet.texts else None
-
-    @property
-    def ready(self) -> bool:
-        """Whether they can be sent now."""
-        return self._outlet.ready
 
     def take(self, output: Output) -> None:
         """Send one."""

@@ -15,11 +15,12 @@ from server.telemetry.lifetime import Lifetime
 
 
 class Attendant(Protocol):
-    """Handles outputs where they arrive, in place of a reader that waits: no task is woken for a token."""
+    """Handles outputs where they arrive, in place of a reader that waits: no task is woken for a token.
 
-    @property
-    def ready(self) -> bool:
-        """Whether it can handle the next one at once."""
+    `ready` says whether it can handle the next one at once.
+    """
+
+    ready: Callable[[], bool]
 
     def take(self, output: Output) -> None:
         """Handle it."""
@@ -104,7 +105,7 @@ class OutputStream:
     def _attended(self, output: Output) -> bool:
         """Whether the attendant has taken the output."""
         attendant = self._attendant
-        if attendant is None or not self._waits or not attendant.ready:
+        if attendant is None or not self._waits or not attendant.ready():
             return False
         if output.finish_reason is not None or output.prompt_logprobs:
             return False
@@ -137,8 +138,8 @@ class OutputStream:
 
     def push_token(self, token_id: int) -> None:
         """Feed an output that is one token and nothing else: `push`, without one to be made, where an attendant takes it."""
-        attendant = self._attendant
-        if attendant is None or not self._waits or not attendant.ready:
+        attendant, waiter = self._attendant, self._waiter
+        if attendant is None or waiter is None or waiter.done() or not attendant.ready():
             self.push(Output(request_id=self.request_id, token_ids=[token_id]))
             return
         self.generated_ids.append(token_id)

@@ -84,6 +84,7 @@ class EventStream(Response):
         self._first: asyncio.Task[list[Delta] | None] | None = None
         self._writes = 0
         self._direct: DirectBody | None = None  # where the server lends one
+        self.ready: Callable[[], bool] = lambda: False  # whether deltas can be sent at once
         self._write_quoted: Callable[[bytes], None] | None = None  # of a text, as JSON, once there was one
         self._around_bytes = 0
 
@@ -110,15 +111,12 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; it ends when the client leaves."""
         self._direct = scope.get("extensions", {}).get(DIRECT_BODY)
+        if self._direct is not None:
+            self.ready = self._direct.takes_more
         try:
             await unless_disconnected(self._send(send), receive)
         finally:
             await self._close()
-
-    @property
-    def ready(self) -> bool:
-        """Whether deltas can be sent at once."""
-        return self._direct is not None and self._direct.takes_more
 
     def write(self, deltas: list[Delta]) -> None:
         """Send what one step brought, at once."""

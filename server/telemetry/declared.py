@@ -31,10 +31,10 @@ class FrequentHistogram(Collector):
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, amount: float) -> None:
-        """One more."""
-        self._counts[bisect_left(self._bounds, amount)] += 1
-        self._sum += amount
+    def observe(self, amount: float, times: int = 1) -> None:
+        """So many more."""
+        self._counts[bisect_left(self._bounds, amount)] += times
+        self._sum += times * amount
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Its name and help, without samples."""

@@ -280,10 +280,10 @@ class Metrics(Declared):
         if lifetime.completion_tokens > 1:
             self._tpot.observe((lifetime.last_token - lifetime.first_token) / (lifetime.completion_tokens - 1))
 
-    def tokens_arrived(self, gap: float | None) -> None:
-        """A sequence's next token arrived, `gap` seconds after the one before."""
-        if gap is not None:
-            self._gap.observe(gap)
+    def tokens_arrived(self, gap: float | None, sequences: int = 1) -> None:
+        """The next token of so many sequences arrived, `gap` seconds after the one before; None: it is their first."""
+        if gap is not None and sequences:
+            self._gap.observe(gap, sequences)
 
     def request_failed(self, code: str, tenant: str | None = None) -> None:
         """A client got an error, in the answer or within a stream. `tenant`: None if it is not known who it was."""
