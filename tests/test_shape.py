@@ -45,7 +45,7 @@ LAYERS = {
     "server": tuple(_SERVER.split()),
     "server.api": ("requests", "answers", "accounts", "dialects", "pooling", "batches"),
     "server.schema": ("dialects", "pooling"),
-    "server.text": ("formats",),
+    "server.text": ("formats", "prefixes"),
     "server.telemetry": ("batches", "traces"),
     "server.engines": ("published", "disaggregation", "supervision", "nodes"),
     "scheduler": ("types", "kv", "policies", "router", "beams"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from scheduler.types.messages import FinishReason
@@ -52,7 +53,8 @@ def chat_job(
     form = chat.message_form(text, use.parameters(), continued)
     asked = _chat_max_tokens(body)
     truncation = truncation_of(body, asked, context)
-    prompt = prompt_of(text, False, context, "messages", chat.encode, truncation=truncation)
+    encode = partial(chat.encode, salt=tenant.salted(body.cache_salt))
+    prompt = prompt_of(text, False, context, "messages", encode, truncation=truncation)
     common = replace(
         sampling_of(body, context),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

@@ -27,7 +27,7 @@ from server.schema.answers import AnswerBody, ErrorAnswer, errors
 from server.schema.base import Body
 from server.schema.openapi import ModelBounds, request_body
 from server.telemetry.lifetime import Exchange
-from server.to_thread import by_size
+from server.to_thread import INLINE_BYTES, by_size
 
 B = TypeVar("B", bound=Body)
 V = TypeVar("V")
@@ -197,6 +197,7 @@ class PostEndpoint(Endpoint, Generic[B, V]):
             the CPU, and run in a thread if the body is long.
         answer: runs what is valid and answers. `server/api/answers/answer.py` makes it for jobs that go to the engine.
         examples: accepted bodies by name, in OpenAPI's form.
+        stands_for_more: names of fields by which a short body may stand for a long one.
     """
 
     method: ClassVar[str] = "POST"
@@ -204,6 +205,7 @@ class PostEndpoint(Endpoint, Generic[B, V]):
     validate: Callable[[B, ServerContext, Tenant], V]
     answer: Callable[[V, Call], Awaitable[Response]]
     examples: Mapping[str, Any] = field(default_factory=dict)
+    stands_for_more: Sequence[bytes] = ()
 
     async def respond(self, request: Request, context: ServerContext) -> Response:
         """Parse, validate, answer."""
@@ -220,6 +222,8 @@ class PostEndpoint(Endpoint, Generic[B, V]):
             content = await _content(call.request, share)
             call.exchange.read = time.monotonic()
             size = await asyncio.to_thread(decoded_size, content, codings, limit) if codings else len(content)
+            if any(name in content for name in self.stands_for_more):
+                size = max(size, INLINE_BYTES + 1)
 
             def valid() -> tuple[V, Parsed[B]]:
                 parsed = parse(self.body, decoded(content, codings, limit), headers.get("content-type"), settings)

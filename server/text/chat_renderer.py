@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from server.text.chat_template import ChatTemplate, TemplateError, load_chat_template
 from server.text.content_as_text import ContentAsText
@@ -24,6 +24,13 @@ from server.text.tool_shapes import ToolShapes
 from server.text.tracing_sandbox import TracingSandbox
 
 Encode = Callable[[str, bool], list[int]]  # as `Tokenizer.encode`
+
+
+class EncodePrompt(Protocol):
+    """As `Tokenizer.encode`."""
+
+    def __call__(self, text: str, add_special_tokens: bool, /, *, salt: str | None = None) -> list[int]:
+        """The ids of a prompt; long ones of one salt are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,9 @@ class ChatRenderer:
         TemplateError: the template leaves out what the user says.
     """
 
-    def __init__(self, template: ChatTemplate, encode: Encode, formats: MessageFormats = MessageFormats()) -> None:
+    def __init__(
+        self, template: ChatTemplate, encode: EncodePrompt, formats: MessageFormats = MessageFormats()
+    ) -> None:
         self.encode = encode
         self.tools = formats.tool_format(template.source)
         self.reasoning = formats.reasoning_format(template.source)

@@ -51,9 +51,9 @@ class ContentAsText:
         self._names = names
         self._lengths = _lengths_by_first_character(names)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, salt: str | None = None) -> list[int]:
         """The token ids of a prompt; as `Tokenizer.encode`, apart from what the client wrote."""
-        return self._tokenizer.encode("".join(self._with_names(text)), add_special_tokens)
+        return self._tokenizer.encode("".join(self._with_names(text)), add_special_tokens, salt=salt)
 
     def _with_names(self, text: str) -> Iterator[str]:
         """The text in pieces, with names in place of the template's markers: at each place the longest."""

@@ -9,13 +9,15 @@ otherwise no character of a run could be streamed before the run ends.
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
+from server.text.prefixes.known_prefixes import LEAST_CHARACTERS, KnownPrefixes, cutting_tokens
 from server.text.respelling import respelled
 
 # Texts are encoded one at a time, so a thread pool would gain nothing, and the library warns on stderr when a process that has
@@ -167,14 +169,27 @@ class Tokenizer:
         """Whether decoding a text of its own drops the space that encoding put before its first word."""
         return self._pieces.strips_first_space
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, salt: str | None = None) -> list[int]:
         """The token ids of `text`. `add_special_tokens` adds what the model wants around a plain text, such as BOS.
+
+        With a `salt` it is remembered, if it is long and nothing is added: of the next text of the same salt that begins alike only
+        the rest is encoded (`server/text/prefixes/`).
 
         A rendered chat template already contains its BOS: encode it with `add_special_tokens=False`. The interpreter lock is
         released meanwhile, so a thread can keep long texts (a million tokens take 1-3 s) off an event loop.
         """
+        if salt is not None and not add_special_tokens and len(text) >= LEAST_CHARACTERS:
+            return self._prefixes.encode(text, salt)
         # The library's `encode` would hold the lock, and compute offsets that nobody needs.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    @cached_property
+    def _prefixes(self) -> KnownPrefixes:
+        added = self._backend.get_added_tokens_decoder()
+        return KnownPrefixes(self._encode_all, cutting_tokens(added, self._encode_all))
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def inputs(self, texts: Iterable[str | tuple[str, str]], add_special_tokens: bool = True) -> list[Encoding]:
         """Texts, or pairs of texts, as an encoder wants them: with their special tokens and types. The lock is released."""

@@ -232,6 +232,7 @@ ENDPOINT = PostEndpoint(
     tag="generate",
     summary="Answer a conversation, in items",
     operation="chat",
+    stands_for_more=(b"previous_response_id", b"item_reference"),
     body=ResponsesRequest,
     validate=responses_job,
     answer=_answer,

@@ -1,0 +1,1 @@
+"""What of a text has been encoded before."""
