@@ -47,7 +47,7 @@ from scheduler.types.messages import (
     StepOutputs,
     Stopping,
 )
-from scheduler.types.step import Step, StepResult, StepWork
+from scheduler.types.step import GraphCounts, Step, StepResult, StepWork
 
 log = logging.getLogger("headrace.engine")
 
@@ -228,7 +228,13 @@ class EngineLoop:
             return
         outputs = self._scheduler.update(step, result, now)
         self._map.step_ended(step, result.seconds)
+        if result.graphs is not None:
+            self._count(result.graphs)
         self._emit(outputs, step.tokens, result.seconds, step.work())
+
+    def _count(self, graphs: GraphCounts) -> None:
+        stats = self._scheduler.stats
+        stats.graph_steps, stats.graphs_recorded, stats.graphs_failed = graphs.steps, graphs.recorded, graphs.failed
 
     def _fail(self, step: Step, cause: str, now: float) -> None:
         """Fail a step, and those behind it, which were built on what it was to bring; they run to their ends first."""

@@ -12,6 +12,7 @@ from engine.tensor_parallel.commands import Bucket
 # Shortest length with graphs of its own: up to there Llama 3 8B's attention has the same grid at any length.
 KEYS = 8192
 KEYS_FACTOR = 4
+MOST_FAILURES = 3
 ROWS_FACTOR = 2  # a recorded shape with at most this many times the rows stands in for one that is not recorded yet
 
 
@@ -50,6 +51,7 @@ class GraphPlan:
         self._spent: dict[Bucket, float] = {}  # of buckets without a graph: seconds of eager steps
         self._recorded: set[Bucket] = set()
         self._cost = 0.0  # seconds that the last recording took
+        self.failures = 0
 
     @property
     def largest(self) -> Bucket:
@@ -99,6 +101,10 @@ class GraphPlan:
         self._spent.pop(bucket, None)
         self._cost = seconds
 
-    def stop(self) -> None:
-        """Record no more graphs (memory is short, say): shapes without one keep running eagerly."""
-        self._recording = False
+    def failed(self, bucket: Bucket, seconds: float) -> None:
+        """Note that recording it failed, after `seconds`. Nothing is recorded until eager steps of one shape have cost ten times
+        that, nor ever again after `MOST_FAILURES`: shapes without a graph keep running eagerly."""
+        self.failures += 1
+        self._spent[bucket] = 0.0
+        self._cost = 10 * max(self._cost, seconds)
+        self._recording = self._recording and self.failures < MOST_FAILURES

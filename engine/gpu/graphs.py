@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from engine.gpu.batch import GpuBatch
-from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan
 from engine.gpu.model import GpuModel
 from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.commands import Bucket
+from scheduler.types.step import GraphCounts
 
 log = logging.getLogger("headrace.engine")
 
@@ -172,6 +173,11 @@ class DecodeGraphs:
         self.replayed += 1
         return self._hidden[:rows]
 
+    @property
+    def counts(self) -> GraphCounts:
+        """What became of recordings, and of steps that had one."""
+        return GraphCounts(steps=self.replayed, recorded=len(self._replays), failed=self._plan.failures)
+
     def missed(self) -> Bucket | None:
         """The shape that has cost most without a graph, if it is worth one."""
         return self._plan.next()
@@ -179,8 +185,9 @@ class DecodeGraphs:
     def record(self, bucket: Bucket) -> None:
         """Record a graph; to be called by all ranks, while the device is busy with a step.
 
-        Once one fails, no more are recorded: a capture that broke off may leave torch's allocator in the middle of it. Memory is
-        planned for all graphs, so this should not happen.
+        Memory is planned for all graphs, so none should fail. One that did is tried again, as the plan says: what made it fail may
+        have been another process's. (A capture that broke off may leave torch's allocator in the middle of it: then a later step
+        fails, and the engine is started anew.)
 
         Raises:
             RuntimeError: with several ranks, the work itself failed: the others are waiting in it.
@@ -192,11 +199,13 @@ class DecodeGraphs:
         except RuntimeError as error:  # a device that has failed says so again in the next step
             if self._model.group.size > 1 and not isinstance(error, NotRecorded):
                 raise
-            log.warning("no CUDA graph for %d rows, %d keys, and no further ones: %s", bucket.rows, bucket.keys, error)
+            log.warning("no CUDA graph for %d rows, %d keys: %s", bucket.rows, bucket.keys, error)
         made = replay is not None
         # A graph's sums over ranks include padding, so all ranks have it or none does.
         if not self._model.group.least(made) or replay is None:
-            self._plan.stop()
+            self._plan.failed(bucket, time.perf_counter() - began)
+            if self._plan.failures == MOST_FAILURES:
+                log.error("%d CUDA graphs could not be recorded: steps of other shapes will run without", MOST_FAILURES)
             return
         self._replays[bucket] = replay
         seconds = time.perf_counter() - began

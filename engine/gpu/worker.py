@@ -33,7 +33,7 @@ from engine.sequence_input import SequenceInput, adapter_rows
 from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
 from kernels.gpu.runtime import sent
 from scheduler.types.output_kind import OutputKind
-from scheduler.types.step import Chunk, ChunkResult, SequenceInit, Step, StepResult
+from scheduler.types.step import Chunk, ChunkResult, GraphCounts, SequenceInit, Step, StepResult
 
 _FIRST_PLACES = 256
 
@@ -70,7 +70,9 @@ class PendingStep:
         """Wait for the step, and for those before it. Another call returns the same."""
         with self._worker.recognizing_losses():
             self._worker.finish_up_to(self)
-        return StepResult(step_id=self._step_id, results=self.results, seconds=self._seconds)
+        return StepResult(
+            step_id=self._step_id, results=self.results, seconds=self._seconds, graphs=self._worker.graph_counts
+        )
 
     def finish(self) -> None:
         """Wait for the device, and append the tokens to their sequences; steps are finished in order."""
@@ -175,6 +177,11 @@ class GpuWorker:
         """Record the graph of this shape, on all ranks."""
         self._send(Record(bucket))
         self._graphs.record(bucket)
+
+    @property
+    def graph_counts(self) -> GraphCounts:
+        """CUDA graphs so far: recorded, failed, steps that ran on them."""
+        return self._graphs.counts
 
     @property
     def replayed(self) -> int:

@@ -236,6 +236,9 @@ class EngineStats:
     steps: int = 0
     integrity_checks: int = 0
     integrity_failures: int = 0
+    graph_steps: int = 0  # that ran on a CUDA graph
+    graphs_recorded: int = 0
+    graphs_failed: int = 0  # recordings
     tiers: dict[str, TierStats] = field(default_factory=dict)  # by the tier's name
 
 

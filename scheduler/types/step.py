@@ -127,6 +127,15 @@ class ChunkResult:
     complete: bool = False  # with the last of its tokens the output is all that its grammar allows
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphCounts:
+    """CUDA graphs of a worker since it started."""
+
+    steps: int = 0  # that ran on one
+    recorded: int = 0
+    failed: int = 0  # recordings
+
+
 @dataclass(slots=True, kw_only=True)
 class StepResult:
     """One `ChunkResult` for each chunk of the step, in the same order."""
@@ -134,3 +143,4 @@ class StepResult:
     step_id: int
     results: list[ChunkResult]
     seconds: float = 0.0  # the worker's own wall time
+    graphs: GraphCounts | None = None  # of a worker that records any

@@ -110,6 +110,32 @@ _STEPS = PanelRow(
             about="Mean: tokens decoded and tokens of prompts. The budget is `max_step_tokens`.",
             queries=[Query(mean("headrace_step_tokens", _CHOSEN, by=_BY), _NAME)],
         ),
+        Panel(
+            title="Steps on CUDA graphs",
+            about="Share of all steps. On a GPU that decodes it nears 100 %; failed recordings are tried again, three times at most.",
+            queries=[
+                Query(
+                    share(
+                        per_second("headrace_graph_steps_total", _CHOSEN, by=_BY),
+                        per_second("headrace_steps_total", _CHOSEN, by=_BY),
+                    ),
+                    _NAME,
+                )
+            ],
+            unit="percentunit",
+            width=12,
+            limit=1.0,
+        ),
+        Panel(
+            title="Recordings of CUDA graphs",
+            about="Since the engine started, by what became of them.",
+            queries=[
+                Query(
+                    gauge("headrace_graph_recordings_total", _CHOSEN, by=f"{_BY}, outcome"), f"{_NAME} {{{{outcome}}}}"
+                )
+            ],
+            width=12,
+        ),
     ],
 )
 

@@ -273,6 +273,33 @@ _WORK = PanelRow(
     ],
 )
 
+_FRONTS = PanelRow(
+    "Several HTTP processes",
+    [
+        Panel(
+            title="Connections",
+            about="What each of several HTTP processes has (`--http-processes`); none of this with one.",
+            queries=[Query(gauge("headrace_http_connections_open", by="process"), "{{process}}")],
+        ),
+        Panel(
+            title="Processors",
+            about="Cores that each keeps busy. Near 1 it has no more to give.",
+            queries=[Query(per_second("headrace_http_process_cpu_seconds_total", by="process"), "{{process}}")],
+        ),
+        Panel(
+            title="Up, and started again",
+            about="1 while it takes connections; and how often it was started again within the last hour.",
+            queries=[
+                Query(gauge("headrace_http_process_up", by="process"), "{{process}} is up"),
+                Query(
+                    f"sum by (process) (increase({select('headrace_http_process_restarts_total')}[1h]))",
+                    "{{process}} started again",
+                ),
+            ],
+        ),
+    ],
+)
+
 _STREAMS = PanelRow(
     "Resumable streams",
     [
@@ -329,7 +356,7 @@ OVERVIEW = Dashboard(
     name="overview",
     title="Overview",
     about="Whether it works and how quick it is.",
-    rows=[_NOW, _REQUESTS, _LATENCY, _OPERATIONS, _WORK, _STREAMS, BATCHES],
+    rows=[_NOW, _REQUESTS, _LATENCY, _OPERATIONS, _WORK, _STREAMS, _FRONTS, BATCHES],
     variables=[
         INSTANCE,
         Variable(name="ttft", title="first token within, s", values=_bounds(1.0)),

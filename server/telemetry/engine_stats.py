@@ -20,6 +20,7 @@ class EngineMetric:
     label: tuple[str, str] | None = None
 
 
+_RECORDINGS = ("headrace_graph_recordings", "CUDA graphs of steps that were to be recorded.")
 _BLOCKS = ("headrace_kv_blocks", "KV blocks of the pool by state; they sum up to the pool.")
 ENGINE_METRICS = (
     EngineMetric("running", "headrace_sequences_running", "Sequences running.", counter=False),
@@ -46,6 +47,9 @@ ENGINE_METRICS = (
     EngineMetric("steps", "headrace_steps", "Engine steps."),
     EngineMetric("integrity_checks", "headrace_integrity_checks", "Checks of the block pool's invariants."),
     EngineMetric("integrity_failures", "headrace_integrity_failures", "Checks that found an invariant broken."),
+    EngineMetric("graph_steps", "headrace_graph_steps", "Steps that ran on a CUDA graph."),
+    EngineMetric("graphs_recorded", *_RECORDINGS, label=("outcome", "recorded")),
+    EngineMetric("graphs_failed", *_RECORDINGS, label=("outcome", "failed")),
 )
 
 

@@ -48,6 +48,7 @@ PARTNERS = {
 
 OTHER_VALUES = {
     "preemption": "recompute",
+    "http_processes": 2,
     "tenant_weights": ["other=2", "a=b=0.5"],
     "roles": ["prefill:1", "decode:2"],
     "root_path": "/other/path",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.gpu.graph_policy import GraphPlan, key_steps, row_steps
+from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan, key_steps, row_steps
 from engine.tensor_parallel.commands import Bucket
 
 
@@ -45,10 +45,19 @@ def test_the_costliest_comes_first_and_only_once_it_has_cost_a_recording():
     assert plan.next() is None  # 0.3 s so far, and a recording takes 1 s
     plan.ran_eagerly(16, 1, 0.8)
     assert plan.next() == Bucket(16, 512)
-    plan.stop()
-    plan.ran_eagerly(16, 1, 100.0)
+
+
+def test_what_could_not_be_recorded_is_tried_again_when_it_has_cost_more_and_not_for_ever():
+    plan = GraphPlan(16, 512)
+    for number in range(1, MOST_FAILURES + 1):
+        plan.ran_eagerly(16, 1, 20.0**number)
+        assert plan.next() == Bucket(16, 512)
+        plan.failed(Bucket(16, 512), seconds=0.1)
+        assert plan.failures == number and plan.next() is None
+        plan.ran_eagerly(16, 1, 0.5)
+        assert plan.next() is None and plan.recorded(16, 1) is None
+    plan.ran_eagerly(16, 1, 1e9)
     assert plan.next() is None
-    assert plan.recorded(16, 1) is None
 
 
 def test_a_recorded_shape_stands_in_for_one_not_much_smaller():

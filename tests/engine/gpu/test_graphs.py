@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.gpu.batch import GpuBatch
-from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder, NotRecorded, _Layout
 from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.commands import Bucket
+from scheduler.types.step import GraphCounts
 from tests.engine.gpu.cases import CPU, SIZE
 
 MOST, CONTEXT = 8, 64
@@ -153,10 +154,13 @@ class Fails:
         raise self.error
 
 
-def test_after_a_failed_recording_there_are_no_others(caplog):
+def test_failed_recordings_are_counted_and_do_not_go_on_for_ever(caplog):
     graphs = graphs_of(Echo(), Fails(RuntimeError("out of memory")))
-    graphs.record(Bucket(2, CONTEXT))
-    assert "no CUDA graph for 2 rows, 64 keys, and no further ones: out of memory" in caplog.text
+    for failures in range(1, MOST_FAILURES + 1):
+        graphs.record(Bucket(2, CONTEXT))
+        assert graphs.counts == GraphCounts(failed=failures)
+    assert "no CUDA graph for 2 rows, 64 keys: out of memory" in caplog.text
+    assert "will run without" in caplog.text
     for _ in range(3):
         graphs.forward([token()], NEWEST)
     assert (graphs.missed(), graphs.replayed) == (None, 0)
@@ -170,7 +174,7 @@ def test_of_several_ranks_one_that_could_not_record_keeps_all_from_it(caplog):
     lagging.record(Bucket(2, CONTEXT))
     for each in (graphs, lagging):
         each.forward([token()], NEWEST)
-        assert (each.missed(), each.replayed) == (None, 0)
+        assert each.counts == GraphCounts(failed=1)
 
 
 def test_of_several_ranks_one_whose_work_fails_cannot_go_on():
