@@ -27,6 +27,8 @@ def plan_of(options: argparse.Namespace) -> ReplayPlan:
         max_lateness=options.max_lateness / 1000,
         verify=options.verify,
         breaks=options.breaks,
+        cancel=options.cancel,
+        cancel_after=options.cancel_after,
         live=not options.quiet,
         texts=texts,
         grafana=Grafana(options.annotate, os.environ.get("GRAFANA_TOKEN")) if options.annotate else None,
@@ -133,6 +135,16 @@ def _add_bounds(group: Any) -> None:
         help="the exit status is 1 if more of the requests failed [%(default)g]",
     )
     group.add_argument("--verify", type=count, default=0, metavar="N", help="ask N again unstreamed [%(default)s]")
+    group.add_argument(
+        "--cancel",
+        type=share,
+        default=0.0,
+        metavar="SHARE",
+        help="of the requests whose clients leave early [%(default)g]",
+    )
+    group.add_argument(
+        "--cancel-after", type=positive, metavar="S", help="seconds after sending them [a random place of the answer]"
+    )
     group.add_argument(
         "--breaks",
         type=count,

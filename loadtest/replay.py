@@ -14,6 +14,7 @@ from loadtest.client.annotations import Grafana, marked
 from loadtest.client.breaks import Breaks
 from loadtest.client.http1 import ConnectionPool
 from loadtest.client.judge import Expected, judge
+from loadtest.client.leaving import Leaving
 from loadtest.client.progress import shown
 from loadtest.client.scrape import scrape
 from loadtest.client.sender import Build, BuiltRequest, Driver
@@ -45,6 +46,8 @@ class ReplayPlan:
         max_lateness: seconds that the client may be late (p99) before the run is invalid.
         verify: how many answers to ask for again.
         breaks: how often each stream's connection is broken, to be resumed.
+        cancel: share of the requests whose clients leave before the answer is complete.
+        cancel_after: seconds after which they leave; None: at a random place of the answer.
         live: whether to show progress on stderr.
         grafana: where the run is marked, if anywhere.
         texts: seed of the prompts' texts; None: drawn, so that a run finds nothing of an earlier one in the server's cache.
@@ -60,6 +63,8 @@ class ReplayPlan:
     max_lateness: float = 0.02
     verify: int = 0
     breaks: int = 0
+    cancel: float = 0.0
+    cancel_after: float | None = None
     live: bool = False
     grafana: Grafana | None = None
     texts: int | None = None
@@ -100,6 +105,7 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
             patience=plan.patience,
             stall=plan.stall,
             breaks=_breaks(plan, target, known, pool),
+            leaving=Leaving(plan.cancel, plan.cancel_after, plan.shape.seed) if plan.cancel else None,
         )
         with _stoppable(driver):
             before, started = await scrape(client, target.root), time.time()
@@ -182,6 +188,8 @@ def _breaks(plan: ReplayPlan, target: Target, known: Known, pool: ConnectionPool
     """What breaks connections. Raises TargetError: the target's streams cannot be resumed."""
     if not plan.breaks:
         return None
+    if plan.cancel:
+        raise TargetError("--breaks resumes streams that --cancel leaves: give one of them")
     if not known.own_grammar:
         raise TargetError(f"breaks need headrace's resumable streams, and the target says it is {known.owner}")
     path, headers = urlsplit(target.api).path, _headers(target)
@@ -279,6 +287,8 @@ def _run(
         "stall": plan.stall,
         "verify": plan.verify,
         "breaks": plan.breaks,
+        "cancel": plan.cancel,
+        "cancel_after": plan.cancel_after,
         "context": known.context,
         SHAREABLE: _shareable(work, known, records),
         MEASURED: measured_window(plan.shape.warm_up, plan.shape.cool_down, records),

@@ -19,6 +19,7 @@ from random import Random
 from loadtest.client.breaks import Breaks
 from loadtest.client.http1 import ConnectionPool, HttpExchange, clock
 from loadtest.client.judge import Raw
+from loadtest.client.leaving import Leaving
 from loadtest.report.quantiles import quantile
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.workload.arrivals import Closed
@@ -118,6 +119,7 @@ class Driver:
         patience: seconds that a request may take.
         stall: seconds without a byte after which a stream is given up.
         breaks: breaks connections of streams; None: nobody does.
+        leaving: says which clients leave, and when; None: all stay.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Driver:
         patience: float,
         stall: float,
         breaks: Breaks | None = None,
+        leaving: Leaving | None = None,
     ) -> None:
         self.live = Live(planned=len(plan.requests))
         self.health = ClientHealth()
@@ -141,6 +144,7 @@ class Driver:
         self._patience = patience
         self._stall = stall
         self._breaks = breaks
+        self._leaving = leaving
         self._start = 0.0
         self._open: set[HttpExchange] = set()
         self._ready: deque[tuple[Planned, BuiltRequest]] = deque()
@@ -274,6 +278,8 @@ class Driver:
         exchange = HttpExchange(built.payload, clock(), lambda ended: self._over(ended, record, answered))
         if self._breaks is not None:
             self._breaks.watch(exchange, planned.index)
+        if self._leaving is not None:
+            self._leaving.watch(exchange, planned.index, planned.output_tokens, self._leave)
         record.sent = exchange.sent - self._start
         lateness = record.sent - intended
         assert lateness >= 0, "a request must not leave early: its latencies would be too short"
@@ -296,7 +302,8 @@ class Driver:
         self.kept.append(SpooledAnswer(record, offset, len(exchange.body), times, exchange.chunk_ends))
         self._events_over += len(exchange.chunk_times)
         self.live.done += 1
-        self.live.failed += exchange.error is not None or exchange.status != 200
+        left = exchange.error is ErrorClass.LEFT
+        self.live.failed += not left and (exchange.error is not None or exchange.status != 200)
         if times and exchange.status == 200:
             self.live.ttfts.append(times[0] - record.intended)
         self._open.discard(exchange)
@@ -319,6 +326,10 @@ class Driver:
                     self._give_up(exchange, ErrorClass.TIMEOUT, f"not answered within {self._patience:g} s")
                 elif exchange.headers is not None and now - exchange.last_heard > self._stall:
                     self._give_up(exchange, ErrorClass.STALL, f"stalled: no byte for {self._stall:g} s")
+
+    def _leave(self, exchange: HttpExchange) -> None:
+        if exchange.finished is None:
+            self._give_up(exchange, ErrorClass.LEFT, "the client left, as planned")
 
     def _give_up(self, exchange: HttpExchange, error: ErrorClass, detail: str) -> None:
         connection = exchange.connection

@@ -144,8 +144,9 @@ def _percentile(sample: Sample, percent: int) -> Callable[[Resample], float]:
 
 
 def _shares(run: LoadRun, columns: Columns) -> list[Figure]:
+    unfit = np.array([not record.fits for record in run.records], dtype=np.float64)
     bad = np.array([bool(record.violations) for record in run.records], dtype=np.float64)
-    fitting = columns.fits.astype(np.float64)
+    awaited = columns.awaited.astype(np.float64)
     told = columns.whole & np.isfinite(columns.cached) & np.isfinite(columns.prompt)
     rows: list[tuple[str, bool, Floats, Floats]] = [
         (
@@ -154,9 +155,9 @@ def _shares(run: LoadRun, columns: Columns) -> list[Figure]:
             (columns.judged & (columns.needed <= 1)).astype(np.float64),
             columns.judged.astype(np.float64),
         ),
-        ("failed", False, columns.failed.astype(np.float64), fitting),
-        ("longer than the context", False, 1 - fitting, np.ones(len(run.records))),
-        ("broke a rule", False, bad, fitting),
+        ("failed", False, columns.failed.astype(np.float64), awaited),
+        ("longer than the context", False, unfit, np.ones(len(run.records))),
+        ("broke a rule", False, bad, awaited),
         ("cached share", True, np.where(told, columns.cached, 0.0), np.where(told, columns.prompt, 0.0)),
     ]
     return [Figure(name, more, True, bool(of.any()), _share(part, of)) for name, more, part, of in rows]

@@ -28,7 +28,7 @@ class Columns:
 
     Attributes:
         klass: its class.
-        fits: whether it fits the context.
+        awaited: whether somebody waited for its complete answer.
         whole: whether the complete answer came.
         judged: whether an objective applies to it.
         needed: the factor by which its objective would have to be loosened to be met: `<= 1` if it is met, infinity for a
@@ -42,7 +42,7 @@ class Columns:
     """
 
     klass: Names
-    fits: Flags
+    awaited: Flags
     whole: Flags
     judged: Flags
     needed: Floats
@@ -66,8 +66,8 @@ class Columns:
 
     @property
     def failed(self) -> Flags:
-        """Whether no complete answer came to a request that fits."""
-        return self.fits & ~self.whole
+        """Whether no complete answer came though somebody waited for it."""
+        return self.awaited & ~self.whole
 
     @classmethod
     def of(cls, run: LoadRun) -> "Columns":
@@ -78,7 +78,7 @@ class Columns:
         same = owner[1:] == owner[:-1]
         return cls(
             klass=np.array([record.klass for record in records], dtype=np.str_),
-            fits=np.array([record.fits for record in records], dtype=np.bool_),
+            awaited=np.array([record.awaited for record in records], dtype=np.bool_),
             whole=np.array([record.ok for record in records], dtype=np.bool_),
             judged=np.array([objective is not None for objective in objectives], dtype=np.bool_),
             needed=_column(zip(records, objectives, strict=True), lambda pair: needed(*pair)),

@@ -73,7 +73,7 @@ class Summary:
     Attributes:
         requests: in the plan.
         whole: answered completely.
-        unfit: longer than the context; neither failed nor judged.
+        unfit, left: longer than the context; of clients that left as planned. Neither failed nor judged.
         offered: the plan's arrivals per second; None with fewer than two distinct times.
         request_rate: complete answers per second.
         prompt_rate, output_rate: tokens of complete answers per second; None if the server reports no prompt tokens.
@@ -95,6 +95,7 @@ class Summary:
     requests: int
     whole: int
     unfit: int
+    left: int
     offered: float | None
     request_rate: float
     prompt_rate: float | None
@@ -114,8 +115,8 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        """Requests that fit and were not answered completely."""
-        return self.requests - self.unfit - self.whole
+        """Requests that were not answered completely though somebody waited for it."""
+        return self.requests - self.unfit - self.left - self.whole
 
     @property
     def total_rate(self) -> float | None:
@@ -173,15 +174,16 @@ def summarize(run: LoadRun, columns: Columns | None = None) -> Summary:
     return Summary(
         requests=len(records),
         whole=len(answered),
-        unfit=sum(not record.fits for record in records),
+        unfit=sum(record.error is ErrorClass.UNFIT for record in records),
+        left=sum(record.error is ErrorClass.LEFT for record in records),
         offered=offered_rate(columns.intended),
         request_rate=rates.requests,
         prompt_rate=rates.prompt_tokens,
         output_rate=rates.output_tokens,
         peak=int(concurrency(columns.intended, columns.ended)[1].max(initial=0)),
         latencies=latencies(columns),
-        errors=_ranked(Counter(str(error_class(record)) for record in records if record.fits and not record.ok)),
-        details=_ranked(Counter(_pattern(record.detail) for record in records if record.fits and record.detail)),
+        errors=_ranked(Counter(str(error_class(record)) for record in records if record.awaited and not record.ok)),
+        details=_ranked(Counter(_pattern(record.detail) for record in records if record.awaited and record.detail)),
         violating=sum(bool(record.violations) for record in records),
         violations=_ranked(Counter(_pattern(text) for record in records for text in record.violations)),
         finish_reasons=_ranked(Counter(str(record.finish_reason) for record in answered)),

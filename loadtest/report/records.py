@@ -21,6 +21,7 @@ class ErrorClass(StrEnum):
     CONNECT = "connect"  # no connection
     STATUS = "status"  # an HTTP status other than 200
     UNFIT = "unfit"  # longer than the context: nothing that a server could answer, so it is neither sent nor judged
+    LEFT = "left"  # the client left, as the plan wanted it: neither failed nor judged
     STREAM = "stream"  # the stream broke off, or carried an error event
     STALL = "stall"  # the stream began and then fell silent
     TIMEOUT = "timeout"  # the client's patience ended
@@ -73,6 +74,11 @@ class RequestRecord:
     def fits(self) -> bool:
         """Whether its prompt and its answer fit the context."""
         return self.error is not ErrorClass.UNFIT
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waited for the complete answer: it fits, and the client did not mean to leave."""
+        return self.error not in (ErrorClass.UNFIT, ErrorClass.LEFT)
 
     @property
     def ttft(self) -> float | None:
@@ -195,7 +201,7 @@ class LoadRun:
         )
 
     def objective(self, record: RequestRecord) -> Objective | None:
-        """The objective that applies to `record`, if any; none to what does not fit, or does not count."""
-        if not record.fits or not self.counts(record):
+        """The objective that applies to `record`, if any; none to what nobody waited for, or does not count."""
+        if not record.awaited or not self.counts(record):
             return None
         return self.objectives.get(record.klass) or self.objectives.get("default")

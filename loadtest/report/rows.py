@@ -60,6 +60,7 @@ def load(run: LoadRun, summary: Summary) -> list[tuple[str, ...]]:
         ("answered in full", count(summary.whole), figure(summary.request_rate)),
         ("failed", count(summary.failed), figure(summary.failed / run.duration) if run.duration else ""),
         ("longer than the context", count(summary.unfit), ""),
+        *([("left by their clients", count(summary.left), "")] if summary.left else []),
         ("most at once", count(summary.peak), ""),
     ]
 

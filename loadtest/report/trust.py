@@ -38,9 +38,9 @@ def measured_text(run: LoadRun) -> str:
 
 
 def failed_share(run: LoadRun) -> float:
-    """The share of the requests that fit and have no complete answer."""
-    fitting = [record for record in run.records if record.fits]
-    return sum(not record.ok for record in fitting) / len(fitting) if fitting else 0.0
+    """The share of the requests that have no complete answer though somebody waited for it."""
+    awaited = [record for record in run.records if record.awaited]
+    return sum(not record.ok for record in awaited) / len(awaited) if awaited else 0.0
 
 
 def cached_share(run: LoadRun) -> float | None:

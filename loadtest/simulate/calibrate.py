@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.report.output import ready_file
-from loadtest.report.records import LoadRun, RequestRecord
+from loadtest.report.records import ErrorClass, LoadRun, RequestRecord
 from loadtest.report.run_file import read_run
 from loadtest.report.trust import cautions
 from loadtest.simulate.cost import CostModel
@@ -107,6 +107,8 @@ def _measured(options: argparse.Namespace, paths: Iterable[Path]) -> list[Calibr
 def doubts(run: LoadRun) -> list[str]:
     """Why nothing can be learned from a run, nor predicted of it: it does not say what the server did for its requests."""
     found = [*run.invalid, *cautions(run)]
+    if any(record.error is ErrorClass.LEFT for record in run.records):
+        found.append("clients left before their answers were complete, and the simulator's do not")
     if not whole(run):
         found.append("it has no complete answer")
     return found

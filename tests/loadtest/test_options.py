@@ -56,6 +56,7 @@ def test_without_options_a_trace_is_sent_as_it_is():
             ["--warm-up", "2m", "--cool-down", "30"],
             lambda plan, target: (plan.shape.warm_up, plan.shape.cool_down) == (120, 30),
         ),
+        (["--cancel", "10%", "--cancel-after", "2"], lambda plan, target: (plan.cancel, plan.cancel_after) == (0.1, 2)),
         (["--same-texts", "--seed", "4"], lambda plan, target: plan.texts == 4),
         (["--texts", "11", "--seed", "4"], lambda plan, target: plan.texts == 11),
         (["--seed", "4"], lambda plan, target: plan.texts is None),

@@ -14,7 +14,7 @@ import pytest
 from loadtest.client.target import Target, TargetError
 from loadtest.replay import ReplayPlan, replay, run_replay
 from loadtest.report.metrics import summarize
-from loadtest.report.records import ErrorClass
+from loadtest.report.records import ErrorClass, Objective
 from loadtest.report.run_file import read_run, write_run
 from loadtest.report.trust import cached_share, cautions
 from loadtest.workload.arrivals import Closed, Poisson
@@ -230,6 +230,24 @@ def test_what_a_run_shares_with_itself_is_no_reason_to_doubt_it():
     shape = LoadShape(limit=40, arrivals=Poisson(200), max_prompt=60, max_output=2)
     cached, shareable, said, _ = shared({}, {"trace": trace, "shape": shape})
     assert 0.1 < cached <= shareable and not said
+
+
+@pytest.mark.parametrize("after", [None, 0.05])
+def test_clients_that_leave_are_no_failures_and_the_server_sees_them_go(after):
+    shape = LoadShape(limit=40, arrivals=Poisson(400), max_prompt=20, max_output=10)
+    objectives = {"default": Objective(e2e=60.0)}
+    found = run(["--gap", "0.02"], shape=shape, cancel=0.5, cancel_after=after, objectives=objectives)
+    left = [record for record in found.records if record.error is ErrorClass.LEFT]
+    assert 10 < len(left) < 30 and all(not record.ok and not record.violations for record in left)
+    received = [sum(count for _, count in record.tokens) for record in left]
+    assert all(count < 10 for count in received) and sum(received) > 0
+    assert all(record.ok for record in found.records if record not in left)
+    summary = summarize(found)
+    assert (summary.left, summary.failed, summary.errors, summary.attainment) == (len(left), 0, {}, 1.0)
+    again = run(["--gap", "0.02"], shape=shape, cancel=0.5, cancel_after=after)
+    assert [record.index for record in again.records if record.error is ErrorClass.LEFT] == [
+        each.index for each in left
+    ]
 
 
 def test_an_open_loop_does_not_wait_for_the_server():

@@ -58,8 +58,8 @@ def _parts(run: LoadRun, summary: Summary, pictures: list[Plot]) -> Iterator[str
 def key_figures(summary: Summary) -> list[tuple[str, str]]:
     """What a reader looks for first: names and values."""
     latencies = summary.latencies
-    fitting = summary.requests - summary.unfit
-    entries = [(f"of {count(fitting)} answered", percent(summary.whole / fitting if fitting else 0.0))]
+    awaited = summary.requests - summary.unfit - summary.left
+    entries = [(f"of {count(awaited)} answered", percent(summary.whole / awaited if awaited else 0.0))]
     if summary.unfit:
         entries.append(("longer than the context", count(summary.unfit)))
     if summary.attainment is not None:
@@ -80,7 +80,7 @@ def key_figures(summary: Summary) -> list[tuple[str, str]]:
 
 def examples(run: LoadRun) -> Section:
     """The first requests that failed or broke a rule, with what is known about them."""
-    bad = [record for record in run.records if record.fits and (not record.ok or record.violations)]
+    bad = [record for record in run.records if record.awaited and (not record.ok or record.violations)]
     rows = [_example(record) for record in bad[:EXAMPLES]]
     return Section("The first bad requests", ("request", "at s", "class", "status", "tokens", "what happened"), rows)
 

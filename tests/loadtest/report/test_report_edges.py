@@ -78,7 +78,7 @@ def test_any_run_has_its_figures_its_tables_and_its_file(tmp_path_factory, run):
     summary = summarize(run)
     whole = sum(record.ok for record in run.records)
     assert (summary.requests, summary.whole) == (len(run.records), whole)
-    assert sum(summary.errors.values()) == summary.failed == len(run.records) - whole - summary.unfit
+    assert sum(summary.errors.values()) == summary.failed == len(run.records) - whole - summary.unfit - summary.left
     assert sum(summary.finish_reasons.values()) == whole
     assert summary.violating == sum(bool(record.violations) for record in run.records)
     assert 0 <= summary.peak <= len(run.records)
@@ -120,7 +120,7 @@ def test_the_windows_of_a_run_hold_everything_that_happened(run, width):
     totals = {
         "arrivals": len(run.records),
         "completions": columns.whole.sum(),
-        "failures": (columns.fits & ~columns.whole).sum(),
+        "failures": (columns.awaited & ~columns.whole).sum(),
         "judged": columns.judged.sum(),
         "good": (columns.judged & (columns.needed <= 1)).sum(),
     }
