@@ -214,7 +214,10 @@ def _builder(target: Target, known: Known, prompts: Prompts, *, resumable: bool)
     def build(planned: Planned) -> BuiltRequest:
         prompt = prompts.prompt(planned)
         ids = known.token_ids and prompt.tokens <= target.token_ids_up_to
-        body = json.dumps(request_body(target, known, prompt.text, planned.output_tokens, ids=ids) | asked).encode()
+        whose = {"user": planned.tenant} if planned.tenant is not None else {}
+        first = {"priority": planned.priority} if planned.priority else {}
+        fields = request_body(target, known, prompt.text, planned.output_tokens, ids=ids)
+        body = json.dumps(fields | asked | whose | first).encode()
         return BuiltRequest(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, prompt.tokens)
 
     return build

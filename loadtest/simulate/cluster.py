@@ -39,7 +39,7 @@ from scheduler.types.step import ChunkPhase
 class ServerShape:
     """What an operator would set on each replica. If None, `kv_blocks` and `context` follow from the hardware and the model.
 
-    A request's class is its tenant.
+    A request's class is its tenant where the trace names none.
     """
 
     max_step_tokens: int = 512
@@ -220,7 +220,13 @@ class Cluster:
         """A request that fits goes to a replica, unless its deadline would not be met."""
         prompt, token = self._content.prompt(request)
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-        message = AddRequest(request_id=str(record.index), prompt_ids=prompt, sampling=sampling, tenant=request.klass)
+        message = AddRequest(
+            request_id=str(record.index),
+            prompt_ids=prompt,
+            sampling=sampling,
+            tenant=request.tenant or request.klass,
+            priority=request.priority,
+        )
         names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
         opened = OpenRequest(message, names, record, token)
         views = self._views(message, names, now)

@@ -26,6 +26,8 @@ class Planned:
     prompt_tokens: int
     output_tokens: int
     klass: str = "default"
+    tenant: str | None = None
+    priority: int = 0
     session: str | None = None
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
@@ -223,6 +225,8 @@ def _planned(index: int, intended: float, request: TraceRequest) -> Planned:
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
         klass=request.klass,
+        tenant=request.tenant,
+        priority=request.priority,
         session=request.session,
         blocks=request.blocks,
         block_tokens=request.block_tokens,

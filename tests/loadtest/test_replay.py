@@ -161,6 +161,18 @@ def test_verify_finds_another_text_without_streaming():
     assert all("verify: another text" in violation for violation in violations(found))
 
 
+def test_tenants_and_priorities_are_sent_as_the_server_knows_them():
+    requests = [
+        TraceRequest(line=1, arrival=0.0, prompt_tokens=9, output_tokens=2, tenant="ada", priority=-2),
+        TraceRequest(line=2, arrival=0.0, prompt_tokens=9, output_tokens=2),
+    ]
+    trace = Trace(name="t", format="f", requests=requests)
+    for fields, refused in ((["user"], 1), (["priority"], 1), ([], 0)):
+        found = run(["--refuse-fields", *fields], trace=trace, shape=LoadShape())
+        assert sum("unknown field" in (record.detail or "") for record in found.records) == refused
+        assert found.records[1].ok
+
+
 def test_a_server_that_refuses_extensions_is_asked_without_them():
     fields = ["ignore_eos", "return_token_ids", "max_tokens"]
     found = run(["--dialect", "other", "--answer", "4", "--refuse-fields", *fields], {"endpoint": "chat"})

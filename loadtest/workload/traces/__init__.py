@@ -12,7 +12,9 @@ class TraceRequest:
         arrival: seconds from the trace's first request.
         prompt_tokens: at least 1; 0 if `prompt` is given.
         output_tokens: at least 1.
-        klass: the model or log type that the trace names, else `default`.
+        klass: the model or log type that the trace names, else the tenant, else `default`.
+        tenant: on whose account it runs; None if the trace does not say.
+        priority: lower ones run first.
         session: the conversation it belongs to; each request of a session extends the ones before it.
         blocks: ids of the prompt's consecutive parts of `block_tokens` tokens; equal ids stand for equal text.
         block_tokens: 0 without `blocks`.
@@ -24,6 +26,8 @@ class TraceRequest:
     prompt_tokens: int
     output_tokens: int
     klass: str = "default"
+    tenant: str | None = None
+    priority: int = 0
     session: str | None = None
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0

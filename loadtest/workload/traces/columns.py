@@ -26,6 +26,7 @@ from loadtest.workload.traces.problems import (
     json_object,
     number,
     numbered,
+    priority_of,
     seconds,
     session_of,
     shown,
@@ -34,7 +35,7 @@ from loadtest.workload.traces.problems import (
 
 NAME = "columns"
 EXAMPLE = "time=ts:ms,input=prompt_len,output=gen_len,session=id,blocks=hash_ids,block_tokens=16"
-_KNOWN = ("time", "input", "output", "session", "class", "blocks", "block_tokens")
+_KNOWN = ("time", "input", "output", "session", "class", "tenant", "priority", "blocks", "block_tokens")
 _NEEDED = ("input", "output")
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
 _DAY = 86_400.0
@@ -104,13 +105,18 @@ class _RowReader:
         prompt, output = (_count(_value(row, names[what]), names[what]) for what in _NEEDED)
         blocks = self._blocks(_value(row, names["blocks"]), names["blocks"], prompt) if "blocks" in names else ()
         session = session_of(_value(row, names["session"]), names["session"]) if "session" in names else None
-        klass = _value(row, names["class"]) if "class" in names else None
+        klass, tenant = (_text(row, names.get(what)) for what in ("class", "tenant"))
+        priority = _value(row, names["priority"]) if "priority" in names else None
+        if isinstance(priority, str):
+            priority = number(priority.strip(), names["priority"]) if priority.strip() else None
         return TraceRequest(
             line=line,
             arrival=self._time(_value(row, names["time"]), names["time"]) if "time" in names else 0.0,
             prompt_tokens=prompt,
             output_tokens=output,
-            klass="default" if klass in (None, "") else str(klass),
+            klass=klass or tenant or "default",
+            tenant=tenant,
+            priority=priority_of(priority, names.get("priority", "")),
             session=session,
             blocks=blocks,
             block_tokens=self.columns.block_tokens if blocks else 0,
@@ -197,6 +203,12 @@ def _value(row: Mapping[str, Any], name: str) -> Any:
             raise BrokenRow(f"there is no {name}; the row has {', '.join(row)[:200]}")
         found = found[part]
     return found
+
+
+def _text(row: Mapping[str, Any], name: str | None) -> str | None:
+    """What stands in a column as text; None without the column, or if nothing stands there."""
+    value = None if name is None else _value(row, name)
+    return None if value in (None, "") else str(value)
 
 
 def _count(value: Any, name: str) -> int:

@@ -14,6 +14,7 @@ from loadtest.workload.traces.problems import (
     field_of,
     json_object,
     numbered,
+    priority_of,
     seconds,
     shown,
     text_of,
@@ -23,7 +24,20 @@ from loadtest.workload.traces.problems import (
 NAME = "headrace"
 VERSION = "headrace.trace/1"
 TIMED = True
-_KEYS = frozenset(("at", "prompt_tokens", "output_tokens", "class", "session", "blocks", "block_tokens", "prompt"))
+_KEYS = frozenset(
+    (
+        "at",
+        "prompt_tokens",
+        "output_tokens",
+        "class",
+        "tenant",
+        "priority",
+        "session",
+        "blocks",
+        "block_tokens",
+        "prompt",
+    )
+)
 
 
 def sniff(first: str) -> bool:
@@ -70,6 +84,10 @@ def _row(request: TraceRequest) -> dict[str, Any]:
         row["prompt"] = request.prompt
     if request.klass != "default":
         row["class"] = request.klass
+    if request.tenant is not None:
+        row["tenant"] = request.tenant
+    if request.priority:
+        row["priority"] = request.priority
     if request.session is not None:
         row["session"] = request.session
     if request.blocks:
@@ -84,13 +102,16 @@ def _request(number: int, row: dict[str, Any]) -> TraceRequest:
     prompt = text_of(row, "prompt")
     if prompt is not None and row.get("prompt_tokens") is not None:
         raise BrokenRow(f"prompt_tokens is {shown(row['prompt_tokens'])} beside a prompt, which is counted")
+    tenant = text_of(row, "tenant") or None
     count = 0 if prompt is not None else tokens(field_of(row, "prompt_tokens"), "prompt_tokens")
     return TraceRequest(
         line=number,
         arrival=seconds(field_of(row, "at"), "at"),
         prompt_tokens=count,
         output_tokens=tokens(field_of(row, "output_tokens"), "output_tokens"),
-        klass=text_of(row, "class") or "default",
+        klass=text_of(row, "class") or tenant or "default",
+        tenant=tenant,
+        priority=priority_of(row.get("priority"), "priority"),
         session=text_of(row, "session"),
         prompt=prompt,
         **_sharing(row, count),

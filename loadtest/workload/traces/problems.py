@@ -144,6 +144,15 @@ def block_ids(value: Any, name: str, prompt: int, size: int) -> tuple[int, ...]:
     return tuple(value)
 
 
+def priority_of(value: Any, name: str) -> int:
+    """A priority as servers take it, a whole number of 32 bits; 0 if it is absent or null. Raises BrokenRow."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 31) <= value < 1 << 31:
+        raise BrokenRow(f"{name} is {shown(value)}, not a whole number of 32 bits")
+    return value
+
+
 def text_of(row: Mapping[str, Any], name: str) -> str | None:
     """An optional field that is a text; None if it is absent or null. Raises BrokenRow if it is anything else."""
     value = row.get(name)

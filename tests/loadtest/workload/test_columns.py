@@ -161,3 +161,19 @@ def test_ids_have_to_fit_the_prompt(tmp_path, ids, said):
     with pytest.raises(TraceError) as caught:
         read(tmp_path, json.dumps(row), "input=i,output=o,blocks=b,block_tokens=16")
     assert said in str(caught.value)
+
+
+def test_tenants_and_priorities_are_read_from_texts_and_numbers(tmp_path):
+    text = "t,i,o,who,p\n1,5,1,ada,-3\n2,5,1,,\n3,5,1,bob,0"
+    columns = "time=t,input=i,output=o,tenant=who,priority=p"
+    found = read(tmp_path, text, columns).requests
+    assert [(each.tenant, each.klass, each.priority) for each in found] == [
+        ("ada", "ada", -3),
+        (None, "default", 0),
+        ("bob", "bob", 0),
+    ]
+    with pytest.raises(TraceError, match=r"p is 1\.5, not a whole number"):
+        read(tmp_path, "i,o,p\n1,1,1.5", "input=i,output=o,priority=p")
+    row = {"i": 5, "o": 1, "who": {"id": 4}, "p": -1}
+    (one,) = read(tmp_path, json.dumps(row), "input=i,output=o,tenant=who.id,priority=p").requests
+    assert (one.tenant, one.priority) == ("4", -1)

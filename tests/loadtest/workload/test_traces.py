@@ -203,3 +203,16 @@ def test_what_is_no_file_is_refused_with_what_to_do_instead(name, said):
     with pytest.raises(TraceError) as caught:
         read_trace(name)
     assert said in str(caught.value)
+
+
+def test_tenants_and_priorities_come_back_from_headraces_own_format(tmp_path):
+    path = tmp_path / "t.jsonl"
+    requests = [
+        TraceRequest(line=2, arrival=0.0, prompt_tokens=1, output_tokens=1, tenant="ada", klass="chat", priority=3),
+        TraceRequest(line=3, arrival=1.0, prompt_tokens=1, output_tokens=1, tenant="bob", klass="bob"),
+    ]
+    own.write(path, requests)
+    assert read_trace(path, strict=True).requests == requests
+    path.write_text(path.read_text().replace('"priority": 3', '"priority": "high"'))
+    with pytest.raises(TraceError, match="priority is 'high', not a whole number"):
+        read_trace(path, strict=True)
