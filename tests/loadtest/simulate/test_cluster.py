@@ -145,8 +145,7 @@ def test_prefix_aware_keeps_a_conversation_together():
 
 
 def test_a_traces_priorities_are_the_schedulers():
-    requests = [planned(0, 0.0, 100, 50), planned(1, 0.1, 100, 5), planned(2, 0.2, 100, 5)]
-    requests[2] = replace(requests[2], priority=-1)
+    requests = [planned(0, 0.0, 100, 500), planned(1, 0.1, 100, 5), planned(2, 0.2, 100, 5, priority=-1)]
     records, _ = simulate(requests, max_running=1, scheduling="priority")
     assert records[2].ttft is not None and records[1].ttft is not None
     assert records[2].tokens[0][0] < records[1].tokens[0][0]
