@@ -112,7 +112,7 @@ _STEPS = PanelRow(
         ),
         Panel(
             title="Steps on CUDA graphs",
-            about="Share of all steps. On a GPU that decodes it nears 100 %; failed recordings are tried again, three times at most.",
+            about="Share of all steps. On a GPU that decodes it nears 100 %; failed recordings are tried again.",
             queries=[
                 Query(
                     share(
