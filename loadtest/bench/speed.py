@@ -47,6 +47,11 @@ class SpeedBench:
         self._model = model
         self._random = random.Random(seed)
 
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return str(self._client.base_url)
+
     def ids(self, count: int) -> list[int]:
         """`count` new random token ids."""
         return [self._random.randrange(1000, 30000) for _ in range(count)]

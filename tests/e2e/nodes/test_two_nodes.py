@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'headrace[ray]'")
-from tests.e2e.nodes.ray_nodes import HEAD, OTHER, RayNodes, until
+from loadtest.bench.ray_nodes import HEAD, OTHER, RayNodes
 
 pytestmark = pytest.mark.processes
 
@@ -35,6 +35,15 @@ def spread(nodes):
     ready(served)
     yield served
     assert served.stop() == 0, "".join(served.output)
+
+
+def until(condition, seconds=120.0):
+    """Wait for what other processes bring about."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.1)
+    return value
 
 
 def cards(server):
@@ -167,7 +176,7 @@ def test_a_node_that_dies_under_load_loses_no_request(spread, server, nodes):
             stream.join()
         replayed = {name: sample(spread, "headrace_replayed_requests_total", engine=name) for name in cards(spread)}
         print(
-            f"\ndeath {death + 1}: {len(killed)} processes killed, {len(streams)} streams whole, longest pause "
+            f"\ndeath {death + 1}: {killed} processes killed, {len(streams)} streams whole, longest pause "
             f"{max(stream.pause for stream in streams):.2f} s, replayed {replayed}"
         )
         assert [stream.error for stream in streams] == [None] * len(streams)
