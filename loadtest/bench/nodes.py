@@ -70,7 +70,7 @@ async def _blocks(bench: SpeedBench) -> float:
 
 
 @dataclass
-class Load:
+class DeathLoad:
     """Streams that are asked for again and again, and what came of them."""
 
     client: httpx.AsyncClient
@@ -123,7 +123,7 @@ async def deaths(nodes: RayNodes, seconds: float, streams: int) -> str:
         await ready(bench)
         prompts = [bench.ids(PROMPT_TOKENS) for _ in range(PROMPTS)]
         async with httpx.AsyncClient(base_url=bench.url, timeout=300) as client:
-            load = Load(client, prompts)
+            load = DeathLoad(client, prompts)
             await load.learn()
             began = time.monotonic()
             until = began + seconds
