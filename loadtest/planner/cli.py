@@ -44,7 +44,7 @@ from scheduler.router.view import Role
 
 _T = TypeVar("_T")
 _WIDE = 1000.0  # times the first rate, in both directions, that the search may go
-_WIDTH = 96  # columns of the table
+_WIDTH = 110  # columns of the table
 _DECODES = 32  # sequences of a step, for the first guess of a rate
 
 

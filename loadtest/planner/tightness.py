@@ -104,4 +104,4 @@ def _scaled(objective: Objective, scale: float) -> Objective:
 
 def _words(objective: Objective) -> str:
     pairs = (("ttft", objective.ttft), ("tpot", objective.tpot), ("e2e", objective.e2e))
-    return ",".join(f"{name}={1000 * bound:g}ms" for name, bound in pairs if bound is not None)
+    return ", ".join(f"{name}={1000 * bound:g}ms" for name, bound in pairs if bound is not None)

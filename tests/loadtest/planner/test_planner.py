@@ -220,7 +220,7 @@ def test_each_layout_is_simulated_at_each_rate_once_for_all_scales():
     tight, loose = rows[1].mixed, rows[2].mixed
     assert tight is not None and loose is not None and 0 < tight.goodput <= loose.goodput
     section = tightness_table(rows, made, 0.9)
-    assert section.rows[0][1:] == ("ttft=5ms,tpot=0.12ms", "none", "0", "none", "0", "")
+    assert section.rows[0][1:] == ("ttft=5ms, tpot=0.12ms", "none", "0", "none", "0", "")
     assert section.rows[1][2] == "mixed:2" and section.rows[1][4] == "prefill:1,decode:1"
 
 
