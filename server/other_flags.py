@@ -45,6 +45,7 @@ _MEANINGS = {
     "--n-gpu-layers": "a model is on one device as a whole: --device says on which",
     "-ngl": "a model is on one device as a whole: --device says on which",
     "--data-parallel-size": "--engines",
+    "--api-server-count": "--http-processes",
     "-dp": "--engines",
     "--pipeline-parallel-size": "a model is not split by layers: --tensor-parallel splits each layer",
     "--enable-chunked-prefill": _ALWAYS,

@@ -3,6 +3,7 @@
     python -m server.bench.streams                                   # this tree, 64 and 256 streams
     python -m server.bench.streams --against ../before --rounds 5    # and another tree (with its .venv) in turn, and the ratio
     python -m server.bench.streams --http-processes 2                # and this tree with so many HTTP processes
+    python -m server.bench.streams --streams 256 --lag               # how late this tree's event loop is, instead
 
 What a token costs: the processor time of all the process's threads over a window in which nothing begins or ends, over the tokens
 that its clients received meanwhile. The pace is that of `--rate`, which the machine has to be able to keep. Nothing is asserted.
@@ -28,6 +29,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from server.bench.loop_lag import lags_between
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 60.0
@@ -84,7 +87,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def stub_server(tree: Path, pause: float, *flags: str) -> Iterator[tuple[int, int]]:
+def stub_server(tree: Path, pause: float, *flags: str, **variables: str) -> Iterator[tuple[int, int]]:
     """A server of this tree with stub engines: its process and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -94,7 +97,7 @@ def stub_server(tree: Path, pause: float, *flags: str) -> Iterator[tuple[int, in
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [*command, str(pause), "--port", str(port), *flags],
-            env={**os.environ, "PYTHONPATH": str(tree)},
+            env={**os.environ, "PYTHONPATH": str(tree), **variables},
             cwd=tree,
             stdout=log,
             stderr=log,
@@ -147,9 +150,7 @@ def http_processes(server: int) -> list[int]:
 async def token_cost(pid: int, port: int, streams: int, seconds: float, chat: bool) -> StreamedTokenCost:
     """Of the server's processes for a token of one of these streams."""
     fronts = http_processes(pid)
-    body: dict[str, object] = {"stream": True, "max_tokens": 8000, "ignore_eos": True}
-    body |= {"messages": [{"role": "user", "content": "Go on."}]} if chat else {"prompt": "Once upon a time"}
-    clients = Clients(port, "/v1/chat/completions" if chat else "/v1/completions", body)
+    clients = Clients(port, *asked(chat))
     clients.open(streams)
     await clients.begun()
     await asyncio.sleep(SETTLE_SECONDS)
@@ -198,6 +199,34 @@ def _servers(trees: dict[str, Path], pause: float, processes: int) -> Iterator[d
         yield servers
 
 
+async def measure_lag(options: argparse.Namespace) -> None:
+    """Print the lag of the server's event loop under so many streams, which begin beforehand."""
+    for streams in options.streams:
+        with (
+            tempfile.NamedTemporaryFile() as file,
+            stub_server(ROOT, streams / options.rate, LOOP_LAG=file.name) as (_, port),
+        ):
+            clients = Clients(port, *asked(options.chat))
+            clients.open(streams)
+            await clients.begun()
+            await asyncio.sleep(SETTLE_SECONDS)
+            start = time.monotonic()
+            await asyncio.sleep(options.seconds * options.rounds)
+            lags = lags_between(Path(file.name), start, time.monotonic())
+            await clients.close()
+        middle, late = lags[len(lags) // 2], lags[int(0.99 * len(lags))]
+        told = f"lag of the event loop p50 {middle:.2f}, p99 {late:.2f}, most {lags[-1]:.2f} ms"
+        print(f"{streams} streams, {options.rate:.0f} tokens/s: {told}", flush=True)
+
+
+def asked(chat: bool) -> tuple[str, dict[str, object]]:
+    """Path and body of a stream's request."""
+    body: dict[str, object] = {"stream": True, "max_tokens": 8000, "ignore_eos": True}
+    if chat:
+        return "/v1/chat/completions", body | {"messages": [{"role": "user", "content": "Go on."}]}
+    return "/v1/completions", body | {"prompt": "Once upon a time"}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m server.bench.streams", description=__doc__.splitlines()[0])
@@ -209,10 +238,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--http-processes", type=int, default=1, help="of one more server of this tree, if there are several"
     )
     parser.add_argument("--chat", action="store_true", help="of chat answers instead of completions")
+    parser.add_argument("--lag", action="store_true", help="measure how late the event loop is, instead")
     parser.add_argument("--against", type=Path, help="another tree, to be measured in turn")
     options = parser.parse_args(argv)
     trees = {"this": ROOT} | ({"before": options.against.resolve()} if options.against else {})
-    asyncio.run(run(trees, options))
+    asyncio.run(measure_lag(options) if options.lag else run(trees, options))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from server.errors import ApiError
 from server.fronts.front import Front, arguments_of
 from server.fronts.messages import BEAT_SECONDS
 from server.http.connections import Refusal
+from server.http.descriptors import raise_descriptor_limit
 from server.http.host import WebHost
 from server.telemetry.processes import HttpProcessFigures
 
@@ -54,6 +55,7 @@ class HttpProcesses:
     ) -> None:
         names = [f"http-{index}" for index in range(settings.http_processes)]
         self._places = [_Place(name, arguments_of(settings, name)) for name in names]
+        raise_descriptor_limit()  # all children inherit it
         self._settings = settings
         self._sockets = sockets
         self._on_refusal = on_refusal
