@@ -15,6 +15,7 @@ from tests.e2e.server_process import ServerProcess
 KEYS = {"ann": "key-of-ann", "ben": "key-of-ben"}
 FILED = {"cyd": "key-of-cyd"}  # in a file, with a limit that the traffic exceeds
 FLAGS = (
+    *("--http-processes", "2"),
     *("--roles", "prefill:1", "decode:1", "--threads", "1"),
     *("--kv-blocks", "24", "--kv-host-gib", "0.02", "--preemption", "swap", "--max-model-len", "512"),
     *("--resume-seconds", "5"),  # after which streams that were read are forgotten, and counted
