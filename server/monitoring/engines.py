@@ -251,51 +251,10 @@ _HAND_OVERS = PanelRow(
     ],
 )
 
-_HTTP_BY, _HTTP_NAME = "instance, process", "{{process}} {{instance}}"
-_HTTP = PanelRow(
-    "HTTP processes, where there are several",
-    [
-        Panel(
-            title="Takes connections",
-            about="1 while it does.",
-            queries=[Query(gauge("headrace_http_process_up", by=_HTTP_BY), _HTTP_NAME)],
-            kind="stat",
-            width=6,
-            warn=1.0,
-            bad=1.0,
-        ),
-        Panel(
-            title="Started again within an hour",
-            about="Each time its connections ended; requests that were not resumable did, too.",
-            queries=[
-                Query(
-                    f"sum by ({_HTTP_BY}) (increase({select('headrace_http_process_restarts_total')}[1h]))", _HTTP_NAME
-                ),
-            ],
-            kind="stat",
-            width=6,
-            warn=1.0,
-            bad=3.0,
-        ),
-        Panel(
-            title="Connections",
-            about="Open ones: each new one goes to the process with the fewest.",
-            queries=[Query(gauge("headrace_http_connections_open", by=_HTTP_BY), _HTTP_NAME)],
-            width=6,
-        ),
-        Panel(
-            title="Processors that they keep busy",
-            about="Near 1 it has no more to give, nor has the server's own process (Overview).",
-            queries=[Query(per_second("headrace_http_process_cpu_seconds_total", by=_HTTP_BY), _HTTP_NAME)],
-            width=6,
-        ),
-    ],
-)
-
 ENGINES = Dashboard(
     name="engines",
     title="Engines",
     about="The engines of a server beside each other.",
-    rows=[_STATE, _STEPS, _WORK, _HAND_OVERS, _HTTP],
+    rows=[_STATE, _STEPS, _WORK, _HAND_OVERS],
     variables=[INSTANCE, Variable(name="engine", title="engine", series="headrace_engine_up", label="engine")],
 )
