@@ -9,8 +9,8 @@ keys are read once for the group (Ainslie et al. 2023, arXiv 2305.13245).
 
 A launch has only as many tiles as the batch may need; each finds its sequence by counting tiles, so short sequences beside a long
 one cost nothing. Tiles with the most keys start first. The tile shape depends on the model's shapes alone, and tiles of keys
-begin at multiples of their size: a row's result here depends neither on the batch nor on how its prompt was cut. (A model's may: of a
-chunk of one token, the row goes through `decode.py`, which adds in another order.)
+begin at multiples of their size: a row's result here depends neither on the batch nor on how its prompt was cut. (A model's may: of
+a chunk of one token, the row goes through `decode.py`, which adds in another order.)
 
 Floor: 4 * rows * (keys seen on average) * heads * dim operations over the tensor cores' rate (1 x 16k causal, 32 heads of 128:
 2.2 TFLOP, 2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
