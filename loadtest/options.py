@@ -87,7 +87,9 @@ def _add_target(group: Any) -> None:
     group.add_argument("--target", required=True, metavar="URL", help="such as http://127.0.0.1:8000/v1")
     group.add_argument("--model", help="[the first that the target lists]")
     group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="[OPENAI_API_KEY]")
-    group.add_argument("--endpoint", choices=("completions", "chat"), default="completions", help="[%(default)s]")
+    group.add_argument(
+        "--endpoint", choices=("completions", "chat", "embeddings"), default="completions", help="[%(default)s]"
+    )
     group.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, if the target has no /tokenize")
     group.add_argument(
         "--characters-per-token", type=positive, metavar="C", help="if there is neither; lengths are then estimates"

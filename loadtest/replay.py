@@ -20,6 +20,7 @@ from loadtest.client.scrape import scrape
 from loadtest.client.sender import Build, BuiltRequest, Driver
 from loadtest.client.streams import StreamedAnswer
 from loadtest.client.target import Known, Target, TargetError, meet, request_body
+from loadtest.client.vectors import judge_vector
 from loadtest.client.verify import sampled, verify
 from loadtest.report.records import MEASURED, LoadRun, Objective, RequestRecord, interrupted, measured_window, unfit
 from loadtest.report.trust import SHAREABLE
@@ -90,6 +91,8 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
         PromptTokenizerError: the target does not tell the lengths of prompts.
     """
     work = make_plan(plan.trace, plan.shape)
+    if target.endpoint == "embeddings":
+        work = _vectors(plan, work)
     async with target.client() as client:
         known = await meet(target, client)
         work = await _counted(work, known, target)
@@ -137,6 +140,15 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
             await verify(client, target, known, again, patience=plan.patience)
             plan.keep(run)
     return run
+
+
+def _vectors(plan: ReplayPlan, work: Plan) -> Plan:
+    """The plan without answers of tokens. Raises TargetError for what only they can have."""
+    if any(bound is not None for each in plan.objectives.values() for bound in (each.ttft, each.tpot)):
+        raise TargetError("a vector has no first token and no time between tokens: give --slo e2e=100ms")
+    if plan.verify or plan.breaks:
+        raise TargetError("--verify and --breaks are for streams of text, and an embedding is none")
+    return replace(work, requests=[replace(each, output_tokens=0) for each in work.requests])
 
 
 def _fitting(work: Plan, context: int | None) -> tuple[Plan, list[RequestRecord]]:
@@ -239,8 +251,11 @@ def _judged(
             output_tokens=record.asked_output,
             only_length=known.ends_only_by_length,
         )
-        answer = judge(record, raw, expected)
         records.append(record)
+        if target.endpoint == "embeddings":
+            judge_vector(record, raw, expected)
+            continue
+        answer = judge(record, raw, expected)
         if answer is not None and record.ok:
             answers[record.index] = answer
     return records, answers

@@ -50,7 +50,7 @@ def judge(record: RequestRecord, raw: Raw, expected: Expected) -> StreamedAnswer
         return None
     if record.status != 200:
         record.error = ErrorClass.STATUS
-        record.detail = _problem(raw.body)
+        record.detail = problem_of(raw.body)
         return None
     reader = StreamReader(usage_asked=True)
     events = list(events_of(raw.body, raw.times, raw.ends))
@@ -73,7 +73,7 @@ def judge(record: RequestRecord, raw: Raw, expected: Expected) -> StreamedAnswer
     return answer
 
 
-def _problem(body: bytes) -> str:
+def problem_of(body: bytes) -> str:
     """The message of an error's body, on one line."""
     answer = json_value(body)
     error = answer.get("error") if isinstance(answer, dict) else None
@@ -99,9 +99,9 @@ def _fill(record: RequestRecord, answer: StreamedAnswer) -> None:
     usage = answer.usage or {}
     details = usage.get("prompt_tokens_details")
     record.finish_reason = answer.finish_reason
-    record.prompt_tokens = _count(usage.get("prompt_tokens"))
-    record.output_tokens = _count(usage.get("completion_tokens"))
-    record.cached_tokens = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    record.prompt_tokens = count_of(usage.get("prompt_tokens"))
+    record.output_tokens = count_of(usage.get("completion_tokens"))
+    record.cached_tokens = count_of(details.get("cached_tokens")) if isinstance(details, dict) else None
     if answer.timings is not None:
         record.timings = {name: float(value) for name, value in answer.timings.items() if _is_time(value)}
     record.tokens = list(zip([at for at, _, _ in answer.texts], _shares(answer, record.output_tokens), strict=True))
@@ -117,7 +117,8 @@ def _shares(answer: StreamedAnswer, total: int | None) -> list[int]:
     return [total * (place + 1) // many - total * place // many for place in range(many)]
 
 
-def _count(value: Any) -> int | None:
+def count_of(value: Any) -> int | None:
+    """A count of tokens, if it is one."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
 
 
@@ -129,8 +130,8 @@ def miscounts(answer: StreamedAnswer, expected: Expected) -> list[str]:
     """Where the usage, the stream and the request disagree, a sentence for each, besides the answer's own violations."""
     found: list[str] = []
     usage = answer.usage or {}
-    prompt, output = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    total = _count(usage.get("total_tokens"))
+    prompt, output = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+    total = count_of(usage.get("total_tokens"))
     told = expected.own_grammar and answer.violations  # the grammar's first broken rule may be this one
     if answer.usage is not None and not told and (prompt is None or output is None or total != prompt + output):
         found.append("usage does not add up")

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from loadtest.client.streams import whole_answer
+from loadtest.client.vectors import vector_of
 from loadtest.workload.vocabulary import (
     FileTokenizer,
     PromptTokenizer,
@@ -18,7 +19,8 @@ from loadtest.workload.vocabulary import (
 )
 from loadtest.workload.words import OPENER
 
-Endpoint = Literal["completions", "chat"]
+Endpoint = Literal["completions", "chat", "embeddings"]
+_PATHS: Mapping[Endpoint, str] = {"completions": "completions", "chat": "chat/completions", "embeddings": "embeddings"}
 # Servers known to honour `ignore_eos`, by what they say as `owned_by` in /v1/models.
 _HONOURS_IGNORE_EOS = frozenset(("headrace", "vllm", "sglang", "llamacpp"))
 _PROBE_WORDS = 8
@@ -36,7 +38,8 @@ class Target:
     Attributes:
         base_url: up to and including `/v1`, which may be left out where there is no other path.
         model: None for the first that the target lists.
-        endpoint: `completions` (the prompt is the model's input, token for token) or `chat` (the template's tokens are added).
+        endpoint: `completions` (the prompt is the model's input, token for token) or `chat` (the template's tokens are added), or
+            `embeddings` (a vector for each prompt).
         tokenizer: path of a `tokenizer.json`, for a target that cannot be asked.
         characters_per_token: for when there is neither; lengths are then estimates, and not held against the server.
         ignore_eos: whether to send it; None to send it if the target accepts it.
@@ -70,7 +73,7 @@ class Target:
     @property
     def url(self) -> str:
         """The URL that requests go to."""
-        return f"{self.api}/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
+        return f"{self.api}/{_PATHS[self.endpoint]}"
 
     def client(self) -> httpx.AsyncClient:
         """A client for the questions asked before and after the run."""
@@ -112,8 +115,11 @@ class Known:
 def request_body(
     target: Target, known: Known, text: str, output_tokens: int, *, stream: bool = True, ids: bool = False
 ) -> dict[str, Any]:
-    """The body of a request with prompt `text` and at most `output_tokens` of answer. `ids`: ask for token ids."""
+    """The body of a request with prompt `text` and at most `output_tokens` of answer. `ids`: ask for token ids. Of an embedding
+    only the prompt counts."""
     body: dict[str, Any] = {"model": known.model}
+    if target.endpoint == "embeddings":
+        return body | {"input": text} | dict(target.extra)
     if target.endpoint == "chat":
         body["messages"] = [{"role": "user", "content": text}]
     else:
@@ -201,13 +207,11 @@ def _learned(target: Target, known: Known, answer: httpx.Response) -> Known:
     if target.ignore_eos and not known.ignore_eos:
         raise TargetError("the target refuses ignore_eos, which was asked for")
     try:
-        body = answer.json()
-        whole = whole_answer(body)
+        usage, told = _answered(target, answer.json())
     except ValueError as error:
         raise TargetError(f"{target.url} gives no answer as OpenAI does: {error}: {answer.text[:200]}") from None
-    told = "token_ids" in body["choices"][0]
     vocabulary = known.vocabulary
-    prompt = (whole.usage or {}).get("prompt_tokens")
+    prompt = usage.get("prompt_tokens")
     from_server = target.tokenizer is None and target.endpoint == "completions"
     if isinstance(prompt, int) and vocabulary.exact and not from_server:
         words = sum(count for _, count in vocabulary.words[:_PROBE_WORDS])
@@ -217,3 +221,14 @@ def _learned(target: Target, known: Known, answer: httpx.Response) -> Known:
             )
         vocabulary = replace(vocabulary, base=prompt - words)
     return replace(known, token_ids=known.token_ids and told, vocabulary=vocabulary)
+
+
+def _answered(target: Target, body: Any) -> tuple[dict[str, Any], bool]:
+    """The usage of an answer, and whether it has token ids. Raises ValueError if it is no answer of the endpoint."""
+    if target.endpoint == "embeddings":
+        if vector_of(body) is None:
+            raise ValueError("it has no vector")
+        usage = body.get("usage")
+        return usage if isinstance(usage, dict) else {}, False
+    whole = whole_answer(body)
+    return whole.usage or {}, "token_ids" in body["choices"][0]

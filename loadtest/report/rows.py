@@ -92,7 +92,10 @@ def correctness(summary: Summary) -> list[tuple[str, ...]]:
         rows.append(("output exactly as long as asked", percent(summary.asked_output)))
     if summary.asked_prompt is not None:
         rows.append(("prompt exactly as long as asked", percent(summary.asked_prompt)))
-    rows += [(f"finish_reason {reason}", count(times)) for reason, times in summary.finish_reasons.items()]
+    reasons = summary.finish_reasons.items()
+    rows += [
+        (f"finish_reason {reason}", count(times)) for reason, times in reasons if reason != str(None)
+    ]  # of vectors
     return [*rows]
 
 

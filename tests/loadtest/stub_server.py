@@ -87,7 +87,12 @@ class Stub(asyncio.Protocol):
         self.body += data
 
     def on_message_complete(self):
-        routes = {"/v1/models": self.models, "/metrics": self.metrics, "/tokenize": self.tokenize}
+        routes = {
+            "/v1/models": self.models,
+            "/v1/embeddings": self.embed,
+            "/metrics": self.metrics,
+            "/tokenize": self.tokenize,
+        }
         routes.get(self.path, self.generate)()
 
     def models(self):
@@ -111,6 +116,23 @@ class Stub(asyncio.Protocol):
     def write(self, status, kind, body):
         head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         self.transport.write(head.encode() + body)
+
+    def embed(self):
+        text = json.loads(self.body)["input"]
+        options.generated += 1
+        faulty = options.generated % options.every == 0
+        vector = [0.5, -0.5, float("nan") if faulty and options.fault == "garbage" else 1.0]
+        tokens = len(text.split()) + (faulty and options.fault == "miscount-prompt")
+        data = [] if faulty and options.fault == "lost" else [{"object": "embedding", "index": 0, "embedding": vector}]
+        self.answer(
+            200,
+            {
+                "object": "list",
+                "data": data,
+                "model": "stub",
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            },
+        )
 
     def generate(self):
         request = json.loads(self.body)

@@ -360,3 +360,37 @@ def test_the_same_seed_asks_the_same():
     assert [(each.intended, each.asked_prompt, each.asked_output) for each in first.records] == [
         (each.intended, each.asked_prompt, each.asked_output) for each in second.records
     ]
+
+
+VECTORS = {"endpoint": "embeddings"}
+
+
+def test_embeddings_have_an_end_and_no_tokens_in_time():
+    found = run([], VECTORS, objectives={"default": Objective(e2e=60.0)})
+    assert len(found.records) == 12 and all(record.ok and not record.violations for record in found.records)
+    assert all(record.prompt_tokens == record.asked_prompt and record.asked_output == 0 for record in found.records)
+    summary = summarize(found)
+    assert set(summary.latencies) == {"e2e", "lateness"} and summary.attainment == 1.0 and summary.prompt_rate > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("lost", "no vector"), ("garbage", "no vector"), ("miscount-prompt", "prompt tokens; the prompt has")],
+)
+def test_a_vector_that_is_none_is_caught(fault, said):
+    found = run(["--fault", fault, "--every", "4"], VECTORS)
+    bad = [record for record in found.records if record.error or record.violations]
+    assert len(bad) == 3 and all(said in (record.violations or [record.detail])[0] for record in bad)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"objectives": {"default": Objective(ttft=1.0)}}, "e2e=100ms"),
+        ({"verify": 1}, "--verify"),
+        ({"breaks": 1}, "--breaks"),
+    ],
+)
+def test_what_a_vector_cannot_have_is_refused(more, said):
+    with pytest.raises(TargetError, match=said):
+        replay(plan(**more), Target(base_url="http://127.0.0.1:9/v1", endpoint="embeddings"))
