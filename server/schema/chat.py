@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from configs.settings import Settings
-from server.schema.base import Body, both, either, given, where, wrong
+from server.schema.base import Array, Body, both, either, given, where, wrong
 from server.schema.fields import Content, Count, OutputTokens
 from server.schema.sampling import Sampling
 from server.schema.tools import Choice, FunctionChoice, OfferedFunction, OfferedTool, PastCall, PastFunction
@@ -47,7 +47,7 @@ class Message(Body):
     name: str | None = Field(
         None, description="Who speaks; handed to the chat template, though most templates do not show it to the model."
     )
-    tool_calls: list[PastCall] = Field(default_factory=list, description="What the assistant called.")
+    tool_calls: Array[PastCall] = Field(default_factory=list, description="What the assistant called.")
     tool_call_id: str | None = Field(None, description="Of the call whose result this is.")
     function_call: PastFunction | None = Field(None, description="Older form of one entry of `tool_calls`.")
     reasoning_content: str | None = Field(
@@ -117,7 +117,7 @@ class ChatRequest(Sampling):
         "tools": OfferedTool,
     }
 
-    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    messages: Array[Message] = Field(min_length=1, description="The conversation so far.")
     max_completion_tokens: OutputTokens | None = Field(None, description="OpenAI's newer name of `max_tokens`.")
     logprobs: bool = Field(False, description="Logprobs of the message's tokens.")
     top_logprobs: Count | None = Field(None, description="Alternatives for each token. Only with `logprobs`.")
@@ -134,14 +134,14 @@ class ChatRequest(Sampling):
         default_factory=dict, description="Extension: further variables for the chat template."
     )
 
-    tools: list[OfferedTool] = Field(default_factory=list, description="What the model may call.")
+    tools: Array[OfferedTool] = Field(default_factory=list, description="What the model may call.")
     tool_choice: Choice | None = Field(
         None,
         description="Whether it calls a tool: `none`, `auto` (it decides), `required`, one function, or those of `allowed_tools`; "
         "`auto` if absent.",
     )
     parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
-    functions: list[OfferedFunction] = Field(default_factory=list, description="Older form of `tools`.")
+    functions: Array[OfferedFunction] = Field(default_factory=list, description="Older form of `tools`.")
     function_call: FunctionChoice | None = Field(None, description="Older form of `tool_choice`.")
     reasoning_effort: Effort | None = Field(
         None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from configs.settings import Settings
-from server.schema.base import INT32_MAX, Body, both, either, given, where
+from server.schema.base import INT32_MAX, Array, Body, both, either, given, where
 from server.schema.fields import Count, Early, Int64, LogitBias, ModelName, OutputTokens, Stop, Text, TokenId
 from server.schema.structured import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
@@ -109,8 +109,8 @@ class Sampling(Body):
     )
     min_tokens: OutputTokens = Field(0, description="Extension: no end before this many tokens.")
     ignore_eos: bool = Field(False, description="Extension: continue past the model's end tokens.")
-    stop_token_ids: list[TokenId] = Field(default_factory=list, description="Extension: tokens that end the text.")
-    bad_words: list[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
+    stop_token_ids: Array[TokenId] = Field(default_factory=list, description="Extension: tokens that end the text.")
+    bad_words: Array[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")
     skip_special_tokens: bool = Field(True, description="Extension: leave special tokens out of the text.")
     user: str = Field(
@@ -168,7 +168,7 @@ class Sampling(Body):
     truncation_side: Literal["left", "right"] = Field(
         "left", description="Extension: the side on which `truncate_prompt_tokens` drops."
     )
-    allowed_token_ids: list[TokenId] = Field(
+    allowed_token_ids: Array[TokenId] = Field(
         default_factory=list, description="Extension: only these tokens are generated; empty: all."
     )
 

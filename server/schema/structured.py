@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from configs.settings import Settings
-from server.schema.base import Body, both, either, given, where, wrong
+from server.schema.base import Array, Body, both, either, given, where, wrong
 from server.schema.shown import shown
 
 MAX_CHOICES = 10_000
@@ -73,10 +73,10 @@ class ResponseFormat(Body):
         description="`text` asks for nothing; `structural_tag`, as in vLLM: free text with well-formed structures in it."
     )
     json_schema: JsonSchemaFormat | None = Field(None, description="With `type` `json_schema`.")
-    structures: list[Tag] | None = Field(
+    structures: Array[Tag] | None = Field(
         None, min_length=1, max_length=MAX_TAGS, description="With `type` `structural_tag`."
     )
-    triggers: list[Source] | None = Field(
+    triggers: Array[Source] | None = Field(
         None,
         min_length=1,
         max_length=MAX_TRIGGERS,

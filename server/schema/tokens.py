@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from configs.settings import Settings
-from server.schema.base import Body, both, either, given, where, wrong
+from server.schema.base import Array, Body, both, either, given, where, wrong
 from server.schema.chat import ONE_CONTINUATION, Message, TemplateVariables
 from server.schema.fields import ModelName, TokenIds
 from server.schema.tools import OfferedTool
@@ -19,7 +19,7 @@ class TokenizeRequest(Body):
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
     prompt: str | None = Field(None, description="Text to tokenize; this or `messages`.")
-    messages: list[Message] | None = Field(None, min_length=1, description="A conversation; this or `prompt`.")
+    messages: Array[Message] | None = Field(None, min_length=1, description="A conversation; this or `prompt`.")
     add_special_tokens: bool | None = Field(
         None, description="Begin as the model's tokenizer does. True for `prompt`, false for `messages`."
     )
@@ -31,7 +31,7 @@ class TokenizeRequest(Body):
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="Variables for the chat template."
     )
-    tools: list[OfferedTool] = Field(default_factory=list, description="Those that the model is told of.")
+    tools: Array[OfferedTool] = Field(default_factory=list, description="Those that the model is told of.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from engine.ipc.vocabulary import TokenSpellings, matcher_of
-from server.structured.grammar import ANY_OBJECT, Grammar, lark_term
+from server.structured.grammar import ANY_OBJECT, Grammar, lark_term, whole_regex
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -254,7 +254,7 @@ def serialized(kind: str, source: str) -> str:
         case "json_object":
             return LLMatcher.grammar_from_json_schema(ANY_OBJECT)
         case "regex":
-            return LLMatcher.grammar_from_regex(source)
+            return LLMatcher.grammar_from_regex(whole_regex(source))
         case "choice":
             return LLMatcher.grammar_from_lark("start: " + lark_term(Grammar("choice", source, "")))
     return LLMatcher.grammar_from_lark(_lark_of_gbnf(source) if _GBNF_RULE.search(source) else source)

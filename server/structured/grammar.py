@@ -74,6 +74,17 @@ def lark_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
+def whole_regex(regex: str) -> str:
+    """The regular expression. llguidance leaves a backslash at its end out.
+
+    Raises:
+        ValueError: it ends within an escape.
+    """
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:
+        raise ValueError("regex parse error: it ends with a backslash that escapes nothing")
+    return regex
+
+
 def regex_in_lark(regex: str) -> str:
     """A regular expression as it stands between the slashes of Lark."""
     escaped, parts = False, []

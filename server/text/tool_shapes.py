@@ -139,11 +139,15 @@ def _handed_over(call: Mapping[str, Any], arguments: str) -> dict[str, Any]:
 
 
 def object_of(arguments: str | dict[str, Any]) -> str | dict[str, Any]:
-    """A call's arguments as an object; as they are if they are none, such as those of an answer that was cut off."""
+    """A call's arguments as an object; as they are if they are none that a text can hold.
+
+    They may be of an answer that was cut off, or have half a surrogate pair as an escape, which has no UTF-8.
+    """
     if not isinstance(arguments, str):
         return arguments
     try:
         value = json.loads(arguments or "{}")
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments

@@ -3,7 +3,6 @@
 Source: https://platform.claude.com/docs/en/build-with-claude/streaming.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 
 from scheduler.types.messages import FinishReason
@@ -12,6 +11,7 @@ from server.api.answers.formats import usage
 from server.api.dialects.parts import AnswerPart, Event, EventWriter, JsonObject, PartKind
 from server.errors import ApiError
 from server.stream.generation import Generation
+from server.text.tool_shapes import object_of
 
 _ERROR_TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -139,8 +139,5 @@ def _block(part: AnswerPart, text: str) -> JsonObject:
 
 def _input(arguments: str) -> JsonObject:
     """The arguments of a call; none, if the answer ended within them."""
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        return {}
+    value = object_of(arguments)
     return value if isinstance(value, dict) else {}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from configs.settings import Settings
-from server.schema.base import INT32_MAX, Body, Kinds, either, where
+from server.schema.base import INT32_MAX, Array, Body, Kinds, either, where
 from server.schema.dialects.choices import MessagesToolChoice
 from server.schema.dialects.parts import text_or
 from server.schema.fields import Count, ModelName, Text
@@ -27,7 +27,7 @@ TEXT_BLOCKS = Kinds(
 )
 _TextBlock = Annotated[TextBlock, PlainValidator(TEXT_BLOCKS.validate, json_schema_input_type=TextBlock)]
 _blocks = text_or("content blocks", lambda text: {"type": "text", "text": text})
-TextBlocks = Annotated[list[_TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[_TextBlock])]
+TextBlocks = Annotated[Array[_TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[_TextBlock])]
 
 
 class ThoughtBlock(Body):
@@ -88,7 +88,7 @@ BLOCKS = Kinds(
     ),
 )
 _Block = Annotated[AnyBlock, PlainValidator(BLOCKS.validate, json_schema_input_type=AnyBlock)]
-Blocks = Annotated[list[_Block], BeforeValidator(_blocks, json_schema_input_type=str | list[_Block])]
+Blocks = Annotated[Array[_Block], BeforeValidator(_blocks, json_schema_input_type=str | list[_Block])]
 
 
 class ConversationMessage(Body):
@@ -190,12 +190,12 @@ class CountTokensRequest(Body):
     VERBATIM: ClassVar[frozenset[str]] = frozenset({"output_config", "tools"})
 
     model: ModelName | None = Field(None, description="One of the served names; the served model if absent.")
-    messages: list[ConversationMessage] = Field(
+    messages: Array[ConversationMessage] = Field(
         min_length=1,
         description="The conversation so far. If the assistant has the last word, the answer goes on with it.",
     )
     system: TextBlocks = Field(default_factory=list, description="The system's message, text or blocks of text.")
-    tools: list[OfferedClientTool] = Field(default_factory=list, description="What the model may call.")
+    tools: Array[OfferedClientTool] = Field(default_factory=list, description="What the model may call.")
     tool_choice: MessagesToolChoice | None = Field(
         None, description="Whether it calls a tool: `auto` (it decides), `any`, one `tool`, or `none`."
     )
@@ -219,7 +219,7 @@ class MessagesRequest(CountTokensRequest):
         description="Most tokens to generate; fewer where the context has no room for them, and the answer then stops with "
         "`model_context_window_exceeded`."
     )
-    stop_sequences: list[Text] = Field(
+    stop_sequences: Array[Text] = Field(
         default_factory=list, description="Strings that end the text; they are not part of it."
     )
     stream: bool = Field(False, description="Answer with server-sent events.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PlainValidator
 
 from configs.settings import Settings
-from server.schema.base import INT32_MAX, Body, Kinds, either, where
+from server.schema.base import INT32_MAX, Array, Body, Kinds, either, where
 from server.schema.chat import Effort
 from server.schema.dialects.choices import ResponsesToolChoice
 from server.schema.dialects.responses_items import ITEMS, Input
@@ -156,7 +156,7 @@ class ResponseInput(Body):
     instructions: str | None = Field(
         None, description="A system message in front of everything else. It is not carried over to the next response."
     )
-    tools: list[AnyTool] = Field(default_factory=list, description="What the model may call.")
+    tools: Array[AnyTool] = Field(default_factory=list, description="What the model may call.")
     tool_choice: ResponsesToolChoice | None = Field(
         None,
         description="Whether it calls a tool: `none`, `auto` (it decides), `required`, one function, or those of `allowed_tools`; "
@@ -210,7 +210,7 @@ class ResponsesRequest(ResponseInput):
     stop: Stop = Field(
         default_factory=list, description="Extension: strings that end the text; they are not part of it."
     )
-    include: list[Includable] = Field(
+    include: Array[Includable] = Field(
         default_factory=list,
         description="What the answer holds beside the text: `message.output_text.logprobs`, `reasoning.encrypted_content`; the "
         "others are about tools that are not served.",

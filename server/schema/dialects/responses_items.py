@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from server.schema.base import Body, Kinds
+from server.schema.base import Array, Body, Kinds
 from server.schema.dialects.parts import text_or
 
 
@@ -44,7 +44,7 @@ _Part = Annotated[
     PlainValidator(MESSAGE_PARTS.validate, json_schema_input_type=InputText | OutputText | RefusalPart),
 ]
 _Parts = Annotated[
-    list[_Part],
+    Array[_Part],
     BeforeValidator(
         text_or("content parts", lambda text: {"type": "input_text", "text": text}),
         json_schema_input_type=str | list[_Part],
@@ -93,7 +93,7 @@ class CallOutputItem(Body):
     type: Literal["function_call_output"]
     call_id: str
     output: Annotated[
-        list[_OutputPart],
+        Array[_OutputPart],
         BeforeValidator(
             text_or("content parts", lambda text: {"type": "input_text", "text": text}),
             json_schema_input_type=str | list[_OutputPart],
@@ -115,8 +115,8 @@ class ReasoningItem(Body):
     NESTED: ClassVar[dict[str, type[Body] | Kinds]] = {"content": ReasoningText, "summary": ReasoningText}
 
     type: Literal["reasoning"]
-    summary: list[ReasoningText] = Field(default_factory=list, description="Read where there is nothing else.")
-    content: list[ReasoningText] = Field(default_factory=list, description="The thoughts.")
+    summary: Array[ReasoningText] = Field(default_factory=list, description="Read where there is nothing else.")
+    content: Array[ReasoningText] = Field(default_factory=list, description="The thoughts.")
     encrypted_content: str | None = Field(
         None, description="The thoughts, as this server gave them; what another one has encrypted is left out."
     )
@@ -167,7 +167,7 @@ ITEMS = Kinds(
     ),
 )
 InputItem = Annotated[AnyItem, PlainValidator(ITEMS.validate, json_schema_input_type=AnyItem)]
-_Items = Annotated[list[InputItem], Field(min_length=1)]
+_Items = Annotated[Array[InputItem], Field(min_length=1)]
 Input = Annotated[
     _Items,
     BeforeValidator(

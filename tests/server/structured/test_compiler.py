@@ -106,6 +106,8 @@ def test_what_is_no_grammar_is_refused_with_the_reason(model):
         async with compiler_of(model) as compiler:
             assert "unclosed group" in await refusal(compiler, Grammar("regex", "(ab", "guided_regex"))
             assert "look-around" in await refusal(compiler, Grammar("regex", "(?=a)b", "guided_regex"))
+            assert "ends with a backslash" in await refusal(compiler, Grammar("regex", "a\\\\\\", "guided_regex"))
+            assert await compiler.compile(Grammar("regex", "a\\\\", "guided_regex"), ENGINE)
             with pytest.raises(InvalidRequest, match="look-around") as refused:
                 await compiler.compile(json_grammar({"items": {"type": "string", "pattern": "(?=a)"}}, "a.b"), ENGINE)
             assert refused.value.param == "a.b.items.pattern"

@@ -8,6 +8,7 @@ import pytest
 from server.text.chat_renderer import ChatRenderer
 from server.text.chat_template import ChatTemplate
 from server.text.formats.tool_formats import tool_format_of
+from server.text.tool_shapes import object_of
 
 # In the manner of templates in public use: tools in the system's message, arguments as JSON or between tags, results in turns.
 _TOOLS = """{%- if tools %}
@@ -90,3 +91,13 @@ def test_a_history_with_calls_as_transformers(reference, name, messages):
     assert renderer.render(messages, [TOOL]) == expected
     assert "weather" in expected and expected.endswith("<|im_start|>assistant\n")
     assert tool_format_of(source).name == name
+
+
+def test_past_arguments_that_utf8_cannot_hold_stay_the_text_they_were():
+    """A model may write half a surrogate pair as an escape, and its client sends the call back."""
+    renderer = ChatRenderer(ChatTemplate(_TOOLS.replace("CALL\n", CALLS["hermes"] + "\n")), lambda text, special: [])
+    call = called({})
+    call["tool_calls"][0]["function"]["arguments"] = text = '{"city": "\\ud83d"}'
+    prompt = renderer.render([USER, call, result("18")], [TOOL])
+    assert json.dumps(text) in prompt and prompt.encode()
+    assert object_of('{"city": "\\ud83d\\ude00"}') == {"city": "😀"}
