@@ -5,11 +5,20 @@ folder, and holds nothing secret.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
 from engine.ipc.curve import PeerKeys
+
+# Each is the whole of it, for a version of CUDA; `nixl` chooses between the others. None needs a GPU.
+_NIXL = ("nixl", "nixl_cu13", "nixl_cu12")
+
+
+def nixl_package() -> str | None:
+    """The package of NIXL that is installed; None: none is."""
+    return next((name for name in _NIXL if find_spec(name) is not None), None)
 
 
 class KeeperPeer(msgspec.Struct, frozen=True):

@@ -1,17 +1,19 @@
 """Memory that NIXL reads from another process: a keeper's slots are offered, and an engine takes blocks from there.
 
-NIXL (`nixl`, over UCX) chooses the way: RDMA where there is a card for it, else TCP, or memory that both map. It encrypts nothing
-and asks nobody for a key, so it is used only where it is asked for (`kv_transfer nixl`). It imports torch.
+NIXL (`nixl-cu12` and its like, over UCX) chooses the way: RDMA where there is a card for it, else TCP, or memory that both map. It
+encrypts nothing and asks nobody for a key, so it is used only where it is asked for (`kv_transfer nixl`). It imports torch.
 """
 
 import time
 import uuid
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.ipc.peer_list import nixl_package
 from engine.keeper.peers.messages import Here
 
 _SECONDS = 10.0  # for one read
@@ -94,7 +96,7 @@ class NixlReader:
 
 
 def _new_agent() -> tuple[Any, str]:
-    from nixl import nixl_agent
-
-    name = f"headrace-{uuid.uuid4()}"
-    return nixl_agent(name), name
+    name, package = f"headrace-{uuid.uuid4()}", nixl_package()
+    if package is None:
+        raise ModuleNotFoundError("NIXL is not installed: pip install 'headrace[nixl]'")
+    return import_module(f"{package}._api").nixl_agent(name), name

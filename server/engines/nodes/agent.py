@@ -11,7 +11,6 @@ from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 from configs.model.source import ModelError, ModelSource, resolve_model
@@ -19,7 +18,7 @@ from configs.settings import Settings
 from engine.ipc.child import module_arguments
 from engine.ipc.curve import KeyPair, new_keys, peer_keys
 from engine.ipc.log_lines import configure_lines
-from engine.ipc.peer_list import KeeperPeer
+from engine.ipc.peer_list import KeeperPeer, nixl_package
 from engine.ipc.share import Share
 from engine.ipc.shared_memory import shared_memory
 from server.engines.commands import CannotShare, machine_says
@@ -160,7 +159,7 @@ class NodeAgent:
         if here != self._deployment.version:
             text = f"has headrace {here}, the server {self._deployment.version}: install the same one"
             raise NodeRefuses(f"node {self.address} {text}")
-        if self._settings.kv_transfer == "nixl" and find_spec("nixl") is None:
+        if self._settings.kv_transfer == "nixl" and nixl_package() is None:
             text = "kv_transfer is nixl, but NIXL is not installed: pip install 'headrace[nixl]'"
             raise NodeRefuses(f"node {self.address}: {text}")
         try:

@@ -4,9 +4,12 @@ What passes through Ray is what starts and ends processes, and public keys; requ
 """
 
 import logging
+import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +29,7 @@ from server.engines.nodes.placement import NodeResources, ensure_room, needs_of,
 _log = logging.getLogger("headrace.engine")
 _CALLS = 8  # that an agent answers at once, beside those that wait for the end of an engine
 _PLACES_SECONDS = 60.0  # until all places are reserved: others may be giving theirs back
+_ANSWERS_SECONDS = 5.0
 _CALL_SECONDS = 20.0  # for what takes no time
 _ANSWER_SECONDS = 600.0  # a node may download the model first
 
@@ -45,11 +49,13 @@ class RayNode:
     Args:
         address: IP address of the node.
         agent: handle of a `NodeAgent`.
+        on_lost: called when it turns out to be gone.
     """
 
-    def __init__(self, address: str, agent: Any) -> None:
+    def __init__(self, address: str, agent: Any, on_lost: Callable[[], None]) -> None:
         self.address = address
         self._agent = agent
+        self._on_lost = on_lost
 
     def prepare(self, engine: str) -> bytes:
         """As `Node` says."""
@@ -97,6 +103,7 @@ class RayNode:
         if "ModuleNotFoundError" in str(error):
             text = "headrace is not installed there, in the Python that runs Ray: install it, with the extra ray"
             raise NodeRefuses(f"node {self.address}: {text}") from error
+        self._on_lost()
         raise NodeLost(f"node {self.address} was lost") from error
 
 
@@ -132,6 +139,10 @@ class RayCluster:
             raise
 
     def _connect(self, address: str) -> None:
+        if not _answers(address):
+            raise CannotLaunch(
+                f"nobody listens at {address}, where the head of the Ray cluster should be: see docs/deploy-many.md."
+            )
         try:
             ray.init(address=address, namespace="headrace", logging_level=logging.WARNING, log_to_driver=True)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
@@ -189,9 +200,15 @@ class RayCluster:
                 options = ray.remote(NodeAgent).options(
                     num_cpus=0, max_concurrency=_CALLS + 2 * seats, scheduling_strategy=here
                 )
-                self._nodes[node] = RayNode(found.address, options.remote(found.address, seats, self._deployment))
+                agent = options.remote(found.address, seats, self._deployment)
+                self._nodes[node] = RayNode(found.address, agent, partial(self._forget, node))
                 _log.info("node %s: room for %d of %d engines", found.address, seats, self._engines)
             return self._nodes[node]
+
+    def _forget(self, node: str) -> None:
+        """Its agent is gone, whether or not the node is: the next engine there has another."""
+        with self._lock:
+            self._nodes.pop(node, None)
 
     def introduce(self, node: Node) -> None:
         """As `EngineCluster` says. Who is lost is not told, and found out by the others."""
@@ -231,6 +248,18 @@ def _nodes() -> dict[str, NodeResources]:
             has = node["Resources"]
             found[node["NodeID"]] = NodeResources(node["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0))
     return found
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there: Ray would look for a minute and a half."""
+    host, _, port = address.rpartition(":")
+    if not host:  # the cluster that this machine belongs to
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _model(settings: Settings) -> str | None:
