@@ -7,7 +7,6 @@ encrypts nothing and asks nobody for a key, so it is used only where it is asked
 import time
 import uuid
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,12 @@ class NixlReader:
 
 
 def _new_agent() -> tuple[Any, str]:
-    name, package = f"headrace-{uuid.uuid4()}", nixl_package()
-    if package is None:
-        raise ModuleNotFoundError("NIXL is not installed: pip install 'headrace[nixl]'")
-    return import_module(f"{package}._api").nixl_agent(name), name
+    match nixl_package():
+        case "nixl":
+            from nixl._api import nixl_agent
+        case "nixl_cu13":
+            from nixl_cu13._api import nixl_agent
+        case _:
+            from nixl_cu12._api import nixl_agent
+    name = f"headrace-{uuid.uuid4()}"
+    return nixl_agent(name), name

@@ -11,5 +11,5 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'headrace[r
 def test_an_address_at_which_nobody_listens():
     from server.engines.nodes.ray_cluster import RayCluster
 
-    with pytest.raises(CannotLaunch, match="nobody listens at 127.0.0.1:1, where the head of the Ray cluster should be"):
+    with pytest.raises(CannotLaunch, match=r"nobody listens at 127\.0\.0\.1:1, where the head of the Ray cluster"):
         RayCluster(Settings(ray="127.0.0.1:1"))
