@@ -1,8 +1,11 @@
 """Prompts of exactly the wanted number of tokens, made of real words, that share what the trace says is shared.
 
-A text is the opener and then phrases of `PHRASE` tokens, drawn at random from a seed and a key. All prompts of a session have one
-key, and each takes its length of the same text, so that they extend one another; a block id is the key of that block's text;
-any other request has a key of its own. Drawing phrases rather than words builds 100,000 tokens in about a millisecond.
+A text is the opener, some words of its own, and then phrases of `PHRASE` tokens, drawn at random from a seed and a key.
+Its own words see to it that texts which share nothing do not begin alike: of a thousand prompts most would have their first phrase
+from another.
+All prompts of a session have one key, and each takes its length of the same text, so that they extend one another; a block id is
+the key of that block's text; any other request has a key of its own. Drawing phrases rather than words builds 100,000 tokens in
+about a millisecond.
 """
 
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from loadtest.workload.words import OPENER
 
 PHRASE = 32
 _PHRASES = 1024
+_HEAD = 8  # tokens of its own that a text begins with, or the next larger number that words can make up
 _CACHED_BLOCKS = 4096
 
 
@@ -40,6 +44,7 @@ class Prompts:
         self._first_lengths = lru_cache(None)(self._choices)
         if PHRASE not in self._spellable:
             raise ValueError(f"no combination of words has {PHRASE} tokens")
+        self._head = min(length for length in self._spellable if length >= _HEAD)
         rng = Random(f"{seed} phrases")
         self._phrases = [self._words(rng, PHRASE) for _ in range(_PHRASES)]
         self._texts = ["".join(words) for words in self._phrases]
@@ -75,10 +80,18 @@ class Prompts:
         """The first `tokens` of the key's text, and their number: fewer only if no words add up to the remainder."""
         if not self._vocabulary.exact:
             tokens = round(tokens * self._vocabulary.words_per_token)
+        rng = Random(f"{self._seed} {key}")
+        rest = tokens - self._head
+        head = self._head if rest >= PHRASE or rest in self._spellable else 0  # a rest of one token may be impossible
+        begin = "".join(self._words(rng, head))
+        text, count = self._phrased(rng, tokens - head)
+        return begin + text, head + count
+
+    def _phrased(self, rng: Random, tokens: int) -> tuple[str, int]:
+        """Random phrases of so many tokens, and their number."""
         whole, rest = divmod(tokens, PHRASE)
         if rest and 1 not in self._by_length and whole:
             whole, rest = whole - 1, rest + PHRASE  # a remainder of one token may be impossible; this one never is
-        rng = Random(f"{self._seed} {key}")
         drawn = [int(rng.random() * _PHRASES) for _ in range(whole + 2)]
         text = "".join([self._texts[number] for number in drawn[:whole]])
         if not rest:

@@ -101,7 +101,7 @@ def test_without_objectives_there_is_no_goodput(make):
 
 
 @pytest.mark.parametrize("kind", ["nothing", "all refused", "one", "one token each"])
-def test_the_oddest_runs_have_a_report(make, tmp_path, kind):
+def test_the_oddest_runs_have_a_report(make, kind):
     records = {
         "nothing": [],
         "all refused": [make.refused(i, i * 0.1) for i in range(5)],
@@ -109,7 +109,10 @@ def test_the_oddest_runs_have_a_report(make, tmp_path, kind):
         "one token each": [make.answered(i, 0.0, ttft=0.1) for i in range(5)],
     }[kind]
     run = make.run_of(records)
-    outline(write_report(run, tmp_path)[1].read_text(encoding="utf-8"))
+    drawings = [drawing for plot in plots(View.of(run)) for drawing in plot.drawings]
+    half = drawings[len(kind) % 2 :: 2]  # each takes a tenth of a second
+    assert all(drawing.png.startswith(PNG) for drawing in half)
+    outline(render(run, summarize(run), []))
     assert "planned" in terminal(run)
 
 

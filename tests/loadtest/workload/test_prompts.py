@@ -132,3 +132,14 @@ def test_estimated_lengths():
 def test_a_tokenizer_whose_words_do_not_add_up_is_refused():
     with pytest.raises(PromptTokenizerError):
         measured(Merging())
+
+
+def test_of_a_thousand_prompts_that_share_nothing_no_two_begin_alike(tokenizer, vocabulary, prompts):
+    """A server keeps blocks of 16 tokens and more: what two prompts begin with must be shorter."""
+    texts = sorted(
+        prompts.prompt(Planned(index=index, intended=0, prompt_tokens=80, output_tokens=1)).text
+        for index in range(1000)
+    )
+    longest = max(pairwise(texts), key=lambda pair: common(*pair))
+    alike = longest[0][: common(*longest)]
+    assert count(tokenizer, alike) - vocabulary.base < (12 if vocabulary.base == 1 else 40), alike
