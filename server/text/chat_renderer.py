@@ -113,13 +113,19 @@ class ChatRenderer:
         """
         if not parameters and self.reasoning is None:
             return None
-        thinks = False
+        thinks = thought = False
         if self.reasoning is not None:
             begin, end = self.reasoning.begin, self.reasoning.end
             said = prompt if continued is None else continued
-            thinks = said.rstrip().endswith(begin) or (continued is not None and said.rfind(begin) > said.rfind(end))
+            just_begun = said.rstrip().endswith(begin)
+            thought = not just_begun and continued is not None and said.rfind(begin) > said.rfind(end)
+            thinks = just_begun or thought
         return MessageForm(
-            tools=self.tools if parameters else None, parameters=parameters, reasoning=self.reasoning, thinks=thinks
+            tools=self.tools if parameters else None,
+            parameters=parameters,
+            reasoning=self.reasoning,
+            thinks=thinks,
+            thought=thought,
         )
 
     def _with_one_system(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

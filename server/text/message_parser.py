@@ -69,12 +69,14 @@ class MessageForm:
         parameters: for each tool that may be called the types of its parameters by their names, in order.
         reasoning: how reasoning is told from the rest; None: it is not.
         thinks: the prompt ends within reasoning.
+        thought: and has some of it, so that white space now is between its words.
     """
 
     tools: ToolFormat | None = None
     parameters: Mapping[str, Mapping[str, JsonTypes]] = field(default_factory=dict)
     reasoning: ReasoningFormat | None = None
     thinks: bool = False
+    thought: bool = False
 
     def shown_tokens(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The special tokens that are part of a format, so that the parser must see them in the text."""
@@ -100,7 +102,7 @@ class MessageParser:
         self._chars = Characters()
         self._events: list[MessageDelta] = []
         self._blank: str | None = ""  # white space before a text, until something follows; None: the text has begun
-        self._thought = False  # something but white space
+        self._thought = form.thought  # something but white space
         self._thought_space = ""
         tools = form.tools
         self._id_length = tools.id_length if tools is not None else 0

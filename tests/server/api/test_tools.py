@@ -363,7 +363,7 @@ def test_a_prompt_may_end_within_reasoning():
     prefill = [USER, {"role": "assistant", "content": "<think>Two"}]
     body = {"messages": prefill, "continue_final_message": True}
     message = answered(" and two.</think>Four.", body, template=THINKING)["message"]
-    assert (message["content"], message["reasoning"]) == ("Four.", "and two.")
+    assert (message["content"], message["reasoning"]) == ("Four.", " and two.")
 
 
 def test_reasoning_can_be_left_out_and_left_in_the_text():

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.text.chat_renderer import ChatRenderer, MessageFormats
+from server.text.chat_template import ChatTemplate
 from server.text.formats.tool_formats import (
     REASONING_FORMATS,
     TOOL_FORMATS,
@@ -109,6 +111,18 @@ def test_reasoning_comes_as_it_is_thought_without_the_space_around_it():
     assert parser.push("</think>\n\n") == []
     assert parser.push("\nThree") == [Text("Three")]
     assert parser.reasoning == range(0, len("<think>\nOne\ntwo\n</think>"))
+
+
+@pytest.mark.parametrize(
+    ("continued", "events"),
+    [("<think>", [Reasoning("try"), Text("5")]), ("<think>Let me", [Reasoning(" try"), Text("5")])],
+)
+def test_reasoning_goes_on_behind_that_of_the_prompt(continued, events):
+    template = ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}")
+    renderer = ChatRenderer(template, lambda text, special: [], MessageFormats(reasoning="think"))
+    form = renderer.message_form(f"User: 2+3?{continued}", {}, continued)
+    assert form is not None
+    assert MessageParser(form).push(" try</think>5") == events
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
