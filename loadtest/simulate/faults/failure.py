@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 
 # Seconds until the server knows: a process that ends breaks its connection at once, a machine that is gone only falls silent
 # (`server/engines/nodes/wire.py`).
@@ -36,7 +36,7 @@ class Failure:
     @property
     def end(self) -> float:
         """When it is over."""
-        return float("inf") if self.recovery is None else self.at + self.recovery
+        return inf if self.recovery is None else self.at + self.recovery
 
 
 def parse_failure(text: str) -> Failure:
@@ -45,18 +45,17 @@ def parse_failure(text: str) -> Failure:
     try:
         if found is None:
             raise ValueError
-        kind, number, at, recovery = found.groups()
-        failure = Failure(
-            kind=kind, number=int(number), at=float(at), recovery=None if recovery is None else float(recovery)
-        )
+        kind, number = found[1], int(found[2])
+        at, recovery = float(found[3]), float(found[4]) if found[4] else None
+        if inf in (at, recovery):
+            raise ValueError
     except ValueError:
         raise ValueError(
             f"{text!r} is no failure; write node:NUMBER@SECONDS, replica:NUMBER@SECONDS, or either with +RECOVERY, "
             "as in node:5@60+120"
         ) from None
-    if failure.recovery is not None and failure.recovery < NOTICED[kind]:
+    if recovery is not None and recovery < NOTICED[kind]:
         raise ValueError(
             f"{text!r}: it takes {NOTICED[kind]:g} s until anybody knows that a {kind} is gone, so the recovery cannot be shorter"
         )
-    assert isfinite(failure.at)
-    return failure
+    return Failure(kind=kind, number=number, at=at, recovery=recovery)

@@ -132,7 +132,16 @@ def test_the_table_has_a_row_for_each_time_and_one_for_the_replayed():
 def test_failures_as_they_are_written():
     assert parse_failure("node:5@60+120") == Failure(kind="node", number=5, at=60.0, recovery=120.0)
     assert parse_failure("replica:3@1.5") == Failure(kind="replica", number=3, at=1.5)
-    for text in ("node:5", "disk:1@3", "node:a@3", "node:1@", "node:1@3+", "replica:-1@3", "node:1@1.2.3"):
+    for text in (
+        "node:5",
+        "disk:1@3",
+        "node:a@3",
+        "node:1@",
+        "node:1@3+",
+        "replica:-1@3",
+        "node:1@1.2.3",
+        "node:1@" + "9" * 400,
+    ):
         with pytest.raises(ValueError, match="is no failure"):
             parse_failure(text)
     with pytest.raises(ValueError, match="cannot be shorter"):
