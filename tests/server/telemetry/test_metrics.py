@@ -241,3 +241,25 @@ def test_an_engine_that_restarts_leaves_the_others_counters_alone():
     metrics.engine("a").restarted()
     assert [value(metrics, "headrace_engine_up", engine=name) for name in ("a", "b")] == [0, 1]
     assert [value(metrics, "headrace_engine_restarts_total", engine=name) for name in ("a", "b")] == [1, 0]
+
+
+def test_gaps_between_tokens_count_for_each_sequence():
+    metrics = Metrics()
+    client = EngineClient("engine", Settings(), metrics)
+    client.status.became_ready(READY, now=0.0)
+
+    async def body():
+        for name in "abc":
+            request = AddRequest(request_id=name, prompt_ids=[5], sampling=SamplingParams(max_tokens=9))
+            client.submit(request, Lifetime(received=0.0))
+        for now, names in [(1.0, "ab"), (2.0, "c")]:
+            firsts = [Output(request_id=name, token_ids=[7]) for name in names]
+            client.step_ended(StepOutputs(outputs=firsts, stats=EngineStats()), now)
+        for now, names in [(3.0, "acb"), (3.5, "abc"), (4.5, "gone")]:
+            client.step_ended(StepOutputs(outputs=[], tokens=dict.fromkeys(names, 7), stats=EngineStats()), now)
+
+    run(body)
+    assert value(metrics, "headrace_inter_token_latency_seconds_count") == 6
+    assert value(metrics, "headrace_inter_token_latency_seconds_sum") == 2 + 1 + 2 + 3 * 0.5
+    assert [stream.generated_ids for stream in client.streams.values()] == [[7, 7, 7]] * 3
+    assert client.status.last_token == 3.5

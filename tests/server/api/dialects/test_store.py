@@ -1,11 +1,14 @@
 """Responses that are stored: gone on with, shown again, listed, deleted, told from another tenant's, and bounded."""
 
+import threading
+
 import pytest
 
 from configs.settings import Settings
 from server.errors import ResponseNotFound
 from server.schema.dialects.responses_answers import InputItems, ResponseAnswer
 from server.stream.response_store import ResponseStore, StoredResponse
+from server.text.tokenizer import Tokenizer
 from tests.server.api.dialects.asked import events_of, prompt_of
 from tests.server.api.scripted import Server, run
 
@@ -35,6 +38,28 @@ def test_a_response_goes_on_with_the_one_before():
     assert fourth.startswith(turns) and again.status_code == 200, (
         "a stream is stored, too, and instructions are not kept"
     )
+
+
+def test_a_history_is_tokenized_in_a_thread_however_short_the_body(monkeypatch):
+    inline, encode = [], Tokenizer.encode
+
+    def noted(self, *arguments, **options):
+        inline.append(threading.current_thread() is threading.main_thread())
+        return encode(self, *arguments, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+
+    async def turns():
+        server = Server("ok")
+        inline.clear()
+        first = (await server.post(PATH, {"input": "one"})).json()
+        before = inline.copy()
+        inline.clear()
+        await server.post(PATH, {"input": "two", "previous_response_id": first["id"]})
+        return before, inline
+
+    before, after = run(turns)
+    assert before and all(before) and after and not any(after)
 
 
 def test_it_is_shown_listed_and_deleted():
