@@ -82,11 +82,8 @@ class EngineWire:
     def receive_waiting(self, on_event: Callable[[Event], None]) -> None:
         """Hand the events that have arrived to `on_event`, without waiting for more. What is no event is dropped: whoever sent it,
         the engine need not end for it. The log has one line about it, however much there is."""
-        while not self._closed:
-            try:
-                frames = self._events.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while not self._closed and cast(int, self._events.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            frames = self._events.recv_multipart()
             try:
                 event = self._event_codec.decode(frames)
             except ProtocolError as error:

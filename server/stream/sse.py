@@ -86,7 +86,7 @@ class EventStream(Response):
         self._direct: DirectBody | None = None  # where the server lends one
         self.ready: Callable[[], bool] = lambda: False  # whether deltas can be sent at once
         self._write_quoted: Callable[[bytes], None] | None = None  # of a text, as JSON, once there was one
-        self._around_bytes = 0
+        self._around_bytes = self._texts = self._text_bytes = 0  # of texts, which are counted when all are written
 
     async def start(self, receive: Receive) -> bool:
         """Wait for the first output, or until a keep-alive is due; False if the client has left.
@@ -132,8 +132,8 @@ class EventStream(Response):
         write = self._write_quoted or self._framed()
         quoted = _quoted(text)
         write(quoted)
-        self._exchange.sent += self._around_bytes + len(quoted)
-        self._writes += 1
+        self._texts += 1
+        self._text_bytes += len(quoted)
 
     def _framed(self) -> Callable[[bytes], None]:
         assert self._direct is not None and self._writer.around_text is not None, "see `ready` and `texts`"
@@ -149,6 +149,8 @@ class EventStream(Response):
             self._writes += 1
 
     async def _close(self) -> None:
+        self._exchange.sent += self._texts * self._around_bytes + self._text_bytes
+        self._texts = self._text_bytes = 0
         if self._first is not None:
             await cancelled(self._first)
         await self._steps.aclose()
@@ -173,9 +175,9 @@ class EventStream(Response):
     async def _keep_alive(self, send: Send) -> None:
         """A comment whenever nothing was written for long. One look at a time, so that tokens cost nothing more."""
         while True:
-            before = self._writes
+            before = self._writes + self._texts
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
-            if self._writes == before:
+            if self._writes + self._texts == before:
                 await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:

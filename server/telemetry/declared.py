@@ -62,5 +62,5 @@ class Declared:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = FROM_1_MS, *labels: str) -> Histogram:
         return Histogram(f"headrace_{name}", text, labels, registry=self.registry, buckets=buckets)
 
-    def _frequent_histogram(self, name: str, text: str) -> FrequentHistogram:
-        return FrequentHistogram(f"headrace_{name}", text, FROM_1_MS, self.registry)
+    def _frequent_histogram(self, name: str, text: str, buckets: Sequence[float] = FROM_1_MS) -> FrequentHistogram:
+        return FrequentHistogram(f"headrace_{name}", text, buckets, self.registry)

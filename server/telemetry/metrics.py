@@ -58,8 +58,8 @@ class EngineMetrics(Declared):
         self._stats = EngineCollector()
         self._pid: int | None = None
         self.registry.register(self._stats)
-        self._step_seconds = self._histogram("step_seconds", "Duration of one engine step.")
-        self._step_tokens = self._histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
+        self._step_seconds = self._frequent_histogram("step_seconds", "Duration of one engine step.")
+        self._step_tokens = self._frequent_histogram("step_tokens", "Tokens computed by one engine step.", _TOKENS)
         self._restarts = self._counter("engine_restarts", "Times it was started again, after a death or as asked.")
         self._replayed = self._counter(
             "replayed_requests", "Sequences that this engine took over, or back, because the one that had them ended."
