@@ -128,6 +128,7 @@ class HttpProcess:
         limits = limits_of(settings, share=settings.http_processes)
         self._connections = Connections(limits, on_refusal=lambda code: self._link.send(ClientRefused(code)))
         self._taken = 0
+        self._arriving = 0  # of these, those that are in no books yet
         self._stop = asyncio.Event()
         self._arrivals: set[asyncio.Task[Any]] = set()
 
@@ -158,7 +159,8 @@ class HttpProcess:
             await asyncio.sleep(BEAT_SECONDS)
 
     def _beat(self) -> None:
-        self._link.send(FrontBeat(self._taken, len(self._connections), time.process_time()))
+        held = len(self._connections) + self._arriving
+        self._link.send(FrontBeat(self._taken, held, time.process_time()))
 
     def _server_gone(self) -> None:
         """Nobody is left to answer to: the connections end with this process."""
@@ -178,6 +180,7 @@ class HttpProcess:
                 asyncio.get_running_loop().remove_reader(self._door)
                 return
             self._taken += 1
+            self._arriving += 1
             connection = socket.socket(fileno=descriptors[0])
             connection.setblocking(False)
             task = asyncio.get_running_loop().create_task(self._let_in(connection))
@@ -189,6 +192,9 @@ class HttpProcess:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         except OSError:  # it has left already
             connection.close()
+        finally:
+            self._arriving -= 1
+            self._beat()
 
     def _protocol(self) -> HttpConnection | TlsHandshake:
         connection = HttpConnection(self._application, self._connections)

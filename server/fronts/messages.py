@@ -15,7 +15,7 @@ class FrontReady(msgspec.Struct, tag=True, array_like=True):
 
 
 class FrontBeat(msgspec.Struct, tag=True, array_like=True):
-    """It is alive. Sent every `BEAT_SECONDS`, and whenever a connection has ended."""
+    """It is alive. Sent every `BEAT_SECONDS`, and whenever a connection is there or has ended."""
 
     taken: int  # connections that it was given so far
     open: int  # connections that it has
