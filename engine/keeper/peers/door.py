@@ -68,6 +68,7 @@ class PeerDoor:
         self._guard.watch(self._socket, _DOMAIN)
         self._socket.bind(own.endpoint)
         self._leases, self._memory = PeerLeases(keeper), NixlMemory()
+        self._serving: asyncio.Task[None] | None = None
         self._offering = asyncio.Lock()
         self._feeds: dict[bytes, asyncio.Task[None]] = {}
         self._tasks = [asyncio.ensure_future(self._answer()), asyncio.ensure_future(self._admit())]
@@ -99,6 +100,8 @@ class PeerDoor:
                 self._tasks.append(asyncio.ensure_future(self._tell_where(visitor)))
             case LendOut():
                 await self._send(visitor, self._leases.lend(message.block_keys))
+                if self._serving is None or self._serving.done():
+                    self._serving = asyncio.ensure_future(self._serve_reads())
             case GiveBack():
                 if self._leases.end(message.lease):
                     await self._send(visitor, WasThere())
@@ -132,6 +135,13 @@ class PeerDoor:
             here = await asyncio.to_thread(self._memory.here, self._keeper.memory)
         await self._send(visitor, here)
 
+    async def _serve_reads(self) -> None:
+        """Let the transfer engine work for as long as somebody reads."""
+        while len(self._leases):
+            if self._memory.offered:
+                self._memory.progress()
+            await asyncio.sleep(0)
+
     async def _send(self, visitor: bytes, message: AnswerMessage, blocks: Sequence[bytes] = ()) -> None:
         try:
             await self._socket.send_multipart([visitor, *self._codec.encode(message), *blocks])
@@ -146,6 +156,6 @@ class PeerDoor:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        self._leases.close()
+        self._leases.close()  # which ends `_serve_reads`
         self._socket.close(linger=0)
         self._guard.close()

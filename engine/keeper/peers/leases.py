@@ -23,6 +23,9 @@ class PeerLeases:
         self._open: dict[int, tuple[Lease, asyncio.TimerHandle]] = {}
         self._last = 0
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def lend(self, block_keys: Sequence[BlockKey]) -> LentOut:
         """Keep these contents where they are."""
         lease, slots = self._keeper.lend(block_keys)

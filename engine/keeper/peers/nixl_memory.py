@@ -31,6 +31,11 @@ class NixlMemory:
         self._registered: int | None = None
         self._name = ""
 
+    @property
+    def offered(self) -> bool:
+        """Whether anybody can read."""
+        return self._registered is not None
+
     def here(self, rows: npt.NDArray[np.uint8]) -> Here:
         """Offer these rows, which stay where they are; returns what a reader has to know."""
         address = rows.ctypes.data
@@ -39,6 +44,10 @@ class NixlMemory:
             self._agent.register_memory([(address, rows.nbytes, 0, "")], "DRAM")
             self._registered = address
         return Here(agent=self._name, metadata=self._agent.get_agent_metadata(), address=address)
+
+    def progress(self) -> None:
+        """Serve those who read now: NIXL moves only while it is asked whether there is news."""
+        self._agent.get_new_notifs()
 
 
 class NixlReader:
@@ -97,10 +106,11 @@ class NixlReader:
 def _new_agent() -> tuple[Any, str]:
     match nixl_package():
         case "nixl":
-            from nixl._api import nixl_agent
+            from nixl._api import nixl_agent, nixl_agent_config
         case "nixl_cu13":
-            from nixl_cu13._api import nixl_agent
+            from nixl_cu13._api import nixl_agent, nixl_agent_config
         case _:
-            from nixl_cu12._api import nixl_agent
+            from nixl_cu12._api import nixl_agent, nixl_agent_config
     name = f"headrace-{uuid.uuid4()}"
-    return nixl_agent(name), name
+    # Its own thread would keep a core busy, whether anything is read or not.
+    return nixl_agent(name, nixl_agent_config(enable_prog_thread=False)), name
