@@ -54,7 +54,7 @@ class RayNodes:
 
     def close(self) -> None:
         """End both."""
-        for node in (OTHER, HEAD):
+        for node in (OTHER, HEAD, ""):  # at last whatever names no node
             self._kill(node)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -88,7 +88,7 @@ class RayNodes:
             pid
             for pid, line in lines.items()
             if (str(self._folder) in line or self.address in line)
-            and f"node-ip-address={node}" in line.replace("_", "-")
+            and (not node or f"node-ip-address={node}" in line.replace("_", "-"))
         }
         while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
             mine |= more
