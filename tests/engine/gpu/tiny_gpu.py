@@ -41,6 +41,9 @@ class RecordsAtOnce(GraphPlan):
     def was_recorded(self, bucket, seconds):
         super().was_recorded(bucket, 0.0)
 
+    def failed(self, bucket, seconds):
+        super().failed(bucket, 0.0)
+
 
 def never_records(max_rows, context):
     return GraphPlan(max_rows, context, recording=False)

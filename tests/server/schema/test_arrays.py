@@ -24,7 +24,7 @@ def test_every_array_of_every_body_is_read_up_to_its_first_wrong_entry():
     assert ENDPOINTS  # with them all bodies are there
     bodies, found = [Body], []
     for body in bodies:  # grows
-        bodies += body.__subclasses__()
+        bodies += [each for each in body.__subclasses__() if each.__module__.startswith("server.")]
         found += [(body, array) for array in arrays(body.__pydantic_core_schema__)]
     assert len(bodies) > 50 and len(found) > 20
     assert {body for body, array in found if not array.get("fail_fast")} == set()
