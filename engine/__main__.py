@@ -21,6 +21,7 @@ from engine.ipc.curve import read_keys
 from engine.ipc.failures import EXIT_LOST, EXIT_MODEL, DeviceLost, exit_at_once
 from engine.ipc.keeper_address import decode_address
 from engine.ipc.log_lines import name_log_lines
+from engine.ipc.long_lived import keep_for_life
 from engine.ipc.peer_list import read_pass
 from engine.ipc.share import Share, decode_share
 from engine.keeper.tiers import kept_tiers
@@ -79,6 +80,7 @@ def serve(starter: Starter, channel: Channel, started: threading.Event) -> int:
     """Start an engine and run it to its end. Sets `started` in between. Returns the exit code."""
     try:
         loop, ready = starter.start()
+        keep_for_life()
         started.set()
         channel.send(ready)
         loop.run()

@@ -13,6 +13,7 @@ from configs.loader import ConfigError
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.ipc.log_lines import LogFormat, configure_lines
+from engine.ipc.long_lived import keep_for_life
 from engine.ipc.private_folder import remove_leftovers
 from scheduler.types.messages import Event, Failed
 from server.engines.launch import CannotLaunch, Incarnation
@@ -67,6 +68,7 @@ def run(settings: Settings, source: ModelSource) -> int:
             serving = Serving(settings, source, listeners, launcher, started=started, keys=keys)
         except (ConfigError, TokenizerError, TemplateError, ModelError, OSError) as error:
             return _fail(_refusal(next(iter(engines.values()))) or error)
+        keep_for_life()  # while engines load
         return serving.run(engines)
     except CannotLaunch as error:
         return _fail(error)

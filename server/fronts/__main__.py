@@ -13,6 +13,7 @@ import uvloop
 from configs.settings import Settings
 from engine.ipc.child import watch_parent
 from engine.ipc.log_lines import configure_lines
+from engine.ipc.long_lived import keep_for_life
 from server.fronts.http_process import HttpProcess
 
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     configure_lines(settings.log_level, settings.log_format, options.name, text)
     watch_parent(sys.stdin.fileno(), lambda: os._exit(1))
     link, door = (socket.socket(fileno=number) for number in (options.link, options.door))
+
+    keep_for_life()
 
     async def run() -> None:
         await HttpProcess(settings, link, door).run()
