@@ -32,7 +32,7 @@ class BatchDeclaration(Observability):
     batch_step_tokens: PositiveInt | None = Field(
         None,
         description="Tokens of a step that batches may have, and how many of their sequences run; beside other sequences a quarter "
-        "of that, beside their prompts none. If absent an eighth of max_step_tokens, since whoever comes waits for the step that "
+        "of that, beside their prompts none. If absent a sixteenth of max_step_tokens, since whoever comes waits for the step that "
         "is under way. On a server for batches alone, as many as max_step_tokens.",
         json_schema_extra=BATCHES,
     )

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from scheduler.types.output_kind import OutputKind
 
+IDLE_PART = (
+    16  # of a step's tokens, one in so many is for idle requests: who arrives waits for the step that is under way
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -25,13 +29,13 @@ class SchedulerConfig:
     produces: frozenset[OutputKind] = frozenset({OutputKind.TOKENS})  # kinds of output that the worker makes
     whole_prompts: bool = False  # a prompt is computed in one step or not at all; none is longer than a step
     priority_aging: float = 0.0  # seconds of waiting after which a request goes with the most urgent; 0: never
-    idle_step_tokens: int | None = None  # of a step that idle requests have at most; None: an eighth
+    idle_step_tokens: int | None = None  # of a step that idle requests have at most; None: one in `IDLE_PART`
     prefix_lookahead: int = 32  # waiting requests among which a resident prefix goes first; not used by `fcfs`
 
     @property
     def idle_tokens(self) -> int:
         """Tokens of a step that idle requests have at most, and how many of them may run; a whole prompt has to fit."""
-        asked = self.max_step_tokens // 8 if self.idle_step_tokens is None else self.idle_step_tokens
+        asked = self.max_step_tokens // IDLE_PART if self.idle_step_tokens is None else self.idle_step_tokens
         return max(self.context if self.whole_prompts else 1, min(asked, self.max_step_tokens))
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 from configs.settings import Settings
+from scheduler.types.config import IDLE_PART
 from server.batches.answers import Answers
 from server.batches.batch_book import BatchBook, Known
 from server.batches.batch_run import BatchParts, BatchRun
@@ -245,7 +246,7 @@ def window_of(step_tokens: int, settings: Settings, engines: int) -> int:
         settings: the server's.
         engines: how many there are.
     """
-    share = settings.batch_step_tokens or max(1, step_tokens // 8)
+    share = settings.batch_step_tokens or max(1, step_tokens // IDLE_PART)
     return engines * max(4, min(2 * share, math.ceil(settings.max_waiting / 2)))
 
 

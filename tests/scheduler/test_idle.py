@@ -19,7 +19,7 @@ def tokens(step):
 
 @pytest.mark.parametrize("scheduling", POLICIES)
 def test_alone_they_have_a_part_of_each_step_and_as_many_run(scheduling):
-    engine = Engine(blocks=128, max_step_tokens=32, scheduling=scheduling)
+    engine = Engine(blocks=128, max_step_tokens=64, scheduling=scheduling)
     for i in range(12):
         idle(engine, f"idle{i}", 10, max_tokens=6)
     seen = chunks(engine)
@@ -27,7 +27,7 @@ def test_alone_they_have_a_part_of_each_step_and_as_many_run(scheduling):
     for _ in range(12):
         engine.tick()
         most = max(most, engine.scheduler.snapshot().running_idle)
-    assert max(map(tokens, seen)) == 4, "an eighth of 32"
+    assert max(map(tokens, seen)) == 4, "a sixteenth of 64"
     assert most == 4
     engine.drain()
     engine.check_outputs()
@@ -44,25 +44,25 @@ def test_the_part_is_a_setting():
 
 @pytest.mark.parametrize("scheduling", POLICIES)
 def test_a_prompt_stops_them_and_decodes_leave_them_a_quarter_of_their_part(scheduling):
-    engine = Engine(blocks=256, max_step_tokens=64, scheduling=scheduling)
+    engine = Engine(blocks=256, max_step_tokens=128, scheduling=scheduling)
     for i in range(8):
         idle(engine, f"idle{i}", 4, max_tokens=60)
     for _ in range(16):
         engine.tick()
     seen = chunks(engine)
-    engine.add("a", prompt(150, 3), max_tokens=12, ignore_eos=True)
+    engine.add("a", prompt(300, 3), max_tokens=12, ignore_eos=True)
     while "a" not in engine.ends:
         engine.tick()
     prompts = [step for step in seen if step.get("a", 0) > 1]
     assert [tokens(step) for step in prompts[1:]] == [0] * (len(prompts) - 1), "the first was planned before it came"
-    assert {tokens(step) for step in seen if step.get("a") == 1} == {2}, "a quarter of an eighth of 64"
+    assert {tokens(step) for step in seen if step.get("a") == 1} == {2}, "a quarter of a sixteenth of 128"
     engine.drain()
     engine.check_outputs()
     assert engine.scheduler.snapshot().running_idle == 0
 
 
 def test_beside_decodes_they_take_turns():
-    engine = Engine(blocks=256, max_step_tokens=64)
+    engine = Engine(blocks=256, max_step_tokens=128)
     for i in range(8):
         idle(engine, f"idle{i}", 4, max_tokens=40)
     for _ in range(16):
