@@ -30,7 +30,7 @@ def ready_folder(folder: Path, names: tuple[str, ...], *, overwrite: bool = Fals
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = "it is no folder" if folder.exists() and not folder.is_dir() else error.strerror or str(error)
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or str(error)
         raise OutputError(f"--output {folder}: nothing can be written there: {reason}") from None
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:

@@ -50,7 +50,7 @@ def read_run(path: Path) -> LoadRun:
         content["records"] = _records(content["records"])
         content["objectives"] = {name: Objective(**bounds) for name, bounds in content["objectives"].items()}
         return LoadRun(**{each.name: content[each.name] for each in fields(LoadRun) if each.name in content})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
         raise RunFileError(f"{path} is no whole run: {type(error).__name__}: {error}") from None
 
 

@@ -119,8 +119,10 @@ class OpenSequences:
     def _prompt_gone(self, sequence: OpenSequence) -> None:
         self._tokens -= sequence.computes
         self._keys -= sequence.keys
-        self._done_tokens = min(self._tokens, max(0, self._done_tokens - sequence.computes))
-        self._done_keys = min(self._keys, max(0, self._done_keys - sequence.keys))
+        done_tokens, done_keys = self._done_tokens, self._done_keys
+        if sequence.started:  # of one that was never admitted nothing has been computed
+            done_tokens, done_keys = max(0, done_tokens - sequence.computes), max(0, done_keys - sequence.keys)
+        self._done_tokens, self._done_keys = min(self._tokens, done_tokens), min(self._keys, done_keys)
 
     # --- what follows ---
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
@@ -25,6 +25,7 @@ NEAR = 2  # a bound is drawn if it is within this factor of the values
 # Decades of an axis up to which each is divided so; beyond, only whole decades are labelled, and not all of many.
 _DIVISIONS = ((2.2, (1, 2, 5)), (3.2, (1, 3)))
 _MOST_LABELS = 8
+_MOST_STEPS = 5  # between the labels of a linear axis: each may be as long as `0.0022 ms`
 _DOTS = (
     (200, 26.0, 0.85),
     (2_000, 12.0, 0.6),
@@ -83,6 +84,8 @@ def time_axis(panel: Axes, which: str) -> None:
         subs = next((subs for most, subs in _DIVISIONS if decades <= most), (1,))
         axis.set_major_locator(LogLocator(subs=subs, numticks=_MOST_LABELS))
         axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(_MOST_STEPS))
     axis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
 
 

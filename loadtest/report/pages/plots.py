@@ -225,8 +225,8 @@ def _attainment(views: Sequence[View]) -> Drawing:
     panel.axvline(1, color="black", linestyle="--", linewidth=0.9)
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     panel.yaxis.set_major_formatter(PercentFormatter(1))
-    if len(views) > 1:
-        legend_above(panel)
+    if len(views) > 1:  # names of runs may be long: one below the other, where no curve is that begins at 0
+        panel.legend(loc="lower right", fontsize=9)
     return drawing
 
 

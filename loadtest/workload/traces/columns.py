@@ -136,10 +136,13 @@ class _RowReader:
         return found
 
     def _of_day(self, match: re.Match[str]) -> float:
-        """A time of day: one that is half a day and more before the last one is the next day's."""
+        """A time of day: one that is half a day and more before the last one is the next day's, and one as much after it that of
+        the day before, if there was one: rows around midnight need not be in order."""
         clock = 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3].replace(",", "."))
         if self.clock - clock > _DAY / 2:
             self.day += _DAY
+        elif self.day and clock - self.clock > _DAY / 2:
+            self.day -= _DAY
         self.clock = clock
         return self.day + clock
 

@@ -236,7 +236,7 @@ def test_ticks_do_not_overlap_over_however_many_decades(which, high):
     values = [1e-4, high]
     drawing.panel.plot(*((values, [0, 1]) if which == "x" else ([0, 1], values)))
     time_axis(drawing.panel, which)
-    drawing.figure.canvas.draw()
+    drawing.figure.draw_without_rendering()
     axis = drawing.panel.xaxis if which == "x" else drawing.panel.yaxis
     low, most = sorted(drawing.panel.get_xlim() if which == "x" else drawing.panel.get_ylim())
     labels = [

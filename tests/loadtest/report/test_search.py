@@ -191,3 +191,30 @@ def test_what_is_known_is_there_before_the_end():
     assert search.so_far.end is End.INTERRUPTED and search.so_far.rate is None
     search.absorb(Attained(1.0))
     assert (search.so_far.rate, search.so_far.end, search.found) == (1, End.INTERRUPTED, None)
+
+
+@pytest.mark.parametrize("requests", [50, 400])
+def test_the_capacity_is_where_a_search_with_noise_is_sure_that_it_is(requests):
+    """Requests meet their objective by chance, 90 % of them at the capacity; 95 % intervals at some ten rates each."""
+    misses = near = 0
+    for seed in range(40):
+        rng, capacity = random.Random(seed), 5 * 1.1**seed
+        search = RateSearch(start=20, repeats=1)
+        while (rate := search.next_rate) is not None:
+            likely = 1 / (1 + (rate / capacity) ** 8 / 9)
+            search.absorb(Attained(sum(rng.random() < likely for _ in range(requests)) / requests, requests))
+        held, failed = search.found.sure
+        misses += (held is not None and held > capacity) + (failed is not None and failed < capacity)
+        near += any(search.near(trial.rate) for trial in search.trials)
+        assert held is None or held <= search.found.rate or search.found.above < held, (
+            "a sure rate is one that was held"
+        )
+    assert misses <= 8 and near >= 36, "close to the capacity no such number of requests can tell"
+
+
+def test_a_few_requests_are_sure_of_nothing():
+    search = RateSearch(start=1, highest=4, repeats=1)
+    while search.next_rate is not None:
+        search.absorb(Attained(1.0, 5))
+    assert search.found.end is End.HIGHEST and search.found.sure == (None, None)
+    assert all(search.near(trial.rate) for trial in search.trials)
