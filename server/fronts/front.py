@@ -62,6 +62,7 @@ class Front:
         self._host = host
         self._on_refusal = on_refusal
         self._given = 0
+        self._room = True
         self._wires: dict[int, RemoteWire] = {}
         self._link = FrontWire[FromFront](FromFront, self._heard, self._lost, self._has_room)
         self._child, self._socket, self._door = _started(arguments)
@@ -152,11 +153,13 @@ class Front:
         wire = self._wires[number] = RemoteWire(number, self._link, lambda: host.default_headers, self._answered)
         ends: dict[str, Any] = {"client": message.client, "server": message.server, "scheme": message.scheme}
         wire.cycle = host.begin(message.head, ends, wire)
+        wire.link_takes(self._room)
 
     def _answered(self, number: int) -> None:
         self._wires.pop(number, None)
 
     def _has_room(self, room: bool) -> None:
+        self._room = room
         for wire in self._wires.values():
             wire.link_takes(room)
 

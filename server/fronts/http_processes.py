@@ -118,6 +118,7 @@ class HttpProcesses:
         policy = RestartPolicy()
         while not self._stop.is_set():
             cause, was_ready = await self._live(place)
+            self._accept(True)  # if others are there: else clients wait in the backlog
             if self._stop.is_set():
                 return
             delay = policy.after_death(time.monotonic(), was_ready=was_ready)

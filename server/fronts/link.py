@@ -59,7 +59,7 @@ class FrontWire(asyncio.Protocol, Generic[Incoming]):
 
     def _flush(self) -> None:
         messages, self._outbox, self._middles = self._outbox, [], {}
-        if self._transport is not None:
+        if messages and self._transport is not None:  # else `close` was faster
             data = self._encoder.encode(messages)
             self._transport.write(len(data).to_bytes(_LENGTH_BYTES) + data)
 

@@ -68,6 +68,9 @@ class PeerStore(BlockStore):
                         arrived[place] = True
                 except PeerGone as error:
                     self._give_up(peer, str(error))
+                except BaseException:
+                    self._part(peer)  # what it still sends is no answer to the next question
+                    raise
         return arrived
 
     def drop(self, keys: Iterable[bytes]) -> None:
@@ -122,9 +125,12 @@ class PeerStore(BlockStore):
 
     def _give_up(self, peer: KeeperPeer, why: str) -> None:
         """It has nothing for us, until it answers again."""
+        self._part(peer)
+        self._lose(peer, why)
+
+    def _part(self, peer: KeeperPeer) -> None:
         if (lane := self._lanes.pop(peer, None)) is not None:
             lane.close()
-        self._lose(peer, why)
 
     def _lose(self, peer: KeeperPeer, why: str) -> None:
         if why not in self._told:

@@ -18,6 +18,7 @@ APART = 1024  # characters between two cuts, at least
 ROOM_BYTES = 64 * 2**20
 _KEY_BYTES = 16
 _BYTES_OF_KEY = 200  # with its places in the books
+_WORD_END = re.compile(r"\w$")
 _SAMPLES = (" a b\n", "A\u00e9 1", "\n\n", "")
 
 EncodeAll = Callable[[Sequence[str]], list[list[int]]]
@@ -135,6 +136,9 @@ def cutting_tokens(added: Mapping[int, AddedToken], encode: EncodeAll) -> list[s
     """Behind which of a tokenizer's added tokens a text may be cut: special ones that are found as they are spelled, of which no
     part may belong to another one. Whether this tokenizer does encode what stands behind them by itself is tried."""
     spelled = {token.content for token in added.values() if token.content}
+    whole_words = any(
+        token.single_word for token in added.values()
+    )  # these see the last character of the mark before them
     safe = [
         token.content
         for token in added.values()
@@ -145,6 +149,8 @@ def cutting_tokens(added: Mapping[int, AddedToken], encode: EncodeAll) -> list[s
     found = []
     for mark in safe:
         others = spelled - {mark}
+        if whole_words and _WORD_END.search(mark):
+            continue
         if not any(_overlap(mark, other) for other in others) and _cuts(mark, encode):
             found.append(mark)
     return found
