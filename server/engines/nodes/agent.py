@@ -173,12 +173,13 @@ class NodeAgent:
                     self._memory = memory // self._seats
                 case said:
                     raise CannotShare(f"the machine could not be measured: {said}")
+            # What is there from an attempt that was refused stays.
+            if self._seats > 1 and self._weights is None:
+                self._weights = shared_memory("headrace-weights")
             if self._settings.keeps:
-                self._door = NodeDoor(self.address)
+                self._door = self._door or NodeDoor(self.address)
                 self._keeper = KeeperSupervisor(self._settings, door=self._door.hinges)
                 asyncio.run_coroutine_threadsafe(self._keeper.run(), self._loop)
-            if self._seats > 1:
-                self._weights = shared_memory("headrace-weights")
         except (CannotShare, OSError) as error:
             raise NodeRefuses(f"node {self.address}: {error}") from error
         self._source = source

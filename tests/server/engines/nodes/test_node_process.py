@@ -160,7 +160,8 @@ def node(monkeypatch):
 
     yield make
     for each in made:
-        each.close()
+        if each._thread.is_alive():
+            each.close()
 
 
 def start(node, engine="engine-0", devices=()):
@@ -227,6 +228,53 @@ def test_a_machine_that_cannot_be_measured_is_refused_until_it_can(node, monkeyp
         made.prepare("engine-0")
     monkeypatch.setattr(agent, "machine_says", lambda: {"memory": {"amount": 1000}})
     assert made.prepare("engine-0")
+
+
+class NamedPart:
+    """A node's door, or its keeper, in name only."""
+
+    hinges, peer = None, KeeperPeer("tcp://10.0.0.2:1", "key")
+
+    def __init__(self):
+        self.closed = False
+
+    async def run(self):
+        pass
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_refused_attempt_leaves_nothing_behind_when_the_next_one_succeeds(node, monkeypatch):
+    made, parts, outcomes = node(kv_host_gib=1.0), [], ["weights", "keeper", None]
+
+    def part(*_, **__):
+        parts.append(NamedPart())
+        return parts[-1]
+
+    def keeper(*_, **__):
+        if outcomes[0] == "keeper":
+            raise OSError("no room for the keeper")
+        return part()
+
+    def weights(name):
+        if outcomes[0] == "weights":
+            raise OSError("no room for weights")
+        return agent.os.open("/dev/null", agent.os.O_RDONLY)
+
+    monkeypatch.setattr(agent, "NodeDoor", part)
+    monkeypatch.setattr(agent, "KeeperSupervisor", keeper)
+    monkeypatch.setattr(agent, "shared_memory", weights)
+    for outcome in ("weights", "keeper"):
+        with pytest.raises(NodeRefuses, match=f"no room for (the )?{outcome}"):
+            made.prepare("engine-0")
+        outcomes.pop(0)
+    made.prepare("engine-0")
+    made.prepare("engine-1")
+    assert len(parts) == 2, "one door, one keeper"
+    assert made.peer() == NamedPart.peer
+    made.close()
+    assert all(part.closed for part in parts)
 
 
 def test_nixl_that_a_node_lacks_is_named_with_its_cure(node, monkeypatch):
