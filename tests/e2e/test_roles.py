@@ -165,6 +165,7 @@ def test_roles_change_in_the_middle_of_a_stream(apart, server):
     assert hand_overs(apart, "loaded", "computed", "stays") == before, "nobody computes for others now"
 
 
+@pytest.mark.long
 def test_an_idle_engine_changes_its_role_when_a_phase_falls_behind(apart, server):
     """The last one here, where `engine-1` is mixed: all streams are there, and `engine-0` can be spared."""
     for name, role in (("engine-1", "mixed"), ("engine-0", "decode")):

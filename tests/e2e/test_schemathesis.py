@@ -30,7 +30,7 @@ def check_operation(operation, mode) -> list[int]:
     """The statuses that generated requests to one route were answered with."""
     statuses = []
 
-    @hypothesis.settings(max_examples=5, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.settings(max_examples=3, suppress_health_check=list(hypothesis.HealthCheck))
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def check(case):
         response = case.call(timeout=60)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from engine.bench.steps import LLAMA_3_8B, StepBench
@@ -22,6 +23,7 @@ TINY = replace(
 )
 
 
+@pytest.mark.long
 def test_steps_are_timed_against_the_bytes_they_read():
     bench = StepBench(TINY, Timer(torch.device("cpu"), rounds=1), torch.float32, 256, bandwidth=1.0, sequences=3)
     decode, prefill = bench.decode(2, 64), bench.prefill(20)
