@@ -128,7 +128,7 @@ _STEPS = PanelRow(
         ),
         Panel(
             title="Recordings of CUDA graphs",
-            about="Since the engine started, by what became of them.",
+            about="Since the server started, by what became of them.",
             queries=[
                 Query(
                     gauge("headrace_graph_recordings_total", _CHOSEN, by=f"{_BY}, outcome"), f"{_NAME} {{{{outcome}}}}"
