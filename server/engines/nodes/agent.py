@@ -151,6 +151,7 @@ class NodeAgent:
 
     def _run_loop(self) -> None:
         self._loop.run_forever()
+        self._loop.run_until_complete(cancel_others())
         self._loop.close()
 
     def _make_ready(self) -> None:
@@ -209,6 +210,14 @@ class NodeAgent:
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+async def cancel_others() -> None:
+    """Cancel all other tasks of the running loop, and wait for their ends."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def environment_of(devices: list[str]) -> Mapping[str, str]:

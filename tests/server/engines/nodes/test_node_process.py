@@ -1,5 +1,6 @@
 """One incarnation of an engine on a node, and the node's agent, step by step: who is told what, and what is said if it fails."""
 
+import asyncio
 import threading
 
 import pytest
@@ -236,10 +237,13 @@ class NamedPart:
     hinges, peer = None, KeeperPeer("tcp://10.0.0.2:1", "key")
 
     def __init__(self):
-        self.closed = False
+        self.closed, self.over = False, threading.Event()
 
     async def run(self):
-        pass
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.over.set()
 
     def close(self):
         self.closed = True
@@ -275,6 +279,7 @@ def test_a_refused_attempt_leaves_nothing_behind_when_the_next_one_succeeds(node
     assert made.peer() == NamedPart.peer
     made.close()
     assert all(part.closed for part in parts)
+    assert parts[1].over.is_set(), "what watches the keeper is not left pending"
 
 
 def test_nixl_that_a_node_lacks_is_named_with_its_cure(node, monkeypatch):
