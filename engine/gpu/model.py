@@ -30,6 +30,7 @@ from kernels.gpu.linear.quantized import KERNEL_ROWS
 from kernels.gpu.norm.embedding import embed
 from kernels.gpu.norm.rms_norm import rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
+from kernels.gpu.workspace import Workspace
 
 
 class GpuKvPool:
@@ -101,6 +102,8 @@ class GpuModel:
         least_saved: group single tokens that share a prefix where that saves at least that many bytes per layer
             (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on what else is in the step;
             None: never.
+        workspace: for the partial states of all steps, with and without a graph (`engine.gpu.memory_plan.states_bytes`); None:
+            they get tensors of their own.
 
     Attributes:
         config: this rank's part of the description.
@@ -118,6 +121,7 @@ class GpuModel:
         context: int,
         group: ProcessGroup | None = None,
         least_saved: int | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.device = weights.embedding.device
         if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
@@ -132,6 +136,7 @@ class GpuModel:
         self._first_id = Shard.of(config, self.group.rank, self.group.size).axes[Axis.VOCABULARY].start
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
         self._context = context
+        self._workspace = workspace
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
         self._turns = _Turns(cos.flatten(1).contiguous().to(self.device), sin[:, 0, 1].contiguous().to(self.device))
 
@@ -209,7 +214,14 @@ class GpuModel:
         scale, soft_cap = self.config.attention_scale, self.config.scales.attention_soft_cap or 0.0
         if batch.cascade is not None and not window:
             cascade_attention(
-                queries[:one], kv, batch.cascade, scale=scale, soft_cap=soft_cap, scales=scales, out=out[:one]
+                queries[:one],
+                kv,
+                batch.cascade,
+                scale=scale,
+                soft_cap=soft_cap,
+                scales=scales,
+                out=out[:one],
+                workspace=self._workspace,
             )
         elif one:
             decode_attention(
@@ -223,6 +235,7 @@ class GpuModel:
                 window=window,
                 scales=scales,
                 out=out[:one],
+                workspace=self._workspace,
             )
         if one < len(batch.kv_lengths):
             paged_attention(
