@@ -176,7 +176,16 @@ class GpuLoader:
         edits = standard_edits(vocab, eos, grammars)
         poolers = standard_poolers(self._config)
         self.produces = produced(poolers)
-        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send, adapters=self.adapters, poolers=poolers)
+        return GpuWorker.of(
+            model,
+            edits,
+            graphs,
+            self.arithmetic.dtype,
+            send,
+            adapters=self.adapters,
+            poolers=poolers,
+            step_tokens=self._limits.tokens,
+        )
 
     def _least_saved(self) -> int | None:
         """Bytes per layer that cascade attention must save; None: it is off."""

@@ -6,8 +6,9 @@ What belongs here: the order of the operations of a forward pass. Never: how a w
 run, graphs, sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -17,6 +18,7 @@ from configs.model.config import ModelConfig
 from engine.gpu.batch import GpuBatch, Sharing, would_cascade
 from engine.gpu.formats import block_parts
 from engine.gpu.weights import GpuLayer, GpuWeights
+from engine.memory import SCORED_ROWS
 from engine.models.family import Axis
 from engine.models.rope import Rope
 from engine.sequence_input import SequenceInput
@@ -31,6 +33,8 @@ from kernels.gpu.norm.embedding import embed
 from kernels.gpu.norm.rms_norm import rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
 from kernels.gpu.workspace import Workspace
+
+_TILE_ROWS = 128  # of cuBLAS' tiles: between two multiples of it, it has no reason to choose another kernel
 
 
 class GpuKvPool:
@@ -181,11 +185,36 @@ class GpuModel:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Have Triton build every kernel that a step may need, with rows that write nowhere: otherwise the first long context or
-        the first big batch would hold up all streams for seconds."""
-        for singles, chunk, keys in ((1, 0, 1), (17, 0, self._context), (0, 2, 1), (0, KERNEL_ROWS + 1, 1)):
-            self.logits(self.compute(GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)))
+    def warm_up(self, tokens: int, row_counts: Iterable[int]) -> None:
+        """Have Triton build every kernel that a step may need, and libraries load theirs, with rows that write nowhere: otherwise
+        the first long context or the first big batch would hold up all streams for up to seconds.
+
+        Args:
+            tokens: most rows of a step. It comes first, so that the allocator's largest pieces are there for whatever follows.
+            row_counts: further numbers of rows: cuBLAS has other kernels for others.
+        """
+        chunks = dict.fromkeys((max(tokens, 2), KERNEL_ROWS + 1, 2))
+        shapes = [*((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)), (1, 0, 1), (17, 0, self._context)]
+        for singles, chunk, keys in shapes:
+            batch = GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)
+            self.logits(self.compute(batch)[-SCORED_ROWS:])
+        if self._sharing is not None:
+            for keys in (self.pool.block_size + 1, self._context):
+                self.compute(GpuBatch.of_one_group(keys, self.pool.block_size, self._sharing, self.device))
+        most = max(row_counts, default=1)
+        for rows in sorted({*row_counts, *range(_TILE_ROWS, tokens, _TILE_ROWS), tokens}, reverse=True):
+            self._multiply(rows, with_head=rows <= most)
+
+    def _multiply(self, rows: int, *, with_head: bool) -> None:
+        """Run the products of each form once, and the sums of what ranks have of them."""
+        config, zeros = self.config, partial(torch.zeros, dtype=self._weights.embedding.dtype, device=self.device)
+        forms = {tuple((type(each), each.nbytes) for each in layer.products): layer for layer in self._weights.layers}
+        widths = (config.hidden_size, config.heads * config.head_dim, config.hidden_size, config.intermediate_size)
+        for layer in forms.values():
+            *_, last = [product(zeros((rows, width))) for product, width in zip(layer.products, widths, strict=True)]
+            self.group.sum(last)
+        if with_head:
+            self.logits(zeros((rows, config.hidden_size)))
 
     def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch) -> Tensor:
         """Attention of one layer up to its last projection: [rows, heads * dim]."""

@@ -211,6 +211,12 @@ class GpuSampler:
             count_tokens(self._counts.table, settings.ints[:, 3].contiguous(), tokens, output=True)
         return tokens, Draw(tokens, described, self._describe(raw, tokens, members, described))
 
+    def warm_up(self) -> None:
+        """Run what no request without a grammar needs: the kernel that masks."""
+        logits = torch.zeros(1, self._vocab_size, device=self._device)
+        masks = torch.full((1, -(-self._vocab_size // 32)), -1, dtype=torch.int32, device=self._device)
+        apply_bitmask(logits, torch.zeros(1, dtype=torch.int64, device=self._device), masks)
+
     def forget(self, member: Member) -> None:
         """Drop what is kept for a request."""
         for edit in self._edits:
