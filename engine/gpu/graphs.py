@@ -248,7 +248,7 @@ class DecodeGraphs:
 
         @torch.inference_mode()
         def work() -> None:
-            hidden.copy_(self._model.compute(batch))
+            self._model.compute(batch, hidden)
 
         return work
 

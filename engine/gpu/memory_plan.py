@@ -143,7 +143,7 @@ def plan_gpu_memory(
 def step_bytes(config: ModelConfig, limits: StepLimits, itemsize: int) -> int:
     """The most that one eager step holds besides weights, pool and partial states, in bytes."""
     rows = limits.tokens * _row_bytes(config, itemsize)
-    each = 3 * 4 + itemsize + 4  # logits as they are, in fp32 and once more for logprobs beside edits; counts of tokens
+    each = itemsize + 3 * 4  # logits as they are, in fp32 where edited, once more where capped; counts of tokens
     sampled = limits.sequences * each + min(limits.sequences, ROWS_AT_ONCE) * 8
     scored = SCORED_ROWS * _SCORED_COPIES * 4
     return rows + max(sampled, scored) * config.vocab_size

@@ -30,7 +30,7 @@ from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.kv.write_kv import write_kv
 from kernels.gpu.linear.quantized import KERNEL_ROWS
 from kernels.gpu.norm.embedding import embed
-from kernels.gpu.norm.rms_norm import rms_norm
+from kernels.gpu.norm.rms_norm import last_norm, rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
 from kernels.gpu.workspace import Workspace
 
@@ -158,9 +158,10 @@ class GpuModel:
         return self._sharing is not None and would_cascade(inputs, self.pool.block_size, self._sharing)
 
     @torch.inference_mode()
-    def compute(self, batch: GpuBatch) -> Tensor:
-        """The device's part of `forward`: [results, hidden]. It never waits for the device, so it can be captured as a CUDA graph,
-        for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
+    def compute(self, batch: GpuBatch, out: Tensor | None = None) -> Tensor:
+        """The device's part of `forward`: [results, hidden], in `out` if given. It never waits for the device, so it can be
+        captured as a CUDA graph, for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length
+        of 0."""
         eps, weights, adapters = self.config.rms_norm_eps, self._weights, batch.adapters
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         if self.config.scales.embedding_scale is not None:
@@ -173,16 +174,16 @@ class GpuModel:
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
             change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed, adapters)), adapters))
             change = _normed(change, layer.after_mlp_norm, eps)
-        if change is not None:
-            residual = residual + change
-        return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
+        x, before = (residual, None) if change is None else (change, residual)
+        return last_norm(x, weights.final_norm, eps, before, batch.results, out=out)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: from [n, hidden] to fp32 [n, vocab], on every rank."""
-        logits = self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+        """Scores of all tokens: from [n, hidden] to [n, vocab] in the model's type, on every rank; a soft cap is computed in fp32,
+        and gives fp32."""
+        logits = self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size]
         cap = self.config.scales.final_soft_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return logits if cap is None else logits.float().div_(cap).tanh_().mul_(cap)
 
     @torch.inference_mode()
     def warm_up(self, tokens: int, row_counts: Iterable[int]) -> None:

@@ -314,7 +314,7 @@ class GpuWorker:
             sequences,
             wanted,
             results,
-            logits=self._model.logits,
+            logits=lambda rows: self._model.logits(rows).float(),
             sampler=self._host_sampler,
         )
         for place, values in pool_rows(hidden, chunks, sequences, wanted, self._poolers):
@@ -364,7 +364,7 @@ class GpuWorker:
     def _sample(self, logits: Tensor, members: list[Member], *, verifying: bool) -> tuple[Tensor, Draw | list[Sampled]]:
         if not members[0].by_host:
             return self._device_sampler.sample(logits, members, verifying=verifying)
-        sampled = self._host_sampler.sample(logits, [member.sequence for member in members])
+        sampled = self._host_sampler.sample(logits.float(), [member.sequence for member in members])
         return self._sent([token.token_id for token in sampled]), sampled
 
     def _sent(self, values: list[int]) -> Tensor:
