@@ -58,7 +58,7 @@ LAYERS = {
     "kernels.cpu": ("ops",),
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),
     "configs": ("model",),
-    "loadtest": ("workload", "report", "client", "simulate", "planner", "bench"),
+    "loadtest": ("workload", "report", "client", "simulate", "planner", "sizing", "bench"),
     "loadtest.simulate": ("keepers", "faults"),
     "loadtest.workload": ("traces",),
     "loadtest.report": ("pages",),

@@ -1,6 +1,6 @@
-"""`headrace loadtest plan`: how many GPUs should compute prompts, how many should decode, and how many an engine should have.
+"""`headrace loadtest layouts`: how many GPUs should compute prompts, how many should decode, and how many an engine should have.
 
-    headrace loadtest plan TRACE --hardware h200 --model llama-3-8b --gpus 8 --slo ttft=500ms,tpot=50ms
+    headrace loadtest layouts TRACE --hardware h200 --model llama-3-8b --gpus 8 --slo ttft=500ms,tpot=50ms
 
 Every way to share the GPUs out is simulated with the requests of the trace at rates that a search chooses; the best sustains the
 highest rate at which the objectives are met. The same arguments give the same answer.
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _tightness(options, bench, candidates)
         winner, standings = tournament(candidates, search, _measure(bench, options.jobs, try_out))
     except (ArrivalError, SpecError, TraceError, ValueError, OSError) as error:
-        print(f"headrace loadtest plan: {error}", file=sys.stderr)
+        print(f"headrace loadtest layouts: {error}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(as_json(winner, standings, bench, search.goal), indent=2))
@@ -195,7 +195,7 @@ def _layouts(text: str) -> list[tuple[Role, ...]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="headrace loadtest plan",
+        prog="headrace loadtest layouts",
         description="Find what a number of GPUs is best used for: how many engines, of how many GPUs each, with which roles.",
     )
     parser.add_argument("--gpus", type=whole, required=True, metavar="N", help="of the kind that --hardware names")

@@ -2,11 +2,11 @@
 
 import os
 import tempfile
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _ArgumentGroup
 from pathlib import Path
 
 
-def add_output_options(parser: ArgumentParser) -> None:
+def add_output_options(parser: ArgumentParser | _ArgumentGroup) -> None:
     """Where a run goes, and whether what is there may be overwritten."""
     parser.add_argument("--output", type=Path, metavar="DIR", help="write run.json, report.html and pictures there")
     parser.add_argument("--overwrite", action="store_true", help="what an earlier run left in --output")

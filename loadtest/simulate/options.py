@@ -10,7 +10,7 @@ from loadtest.simulate.cost import CostModel
 from loadtest.simulate.faults.failure import Failure, parse_failure
 from loadtest.simulate.keepers.keepers import KeeperShape
 from loadtest.simulate.links import LINKS, link_rate
-from loadtest.simulate.specs import load_costs, load_hardware, load_model
+from loadtest.simulate.specs import KV_FORMATS, load_costs, load_hardware, load_model, with_kv
 from loadtest.workload.arrivals import ArrivalError
 from loadtest.workload.crowd import crowd
 from loadtest.workload.numbers import not_negative, positive, whole
@@ -38,20 +38,32 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     shape = ServerShape()
     group = parser.add_argument_group("server")
     group.add_argument("--hardware", required=True, help="a YAML file, or a name in configs/presets/hardware")
-    group.add_argument("--model", required=True, help="a YAML file, or a name in configs/presets/models")
-    group.add_argument(
-        "--costs", type=Path, metavar="FILE", help="constants from `calibrate`, in place of the hardware's own"
-    )
+    add_engine_options(group)
     group.add_argument("--devices", type=whole, default=1, metavar="N", help="devices per replica [%(default)s]")
     group.add_argument(
         "--max-step-tokens",
-        type=_numbers,
+        type=numbers,
         default=[shape.max_step_tokens],
         metavar="N[,N..]",
         help=f"token budget of a step; several are simulated one after another [{shape.max_step_tokens}]",
     )
     group.add_argument(
         "--max-running", type=whole, default=shape.max_running, metavar="N", help="sequences per step [%(default)s]"
+    )
+    group.add_argument(
+        "--gpu-kv",
+        choices=KV_FORMATS,
+        default="auto",
+        help="keys and values: as the model has them, or in 8 bits [%(default)s]",
+    )
+
+
+def add_engine_options(group: argparse._ArgumentGroup) -> None:
+    """The model, and those settings of an engine that nobody searches."""
+    shape = ServerShape()
+    group.add_argument("--model", required=True, help="a YAML file, or a name in configs/presets/models")
+    group.add_argument(
+        "--costs", type=Path, metavar="FILE", help="constants from `calibrate`, in place of the hardware's own"
     )
     group.add_argument(
         "--max-waiting", type=whole, default=shape.max_waiting, metavar="N", help="beyond it, 429 [%(default)s]"
@@ -164,10 +176,12 @@ def replicas_of(options: argparse.Namespace, cost: CostModel, objectives: dict[s
         replicas: int = options.replicas
         return replicas
     pool = pool_of(options, cost, options.roles)
-    slo = objectives.get("default")
-    if options.role_switching == "off" or slo is None or slo.ttft is None or slo.tpot is None:
-        return pool
-    if not {Role.PREFILL, Role.DECODE} <= set(options.roles):
+    return pool if options.role_switching == "off" else switching_pool(pool, objectives.get("default"))
+
+
+def switching_pool(pool: RolePool, slo: Objective | None) -> RolePool:
+    """The same pool, whose roles switch if it has both and there are bounds for both phases."""
+    if slo is None or slo.ttft is None or slo.tpot is None or not {Role.PREFILL, Role.DECODE} <= set(pool.roles):
         return pool
     return replace(pool, switching=RoleSwitching(PhaseBounds(slo.ttft, slo.tpot)))
 
@@ -206,7 +220,7 @@ def cost_of(options: argparse.Namespace) -> CostModel:
     hardware = load_hardware(options.hardware)
     if options.costs:
         hardware = hardware.with_costs(load_costs(options.costs))
-    return CostModel(hardware, load_model(options.model), options.devices)
+    return CostModel(hardware, with_kv(load_model(options.model), options.gpu_kv), options.devices)
 
 
 def server_of(options: argparse.Namespace, max_step_tokens: int | None = None) -> ServerShape:
@@ -239,5 +253,6 @@ def _failure(text: str) -> Failure:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them. Raises ArgumentTypeError."""
     return [whole(part) for part in text.split(",")]

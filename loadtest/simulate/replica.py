@@ -97,6 +97,7 @@ class Replica:
         open: requests that have not ended.
         alive: whether it computes.
         available: whether requests are sent there: also for as long as nobody has noticed that it is dead.
+        busy_seconds: of the steps that have ended.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Replica:
         self._give = give
         self._handed_over = handed_over
         self._lane = lane
+        self.busy_seconds = 0.0
         self._start(EngineStats())
         self._state = ReplicaState(
             ReplicaLimits(
@@ -316,6 +318,7 @@ class Replica:
         seconds = now - self._began if self._carrier is not None else 0.0  # what loading is compared with
         result = StepResult(step_id=step.step_id, results=results, seconds=seconds)
         outputs = self.scheduler.update(step, result, now)
+        self.busy_seconds += now - self._began
         self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
         for output in outputs:
             self._state.first_token(output.request_id)
@@ -368,6 +371,7 @@ class Replica:
         if self._log is not None:
             self._log_stretch(planned, ends)
         running = [self._open[chunk.request_id] for chunk in planned.chunks]
+        self.busy_seconds += ends[-1] - self._began
         seconds, work = (ends[-1] - self._began) / steps, planned.work()
         self._planned = self.scheduler.fast_forward(planned, steps, lambda request_id: self._open[request_id].token)
         self._state.step_ended(work, seconds, self.scheduler.snapshot(), ends[-1], steps)

@@ -12,10 +12,11 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
+KV_FORMATS = ("auto", "fp8")  # as the model has it, or in 8 bits: the server's `--gpu-kv`
 CONFIGS = Path(__file__).parents[2] / "configs" / "presets"
 _T = TypeVar("_T")
 # Numbers that may be 0, beside the fitted constants: what a single device does not have.
-_MAY_BE_ZERO = frozenset(("link_bytes_per_second", "link_seconds"))
+_MAY_BE_ZERO = frozenset(("link_bytes_per_second", "link_seconds", "price_per_hour"))
 
 
 class SpecError(ValueError):
@@ -60,6 +61,8 @@ class Hardware:
         tier_bytes_per_second: of KV transfers between the device and `host`, `disk`, `peer`.
         costs: the constants.
         fitted: whether they were fitted to measured runs.
+        source: where the figures are from.
+        price_per_hour: of one device, in US dollars; 0: unknown.
     """
 
     name: str
@@ -73,6 +76,8 @@ class Hardware:
     tier_bytes_per_second: dict[str, float]
     costs: Costs
     fitted: bool = False
+    source: str = ""
+    price_per_hour: float = 0.0
 
     def with_costs(self, costs: Costs) -> "Hardware":
         """The same device with constants that were fitted to it."""
@@ -148,6 +153,11 @@ class ModelSpec:
         """Whether its heads can be divided over so many devices; heads of keys and values may be copied."""
         kv = self.kv_heads % devices == 0 or devices % self.kv_heads == 0
         return self.heads % devices == 0 and kv
+
+
+def with_kv(model: ModelSpec, kv_format: str) -> ModelSpec:
+    """The model with its keys and values in one of `KV_FORMATS`."""
+    return replace(model, kv_bits=8) if kv_format == "fp8" else model
 
 
 def load_hardware(name: str) -> Hardware:

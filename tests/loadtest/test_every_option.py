@@ -14,12 +14,14 @@ from loadtest.planner import cli as planner
 from loadtest.report import compare
 from loadtest.simulate import calibrate, evictions
 from loadtest.simulate import cli as simulator
+from loadtest.sizing import cli as sizing
 from loadtest.workload.numbers import count, not_negative, positive, share, whole
 
 PARSERS: dict[str, ArgumentParser] = {
     "replay": replay_parser(),
     "sweep": sweep._parser(),
-    "plan": planner._parser(),
+    "plan": sizing._parser(),
+    "layouts": planner._parser(),
     "simulate": simulator._parser(),
     "compare": compare._parser(),
     "calibrate": calibrate._parser(),
