@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loadtest.search import Attained, RateSearch
-from loadtest.sizing.candidates import Candidates
+from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import FP8, Fleet, FleetKind
 from loadtest.sizing.load import Condition
 from loadtest.sizing.pool import TrialPool
@@ -105,7 +105,7 @@ class Buyer:
     def __init__(
         self,
         pool: TrialPool,
-        candidates: Candidates,
+        candidates: FleetCandidates,
         kinds: Sequence[FleetKind],
         *,
         most: int,

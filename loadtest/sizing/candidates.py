@@ -18,7 +18,7 @@ _SPLIT_TUNINGS = 2
 
 
 @dataclass(slots=True)
-class Candidates:
+class FleetCandidates:
     """All fleets of each kind.
 
     Args:

@@ -29,7 +29,7 @@ from loadtest.simulate.options import (
 )
 from loadtest.simulate.specs import KV_FORMATS, Hardware, SpecError, load_costs, load_hardware, load_model
 from loadtest.sizing.answer import Buyer
-from loadtest.sizing.candidates import Candidates
+from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import FleetKind, kinds_of
 from loadtest.sizing.load import busiest
 from loadtest.sizing.pool import trial_pool
@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Plan. Returns the exit code: 1 if nothing keeps the objectives, 2 if the arguments are unusable, 3 if it was interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
+    options.hardware = [part.strip() for part in options.hardware.split(",")]
     try:
         if options.output:
             ready_folder(options.output, (PLAN, PAGE), overwrite=options.overwrite)
         bench, kinds = _bench(options), _kinds(options)
         with interruptible(), trial_pool(bench, options.jobs) as pool:
-            candidates = Candidates(bench, options.max_step_tokens, options.max_running)
+            candidates = FleetCandidates(bench, options.max_step_tokens, options.max_running)
             buyer = Buyer(pool, candidates, kinds, most=options.most_devices, precision=options.precision, tell=_tell)
             answer = buyer.answer()
             outcomes = pool.outcomes
@@ -227,7 +228,6 @@ def _plan_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group("what may be bought")
     group.add_argument(
         "--hardware",
-        type=lambda text: [part.strip() for part in text.split(",")],
         required=True,
         metavar="NAME[,NAME..]",
         help="devices to choose from: YAML files, or names in configs/presets/hardware",

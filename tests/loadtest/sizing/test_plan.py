@@ -18,7 +18,7 @@ from loadtest.simulate.cost import CostModel
 from loadtest.simulate.specs import load_hardware, load_model
 from loadtest.sizing import cli
 from loadtest.sizing.answer import Buyer, SizingAnswer, price
-from loadtest.sizing.candidates import Candidates
+from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import Fleet, FleetKind, Tuning, kinds_of
 from loadtest.sizing.load import Condition, busiest
 from loadtest.sizing.page import render
@@ -68,7 +68,7 @@ def answered(
     made: SizingBench, kinds: list[FleetKind], *, most: int = 16
 ) -> tuple[SizingAnswer | None, Buyer, TrialPool]:
     pool = TrialPool(made, 1, None)
-    buyer = Buyer(pool, Candidates(made, [2048]), kinds, most=most, precision=0.5)
+    buyer = Buyer(pool, FleetCandidates(made, [2048]), kinds, most=most, precision=2.0)
     return buyer.answer(), buyer, pool
 
 
@@ -81,7 +81,7 @@ def test_the_answer_keeps_the_goal_and_no_smaller_set_does():
     assert answer is not None and answer.cheaper is not None
     fleet = answer.best.trial.fleet
     assert fleet.devices > 1 and not answer.best.stopped and answer.best.attainment >= HARD.goal
-    candidates = Candidates(HARD, [2048])
+    candidates = FleetCandidates(HARD, [2048])
     for kind in kinds:
         engines = (fleet.devices - 1) // kind.devices
         for smaller in candidates.fleets(kind, engines) if engines else []:
@@ -184,7 +184,7 @@ def test_other_loads_are_faster_or_longer_and_share_what_they_shared(prompt, blo
 @pytest.mark.parametrize("objective", [Objective(ttft=1.0, tpot=0.02), Objective(ttft=1.0), Objective(e2e=9.0)])
 def test_a_server_and_the_simulator_take_the_flags_of_every_set(objective):
     made = replace(HARD, objectives={"default": objective})
-    candidates = Candidates(made)
+    candidates = FleetCandidates(made)
     for kind in kinds_of(H200, LLAMA, [1, 2], ["auto", "fp8"], split=True, block_size=256):
         fleet = candidates.fleets(kind, 3)[-1]
         view = AnswerView(None, made, [], {"h200": "h200"}, ["trace", "--model", "llama-3-8b"])  # type: ignore[arg-type]
