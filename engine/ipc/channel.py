@@ -53,7 +53,7 @@ class Channel:
             ParentGone: the wire is one to another machine, and has broken.
         """
         try:
-            self._events.send_multipart(self._event_codec.encode(event), zmq.NOBLOCK)
+            self._events.send(self._event_codec.encode(event), zmq.NOBLOCK)
         except zmq.Again:
             raise ParentGone from None
 
@@ -77,11 +77,11 @@ class Channel:
         """The commands that wait. A message that is not a command is logged and dropped: it must not end every request."""
         while True:
             try:
-                frames = self._commands.recv_multipart(zmq.NOBLOCK)
+                data = self._commands.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                command = self._command_codec.decode(frames)
+                command = self._command_codec.decode(data)
             except ProtocolError as error:
                 log.error("dropped a message that is not a command: %s", error)
                 continue

@@ -2,11 +2,14 @@
 bounded elsewhere (the queue by `max_waiting`, a request by its `max_tokens`, ranks by the steps in flight)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import zmq
 
 Prepare = Callable[["zmq.Socket[bytes]"], None]
 
+# As numbers: to compute with enumerations takes longer than to ask.
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _BEAT_MS, _SILENCE_MS = 1000, 4000  # of a connection to another machine: one that is silent for so long is broken
 
 
@@ -45,3 +48,8 @@ def _made(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str, p
         socket.reconnect_ivl = -1
     prepare(socket)
     return socket
+
+
+def has_more(socket: "zmq.Socket[bytes]") -> bool:
+    """Whether a message has arrived. Until this has said that there is none, the socket's descriptor need not signal the next."""
+    return bool(cast(int, socket.get(_EVENTS)) & _POLLIN)

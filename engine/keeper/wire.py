@@ -1,4 +1,4 @@
-"""Messages on a Unix socket: two lengths, the type's name, its msgpack body. Nothing is pickled."""
+"""Messages on a Unix socket: a length, and what the codec makes of each. Nothing is pickled."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,15 @@ import socket
 import struct
 from typing import Generic
 
-from engine.ipc.codec import Message, MessageCodec, ProtocolError
+from engine.ipc.codec import Message, MessageCodec
 
-_LENGTHS = struct.Struct("<HI")
-_LONGEST_NAME = 64
+_LENGTH = struct.Struct("<I")
 
 
 def packed(codec: MessageCodec[Message], message: Message) -> bytes:
     """The bytes of a message."""
-    name, body = codec.encode(message)
-    return b"".join((_LENGTHS.pack(len(name), len(body)), name, body))
+    data = codec.encode(message)
+    return _LENGTH.pack(len(data)) + data
 
 
 async def receive(reader: asyncio.StreamReader, codec: MessageCodec[Message]) -> Message:
@@ -25,9 +24,8 @@ async def receive(reader: asyncio.StreamReader, codec: MessageCodec[Message]) ->
         EOFError: the other side has closed.
         ProtocolError: something else came.
     """
-    name, body = _lengths(await reader.readexactly(_LENGTHS.size))
-    data = await reader.readexactly(name + body)
-    return codec.decode([data[:name], data[name:]])
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    return codec.decode(await reader.readexactly(length))
 
 
 class Line(Generic[Message]):
@@ -72,9 +70,8 @@ class Line(Generic[Message]):
             EOFError: the other side has closed.
             ProtocolError: something else came.
         """
-        name, body = _lengths(self._exactly(_LENGTHS.size))
-        data = self._exactly(name + body)
-        return self._codec.decode([data[:name], data[name:]])
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        return self._codec.decode(self._exactly(length))
 
     def cut(self) -> None:
         """End it under a thread that waits for a message: it gets `EOFError`."""
@@ -94,10 +91,3 @@ class Line(Generic[Message]):
                 raise EOFError("the connection was closed")
             got += more
         return bytes(data)
-
-
-def _lengths(head: bytes) -> tuple[int, int]:
-    name, body = _LENGTHS.unpack(head)
-    if name > _LONGEST_NAME:
-        raise ProtocolError(f"a name of {name} bytes")
-    return name, body

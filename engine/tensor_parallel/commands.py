@@ -71,9 +71,9 @@ class RankCommandSender:
 
     def send(self, command: RankCommand) -> None:
         """Queue a command for each of them; does not wait."""
-        frames = _CODEC.encode(command)
+        data = _CODEC.encode(command)
         for socket in self._sockets:
-            socket.send_multipart(frames)
+            socket.send(data)
 
     def close(self) -> None:
         """Give the sockets back; what has not been fetched within a second is dropped."""
@@ -93,7 +93,7 @@ class RankCommandReceiver:
         Raises:
             ProtocolError: what came is not a rank command.
         """
-        return _CODEC.decode(self._socket.recv_multipart())
+        return _CODEC.decode(self._socket.recv())
 
     def close(self) -> None:
         """Give the socket back."""

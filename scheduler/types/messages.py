@@ -1,6 +1,6 @@
 """Messages between the HTTP process and an engine process: declared types, encoded with msgpack, never pickled.
 
-On the wire a message is two ZeroMQ frames, the type's name and its msgpack body. `COMMANDS` and `EVENTS` are the whole
+On the wire a message is one ZeroMQ frame, the type's name and its msgpack body. `COMMANDS` and `EVENTS` are the whole
 vocabulary; a name outside them is a protocol error. Times are `time.monotonic()` seconds, one clock for all processes of
 a machine.
 """

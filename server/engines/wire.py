@@ -11,7 +11,7 @@ import zmq
 
 from engine.ipc.codec import MessageCodec, ProtocolError
 from engine.ipc.curve import Guard
-from engine.ipc.sockets import bound
+from engine.ipc.sockets import bound, has_more
 from scheduler.types.messages import COMMANDS, EVENTS, Command, Event
 from server.engines.process import Endpoints
 
@@ -48,7 +48,7 @@ class EngineWire:
             raise OSError(error.errno, f"cannot bind {endpoints}: {error.strerror}") from error
         self._commands, self._events = self._sockets
         self._command_codec, self._event_codec = MessageCodec[Command](COMMANDS), MessageCodec[Event](EVENTS)
-        self._outbox: deque[list[bytes]] = deque()
+        self._outbox: deque[bytes] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that listens
         self._closed = False
         self._name = "engine"
@@ -82,10 +82,15 @@ class EngineWire:
     def receive_waiting(self, on_event: Callable[[Event], None]) -> None:
         """Hand the events that have arrived to `on_event`, without waiting for more. What is no event is dropped: whoever sent it,
         the engine need not end for it. The log has one line about it, however much there is."""
-        while not self._closed and cast(int, self._events.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            frames = self._events.recv_multipart()
+        more = True
+        while more and not self._closed:
             try:
-                event = self._event_codec.decode(frames)
+                data = self._events.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            more = has_more(self._events)
+            try:
+                event = self._event_codec.decode(data)
             except ProtocolError as error:
                 if not self._has_dropped:
                     dropped = "%s: dropped what is no event of an engine, and will drop more without a word: %s"
@@ -103,7 +108,7 @@ class EngineWire:
     def _flush(self) -> None:
         while self._outbox and not self._closed:
             try:
-                self._commands.send_multipart(self._outbox[0], zmq.NOBLOCK)
+                self._commands.send(self._outbox[0], zmq.NOBLOCK)
             except zmq.Again:  # it has not connected yet
                 asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._flush)
                 return

@@ -199,8 +199,8 @@ class Outlet(Protocol):
     def write(self, deltas: list[Delta]) -> None:
         """Send what one step brought."""
 
-    def write_text(self, text: str) -> None:
-        """Send what an only choice gained, where `texts`."""
+    def write_quoted(self, text: bytes) -> None:
+        """Send the text that an only choice gained, as JSON, where `texts`."""
 
 
 class Generation:
@@ -234,7 +234,11 @@ class Generation:
     def attend(self, outlet: Outlet) -> None:
         """From now on send what an only choice gains as it arrives, while the reader of `steps` waits; he never sees it."""
         if len(self.choices) == 1:
-            self._streams[0].attend(_OnlyChoice(self.choices[0], self._streams[0], outlet))
+            choice, stream = self.choices[0], self._streams[0]
+            if outlet.texts and choice.plain is not None:
+                stream.attend(_OnlyText(choice, stream, outlet, choice.plain.push_quoted))
+            else:
+                stream.attend(_OnlyChoice(choice, stream, outlet))
 
     async def steps(self) -> AsyncGenerator[list[Delta], None]:
         """The deltas of all choices, those of one engine step together. Ends when all choices have ended.
@@ -266,7 +270,6 @@ class _OnlyChoice:
     def __init__(self, choice: TextChoice, stream: SequenceStream, outlet: Outlet) -> None:
         self._choice, self._stream, self._outlet = choice, stream, outlet
         self.ready = outlet.ready
-        self._plain = choice.plain if outlet.texts else None
 
     def take(self, output: Output) -> None:
         """Send one."""
@@ -276,10 +279,22 @@ class _OnlyChoice:
 
     def take_token(self, token_id: int) -> None:
         """Send one token."""
-        if self._plain is None:
-            self.take(Output(request_id=self._choice.sequence.request.request_id, token_ids=[token_id]))
-        elif text := self._plain.push_token(token_id):
-            self._outlet.write_text(text)
+        self.take(Output(request_id=self._choice.sequence.request.request_id, token_ids=[token_id]))
+
+
+class _OnlyText(_OnlyChoice):
+    """The same where its text is all that is sent: each token's, as JSON."""
+
+    def __init__(
+        self, choice: TextChoice, stream: SequenceStream, outlet: Outlet, quoted: Callable[[int], bytes]
+    ) -> None:
+        super().__init__(choice, stream, outlet)
+        self._quoted = quoted
+
+    def take_token(self, token_id: int) -> None:
+        """Send one token."""
+        if text := self._quoted(token_id):
+            self._outlet.write_quoted(text)
 
 
 def _advance(choice: TextChoice, stream: SequenceStream, output: Output) -> Delta | None:

@@ -27,7 +27,6 @@ CLIENT_GONE = 499  # nobody reads it; the access log does
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
-_quoted = msgspec.json.Encoder().encode
 _log = logging.getLogger("headrace.http")
 
 
@@ -85,8 +84,8 @@ class EventStream(Response):
         self._writes = 0
         self._direct: DirectBody | None = None  # where the server lends one
         self.ready: Callable[[], bool] = lambda: False  # whether deltas can be sent at once
-        self._write_quoted: Callable[[bytes], None] | None = None  # of a text, as JSON, once there was one
-        self._around_bytes = self._texts = self._text_bytes = 0  # of texts, which are counted when all are written
+        self._write_middle: Callable[[bytes], None] | None = None  # of an event, once there was a text
+        self._around_bytes = 0
 
     async def start(self, receive: Receive) -> bool:
         """Wait for the first output, or until a keep-alive is due; False if the client has left.
@@ -127,30 +126,24 @@ class EventStream(Response):
         """Whether it takes a text with which no more is said."""
         return self._writer.around_text is not None
 
-    def write_text(self, text: str) -> None:
-        """Send what an only choice gained, at once."""
-        write = self._write_quoted or self._framed()
-        quoted = _quoted(text)
-        write(quoted)
-        self._texts += 1
-        self._text_bytes += len(quoted)
+    def write_quoted(self, text: bytes) -> None:
+        """Send the text that an only choice gained, as JSON, at once."""
+        (self._write_middle or self._framed())(text)
+        self._exchange.sent += self._around_bytes + len(text)
 
     def _framed(self) -> Callable[[bytes], None]:
         assert self._direct is not None and self._writer.around_text is not None, "see `ready` and `texts`"
         before, after = self._writer.around_text()
         self._around_bytes = len(before) + len(after)
-        self._write_quoted = self._direct.framed(before, after)
-        return self._write_quoted
+        self._write_middle = self._direct.framed(before, after)
+        return self._write_middle
 
     def _write_now(self, data: bytes) -> None:
         if data and self._direct is not None:
             self._direct.write_more(data)
             self._exchange.sent += len(data)
-            self._writes += 1
 
     async def _close(self) -> None:
-        self._exchange.sent += self._texts * self._around_bytes + self._text_bytes
-        self._texts = self._text_bytes = 0
         if self._first is not None:
             await cancelled(self._first)
         await self._steps.aclose()
@@ -175,9 +168,9 @@ class EventStream(Response):
     async def _keep_alive(self, send: Send) -> None:
         """A comment whenever nothing was written for long. One look at a time, so that tokens cost nothing more."""
         while True:
-            before = self._writes + self._texts
+            before = self._writes, self._exchange.sent
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
-            if self._writes + self._texts == before:
+            if (self._writes, self._exchange.sent) == before:
                 await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:

@@ -18,7 +18,11 @@ import codecs
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
+
 from server.text.tokenizer import Tokenizer
+
+_quoted = msgspec.json.Encoder().encode
 
 
 class _StopString:
@@ -221,7 +225,8 @@ class PlainDetokenizer:
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._strip_next = tokenizer.strips_first_space and not continues
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._partial = False  # a character is not complete
+        self._quoted_texts = tokenizer.quoted_texts
+        self._alone = not self._strip_next  # the next token's text depends on nothing before it
 
     @property
     def released(self) -> int:
@@ -230,21 +235,26 @@ class PlainDetokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that is now final."""
-        return "".join([self.push_token(token_id) for token_id in token_ids])
-
-    def push_token(self, token_id: int) -> str:
-        """The same for one token."""
-        self.consumed += 1
-        if token_id in self._skipped:
-            return ""
-        text = None if self._partial else self._tokenizer.whole_text(token_id)
-        if text is None:
-            text = self._utf8.decode(self._tokenizer.token_bytes(token_id))
-            self._partial = bool(self._utf8.getstate()[0])
+        self.consumed += len(token_ids)
+        pieces = [self._tokenizer.token_bytes(token_id) for token_id in token_ids if token_id not in self._skipped]
+        text = self._utf8.decode(b"".join(pieces))
         if self._strip_next and text:
             self._strip_next = False
-            return text.removeprefix(" ")
+            text = text.removeprefix(" ")
+        self._alone = not (self._strip_next or self._utf8.getstate()[0])
         return text
+
+    def push_quoted(self, token_id: int) -> bytes:
+        """The same for one token, as JSON; empty if there is no text."""
+        if token_id in self._skipped:
+            self.consumed += 1
+            return b""
+        quoted = self._quoted_texts[token_id] if self._alone else None
+        if quoted is None:
+            text = self.push((token_id,))
+            return _quoted(text) if text else b""
+        self.consumed += 1
+        return quoted
 
     def finish(self, unseen: int | None = None) -> str:
         """U+FFFD for a character that was never completed. Call once, at the end. `unseen`: a last token without a text."""

@@ -9,11 +9,12 @@ otherwise no character of a run could be streamed before the run ends.
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
@@ -25,6 +26,7 @@ from server.text.respelling import respelled
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _UTF8_BYTES = 4  # of one character, at most
+_quoted = msgspec.json.Encoder().encode
 
 
 class TokenizerError(ValueError):
@@ -106,6 +108,29 @@ def _pieces_of(decoder: Mapping[str, Any] | None) -> _ByteLevelPieces | _Sentenc
     )
 
 
+class QuotedTexts(dict[int, bytes | None]):
+    """By token, the JSON of its text: empty if it has none; None if it does not consist of whole characters, so that it has to be
+    put together with its neighbours. Filled as it is asked; a token that was seen before costs no call.
+
+    Args:
+        token_bytes: gives the bytes of a token.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token_id: int) -> bytes | None:
+        try:
+            text = self._token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            quoted = None
+        else:
+            quoted = _quoted(text) if text else b""
+        self[token_id] = quoted
+        return quoted
+
+
 class Tokenizer:
     """One model's tokenizer. Immutable once made; `encode` and `decode` may be called from any thread.
 
@@ -120,6 +145,9 @@ class Tokenizer:
         special_tokens: names that chat templates may use (`bos_token`, `eos_token`, ...), with their text.
         chat_template: the model's own Jinja source, if it has one.
 
+    Attributes:
+        quoted_texts: what each token adds to a text, as JSON.
+
     Raises:
         TokenizerError: the backend's decoder is neither byte-level nor WordPiece nor SentencePiece.
     """
@@ -131,7 +159,7 @@ class Tokenizer:
         self._added = {token_id: token.content for token_id, token in added.items()}
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
-        self._whole_texts: dict[int, str | None] = {}  # likewise
+        self.quoted_texts = QuotedTexts(self.token_bytes)
         self.longest_token = self._longest(backend.get_vocab(with_added_tokens=True))
         self.special_tokens = dict(special_tokens)
         self.model_chat_template = chat_template
@@ -203,19 +231,6 @@ class Tokenizer:
             known = self._pieces.encode(piece, token_id in self._added) if piece is not None else b""
             self._token_bytes[token_id] = known
         return known
-
-    def whole_text(self, token_id: int) -> str | None:
-        """The text of a token that consists of whole characters; None: it has to be put together with its neighbours."""
-        try:
-            return self._whole_texts[token_id]
-        except KeyError:
-            pass
-        try:
-            text = self.token_bytes(token_id).decode()
-        except UnicodeDecodeError:
-            text = None
-        self._whole_texts[token_id] = text
-        return text
 
     def token_text(self, token_id: int) -> str:
         r"""The token's own text for a log-probability entry.

@@ -100,10 +100,10 @@ class Client:
         self.tokens, self.ends, self.beats, self.started, self.stats = {}, {}, [], [], EngineStats()
 
     def send(self, message):
-        self._push.send_multipart([type(message).__name__.encode(), msgspec.msgpack.encode(message)])
+        self.send_raw(type(message).__name__.encode() + b"\0" + msgspec.msgpack.encode(message))
 
-    def send_raw(self, *frames):
-        self._push.send_multipart(list(frames))
+    def send_raw(self, data):
+        self._push.send(data)
 
     def add(self, request_id, prompt, **sampling):
         params = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, "ignore_eos": True, **sampling})
@@ -126,7 +126,7 @@ class Client:
             self._read()
 
     def _read(self):
-        name, body = self._pull.recv_multipart()
+        name, body = self._pull.recv().split(b"\0", 1)
         if name == b"Heartbeat":
             self.beats.append(msgspec.msgpack.decode(body, type=Heartbeat))
             return
@@ -185,9 +185,9 @@ def want(prompt, output=5):
 
 def test_requests_are_answered_and_bad_messages_dropped(engine, caplog):
     client, _, _ = engine
-    client.send_raw(b"Nonsense", b"")
-    client.send_raw(b"AddRequest", b"\xc1")
-    client.send_raw(b"one frame")
+    client.send_raw(b"Nonsense\0")
+    client.send_raw(b"AddRequest\0\xc1")
+    client.send_raw(b"no end of a name")
     for i in range(6):
         client.add(f"r{i}", [1 + i] * (3 + 5 * i))
     client.until_ended(*(f"r{i}" for i in range(6)))

@@ -80,9 +80,10 @@ class PeerDoor:
 
     async def _answer(self) -> None:
         while True:
-            visitor, *frames = await self._socket.recv_multipart()
+            visitor, *messages = await self._socket.recv_multipart()
             try:
-                await self._obey(visitor, self._visits.decode(frames))
+                for message in messages:
+                    await self._obey(visitor, self._visits.decode(message))
             except (ProtocolError, Nonsense) as error:
                 await self._send(visitor, TurnedAway(reason=str(error)))
 
@@ -144,7 +145,7 @@ class PeerDoor:
 
     async def _send(self, visitor: bytes, message: AnswerMessage, blocks: Sequence[bytes] = ()) -> None:
         try:
-            await self._socket.send_multipart([visitor, *self._codec.encode(message), *blocks])
+            await self._socket.send_multipart([visitor, self._codec.encode(message), *blocks])
         except zmq.ZMQError:  # it is gone
             self._feeds.pop(visitor, None)
 

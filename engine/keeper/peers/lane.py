@@ -46,7 +46,7 @@ class PeerLane:
             PeerGone: the connection has broken.
         """
         try:
-            self.socket.send_multipart(self._codec.encode(message), zmq.NOBLOCK)
+            self.socket.send(self._codec.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             raise PeerGone(f"the connection to the keeper at {self.peer.endpoint} broke") from None
 
@@ -57,14 +57,12 @@ class PeerLane:
             PeerGone: it turns us away.
         """
         try:
-            name, body, *blocks = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            message, *blocks = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        except ValueError:
-            raise PeerGone(f"the keeper at {self.peer.endpoint} sends what is no answer") from None
         self.heard, self.answered = time.monotonic(), True
         try:
-            answer = self._answers.decode([name.bytes, body.bytes])
+            answer = self._answers.decode(message.bytes)
         except ProtocolError as error:
             raise PeerGone(f"the keeper at {self.peer.endpoint}: {error}") from error
         if isinstance(answer, TurnedAway):

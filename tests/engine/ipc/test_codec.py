@@ -46,33 +46,35 @@ def test_outputs_come_back_as_they_were(tokens, reason, seconds):
 
 
 def test_a_message_is_its_name_and_a_msgpack_map():
-    name, body = COMMAND_CODEC.encode(AbortRequests(request_ids=["a"]))
+    name, body = COMMAND_CODEC.encode(AbortRequests(request_ids=["a"])).split(b"\0")
     assert (name, msgspec.msgpack.decode(body)) == (b"AbortRequests", {"request_ids": ["a"]})
 
 
 @pytest.mark.parametrize(
-    ("frames", "said"),
+    ("data", "said"),
     [
-        ([], "two frames, not 0"),
-        ([b"Shutdown"], "two frames, not 1"),
-        ([b"Shutdown", b"\x80", b""], "two frames, not 3"),
-        ([b"StepOutputs", b"\x80"], "b'StepOutputs' is not a message of this wire"),
-        ([b"\xff" * 1000, b""], r"\\xff' is not a message"),
-        ([b"Shutdown", b""], "the body of Shutdown does not fit"),
-        ([b"Shutdown", b"\x81\xa6reason\x01"], r"Expected `str`, got `int`"),
-        ([b"AbortRequests", b"\x80"], "missing required field `request_ids`"),
+        (b"", "b'' is not a message of this wire"),
+        (b"\0", "b'' is not a message of this wire"),
+        (b"Shutdown", "b'Shutdown' is not a message of this wire"),
+        (b"StepOutputs\0\x80", "b'StepOutputs' is not a message of this wire"),
+        (b"\xff" * 1000 + b"\0", r"\\xff' is not a message"),
+        (b"\xff" * 1000, r"\\xff' is not a message"),
+        (b"Shutdown\0", "the body of Shutdown does not fit"),
+        (b"Shutdown\0\x80\0", "the body of Shutdown does not fit"),
+        (b"Shutdown\0\x81\xa6reason\x01", r"Expected `str`, got `int`"),
+        (b"AbortRequests\0\x80", "missing required field `request_ids`"),
     ],
 )
-def test_what_lies_outside_the_vocabulary_is_refused(frames, said):
+def test_what_lies_outside_the_vocabulary_is_refused(data, said):
     with pytest.raises(ProtocolError, match=said) as refused:
-        COMMAND_CODEC.decode(frames)
-    assert len(str(refused.value)) < 300  # however long the frames
+        COMMAND_CODEC.decode(data)
+    assert len(str(refused.value)) < 300  # however long the message
 
 
-@given(st.lists(st.binary(max_size=40), max_size=3))
-def test_no_bytes_get_past_as_anything_but_a_message_or_a_protocol_error(frames):
+@given(st.sampled_from([b"", b"Ready", b"Ready\0"]), st.binary(max_size=80))
+def test_no_bytes_get_past_as_anything_but_a_message_or_a_protocol_error(beginning, rest):
     try:
-        message = EVENT_CODEC.decode([b"Ready", *frames])
+        message = EVENT_CODEC.decode(beginning + rest)
     except ProtocolError:
         return
     assert type(message) in EVENTS
@@ -111,4 +113,4 @@ def test_no_bytes_do_anything_but_fit_or_not(body, types):
     codec = MessageCodec(types)
     for kind in types:
         with contextlib.suppress(ProtocolError):
-            assert isinstance(codec.decode([kind.__name__.encode(), body]), kind)
+            assert isinstance(codec.decode(kind.__name__.encode() + b"\0" + body), kind)

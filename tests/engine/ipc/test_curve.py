@@ -69,8 +69,8 @@ def test_a_channel_with_known_keys_is_heard_and_told(guard, listen):
     channel = Channel(address(commands), address(events), keys=peer_keys(keys, guard.public))
     channel.send(Failed(error="said"))
     assert events.poll(WAIT)
-    assert MessageCodec(EVENTS).decode(events.recv_multipart()).error == "said"
-    commands.send_multipart(MessageCodec(COMMANDS).encode(Shutdown(reason="told")))
+    assert MessageCodec(EVENTS).decode(events.recv()).error == "said"
+    commands.send(MessageCodec(COMMANDS).encode(Shutdown(reason="told")))
     channel.wait(WAIT / 1000)
     assert [command.reason for command in channel.receive()] == ["told"]
     channel.close()

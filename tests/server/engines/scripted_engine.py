@@ -82,7 +82,7 @@ class Peer:
         self.stats = EngineStats(blocks_total=64, blocks_free=64)
 
     def send(self, event: object) -> None:
-        self.events.send_multipart(EVENT_CODEC.encode(event))
+        self.events.send(EVENT_CODEC.encode(event))
 
     def report(self, *outputs: Output) -> None:
         self.stats.running = len(self.open)
@@ -99,7 +99,7 @@ class Peer:
         while True:
             while not self.commands.poll(heartbeat * 1000):
                 self.beat()
-            match COMMAND_CODEC.decode(self.commands.recv_multipart()):
+            match COMMAND_CODEC.decode(self.commands.recv()):
                 case Shutdown(flush_seconds=seconds):
                     self.send(Stopping())
                     time.sleep(seconds)  # as if a slow disk took all of it
@@ -134,7 +134,7 @@ class Peer:
             case 1006:
                 self.stuck_since = time.monotonic()
             case 1005:
-                self.events.send_multipart([b"Nonsense", b""])
+                self.events.send(b"Nonsense\0")
             case _:
                 self.generate(request)
 

@@ -129,7 +129,7 @@ def direct(monkeypatch):
 
         return write
 
-    monkeypatch.setattr(EventStream, "write_text", counts("texts", EventStream.write_text))
+    monkeypatch.setattr(EventStream, "write_quoted", counts("texts", EventStream.write_quoted))
     monkeypatch.setattr(EventStream, "write", counts("deltas", EventStream.write))
     return counted
 
@@ -192,7 +192,7 @@ def test_a_client_that_pauses_misses_nothing(name, direct):
     assert direct["texts"] or direct["deltas"]
 
 
-@pytest.mark.parametrize("what", ["absorb", "write_text"])
+@pytest.mark.parametrize("what", ["absorb", "write_quoted"])
 def test_a_failure_on_the_short_way_ends_that_stream_alone(what, monkeypatch):
     def broken(self, _):
         raise GenerationFailed("It broke.")
@@ -212,7 +212,7 @@ def test_a_failure_on_the_short_way_ends_that_stream_alone(what, monkeypatch):
         if what == "absorb":
             monkeypatch.setattr(TextChoice, "absorb", broken)
         else:
-            monkeypatch.setattr(EventStream, "write_text", broken)
+            monkeypatch.setattr(EventStream, "write_quoted", broken)
         server.process.gate.set()
         await asyncio.gather(*(task for _, task in calls))
         assert server.engine.open_count == 0
@@ -221,7 +221,7 @@ def test_a_failure_on_the_short_way_ends_that_stream_alone(what, monkeypatch):
     good, bad = run(both)
     broke = good if what == "absorb" else bad
     assert body_of(broke.sent).count("generation_failed") == 1 and "[DONE]" not in body_of(broke.sent)
-    if what == "write_text":
+    if what == "write_quoted":
         assert body_of(good.sent).endswith("data: [DONE]\n\n") and '"stop_reason":"no <"' in body_of(good.sent)
 
 

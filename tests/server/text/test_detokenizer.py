@@ -1,6 +1,7 @@
 """The stream equals the decoded whole, for any ids, any split into pushes and any stop strings."""
 
-from itertools import pairwise, product
+import json
+from itertools import cycle, pairwise, product
 
 import pytest
 from hypothesis import example, given, settings
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from server.text.detokenizer import Detokenizer, PlainDetokenizer, _StopString
-from server.text.tokenizer import Tokenizer
+from server.text.tokenizer import QuotedTexts, Tokenizer
 from tests.drawn import drawn
 
 # Ids 0-9 are special or whole, the rest are the bytes of the alphabet: characters are cut at every place.
@@ -265,8 +266,12 @@ def test_characters_stream_inside_a_run_of_bytes(sentencepiece):
 def test_each_piece_is_that_of_the_detokenizer(smollm, ids, cuts, skip, continues, unseen):
     plain = PlainDetokenizer(smollm, skip_special_tokens=skip, continues=continues)
     whole = Detokenizer(smollm, skip_special_tokens=skip, continues=continues)
-    for piece in split(ids, cuts):
-        assert plain.push(piece) == whole.push(piece)
+
+    def one_by_one(piece):
+        return "".join(json.loads(plain.push_quoted(token) or '""') for token in piece)
+
+    for piece, quoted in zip(split(ids, cuts), cycle((False, True)), strict=False):
+        assert (one_by_one if quoted else plain.push)(piece) == whole.push(piece)
         assert (plain.consumed, plain.stopped) == (whole.consumed, whole.stopped)
     assert plain.finish(unseen) == whole.finish(unseen)
     assert (plain.consumed, plain.released) == (whole.consumed, whole.released)
@@ -276,9 +281,14 @@ def test_a_first_space_is_dropped_where_the_vocabulary_puts_one(smollm):
     class Strips:
         special_ids = frozenset({2})
         strips_first_space = True
-        token_bytes = staticmethod({0: b" a", 1: b" b", 2: b"<s>"}.get)
-        whole_text = staticmethod({0: " a", 1: " b", 2: "<s>"}.get)
+        token_bytes = staticmethod({0: b" a", 1: b" b", 2: b"<s>"}.__getitem__)
+        quoted_texts = QuotedTexts(token_bytes)
 
-    assert PlainDetokenizer(Strips(), continues=False).push([2, 0, 1]) == "a b"
-    assert PlainDetokenizer(Strips()).push([2, 0, 1]) == " a b"
-    assert PlainDetokenizer(Strips(), skip_special_tokens=False, continues=False).push([2, 0, 1]) == "<s> a b"
+    def check(text, **options):
+        assert PlainDetokenizer(Strips(), **options).push([2, 0, 1]) == text
+        plain = PlainDetokenizer(Strips(), **options)
+        assert "".join(json.loads(plain.push_quoted(token) or '""') for token in (2, 0, 1)) == text
+
+    check("a b", continues=False)
+    check(" a b")
+    check("<s> a b", skip_special_tokens=False, continues=False)

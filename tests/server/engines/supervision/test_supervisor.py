@@ -127,7 +127,7 @@ def test_what_is_no_event_is_dropped_with_one_line(caplog):
 
 
 @pytest.mark.parametrize(
-    "frames", [[b"garbage"], [b"Ready", b"\xff"], [b"Failed", b"\x81\xa5error\xa1\xff"], [b"", b"", b""]]
+    "frames", [[b"garbage"], [b"Ready\0\xff"], [b"Failed\0\x81\xa5error\xa1\xff"], [b"", b"Shutdown\0\x80", b""]]
 )
 def test_garbage_during_the_first_start_is_dropped_too(frames, tmp_path, caplog):
     gate = tmp_path / "gate"
