@@ -99,10 +99,11 @@ class CpuBackend:
             vocab = start.config.vocab_size
             self.preparation = grammars = Grammars(vocab, start.config.eos_token_ids)
             self.drafter = ForcedTokens(grammars, at_once=CpuWorker.depth == 1)
-            edits = standard_edits(vocab, start.config.eos_token_ids, grammars)
             poolers = standard_poolers(start.config)
             self.produces = produced(poolers)
-            return CpuWorker(self._model(plan), CpuSampler(vocab, edits), self.adapters, poolers)
+            model = self._model(plan)
+            edits = standard_edits(vocab, start.config.eos_token_ids, grammars, model.mask)
+            return CpuWorker(model, CpuSampler(vocab, edits), self.adapters, poolers)
 
     def _model(self, plan: MemoryPlan) -> "Model":
         import torch

@@ -14,6 +14,7 @@ from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.packed_weights import PackedWeights
 from engine.models.registry import family_of
 from engine.models.rope import Rope
+from engine.sampling.edits import MaskArray, mask_rows
 from engine.sequence_input import SequenceInput
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
 
@@ -52,6 +53,10 @@ class Model(Protocol):
         """Scores of all tokens: from fp32 [n, hidden], contiguous, to fp32 [n, vocab]."""
         ...
 
+    def mask(self, logits: Tensor, rows: Sequence[int], allowed: MaskArray) -> None:
+        """Add -inf to what is not allowed in these rows of `logits`, in place."""
+        ...
+
 
 class ExactModel:
     """fp32 on the dequantized weights, by torch."""
@@ -73,6 +78,10 @@ class ExactModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """The product with the head, in fp32."""
         return self._decoder.logits(hidden)
+
+    def mask(self, logits: Tensor, rows: Sequence[int], allowed: MaskArray) -> None:
+        """Row by row."""
+        mask_rows(logits, rows, allowed)
 
 
 class FastModel:
@@ -119,7 +128,8 @@ class FastModel:
             cos=cos.flatten(1).contiguous(),
             sin=sin[:, 0, 1].contiguous(),
         )
-        self._decoder = NativeDecoder(NativeOps(arithmetic.library, threads), model)
+        self._ops = NativeOps(arithmetic.library, threads)
+        self._decoder = NativeDecoder(self._ops, model)
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """Compute the chunks, which have no LoRA adapter (`CpuBackend.adapters`); the last layer computes only the wanted rows."""
@@ -131,3 +141,7 @@ class FastModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """The product with the head's groups, in int8."""
         return self._decoder.logits(hidden)
+
+    def mask(self, logits: Tensor, rows: Sequence[int], allowed: MaskArray) -> None:
+        """By all threads."""
+        self._ops.mask(logits, rows, torch.from_numpy(allowed))

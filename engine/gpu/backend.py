@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 # A GPU needs thousands of tokens a step to be busy: 2048 rows of Llama 3 8B are 33 TFLOP, 50 ms at 700 TFLOP/s.
 USUAL_STEP = StepLimits(tokens=2048, sequences=256)
 _WARM_PROMPT = 3
-# Each kind of step runs kernels of its own: they are compiled here and not while a request waits.
-_WARM_SETTINGS: tuple[dict[str, float], ...] = (
+# Each kind of step runs kernels of its own: they are compiled here and not while a request waits. Edited logits are in fp32, others
+# in the model's type.
+_WARM_SETTINGS: tuple[dict[str, object], ...] = (
     {},
     {"top_p": 0.9},
     {"presence_penalty": 0.1},
@@ -37,6 +38,12 @@ _WARM_SETTINGS: tuple[dict[str, float], ...] = (
     {"logprobs": 0},
     {"logprobs": 5},
     {"logprobs": 20},
+    {"logprobs": 21},
+    {"prompt_logprobs": 1},
+    {"logit_bias": {5: 1.0}},
+    {"logit_bias": {5: 1.0}, "top_p": 0.9},
+    {"logit_bias": {5: 1.0}, "presence_penalty": 0.1},
+    {"logit_bias": {5: 1.0}, "top_p": 0.9, "presence_penalty": 0.1},
 )
 
 
@@ -164,12 +171,13 @@ class GpuBackend:
 
 
 def run_every_kernel(worker: "GpuWorker") -> None:
-    """Run a forward pass in all its shapes, then every kind of step once. One sequence is enough: no kernel is built for a number
-    of sequences.
+    """Run a forward pass in all its shapes, record the first graphs, then every kind of step once. One sequence is enough: no
+    kernel is built for a number of sequences.
 
     Raises:
         ModelError: the model gave no token.
     """
     worker.warm_up()
+    worker.record_first()
     for asked in _WARM_SETTINGS:
         generate(worker, SamplingParams(max_tokens=2, **asked), _WARM_PROMPT)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What one forward pass on a GPU computes, as the Triton kernels read it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.sequence_input import SequenceInput, adapters_of, slots_of
-from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
+from kernels.gpu.attention.cascade_groups import CascadeBatch, Group, find_groups
 from kernels.gpu.runtime import sent
 
 
@@ -154,6 +154,21 @@ class GpuBatch:
             longest=max(chunk, 1),
             longest_single=keys,
         )
+
+    @classmethod
+    def of_one_group(cls, keys: int, block_size: int, sharing: Sharing, device: torch.device) -> "GpuBatch":
+        """Two single tokens that write nowhere and share the first of the blocks for `keys` keys: all of them block 0."""
+        tables, lengths = [[0] * -(-keys // block_size)] * 2, [keys] * 2
+        cascade = CascadeBatch.build(
+            [Group(0, 2, min(1, (keys - 1) // block_size))],
+            tables,
+            lengths,
+            block_size=block_size,
+            heads=sharing.heads,
+            kv_heads=sharing.kv_heads,
+            device=device,
+        )
+        return replace(cls.of_padding(2, 0, keys, block_size, device), cascade=cascade)
 
     def fill(self, newest: Tensor) -> None:
         """Fill in ids that the host may not know yet, from the table of newest tokens, int64 [entries], on the device."""

@@ -4,7 +4,11 @@ A graph has a fixed shape: a number of rows, and the largest number of keys that
 the smallest shape (`Bucket`) that covers it; its other rows are padding. There are no graphs at first: a bucket runs kernel by
 kernel until that has cost the host more than recording a graph does, and the bucket that has cost most is recorded first. A rule
 that knows nothing of the future thus spends at most twice what the best choice would have (the ski-rental bound: Karlin et al.
-1988, "Competitive snoopy caching", section 3), and a start waits for one recording at most, that of a single row.
+1988, "Competitive snoopy caching", section 3).
+
+A start records two (`GraphPlan.first`), the one with the most rows before any other: graphs share one pool of memory, and what the
+widest needs holds every other. In ascending order each would find the blocks of those before it too small, and the pool would grow
+to the sum of all.
 """
 
 from engine.tensor_parallel.commands import Bucket
@@ -14,6 +18,8 @@ KEYS = 8192
 KEYS_FACTOR = 4
 MOST_FAILURES = 3
 ROWS_FACTOR = 2  # a recorded shape with at most this many times the rows stands in for one that is not recorded yet
+# What a step on a graph that stands in is taken to cost its own shape: padding rows are multiplied, too. Not measured.
+STAND_IN_SECONDS = 0.5e-3
 
 
 def row_steps(most: int) -> list[int]:
@@ -59,6 +65,18 @@ class GraphPlan:
         return Bucket(self._rows[-1], self._keys[-1])
 
     @property
+    def row_counts(self) -> list[int]:
+        """Numbers of rows that graphs may have, ascending."""
+        return list(self._rows)
+
+    @property
+    def first(self) -> list[Bucket]:
+        """What a start records, in order: the most rows, then one row, both at the shortest length."""
+        if not self._recording:
+            return []
+        return [Bucket(rows, self._keys[0]) for rows in dict.fromkeys((self._rows[-1], self._rows[0]))]
+
+    @property
     def size(self) -> int:
         """How many buckets there are."""
         return len(self._rows) * len(self._keys)
@@ -87,6 +105,11 @@ class GraphPlan:
         """Count a step that ran without a graph and kept the host busy for `seconds`."""
         bucket = self.bucket(rows, keys)
         self._spent[bucket] = self._spent.get(bucket, 0.0) + seconds
+
+    def ran_on(self, bucket: Bucket, rows: int, keys: int) -> None:
+        """Count a step that ran on the graph of `bucket`, which may stand in for its own."""
+        if self.bucket(rows, keys) != bucket:
+            self.ran_eagerly(rows, keys, STAND_IN_SECONDS)
 
     def next(self) -> Bucket | None:
         """What to record now: the costliest bucket, if it has cost more than a recording."""

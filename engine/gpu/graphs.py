@@ -168,6 +168,7 @@ class DecodeGraphs:
             return hidden
         if self._model.would_cascade(inputs):  # no graph has its shapes
             return self._eagerly(inputs, newest)
+        self._plan.ran_on(bucket, rows, keys)
         self._fill(bucket, inputs, newest)
         self._replays[bucket]()
         self.replayed += 1
@@ -177,6 +178,16 @@ class DecodeGraphs:
     def counts(self) -> GraphCounts:
         """What became of recordings, and of steps that had one."""
         return GraphCounts(steps=self.replayed, recorded=len(self._replays), failed=self._plan.failures)
+
+    @property
+    def row_counts(self) -> list[int]:
+        """Numbers of rows that graphs may have, ascending."""
+        return self._plan.row_counts
+
+    @property
+    def first(self) -> list[Bucket]:
+        """What to record before the first request, in this order."""
+        return self._plan.first
 
     def missed(self) -> Bucket | None:
         """The shape that has cost most without a graph, if it is worth one."""
@@ -237,7 +248,7 @@ class DecodeGraphs:
 
         @torch.inference_mode()
         def work() -> None:
-            hidden.copy_(self._model.compute(batch))
+            self._model.compute(batch, hidden)
 
         return work
 

@@ -11,7 +11,7 @@ from configs.settings import Settings
 from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
 from engine.gpu.graph_policy import GraphPlan
-from engine.gpu.memory_plan import plan_gpu_memory
+from engine.gpu.memory_plan import plan_gpu_memory, states_bytes
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
@@ -28,6 +28,7 @@ from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import split_config
 from kernels.gpu.attention.cascade_groups import LEAST_SAVED, LEAST_SAVED_OVER_GRAPH
 from kernels.gpu.runtime import INTERPRETED
+from kernels.gpu.workspace import Workspace
 from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
 from scheduler.types.output_kind import OutputKind
@@ -158,7 +159,13 @@ class GpuLoader:
             fp8=self.arithmetic.fp8_kv,
         )
         model = GpuModel(
-            self._config, weights, pool, context=plan.context, group=self._ranks, least_saved=self._least_saved()
+            self._config,
+            weights,
+            pool,
+            context=plan.context,
+            group=self._ranks,
+            least_saved=self._least_saved(),
+            workspace=Workspace(states_bytes(self._part, self._limits, plan.context), self._device),
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
@@ -169,7 +176,16 @@ class GpuLoader:
         edits = standard_edits(vocab, eos, grammars)
         poolers = standard_poolers(self._config)
         self.produces = produced(poolers)
-        return GpuWorker.of(model, edits, graphs, self.arithmetic.dtype, send, adapters=self.adapters, poolers=poolers)
+        return GpuWorker.of(
+            model,
+            edits,
+            graphs,
+            self.arithmetic.dtype,
+            send,
+            adapters=self.adapters,
+            poolers=poolers,
+            step_tokens=self._limits.tokens,
+        )
 
     def _least_saved(self) -> int | None:
         """Bytes per layer that cascade attention must save; None: it is off."""

@@ -6,8 +6,9 @@ What belongs here: the order of the operations of a forward pass. Never: how a w
 run, graphs, sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -17,6 +18,7 @@ from configs.model.config import ModelConfig
 from engine.gpu.batch import GpuBatch, Sharing, would_cascade
 from engine.gpu.formats import block_parts
 from engine.gpu.weights import GpuLayer, GpuWeights
+from engine.memory import SCORED_ROWS
 from engine.models.family import Axis
 from engine.models.rope import Rope
 from engine.sequence_input import SequenceInput
@@ -28,8 +30,11 @@ from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.kv.write_kv import write_kv
 from kernels.gpu.linear.quantized import KERNEL_ROWS
 from kernels.gpu.norm.embedding import embed
-from kernels.gpu.norm.rms_norm import rms_norm
+from kernels.gpu.norm.rms_norm import last_norm, rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
+from kernels.gpu.workspace import Workspace
+
+_TILE_ROWS = 128  # of cuBLAS' tiles: between two multiples of it, it has no reason to choose another kernel
 
 
 class GpuKvPool:
@@ -101,6 +106,8 @@ class GpuModel:
         least_saved: group single tokens that share a prefix where that saves at least that many bytes per layer
             (`kernels.gpu.attention.cascade_groups.LEAST_SAVED`). A row's last bits then depend on what else is in the step;
             None: never.
+        workspace: for the partial states of all steps, with and without a graph (`engine.gpu.memory_plan.states_bytes`); None:
+            they get tensors of their own.
 
     Attributes:
         config: this rank's part of the description.
@@ -118,6 +125,7 @@ class GpuModel:
         context: int,
         group: ProcessGroup | None = None,
         least_saved: int | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.device = weights.embedding.device
         if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
@@ -132,6 +140,7 @@ class GpuModel:
         self._first_id = Shard.of(config, self.group.rank, self.group.size).axes[Axis.VOCABULARY].start
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
         self._context = context
+        self._workspace = workspace
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
         self._turns = _Turns(cos.flatten(1).contiguous().to(self.device), sin[:, 0, 1].contiguous().to(self.device))
 
@@ -149,9 +158,10 @@ class GpuModel:
         return self._sharing is not None and would_cascade(inputs, self.pool.block_size, self._sharing)
 
     @torch.inference_mode()
-    def compute(self, batch: GpuBatch) -> Tensor:
-        """The device's part of `forward`: [results, hidden]. It never waits for the device, so it can be captured as a CUDA graph,
-        for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length of 0."""
+    def compute(self, batch: GpuBatch, out: Tensor | None = None) -> Tensor:
+        """The device's part of `forward`: [results, hidden], in `out` if given. It never waits for the device, so it can be
+        captured as a CUDA graph, for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length
+        of 0."""
         eps, weights, adapters = self.config.rms_norm_eps, self._weights, batch.adapters
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         if self.config.scales.embedding_scale is not None:
@@ -164,23 +174,48 @@ class GpuModel:
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
             change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed, adapters)), adapters))
             change = _normed(change, layer.after_mlp_norm, eps)
-        if change is not None:
-            residual = residual + change
-        return rms_norm(residual[batch.results], weights.final_norm, eps)[0]
+        x, before = (residual, None) if change is None else (change, residual)
+        return last_norm(x, weights.final_norm, eps, before, batch.results, out=out)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: from [n, hidden] to fp32 [n, vocab], on every rank."""
-        logits = self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size].float()
+        """Scores of all tokens: from [n, hidden] to [n, vocab] in the model's type, on every rank; a soft cap is computed in fp32,
+        and gives fp32."""
+        logits = self.group.gather(self._weights.head(hidden))[:, : self.config.vocab_size]
         cap = self.config.scales.final_soft_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return logits if cap is None else logits.float().div_(cap).tanh_().mul_(cap)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Have Triton build every kernel that a step may need, with rows that write nowhere: otherwise the first long context or
-        the first big batch would hold up all streams for seconds."""
-        for singles, chunk, keys in ((1, 0, 1), (17, 0, self._context), (0, 2, 1), (0, KERNEL_ROWS + 1, 1)):
-            self.logits(self.compute(GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)))
+    def warm_up(self, tokens: int, row_counts: Iterable[int]) -> None:
+        """Have Triton build every kernel that a step may need, and libraries load theirs, with rows that write nowhere: otherwise
+        the first long context or the first big batch would hold up all streams for up to seconds.
+
+        Args:
+            tokens: most rows of a step. It comes first, so that the allocator's largest pieces are there for whatever follows.
+            row_counts: further numbers of rows: cuBLAS has other kernels for others.
+        """
+        chunks = dict.fromkeys((max(tokens, 2), KERNEL_ROWS + 1, 2))
+        shapes = [*((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)), (1, 0, 1), (17, 0, self._context)]
+        for singles, chunk, keys in shapes:
+            batch = GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)
+            self.logits(self.compute(batch)[-SCORED_ROWS:])
+        if self._sharing is not None:
+            for keys in (self.pool.block_size + 1, self._context):
+                self.compute(GpuBatch.of_one_group(keys, self.pool.block_size, self._sharing, self.device))
+        most = max(row_counts, default=1)
+        for rows in sorted({*row_counts, *range(_TILE_ROWS, tokens, _TILE_ROWS), tokens}, reverse=True):
+            self._multiply(rows, with_head=rows <= most)
+
+    def _multiply(self, rows: int, *, with_head: bool) -> None:
+        """Run the products of each form once, and the sums of what ranks have of them."""
+        config, zeros = self.config, partial(torch.zeros, dtype=self._weights.embedding.dtype, device=self.device)
+        forms = {tuple((type(each), each.nbytes) for each in layer.products): layer for layer in self._weights.layers}
+        widths = (config.hidden_size, config.heads * config.head_dim, config.hidden_size, config.intermediate_size)
+        for layer in forms.values():
+            *_, last = [product(zeros((rows, width))) for product, width in zip(layer.products, widths, strict=True)]
+            self.group.sum(last)
+        if with_head:
+            self.logits(zeros((rows, config.hidden_size)))
 
     def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch) -> Tensor:
         """Attention of one layer up to its last projection: [rows, heads * dim]."""
@@ -209,7 +244,14 @@ class GpuModel:
         scale, soft_cap = self.config.attention_scale, self.config.scales.attention_soft_cap or 0.0
         if batch.cascade is not None and not window:
             cascade_attention(
-                queries[:one], kv, batch.cascade, scale=scale, soft_cap=soft_cap, scales=scales, out=out[:one]
+                queries[:one],
+                kv,
+                batch.cascade,
+                scale=scale,
+                soft_cap=soft_cap,
+                scales=scales,
+                out=out[:one],
+                workspace=self._workspace,
             )
         elif one:
             decode_attention(
@@ -223,6 +265,7 @@ class GpuModel:
                 window=window,
                 scales=scales,
                 out=out[:one],
+                workspace=self._workspace,
             )
         if one < len(batch.kv_lengths):
             paged_attention(

@@ -186,10 +186,11 @@ class GpuSampler:
         return Member(sequence, place, _row_settings(sampling), adding, masking, by_host)
 
     def sample(self, logits: Tensor, members: list[Member], *, verifying: bool = False) -> tuple[Tensor, Draw]:
-        """Draw for each row of `logits`, fp32 [rows, vocab], which may be modified; the caller counts the tokens as `ahead`.
+        """Draw for each row of `logits`, [rows, vocab] of any float type, which may be modified; the caller counts the tokens as
+        `ahead`.
 
         Args:
-            logits: of the rows.
+            logits: of the rows. Those that an edit changes are in fp32, whatever the model's type.
             members: those of the rows.
             verifying: drafts follow the rows; the members of the last draw without drafts stay those to expect next.
 
@@ -200,16 +201,24 @@ class GpuSampler:
         described = [row for row, member in enumerate(members) if member.sequence.sampling.logprobs is not None]
         added = _additions(members)
         masked = _masks(members)
-        raw = logits.clone() if (added or masked) and described else logits
+        raw = logits
+        if added or masked:  # a bias may be less than 16 bits tell apart
+            logits = logits.to(torch.float32, copy=bool(described))
         for mask_rows, masks in masked:
             apply_bitmask(logits, *(sent(torch.from_numpy(part), self._device) for part in (mask_rows, masks)))
         if added:
             rows, ids, values = (sent(torch.from_numpy(part), self._device) for part in added)
-            logits.index_put_((rows, ids), values.to(logits.dtype), accumulate=True)
+            logits.index_put_((rows, ids), values, accumulate=True)
         tokens = sample(logits, settings, self._counts.table)
         if settings.penalized and self._counts.table is not None:
             count_tokens(self._counts.table, settings.ints[:, 3].contiguous(), tokens, output=True)
         return tokens, Draw(tokens, described, self._describe(raw, tokens, members, described))
+
+    def warm_up(self) -> None:
+        """Run what no request without a grammar needs: the kernel that masks, in fp32."""
+        logits = torch.zeros(1, self._vocab_size, device=self._device)
+        masks = torch.full((1, -(-self._vocab_size // 32)), -1, dtype=torch.int32, device=self._device)
+        apply_bitmask(logits, torch.zeros(1, dtype=torch.int64, device=self._device), masks)
 
     def forget(self, member: Member) -> None:
         """Drop what is kept for a request."""

@@ -107,6 +107,7 @@ class GpuWorker:
         adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
         send: of the first of several ranks: tells the others what it is about to do, so that they do it too.
         poolers: make what is not tokens.
+        step_tokens: most rows of a step.
     """
 
     depth = 2  # the next step waits on the device, not on the host
@@ -121,8 +122,10 @@ class GpuWorker:
         *,
         adapters: Iterable[str] = (),
         poolers: Iterable[Pooler] = (),
+        step_tokens: int = 1,
     ) -> None:
         self._model = model
+        self._step_tokens = step_tokens
         self._adapters = adapter_rows(adapters)
         self._poolers = by_kind(poolers)
         self._device_sampler = device_sampler
@@ -148,6 +151,7 @@ class GpuWorker:
         *,
         adapters: Iterable[str] = (),
         poolers: Iterable[Pooler] = (),
+        step_tokens: int = 1,
     ) -> "GpuWorker":
         """A worker on the model's device; on CPU tensors, what would be graphs runs eagerly over the same buffers."""
         vocab = model.config.vocab_size
@@ -161,6 +165,7 @@ class GpuWorker:
             send,
             adapters=adapters,
             poolers=poolers,
+            step_tokens=step_tokens,
         )
 
     @property
@@ -169,9 +174,15 @@ class GpuWorker:
         return self._model.pool.memory
 
     def warm_up(self) -> None:
-        """Compile every kernel of a forward pass, on all ranks."""
+        """Run all that a forward pass and edits may need once, on all ranks, the widest step first."""
         self._send(Warmup())
-        self._model.warm_up()
+        self._model.warm_up(self._step_tokens, self._graphs.row_counts)
+        self._device_sampler.warm_up()
+
+    def record_first(self) -> None:
+        """Record the graphs that are there before the first request, on all ranks."""
+        for bucket in self._graphs.first:
+            self.record(bucket)
 
     def record(self, bucket: Bucket) -> None:
         """Record the graph of this shape, on all ranks."""
@@ -303,7 +314,7 @@ class GpuWorker:
             sequences,
             wanted,
             results,
-            logits=self._model.logits,
+            logits=lambda rows: self._model.logits(rows).float(),
             sampler=self._host_sampler,
         )
         for place, values in pool_rows(hidden, chunks, sequences, wanted, self._poolers):
@@ -353,7 +364,7 @@ class GpuWorker:
     def _sample(self, logits: Tensor, members: list[Member], *, verifying: bool) -> tuple[Tensor, Draw | list[Sampled]]:
         if not members[0].by_host:
             return self._device_sampler.sample(logits, members, verifying=verifying)
-        sampled = self._host_sampler.sample(logits, [member.sequence for member in members])
+        sampled = self._host_sampler.sample(logits.float(), [member.sequence for member in members])
         return self._sent([token.token_id for token in sampled]), sampled
 
     def _sent(self, values: list[int]) -> Tensor:

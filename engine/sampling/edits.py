@@ -8,7 +8,7 @@ Masking *adds* -inf, so that a NaN or +inf underneath stays visible to the healt
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from scheduler.types.sampling_params import SamplingParams
 IdArray = npt.NDArray[np.int64]
 ValueArray = npt.NDArray[np.float32]
 MaskArray = npt.NDArray[np.int32]  # [rows, words]: 32 tokens a word, the first in its lowest bit
+Masker = Callable[[Tensor, Sequence[int], MaskArray], None]
 
 
 class Additions(NamedTuple):
@@ -96,9 +97,15 @@ class MaskingEdit(ABC):
     """An edit that allows some tokens and masks all others. Subclasses say which, and both forms follow.
 
     It reads the sequence's sampled tokens: a worker with steps in flight waits for them.
+
+    Args:
+        masker: how logits are masked where they are; None: by `mask_rows`.
     """
 
     in_kernel: bool = False
+
+    def __init__(self, masker: Masker | None = None) -> None:
+        self._masker = masker or mask_rows
 
     @abstractmethod
     def concerns(self, sampling: SamplingParams) -> bool:
@@ -118,10 +125,7 @@ class MaskingEdit(ABC):
 
     def apply(self, logits: Tensor, rows: list[int], sequences: list[TokenSequence]) -> None:
         """Mask what is not allowed in `logits` [all rows, vocabulary] fp32, in place."""
-        words = ~self.masks(sequences).view(np.uint8)
-        barred = np.unpackbits(words, axis=1, bitorder="little", count=logits.shape[1]).view(np.bool_)
-        for row, tokens in zip(rows, barred, strict=True):  # a row at a time stays in the cache
-            mask_row(logits[row], tokens)
+        self._masker(logits, rows, self.masks(sequences))
 
     def forget(self, request_id: str) -> None:  # noqa: B027 - some keep nothing
         """Drop what is kept for the request, if anything."""
@@ -137,16 +141,20 @@ def masked(ids: IdArray) -> Additions:
     return Additions(ids, np.full(len(ids), -np.inf, dtype=np.float32))
 
 
-def mask_row(row: Tensor, barred: npt.NDArray[np.bool_]) -> None:
-    """Add -inf to the logits of one row [vocabulary] fp32 whose tokens are barred, in place.
+def mask_rows(logits: Tensor, rows: Sequence[int], allowed: MaskArray) -> None:
+    """Add -inf to what is not allowed in these rows of `logits` [all rows, vocabulary] fp32, in place.
 
-    On the host numpy does it: torch wakes its threads for so many numbers, which took eight times as long.
+    On the host numpy does it, a row at a time, which stays in the cache: torch wakes its threads for so many numbers, which took
+    eight times as long.
     """
-    if row.device.type == "cpu":
-        numbers = row.numpy()
-        np.add(numbers, -np.inf, out=numbers, where=barred)
-    else:
-        row.add_(torch.where(torch.from_numpy(barred).to(row.device), float("-inf"), 0.0))
+    barred = np.unpackbits(~allowed.view(np.uint8), axis=1, bitorder="little", count=logits.shape[1]).view(np.bool_)
+    for row, tokens in zip(rows, barred, strict=True):
+        if logits.device.type == "cpu":
+            numbers = logits[row].numpy()
+            with np.errstate(invalid="ignore"):  # of +inf, which becomes NaN
+                np.add(numbers, -np.inf, out=numbers, where=tokens)
+        else:
+            logits[row].add_(torch.where(torch.from_numpy(tokens).to(logits.device), float("-inf"), 0.0))
 
 
 def coordinates(rows: Iterable[int], ids: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Listed
 
 from engine.grammar.matchers import Grammars
-from engine.sampling.edits import MaskArray, MaskingEdit
+from engine.sampling.edits import MaskArray, Masker, MaskingEdit
 from engine.sequence import Sequence
 from scheduler.types.sampling_params import SamplingParams
 
@@ -11,7 +11,8 @@ from scheduler.types.sampling_params import SamplingParams
 class GrammarMask(MaskingEdit):
     """Masks every token that leads out of the grammar; the model's end tokens too, until the text is complete."""
 
-    def __init__(self, grammars: Grammars) -> None:
+    def __init__(self, grammars: Grammars, masker: Masker | None = None) -> None:
+        super().__init__(masker)
         self._grammars = grammars
 
     def concerns(self, sampling: SamplingParams) -> bool:

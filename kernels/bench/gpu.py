@@ -85,15 +85,15 @@ def fp8_products(
 
 
 def sampling(timer: Timer, bandwidth: float, *, rows: int = 128, vocab: int = 128256) -> Lines:
-    """One token for each row of fp32 logits: bytes of one pass over the logits per second, relative to copy bandwidth."""
+    """One token for each row of bf16 logits: bytes of one pass over the logits per second, relative to copy bandwidth."""
     kinds = {
         "greedy": RowSettings(temperature=0.0),
         "drawn": RowSettings(),
         "top_p 0.9": RowSettings(top_p=0.9),
         "top_k 50": RowSettings(top_k=50),
     }
-    size = rows * vocab * 4
-    turns = [3 * torch.randn(rows, vocab, device=timer.device) for _ in range(copies(size))]
+    size = rows * vocab * 2
+    turns = [(3 * torch.randn(rows, vocab, device=timer.device)).bfloat16() for _ in range(copies(size))]
     for name, kind in kinds.items():
         settings = BatchSettings.of([replace(kind, seed=row) for row in range(rows)], timer.device)
         seconds = timer.seconds(partial(_sampled, turns, settings))

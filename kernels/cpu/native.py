@@ -169,6 +169,19 @@ class NativeOps:
         )
         return out
 
+    def mask(self, logits: Tensor, rows: Sequence[int], allowed: Tensor) -> None:
+        """Add -inf in place to what is not allowed: a NaN stays one, and +inf becomes one.
+
+        Args:
+            logits: fp32 [all rows, vocabulary], contiguous.
+            rows: those to mask, each once.
+            allowed: int32 [rows, words], contiguous: bit `i % 32` of word `i // 32` stands for token `i`.
+        """
+        places = array("q", rows)
+        vocabulary, words = logits.shape[1], allowed.shape[1]
+        start, bits = places.buffer_info()[0], allowed.data_ptr()
+        self.library.headrace_mask(self.team, logits.data_ptr(), vocabulary, start, len(rows), bits, words)
+
     def attention(
         self,
         qkv: Tensor,
@@ -311,6 +324,7 @@ def _open(library: Path) -> ctypes.CDLL:
         ("decoder_free", None, (_pointer,)),
         ("forward", None, (_pointer, _pointer, _pointer, _pointer)),
         ("logits", None, (_pointer, _pointer, _int, _pointer)),
+        ("mask", None, (_pointer, _pointer, _int, _pointer, _int, _pointer, _int)),
         ("linear", None, (_pointer, _pointer, _int, _pointer, _int, _pointer)),
         ("attention", None, (*[_pointer] * 5, _int, _int, _int, _pointer, _pointer)),
     ):

@@ -23,6 +23,15 @@ def linear(rows: Tensor, weight: PackedMatrix) -> Tensor:
     return (quantized(rows).double() @ unpack(weight).double().T).float()
 
 
+def mask(logits: Tensor, rows: Sequence[int], allowed: Tensor) -> Tensor:
+    """`logits` fp32 [*, vocabulary] with -inf added, in row `rows[i]`, to tokens without a bit in `allowed[i]`, int32 [words]."""
+    out = logits.clone()
+    for row, words in zip(rows, allowed, strict=True):
+        bits = (words[:, None] >> torch.arange(32)) & 1
+        out[row] += torch.where(bits.flatten()[: logits.shape[1]] == 1, 0.0, float("-inf"))
+    return out
+
+
 def attention(
     qkv: Tensor, chunks: Sequence[NativeChunk], storage: Tensor, *, heads: int, layer: int, window: int
 ) -> Tensor:

@@ -1,20 +1,18 @@
 """The bodies and answers of `/v1/files` and `/v1/batches`. Times are Unix seconds."""
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from server.schema.answers import AnswerBody
 from server.schema.base import Body
+from server.schema.fields import Metadata
 
 LEAST_SECONDS, MOST_SECONDS = 3600, 30 * 24 * 3600  # for which a file may be kept, if a time is given
 DEFAULT_SECONDS = MOST_SECONDS  # of files of batches
 FilePurpose = Literal["assistants", "batch", "batch_output", "evals", "fine-tune", "user_data", "vision"]
 # What a file may be uploaded for. Only those for `batch` have a use here.
 PURPOSES = tuple(purpose for purpose in get_args(FilePurpose) if purpose != "batch_output")
-
-_Key = Annotated[str, Field(min_length=1, max_length=64)]
-_Value = Annotated[str, Field(max_length=512)]
 
 
 class ExpiresAfter(Body):
@@ -32,9 +30,7 @@ class BatchRequest(Body):
     input_file_id: str = Field(description="A file that was uploaded with purpose `batch`.")
     endpoint: str = Field(description="Path of the endpoint to which its requests go.")
     completion_window: Literal["24h"] = Field(description="By when it has to be done.")
-    metadata: dict[_Key, _Value] | None = Field(
-        None, description="Up to 16 pairs that come back with the batch.", max_length=16
-    )
+    metadata: Metadata | None = Field(None, description="Up to 16 pairs that come back with the batch.")
     output_expires_after: ExpiresAfter | None = Field(
         None, description="How long the files with its results are kept; 30 days if absent."
     )

@@ -11,6 +11,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from server.schema.base import INT32_MAX, INT64_MAX, INT64_MIN, wrong
 from server.schema.shown import shown, some
 
+_PAIRS, _PAIR_KEY, _PAIR_TEXT = 16, 64, 512  # of metadata, as OpenAI has them
 MAX_STRING = 1024  # characters in one stop string or bad word: they are held back and matched at every token
 
 
@@ -122,6 +123,22 @@ def _part_text(part: Any, path: str) -> str:
     return text
 
 
+def check_metadata(value: Any) -> dict[str, str]:
+    """At most 16 pairs of strings."""
+    if not isinstance(value, dict):
+        raise wrong(f"must be an object of strings, got {shown(value)}")
+    if len(value) > _PAIRS:
+        raise wrong(f"must have at most {_PAIRS} entries, got {len(value)}")
+    for key, text in value.items():
+        if not 1 <= len(key) <= _PAIR_KEY:
+            raise wrong(f"must have keys of 1 to {_PAIR_KEY} characters, got {shown(key)}, which has {len(key)}")
+        if not isinstance(text, str):
+            raise wrong(f"must be a string, got {shown(text)}", f".{key}")
+        if len(text) > _PAIR_TEXT:
+            raise wrong(f"must have at most {_PAIR_TEXT} characters, got {len(text)}", f".{key}")
+    return value
+
+
 def check_early(value: Any) -> bool | str:
     """True, false or "never", as transformers has it."""
     if value is True or value is False or value == "never":
@@ -166,6 +183,18 @@ Content = Annotated[
     str | list[str],
     PlainValidator(check_content),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}),
+]
+Metadata = Annotated[
+    dict[str, str],
+    PlainValidator(check_metadata),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"minLength": 1, "maxLength": _PAIR_KEY},
+            "additionalProperties": {"type": "string", "maxLength": _PAIR_TEXT},
+            "maxProperties": _PAIRS,
+        }
+    ),
 ]
 TokenIds = Annotated[list[int], PlainValidator(check_ids), WithJsonSchema(_IDS)]
 Early = Annotated[bool | str, PlainValidator(check_early), WithJsonSchema({"enum": [True, False, "never"]})]

@@ -4,6 +4,8 @@
 
 using namespace headrace;
 
+constexpr int64_t ALONE = 2;  // rows of logits that are masked before a second thread is awake
+
 #pragma GCC visibility push(default)
 extern "C" {
 
@@ -20,6 +22,17 @@ void headrace_forward(Decoder* decoder, const Step* step, const Cache* cache, fl
 }
 
 void headrace_logits(Decoder* decoder, const float* hidden, int64_t rows, float* out) { decoder->logits(hidden, rows, out); }
+
+// Mask rows[i] of logits [*, tokens] by the bits allowed[i] of `words` words, for `count` different rows.
+void headrace_mask(Team* team, float* logits, int64_t tokens, const int64_t* rows, int64_t count, const uint32_t* allowed,
+                   int64_t words) {
+  auto mask = [&](int i) { mask_row(logits + rows[i] * tokens, allowed + i * words, tokens); };
+  if (count <= ALONE) {
+    for (int i = 0; i < count; i++) mask(i);
+    return;
+  }
+  team->run([&](int) { team->each((int)count, mask); });
+}
 
 // --- single operations, for tests and the benchmark ----------------------------------------------------------------------
 

@@ -104,4 +104,17 @@ inline void turn(float* x, int64_t dim, const float* weight, float eps, const fl
   }
 }
 
+// Add -inf to the logits of one row whose tokens' bits are not set, 32 tokens a word. A NaN stays one, and +inf becomes one.
+inline void mask_row(float* row, const uint32_t* allowed, int64_t tokens) {
+  const u32x16 lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  for (int64_t i = 0; i + LANES <= tokens; i += LANES) {
+    const uint32_t bits = allowed[i / 32] >> i % 32 & 0xffff;
+    if (bits == 0xffff) continue;
+    const i32x16 barred = (i32x16)((lanes & bits) == 0u);
+    store(row + i, load<f32x16>(row + i) + (f32x16)((u32x16)barred & 0xff800000u));
+  }
+  for (int64_t i = tokens / LANES * LANES; i < tokens; i++)
+    if (!(allowed[i / 32] >> i % 32 & 1)) row[i] -= INFINITY;
+}
+
 }  // namespace headrace

@@ -25,6 +25,7 @@ from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.merge_states import merge_states
 from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.attention.reference import reference_attention
+from kernels.gpu.workspace import Workspace
 
 
 def cascade_attention(
@@ -36,6 +37,7 @@ def cascade_attention(
     soft_cap: float = 0.0,
     scales: Tensor | None = None,
     out: Tensor | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """Attend with one row per sequence to all its keys.
 
@@ -47,6 +49,7 @@ def cascade_attention(
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
         scales: fp32 [blocks, 2, kv_heads] of an fp8 pool.
         out: receives the result.
+        workspace: for `decode_attention`; the partial results of prefixes have tensors of their own.
 
     Returns:
         [sequences, heads, dim] in the type of `q`, or `out`.
@@ -84,6 +87,7 @@ def cascade_attention(
         scales=scales,
         log_sums=log_sums[-1],
         out=parts[-1],
+        workspace=workspace,
     )
     return merge_states(parts, log_sums, out=torch.empty_like(q) if out is None else out)[0]
 

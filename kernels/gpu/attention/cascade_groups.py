@@ -190,6 +190,11 @@ def _with_gaps(groups: Sequence[Group], sequences: int) -> Iterator[Group]:
         end = group.stop
 
 
+def most_splits(context: int, kv_heads: int) -> int:
+    """The most parts that a prefix of sequences of up to `context` keys is cut into."""
+    return max(min(-(-FILLED // kv_heads), context // SHORTEST_SPLIT), 1)
+
+
 def _cuts(group: Group, block_size: int, heads: int, kv_heads: int) -> list[int]:
     """Boundaries of a prefix's parts, in blocks; as many parts as fill the chip, which depends on the group alone."""
     if not group.blocks:

@@ -25,6 +25,7 @@ from kernels.gpu.attention.launch import Config, Pool, chip, exponents, variants
 from kernels.gpu.attention.merge_states import merge_states
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
+from kernels.gpu.workspace import Part, Workspace, covering_bytes, scratch
 
 SHORTEST = 128  # keys per part: with fewer, the partial states weigh more than 1/8 of the keys
 _DOUBLINGS = 3  # of it, up to 1024: longer parts would leave the last programs of a long sequence alone on the chip
@@ -59,6 +60,17 @@ def most_parts(longest: int, kv_heads: int) -> int:
     """The most parts that a sequence can have whose row sees up to `longest` keys."""
     borders = [border for doubling in range(_DOUBLINGS) if (border := _limit(kv_heads) << doubling) < longest]
     return max(-(-keys // split_length(keys, kv_heads)) for keys in (*borders, longest))
+
+
+def workspace_bytes(sequences: int, heads: int, kv_heads: int, dim: int, longest: int) -> int:
+    """The most that a call takes of a workspace, in bytes, for up to `sequences` rows that each see up to `longest` keys."""
+    parts = most_parts(longest, kv_heads)
+    return covering_bytes(*_partial(parts, sequences, heads, dim)) if parts > 1 else 0
+
+
+def _partial(parts: int, sequences: int, heads: int, dim: int) -> tuple[Part, Part]:
+    """Outputs of all parts, and their log-sum-exp."""
+    return ((parts, sequences, heads, dim), torch.float32), ((parts, sequences, heads), torch.float32)
 
 
 def _limit(kv_heads: int) -> int:
@@ -195,10 +207,9 @@ def decode_attention(
     log_sums: Tensor | None = None,
     out: Tensor | None = None,
     config: Config | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """Attend with each sequence's newest row to its keys, which are in the pool already, its own included.
-
-    Needs a workspace of 4 * parts * sequences * heads * (dim + 1) bytes, with parts by `most_parts`; none for one part.
 
     Args:
         q: [sequences, heads, dim] fp16, bf16 or fp32.
@@ -216,12 +227,13 @@ def decode_attention(
         log_sums: fp32 [sequences, heads], contiguous: receives the log-sum-exp of each row's scores (natural log).
         out: receives the result in its own type, [sequences, heads, dim], contiguous along dim.
         config: shape of a program, for benchmarks; None for that of `config_for`.
+        workspace: of `workspace_bytes` or more; None: partial states get tensors of their own.
 
     Returns:
         [sequences, heads, dim] in the type of `q`, or `out`.
 
     Raises:
-        ValueError: shapes or types do not fit together.
+        ValueError: shapes or types do not fit together, or the workspace is too small.
     """
     pool = Pool.of(q, kv, scales, block_tables)
     sequences, heads, dim = q.shape
@@ -234,8 +246,11 @@ def decode_attention(
     if mass is not None and log_sums is None:
         log_sums = q.new_empty((sequences, heads), dtype=torch.float32)
     parts = max(most_parts(min(longest_kv, window) if window else longest_kv, kv_heads), 1)
-    states = out[None] if parts == 1 else q.new_empty((parts, *q.shape), dtype=torch.float32)
-    sums = q.new_empty((parts, *q.shape[:2]), dtype=torch.float32) if parts > 1 or log_sums is None else log_sums
+    if parts > 1:
+        states, sums = scratch(workspace, q.device, *_partial(parts, *q.shape))
+    else:
+        states = out[None]
+        sums = q.new_empty((1, sequences, heads), dtype=torch.float32) if log_sums is None else log_sums
     inner, outer = exponents(scale, soft_cap)
     config = config or config_for(heads // kv_heads, dim, q.element_size(), chip(q.device))
     _decode_attention[(kv_heads, parts, sequences)](

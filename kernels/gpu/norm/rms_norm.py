@@ -2,6 +2,9 @@
 
 normed = y * rsqrt(mean(y^2) + eps) * weight with y = residual + x, or y = x (Zhang and Sennrich, arXiv 1910.07467, equation 4).
 
+The last norm of a model is of some rows only, those that a result is wanted of, and nobody reads its sums: `last_norm` gathers,
+adds and normalizes in one launch.
+
 One program per row, which stays in registers: each value is read once and written once. The sum is rounded to the model's type
 before it is normalized, because that is what the next layers read; everything else is fp32, rounded once at the end. A row's
 result depends on that row alone.
@@ -20,10 +23,11 @@ from kernels.gpu.runtime import Variant
 WIDEST = 32768  # the most columns that fit the registers of 16 warps
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows"])
 def _rms_norm(
     x,
     residual,
+    rows,
     weight,
     normed,
     total,
@@ -35,13 +39,17 @@ def _rms_norm(
     RESIDUAL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    source = row
+    if rows is not None:
+        source = tl.load(rows + row)
     columns = tl.arange(0, BLOCK)
     inside = columns < HIDDEN
-    value = tl.load(x + row * x_stride + columns, inside, 0.0).to(tl.float32)
+    value = tl.load(x + source * x_stride + columns, inside, 0.0).to(tl.float32)
     if RESIDUAL:
-        value += tl.load(residual + row * residual_stride + columns, inside, 0.0).to(tl.float32)
-        rounded = value.to(total.dtype.element_ty)
-        tl.store(total + row * HIDDEN + columns, rounded, inside)
+        value += tl.load(residual + source * residual_stride + columns, inside, 0.0).to(tl.float32)
+        rounded = value.to(x.dtype.element_ty)
+        if total is not None:
+            tl.store(total + row * HIDDEN + columns, rounded, inside)
         value = rounded.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(value * value, 0) / HIDDEN + eps)
     gain = tl.load(weight + columns, inside, 0.0).to(tl.float32)
@@ -76,20 +84,67 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
         ValueError: shapes or types do not fit together, or `hidden` is above `WIDEST`.
     """
     rows, hidden = x.shape
-    block, warps = config_for(hidden)
-    if weight.shape != (hidden,) or x.stride(1) != 1 or weight.stride(0) != 1:
+    _check(x, weight, residual)
+    normed = torch.empty((rows, hidden), dtype=x.dtype, device=x.device)
+    total = x if residual is None else torch.empty_like(normed)
+    _launch(x, residual, None, weight, normed, total, eps)
+    return normed, total
+
+
+def last_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, rows: Tensor, *, out: Tensor | None = None
+) -> Tensor:
+    """The norm of some rows of the sum: [n, hidden] in the type of `x`.
+
+    Args:
+        x: as in `rms_norm`.
+        weight: likewise.
+        eps: likewise.
+        residual: likewise.
+        rows: int64 [n], of `x` and of `residual`, contiguous.
+        out: receives the result, contiguous.
+
+    Raises:
+        ValueError: as `rms_norm`, or `rows` or `out` have another type or shape.
+    """
+    _check(x, weight, residual)
+    wanted = (*rows.shape, x.shape[1])
+    out = torch.empty(wanted, dtype=x.dtype, device=x.device) if out is None else out
+    if rows.dtype != torch.int64 or not rows.is_contiguous() or out.shape != wanted or out.dtype != x.dtype:
+        raise ValueError(
+            f"rows {rows.dtype} {tuple(rows.shape)} must be contiguous int64 [n], and out {out.dtype} {tuple(out.shape)} "
+            f"must be [n, {x.shape[1]}] in {x.dtype}"
+        )
+    _launch(x, residual, rows, weight, out, None, eps)
+    return out
+
+
+def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+    if weight.shape != (x.shape[1],) or x.stride(1) != 1 or weight.stride(0) != 1:
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be contiguous along the same columns"
         )
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.stride(1) != 1):
         raise ValueError(f"residual {tuple(residual.shape)} {residual.dtype} must be like x {tuple(x.shape)} {x.dtype}")
-    normed = torch.empty((rows, hidden), dtype=x.dtype, device=x.device)
-    total = x if residual is None else torch.empty_like(normed)
-    if rows:
-        before = x if residual is None else residual
-        _rms_norm[(rows,)](
+
+
+def _launch(
+    x: Tensor,
+    residual: Tensor | None,
+    rows: Tensor | None,
+    weight: Tensor,
+    normed: Tensor,
+    total: Tensor | None,
+    eps: float,
+) -> None:
+    hidden = x.shape[1]
+    block, warps = config_for(hidden)
+    before = x if residual is None else residual
+    if len(normed):
+        _rms_norm[(len(normed),)](
             x,
             before,
+            rows,
             weight,
             normed,
             total,
@@ -101,7 +156,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
             RESIDUAL=residual is not None,
             num_warps=warps,
         )
-    return normed, total
 
 
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -112,15 +166,23 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor |
     return (value * weight.float()).to(x.dtype), total
 
 
-def _variant(model: str, hidden: int, dtype: str, residual: bool) -> Variant:
+def reference_last_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, rows: Tensor) -> Tensor:
+    """What `last_norm` computes, in plain torch."""
+    return reference_rms_norm(x[rows], weight, eps, None if residual is None else residual[rows])[0]
+
+
+def _variant(model: str, hidden: int, dtype: str, residual: bool, *, last: bool = False) -> Variant:
     block, warps = config_for(hidden)
-    pointers = ("x", "residual", "normed", "total")
+    pointers = ("x", "residual", "normed", *(() if last else ("total",)))
     strides = ("x_stride", "residual_stride")
     return Variant(
-        f"{model} {dtype}{' residual' if residual else ''}",
+        f"{model} {dtype}{' residual' if residual else ''}{' last' if last else ''}",
         _rms_norm,
-        dict.fromkeys(pointers, f"*{dtype}") | {"weight": "*fp32", "eps": "fp32"} | dict.fromkeys(strides, "i32"),
-        {"HIDDEN": hidden, "BLOCK": block, "RESIDUAL": residual},
+        dict.fromkeys(pointers, f"*{dtype}")
+        | {"weight": "*fp32", "eps": "fp32"}
+        | ({"rows": "*i64"} if last else {})
+        | dict.fromkeys(strides, "i32"),
+        {"HIDDEN": hidden, "BLOCK": block, "RESIDUAL": residual} | ({"total": None} if last else {"rows": None}),
         warps=warps,
         aligned=(*pointers, "weight", *strides),
     )
@@ -129,6 +191,7 @@ def _variant(model: str, hidden: int, dtype: str, residual: bool) -> Variant:
 VARIANTS: tuple[Variant, ...] = (
     _variant("llama-8b", 4096, "bf16", True),
     _variant("llama-8b", 4096, "bf16", False),
+    _variant("llama-8b", 4096, "bf16", True, last=True),
     _variant("llama-8b", 4096, "fp16", True),
     _variant("smollm2", 576, "bf16", True),
     _variant("qwen-7b", 3584, "bf16", True),

@@ -9,7 +9,7 @@ from server.schema.base import INT32_MAX, Array, Body, Kinds, either, where
 from server.schema.chat import Effort
 from server.schema.dialects.choices import ResponsesToolChoice
 from server.schema.dialects.responses_items import ITEMS, Input
-from server.schema.fields import Count, Int64, ModelName, OutputTokens, Stop
+from server.schema.fields import Count, Int64, Metadata, ModelName, OutputTokens, Stop
 from server.schema.sampling import Penalty
 from server.schema.structured import Schema
 from server.schema.tools import ToolName
@@ -56,10 +56,6 @@ FORMATS = Kinds(
 TextFormat = Annotated[
     PlainFormat | SchemaFormat,
     PlainValidator(FORMATS.validate, json_schema_input_type=PlainFormat | SchemaFormat),
-]
-
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 
 

@@ -29,7 +29,7 @@ def client_of(server):
 
 
 @pytest.mark.parametrize(
-    ("count", "kills"), [(50, 1), pytest.param(1000, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    ("count", "kills"), [(20, 1), pytest.param(1000, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
 def test_a_batch_outlives_kills_of_its_server(tmp_path, count, kills):
     server, ended = None, []

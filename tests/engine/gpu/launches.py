@@ -96,12 +96,10 @@ def main() -> None:
     for fp8 in (False, True):
         arithmetic = GpuArithmetic("dense", torch.bfloat16, fp8)
         pool = GpuKvPool(CONFIG, 9, 32, CPU, arithmetic.dtype, fp8=fp8)
-        model = GpuModel(
-            CONFIG, load_dummy(CONFIG, GpuAssembly(arithmetic, CPU)), pool, context=4096, least_saved=1 << 40
-        )
+        model = GpuModel(CONFIG, load_dummy(CONFIG, GpuAssembly(arithmetic, CPU)), pool, context=4096, least_saved=1)
         counts = torch.zeros(300, CONFIG.vocab_size, dtype=torch.int32)
         before = len(asked)
-        model.warm_up()
+        model.warm_up(200, [1, 2, 8])
         step(model, counts, [(1, 60)], 0)  # what is sampled
         print("warm", len(asked) - before)
         before = len(asked)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan, key_steps, row_steps
+from engine.gpu.graph_policy import MOST_FAILURES, STAND_IN_SECONDS, GraphPlan, key_steps, row_steps
 from engine.tensor_parallel.commands import Bucket
 
 
@@ -69,3 +69,24 @@ def test_a_recorded_shape_stands_in_for_one_not_much_smaller():
     assert plan.recorded(9, 40_000) is None
     plan.was_recorded(Bucket(8, 8192), 0.1)
     assert plan.recorded(8, 100) == Bucket(8, 8192)
+
+
+def test_a_shape_that_another_stands_in_for_is_recorded_when_that_has_cost_a_recording():
+    plan = GraphPlan(64, 512)
+    plan.was_recorded(Bucket(64, 512), 10.5 * STAND_IN_SECONDS)
+    for _ in range(11):
+        assert plan.next() is None
+        bucket = plan.recorded(33, 100)
+        assert bucket == Bucket(64, 512)
+        plan.ran_on(bucket, 33, 100)
+    assert plan.next() == Bucket(40, 512)
+    plan.was_recorded(Bucket(40, 512), 0.1)
+    plan.ran_on(Bucket(40, 512), 33, 100)
+    assert plan.next() is None
+
+
+def test_a_start_records_the_widest_first_so_that_it_holds_all_others_memory():
+    assert GraphPlan(64, 100_000).first == [Bucket(64, 8192), Bucket(1, 8192)]
+    assert GraphPlan(1, 512).first == [Bucket(1, 512)]
+    assert GraphPlan(64, 512, recording=False).first == []
+    assert GraphPlan(6, 512).row_counts == [1, 2, 4, 6]

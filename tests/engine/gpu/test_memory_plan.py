@@ -10,10 +10,17 @@ from configs.settings import Settings
 from engine.bench.steps import LLAMA_3_8B
 from engine.cpu.memory_plan import USUAL_STEP as USUAL_CPU_STEP
 from engine.device import StepLimits, step_limits
-from engine.gpu import memory_plan
 from engine.gpu.backend import USUAL_STEP
 from engine.gpu.formats import GpuArithmetic
-from engine.gpu.memory_plan import graph_bytes, plan_gpu_memory, step_bytes
+from engine.gpu.memory_plan import (
+    CUBLAS_BYTES,
+    NCCL_BYTES,
+    GpuActivations,
+    graph_bytes,
+    plan_gpu_memory,
+    states_bytes,
+    step_bytes,
+)
 from engine.models.registry import read_config
 
 GIB = 2**30
@@ -51,7 +58,7 @@ def test_each_of_two_gpus_has_half_of_the_weights_and_of_every_block(plan):
     whole, half = plan(30, model=LLAMA_3_8B), plan(30, model=LLAMA_3_8B, ranks=2)
     assert half.weights == whole.weights // 2
     assert half.kv_per_token == whole.kv_per_token // 2
-    assert half.activations < whole.activations
+    assert half.activations < whole.activations + activations(ranks=2).exchange
     assert half.blocks > 3 * whole.blocks  # 13 GiB are left of 30, and 22
 
 
@@ -71,11 +78,38 @@ def test_eight_bit_keys_are_nearly_twice_as_many_and_graphs_cost_memory(plan):
 
 
 def test_longer_contexts_and_wider_steps_are_counted():
-    small = step_bytes(LLAMA_3_8B, StepLimits(128, 16), 2, 8192)
-    assert step_bytes(LLAMA_3_8B, StepLimits(256, 16), 2, 8192) > small
-    assert step_bytes(LLAMA_3_8B, StepLimits(128, 17), 2, 8192) > small
-    assert step_bytes(LLAMA_3_8B, StepLimits(128, 16), 2, 131072) > small
-    assert graph_bytes(LLAMA_3_8B, StepLimits(128, 64), 2, 8192) > graph_bytes(LLAMA_3_8B, StepLimits(128, 8), 2, 8192)
+    small = step_bytes(LLAMA_3_8B, StepLimits(128, 16), 2)
+    assert step_bytes(LLAMA_3_8B, StepLimits(256, 16), 2) > small
+    assert step_bytes(LLAMA_3_8B, StepLimits(128, 300), 2) > small  # up to 100 or so, scoring a prompt takes more
+    few, many = (graph_bytes(LLAMA_3_8B, StepLimits(128, rows), 2, 8192, 32) for rows in (8, 64))
+    assert many > few
+    assert graph_bytes(LLAMA_3_8B, StepLimits(128, 8), 2, 131072, 32) > few
+
+
+def activations(context=8192, ranks=1, limits=LIMITS, **settings):
+    return GpuActivations.of(Settings(**settings), LLAMA_3_8B, limits, BF16, context, ranks=ranks)
+
+
+def test_partial_states_are_there_once_whatever_is_recorded():
+    """At 131,072 keys a sequence has 128 parts: for 256 of 32 heads 541 MB, with graphs and without."""
+    long = activations(131072)
+    assert long.states == states_bytes(LLAMA_3_8B, LIMITS, 131072) == 4 * 128 * 256 * 32 * 129
+    assert long.states == activations(131072, cuda_graphs=False).states
+    assert long.graphs < long.states  # also with three lengths of recorded shapes
+    assert states_bytes(LLAMA_3_8B, LIMITS, 128) == 0  # one part is written at once
+
+
+def test_every_part_is_counted_and_only_what_is_on():
+    alone = activations()
+    assert alone.libraries > CUBLAS_BYTES
+    assert (alone.exchange, alone.prefixes) == (0, 0)
+    assert activations(ranks=2).exchange > NCCL_BYTES
+    assert activations(gpu_shared_prefixes=True).prefixes > 0
+    assert activations(cuda_graphs=False).graphs == 0
+    parts = (alone.step, alone.states, alone.graphs, alone.libraries)
+    assert all(parts) and alone.total == sum(parts)
+    assert all(name in str(alone) for name in ("a step", "partial states", "graphs", "libraries"))
+    assert "ranks" not in str(alone)
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers(plan):
@@ -91,7 +125,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(plan):
 def test_the_floor_of_the_pool_is_what_one_step_needs(plan):
     assert plan(4, kv_blocks=8).blocks == 8
     assert plan(4, kv_blocks=8).context == 8 * 32
-    assert plan(4).activations > memory_plan.RUNTIME_BYTES
+    assert plan(4).activations > CUBLAS_BYTES
 
 
 def test_limits_follow_the_device_unless_they_are_set():

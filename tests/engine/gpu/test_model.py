@@ -1,6 +1,7 @@
 """The GPU's forward pass, its kernels interpreted on CPU tensors, against transformers and the CPU's exact path."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from engine.cpu.kv_pool import KvPool
 from engine.cpu.model import ExactModel
 from engine.cpu.weights import load_weights
 from engine.cpu.worker import CpuWorker
+from engine.gpu import model as module
+from engine.gpu.batch import Sharing
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
@@ -90,6 +93,40 @@ def test_single_tokens_and_chunks_in_one_step(tiny_model, name):
         with torch.inference_mode():
             expected = model(torch.tensor([ids])).logits[0][-len(part) :]
         torch.testing.assert_close(part, expected, atol=1e-4, rtol=0)
+
+
+class Noting:
+    """A product that notes how many rows it is given."""
+
+    nbytes = 0
+
+    def __init__(self, product, noted):
+        self.product, self.noted = product, noted
+
+    def __call__(self, x, adapters=None):
+        self.noted.append(len(x))
+        return self.product(x, adapters)
+
+
+def test_a_rehearsal_multiplies_every_number_of_rows_and_leaves_no_trace(tiny_model, monkeypatch):
+    """The widest step before all others. With a prefix to share also by that way."""
+    _, folder = tiny_model("llama")
+    config, model = gpu(folder, 2)
+    model._sharing = Sharing.of(model.config, model.pool.block_bytes, 1)
+    model.pool.memory.zero_()
+    cascades, noted, heads = [], [], []
+    monkeypatch.setattr(module, "cascade_attention", lambda *_, out, **__: cascades.append(out.zero_()))
+    layer = model._weights.layers[0]
+    model._weights.layers[0] = replace(layer, qkv=Noting(layer.qkv, noted))
+    model._weights = replace(model._weights, head=Noting(model._weights.head, heads))
+    monkeypatch.setattr(module, "_TILE_ROWS", 16)
+    model._context = 64
+    model.warm_up(20, [1, 2, 8])
+    assert noted[0] == max(noted) == 20
+    assert {1, 2, 8, 16, 20} <= set(noted)
+    assert {1, 2, 8} <= set(heads)
+    assert len(cascades) == 2 * config.layers
+    assert not model.pool.memory.any()
 
 
 def test_an_engine_generates_what_the_exact_path_generates(tiny_model):

@@ -1,4 +1,4 @@
-"""What a GPU model can be asked for besides its arithmetic: an fp8 cache, and shared prefixes read once."""
+"""What a GPU model can be asked for besides its arithmetic: an fp8 cache, shared prefixes read once, logits in 16 bits."""
 
 import pytest
 import torch
@@ -6,6 +6,11 @@ import torch
 from engine.gpu.batch import GpuBatch, Sharing
 from engine.gpu.formats import GpuArithmetic
 from engine.gpu.graphs import DecodeGraphs, EagerRecorder
+from engine.gpu.sampler import GpuSampler
+from engine.sampling.registry import standard_edits
+from engine.sequence import Sequence
+from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import SequenceInit
 from tests.engine.gpu.cases import CPU, SIZE, chunk, described, gpu_model, prompt
 from tests.engine.gpu.tiny_gpu import RecordsAtOnce
 
@@ -114,3 +119,43 @@ def test_a_row_is_the_same_bit_for_bit_in_any_company(tiny_model):
     every = model._mix(rows, 0, model.lay_out(steps))
     for index, step in enumerate(steps):
         assert torch.equal(model._mix(rows[index : index + 1], 0, model.lay_out([step]))[0], every[index])
+
+
+ASKED = [
+    {"temperature": 0.0},
+    {"top_p": 0.8, "seed": 3},
+    {"seed": 4, "logprobs": 2},
+    {"presence_penalty": 0.5, "top_k": 9, "seed": 5},
+    # Between two neighbours that are a unit in bf16's last place apart, what decides is less than half of one.
+    {"temperature": 0.0, "logit_bias": {11: 8.0, 12: 8.001}, "logprobs": 2},
+]
+
+
+def test_logits_in_16_bits_are_drawn_from_as_the_same_in_32():
+    """Bit for bit, log-probabilities too; edits are added in fp32, and the raw logits stay."""
+    vocab = 300
+    logits = (2 * torch.randn(len(ASKED), vocab, generator=torch.Generator().manual_seed(0))).bfloat16()
+    logits[-1, 11] = logits[-1, 12] = 9.0
+    given = logits.clone()
+
+    def drawn(some, asked):
+        sampler = GpuSampler(vocab, standard_edits(vocab, ()), CPU)
+        members = [
+            sampler.member(
+                Sequence.from_init(
+                    SequenceInit(
+                        request_id=str(row), prompt_ids=[1, 2], sampling=SamplingParams(max_tokens=3, **options)
+                    )
+                ),
+                row,
+            )
+            for row, options in enumerate(asked)
+        ]
+        return sampler.sample(some, members)[1].wait(members)
+
+    for rows in (slice(0, 4), slice(0, 5)):  # with edits, and without
+        found = drawn(logits[rows], ASKED[rows])
+        assert torch.equal(logits, given)
+        assert found == drawn(logits[rows].float(), ASKED[rows])
+    assert found[-1].token_id == 12
+    assert found[-1].logprobs.rank == 1 + int((given[-1] > 9.0).sum())

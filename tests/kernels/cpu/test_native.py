@@ -237,3 +237,18 @@ def test_chunks_must_make_the_rows(ops):
             window=0,
             **still(4, 16),
         )
+
+
+@pytest.mark.parametrize("vocabulary", [16, 32, 50, 1000, 49152])
+def test_masks_bar_what_has_no_bit_and_hide_nothing_that_is_broken(ops, vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(7, vocabulary, generator=generator)
+    logits[2, ::3], logits[4, ::5] = torch.nan, torch.inf
+    allowed = torch.randint(-(2**31), 2**31, (5, -(-vocabulary // 32)), generator=generator).int()
+    allowed[1], allowed[2, 0], allowed[3] = -1, -1, 0
+    rows = [6, 2, 4, 0, 3]
+    found, expected = logits.clone(), reference.mask(logits, rows, allowed)
+    ops.mask(found, rows, allowed)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    ops.mask(found, rows[:1], allowed[:1])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg="masked once more, alone")

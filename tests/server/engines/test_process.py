@@ -239,7 +239,7 @@ def broken_stream(server: Served) -> tuple[str, bytes]:
 
 
 def test_a_client_may_come_back_while_the_server_stops(tmp_path):
-    with served(tmp_path, "ok", "drain_seconds=10") as server:
+    with served(tmp_path, "ok", "drain_seconds=4") as server:
         stream, first = broken_stream(server)
         server.signal()
         server.until("/ready", 503)

@@ -145,7 +145,16 @@ FIELDS = {
         ],
         "tool_choice": [None, "none", "any", {"type": "function"}, {"type": "allowed_tools", "mode": "none"}],
         "reasoning": [None, {}, {"effort": "none"}, {"effort": "max"}],
-        "metadata": [None, {}, {"a": "b"}, {"a": 1}, {str(i): "" for i in range(17)}],
+        "metadata": [
+            None,
+            {},
+            {"a": "b"},
+            {"a": 1},
+            {"": "b"},
+            {"a" * 65: "b"},
+            {"a": "b" * 513},
+            {str(i): "" for i in range(17)},
+        ],
         "stream_options": [None, {}, {"include_obfuscation": True}, {"include_usage": True}],
     },
     "/v1/messages": {

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from kernels.gpu.attention import decode as module
-from kernels.gpu.attention.decode import PROGRAMS, SHORTEST, decode_attention, most_parts, split_length
+from kernels.gpu.attention.decode import PROGRAMS, SHORTEST, decode_attention, most_parts, split_length, workspace_bytes
 from kernels.gpu.attention.launch import Config
 from kernels.gpu.attention.reference import reference_attention
+from kernels.gpu.workspace import Workspace
 from tests.kernels.gpu.attention.cases import NO_RESERVE, Case, assert_close, compiles
 
 LENGTHS = [1, 15, 16, 17, 64, 127, 128, 129, 255, 257, 300]  # shorter than a part, on its edges, and many parts
@@ -105,6 +106,20 @@ def test_the_grid_has_room_for_every_length(kv_heads):
         assert parts <= most_parts(keys, kv_heads)
         assert parts * kv_heads <= max(PROGRAMS, 2 * kv_heads) or split_length(keys, kv_heads) == 8 * SHORTEST
     assert most_parts(20000, kv_heads) <= max(most, -(-20000 // (8 * SHORTEST)), PROGRAMS // kv_heads)
+
+
+def test_a_workspace_changes_no_bit_whatever_it_held():
+    """Also after a call of more rows and keys, as steps and graphs share it; one that is too small is refused."""
+    shared = Workspace(workspace_bytes(4, 3, 1, 16, 600), torch.device("cpu"))
+    for lengths in ([257, 1, 600, 31], [300, 140], [5]):
+        case = singles(lengths, heads=(3, 1))
+        shared.memory.fill_(0xFF)  # NaN, if it were read
+        options = {"scale": 0.3, "longest_kv": max(lengths)}
+        found = decode_attention(*case.decode(), **options, workspace=shared)
+        assert torch.equal(found, decode_attention(*case.decode(), **options))
+    case = singles([700, 700, 700, 700], heads=(3, 1))
+    with pytest.raises(ValueError, match=r"a call needs \d+ bytes of a workspace that has"):
+        decode_attention(*case.decode(), scale=0.3, longest_kv=700, workspace=shared)
 
 
 def test_blocks_beyond_2_to_31_elements():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.gpu.norm.rms_norm import WIDEST, reference_rms_norm, rms_norm
+from kernels.gpu.norm.rms_norm import WIDEST, last_norm, reference_last_norm, reference_rms_norm, rms_norm
 
 # The interpreter truncates to bf16 where a GPU rounds: one unit in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2**-7}
@@ -42,6 +42,23 @@ def test_norm_of_the_sum(dtype, rows, hidden):
     close(normed, reference_rms_norm(total, weight, 1e-5)[0])
     assert torch.equal(normed, rms_norm(total, weight, 1e-5)[0])  # of the sum as it was rounded
     assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
+
+
+@DTYPES
+@pytest.mark.parametrize("hidden", [15, 576])
+def test_norm_of_some_rows_of_the_sum(dtype, hidden):
+    """The same bits as norm and gather apart; other rows, which are NaN, are not read."""
+    x, residual, weight = drawn(7, 6, hidden, dtype=dtype), drawn(8, 6, hidden, dtype=dtype), drawn(1, hidden)
+    rows = torch.tensor([4, 0, 4, 2])
+    x[[1, 3, 5]] = float("nan")
+    for before in (residual, None):
+        found = last_norm(x, weight, 1e-5, before, rows)
+        close(found, reference_last_norm(x, weight, 1e-5, before, rows))
+        assert torch.equal(found, rms_norm(x, weight, 1e-5, residual=before)[0][rows])
+    out = torch.empty(4, hidden, dtype=dtype)
+    assert last_norm(x, weight, 1e-5, None, rows, out=out) is out and torch.equal(out, found)
+    with pytest.raises(ValueError, match="int64"):
+        last_norm(x, weight, 1e-5, None, rows.int())
 
 
 def test_rows_of_a_wider_matrix_and_weights_of_the_models_type():
