@@ -12,7 +12,7 @@ from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.load_planner import Wanted
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
-from scheduler.policies.base import SchedulingPolicy
+from scheduler.policies.base import Need, SchedulingPolicy
 from scheduler.token_budget import splitter
 from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
@@ -68,6 +68,7 @@ class Admission:
         admitted: list[Request] = []
         needs = [self._policy.need(request) for request in prefills]
         others = False
+        refused: Need | None = None  # for want of tokens, with what has been admitted so far
         for request in islice(waiting, _SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
@@ -76,6 +77,9 @@ class Admission:
                 if others or not idle_budget or self._idle.full(len(admitted)):
                     break
                 budget = idle_budget
+            if refused is not None and self._asks_no_less(request, refused):
+                self._trails.passed_over(request, WaitCause.TOKENS)
+                continue
             if (own := self._own_wait(request)) is not None:
                 self._trails.passed_over(request, *own)
                 continue
@@ -83,9 +87,9 @@ class Admission:
             wanted = self._wanted(request, hits)
             tail = None if wanted else self._tails.of(request, len(hits))
             need = self._policy.need(request, len(hits) * self._pool.block_size if tail is None else tail.end)
-            if not wanted and need.arrival not in self._split(
-                [*needs, need], budget
-            ):  # one that loads takes nothing from this step
+            if not wanted and (_no_less(need, refused) or need.arrival not in self._split([*needs, need], budget)):
+                # One that loads takes nothing from this step.
+                refused = refused if _no_less(need, refused) else need
                 self._trails.passed_over(request, WaitCause.TOKENS)
                 continue
             shared = hits + [item.block for item in wanted if item.block is not None]
@@ -102,6 +106,7 @@ class Admission:
             if not wanted:
                 needs.append(need)
             admitted.append(request)
+            refused = None
         return admitted
 
     def protected(self, request: Request) -> bool:
@@ -144,6 +149,14 @@ class Admission:
                 return WaitCause.PREFIX, name
         return None
 
+    def _asks_no_less(self, request: Request, refused: Need) -> bool:
+        """Whether it waits for nothing of its own, finds nothing in the cache and is refused as well: known at little cost."""
+        if request.arrival < refused.arrival or request.known < refused.remaining:
+            return False
+        if request.verifying or request.forked_from is not None or self._transfers.active:
+            return False
+        return self._cache.is_cold(request) and self._policy.rank(request) == refused.rank
+
     def _lacks(self, request: Request, hits: list[int], *, alone: bool) -> int:
         """Blocks needed beyond what the pool has, less the watermark that is left to running requests."""
         needed = self._pool.blocks_for(self._reservation(request)) - len(hits)
@@ -177,3 +190,10 @@ class Admission:
         if wanted:
             self._trails.loads(request, [item.tier for item in wanted if item.tier is not None])
             self._transfers.load(request, wanted, loaded, alone=alone)
+
+
+def _no_less(need: Need, refused: Need | None) -> bool:
+    """Whether a prompt gets no tokens, whatever the split, because one that asks for no more and came before it gets none."""
+    if refused is None or need.rank != refused.rank:
+        return False
+    return need.arrival > refused.arrival and need.remaining >= refused.remaining

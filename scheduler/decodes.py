@@ -3,7 +3,7 @@
 What belongs here: one token for each of them, and drafts after it. Never: prompts, admission, who is preempted for a newcomer.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from scheduler.chunks import ChunkBuilder
 from scheduler.drafting import Drafting
@@ -60,21 +60,25 @@ class DecodePlanner:
         self._chunks = chunks
         self._idle = idle
 
-    def grow(self) -> tuple[list[Request], bool]:
+    def grow(self, steady: Sequence[Request] = ()) -> tuple[list[Request], bool]:
         """Give each decode the block its token needs, preempting if there is none.
 
         If all of them were preempted, others take their turn: each round ends with a decode that runs or with fewer
         running requests, and the last one is never preempted (the pool holds the longest request). So a plan is empty
         only while no running request has a token to compute.
 
+        Args:
+            steady: further requests that lack a block, by priority and arrival; there are enough for all.
+
         Returns:
             The decodes that have their block, and whether any request was preempted for one.
         """
         preempted = False
-        while decodes := self._chosen(self._budget):
-            for request in decodes:
+        while (decodes := self._chosen(self._budget)) or steady:
+            for request in sorted([*decodes, *steady], key=_place) if steady else decodes:
                 if self._lacks_block(request):
                     preempted |= self._grow_one(request)
+            steady = ()
             running = [r for r in decodes if r.state is RequestState.RUNNING]
             if running:
                 return [r for r in running if not self._lacks_block(r)], preempted
@@ -102,7 +106,7 @@ class DecodePlanner:
         late = [request for request in late if self._drafting.concerns(request)]
         for request in late:
             if self._lacks_block(request) and self._pool.available:
-                self._take_block(request)
+                self.take_block(request)
         self.add(step, [request for request in late if not self._lacks_block(request)])
 
     def _draft_room(self, step: Step) -> int:
@@ -113,7 +117,7 @@ class DecodePlanner:
 
     def _chosen(self, budget: int, planned: Collection[str] = ()) -> list[Request]:
         """The decodes of `budget` tokens: as many as there is room for beside the prompts, without requests that are `planned`."""
-        running: Collection[Request] = self._table.running.values()
+        running: Collection[Request] = self._table.moving.values()
         if planned:
             running = [r for r in running if r.request_id not in planned]
         ready = [r for r in running if r.decodes]
@@ -128,7 +132,7 @@ class DecodePlanner:
         preempted = False
         while request.state is RequestState.RUNNING and self._lacks_block(request):
             if self._pool.available or self._tails.give_up():
-                self._take_block(request)
+                self.take_block(request)
                 continue
             victim = self._preemption.victim_for(request)
             if self._transfers.frees_soon or (victim is request and self._transfers.holds_blocks):
@@ -140,6 +144,11 @@ class DecodePlanner:
     def _lacks_block(self, request: Request) -> bool:
         return request.computed + 1 > len(request.block_table) * self._pool.block_size
 
-    def _take_block(self, request: Request) -> None:
+    def take_block(self, request: Request) -> None:
+        """Give a request one more block; there must be one."""
         after = request.block_table[-1] if request.block_table else None
         request.block_table += self._pool.allocate(1, after)
+
+
+def _place(request: Request) -> tuple[int, int]:
+    return request.priority, request.arrival

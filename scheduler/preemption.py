@@ -8,6 +8,7 @@ from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import SchedulingPolicy
 from scheduler.request_table import RequestTable
+from scheduler.skipping.steady_decodes import SteadyDecodes
 from scheduler.trails import Trails
 from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
@@ -45,6 +46,7 @@ class Preemption:
         table: the requests.
         admission: knows what a waiting request lacks.
         policy: knows who may be preempted for whom.
+        steady: sequences that are to be looked at as they are.
         trails: writes down who was.
         stats: the counters to update.
     """
@@ -59,6 +61,7 @@ class Preemption:
         table: RequestTable,
         admission: Admission,
         policy: SchedulingPolicy,
+        steady: SteadyDecodes,
         trails: Trails,
         stats: EngineStats,
     ) -> None:
@@ -69,11 +72,13 @@ class Preemption:
         self._table = table
         self._admission = admission
         self._policy = policy
+        self._steady = steady
         self._trails = trails
         self._stats = stats
 
     def victim_for(self, needy: Request) -> Request:
         """The running request to preempt so that `needy`, a running one, gets a block. It may be the needy one itself."""
+        self._steady.dissolve()
         running = self._table.running.values()
         return choose_victim(running, needy, self._pool, lambda other: self._protected(other, needy), self._policy)
 
@@ -82,6 +87,7 @@ class Preemption:
 
         The lowest class goes first, within it the least lost work, and no request gives way in vain.
         """
+        self._steady.dissolve()
         running = self._table.running.values()
         open_to = self._open_to(newcomer, running)
         fits = len(running) < self._slots and self._admission.lacks(newcomer, alone=not running) <= 0

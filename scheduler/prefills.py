@@ -87,7 +87,7 @@ class PrefillPlanner:
 
     def add(self, step: Step, now: float, *, admit: bool) -> None:
         """Share the step's remaining tokens among prompts that have no chunk in it yet, those of newcomers included."""
-        budget, running = self._config.max_step_tokens - step.tokens, self._table.running
+        budget, running = self._config.max_step_tokens - step.tokens, len(self._table.running)
         if self._table.waiting:
             self._note_closed_door(budget, admit=admit)
         if budget <= 0:
@@ -95,12 +95,12 @@ class PrefillPlanner:
         planned = {chunk.request_id for chunk in step.chunks}
         prefills = [
             r
-            for r in running.values()
+            for r in self._table.moving.values()
             if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
         ]
         idle_budget = 0 if any(not r.idle for r in prefills) else min(budget, self._idle.left(step))
-        if admit and self._table.waiting and len(running) < self._config.max_running:
-            admitted = self._admission.admit(self._line(), prefills, len(running), budget, idle_budget)
+        if admit and self._table.waiting and running < self._config.max_running:
+            admitted = self._admission.admit(self._line(), prefills, running, budget, idle_budget)
             for request in admitted:
                 self._table.start(request, now)
             prefills += [request for request in admitted if not request.loading]

@@ -36,6 +36,7 @@ class RequestTable:
     Attributes:
         open: all requests by id.
         running: those that have blocks, in the order in which they started.
+        moving: of these, all but the steady ones (`scheduler.skipping.steady_decodes`).
         waiting: the others.
         retired: ids of requests that finished since the last plan: the worker may forget them.
         idle_open, idle_running: how many of these are idle (`scheduler/idle.py`).
@@ -56,6 +57,7 @@ class RequestTable:
     ) -> None:
         self.open: dict[str, Request] = {}
         self.running: dict[str, Request] = {}
+        self.moving: dict[str, Request] = {}
         self.waiting = waiting
         self.retired: list[str] = []
         self.idle_open = self.idle_running = 0
@@ -82,7 +84,7 @@ class RequestTable:
         self.waiting.take(request)
         self._policy.on_dequeue(request)
         request.state = RequestState.RUNNING
-        self.running[request.request_id] = request
+        self.running[request.request_id] = self.moving[request.request_id] = request
         self.idle_running += request.idle
         self._trails.started(request, evicted=self._cache.was_evicted(request))
         if not request.started:
@@ -135,6 +137,7 @@ class RequestTable:
         """Take its blocks away; it no longer runs. Blocks that are being filled stay with their transfers."""
         if self.running.pop(request.request_id, None) is not None:
             self.idle_running -= request.idle
+            del self.moving[request.request_id]
         self._cache.pending.drop(request.request_id)
         filling = self._transfers.detach(request)
         self._pool.release([block for block in request.block_table if block not in filling])

@@ -11,6 +11,7 @@ pass `now`), text, HTTP, device memory. A new feature is a small object beside t
     ChunkBuilder      chunks, and what a plan counts on
     Beams             which sequences of a beam search go on
     ResultProcessor   tokens, errors and loads that have arrived
+    SteadyDecodes     rows of simulated steps that are as in the step before
     FastForward       many equal steps at once
     Trails            what became of each request, for whoever asks why it was slow
 
@@ -27,7 +28,6 @@ from scheduler.chunks import ChunkBuilder
 from scheduler.decodes import DecodePlanner
 from scheduler.drafting import Drafter, Drafting
 from scheduler.drawing import draw_map
-from scheduler.fast_forward import FastForward
 from scheduler.idle import IdleShare
 from scheduler.integrity import check_requests
 from scheduler.kv.block_journal import BlockJournal
@@ -42,6 +42,9 @@ from scheduler.preemption import Preemption
 from scheduler.prefills import PrefillPlanner
 from scheduler.request_table import RequestTable
 from scheduler.results import ResultProcessor
+from scheduler.skipping.fast_forward import FastForward
+from scheduler.skipping.parts import SchedulerParts
+from scheduler.skipping.steady_decodes import SteadyDecodes
 from scheduler.trails import Trails
 from scheduler.types.block_changes import BlockChanges
 from scheduler.types.block_hash import root_hash
@@ -63,7 +66,11 @@ class Scheduler:
         transfers: plans transfers to and from the tiers below; None: there are no tiers.
         policy: decides who goes first; None: the policy that `config.scheduling` names.
         drafter: proposes tokens that steps verify; None: each decode brings one token.
+        trails: writes down what becomes of requests; None: they all have a trail of their own.
         worker_depth: steps that the worker takes at once. If it is one, the next is planned meanwhile, so that two are open.
+
+    Attributes:
+        steady: sequences whose rows have no chunks: none, unless a simulation has them carried.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Scheduler:
         policy: SchedulingPolicy | None = None,
         *,
         drafter: Drafter | None = None,
+        trails: Trails | None = None,
         worker_depth: int = 1,
     ) -> None:
         self.config = config
@@ -85,7 +93,7 @@ class Scheduler:
         self._tails = tails = Tails(pool)
         self.transfers = transfers = transfers or TransferPlanner(pool)
         drafting = Drafting(drafter, pool, config.context)
-        self._trails = trails = Trails()
+        self._trails = trails = trails or Trails()
         self._table = table = RequestTable(
             waiting=policy.make_queue(config.prefix_lookahead, cache),
             pool=pool,
@@ -108,7 +116,10 @@ class Scheduler:
             trails=trails,
             stats=stats,
         )
+        parts = SchedulerParts(config, pool, table, cache, transfers, policy, drafting, chunks, stats)
+        self.steady = SteadyDecodes(parts)
         self._plan_with(drafting)
+        self._fast_forward = FastForward(parts, self.steady, self._decodes.take_block)
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
         self._journal: BlockJournal | None = None
         self._arrivals = arrivals = count()
@@ -139,6 +150,7 @@ class Scheduler:
             table=table,
             admission=admission,
             policy=policy,
+            steady=self.steady,
             trails=trails,
             stats=self.stats,
         )
@@ -165,20 +177,6 @@ class Scheduler:
             drafting=drafting,
             chunks=chunks,
             idle=idle,
-        )
-        self._fast_forward = self._forward_with(drafting)
-
-    def _forward_with(self, drafting: Drafting) -> FastForward:
-        return FastForward(
-            config=self.config,
-            pool=self.pool,
-            table=self._table,
-            cache=self._cache,
-            transfers=self.transfers,
-            policy=self._policy,
-            drafting=drafting,
-            chunks=self._chunks,
-            stats=self.stats,
         )
 
     # --- requests come and go ---
@@ -242,6 +240,7 @@ class Scheduler:
         """
         if request_id in self._beams:
             return self._beams.abort(request_id, now)
+        self.steady.leave(request_id)
         request = self._table.open.get(request_id)
         return [] if request is None else [self._table.finish(request, FinishReason.ABORT, now)]
 
@@ -273,7 +272,7 @@ class Scheduler:
         First, room is made for requests that may preempt others. Decodes go first (one token each, and drafts), prompts share
         what is left, and new requests are admitted to that share.
         """
-        step = Step(step_id=self._next_step, chunks=[])
+        step = self.steady.step(self._next_step)
         self._next_step += 1
         self._chunks.published_by.clear()
         self._trails.planning(now)
@@ -282,11 +281,12 @@ class Scheduler:
         self.transfers.expected.look(now)
         self._aging.plan(self._table.open.values(), now)
         self._prefills.make_room(now)
-        decodes, preempted = self._decodes.grow()
+        decodes, preempted = self._decodes.grow(self.steady.plan(step))
         if not preempted:
             self.transfers.plan_saves(self._table.running.values())
         self._decodes.add(step, decodes)
         self._prefills.add(step, now, admit=not preempted)
+        self.steady.planned(step, decodes)
         step.retired = self._table.take_retired()
         step.transfers += self.transfers.take()
         return step
@@ -299,7 +299,7 @@ class Scheduler:
         """
         running = self._table.running
         step.chunks = [chunk for chunk in step.chunks if self._still_runs(chunk)]
-        if step.chunks:
+        if step.chunks or step.tokens:
             # The chunk of an ended request writes to blocks that are no longer held: none is given away before it has run.
             self._trails.planning(now)
             orphaned = any(chunk.request_id not in running for chunk in step.chunks)
@@ -332,7 +332,7 @@ class Scheduler:
         self._policy.on_step(step, result)
         self.transfers.on_step(step, result.seconds)
         self._trails.step_ended(step, result, self._table.open, now)
-        results = zip(step.chunks, result.results, strict=True)
+        results = self.steady.absorb(step, result.results)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]
         return self._beams.absorb([output for output in outputs if output is not None], now)
 
@@ -346,6 +346,7 @@ class Scheduler:
         Which KV they wrote is unknown, so no content may be reused, and a step that was planned on top of them must not run.
         """
         table, outputs = self._table, list[Output]()
+        self.steady.dissolve()
         for chunk in (chunk for step in steps for chunk in step.chunks):
             request = table.open.get(chunk.request_id)
             if request is not None:
@@ -377,7 +378,7 @@ class Scheduler:
     # --- simulation ---
 
     def steady_steps(self, planned: Step) -> int:
-        """Number of steps that can be skipped from here, between `update` and `refresh` (`scheduler.fast_forward`)."""
+        """Number of steps that can be skipped from here, between `update` and `refresh` (`scheduler.skipping`)."""
         return self._fast_forward.steady_steps(planned)
 
     def fast_forward(self, planned: Step, steps: int, token_of: Callable[[str], int]) -> Step:
@@ -430,6 +431,7 @@ class Scheduler:
             IntegrityError: names the first contradiction.
         """
         table = self._table
+        self.steady.settle()
         held = self.transfers.held()
         held += (request.block_table for request in table.running.values())
         copied = [[request.copied] for request in table.running.values() if request.copied is not None]

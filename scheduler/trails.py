@@ -122,6 +122,27 @@ class Trails:
             load.until, load.whole = now, whole
 
 
+class NoTrails(Trails):
+    """Writes nothing down: for simulations, in which nobody asks."""
+
+    def line_stands(
+        self, cause: WaitCause, running: Collection[Request], first: Request | None = None, lacking: int = 0
+    ) -> None:
+        """Nobody asks why."""
+
+    def passed_over(self, request: Request, cause: WaitCause, behind: str = "") -> None:
+        """Nobody asks for whom."""
+
+    def started(self, request: Request, *, evicted: bool) -> None:
+        """Nobody asks for how long it stood in line."""
+
+    def chunk(self, request: Request, step: Step, length: int) -> None:
+        """Nobody asks in how many pieces."""
+
+    def step_ended(self, step: Step, result: StepResult, requests: dict[str, Request], now: float) -> None:
+        """Nobody asks how long they took."""
+
+
 def _part(wait: Wait, since: float, own: Iterable[Wait], request: Request) -> Wait:
     """A reason for which the line stood, as far as one who stood in it from `since` on had no reason of its `own`."""
     begin, end = max(wait.since, since), wait.until

@@ -48,7 +48,7 @@ LAYERS = {
     "server.text": ("formats", "prefixes"),
     "server.telemetry": ("batches", "traces"),
     "server.engines": ("published", "disaggregation", "supervision", "nodes"),
-    "scheduler": ("types", "kv", "policies", "router", "beams"),
+    "scheduler": ("types", "kv", "policies", "router", "beams", "skipping"),
     "scheduler.kv": ("tiers",),
     "engine": tuple(_ENGINE.split()),
     "engine.models": ("families",),

@@ -142,6 +142,8 @@ class Cluster:
         nodes = [index // machines.replicas for index in range(len(pool.roles))]
         self._block_bytes = shape.block_size * cost.model.kv_bytes_per_token
         keepers = None if machines.keeper is None else PoolKeepers(machines.keeper, nodes, self._block_bytes)
+        # One that nobody has to choose, and that nothing happens to.
+        self._alone = pool.roles == (Role.MIXED,) and keepers is None and deadlines is None and not machines.failures
         self.replicas = [
             Replica(
                 self.config,
@@ -154,6 +156,7 @@ class Cluster:
                 give=partial(self._hand_over, index),
                 handed_over=self._split.handed_over,
                 lane=None if keepers is None else KeeperLane(keepers, index, partial(self._later, index)),
+                viewed=not self._alone,
             )
             for index, role in enumerate(pool.roles)
         ]
@@ -229,6 +232,10 @@ class Cluster:
         )
         names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
         opened = OpenRequest(message, names, record, token)
+        if self._alone:
+            with self._waking(self.replicas[0]):
+                self.replicas[0].submit(opened, now)
+            return
         views = self._views(message, names, now)
         if not any(view.available for view in views):
             opened.refuse(503, "no replica is available")
@@ -305,6 +312,7 @@ class Cluster:
         assert self.watch is not None
         for replica in self.replicas:
             replica.catch_up(now)
+            replica.settle()
         self.watch.look(now)
         if self._arriving or self.watch.busy:
             self._timeline.at(now + LOOK_SECONDS, self._look)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loadtest.simulate.specs import Costs, Hardware, ModelSpec, SpecError
+from scheduler.skipping.steady_decodes import SteadyStep
 from scheduler.types.step import ChunkPhase, Step
 
 STEP_COSTS = ("step", "token", "sequence", "matrices", "attention")  # the order of `features`
@@ -52,6 +53,11 @@ def work_of(step: Step) -> Work:
         else:
             work.prefill_keys += end
             work.prefill_pairs += length * chunk.start + length * (length + 1) // 2
+    if isinstance(step, SteadyStep):
+        work.tokens += step.rows
+        work.sequences += step.rows
+        work.samples += step.rows
+        work.decode_keys += step.keys
     return work
 
 

@@ -4,10 +4,10 @@
     while it runs    requests are added as they arrive
     step N ends      `update` absorbs its tokens; step N+1 begins
 
-A stretch of steps in which nothing can change is skipped (`Scheduler.fast_forward`); an arrival in its middle cuts it at the last
-step that has ended. A request that is to be handed over ends here with its first token; one that another replica hands over is
-added when there is room for its blocks. It may die at any time, and start anew with nothing. What belongs here: that order and each
-request's record. Never: which replica, what a step costs.
+Rows that only decode have no chunks (`scheduler.skipping`), and a stretch of steps in which nothing can change is skipped
+(`Scheduler.fast_forward`); an arrival in its middle cuts it at the last step that has ended. A request that is to be handed over
+ends here with its first token; one that another replica hands over is added when there is room for its blocks. It may die at any
+time, and start anew with nothing. What belongs here: that order and each request's record. Never: which replica, what a step costs.
 """
 
 from bisect import bisect_right
@@ -19,11 +19,13 @@ from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cost import CostModel, Features, work_of
 from loadtest.simulate.hand_over import HandOver, make_resident
 from loadtest.simulate.keepers.carrier import KeeperLane
+from loadtest.simulate.timeline import StepTicks
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.view import ReplicaView, Role
 from scheduler.scheduler import Scheduler
+from scheduler.trails import NoTrails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
 from scheduler.types.step import ChunkResult, Step, StepResult, StepWork
@@ -86,11 +88,12 @@ class Replica:
         cost: how long steps take.
         role: which requests a router should send there; may change at any time.
         max_waiting: once this many requests wait, further ones are answered 429.
-        fast_forward: whether stretches without a change are skipped; the result is the same.
+        fast_forward: whether rows and stretches without a change are skipped; the result is the same.
         log: filled with the steps, if given.
         give: called with each request that is to be handed over, when its first token is there.
         handed_over: told how long it took until a request that was handed over here had its next token.
         lane: to the keepers; None: there are none.
+        viewed: whether a router asks for `view`; if not, nothing is kept for it.
 
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
@@ -113,6 +116,7 @@ class Replica:
         give: Callable[[HandOver], None] = lambda _: None,
         handed_over: Callable[[float], None] = lambda _: None,
         lane: KeeperLane | None = None,
+        viewed: bool = True,
     ) -> None:
         self.role = role
         self._config = config
@@ -126,6 +130,7 @@ class Replica:
         self._handed_over = handed_over
         self._lane = lane
         self.busy_seconds = 0.0
+        self._viewed = viewed
         self._start(EngineStats())
         self._state = ReplicaState(
             ReplicaLimits(
@@ -144,8 +149,10 @@ class Replica:
         lane = self._lane
         self._pool = pool = self._new_pool()
         self._journal = BlockJournal()
-        pool.publish_to(self._journal)
-        self.scheduler = Scheduler(self._config, pool, None if lane is None else lane.planner(pool))
+        if self._viewed:
+            pool.publish_to(self._journal)
+        transfers = None if lane is None else lane.planner(pool)
+        self.scheduler = Scheduler(self._config, pool, transfers, trails=NoTrails())
         for name in COUNTERS:
             setattr(self.scheduler.stats, name, getattr(counters, name))
         self._carrier = None if lane is None else lane.carrier(self._carried)
@@ -157,6 +164,9 @@ class Replica:
         self._planned: Step | None = None
         self._began = 0.0  # of the running step, or of the stretch that is being skipped
         self._ends: list[float] = []  # of the steps of that stretch
+        self._ticks = StepTicks()
+        if self._fast_forward:
+            self.scheduler.steady.carry(self._sampled)
 
     @property
     def open(self) -> int:
@@ -217,6 +227,7 @@ class Replica:
     def die(self, now: float) -> None:
         """It computes nothing any more, and what it was computing is lost."""
         self.catch_up(now)
+        self.settle()
         if self._carrier is not None:
             self._carrier.close()
             self.scheduler.transfers.cancel(self.scheduler.transfers.moves)
@@ -280,7 +291,7 @@ class Replica:
             step = scheduler.schedule(now) if planned is None else scheduler.refresh(planned, now)
             if self._carrier is not None:
                 self._carrier.start(step.transfers, now)
-            if step.chunks:
+            if step.tokens:
                 self._planned = scheduler.schedule(now)
                 self._run(step, now)
                 return
@@ -315,11 +326,13 @@ class Replica:
         running = self._open
         results = [running[chunk.request_id].sampled if chunk.samples else _NOTHING for chunk in step.chunks]
         tick = (now + self._delivery, 1)
+        self._ticks.add(step.step_id, [tick])
         seconds = now - self._began if self._carrier is not None else 0.0  # what loading is compared with
         result = StepResult(step_id=step.step_id, results=results, seconds=seconds)
         outputs = self.scheduler.update(step, result, now)
         self.busy_seconds += now - self._began
-        self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
+        if self._viewed:
+            self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
         for output in outputs:
             self._state.first_token(output.request_id)
             each = running[output.request_id]
@@ -356,7 +369,7 @@ class Replica:
         if planned is None or steps < MIN_SKIPPED:
             return False
         work = work_of(planned)
-        end, rows, ends = now, len(planned.chunks), self._ends
+        end, rows, ends = now, work.sequences, self._ends
         for _ in range(steps):
             end += self._cost.seconds(work)
             ends.append(end)
@@ -373,9 +386,10 @@ class Replica:
         running = [self._open[chunk.request_id] for chunk in planned.chunks]
         self.busy_seconds += ends[-1] - self._began
         seconds, work = (ends[-1] - self._began) / steps, planned.work()
+        ticks = [(end + self._delivery, 1) for end in ends]
+        self._ticks.add(planned.step_id, ticks)
         self._planned = self.scheduler.fast_forward(planned, steps, lambda request_id: self._open[request_id].token)
         self._state.step_ended(work, seconds, self.scheduler.snapshot(), ends[-1], steps)
-        ticks = [(end + self._delivery, 1) for end in ends]
         for each in running:
             each.record.tokens += ticks
         self._ends = []
@@ -388,6 +402,16 @@ class Replica:
             rest = self._ends[ended:]
             self._skip(ended)
             self._ends = rest
+
+    def settle(self) -> None:
+        """Bring all records up to date."""
+        self.scheduler.steady.settle()
+
+    def _sampled(self, request_id: str, steps: range) -> list[int]:
+        """Steps have sampled tokens of a request that nobody has looked at yet."""
+        each = self._open[request_id]
+        each.record.tokens += self._ticks.of(steps)
+        return [each.token] * len(steps)
 
     def _cut(self, now: float) -> None:
         """Skip to the last step that has ended by now, and let the next one run plainly."""
@@ -402,7 +426,7 @@ class Replica:
         work, begin = work_of(planned), self._began
         for end in ends:
             self._log.append((begin, end, self._cost.features(work)))
-            work.decode_keys += len(planned.chunks)
+            work.decode_keys += work.sequences
             begin = end
 
 

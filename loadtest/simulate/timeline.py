@@ -1,7 +1,7 @@
-"""Simulated time: what is to happen, in order."""
+"""Simulated time: what is to happen, in order, and when steps have ended."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 
@@ -21,3 +21,21 @@ class Timeline:
         while self._events and self._events[0][0] <= time:
             at, _, action = heapq.heappop(self._events)
             action(at)
+
+
+class StepTicks:
+    """When the tokens of steps were there, by the step's id: of the latest ones, without a gap."""
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._ticks: list[tuple[float, int]] = []
+
+    def add(self, step_id: int, ticks: Sequence[tuple[float, int]]) -> None:
+        """Steps have ended, this one and those after it."""
+        if step_id != self._first + len(self._ticks):
+            self._first, self._ticks = step_id, []
+        self._ticks += ticks
+
+    def of(self, steps: range) -> list[tuple[float, int]]:
+        """Those of these steps."""
+        return self._ticks[steps.start - self._first : steps.stop - self._first]

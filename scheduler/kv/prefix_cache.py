@@ -4,6 +4,8 @@ Contents are in the pool's blocks; `PendingPrefixes` knows those that a running 
 which content a request may use or offer. Never: who runs, how many blocks are left.
 """
 
+from itertools import islice
+
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.pending_prefixes import PendingPrefixes
 from scheduler.types.request import Request
@@ -19,18 +21,30 @@ class PrefixCache:
 
     def hits(self, request: Request) -> list[int]:
         """Resident blocks of the request's prefix, valid until anything is allocated. Takes none of them."""
-        return self._pool.match(self.usable_hashes(request), request.tokens)
+        usable = self._usable(request)
+        if not usable or not self._pool.resident(request.block_hashes[0]):
+            return []
+        return self._pool.match(request.block_hashes[:usable], request.tokens)
 
     def warm(self, request: Request) -> bool:
         """Whether at least half of the request's prompt is resident: one look into the index."""
-        keys = self.usable_hashes(request)
-        return bool(keys) and self._pool.resident(keys[(len(keys) - 1) // 2])
+        usable = self._usable(request)
+        return usable > 0 and self._pool.resident(request.block_hashes[(usable - 1) // 2])
+
+    def is_cold(self, request: Request) -> bool:
+        """Whether the request's first block is neither resident nor about to be computed."""
+        if not request.block_hashes and not self._usable(request):
+            return True
+        key = request.block_hashes[0]
+        return request.awaits is None and not self._pool.resident(key) and not self.pending.holds(key)
 
     def awaits_pending(self, request: Request) -> bool:
         """Whether another request is about to compute the first block that this one lacks."""
         if request.awaits is not None and self.pending.holds(request.awaits):
             return True
-        missing = next((key for key in self.usable_hashes(request) if not self._pool.resident(key)), None)
+        missing = next(
+            (key for key in islice(request.block_hashes, self._usable(request)) if not self._pool.resident(key)), None
+        )
         request.awaits = missing if missing is not None and self.pending.holds(missing) else None
         return request.awaits is not None
 
@@ -80,7 +94,12 @@ class PrefixCache:
 
     def usable_hashes(self, request: Request) -> list[bytes]:
         """Keys of the request's blocks that may be shared. The last token is always computed: its logits are needed."""
+        return request.block_hashes[: self._usable(request)]
+
+    def _usable(self, request: Request) -> int:
+        """How many of the request's leading blocks may be shared; their keys are there."""
         if not self._pool.caching or not request.reads_cache:
-            return []
-        request.extend_hashes(self._pool.block_size)
-        return request.block_hashes[: (len(request.tokens) - 1) // self._pool.block_size]
+            return 0
+        if len(request.block_hashes) < len(request.tokens) // self.block_size:
+            request.extend_hashes(self.block_size)
+        return (len(request.tokens) - 1) // self.block_size

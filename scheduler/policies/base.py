@@ -10,12 +10,15 @@ preempt.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from operator import attrgetter
+from typing import ClassVar, NamedTuple
 
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.policies.waiting_queue import WaitingQueue, Warm
 from scheduler.types.request import Request
 from scheduler.types.step import Step, StepResult
+
+_priority, _own_priority = attrgetter("priority"), attrgetter("own_priority")
 
 Rank = tuple[int, ...]  # the lower goes first; all ranks of a policy have the same length
 
@@ -33,7 +36,12 @@ class SchedulingPolicy:
 
     Args:
         groups: whether requests with a resident prefix may pass others in the queue.
+
+    Attributes:
+        weighs_decodes: whether it makes anything of what decodes compute (`on_tokens`), or holds some back (`deferred`).
     """
+
+    weighs_decodes: ClassVar[bool] = False
 
     def __init__(self, *, groups: bool = True) -> None:
         self.groups = groups
@@ -96,9 +104,9 @@ class SchedulingPolicy:
         first = waiting.first()
         if first is None:
             return True
-        return not waiting.reordered and all(
-            request.priority <= first.priority and not request.own_priority for request in running
-        )
+        if waiting.reordered or any(map(_own_priority, running)):
+            return False
+        return max(map(_priority, running), default=first.priority) <= first.priority
 
 
 def yields(request: Request, needy: Request) -> int:

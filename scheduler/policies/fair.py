@@ -49,6 +49,8 @@ class FairPolicy(SchedulingPolicy):
         weights: weights of tenants by name; those of others come with their requests. Twice the weight is twice the share.
     """
 
+    weighs_decodes = True
+
     def __init__(self, cost: TokenCost, *, credit: int, margin: int, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.counters: dict[str, int] = {}

@@ -10,45 +10,34 @@ in `steady_steps` as a condition, so that no step is skipped in which it could m
 
 from collections.abc import Callable, Iterator
 
-from scheduler.chunks import ChunkBuilder
-from scheduler.drafting import Drafting
-from scheduler.kv.block_pool import BlockPool
-from scheduler.kv.prefix_cache import PrefixCache
-from scheduler.kv.tiers.transfer_planner import TransferPlanner
-from scheduler.policies.base import SchedulingPolicy
-from scheduler.request_table import RequestTable
+from scheduler.skipping.parts import SchedulerParts
+from scheduler.skipping.steady_decodes import SteadyDecodes
 from scheduler.token_budget import decode_room
-from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import EngineStats
 from scheduler.types.request import Request
 from scheduler.types.step import Chunk, ChunkPhase, Step
 
 
 class FastForward:
-    """Skips steps of one scheduler, whose parts it is given."""
+    """Skips steps of one scheduler.
 
-    def __init__(
-        self,
-        *,
-        config: SchedulerConfig,
-        pool: BlockPool,
-        table: RequestTable,
-        cache: PrefixCache,
-        transfers: TransferPlanner,
-        policy: SchedulingPolicy,
-        drafting: Drafting,
-        chunks: ChunkBuilder,
-        stats: EngineStats,
-    ) -> None:
-        self._config = config
-        self._pool = pool
-        self._table = table
-        self._cache = cache
-        self._transfers = transfers
-        self._policy = policy
-        self._drafting = drafting
-        self._chunks = chunks
-        self._stats = stats
+    Args:
+        parts: of the scheduler.
+        steady: sequences without chunks; where there are any, they know what can be skipped.
+        grow: gives one of these the block that it lacks.
+    """
+
+    def __init__(self, parts: SchedulerParts, steady: SteadyDecodes, grow: Callable[[Request], None]) -> None:
+        self._config = parts.config
+        self._pool = parts.pool
+        self._table = parts.table
+        self._cache = parts.cache
+        self._transfers = parts.transfers
+        self._policy = parts.policy
+        self._drafting = parts.drafting
+        self._chunks = parts.chunks
+        self._stats = parts.stats
+        self._steady = steady
+        self._grow = grow
 
     def steady_steps(self, planned: Step) -> int:
         """The number of steps, beginning with `planned`, that bring each running sequence one token and end none of them.
@@ -60,6 +49,8 @@ class FastForward:
             At most the tokens of a block, so that each sequence fills and takes at most one block; 0 if the plan is
             anything but one decode of each running sequence.
         """
+        if len(self._steady):
+            return self._steady.steady_steps(planned)
         running = self._all_running(planned)
         if not running or planned.new or self._may_change(running):
             return 0
@@ -81,6 +72,8 @@ class FastForward:
             steps: from 1 to what `steady_steps` says.
             token_of: the token id that each of these steps samples for a request; not EOS.
         """
+        if len(self._steady):
+            return self._steady.leap(planned, steps, self._grow)
         running = self._all_running(planned)
         known = [len(request.tokens) for request in running]
         for request in running:
@@ -94,7 +87,9 @@ class FastForward:
             self._chunks.count(request, request.computed - steps)
         self._stats.steps += steps
         self._stats.generation_tokens += steps * len(running)
-        return Step(step_id=planned.step_id + steps, chunks=planned.chunks)
+        after = self._steady.step(planned.step_id + steps)
+        after.chunks = planned.chunks
+        return after
 
     def _may_change(self, running: list[Request]) -> bool:
         """Whether a step could differ from the one before for reasons that its chunks do not show."""
