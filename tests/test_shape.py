@@ -59,7 +59,7 @@ LAYERS = {
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),
     "configs": ("model",),
     "loadtest": ("workload", "report", "client", "simulate", "planner", "sizing", "bench"),
-    "loadtest.simulate": ("keepers", "faults"),
+    "loadtest.simulate": ("shapes", "keepers", "faults"),
     "loadtest.workload": ("traces",),
     "loadtest.report": ("pages",),
 }
@@ -90,7 +90,7 @@ RULES = {
     "kernels": Rule(ours=frozenset(), others=frozenset({"torch", "triton", "flashinfer"})),  # the last as a peer
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
     "loadtest": Rule(
-        ours=frozenset({"scheduler"}),
+        ours=frozenset({"scheduler", "configs.model"}),
         others=frozenset({"httptools", "httpx", "matplotlib", "numpy", "rich", "tokenizers", "uvloop", "yaml"}),
     ),
 }

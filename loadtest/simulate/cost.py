@@ -2,7 +2,8 @@
 
 Roofline: Williams, Waterman and Patterson (2009), "Roofline: an insightful visual performance model", CACM 52(4). A decoder's
 matrix products take 2 operations per weight and token; attention takes 4 * head_dim operations per head, layer and pair of
-query and key. Every step reads the layers' weights once, and each sequence's KV once.
+query and key. Every step reads the layers' weights once, and each sequence's KV once; of a mixture of experts it reads those
+that any of its tokens goes through.
 
 The time is linear in the constants of `Costs`: `features` gives what each of them multiplies, which is what `fit` needs.
 """
@@ -91,6 +92,7 @@ class CostModel:
         self._operations = devices * hardware.operations_per_second[model.compute]
         self._attention_operations = devices * hardware.attention_operations_per_second
         self._bandwidth = devices * hardware.memory_bytes_per_second
+        self._dense, self._weights, self._active = model.experts == 1, model.layer_weights, model.active_weights
         self._pair_operations = 4 * model.layers * model.heads * model.head_dim
 
     def kv_blocks(self, block_size: int) -> int:
@@ -132,8 +134,8 @@ class CostModel:
 
     def _matrices(self, work: Work) -> float:
         model = self.model
-        layers = model.layer_weights * model.weight_bits / 8 / self._bandwidth
-        seconds = max(layers, 2 * model.layer_weights * work.tokens / self._operations)
+        read = self._weights if self._dense else model.read_weights(work.tokens)
+        seconds = max(read * model.weight_bits / 8 / self._bandwidth, 2 * self._active * work.tokens / self._operations)
         if work.samples:
             head = model.head_weights * model.head_bits / 8 / self._bandwidth
             seconds += max(head, 2 * model.head_weights * work.samples / self._operations)

@@ -10,7 +10,8 @@ from loadtest.simulate.cost import CostModel
 from loadtest.simulate.faults.failure import Failure, parse_failure
 from loadtest.simulate.keepers.keepers import KeeperShape
 from loadtest.simulate.links import LINKS, link_rate
-from loadtest.simulate.specs import KV_FORMATS, load_costs, load_hardware, load_model, with_kv
+from loadtest.simulate.shapes.named import HELP, named_model
+from loadtest.simulate.specs import KV_FORMATS, load_costs, load_hardware, with_kv
 from loadtest.workload.arrivals import ArrivalError
 from loadtest.workload.crowd import crowd
 from loadtest.workload.numbers import not_negative, positive, whole
@@ -61,7 +62,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 def add_engine_options(group: argparse._ArgumentGroup) -> None:
     """The model, and those settings of an engine that nobody searches."""
     shape = ServerShape()
-    group.add_argument("--model", required=True, help="a YAML file, or a name in configs/presets/models")
+    group.add_argument("--model", required=True, help=HELP)
     group.add_argument(
         "--costs", type=Path, metavar="FILE", help="constants from `calibrate`, in place of the hardware's own"
     )
@@ -220,7 +221,7 @@ def cost_of(options: argparse.Namespace) -> CostModel:
     hardware = load_hardware(options.hardware)
     if options.costs:
         hardware = hardware.with_costs(load_costs(options.costs))
-    return CostModel(hardware, with_kv(load_model(options.model), options.gpu_kv), options.devices)
+    return CostModel(hardware, with_kv(named_model(options.model), options.gpu_kv), options.devices)
 
 
 def server_of(options: argparse.Namespace, max_step_tokens: int | None = None) -> ServerShape:

@@ -61,8 +61,9 @@ class Hardware:
         tier_bytes_per_second: of KV transfers between the device and `host`, `disk`, `peer`.
         costs: the constants.
         fitted: whether they were fitted to measured runs.
-        source: where the figures are from.
+        source: where all other figures are from, the constants excepted unless they were fitted.
         price_per_hour: of one device, in US dollars; 0: unknown.
+        price_source: where that is from.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Hardware:
     fitted: bool = False
     source: str = ""
     price_per_hour: float = 0.0
+    price_source: str = ""
 
     def with_costs(self, costs: Costs) -> "Hardware":
         """The same device with constants that were fitted to it."""
@@ -102,14 +104,19 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A dense decoder as the cost model sees it.
+    """A decoder as the cost model sees it.
 
     Attributes:
+        intermediate_size: of a layer's MLP, or of one expert.
         max_position: the longest context it is made for, in tokens.
         weight_bits: bits per weight in the layers, scales included.
         head_bits: bits per weight of the output head.
         compute: the type of the matrix products, a key of `Hardware.operations_per_second`.
         kv_bits: bits per element of a key or value.
+        mlp_matrices: of an MLP: 3 with a gate, else 2.
+        experts, experts_per_token: of a layer, and of these those that a token goes through; 1 each: the model is dense.
+        shared_intermediate_size: of the experts that every token goes through, together.
+        dense_layers, dense_intermediate_size: layers of a mixture that have one MLP, and its size.
     """
 
     name: str
@@ -126,12 +133,42 @@ class ModelSpec:
     head_bits: float
     compute: str
     kv_bits: int
+    mlp_matrices: int = 3
+    experts: int = 1
+    experts_per_token: int = 1
+    shared_intermediate_size: int = 0
+    dense_layers: int = 0
+    dense_intermediate_size: int = 0
 
     @property
     def layer_weights(self) -> int:
-        """Number of weights in all layers' matrices, each of which multiplies every token."""
-        attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+        """Number of weights in all layers' matrices."""
+        return self._always + self.experts * self._expert
+
+    @property
+    def active_weights(self) -> int:
+        """Number of these that multiply a token."""
+        return self._always + self.experts_per_token * self._expert
+
+    def read_weights(self, tokens: int) -> float:
+        """Number of these that a step with so many tokens reads, if each token goes through experts drawn evenly."""
+        if self.experts == 1:
+            return self.layer_weights
+        missed = (1 - self.experts_per_token / self.experts) ** tokens
+        return self._always + self.experts * (1 - missed) * self._expert
+
+    @property
+    def _expert(self) -> int:
+        """Weights of one expert in all layers that have any; of a dense model, of all MLPs."""
+        return (self.layers - self.dense_layers) * self.mlp_matrices * self.hidden_size * self.intermediate_size
+
+    @property
+    def _always(self) -> int:
+        """Weights that multiply every token: attention, MLPs without experts, shared experts, and what chooses experts."""
+        mixed = self.layers - self.dense_layers if self.experts > 1 else 0
+        attention = self.layers * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        mlps = self.dense_layers * self.dense_intermediate_size + mixed * self.shared_intermediate_size
+        return self.hidden_size * (attention + self.mlp_matrices * mlps + mixed * self.experts)
 
     @property
     def head_weights(self) -> int:

@@ -27,7 +27,8 @@ from loadtest.simulate.options import (
     numbers,
     plan_of,
 )
-from loadtest.simulate.specs import KV_FORMATS, Hardware, SpecError, load_costs, load_hardware, load_model
+from loadtest.simulate.shapes.named import named_model
+from loadtest.simulate.specs import KV_FORMATS, Hardware, SpecError, load_costs, load_hardware
 from loadtest.sizing.answer import Buyer
 from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import FleetKind, kinds_of
@@ -126,7 +127,7 @@ def _bench(options: argparse.Namespace) -> SizingBench:
         stretch=busiest(plan.requests, options.stretch),
         warm_up=options.warm_up,
         cool_down=options.cool_down,
-        model=load_model(options.model),
+        model=named_model(options.model),
         server=server,
         router=options.router,
         objectives=options.slo,
@@ -150,8 +151,9 @@ def _hardware(options: argparse.Namespace) -> list[Hardware]:
         if not name and len(found) > 1:
             raise ValueError(f"--price {price:g} is of one device, and --hardware names several: write NAME={price:g}")
     found = [
-        replace(each, price_per_hour=options.price.get(each.name, options.price.get("", each.price_per_hour)))
+        replace(each, price_per_hour=given, price_source="--price") if given is not None else each
         for each in found
+        for given in [options.price.get(each.name, options.price.get(""))]
     ]
     unknown = [each.name for each in found if not each.price_per_hour]
     if unknown and len(found) > 1:
@@ -161,7 +163,7 @@ def _hardware(options: argparse.Namespace) -> list[Hardware]:
 
 def _kinds(options: argparse.Namespace) -> list[FleetKind]:
     """All kinds that come into question, the simplest first. Raises SpecError if the model fits on none."""
-    model = load_model(options.model)
+    model = named_model(options.model)
     found: list[FleetKind] = []
     refusal: SpecError | None = None
     for hardware in _hardware(options):

@@ -69,10 +69,16 @@ def _parts(view: AnswerView, title: str) -> Iterator[str]:
     )
     yield from (page.table(section) for section in tables[1:])
     rows = [
-        (each.name, each.source or "a file without a source", "measured" if each.fitted else "not fitted")
+        (
+            each.name,
+            each.source or "not said",
+            "fitted to measured runs" if each.fitted else "not fitted",
+            f"{each.price_per_hour:g}" if each.price_per_hour else "",
+            each.price_source,
+        )
         for each in hardware.values()
     ]
-    yield page.table(Section("Devices", ("device", "figures from", "constants"), rows))
+    yield page.table(Section("Devices", ("device", "data sheet", "constants", "dollars an hour", "by"), rows))
 
 
 def _tiles(view: AnswerView, best: FleetOutcome) -> list[tuple[str, str]]:

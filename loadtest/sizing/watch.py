@@ -85,7 +85,7 @@ class SimulationWatch:
     def peak_seconds(self, tokens: int) -> float:
         """Of one device at its peak, for the layers' products of so many tokens."""
         model, rates = self.cost.model, self.cost.hardware.operations_per_second
-        return 2 * model.layer_weights * tokens / rates[model.compute]
+        return 2 * model.active_weights * tokens / rates[model.compute]
 
     def _look(self, allowed: int) -> None:
         records = self.cluster.records

@@ -270,7 +270,7 @@ def test_what_cannot_be_kept_is_said_and_is_a_failure(capsys):
 
 def test_a_set_of_one_device_has_nothing_cheaper():
     made = bench(planned(2.0, 300, 8, 40), Objective(ttft=1.0, tpot=0.05))
-    answer, _, pool = answered(made, [FleetKind(H200)])
+    answer, _, pool = answered(made, [FleetKind(replace(H200, price_per_hour=0.0))])
     assert answer is not None and answer.cheaper is None and answer.best.trial.fleet.devices == 1
     view = AnswerView(answer, made, pool.outcomes, {"h200": "h200"}, ["trace"])
     said = sentences(view)
