@@ -41,8 +41,8 @@ def follow(worker: GpuWorker, commands: RankCommandReceiver) -> None:
                 submitted.append(worker.submit(step))
                 if len(submitted) == worker.depth:
                     submitted.popleft().result()
-            case Record(bucket=bucket):
-                worker.record(bucket)
+            case Record(rows=rows):
+                worker.record(rows)
             case Warmup():
                 worker.warm_up()
             case _:

@@ -96,7 +96,7 @@ class ServeBench:
         self._blocks = load.requests * self._context // BLOCK + 1
         pool = GpuKvPool(config, self._blocks, BLOCK, device, dtype)
         model = GpuModel(config, random_weights(config, device, dtype), pool, context=self._context)
-        plan = GraphPlan(load.requests, self._context)
+        plan = GraphPlan(load.requests)
         self._worker = GpuWorker.of(model, standard_edits(config.vocab_size, config.eos_token_ids), plan, dtype)
 
     def serve(self, name: str, count: int) -> Served:

@@ -22,7 +22,6 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuLayer, GpuWeights
 from engine.linear import Linear
 from engine.sequence_input import SequenceInput
-from engine.tensor_parallel.commands import Bucket
 from kernels.bench.timing import Timer, copy_bandwidth
 
 BLOCK = 32
@@ -64,7 +63,7 @@ class StepTime:
         context: keys of each sequence.
         seconds: on the device; for single tokens, on a CUDA graph.
         floor: seconds that reading what the step reads takes at the measured bandwidth.
-        bucket: the graph's shape.
+        graph: rows of its graph.
         eager: seconds from one step to the next without a graph; for single tokens.
     """
 
@@ -74,7 +73,7 @@ class StepTime:
     context: int
     seconds: float
     floor: float
-    bucket: Bucket | None = None
+    graph: int | None = None
     eager: float | None = None
 
 
@@ -130,7 +129,7 @@ class StepBench:
         for part in torch.split(self._pool.storage, 512):
             part.normal_()
         self._model = GpuModel(config, weights, self._pool, context=config.max_position)
-        self._plan = GraphPlan(sequences, config.max_position)
+        self._plan = GraphPlan(sequences)
         recorder = CudaRecorder(timer.device) if timer.device.type == "cuda" else EagerRecorder()
         self._graphs = DecodeGraphs(self._model, self._plan, recorder, dtype)
         self._newest = torch.zeros(1, dtype=torch.int64, device=timer.device)
@@ -142,13 +141,13 @@ class StepBench:
             RuntimeError: the step's graph could not be recorded.
         """
         inputs, floor = self._step(sequences, 1, context)
-        bucket = self._plan.bucket(sequences, context)
-        self._graphs.record(bucket)
-        if self._plan.recorded(sequences, context) != bucket:
-            raise RuntimeError(f"no graph of {bucket}")
+        rows = self._plan.bucket(sequences)
+        self._graphs.record(rows)
+        if self._plan.recorded(sequences) != rows:
+            raise RuntimeError(f"no graph of {rows} rows")
         seconds = self._timer.seconds(lambda _: self._model.logits(self._graphs.forward(inputs, self._newest)))
         eager = self._wall(lambda: self._model.logits(self._model.forward(inputs)))
-        return StepTime(f"decode {sequences} at {context}", sequences, 1, context, seconds, floor, bucket, eager)
+        return StepTime(f"decode {sequences} at {context}", sequences, 1, context, seconds, floor, rows, eager)
 
     def prefill(self, rows: int) -> StepTime:
         """One prompt's chunk. Its floor counts bytes only: read it as the time of a step, not as a ratio."""

@@ -49,7 +49,9 @@ class GpuBatch:
         slots: int64 [rows], block * block_size + offset: where its key and value go.
         row_starts: int32 [sequences - singles + 1], first row of each chunk, counted from the first chunk's.
         kv_lengths: int32 [sequences], keys of each, this step's included.
-        block_tables: int32 [sequences, blocks of the longest]; zeros fill shorter ones up.
+        tables: int32 [blocks of all single rows' sequences], one block table after the other.
+        table_starts: int32 [singles], where each begins in `tables`.
+        block_tables: int32 [chunks, blocks of the longest]; zeros fill shorter ones up.
         results: int64 [results], rows whose hidden state is wanted, in the order of the sequences as they were given.
         newest: int64 [2, n]: rows, and the entries of the table of newest tokens that hold their ids (for `fill`).
         longest: most rows of one sequence.
@@ -64,6 +66,8 @@ class GpuBatch:
     slots: Tensor
     row_starts: Tensor
     kv_lengths: Tensor
+    tables: Tensor
+    table_starts: Tensor
     block_tables: Tensor
     results: Tensor
     newest: Tensor
@@ -95,7 +99,7 @@ class GpuBatch:
         end_of = dict(zip(order, ends, strict=True))
         spans = [range(item.start, item.start + len(item.token_ids)) for item in laid]
         tables = [item.block_table[: -(-span.stop // block_size)] for item, span in zip(laid, spans, strict=True)]
-        most = max(map(len, tables))
+        most = max(map(len, tables[singles:]), default=0)
         parts = _send(
             [
                 [token for item in laid for token in item.token_ids],
@@ -103,7 +107,9 @@ class GpuBatch:
                 [slot for table, span in zip(tables, spans, strict=True) for slot in slots_of(table, block_size, span)],
                 [0, *(end - singles for end in ends[singles:])],
                 [span.stop for span in spans],
-                [block for table in tables for block in table + [0] * (most - len(table))],
+                [block for table in tables[:singles] for block in table],
+                [0, *accumulate(map(len, tables[: singles - 1]))] if singles else [],
+                [block for table in tables[singles:] for block in table + [0] * (most - len(table))],
                 [
                     row
                     for index, item in enumerate(sequences)
@@ -124,10 +130,12 @@ class GpuBatch:
             slots=parts[2],
             row_starts=parts[3].int(),
             kv_lengths=parts[4].int(),
-            block_tables=parts[5].int().view(len(laid), most),
-            results=parts[6],
-            newest=parts[7].view(2, -1),
-            adapters=parts[8] if len(parts[8]) else None,
+            tables=parts[5].int(),
+            table_starts=parts[6].int(),
+            block_tables=parts[7].int().view(len(laid) - singles, most),
+            results=parts[8],
+            newest=parts[9].view(2, -1),
+            adapters=parts[10] if len(parts[10]) else None,
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
             cascade=_cascade(tables[:singles], spans[:singles], block_size, sharing, device),
@@ -148,7 +156,9 @@ class GpuBatch:
             slots=torch.full((rows,), -1, device=device),
             row_starts=torch.arange(2 if chunk else 1, dtype=torch.int32, device=device) * chunk,
             kv_lengths=lengths,
-            block_tables=whole(sequences, -(-max(keys, chunk) // block_size)),
+            tables=whole(1),
+            table_starts=whole(singles),
+            block_tables=whole(sequences - singles, -(-chunk // block_size)),
             results=torch.arange(rows, device=device),
             newest=torch.zeros((2, 0), dtype=torch.int64, device=device),
             longest=max(chunk, 1),

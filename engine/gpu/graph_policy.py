@@ -1,23 +1,18 @@
-"""Which shapes of a decode step get a CUDA graph, and which is next. Plain data: no torch, no clock.
+"""Which decode steps get a CUDA graph, and which is next. Plain data: no torch, no clock.
 
-A graph has a fixed shape: a number of rows, and the largest number of keys that a sequence may have. A step runs on the graph of
-the smallest shape (`Bucket`) that covers it; its other rows are padding. There are no graphs at first: a bucket runs kernel by
-kernel until that has cost the host more than recording a graph does, and the bucket that has cost most is recorded first. A rule
-that knows nothing of the future thus spends at most twice what the best choice would have (the ski-rental bound: Karlin et al.
-1988, "Competitive snoopy caching", section 3).
+A graph has a fixed number of rows; its sequences may have any length (`kernels.gpu.attention.decode_work`). A step runs on the
+graph with the fewest rows that cover it; its other rows are padding. There are no graphs at first: a number of rows, its bucket,
+runs kernel by kernel until that has cost the host more than recording a graph does, and the bucket that has cost most is recorded
+first. A rule that knows nothing of the future thus spends at most twice what the best choice would have (the ski-rental bound:
+Karlin et al. 1988, "Competitive snoopy caching", section 3).
 
 A start records two (`GraphPlan.first`), the one with the most rows before any other: graphs share one pool of memory, and what the
 widest needs holds every other. In ascending order each would find the blocks of those before it too small, and the pool would grow
 to the sum of all.
 """
 
-from engine.tensor_parallel.commands import Bucket
-
-# Shortest length with graphs of its own: up to there Llama 3 8B's attention has the same grid at any length.
-KEYS = 8192
-KEYS_FACTOR = 4
 MOST_FAILURES = 3
-ROWS_FACTOR = 2  # a recorded shape with at most this many times the rows stands in for one that is not recorded yet
+ROWS_FACTOR = 2  # a recorded graph with at most this many times the rows stands in for one that is not recorded yet
 # What a step on a graph that stands in is taken to cost its own shape: padding rows are multiplied, too. Not measured.
 STAND_IN_SECONDS = 0.5e-3
 
@@ -31,38 +26,26 @@ def row_steps(most: int) -> list[int]:
     return [step for step in steps if step < most] + [most]
 
 
-def key_steps(context: int) -> list[int]:
-    """Lengths that have graphs, up to `context`."""
-    steps = []
-    keys = KEYS
-    while keys < context:
-        steps.append(keys)
-        keys *= KEYS_FACTOR
-    return [*steps, context]
-
-
 class GraphPlan:
     """Counts what eager steps cost and names what to record.
 
     Args:
         max_rows: most sequences in a step.
-        context: most keys of a sequence.
         recording: False: never name anything to record; every step runs eagerly.
     """
 
-    def __init__(self, max_rows: int, context: int, *, recording: bool = True) -> None:
+    def __init__(self, max_rows: int, *, recording: bool = True) -> None:
         self._recording = recording
         self._rows = row_steps(max_rows)
-        self._keys = key_steps(context)
-        self._spent: dict[Bucket, float] = {}  # of buckets without a graph: seconds of eager steps
-        self._recorded: set[Bucket] = set()
+        self._spent: dict[int, float] = {}  # of buckets without a graph: seconds of eager steps
+        self._recorded: set[int] = set()
         self._cost = 0.0  # seconds that the last recording took
         self.failures = 0
 
     @property
-    def largest(self) -> Bucket:
+    def largest(self) -> int:
         """The bucket that covers every step."""
-        return Bucket(self._rows[-1], self._keys[-1])
+        return self._rows[-1]
 
     @property
     def row_counts(self) -> list[int]:
@@ -70,61 +53,56 @@ class GraphPlan:
         return list(self._rows)
 
     @property
-    def first(self) -> list[Bucket]:
-        """What a start records, in order: the most rows, then one row, both at the shortest length."""
-        if not self._recording:
-            return []
-        return [Bucket(rows, self._keys[0]) for rows in dict.fromkeys((self._rows[-1], self._rows[0]))]
+    def first(self) -> list[int]:
+        """What a start records, in order: the most rows, then one row."""
+        return list(dict.fromkeys((self._rows[-1], self._rows[0]))) if self._recording else []
 
     @property
     def size(self) -> int:
         """How many buckets there are."""
-        return len(self._rows) * len(self._keys)
+        return len(self._rows)
 
-    def bucket(self, rows: int, keys: int) -> Bucket:
+    def bucket(self, rows: int) -> int:
         """The smallest bucket that covers a step.
 
         Raises:
             ValueError: none does.
         """
-        if not self.largest.covers(rows, keys):
-            raise ValueError(f"a step of {rows} rows with up to {keys} keys: graphs are for {self.largest} at most")
-        return Bucket(
-            next(step for step in self._rows if rows <= step), next(step for step in self._keys if keys <= step)
-        )
+        if rows > self.largest:
+            raise ValueError(f"a step of {rows} rows: graphs are for {self.largest} at most")
+        return next(step for step in self._rows if rows <= step)
 
-    def recorded(self, rows: int, keys: int) -> Bucket | None:
+    def recorded(self, rows: int) -> int | None:
         """The bucket whose graph the step runs on: its own, or a recorded one not much larger. None: run it eagerly."""
-        fitting = [each for each in self._recorded if each.covers(rows, keys)]
-        best = min(fitting, default=None)
-        if best is None or best.rows > ROWS_FACTOR * self.bucket(rows, keys).rows:
+        best = min((each for each in self._recorded if rows <= each), default=None)
+        if best is None or best > ROWS_FACTOR * self.bucket(rows):
             return None
         return best
 
-    def ran_eagerly(self, rows: int, keys: int, seconds: float) -> None:
+    def ran_eagerly(self, rows: int, seconds: float) -> None:
         """Count a step that ran without a graph and kept the host busy for `seconds`."""
-        bucket = self.bucket(rows, keys)
+        bucket = self.bucket(rows)
         self._spent[bucket] = self._spent.get(bucket, 0.0) + seconds
 
-    def ran_on(self, bucket: Bucket, rows: int, keys: int) -> None:
+    def ran_on(self, bucket: int, rows: int) -> None:
         """Count a step that ran on the graph of `bucket`, which may stand in for its own."""
-        if self.bucket(rows, keys) != bucket:
-            self.ran_eagerly(rows, keys, STAND_IN_SECONDS)
+        if self.bucket(rows) != bucket:
+            self.ran_eagerly(rows, STAND_IN_SECONDS)
 
-    def next(self) -> Bucket | None:
+    def next(self) -> int | None:
         """What to record now: the costliest bucket, if it has cost more than a recording."""
         if not self._recording:
             return None
         bucket = max(self._spent, key=lambda each: (self._spent[each], each), default=None)
         return bucket if bucket is not None and self._spent[bucket] > self._cost else None
 
-    def was_recorded(self, bucket: Bucket, seconds: float) -> None:
+    def was_recorded(self, bucket: int, seconds: float) -> None:
         """Note that the bucket has a graph, which took `seconds` to record."""
         self._recorded.add(bucket)
         self._spent.pop(bucket, None)
         self._cost = seconds
 
-    def failed(self, bucket: Bucket, seconds: float) -> None:
+    def failed(self, bucket: int, seconds: float) -> None:
         """Note that recording it failed, after `seconds`. Nothing is recorded until eager steps of one shape have cost ten times
         that, nor ever again after `MOST_FAILURES`: shapes without a graph keep running eagerly."""
         self.failures += 1

@@ -1,9 +1,9 @@
 """Decode steps as CUDA graphs: one launch for a step of one token per sequence, over buffers that stay where they are.
 
 The host writes a step's inputs into one piece of pinned memory, one copy brings them into the buffers, and the graph of the
-smallest recorded shape runs over them. Rows beyond the step's are padding: their slot is -1, so that they write nowhere, and they
-have no keys. A graph holds the forward pass up to the final norm; logits and sampling, whose shapes depend on what requests ask
-for, follow it as single launches.
+smallest recorded number of rows runs over them, however long their sequences are. Rows beyond the step's are padding: their slot is
+-1, so that they write nowhere, and they have no keys. A graph holds the forward pass up to the final norm; logits and sampling,
+whose shapes depend on what requests ask for, follow it as single launches.
 
 Recording and replaying are behind `Recorder`: on CPU tensors the work runs eagerly over the same buffers, as tests do.
 """
@@ -12,6 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,6 @@ from engine.gpu.batch import GpuBatch
 from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan
 from engine.gpu.model import GpuModel
 from engine.sequence_input import SequenceInput
-from engine.tensor_parallel.commands import Bucket
 from scheduler.types.step import GraphCounts
 
 log = logging.getLogger("headrace.engine")
@@ -103,27 +103,28 @@ class CudaRecorder:
 
 
 class _Layout:
-    """Where the inputs of a bucket are in a piece of memory: int64 rows first, then int32 ones.
+    """Where the inputs of a step are in a piece of memory: int64 rows first, then int32 ones, last the block tables, so that a step
+    takes no more of it than its tables need.
 
     Args:
-        bucket: its shape.
-        block_size: tokens in a block.
+        rows: of the graph.
+        blocks: in the block tables of all rows together.
     """
 
-    def __init__(self, bucket: Bucket, block_size: int) -> None:
-        self.rows = bucket.rows
-        self.width = -(-bucket.keys // block_size)
-        self._wide = 4 * 8 * self.rows
-        self.nbytes = self._wide + 4 * self.rows * (1 + self.width)
+    def __init__(self, rows: int, blocks: int) -> None:
+        self.rows = rows
+        self._wide = 4 * 8 * rows
+        self.nbytes = self._wide + 4 * (2 * rows + blocks)
 
-    def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Views of uint8 `memory`: int64 [4, rows] (ids, positions, slots, entries of the table of newest tokens), int32 [rows]
-        key counts, int32 [rows, width] block tables."""
+        key counts, int32 [rows] where each block table begins, int32 [blocks] block tables."""
         narrow = memory[self._wide : self.nbytes].view(torch.int32)
         return (
             memory[: self._wide].view(torch.int64).view(4, self.rows),
             narrow[: self.rows],
-            narrow[self.rows :].view(self.rows, self.width),
+            narrow[self.rows : 2 * self.rows],
+            narrow[2 * self.rows :],
         )
 
 
@@ -143,11 +144,11 @@ class DecodeGraphs:
         self._recorder = recorder
         self._device = device = model.device
         self._block_size = model.pool.block_size
-        largest = plan.largest
-        self._memory = torch.zeros(_Layout(largest, self._block_size).nbytes, dtype=torch.uint8, device=device)
-        self._hidden = torch.empty(largest.rows, model.config.hidden_size, dtype=dtype, device=device)
-        self._every = torch.arange(largest.rows, device=device)
-        self._replays: dict[Bucket, Work] = {}
+        self._width = -(-model.context // self._block_size)
+        self._memory = torch.zeros(self._room(plan.largest).nbytes, dtype=torch.uint8, device=device)
+        self._hidden = torch.empty(plan.largest, model.config.hidden_size, dtype=dtype, device=device)
+        self._every = torch.arange(plan.largest, device=device)
+        self._replays: dict[int, Work] = {}  # by rows
         self.replayed = 0  # steps that ran on a graph
 
     def forward(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
@@ -159,16 +160,16 @@ class DecodeGraphs:
         """
         if any(len(item.token_ids) != 1 or item.results != 1 or item.adapter for item in inputs):
             return self._eagerly(inputs, newest)
-        rows, keys = len(inputs), 1 + max(item.start for item in inputs)
-        bucket = self._plan.recorded(rows, keys)
+        rows = len(inputs)
+        bucket = self._plan.recorded(rows)
         if bucket is None:
             began = time.perf_counter()
             hidden = self._eagerly(inputs, newest)
-            self._plan.ran_eagerly(rows, keys, time.perf_counter() - began)
+            self._plan.ran_eagerly(rows, time.perf_counter() - began)
             return hidden
         if self._model.would_cascade(inputs):  # no graph has its shapes
             return self._eagerly(inputs, newest)
-        self._plan.ran_on(bucket, rows, keys)
+        self._plan.ran_on(bucket, rows)
         self._fill(bucket, inputs, newest)
         self._replays[bucket]()
         self.replayed += 1
@@ -185,16 +186,16 @@ class DecodeGraphs:
         return self._plan.row_counts
 
     @property
-    def first(self) -> list[Bucket]:
+    def first(self) -> list[int]:
         """What to record before the first request, in this order."""
         return self._plan.first
 
-    def missed(self) -> Bucket | None:
-        """The shape that has cost most without a graph, if it is worth one."""
+    def missed(self) -> int | None:
+        """The number of rows whose steps have cost most without a graph, if that is worth one."""
         return self._plan.next()
 
-    def record(self, bucket: Bucket) -> None:
-        """Record a graph; to be called by all ranks, while the device is busy with a step.
+    def record(self, rows: int) -> None:
+        """Record the graph of this many rows; to be called by all ranks, while the device is busy with a step.
 
         Memory is planned for all graphs, so none should fail. One that did is tried again, as the plan says: what made it fail may
         have been another process's. (A capture that broke off may leave torch's allocator in the middle of it: then a later step
@@ -206,45 +207,51 @@ class DecodeGraphs:
         began = time.perf_counter()
         replay: Work | None = None
         try:
-            replay = self._recorder.record(lambda: self._fill(bucket, (), None), self._work(bucket))
+            replay = self._recorder.record(lambda: self._fill(rows, (), None), self._work(rows))
         except RuntimeError as error:  # a device that has failed says so again in the next step
             if self._model.group.size > 1 and not isinstance(error, NotRecorded):
                 raise
-            log.warning("no CUDA graph for %d rows, %d keys: %s", bucket.rows, bucket.keys, error)
+            log.warning("no CUDA graph for %d rows: %s", rows, error)
         made = replay is not None
         # A graph's sums over ranks include padding, so all ranks have it or none does.
         if not self._model.group.least(made) or replay is None:
-            self._plan.failed(bucket, time.perf_counter() - began)
+            self._plan.failed(rows, time.perf_counter() - began)
             if self._plan.failures == MOST_FAILURES:
                 log.error("%d CUDA graphs could not be recorded: steps of other shapes will run without", MOST_FAILURES)
             return
-        self._replays[bucket] = replay
+        self._replays[rows] = replay
         seconds = time.perf_counter() - began
-        self._plan.was_recorded(bucket, seconds)
-        log.debug("CUDA graph for %d rows, %d keys recorded in %.3f s", bucket.rows, bucket.keys, seconds)
+        self._plan.was_recorded(rows, seconds)
+        log.debug("CUDA graph for %d rows recorded in %.3f s", rows, seconds)
 
     def _eagerly(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
         batch = self._model.lay_out(inputs)
         batch.fill(newest)
         return self._model.compute(batch)
 
-    def _work(self, bucket: Bucket) -> Work:
+    def _room(self, rows: int) -> _Layout:
+        """The inputs of rows that are as long as can be."""
+        return _Layout(rows, rows * self._width)
+
+    def _work(self, rows: int) -> Work:
         """The forward pass over the buffers."""
-        wide, lengths, tables = _Layout(bucket, self._block_size).split(self._memory)
+        wide, lengths, starts, tables = self._room(rows).split(self._memory)
         batch = GpuBatch(
-            singles=bucket.rows,
+            singles=rows,
             token_ids=wide[0],
             positions=wide[1],
             slots=wide[2],
             row_starts=lengths[:0],
             kv_lengths=lengths,
-            block_tables=tables,
-            results=self._every[: bucket.rows],
+            tables=tables,
+            table_starts=starts,
+            block_tables=tables[:0].view(0, 0),
+            results=self._every[:rows],
             newest=self._every[:0],
             longest=1,
-            longest_single=bucket.keys,
+            longest_single=self._model.context,
         )
-        hidden = self._hidden[: bucket.rows]
+        hidden = self._hidden[:rows]
 
         @torch.inference_mode()
         def work() -> None:
@@ -252,20 +259,21 @@ class DecodeGraphs:
 
         return work
 
-    def _fill(self, bucket: Bucket, inputs: Sequence[SequenceInput], newest: Tensor | None) -> None:
+    def _fill(self, rows: int, inputs: Sequence[SequenceInput], newest: Tensor | None) -> None:
         """Bring the inputs of a step into the buffers; all rows beyond them are padding."""
-        layout = _Layout(bucket, self._block_size)
+        size, used = self._block_size, [item.block_table[: item.start // self._block_size + 1] for item in inputs]
+        ends = list(accumulate(map(len, used), initial=0))
+        layout = _Layout(rows, ends[-1])
         pinned = self._device.type == "cuda"
         host = torch.zeros(layout.nbytes, dtype=torch.uint8, pin_memory=pinned)
-        wide, lengths, tables = (part.numpy() for part in layout.split(host))
+        wide, lengths, starts, tables = (part.numpy() for part in layout.split(host))
         wide[2:, len(inputs) :] = -1
-        for row, item in enumerate(inputs):
-            at, size = item.start, self._block_size
-            slot = item.block_table[at // size] * size + at % size
-            wide[:, row] = item.token_ids[0], at, slot, -1 if item.newest is None else item.newest
-            used = at // size + 1
-            tables[row, :used] = np.asarray(item.block_table[:used], dtype=np.int32)
+        for row, (item, table) in enumerate(zip(inputs, used, strict=True)):
+            slot = table[-1] * size + item.start % size
+            wide[:, row] = item.token_ids[0], item.start, slot, -1 if item.newest is None else item.newest
         lengths[: len(inputs)] = wide[1, : len(inputs)] + 1
+        starts[: len(inputs)] = ends[:-1]
+        tables[:] = np.fromiter(chain.from_iterable(used), dtype=np.int32, count=ends[-1])
         self._memory[: layout.nbytes].copy_(host, non_blocking=True)
         if newest is not None:
             ids, places = (layout.split(self._memory)[0][index] for index in (0, 3))

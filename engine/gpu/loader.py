@@ -168,7 +168,7 @@ class GpuLoader:
             workspace=Workspace(states_bytes(self._part, self._limits, plan.context), self._device),
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
-        graphs = GraphPlan(self._limits.sequences, plan.context, recording=recording)
+        graphs = GraphPlan(self._limits.sequences, recording=recording)
         vocab, eos = self._config.vocab_size, self._config.eos_token_ids
         self.preparation = grammars = Grammars(vocab, eos)
         if self.exact_drafts:

@@ -156,9 +156,9 @@ def states_bytes(config: ModelConfig, limits: StepLimits, context: int) -> int:
 
 def graph_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context: int, block_size: int) -> int:
     """Memory of all CUDA graphs, in bytes: their launches, their inputs and outputs, their rows and those of the run before."""
-    plan = GraphPlan(limits.sequences, context)
+    plan = GraphPlan(limits.sequences)
     rows = limits.sequences * _row_bytes(config, itemsize)
-    inputs = limits.sequences * (itemsize * config.hidden_size + 5 * 8 + 4 * covering(context, block_size))
+    inputs = limits.sequences * (itemsize * config.hidden_size + 6 * 8 + 4 * covering(context, block_size))
     return plan.size * GRAPH_BYTES + 2 * rows + inputs
 
 

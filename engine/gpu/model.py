@@ -6,7 +6,7 @@ What belongs here: the order of the operations of a forward pass. Never: how a w
 run, graphs, sampling.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -26,6 +26,7 @@ from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import Shard, split_config
 from kernels.gpu.attention.cascade import cascade_attention
 from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.decode_work import DecodeWork, plan_decode
 from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.kv.write_kv import write_kv
 from kernels.gpu.linear.quantized import KERNEL_ROWS
@@ -111,6 +112,7 @@ class GpuModel:
 
     Attributes:
         config: this rank's part of the description.
+        context: as given.
 
     Raises:
         ValueError: the device is not this thread's current one, where Triton would launch its kernels.
@@ -139,8 +141,10 @@ class GpuModel:
         self._weights = weights
         self._first_id = Shard.of(config, self.group.rank, self.group.size).axes[Axis.VOCABULARY].start
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
-        self._context = context
+        self.context = context
         self._workspace = workspace
+        sliding = config.sliding_window or 0
+        self._windows = [sliding if slides else 0 for slides in config.sliding_layers]  # of each layer, 0: none
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
         self._turns = _Turns(cos.flatten(1).contiguous().to(self.device), sin[:, 0, 1].contiguous().to(self.device))
 
@@ -163,13 +167,14 @@ class GpuModel:
         captured as a CUDA graph, for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length
         of 0."""
         eps, weights, adapters = self.config.rms_norm_eps, self._weights, batch.adapters
+        work = self._planned(batch)
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
         if self.config.scales.embedding_scale is not None:
             residual *= self.config.scales.embedding_scale
         change: Tensor | None = None
         for index, layer in enumerate(weights.layers):
             normed, residual = _norm(residual, change, layer.input_norm, eps)
-            mixed = self.group.sum(layer.o(self._attend(normed, index, layer, batch), adapters))
+            mixed = self.group.sum(layer.o(self._attend(normed, index, layer, batch, work), adapters))
             mixed = _normed(mixed, layer.after_attention_norm, eps)
             normed, residual = _norm(residual, mixed, layer.post_norm, eps)
             change = self.group.sum(layer.down(silu_mul(layer.gate_up(normed, adapters)), adapters))
@@ -195,12 +200,12 @@ class GpuModel:
             row_counts: further numbers of rows: cuBLAS has other kernels for others.
         """
         chunks = dict.fromkeys((max(tokens, 2), KERNEL_ROWS + 1, 2))
-        shapes = [*((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)), (1, 0, 1), (17, 0, self._context)]
+        shapes = [*((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)), (1, 0, 1), (17, 0, self.context)]
         for singles, chunk, keys in shapes:
             batch = GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)
             self.logits(self.compute(batch)[-SCORED_ROWS:])
         if self._sharing is not None:
-            for keys in (self.pool.block_size + 1, self._context):
+            for keys in (self.pool.block_size + 1, self.context):
                 self.compute(GpuBatch.of_one_group(keys, self.pool.block_size, self._sharing, self.device))
         most = max(row_counts, default=1)
         for rows in sorted({*row_counts, *range(_TILE_ROWS, tokens, _TILE_ROWS), tokens}, reverse=True):
@@ -217,7 +222,23 @@ class GpuModel:
         if with_head:
             self.logits(zeros((rows, config.hidden_size)))
 
-    def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch) -> Tensor:
+    def _planned(self, batch: GpuBatch) -> dict[int, DecodeWork]:
+        """What decode attention has to do, for each window that layers have."""
+        if not batch.singles:
+            return {}
+        of_all = (batch.kv_lengths[: batch.singles], batch.table_starts, batch.tables)
+        inputs = dict.fromkeys(self._windows, (of_all, batch.longest_single))
+        if batch.cascade is not None:
+            rests = (batch.cascade.lengths, batch.cascade.table_starts, batch.cascade.tables)
+            inputs[0] = rests, batch.cascade.longest_kv
+        return {
+            window: plan_decode(*those, kv_heads=self.config.kv_heads, longest_kv=longest, window=window)
+            for window, (those, longest) in inputs.items()
+        }
+
+    def _attend(
+        self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch, work: Mapping[int, DecodeWork]
+    ) -> Tensor:
         """Attention of one layer up to its last projection: [rows, heads * dim]."""
         config = self.config
         queries = write_kv(
@@ -234,12 +255,12 @@ class GpuModel:
             eps=config.rms_norm_eps,
             scales=self.pool.layer_scales[index],
         )
-        return self._mix(queries, index, batch).flatten(1)
+        return self._mix(queries, index, batch, work).flatten(1)
 
-    def _mix(self, queries: Tensor, index: int, batch: GpuBatch) -> Tensor:
+    def _mix(self, queries: Tensor, index: int, batch: GpuBatch, work: Mapping[int, DecodeWork]) -> Tensor:
         """Attention itself: single rows split over their keys or by shared prefixes, chunks tiled."""
         kv, scales = self.pool.layers[index], self.pool.layer_scales[index]
-        window = (self.config.sliding_window or 0) if self.config.sliding_layers[index] else 0
+        window = self._windows[index]
         one, out = batch.singles, torch.empty_like(queries)
         scale, soft_cap = self.config.attention_scale, self.config.scales.attention_soft_cap or 0.0
         if batch.cascade is not None and not window:
@@ -247,6 +268,7 @@ class GpuModel:
                 queries[:one],
                 kv,
                 batch.cascade,
+                work[0],
                 scale=scale,
                 soft_cap=soft_cap,
                 scales=scales,
@@ -257,12 +279,9 @@ class GpuModel:
             decode_attention(
                 queries[:one],
                 kv,
-                batch.kv_lengths[:one],
-                batch.block_tables[:one],
+                work[window],
                 scale=scale,
                 soft_cap=soft_cap,
-                longest_kv=batch.longest_single,
-                window=window,
                 scales=scales,
                 out=out[:one],
                 workspace=self._workspace,
@@ -273,7 +292,7 @@ class GpuModel:
                 kv,
                 batch.row_starts,
                 batch.kv_lengths[one:],
-                batch.block_tables[one:],
+                batch.block_tables,
                 scale=scale,
                 soft_cap=soft_cap,
                 longest=batch.longest,

@@ -30,7 +30,7 @@ from engine.sampling.sampled_rows import SampledRow, first_rows, take, wanted_ro
 from engine.sampling.sampler import CpuSampler, Sampled
 from engine.sequence import Sequence as TokenSequence
 from engine.sequence_input import SequenceInput, adapter_rows
-from engine.tensor_parallel.commands import Bucket, RankCommand, Record, Submit, Warmup
+from engine.tensor_parallel.commands import RankCommand, Record, Submit, Warmup
 from kernels.gpu.runtime import sent
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.step import Chunk, ChunkResult, GraphCounts, SequenceInit, Step, StepResult
@@ -181,13 +181,13 @@ class GpuWorker:
 
     def record_first(self) -> None:
         """Record the graphs that are there before the first request, on all ranks."""
-        for bucket in self._graphs.first:
-            self.record(bucket)
+        for rows in self._graphs.first:
+            self.record(rows)
 
-    def record(self, bucket: Bucket) -> None:
-        """Record the graph of this shape, on all ranks."""
-        self._send(Record(bucket))
-        self._graphs.record(bucket)
+    def record(self, rows: int) -> None:
+        """Record the graph of this many rows, on all ranks."""
+        self._send(Record(rows))
+        self._graphs.record(rows)
 
     @property
     def graph_counts(self) -> GraphCounts:
@@ -232,9 +232,9 @@ class GpuWorker:
 
     def finish_up_to(self, pending: PendingStep) -> None:
         """Finish the steps up to this one, for `PendingStep.result`."""
-        bucket = None if pending.finished else self._graphs.missed()
-        if bucket is not None:
-            self.record(bucket)
+        rows = None if pending.finished else self._graphs.missed()
+        if rows is not None:
+            self.record(rows)
         while not pending.finished:
             self._finish_oldest()
 

@@ -16,18 +16,6 @@ from engine.ipc.sockets import bound, connected
 from scheduler.types.step import Step
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Bucket:
-    """The shape of a CUDA graph: single tokens of `rows` sequences that have up to `keys` keys."""
-
-    rows: int
-    keys: int
-
-    def covers(self, rows: int, keys: int) -> bool:
-        """Whether such a step fits."""
-        return rows <= self.rows and keys <= self.keys
-
-
 @dataclass(frozen=True, slots=True)
 class Submit:
     """Compute this step."""
@@ -37,9 +25,9 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Record the CUDA graph of this shape."""
+    """Record the CUDA graph of steps of this many rows."""
 
-    bucket: Bucket
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,12 @@ from triton.compiler import ASTSource
 import kernels.gpu
 from kernels.gpu.runtime import INTERPRETED, Variant
 
-# Bytes of shared memory per block of threads, by compute capability (CUDA programming guide, technical specifications).
+# Bytes of shared memory per block of threads, by compute capability (CUDA programming guide, technical specifications). A
+# multiprocessor has 1 KiB more, of which each block takes that for itself.
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+SHARED_OF_SYSTEM = 1024
+REGISTERS = 65536  # of a multiprocessor, of all generations here; given to warps in pieces of 256
+THREADS = {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
 NOT_KERNELS = {"build", "runtime"}
 
 
@@ -38,16 +42,24 @@ class Built:
     """What one variant takes on one architecture: registers per thread, bytes of spilled stack, bytes of shared memory."""
 
     module: str
-    variant: str
+    variant: Variant
     arch: int
     registers: int
     spills: int
     shared: int
 
     @property
+    def resident(self) -> int:
+        """How many programs a multiprocessor holds at a time."""
+        threads = 32 * self.variant.warps
+        registers = -(-32 * self.registers // 256) * 256 * self.variant.warps
+        shared = (SHARED_LIMIT[self.arch] + SHARED_OF_SYSTEM) // (self.shared + SHARED_OF_SYSTEM)
+        return min(THREADS[self.arch] // threads, REGISTERS // registers, shared)
+
+    @property
     def fits(self) -> bool:
-        """Whether nothing spills and the chip has that much shared memory."""
-        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
+        """Whether nothing spills and a multiprocessor holds as many programs as it should."""
+        return self.spills == 0 and self.resident >= self.variant.resident
 
 
 def variants() -> Iterator[tuple[str, Variant]]:
@@ -76,7 +88,7 @@ def build(module: str, variant: Variant, arch: int) -> Built:
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resources(compiled.asm["cubin"])
-    return Built(module, variant.name, arch, registers, spills, compiled.metadata.shared)
+    return Built(module, variant, arch, registers, spills, compiled.metadata.shared)
 
 
 def _not_specialized(kernel: Any) -> set[str]:
@@ -114,7 +126,7 @@ def main() -> int:
     parser.add_argument("--only", help="modules whose name contains this")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}")
-    print(f"{'kernel':28}{'variant':40}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>9}")
+    print(f"{'kernel':28}{'variant':40}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>9}{'resident':>10}")
     fits = True
     for module, variant in variants():
         if arguments.only and arguments.only not in module:
@@ -123,7 +135,7 @@ def main() -> int:
             built = build(module, variant, arch)
             fits &= built.fits
             print(
-                f"{module:28}{built.variant:40}{arch:4}{built.registers:11}{built.spills:8}{built.shared:9}"
+                f"{module:28}{variant.name:40}{arch:4}{built.registers:11}{built.spills:8}{built.shared:9}{built.resident:10}"
                 f"{'' if built.fits else '  does not fit'}",
                 flush=True,
             )

@@ -43,6 +43,7 @@ class Variant:
         stages: of the software pipeline.
         aligned: arguments that are multiples of 16 (pointers and strides), as the launcher would find at run time.
         archs: compute capabilities that this configuration is for, such as `(80, 90)`; empty for all.
+        resident: how many programs one multiprocessor must hold at a time.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Variant:
     stages: int = 2
     aligned: tuple[str, ...] = ()
     archs: tuple[int, ...] = ()
+    resident: int = 1
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:

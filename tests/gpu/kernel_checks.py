@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 import torch
 
 from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.decode_work import plan_decode
 from kernels.gpu.attention.merge_states import merge_states, reference_merge_states
 from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.attention.reference import reference_attention
@@ -64,17 +65,11 @@ def check_decode(device, lengths, *, heads, dim, dtype, fp8=False, **options):
     batch = Batch(device, [(1, keys) for keys in lengths], heads=heads, dim=dim, dtype=dtype, fp8=fp8)
     q, kv, _, kv_lengths, tables = batch.there
     sums = torch.full(q.shape[:2], float("nan"), device=device)
-    found = decode_attention(
-        q,
-        kv,
-        kv_lengths,
-        tables,
-        scale=0.1,
-        longest_kv=max(lengths),
-        scales=batch.scales_there,
-        log_sums=sums,
-        **options,
-    )
+    starts = torch.arange(len(lengths), dtype=torch.int32, device=device) * tables.shape[1]
+    places = {"kv_heads": heads[1], "longest_kv": max(lengths), "window": options.get("window", 0)}
+    work = plan_decode(kv_lengths, starts, tables.flatten(), **places)
+    cap = options.get("soft_cap", 0.0)
+    found = decode_attention(q, kv, work, scale=0.1, soft_cap=cap, scales=batch.scales_there, log_sums=sums)
     batch.check(found, sums, **options)
 
 

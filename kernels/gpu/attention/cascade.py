@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels.gpu.attention.cascade_groups import CascadeBatch
 from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.decode_work import DecodeWork
 from kernels.gpu.attention.merge_states import merge_states
 from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.attention.reference import reference_attention
@@ -32,6 +33,7 @@ def cascade_attention(
     q: Tensor,
     kv: Tensor,
     batch: CascadeBatch,
+    work: DecodeWork,
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -45,6 +47,7 @@ def cascade_attention(
         q: [sequences, heads, dim] fp16, bf16 or fp32.
         kv: [blocks, 2, kv_heads, block_size, dim], one layer's keys and values.
         batch: the same sequences, laid out by `CascadeBatch.build`.
+        work: `plan_decode` of the rests.
         scale: factor on the scores.
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
         scales: fp32 [blocks, 2, kv_heads] of an fp8 pool.
@@ -79,10 +82,8 @@ def cascade_attention(
     decode_attention(
         q,
         kv,
-        batch.lengths,
-        batch.tables,
+        work,
         scale=scale,
-        longest_kv=batch.longest_kv,
         soft_cap=soft_cap,
         scales=scales,
         log_sums=log_sums[-1],

@@ -13,7 +13,7 @@ neighbours, no device work.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -124,7 +124,8 @@ class CascadeBatch:
         prefix_lengths: int32 [splits * groups], keys of each.
         prefix_tables: int32 [splits * groups, most blocks in a split].
         lengths: int32 [sequences], keys in the rest of each sequence, at least one.
-        tables: int32 [sequences, most blocks], of the rest.
+        tables: int32 [blocks of all rests], one block table after the other.
+        table_starts: int32 [sequences], where each begins in `tables`.
         longest_kv: the most keys in a rest.
     """
 
@@ -135,6 +136,7 @@ class CascadeBatch:
     prefix_tables: Tensor
     lengths: Tensor
     tables: Tensor
+    table_starts: Tensor
     longest_kv: int
 
     @classmethod
@@ -161,6 +163,9 @@ class CascadeBatch:
                 counts.append((last - first) * block_size)
                 parts.append(tables[span.start][first:last])
         own = [span.blocks for span in spans for _ in range(span.start, span.stop)]
+        rests = [
+            table[blocks : -(-length // block_size)] for table, blocks, length in zip(tables, own, lengths, strict=True)
+        ]
         rest = [length - blocks * block_size for length, blocks in zip(lengths, own, strict=True)]
         sent = _send(
             [
@@ -168,15 +173,13 @@ class CascadeBatch:
                 [counts],
                 parts,
                 [rest],
-                [
-                    table[blocks : -(-length // block_size)]
-                    for table, blocks, length in zip(tables, own, lengths, strict=True)
-                ],
+                [[block for table in rests for block in table]],
+                [[0, *accumulate(map(len, rests[:-1]))]],
             ],
             device,
         )
         longest = max(span.stop - span.start for span in spans)
-        return cls(splits, longest, sent[0][0], sent[1][0], sent[2], sent[3][0], sent[4], max(rest))
+        return cls(splits, longest, sent[0][0], sent[1][0], sent[2], sent[3][0], sent[4][0], sent[5][0], max(rest))
 
 
 def _with_gaps(groups: Sequence[Group], sequences: int) -> Iterator[Group]:

@@ -18,12 +18,22 @@ HOPPER_SHARED = 227 * 1024  # bytes that a program may have on compute capabilit
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Shape of a program: `tile` rows (query rows times query heads per KV head, padded), `keys` at a time."""
+    """Shape of a program.
+
+    Attributes:
+        tile: rows (query rows times query heads per KV head, padded).
+        keys: taken at a time.
+        warps: per program.
+        stages: of the software pipeline.
+        resident: how many programs one multiprocessor holds at a time, where a launch has as many as the chip holds; at most
+            what `python -m kernels.gpu.build` finds.
+    """
 
     tile: int
     keys: int
     warps: int
     stages: int
+    resident: int = 1
 
     def constants(self, group: int, dim: int, block_size: int) -> dict[str, int]:
         """The compile-time arguments of every attention kernel, for `group` query heads of `dim` per KV head."""
@@ -101,6 +111,14 @@ def chip(device: torch.device) -> int:
     return 90 if capability(device) >= 90 and most >= HOPPER_SHARED else 80
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; few if Triton interprets, so that programs have more than one piece of work."""
+    if INTERPRETED:
+        return 3
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def _has_e4m3(kv: Tensor) -> bool:
     return not INTERPRETED and capability(kv.device) >= 89
 
@@ -120,6 +138,7 @@ def variants(
     config_for: Callable[[int, int, int, int], Config],
     pointers: Mapping[str, str],
     absent: tuple[str, ...] = (),
+    derived: Callable[[Config], Mapping[str, int]] = lambda _: {},
     block_size: int = 32,
     fp8: bool = False,
     **constants: int | bool,
@@ -135,6 +154,7 @@ def variants(
         config_for: (group, dim, bytes per element, `chip`) -> shape of a program.
         pointers: types of the pointers other than the queries, the pool and its tables.
         absent: optional pointers that are None in this variant.
+        derived: compile-time arguments that follow from the shape of a program.
         block_size: of the pool.
         fp8: whether the pool holds 8-bit floats.
         constants: compile-time arguments beside those of the shapes.
@@ -157,11 +177,12 @@ def variants(
                 {name: f"*{kind}" for name, kind in (types | store).items()}
                 | dict.fromkeys(("sequences", "limit", "positions", "window", *strides), "i32")
                 | dict.fromkeys(("inner", "outer", "log2e"), "fp32"),
-                config.constants(group, dim, block_size) | fixed,
+                config.constants(group, dim, block_size) | fixed | dict(derived(config)),
                 warps=config.warps,
                 stages=config.stages,
                 aligned=(*types, *(each for each in strides if "scale" not in each)),
                 archs=(arch,),
+                resident=config.resident,
             )
         )
     return tuple(builds)

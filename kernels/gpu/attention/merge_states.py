@@ -19,6 +19,32 @@ from kernels.gpu.attention.tile import NOTHING
 from kernels.gpu.runtime import Variant
 
 
+@triton.jit
+def merged(
+    values, sums, parts, stride_part, stride_sum_part, D: tl.constexpr, D_PAD: tl.constexpr, PARTS: tl.constexpr
+):
+    """(output fp32 [D_PAD], log-sum-exp) of one row and head over `parts` parts, in their order. What other programs of the same
+    launch have written is read from L2, where it is."""
+    dims = tl.arange(0, D_PAD)
+    top = NOTHING
+    total = 0.0
+    acc = tl.zeros([D_PAD], tl.float32)
+    for first in range(0, parts, PARTS):
+        index = (first + tl.arange(0, PARTS)).to(tl.int64)
+        part = tl.load(sums + index * stride_sum_part, index < parts, float("-inf"), cache_modifier=".cg")
+        some = part > float("-inf")  # the output of an empty part may be anything, and is not read
+        places = values + (index * stride_part)[:, None] + dims[None, :]
+        value = tl.load(places, some[:, None] & (dims < D)[None, :], 0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, tl.max(part, 0))
+        weight = tl.exp(part - new_top)
+        shrink = tl.exp(top - new_top)
+        total = total * shrink + tl.sum(weight, 0)
+        acc = acc * shrink + tl.sum(value.to(tl.float32) * weight[:, None], 0)
+        top = new_top
+    weight = tl.where(total > 0, total, 1.0)
+    return acc / weight, tl.where(total > 0, top + tl.log(weight), float("-inf"))
+
+
 @triton.jit(do_not_specialize=["parts", "stride_sum_part"], do_not_specialize_on_alignment=["log_sums", "log_sum"])
 def _merge_states(
     outputs,
@@ -40,28 +66,12 @@ def _merge_states(
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
-    dims = tl.arange(0, D_PAD)
     sums = log_sums + row * stride_sum_row + head * stride_sum_head
-    values = outputs + row * stride_row + head * stride_head + dims[None, :]
-    top = NOTHING
-    total = 0.0
-    acc = tl.zeros([D_PAD], tl.float32)
-    for first in range(0, parts, PARTS):
-        index = (first + tl.arange(0, PARTS)).to(tl.int64)
-        part = tl.load(sums + index * stride_sum_part, index < parts, float("-inf"))
-        some = part > float("-inf")  # the output of an empty part may be anything, and is not read
-        value = tl.load(values + (index * stride_part)[:, None], some[:, None] & (dims < D)[None, :], 0.0)
-        new_top = tl.maximum(top, tl.max(part, 0))
-        weight = tl.exp(part - new_top)
-        shrink = tl.exp(top - new_top)
-        total = total * shrink + tl.sum(weight, 0)
-        acc = acc * shrink + tl.sum(value.to(tl.float32) * weight[:, None], 0)
-        top = new_top
-    weight = tl.where(total > 0, total, 1.0)
-    place = out + row * stride_out_row + head * stride_out_head + dims
-    tl.store(place, (acc / weight).to(out.dtype.element_ty), dims < D)
-    merged = tl.where(total > 0, top + tl.log(weight), float("-inf"))
-    tl.store(log_sum + row * tl.num_programs(1) + head, merged)
+    values = outputs + row * stride_row + head * stride_head
+    result, result_sum = merged(values, sums, parts, stride_part, stride_sum_part, D, D_PAD, PARTS)
+    dims = tl.arange(0, D_PAD)
+    tl.store(out + row * stride_out_row + head * stride_out_head + dims, result.to(out.dtype.element_ty), dims < D)
+    tl.store(log_sum + row * tl.num_programs(1) + head, result_sum)
 
 
 def config_for(dim: int) -> tuple[int, int]:

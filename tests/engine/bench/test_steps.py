@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from engine.bench.steps import LLAMA_3_8B, StepBench
-from engine.tensor_parallel.commands import Bucket
 from kernels.bench.timing import Timer
 
 TINY = replace(
@@ -32,7 +31,7 @@ def test_steps_are_timed_against_the_bytes_they_read():
     assert decode.floor == weights + 2 * 64 * 2 * 2 * 2 * 16 * 4
     assert prefill.floor == weights + 20 * 2 * 2 * 2 * 16 * 4
     assert decode.seconds > 0 and prefill.seconds > 0
-    assert (decode.bucket, prefill.bucket) == (Bucket(2, 128), None)
+    assert (decode.graph, prefill.graph) == (2, None)
     assert decode.eager > 0 and prefill.eager is None
 
 

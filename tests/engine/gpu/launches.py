@@ -68,6 +68,7 @@ def prepare(compiles: bool) -> list[str]:
     launch.capability = lambda device: 90
     for module in (decode, paged):
         module.chip = lambda device: 90
+    decode.multiprocessors = lambda device: 132
     return asked
 
 

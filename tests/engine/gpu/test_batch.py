@@ -46,8 +46,11 @@ def test_every_token_has_its_row(sequences):
     assert batch.longest_single == max((item.start + 1 for item in singles), default=0)
     assert batch.cascade is None
     wanted, newest, adapters = {}, [], []
+    ends = [*batch.table_starts.tolist()[1:], len(batch.tables)]
+    tables = [batch.tables[start:end].tolist() for start, end in zip(batch.table_starts.tolist(), ends, strict=False)]
+    assert len(tables) == batch.singles and sum(map(len, tables)) == len(batch.tables)
     for (first, count), item, length, table in zip(
-        rows_of(batch), laid, batch.kv_lengths.tolist(), batch.block_tables.tolist(), strict=True
+        rows_of(batch), laid, batch.kv_lengths.tolist(), tables + batch.block_tables.tolist(), strict=True
     ):
         positions = range(item.start, item.start + count)
         assert batch.token_ids[first : first + count].tolist() == item.token_ids
@@ -56,7 +59,7 @@ def test_every_token_has_its_row(sequences):
         assert batch.slots[first : first + count].tolist() == slots
         assert length == positions.stop
         used = -(-length // SIZE)
-        assert table == item.block_table[:used] + [0] * (len(table) - used)
+        assert table == item.block_table[:used] + [0] * (len(table) - used if count > 1 else 0)
         wanted[id(item)] = range(first + count - item.results, first + count)
         newest += [] if item.newest is None else [[first + count - 1, item.newest]]
         adapters += [item.adapter] * count
@@ -70,7 +73,10 @@ def test_types_are_those_that_the_kernels_take():
     batch = GpuBatch.build([SequenceInput(token_ids=[1, 2], start=0, block_table=[0], adapter=1)], SIZE, CPU)
     wide = (batch.token_ids, batch.positions, batch.slots, batch.results, batch.newest, batch.adapters)
     assert {part.dtype for part in wide} == {torch.int64}
-    assert {part.dtype for part in (batch.row_starts, batch.kv_lengths, batch.block_tables)} == {torch.int32}
+    assert {
+        part.dtype
+        for part in (batch.row_starts, batch.kv_lengths, batch.tables, batch.table_starts, batch.block_tables)
+    } == {torch.int32}
 
 
 def test_ids_in_flight_come_from_the_table_and_others_stay():
@@ -92,7 +98,8 @@ def test_padding_writes_nowhere_and_has_a_batchs_shapes(singles, chunk, keys):
     for part in (batch.token_ids, batch.positions, batch.slots, batch.results):
         assert part.shape == (rows,) and part.dtype == torch.int64
     assert batch.kv_lengths.tolist() == [0] * singles + [chunk] * (chunk > 0)
-    assert batch.block_tables.shape == (sequences, -(-max(keys, chunk) // SIZE))
+    assert batch.block_tables.shape == (sequences - singles, -(-chunk // SIZE))
+    assert batch.table_starts.tolist() == [0] * singles and len(batch.tables)
     assert batch.row_starts.tolist() == ([0, chunk] if chunk else [0])
     assert (batch.longest, batch.longest_single) == (max(chunk, 1), keys)
 

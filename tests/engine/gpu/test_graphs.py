@@ -13,7 +13,6 @@ from engine.gpu.batch import GpuBatch
 from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan
 from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder, NotRecorded, _Layout
 from engine.sequence_input import SequenceInput
-from engine.tensor_parallel.commands import Bucket
 from scheduler.types.step import GraphCounts
 from tests.engine.gpu.cases import CPU, SIZE
 
@@ -40,6 +39,7 @@ class Echo:
     cascades: bool = False
     device: torch.device = CPU
     computed: list = field(default_factory=list)  # rows of each batch
+    context = CONTEXT
     pool = SimpleNamespace(block_size=SIZE)
     config = SimpleNamespace(hidden_size=5)
 
@@ -53,9 +53,11 @@ class Echo:
         self.computed.append(len(batch.token_ids))
         rows = [batch.token_ids, batch.positions, batch.slots]
         if batch.singles == len(batch.token_ids):
-            used = torch.arange(batch.block_tables.shape[1]) * SIZE < batch.kv_lengths[:, None]
-            weights = torch.arange(1, batch.block_tables.shape[1] + 1)
-            rows += [batch.kv_lengths, (batch.block_tables * used * weights).sum(1)]
+            used = torch.arange(CONTEXT // SIZE) * SIZE < batch.kv_lengths[:, None]
+            places = batch.table_starts[:, None] + torch.arange(CONTEXT // SIZE)
+            weights = torch.arange(1, CONTEXT // SIZE + 1)
+            tables = batch.tables[places.clamp(max=len(batch.tables) - 1)]
+            rows += [batch.kv_lengths, (tables * used * weights).sum(1)]
         else:
             rows += [torch.zeros(len(batch.token_ids))] * 2
         found = torch.stack([part.float() for part in rows], 1)[batch.results]
@@ -63,7 +65,7 @@ class Echo:
 
 
 def graphs_of(model, recorder=None):
-    return DecodeGraphs(model, GraphPlan(MOST, CONTEXT), recorder or EagerRecorder(), torch.float32)
+    return DecodeGraphs(model, GraphPlan(MOST), recorder or EagerRecorder(), torch.float32)
 
 
 def token(start=0, table=(3,), **changes):
@@ -86,7 +88,7 @@ def test_a_replayed_step_reads_what_an_eager_one_reads(steps):
     model = Echo()
     graphs = graphs_of(model)
     for rows in (2, 8):
-        graphs.record(Bucket(rows, CONTEXT))
+        graphs.record(rows)
     for inputs in steps:
         hidden = graphs.forward(inputs, NEWEST).clone()
         batch = model.lay_out(inputs)
@@ -98,7 +100,7 @@ def test_a_replayed_step_reads_what_an_eager_one_reads(steps):
 def test_rows_beyond_the_steps_are_padding_whatever_ran_before():
     model = Echo()
     graphs = graphs_of(model)
-    graphs.record(Bucket(4, CONTEXT))
+    graphs.record(4)
     graphs.forward([token(40, (1, 2, 3)) for _ in range(4)], NEWEST)
     graphs.forward([token(5), token(6)], NEWEST)
     padding = graphs._hidden[2:4]
@@ -118,7 +120,7 @@ def test_rows_beyond_the_steps_are_padding_whatever_ran_before():
 def test_steps_that_no_graph_has_run_eagerly_and_are_not_counted(odd):
     model = Echo()
     graphs = graphs_of(model)
-    graphs.record(Bucket(2, CONTEXT))
+    graphs.record(2)
     del model.computed[:]
     graphs.forward([token(), odd], NEWEST)
     assert graphs.replayed == 0
@@ -129,7 +131,7 @@ def test_steps_that_no_graph_has_run_eagerly_and_are_not_counted(odd):
 def test_a_step_that_cascades_runs_eagerly_and_its_bucket_is_not_blamed():
     model = Echo(cascades=True)
     graphs = graphs_of(model)
-    graphs.record(Bucket(2, CONTEXT))
+    graphs.record(2)
     graphs.forward([token(), token()], NEWEST)
     assert (graphs.replayed, graphs.missed()) == (0, None)
 
@@ -138,8 +140,8 @@ def test_a_bucket_that_costs_is_missed_until_it_is_recorded():
     graphs = graphs_of(Echo())
     assert graphs.missed() is None
     graphs.forward([token(), token()], NEWEST)
-    assert graphs.missed() == Bucket(2, CONTEXT)
-    graphs.record(Bucket(2, CONTEXT))
+    assert graphs.missed() == 2
+    graphs.record(2)
     assert graphs.missed() is None
     graphs.forward([token(), token()], NEWEST)
     assert graphs.replayed == 1
@@ -158,9 +160,9 @@ class Fails:
 def test_failed_recordings_are_counted_and_do_not_go_on_for_ever(caplog):
     graphs = graphs_of(Echo(), Fails(RuntimeError("out of memory")))
     for failures in range(1, MOST_FAILURES + 1):
-        graphs.record(Bucket(2, CONTEXT))
+        graphs.record(2)
         assert graphs.counts == GraphCounts(failed=failures)
-    assert "no CUDA graph for 2 rows, 64 keys: out of memory" in caplog.text
+    assert "no CUDA graph for 2 rows: out of memory" in caplog.text
     assert "will run without" in caplog.text
     for _ in range(3):
         graphs.forward([token()], NEWEST)
@@ -169,10 +171,10 @@ def test_failed_recordings_are_counted_and_do_not_go_on_for_ever(caplog):
 
 def test_of_several_ranks_one_that_could_not_record_keeps_all_from_it(caplog):
     graphs = graphs_of(Echo(Ranks(size=2)), Fails(NotRecorded("busy")))
-    graphs.record(Bucket(2, CONTEXT))
+    graphs.record(2)
     assert "busy" in caplog.text
     lagging = graphs_of(Echo(Ranks(size=2, others=0)))
-    lagging.record(Bucket(2, CONTEXT))
+    lagging.record(2)
     for each in (graphs, lagging):
         each.forward([token()], NEWEST)
         assert each.counts == GraphCounts(failed=1)
@@ -181,21 +183,24 @@ def test_of_several_ranks_one_that_could_not_record_keeps_all_from_it(caplog):
 def test_of_several_ranks_one_whose_work_fails_cannot_go_on():
     graphs = graphs_of(Echo(Ranks(size=2)), Fails(RuntimeError("device lost")))
     with pytest.raises(RuntimeError, match="device lost"):
-        graphs.record(Bucket(2, CONTEXT))
+        graphs.record(2)
 
 
-@given(st.integers(1, 300), st.integers(1, 5000))
-def test_a_buckets_inputs_lie_in_one_piece_without_overlap(rows, keys):
-    layout = _Layout(Bucket(rows, keys), SIZE)
+@given(st.integers(1, 300), st.integers(0, 5000))
+def test_a_steps_inputs_lie_in_one_piece_without_overlap(rows, blocks):
+    layout = _Layout(rows, blocks)
     memory = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    wide, lengths, tables = layout.split(memory)
-    assert (wide.shape, lengths.shape, tables.shape) == ((4, rows), (rows,), (rows, -(-keys // SIZE)))
-    for number, part in enumerate((wide, lengths, tables), 1):
+    parts = layout.split(memory)
+    assert [part.shape for part in parts] == [(4, rows), (rows,), (rows,), (blocks,)]
+    for number, part in enumerate(parts, 1):
         part.fill_(number)
-    assert (wide == 1).all() and (lengths == 2).all() and (tables == 3).all()
-    assert sum(part.nbytes for part in (wide, lengths, tables)) == layout.nbytes
-    smaller = _Layout(Bucket(max(1, rows - 1), keys), SIZE)
-    assert smaller.nbytes <= layout.nbytes  # the largest bucket's memory serves them all
+    assert all((part == number).all() for number, part in enumerate(parts, 1))
+    assert sum(part.nbytes for part in parts) == layout.nbytes
+    more = _Layout(rows, blocks + 7)  # with room for more blocks, the others are where they were
+    longer = torch.zeros(more.nbytes, dtype=torch.uint8)
+    longer[: layout.nbytes] = memory
+    for one, other in zip(parts, more.split(longer), strict=True):
+        assert torch.equal(one, other[: len(one)])
 
 
 class Capture:

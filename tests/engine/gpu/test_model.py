@@ -120,7 +120,7 @@ def test_a_rehearsal_multiplies_every_number_of_rows_and_leaves_no_trace(tiny_mo
     model._weights.layers[0] = replace(layer, qkv=Noting(layer.qkv, noted))
     model._weights = replace(model._weights, head=Noting(model._weights.head, heads))
     monkeypatch.setattr(module, "_TILE_ROWS", 16)
-    model._context = 64
+    model.context = 64
     model.warm_up(20, [1, 2, 8])
     assert noted[0] == max(noted) == 20
     assert {1, 2, 8, 16, 20} <= set(noted)

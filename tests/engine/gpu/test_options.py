@@ -62,7 +62,7 @@ def test_no_groups_that_do_not_pay():
 @pytest.mark.parametrize(("least_saved", "replayed"), [(None, 2), (0, 1)])
 def test_a_step_with_groups_runs_without_its_graph(tiny_model, least_saved, replayed):
     model = gpu_model(tiny_model("llama")[1], least_saved=least_saved)
-    graphs = DecodeGraphs(model, RecordsAtOnce(8, 64), EagerRecorder(), torch.float32)
+    graphs = DecodeGraphs(model, RecordsAtOnce(8), EagerRecorder(), torch.float32)
     newest, steps = torch.zeros(4, dtype=torch.int64), decoding(model)
     apart, together = [steps[0], steps[3]], [steps[0], steps[1]]
     graphs.forward(apart, newest)
@@ -116,9 +116,14 @@ def test_a_row_is_the_same_bit_for_bit_in_any_company(tiny_model):
     model = gpu_model(tiny_model("llama")[1])
     steps = decoding(model)
     rows = torch.randn(len(steps), 4, 16, generator=torch.Generator().manual_seed(0))
-    every = model._mix(rows, 0, model.lay_out(steps))
+
+    def mixed(queries, inputs):
+        batch = model.lay_out(inputs)
+        return model._mix(queries, 0, batch, model._planned(batch))
+
+    every = mixed(rows, steps)
     for index, step in enumerate(steps):
-        assert torch.equal(model._mix(rows[index : index + 1], 0, model.lay_out([step]))[0], every[index])
+        assert torch.equal(mixed(rows[index : index + 1], [step])[0], every[index])
 
 
 ASKED = [

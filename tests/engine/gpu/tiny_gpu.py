@@ -45,8 +45,8 @@ class RecordsAtOnce(GraphPlan):
         super().failed(bucket, 0.0)
 
 
-def never_records(max_rows, context):
-    return GraphPlan(max_rows, context, recording=False)
+def never_records(max_rows):
+    return GraphPlan(max_rows, recording=False)
 
 
 def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU, ranks=None, edits=None, **given):
@@ -57,7 +57,7 @@ def gpu_worker(folder, blocks, *, max_running=8, plan=RecordsAtOnce, device=CPU,
     weights = load(source, config, "auto", GpuAssembly(GpuArithmetic("dense", torch.float32), device))
     model = GpuModel(config, weights, pool, context=CONTEXT, group=ranks)
     edits = edits or standard_edits(config.vocab_size, config.eos_token_ids)
-    return config, GpuWorker.of(model, edits, plan(max_running, CONTEXT), torch.float32, **given)
+    return config, GpuWorker.of(model, edits, plan(max_running), torch.float32, **given)
 
 
 def cpu_worker(folder, blocks, edits=None, **given):

@@ -4,9 +4,12 @@ import os
 import random
 import subprocess
 import sys
+from copy import copy
 from dataclasses import dataclass
 
 import torch
+
+from kernels.gpu.attention.decode_work import plan_decode
 
 NAN = float("nan")
 NO_RESERVE = 0x4000  # of Linux's mmap: memory that is never touched needs no backing; Python 3.11 has no name for it
@@ -57,9 +60,19 @@ class Case:
         """Arguments of kernel and reference alike."""
         return (self.q, self.kv, self.row_starts, self.kv_lengths, self.block_tables)
 
-    def decode(self):
-        """Arguments of the kernel for one row per sequence."""
-        return (self.q, self.kv, self.kv_lengths, self.block_tables)
+    def work(self, window=0, longest=None):
+        """What the kernel for one row per sequence has to do."""
+        starts = torch.arange(len(self.lengths), dtype=torch.int32) * self.block_tables.shape[1]
+        longest = longest or max(keys for _, keys in self.lengths)
+        tables = self.block_tables.flatten()
+        return plan_decode(self.kv_lengths, starts, tables, kv_heads=self.heads[1], longest_kv=longest, window=window)
+
+    def alone(self, index):
+        """The same sequence, and no other."""
+        row, one = slice(index, index + 1), copy(self)
+        one.lengths, one.q, one.kv_lengths = self.lengths[row], self.q[row], self.kv_lengths[row]
+        one.block_tables = self.block_tables[row]
+        return one
 
     def far(self, memory, stride):
         """A pool over `memory` with blocks 1, 2, 0 `stride` fp16 elements apart: the first sequence's first three blocks.

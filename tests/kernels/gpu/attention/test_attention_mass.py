@@ -1,4 +1,4 @@
-"""Attention mass against its definition, asked for through both attention kernels."""
+"""Attention mass against its definition, after both attention kernels."""
 
 import pytest
 import torch
@@ -35,6 +35,13 @@ def check_paged(case, positions, **options):
     return mass
 
 
+def decoded(case, positions, *, window=0, soft_cap=0.0):
+    log_sums = torch.empty(case.q.shape[:2])
+    decode_attention(case.q, case.kv, case.work(window), scale=0.3, soft_cap=soft_cap, log_sums=log_sums)
+    where = (None, case.kv_lengths, case.block_tables, poisoned(case, positions))
+    return attention_mass(case.q, log_sums, case.kv, *where, scale=0.3, window=window, soft_cap=soft_cap)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_of_chunks(options):
     mass = check_paged(Case(RAGGED), PART + 40, **options)
@@ -47,15 +54,13 @@ def test_of_chunks(options):
 def test_of_single_rows(lengths, options):
     """Split over keys, and in one part."""
     case = Case([(1, keys) for keys in lengths], heads=(5, 1))
-    mass = poisoned(case, 310)
-    decode_attention(*case.decode(), scale=0.3, longest_kv=max(lengths), mass=mass, **options)
+    mass = decoded(case, 310, **options)
     torch.testing.assert_close(mass, wanted(case, 310, **options)[1], rtol=0, atol=1e-5)
 
 
 def test_a_padding_row_has_no_mass():
     case = Case([(1, 9), (1, 0)])
-    mass = poisoned(case, 9)
-    decode_attention(*case.decode(), scale=0.3, longest_kv=9, mass=mass)
+    mass = decoded(case, 9)
     torch.testing.assert_close(mass[0].sum(1), torch.ones(2))
     assert (mass[1] == 0).all()
 

@@ -7,6 +7,7 @@ import torch
 
 from kernels.gpu.attention.cascade import cascade_attention, reference_cascade_attention
 from kernels.gpu.attention.cascade_groups import CascadeBatch, find_groups
+from kernels.gpu.attention.decode_work import plan_decode
 from tests.kernels.gpu.attention.cases import NAN, assert_close
 
 
@@ -54,7 +55,9 @@ class Shared:
             device=self.device,
         )
         out = torch.full_like(self.q, NAN)
-        result = cascade_attention(self.q, self.kv, batch, scale=0.3, scales=self.scales, out=out, **options)
+        rests = (batch.lengths, batch.table_starts, batch.tables)
+        work = plan_decode(*rests, kv_heads=self.heads[1], longest_kv=batch.longest_kv)
+        result = cascade_attention(self.q, self.kv, batch, work, scale=0.3, scales=self.scales, out=out, **options)
         assert result is out
         return out
 

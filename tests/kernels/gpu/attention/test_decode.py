@@ -1,4 +1,4 @@
-"""Decode attention against its definition, by Triton's interpreter; parts are cut small where many are wanted."""
+"""Decode attention against its definition, by Triton's interpreter, where three programs share the work; parts are cut small."""
 
 import mmap
 
@@ -6,22 +6,31 @@ import pytest
 import torch
 
 from kernels.gpu.attention import decode as module
-from kernels.gpu.attention.decode import PROGRAMS, SHORTEST, decode_attention, most_parts, split_length, workspace_bytes
+from kernels.gpu.attention import decode_work
+from kernels.gpu.attention.decode import decode_attention, workspace_bytes
 from kernels.gpu.attention.launch import Config
 from kernels.gpu.attention.reference import reference_attention
 from kernels.gpu.workspace import Workspace
 from tests.kernels.gpu.attention.cases import NO_RESERVE, Case, assert_close, compiles
 
-LENGTHS = [1, 15, 16, 17, 64, 127, 128, 129, 255, 257, 300]  # shorter than a part, on its edges, and many parts
+LENGTHS = [1, 15, 16, 17, 31, 32, 33, 64, 65, 129, 150]  # shorter than a part, on its edges, and many parts
 
 
-def attend(case, longest=None, **options):
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch):
+    """Parts of 32 keys for up to 8 pieces of work, then of 64, 128 and 256."""
+    monkeypatch.setattr(decode_work, "SHORTEST", 32)
+    monkeypatch.setattr(decode_work, "PROGRAMS", 8)
+
+
+def attend(case, longest=None, window=0, **options):
     out, log_sums = case.poisoned(), torch.full(case.q.shape[:2], float("nan"))
-    longest = longest or max(keys for _, keys in case.lengths)
+    work = case.work(window, longest)
     found = decode_attention(
-        *case.decode(), scale=0.3, longest_kv=longest, scales=case.scales, log_sums=log_sums, out=out, **options
+        case.q, case.kv, work, scale=0.3, scales=case.scales, log_sums=log_sums, out=out, **options
     )
     assert found is out
+    assert not work.arrived.any()  # ready for the next layer
     return out, log_sums
 
 
@@ -43,69 +52,68 @@ def test_heads_and_blocks(heads, block_size):
     check(singles(LENGTHS, heads=heads, block_size=block_size))
 
 
-@pytest.mark.parametrize("longest", [1, 40, 128])
-def test_one_part_is_written_at_once(longest):
-    check(singles([1, longest]))
-    found = decode_attention(*singles([1, longest]).decode(), scale=0.3, longest_kv=longest)
-    assert_close(found, reference_attention(*singles([1, longest]).shared(), scale=0.3).out)
+def test_one_part_is_written_at_once():
+    case = singles([1, 32])
+    check(case)
+    found = decode_attention(case.q, case.kv, case.work(), scale=0.3)
+    assert_close(found, reference_attention(*case.shared(), scale=0.3).out)
 
 
-@pytest.mark.parametrize("window", [1, 7, 64, 130, 1000])
+@pytest.mark.parametrize("window", [1, 7, 32, 65, 1000])
 def test_windows(window):
-    check(singles([1, 7, 90, 200, 331], heads=(3, 1)), window=window)
+    check(singles([1, 7, 40, 100, 151], heads=(3, 1)), window=window)
 
 
 @pytest.mark.parametrize("cap", [0.5, 50.0])
 def test_soft_cap(cap):
-    check(singles([5, 200]), soft_cap=cap, window=140)
+    check(singles([5, 90]), soft_cap=cap, window=70)
 
 
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_head_sizes(dim, dtype):
-    check(singles([3, 193], heads=(2, 1), dim=dim, dtype=dtype))
+    check(singles([3, 97], heads=(2, 1), dim=dim, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_fp8_pool(dtype):
-    check(singles([3, 70, 193], dim=24, dtype=dtype, fp8=True))
+    check(singles([3, 35, 97], dim=24, dtype=dtype, fp8=True))
 
 
-@pytest.mark.parametrize("lengths", [[530, 1030], [600, 2100]])
-def test_parts_of_every_length(lengths):
-    """With 16 KV heads, parts double after 512, 1024 and 2048 keys."""
-    check(singles(lengths, heads=(16, 16), dim=8, block_size=32))
+def test_one_very_long_sequence_among_short_ones():
+    """With parts of every length in one launch: 32 to 256 keys."""
+    check(singles([9, 1000, 300, 1, 600, 130], heads=(2, 1), dim=8, block_size=32))
 
 
 def test_a_sequence_without_keys_gives_zeros():
     """A padding row of a CUDA graph, beside short ones and beside long ones."""
-    for other in (9, 300):
-        out, log_sums = attend(singles([0, other]))
-        assert (out[0] == 0).all() and (log_sums[0] == float("-inf")).all()
+    for other in (9, 100):
+        out, log_sums = attend(singles([0, other, 0]))
+        assert (out[[0, 2]] == 0).all() and (log_sums[[0, 2]] == float("-inf")).all()
         assert out[1].isfinite().all()
 
 
-def test_a_row_does_not_depend_on_its_company():
-    """Bit by bit: neither on the other rows, nor on how long the longest may be."""
-    case = singles([257, 1, 600, 31], heads=(3, 1))
-    together, _ = attend(case, longest=5000)
-    for index, (_, keys) in enumerate(case.lengths):
-        row = slice(index, index + 1)
-        alone = decode_attention(
-            case.q[row], case.kv, case.kv_lengths[row], case.block_tables[row], scale=0.3, longest_kv=keys
-        )
-        assert torch.equal(alone, together[row])
+def test_a_row_does_not_depend_on_its_company(monkeypatch):
+    """Bit by bit: neither on the other rows, nor on how long the longest may be, nor on which programs take and merge its parts."""
+    case = singles([140, 1, 300, 31], heads=(3, 1))
+    alone = [attend(case.alone(index)) for index in range(len(case.lengths))]
+    for programs in (1, 2, 3, 7, 1000):
+        monkeypatch.setattr(module, "multiprocessors", lambda _, programs=programs: programs)
+        config = Config(16, 16, warps=4, stages=2)
+        together = attend(case, longest=1000, config=config)
+        for index, one in enumerate(alone):
+            for mine, ours in zip(one, together, strict=True):
+                assert torch.equal(mine[0], ours[index])
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 3, 8, 32, 100])
-def test_the_grid_has_room_for_every_length(kv_heads):
-    most = 0
-    for keys in range(1, 20000, 37):
-        parts = -(-keys // split_length(keys, kv_heads))
-        most = max(most, parts)
-        assert parts <= most_parts(keys, kv_heads)
-        assert parts * kv_heads <= max(PROGRAMS, 2 * kv_heads) or split_length(keys, kv_heads) == 8 * SHORTEST
-    assert most_parts(20000, kv_heads) <= max(most, -(-20000 // (8 * SHORTEST)), PROGRAMS // kv_heads)
+def test_layers_share_their_work():
+    case, other = singles([140, 31], heads=(3, 1)), singles([140, 31], heads=(3, 1), seed=1)
+    work = case.work()
+    for each in (case, other):
+        each.work = lambda *_: work
+    other.kv, other.block_tables = case.kv.flip(0).nan_to_num(0.5), case.block_tables
+    for each in (case, other, case):
+        check(each)
 
 
 def test_a_workspace_changes_no_bit_whatever_it_held():
@@ -114,41 +122,47 @@ def test_a_workspace_changes_no_bit_whatever_it_held():
     for lengths in ([257, 1, 600, 31], [300, 140], [5]):
         case = singles(lengths, heads=(3, 1))
         shared.memory.fill_(0xFF)  # NaN, if it were read
-        options = {"scale": 0.3, "longest_kv": max(lengths)}
-        found = decode_attention(*case.decode(), **options, workspace=shared)
-        assert torch.equal(found, decode_attention(*case.decode(), **options))
-    case = singles([700, 700, 700, 700], heads=(3, 1))
+        found = decode_attention(case.q, case.kv, case.work(), scale=0.3, workspace=shared)
+        assert torch.equal(found, decode_attention(case.q, case.kv, case.work(), scale=0.3))
+    case = singles([300] * 9, heads=(3, 1))
     with pytest.raises(ValueError, match=r"a call needs \d+ bytes of a workspace that has"):
-        decode_attention(*case.decode(), scale=0.3, longest_kv=700, workspace=shared)
+        decode_attention(case.q, case.kv, case.work(), scale=0.3, workspace=shared)
+    assert workspace_bytes(4, 3, 1, 16, 32) == 0  # one part is written at once
 
 
 def test_blocks_beyond_2_to_31_elements():
     """Block 2 of a pool whose blocks are 2^30 elements apart; the memory between is mapped but never touched."""
     case, stride = singles([40], heads=(2, 1), dtype=torch.float16), 2**30
+    wanted = reference_attention(*case.shared(), scale=0.3).out
     with mmap.mmap(-1, (2 * stride + 4096) * 2, flags=mmap.MAP_PRIVATE | NO_RESERVE) as memory:
         far = case.far(memory, stride)
-        tables = torch.tensor([[1, 2, 0]], dtype=torch.int32)
-        out = decode_attention(case.q, far, case.kv_lengths, tables, scale=0.3, longest_kv=40)
+        case.block_tables = torch.tensor([[1, 2, 0]], dtype=torch.int32)
+        out = decode_attention(case.q, far, case.work(), scale=0.3)
         del far
-    assert_close(out, reference_attention(*case.shared(), scale=0.3).out)
+    assert_close(out, wanted)
 
 
 def test_what_does_not_belong_together_is_refused():
     case = singles([20, 3])
-    with pytest.raises(ValueError, match="1 kv_lengths"):
-        decode_attention(case.q, case.kv, case.kv_lengths[:1], case.block_tables, scale=1.0, longest_kv=20)
+    with pytest.raises(ValueError, match="2 rows over 2 KV heads, work for 1 over 2"):
+        decode_attention(case.q, case.kv, case.alone(0).work(), scale=1.0)
 
 
 def test_no_rows_at_all():
     case = singles([20])
-    nothing = (case.q[:0], case.kv, case.kv_lengths[:0], case.block_tables[:0])
-    assert decode_attention(*nothing, scale=1.0, longest_kv=0).shape == (0, 4, 16)
+    case.q, case.kv_lengths, case.block_tables, case.lengths = (
+        case.q[:0],
+        case.kv_lengths[:0],
+        case.block_tables[:0],
+        [],
+    )
+    assert decode_attention(case.q, case.kv, case.work(longest=1), scale=1.0).shape == (0, 4, 16)
 
 
 def test_another_shape_of_program(monkeypatch):
-    case = singles([1, 129, 300])
+    case = singles([1, 65, 100])
     monkeypatch.setattr(module, "config_for", None)
-    out = decode_attention(*case.decode(), scale=0.3, longest_kv=300, config=Config(16, 32, warps=4, stages=5))
+    out = decode_attention(case.q, case.kv, case.work(), scale=0.3, config=Config(16, 32, warps=1, stages=5))
     assert_close(out, reference_attention(*case.shared(), scale=0.3).out)
 
 
