@@ -99,43 +99,39 @@ class GpuBatch:
         end_of = dict(zip(order, ends, strict=True))
         spans = [range(item.start, item.start + len(item.token_ids)) for item in laid]
         tables = [item.block_table[: -(-span.stop // block_size)] for item, span in zip(laid, spans, strict=True)]
-        most = max(map(len, tables[singles:]), default=0)
-        parts = _send(
+        own, padded = tables[:singles], tables[singles:]
+        most = max(map(len, padded), default=0)
+        wide, narrow = _send(
             [
                 [token for item in laid for token in item.token_ids],
                 [position for span in spans for position in span],
                 [slot for table, span in zip(tables, spans, strict=True) for slot in slots_of(table, block_size, span)],
+                [end_of[index] - back for index, item in enumerate(sequences) for back in range(item.results, 0, -1)],
+                _newest(laid, ends),
+                adapters_of(laid),
+            ],
+            [
                 [0, *(end - singles for end in ends[singles:])],
                 [span.stop for span in spans],
-                [block for table in tables[:singles] for block in table],
-                [0, *accumulate(map(len, tables[: singles - 1]))] if singles else [],
-                [block for table in tables[singles:] for block in table + [0] * (most - len(table))],
-                [
-                    row
-                    for index, item in enumerate(sequences)
-                    for row in range(end_of[index] - item.results, end_of[index])
-                ],
-                [
-                    *(end - 1 for end, item in zip(ends, laid, strict=True) if item.newest is not None),
-                    *(item.newest for item in laid if item.newest is not None),
-                ],
-                adapters_of(laid),
+                [block for table in own for block in table],
+                list(accumulate(map(len, own), initial=0))[:singles],
+                [block for table in padded for block in table + [0] * (most - len(table))],
             ],
             device,
         )
         return cls(
             singles=singles,
-            token_ids=parts[0],
-            positions=parts[1],
-            slots=parts[2],
-            row_starts=parts[3].int(),
-            kv_lengths=parts[4].int(),
-            tables=parts[5].int(),
-            table_starts=parts[6].int(),
-            block_tables=parts[7].int().view(len(laid) - singles, most),
-            results=parts[8],
-            newest=parts[9].view(2, -1),
-            adapters=parts[10] if len(parts[10]) else None,
+            token_ids=wide[0],
+            positions=wide[1],
+            slots=wide[2],
+            row_starts=narrow[0],
+            kv_lengths=narrow[1],
+            tables=narrow[2],
+            table_starts=narrow[3],
+            block_tables=narrow[4].view(len(padded), most),
+            results=wide[3],
+            newest=wide[4].view(2, -1),
+            adapters=wide[5] if len(wide[5]) else None,
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
             cascade=_cascade(tables[:singles], spans[:singles], block_size, sharing, device),
@@ -204,6 +200,12 @@ def _order(sequences: Sequence[SequenceInput], sharing: bool) -> list[int]:
     return sorted(range(len(sequences)), key=key)
 
 
+def _newest(laid: Sequence[SequenceInput], ends: Sequence[int]) -> list[int]:
+    """Rows whose ids are on the device, then where they are."""
+    places = {end - 1: item.newest for end, item in zip(ends, laid, strict=True) if item.newest is not None}
+    return [*places, *places.values()]
+
+
 def _cascade(
     tables: list[list[int]], spans: list[range], block_size: int, sharing: Sharing | None, device: torch.device
 ) -> CascadeBatch | None:
@@ -224,7 +226,11 @@ def _cascade(
     )
 
 
-def _send(lists: list[list[int]], device: torch.device) -> list[Tensor]:
-    """All lists to the device in one copy; int64, as views."""
-    flat = torch.tensor([value for values in lists for value in values])
-    return list(torch.split(sent(flat, device), [len(values) for values in lists]))
+def _send(wide: list[list[int]], narrow: list[list[int]], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """All lists to the device in one copy, as views: int64, and int32."""
+    flat = sent(torch.tensor([value for values in (*wide, *narrow) for value in values]), device)
+    border = sum(map(len, wide))
+    return (
+        list(torch.split(flat[:border], [len(values) for values in wide])),
+        list(torch.split(flat[border:].int(), [len(values) for values in narrow])),
+    )

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear, refusal
 from kernels.gpu.linear.quantized import quantized_linear
 from kernels.gpu.linear.quantized_matrix import QuantizedMatrix, from_gguf, pack
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
+
+SHAPES = tuple(product((1, 2, 4), (32, 64, 128)))  # warps and keys of decode attention
 
 
 def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines:
@@ -147,7 +150,8 @@ def cases(timer: Timer, bandwidth: float) -> list[Case]:
     """All cases of the table; for kernels that choose among pipelines, these beside each other."""
     attention = AttentionBench(timer, Shape(), bandwidth)
     return [
-        ("decode attention, 64 x 4096", lambda: attention.decode(64, 4096, stages=(3, 5))),
+        ("decode attention, 64 x 4096", lambda: attention.decode(64, 4096, stages=(3, 5), shapes=SHAPES)),
+        ("decode attention, 1 x 8192", lambda: attention.decode(1, 8192, shapes=SHAPES)),
         ("decode attention, 1 x 131072", lambda: attention.decode(1, 131072)),
         ("prefill attention, 1 x 16384", lambda: attention.prefill(1, 16384, stages=(3, 5))),
         ("prefill attention, 8 x 2048", lambda: attention.prefill(8, 2048)),

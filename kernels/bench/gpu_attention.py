@@ -5,7 +5,7 @@ tensors, and the fastest counts.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,10 +18,12 @@ from kernels.bench.timing import Timer, copies
 from kernels.gpu.attention import decode as decoding
 from kernels.gpu.attention import paged as chunks
 from kernels.gpu.attention.decode import decode_attention
+from kernels.gpu.attention.decode_work import plan_decode
 from kernels.gpu.attention.launch import Config, chip
 from kernels.gpu.attention.paged import paged_attention
 
 BLOCK = 32
+WARPS = 8  # of a multiprocessor, shared out among programs of other shapes
 _FUSED = {"FlashAttention-2": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 _WORKSPACE = 256 * 2**20  # bytes, for FlashInfer
 
@@ -74,28 +76,32 @@ class AttentionBench:
         self._bandwidth = bandwidth
         self._scale = shape.dim**-0.5
 
-    def decode(self, sequences: int, context: int, stages: tuple[int, ...] = ()) -> Lines:
+    def decode(
+        self, sequences: int, context: int, stages: tuple[int, ...] = (), shapes: Iterable[tuple[int, int]] = ()
+    ) -> Lines:
         """One new token per sequence at `context` keys: bytes of KV per second, relative to copy bandwidth and to FlashInfer.
 
         Args:
             sequences: in the batch.
             context: keys of each.
             stages: pipelines to measure beside the one that `config_for` chooses.
+            shapes: (warps, keys at a time) of programs to measure beside the ones that it chooses.
         """
         size = sequences * context * self._shape.token_bytes
         layers = copies(size)
         batch = self._batch(layers, sequences, 1, context)
         name = f"decode attention, {sequences} x {context}"
+        starts = torch.arange(sequences, dtype=torch.int32, device=self._timer.device) * batch.tables.shape[1]
+        heads = self._shape.kv_heads
+        work = plan_decode(batch.lengths, starts, batch.tables.flatten(), kv_heads=heads, longest_kv=context)
 
         def seconds(config: Config | None) -> float:
             return self._timer.seconds(
                 lambda turn: decode_attention(
                     batch.queries,
                     batch.kv[:, turn % layers],
-                    batch.lengths,
-                    batch.tables,
+                    work,
                     scale=self._scale,
-                    longest_kv=context,
                     config=config,
                 )
             )
@@ -103,8 +109,13 @@ class AttentionBench:
         ours = seconds(None)
         yield Result(name, ours, size / ours / 1e9, self._bandwidth / 1e9, "GB/s")
         for count in stages:
-            other = seconds(self._config(decoding.config_for, count))
+            other = seconds(self._config(decoding.config_for, stages=count))
             yield Result(f"{name}, {count} stages", other, size / other / 1e9, self._bandwidth / 1e9, "GB/s")
+        for warps, keys in shapes:
+            shape = {"warps": warps, "keys": keys, "resident": WARPS // warps}
+            other = seconds(self._config(decoding.config_for, **shape))
+            line = f"{name}, {warps} warps, {keys} keys"
+            yield Result(line, other, size / other / 1e9, self._bandwidth / 1e9, "GB/s")
         peer = self._flashinfer_decode(batch)
         if peer is not None:
             yield Result(f"{name}, of FlashInfer", ours, size / ours / 1e9, size / peer / 1e9, "GB/s")
@@ -150,16 +161,16 @@ class AttentionBench:
         best = min(fused, key=lambda backend: fused[backend])
         yield Result(f"{name}, of torch ({best})", ours, teraflop / ours, teraflop / fused[best], "TFLOP/s")
         for count in stages:
-            other = seconds(self._config(chunks.config_for, count))
+            other = seconds(self._config(chunks.config_for, stages=count))
             yield Result(f"{name}, {count} stages", other, teraflop / other, teraflop / fused[best], "TFLOP/s")
         peer = self._flashinfer_prefill(batch)
         if peer is not None:
             yield Result(f"{name}, of FlashInfer", ours, teraflop / ours, teraflop / peer, "TFLOP/s")
 
-    def _config(self, config_for: Callable[[int, int, int, int], Config], stages: int) -> Config:
+    def _config(self, config_for: Callable[[int, int, int, int], Config], **changes: int) -> Config:
         shape = self._shape
         chosen = config_for(shape.heads // shape.kv_heads, shape.dim, shape.dtype.itemsize, chip(self._timer.device))
-        return replace(chosen, stages=stages)
+        return replace(chosen, **changes)
 
     def _fused(self, backend: str, sequences: int, rows: int, cached: int) -> float | str:
         """Seconds of torch's scaled_dot_product_attention by one of its kernels, or why that kernel refuses."""

@@ -85,7 +85,7 @@ def build(module: str, variant: Variant, arch: int) -> Built:
     source = ASTSource(
         fn=variant.kernel, signature=_signature(variant), constexprs=dict(variant.constants), attrs=attributes
     )
-    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "maxnreg": variant.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resources(compiled.asm["cubin"])
     return Built(module, variant, arch, registers, spills, compiled.metadata.shared)

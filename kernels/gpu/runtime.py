@@ -44,6 +44,7 @@ class Variant:
         aligned: arguments that are multiples of 16 (pointers and strides), as the launcher would find at run time.
         archs: compute capabilities that this configuration is for, such as `(80, 90)`; empty for all.
         resident: how many programs one multiprocessor must hold at a time.
+        registers: the most that a thread may have; None: the compiler's choice.
     """
 
     name: str
@@ -54,7 +55,8 @@ class Variant:
     stages: int = 2
     aligned: tuple[str, ...] = ()
     archs: tuple[int, ...] = ()
-    resident: int = 1
+    resident: int = 0
+    registers: int | None = None
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:

@@ -256,6 +256,7 @@ def decode_attention(
         INTERPRETED=INTERPRETED,
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
     )
     return out
 

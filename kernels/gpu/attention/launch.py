@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.gpu.runtime import INTERPRETED, Variant
 
 LOG2E = math.log2(math.e)
+REGISTERS = 65536  # of a multiprocessor, from compute capability 8.0 on
 HOPPER_SHARED = 227 * 1024  # bytes that a program may have on compute capability 9.0 and 10.0
 
 
@@ -25,15 +26,21 @@ class Config:
         keys: taken at a time.
         warps: per program.
         stages: of the software pipeline.
-        resident: how many programs one multiprocessor holds at a time, where a launch has as many as the chip holds; at most
-            what `python -m kernels.gpu.build` finds.
+        resident: of a persistent launch, which has as many programs as the chip holds: how many one multiprocessor holds at a time;
+            0: the launch is none.
     """
 
     tile: int
     keys: int
     warps: int
     stages: int
-    resident: int = 1
+    resident: int = 0
+
+    @property
+    def registers(self) -> int | None:
+        """Of a thread of a persistent program, which has its share of all. Without a number the compiler may spill some for the sake
+        of programs that are not there."""
+        return min(REGISTERS // (32 * self.warps * self.resident), 255) if self.resident else None
 
     def constants(self, group: int, dim: int, block_size: int) -> dict[str, int]:
         """The compile-time arguments of every attention kernel, for `group` query heads of `dim` per KV head."""
@@ -183,6 +190,7 @@ def variants(
                 aligned=(*types, *(each for each in strides if "scale" not in each)),
                 archs=(arch,),
                 resident=config.resident,
+                registers=config.registers,
             )
         )
     return tuple(builds)

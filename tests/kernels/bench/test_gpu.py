@@ -33,9 +33,9 @@ def good(lines):
 
 def test_decode_with_other_pipelines_too(monkeypatch):
     used = watched(monkeypatch, decoding)
-    lines = good(list(AttentionBench(TIMER, SHAPE, 1e9).decode(2, 70, stages=(3, 5))))
+    lines = good(list(AttentionBench(TIMER, SHAPE, 1e9).decode(2, 70, stages=(3, 5), shapes=[(2, 32)])))
     name = "decode attention, 2 x 70"
-    assert list(lines) == [name, f"{name}, 3 stages", f"{name}, 5 stages"]
+    assert list(lines) == [name, f"{name}, 3 stages", f"{name}, 5 stages", f"{name}, 2 warps, 32 keys"]
     for line in lines.values():
         assert round(line.reached * line.seconds * 1e9) == 2 * 70 * 2 * 2 * 64 * 4  # bytes of keys and values
     chosen = decoding.config_for(2, 64, 4, 90).stages

@@ -99,7 +99,7 @@ def test_a_row_does_not_depend_on_its_company(monkeypatch):
     alone = [attend(case.alone(index)) for index in range(len(case.lengths))]
     for programs in (1, 2, 3, 7, 1000):
         monkeypatch.setattr(module, "multiprocessors", lambda _, programs=programs: programs)
-        config = Config(16, 16, warps=4, stages=2)
+        config = Config(16, 16, warps=4, stages=2, resident=1)
         together = attend(case, longest=1000, config=config)
         for index, one in enumerate(alone):
             for mine, ours in zip(one, together, strict=True):
@@ -162,7 +162,9 @@ def test_no_rows_at_all():
 def test_another_shape_of_program(monkeypatch):
     case = singles([1, 65, 100])
     monkeypatch.setattr(module, "config_for", None)
-    out = decode_attention(case.q, case.kv, case.work(), scale=0.3, config=Config(16, 32, warps=1, stages=5))
+    out = decode_attention(
+        case.q, case.kv, case.work(), scale=0.3, config=Config(16, 32, warps=1, stages=5, resident=2)
+    )
     assert_close(out, reference_attention(*case.shared(), scale=0.3).out)
 
 
