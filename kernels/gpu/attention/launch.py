@@ -38,8 +38,8 @@ class Config:
 
     @property
     def registers(self) -> int | None:
-        """Of a thread of a persistent program, which has its share of all. Without a number the compiler may spill some for the sake
-        of programs that are not there."""
+        """Of a thread of a persistent program, which has its share of all. Without a number the compiler may spill some for the
+        sake of programs that are not there."""
         return min(REGISTERS // (32 * self.warps * self.resident), 255) if self.resident else None
 
     def constants(self, group: int, dim: int, block_size: int) -> dict[str, int]:
