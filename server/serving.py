@@ -30,7 +30,6 @@ from server.engines.engines import Engines
 from server.engines.launch import Incarnation
 from server.engines.launcher import Launcher
 from server.engines.supervision.incarnations import Incarnations
-from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
 from server.engines.supervision.stop import StopDeadline, stop_all
 from server.engines.supervision.supervisor import Supervisor
@@ -72,11 +71,6 @@ def _beside(what: str, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
     return task
 
 
-def _watch(keeper: KeeperSupervisor | None, metrics: Metrics) -> None:
-    if keeper is not None:
-        metrics.watch_keeper(lambda: keeper.state == "ready", lambda: keeper.restarts, lambda: keeper.pid)
-
-
 class Serving:
     """One server's parts.
 
@@ -109,10 +103,11 @@ class Serving:
         names = tuple(settings.served_model_name) or (source.name,)
         console = _console(settings, listeners.url, names[0], has_template=chat is not None, started=started)
         self._settings, self._listeners, self._launcher = settings, listeners, launcher
-        self._keeper = keeper = launcher.keeper
         metrics, self._drain = Metrics(settings.shares), Drain()
         self._keys = KeysInUse(settings, keys, metrics)
-        _watch(keeper, metrics)
+        self._keepers = launcher.keepers
+        if self._keepers is not None:
+            metrics.watch_keepers(self._keepers.reports)
         clients = [EngineClient(name, settings, metrics) for name in settings.engine_names]
         bounds = PhaseBounds(*settings.phase_slos) if settings.phase_slos else None
         self._engines = _engines_of(settings, clients, metrics, bounds)
@@ -139,7 +134,7 @@ class Serving:
             model_names=names,
             created=int(time.time()),
             grammars=self._grammars,
-            keeper=keeper,
+            keepers=self._keepers,
             tracing=self._tracing,
             keys=self._keys.ring,
             accounts=self._keys.accounts,
@@ -164,7 +159,7 @@ class Serving:
         signalled = self._handle_signals(supervisors.values())
         lives = [asyncio.create_task(each.run(first.get(name))) for name, each in supervisors.items()]
         engines = asyncio.gather(*lives)
-        keeping = asyncio.create_task(self._keeper.run()) if self._keeper else None
+        keeping = asyncio.create_task(self._keepers.run()) if self._keepers else None
         beside = [
             _beside("the change of roles", self._roles.run()) if self._roles else None,
             _beside("the canary", self._canary.run()) if self._canary else None,
@@ -187,7 +182,7 @@ class Serving:
         self._drain.over.set()
         self._door.stop()
         outlived = not self._settings.keeps or self._settings.kv_disk_path is not None  # a keeper's memory ends with it
-        stopping = stop_all(supervisors.values(), self._launcher.keepers, deadline, outlived=outlived)
+        stopping = stop_all(supervisors.values(), self._keepers, deadline, outlived=outlived)
         await asyncio.gather(stopping, self._last_traces(web))
         await self._keys.close()
         await engines

@@ -10,8 +10,8 @@ from server.batches.batches import Batches
 from server.body_room import BodyRoom
 from server.drain import Drain
 from server.engines.engines import Engines
-from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.restarts import Restarts
+from server.engines.supervision.stop import Keepers
 from server.errors import ModelNotFound
 from server.keys.accounts import Accounts
 from server.schema.openapi import ModelBounds
@@ -34,7 +34,7 @@ class ServerContext:
 
     `model_names` are the names clients may use; answers carry the first when the request names none.
     `created` is in Unix seconds. `restarts` are those of engines that operators ask for.
-    `keeper`: of the KV tiers that engines share, if they do. `grammars` compiles what answers have to fit.
+    `keepers`: of the KV tiers that engines share, if they do. `grammars` compiles what answers have to fit.
     `keys`: with those of a file; None: of the settings alone. `accounts`: of keys, if what they use is counted.
     `batches`: files and batches, where there is a folder for them.
     `pooling` says what is put before texts that become vectors.
@@ -53,7 +53,7 @@ class ServerContext:
     model_names: tuple[str, ...]
     created: int
     grammars: GrammarCompiler
-    keeper: KeeperSupervisor | None = None
+    keepers: Keepers | None = None
     pooling: PoolingRules = UNSTATED
     bodies: BodyRoom = field(default_factory=BodyRoom)
     black_box: BlackBox = field(default_factory=BlackBox)

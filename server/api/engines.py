@@ -13,7 +13,7 @@ from server.api.context import ServerContext
 from server.api.endpoint import ActionEndpoint, Call, GetEndpoint, PostEndpoint, json_response
 from server.api.tenants import Tenant, ensure_administers
 from server.engines.client import EngineClient
-from server.engines.supervision.keeper import KeeperSupervisor
+from server.engines.supervision.keeper import KeeperReport
 from server.errors import Conflict, EngineNotFound, for_clients
 from server.schema.answers import EngineCard, EngineKv, EngineList, EngineLoad, EngineState, KeeperAnswer
 from server.schema.roles import RoleBody
@@ -53,15 +53,20 @@ def state_of(client: EngineClient) -> EngineState:
 
 async def _list(call: Call) -> EngineList:
     context = call.context
-    return EngineList(data=[_card(client, context) for client in context.engines], keeper=keeper_of(context.keeper))
+    keeper, keepers = keepers_of(context)
+    return EngineList(data=[_card(client, context) for client in context.engines], keeper=keeper, keepers=keepers)
 
 
-def keeper_of(keeper: KeeperSupervisor | None) -> KeeperAnswer | None:
-    """What operators are told of it, if there is one."""
-    if keeper is None:
-        return None
-    trouble = None if keeper.trouble is None else for_clients(keeper.trouble)
-    return KeeperAnswer(state=keeper.state, trouble=trouble, restarts=sum(keeper.restarts.values()))
+def keepers_of(context: ServerContext) -> tuple[KeeperAnswer | None, dict[str, KeeperAnswer]]:
+    """What operators are told of the keeper of this machine, if it has one, and of those of nodes, by their addresses."""
+    reports = {} if context.keepers is None else context.keepers.reports()
+    answers = {node: _keeper_answer(report) for node, report in reports.items()}
+    return answers.pop("", None), answers
+
+
+def _keeper_answer(report: KeeperReport) -> KeeperAnswer:
+    trouble = None if report.trouble is None else for_clients(report.trouble)
+    return KeeperAnswer(state=report.state, trouble=trouble, restarts=sum(report.restarts.values()))
 
 
 def engine_of(call: Call) -> EngineClient:

@@ -6,7 +6,7 @@ from math import isfinite
 from starlette.responses import Response
 
 from server.api.endpoint import Call, GetEndpoint
-from server.api.engines import keeper_of, state_of
+from server.api.engines import keepers_of, state_of
 from server.api.tenants import ensure_administers
 from server.errors import Unavailable
 from server.schema.answers import (
@@ -46,9 +46,9 @@ async def _health(call: Call) -> HealthAnswer | Response:
         doing=newest.doing,
         steps=newest.steps,
         last_token_seconds_ago=newest.last_token_seconds_ago,
-        keeper=keeper_of(call.context.keeper),
     )
-    if len(engines) == 1:
+    answer.keeper, answer.keepers = keepers_of(call.context)
+    if len(engines) == 1 and not answer.keepers:
         return _without_engines(answer)
     answer.engines = {
         name: EngineHealthAnswer(
@@ -72,7 +72,7 @@ def _by_name(troubles: Mapping[str, str]) -> str:
 
 def _without_engines(answer: ReadyAnswer | HealthAnswer) -> Response:
     """Of a server that has only one."""
-    return Response(answer.model_dump_json(exclude={"engines", "keeper"}), media_type="application/json")
+    return Response(answer.model_dump_json(exclude={"engines", "keeper", "keepers"}), media_type="application/json")
 
 
 async def _metrics(call: Call) -> Response:

@@ -18,11 +18,9 @@ class Launcher(Protocol):
     """Starts the engines of a server, each again whenever it has ended: on this machine or elsewhere.
 
     Attributes:
-        keeper: of the KV tiers below the engines' devices, if this machine has it.
-        keepers: all of them, wherever they are; None: there are no such tiers.
+        keepers: of the KV tiers below the engines' devices, wherever they are; None: there are no such tiers.
     """
 
-    keeper: KeeperSupervisor | None
     keepers: "Keepers | None"
 
     def launch(self, name: str) -> Incarnation:
@@ -44,8 +42,7 @@ class LocalLauncher:
         source: the model's files.
 
     Attributes:
-        keeper: if there is one.
-        keepers: the same one.
+        keepers: one, if there are tiers.
 
     Raises:
         CannotShare: the machine is too small for so many engines.
@@ -53,17 +50,17 @@ class LocalLauncher:
     """
 
     def __init__(self, settings: Settings, source: ModelSource) -> None:
-        self.keeper: KeeperSupervisor | None = None
+        self._keeper: KeeperSupervisor | None = None
         self._weights = shared_memory("headrace-weights") if settings.engines > 1 else None
         try:
-            self.keeper = KeeperSupervisor(settings) if settings.keeps else None
-            address = None if self.keeper is None else self.keeper.address
+            self._keeper = KeeperSupervisor(settings) if settings.keeps else None
+            address = None if self._keeper is None else self._keeper.address
             self._commands = engine_commands(settings, source, weights=self._weights, keeper=address)
         except BaseException:
             self.close()
             raise
-        self.keepers: Keepers | None = self.keeper
-        kept = () if self.keeper is None else self.keeper.descriptors
+        self.keepers: Keepers | None = self._keeper
+        kept = () if self._keeper is None else self._keeper.descriptors
         self._inherited = [*kept, *([] if self._weights is None else [self._weights])]
 
     def launch(self, name: str) -> Incarnation:
@@ -72,8 +69,8 @@ class LocalLauncher:
 
     def close(self) -> None:
         """End the keeper, and give the memory back. May be called again."""
-        if self.keeper is not None:
-            self.keeper.close()
+        if self._keeper is not None:
+            self._keeper.close()
         if self._weights is not None:
             os.close(self._weights)
             self._weights = None

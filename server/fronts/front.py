@@ -69,8 +69,16 @@ class Front:
         watch_child(self._child, self.ended.set)
 
     async def connect(self) -> None:
-        """Listen to it."""
-        await asyncio.get_running_loop().create_unix_connection(lambda: self._link, sock=self._socket)
+        """Listen to it.
+
+        Raises:
+            OSError: that is not possible.
+        """
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: self._link, sock=self._socket)
+        except BaseException:  # else the link has it, and closes it
+            self._socket.close()
+            raise
 
     @property
     def pid(self) -> int:

@@ -137,16 +137,20 @@ class HttpProcesses:
         except OSError as error:
             return f"cannot be started: {error}", False
         was_ready = False
+        ended, stop = (asyncio.create_task(event.wait()) for event in (front.ended, self._stop))
         try:
             await front.connect()
-            ended, stop = (asyncio.create_task(event.wait()) for event in (front.ended, self._stop))
             while not ended.done():
                 await asyncio.wait({ended, stop}, timeout=BEAT_SECONDS / 4, return_when=asyncio.FIRST_COMPLETED)
                 was_ready = was_ready or front.ready
                 self._accept(True)
                 if stop.done() and not ended.done():
                     await self._end(front)
+        except OSError as error:
+            return f"cannot be listened to: {error}", False
         finally:
+            ended.cancel()
+            stop.cancel()
             front.kill()
             place.front = None
             front.close()

@@ -155,7 +155,7 @@ ALERTS = (
     ),
     Alert(
         name="HeadraceKeeperRestartLoop",
-        measures=[Measure("sum by (instance, job) (increase(headrace_keeper_restarts_total[30m]))", ">= 3")],
+        measures=[Measure("sum by (instance, job, node) (increase(headrace_keeper_restarts_total[30m]))", ">= 3")],
         wait="0m",
         severity="warning",
         summary="The keeper of {{ $labels.instance }} was started again {{ $value | humanize }} times within 30 minutes",

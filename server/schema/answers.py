@@ -255,7 +255,8 @@ class KeeperAnswer(AnswerBody):
 
 class HealthAnswer(AnswerBody):
     """The answer of `/health`. `engines`, by name, where the server has several: it is healthy while any of them is, and the first
-    fields are then those of the healthy one with the newest token. `keeper` where these engines have KV tiers."""
+    fields are then those of the healthy one with the newest token. `keeper` where these engines have KV tiers; `keepers`, by the
+    addresses of their nodes, where these engines run on several machines."""
 
     status: Literal["healthy"]
     doing: Doing = Field(description="What the engine waits for: a request, a step, or a transfer between KV tiers.")
@@ -263,6 +264,7 @@ class HealthAnswer(AnswerBody):
     last_token_seconds_ago: float
     engines: dict[str, EngineHealthAnswer] = {}
     keeper: KeeperAnswer | None = None
+    keepers: dict[str, KeeperAnswer] = {}
 
 
 class EngineLoad(AnswerBody):
@@ -308,8 +310,10 @@ class EngineList(AnswerBody):
     object: Literal["list"] = "list"
     data: list[EngineCard]
     keeper: KeeperAnswer | None = Field(
-        None, description="Of their KV tiers; null where they have none, or one engine has its own."
+        None,
+        description="Of their KV tiers; null where they have none, one engine has its own, or other machines have them.",
     )
+    keepers: dict[str, KeeperAnswer] = Field({}, description="Those of other machines, by the addresses of these.")
 
 
 class DeletedStream(AnswerBody):

@@ -8,7 +8,8 @@ import functools
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal, get_args
+from types import SimpleNamespace
+from typing import Literal, cast, get_args
 
 from prometheus_client import Info
 from prometheus_client.core import Metric
@@ -27,7 +28,7 @@ from server.telemetry.exposition import accepted
 from server.telemetry.gen_ai import GenAiMetrics
 from server.telemetry.hand_overs import HandOverMetrics
 from server.telemetry.lifetime import Exchange, Lifetime
-from server.telemetry.processes import HttpProcessCollector, HttpProcessFigures, KeeperCollector
+from server.telemetry.processes import HttpProcessCollector, HttpProcessFigures, KeeperCollector, KeeperFigures
 from server.telemetry.tenants import ANYBODYS, KeyMetrics, TenantMetrics
 
 StreamEnd = Literal["delivered", "expired", "overrun", "deleted", "stopped"]  # why a resumable stream is kept no longer
@@ -237,11 +238,12 @@ class Metrics(Declared):
         self._streams.set_function(kept)
         self._stream_bytes.set_function(held)
 
-    def watch_keeper(
-        self, up: Callable[[], bool], restarts: Callable[[], Mapping[str, int]], pid: Callable[[], int | None]
-    ) -> None:
-        """Show whether the keeper of the KV tiers works, how often it was started again by why, and its process."""
-        KeeperCollector(up, restarts, pid, self.registry)
+    def watch_keepers(self, figures: Callable[[], Mapping[str, KeeperFigures]]) -> None:
+        """Show whether keepers of KV tiers work, how often each was started again by why, and the process of this machine's.
+
+        `figures`: of each, by the address of its node; that of this machine has none.
+        """
+        KeeperCollector(figures, self.registry)
 
     def watch_http_processes(self, figures: Callable[[], Sequence[HttpProcessFigures]]) -> None:
         """Show how each of several HTTP processes is doing."""
@@ -306,8 +308,9 @@ _HEAD = """# Metrics
 Generated from the registry by `python -m server.telemetry.metrics > docs/metrics.md`; a test compares the two.
 `GET /metrics` answers in the Prometheus text format, or in OpenMetrics if the client accepts it. Times are in seconds.
 The counters of an engine continue across its restarts. If a server has several engines, their metrics have one more label,
-`engine`: the engine's name. Values of labels come from the code and from settings (names of engines and of API keys), never from a
-request, so no client can make series. Process metrics exist on Linux only.
+`engine`: the engine's name. If its engines are on several machines, those of keepers have a label `node`: the machine's address.
+Values of labels come from the code, from settings (names of engines and of API keys) and from the cluster, never from a request, so
+no client can make series. Process metrics exist on Linux only.
 Dashboards and alerts: [operations.md](operations.md#watching-it).
 
 | name | type | labels | what |
@@ -318,7 +321,9 @@ def every_family(engines: Sequence[str]) -> list[Metric]:
     """The families of a server with these engines, each with a sample of every series that it may have."""
     metrics = Metrics()
     # Any process: the families are the same.
-    metrics.watch_keeper(lambda: True, lambda: {"died": 0, "hung": 0}, lambda: 1)
+    keeper = SimpleNamespace(up=True, restarts={"died": 0, "hung": 0}, pid=1)
+    nodes = [""] if len(engines) == 1 else ["", "10.0.0.1"]
+    metrics.watch_keepers(lambda: dict.fromkeys(nodes, cast(KeeperFigures, keeper)))
     http = HttpProcessFigures(name="http-0", up=True, restarts=0, connections=0, cpu_seconds=0.0)
     metrics.watch_http_processes(lambda: [http])
     for name in engines:

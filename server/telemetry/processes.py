@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,38 +10,59 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 
-class KeeperCollector(Collector):
-    """The series of one keeper, read when they are asked for.
+class KeeperFigures(Protocol):
+    """One keeper.
 
-    Args:
+    Attributes:
         up: whether it works.
         restarts: how often it was started again, by why.
-        pid: of its process; None while there is none.
+        pid: of its process; None while there is none, or it is on another machine.
+    """
+
+    @property
+    def up(self) -> bool:
+        """As above."""
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """As above."""
+
+    @property
+    def pid(self) -> int | None:
+        """As above."""
+
+
+class KeeperCollector(Collector):
+    """The series of all keepers, read when they are asked for. Those of other machines have one more label, `node`.
+
+    Args:
+        figures: of each, by the address of its node; that of this machine has none.
         registry: where they appear.
     """
 
-    def __init__(
-        self,
-        up: Callable[[], bool],
-        restarts: Callable[[], Mapping[str, int]],
-        pid: Callable[[], int | None],
-        registry: CollectorRegistry,
-    ) -> None:
-        self._up = up
-        self._restarts = restarts
+    def __init__(self, figures: Callable[[], Mapping[str, KeeperFigures]], registry: CollectorRegistry) -> None:
+        self._figures = figures
         registry.register(self)
-        ProcessCollector("headrace_keeper", pid=lambda: pid() or "none", registry=registry)
+        ProcessCollector("headrace_keeper", pid=self._pid, registry=registry)
+
+    def _pid(self) -> int | str:
+        here = self._figures().get("")
+        return (None if here is None else here.pid) or "none"
 
     def collect(self) -> Iterable[Metric]:
         """The families."""
+        figures = self._figures()
+        node = ["node"] if any(figures) else []
         up = GaugeMetricFamily(
-            "headrace_keeper_up", "1 while the keeper of the KV tiers works; engines serve without it."
+            "headrace_keeper_up", "1 while the keeper of the KV tiers works; engines serve without it.", labels=node
         )
-        up.add_metric([], float(self._up()))
         text = "Times the keeper was started again, by why: it `died`, or it `hung` and was killed."
-        restarts = CounterMetricFamily("headrace_keeper_restarts", text, labels=["reason"])
-        for reason, count in self._restarts().items():
-            restarts.add_metric([reason], count)
+        restarts = CounterMetricFamily("headrace_keeper_restarts", text, labels=[*node, "reason"])
+        for name, each in figures.items():
+            where = [name] if node else []
+            up.add_metric(where, float(each.up))
+            for reason, count in each.restarts.items():
+                restarts.add_metric([*where, reason], count)
         return up, restarts
 
 

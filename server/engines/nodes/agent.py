@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -25,7 +25,7 @@ from server.engines.commands import CannotShare, machine_says
 from server.engines.nodes.cluster import NodeRefuses
 from server.engines.nodes.door import NodeDoor, piped
 from server.engines.process import Endpoints, EngineProcess
-from server.engines.supervision.keeper import KeeperSupervisor
+from server.engines.supervision.keeper import KeeperReport, KeeperSupervisor
 
 _log = logging.getLogger("headrace.engine")
 # A cluster may say how many threads its own processes start; an engine is told by its share.
@@ -128,6 +128,12 @@ class NodeAgent:
         """From now on these are the keepers of this server."""
         if self._door is not None:
             self._door.meet(peers)
+
+    def keeper(self) -> KeeperReport | None:
+        """How its keeper is doing; None as for `peer`."""
+        if self._keeper is None:
+            return None
+        return replace(self._keeper.reports()[""], pid=None)
 
     def stop(self, flush_seconds: float, grace: float) -> None:
         """The engines have ended: let the keeper write for so long what would be lost with it, and end."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.ipc.peer_list import KeeperPeer
+from server.engines.supervision.keeper import KeeperReport
 
 
 class NodeLost(Exception):
@@ -85,6 +86,13 @@ class EngineCluster(Protocol):
 
     def introduce(self, node: Node) -> None:
         """A node is prepared: tell it and the others of each other's keepers."""
+
+    def keepers(self) -> dict[str, KeeperReport]:
+        """How the keeper of each living node is doing, by the node's address. Waits for the answers.
+
+        Raises:
+            NodeLost: the cluster itself does not answer.
+        """
 
     def stop(self, flush_seconds: float, grace: float) -> None:
         """The engines have ended: let the keepers of all nodes write for so long what would be lost with them. Waits for it."""

@@ -1,26 +1,14 @@
 """Who starts engines on the nodes of a cluster."""
 
-import asyncio
 from collections.abc import Sequence
 
 from engine.ipc.curve import Guard
 from server.engines.launch import Incarnation
 from server.engines.nodes.cluster import EngineCluster
+from server.engines.nodes.keepers import NodeKeepers
 from server.engines.nodes.process import NodeProcess
 from server.engines.nodes.wire import NodeWire
-from server.engines.supervision.keeper import KeeperSupervisor
 from server.engines.supervision.stop import Keepers
-
-
-class NodeKeepers:
-    """The keepers of a cluster's nodes, at their end."""
-
-    def __init__(self, cluster: EngineCluster) -> None:
-        self._cluster = cluster
-
-    async def stop(self, flush_seconds: float, grace: float = 2.0) -> None:
-        """Let them write for so long what would be lost with them."""
-        await asyncio.to_thread(self._cluster.stop, flush_seconds, grace)
 
 
 class NodeLauncher:
@@ -29,15 +17,14 @@ class NodeLauncher:
     Args:
         names: of the engines, in order.
         cluster: where they run; closed with this object.
+        keeps: whether each node has a keeper.
 
     Attributes:
-        keeper: none on this machine.
         keepers: of all nodes.
     """
 
-    def __init__(self, names: Sequence[str], cluster: EngineCluster) -> None:
-        self.keeper: KeeperSupervisor | None = None
-        self.keepers: Keepers | None = NodeKeepers(cluster)
+    def __init__(self, names: Sequence[str], cluster: EngineCluster, keeps: bool = False) -> None:
+        self.keepers: Keepers | None = NodeKeepers(cluster) if keeps else None
         self._numbers = {name: number for number, name in enumerate(names)}
         self._cluster = cluster
         self._guard = Guard()

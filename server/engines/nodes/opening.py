@@ -19,4 +19,4 @@ def node_launcher(settings: Settings) -> NodeLauncher:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of several engines are not one line; read by the import
     from server.engines.nodes.ray_cluster import RayCluster
 
-    return NodeLauncher(settings.engine_names, RayCluster(settings))
+    return NodeLauncher(settings.engine_names, RayCluster(settings), settings.keeps)

@@ -4,6 +4,7 @@ What passes through Ray is what starts and ends processes, and public keys; requ
 """
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -25,13 +26,19 @@ from server.engines.launch import CannotLaunch
 from server.engines.nodes.agent import Deployment, NodeAgent
 from server.engines.nodes.cluster import Node, NodeLost, NodeRefuses, Seat
 from server.engines.nodes.placement import NodeResources, ensure_room, needs_of, seats_of
+from server.engines.supervision.keeper import KeeperReport
 
 _log = logging.getLogger("headrace.engine")
 _CALLS = 8  # that an agent answers at once, beside those that wait for the end of an engine
 _PLACES_SECONDS = 60.0  # until all places are reserved: others may be giving theirs back
 _ANSWERS_SECONDS = 5.0
 _CALL_SECONDS = 20.0  # for what takes no time
+_LOOK_SECONDS = 3.0  # for what is asked again anyway
 _ANSWER_SECONDS = 600.0  # a node may download the model first
+
+
+class NodeSilent(NodeLost):
+    """The node has not answered in time; it may be there all the same."""
 
 
 class SeatKeeper:
@@ -85,6 +92,14 @@ class RayNode:
         """As `Node` says."""
         self._ask(self._agent.meet.remote(peers), _CALL_SECONDS)
 
+    def keeper(self) -> KeeperReport | None:
+        """How its keeper is doing; None: it has none, yet."""
+        try:
+            report: KeeperReport | None = self._ask(self._agent.keeper.remote(), _LOOK_SECONDS)
+        except NodeSilent as error:
+            return KeeperReport(state="hanging", trouble=str(error), restarts={})
+        return report
+
     def stop(self, flush_seconds: float, grace: float) -> None:
         """Have its keeper end."""
         self._ask(self._agent.stop.remote(flush_seconds, grace), flush_seconds + 2 * grace)
@@ -95,7 +110,7 @@ class RayNode:
         except RayTaskError as error:
             raise error.cause from None
         except GetTimeoutError:
-            raise NodeLost(f"node {self.address} has not answered for {seconds:g} s") from None
+            raise NodeSilent(f"node {self.address} has not answered for {seconds:g} s") from None
         except RayActorError as error:
             self._raise_lost(error)
 
@@ -152,6 +167,11 @@ class RayCluster:
                 f"there is no Ray cluster to join at {address} ({cause}): this machine has to be one of its nodes; see "
                 "docs/deploy-many.md."
             ) from error
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # Ray sets it itself where it finds a token
+            _log.warning(
+                "Ray takes commands of anybody who reaches its ports on the nodes: let nobody else reach them, or start Ray "
+                "with RAY_AUTH_MODE=token; see docs/deploy-many.md."
+            )
 
     def _reserved(self) -> Any:
         """A place for each engine, spread over the nodes. Ray finds another for one whose node is lost."""
@@ -226,6 +246,19 @@ class RayCluster:
         alive = _nodes()
         with self._lock:
             return [node for name, node in self._nodes.items() if name in alive]
+
+    def keepers(self) -> dict[str, KeeperReport]:
+        """As `EngineCluster` says."""
+        found: dict[str, KeeperReport] = {}
+        try:
+            nodes = self._living()
+        except (RayError, ConnectionError, RuntimeError) as error:
+            raise NodeLost(f"the Ray cluster does not answer ({type(error).__name__})") from error
+        for node in nodes:
+            with suppress(NodeLost):
+                if (report := node.keeper()) is not None:
+                    found[node.address] = report
+        return found
 
     def stop(self, flush_seconds: float, grace: float) -> None:
         """As `EngineCluster` says."""

@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Literal
 
 from configs.settings import Settings
@@ -29,11 +30,32 @@ from server.engines.supervision.restart import RestartPolicy
 Door = Callable[[], AbstractContextManager[tuple[Sequence[str], Sequence[int]]]]
 KeeperState = Literal["starting", "ready", "hanging", "dead", "stopped"]
 
-
 _log = logging.getLogger("headrace.keeper")
 _UP_SECONDS = 2.0  # one that lived for less, or was never heard, has not started
 _BACKLOG = 128
 _LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperReport:
+    """How a keeper is doing.
+
+    Attributes:
+        state: in one word, as an engine's.
+        trouble: why there are no KV tiers below the devices now, or None.
+        restarts: how often it was started again, by what had ended it.
+        pid: of its process, if it is on this machine and there is one.
+    """
+
+    state: KeeperState
+    trouble: str | None
+    restarts: Mapping[str, int]
+    pid: int | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it works."""
+        return self.state == "ready"
 
 
 def _no_door() -> AbstractContextManager[tuple[Sequence[str], Sequence[int]]]:
@@ -107,6 +129,11 @@ class KeeperSupervisor:
         if not self._awake:
             return "starting"
         return "hanging" if self._silence > SILENT_BEATS * HEARTBEAT_SECONDS else "ready"
+
+    def reports(self) -> Mapping[str, KeeperReport]:
+        """How it is doing, by the name of this machine, which needs none."""
+        restarts = self.restarts.copy()
+        return {"": KeeperReport(state=self.state, trouble=self.trouble, restarts=restarts, pid=self.pid)}
 
     async def run(self) -> None:
         """Run one keeper after the other, until `stop` or until that is given up."""

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from server.engines.supervision.keeper import KeeperReport
 from server.engines.supervision.supervisor import STOP_GRACE_SECONDS, Supervisor
 
 KEEPER_SECONDS = 2.0  # of the last ones, for the keeper's end
@@ -12,6 +13,12 @@ KEEPER_SECONDS = 2.0  # of the last ones, for the keeper's end
 
 class Keepers(Protocol):
     """What keeps KV for several engines."""
+
+    async def run(self) -> None:
+        """Look after it until `stop`."""
+
+    def reports(self) -> Mapping[str, KeeperReport]:
+        """How each is doing, by the address of its node; that of this machine has none."""
 
     async def stop(self, flush_seconds: float, grace: float = 2.0) -> None:
         """Let it write for so long what would be lost with it, and end within `grace` seconds more."""

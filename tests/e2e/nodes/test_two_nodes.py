@@ -31,7 +31,7 @@ def nodes():
 @pytest.fixture(scope="module")
 def spread(nodes):
     flags = ("--engines", "2", "--kv-blocks", "400", "--kv-host-gib", "0.25", "--max-step-tokens", "256")
-    served = ServerProcess("--ray", nodes.address, *flags)
+    served = ServerProcess("--ray", nodes.address, *flags, "--http-processes", "2")
     ready(served)
     yield served
     assert served.stop() == 0, "".join(served.output)
@@ -48,6 +48,10 @@ def until(condition, seconds=120.0):
 
 def cards(server):
     return {card["id"]: card for card in httpx.get(f"{server.url}/v1/engines", timeout=60).json()["data"]}
+
+
+def health(server):
+    return httpx.get(f"{server.url}/health", timeout=60).json()
 
 
 def ready(server):
@@ -92,6 +96,19 @@ def test_engines_are_on_different_nodes(spread):
     places = {name: node_of(spread, name) for name in cards(spread)}
     print(f"\nplacement: {places}")
     assert sorted(places.values()) == [HEAD, OTHER]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_http_processes_keepers_and_who_may_command_ray_are_told(spread):
+    """All requests of this file pass through two HTTP processes."""
+    up = {name: value for name, value in spread.metrics().items() if name.startswith("headrace_http_process_up")}
+    assert up == {f'headrace_http_process_up{{process="http-{number}"}}': 1 for number in range(2)}
+    whole = {"state": "ready", "trouble": None, "restarts": 0}
+    until(lambda: health(spread)["keepers"] == {HEAD: whole, OTHER: whole})
+    assert health(spread)["keeper"] is None
+    assert sample(spread, "headrace_keeper_up", node=HEAD) == sample(spread, "headrace_keeper_up", node=OTHER) == 1
+    assert any("Ray takes commands of anybody who reaches its ports" in line for line in spread.output)
 
 
 @pytest.mark.long
@@ -181,6 +198,8 @@ def test_a_node_that_dies_under_load_loses_no_request(spread, server, nodes):
         )
         assert [stream.error for stream in streams] == [None] * len(streams)
         assert [stream.text for stream in streams] == expected
+        until(lambda: set(health(spread)["keepers"]) == {HEAD})
         nodes.start_other()
     ready(spread)
+    until(lambda: [each["state"] for each in health(spread)["keepers"].values()] == ["ready", "ready"])
     assert {node_of(spread, name) for name in cards(spread)} == {HEAD, OTHER}

@@ -13,7 +13,7 @@ from tests.server.engines.harness import arguments
 
 
 class ScriptedLauncher:
-    keeper = keepers = None
+    keepers = None
 
     def __init__(self, start: str) -> None:
         self._line = arguments("--start", start)

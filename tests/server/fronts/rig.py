@@ -130,17 +130,21 @@ class NoChild:
         self.killed = True
 
 
+def front_of(monkeypatch, app, state, refusals):
+    """The server's end of an HTTP process that is none; and the sockets to it, of which the first and the third are its own."""
+    sockets = [*socket.socketpair(), *socket.socketpair()]
+    with monkeypatch.context() as patched:
+        patched.setattr(fronts, "_started", lambda arguments: (NoChild(), sockets[0], sockets[2]))
+        patched.setattr(fronts, "watch_child", lambda child, on_exit: None)
+        return Front([], WebHost(web_config(app, Settings()), state, {}), refusals.append), sockets
+
+
 class FrontRig:
     """Both ends. `size`: bytes that pass each way in one turn of the loop."""
 
     def __init__(self, monkeypatch, app, size=2**20):
         self.size, self.refusals, self.state = size, [], ServerState()
-        self.sockets = [*socket.socketpair(), *socket.socketpair()]
-        with monkeypatch.context() as patched:
-            patched.setattr(fronts, "_started", lambda arguments: (NoChild(), self.sockets[0], self.sockets[2]))
-            patched.setattr(fronts, "watch_child", lambda child, on_exit: None)
-            host = WebHost(web_config(app, Settings()), self.state, {})
-            self.front = Front([], host, self.refusals.append)
+        self.front, self.sockets = front_of(monkeypatch, app, self.state, self.refusals)
         self.process = HttpProcess(Settings(), self.sockets[1], self.sockets[3])
         self.links = self.front._link, self.process._link
         self.from_server, self.from_process = HeldTransport(), HeldTransport()

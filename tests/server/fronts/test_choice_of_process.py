@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uvicorn.server import ServerState
 
 from configs.settings import Settings
 from server.engines.supervision.restart import RestartPolicy
@@ -17,7 +18,7 @@ from server.http import descriptors
 from server.http.descriptors import limits_of
 from server.http.door import web_config
 from tests.drawn import drawn
-from tests.server.fronts.rig import Application
+from tests.server.fronts.rig import Application, front_of
 
 
 class NamedFront:
@@ -165,15 +166,35 @@ def test_one_that_dies_is_started_again_with_its_name(monkeypatch, caplog):
     async def body():
         incarnations = [NamedFront() for _ in range(3)]
         async with serving(monkeypatch, incarnations, delays=(0.0,)) as served:
+            tasks = []
             for number, front in enumerate(incarnations[:2]):
                 await until(lambda front=front: served.processes._fronts() == [front])
+                tasks.append(len(asyncio.all_tasks()))
                 front.ended.set()
                 await until(lambda number=number: served.processes.figures()[0].restarts == number + 1)
             await until(lambda: served.processes._fronts() == incarnations[2:])
+            assert tasks[0] == tasks[1] == len(asyncio.all_tasks()), "what waited for the last one waits no more"
         assert all(front.killed for front in incarnations[:2]) and incarnations[2].stopped == 1
 
     asyncio.run(body())
     assert "http-0: process 7 was killed by SIGKILL; starting it again" in caplog.text
+
+
+def test_one_that_cannot_be_listened_to_is_started_again_and_leaves_no_socket(monkeypatch, caplog):
+    async def broken(*_, **__):
+        raise OSError("no more descriptors")
+
+    async def body():
+        (first, sockets), second = front_of(monkeypatch, Application(), ServerState(), []), NamedFront()
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", broken)
+        async with serving(monkeypatch, [first, second], delays=(0.0,)) as served:
+            await until(lambda: served.processes._fronts() == [second])
+        assert [each.fileno() == -1 for each in sockets] == [True, False, True, False]
+        for each in sockets:
+            each.close()
+
+    asyncio.run(body())
+    assert "http-0: cannot be listened to: no more descriptors; starting it again" in caplog.text
 
 
 def test_when_none_can_be_started_the_server_ends(monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -16,7 +17,11 @@ def series(registry):
 def test_a_keepers_series_follow_it_through_its_lives():
     now = {"up": True, "died": 0, "pid": os.getpid()}
     registry = CollectorRegistry()
-    KeeperCollector(lambda: now["up"], lambda: {"died": now["died"], "hung": 2}, lambda: now["pid"], registry)
+
+    def figures():
+        return {"": SimpleNamespace(up=now["up"], restarts={"died": now["died"], "hung": 2}, pid=now["pid"])}
+
+    KeeperCollector(figures, registry)
     before = series(registry)
     assert before["headrace_keeper_up"] == 1 and before["headrace_keeper_process_resident_memory_bytes"] > 0
     now.update(up=False, died=1, pid=None)
@@ -27,6 +32,20 @@ def test_a_keepers_series_follow_it_through_its_lives():
     assert not [name for name in after if "process_" in name], "a process that is not there uses nothing, not ours"
     now.update(pid=os.getpid())
     assert set(series(registry)) == set(before)
+
+
+def test_keepers_of_other_machines_have_a_label():
+    now, registry = {}, CollectorRegistry()
+    KeeperCollector(lambda: now, registry)
+    assert not series(registry)
+    now["10.0.0.1"] = SimpleNamespace(up=True, restarts={"died": 1, "hung": 0}, pid=None)
+    now["10.0.0.2"] = SimpleNamespace(up=False, restarts={}, pid=None)
+    assert series(registry) == {
+        'headrace_keeper_up{node="10.0.0.1"}': 1,
+        'headrace_keeper_up{node="10.0.0.2"}': 0,
+        'headrace_keeper_restarts_total{node="10.0.0.1",reason="died"}': 1,
+        'headrace_keeper_restarts_total{node="10.0.0.1",reason="hung"}': 0,
+    }
 
 
 def test_http_processes_are_told_apart_and_only_those_that_there_are_appear():

@@ -1,20 +1,27 @@
 """Engines on other machines, without a cluster: scripted engines behind real wires with real keys, on nodes in name only."""
 
+import asyncio
 import contextlib
 import os
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from configs.settings import Settings
 from engine.ipc.curve import new_keys, peer_keys
 from scheduler.types.messages import FinishReason
+from server.app import create_app
 from server.engines.launch import CannotLaunch
-from server.engines.nodes import agent, opening
+from server.engines.nodes import agent, keepers, opening
 from server.engines.nodes.agent import Deployment, NodeAgent
 from server.engines.nodes.cluster import NodeLost, NodeRefuses, Seat
 from server.engines.nodes.launcher import NodeLauncher
 from server.engines.process import Endpoints, EngineProcess
+from server.engines.supervision.keeper import KeeperReport
+from tests.server.api.scripted import Server
 from tests.server.engines.harness import arguments, eventually, read, run, running
 from tests.server.engines.scripted_engine import DIE, HOLD, TOKEN
 
@@ -68,6 +75,7 @@ class ScriptedCluster:
     def __init__(self, *nodes):
         self.nodes, self._all = list(nodes), nodes
         self.asked = 0
+        self.told, self.stopped = {}, None
 
     def seat(self, number, seconds):
         self.asked += 1
@@ -81,8 +89,13 @@ class ScriptedCluster:
     def introduce(self, node):
         pass
 
+    def keepers(self):
+        if isinstance(self.told, Exception):
+            raise self.told
+        return self.told
+
     def stop(self, flush_seconds, grace):
-        pass
+        self.stopped = (flush_seconds, grace)
 
     def close(self):
         for node in self._all:
@@ -154,6 +167,58 @@ def test_what_a_node_refuses_is_the_reason_why_the_engine_does_not_start():
         cluster = ScriptedCluster(ScriptedNode(refusal="node 10.0.0.2 has no model: copy it there"))
         async with served(cluster, until=lambda rig: rig.client.status.state == "dead") as rig:
             assert rig.client.status.failure == "node 10.0.0.2 has no model: copy it there"
+
+    run(body)
+
+
+def test_keepers_of_nodes_are_as_their_nodes_last_said(monkeypatch):
+    monkeypatch.setattr(keepers, "_LOOK_SECONDS", 0.001)
+    ready = KeeperReport(state="ready", trouble=None, restarts={"died": 1, "hung": 0})
+
+    async def body():
+        cluster = ScriptedCluster()
+        launcher = NodeLauncher(["engine"], cluster, keeps=True)
+        assert launcher.keepers.reports() == {}
+        running = asyncio.create_task(launcher.keepers.run())
+        cluster.told = {"10.0.0.1": ready, "10.0.0.2": replace(ready, state="dead", trouble="it does not start")}
+        await eventually(lambda: launcher.keepers.reports() == cluster.told)
+        cluster.told = {"10.0.0.1": ready}  # the other node is lost
+        await eventually(lambda: launcher.keepers.reports() == cluster.told)
+        cluster.told = NodeLost("the cluster does not answer")
+        silent = replace(ready, state="hanging", trouble="the cluster does not answer")
+        await eventually(lambda: launcher.keepers.reports() == {"10.0.0.1": silent})
+        cluster.told = {"10.0.0.1": ready}
+        await eventually(lambda: launcher.keepers.reports()["10.0.0.1"].up)
+        await launcher.keepers.stop(3.0, grace=1.0)
+        await running
+        assert cluster.stopped == (3.0, 1.0) and launcher.keepers.reports()["10.0.0.1"].state == "stopped"
+        launcher.close()
+
+    run(body)
+
+
+def test_nodes_without_tiers_have_no_keepers_to_be_asked():
+    launcher = NodeLauncher(["engine"], ScriptedCluster())
+    assert launcher.keepers is None
+    launcher.close()
+
+
+def test_operators_are_told_of_the_keepers_of_nodes():
+    ready = KeeperReport(state="ready", trouble=None, restarts={"died": 1, "hung": 2})
+    told = {"10.0.0.1": ready, "10.0.0.2": replace(ready, state="hanging", trouble="node 10.0.0.2 has not answered")}
+
+    async def body():
+        server = Server()
+        context = replace(server.context, keepers=SimpleNamespace(reports=lambda: told))
+        transport = httpx.ASGITransport(create_app(context))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            health = (await client.get("/health")).json()
+            listed = (await client.get("/v1/engines")).json()
+        assert health["keeper"] is listed["keeper"] is None and health["keepers"] == listed["keepers"]
+        assert health["keepers"] == {
+            "10.0.0.1": {"state": "ready", "trouble": None, "restarts": 3},
+            "10.0.0.2": {"state": "hanging", "trouble": "node 10.0.0.2 has not answered", "restarts": 3},
+        }
 
     run(body)
 

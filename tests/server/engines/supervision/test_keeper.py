@@ -60,9 +60,9 @@ class Operator:
     def __init__(self, supervisor):
         server = Server()
         metrics = server.context.metrics
-        metrics.watch_keeper(lambda: supervisor.state == "ready", lambda: supervisor.restarts, lambda: supervisor.pid)
+        metrics.watch_keepers(supervisor.reports)
         engines = Engines([server.engine, EngineClient("other", server.settings, metrics)])
-        app = create_app(replace(server.context, engines=engines, keeper=supervisor))
+        app = create_app(replace(server.context, engines=engines, keepers=supervisor))
         self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
     async def card(self):
