@@ -26,6 +26,7 @@ COMMANDS = {
     "sweep": ("loadtest.sweep", "find the highest rate that keeps the objectives"),
     "compare": ("loadtest.report.compare", "show runs side by side, and say what is noise"),
     "simulate": ("loadtest.simulate.cli", "run the real scheduler with a cost model"),
+    "grid": ("loadtest.grid.cli", "compare a server's flags: start it with each combination, and replay"),
     "plan": ("loadtest.sizing.cli", "find the cheapest set of devices that keeps the objectives"),
     "layouts": ("loadtest.planner.cli", "find the best use of a number of GPUs"),
     "calibrate": ("loadtest.simulate.calibrate", "fit the cost model to measured runs"),

@@ -30,9 +30,28 @@ def plan_of(options: argparse.Namespace) -> ReplayPlan:
         cancel=options.cancel,
         cancel_after=options.cancel_after,
         live=not options.quiet,
+        server_pid=_server_pid(options),
         texts=texts,
         grafana=Grafana(options.annotate, os.environ.get("GRAFANA_TOKEN")) if options.annotate else None,
     )
+
+
+def _server_pid(options: argparse.Namespace) -> int | None:
+    """The process to sample, if any. Raises ValueError if there is none."""
+    if options.server_pid is None:
+        return None
+    from psutil import pid_exists
+
+    from loadtest.client.usage import listener
+
+    pid: int | None = listener(options.target) if options.server_pid == "auto" else int(options.server_pid)
+    if pid is None or not pid_exists(pid):
+        raise ValueError(
+            f"--server-pid {options.server_pid}: there is no such process"
+            if pid is not None
+            else f"--server-pid auto: no process of this machine that may be seen listens for {options.target}; give its number"
+        )
+    return pid
 
 
 def target_of(options: argparse.Namespace) -> Target:
@@ -65,6 +84,13 @@ def replay_parser(command: str = "replay") -> argparse.ArgumentParser:
         "--annotate",
         metavar="URL",
         help="mark the run in this Grafana (http://user:password@host:3000, or with a token in GRAFANA_TOKEN)",
+    )
+    parser.add_argument(
+        "--server-pid",
+        type=_pid,
+        metavar="PID",
+        help="sample processors and memory of this process and all below it every second, and GPUs by nvidia-smi; auto: the one "
+        "that listens at the target, on this machine",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     add_request_options(parser)
@@ -154,6 +180,12 @@ def _add_bounds(group: Any) -> None:
         metavar="N",
         help="break the connection of each stream at up to N random places, and resume it [%(default)s]",
     )
+
+
+def _pid(text: str) -> str:
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a process nor auto")
+    return text
 
 
 def _object(text: str) -> dict[str, Any]:

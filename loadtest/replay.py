@@ -20,6 +20,7 @@ from loadtest.client.scrape import scrape
 from loadtest.client.sender import Build, BuiltRequest, Driver
 from loadtest.client.streams import StreamedAnswer
 from loadtest.client.target import Known, Target, TargetError, meet, request_body
+from loadtest.client.usage import usage_of
 from loadtest.client.vectors import judge_vector
 from loadtest.client.verify import sampled, verify
 from loadtest.report.records import MEASURED, LoadRun, Objective, RequestRecord, interrupted, measured_window, unfit
@@ -52,6 +53,7 @@ class ReplayPlan:
         live: whether to show progress on stderr.
         grafana: where the run is marked, if anywhere.
         texts: seed of the prompts' texts; None: drawn, so that a run finds nothing of an earlier one in the server's cache.
+        server_pid: process whose use of the machine is sampled, with all below it; None: none.
         keep: called with the finished run, which a signal does not lose from then on.
     """
 
@@ -69,6 +71,7 @@ class ReplayPlan:
     live: bool = False
     grafana: Grafana | None = None
     texts: int | None = None
+    server_pid: int | None = None
     keep: Callable[[LoadRun], None] = lambda _: None
 
 
@@ -113,7 +116,7 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
         with _stoppable(driver):
             before, started = await scrape(client, target.root), time.time()
             async with marked(plan.grafana, _title(plan, known, work, target)) as mark:
-                with shown(driver, plan.live):
+                with shown(driver, plan.live), usage_of(plan.server_pid) as usage:
                     await driver.run()
                 mark.outcome = f"{driver.live.done} ended, {driver.live.failed} of them failed"
             await pool.close()
@@ -128,6 +131,7 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
                 records=sorted([*records, *unfit], key=lambda record: record.index),
                 started=started,
                 scraped=scraped,
+                usage=usage,
             )
             plan.keep(run)
         if plan.verify and not driver.interrupted:
@@ -290,6 +294,7 @@ def _run(
     records: list[RequestRecord],
     started: float,
     scraped: dict[str, dict[str, float]],
+    usage: dict[str, float],
 ) -> LoadRun:
     invalid = driver.health.doubts(plan.max_lateness)
     if driver.interrupted:
@@ -323,6 +328,7 @@ def _run(
         problems=work.problems,
         scraped=scraped if any(scraped.values()) else {},
         client=driver.health.summary(),
+        server=usage,
     )
 
 

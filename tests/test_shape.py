@@ -58,7 +58,7 @@ LAYERS = {
     "kernels.cpu": ("ops",),
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),
     "configs": ("model",),
-    "loadtest": ("workload", "report", "client", "simulate", "planner", "sizing", "bench"),
+    "loadtest": ("workload", "report", "client", "simulate", "planner", "sizing", "grid", "bench"),
     "loadtest.simulate": ("shapes", "keepers", "faults"),
     "loadtest.workload": ("traces",),
     "loadtest.report": ("pages",),
@@ -91,7 +91,9 @@ RULES = {
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
     "loadtest": Rule(
         ours=frozenset({"scheduler", "configs.model"}),
-        others=frozenset({"httptools", "httpx", "matplotlib", "numpy", "rich", "tokenizers", "uvloop", "yaml"}),
+        others=frozenset(
+            {"httptools", "httpx", "matplotlib", "numpy", "psutil", "rich", "tokenizers", "uvloop", "yaml"}
+        ),
     ),
 }
 

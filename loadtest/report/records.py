@@ -159,6 +159,8 @@ class LoadRun:
         scraped: the target's counters before and after (`/metrics`), if it has any.
         client: how the client itself did: `lateness_p50`, `lateness_p99`, `lateness_max`, `loop_lag_p99`, `loop_lag_max` in
             seconds, `cpu_share` of one processor, `connections` it opened, `most_running` requests at once.
+        server: what its processes used, if that was sampled: `cpu_mean`, `cpu_max` in processors, `memory_max` in bytes, and of
+            each GPU `gpuN_busy_mean` as a share and `gpuN_memory_max`.
     """
 
     label: str
@@ -172,6 +174,7 @@ class LoadRun:
     problems: list[str] = field(default_factory=list)
     scraped: dict[str, dict[str, float]] = field(default_factory=dict)
     client: dict[str, float] = field(default_factory=dict)
+    server: dict[str, float] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:

@@ -45,6 +45,7 @@ def sections(run: LoadRun, summary: Summary) -> list[Section]:
         Section("Latency", ("milliseconds", *(each.name for each in fields(Spread))), latency(summary)),
         Section("Correctness", ("", "requests"), correctness(summary)),
         Section("The client", ("", "value"), client(run.client)),
+        Section("The server's processes", ("", "value"), server(run.server)),
         Section("Failures", ("class", "requests"), _counts(summary.errors)),
         Section("What the failures said", ("message (N: a number)", "requests"), _counts(summary.details)),
         Section("Rules broken", ("rule (N: a number)", "times"), _counts(summary.violations)),
@@ -115,6 +116,20 @@ def client(health: Mapping[str, float]) -> list[tuple[str, ...]]:
             rows.append((name.removesuffix("_share") + " of one processor", percent(value)))
         else:
             rows.append((name.replace("_", " "), figure(value) if value % 1 else count(value)))
+    return [*rows]
+
+
+def server(usage: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """What the server's processes used, in the order of `usage`: processors, bytes, shares of GPUs."""
+    rows = []
+    for name, value in usage.items():
+        words = name.replace("cpu", "processors").replace("_", " ")
+        if "memory" in name:
+            rows.append((f"{words} (GiB)", figure(value / 2**30)))
+        elif "busy" in name:
+            rows.append((words, percent(value)))
+        else:
+            rows.append((words, figure(value) if value % 1 else count(value)))
     return [*rows]
 
 

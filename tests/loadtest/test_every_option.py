@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import routing, sweep
+from loadtest.grid import cli as grid
 from loadtest.options import replay_parser
 from loadtest.planner import cli as planner
 from loadtest.report import compare
@@ -20,6 +21,7 @@ from loadtest.workload.numbers import count, not_negative, positive, share, whol
 PARSERS: dict[str, ArgumentParser] = {
     "replay": replay_parser(),
     "sweep": sweep._parser(),
+    "grid": grid._parser(),
     "plan": sizing._parser(),
     "layouts": planner._parser(),
     "simulate": simulator._parser(),

@@ -1,0 +1,128 @@
+"""A server is started with each combination of flags and is gone after its run, however that ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loadtest.client.usage import ProcessUsage, gpu_summary, listener
+from loadtest.grid.cli import main
+from loadtest.grid.combinations import combinations
+from loadtest.grid.server import ServerFailed, answers, running
+from loadtest.report.run_file import read_run
+
+DATA = Path(__file__).parents[1] / "data"
+STUB = str(Path(__file__).parents[1] / "stub_server.py")
+
+
+def named(*command: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [(each.name, each.command) for each in combinations(command)]
+
+
+def test_each_alternative_with_each_other():
+    assert named("serve", "--budget", "{128,256}", "{,--plain}") == [
+        ("--budget 128, without --plain", ("serve", "--budget", "128")),
+        ("--budget 128, --plain", ("serve", "--budget", "128", "--plain")),
+        ("--budget 256, without --plain", ("serve", "--budget", "256")),
+        ("--budget 256, --plain", ("serve", "--budget", "256", "--plain")),
+    ]
+    assert [name for name, _ in named("serve", "--size={a,b}{1,2}")] == [f"--size={x}{y}" for x in "ab" for y in "12"]
+    assert named("{vllm,headrace}", '{"a": 1, "b": 2}')[1] == ("headrace", ("headrace", '{"a": 1, "b": 2}'))
+
+
+def test_a_command_without_alternatives_is_refused_with_the_likely_cause():
+    with pytest.raises(ValueError, match="in quotes"):
+        combinations(["serve", "--budget", "128", "256"])
+
+
+def test_what_gpus_say_is_averaged():
+    text = "0, 50, 1024\n1, 0, 10\n0, 100, 2048\n1, 0, 10\n[N/A]\n0, 1"
+    found = gpu_summary(text)
+    assert found["gpu0_busy_mean"] == 0.75 and found["gpu0_memory_max"] == 2**31 and found["gpu1_busy_mean"] == 0
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def stub(port: int, *more: str) -> list[str]:
+    return [sys.executable, STUB, "--port", str(port), *more]
+
+
+@pytest.mark.processes
+def test_combinations_are_measured_and_compared(port, tmp_path, capsys):
+    trace = [
+        str(DATA / "burstgpt_1.csv"),
+        "--limit",
+        "6",
+        "--arrivals",
+        "poisson",
+        "--rate",
+        "100",
+        "--max-prompt",
+        "40",
+    ]
+    options = ["--target", f"http://127.0.0.1:{port}/v1", "--output", str(tmp_path / "out"), "--max-output", "6"]
+    options += ["--quiet", "--max-lateness", "60000", "--slo", "e2e=10s"]
+    code = main([*trace, *options, "--", *stub(port, "--ttft", "{0,0.2}", "{--gap=0,--nonsense}")])
+    said = capsys.readouterr()
+    assert code == 1, "two of four do not start"
+    assert "--ttft 0.2, --nonsense" in said.err and "ended with status 2" in said.err
+    fast, slow = (read_run(tmp_path / "out" / f"{place}-1.json") for place in (1, 3))
+    assert fast.label == "--ttft 0, --gap=0" and min(record.ttft for record in slow.records) >= 0.2
+    assert fast.server["memory_max"] > 2**20 and fast.server["processes"] == 1
+    page = (tmp_path / "out" / "grid.html").read_text()
+    assert "--ttft 0.2, --gap=0" in page and "worse" in page and "failed" in page
+    assert main([*trace, *options, "--", *stub(port, "--ttft", "{0,0.2}")]) == 2, "nothing is overwritten unasked"
+    assert not answers(f"http://127.0.0.1:{port}/v1")
+
+
+@pytest.mark.processes
+def test_a_server_and_what_it_has_started_are_gone_whatever_happens(port, tmp_path):
+    """It heeds no SIGTERM, and has a child."""
+    code = (
+        "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"subprocess.run({stub(port)!r}, stdout=subprocess.DEVNULL); signal.pause()"
+    )
+    target = f"http://127.0.0.1:{port}/v1"
+    with (
+        pytest.raises(ZeroDivisionError),
+        running([sys.executable, "-c", code], target, tmp_path / "log", start_seconds=60, stop_seconds=0.2) as pid,
+    ):
+        assert listener(target) in {each.pid for each in psutil.Process(pid).children()}
+        assert ProcessUsage(pid).summary() == {}, "one look says nothing yet"
+        with (
+            pytest.raises(ServerFailed, match="answers at"),
+            running(["true"], target, tmp_path / "other", start_seconds=1, stop_seconds=1),
+        ):
+            pass
+        raise ZeroDivisionError
+    assert not psutil.pid_exists(pid) and not answers(target)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_grid_and_its_server(signalled, port, tmp_path):
+    command = [sys.executable, "-m", "loadtest.cli", "grid", str(DATA / "burstgpt_1.csv"), "--quiet", "--limit", "50"]
+    command += ["--target", f"http://127.0.0.1:{port}/v1", "--output", str(tmp_path), "--arrivals", "poisson"]
+    command += ["--rate", "1", "--", *stub(port, "--ttft", "{0,1}")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ})
+    try:
+        until = time.monotonic() + 60
+        while not answers(f"http://127.0.0.1:{port}/v1") and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signalled)
+        assert process.wait(60) == 130, process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+    assert not answers(f"http://127.0.0.1:{port}/v1")
