@@ -92,7 +92,7 @@ RULES = {
     "loadtest": Rule(
         ours=frozenset({"scheduler", "configs.model"}),
         others=frozenset(
-            {"httptools", "httpx", "matplotlib", "numpy", "psutil", "rich", "tokenizers", "uvloop", "yaml"}
+            ["httptools", "httpx", "matplotlib", "numpy", "psutil", "rich", "tokenizers", "uvloop", "yaml"]
         ),
     ),
 }

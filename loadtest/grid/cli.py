@@ -130,13 +130,13 @@ def _grid(arguments: list[str]) -> tuple[Grid, argparse.Namespace]:
     from loadtest.options import plan_of, replay_parser, target_of
     from loadtest.replay import replay
 
-    if "--" not in arguments:
-        raise ValueError("give the server's command after --: -- headrace serve --max-step-tokens '{128,256}'")
-    place = arguments.index("--")
+    place = arguments.index("--") if "--" in arguments else len(arguments)
     own, rest = _parser().parse_known_args(arguments[:place])
     replayed = replay_parser("grid").parse_args([*rest, "--target", own.target])
     if replayed.output is None:
         raise ValueError("--output DIR is where runs, the servers' logs and the page go")
+    if place == len(arguments):
+        raise ValueError("give the server's command after --: -- headrace serve --max-step-tokens '{128,256}'")
     found = combinations(arguments[place + 1 :])
     names = [PAGE, *(f"{number}-1.json" for number in range(1, len(found) + 1))]
     ready_folder(replayed.output, tuple(names), overwrite=replayed.overwrite)

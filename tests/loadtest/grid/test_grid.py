@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loadtest.client.usage import ProcessUsage, gpu_summary, listener
+from loadtest.client.usage import ProcessUsage, listener
 from loadtest.grid.cli import main
-from loadtest.grid.combinations import combinations
 from loadtest.grid.server import ServerFailed, answers, running
 from loadtest.report.run_file import read_run
 
@@ -21,30 +20,7 @@ DATA = Path(__file__).parents[1] / "data"
 STUB = str(Path(__file__).parents[1] / "stub_server.py")
 
 
-def named(*command: str) -> list[tuple[str, tuple[str, ...]]]:
-    return [(each.name, each.command) for each in combinations(command)]
-
-
-def test_each_alternative_with_each_other():
-    assert named("serve", "--budget", "{128,256}", "{,--plain}") == [
-        ("--budget 128, without --plain", ("serve", "--budget", "128")),
-        ("--budget 128, --plain", ("serve", "--budget", "128", "--plain")),
-        ("--budget 256, without --plain", ("serve", "--budget", "256")),
-        ("--budget 256, --plain", ("serve", "--budget", "256", "--plain")),
-    ]
-    assert [name for name, _ in named("serve", "--size={a,b}{1,2}")] == [f"--size={x}{y}" for x in "ab" for y in "12"]
-    assert named("{vllm,headrace}", '{"a": 1, "b": 2}')[1] == ("headrace", ("headrace", '{"a": 1, "b": 2}'))
-
-
-def test_a_command_without_alternatives_is_refused_with_the_likely_cause():
-    with pytest.raises(ValueError, match="in quotes"):
-        combinations(["serve", "--budget", "128", "256"])
-
-
-def test_what_gpus_say_is_averaged():
-    text = "0, 50, 1024\n1, 0, 10\n0, 100, 2048\n1, 0, 10\n[N/A]\n0, 1"
-    found = gpu_summary(text)
-    assert found["gpu0_busy_mean"] == 0.75 and found["gpu0_memory_max"] == 2**31 and found["gpu1_busy_mean"] == 0
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
@@ -58,7 +34,6 @@ def stub(port: int, *more: str) -> list[str]:
     return [sys.executable, STUB, "--port", str(port), *more]
 
 
-@pytest.mark.processes
 def test_combinations_are_measured_and_compared(port, tmp_path, capsys):
     trace = [
         str(DATA / "burstgpt_1.csv"),
@@ -86,7 +61,6 @@ def test_combinations_are_measured_and_compared(port, tmp_path, capsys):
     assert not answers(f"http://127.0.0.1:{port}/v1")
 
 
-@pytest.mark.processes
 def test_a_server_and_what_it_has_started_are_gone_whatever_happens(port, tmp_path):
     """It heeds no SIGTERM, and has a child."""
     code = (
@@ -109,7 +83,6 @@ def test_a_server_and_what_it_has_started_are_gone_whatever_happens(port, tmp_pa
     assert not psutil.pid_exists(pid) and not answers(target)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_grid_and_its_server(signalled, port, tmp_path):
     command = [sys.executable, "-m", "loadtest.cli", "grid", str(DATA / "burstgpt_1.csv"), "--quiet", "--limit", "50"]
