@@ -40,6 +40,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 _SERVER = "http schema text structured telemetry keys client monitoring pages stream engines fronts batches api bench"
+_LOADTEST = "httptools httpx matplotlib numpy psutil rich tokenizers uvloop yaml"  # what it imports
 _ENGINE = "ipc models loading kv_store keeper pooling grammar sampling tensor_parallel encoder cpu gpu bench"
 LAYERS = {
     "server": tuple(_SERVER.split()),
@@ -91,9 +92,7 @@ RULES = {
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
     "loadtest": Rule(
         ours=frozenset({"scheduler", "configs.model"}),
-        others=frozenset(
-            ["httptools", "httpx", "matplotlib", "numpy", "psutil", "rich", "tokenizers", "uvloop", "yaml"]
-        ),
+        others=frozenset(_LOADTEST.split()),
     ),
 }
 
