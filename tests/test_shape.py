@@ -90,10 +90,7 @@ RULES = {
     ),
     "kernels": Rule(ours=frozenset(), others=frozenset({"torch", "triton", "flashinfer"})),  # the last as a peer
     "configs": Rule(ours=frozenset(), others=frozenset({"pydantic", "yaml", "huggingface_hub", "gguf", "numpy"})),
-    "loadtest": Rule(
-        ours=frozenset({"scheduler", "configs.model"}),
-        others=frozenset(_LOADTEST.split()),
-    ),
+    "loadtest": Rule(ours=frozenset({"scheduler", "configs.model"}), others=frozenset(_LOADTEST.split())),
 }
 
 
