@@ -11,9 +11,10 @@ Fewer engines of a kind are taken to attain less. KV in 8 bits loses precision, 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from loadtest.report.rows import percent
 from loadtest.search import Attained, RateSearch
 from loadtest.sizing.candidates import FleetCandidates
-from loadtest.sizing.fleet import FP8, Fleet, FleetKind
+from loadtest.sizing.fleet import AUTO, FP8, Fleet, FleetKind
 from loadtest.sizing.load import Condition
 from loadtest.sizing.pool import TrialPool
 from loadtest.sizing.search import EngineSearch
@@ -76,6 +77,7 @@ class SizingAnswer:
         price: of it, an hour.
         headroom: of it.
         cheaper: the next cheaper fleet, over the whole load; None: there is nothing cheaper.
+        fewer: the best one with an engine less, over the whole load; None: there is none, or it is the next cheaper one.
         others: other loads.
         kinds: how each kind did.
         equal: how far fleets of the same price keep the goal, each at the highest load that it kept.
@@ -85,6 +87,7 @@ class SizingAnswer:
     price: float
     headroom: Headroom
     cheaper: FleetOutcome | None
+    fewer: FleetOutcome | None
     others: Sequence[OtherLoad]
     kinds: Sequence[KindVerdict]
     equal: Sequence[tuple[Fleet, float]]
@@ -120,6 +123,7 @@ class Buyer:
         self._tell = tell
         self._search = EngineSearch(pool, candidates.fleets)
         self._refuted: set[Fleet] = set()  # over the whole load
+        self._hopeless: set[FleetKind] = set()
         self.verdicts: list[KindVerdict] = []
 
     def answer(self) -> SizingAnswer | None:
@@ -157,21 +161,27 @@ class Buyer:
             if most < kind.least:
                 self.verdicts.append(KindVerdict(kind, None, None))
                 continue
-            if (alone := self._candidates.alone(kind)) < self._pool.bench.goal:
-                why = f"of requests that have an engine for themselves only {alone:.1%} meet the objectives"
+            alone = self._candidates.alone(kind)
+            if alone < self._pool.bench.goal:
+                self._hopeless.add(kind)
+                why = f"of requests that have an engine for themselves only {percent(alone)} meet the objectives"
                 self.verdicts.append(KindVerdict(kind, None, None, why))
                 continue
             found = self._search.smallest(kind, self._candidates.guess(kind), most)
             if found is None:
-                self.verdicts.append(KindVerdict(kind, None, None, f"{most} of its engines are not enough"))
+                more = "" if best is None else ", and more cost as much as others that are"
+                self.verdicts.append(KindVerdict(kind, None, None, f"{most} engines are not enough{more}"))
                 continue
             best = found.outcome.trial.fleet
             self.verdicts.append(KindVerdict(kind, found.engines, price(best)))
             self._tell(f"{best} keeps the goal over the busiest stretch")
         return best
 
-    def _guessed_price(self, kind: FleetKind) -> float:
-        return self._candidates.guess(kind) * engine_price(kind)
+    def _guessed_price(self, kind: FleetKind) -> tuple[float, bool]:
+        """A kind with KV in 8 bits comes after the same one with more bits, which is taken if it is as cheap."""
+        longer = replace(kind, gpu_kv=AUTO)
+        like = longer if longer in self._kinds else kind
+        return self._candidates.guess(like) * engine_price(kind), kind.gpu_kv == FP8
 
     def _below(self, kind: FleetKind, bound: float) -> int:
         """The largest number of engines that costs less."""
@@ -235,7 +245,8 @@ class Buyer:
         for kind in self._kinds:
             engines = self._below(kind, price(fleet))
             shorter = replace(kind, gpu_kv=FP8)
-            if engines >= kind.least and (kind == shorter or shorter not in self._kinds):
+            stands = kind == shorter or shorter not in self._kinds
+            if engines >= kind.least and stands and kind not in self._hopeless:
                 found += self._candidates.fleets(kind, engines)
         return sorted(found, key=price, reverse=True)
 
@@ -244,15 +255,17 @@ class Buyer:
     ) -> SizingAnswer:
         fleet = whole.trial.fleet
         self._tell(f"{fleet} keeps the goal over the whole load; what is next cheaper and other loads come last")
-        next_one = self._farthest(cheaper)
+        next_one, engines = self._farthest(cheaper), len(fleet.roles) - 1
+        fewer = self._farthest(self._candidates.fleets(fleet.kind, engines) if engines >= fleet.kind.least else [])
+        below = [each for each in dict.fromkeys((next_one, fewer)) if each is not None]
         trials = [SizingTrial(fleet, each, whole=True, to_the_end=True) for each in (HIGHER, LONGER)]
-        trials += [SizingTrial(next_one, whole=True, to_the_end=True)] if next_one else []
-        outcomes = self._pool.measure(trials)
+        outcomes = self._pool.measure(trials + [SizingTrial(each, whole=True, to_the_end=True) for each in below])
         return SizingAnswer(
             best=whole,
             price=price(fleet),
             headroom=headroom,
             cheaper=outcomes[2] if next_one else None,
+            fewer=outcomes[3] if len(below) > 1 else None,
             others=[OtherLoad(outcome, self._enough(outcome)) for outcome in outcomes[:2]],
             kinds=self.verdicts,
             equal=equal,

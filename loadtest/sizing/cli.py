@@ -16,7 +16,6 @@ from functools import partial
 
 from loadtest.report.objectives import slo
 from loadtest.report.output import add_output_options, ready_folder
-from loadtest.report.trust import UNFITTED
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.options import (
     add_crowd_option,
@@ -35,7 +34,7 @@ from loadtest.sizing.fleet import FleetKind, kinds_of
 from loadtest.sizing.load import busiest
 from loadtest.sizing.pool import trial_pool
 from loadtest.sizing.trial import SizingBench
-from loadtest.sizing.words import AnswerView, as_json, sections, sentences
+from loadtest.sizing.words import AnswerView, as_json, sections, sentences, unfitted
 from loadtest.stops import interruptible
 from loadtest.workload.numbers import positive, share, whole
 from loadtest.workload.options import add_request_options
@@ -102,9 +101,8 @@ def _show(view: AnswerView, options: argparse.Namespace) -> None:
     for section in sections(view):
         console.print()
         console.print(section_table(section))
-    for kind in {each.kind.hardware.name: each.kind for each in view.answer.kinds}.values():
-        if not kind.hardware.fitted:
-            print(f"\n{UNFITTED.format(kind.hardware.name)}.")
+    if said := unfitted(view):
+        print(f"\n{said}.")
 
 
 def _bench(options: argparse.Namespace) -> SizingBench:

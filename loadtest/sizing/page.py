@@ -13,10 +13,9 @@ from loadtest.report.output import write_whole
 from loadtest.report.pages import page
 from loadtest.report.pages.drawing import COLOURS, RED, Drawing, legend_above, new_drawing, nothing, thousands
 from loadtest.report.rows import Section, figure, percent
-from loadtest.report.trust import UNFITTED
 from loadtest.sizing.answer import price
 from loadtest.sizing.trial import FleetOutcome
-from loadtest.sizing.words import AnswerView, as_json, sections, sentences
+from loadtest.sizing.words import AnswerView, as_json, sections, sentences, unfitted
 
 _WINDOWS = 60  # of a run, over which gauges are averaged
 
@@ -38,8 +37,8 @@ def _parts(view: AnswerView, title: str) -> Iterator[str]:
     best = view.answer.best
     yield f"<h1>{escape(title)}</h1>"
     hardware = {each.kind.hardware.name: each.kind.hardware for each in view.answer.kinds}
-    if unfitted := [UNFITTED.format(each.name) for each in hardware.values() if not each.fitted]:
-        yield page.warning("Caution", unfitted)
+    if caution := unfitted(view):
+        yield page.warning("Caution", [caution])
     yield page.tiles(_tiles(view, best))
     said = sentences(view)
     yield f"<section>{''.join(f'<p>{escape(each)}</p>' for each in said if ': headrace ' not in each)}</section>"

@@ -87,7 +87,7 @@ class FleetOutcome:
         utilisation: share of that time for which engines computed, however little: decodes of one request are enough.
         peak_share: of the device's peak operations that went into matrix products (model FLOPs utilisation, MFU).
         ttft, tpot: p50 and p99 of complete answers, in seconds.
-        output_rate, token_rate: tokens of answers, and of prompts and answers, per second.
+        output_rate, token_rate: tokens of complete answers, and of these with their prompts, per second.
         cached: share of the prompts found in a prefix cache.
         preemptions: of all engines.
         balance: tokens of the engine with the most over the mean, of engines with one role; 1: all have the same.
@@ -198,11 +198,9 @@ def _outcome(
     unfit = sum(not record.fits for record in records)
     ended = max((record.tokens[-1][0] for record in records if record.tokens), default=requests[-1].intended)
     seconds = max(ended - requests[0].intended, 1e-9)
-    counters = list(cluster.stats())
-    output = sum(each.generation_tokens for each in counters)
-    prompts = sum(each.prompt_tokens for each in counters)
-    hits = sum(each.prefix_hit_tokens for each in counters)
-    queried = sum(each.prefix_query_tokens for each in counters)
+    output = sum(len(record.tokens) for record in whole)
+    prompts = sum(record.asked_prompt for record in whole)
+    cached = sum(record.cached_tokens or 0 for record in whole)
     if stopped:  # all that may still come are counted as met
         met, total = len(requests) - unfit - watch.missed, len(requests) - unfit
     else:
@@ -220,13 +218,13 @@ def _outcome(
         stopped=stopped,
         seconds=seconds,
         utilisation=sum(each.busy_seconds for each in cluster.replicas) / seconds / len(cluster.replicas),
-        peak_share=watch.peak_seconds(prompts - hits + output) / seconds / trial.fleet.devices,
+        peak_share=watch.peak_seconds(prompts - cached + output) / seconds / trial.fleet.devices,
         ttft=_quantiles([record.ttft for record in whole]),
         tpot=_quantiles([record.tpot for record in whole]),
         output_rate=output / seconds,
         token_rate=(output + prompts) / seconds,
-        cached=hits / queried if queried else 0.0,
-        preemptions=sum(each.preemptions for each in counters),
+        cached=cached / prompts if prompts else 0.0,
+        preemptions=sum(each.preemptions for each in cluster.stats()),
         balance=_balance(cluster),
         gauges=watch.gauges,
     )

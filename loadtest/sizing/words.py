@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from loadtest.report.rows import Section, count, figure, milliseconds, objective_text, percent
+from loadtest.report.trust import UNFITTED
 from loadtest.sizing.answer import SizingAnswer, price
 from loadtest.sizing.fleet import Fleet
 from loadtest.sizing.trial import FleetOutcome, SizingBench
@@ -73,6 +74,8 @@ def sentences(view: AnswerView) -> list[str]:
         said.append(
             f"Next cheaper is {other}{cost_text(other)}, and it fails: {percent(answer.cheaper.attainment)}. {why(answer.cheaper)}"
         )
+    if answer.fewer is not None:
+        said.append(f"With an engine less it fails as well: {percent(answer.fewer.attainment)}. {why(answer.fewer)}")
     for each in answer.others:
         outcome = each.outcome
         kept = outcome.attainment >= view.bench.goal
@@ -84,7 +87,8 @@ def sentences(view: AnswerView) -> list[str]:
             + ("it is enough." if kept else f"{enough}.")
         )
     said += [f"Check it: {view.simulate(fleet)}"]
-    said += [f"Check that one: {view.simulate(answer.cheaper.trial.fleet)}"] if answer.cheaper else []
+    said += [f"Check the next cheaper: {view.simulate(answer.cheaper.trial.fleet)}"] if answer.cheaper else []
+    said += [f"Check an engine less: {view.simulate(answer.fewer.trial.fleet)}"] if answer.fewer else []
     return [*said, f"Start it: {view.serve(fleet)}"]
 
 
@@ -137,6 +141,12 @@ def _full(outcome: FleetOutcome) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
+def unfitted(view: AnswerView) -> str | None:
+    """What a reader must know of the devices whose constants are guesses; None: there are none."""
+    names = sorted({each.kind.hardware.name for each in view.answer.kinds if not each.kind.hardware.fitted})
+    return UNFITTED.format(f"each of {', '.join(names)}" if len(names) > 1 else names[0]) if names else None
+
+
 def sections(view: AnswerView) -> list[Section]:
     """All tables."""
     found = [figures(view), other_loads(view), equals(view), kinds(view)]
@@ -146,10 +156,10 @@ def sections(view: AnswerView) -> list[Section]:
 def figures(view: AnswerView) -> Section:
     """What a planner reads, of the answer and of what is next cheaper."""
     answer = view.answer
-    shown = [answer.best, *([answer.cheaper] if answer.cheaper else [])]
+    shown = [each for each in (answer.best, answer.cheaper, answer.fewer) if each is not None]
     rows = [(name, *(tell(each) for each in shown)) for name, tell in FIGURES.items()]
     names = [str(each.trial.fleet) for each in shown]
-    return Section("The answer, and what is next cheaper", ("", *names), rows)
+    return Section("The answer, and what fails below it", ("", *names), rows)
 
 
 def _pair(values: tuple[float, float] | None) -> str:
@@ -254,6 +264,9 @@ def as_json(view: AnswerView) -> dict[str, object]:
         if answer.cheaper is None
         else _outcome(answer.cheaper)
         | {"why": why(answer.cheaper), "simulate": view.simulate(answer.cheaper.trial.fleet)},
+        "an_engine_less": None
+        if answer.fewer is None
+        else _outcome(answer.fewer) | {"why": why(answer.fewer), "simulate": view.simulate(answer.fewer.trial.fleet)},
         "other_loads": [
             _outcome(each.outcome) | {"enough": None if each.enough is None else _fleet(each.enough)}
             for each in answer.others

@@ -124,12 +124,12 @@ def test_a_device_that_costs_less_is_taken_only_where_fewer_dollars_are_enough()
 def test_what_no_number_of_devices_keeps_is_said_without_a_simulation():
     answer, buyer, pool = answered(replace(HARD, objectives={"default": Objective(ttft=0.01)}), [FleetKind(H200)])
     assert answer is None and pool.outcomes == []
-    assert "an engine for themselves only 0.0%" in buyer.verdicts[0].why
+    assert "an engine for themselves only 0.0 %" in buyer.verdicts[0].why
 
 
 def test_more_devices_than_there_may_be_are_no_answer():
     answer, buyer, _ = answered(HARD, [FleetKind(H200)], most=1)
-    assert answer is None and buyer.verdicts[0].why == "1 of its engines are not enough"
+    assert answer is None and buyer.verdicts[0].why == "1 engines are not enough"
 
 
 @pytest.mark.parametrize(("hardware", "model", "tokens"), [(H200, LLAMA, 2048), (CPU, SMOLLM, 64)])
@@ -179,6 +179,18 @@ def test_other_loads_are_faster_or_longer_and_share_what_they_shared(prompt, blo
     assert second.prompt_tokens == round(prompt * factor) and first.output_tokens == 3
     text = replace(late, prompt="four" * 10, prompt_tokens=0)
     assert Condition(prompts=2.0).apply([text])[0].prompt_tokens == 20
+
+
+def test_kv_in_eight_bits_is_bought_only_where_it_is_cheaper():
+    kinds = list(kinds_of(H200, LLAMA, [1], ["auto", "fp8"], split=False, block_size=256))
+    answer, _, _ = answered(HARD, kinds[::-1])
+    assert answer is not None and answer.best.trial.fleet.kind.gpu_kv == "auto"
+    small = replace(H200, memory_bytes=20.0e9)  # room for 15,000 tokens in 16 bits
+    kinds = list(kinds_of(small, LLAMA, [1], ["auto", "fp8"], split=False, block_size=256))
+    made = bench(planned(12.0, 1500, 100, 80), Objective(ttft=0.3, tpot=0.05))
+    answer, _, _ = answered(made, kinds)
+    assert answer is not None and answer.best.trial.fleet.kind.gpu_kv == "fp8" and answer.best.trial.fleet.devices == 1
+    assert answer.cheaper is None
 
 
 @pytest.mark.parametrize("objective", [Objective(ttft=1.0, tpot=0.02), Objective(ttft=1.0), Objective(e2e=9.0)])
