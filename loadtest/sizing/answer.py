@@ -169,8 +169,8 @@ class Buyer:
                 continue
             found = self._search.smallest(kind, self._candidates.guess(kind), most)
             if found is None:
-                more = "" if best is None else ", and more cost as much as others that are"
-                self.verdicts.append(KindVerdict(kind, None, None, f"{most} engines are not enough{more}"))
+                more = "" if best is None else "; more are no cheaper"
+                self.verdicts.append(KindVerdict(kind, None, None, f"not with {most}{more}"))
                 continue
             best = found.outcome.trial.fleet
             self.verdicts.append(KindVerdict(kind, found.engines, price(best)))

@@ -14,7 +14,9 @@ from loadtest.report.pages import page
 from loadtest.report.pages.drawing import COLOURS, RED, Drawing, legend_above, new_drawing, nothing, thousands
 from loadtest.report.rows import Section, figure, percent
 from loadtest.sizing.answer import price
-from loadtest.sizing.trial import FleetOutcome
+from loadtest.sizing.fleet import Fleet
+from loadtest.sizing.load import Condition
+from loadtest.sizing.trial import AS_IT_IS, FleetOutcome, SizingTrial
 from loadtest.sizing.words import AnswerView, as_json, sections, sentences, unfitted
 
 _WINDOWS = 60  # of a run, over which gauges are averaged
@@ -46,21 +48,16 @@ def _parts(view: AnswerView, title: str) -> Iterator[str]:
     tables = sections(view)
     yield page.table(tables[0])
     yield page.picture(
-        "Sets, users and devices",
-        "Each dot a simulation that ran to its end: what a user sees against what a device yields; "
-        "and what came of each set at each price.",
-        [_pareto(view), _prices(view)],
-    )
-    yield page.picture(
-        "Load and attainment",
-        "Over the busiest part, at the loads that were tried; a cross: it was given up because the goal was out of reach.",
-        [_loads(view)],
+        "Sets, users, prices and loads",
+        "What a user sees against what a device yields, a dot for each simulation that ran to its end; what came of each set "
+        "at its price; and the answer beside others of its price at higher loads. A cross was given up: the goal was out of reach.",
+        [_pareto(view), _prices(view), _loads(view)],
     )
     yield page.picture(
         "The answer under the whole load",
         "Means of all engines.",
         [
-            _over_time(best, "utilisation", "utilisation", _busy, share=True),
+            _over_time(best, "busy", "time that engines compute", _busy, share=True),
             _over_time(best, "batch", "sequences of an engine", lambda each: _values(each, "running")),
             _over_time(best, "kv", "KV in use", lambda each: _values(each, "kv"), share=True),
             _over_time(best, "waiting", "requests that wait at an engine", lambda each: _values(each, "waiting")),
@@ -90,7 +87,7 @@ def _tiles(view: AnswerView, best: FleetOutcome) -> list[tuple[str, str]]:
         [("dollars a million tokens of answers", f"{cost / (best.output_rate * 3600) * 1e6:.3f}")] if priced else []
     )
     found += [("attainment", percent(best.attainment)), ("of the load is kept", f"{room.held:.3g} x")]
-    found += [("utilisation", percent(best.utilisation)), ("KV in use, at most", percent(best.most("kv")))]
+    found += [("of peak operations", percent(best.peak_share)), ("KV in use, at most", percent(best.most("kv")))]
     return [*found, ("answer tokens/s of a device", figure(best.device_rate))]
 
 
@@ -133,7 +130,7 @@ def _prices(view: AnswerView) -> Drawing:
     unit = "dollars an hour" if view.answer.best.trial.fleet.kind.hardware.price_per_hour else "devices"
     drawing = new_drawing("prices", "attainment under the load as it is")
     panel = drawing.panel
-    as_is = [each for each in view.outcomes if each.trial.condition == type(each.trial.condition)()]
+    as_is = [each for each in view.outcomes if each.trial.condition == AS_IT_IS]
     for stopped, mark, label in ((False, "o", "to its end"), (True, "x", "given up")):
         chosen = [each for each in as_is if each.stopped is stopped]
         if chosen:
@@ -172,7 +169,7 @@ def _loads(view: AnswerView) -> Drawing:
         own = [
             each
             for each in view.outcomes
-            if each.trial.fleet == fleet and not each.trial.whole and each.trial.condition.prompts == 1
+            if each.trial == SizingTrial(fleet, Condition(load=each.trial.condition.load))
         ]
         own.sort(key=lambda each: each.trial.condition.load)
         loads, values = [each.trial.condition.load for each in own], [_reached(each) for each in own]
@@ -183,7 +180,7 @@ def _loads(view: AnswerView) -> Drawing:
             "-",
             color=colour,
             linewidth=1.2,
-            label=("the answer" if place == 0 else f"{fleet.tuning.max_step_tokens} a step"),
+            label=_label(fleet, fleets[0]),
         )
         for each, load, value in zip(own, loads, values, strict=True):
             panel.plot([load], [value], "x" if each.stopped else "o", color=colour, markersize=6)
@@ -193,6 +190,13 @@ def _loads(view: AnswerView) -> Drawing:
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     legend_above(panel)
     return drawing
+
+
+def _label(fleet: Fleet, best: Fleet) -> str:
+    """What tells a fleet from the answer."""
+    if fleet == best:
+        return "the answer"
+    return f"{fleet.tuning.max_step_tokens} a step" if fleet.kind == best.kind else str(fleet)
 
 
 def _over_time(

@@ -28,7 +28,8 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; border-bottom: 2px solid var(--line); }
 td { border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }
 th, td { padding: 4px 0 4px 16px; vertical-align: top; } th:first-child, td:first-child { padding-left: 0; }
-td.text { overflow-wrap: anywhere; min-width: 72px; } .figure { text-align: right; white-space: nowrap; }
+td.text { overflow-wrap: anywhere; min-width: 72px; }
+td.text:first-child { min-width: 104px; } .figure { text-align: right; white-space: nowrap; }
 td.good { color: #1e7d4f; font-weight: 600; } td.worse { color: #c0392b; font-weight: 600; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; margin-top: 8px; }
 img { width: 100%; height: auto; display: block; }

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,7 +130,7 @@ def test_what_no_number_of_devices_keeps_is_said_without_a_simulation():
 
 def test_more_devices_than_there_may_be_are_no_answer():
     answer, buyer, _ = answered(HARD, [FleetKind(H200)], most=1)
-    assert answer is None and buyer.verdicts[0].why == "1 engines are not enough"
+    assert answer is None and buyer.verdicts[0].why == "not with 1"
 
 
 @pytest.mark.parametrize(("hardware", "model", "tokens"), [(H200, LLAMA, 2048), (CPU, SMOLLM, 64)])
@@ -226,6 +227,23 @@ COMMAND = [
     "--attainment",
     "90%",
 ]
+
+
+def test_every_kind_of_set_is_simulated_as_the_command_simulates_it(monkeypatch, capsys):
+    runs: list[LoadRun] = []
+    monkeypatch.setattr(simulator, "print_table", runs.append)
+    arguments = [*LOAD, "--model", "llama-3-8b", "--block-size", "256"]
+    options = cli._parser().parse_args([*arguments, "--hardware", "h200", "--link-bandwidth", "nvlink4"])
+    options.hardware = ["h200"]
+    made = cli._bench(options)
+    for kind in kinds_of(H200, LLAMA, [1, 2], ["auto", "fp8"], split=True, block_size=256):
+        fleet = FleetCandidates(made).fleets(kind, 2)[0]
+        view = AnswerView(None, made, [], {"h200": "h200"}, [*arguments, "--link-bandwidth", "nvlink4"])  # type: ignore[arg-type]
+        assert simulator.main(shlex.split(view.simulate(fleet))[3:]) == 0
+        run, ours = runs.pop(), try_fleet(made, SizingTrial(fleet, whole=True, to_the_end=True))
+        firsts = [record.ttft for record in run.records if record.ttft is not None]
+        assert ours.ttft == pytest.approx((float(np.percentile(firsts, 50)), float(np.percentile(firsts, 99))))
+        assert ours.met == sum(bound.met_by(record) for record in run.records if (bound := run.objective(record)))
 
 
 def test_the_command_says_what_the_simulator_says(tmp_path, capsys, monkeypatch):
