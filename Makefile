@@ -83,6 +83,7 @@ docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files o
 	$(BIN)/python -m server.reference > docs/api.md
 	$(BIN)/python -m server.telemetry.metrics > docs/metrics.md
 	$(BIN)/python -m server.monitoring.files
+	$(BIN)/python -m engine.bench.counted --into docs/gpu.md
 
 clean: ## remove .venv, builds and caches
 	rm -rf $(VENV) .clients-venv kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,10 +22,12 @@ PYTEST = (
     *("-m", "pytest", "-m", "gpu", "-v", "-rs", "-W", "default", "-p", "no:cacheprovider", "-p", "tests.gpu.lines"),
     *("--continue-on-collection-errors", "-o", "addopts=--import-mode=importlib -p no:asyncio"),
 )
+CHECKS = tuple(f"tests/gpu/test_{name}_on_a_gpu.py" for name in ("kernels", "small_kernels", "repeats"))
 # The most important first, in case time runs out. What the kernels' checks compile, all others find in Triton's cache.
 PARTS = (
     Part("needs", ("-m", "kernels.bench.needs"), 30.0, needed_for_all=(LACKS_PACKAGES,)),
-    Part("checks", PYTEST, 110.0, option=LINES, tests=("tests/gpu/test_kernels_on_a_gpu.py",), processes=CHECKERS),
+    Part("checks", PYTEST, 110.0, option=LINES, tests=CHECKS, processes=CHECKERS),
+    Part("sanitizer", ("-m", "kernels.bench.sanitizer"), 48.0),
     Part("engine", PYTEST, 110.0, option=LINES, tests=("tests/gpu/test_on_a_gpu.py",)),
     Part("kernels", ("-m", "kernels.bench", "gpu"), 120.0),
     Part("steps", ("-m", "engine.bench.steps"), 60.0),

@@ -36,6 +36,7 @@ class Shape:
     kv_heads: int = 8
     dim: int = 128
     dtype: torch.dtype = torch.bfloat16
+    layers: int = 32  # of the pool, as blocks of all layers lie side by side: 64 x 4096 keys are spread over 34 GB
 
     @property
     def token_bytes(self) -> int:
@@ -88,7 +89,7 @@ class AttentionBench:
             shapes: (warps, keys at a time) of programs to measure beside the ones that it chooses.
         """
         size = sequences * context * self._shape.token_bytes
-        layers = copies(size)
+        layers = max(copies(size), self._shape.layers)
         batch = self._batch(layers, sequences, 1, context)
         name = f"decode attention, {sequences} x {context}"
         starts = torch.arange(sequences, dtype=torch.int32, device=self._timer.device) * batch.tables.shape[1]
@@ -116,7 +117,7 @@ class AttentionBench:
             other = seconds(self._config(decoding.config_for, **shape))
             line = f"{name}, {warps} warps, {keys} keys"
             yield Result(line, other, size / other / 1e9, self._bandwidth / 1e9, "GB/s")
-        peer = self._flashinfer_decode(batch)
+        peer = self._flashinfer_decode(batch, copies(size))
         if peer is not None:
             yield Result(f"{name}, of FlashInfer", ours, size / ours / 1e9, size / peer / 1e9, "GB/s")
 
@@ -131,7 +132,7 @@ class AttentionBench:
         """
         pairs = sequences * rows * (cached + (rows + 1) / 2)  # visible keys over all rows
         teraflop = 4 * pairs * self._shape.heads * self._shape.dim / 1e12
-        batch = self._batch(1, sequences, rows, rows + cached)
+        batch = self._batch(self._shape.layers, sequences, rows, rows + cached)
         name = f"prefill attention, {sequences} x {rows} on {cached}"
         starts = batch.row_starts
 
@@ -206,14 +207,14 @@ class AttentionBench:
         pages = batch.kv[:, 0].contiguous()
         return self._timer.seconds(lambda _: wrapper.run(batch.queries, pages))
 
-    def _flashinfer_decode(self, batch: _Batch) -> float | None:
-        """Seconds of FlashInfer's paged decode on the same blocks; None if it is not installed."""
+    def _flashinfer_decode(self, batch: _Batch, count: int) -> float | None:
+        """Seconds of FlashInfer's paged decode on the same blocks, of `count` layers apart; None if it is not installed."""
         try:
             import flashinfer
         except ImportError:
             return None
         shape = self._shape
-        layers = [batch.kv[:, layer].contiguous() for layer in range(batch.kv.shape[1])]
+        layers = [batch.kv[:, layer].contiguous() for layer in range(count)]
         taken = []
         for tensor_cores in (False, True):  # which is faster depends on the query heads per KV head; the faster counts
             wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(

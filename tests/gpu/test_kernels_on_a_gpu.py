@@ -12,7 +12,10 @@ cpu = pytest.mark.skipif(not INTERPRETED, reason="Triton does not interpret")
 SMALL = {"heads": (4, 2), "dim": 16, "dtype": torch.float32}
 LLAMA = {"heads": (32, 8), "dim": 128, "dtype": torch.bfloat16}
 SMOLLM = {"heads": (9, 3), "dim": 64, "dtype": torch.float16}
+# Heads whose size is no power of two, and the widest: Phi-2's, a BERT's 96, Gemma 2's.
+WIDTHS = [LLAMA | {"heads": heads, "dim": dim} for heads, dim in (((32, 32), 80), ((8, 8), 96), ((8, 4), 256))]
 OPTIONS = [{}, {"window": 100}, {"window": 100, "soft_cap": 30.0}, {"fp8": True}]
+LARGE = [*(LLAMA | each for each in OPTIONS), SMOLLM, LLAMA | {"dtype": torch.float16, "fp8": True}, *WIDTHS]
 
 
 def both(small, large):
@@ -27,7 +30,7 @@ def both(small, large):
     ("device", "options"),
     both(
         [(SMALL | each,) for each in OPTIONS],
-        [*((LLAMA | each,) for each in OPTIONS), (SMOLLM,), (LLAMA | {"dtype": torch.float16, "fp8": True},)],
+        [(case,) for case in LARGE],
     ),
 )
 def test_decode(device, options):
@@ -39,7 +42,7 @@ def test_decode(device, options):
     ("device", "options"),
     both(
         [(SMALL | each,) for each in OPTIONS],
-        [*((LLAMA | each,) for each in OPTIONS), (SMOLLM,), (LLAMA | {"dtype": torch.float16, "fp8": True},)],
+        [(case,) for case in LARGE],
     ),
 )
 def test_chunks_and_single_tokens(device, options):
@@ -50,7 +53,8 @@ def test_chunks_and_single_tokens(device, options):
 
 
 @pytest.mark.parametrize(
-    ("device", "options"), both([(SMALL,), (SMALL | {"fp8": True},)], [(LLAMA,), (LLAMA | {"fp8": True},)])
+    ("device", "options"),
+    both([(SMALL,), (SMALL | {"fp8": True},)], [(LLAMA,), (LLAMA | {"fp8": True},), (WIDTHS[0],)]),
 )
 def test_cascade(device, options):
     checks.check_cascade(device, [(1, 0), (3, 96), (2, 560)], **options)
@@ -86,7 +90,13 @@ def test_products(device, dtype, outputs, columns, kind):
         )
 
 
-SHAPES = [(32, 8, 128, torch.bfloat16, False), (16, 8, 128, torch.bfloat16, True), (9, 3, 64, torch.float16, False)]
+SHAPES = [
+    (32, 8, 128, torch.bfloat16, False),
+    (16, 8, 128, torch.bfloat16, True),
+    (9, 3, 64, torch.float16, False),
+    (32, 32, 80, torch.bfloat16, False),
+    (8, 4, 256, torch.bfloat16, True),
+]
 
 
 @pytest.mark.parametrize(

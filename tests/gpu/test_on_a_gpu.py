@@ -17,6 +17,7 @@ from engine.cpu.weights import load_weights
 from engine.device import choose_device, step_limits
 from engine.gpu.backend import USUAL_STEP, run_every_kernel
 from engine.gpu.formats import choose_gpu_arithmetic
+from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.linear import Grouped
 from engine.gpu.loader import GpuLoader
 from engine.gpu.model import GpuKvPool, GpuModel
@@ -189,28 +190,34 @@ def embedded_source():
     return resolve_model(None)
 
 
-@pytest.fixture(scope="module", params=["random", "embedded"])
+@pytest.fixture(scope="module", params=["random", "embedded", "131,072 keys"])
 def source(request, tmp_path_factory):
     if request.param == "embedded":
         return embedded_source()
-    return random_folder(SMALL, tmp_path_factory.mktemp("random"))
+    longest = 131_072 if request.param == "131,072 keys" else SMALL.max_position
+    return random_folder(replace(SMALL, max_position=longest), tmp_path_factory.mktemp("random"))
 
 
 def test_the_memory_plan_holds(source):
-    """All of the pool's share, every kind of step: nothing beyond what was planned."""
+    """All of the pool's share, every kind of step, every graph: nothing beyond what was planned, of torch's or of libraries'."""
     config = read_config(source)
     settings = Settings(gpu_memory_fraction=0.5)
     assert choose_device(settings).kind == "cuda"
-    loader = GpuLoader(settings, source, config, step_limits(settings, USUAL_STEP), GPU)
+    limits = step_limits(settings, USUAL_STEP)
+    loader = GpuLoader(settings, source, config, limits, GPU)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_reserved()
+    before, free = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
     plan = loader.plan()
     worker = loader.load(plan)
     run_every_kernel(worker)
-    pool = plan.kv_per_token * plan.block_size * plan.blocks
-    taken = torch.cuda.max_memory_reserved() - before
-    assert taken <= plan.weights + plan.activations + pool
+    for rows in GraphPlan(limits.sequences).row_counts:
+        worker.record(rows)
+    torch.cuda.synchronize()
+    planned = plan.weights + plan.activations + plan.kv_per_token * plan.block_size * plan.blocks
+    assert worker.graph_counts.failed == 0
+    assert torch.cuda.max_memory_reserved() - before <= planned
+    assert free - torch.cuda.mem_get_info()[0] <= planned
 
 
 def logits_of(config, weights, device, dtype):

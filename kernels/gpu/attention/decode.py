@@ -163,8 +163,8 @@ def _decode_attention(
             )
         result, log_sum = finish(acc, top, total)
         if parts == 1:
-            places = out + sequence * stride_out_row + (head * stride_out_head)[:, None] + dims[None, :]
-            tl.store(places, result.to(out.dtype.element_ty), wanted)
+            results = out + sequence * stride_out_row + (head * stride_out_head)[:, None] + dims[None, :]
+            tl.store(results, result.to(out.dtype.element_ty), wanted)
             if log_sums is not None:
                 tl.store(log_sums + sequence * HEADS + head, log_sum, mine)
         else:
@@ -262,8 +262,10 @@ def decode_attention(
 
 
 def _variants(
-    name: str, group: int, kv_heads: int, dim: int, dtype: str = "bf16", **options: Any
+    name: str, group: int, kv_heads: int, dim: int, dtype: str = "bf16", *, partial: bool = False, **options: Any
 ) -> tuple[Variant, ...]:
+    """`partial`: for a merge with attention over other keys, as of a shared prefix."""
+    results = {"out": "fp32", "log_sums": "fp32"} if partial else {"out": dtype}
     flags = {"FIELDS": FIELDS, "KV_HEADS": kv_heads, "SOFT_CAPPED": False} | options
     return variants(
         _decode_attention,
@@ -272,8 +274,8 @@ def _variants(
         dim,
         dtype,
         config_for=config_for,
-        pointers={"states": "fp32", "sums": "fp32", "out": dtype} | dict.fromkeys(("items", "count", "arrived"), "i32"),
-        absent=("log_sums",),
+        pointers={"states": "fp32", "sums": "fp32"} | results | dict.fromkeys(("items", "count", "arrived"), "i32"),
+        absent=() if partial else ("log_sums",),
         derived=lambda config: {"MERGED": _merged_at_once(config, dim)},
         **flags,
     )
@@ -284,6 +286,7 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("llama-8b fp16 blocks of 16", 4, 8, 128, "fp16", block_size=16),
     *_variants("llama-8b bf16 cap", 4, 8, 128, SOFT_CAPPED=True),
     *_variants("llama-8b bf16 fp8", 4, 8, 128, fp8=True),
+    *_variants("llama-8b bf16 beside a prefix", 4, 8, 128, partial=True),
     *_variants("llama-8b fp32", 4, 8, 128, "fp32"),
     *_variants("smollm2 bf16", 3, 3, 64),
     *_variants("qwen-7b bf16", 7, 4, 128),

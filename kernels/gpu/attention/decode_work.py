@@ -28,7 +28,7 @@ FIELDS = 6
 _DOUBLINGS = (
     3  # of the shortest part, up to 2048 keys: longer ones would leave a step's last programs alone on the chip
 )
-_MINE = 16  # sequences whose entries a program writes, and entries of each that it writes at a time
+SEQUENCES_EACH = 16  # sequences whose entries a program writes, and entries of each that it writes at a time
 _AT_ONCE = 128  # sequences that it counts at a time
 
 
@@ -173,7 +173,7 @@ def plan_decode(
         arrived=tables.new_empty((sequences, kv_heads)),
     )
     if sequences:
-        _plan_decode[(triton.cdiv(sequences, _MINE),)](
+        _plan_decode[(triton.cdiv(sequences, SEQUENCES_EACH),)](
             kv_lengths,
             table_starts,
             work.items,
@@ -186,7 +186,7 @@ def plan_decode(
             SHORTEST=SHORTEST,
             DOUBLINGS=_DOUBLINGS,
             FIELDS=FIELDS,
-            MINE=_MINE,
+            MINE=SEQUENCES_EACH,
             AT_ONCE=_AT_ONCE,
             WINDOWED=window > 0,
             num_warps=4,
@@ -204,7 +204,7 @@ def _variant(name: str, *, windowed: bool) -> Variant:
             "SHORTEST": SHORTEST,
             "DOUBLINGS": _DOUBLINGS,
             "FIELDS": FIELDS,
-            "MINE": _MINE,
+            "MINE": SEQUENCES_EACH,
             "AT_ONCE": _AT_ONCE,
             "WINDOWED": windowed,
         },

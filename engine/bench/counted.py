@@ -1,0 +1,209 @@
+"""`python -m engine.bench.counted`: launches, programs and bytes of decode steps of Llama 3 8B, counted from shapes alone.
+
+No GPU is needed, and none is asked: this is what the code launches, not what it takes. A test compares the count with an
+instrumented launcher, launch by launch, and with every address that the interpreted kernels read and write. Bytes are of device
+memory, each address once a launch, as if nothing stayed in a cache between two launches; a step's floor is its weights and keys and
+values alone, once.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from configs.model.config import ModelConfig
+from engine.bench.steps import BLOCK, LLAMA_3_8B
+from kernels.gpu.attention import decode, decode_work
+from kernels.gpu.kv import write_kv
+from kernels.gpu.norm import embedding, silu_mul
+from kernels.gpu.sampling import logits_scan
+
+PRODUCT = "product"  # of torch: cuBLAS chooses its programs, which are not counted
+HOPPER, PROCESSORS = 90, 132  # H100 and H200
+CASES = (
+    *(("1,024", [1024] * rows) for rows in (1, 32, 128, 256)),
+    *(("4,096", [4096] * rows) for rows in (1, 32, 128)),
+    ("1,024, one of 40,000", [1024] * 255 + [40_000]),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch of `kernel`: its programs, and the bytes that it reads and writes."""
+
+    kernel: str
+    programs: int
+    read: int
+    written: int
+
+
+class DecodeCount:
+    """A decode step: forward pass, logits, and the likeliest token of each row.
+
+    Args:
+        config: of the model, without windows or norms of queries and keys.
+        keys: of each sequence, the new token's included; tokens and positions that differ.
+        size: bytes of a number of the model's type.
+        longest: keys that there is room for in partial states; a graph's is the context.
+        processors: of the GPU.
+    """
+
+    def __init__(
+        self, config: ModelConfig, keys: Sequence[int], size: int, *, longest: int, processors: int = PROCESSORS
+    ) -> None:
+        self._config = config
+        self._keys = keys
+        self._rows = len(keys)
+        self._size = size
+        self._longest = longest
+        self._processors = processors
+
+    def launches(self) -> Iterator[Launch]:
+        """All of them, in order."""
+        config = self._config
+        heads = config.heads * config.head_dim
+        yield self._plan()
+        yield self._embed()
+        for layer in range(config.layers):
+            yield self._norm(added=layer > 0)
+            yield self._product(config.hidden_size, heads + 2 * config.kv_heads * config.head_dim)
+            yield self._write()
+            yield self._attend()
+            yield self._product(heads, config.hidden_size)
+            yield self._norm(added=True)
+            yield self._product(config.hidden_size, 2 * config.intermediate_size)
+            yield self._gate()
+            yield self._product(config.intermediate_size, config.hidden_size)
+        yield self._last_norm()
+        yield self._product(config.hidden_size, config.vocab_size)
+        yield from self._sample()
+
+    @property
+    def floor(self) -> int:
+        """Bytes that every such step moves: weights, the keys and values that it reads, and those that it writes."""
+        config = self._config
+        heads = config.heads * config.head_dim
+        layer = config.hidden_size * (2 * heads + 2 * config.kv_heads * config.head_dim + 3 * config.intermediate_size)
+        weights = config.layers * layer + config.vocab_size * config.hidden_size
+        return self._size * (weights + config.layers * (sum(self._keys) + self._rows) * self._key)
+
+    @property
+    def _key(self) -> int:
+        """Numbers of a token's key and value in a layer."""
+        return 2 * self._config.kv_heads * self._config.head_dim
+
+    def _bytes(self, *shape: int) -> int:
+        return self._size * prod(shape)
+
+    def _parts(self, keys: int) -> int:
+        return max(1, -(-keys // decode_work.split_length(keys, self._config.kv_heads)))
+
+    def _plan(self) -> Launch:
+        entries = sum(map(self._parts, self._keys))
+        written = 4 + 4 * self._rows * self._config.kv_heads + 4 * decode_work.FIELDS * entries
+        return Launch("_plan_decode", -(-self._rows // decode_work.SEQUENCES_EACH), 8 * self._rows, written)
+
+    def _embed(self) -> Launch:
+        hidden = self._config.hidden_size
+        programs = self._rows * -(-hidden // embedding.config_for(hidden)[0])
+        return Launch(
+            "_embed", programs, self._bytes(self._rows, hidden) + 8 * self._rows, self._bytes(self._rows, hidden)
+        )
+
+    def _norm(self, *, added: bool) -> Launch:
+        rows = self._bytes(self._rows, self._config.hidden_size) * (2 if added else 1)
+        return Launch("_rms_norm", self._rows, rows + 4 * self._config.hidden_size, rows)
+
+    def _last_norm(self) -> Launch:
+        rows = self._bytes(self._rows, self._config.hidden_size)
+        return Launch("_rms_norm", self._rows, 2 * rows + 4 * self._config.hidden_size + 8 * self._rows, rows)
+
+    def _product(self, columns: int, outputs: int) -> Launch:
+        read = self._bytes(self._rows, columns) + self._bytes(outputs, columns)
+        return Launch(PRODUCT, 0, read, self._bytes(self._rows, outputs))
+
+    def _write(self) -> Launch:
+        config = self._config
+        group, _, _ = write_kv.config_for(config.kv_heads, config.head_dim)
+        tiles = -(-config.heads // group) + 2 * -(-config.kv_heads // group)
+        rows = self._bytes(self._rows, config.heads * config.head_dim + self._key)
+        angles = 2 * 4 * len(set(self._keys)) * (config.head_dim // 2)
+        return Launch("_write_kv", self._rows * tiles, rows + 16 * self._rows + angles, rows)
+
+    def _attend(self) -> Launch:
+        """A part's entry, queries, keys, values and table; states of sequences in several parts go out and come back."""
+        config = self._config
+        shape = decode.config_for(config.heads // config.kv_heads, config.head_dim, self._size, HOPPER)
+        room = self._rows * decode_work.most_parts(self._longest, config.kv_heads)
+        parts = [self._parts(keys) for keys in self._keys]
+        several = [count for count in parts if count > 1]
+        states = sum(several) * config.heads * 4 * (config.head_dim + 1) + 4 * len(several) * config.kv_heads
+        rows = self._bytes(self._rows, config.heads, config.head_dim)
+        tables = 4 * sum(-(-keys // BLOCK) for keys in self._keys)
+        read = 4 + 4 * decode_work.FIELDS * sum(parts) + rows + self._bytes(sum(self._keys), self._key) + tables
+        programs = min(self._processors * shape.resident, room * config.kv_heads)
+        return Launch("_decode_attention", programs, read + states, rows + states)
+
+    def _gate(self) -> Launch:
+        inner = self._config.intermediate_size
+        programs = self._rows * -(-inner // silu_mul.config_for(inner)[0])
+        return Launch("_silu_mul", programs, self._bytes(self._rows, 2 * inner), self._bytes(self._rows, inner))
+
+    def _sample(self) -> Iterator[Launch]:
+        """Greedy rows: a tile leaves its peak, that one's token, and whether all is sound."""
+        tiles = -(-self._config.vocab_size // logits_scan.BLOCK)
+        left, temperatures = 12 * self._rows * tiles, 4 * self._rows
+        logits = self._bytes(self._rows, self._config.vocab_size)
+        yield Launch("scan_kernel", self._rows * tiles, logits + temperatures, left)
+        yield Launch("settle_kernel", self._rows, left + temperatures, 8 * self._rows)
+
+
+def table() -> list[str]:
+    """Rows of the page's table (docs/gpu.md)."""
+    lines = [
+        "| rows | keys of each | launches | of these products | programs | in attention | GB | floor | over it |",
+        "| ---: | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    config = replace(LLAMA_3_8B, max_position=131_072)
+    for said, keys in CASES:
+        step = DecodeCount(config, keys, 2, longest=config.max_position)
+        launches = list(step.launches())
+        products = sum(each.kernel == PRODUCT for each in launches)
+        programs = sum(each.programs for each in launches)
+        attention = sum(each.programs for each in launches if each.kernel == "_decode_attention")
+        moved = sum(each.read + each.written for each in launches)
+        lines.append(
+            f"| {len(keys)} | {said} | {len(launches)} | {products} | {programs:,} | {attention:,} | {moved / 1e9:.2f} "
+            f"| {step.floor / 1e9:.2f} | {100 * (moved / step.floor - 1):.1f} % |"
+        )
+    return lines
+
+
+def updated(page: str) -> str:
+    """A page with this table in the place of the one that it has.
+
+    Raises:
+        ValueError: it has none.
+    """
+    lines, fresh = page.splitlines(), table()
+    start = lines.index(fresh[0])
+    stop = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
+    return "\n".join([*lines[:start], *fresh, *lines[stop:], ""])
+
+
+def main() -> int:
+    """Print the table, or bring a page up to date."""
+    parser = argparse.ArgumentParser(prog="python -m engine.bench.counted", description=__doc__)
+    parser.add_argument("--into", type=Path, help="a page: its table is replaced")
+    arguments = parser.parse_args()
+    if arguments.into is None:
+        print("\n".join(table()))
+    else:
+        arguments.into.write_text(updated(arguments.into.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The counted model of a decode step against what is launched, and against what interpreted kernels read and write."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from engine.bench.counted import CASES, PRODUCT, DecodeCount, table, updated
+from engine.bench.steps import BLOCK, LLAMA_3_8B, random_weights
+from engine.gpu.batch import GpuBatch
+from engine.gpu.model import GpuKvPool, GpuModel
+from engine.sequence_input import SequenceInput
+from kernels.gpu.attention import decode
+from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
+from tests.engine.bench.launcher import instrumented
+from tests.source_tree import ROOT
+
+SMALL = replace(
+    LLAMA_3_8B,
+    vocab_size=5000,
+    hidden_size=48,
+    intermediate_size=1100,
+    layers=2,
+    heads=6,
+    kv_heads=2,
+    head_dim=16,
+    sliding_layers=(False,) * 2,
+    max_position=1024,
+)
+CPU, NOWHERE = torch.device("cpu"), torch.device("meta")
+
+
+def step_of(config, keys, device, dtype):
+    """A model, and what a decode step of it takes."""
+    tables, blocks = [], 0
+    for count in keys:
+        tables.append(list(range(blocks, blocks + -(-count // BLOCK))))
+        blocks += len(tables[-1])
+    inputs = [
+        SequenceInput(token_ids=[row], start=count - 1, block_table=blocks, wanted=1)
+        for row, (count, blocks) in enumerate(zip(keys, tables, strict=True))
+    ]
+    pool = GpuKvPool(config, blocks, BLOCK, device, dtype)
+    if device == CPU:
+        pool.memory.zero_()
+    model = GpuModel(config, random_weights(config, device, dtype), pool, context=config.max_position)
+    batch = GpuBatch.build(inputs, BLOCK, CPU)
+    there = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    batch = replace(batch, **{name: part.to(device) for name, part in there.items() if isinstance(part, torch.Tensor)})
+    settings = BatchSettings.of([RowSettings(temperature=0.0)] * len(keys), CPU)
+    return model, batch, replace(settings, floats=settings.floats.to(device), ints=settings.ints.to(device))
+
+
+def ran(monkeypatch, config, keys, device, dtype, *, runs):
+    model, batch, settings = step_of(config, keys, device, dtype)
+    with instrumented(monkeypatch, runs=runs) as noted:
+        sample(model.logits(model.compute(batch)), settings)
+    return noted
+
+
+def test_every_address_is_counted(monkeypatch):
+    """Sequences in one part, in two and in three."""
+    keys = [1, 40, 300, 600]
+    noted = ran(monkeypatch, SMALL, keys, CPU, torch.float32, runs=True)
+    assert noted.launches == list(DecodeCount(SMALL, keys, 4, longest=max(keys), processors=3).launches())
+    assert noted.others == []
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_llama_3_8b_launches_what_is_counted(monkeypatch, case):
+    """In its real shapes, on tensors without memory. Nothing of torch is launched beside products."""
+    monkeypatch.setattr(decode, "multiprocessors", lambda device: 132)
+    keys, config = CASES[case][1], replace(LLAMA_3_8B, layers=2, sliding_layers=(False,) * 2, max_position=65_536)
+    noted = ran(monkeypatch, config, keys, NOWHERE, torch.bfloat16, runs=False)
+    counted = list(DecodeCount(config, keys, 2, longest=max(keys)).launches())
+    assert [(each.kernel, each.programs) for each in noted.launches] == [(e.kernel, e.programs) for e in counted]
+    assert [each for each in noted.launches if each.kernel == PRODUCT] == [e for e in counted if e.kernel == PRODUCT]
+    assert noted.others == []
+
+
+def test_the_page_has_the_table():
+    """`make docs` brings it up to date."""
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert updated(page) == page
+    assert updated(page.replace("| 256 | 1,024 |", "| 257 | 1,024 |")) == page
+    assert len(table()) == 2 + len(CASES)
