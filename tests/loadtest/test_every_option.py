@@ -13,8 +13,9 @@ from loadtest.grid import cli as grid
 from loadtest.options import replay_parser
 from loadtest.planner import cli as planner
 from loadtest.report import compare
-from loadtest.simulate import calibrate, evictions
 from loadtest.simulate import cli as simulator
+from loadtest.simulate import evictions
+from loadtest.simulate.calibration import cli as calibrate
 from loadtest.sizing import cli as sizing
 from loadtest.workload.numbers import count, not_negative, positive, share, whole
 

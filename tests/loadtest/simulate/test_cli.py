@@ -8,7 +8,8 @@ from loadtest.report.metrics import summarize
 from loadtest.report.pages import plots
 from loadtest.report.records import LoadRun
 from loadtest.report.run_file import read_run, write_run
-from loadtest.simulate import calibrate, cli
+from loadtest.simulate import cli
+from loadtest.simulate.calibration import cli as calibrate
 from loadtest.simulate.content import Content
 from loadtest.simulate.policy import PolicyOutcome
 from loadtest.simulate.specs import load_costs

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.report.records import LoadRun, RequestRecord
+from loadtest.simulate.calibration.served import sums_of
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import STEP_COSTS, CostModel
 from loadtest.simulate.replica import Log
@@ -25,7 +26,6 @@ from scheduler.router.round_robin import RoundRobin
 
 Floats = npt.NDArray[np.float64]
 FITTED = (*STEP_COSTS, "request")
-STEP_SECONDS = "headrace_step_seconds_sum"
 ROUNDS = 10
 _DAMPING = 0.6  # of a round's change; with a full queue, a small error of the steps is a large one of the waiting time
 _SETTLED = 1e-3
@@ -136,9 +136,13 @@ def _equations(runs: Sequence[CalibrationRun], cost: CostModel) -> tuple[Floats,
             for row, interval in _intervals(real, sim, work):
                 rows.append(row)
                 seconds.append(interval)
-        if (total := _step_seconds(measured.run)) is not None:
+        sums = sums_of(measured.run)
+        if sums.steps is not None:
             rows.append(work.until(float("inf"), request=0.0))
-            seconds.append(total)
+            seconds.append(sums.steps)
+        if sums.prefills:
+            rows.append(sum((_prefill(sim, work) for sim in simulated), np.zeros(len(FITTED))))
+            seconds.append(sums.prefills)
     return np.array(rows), np.array(seconds)
 
 
@@ -153,10 +157,12 @@ def _intervals(real: RequestRecord, sim: RequestRecord, work: "_WorkBy") -> Iter
         yield row, real.tokens[-1][0] - real.tokens[0][0]
 
 
-def _step_seconds(run: LoadRun) -> float | None:
-    """How long the steps took by the server's own metrics, if they were scraped."""
-    before, after = run.scraped.get("before", {}), run.scraped.get("after", {})
-    return after[STEP_SECONDS] - before.get(STEP_SECONDS, 0.0) if STEP_SECONDS in after else None
+def _prefill(sim: RequestRecord, work: "_WorkBy") -> Floats:
+    """The work from a request's start in a step to its first token, by the server's clock."""
+    if not sim.tokens or sim.timings is None:
+        return np.zeros(len(FITTED))
+    first = sim.tokens[0][0]  # as the client sees it
+    return work.until(first, request=0.0) - work.until(first - sim.timings["prefill_ms"] / 1e3, request=0.0)
 
 
 class _WorkBy:

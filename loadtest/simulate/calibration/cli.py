@@ -1,4 +1,8 @@
-"""`headrace loadtest calibrate`: a device's constants from measured runs, and how far predictions are from those runs."""
+"""`headrace loadtest calibrate`: a device's constants from measured runs, and how far predictions are from those runs.
+
+The runs may be of any server. How it was set up comes from the options; what these leave open from its metrics, in the run or in
+a file; and the rest is assumed to be as a headrace server has it, and said.
+"""
 
 import argparse
 import sys
@@ -8,15 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtest.client.scrape import parse_metrics
 from loadtest.report.output import ready_file
 from loadtest.report.records import ErrorClass, LoadRun, RequestRecord
 from loadtest.report.run_file import read_run
 from loadtest.report.trust import cautions
+from loadtest.simulate.calibration.fit import CalibrationRun, fit, predict, whole
+from loadtest.simulate.calibration.served import Samples, settings_of
+from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.fit import CalibrationRun, fit, predict, whole
 from loadtest.simulate.options import add_server_options, cost_of, server_of
 from loadtest.simulate.specs import Costs, write_costs
 
+_SETTINGS = ("max_step_tokens", "max_running", "block_size", "kv_blocks")  # of `ServerShape`: what metrics may tell
 BOUNDS = {"p50": 0.15, "p99": 0.25, "mean": 0.15}
 
 
@@ -56,7 +64,7 @@ def errors_of(measured: CalibrationRun, cost: CostModel) -> list[Error]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print, write. Returns the exit code: 0 if every error is within bounds, 1 if not, 2 if the arguments are unusable."""
-    options = _parser().parse_args(argv)
+    options = _options(argv)
     try:
         if options.write:
             ready_file(options.write, "--write")
@@ -92,16 +100,41 @@ def _table(measured: CalibrationRun, cost: CostModel, kind: str) -> list[Error]:
 
 def _measured(options: argparse.Namespace, paths: Iterable[Path]) -> list[CalibrationRun]:
     """The runs at `paths` whose figures can be believed; what is left out is said on stderr. Raises RunFileError, OSError."""
-    shape = server_of(options)
     found: list[CalibrationRun] = []
     for path in paths:
         run = read_run(path)
+        shape = _shape(options, path, run.scraped.get("after", {}))
         reasons = doubts(run)
         if reasons:
             print(f"headrace loadtest calibrate: {path} is left out: {'; '.join(reasons)}", file=sys.stderr)
         else:
             found.append(CalibrationRun(run, shape))
     return found
+
+
+def _shape(options: argparse.Namespace, path: Path, scraped: Samples) -> ServerShape:
+    """How the server of a run was set up. Raises ValueError, OSError."""
+    samples = scraped
+    if options.metrics is not None:
+        samples = {**scraped, **parse_metrics(options.metrics.read_text(encoding="utf-8"))}
+    told, usual = settings_of(samples), ServerShape()
+    settled = argparse.Namespace(**vars(options))
+    assumed: list[str] = []
+    for name in _SETTINGS:
+        if getattr(options, name) is not None:
+            continue
+        value = told.get(name, getattr(usual, name))
+        setattr(settled, name, [value] if name == "max_step_tokens" else value)
+        if name not in told and value is not None:
+            assumed.append(f"--{name.replace('_', '-')} {value}")
+    if options.no_prefix_caching is None:
+        settled.no_prefix_caching = not told.get("prefix_caching", usual.prefix_caching)
+    if told:
+        said = ", ".join(f"{name} {value}" for name, value in told.items())
+        print(f"headrace loadtest calibrate: {path}: by the server's metrics {said}", file=sys.stderr)
+    if assumed:
+        print(f"headrace loadtest calibrate: {path}: assumed {', '.join(assumed)}", file=sys.stderr)
+    return server_of(settled)
 
 
 def doubts(run: LoadRun) -> list[str]:
@@ -127,6 +160,14 @@ def _rate(records: Sequence[RequestRecord]) -> float:
     return tokens / (max(record.finished or 0.0 for record in records) - begin)
 
 
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with None for each setting of the server that none of them gives."""
+    parser = _parser()
+    parser.parse_args(argv)  # help has the defaults
+    parser.set_defaults(**dict.fromkeys(_SETTINGS), no_prefix_caching=None)
+    return parser.parse_args(argv)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace loadtest calibrate",
@@ -136,5 +177,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", nargs="+", type=Path, default=[], metavar="RUN.json", help="runs to predict only")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the constants, for `simulate --costs`")
     parser.add_argument("--no-fit", action="store_true", help="only print how far the given constants are off")
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="the text of the server's /metrics, for what no option and no run says of its settings",
+    )
     add_server_options(parser)
     return parser

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from loadtest.report.records import LoadRun
-from loadtest.simulate.calibrate import errors_of
+from loadtest.simulate.calibration.cli import errors_of
+from loadtest.simulate.calibration.fit import CalibrationRun, fit, nonnegative, requests_of
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.fit import STEP_SECONDS, CalibrationRun, fit, nonnegative, requests_of
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs, load_hardware, load_model
 from loadtest.workload.plan import Planned
@@ -35,8 +35,8 @@ def made(seed: int, rate: float) -> CalibrationRun:
     records = Cluster(cost(TRUE), SHAPE, RoundRobin(), log=log).run(requests)
     run = LoadRun(label=str(seed), target="", started=0.0, duration=1.0, plan={}, records=records)
     run.scraped = {
-        "before": {STEP_SECONDS: 5.0},
-        "after": {STEP_SECONDS: 5.0 + sum(end - begin for begin, end, _ in log)},
+        "before": {"headrace_step_seconds_sum": 5.0},
+        "after": {"headrace_step_seconds_sum": 5.0 + sum(end - begin for begin, end, _ in log)},
     }
     return CalibrationRun(run, SHAPE)
 

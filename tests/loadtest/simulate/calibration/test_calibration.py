@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from loadtest.report.run_file import read_run
-from loadtest.simulate.calibrate import errors_of
+from loadtest.simulate.calibration.cli import errors_of
+from loadtest.simulate.calibration.fit import CalibrationRun, fit
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
-from loadtest.simulate.fit import CalibrationRun, fit
 from loadtest.simulate.specs import Costs, load_hardware, load_model
 
-DATA = Path(__file__).parents[1] / "data" / "calibration"
+DATA = Path(__file__).parents[2] / "data" / "calibration"
 SHAPE = ServerShape(max_step_tokens=128, max_running=64, kv_blocks=3000)  # as the server was started
 
 

@@ -1,0 +1,1 @@
+"""A device's constants from measured runs of any server, and how far predictions are from them."""
