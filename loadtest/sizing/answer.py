@@ -155,7 +155,7 @@ class Buyer:
         """Over the busiest stretch."""
         best: Fleet | None = None
         for kind in sorted(self._kinds, key=self._guessed_price):
-            most = kind.engines(self._most)
+            most = min(kind.engines(self._most), max(kind.least, len(self._pool.bench.stretch)))  # one for each request
             if best is not None:
                 most = min(most, self._below(kind, price(best)))
             if most < kind.least:

@@ -66,11 +66,11 @@ class FleetCandidates:
         return self._tunings[kind]
 
     def guess(self, kind: FleetKind) -> int:
-        """Engines that would compute four fifths of the time."""
+        """Engines that would compute four fifths of the time; no more than requests."""
         stretch = self.bench.stretch
         seconds = max(stretch[-1].intended - stretch[0].intended, 1e-3)
         busy = busy_seconds(kind.cost(self.bench.model), self.tunings(kind)[0], self.lengths) * len(stretch)
-        return max(kind.least, ceil(busy / seconds / _BUSY))
+        return max(kind.least, min(ceil(busy / seconds / _BUSY), len(stretch)))
 
     def alone(self, kind: FleetKind) -> float:
         """The share of the requests that would meet their objectives if each had an engine for itself."""

@@ -109,6 +109,8 @@ def _bench(options: argparse.Namespace) -> SizingBench:
     """What is simulated. Raises ValueError."""
     if not options.slo:
         raise ValueError("the cheapest set depends on the objectives: give --slo ttft=500ms,tpot=50ms")
+    if not options.attainment:
+        raise ValueError("--attainment 0 is kept by any set, or none: give a share above 0, such as 99%")
     plan = plan_of(options)
     shape = ServerShape()
     server = replace(

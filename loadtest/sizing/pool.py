@@ -4,8 +4,10 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import active_children
 
 from loadtest.sizing.trial import FleetOutcome, SizingBench, SizingTrial, try_fleet
+from loadtest.stops import STOPS
 
 
 class TrialPool:
@@ -56,13 +58,19 @@ class TrialPool:
 
 @contextmanager
 def trial_pool(bench: SizingBench, jobs: int) -> Iterator[TrialPool]:
-    """A pool with so many processes. When it is left early, what has not begun is not simulated."""
+    """A pool with so many processes. When it is left early, what has not begun is not simulated; when it is interrupted, the
+    processes end at once."""
     if jobs == 1:
         yield TrialPool(bench, jobs, None)
         return
     executor = ProcessPoolExecutor(jobs, initializer=keep_bench, initargs=(bench,))
     try:
         yield TrialPool(bench, jobs, executor)
+    except KeyboardInterrupt:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():  # nobody waits for what they simulate
+            process.terminate()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -71,8 +79,10 @@ _kept: list[SizingBench] = []  # of this process, which has been started to simu
 
 
 def keep_bench(bench: SizingBench) -> None:
-    """A process begins: it simulates this bench, and leaves signals to the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A process begins: it simulates this bench, and leaves it to the process that started it what a signal means."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _kept[:] = [bench]
 
 

@@ -44,7 +44,10 @@ class AnswerView:
         """The command that starts it."""
         flags = [*fleet.serve_flags(), "--max-waiting", str(self.bench.server.max_waiting)]
         model = self.bench.model
-        if fleet.kind.split:
+        keeper = self.bench.machines(fleet.kind.cost(model)).keeper
+        if keeper is not None:
+            flags += ["--kv-host-gib", f"{keeper.bytes / 2**30:g}"]
+        elif fleet.kind.split:
             room = _UNDER_WAY * model.max_position * fleet.kind.model(model).kv_bytes_per_token
             flags += ["--kv-host-gib", str(ceil(room / 2**30))]
         if len(fleet.roles) > 1:

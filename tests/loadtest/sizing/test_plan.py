@@ -23,7 +23,7 @@ from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import Fleet, FleetKind, Tuning, kinds_of
 from loadtest.sizing.load import Condition, busiest
 from loadtest.sizing.page import render
-from loadtest.sizing.pool import TrialPool
+from loadtest.sizing.pool import TrialPool, trial_pool
 from loadtest.sizing.trial import SizingBench, SizingTrial, try_fleet
 from loadtest.sizing.tunings import Lengths, decode_seconds, prefill_seconds, tunings
 from loadtest.sizing.words import AnswerView, sentences
@@ -273,6 +273,7 @@ def test_the_command_says_what_the_simulator_says(tmp_path, capsys, monkeypatch)
     ("more", "says"),
     [
         (["--slo", ""], "give --slo"),
+        (["--attainment", "0"], "--attainment 0 is kept by any set"),
         (["--hardware", "h200,h100", "--price", "3"], "names several: write NAME=3"),
         (["--price", "l40s=3"], "--price names l40s"),
         (["--hardware", "h200,cpu-2core", "--price", "h200=3"], "what cpu-2core costs is not known"),
@@ -296,6 +297,20 @@ def test_prices_that_are_none_are_refused(prices, capsys):
 def test_what_cannot_be_kept_is_said_and_is_a_failure(capsys):
     assert cli.main([*COMMAND, "--slo", "ttft=1ms"]) == 1
     assert "an engine for themselves only" in capsys.readouterr().out
+
+
+@pytest.mark.processes
+def test_what_several_processes_simulate_is_what_one_does():
+    trials = [SizingTrial(Fleet(FleetKind(H200), (Role.MIXED,) * many, Tuning(2048, 64))) for many in (1, 2, 3)]
+    with trial_pool(HARD, 2) as several, trial_pool(HARD, 1) as one:
+        assert several.measure(trials) == one.measure(trials) == one.outcomes
+        assert several.first_good(trials) == one.first_good(trials[1:])
+
+
+def test_one_request_needs_no_more_than_one_engine():
+    made = bench(planned(1.0, 300, 8, 1), Objective(ttft=1.0))
+    answer, _, pool = answered(made, [FleetKind(H200)], most=512)
+    assert answer is not None and {each.trial.fleet.devices for each in pool.outcomes} == {1}
 
 
 def test_a_set_of_one_device_has_nothing_cheaper():
