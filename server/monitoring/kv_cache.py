@@ -158,7 +158,7 @@ _KEEPER = PanelRow(
         Panel(
             title="Works",
             about="The process that keeps the tiers of several engines, one on each machine. Empty with one engine, or no tier.",
-            queries=[Query(f"min by (instance, node) ({select('headrace_keeper_up')})", "{{instance}} {{node}}")],
+            queries=[Query(f"min by (instance) ({select('headrace_keeper_up')})", "{{instance}}")],
             kind="stat",
             height=6,
             warn=1.0,
@@ -169,8 +169,8 @@ _KEEPER = PanelRow(
             about="It died, or it hung and was killed. What it had in memory is there for the next one; meanwhile engines compute.",
             queries=[
                 Query(
-                    f"sum by (instance, node, reason) (increase({select('headrace_keeper_restarts_total')}[1h]))",
-                    "{{reason}} {{instance}} {{node}}",
+                    f"sum by (instance, reason) (increase({select('headrace_keeper_restarts_total')}[1h]))",
+                    "{{reason}} {{instance}}",
                 )
             ],
             kind="stat",

@@ -1,6 +1,7 @@
 """Engines on two nodes of a real Ray cluster: where they are, whose KV they read, and that nothing is lost with a node.
 
-Printed with `-s`: placement, hit, hand-over, death. Answers are held against those of a server on one machine.
+Printed with `-s`: placement, hit, hand-over, death. Greedy answers are held against transformers, token by token: its arg-max after
+the prompt and each of our tokens has to be our next one.
 """
 
 import json
@@ -9,8 +10,10 @@ import time
 
 import httpx
 import pytest
+import torch
 
 from tests.e2e.server_process import ServerProcess
+from tests.engine.test_token_exact import PROMPTS
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'headrace[ray]'")
 from loadtest.bench.ray_nodes import HEAD, OTHER, RayNodes
@@ -30,11 +33,32 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def spread(nodes):
-    flags = ("--engines", "2", "--kv-blocks", "400", "--kv-host-gib", "0.25", "--max-step-tokens", "256")
-    served = ServerProcess("--ray", nodes.address, *flags, "--http-processes", "2")
+    flags = ("--engines", "2", "--kv-blocks", "400", "--kv-host-gib", "0.5", "--max-step-tokens", "256")
+    exact = ("--cpu-precision", "exact")  # fp32, as transformers computes here
+    served = ServerProcess("--ray", nodes.address, *flags, *exact, "--http-processes", "2")
     ready(served)
     yield served
     assert served.stop() == 0, "".join(served.output)
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2_tokenizer):
+    """Twenty real prompts of all lengths up to 500 tokens, as token ids."""
+    texts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
+    ids = sorted((ids for text in texts if len(ids := smollm2_tokenizer.encode(text)) < 500), key=len)
+    return [ids[place * len(ids) // 20] for place in range(20)]
+
+
+@pytest.fixture(scope="module")
+def greedy(smollm2_reference):
+    """Says whether transformers would have answered this prompt with these tokens."""
+
+    def check(prompt, output):
+        with torch.inference_mode():
+            logits = smollm2_reference(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+        return logits.argmax(-1).tolist() == output
+
+    return check
 
 
 def until(condition, seconds=120.0):
@@ -59,7 +83,7 @@ def ready(server):
 
 
 def ask(server, prompt=PROMPT, **body):
-    body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True, **body}
+    body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True, **body}
     answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -69,8 +93,8 @@ def post(server, path, **body):
     assert httpx.post(f"{server.url}/v1/engines/{path}", json=body or None, timeout=60).status_code == 200
 
 
-def text_of(answer):
-    return answer["choices"][0]["text"]
+def tokens_of(answer):
+    return answer["choices"][0]["token_ids"]
 
 
 def sample(server, name, **labels):
@@ -113,8 +137,7 @@ def test_http_processes_keepers_and_who_may_command_ray_are_told(spread):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_what_one_node_computed_the_other_loads(spread, server):
-    expected = text_of(ask(server))
+def test_what_one_node_computed_the_other_loads(spread, greedy):
     post(spread, "engine-1/drain")
     first = ask(spread)
     until(lambda: sample(spread, "headrace_kv_tier_saved_blocks_total", engine="engine-0", tier="host") >= 9)
@@ -126,13 +149,13 @@ def test_what_one_node_computed_the_other_loads(spread, server):
     cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     loaded = sample(spread, "headrace_kv_tier_loaded_blocks_total", engine="engine-1", tier="peer")
     print(f"\nhit: {cached} of {len(PROMPT)} tokens, {loaded:g} blocks from the other node's keeper")
-    assert text_of(first) == text_of(second) == expected
+    assert tokens_of(first) == tokens_of(second) and greedy(PROMPT, tokens_of(first))
     assert (cached, loaded) == (288, 9)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_prompt_computed_on_one_node_is_decoded_on_the_other(spread, server):
+def test_a_prompt_computed_on_one_node_is_decoded_on_the_other(spread, prompts, greedy, smollm2_tokenizer):
     def outcomes():
         return {
             how: sample(spread, "headrace_hand_overs_total", outcome=how) for how in ("loaded", "computed", "stays")
@@ -141,53 +164,50 @@ def test_a_prompt_computed_on_one_node_is_decoded_on_the_other(spread, server):
     before = outcomes()
     post(spread, "engine-0/role", role="prefill")
     post(spread, "engine-1/role", role="decode")
-    for number in range(3):
-        body = {"prompt": f"{number}. {LONG}", "max_tokens": 24}
-        assert text_of(ask(spread, **body)) == text_of(ask(server, **body))
-    seeded = {"prompt": f"9. {LONG}", "max_tokens": 24, "temperature": 1.0, "seed": 7}
-    assert text_of(ask(spread, **seeded)) == text_of(ask(server, **seeded))
+    long = [[*smollm2_tokenizer.encode(f"{number}. {LONG}"), *ids] for number, ids in enumerate(prompts[::2])]
+    answers = [tokens_of(ask(spread, prompt=prompt, max_tokens=24)) for prompt in long]
+    seeded = {"prompt": f"99. {LONG}", "max_tokens": 24, "temperature": 1.0, "seed": 7}
+    sampled = tokens_of(ask(spread, **seeded))
     after = outcomes()
     tokens = sample(spread, "headrace_hand_over_tokens_total", how="loaded")
     print(f"\nhand-over: {before} -> {after}, {tokens:g} tokens loaded from the other node")
     post(spread, "engine-1/role", role="mixed")
     post(spread, "engine-0/role", role="mixed")
-    assert after["loaded"] > before["loaded"] and tokens > 0
+    assert [greedy(prompt, answer) for prompt, answer in zip(long, answers, strict=True)] == [True] * len(long)
+    assert sampled == tokens_of(ask(spread, **seeded)), "the same by one engine alone"
+    assert after["loaded"] == before["loaded"] + len(long) + 1 and tokens > 0
 
 
 class Stream(threading.Thread):
     """One streamed answer, and the longest pause between two of its tokens."""
 
-    def __init__(self, server, number):
+    def __init__(self, server, prompt):
         super().__init__()
-        self.url, self.number = f"{server.url}/v1/completions", number
-        self.text, self.error, self.tokens, self.pause = "", None, 0, 0.0
-
-    def body(self):
-        return {"prompt": f"Tale {self.number}. {LONG}", "max_tokens": 96, "temperature": 0, "ignore_eos": True}
+        self.url, self.prompt = f"{server.url}/v1/completions", prompt
+        self.tokens, self.error, self.pause = [], None, 0.0
 
     def run(self):
-        last = None
-        with httpx.stream("POST", self.url, json={**self.body(), "stream": True}, timeout=300) as answer:
+        last, body = None, {"prompt": self.prompt, "max_tokens": 96, "temperature": 0, "ignore_eos": True}
+        body |= {"stream": True, "return_token_ids": True}
+        with httpx.stream("POST", self.url, json=body, timeout=300) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     event = json.loads(line.removeprefix("data: "))
                     self.error = self.error or event.get("error")
-                    self.text += "".join(choice["text"] for choice in event.get("choices", ()))
-                    self.tokens += 1
+                    self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
                     now = time.monotonic()
                     self.pause, last = max(self.pause, now - (last or now)), now
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_node_that_dies_under_load_loses_no_request(spread, server, nodes):
+def test_a_node_that_dies_under_load_loses_no_request(spread, nodes, prompts, greedy):
     for death in range(2):
         ready(spread)
-        streams = [Stream(spread, 10 * death + number) for number in range(6)]
-        expected = [text_of(ask(server, **stream.body())) for stream in streams]
+        streams = [Stream(spread, prompt) for prompt in prompts[death::2]]
         for stream in streams:
             stream.start()
-        until(lambda streams=streams: all(stream.tokens > 3 for stream in streams))
+        until(lambda streams=streams: all(len(stream.tokens) > 3 for stream in streams))
         killed = nodes.kill_other()
         for stream in streams:
             stream.join()
@@ -197,7 +217,8 @@ def test_a_node_that_dies_under_load_loses_no_request(spread, server, nodes):
             f"{max(stream.pause for stream in streams):.2f} s, replayed {replayed}"
         )
         assert [stream.error for stream in streams] == [None] * len(streams)
-        assert [stream.text for stream in streams] == expected
+        assert [len(stream.tokens) for stream in streams] == [96] * len(streams)
+        assert all(greedy(stream.prompt, stream.tokens) for stream in streams)
         until(lambda: set(health(spread)["keepers"]) == {HEAD})
         nodes.start_other()
     ready(spread)
