@@ -260,6 +260,13 @@ _NEEDS = (
         "leave uds out",
     ),
     Requirement(
+        ("log_blocks",),
+        "access_log",
+        lambda self: self.access_log,
+        "there is no access log",
+        "set access_log",
+    ),
+    Requirement(
         ("log_content",),
         "access_log",
         lambda self: self.access_log or self.traced_by() is not None,

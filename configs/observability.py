@@ -38,6 +38,12 @@ class Observability(HttpDeclaration):
         description="Write prompts and answers into the lines of the access log, and into traces. Without it no word of them is.",
         json_schema_extra=WATCHING,
     )
+    log_blocks: bool = Field(
+        False,
+        description="Write salted hashes of a prompt's blocks of 32 tokens, and of its session (`x-session-id`), into its line of "
+        "the access log, so that a trace made of it shares what the prompts shared. They tell no word, and nothing across starts.",
+        json_schema_extra=WATCHING,
+    )
     otlp_endpoint: Text | None = Field(
         None,
         description="Where traces are sent by OTLP over HTTP, as in `http://127.0.0.1:4318`. If absent, the standard's variables "

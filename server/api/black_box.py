@@ -20,6 +20,7 @@ from server.schema.request_story import (
 from server.schema.shown import shown
 from server.stream.content import content_of
 from server.stream.job import Job
+from server.stream.logged_blocks import logged_blocks
 from server.stream.trace_attributes import attributes_of
 from server.telemetry.black_box import NotedRequest, NotedSequence, packed
 from server.telemetry.explain import Reader, TextOf, request_sentences, shortened
@@ -37,6 +38,8 @@ def note(job: Job, call: Call) -> None:
     box, exchange = call.context.black_box, call.exchange
     if call.context.settings.log_content:
         exchange.content = content_of(job, exchange, call.context.tokenizer)
+    if call.context.settings.log_blocks:
+        exchange.blocks = functools.partial(logged_blocks, job, exchange.session)
     if exchange.trace_id:
         exchange.attributes = attributes_of(job, exchange)
     if not (box.size and exchange.remembered):

@@ -11,7 +11,8 @@ _MAX_PARAM = 100  # characters
 
 
 def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | None) -> LogFields:
-    """What a line says; of prompts and answers only their sizes, unless `exchange.content` was set.
+    """What a line says; of prompts and answers only their sizes, unless `exchange.content` was set, and what of
+    prompts others share only if `exchange.blocks` was.
 
     `id`: the `x-request-id`; `trace`: the id of its trace; `answer`: the id of the answer, by which `GET /v1/requests/{id}` finds
     it. `stream`: the resumable stream that it began or went on with; one whose client has left goes on, and `reason` is `-`.
@@ -48,6 +49,8 @@ def access_fields(scope: Mapping[str, Any], exchange: Exchange, status: int | No
         fields["trace"] = exchange.trace_id
     if exchange.stream is not None:
         fields["stream"] = exchange.stream
+    if exchange.blocks is not None:
+        fields |= exchange.blocks()
     if exchange.content is not None:
         fields |= exchange.content()
     if exchange.error_code is not None:

@@ -192,6 +192,7 @@ class Exchange:
     job: str = ""  # id of the answer, once its sequences were submitted
     model: str = ""  # the name that the answer carries
     attributes: Callable[[], dict[str, Any]] | None = None  # what it asked for, as its span says it; where it is traced
+    blocks: Callable[[], dict[str, object]] | None = None  # hashes of its prompt, where the access log has them
     # Prompts and answers, where the operator wants them to be told.
     content: Callable[[], dict[str, object]] | None = None
 
