@@ -31,6 +31,7 @@ PARTNERS = {
     "cpus_per_engine": {"ray": "auto"},
     "kv_transfer": {"ray": "auto", "kv_host_gib": 1.0},
     "key_names": {"api_key": ["a"]},
+    "log_blocks": {"access_log": True},
     "log_content": {"access_log": True},
     "tls_key": {"tls_cert": "cert.pem"},
     "uds_access": {"uds": "x.sock"},
