@@ -19,11 +19,11 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "intermediate": ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"),
     "position": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-    "chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "experts_per_token"),
+    "chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "experts_per_token", "moe_k"),
     "expert_size": ("moe_intermediate_size", "expert_ffn_hidden_size"),
     "shared_size": ("shared_expert_intermediate_size", "shared_intermediate_size"),
-    "shared": ("n_shared_experts", "num_shared_experts"),
-    "dense": ("first_k_dense_replace",),
+    "shared": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+    "dense": ("first_k_dense_replace", "moe_layer_start_index"),
 }
 _TWO_MATRICES = frozenset(
     ("gpt2", "gpt_neox", "gptj", "opt", "bloom", "mpt", "falcon", "phi", "starcoder2", "gpt_bigcode")
@@ -39,7 +39,17 @@ _QUANTIZED: Mapping[str, tuple[float, str]] = {
     "awq": (4.25, "bf16"),
     "bitsandbytes": (4.25, "bf16"),
 }
-_LATENT = "multi-head latent attention (kv_lora_rank), which is not modelled"
+# Keys of what is not modelled, where their value is none of these that change nothing.
+_REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "kv_lora_rank": ("multi-head latent attention", (None, 0)),
+    "ffn_config": ("a description of its MLPs in another form", (None,)),
+    "mamba_d_state": ("state spaces", (None,)),
+    "ssm_cfg": ("state spaces", (None,)),
+    "layers_block_type": ("layers of several kinds", (None,)),
+    "hybrid_override_pattern": ("layers of several kinds", (None,)),
+    "linear_num_value_heads": ("linear attention", (None,)),
+    "decoder_sparse_step": ("experts on some layers", (None, 1)),
+}
 
 
 def read_config_json(path: Path, name: str) -> ModelSpec:
@@ -53,8 +63,9 @@ def read_config_json(path: Path, name: str) -> ModelSpec:
     if isinstance(inner := content.get("text_config"), dict):  # of models that see or hear as well
         content = {**content, **inner}
     fields = Fields(content, str(path))
-    if content.get("kv_lora_rank"):
-        raise SpecError(f"{path}: it has {_LATENT}")
+    for key, (what, harmless) in _REFUSED.items():
+        if content.get(key) not in harmless:
+            raise SpecError(f"{path}: it has {what} ({key}), which is not modelled")
     heads, hidden = _number(fields, "heads"), _number(fields, "hidden")
     dense_size = _number(fields, "intermediate", 4 * hidden)
     bits, compute = _weights(fields, path)
@@ -66,7 +77,7 @@ def read_config_json(path: Path, name: str) -> ModelSpec:
         intermediate_size=_number(fields, "expert_size", dense_size) if _experts(fields) > 1 else dense_size,
         mlp_matrices=2 if family in _TWO_MATRICES else 3,
         heads=heads,
-        kv_heads=_number(fields, "kv_heads", 1 if content.get("multi_query") else heads),
+        kv_heads=_kv_heads(fields, heads),
         head_dim=fields.integer("head_dim", hidden // max(1, heads)),
         vocab_size=fields.integer("vocab_size"),
         tied_head=fields.flag("tie_word_embeddings", family.startswith(_TIED)),
@@ -79,6 +90,12 @@ def read_config_json(path: Path, name: str) -> ModelSpec:
     )
 
 
+def _kv_heads(fields: Fields, heads: int) -> int:
+    if fields.flag("multi_query", default=False) and not fields.flag("new_decoder_architecture", default=False):
+        return 1  # of older models, whose classes read nothing else then
+    return _number(fields, "kv_heads", heads)
+
+
 def _experts(fields: Fields) -> int:
     return _number(fields, "experts", 1) or 1
 
@@ -89,9 +106,17 @@ def _mixture(fields: Fields, dense_size: int) -> dict[str, int]:
     if experts == 1:
         return {}
     expert_size = _number(fields, "expert_size", dense_size)
+    if period := fields.integer("interleave_moe_layer_step", 0):  # Llama 4's classes
+        layers = _number(fields, "layers")
+        dense, dense_size = layers - layers // period, fields.integer("intermediate_size_mlp", dense_size)
+        return _experts_of(fields, experts, dense, dense_size, expert_size)
     only = fields.value("mlp_only_layers")
     dense = len(only) if isinstance(only, list) and only else _number(fields, "dense", 0)
     shared = _number(fields, "shared_size", 0) or _number(fields, "shared", 0) * expert_size
+    return _experts_of(fields, experts, dense, dense_size, shared)
+
+
+def _experts_of(fields: Fields, experts: int, dense: int, dense_size: int, shared: int) -> dict[str, int]:
     return {
         "experts": experts,
         "experts_per_token": _number(fields, "chosen"),

@@ -56,6 +56,19 @@ GLM_AIR = {
     "num_experts_per_tok": 8,
     "first_k_dense_replace": 1,
 }
+SCOUT = {
+    **LLAMA_3_8B,
+    "model_type": "llama4_text",
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "vocab_size": 202048,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 1,
+}
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 
 
@@ -71,6 +84,8 @@ def model(config: dict[str, object], folder: Path) -> ModelSpec:
         (MIXTRAL, 46.7e9, 12.9e9),
         (QWEN3_30B, 30.5e9, 3.35e9),
         (GLM_AIR, 106e9, 13e9),  # a layer for further tokens left out
+        (SCOUT, 108e9, 17e9),
+        ({**SCOUT, "num_local_experts": 128, "interleave_moe_layer_step": 2}, 400e9, 17e9),
         (GPT2, 124e6, 124e6),
     ],
 )
@@ -87,6 +102,10 @@ def test_a_config_is_what_its_description_says(tmp_path):
     found, described = model(LLAMA_3_8B, tmp_path), load_model("llama-3-8b")
     assert found.name == tmp_path.name
     assert {name for name in ModelSpec.__slots__ if getattr(found, name) != getattr(described, name)} == {"name"}
+
+
+def test_an_older_model_with_one_head_of_keys(tmp_path):
+    assert model({**LLAMA_3_8B, "multi_query": True, "num_kv_heads": 32}, tmp_path).kv_heads == 1
 
 
 def test_a_model_that_sees_is_its_text_part(tmp_path):
@@ -111,6 +130,8 @@ def test_quantized_weights_take_their_bits(quantized, bits, compute, tmp_path):
     ("change", "says"),
     [
         ({"kv_lora_rank": 512}, "multi-head latent attention"),
+        ({"mamba_d_state": 16}, r"state spaces \(mamba_d_state\)"),
+        ({"decoder_sparse_step": 2}, "experts on some layers"),
         ({"quantization_config": {"quant_method": "magic"}}, "weights by magic are not known"),
         ({"torch_dtype": "int3"}, "weights of type int3"),
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
