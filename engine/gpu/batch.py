@@ -56,6 +56,7 @@ class GpuBatch:
         newest: int64 [2, n]: rows, and the entries of the table of newest tokens that hold their ids (for `fill`).
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
+        chunks: rows and keys of each chunk, for the host.
         adapters: int64 [rows], index of each row's LoRA adapter, 0: none; None where no row has one.
         cascade: the single tokens by the prefixes they share; None where each reads its own keys.
     """
@@ -73,6 +74,7 @@ class GpuBatch:
     newest: Tensor
     longest: int
     longest_single: int
+    chunks: Sequence[tuple[int, int]] = ()
     cascade: CascadeBatch | None = None
     adapters: Tensor | None = None
 
@@ -132,6 +134,7 @@ class GpuBatch:
             results=wide[3],
             newest=wide[4].view(2, -1),
             adapters=wide[5] if len(wide[5]) else None,
+            chunks=[(len(span), span.stop) for span in spans[singles:]],
             longest=max(map(len, spans)),
             longest_single=max((span.stop for span in spans[:singles]), default=0),
             cascade=_cascade(tables[:singles], spans[:singles], block_size, sharing, device),
@@ -140,11 +143,12 @@ class GpuBatch:
     @classmethod
     def of_padding(cls, singles: int, chunk: int, keys: int, block_size: int, device: torch.device) -> "GpuBatch":
         """Rows that write nowhere: `singles` single tokens without keys, laid out as if they had up to `keys`, and one chunk of
-        `chunk` rows (none if 0) that reads what block 0 holds."""
+        `chunk` rows (none if 0) on as many keys, or its own if those are more, all of them what block 0 holds."""
         rows, sequences = singles + chunk, singles + (chunk > 0)
+        seen = max(chunk, keys) if chunk else 0
         whole = partial(torch.zeros, dtype=torch.int32, device=device)
         lengths = whole(sequences)
-        lengths[singles:] = chunk
+        lengths[singles:] = seen
         return cls(
             singles=singles,
             token_ids=torch.zeros(rows, dtype=torch.int64, device=device),
@@ -154,9 +158,10 @@ class GpuBatch:
             kv_lengths=lengths,
             tables=whole(1),
             table_starts=whole(singles),
-            block_tables=whole(sequences - singles, -(-chunk // block_size)),
+            block_tables=whole(sequences - singles, -(-seen // block_size)),
             results=torch.arange(rows, device=device),
             newest=torch.zeros((2, 0), dtype=torch.int64, device=device),
+            chunks=[(chunk, seen)] if chunk else [],
             longest=max(chunk, 1),
             longest_single=keys,
         )

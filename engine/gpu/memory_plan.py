@@ -16,8 +16,8 @@ from engine.gpu.weights import weights_bytes
 from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_held, longest_sequence
 from engine.models.registry import family_of
 from engine.tensor_parallel.shards import split_config
+from kernels.gpu.attention import decode, paged
 from kernels.gpu.attention.cascade_groups import most_splits
-from kernels.gpu.attention.decode import workspace_bytes
 from kernels.gpu.sampling.sample import ROWS_AT_ONCE
 from scheduler.types.messages import MemoryPlan
 
@@ -150,8 +150,9 @@ def step_bytes(config: ModelConfig, limits: StepLimits, itemsize: int) -> int:
 
 
 def states_bytes(config: ModelConfig, limits: StepLimits, context: int) -> int:
-    """The workspace of decode attention (`kernels.gpu.workspace`), in bytes, when every sequence has its greatest length."""
-    return workspace_bytes(limits.sequences, config.heads, config.kv_heads, config.head_dim, context)
+    """The workspace of attention (`kernels.gpu.workspace`), in bytes, when every sequence has its greatest length."""
+    heads = (config.heads, config.kv_heads, config.head_dim, context)
+    return max(decode.workspace_bytes(limits.sequences, *heads), paged.workspace_bytes(limits.tokens, *heads))
 
 
 def graph_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context: int, block_size: int) -> int:

@@ -25,9 +25,10 @@ from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import Shard, split_config
 from kernels.gpu.attention.cascade import cascade_attention
+from kernels.gpu.attention.chunk_work import ChunkWork, plan_chunks
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.decode_work import DecodeWork, plan_decode
-from kernels.gpu.attention.paged import paged_attention
+from kernels.gpu.attention.paged import paged_attention, tile_height
 from kernels.gpu.kv.write_kv import write_kv
 from kernels.gpu.linear.quantized import KERNEL_ROWS
 from kernels.gpu.norm.embedding import embed
@@ -91,6 +92,12 @@ class GpuKvPool:
 class _Turns:
     cos: Tensor  # fp32 [positions, dim / 2]
     sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    singles: Mapping[int, DecodeWork]  # by window
+    chunks: ChunkWork | None  # where some are split
 
 
 class GpuModel:
@@ -200,7 +207,12 @@ class GpuModel:
             row_counts: further numbers of rows: cuBLAS has other kernels for others.
         """
         chunks = dict.fromkeys((max(tokens, 2), KERNEL_ROWS + 1, 2))
-        shapes = [*((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)), (1, 0, 1), (17, 0, self.context)]
+        shapes = [
+            *((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)),
+            (1, 0, 1),
+            (17, 0, self.context),
+            (0, 2, self.context),
+        ]
         for singles, chunk, keys in shapes:
             batch = GpuBatch.of_padding(singles, chunk, keys, self.pool.block_size, self.device)
             self.logits(self.compute(batch)[-SCORED_ROWS:])
@@ -222,7 +234,16 @@ class GpuModel:
         if with_head:
             self.logits(zeros((rows, config.hidden_size)))
 
-    def _planned(self, batch: GpuBatch) -> dict[int, DecodeWork]:
+    def _planned(self, batch: GpuBatch) -> _Work:
+        """What attention has to do in all layers."""
+        config = self.config
+        group = config.heads // config.kv_heads
+        size, fp8 = self._weights.embedding.element_size(), self.pool.scales is not None
+        height = tile_height(group, config.head_dim, size, self.device, fp8=fp8)
+        heads = {"group": group, "kv_heads": config.kv_heads, "height": height}
+        return _Work(self._singles(batch), plan_chunks(batch.chunks, **heads, device=self.device))
+
+    def _singles(self, batch: GpuBatch) -> dict[int, DecodeWork]:
         """What decode attention has to do, for each window that layers have."""
         if not batch.singles:
             return {}
@@ -236,9 +257,7 @@ class GpuModel:
             for window, (those, longest) in inputs.items()
         }
 
-    def _attend(
-        self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch, work: Mapping[int, DecodeWork]
-    ) -> Tensor:
+    def _attend(self, normed: Tensor, index: int, layer: GpuLayer, batch: GpuBatch, work: _Work) -> Tensor:
         """Attention of one layer up to its last projection: [rows, heads * dim]."""
         config = self.config
         queries = write_kv(
@@ -257,7 +276,7 @@ class GpuModel:
         )
         return self._mix(queries, index, batch, work).flatten(1)
 
-    def _mix(self, queries: Tensor, index: int, batch: GpuBatch, work: Mapping[int, DecodeWork]) -> Tensor:
+    def _mix(self, queries: Tensor, index: int, batch: GpuBatch, work: _Work) -> Tensor:
         """Attention itself: single rows split over their keys or by shared prefixes, chunks tiled."""
         kv, scales = self.pool.layers[index], self.pool.layer_scales[index]
         window = self._windows[index]
@@ -268,7 +287,7 @@ class GpuModel:
                 queries[:one],
                 kv,
                 batch.cascade,
-                work[0],
+                work.singles[0],
                 scale=scale,
                 soft_cap=soft_cap,
                 scales=scales,
@@ -279,7 +298,7 @@ class GpuModel:
             decode_attention(
                 queries[:one],
                 kv,
-                work[window],
+                work.singles[window],
                 scale=scale,
                 soft_cap=soft_cap,
                 scales=scales,
@@ -299,6 +318,8 @@ class GpuModel:
                 window=window,
                 scales=scales,
                 out=out[one:],
+                work=None if window else work.chunks,
+                workspace=self._workspace,
             )
         return out
 

@@ -157,6 +157,8 @@ def cases(timer: Timer, bandwidth: float) -> list[Case]:
         ("prefill attention, 8 x 2048", lambda: attention.prefill(8, 2048)),
         ("prefill attention, 8 x 2048 on 8192", lambda: attention.prefill(8, 2048, cached=8192)),
         ("prefill attention, 1 x 16384 on 8192", lambda: attention.prefill(1, 16384, cached=8192)),
+        ("prefill attention, 1 x 32 on 32768", lambda: attention.prefill(1, 32, cached=32768)),
+        ("prefill attention, 1 x 32 on 131072", lambda: attention.prefill(1, 32, cached=131072)),
         ("swap", lambda: swap(timer)),
         ("W4A16", lambda: products(timer, bandwidth)),
         ("W8A8 e4m3", lambda: fp8_products(timer, bandwidth)),

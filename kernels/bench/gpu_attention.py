@@ -17,6 +17,7 @@ from kernels.bench.lines import Lines, Result, Skipped
 from kernels.bench.timing import Timer, copies
 from kernels.gpu.attention import decode as decoding
 from kernels.gpu.attention import paged as chunks
+from kernels.gpu.attention.chunk_work import ChunkWork, plan_chunks
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.decode_work import plan_decode
 from kernels.gpu.attention.launch import Config, chip
@@ -135,8 +136,14 @@ class AttentionBench:
         batch = self._batch(self._shape.layers, sequences, rows, rows + cached)
         name = f"prefill attention, {sequences} x {rows} on {cached}"
         starts = batch.row_starts
+        group = self._shape.heads // self._shape.kv_heads
 
-        def seconds(config: Config | None) -> float:
+        def planned(config: Config) -> ChunkWork | None:
+            heads = {"group": group, "kv_heads": self._shape.kv_heads, "height": config.tile // group}
+            return plan_chunks([(rows, rows + cached)] * sequences, **heads, device=self._timer.device)
+
+        def seconds(config: Config) -> float:
+            work = planned(config)
             return self._timer.seconds(
                 lambda _: paged_attention(
                     batch.queries,
@@ -147,10 +154,11 @@ class AttentionBench:
                     scale=self._scale,
                     longest=rows,
                     config=config,
+                    work=work,
                 )
             )
 
-        ours = seconds(None)
+        ours = seconds(self._config(chunks.config_for))
         fused: dict[str, float] = {}
         for backend in _FUSED:
             found = self._fused(backend, sequences, rows, cached)

@@ -9,8 +9,11 @@ keys are read once for the group (Ainslie et al. 2023, arXiv 2305.13245).
 
 A launch has only as many tiles as the batch may need; each finds its sequence by counting tiles, so short sequences beside a long
 one cost nothing. Tiles with the most keys start first. The tile shape depends on the model's shapes alone, and tiles of keys
-begin at multiples of their size: a row's result here depends neither on the batch nor on how its prompt was cut. (A model's may: of
-a chunk of one token, the row goes through `decode.py`, which adds in another order.)
+begin at multiples of their size: a row's result here depends neither on the batch nor, unless its chunk is split, on how its prompt
+was cut. (A model's may: of a chunk of one token, the row goes through `decode.py`, which adds in another order.)
+
+Chunks with few rows on many keys are split over their keys (`chunk_work`): of each tile's programs the one that ends last merges
+the parts, in the order of the keys.
 
 Floor: 4 * rows * (keys seen on average) * heads * dim operations over the tensor cores' rate (1 x 16k causal, 32 heads of 128:
 2.2 TFLOP, 2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
@@ -25,11 +28,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention.attention_mass import attention_mass
+from kernels.gpu.attention.chunk_tiles import find_piece, hand_in, keys_of_piece, visible_keys
+from kernels.gpu.attention.chunk_work import FIELDS, ChunkWork, most_states
 from kernels.gpu.attention.launch import Config, Pool, chip, exponents, variants
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
-
-_COUNTED: tl.constexpr = tl.constexpr(128)  # sequences looked at in one go when a tile looks for its own
+from kernels.gpu.workspace import Part, Workspace, covering_bytes, scratch
 
 
 def config_for(group: int, dim: int, bytes_each: int, arch: int, *, fp8: bool = False) -> Config:
@@ -68,52 +72,9 @@ def config_for(group: int, dim: int, bytes_each: int, arch: int, *, fp8: bool = 
     return config
 
 
-@triton.jit
-def find_tile(wanted, row_starts, sequences, ROWS: tl.constexpr):
-    """(sequence, first row of the tile in it, rows of the sequence) of tile `wanted`; past the last tile, sequence == `sequences`.
-
-    A sequence of n rows has ceil(n / ROWS) tiles. The tile of its last rows comes first, because it sees the most keys.
-    """
-    sequence = 0
-    before = 0  # tiles of all earlier sequences
-    counted = 0
-    for first in range(0, sequences, _COUNTED):
-        index = first + tl.arange(0, _COUNTED)
-        real = index < sequences
-        rows = tl.load(row_starts + index + 1, real, 0) - tl.load(row_starts + index, real, 0)
-        tiles = (rows + ROWS - 1) // ROWS
-        ends = counted + tl.cumsum(tiles, 0)
-        passed = real & (ends <= wanted)
-        sequence += tl.sum(passed.to(tl.int32), 0)
-        before = tl.maximum(before, tl.max(tl.where(passed, ends, 0), 0))
-        counted += tl.sum(tiles, 0)
-    count = 0
-    if sequence < sequences:
-        count = tl.load(row_starts + sequence + 1) - tl.load(row_starts + sequence)
-    last = (count + ROWS - 1) // ROWS - 1
-    return sequence, (last - (wanted - before)) * ROWS, count
-
-
-@triton.jit
-def visible_keys(
-    length, oldest, window, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
-):
-    """(low, high, left, right) for a tile whose first row is at position `oldest`. Its rows see keys within [low, high);
-    [left, right) are whole tiles of keys that every row sees in full."""
-    newest = tl.minimum(oldest + ROWS, length) - 1
-    low, high, left, right = 0, length, 0, length // BLOCK_N * BLOCK_N
-    if CAUSAL:
-        high = newest + 1
-        right = (oldest + 1) // BLOCK_N * BLOCK_N
-    if WINDOWED:
-        low = tl.maximum(oldest - window + 1, 0)
-        left = tl.cdiv(tl.maximum(newest - window + 1, 0), BLOCK_N) * BLOCK_N
-    return low, high, left, tl.maximum(left, right)
-
-
 @triton.jit(
     do_not_specialize=["sequences", "stride_table"],
-    do_not_specialize_on_alignment=["row_starts", "kv_lengths", "tables"],
+    do_not_specialize_on_alignment=["row_starts", "kv_lengths", "tables", "items", "arrived"],
 )
 def _paged_attention(
     q,
@@ -124,6 +85,10 @@ def _paged_attention(
     tables,
     out,
     log_sums,
+    items,
+    arrived,
+    states,
+    sums,
     sequences,
     window,
     inner,
@@ -139,6 +104,8 @@ def _paged_attention(
     stride_scale_block,
     stride_scale_side,
     stride_table,
+    FIELDS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
@@ -151,7 +118,7 @@ def _paged_attention(
     INTERPRETED: tl.constexpr,
 ):
     ROWS: tl.constexpr = BLOCK_M // GROUP
-    sequence, first, count = find_tile(tl.program_id(0), row_starts, sequences, ROWS)
+    sequence, first, count = find_piece(items, row_starts, sequences, ROWS, FIELDS)
     if sequence >= sequences:
         return
     kv_head = tl.program_id(1)
@@ -169,6 +136,7 @@ def _paged_attention(
 
     positions = length - count + row
     low, high, left, right = visible_keys(length, length - count + first, window, ROWS, BLOCK_N, CAUSAL, WINDOWED)
+    low, high, left, right = keys_of_piece(items, low, high, left, right, FIELDS)
 
     acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
     top = tl.full([BLOCK_M], NOTHING, tl.float32)
@@ -218,10 +186,28 @@ def _paged_attention(
                 INTERPRETED,
             )
     result, log_sum = finish(acc, top, total)
-    places = step_row.to(tl.int64) * stride_out_row + head * stride_out_head
-    tl.store(out + places[:, None] + dims[None, :], result.to(out.dtype.element_ty), mask=wanted)
+    out += step_row.to(tl.int64) * stride_out_row + head * stride_out_head
     if log_sums is not None:
-        tl.store(log_sums + step_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + head, log_sum, mask=mine)
+        log_sums += step_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + head
+    hand_in(
+        items, arrived, states, sums, out, log_sums, result, log_sum, mine, packed // GROUP, head,
+        tl.minimum(ROWS, count - first), tl.num_programs(1) * GROUP, FIELDS, D, D_PAD, COLUMNS,
+    )  # fmt: skip
+
+
+def tile_height(group: int, dim: int, bytes_each: int, device: torch.device, *, fp8: bool = False) -> int:
+    """Rows of a tile, for `chunk_work.plan_chunks`; arguments as of `config_for`."""
+    return config_for(group, dim, bytes_each, chip(device), fp8=fp8).tile // group
+
+
+def workspace_bytes(tokens: int, heads: int, kv_heads: int, dim: int, longest: int) -> int:
+    """The most that a call takes of a workspace, in bytes, for a step of `tokens` tokens with up to `longest` keys each."""
+    return covering_bytes(*_partial(most_states(tokens, heads, kv_heads, longest), heads, dim))
+
+
+def _partial(states: int, heads: int, dim: int) -> tuple[Part, Part]:
+    """Outputs of parts, and their log-sum-exp."""
+    return ((states, heads, dim), torch.float32), ((states, heads), torch.float32)
 
 
 def paged_attention(
@@ -241,6 +227,8 @@ def paged_attention(
     log_sums: Tensor | None = None,
     out: Tensor | None = None,
     config: Config | None = None,
+    work: ChunkWork | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """Attend with every row to its sequence's keys, which are in the pool already, the rows' own included.
 
@@ -262,6 +250,8 @@ def paged_attention(
             sees no key.
         out: receives the result, [rows, heads, dim], contiguous along dim.
         config: shape of a program, for benchmarks; None for that of `config_for`.
+        work: the same sequences, of which some are split (`plan_chunks`); None: none is. Needs causal order and `window` 0.
+        workspace: of `workspace_bytes` or more; None: partial states get tensors of their own.
 
     Returns:
         [rows, heads, dim] in the type of `q`, or `out`.
@@ -272,6 +262,8 @@ def paged_attention(
     pool = Pool.of(q, kv, scales, block_tables)
     rows, heads, dim = q.shape
     kv_heads, sequences = pool.kv.shape[2], len(kv_lengths)
+    if work is not None and (window or not causal):
+        raise ValueError(f"chunks are split in causal order and without a window, not with one of {window}")
     if window and not causal:
         raise ValueError(f"a window of {window} needs positions, but rows without causal order have none")
     if len(row_starts) != sequences + 1 or len(block_tables) != sequences:
@@ -284,6 +276,10 @@ def paged_attention(
     config = config or config_for(heads // kv_heads, dim, q.element_size(), chip(q.device), fp8=pool.scales is not None)
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
+    states = sums = None
+    if work is not None:
+        tiles = len(work.items)
+        states, sums = scratch(workspace, q.device, *_partial(work.states, heads, dim))
     inner, outer = exponents(scale, soft_cap)
     if tiles:
         _paged_attention[(tiles, kv_heads)](
@@ -295,6 +291,10 @@ def paged_attention(
             block_tables,
             out,
             log_sums,
+            None if work is None else work.items,
+            None if work is None else work.arrived,
+            states,
+            sums,
             sequences,
             window,
             inner,
@@ -303,6 +303,8 @@ def paged_attention(
             *out.stride()[:2],
             *pool.strides(block_tables),
             **config.constants(heads // kv_heads, dim, kv.shape[3]),
+            FIELDS=FIELDS,
+            COLUMNS=min(triton.next_power_of_2(dim), 32),
             CAUSAL=causal,
             WINDOWED=window > 0,
             SOFT_CAPPED=soft_cap > 0,
@@ -316,8 +318,11 @@ def paged_attention(
     return out
 
 
-def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: Any) -> tuple[Variant, ...]:
-    flags = {"CAUSAL": True, "WINDOWED": False, "SOFT_CAPPED": False} | options
+def _variants(
+    name: str, group: int, dim: int, dtype: str = "bf16", *, split: bool = False, **options: Any
+) -> tuple[Variant, ...]:
+    columns = min(triton.next_power_of_2(dim), 32)
+    flags = {"FIELDS": FIELDS, "COLUMNS": columns, "CAUSAL": True, "WINDOWED": False, "SOFT_CAPPED": False} | options
     return variants(
         _paged_attention,
         name,
@@ -325,8 +330,8 @@ def _variants(name: str, group: int, dim: int, dtype: str = "bf16", **options: A
         dim,
         dtype,
         config_for=partial(config_for, fp8=options.get("fp8", False)),
-        pointers={"out": dtype},
-        absent=("log_sums",),
+        pointers={"out": dtype, "items": "i32", "arrived": "i32", "states": "fp32", "sums": "fp32"},
+        absent=("log_sums",) if split else ("log_sums", "items", "arrived", "states", "sums"),
         **flags,
     )
 
@@ -337,6 +342,10 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("llama-8b bf16 window", 4, 128, WINDOWED=True),
     *_variants("llama-8b bf16 window cap", 4, 128, WINDOWED=True, SOFT_CAPPED=True),
     *_variants("llama-8b bf16 prefix", 4, 128, CAUSAL=False),
+    *_variants("llama-8b bf16 split", 4, 128, split=True),
+    *_variants("llama-8b bf16 fp8 split", 4, 128, split=True, fp8=True),
+    *_variants("smollm2 bf16 split", 3, 64, split=True),
+    *_variants("gemma-2 bf16 split cap", 2, 256, split=True, SOFT_CAPPED=True),
     *_variants("llama-8b bf16 fp8", 4, 128, fp8=True),
     *_variants("llama-8b fp32", 4, 128, "fp32"),
     *_variants("smollm2 bf16", 3, 64),

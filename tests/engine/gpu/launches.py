@@ -108,7 +108,7 @@ def main() -> None:
         for turn in range(12):
             singles = [(1, rng.randint(1, 3000)) for _ in range(rng.randint(1, 40))]
             longer = [(rows, rows + rng.randint(0, 99)) for rows in (rng.randint(2, 80) for _ in range(turn % 4))]
-            step(model, counts, singles + longer, turn)
+            step(model, counts, [*singles, *longer, (2, 4096)] if turn == 5 else singles + longer, turn)
         print("more", *asked[before:], sep="\n")
 
 

@@ -45,6 +45,7 @@ def test_every_token_has_its_row(sequences):
     assert batch.longest == max(len(item.token_ids) for item in laid)
     assert batch.longest_single == max((item.start + 1 for item in singles), default=0)
     assert batch.cascade is None
+    assert batch.chunks == [(len(item.token_ids), item.start + len(item.token_ids)) for item in laid[len(singles) :]]
     wanted, newest, adapters = {}, [], []
     ends = [*batch.table_starts.tolist()[1:], len(batch.tables)]
     tables = [batch.tables[start:end].tolist() for start, end in zip(batch.table_starts.tolist(), ends, strict=False)]
@@ -90,15 +91,17 @@ def test_ids_in_flight_come_from_the_table_and_others_stay():
     assert batch.token_ids.tolist() == [12, 70, 10, 11, 72]
 
 
-@pytest.mark.parametrize(("singles", "chunk", "keys"), [(1, 0, 1), (17, 0, 64), (0, 2, 1), (3, 40, 20)])
+@pytest.mark.parametrize(("singles", "chunk", "keys"), [(1, 0, 1), (17, 0, 64), (0, 2, 1), (3, 40, 20), (0, 2, 60)])
 def test_padding_writes_nowhere_and_has_a_batchs_shapes(singles, chunk, keys):
     batch = GpuBatch.of_padding(singles, chunk, keys, SIZE, CPU)
     rows, sequences = singles + chunk, singles + (chunk > 0)
     assert (batch.slots == -1).all()
     for part in (batch.token_ids, batch.positions, batch.slots, batch.results):
         assert part.shape == (rows,) and part.dtype == torch.int64
-    assert batch.kv_lengths.tolist() == [0] * singles + [chunk] * (chunk > 0)
-    assert batch.block_tables.shape == (sequences - singles, -(-chunk // SIZE))
+    seen = max(chunk, keys)
+    assert batch.kv_lengths.tolist() == [0] * singles + [seen] * (chunk > 0)
+    assert batch.block_tables.shape == (sequences - singles, -(-seen // SIZE) * (chunk > 0))
+    assert list(batch.chunks) == [(chunk, seen)] * (chunk > 0)
     assert batch.table_starts.tolist() == [0] * singles and len(batch.tables)
     assert batch.row_starts.tolist() == ([0, chunk] if chunk else [0])
     assert (batch.longest, batch.longest_single) == (max(chunk, 1), keys)

@@ -91,10 +91,12 @@ def activations(context=8192, ranks=1, limits=LIMITS, **settings):
 
 
 def test_partial_states_are_there_once_whatever_is_recorded():
-    """At 131,072 keys a sequence has 64 parts: for 256 of 32 heads 271 MB, with graphs and without."""
+    """At 131,072 keys a sequence has 64 parts: for 256 of 32 heads 271 MB, with graphs and without. Chunks of few rows
+    have up to 16: for 2048 rows twice that."""
     long = activations(131072)
-    assert long.states == states_bytes(LLAMA_3_8B, LIMITS, 131072) == 4 * 64 * 256 * 32 * 129
+    assert long.states == states_bytes(LLAMA_3_8B, LIMITS, 131072) == 4 * 16 * 2048 * 32 * 129
     assert long.states == activations(131072, cuda_graphs=False).states
+    assert states_bytes(LLAMA_3_8B, StepLimits(256, 256), 131072) == 4 * 64 * 256 * 32 * 129
     assert states_bytes(LLAMA_3_8B, LIMITS, 256) == 0  # one part is written at once
 
 
