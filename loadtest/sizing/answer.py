@@ -194,6 +194,9 @@ class Buyer:
     def _contest(self, best: Fleet) -> tuple[Fleet, Headroom, list[tuple[Fleet, float]]]:
         """Of all fleets at the same price the one that keeps the goal at the highest load; of several the simplest."""
         alive = [fleet for fleet in self._at_price(best) if fleet not in self._refuted] or [best]
+        plain = [fleet for fleet in alive if fleet.kind.gpu_kv != FP8]
+        if self._pool.first_good([SizingTrial(fleet) for fleet in plain]) is not None:
+            alive = plain
         search = RateSearch(
             start=_FIRST_LOAD,
             lowest=1.0,
