@@ -121,14 +121,16 @@ class BlockPool:
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
         taken = self._unused.take(count, after)
+        state, gone = self._state, 0
         for block_id in taken:
-            block = self._state[block_id]
+            block = state[block_id]
             block.refs = 1
             if block.key is not None:
                 self.evicted.add(block.key)
                 self._forget(block_id)
-                self._unused.gave_up()
-                self.evictions += 1
+                gone += 1
+        self._unused.gave_up(gone)
+        self.evictions += gone
         return taken
 
     def share(self, block_ids: Iterable[int]) -> None:

@@ -24,9 +24,10 @@ class PendingPrefixes:
         for key in fresh:
             self._maker[key] = request_id
 
-    def resolve(self, key: bytes) -> None:
-        """The content is resident (or planned to be, in a step before any that reads it)."""
-        self._maker.pop(key, None)
+    def resolve(self, keys: Iterable[bytes]) -> None:
+        """The contents are resident (or planned to be, in a step before any that reads them)."""
+        for key in keys:
+            self._maker.pop(key, None)
 
     def drop(self, request_id: str) -> None:
         """The request no longer computes anything."""

@@ -65,11 +65,13 @@ class PrefixCache:
             return False
         full = min(request.computed, len(request.tokens)) // size
         request.extend_hashes(size)
-        for index in range(request.published, full):
-            tokens = request.tokens[index * size : (index + 1) * size]
-            parent = request.block_hashes[index - 1] if index else request.root
-            self._pool.publish(request.block_table[index], request.block_hashes[index], tokens, parent)
-            self.pending.resolve(request.block_hashes[index])
+        first, hashes, tokens = request.published, request.block_hashes, request.tokens
+        parent = hashes[first - 1] if first else request.root
+        for index in range(first, full):
+            key, begin = hashes[index], index * size
+            self._pool.publish(request.block_table[index], key, tokens[begin : begin + size], parent)
+            parent = key
+        self.pending.resolve(hashes[first:full])
         request.published = full
         return True
 

@@ -47,7 +47,7 @@ class UnusedBlocks:
     # --- blocks go ---
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """Take `count` blocks; there must be that many. The pool forgets their contents and calls `gave_up` for each.
+        """Take `count` blocks; there must be that many. The pool forgets their contents and calls `gave_up`.
 
         Args:
             count: number of blocks.
@@ -61,14 +61,15 @@ class UnusedBlocks:
                 evicted = self._evict(count)
         return self._free.take(count - len(evicted), after) + evicted
 
-    def gave_up(self) -> None:
-        """A block that was just taken had a content."""
-        self._lazy -= 1
+    def gave_up(self, count: int) -> None:
+        """So many blocks that were just taken had a content."""
+        self._lazy -= count
 
     def _evict(self, count: int) -> list[int]:
         """Evict as many blocks as `count` exceeds the open ones, in the policy's order; pinned contents only if need be."""
         lacking = max(min(count - self._free.open, self.eviction.unpinned), count - len(self._free))
-        evicted = sorted(self._holders[self.eviction.victim()] for _ in range(lacking))
+        holders, victim = self._holders, self.eviction.victim
+        evicted = sorted([holders[victim()] for _ in range(lacking)])
         self._lazy += len(evicted)
         return evicted
 

@@ -212,9 +212,11 @@ class Request:
 
     def extend_hashes(self, block_size: int) -> None:
         """Compute the hashes of blocks that have become full of known tokens."""
-        for index in range(len(self.block_hashes), len(self.tokens) // block_size):
-            parent = self.block_hashes[-1] if self.block_hashes else self.root
-            self.block_hashes.append(block_hash(parent, self.tokens[index * block_size : (index + 1) * block_size]))
+        hashes, tokens = self.block_hashes, self.tokens
+        parent = hashes[-1] if hashes else self.root
+        for begin in range(len(hashes) * block_size, len(tokens) - block_size + 1, block_size):
+            parent = block_hash(parent, tokens[begin : begin + block_size])
+            hashes.append(parent)
 
     def cut_tail(self, block_size: int) -> tuple[BlockKey, int] | None:
         """Take the partly filled last block out of the table and remember it as `swapped_tail`. Full blocks are published.

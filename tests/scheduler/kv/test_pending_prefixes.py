@@ -24,7 +24,7 @@ def test_a_content_is_pending_from_its_first_request_until_it_is_there_or_that_o
                 pending.add(str(who), keys)
                 makers |= {key: str(who) for key in keys if key not in makers}
             case "resolve":
-                pending.resolve(who)
+                pending.resolve([who])
                 makers.pop(who, None)
             case "drop":
                 pending.drop(str(who))
