@@ -142,8 +142,9 @@ class Cluster:
         nodes = [index // machines.replicas for index in range(len(pool.roles))]
         self._block_bytes = shape.block_size * cost.model.kv_bytes_per_token
         keepers = None if machines.keeper is None else PoolKeepers(machines.keeper, nodes, self._block_bytes)
-        # One that nobody has to choose, and that nothing happens to.
-        self._alone = pool.roles == (Role.MIXED,) and keepers is None and deadlines is None and not machines.failures
+        # Where there is no choice and nothing happens to replicas, nobody looks. (Among several all policies look who is full.)
+        alone = pool.roles == (Role.MIXED,) and keepers is None and deadlines is None and not machines.failures
+        self._unseen = [ReplicaView()] if alone else []
         self.replicas = [
             Replica(
                 self.config,
@@ -156,7 +157,7 @@ class Cluster:
                 give=partial(self._hand_over, index),
                 handed_over=self._split.handed_over,
                 lane=None if keepers is None else KeeperLane(keepers, index, partial(self._later, index)),
-                viewed=not self._alone,
+                viewed=not alone,
             )
             for index, role in enumerate(pool.roles)
         ]
@@ -230,12 +231,8 @@ class Cluster:
             tenant=request.tenant or request.klass,
             priority=request.priority,
         )
-        names = block_names(self._root, prompt, self._block_size) if len(self.replicas) > 1 else []
+        names = [] if self._unseen else block_names(self._root, prompt, self._block_size)
         opened = OpenRequest(message, names, record, token)
-        if self._alone:
-            with self._waking(self.replicas[0]):
-                self.replicas[0].submit(opened, now)
-            return
         views = self._views(message, names, now)
         if not any(view.available for view in views):
             opened.refuse(503, "no replica is available")
@@ -276,6 +273,8 @@ class Cluster:
 
     def _views(self, message: AddRequest, names: Sequence[bytes], now: float) -> list[ReplicaView]:
         """All replicas, as they are for a request."""
+        if self._unseen:
+            return self._unseen
         usable = names[: (len(message.prompt_ids) - 1) // self._block_size]  # the last token is always computed
         return [replica.view(message, usable, now) for replica in self.replicas]
 
