@@ -9,10 +9,11 @@ from dataclasses import fields, replace
 
 import torch
 
+from kernels.gpu.attention.chunk_work import plan_chunks
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.decode_work import plan_decode
 from kernels.gpu.attention.merge_states import merge_states, reference_merge_states
-from kernels.gpu.attention.paged import paged_attention
+from kernels.gpu.attention.paged import paged_attention, tile_height
 from kernels.gpu.attention.reference import reference_attention
 from kernels.gpu.kv.write_kv import reference_write_kv, write_kv
 from kernels.gpu.linear.quantized import quantized_linear, reference_quantized_linear
@@ -80,6 +81,19 @@ def check_paged(device, lengths, *, heads, dim, dtype, fp8=False, **options):
         *batch.there, scale=0.1, longest=batch.longest, scales=batch.scales_there, log_sums=sums, **options
     )
     batch.check(found, sums, **options)
+
+
+def check_split(device, lengths, *, heads, dim, dtype, fp8=False):
+    batch = Batch(device, lengths, heads=heads, dim=dim, dtype=dtype, fp8=fp8)
+    group, where = heads[0] // heads[1], torch.device(device)
+    height = tile_height(group, dim, dtype.itemsize, where, fp8=fp8)
+    work = plan_chunks(lengths, group=group, kv_heads=heads[1], height=height, device=where)
+    assert work is not None and work.states
+    sums = torch.full(batch.q.shape[:2], float("nan"), device=device)
+    options = {"longest": batch.longest, "scales": batch.scales_there}
+    found = paged_attention(*batch.there, scale=0.1, log_sums=sums, work=work, **options)
+    batch.check(found, sums)
+    assert not work.arrived.any()
 
 
 def check_cascade(device, prefixes, *, heads, dim, dtype, fp8=False):

@@ -54,6 +54,17 @@ def test_chunks_and_single_tokens(device, options):
 
 @pytest.mark.parametrize(
     ("device", "options"),
+    both(
+        [(SMALL | {"heads": (2, 1)},)], [(LLAMA,), (LLAMA | {"fp8": True},), (SMOLLM,), *((case,) for case in WIDTHS)]
+    ),
+)
+def test_chunks_that_are_split(device, options):
+    lengths = [(3, 4100)] if device == "cpu" else [(32, 20_000), (3, 5000), (200, 9000), (300, 300), (2, 40)]
+    checks.check_split(device, lengths, **options)
+
+
+@pytest.mark.parametrize(
+    ("device", "options"),
     both([(SMALL,), (SMALL | {"fp8": True},)], [(LLAMA,), (LLAMA | {"fp8": True},), (WIDTHS[0],)]),
 )
 def test_cascade(device, options):

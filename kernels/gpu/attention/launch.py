@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.gpu.runtime import INTERPRETED, Variant
 
 LOG2E = math.log2(math.e)
+MOST_REGISTERS = 255  # of a thread
 REGISTERS = 65536  # of a multiprocessor, from compute capability 8.0 on
 HOPPER_SHARED = 227 * 1024  # bytes that a program may have on compute capability 9.0 and 10.0
 
@@ -40,7 +41,7 @@ class Config:
     def registers(self) -> int | None:
         """Of a thread of a persistent program, which has its share of all. Without a number the compiler may spill some for the
         sake of programs that are not there."""
-        return min(REGISTERS // (32 * self.warps * self.resident), 255) if self.resident else None
+        return min(REGISTERS // (32 * self.warps * self.resident), MOST_REGISTERS) if self.resident else None
 
     def constants(self, group: int, dim: int, block_size: int) -> dict[str, int]:
         """The compile-time arguments of every attention kernel, for `group` query heads of `dim` per KV head."""
@@ -146,6 +147,7 @@ def variants(
     pointers: Mapping[str, str],
     absent: tuple[str, ...] = (),
     derived: Callable[[Config], Mapping[str, int]] = lambda _: {},
+    registers: int | None = None,
     block_size: int = 32,
     fp8: bool = False,
     **constants: int | bool,
@@ -162,6 +164,7 @@ def variants(
         pointers: types of the pointers other than the queries, the pool and its tables.
         absent: optional pointers that are None in this variant.
         derived: compile-time arguments that follow from the shape of a program.
+        registers: the most of a thread, if not as the shape of a program has it.
         block_size: of the pool.
         fp8: whether the pool holds 8-bit floats.
         constants: compile-time arguments beside those of the shapes.
@@ -190,7 +193,7 @@ def variants(
                 aligned=(*types, *(each for each in strides if "scale" not in each)),
                 archs=(arch,),
                 resident=config.resident,
-                registers=config.registers,
+                registers=registers or config.registers,
             )
         )
     return tuple(builds)

@@ -30,7 +30,7 @@ from torch import Tensor
 from kernels.gpu.attention.attention_mass import attention_mass
 from kernels.gpu.attention.chunk_tiles import find_piece, hand_in, keys_of_piece, visible_keys
 from kernels.gpu.attention.chunk_work import FIELDS, ChunkWork, most_states
-from kernels.gpu.attention.launch import Config, Pool, chip, exponents, variants
+from kernels.gpu.attention.launch import MOST_REGISTERS, Config, Pool, chip, exponents, variants
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 from kernels.gpu.workspace import Part, Workspace, covering_bytes, scratch
@@ -311,6 +311,7 @@ def paged_attention(
             INTERPRETED=INTERPRETED,
             num_warps=config.warps,
             num_stages=config.stages,
+            maxnreg=None if work is None else MOST_REGISTERS,
         )
     if mass is not None and log_sums is not None:
         where = (row_starts, kv_lengths, block_tables, mass)
@@ -331,6 +332,7 @@ def _variants(
         dtype,
         config_for=partial(config_for, fp8=options.get("fp8", False)),
         pointers={"out": dtype, "items": "i32", "arrived": "i32", "states": "fp32", "sums": "fp32"},
+        registers=MOST_REGISTERS if split else None,
         absent=("log_sums",) if split else ("log_sums", "items", "arrived", "states", "sums"),
         **flags,
     )
