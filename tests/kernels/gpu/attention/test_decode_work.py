@@ -48,7 +48,7 @@ def wanted(lengths, window, kv_heads):
     ],
 )
 def test_every_part_has_its_entry(monkeypatch, lengths, window):
-    monkeypatch.setattr(module, "_MINE", 2)
+    monkeypatch.setattr(module, "SEQUENCES_EACH", 2)
     monkeypatch.setattr(module, "_AT_ONCE", 4)
     for kv_heads in (8, 1):
         work = plan(lengths, window, kv_heads, longest=131_072)
