@@ -265,7 +265,8 @@ def test_an_engine_asks_for_huge_pages_unless_the_operator_has_tuned_the_library
         monkeypatch.setenv("GLIBC_TUNABLES", own)
     process = EngineProcess([sys.executable, "-c", "import sys; sys.stdin.read()"])
     try:
-        told = Path(f"/proc/{process.pid}/environ").read_bytes()
+        while not (told := Path(f"/proc/{process.pid}/environ").read_bytes()):
+            time.sleep(0.001)  # the kernel has not laid it out yet
         # The C library cuts the list at its colons, where it lies.
         assert f"GLIBC_TUNABLES={own or HUGE_PAGES}".replace(":", "\0").encode() in told
         assert b"secret" not in told
