@@ -262,6 +262,14 @@ class Declaration(BaseModel):
         description="Share of the pool that admission leaves free for the growth of running sequences.",
         json_schema_extra=SCHEDULER,
     )
+    speculation: Literal["auto", "off", "lookup"] = Field(
+        "auto",
+        description="Guesses of the tokens that come next, which a step verifies all at once: answers are the same, in fewer "
+        "steps. `lookup`: what followed the newest tokens before, in the prompt, the answer or a `prediction`, as far as it pays. "
+        "`auto`: `lookup` on a CPU, where verified guesses change no bit; on a GPU answers are then the same up to rounding. What "
+        "a grammar leaves no choice about is always computed ahead.",
+        json_schema_extra=SCHEDULER,
+    )
     scheduling: Literal["fcfs", "priority", "fair", "throughput"] = Field(
         "priority",
         description="Which requests go first. `fcfs`: the earliest. `priority`: those with a lower `priority`, which also preempt "

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from scheduler.kv.block_pool import BlockPool
 from scheduler.types.request import Request
 from scheduler.types.sampling_params import SamplingParams
+from scheduler.types.step import ChunkPhase, Step, StepResult
 
 
 class DraftCandidate(NamedTuple):
@@ -43,7 +44,7 @@ class Drafter(Protocol):
         """Whether it may have guesses for requests with these settings. Others are never candidates, and nothing waits for them."""
         ...
 
-    def waits(self, request_id: str, known: int) -> bool:
+    def waits(self, request_id: str, sampling: SamplingParams, known: int) -> bool:
         """Whether a sequence, of which `known` tokens are known and the next is being computed, is worth holding back until that is
         known, too, because guesses will follow it. Otherwise its next step is planned at once, without guesses."""
         ...
@@ -54,6 +55,14 @@ class Drafter(Protocol):
         One call has all sequences of a plan that decode and concern it. Those that had to wait for results when a step was
         planned come in a second call, before the step starts. There is none without a candidate.
         """
+        ...
+
+    def verified(self, request_id: str, proposed: int, accepted: int) -> None:
+        """Of the guesses for a sequence that a step had, so many were right."""
+        ...
+
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
+        """A step that only decoded computed so many rows, guesses included, and brought so many tokens in this time."""
         ...
 
     def forget(self, request_id: str) -> None:
@@ -92,7 +101,18 @@ class Drafting:
         drafter = self._drafter
         if drafter is None or not request.in_flight or not drafter.concerns(request.sampling):
             return True
-        return not (request.verifying or drafter.waits(request.request_id, len(request.tokens)))
+        return not (request.verifying or drafter.waits(request.request_id, request.sampling, len(request.tokens)))
+
+    def observe(self, step: Step, result: StepResult) -> None:
+        """A step has ended."""
+        if self._drafter is None or any(chunk.phase is not ChunkPhase.DECODE for chunk in step.chunks):
+            return
+        self._drafter.observe(step.tokens, sum(len(each.token_ids) for each in result.results), result.seconds)
+
+    def verified(self, request_id: str, proposed: int, accepted: int) -> None:
+        """So many of a request's guesses were right."""
+        if self._drafter is not None:
+            self._drafter.verified(request_id, proposed, accepted)
 
     def ended(self, request: Request) -> None:
         """The request has ended."""

@@ -4,6 +4,7 @@ What belongs here: one result at a time. Never: plans.
 """
 
 from scheduler.chunks import ChunkBuilder
+from scheduler.drafting import Drafting
 from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.kv.tiers.load_planner import FinishedLoad
@@ -27,6 +28,7 @@ class ResultProcessor:
         transfers: forgets contents that are in doubt.
         table: the requests.
         chunks: counts accepted drafts.
+        drafting: learns how many drafts were accepted.
         trails: writes down when loads ended.
         stats: the counters to update.
     """
@@ -40,6 +42,7 @@ class ResultProcessor:
         transfers: TransferPlanner,
         table: RequestTable,
         chunks: ChunkBuilder,
+        drafting: Drafting,
         trails: Trails,
         stats: EngineStats,
     ) -> None:
@@ -50,6 +53,7 @@ class ResultProcessor:
         self._transfers = transfers
         self._table = table
         self._chunks = chunks
+        self._drafting = drafting
         self._trails = trails
         self._stats = stats
 
@@ -65,6 +69,8 @@ class ResultProcessor:
         if result.prompt_logprobs:
             output.prompt_logprobs = request.send_logprobs(chunk.start, result.prompt_logprobs)
         reason = None
+        if chunk.draft_ids:
+            self._count_drafts(request, len(chunk.draft_ids), max(0, len(result.token_ids) - 1))
         if result.token_ids:
             reason = self._absorb_tokens(request, result, now, output)
         elif not request.sampling.max_tokens and chunk.start + chunk.length >= len(request.prompt_ids):
@@ -101,6 +107,13 @@ class ResultProcessor:
         output = self._table.finish(request, FinishReason.ERROR, now)
         output.error = error
         return output
+
+    def _count_drafts(self, request: Request, proposed: int, accepted: int) -> None:
+        self._stats.drafts_proposed += proposed
+        self._stats.drafts_accepted += accepted
+        request.times.drafts_accepted += accepted
+        request.times.drafts_rejected += proposed - accepted
+        self._drafting.verified(request.request_id, proposed, accepted)
 
     def _absorb_tokens(self, request: Request, result: ChunkResult, now: float, output: Output) -> FinishReason | None:
         """Take the tokens up to the one that ends the request, if one does."""

@@ -92,7 +92,7 @@ class Scheduler:
         self._cache = cache = PrefixCache(pool)
         self._tails = tails = Tails(pool)
         self.transfers = transfers = transfers or TransferPlanner(pool)
-        drafting = Drafting(drafter, pool, config.context)
+        self._drafting = drafting = Drafting(drafter, pool, config.context)
         self._trails = trails = trails or Trails()
         self._table = table = RequestTable(
             waiting=policy.make_queue(config.prefix_lookahead, cache),
@@ -113,6 +113,7 @@ class Scheduler:
             transfers=transfers,
             table=table,
             chunks=chunks,
+            drafting=drafting,
             trails=trails,
             stats=stats,
         )
@@ -332,6 +333,7 @@ class Scheduler:
         self._policy.on_step(step, result)
         self.transfers.on_step(step, result.seconds)
         self._trails.step_ended(step, result, self._table.open, now)
+        self._drafting.observe(step, result)
         results = self.steady.absorb(step, result.results)
         outputs = [self._results.absorb(chunk, brought, now) for chunk, brought in results]
         return self._beams.absorb([output for output in outputs if output is not None], now)

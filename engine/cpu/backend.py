@@ -88,7 +88,7 @@ class CpuBackend:
         with start.phase("import torch"):
             import_torch(start.settings.threads)
             from engine.cpu.worker import CpuWorker
-            from engine.grammar.forced_tokens import ForcedTokens
+            from engine.drafting.registry import drafter_of
             from engine.grammar.matchers import Grammars
             from engine.pooling.pooler import produced
             from engine.pooling.registry import standard_poolers
@@ -98,7 +98,7 @@ class CpuBackend:
         with start.phase("load weights"):
             vocab = start.config.vocab_size
             self.preparation = grammars = Grammars(vocab, start.config.eos_token_ids)
-            self.drafter = ForcedTokens(grammars, at_once=CpuWorker.depth == 1)
+            self.drafter = drafter_of(start.settings, grammars, at_once=CpuWorker.depth == 1, auto=True)
             poolers = standard_poolers(start.config)
             self.produces = produced(poolers)
             model = self._model(plan)

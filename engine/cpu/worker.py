@@ -113,15 +113,24 @@ class CpuWorker:
     def _sample(
         self, hidden: torch.Tensor, rows: list[SampledRow], sequences: list[Sequence], results: list[ChunkResult]
     ) -> None:
-        """Sample after these rows, and after those behind them while drafts hold; the head is computed for no others."""
-        while rows := self._take_certain(rows, sequences, results):
-            picked = hidden if len(rows) == len(hidden) else hidden[[index for _, index, _ in rows]]
-            sampled = self._sampler.sample(self._model.logits(picked), [sequences[place] for place, _, _ in rows])
+        """Sample after these rows, and after those behind them while drafts hold.
+
+        The head is computed once, for all of them: who guesses has weighed what a row costs. What must follow needs no head.
+        """
+        rows = self._take_certain(rows, sequences, results)
+        if not rows:
+            return
+        wanted = [index + ahead for _, index, drafts in rows for ahead in range(1 + len(drafts))]
+        logits = self._model.logits(hidden if len(wanted) == len(hidden) else hidden[wanted])
+        place_of = {index: place for place, index in enumerate(wanted)}
+        while rows:
+            scores = _rows(logits, [place_of[index] for _, index, _ in rows])
+            sampled = self._sampler.sample(scores, [sequences[place] for place, _, _ in rows])
             following = [
                 take(row, token, sequences[row[0]], results[row[0]], self._sampler.complete)
                 for row, token in zip(rows, sampled, strict=True)
             ]
-            rows = [row for row in following if row is not None]
+            rows = self._take_certain([row for row in following if row is not None], sequences, results)
 
     def _take_certain(
         self, rows: list[SampledRow], sequences: list[Sequence], results: list[ChunkResult]
@@ -136,3 +145,10 @@ class CpuWorker:
             if following is not None:
                 left.append(following)
         return left
+
+
+def _rows(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Rows of `logits`, each of which is used once; a view where they are all or stand in a row."""
+    if places[-1] - places[0] + 1 == len(places):
+        return logits[places[0] : places[-1] + 1]
+    return logits[places]

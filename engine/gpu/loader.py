@@ -9,6 +9,7 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import StepLimits
+from engine.drafting.registry import drafter_of
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
 from engine.gpu.graph_policy import GraphPlan
 from engine.gpu.memory_plan import plan_gpu_memory, states_bytes
@@ -16,7 +17,6 @@ from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.gpu.worker import GpuWorker
 from engine.grammar.anteroom import Preparation
-from engine.grammar.forced_tokens import ForcedTokens
 from engine.grammar.matchers import Grammars
 from engine.loading import load
 from engine.machine import free_memory
@@ -172,7 +172,7 @@ class GpuLoader:
         vocab, eos = self._config.vocab_size, self._config.eos_token_ids
         self.preparation = grammars = Grammars(vocab, eos)
         if self.exact_drafts:
-            self.drafter = ForcedTokens(grammars, at_once=GpuWorker.depth == 1)
+            self.drafter = drafter_of(self._settings, grammars, at_once=GpuWorker.depth == 1, auto=False)
         edits = standard_edits(vocab, eos, grammars)
         poolers = standard_poolers(self._config)
         self.produces = produced(poolers)

@@ -34,7 +34,7 @@ class ForcedTokens:
         """Whether the request has a grammar."""
         return bool(sampling.grammar)
 
-    def waits(self, request_id: str, known: int) -> bool:
+    def waits(self, request_id: str, sampling: SamplingParams, known: int) -> bool:
         """Where it costs nothing, always; otherwise if more than the next token must follow."""
         return self._at_once or len(self._grammars.forced(request_id, known)) >= _WORTH_WAITING
 
@@ -44,6 +44,12 @@ class ForcedTokens:
             self._grammars.forced(candidate.request_id, len(candidate.token_ids))[: candidate.most]
             for candidate in candidates
         ]
+
+    def verified(self, request_id: str, proposed: int, accepted: int) -> None:
+        """Nothing: it was known."""
+
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
+        """Nothing: they always pay."""
 
     def forget(self, request_id: str) -> None:
         """Nothing: the worker forgets."""

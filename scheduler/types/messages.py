@@ -170,6 +170,8 @@ class RequestTimes:
     finished: float | None = None
     preemptions: int = 0
     cached_tokens: int = 0
+    drafts_accepted: int = 0  # guesses that were verified
+    drafts_rejected: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -233,6 +235,8 @@ class EngineStats:
     preemptions: int = 0
     swapped_out: int = 0  # preemptions that saved their blocks
     recomputed_tokens: int = 0
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
     steps: int = 0
     integrity_checks: int = 0
     integrity_failures: int = 0

@@ -33,6 +33,8 @@ class SamplingParams:
     # The token that opens reasoning; None: the prompt ends within it. With `thinking_tokens`.
     think_begin: int | None = None
     think_end: int = 0  # the token that closes it
+    speculation: bool = True  # whether tokens may be guessed ahead where the engine does
+    prediction_ids: tuple[int, ...] = ()  # what the output may be like, for who guesses
 
     @property
     def greedy(self) -> bool:

@@ -13,7 +13,15 @@ from server.api.context import ServerContext
 from server.api.endpoint import PostEndpoint
 from server.api.requests.tools import NO_TOOLS, ToolUse, for_template, message_grammar, tool_use
 from server.api.requests.truncation import truncation_of
-from server.api.requests.validate import check_shared, prompt_of, sampling_of, text_ids, text_job, with_room
+from server.api.requests.validate import (
+    check_count,
+    check_shared,
+    prompt_of,
+    sampling_of,
+    text_ids,
+    text_job,
+    with_room,
+)
 from server.api.tenants import ANYBODY, Tenant
 from server.errors import InvalidRequest, UnsupportedField, for_clients
 from server.schema.answers import ChatAnswer
@@ -59,6 +67,7 @@ def chat_job(
         sampling_of(body, context),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
+        prediction_ids=_predicted(body, context),
         **thinking_bound(body, form, context.tokenizer),
     )
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -68,6 +77,20 @@ def chat_job(
     job.form = form
     job.grammar = message_grammar(form, use, job.grammar, context)
     return job
+
+
+def _predicted(body: ChatRequest, context: ServerContext) -> tuple[int, ...]:
+    """The tokens of the request's prediction, if guesses can be made from it.
+
+    Raises:
+        InvalidRequest, ContextExceeded: as `text_ids`.
+    """
+    if body.prediction is None or not body.speculation or context.settings.speculation == "off":
+        return ()
+    field = "prediction.content"
+    ids = text_ids("".join(body.prediction.content), False, context, field, context.tokenizer.encode)
+    check_count(ids, context, field)
+    return tuple(ids)
 
 
 def thinking_variables(body: ChatRequest, chat: ChatRenderer) -> dict[str, Any]:

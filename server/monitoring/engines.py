@@ -111,6 +111,29 @@ _STEPS = PanelRow(
             queries=[Query(mean("headrace_step_tokens", _CHOSEN, by=_BY), _NAME)],
         ),
         Panel(
+            title="Tokens guessed ahead",
+            about="Guesses that were right as a share of generated tokens (what steps were spared), and of all guesses.",
+            queries=[
+                Query(
+                    share(
+                        per_second("headrace_speculation_accepted_tokens_total", _CHOSEN, by=_BY),
+                        per_second("headrace_generation_tokens_total", _CHOSEN, by=_BY),
+                    ),
+                    f"{_NAME} of tokens",
+                ),
+                Query(
+                    share(
+                        per_second("headrace_speculation_accepted_tokens_total", _CHOSEN, by=_BY),
+                        per_second("headrace_speculation_proposed_tokens_total", _CHOSEN, by=_BY),
+                    ),
+                    f"{_NAME} of guesses",
+                ),
+            ],
+            unit="percentunit",
+            width=12,
+            limit=1.0,
+        ),
+        Panel(
             title="Steps on CUDA graphs",
             about="Share of all steps. On a GPU that decodes it nears 100 %; failed recordings are tried again.",
             queries=[

@@ -38,8 +38,12 @@ class CompletionDetails(AnswerBody):
     """What generated tokens were for."""
 
     reasoning_tokens: int = Field(description="What the model thought before it answered, with the tags around it.")
-    accepted_prediction_tokens: int = Field(description="Tokens of `prediction` that were taken over; always 0.")
-    rejected_prediction_tokens: int = Field(description="Always 0.")
+    accepted_prediction_tokens: int = Field(
+        description="Where the request has a `prediction`: tokens that were guessed ahead and right."
+    )
+    rejected_prediction_tokens: int = Field(
+        description="Likewise: tokens that were guessed ahead in vain; they cost nothing."
+    )
 
 
 class Usage(AnswerBody):

@@ -122,7 +122,9 @@ class ChatRequest(Sampling):
     logprobs: bool = Field(False, description="Logprobs of the message's tokens.")
     top_logprobs: Count | None = Field(None, description="Alternatives for each token. Only with `logprobs`.")
     prediction: Prediction | None = Field(
-        None, description="What the answer will be like. Checked, and of no effect: nothing is speculated on it."
+        None,
+        description="What the answer will be like. Where the server guesses tokens ahead (`--speculation`), it guesses from it "
+        "first; the answer is the same without.",
     )
     add_generation_prompt: bool | None = Field(
         None, description="Extension: open the assistant's turn. True unless `continue_final_message` is set."

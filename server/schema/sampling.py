@@ -109,6 +109,10 @@ class Sampling(Body):
     )
     min_tokens: OutputTokens = Field(0, description="Extension: no end before this many tokens.")
     ignore_eos: bool = Field(False, description="Extension: continue past the model's end tokens.")
+    speculation: bool = Field(
+        True,
+        description="Extension: let the server guess tokens ahead, where it does (`--speculation`); the answer is the same.",
+    )
     stop_token_ids: Array[TokenId] = Field(default_factory=list, description="Extension: tokens that end the text.")
     bad_words: Array[Text] = Field(default_factory=list, description="Extension: words that are never generated.")
     include_stop_str_in_output: bool = Field(False, description="Extension: keep what stopped the text in it.")

@@ -44,6 +44,10 @@ ENGINE_METRICS = (
     EngineMetric("preemptions", "headrace_preemptions", "Times a running sequence gave up its blocks."),
     EngineMetric("swapped_out", "headrace_preemptions_swapped", "Preemptions whose KV was saved to a lower tier."),
     EngineMetric("recomputed_tokens", "headrace_recomputed_tokens", "Tokens computed again after a preemption."),
+    EngineMetric(
+        "drafts_proposed", "headrace_speculation_proposed_tokens", "Tokens that were guessed ahead and verified."
+    ),
+    EngineMetric("drafts_accepted", "headrace_speculation_accepted_tokens", "Guessed tokens that were right."),
     EngineMetric("steps", "headrace_steps", "Engine steps."),
     EngineMetric("integrity_checks", "headrace_integrity_checks", "Checks of the block pool's invariants."),
     EngineMetric("integrity_failures", "headrace_integrity_failures", "Checks that found an invariant broken."),

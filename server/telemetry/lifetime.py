@@ -48,6 +48,8 @@ class Lifetime:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0  # of those generated, once the sequence has ended
+    drafts_accepted: int = 0  # tokens that were guessed ahead and right
+    drafts_rejected: int = 0
     preemptions: int = 0
     reason: FinishReason | None = None
     failed: bool = False  # an engine or the server ended it before it was complete
@@ -65,6 +67,9 @@ class Lifetime:
         if not self._begun:
             self.queued, self.scheduled, self.cached_tokens = times.queued, times.scheduled, times.cached_tokens
         self.preemptions = self._earlier_preemptions + times.preemptions
+        if trail is not None:
+            self.drafts_accepted += times.drafts_accepted
+            self.drafts_rejected += times.drafts_rejected
 
     def replayed(self) -> None:
         """The engine ended; what follows is another's."""

@@ -44,6 +44,21 @@ def test_chat_streamed_equals_whole(client):
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 30
 
 
+def test_a_prediction_is_taken_over_where_it_is_right_and_changes_no_answer(client, server):
+    settings = {"model": MODEL, "messages": CHAT, "max_tokens": 60, "temperature": 0}
+    plain = client.chat.completions.create(extra_body={"speculation": False}, **settings)
+    answer = plain.choices[0].message.content
+    for text in (answer, answer[len(answer) // 2 :], "What is a river to a stone?" * 20):
+        predicted = client.chat.completions.create(prediction={"type": "content", "content": text}, **settings)
+        assert predicted.choices[0].message.content == answer
+        details = predicted.usage.completion_tokens_details
+        assert text is not answer or details.accepted_prediction_tokens > 20
+    assert plain.usage.completion_tokens_details.accepted_prediction_tokens == 0
+    figures = server.metrics()
+    accepted = sum(value for name, value in figures.items() if "speculation_accepted_tokens_total" in name)
+    assert 20 < accepted <= sum(value for name, value in figures.items() if "speculation_proposed_tokens_total" in name)
+
+
 def test_n_choices_with_a_seed_are_reproducible_and_differ(client):
     settings = {"model": MODEL, "messages": CHAT, "max_tokens": 20, "n": 3, "seed": 7, "temperature": 1.0}
     first, second = (client.chat.completions.create(**settings) for _ in range(2))

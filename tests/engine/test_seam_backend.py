@@ -232,13 +232,19 @@ class Next:
     def concerns(self, sampling):
         return True
 
-    def waits(self, request_id, known):
+    def waits(self, request_id, sampling, known):
         return True
 
     def propose(self, candidates):
         return [[(len(each.token_ids) + place) % 50 for place in range(min(3, each.most))] for each in candidates]
 
     def forget(self, request_id):
+        pass
+
+    def verified(self, request_id, proposed, accepted):
+        pass
+
+    def observe(self, rows, tokens, seconds):
         pass
 
 

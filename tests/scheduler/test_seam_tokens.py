@@ -26,7 +26,7 @@ class ToyDrafter:
     def concerns(self, sampling):
         return True
 
-    def waits(self, request_id, known):
+    def waits(self, request_id, sampling, known):
         return True
 
     def propose(self, candidates):
@@ -42,6 +42,12 @@ class ToyDrafter:
 
     def forget(self, request_id):
         self.forgotten.append(request_id)
+
+    def verified(self, request_id, proposed, accepted):
+        pass
+
+    def observe(self, rows, tokens, seconds):
+        pass
 
 
 def serve(drafter, *, depth=1, blocks=40, seed=0, requests=7, **config):
@@ -120,7 +126,7 @@ def test_guesses_fit_the_budget_the_limits_and_the_free_blocks():
         def concerns(self, sampling):
             return True
 
-        def waits(self, request_id, known):
+        def waits(self, request_id, sampling, known):
             return True
 
         def propose(self, candidates):
@@ -182,7 +188,7 @@ class Grammar(ToyDrafter):
     def concerns(self, sampling):
         return True
 
-    def waits(self, request_id, known):
+    def waits(self, request_id, sampling, known):
         return True
 
     def propose(self, candidates):
@@ -194,6 +200,12 @@ class Grammar(ToyDrafter):
     def forget(self, request_id):
         super().forget(request_id)
         self.states.pop(request_id, None)
+
+    def verified(self, request_id, proposed, accepted):
+        pass
+
+    def observe(self, rows, tokens, seconds):
+        pass
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -255,13 +267,19 @@ class NothingToSay:
     def concerns(self, sampling):
         return True
 
-    def waits(self, request_id, known):
+    def waits(self, request_id, sampling, known):
         return True
 
     def propose(self, candidates):
         return [[] for _ in candidates]
 
     def forget(self, request_id):
+        pass
+
+    def verified(self, request_id, proposed, accepted):
+        pass
+
+    def observe(self, rows, tokens, seconds):
         pass
 
 

@@ -22,7 +22,7 @@ S = TypeVar("S", bound=Sampling)
 
 JsonObject = dict[str, Any]
 
-# Of a text that is not read as a message. Nothing is speculated on a prediction.
+# Of a text that is not read as a message, for which nothing was predicted.
 _NO_DETAILS = {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
@@ -171,13 +171,22 @@ def usage(generation: Generation, completion: int | None = None) -> JsonObject:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(choice.lifetime.cached_tokens for choice in first_choices)},
-        "completion_tokens_details": _NO_DETAILS,
+        "completion_tokens_details": _details(generation),
     }
-    form = generation.job.form
-    if form is not None and form.reasoning is not None:
-        thought = sum(choice.reasoning_tokens for choice in generation.choices)
-        counts["completion_tokens_details"] = _NO_DETAILS | {"reasoning_tokens": thought}
     return counts
+
+
+def _details(generation: Generation) -> dict[str, int]:
+    form, details = generation.job.form, _NO_DETAILS
+    if form is not None and form.reasoning is not None:
+        details = details | {"reasoning_tokens": sum(choice.reasoning_tokens for choice in generation.choices)}
+    if any(sequence.request.sampling.prediction_ids for sequence in generation.job.sequences):
+        lifetimes = [choice.lifetime for choice in generation.choices]
+        details = details | {
+            "accepted_prediction_tokens": sum(each.drafts_accepted for each in lifetimes),
+            "rejected_prediction_tokens": sum(each.drafts_rejected for each in lifetimes),
+        }
+    return details
 
 
 def timings_of(generation: Generation) -> dict[str, float]:

@@ -322,6 +322,7 @@ def sampling_of(body: Sampling, context: ServerContext) -> SamplingParams:
         bad_words=_bad_words(body.bad_words, context.tokenizer),
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids)),
         ignore_eos=body.ignore_eos,
+        speculation=body.speculation,
         allowed_token_ids=tuple(dict.fromkeys(body.allowed_token_ids)),
     )
 

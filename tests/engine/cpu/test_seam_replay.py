@@ -54,7 +54,7 @@ class Oracle:
     def concerns(self, sampling):
         return True
 
-    def waits(self, request_id, known):
+    def waits(self, request_id, sampling, known):
         return True
 
     def propose(self, candidates):
@@ -64,6 +64,12 @@ class Oracle:
         return [[token if place % 3 else (token + 1) % 320 for place, token in guesses]]
 
     def forget(self, request_id):
+        pass
+
+    def verified(self, request_id, proposed, accepted):
+        pass
+
+    def observe(self, rows, tokens, seconds):
         pass
 
 

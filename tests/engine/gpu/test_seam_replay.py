@@ -38,13 +38,19 @@ class Oracle:
     def concerns(self, sampling):
         return True
 
-    def waits(self, request_id, known):
+    def waits(self, request_id, sampling, known):
         return True
 
     def propose(self, candidates):
         return [self.guess(each) for each in candidates]
 
     def forget(self, request_id):
+        pass
+
+    def verified(self, request_id, proposed, accepted):
+        pass
+
+    def observe(self, rows, tokens, seconds):
         pass
 
     def guess(self, candidate):

@@ -348,16 +348,22 @@ def test_allowed_tokens_are_in_the_vocabulary():
     assert refused(complete, allowed_token_ids=[1, 258]).param == "allowed_token_ids[1]"
 
 
-def test_a_prediction_is_checked_and_changes_nothing():
-    def judged(prediction):
-        body = json.dumps({"messages": [USER], "prediction": prediction, "seed": 1}).encode()
+def test_a_prediction_is_checked_and_read_by_who_guesses():
+    def judged(prediction, **more):
+        body = json.dumps({"messages": [USER], "prediction": prediction, "seed": 1, **more}).encode()
         return chat_job(parse(ChatRequest, body, None, SERVER_CONTEXT.settings).request, SERVER_CONTEXT)
 
     parts = [{"type": "text", "text": "a"}]
     plain = chat(seed=1).sequences[0].request
     for content in ("a b", parts):
         asked = judged({"type": "content", "content": content}).sequences[0].request
-        assert (asked.sampling, asked.prompt_ids) == (plain.sampling, plain.prompt_ids)
+        ids = SERVER_CONTEXT.tokenizer.encode("".join(part["text"] for part in parts) if content is parts else content)
+        assert asked.sampling == replace(plain.sampling, prediction_ids=tuple(ids)) and ids
+        assert asked.prompt_ids == plain.prompt_ids
+        silent = judged({"type": "content", "content": content}, speculation=False).sequences[0].request
+        assert silent.sampling == replace(plain.sampling, speculation=False)
+    too_long = {"type": "content", "content": "a " * SERVER_CONTEXT.info().context}
+    assert refused(lambda: judged(too_long)).param == "prediction.content"
     for prediction, param in (
         ({"type": "content"}, "prediction.content"),
         ({"type": "draft", "content": "a"}, "prediction.type"),

@@ -1,0 +1,65 @@
+"""A sequence's tokens, in which the newest ones are looked for: what followed them before may follow them again.
+
+Prompt lookup (Saxena 2023, "Prompt Lookup Decoding"; as "n-gram" in vLLM): answers repeat their prompts where they edit, quote or
+summarize, and themselves. A text that the client predicts (OpenAI's `prediction`) is one more place to look.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LONGEST = 16  # tokens that are compared: a longer match says no more
+SHORTEST = 2  # one token recurs by chance
+
+
+class TokenHistory:
+    """The tokens of one sequence, behind those of a prediction. Four bytes a token, no index: a look is a few passes over them.
+
+    Args:
+        prediction: what the answer may be like; may be empty.
+    """
+
+    def __init__(self, prediction: Sequence[int] = ()) -> None:
+        self._tokens = np.empty(max(1024, 2 * len(prediction)), dtype=np.int32)
+        self._tokens[: len(prediction)] = prediction
+        self._predicted = self._size = len(prediction)
+        self._place = 0  # in the prediction, where the answer is believed to be
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Take in what is new: `tokens` are all of the sequence."""
+        new = tokens[self._size - self._predicted :]
+        if self._size + len(new) > len(self._tokens):
+            self._tokens = np.resize(self._tokens, 2 * (self._size + len(new)))
+        self._tokens[self._size : self._size + len(new)] = new
+        self._size += len(new)
+
+    def look(self, most: int) -> tuple[int, list[int]]:
+        """How many of the newest tokens were found in a row somewhere before, and at most that many tokens that followed there."""
+        length, place = self._find()
+        if not length:
+            return 0, []
+        if place < self._predicted:
+            self._place = place
+            return length, self._tokens[place : min(place + most, self._predicted)].tolist()
+        following = self._tokens[place : min(place + most, self._size)].tolist()
+        while following and len(following) < most:  # it repeats itself, and may go on so
+            following += following[: most - len(following)]
+        return length, following
+
+    def _find(self) -> tuple[int, int]:
+        """Of the longest match its length, and the place behind it; of several, the one nearest to where the prediction stands, or
+        the latest."""
+        tokens, end = self._tokens[: self._size], self._size
+        places = np.flatnonzero(tokens[:-1] == tokens[-1])
+        length = 0
+        while len(places) and length < LONGEST:
+            length += 1
+            found = places
+            places = places[places >= length]
+            places = places[tokens[places - length] == tokens[end - 1 - length]] if length < end else places[:0]
+        if not length:
+            return 0, 0
+        inside = found[found < self._predicted - 1] if self._predicted else found[:0]
+        if len(inside):
+            return length, int(inside[np.abs(inside + 1 - self._place).argmin()]) + 1
+        return (length, int(found[-1]) + 1) if length >= SHORTEST else (0, 0)

@@ -1,0 +1,126 @@
+"""Guesses from the sequence's own tokens, as many as are worth their rows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.drafting.history import LONGEST, TokenHistory
+from engine.drafting.worth import RowPrice
+from scheduler.drafting import DraftCandidate
+from scheduler.types.sampling_params import SamplingParams
+
+_MOST = 16  # guesses at a time
+_MEMORY = 0.9  # of a request's hits, from one verification to the next
+_TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
+_ALL = 0.99  # memory of the hits of all requests
+_FRUITLESS = 4  # looks in a row without a hit, after which only every second, then every fourth, ... counts
+_RAREST = 16
+_PROBE = 32  # looks in a row without a guess, after which one is made though it does not seem to be worth it
+# Chance that the next token is the one that followed before, by the length of the match: until guesses were verified.
+_CHANCES = [0.0, 0.15, 0.35, 0.5, *[0.65] * 4, *[0.8] * (LONGEST - 7)]
+
+
+@dataclass(slots=True)
+class _Guessed:
+    """What is known of one request's guesses."""
+
+    history: TokenHistory
+    hits: float = 0.0  # decayed
+    trials: float = 0.0
+    length: int = 0  # of the last match
+    fruitless: int = 0
+    unguessed: int = 0
+
+    def resting(self, known: int) -> bool:
+        """Whether it is not worth a look now, as so many were in vain."""
+        return known % min(_RAREST, 1 << (self.fruitless // _FRUITLESS)) != 0
+
+
+@dataclass(slots=True)
+class _Chances:
+    """How often the first guess after a match of each length was right, over all requests."""
+
+    hits: list[float] = field(default_factory=lambda: [10 * chance for chance in _CHANCES])
+    trials: list[float] = field(default_factory=lambda: [10.0] * len(_CHANCES))
+
+    def of(self, length: int, guessed: _Guessed) -> float:
+        """For a request after such a match, its own experience included."""
+        usual = self.hits[length] / self.trials[length]
+        return (guessed.hits + _TRUST * usual) / (guessed.trials + _TRUST)
+
+    def learn(self, length: int, hits: int, trials: int) -> None:
+        """So many guesses in a row were right, of so many that were looked at."""
+        self.hits[length] = _ALL * self.hits[length] + hits
+        self.trials[length] = _ALL * self.trials[length] + trials
+
+
+class PromptLookup:
+    """Proposes what followed the newest tokens before, in the request's prompt, its answer or its prediction.
+
+    Args:
+        at_once: whether a worker takes one step at a time, and gets sequences that were held back with the very next one.
+    """
+
+    name = "prompt lookup"
+
+    def __init__(self, *, at_once: bool) -> None:
+        self._at_once = at_once
+        self._price = RowPrice()
+        self._chances = _Chances()
+        self._guessed: dict[str, _Guessed] = {}
+
+    def concerns(self, sampling: SamplingParams) -> bool:
+        """Whether the request lets anybody guess."""
+        return sampling.speculation
+
+    def waits(self, request_id: str, sampling: SamplingParams, known: int) -> bool:
+        """Where it costs nothing, unless looks were in vain; otherwise where most guesses were right."""
+        guessed = self._guessed.get(request_id)
+        if guessed is None:
+            return self._at_once
+        if guessed.resting(known + 1):
+            return False
+        return self._at_once or guessed.hits > 0.5 * guessed.trials > 0.0
+
+    def propose(self, candidates: Sequence[DraftCandidate]) -> list[list[int]]:
+        """What followed before, as far as it is likely enough."""
+        price = self._price.chance
+        return [self._guess(candidate, price) for candidate in candidates]
+
+    def verified(self, request_id: str, proposed: int, accepted: int) -> None:
+        """Learn from what became of guesses."""
+        guessed = self._guessed.get(request_id)
+        if guessed is None:
+            return
+        trials = min(accepted + 1, proposed)
+        guessed.hits = _MEMORY * guessed.hits + accepted
+        guessed.trials = _MEMORY * guessed.trials + trials
+        guessed.fruitless = 0 if accepted else guessed.fruitless + 1
+        self._chances.learn(guessed.length, accepted, trials)
+
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
+        """A step that only decoded has ended."""
+        self._price.observe(rows, tokens, seconds)
+
+    def forget(self, request_id: str) -> None:
+        """Drop its history."""
+        self._guessed.pop(request_id, None)
+
+    def _guess(self, candidate: DraftCandidate, price: float) -> list[int]:
+        guessed = self._guessed.get(candidate.request_id)
+        if guessed is None:
+            history = TokenHistory(candidate.sampling.prediction_ids)
+            guessed = self._guessed[candidate.request_id] = _Guessed(history)
+        if guessed.resting(len(candidate.token_ids)):
+            return []
+        guessed.history.follow(candidate.token_ids)
+        guessed.length, following = guessed.history.look(min(_MOST, candidate.most))
+        if not following:
+            guessed.fruitless += 1
+            return []
+        chance = min(0.98, self._chances.of(guessed.length, guessed))
+        count = int(math.log(price) / math.log(chance)) if price < chance else 0
+        guessed.unguessed = 0 if count else guessed.unguessed + 1
+        if guessed.unguessed >= _PROBE:
+            guessed.unguessed, count = 0, 1
+        return following[:count]

@@ -1,0 +1,145 @@
+"""How many guesses there are: what they cost and bring decides."""
+
+import pytest
+
+from engine.drafting.lookup import PromptLookup
+from engine.drafting.several import Drafters
+from engine.drafting.worth import RowPrice
+from scheduler.drafting import DraftCandidate
+from scheduler.types.sampling_params import SamplingParams
+
+PLAIN = SamplingParams(max_tokens=100)
+TEXT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20] * 2 + [5, 6, 7, 8]
+
+
+def price(step, row, rows, steps=200, tokens=None):
+    """Of steps of so many rows in turn that take `step` seconds and `row` for each row."""
+    measured = RowPrice()
+    for i in range(steps):
+        count = rows[i % len(rows)]
+        measured.observe(count, tokens or count, step + row * count)
+    return measured.chance
+
+
+def test_a_row_is_worth_what_its_time_would_bring_otherwise():
+    assert price(5e-3, 1e-3, [2, 9], tokens=1) == pytest.approx(1e-3 / (5e-3 + 1e-3 * 5.5), rel=0.1)
+    assert price(5e-3, 1e-3, [64, 80]) > 0.9, "rows are nearly all that a step takes: only what is certain pays"
+    assert price(5e-3, 1e-6, [1, 9]) < 0.05
+
+
+def test_until_sizes_differ_a_row_costs_what_is_usual():
+    assert RowPrice().chance == pytest.approx(0.12)
+    assert price(5e-3, 1e-3, [1]) == pytest.approx(0.12, rel=0.01)
+    assert 0.4 < price(5e-3, 1e-3, [8]) < 0.6
+
+
+def test_a_step_that_was_held_up_counts_as_three():
+    calm, disturbed = RowPrice(), RowPrice()
+    for i in range(100):
+        for measured, seconds in ((calm, 0.01), (disturbed, 1.0 if i == 50 else 0.01)):
+            measured.observe(1, 1, seconds)
+    assert disturbed.chance == pytest.approx(calm.chance, rel=0.05)
+
+
+def asked(drafter, tokens, most=100, name="a", sampling=PLAIN):
+    (guesses,) = drafter.propose([DraftCandidate(name, tokens, sampling, most)])
+    return list(guesses)
+
+
+def test_what_is_right_is_guessed_further_and_what_is_wrong_no_more():
+    drafter, right, wrong = PromptLookup(at_once=True), [], []
+    for _ in range(8):
+        right.append(len(asked(drafter, TEXT, name="right")))
+        drafter.verified("right", right[-1], right[-1])
+        wrong.append(len(asked(drafter, TEXT, name="wrong")))
+        drafter.verified("wrong", wrong[-1], 0)
+    assert right == sorted(right) and right[-1] > right[0] >= 3
+    assert wrong[0] >= 3 and wrong[-1] <= 1
+    assert (
+        asked(drafter, TEXT, name="right") == [9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 5, 6, 7, 8][: right[-1]]
+    )
+
+
+def test_looks_in_vain_become_rare_and_a_hit_ends_that():
+    drafter = PromptLookup(at_once=True)
+    tokens = list(range(100, 140))
+    assert drafter.waits("a", PLAIN, 39), "nothing is known yet"
+    waited = []
+    for known in range(len(tokens), len(tokens) + 200):
+        tokens.append(known + 1000)
+        if drafter.waits("a", PLAIN, len(tokens) - 1):
+            waited.append(known)
+            assert asked(drafter, tokens) == []
+    assert len(waited) < 40
+    tokens += tokens[-20:]
+    while not (guesses := asked(drafter, tokens)):
+        tokens.append(tokens[-20])
+    drafter.verified("a", len(guesses), 1)
+    assert all(drafter.waits("a", PLAIN, known) for known in range(len(tokens), len(tokens) + 20))
+
+
+def test_where_waiting_costs_only_what_was_mostly_right_waits():
+    drafter = PromptLookup(at_once=False)
+    assert not drafter.waits("a", PLAIN, 10)
+    guesses = asked(drafter, TEXT)
+    drafter.verified("a", len(guesses), len(guesses))
+    assert drafter.waits("a", PLAIN, len(TEXT))
+    drafter.forget("a")
+    assert not drafter.waits("a", PLAIN, len(TEXT))
+
+
+def test_a_guess_that_does_not_seem_to_pay_is_made_now_and_then():
+    drafter = PromptLookup(at_once=True)
+    for rows in (64, 65) * 100:
+        drafter.observe(rows, rows, 1e-3 * rows)
+    counts = [len(asked(drafter, TEXT)) for _ in range(100)]
+    assert set(counts) == {0, 1} and 1 < sum(counts) < 5
+
+
+def test_a_prediction_is_guessed_from_first():
+    sampling = SamplingParams(max_tokens=100, prediction_ids=(70, 71, 72, 73, 71, 74))
+    drafter = PromptLookup(at_once=True)
+    assert asked(drafter, [1, 2, 3, 70], 3, sampling=sampling)[:1] == [71], "one token that it begins with is enough"
+    drafter.verified("a", 1, 1)
+    assert asked(drafter, [1, 2, 3, 70, 71, 72], 3, sampling=sampling)[:1] == [73]
+
+
+def test_who_does_not_want_it_is_not_concerned():
+    drafter = PromptLookup(at_once=True)
+    assert drafter.concerns(PLAIN) and not drafter.concerns(SamplingParams(max_tokens=1, speculation=False))
+
+
+class Sure(PromptLookup):
+    """Guesses 1 for sequences with a grammar."""
+
+    name = "sure"
+
+    def __init__(self):
+        super().__init__(at_once=True)
+        self.told = []
+
+    def concerns(self, sampling):
+        return bool(sampling.grammar)
+
+    def propose(self, candidates):
+        return [[1] for _ in candidates]
+
+    def verified(self, request_id, proposed, accepted):
+        self.told.append((request_id, proposed, accepted))
+
+
+def test_of_several_the_first_who_has_a_guess_makes_it_and_hears_of_it():
+    sure, lookup = Sure(), PromptLookup(at_once=True)
+    drafter = Drafters([sure, lookup])
+    grammar = SamplingParams(max_tokens=100, grammar="g")
+    silent = SamplingParams(max_tokens=100, speculation=False)
+    candidates = [DraftCandidate("a", TEXT, grammar, 4), DraftCandidate("b", TEXT, PLAIN, 4)]
+    guesses = drafter.propose(candidates)
+    assert list(guesses[0]) == [1] and list(guesses[1])[:2] == [9, 10]
+    drafter.verified("a", 1, 1)
+    drafter.verified("b", 2, 2)
+    assert sure.told == [("a", 1, 1)] and lookup._guessed["b"].hits == 2
+    assert drafter.concerns(grammar) and drafter.concerns(PLAIN) and not drafter.concerns(silent)
+    assert drafter.name == "sure, prompt lookup"
+    drafter.forget("b")
+    assert "b" not in lookup._guessed
