@@ -13,8 +13,11 @@ _MOST = 16  # guesses at a time
 _MEMORY = 0.9  # of a request's hits, from one verification to the next
 _TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
 _ALL = 0.99  # memory of the hits of all requests
-_FRUITLESS = 4  # looks in a row without a hit, after which only every second, then every fourth, ... counts
+# Looks that brought nothing, after which only every second token is looked at, then every fourth, ... Where a row is cheap, few
+# sequences decode, and a look is nothing beside a step.
+_FRUITLESS = 4
 _RAREST = 16
+_CHEAP = 0.3
 _PROBE = 32  # looks in a row without a guess, after which one is made though it does not seem to be worth it
 # Chance that the next token is the one that followed before, by the length of the match: until guesses were verified.
 _CHANCES = [0.0, 0.15, 0.35, 0.5, *[0.65] * 4, *[0.8] * (LONGEST - 7)]
@@ -28,12 +31,13 @@ class _Guessed:
     hits: float = 0.0  # decayed
     trials: float = 0.0
     length: int = 0  # of the last match
+    price: float = 0.0  # of a guess, when the last ones were made
     fruitless: int = 0
     unguessed: int = 0
 
-    def resting(self, known: int) -> bool:
+    def resting(self, known: int, price: float) -> bool:
         """Whether it is not worth a look now, as so many were in vain."""
-        return known % min(_RAREST, 1 << (self.fruitless // _FRUITLESS)) != 0
+        return price > _CHEAP and known % min(_RAREST, 1 << (self.fruitless // _FRUITLESS)) != 0
 
 
 @dataclass(slots=True)
@@ -78,7 +82,7 @@ class PromptLookup:
         guessed = self._guessed.get(request_id)
         if guessed is None:
             return self._at_once
-        if guessed.resting(known + 1):
+        if guessed.resting(known + 1, self._price.chance):
             return False
         return self._at_once or guessed.hits > 0.5 * guessed.trials > 0.0
 
@@ -95,7 +99,8 @@ class PromptLookup:
         trials = min(accepted + 1, proposed)
         guessed.hits = _MEMORY * guessed.hits + accepted
         guessed.trials = _MEMORY * guessed.trials + trials
-        guessed.fruitless = 0 if accepted else guessed.fruitless + 1
+        paid = accepted > proposed * guessed.price
+        guessed.fruitless = max(0, guessed.fruitless - _FRUITLESS) if paid else guessed.fruitless + 1
         self._chances.learn(guessed.length, accepted, trials)
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
@@ -111,16 +116,19 @@ class PromptLookup:
         if guessed is None:
             history = TokenHistory(candidate.sampling.prediction_ids)
             guessed = self._guessed[candidate.request_id] = _Guessed(history)
-        if guessed.resting(len(candidate.token_ids)):
+        if guessed.resting(len(candidate.token_ids), price):
             return []
         guessed.history.follow(candidate.token_ids)
         guessed.length, following = guessed.history.look(min(_MOST, candidate.most))
+        guessed.price = price
         if not following:
             guessed.fruitless += 1
             return []
         chance = min(0.98, self._chances.of(guessed.length, guessed))
         count = int(math.log(price) / math.log(chance)) if price < chance else 0
-        guessed.unguessed = 0 if count else guessed.unguessed + 1
-        if guessed.unguessed >= _PROBE:
-            guessed.unguessed, count = 0, 1
+        if not count:
+            guessed.fruitless += 1
+            guessed.unguessed += 1
+        if count or guessed.unguessed >= _PROBE:
+            guessed.unguessed, count = 0, max(1, count)
         return following[:count]
