@@ -4,7 +4,7 @@ Who guesses is hidden behind `Drafter`: the scheduler is given one, or none. Wha
 use and has room for. Never: how they are made, who decodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from scheduler.kv.block_pool import BlockPool
@@ -22,12 +22,16 @@ class DraftCandidate(NamedTuple):
         sampling: what the request asks of the sampler, and so what may come next.
         most: how many guesses can be used, at least 1; further ones are dropped. All candidates share the step, so fewer
             may be used of the later ones.
+        prompt_length: how many of the tokens are the prompt.
+        scope: what of other sequences may show in its answers' times: tenant, cache salt and adapter.
     """
 
     request_id: str
     token_ids: Sequence[int]
     sampling: SamplingParams
     most: int
+    prompt_length: int = 0
+    scope: Hashable = None
 
 
 class Drafter(Protocol):
@@ -129,7 +133,15 @@ class Drafting:
         if self._drafter is None or not usable:
             return {}
         candidates = [
-            DraftCandidate(request.request_id, request.tokens, request.sampling, most) for request, most in usable
+            DraftCandidate(
+                request.request_id,
+                request.tokens,
+                request.sampling,
+                most,
+                len(request.prompt_ids),
+                (request.tenant, request.root),
+            )
+            for request, most in usable
         ]
         drafts: dict[str, Sequence[int]] = {}
         for (request, _), guesses in zip(usable, self._drafter.propose(candidates), strict=True):

@@ -7,7 +7,10 @@ summarize, and themselves. A text that the client predicts (OpenAI's `prediction
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+Tokens = npt.NDArray[np.int32]
+IntArray = npt.NDArray[np.intp]
 LONGEST = 16  # tokens that are compared: a longer match says no more
 SHORTEST = 2  # one token recurs by chance
 
@@ -46,20 +49,36 @@ class TokenHistory:
             following += following[: most - len(following)]
         return length, following
 
+    @property
+    def newest(self) -> Tokens:
+        """The last tokens of the sequence; not to be kept."""
+        return self._tokens[max(self._predicted, self._size - LONGEST) : self._size]
+
+    def since(self, place: int) -> Tokens:
+        """The sequence's tokens from a position on, as far as they were taken in."""
+        return self._tokens[self._predicted + place : self._size].copy()
+
     def _find(self) -> tuple[int, int]:
         """Of the longest match its length, and the place behind it; of several, the one nearest to where the prediction stands, or
         the latest."""
-        tokens, end = self._tokens[: self._size], self._size
-        places = np.flatnonzero(tokens[:-1] == tokens[-1])
-        length = 0
-        while len(places) and length < LONGEST:
-            length += 1
-            found = places
-            places = places[places >= length]
-            places = places[tokens[places - length] == tokens[end - 1 - length]] if length < end else places[:0]
+        tokens = self._tokens[: self._size]
+        length, found = longest_match(tokens[:-1], tokens[-LONGEST:])
         if not length:
             return 0, 0
         inside = found[found < self._predicted - 1] if self._predicted else found[:0]
         if len(inside):
             return length, int(inside[np.abs(inside + 1 - self._place).argmin()]) + 1
         return (length, int(found[-1]) + 1) if length >= SHORTEST else (0, 0)
+
+
+def longest_match(tokens: Tokens, newest: Tokens) -> tuple[int, IntArray]:
+    """How many of the newest tokens stand in a row somewhere in `tokens`, at most all, and where the last of them does."""
+    places = found = np.flatnonzero(tokens == newest[-1])
+    length = 0
+    while len(places):
+        length, found = length + 1, places
+        if length == len(newest):
+            break
+        places = places[places >= length]
+        places = places[tokens[places - length] == newest[-1 - length]]
+    return length, found

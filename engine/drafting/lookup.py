@@ -1,15 +1,17 @@
-"""Guesses from the sequence's own tokens, as many as are worth their rows."""
+"""Guesses from the sequence's own tokens and from answers of late, as many as are worth their rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from engine.drafting.history import LONGEST, TokenHistory
+from engine.drafting.history import LONGEST, SHORTEST, TokenHistory
+from engine.drafting.recent import RecentAnswers
 from engine.drafting.worth import RowPrice
 from scheduler.drafting import DraftCandidate
 from scheduler.types.sampling_params import SamplingParams
 
 _MOST = 16  # guesses at a time
+_SURE = 8  # tokens: after a match of its own that long nobody else's answer is looked at
 _MEMORY = 0.9  # of a request's hits, from one verification to the next
 _TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
 _ALL = 0.99  # memory of the hits of all requests
@@ -28,6 +30,8 @@ class _Guessed:
     """What is known of one request's guesses."""
 
     history: TokenHistory
+    scope: Hashable  # whose answers are looked at
+    prompt_length: int
     hits: float = 0.0  # decayed
     trials: float = 0.0
     length: int = 0  # of the last match
@@ -59,7 +63,7 @@ class _Chances:
 
 
 class PromptLookup:
-    """Proposes what followed the newest tokens before, in the request's prompt, its answer or its prediction.
+    """Proposes what followed the newest tokens before: in the request's prompt, answer or prediction, or in an answer of late.
 
     Args:
         at_once: whether a worker takes one step at a time, and gets sequences that were held back with the very next one.
@@ -71,6 +75,7 @@ class PromptLookup:
         self._at_once = at_once
         self._price = RowPrice()
         self._chances = _Chances()
+        self._recent = RecentAnswers()
         self._guessed: dict[str, _Guessed] = {}
 
     def concerns(self, sampling: SamplingParams) -> bool:
@@ -108,18 +113,21 @@ class PromptLookup:
         self._price.observe(rows, tokens, seconds)
 
     def forget(self, request_id: str) -> None:
-        """Drop its history."""
-        self._guessed.pop(request_id, None)
+        """Drop its history; its answer is kept for others."""
+        guessed = self._guessed.pop(request_id, None)
+        if guessed is not None:
+            self._recent.add(guessed.scope, guessed.history.since(guessed.prompt_length))
 
     def _guess(self, candidate: DraftCandidate, price: float) -> list[int]:
         guessed = self._guessed.get(candidate.request_id)
         if guessed is None:
             history = TokenHistory(candidate.sampling.prediction_ids)
-            guessed = self._guessed[candidate.request_id] = _Guessed(history)
+            guessed = _Guessed(history, candidate.scope, candidate.prompt_length)
+            self._guessed[candidate.request_id] = guessed
         if guessed.resting(len(candidate.token_ids), price):
             return []
         guessed.history.follow(candidate.token_ids)
-        guessed.length, following = guessed.history.look(min(_MOST, candidate.most))
+        guessed.length, following = self._look(guessed, min(_MOST, candidate.most))
         guessed.price = price
         if not following:
             guessed.fruitless += 1
@@ -132,3 +140,11 @@ class PromptLookup:
         if count or guessed.unguessed >= _PROBE:
             guessed.unguessed, count = 0, max(1, count)
         return following[:count]
+
+    def _look(self, guessed: _Guessed, most: int) -> tuple[int, list[int]]:
+        """The longer match: of its own text, or of an answer of late."""
+        length, following = guessed.history.look(most)
+        if length >= _SURE:
+            return length, following
+        other, there = self._recent.look(guessed.scope, guessed.history.newest, most)
+        return (other, there) if other > max(length, SHORTEST - 1) and there else (length, following)
