@@ -16,7 +16,7 @@ from scheduler.preemption import Preemption
 from scheduler.request_table import RequestTable
 from scheduler.token_budget import choose_decodes, decode_room
 from scheduler.types.request import Request, RequestState
-from scheduler.types.step import Step
+from scheduler.types.step import ChunkPhase, Step
 
 
 class DecodePlanner:
@@ -33,6 +33,9 @@ class DecodePlanner:
         drafting: proposes tokens to verify.
         chunks: adds chunks to the step.
         idle: says how many idle decodes a step has.
+
+    Attributes:
+        held_back: decodes of the newest plan that wait for results, within what decodes may take: prompts leave a token to each.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class DecodePlanner:
         self._drafting = drafting
         self._chunks = chunks
         self._idle = idle
+        self.held_back: list[Request] = []
 
     def grow(self, steady: Sequence[Request] = ()) -> tuple[list[Request], bool]:
         """Give each decode the block its token needs, preempting if there is none.
@@ -74,7 +78,7 @@ class DecodePlanner:
             The decodes that have their block, and whether any request was preempted for one.
         """
         preempted = False
-        while (decodes := self._chosen(self._budget)) or steady:
+        while (decodes := self._chosen()) or steady:
             for request in sorted([*decodes, *steady], key=_place) if steady else decodes:
                 if self._lacks_block(request):
                     preempted |= self._grow_one(request)
@@ -90,42 +94,49 @@ class DecodePlanner:
             for request in decodes:
                 self._chunks.decode(step, request)
             return
-        drafts = self._drafting.drafts(decodes, self._draft_room(step) - len(decodes))
+        room = min(self._room(step), self._budget - step.tokens) - len(decodes) - len(self.held_back)
+        drafts = self._drafting.drafts(decodes, room, self._idle.left(step) - sum(r.idle for r in decodes))
         for request in decodes:
             self._chunks.decode(step, request, drafts.get(request.request_id, ()))
 
     def add_late(self, step: Step) -> None:
-        """Add decodes that waited for results when the step was planned, as far as there are tokens and blocks left.
-
-        They share these with the prompts that have no chunk in the step yet, as decodes and prompts share a whole step.
-        """
-        left = self._budget - step.tokens
+        """Add decodes that waited for results when the step was planned: prompts have left a token to each."""
+        self.held_back = []
+        left = min(self._budget - step.tokens, self._room(step))
         if not self._drafting.active or left <= 0:
             return
-        late = self._chosen(left, planned={chunk.request_id for chunk in step.chunks})
-        late = [request for request in late if self._drafting.concerns(request)]
+        planned = {chunk.request_id for chunk in step.chunks}
+        late, prompts = self._split(planned)
+        late = choose_decodes([r for r in late if self._drafting.concerns(r)], prompts, left, self._policy, room=left)
+        late = self._idle.decodes(late, prompts, step)
         for request in late:
             if self._lacks_block(request) and self._pool.available:
                 self.take_block(request)
         self.add(step, [request for request in late if not self._lacks_block(request)])
 
-    def _draft_room(self, step: Step) -> int:
-        """Tokens that decodes and drafts may take of what the step has left."""
+    def _room(self, step: Step) -> int:
+        """Tokens that further decodes and drafts may take of the step."""
         table = self._table
         prompts = bool(table.waiting) or any(r.prefilling and r.wants_step for r in table.running.values())
-        return decode_room(self._budget, prompts=prompts) - step.tokens
+        decoded = step.tokens - sum(chunk.length for chunk in step.chunks if chunk.phase is not ChunkPhase.DECODE)
+        return decode_room(self._budget, prompts=prompts) - decoded
 
-    def _chosen(self, budget: int, planned: Collection[str] = ()) -> list[Request]:
-        """The decodes of `budget` tokens: as many as there is room for beside the prompts, without requests that are `planned`."""
-        running: Collection[Request] = self._table.moving.values()
-        if planned:
-            running = [r for r in running if r.request_id not in planned]
-        ready = [r for r in running if r.decodes]
+    def _chosen(self) -> list[Request]:
+        """The decodes of a step: as many as there is room for beside the prompts. Notes those that are held back."""
+        ready, prompts = self._split()
+        room = decode_room(self._budget, prompts=bool(prompts or self._table.waiting))
+        self.held_back = []
         if self._drafting.active:
+            self.held_back = [r for r in ready if not self._drafting.ready(r)][:room]
             ready = [r for r in ready if self._drafting.ready(r)]
-        prompts = [r for r in running if not r.decodes] if len(ready) < len(running) else []
-        chosen = choose_decodes(ready, prompts, len(self._table.waiting), budget, self._policy)
-        return self._idle.decodes(chosen, prompts)
+        chosen = choose_decodes(ready, prompts, self._budget, self._policy, room=room - len(self.held_back))
+        return self._idle.decodes(chosen, prompts, beside=self.held_back)
+
+    def _split(self, planned: Collection[str] = ()) -> tuple[list[Request], list[Request]]:
+        """Running requests without those that are `planned`: those that decode, and others."""
+        running = [r for r in self._table.moving.values() if r.request_id not in planned]
+        ready = [r for r in running if r.decodes]
+        return ready, [r for r in running if not r.decodes] if len(ready) < len(running) else []
 
     def _grow_one(self, request: Request) -> bool:
         """Give a request that lacks a block one; whether a request had to be preempted for that."""

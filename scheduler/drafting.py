@@ -123,13 +123,15 @@ class Drafting:
         if self._drafter is not None:
             self._drafter.forget(request.request_id)
 
-    def drafts(self, requests: Sequence[Request], budget: int) -> dict[str, Sequence[int]]:
-        """At most `budget` guesses for requests that decode, by request id; their tables get the blocks for them.
+    def drafts(self, requests: Sequence[Request], budget: int, idle_budget: int = 0) -> dict[str, Sequence[int]]:
+        """At most `budget` guesses for requests that decode, by request id; their tables get the blocks for them. Of these at most
+        `idle_budget` are for idle requests.
 
         Where all guesses do not fit, those of the first requests count. No request is preempted for the sake of a guess.
         """
         able = [request for request in requests if self.concerns(request) and not request.in_flight]
-        usable = [(request, most) for request in able if (most := self._most(request, budget)) > 0]
+        left, idle_left = budget, min(budget, idle_budget)
+        usable = [(r, most) for r in able if (most := self._most(r, idle_left if r.idle else left)) > 0]
         if self._drafter is None or not usable:
             return {}
         candidates = [
@@ -146,8 +148,10 @@ class Drafting:
         drafts: dict[str, Sequence[int]] = {}
         for (request, _), guesses in zip(usable, self._drafter.propose(candidates), strict=True):
             # Those before it have taken tokens and blocks.
-            taken = drafts[request.request_id] = guesses[: max(self._most(request, budget), 0)]
-            budget -= len(taken)
+            most = self._most(request, min(left, idle_left) if request.idle else left)
+            taken = drafts[request.request_id] = guesses[: max(most, 0)]
+            left -= len(taken)
+            idle_left -= len(taken) if request.idle else 0
             missing = self._pool.blocks_for(request.computed + 1 + len(taken)) - len(request.block_table)
             if missing > 0:
                 request.block_table += self._pool.allocate(missing, request.block_table[-1])

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from scheduler.request_table import RequestTable
 from scheduler.types.request import Request
-from scheduler.types.step import ChunkPhase, Step
+from scheduler.types.step import Chunk, ChunkPhase, Step
 
 _BESIDE_DECODES = 4  # one in so many of its tokens is left to an idle share
 
@@ -32,12 +32,20 @@ class IdleShare:
         self.tokens = tokens
         self._table = table
 
-    def decodes(self, chosen: list[Request], prompts: Iterable[Request]) -> list[Request]:
+    def decodes(
+        self,
+        chosen: list[Request],
+        prompts: Iterable[Request],
+        step: Step | None = None,
+        beside: Iterable[Request] = (),
+    ) -> list[Request]:
         """The decodes of a step without the idle ones that are too many; those that have not run for longest go first.
 
         Args:
             chosen: by priority, so that idle ones come last.
             prompts: other running requests.
+            step: as far as it is planned.
+            beside: further ones that will decode in it.
         """
         if not chosen or not chosen[-1].idle:
             return chosen
@@ -45,26 +53,36 @@ class IdleShare:
         idle = chosen[len(others) :]
         if any(not r.idle and r.prefilling and r.wants_step and not r.loading for r in prompts):
             return others
-        room = self._room(bool(others))
+        used, decoding = self._planned(step)
+        held = [request for request in beside if request.idle]
+        room = self._room(bool(others) or decoding or len(held) < len(list(beside))) - used - len(held)
         if len(idle) > room:
-            turns = sorted(idle, key=lambda request: (request.last_step, request.arrival))[:room]
+            turns = sorted(idle, key=lambda request: (request.last_step, request.arrival))[: max(0, room)]
             idle = [request for request in idle if request in turns]
         return others + idle
 
-    def left(self, step: Step) -> int:
-        """Tokens that idle prompts may have of a step, as it is planned so far."""
-        if not self._table.idle_open:
+    def left(self, step: Step, beside: Iterable[Request] = ()) -> int:
+        """Tokens that further idle requests may have of a step as it is planned so far; `beside`: others that will decode in it."""
+        if not self._table.idle_open or any(self._computes_prompt(chunk) for chunk in step.chunks):
             return 0
-        used, beside = 0, False
-        for chunk in step.chunks:
-            request = self._table.running.get(chunk.request_id)
-            if request is not None and request.idle:
-                used += chunk.length
-            elif chunk.phase is ChunkPhase.PREFILL:
-                return 0
-            else:
-                beside = True
-        return max(0, self._room(beside) - used)
+        used, decoding = self._planned(step)
+        held = [request.idle for request in beside]
+        return max(0, self._room(decoding or not all(held)) - used - sum(held))
+
+    def _planned(self, step: Step | None) -> tuple[int, bool]:
+        """Tokens of idle requests in a step, and whether others decode in it."""
+        if step is None:
+            return 0, False
+        idle = [chunk for chunk in step.chunks if self._is_idle(chunk)]
+        used = sum(chunk.length for chunk in idle)
+        return used, step.tokens > used
+
+    def _is_idle(self, chunk: Chunk) -> bool:
+        request = self._table.running.get(chunk.request_id)
+        return request is not None and request.idle
+
+    def _computes_prompt(self, chunk: Chunk) -> bool:
+        return chunk.phase is ChunkPhase.PREFILL and not self._is_idle(chunk)
 
     def full(self, more: int) -> bool:
         """Whether as many idle requests run, with so many more, as a step has tokens for."""

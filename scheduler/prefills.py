@@ -3,7 +3,7 @@
 What belongs here: admitted requests and the chunks of prompts. Never: decodes, the conditions of admission.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from scheduler.admission import Admission
 from scheduler.chunks import ChunkBuilder
@@ -85,9 +85,13 @@ class PrefillPlanner:
             table.start(newcomer, now)
             budget -= newcomer.remaining
 
-    def add(self, step: Step, now: float, *, admit: bool) -> None:
-        """Share the step's remaining tokens among prompts that have no chunk in it yet, those of newcomers included."""
-        budget, running = self._config.max_step_tokens - step.tokens, len(self._table.running)
+    def add(self, step: Step, now: float, *, admit: bool, held_back: Collection[Request] = ()) -> None:
+        """Share the step's remaining tokens among prompts that have no chunk in it yet, those of newcomers included.
+
+        Decodes that are held back until results are in get a token each: it is left to them.
+        """
+        budget = self._config.max_step_tokens - step.tokens - len(held_back)
+        running = len(self._table.running)
         if self._table.waiting:
             self._note_closed_door(budget, admit=admit)
         if budget <= 0:
@@ -98,7 +102,7 @@ class PrefillPlanner:
             for r in self._table.moving.values()
             if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
         ]
-        idle_budget = 0 if any(not r.idle for r in prefills) else min(budget, self._idle.left(step))
+        idle_budget = 0 if any(not r.idle for r in prefills) else min(budget, self._idle.left(step, held_back))
         if admit and self._table.waiting and running < self._config.max_running:
             admitted = self._admission.admit(self._line(), prefills, running, budget, idle_budget)
             for request in admitted:

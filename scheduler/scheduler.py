@@ -286,7 +286,7 @@ class Scheduler:
         if not preempted:
             self.transfers.plan_saves(self._table.running.values())
         self._decodes.add(step, decodes)
-        self._prefills.add(step, now, admit=not preempted)
+        self._prefills.add(step, now, admit=not preempted, held_back=self._decodes.held_back)
         self.steady.planned(step, decodes)
         step.retired = self._table.take_retired()
         step.transfers += self.transfers.take()

@@ -17,19 +17,18 @@ from scheduler.types.request import Request
 
 
 def choose_decodes(
-    ready: list[Request], prompts: Collection[Request], waiting: int, budget: int, policy: SchedulingPolicy
+    ready: list[Request], prompts: Collection[Request], budget: int, policy: SchedulingPolicy, *, room: int
 ) -> list[Request]:
     """The decodes of a step, by priority and then by arrival.
 
     Args:
         ready: running requests that only have to compute their newest token.
         prompts: running requests that have to compute more, or wait for their last token.
-        waiting: number of requests that do not run.
         budget: tokens of the step.
         policy: decides who goes first.
+        room: tokens that they may take (`decode_room`).
     """
     deferred, before = policy.deferred(ready, [r for r in prompts if r.prefilling and r.wants_step and not r.loading])
-    room = decode_room(budget, prompts=bool(prompts or waiting))
     room_deferred = max(0, min(room, budget - before) - (len(ready) - len(deferred)))
     if len(ready) > room or len(deferred) > room_deferred:
         ready = sorted(ready, key=lambda r: (policy.rank(r), r.last_step, r.arrival))

@@ -85,8 +85,8 @@ def decoding(arrival, priority, last_step):
 )
 def test_the_lowest_class_and_then_those_that_waited_longest_decode(drawn, budget, waiting):
     ready = [decoding(arrival, priority, step) for arrival, (priority, step) in enumerate(drawn)]
-    chosen = choose_decodes(list(ready), [], waiting, budget, SchedulingPolicy())
     room = decode_room(budget, prompts=bool(waiting))
+    chosen = choose_decodes(list(ready), [], budget, SchedulingPolicy(), room=room)
     assert len(chosen) == min(room, len(ready))
     assert chosen == sorted(chosen, key=lambda r: (r.priority, r.arrival)), "the step lists them by class and arrival"
     kept = {r.arrival for r in chosen}
@@ -108,6 +108,15 @@ def test_decodes_that_the_policy_holds_back_run_on_what_prompts_leave():
     prompt.computed, prompt.prompt_ids = 0, [1] * 5
     prompt.tokens = [1] * 5
     assert prompt.prefilling and prompt.wants_step
-    assert [r.arrival for r in choose_decodes(ready, [prompt], 0, 16, HoldsBack())] == [0, 1, 2, 3], "all fit"
-    assert [r.arrival for r in choose_decodes(ready, [prompt], 0, 8, HoldsBack())] == [0, 1, 2], "5 + 2 leave one"
-    assert [r.arrival for r in choose_decodes(ready, [prompt], 0, 7, HoldsBack())] == [0, 2], "5 + 2 leave none"
+    assert [
+        r.arrival for r in choose_decodes(ready, [prompt], 16, HoldsBack(), room=decode_room(16, prompts=True))
+    ] == [0, 1, 2, 3], "all fit"
+    assert [r.arrival for r in choose_decodes(ready, [prompt], 8, HoldsBack(), room=decode_room(8, prompts=True))] == [
+        0,
+        1,
+        2,
+    ], "5 + 2 leave one"
+    assert [r.arrival for r in choose_decodes(ready, [prompt], 7, HoldsBack(), room=decode_room(7, prompts=True))] == [
+        0,
+        2,
+    ], "5 + 2 leave none"
