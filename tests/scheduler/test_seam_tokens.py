@@ -291,7 +291,7 @@ class HoldsBack(SchedulingPolicy):
 
 
 def late_decodes(room, policy=None, **first):
-    """Who decodes in a step that had no decode when it was planned and leaves `room` tokens beside a prompt."""
+    """Who decodes in a step that had no decode when it was planned, in which a prompt would leave `room` tokens."""
     engine = Engine(blocks=40, drafter=NothingToSay(), max_step_tokens=8, policy=policy)
     engine.add("first", [1] * 2, max_tokens=30, ignore_eos=True, **first)
     engine.tick()
@@ -307,8 +307,8 @@ def late_decodes(room, policy=None, **first):
     return {chunk.request_id for chunk in step.chunks} - {"prompt"}
 
 
-def test_a_late_decode_of_a_lower_priority_takes_nobodys_place():
-    assert late_decodes(1, priority=1) == {"second"}
+def test_a_prompt_leaves_late_decodes_their_tokens():
+    assert late_decodes(1, priority=1) == {"first", "second"}
     assert late_decodes(2, priority=1) == {"first", "second"}
 
 
