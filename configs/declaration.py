@@ -266,8 +266,8 @@ class Declaration(BaseModel):
         "auto",
         description="Guesses of the tokens that come next, which a step verifies all at once: answers are the same, in fewer "
         "steps. `lookup`: what followed the newest tokens before, in the prompt, the answer or a `prediction`, as far as it pays. "
-        "`auto`: `lookup` on a CPU, where verified guesses change no bit; on a GPU answers are then the same up to rounding. What "
-        "a grammar leaves no choice about is always computed ahead.",
+        "`auto`: `lookup` with cpu_precision fast, where verified guesses change no bit; elsewhere they change roundings. What a "
+        "grammar leaves no choice about is always computed ahead.",
         json_schema_extra=SCHEDULER,
     )
     scheduling: Literal["fcfs", "priority", "fair", "throughput"] = Field(

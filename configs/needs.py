@@ -78,6 +78,13 @@ _NEEDS = (
         f"set block_size {2 * FAST_BLOCK_UNIT}",
     ),
     Requirement(
+        ("speculation",),
+        "gpu_kv",
+        lambda self: self.speculation != "lookup" or self.gpu_kv != "fp8",
+        "with gpu_kv fp8 a guess that is wrong would change the scales of its block",
+        "set gpu_kv auto",
+    ),
+    Requirement(
         ("allow_long_max_model_len",),
         "max_model_len",
         lambda self: self.max_model_len is not None,

@@ -163,6 +163,7 @@ class Starter:
             max_running=backend.limits.sequences,
             produces=sorted(kinds),
             vector_size=config.hidden_size if OutputKind.VECTOR in kinds else 0,
+            reads_predictions=backend.drafter is not None and backend.drafter.reads_predictions,
         )
         return self._loop(ready, plan, backend, worker, whole_prompts=isinstance(config, EncoderConfig)), ready
 

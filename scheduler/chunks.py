@@ -5,6 +5,7 @@ flight. What belongs here: this bookkeeping. Never: who gets how many tokens.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scheduler.kv.prefix_cache import PrefixCache
 from scheduler.policies.base import SchedulingPolicy
@@ -95,7 +96,7 @@ def _init(request: Request) -> SequenceInit:
     return SequenceInit(
         request_id=request.request_id,
         prompt_ids=request.prompt_ids,
-        sampling=request.sampling,
+        sampling=replace(request.sampling, prediction_ids=()) if request.sampling.prediction_ids else request.sampling,
         generated_ids=request.generated_ids,
         adapter=request.adapter,
         produces=request.produces,

@@ -40,9 +40,11 @@ class Drafter(Protocol):
     Attributes:
         name: what guesses, and its settings, in words: on a GPU, where the output is the same up to rounding only, answers depend
             on it.
+        reads_predictions: whether it guesses from `SamplingParams.prediction_ids`.
     """
 
     name: str
+    reads_predictions: bool
 
     def concerns(self, sampling: SamplingParams) -> bool:
         """Whether it may have guesses for requests with these settings. Others are never candidates, and nothing waits for them."""

@@ -69,10 +69,10 @@ class ResultProcessor:
         if result.prompt_logprobs:
             output.prompt_logprobs = request.send_logprobs(chunk.start, result.prompt_logprobs)
         reason = None
-        if chunk.draft_ids:
-            self._count_drafts(request, len(chunk.draft_ids), max(0, len(result.token_ids) - 1))
         if result.token_ids:
             reason = self._absorb_tokens(request, result, now, output)
+            if chunk.draft_ids:
+                self._count_drafts(request, chunk, result, output)
         elif not request.sampling.max_tokens and chunk.start + chunk.length >= len(request.prompt_ids):
             output.pooled = result.pooled
             reason = FinishReason.LENGTH if request.produces is OutputKind.TOKENS else FinishReason.STOP
@@ -108,11 +108,15 @@ class ResultProcessor:
         output.error = error
         return output
 
-    def _count_drafts(self, request: Request, proposed: int, accepted: int) -> None:
+    def _count_drafts(self, request: Request, chunk: Chunk, result: ChunkResult, output: Output) -> None:
+        """Those count as accepted that the request got; behind its end there may have been more."""
+        proposed, accepted = len(chunk.draft_ids), min(len(result.token_ids) - 1, len(output.token_ids))
         self._stats.drafts_proposed += proposed
         self._stats.drafts_accepted += accepted
         request.times.drafts_accepted += accepted
         request.times.drafts_rejected += proposed - accepted
+        if request.sampling.prediction_ids:
+            output.times = request.times  # for `usage`, whoever ends the answer
         self._drafting.verified(request.request_id, proposed, accepted)
 
     def _absorb_tokens(self, request: Request, result: ChunkResult, now: float, output: Output) -> FinishReason | None:

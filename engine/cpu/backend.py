@@ -98,7 +98,9 @@ class CpuBackend:
         with start.phase("load weights"):
             vocab = start.config.vocab_size
             self.preparation = grammars = Grammars(vocab, start.config.eos_token_ids)
-            self.drafter = drafter_of(start.settings, grammars, at_once=CpuWorker.depth == 1, auto=True)
+            self.drafter = drafter_of(
+                start.settings, grammars, at_once=CpuWorker.depth == 1, auto=self.arithmetic.precision == "fast"
+            )
             poolers = standard_poolers(start.config)
             self.produces = produced(poolers)
             model = self._model(plan)

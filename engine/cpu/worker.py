@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.cpu.model import Model
+from engine.memory import SCORED_ROWS
 from engine.pooling.pooler import Pooler, by_kind, deliver, pool_rows
 from engine.sampling.prompt_logprobs import score_prompts
 from engine.sampling.sampled_rows import SampledRow, first_rows, take, wanted_rows
@@ -115,22 +116,38 @@ class CpuWorker:
     ) -> None:
         """Sample after these rows, and after those behind them while drafts hold.
 
-        The head is computed once, for all of them: who guesses has weighed what a row costs. What must follow needs no head.
+        The head is computed for several rows of a sequence at once, as many as there is memory for: who guesses has weighed what a
+        row costs. What must follow needs no head.
         """
         rows = self._take_certain(rows, sequences, results)
-        if not rows:
-            return
-        wanted = [index + ahead for _, index, drafts in rows for ahead in range(1 + len(drafts))]
-        logits = self._model.logits(hidden if len(wanted) == len(hidden) else hidden[wanted])
+        while rows:
+            ahead = max(0, SCORED_ROWS // len(rows) - 1)
+            wanted = [index + i for _, index, drafts in rows for i in range(1 + min(len(drafts), ahead))]
+            logits = self._model.logits(hidden if len(wanted) == len(hidden) else hidden[wanted])
+            rows = self._sample_scored(logits, wanted, rows, sequences, results)
+
+    def _sample_scored(
+        self,
+        logits: torch.Tensor,
+        wanted: list[int],
+        rows: list[SampledRow],
+        sequences: list[Sequence],
+        results: list[ChunkResult],
+    ) -> list[SampledRow]:
+        """Sample as far as there are logits: of the rows `wanted`, in their order. Returns the rows to go on after."""
         place_of = {index: place for place, index in enumerate(wanted)}
+        left: list[SampledRow] = []
         while rows:
             scores = _rows(logits, [place_of[index] for _, index, _ in rows])
             sampled = self._sampler.sample(scores, [sequences[place] for place, _, _ in rows])
-            following = [
+            taken = [
                 take(row, token, sequences[row[0]], results[row[0]], self._sampler.complete)
                 for row, token in zip(rows, sampled, strict=True)
             ]
-            rows = self._take_certain([row for row in following if row is not None], sequences, results)
+            following = self._take_certain([row for row in taken if row is not None], sequences, results)
+            left += [row for row in following if row[1] not in place_of]
+            rows = [row for row in following if row[1] in place_of]
+        return left
 
     def _take_certain(
         self, rows: list[SampledRow], sequences: list[Sequence], results: list[ChunkResult]

@@ -4,7 +4,7 @@ Prompt lookup (Saxena 2023, "Prompt Lookup Decoding"; as "n-gram" in vLLM): answ
 summarize, and themselves. A text that the client predicts (OpenAI's `prediction`) is one more place to look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ Tokens = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.intp]
 LONGEST = 16  # tokens that are compared: a longer match says no more
 SHORTEST = 2  # one token recurs by chance
+PLACES = 512  # of one token that are looked at: a text of one token alone has as many as tokens
 
 
 class TokenHistory:
@@ -58,11 +59,19 @@ class TokenHistory:
         """The sequence's tokens from a position on, as far as they were taken in."""
         return self._tokens[self._predicted + place : self._size].copy()
 
+    def _near(self, places: IntArray) -> IntArray:
+        """The latest, and those around where the prediction stands."""
+        inside = places[: places.searchsorted(self._predicted)]
+        if not len(inside):
+            return latest(places)
+        at = int(inside.searchsorted(self._place))
+        return np.concatenate([inside[max(0, at - PLACES // 2) : at + PLACES // 2], latest(places[len(inside) :])])
+
     def _find(self) -> tuple[int, int]:
         """Of the longest match its length, and the place behind it; of several, the one nearest to where the prediction stands, or
         the latest."""
         tokens = self._tokens[: self._size]
-        length, found = longest_match(tokens[:-1], tokens[-LONGEST:])
+        length, found = longest_match(tokens[:-1], tokens[-LONGEST:], self._near)
         if not length:
             return 0, 0
         inside = found[found < self._predicted - 1] if self._predicted else found[:0]
@@ -71,9 +80,19 @@ class TokenHistory:
         return (length, int(found[-1]) + 1) if length >= SHORTEST else (0, 0)
 
 
-def longest_match(tokens: Tokens, newest: Tokens) -> tuple[int, IntArray]:
-    """How many of the newest tokens stand in a row somewhere in `tokens`, at most all, and where the last of them does."""
-    places = found = np.flatnonzero(tokens == newest[-1])
+def latest(places: IntArray) -> IntArray:
+    """As many as are looked at."""
+    return places[-PLACES:]
+
+
+def longest_match(
+    tokens: Tokens, newest: Tokens, some: Callable[[IntArray], IntArray] = latest
+) -> tuple[int, IntArray]:
+    """How many of the newest tokens stand in a row somewhere in `tokens`, at most all, and where the last of them does.
+
+    `some` says at which of the places of the newest token to look.
+    """
+    places = found = some(np.flatnonzero(tokens == newest[-1]))
     length = 0
     while len(places):
         length, found = length + 1, places

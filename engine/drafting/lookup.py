@@ -20,6 +20,7 @@ _ALL = 0.99  # memory of the hits of all requests
 _FRUITLESS = 4
 _RAREST = 16
 _CHEAP = 0.3
+_SELDOM = 32  # tokens between two looks for a request without hits, on a device that stands still meanwhile
 _PROBE = 32  # looks in a row without a guess, after which one is made though it does not seem to be worth it
 # Chance that the next token is the one that followed before, by the length of the match: until guesses were verified.
 _CHANCES = [0.0, 0.15, 0.35, 0.5, *[0.65] * 4, *[0.8] * (LONGEST - 7)]
@@ -70,6 +71,7 @@ class PromptLookup:
     """
 
     name = "prompt lookup"
+    reads_predictions = True
 
     def __init__(self, *, at_once: bool) -> None:
         self._at_once = at_once
@@ -83,13 +85,13 @@ class PromptLookup:
         return sampling.speculation
 
     def waits(self, request_id: str, sampling: SamplingParams, known: int) -> bool:
-        """Where it costs nothing, unless looks were in vain; otherwise where most guesses were right."""
+        """Where it costs nothing, unless looks were in vain; otherwise where most guesses were right, and now and then."""
         guessed = self._guessed.get(request_id)
         if guessed is None:
-            return self._at_once
-        if guessed.resting(known + 1, self._price.chance):
-            return False
-        return self._at_once or guessed.hits > 0.5 * guessed.trials > 0.0
+            return True
+        if self._at_once:
+            return not guessed.resting(known + 1, self._price.chance)
+        return guessed.hits > 0.5 * guessed.trials > 0.0 or known % _SELDOM == 0
 
     def propose(self, candidates: Sequence[DraftCandidate]) -> list[list[int]]:
         """What followed before, as far as it is likely enough."""
@@ -124,7 +126,7 @@ class PromptLookup:
             history = TokenHistory(candidate.sampling.prediction_ids)
             guessed = _Guessed(history, candidate.scope, candidate.prompt_length)
             self._guessed[candidate.request_id] = guessed
-        if guessed.resting(len(candidate.token_ids), price):
+        if self._at_once and guessed.resting(len(candidate.token_ids), price):
             return []
         guessed.history.follow(candidate.token_ids)
         guessed.length, following = self._look(guessed, min(_MOST, candidate.most))

@@ -39,6 +39,7 @@ class RecentAnswers:
         kept = self._scopes.get(scope)
         if kept is None:
             return 0, []
+        self._scopes.move_to_end(scope)
         length, places = longest_match(kept, newest[-LONGEST:])
         if not length:
             return 0, []

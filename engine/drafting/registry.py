@@ -15,7 +15,7 @@ def drafter_of(settings: Settings, grammars: Grammars, *, at_once: bool, auto: b
         settings: the engine's.
         grammars: of the worker's sequences.
         at_once: whether the worker takes one step at a time.
-        auto: whether "auto" guesses from a request's own tokens: where verified guesses change no bit of an answer.
+        auto: whether "auto" looks guesses up: where verified ones change no bit of an answer.
     """
     forced = ForcedTokens(grammars, at_once=at_once)
     if settings.speculation == "lookup" or (auto and settings.speculation == "auto"):

@@ -16,6 +16,7 @@ class Drafters:
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = drafters
         self.name = ", ".join(each.name for each in drafters)
+        self.reads_predictions = any(each.reads_predictions for each in drafters)
         self._by: dict[str, Drafter] = {}  # whose guesses of a request are being verified
 
     def concerns(self, sampling: SamplingParams) -> bool:

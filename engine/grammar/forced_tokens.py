@@ -25,6 +25,7 @@ class ForcedTokens:
     """
 
     name = "forced tokens of grammars"
+    reads_predictions = False
 
     def __init__(self, grammars: Grammars, *, at_once: bool) -> None:
         self._grammars = grammars

@@ -144,6 +144,7 @@ class Ready:
     max_running: int  # sequences of a step
     produces: list[OutputKind] = field(default_factory=lambda: [OutputKind.TOKENS])  # what requests may ask for
     vector_size: int = 0  # numbers of a vector; 0: none are made
+    reads_predictions: bool = False  # whether tokens are guessed from what a request predicts
 
 
 @dataclass(slots=True, kw_only=True)

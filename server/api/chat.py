@@ -80,17 +80,19 @@ def chat_job(
 
 
 def _predicted(body: ChatRequest, context: ServerContext) -> tuple[int, ...]:
-    """The tokens of the request's prediction, if guesses can be made from it.
+    """The tokens of the request's prediction, if guesses are made from it: each choice takes them along.
 
     Raises:
         InvalidRequest, ContextExceeded: as `text_ids`.
     """
-    if body.prediction is None or not body.speculation or context.settings.speculation == "off":
+    if body.prediction is None:
         return ()
     field = "prediction.content"
     ids = text_ids("".join(body.prediction.content), False, context, field, context.tokenizer.encode)
     check_count(ids, context, field)
-    return tuple(ids)
+    info = context.info()
+    used = body.speculation and info.reads_predictions and body.n * len(ids) <= info.context
+    return tuple(ids) if used else ()
 
 
 def thinking_variables(body: ChatRequest, chat: ChatRenderer) -> dict[str, Any]:

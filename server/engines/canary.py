@@ -189,7 +189,7 @@ class Canary:
         request = AddRequest(
             request_id=f"canary-{secrets.token_hex(8)}-0",
             prompt_ids=prompt,
-            sampling=SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True),
+            sampling=SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, speculation=False),
             priority=_LOWEST,
             cache_salt=salt,
             tenant="canary",

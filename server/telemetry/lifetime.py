@@ -58,6 +58,7 @@ class Lifetime:
     runs: list[EngineRun] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
     _earlier_preemptions: int = 0
+    _earlier_drafts: tuple[int, int] = (0, 0)
     _begun: bool = False  # an earlier engine brought the first token
 
     def absorb(self, times: RequestTimes, trail: Trail | None = None, engine: str = "") -> None:
@@ -67,9 +68,8 @@ class Lifetime:
         if not self._begun:
             self.queued, self.scheduled, self.cached_tokens = times.queued, times.scheduled, times.cached_tokens
         self.preemptions = self._earlier_preemptions + times.preemptions
-        if trail is not None:
-            self.drafts_accepted += times.drafts_accepted
-            self.drafts_rejected += times.drafts_rejected
+        self.drafts_accepted = self._earlier_drafts[0] + times.drafts_accepted
+        self.drafts_rejected = self._earlier_drafts[1] + times.drafts_rejected
 
     def replayed(self) -> None:
         """The engine ended; what follows is another's."""
@@ -79,6 +79,7 @@ class Lifetime:
     def handed_over(self) -> None:
         """What follows is another engine's."""
         self._earlier_preemptions, self._begun = self.preemptions, self.first_token is not None
+        self._earlier_drafts = self.drafts_accepted, self.drafts_rejected
 
     def token_arrived(self, now: float) -> float | None:
         """Record that tokens arrived now; seconds since the ones before, None for the first."""

@@ -228,6 +228,7 @@ class Next:
     """Guesses that positions go on."""
 
     name = "next position"
+    reads_predictions = False
 
     def concerns(self, sampling):
         return True

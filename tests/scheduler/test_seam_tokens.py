@@ -15,6 +15,7 @@ class ToyDrafter:
     """Knows what comes next, and is wrong with probability `error`."""
 
     name = "toy"
+    reads_predictions = False
 
     def __init__(self, most, error, seed=0):
         self.most = most
@@ -263,6 +264,7 @@ class NothingToSay:
     """A drafter without a guess: decodes wait for their results all the same."""
 
     name = "nothing"
+    reads_predictions = False
 
     def concerns(self, sampling):
         return True

@@ -47,6 +47,7 @@ class Oracle:
     """Proposes what an earlier run produced, with a mistake in every third place."""
 
     name = "oracle"
+    reads_predictions = False
 
     def __init__(self, tokens):
         self.tokens = tokens

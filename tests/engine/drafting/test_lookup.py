@@ -7,6 +7,7 @@ from engine.drafting.several import Drafters
 from engine.drafting.worth import RowPrice
 from scheduler.drafting import DraftCandidate
 from scheduler.types.sampling_params import SamplingParams
+from tests.scheduler.sim import Engine
 
 PLAIN = SamplingParams(max_tokens=100)
 TEXT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20] * 2 + [5, 6, 7, 8]
@@ -96,12 +97,27 @@ def test_looks_in_vain_become_rare_and_hits_end_that():
 
 def test_where_waiting_costs_only_what_was_mostly_right_waits():
     drafter = PromptLookup(at_once=False)
-    assert not drafter.waits("a", PLAIN, 10)
+    assert drafter.waits("a", PLAIN, 10), "once, to look at it"
     guesses = asked(drafter, TEXT)
+    assert not drafter.waits("a", PLAIN, len(TEXT))
+    assert [known for known in range(100) if drafter.waits("a", PLAIN, known)] == [0, 32, 64, 96]
     drafter.verified("a", len(guesses), len(guesses))
     assert drafter.waits("a", PLAIN, len(TEXT))
-    drafter.forget("a")
-    assert not drafter.waits("a", PLAIN, len(TEXT))
+
+
+def test_a_device_with_two_steps_in_flight_gets_guesses_too():
+    def run(drafter, predictions):
+        engine = Engine(blocks=400, depth=2, drafter=drafter, max_step_tokens=64, context=1000)
+        for i in range(3):
+            more = {"prediction_ids": tuple(predictions[f"r{i}"])} if predictions else {}
+            engine.add(f"r{i}", [1 + i, 2, 3], max_tokens=60, ignore_eos=True, **more)
+        engine.drain()
+        return engine
+
+    plain = run(None, None)
+    guessed = run(PromptLookup(at_once=False), plain.outputs)
+    assert guessed.outputs == plain.outputs and guessed.steps < plain.steps
+    assert guessed.scheduler.stats.drafts_accepted > 100
 
 
 def test_a_guess_that_does_not_seem_to_pay_is_made_now_and_then():

@@ -30,6 +30,7 @@ class Oracle:
     """Knows what each request will say, and is wrong at every third place."""
 
     name = "oracle"
+    reads_predictions = False
 
     def __init__(self, outputs):
         self.outputs = outputs

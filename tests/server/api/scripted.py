@@ -223,6 +223,7 @@ def ready_event() -> Ready:
         max_running=64,
         produces=list(OutputKind),
         vector_size=8,
+        reads_predictions=True,
     )
 
 

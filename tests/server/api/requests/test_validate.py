@@ -362,6 +362,10 @@ def test_a_prediction_is_checked_and_read_by_who_guesses():
         assert asked.prompt_ids == plain.prompt_ids
         silent = judged({"type": "content", "content": content}, speculation=False).sequences[0].request
         assert silent.sampling == replace(plain.sampling, speculation=False)
+        many = judged({"type": "content", "content": "a " * (CONTEXT // 4)}, n=8, max_tokens=1).sequences
+        assert len(many) == 8 and not any(each.request.sampling.prediction_ids for each in many), (
+            "each would take it along"
+        )
     too_long = {"type": "content", "content": "a " * SERVER_CONTEXT.info().context}
     assert refused(lambda: judged(too_long)).param == "prediction.content"
     for prediction, param in (
