@@ -127,8 +127,9 @@ class DecodePlanner:
         room = decode_room(self._budget, prompts=bool(prompts or self._table.waiting))
         self.held_back = []
         if self._drafting.active:
-            self.held_back = [r for r in ready if not self._drafting.ready(r)][:room]
-            ready = [r for r in ready if self._drafting.ready(r)]
+            known = [self._drafting.ready(r) for r in ready]
+            self.held_back = [r for r, is_ready in zip(ready, known, strict=True) if not is_ready][:room]
+            ready = [r for r, is_ready in zip(ready, known, strict=True) if is_ready]
         chosen = choose_decodes(ready, prompts, self._budget, self._policy, room=room - len(self.held_back))
         return self._idle.decodes(chosen, prompts, beside=self.held_back)
 

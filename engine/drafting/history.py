@@ -13,6 +13,7 @@ Tokens = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.intp]
 LONGEST = 16  # tokens that are compared: a longer match says no more
 SHORTEST = 2  # one token recurs by chance
+PREDICTED = 4  # tokens that a match in a prediction counts as at least: who predicts a text means it
 PLACES = 512  # of one token that are looked at: a text of one token alone has as many as tokens
 
 
@@ -38,13 +39,13 @@ class TokenHistory:
         self._size += len(new)
 
     def look(self, most: int) -> tuple[int, list[int]]:
-        """How many of the newest tokens were found in a row somewhere before, and at most that many tokens that followed there."""
+        """How many of the newest tokens were found in a row somewhere before, and at most `most` tokens that followed there."""
         length, place = self._find()
         if not length:
             return 0, []
         if place < self._predicted:
             self._place = place
-            return length, self._tokens[place : min(place + most, self._predicted)].tolist()
+            return max(length, PREDICTED), self._tokens[place : min(place + most, self._predicted)].tolist()
         following = self._tokens[place : min(place + most, self._size)].tolist()
         while following and len(following) < most:  # it repeats itself, and may go on so
             following += following[: most - len(following)]

@@ -11,10 +11,13 @@ that is taken brings as much for its time as all the rest. Both figures are meas
 """
 
 _MEMORY = 0.98  # weight of a step relative to the next one: about 50 steps count
-_ROW_SHARE = 0.12  # of a step with one row, what a further row is taken to add until steps of several sizes were seen
+_ROW_SHARE = 0.15  # of a step with one row, what a further row is taken to add until steps of several sizes were seen
 _PRIOR = 64.0  # how much that counts: rows squared, summed over steps
 _LONGEST = 3.0  # times the usual step: what is longer was held up by something else
 _LEAST = 0.02
+# Guesses at the price bring nothing, and all cost some planning; where nobody waits for a place, a sequence that ends sooner leaves
+# its rows to nobody. So they have to be so much better.
+_MARGIN = 1.3
 
 
 class RowPrice:
@@ -41,8 +44,8 @@ class RowPrice:
     def chance(self) -> float:
         """With what chance a guess must be right to be worth its row."""
         if not self._weight:
-            return _ROW_SHARE
-        return max(_LEAST, self._row_seconds() * self._tokens / self._seconds)
+            return _MARGIN * _ROW_SHARE
+        return max(_LEAST, _MARGIN * self._row_seconds() * self._tokens / self._seconds)
 
     def _row_seconds(self) -> float:
         """Slope of the line through (rows, seconds) of recent steps, drawn towards what is taken for granted."""

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.drafting.history import LONGEST, SHORTEST, TokenHistory
+from engine.drafting.history import LONGEST, PREDICTED, SHORTEST, TokenHistory
 
 tokens = st.lists(st.integers(0, 3), max_size=40)
 
@@ -24,7 +24,7 @@ def searched(prediction, text, most, place):
     inside = [end for end in ends if end < predicted]
     if inside:
         end = min(inside, key=lambda end: (abs(end - place), end))
-        return best, whole[end : min(end + most, predicted)], end
+        return max(best, PREDICTED), whole[end : min(end + most, predicted)], end
     if best < SHORTEST:
         return 0, [], place
     following = whole[ends[-1] : ends[-1] + most]
